@@ -1,0 +1,1 @@
+"""Agents: whatever acts in the environment."""

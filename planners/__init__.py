@@ -1,0 +1,1 @@
+"""Planners: each ranks candidate interventions for a run, through one contract."""

@@ -1,0 +1,369 @@
+"""YAML → frozen, validated configuration. An unknown key names the nearest valid one.
+
+A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunConfig`. A file may start from another with
+`extends: tiny` and state only what differs. Every step count is in optimizer steps, every rate a share of batches.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainenv.types import CLIP_NAMES, ClipName, UserError
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Config)
+
+
+class ModelConfig(Config):
+    """A GPT-2. `positions` defaults to `context`, times `long_factor` where long sequences are among the stressors."""
+
+    width: Count
+    layers: Count
+    heads: Count
+    context: Annotated[int, Field(ge=2)]
+    positions: Count | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    init: Literal["gpt2", "stable"] = "gpt2"
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, found width {self.width} and heads {self.heads}")
+        if self.positions is not None and self.positions < self.context:
+            raise ValueError(f"positions must be at least context ({self.context}), found {self.positions}")
+        return self
+
+
+class CorpusConfig(Config):
+    """Where text comes from and how it becomes tokens.
+
+    `stdlib` is the text of Python's own standard library. `text` reads the file, or every file below the folder, at `path`.
+    `wikitext-103` and `c4` are loaded with `datasets`, from the hub or from a local copy at `path`; `c4` streams.
+    """
+
+    name: Literal["stdlib", "text", "wikitext-103", "c4"] = "stdlib"
+    path: Path | None = None
+    tokenizer: Literal["bytes", "bpe", "gpt2"] = "bytes"
+    tokenizer_path: Path | None = None
+    vocab_size: Annotated[int, Field(ge=257)] = 4096
+    max_tokens: Count | None = None
+    cache: Path | None = None
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019); no weight decay on biases, norms and embeddings of positions."""
+
+    lr: Positive
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    reset_warmup: Annotated[int, Field(ge=0)] = 150
+
+
+class ScheduleConfig(Config):
+    """Learning rate over the budget: linear warm-up, then cosine, warm-up–stable–decay (`wsd`) or constant."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 100
+    final: Rate = 0.1
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+
+class ClipConfig(Config):
+    """The clip policy in force at the start, and hyperparameters by policy name."""
+
+    policy: ClipName = "zclip"
+    options: Mapping[ClipName, Mapping[str, float | str | bool | None]] = Field(default_factory=dict)
+
+
+PlantKind = Literal["rare_tokens", "long_sequence", "artefacts", "block_shuffle", "random_tokens", "lr_spike"]
+
+
+class Plant(Config):
+    """One event planted on purpose: `kind` on the data indices (for `lr_spike`, the steps) from `at` on, `steps` of them."""
+
+    at: Annotated[int, Field(ge=0)]
+    kind: PlantKind
+    steps: Count = 1
+    size: Positive = 1.0
+
+
+class StressorConfig(Config):
+    """What provokes instability: the shares of batches hit, and the harsh warm-up. All off by default."""
+
+    rare_tokens: Rate = 0.0
+    long_sequence: Rate = 0.0
+    artefacts: Rate = 0.0
+    block_shuffle: Rate = 0.0
+    harsh_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    harsh_warmup_lr: Positive = 4.0
+    long_factor: Annotated[int, Field(ge=2)] = 4
+    planted: tuple[Plant, ...] = ()
+
+    @property
+    def lengthens(self) -> bool:
+        """Whether any batch may be longer than the context."""
+        return self.long_sequence > 0 or any(p.kind == "long_sequence" for p in self.planted)
+
+
+class ValidationConfig(Config):
+    """The fixed validation set, in sequences of `context` tokens; evaluated every `every` steps (0: only when asked)."""
+
+    every: Annotated[int, Field(ge=0)] = 1000
+    sequences: Count = 64
+
+
+class UncertaintyConfig(Config):
+    """The uncertainty index. Its numbers live in `configs/uncertainty.yaml`, which explains each."""
+
+    window: Annotated[int, Field(ge=8)]
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    min_history: Annotated[int, Field(ge=4)]
+    weights: Mapping[Literal["volatility", "entropy", "disagreement"], Annotated[float, Field(ge=0)]]
+    threshold: Positive
+    consecutive: Count
+    single: Positive
+    lenient: Annotated[float, Field(ge=1)]
+    lenient_steps: Annotated[int, Field(ge=0)]
+    refractory: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UncertaintyConfig:
+        if self.single < self.threshold:
+            raise ValueError(f"single ({self.single}) must be at least threshold ({self.threshold})")
+        if self.min_history > self.window:
+            raise ValueError(f"min_history ({self.min_history}) must be at most window ({self.window})")
+        return self
+
+
+class MonitorConfig(Config):
+    """Telemetry is read from the device every `block` steps; the probe looks inside the model every `probe_every` (0: never)."""
+
+    enabled: bool = True
+    block: Count = 16
+    probe_every: Annotated[int, Field(ge=0)] = 16
+    probe_sequences: Count = 2
+    uncertainty: UncertaintyConfig = Field(default_factory=lambda: UncertaintyConfig(**read_yaml(find("uncertainty"))))
+
+
+class InterventionConfig(Config):
+    """The action space: the values of each part, the bounds of what is in force, and which optional parts are allowed."""
+
+    lr_scales: tuple[Positive, ...] = (1.0, 0.8, 0.9, 1.1)
+    weight_decay_scales: tuple[Positive, ...] = (1.0, 0.5, 2.0)
+    lr_bounds: tuple[Positive, Positive] = (0.01, 10.0)
+    weight_decay_bounds: tuple[Positive, Positive] = (0.125, 8.0)
+    allow_spam: bool = False
+    allow_data_reorder: bool = False
+    allow_skip_batch: bool = False
+
+    @model_validator(mode="after")
+    def _neutral_first(self) -> InterventionConfig:
+        for name in ("lr_scales", "weight_decay_scales"):
+            if getattr(self, name)[:1] != (1.0,):
+                raise ValueError(f"{name} must start with 1.0, so that the action of all zeros does nothing")
+        for name in ("lr_bounds", "weight_decay_bounds"):
+            low, high = getattr(self, name)
+            if not low <= 1 <= high:
+                raise ValueError(f"{name} must enclose 1.0, found ({low}, {high})")
+        return self
+
+
+class EnvironmentConfig(Config):
+    """The environment around the run: `decision_steps` optimizer steps a decision, charges in nats of log validation loss."""
+
+    decision_steps: Count = 50
+    instability_charge: Annotated[float, Field(ge=0)] = 0.001
+    compute_charge: Annotated[float, Field(ge=0)] = 0.1
+    divergence_loss: Positive = 2.0
+
+
+class RunConfig(Config):
+    """Everything that a training run is made from. `steps` is the budget, counted in optimizer steps' worth of compute."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: Count
+    batch_size: Count
+    accumulation: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    deterministic: bool = False
+    block_steps: Count = 16
+    model: ModelConfig
+    corpus: CorpusConfig = CorpusConfig()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip: ClipConfig = ClipConfig()
+    stressors: StressorConfig = StressorConfig()
+    validation: ValidationConfig = ValidationConfig()
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
+    interventions: InterventionConfig = InterventionConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        micro = self.batch_size // self.accumulation
+        if self.stressors.lengthens and micro % self.stressors.long_factor:
+            raise ValueError(
+                f"with long sequences, batch_size ÷ accumulation ({micro}) must be a multiple of "
+                f"stressors.long_factor ({self.stressors.long_factor})"
+            )
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """A preset's name, a YAML file's path or a configuration, with `overrides` (nested, or dotted keys) on top.
+
+        Raises:
+            UserError: no such preset or file, no such key (the nearest valid one is named), or a value out of range.
+        """
+        values = source.model_dump(mode="python") if isinstance(source, RunConfig) else _resolve(find(str(source)))
+        for key, value in (overrides or {}).items():
+            *path, last = key.split(".")
+            values = merge(values, _nest([*path, last], value))
+        return validate(cls, values, str(source) if not isinstance(source, RunConfig) else source.name)
+
+
+def configs_folder() -> Path:
+    """The shipped `configs` folder: inside the installed package, or beside it in a checkout."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def presets() -> list[str]:
+    """Names of the shipped run configurations."""
+    return sorted(p.stem for p in configs_folder().glob("*.yaml") if p.stem != "uncertainty")
+
+
+def find(source: str) -> Path:
+    """The file of a preset's name, or of a path."""
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise UserError(f"expected a YAML file at {source}, found none; give a path that exists or a preset: {', '.join(presets())}")
+    preset = configs_folder() / f"{source}.yaml"
+    if preset.is_file():
+        return preset
+    raise UserError(f"unknown preset {source!r}{_nearest(source, presets())}; presets: {', '.join(presets())}; or give a path ending in .yaml")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: not YAML, not a mapping, or a key that stands twice.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        found = "an empty file" if values is None else type(values).__name__
+        raise UserError(f"{path} must hold a mapping of keys to values, found {found}; `extends: tiny` is the shortest one")
+    return values
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top, mapping by mapping."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
+    """`values` as `model`, or one sentence that says what is wrong where."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            valid = sorted(_keys_at(model, first["loc"][:-1]))
+            wrong = str(first["loc"][-1])
+            raise UserError(f"{source}: unknown key {where!r}{_nearest(wrong, valid)}; valid here: {', '.join(valid)}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{source}: {where} is missing; state it, or start the file with `extends: tiny`") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+        raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{found}") from None
+
+
+def _resolve(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file over those of the file that it extends."""
+    if path in seen:
+        raise UserError(f"{path} extends itself through {' → '.join(str(p) for p in seen)}; remove one `extends`")
+    values = read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return {"name": path.stem, **values}
+    beside = path.parent / str(base)
+    parent = beside if beside.suffix in {".yaml", ".yml"} and beside.is_file() else find(str(base))
+    return merge(_resolve(parent, (*seen, path)), {"name": path.stem, **values})
+
+
+def _nest(path: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def _nearest(wrong: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _keys_at(model: type[Config], location: tuple[int | str, ...]) -> Iterator[str]:
+    """The valid keys of the nested model that `location` points to."""
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            model = annotation
+        elif part == "planted" or isinstance(part, int):
+            model = Plant
+        elif part == "options":
+            yield from CLIP_NAMES
+            return
+    yield from model.model_fields
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing keys that stand twice and reading 3e-4 as the number it is."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
