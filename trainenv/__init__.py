@@ -1,0 +1,59 @@
+"""A language-model training run as an environment that can be saved, forked, simulated and steered.
+
+Importing this package registers the Gymnasium environments `trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and
+`trainenv/Synthetic-v0`. Everything heavy is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+from trainenv.types import Intervention, Reading, Snapshot, Telemetry, UserError
+
+if TYPE_CHECKING:
+    from trainenv import clipping
+    from trainenv.config import RunConfig, TrainingConfig
+    from trainenv.monitor.uncertainty import UncertaintyIndex
+    from trainenv.run import TrainingRun
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Intervention",
+    "Reading",
+    "RunConfig",
+    "Snapshot",
+    "Telemetry",
+    "TrainingConfig",
+    "TrainingRun",
+    "UncertaintyIndex",
+    "UserError",
+    "clipping",
+]
+
+_LAZY = {
+    "RunConfig": "trainenv.config",
+    "TrainingConfig": "trainenv.config",
+    "TrainingRun": "trainenv.run",
+    "UncertaintyIndex": "trainenv.monitor.uncertainty",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name == "clipping":
+        return import_module("trainenv.clipping")
+    raise AttributeError(f"module 'trainenv' has no attribute {name!r}")
+
+
+for _size in ("Tiny", "Small", "Medium", "Large"):
+    gymnasium.register(
+        id=f"trainenv/GPT2-{_size}-v0",
+        entry_point="trainenv.envs.training:TrainingEnv",
+        kwargs={"config": _size.lower()},
+    )
+gymnasium.register(id="trainenv/Synthetic-v0", entry_point="trainenv.envs.synthetic:SyntheticEnv")

@@ -75,7 +75,6 @@ class OptimizerConfig(Config):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    reset_warmup: Annotated[int, Field(ge=0)] = 150
 
 
 class ScheduleConfig(Config):
@@ -196,28 +195,34 @@ class EnvironmentConfig(Config):
     divergence_loss: Positive = 2.0
 
 
-class RunConfig(Config):
-    """Everything that a training run is made from. `steps` is the budget, counted in optimizer steps' worth of compute."""
+class TrainingConfig(Config):
+    """How any run is trained, whoever brings the model. `steps` is the budget, in optimizer steps' worth of compute."""
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Count
-    batch_size: Count
     accumulation: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     deterministic: bool = False
     block_steps: Count = 16
-    model: ModelConfig
-    corpus: CorpusConfig = CorpusConfig()
-    optimizer: OptimizerConfig
+    reset_warmup: Annotated[int, Field(ge=0)] = 150
     schedule: ScheduleConfig = ScheduleConfig()
     clip: ClipConfig = ClipConfig()
-    stressors: StressorConfig = StressorConfig()
     validation: ValidationConfig = ValidationConfig()
     monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     interventions: InterventionConfig = InterventionConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
+
+
+class RunConfig(TrainingConfig):
+    """A run that is ours from the corpus to the optimizer: everything that it is made from."""
+
+    batch_size: Count
+    model: ModelConfig
+    corpus: CorpusConfig = CorpusConfig()
+    optimizer: OptimizerConfig
+    stressors: StressorConfig = StressorConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:

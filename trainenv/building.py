@@ -1,0 +1,84 @@
+"""From a configuration to the parts of a run: corpus, model, optimizer, batches, stressors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from trainenv import corpora, devices, models
+from trainenv.config import OptimizerConfig, RunConfig
+from trainenv.stressors import Stressors
+from trainenv.types import UserError
+
+OWN_PARTS = ("model", "optimizer", "batches", "schedule", "objective", "validation", "probe")
+
+
+def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for `TrainingRun`: what the user brought, and ours for the rest."""
+    if unknown := set(own) - set(OWN_PARTS):
+        raise UserError(f"parts of a run are {', '.join(OWN_PARTS)}; found {', '.join(sorted(unknown))}")
+    if own.get("optimizer") is not None and own.get("model") is None:
+        raise UserError("an optimizer of your own holds the parameters of a model: pass that model too")
+    device = devices.pick(config.device)
+    parts: dict[str, Any] = dict(own)
+    if "batches" in own:
+        if "model" not in own:
+            raise UserError("with batches of your own, pass the model too: its vocabulary must fit them")
+        parts.setdefault("validation", ())
+    else:
+        corpus = corpora.load(config.corpus)
+        batches = corpora.CorpusBatches(
+            corpus=corpus,
+            context=config.model.context,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            seed=config.seed,
+            stressors=None,
+        )
+        stressors = Stressors(
+            config=config.stressors,
+            rare=corpus.rare,
+            artefacts=corpus.artefacts,
+            vocab_size=corpus.vocab_size,
+            seed=config.seed,
+            epoch_steps=batches.epoch_steps,
+        )
+        parts["batches"] = batches.under(stressors)
+        parts["stress"] = stressors.lr_factor
+        if "model" in own:
+            _check_vocabulary(own["model"], corpus.vocab_size)
+        else:
+            parts["model"] = models.build(config, corpus.vocab_size, device)
+        micro = config.batch_size // config.accumulation
+        sequences = torch.from_numpy(corpus.validation_sequences(config.model.context, config.validation.sequences))
+        parts.setdefault("validation", [chunk.to(device) for chunk in sequences.split(micro)])
+        probe = torch.from_numpy(corpus.probe_sequences(config.model.context, config.monitor.probe_sequences))
+        parts.setdefault("probe", probe.to(device))
+    if "optimizer" not in own:
+        parts["optimizer"] = adamw(parts["model"], config.optimizer)
+    return parts
+
+
+def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Fused AdamW; matrices decay, biases, norms and position embeddings don't."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if p.dim() >= 2 and "wpe" not in name]
+    kept = [p for name, p in named if p.dim() < 2 or "wpe" in name]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    fused = all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for _, p in named)
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _check_vocabulary(model: nn.Module, vocab_size: int) -> None:
+    find = getattr(model, "get_input_embeddings", None)
+    size = getattr(find() if callable(find) else None, "num_embeddings", vocab_size)
+    if size < vocab_size:
+        raise UserError(
+            f"the corpus's tokens do not fit the model: its vocabulary must be at least {vocab_size}, found {size}; "
+            "give the model more embeddings or the corpus another tokenizer"
+        )

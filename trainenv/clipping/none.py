@@ -1,0 +1,68 @@
+"""No clipping, or the fixed clip by global norm of Pascanu, Mikolov & Bengio 2013 (arXiv:1211.5063).
+
+With ‖g‖ the global L2 norm and M = `max_norm`:
+
+    g ← g · min(1, M / (‖g‖ + 1e-6))
+
+the same bits as `torch.nn.utils.clip_grad_norm_`. Deviations: none.
+
+A gradient that is not finite passes: unchanged without `max_norm`, and with it as in torch (norm inf: finite elements
+become 0 and infinite ones NaN; norm NaN: all become NaN).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainenv.clipping.norms import constant, global_norm, gradients_of, scale_
+from trainenv.clipping.validation import number
+from trainenv.types import ClipReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoClip:
+    """Clips nothing, or at a fixed norm. The score is norm ÷ `max_norm`, 0 without it.
+
+    Args:
+        max_norm: largest global norm let through (L2, above 0); None lets everything through.
+
+    Raises:
+        UserError: a hyperparameter is out of range.
+    """
+
+    needs_workers: ClassVar[bool] = False
+
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_norm is not None:
+            number("max_norm", self.max_norm, above=0)
+
+    def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
+        """Nothing to remember."""
+        return {}
+
+    def clip(
+        self,
+        parameters: Sequence[Tensor],
+        state: dict[str, Tensor],
+        /,
+        *,
+        workers: Sequence[Sequence[Tensor]] | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> ClipReport:
+        """Scale the gradients to `max_norm` where they are larger."""
+        gradients = gradients_of(parameters)
+        norm = global_norm(gradients)
+        if self.max_norm is None:
+            return ClipReport(norm, norm, constant(math.inf, norm), constant(0.0, norm))
+        coefficient = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
+        scale_(gradients, coefficient)
+        return ClipReport(norm, norm * coefficient, constant(self.max_norm, norm), norm / self.max_norm)

@@ -1,0 +1,127 @@
+"""ZClip (Kumar et al. 2025, arXiv:2504.02507): clip where the norm is odd against its own moving statistics.
+
+With g the global L2 norm, and the mean μ and variance σ² from *before* this step:
+
+    z = (g − μ) / (σ + ε)
+    adaptive     c = μ + z*²·σ / z   where z > z*      (z* = `z_threshold`)
+    mean         c = μ               where z > z*
+    percentile   c = μ + z*·σ        where g > c
+    gradient ← gradient · min(1, min(c, M) / (g + ε))  (M = `max_norm`)
+    x = c where it clipped, else g;  μ ← αμ + (1 − α)x;  σ² ← ασ² + (1 − α)(x − μ_new)²
+
+The first `warmup` steps only clip at M and collect raw norms; μ and σ² start as their mean and population variance.
+
+Deviations from the authors' code:
+- *Non-finite steps*: a norm of inf or NaN leaves μ, σ² and the warm-up's count as they were, and the whole gradient
+  becomes 0 (the optimizer then moves by momentum and decay only). There, one NaN poisons μ for ever.
+- *Running warm-up*: mean and variance are updated a step at a time (Welford) instead of from a list of norms.
+- *Untouched when small*: without c and below M the gradient keeps its bits; there it is multiplied by g / (g + ε).
+- *On the device, and saved*: nothing is read on the host, and the state can be stored.
+
+Kept as published: clipped steps feed c, not g, so norms that rise for good, and by much, are followed slowly (mode
+`mean`: not at all).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainenv.clipping.norms import global_norm, gradients_of, is_finite, scale_or_zero_
+from trainenv.clipping.validation import choice, count, number
+from trainenv.types import ClipReport
+
+Mode = Literal["adaptive", "mean", "percentile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZClip:
+    """Adaptive clipping by z-score. The score is z (0 during the warm-up), the threshold the norm cap of this step.
+
+    Args:
+        alpha: decay a step of μ and σ², between 0 and 1.
+        z_threshold: standard deviations above the mean from which a norm is odd.
+        warmup: steps with a finite norm before z-scores are used; at least 1.
+        mode: to which norm odd gradients are scaled; see the module.
+        max_norm: cap on the global norm (L2) at every step; None for none, in the warm-up too.
+        eps: added to σ and to g in divisions (L2 norm).
+
+    Raises:
+        UserError: a hyperparameter is out of range.
+    """
+
+    needs_workers: ClassVar[bool] = False
+
+    alpha: float = 0.97
+    z_threshold: float = 2.5
+    warmup: int = 25
+    mode: Mode = "adaptive"
+    max_norm: float | None = 1.0
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        number("alpha", self.alpha, above=0, below=1)
+        number("z_threshold", self.z_threshold, above=0)
+        object.__setattr__(self, "warmup", count("warmup", self.warmup, least=1))
+        choice("mode", self.mode, get_args(Mode))
+        if self.max_norm is not None:
+            number("max_norm", self.max_norm, above=0)
+        number("eps", self.eps, above=0)
+
+    def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
+        """`mean` and `variance` of the norms (float32) and how many finite ones were `seen` (int64), all 0-d."""
+        device = parameters[0].device if parameters else None
+        return {
+            "mean": torch.zeros((), dtype=torch.float32, device=device),
+            "variance": torch.zeros((), dtype=torch.float32, device=device),
+            "seen": torch.zeros((), dtype=torch.int64, device=device),
+        }
+
+    def clip(
+        self,
+        parameters: Sequence[Tensor],
+        state: dict[str, Tensor],
+        /,
+        *,
+        workers: Sequence[Sequence[Tensor]] | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> ClipReport:
+        """Scale the gradients to this step's cap, then update the statistics."""
+        gradients = gradients_of(parameters)
+        norm = global_norm(gradients)
+        finite = is_finite(norm)
+        warm = state["seen"] < self.warmup
+        deviation = state["variance"].sqrt()
+        z = ((norm - state["mean"]) / (deviation + self.eps)).masked_fill_(warm, 0.0)
+        odd = self._target(state["mean"], deviation, z, warm)
+        threshold = odd if self.max_norm is None else odd.clamp(max=self.max_norm)
+        coefficient = (threshold / (norm + self.eps)).clamp_(max=1.0).mul_(finite).nan_to_num_(0.0)
+        scale_or_zero_(gradients, coefficient)
+        self._update(state, torch.minimum(norm, odd), finite, warm)
+        return ClipReport(norm, (norm * coefficient).nan_to_num_(0.0), threshold, z)
+
+    def _target(self, mean: Tensor, deviation: Tensor, z: Tensor, warm: Tensor) -> Tensor:
+        """The norm c that an odd gradient is scaled to; inf where the gradient is not odd, and in the warm-up."""
+        if self.mode == "percentile":
+            return torch.add(mean, deviation, alpha=self.z_threshold).masked_fill_(warm, math.inf)
+        usual = z.le(self.z_threshold)  # z is 0 in the warm-up
+        if self.mode == "mean":
+            return mean.masked_fill(usual, math.inf)
+        return torch.addcdiv(mean, deviation, z, value=self.z_threshold**2).masked_fill_(usual, math.inf)
+
+    def _update(self, state: dict[str, Tensor], fed: Tensor, finite: Tensor, warm: Tensor) -> None:
+        """Move mean and variance towards the norm `fed`: with weight 1/n in the warm-up, 1 − α afterwards, 0 if not finite."""
+        mean, variance, seen = state["mean"], state["variance"], state["seen"]
+        seen.add_(finite)
+        weight = seen.reciprocal().masked_fill_(~warm, 1 - self.alpha).mul_(finite).nan_to_num_(0.0)
+        fed = torch.where(finite, fed, mean)
+        moved = torch.lerp(mean, fed, weight)
+        # Welford's product over both means gives the population variance; the moving variance takes the new mean twice.
+        variance.lerp_((fed - moved) * (fed - torch.where(warm, mean, moved)), weight)
+        mean.copy_(moved)

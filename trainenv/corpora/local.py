@@ -1,0 +1,95 @@
+"""Local copies of hub corpora: parquet, JSON lines (plain or gzip) and plain text, told apart by their names."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from trainenv.corpora.documents import Documents
+from trainenv.types import UserError
+
+SUFFIXES = {
+    "parquet": (".parquet",),
+    "json": (".json.gz", ".jsonl.gz", ".json", ".jsonl"),
+    "text": (".txt", ".raw", ".tokens"),
+}
+NAMING = "train-00000-of-00001.parquet, c4-train.00000-of-01024.json.gz or wiki.train.raw.txt"
+
+
+def find(path: Path, config: str) -> tuple[list[Path], list[Path]]:
+    """The training and the validation files of the copy at `path`, in order; a single file is all training.
+
+    Args:
+        path: a file or a folder.
+        config: the hub's name of the wanted part: the folder of that name is taken where there is one.
+
+    Raises:
+        UserError: nothing there, or no file named like a training split.
+    """
+    if path.is_file():
+        return [path], []
+    if not path.is_dir():
+        raise UserError(f"expected a local copy at corpus.path {path}, found nothing; give a path that exists or leave it out")
+    root = path / config if (path / config).is_dir() else path
+    files = sorted(file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
+    for suffixes in SUFFIXES.values():
+        same = [file for file in files if file.name.endswith(suffixes)]
+        train = [file for file in same if "train" in file.name]
+        if train:
+            return train, [file for file in same if "valid" in file.name]
+    found = ", ".join(file.name for file in files[:3]) or "an empty folder"
+    raise UserError(f"expected training files named like {NAMING} below {root}, found {found}; rename them so")
+
+
+def documents(files: list[Path]) -> Documents:
+    """A shard a file. The rows' `text` (a line's text, in plain text files) are the documents."""
+    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)))
+
+
+def _rows(files: tuple[Path, ...], shard: int) -> Iterator[bytes]:
+    file = files[shard]
+    reader = next((READERS[kind] for kind, suffixes in SUFFIXES.items() if file.name.endswith(suffixes)), _text)
+    try:
+        yield from reader(file)
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError) as error:  # ValueError: broken JSON or UTF-8, and pyarrow's errors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"expected {file} to be whole and readable, found {reason}; copy it again") from None
+
+
+def _parquet(file: Path) -> Iterator[bytes]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as table:
+        _check_columns(file, table.schema_arrow.names)
+        for batch in table.iter_batches(batch_size=4096, columns=["text"]):
+            for row in batch.column(0).to_pylist():
+                yield (row or "").encode()
+
+
+def _json(file: Path) -> Iterator[bytes]:
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if "text" not in row:
+                _check_columns(file, list(row))
+            yield str(row["text"]).encode()
+
+
+def _text(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as lines:
+        for line in lines:
+            line.decode()  # raises where it is not UTF-8
+            yield line
+
+
+def _check_columns(file: Path, found: list[str]) -> None:
+    if "text" not in found:
+        raise UserError(f"expected a column `text` in {file}, found {', '.join(found) or 'none'}; rename the column that holds the text")
+
+
+READERS: dict[str, Callable[[Path], Iterator[bytes]]] = {"parquet": _parquet, "json": _json, "text": _text}

@@ -1,0 +1,195 @@
+"""A real training run as a Gymnasium environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from trainenv.config import RunConfig
+from trainenv.envs.observation import BOUND, FEATURES, Situation, observe
+from trainenv.interventions import ActionCodec, ActionVector
+from trainenv.run import TrainingRun
+from trainenv.types import Snapshot, Telemetry, UserError
+
+Observation = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What the environment remembers between decisions, beside the run."""
+
+    validation: float
+    validation_before: float
+    gradient_before: float = math.nan
+
+
+class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
+    """Steer a language-model training run, a decision every `environment.decision_steps` optimizer steps.
+
+    **Action** — `MultiDiscrete([4, 3, 5, 2, 2, 2])`: see `trainenv.interventions`. All zeros does nothing. Parts that
+    `action_masks()` forbids are left out and named in `info["masked"]`.
+
+    **Observation** — `Box(-10, 10, (32,), float32)`: see `trainenv.envs.observation.Features`.
+
+    **Reward** — float, the fall in ln(validation loss) over the decision, less `instability_charge` for each time that the
+    uncertainty index fired and `compute_charge` × the share of the budget that went into branches. Without the charges the
+    rewards of an episode add up to ln(first validation loss ÷ last). The loss counts as at most `divergence_loss` × ln V.
+
+    **Termination** — the run diverged: a loss that is not finite, or a validation loss above that cap. **Truncation** — the
+    budget is spent.
+
+    **Reset** — a fresh run, seeded from `seed`; or `options={"snapshot": s}` goes on from what `snapshot()` returned.
+
+    Args:
+        config: a preset's name, a YAML file or a `RunConfig`.
+        overrides: values on top, by dotted key.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(
+        self,
+        config: str | Path | RunConfig = "tiny",
+        overrides: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.config = RunConfig.load(config, overrides)
+        self.codec = ActionCodec(self.config.interventions)
+        self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
+        self.action_space = spaces.MultiDiscrete(self.codec.sizes)
+        self.render_mode = render_mode
+        self._run: TrainingRun | None = None
+        self._memory = _Memory(validation=math.nan, validation_before=math.nan)
+        self._over = True
+
+    @property
+    def run(self) -> TrainingRun:
+        """The run inside. Exists after the first `reset`."""
+        if self._run is None:
+            raise UserError("there is no run yet; call reset() first")
+        return self._run
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        snapshot = (options or {}).get("snapshot")
+        if unknown := set(options or {}) - {"snapshot"}:
+            raise UserError(f"reset knows the option 'snapshot', found {', '.join(sorted(unknown))}")
+        if snapshot is None:
+            self._run = self._fresh(int(self.np_random.integers(2**31)))
+            validation = self._capped(self.run.evaluate())
+            self._memory = _Memory(validation=validation, validation_before=validation)
+            self._over = False
+        else:
+            self.restore(snapshot)
+        return self._observe([]), self._info([], ())
+
+    def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        run = self.run
+        if self._over:
+            raise UserError("the episode is over; call reset() before the next step()")
+        intervention, masked = self.codec.legal(action, run)
+        spent = run.ledger.total - run.ledger["main"] - run.ledger["evaluate"]
+        run.apply(intervention)
+        window = run.advance(min(self.config.environment.decision_steps, run.horizon.end - run.step))
+        finite = all(math.isfinite(t.loss) for t in window)
+        measured = run.evaluate() if finite else math.nan
+        validation = self._capped(measured)
+        before = self._memory.validation
+        events = sum(t.reading.fired for t in window)
+        elsewhere = run.ledger.total - run.ledger["main"] - run.ledger["evaluate"] - spent
+        charges = self._charges(events, elsewhere)
+        reward = math.log(before / validation) - charges
+        terminated = not measured < self._cap
+        truncated = run.done and not terminated
+        self._over = terminated or truncated
+        self._memory = replace(self._memory, validation=validation, validation_before=before)
+        observation = self._observe(window)
+        self._memory = replace(self._memory, gradient_before=_mean_gradient(window))
+        return observation, reward, terminated, truncated, self._info(window, masked) | {"charges": charges}
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which values are legal now, the parts one after another: bool [sum(nvec)], as sb3-contrib's MaskablePPO takes it."""
+        return np.concatenate(self.codec.masks(self.run))
+
+    def snapshot(self) -> Snapshot:
+        """The whole state of the environment, for `restore` or `reset(options={"snapshot": …})`."""
+        snapshot = self.run.snapshot()
+        memory = [None if math.isnan(v) else v for v in vars(self._memory).values()]
+        return replace(snapshot, state={**snapshot.state, "environment": {"memory": memory, "over": self._over}})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot, of this environment or of a bare run with the same configuration."""
+        if not isinstance(snapshot, Snapshot):
+            raise UserError(f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}")
+        seed = int(snapshot.state.get("seed", self.config.seed))
+        if self._run is None or self._run.config.seed != seed:
+            self._run = self._fresh(seed)
+        self._run.restore(snapshot)
+        saved = snapshot.state.get("environment")
+        if saved is None:
+            validation = self._capped(self.run.evaluate())
+            self._memory, self._over = _Memory(validation=validation, validation_before=validation), self.run.done
+        else:
+            self._memory = _Memory(*(math.nan if v is None else v for v in saved["memory"]))
+            self._over = bool(saved["over"])
+
+    def fork(self) -> TrainingEnv:
+        """An independent environment in the same state."""
+        fork = TrainingEnv(self.config, render_mode=self.render_mode)
+        fork._run = self.run.fork(purpose=self.run.purpose)
+        fork._memory, fork._over = self._memory, self._over
+        return fork
+
+    @property
+    def _reference(self) -> float:
+        return math.log(self.run.vocabulary)
+
+    @property
+    def _cap(self) -> float:
+        return self.config.environment.divergence_loss * self._reference
+
+    def _capped(self, loss: float) -> float:
+        return min(loss, self._cap) if math.isfinite(loss) else self._cap
+
+    def _charges(self, events: int, flops_elsewhere: float) -> float:
+        charge = self.config.environment
+        budget = self.run.flops_per_step * self.config.steps
+        return charge.instability_charge * events + charge.compute_charge * flops_elsewhere / budget
+
+    def _fresh(self, seed: int) -> TrainingRun:
+        return TrainingRun.from_config(self.config.model_copy(update={"seed": seed}))
+
+    def _observe(self, window: Sequence[Telemetry]) -> Observation:
+        situation = Situation(
+            reference=self._reference,
+            base_lr=self.config.optimizer.lr,
+            decision_steps=self.config.environment.decision_steps,
+            budget_left=max(0.0, 1 - self.run.step / self.run.horizon.end),
+            validation=self._memory.validation,
+            validation_before=self._memory.validation_before,
+            gradient_before=self._memory.gradient_before,
+            flagged=bool(self.run.flagged_ahead),
+        )
+        return observe(window, situation).vector()
+
+    def _info(self, window: Sequence[Telemetry], masked: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "step": self.run.step,
+            "validation_loss": self._memory.validation,
+            "fired": sum(t.reading.fired for t in window),
+            "masked": list(masked),
+            "flops": self.run.ledger.as_dict(),
+        }
+
+
+def _mean_gradient(window: Sequence[Telemetry]) -> float:
+    finite = [t.grad_norm for t in window if math.isfinite(t.grad_norm)]
+    return sum(finite) / len(finite) if finite else math.nan

@@ -1,0 +1,116 @@
+"""A look inside the model on a small clean set of sequences: entropies and the diagnostics of the stability literature.
+
+A corrupted batch has a high loss of its own, so harm is judged here, on data that never changes. Entropies are shares of
+their maximum, in [0, 1]. Attention collapse (Zhai 2023) shows as falling attention entropy; dying or exploding features as
+falling activation entropy; the two conditions of Takase 2024 as `embedding_rms` (shortcut too small below about 1) and
+`shortcut_ratio` (sub-layers too large when it falls).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+PROBE_FIELDS = ("probe_loss", "attention_entropy", "activation_entropy", "embedding_rms", "shortcut_ratio")
+
+
+class Probe:
+    """Measures a model on fixed sequences with forward hooks that exist only while it looks.
+
+    Attention entropy needs GPT-2's fused `c_attn` projections; for other models it is NaN. Blocks are the members of the
+    model's longest `nn.ModuleList`.
+
+    Args:
+        model: the model that is looked at, never changed.
+        tokens: the probe set, as one micro-batch of the objective.
+        loss: the loss of a micro-batch, as the run computes it.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Any, loss: Callable[[Any], Tensor]) -> None:
+        self._model, self._tokens, self._loss = model, tokens, loss
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+        self._blocks: list[nn.Module] = list(max(lists, key=len)) if lists else []
+        self._embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Tensor]:
+        """The fields of `PROBE_FIELDS` as 0-dimensional float32 tensors on the model's device; NaN where not measurable."""
+        seen = _Seen()
+        training = self._model.training
+        with ExitStack() as hooks:
+            for block in self._blocks:
+                hooks.callback(block.register_forward_hook(seen.block).remove)
+                for handle in _attention_hooks(block, seen):
+                    hooks.callback(handle.remove)
+            if self._embedding is not None:
+                hooks.callback(self._embedding.register_forward_hook(seen.embedded).remove)
+            if training:
+                self._model.eval()
+            try:
+                loss = self._loss(self._tokens)
+            finally:
+                self._model.train(training)
+        nan = torch.full((), math.nan, device=loss.device)
+        return {
+            "probe_loss": loss.float(),
+            "attention_entropy": torch.stack(seen.attention).mean() if seen.attention else nan,
+            "activation_entropy": torch.stack(seen.activation).mean() if seen.activation else nan,
+            "embedding_rms": seen.embedding if seen.embedding is not None else nan,
+            "shortcut_ratio": torch.stack(seen.shortcut).mean() if seen.shortcut else nan,
+        }
+
+
+class _Seen:
+    """What the hooks of one look collect, a 0-dimensional tensor a layer."""
+
+    def __init__(self) -> None:
+        self.attention: list[Tensor] = []
+        self.activation: list[Tensor] = []
+        self.shortcut: list[Tensor] = []
+        self.embedding: Tensor | None = None
+
+    def block(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        before, after = inputs[0].float(), (output[0] if isinstance(output, tuple) else output).float()  # (B, T, W)
+        self.activation.append(activation_entropy(after))
+        self.shortcut.append(before.norm() / (after - before).norm())
+
+    def embedded(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.embedding = output.float().square().mean().sqrt()
+
+
+def attention_entropy(queries: Tensor, keys: Tensor) -> Tensor:
+    """Mean entropy of causal attention over [B, H, T, D] queries and keys, each position's as a share of ln(position + 1)."""
+    length = queries.shape[-2]
+    scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])  # (B, H, T, T)
+    future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+    log_p = torch.log_softmax(scores.masked_fill(future, -math.inf), dim=-1)
+    entropy = -(log_p.exp() * log_p.masked_fill(future, 0.0)).sum(-1)  # (B, H, T)
+    most = torch.arange(1, length + 1, device=scores.device).log()
+    return (entropy[..., 1:] / most[1:]).mean()
+
+
+def activation_entropy(hidden: Tensor) -> Tensor:
+    """Mean entropy of how the energy of [B, T, W] activations is spread over the W features, as a share of ln W."""
+    energy = hidden.square()
+    p = energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)
+    return -(p * p.clamp_min(1e-30).log()).sum(-1).mean() / math.log(hidden.shape[-1])
+
+
+def _attention_hooks(block: nn.Module, seen: _Seen) -> list[RemovableHandle]:
+    """A hook on the fused query–key–value projection of a GPT-2 block, if it has one."""
+    attention = getattr(block, "attn", None)
+    fused, heads = getattr(attention, "c_attn", None), getattr(attention, "num_heads", None)
+    if not isinstance(fused, nn.Module) or heads is None:
+        return []
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        queries, keys, _ = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in output.chunk(3, dim=-1))
+        seen.attention.append(attention_entropy(queries, keys))
+
+    return [fused.register_forward_hook(hook)]

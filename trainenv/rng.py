@@ -1,0 +1,82 @@
+"""The random state of a run, kept apart from its surroundings.
+
+A run draws from the usual global generators (dropout does, and a user's own code may), but only between `enter` and `leave`:
+what the caller's generators held before is put back, so that runs in one process never disturb each other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class RandomState:
+    """The state of torch's (host and device), Python's and NumPy's global generators, as one value."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        with self._restored(_read(device)):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 — the legacy generator is the global one that user code draws from
+            self._state = _read(device)
+
+    @contextmanager
+    def active(self, *, keep: bool = True) -> Iterator[None]:
+        """Make the run's state the global one inside the block, and the surroundings' again after it.
+
+        Args:
+            keep: whether the run goes on from where the block left its state, or from where it was.
+        """
+        with self._restored(_read(self._device)):
+            _write(self._state, self._device)
+            try:
+                yield
+            finally:
+                if keep:
+                    self._state = _read(self._device)
+
+    @contextmanager
+    def _restored(self, surroundings: dict[str, Any]) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            _write(surroundings, self._device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: value.clone() if isinstance(value, Tensor) else value for key, value in self._state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def _read(device: torch.device) -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_rest": [version, gauss],
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "numpy_rest": [str(name), int(position), int(has_gauss), float(cached)],
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _write(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    version, gauss = state["python_rest"]
+    random.setstate((version, tuple(state["python"].tolist()), gauss))
+    name, position, has_gauss, cached = state["numpy_rest"]
+    keys = state["numpy"].cpu().numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,0 +1,494 @@
+"""A training run whose whole state is a value: advance it, steer it, snapshot it, restore it, fork it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainenv import clipping, devices, schedules, snapshots
+from trainenv.config import RunConfig, TrainingConfig
+from trainenv.interventions import within
+from trainenv.ledger import Ledger, Purpose, flops_per_token
+from trainenv.monitor.hypergradient import hypergradient
+from trainenv.monitor.probe import Probe
+from trainenv.monitor.telemetry import Recorder
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.objectives import NextToken
+from trainenv.order import DataOrder
+from trainenv.rng import RandomState
+from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+_ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
+_NOT_THE_FUTURE = ("ledger", "numerics")  # parts of a snapshot that its fingerprint leaves out
+
+
+class TrainingRun:
+    """Trains a model one optimizer step at a time, and is a value in between.
+
+    `snapshot → restore → advance(n)` gives the same bits as `advance(n)`, two forks advanced alike stay equal, and a failed
+    branch leaves its parent untouched. `fingerprint()` proves it.
+
+    Args:
+        model: any module; `objective(model, micro_batch)` is its loss.
+        optimizer: over the model's parameters. The learning rates and weight decays that its groups hold now are the base
+            values; those in force are base × schedule × intervention.
+        batches: a pure function of the data index; see `trainenv.types.Batches`.
+        config: how to train.
+        objective: the loss; next-token prediction if left out.
+        schedule: factor on the base learning rate; the configuration's if left out.
+        validation: micro-batches that `evaluate` averages over.
+        probe: a small clean micro-batch that the monitor looks at; without one there are no entropies.
+        stress: factor on the learning rate by step, for planting instability.
+        purpose: what this run's steps are charged to.
+        ledger: where FLOPs are charged; a new one if left out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        batches: Batches,
+        config: TrainingConfig,
+        *,
+        objective: Objective | None = None,
+        schedule: Schedule | None = None,
+        validation: Sequence[Any] = (),
+        probe: Any = None,
+        stress: Callable[[int], float] | None = None,
+        purpose: Purpose = "main",
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.config = model, optimizer, config
+        self.objective: Objective = objective or NextToken()
+        self.ledger = Ledger() if ledger is None else ledger
+        self.purpose: Purpose = purpose
+        self.step = 0
+        self.lr_scale = self.weight_decay_scale = 1.0
+        self.flagged: tuple[int, ...] = ()
+        self.applied: tuple[tuple[int, Intervention], ...] = ()
+        self.index = UncertaintyIndex(config.monitor.uncertainty)
+        self.horizon = schedules.Horizon(end=config.steps, since=min(config.schedule.warmup, config.steps))
+        self._batches, self._validation, self._probe_batch = batches, tuple(validation), probe
+        self._schedule = schedule or schedules.make(config.schedule)
+        self._stress = stress
+        self._reset_at: int | None = None
+        self._line_flops = 0.0
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise UserError("the model must have parameters that require gradients, found none; unfreeze some")
+        self._base = [(float(group["lr"]), float(group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
+        self.device = self._parameters[0].device
+        self._rng = RandomState(config.seed, self.device)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self._recorder = Recorder()
+        watched = config.monitor.enabled and config.monitor.probe_every and probe is not None
+        self._probe = Probe(model, self._placed(probe), self._loss) if watched else None
+        self._clipper = self._new_clipper(config.clip.policy)
+        self._per_token = flops_per_token(model, getattr(batches, "context", None))
+        epoch = getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * config.block_steps
+        self._order = DataOrder(seed=config.seed, epoch_steps=epoch, block_steps=config.block_steps)
+
+    @classmethod
+    def from_config(cls, source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None, **parts: Any) -> Self:
+        """A run from a preset's name, a YAML file or a `RunConfig`.
+
+        Args:
+            source: `"tiny"`, `"my.yaml"`, a configuration.
+            overrides: values on top, by dotted key: `{"optimizer.lr": 1e-3, "steps": 300}`.
+            parts: `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation` or `probe` of your own, in place of
+                those that the configuration describes.
+
+        Raises:
+            UserError: the configuration, the corpus or the machine's memory does not allow it; nothing was started.
+        """
+        from trainenv.building import build_parts
+
+        config = RunConfig.load(source, overrides)
+        return cls(config=config, **build_parts(config, parts))
+
+    # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def advance(self, steps: int) -> list[Telemetry]:
+        """Train for `steps` optimizer steps and return what each measured.
+
+        The device is read every `monitor.block` steps. Past the end of the budget training goes on at the schedule's last value.
+        """
+        if steps < 0:
+            raise UserError(f"steps must be 0 or more, found {steps}")
+        measured: list[Telemetry] = []
+        block = self.config.monitor.block
+        with self._rng.active(), devices.deterministic(self.config.deterministic):
+            for count in range(1, steps + 1):
+                self._train_step()
+                if count % block == 0 or count == steps:
+                    measured.extend(self._read(t) for t in self._recorder.drain())
+        return measured
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.step >= self.horizon.end
+
+    @property
+    def clip(self) -> str:
+        """The clip policy in force."""
+        return self._clipper.name
+
+    @property
+    def flops_per_step(self) -> float:
+        """FLOPs of a step, as the average of those taken so far (0 before the first)."""
+        return self._line_flops / self.step if self.step else 0.0
+
+    @property
+    def flagged_ahead(self) -> tuple[int, ...]:
+        """Data indices that the monitor flagged and that are still to come (after a rewind)."""
+        return self._order.ahead(self.step, self.flagged)
+
+    def evaluate(self) -> float:
+        """Validation loss in nats per token, over the fixed validation set. Changes nothing that the future depends on."""
+        if not self._validation:
+            raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self._rng.active(keep=False):
+                losses = [self._loss(self._placed(micro)) for micro in self._validation]
+        finally:
+            self.model.train(training)
+        tokens = sum(_tokens(micro) for micro in self._validation)
+        self.ledger.charge("evaluate", tokens * self._per_token / 3)  # a forward pass is a third
+        return torch.stack(losses).double().mean().item()
+
+    # ── steering ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, intervention: Intervention) -> None:
+        """Put an intervention in force from the next step on. Either the whole of it, or nothing and an error.
+
+        Raises:
+            UserError: a multiplier would leave its bounds.
+        """
+        bounds = self.config.interventions
+        lr_scale = _bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
+        decay = self.weight_decay_scale * intervention.weight_decay_scale
+        decay = _bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
+        self.lr_scale, self.weight_decay_scale = lr_scale, decay
+        if intervention.clip is not None and intervention.clip != self.clip:
+            self._clipper = self._new_clipper(intervention.clip)
+        if intervention.momentum_reset:
+            self._reset_momentum()
+        if intervention.data_reorder:
+            self._order = self._order.reorder(self.step)
+        if intervention.skip_batch:
+            self._order = self._order.skip(self.flagged_ahead)
+        if not intervention.does_nothing:
+            self.applied = (*self.applied, (self.step, intervention))
+
+    def flag(self, data_indices: Iterable[int]) -> None:
+        """Mark data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` carries them over."""
+        self.flagged = tuple(sorted({*self.flagged, *data_indices}))
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this run, keeping what was learned: the flagged data and the compute that is gone.
+
+        The steps since are charged to *rewound*, and the horizon comes nearer by as many.
+        """
+        flagged, end, thrown_away, line = self.flagged, self.horizon.end, self.step - snapshot.step, self._line_flops
+        if thrown_away < 0:
+            raise UserError(f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}")
+        self.restore(snapshot)
+        self.flag(flagged)
+        self.ledger.move("main", "rewound", line - self._line_flops)
+        self.spend(self.horizon.end - end + thrown_away)
+
+    def spend(self, steps: int) -> None:
+        """Take `steps` steps' worth of compute off the budget: the run will end, annealed, that much earlier."""
+        self.horizon = self.horizon.spend(self.step, steps)
+
+    # ── the run as a value ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> Snapshot:
+        """The whole state, cloned."""
+        return snapshots.capture(self.step, self._state())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take on the state of a snapshot of this run or of one built alike. The ledger keeps what was spent.
+
+        Raises:
+            UserError: the snapshot is of a different model or optimizer; the run is as it was.
+        """
+        state = snapshots.expand(snapshot)
+        self._check_alike(state)
+        self.model.load_state_dict(state["model"])
+        self._load_optimizer(state["optimizer"])
+        self.step = snapshot.step
+        self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
+        self.applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
+        self.flagged = tuple(state["flagged"])
+        self.horizon = schedules.Horizon(**state["horizon"])
+        self.index = UncertaintyIndex(self.config.monitor.uncertainty)
+        self.index.load_state_dict(state["monitor"])
+        self._reset_at, self._line_flops = state["reset_at"], state["line_flops"]
+        self._order = self._order.load_state_dict(state["order"])
+        self._clipper = self._new_clipper(state["clip"]["name"])
+        self._clipper.load_state_dict(state["clip"]["state"])
+        self._rng.load_state_dict(state["rng"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        if state["objective"] is not None:
+            self.objective.load_state_dict(state["objective"])  # type: ignore[attr-defined]
+
+    def fork(self, purpose: Purpose = "verify") -> TrainingRun:
+        """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
+        model, optimizer, objective = copy.deepcopy((self.model, self.optimizer, self.objective))
+        fork = TrainingRun(
+            model,
+            optimizer,
+            self._batches,
+            self.config,
+            objective=objective,
+            schedule=self._schedule,
+            validation=self._validation,
+            probe=self._probe_batch,
+            stress=self._stress,
+            purpose=purpose,
+            ledger=self.ledger,
+        )
+        fork._base = self._base
+        fork.restore(self.snapshot())
+        return fork
+
+    def fingerprint(self) -> str:
+        """A hash of everything that the future depends on."""
+        return snapshots.fingerprint(self.snapshot(), leave_out=_NOT_THE_FUTURE)
+
+    def _state(self) -> dict[str, Any]:
+        stateful = hasattr(self.objective, "state_dict")
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "rng": self._rng.state_dict(),
+            "order": self._order.state_dict(),
+            "clip": {"name": self.clip, "state": self._clipper.state_dict()},
+            "monitor": self.index.state_dict(),
+            "objective": self.objective.state_dict() if stateful else None,  # type: ignore[attr-defined]
+            "horizon": self.horizon.state_dict(),
+            "lr_scale": self.lr_scale,
+            "weight_decay_scale": self.weight_decay_scale,
+            "applied": [[step, asdict(intervention)] for step, intervention in self.applied],
+            "flagged": list(self.flagged),
+            "reset_at": self._reset_at,
+            "line_flops": self._line_flops,
+            "ledger": self.ledger.as_dict(),
+            "numerics": devices.numerics(self.device, self.config),
+        }
+
+    def _check_alike(self, state: Mapping[str, Any]) -> None:
+        """Refuse a snapshot of something else before anything is changed."""
+        ours, theirs = self.model.state_dict(), state["model"]
+        for name in sorted({*ours, *theirs}):
+            found, expected = theirs.get(name), ours.get(name)
+            if found is None or expected is None or found.shape != expected.shape:
+                raise UserError(
+                    f"the snapshot is of another model: {name} should be {_shape(expected)}, found {_shape(found)}; "
+                    "restore it into a run made from the same configuration"
+                )
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
+            raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
+
+    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Clone in, since `Optimizer.load_state_dict` keeps the very tensors it is given."""
+        groups = []
+        for live, saved in zip(self.optimizer.param_groups, state["param_groups"]):
+            groups.append({k: tuple(v) if isinstance(live.get(k), tuple) else v for k, v in saved.items()})
+        moments = {
+            int(place): {name: value.clone() if isinstance(value, Tensor) else value for name, value in entries.items()}
+            for place, entries in state["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _train_step(self) -> None:
+        monitor = self.config.monitor
+        looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
+        batch = self._batch(self._order.index(self.step))
+        progress = self.horizon.progress(self.step)
+        lr, weight_decay = self._set_rates(progress)
+        loss, workers = self._backward(batch)
+        parameters = [p for p in self._parameters if p.grad is not None]
+        measured = {"loss": loss}
+        if self._scaler.is_enabled():
+            measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
+            self._scaler.unscale_(self.optimizer)
+        report = self._clipper(parameters, workers=workers, optimizer=self.optimizer)
+        measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
+        measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
+        if looks:
+            measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
+        if report.momentum_reset:
+            self._reset_momentum()
+        self._scaler.step(self.optimizer)  # plain optimizer.step() where there is no loss scaling
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        tokens = sum(_tokens(micro) for micro in batch.micro)
+        self._line_flops += tokens * self._per_token
+        self.ledger.charge(self.purpose, tokens * self._per_token)
+        if looks and self._probe is not None:
+            measured |= self._probe.measure()
+            self.ledger.charge("evaluate", _tokens(self._probe_batch) * self._per_token / 3)
+        known = {
+            "step": self.step,
+            "data_index": batch.index,
+            "tokens": tokens,
+            "clip": self.clip,
+            "lr": lr,
+            "lr_scale": self.lr_scale,
+            "weight_decay": weight_decay,
+            "weight_decay_scale": self.weight_decay_scale,
+            "steps_since_reset": -1 if self._reset_at is None else self.step - self._reset_at,
+            "progress": progress,
+            "stressors": batch.stressors,
+        }
+        self._recorder.append(known, measured)
+
+    def _set_rates(self, progress: float) -> tuple[float, float]:
+        """Write base × multipliers into the optimizer's groups; returns the first group's learning rate and weight decay."""
+        factor = self._schedule(self.step, progress) * self.lr_scale * self._reset_warmth()
+        if self._stress is not None:
+            factor *= self._stress(self.step)
+        for group, (lr, weight_decay) in zip(self.optimizer.param_groups, self._base):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * factor)
+            else:
+                group["lr"] = lr * factor
+            if "weight_decay" in group:
+                group["weight_decay"] = weight_decay * self.weight_decay_scale
+        return self._base[0][0] * factor, self._base[0][1] * self.weight_decay_scale
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, list[list[Tensor]] | None]:
+        """Mean loss, with the mean gradient in `p.grad`; also each micro-batch's own gradient where the clip policy needs it."""
+        if len(batch.micro) == 1:
+            loss = self._loss(self._placed(batch.micro[0]))
+            self._scaler.scale(loss).backward()
+            return loss.detach(), None
+        apart = self._clipper.policy.needs_workers
+        losses, workers = [], []
+        for micro in batch.micro:
+            loss = self._loss(self._placed(micro))
+            self._scaler.scale(loss if apart else loss / len(batch.micro)).backward()
+            losses.append(loss.detach())
+            if apart:
+                workers.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
+                self.optimizer.zero_grad(set_to_none=True)
+        if apart:
+            for place, parameter in enumerate(self._parameters):
+                parameter.grad = torch.stack([worker[place] for worker in workers]).mean(0)
+            if self._scaler.is_enabled():
+                scale = self._scaler.scale(torch.ones((), device=self.device))
+                for worker in workers:
+                    torch._foreach_div_(worker, scale)
+        return torch.stack(losses).mean(), workers if apart else None
+
+    def _loss(self, micro: Any) -> Tensor:
+        with self._autocast():
+            return self.objective(self.model, micro)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.config.precision == "bf16" else torch.float16)
+
+    def _batch(self, index: int) -> Batch:
+        batch = self._batches(index)
+        if isinstance(batch, Batch):
+            return batch
+        accumulation = self.config.accumulation
+        if accumulation == 1:
+            return Batch(micro=(batch,), index=index)
+        if isinstance(batch, Tensor):
+            return Batch(micro=batch.chunk(accumulation), index=index)
+        if isinstance(batch, list | tuple) and len(batch) == accumulation:
+            return Batch(micro=tuple(batch), index=index)
+        raise UserError(f"with accumulation {accumulation}, batches(index) must return a tensor or {accumulation} micro-batches")
+
+    def _placed(self, micro: Any) -> Any:
+        """A micro-batch on the run's device."""
+        if isinstance(micro, Tensor):
+            return micro if micro.device == self.device else micro.to(self.device, non_blocking=True)
+        if isinstance(micro, Mapping):
+            return {key: self._placed(part) for key, part in micro.items()}
+        if isinstance(micro, list | tuple):
+            return type(micro)(self._placed(part) for part in micro)
+        return micro
+
+    def _read(self, telemetry: Telemetry) -> Telemetry:
+        """Telemetry with the index's reading; data read under alarm is flagged."""
+        if not self.config.monitor.enabled:
+            return telemetry
+        reading = self.index.update(telemetry)
+        if reading.index >= reading.threshold:
+            self.flag((telemetry.data_index,))
+        return replace(telemetry, reading=reading)
+
+    def _new_clipper(self, name: str) -> clipping.Clipper:
+        return clipping.make(name, **self.config.clip.options.get(name, {}))  # type: ignore[call-overload]
+
+    def _reset_momentum(self) -> None:
+        """Zero the moments *and* Adam's step count, and warm the learning rate up again.
+
+        With the count kept, bias correction would be off and updates about three times too large; without the warm-up
+        repeated resets cost 0.16 to 0.25 nats at the end of a run.
+        """
+        for state in self.optimizer.state.values():
+            for name in _MOMENTS:
+                if isinstance(state.get(name), Tensor):
+                    state[name].zero_()
+            if isinstance(state.get("step"), Tensor):
+                state["step"].zero_()
+            elif "step" in state:
+                state["step"] = 0
+        self._reset_at = self.step
+
+    def _reset_warmth(self) -> float:
+        """Factor on the learning rate after a momentum reset: 1 − 0.99 · half a cosine (Huang 2025, SPAM)."""
+        if self._reset_at is None or self.step - self._reset_at >= self.config.reset_warmup:
+            return 1.0
+        share = (self.step - self._reset_at) / self.config.reset_warmup
+        return 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _bounded(name: str, value: float, bounds: tuple[float, float]) -> float:
+    if not within(value, bounds):
+        raise UserError(
+            f"{name} in force must stay within [{bounds[0]:g}, {bounds[1]:g}], this intervention would make it {value:g}; "
+            f"intervene less, or widen interventions.{name.removesuffix('_scale')}_bounds"
+        )
+    return value
+
+
+def _tokens(micro: Any) -> int:
+    """Tokens predicted in a micro-batch: those of its first integer tensor, less one a row."""
+    tensor = next((t for t in snapshots.tensors_of(micro) if not t.is_floating_point()), None)
+    if tensor is None or tensor.dim() < 2:
+        return 0 if tensor is None else tensor.numel()
+    return tensor.shape[0] * (tensor.shape[1] - 1)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(list(tensor.shape))
