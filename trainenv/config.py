@@ -158,8 +158,8 @@ class MonitorConfig(Config):
 
     enabled: bool = True
     block: Count = 16
-    probe_every: Annotated[int, Field(ge=0)] = 16
-    probe_sequences: Count = 2
+    probe_every: Annotated[int, Field(ge=0)] = 8
+    probe_sequences: Count = 4
     uncertainty: UncertaintyConfig = Field(default_factory=lambda: UncertaintyConfig(**read_yaml(find("uncertainty"))))
 
 

@@ -148,6 +148,14 @@ class TrainingRun:
         return self._clipper.name
 
     @property
+    def uniform_loss(self) -> float:
+        """Loss of a uniform guess over the model's vocabulary, in nats: ln V."""
+        vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        if vocabulary is None:
+            vocabulary = max((m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)), default=256)
+        return math.log(vocabulary)
+
+    @property
     def flops_per_step(self) -> float:
         """FLOPs of a step, as the average of those taken so far (0 before the first)."""
         return self._line_flops / self.step if self.step else 0.0
@@ -288,6 +296,7 @@ class TrainingRun:
             "horizon": self.horizon.state_dict(),
             "lr_scale": self.lr_scale,
             "weight_decay_scale": self.weight_decay_scale,
+            "seed": self.config.seed,
             "applied": [[step, asdict(intervention)] for step, intervention in self.applied],
             "flagged": list(self.flagged),
             "reset_at": self._reset_at,
@@ -306,6 +315,11 @@ class TrainingRun:
                     f"the snapshot is of another model: {name} should be {_shape(expected)}, found {_shape(found)}; "
                     "restore it into a run made from the same configuration"
                 )
+        if state["seed"] != self.config.seed:
+            raise UserError(
+                f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {self.config.seed}; "
+                "restore it into a run with that seed"
+            )
         sizes = [len(group["params"]) for group in self.optimizer.param_groups]
         if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
             raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
@@ -330,7 +344,8 @@ class TrainingRun:
         progress = self.horizon.progress(self.step)
         lr, weight_decay = self._set_rates(progress)
         loss, workers = self._backward(batch)
-        parameters = [p for p in self._parameters if p.grad is not None]
+        # With each micro-batch's gradient apart, the clipper fills in their mean.
+        parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
         measured = {"loss": loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
@@ -396,13 +411,13 @@ class TrainingRun:
             if apart:
                 workers.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
                 self.optimizer.zero_grad(set_to_none=True)
-        if apart:
+        if apart and self._scaler.is_enabled():
+            # The scaler looks for overflow in `p.grad`; the workers themselves are unscaled here.
             for place, parameter in enumerate(self._parameters):
                 parameter.grad = torch.stack([worker[place] for worker in workers]).mean(0)
-            if self._scaler.is_enabled():
-                scale = self._scaler.scale(torch.ones((), device=self.device))
-                for worker in workers:
-                    torch._foreach_div_(worker, scale)
+            scale = self._scaler.scale(torch.ones((), device=self.device))
+            for worker in workers:
+                torch._foreach_div_(worker, scale)
         return torch.stack(losses).mean(), workers if apart else None
 
     def _loss(self, micro: Any) -> Tensor:

@@ -232,3 +232,18 @@ class ClipPolicy(Protocol):
             optimizer: the run's, for policies that look at its moments; may be None.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a run and that a person would want to see marked on its curve.
+
+    Attributes:
+        step: optimizer steps completed when it happened.
+        kind: `fired`, `rewind`, `intervention`, `diverged`, `interrupted`.
+        detail: numbers and words that belong to it, as JSON values.
+    """
+
+    step: int
+    kind: str
+    detail: Mapping[str, Any] = field(default_factory=dict)

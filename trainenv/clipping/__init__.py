@@ -38,7 +38,7 @@ def make(name: str, **hyperparameters: Any) -> Clipper:
         UserError: no such policy or hyperparameter (the nearest valid one is named), or a value out of range.
     """
     choice("clip policy", name, NAMES)
-    policy: Callable[..., NoClip | ZClip | ARC | SPAM] = POLICIES[name]
+    policy: Callable[..., Any] = POLICIES[name]
     valid = [field.name for field in fields(POLICIES[name])]
     for wrong in hyperparameters:
         if wrong not in valid:

@@ -81,7 +81,9 @@ def constant(value: float, like: Tensor) -> Tensor:
 
 
 def _each_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_norm(list(tensors), 2.0, dtype=torch.float32))
+    # torch widens half precision to float32 as it goes, but refuses to narrow float64.
+    narrow = [tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in tensors]
+    return list(torch._foreach_norm(narrow, 2.0, dtype=torch.float32))
 
 
 def _host_reads_are_free(tensor: Tensor) -> bool:

@@ -99,8 +99,8 @@ class SPAM:
         gradients = gradients_of(parameters)
         kept = second_moments(parameters, optimizer)
         if clips:
-            v = flatten(kept) if kept is not None else own(state["v"], gradients)
-            report = self._clamp(gradients, v, reset)
+            bound = flatten(kept) if kept is not None else own(state["v"], gradients).clone()
+            report = self._clamp(gradients, bound.sqrt_().mul_(math.sqrt(self.threshold)), reset)  # √V·√θ: θ·V could overflow
         else:
             report = pass_finite(gradients, reset)
         if kept is None:
@@ -109,17 +109,17 @@ class SPAM:
             state["v"] = state["v"].new_zeros(0)
         return report
 
-    def _clamp(self, gradients: list[Tensor], v: Tensor, reset: bool) -> ClipReport:
-        """All elements in one row, because a dozen passes over many small tensors cost twice as much."""
+    def _clamp(self, gradients: list[Tensor], bound: Tensor, reset: bool) -> ClipReport:
+        """Clamp to ±`bound` (√(θV), [elements]; used up), all in one row: a dozen passes over many small tensors cost more."""
         flat = flatten(gradients)  # [elements]
         norm = global_norm([flat])
         finite = is_finite(norm)
-        bound = v.sqrt().mul_(math.sqrt(self.threshold))  # [elements]; √V·√θ, because θ·V could overflow
         mean = bound.mean()
         if self.unseen == "keep":
             torch.threshold_(bound, 0.0, math.inf)  # bound 0 → inf
             mean = torch.where(mean > 0, mean, math.inf)
-        clamped = torch.clamp(flat, -bound, bound)
+        clamped = torch.minimum(flat, bound)
+        torch.maximum(clamped, bound.neg_(), out=clamped)
         pieces = torch.split(clamped, [gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [piece.view(gradient.shape) for piece, gradient in zip(pieces, gradients, strict=True)])
         scale_or_zero_(gradients, finite.float())

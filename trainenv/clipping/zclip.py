@@ -6,7 +6,7 @@ With g the global L2 norm, and the mean μ and variance σ² from *before* this 
     adaptive     c = μ + z*²·σ / z   where z > z*      (z* = `z_threshold`)
     mean         c = μ               where z > z*
     percentile   c = μ + z*·σ        where g > c
-    gradient ← gradient · min(1, min(c, M) / (g + ε))  (M = `max_norm`)
+    gradient ← gradient · min(1, min(c, M) / g)         (M = `max_norm`)
     x = c where it clipped, else g;  μ ← αμ + (1 − α)x;  σ² ← ασ² + (1 − α)(x − μ_new)²
 
 The first `warmup` steps only clip at M and collect raw norms; μ and σ² start as their mean and population variance.
@@ -15,7 +15,8 @@ Deviations from the authors' code:
 - *Non-finite steps*: a norm of inf or NaN leaves μ, σ² and the warm-up's count as they were, and the whole gradient
   becomes 0 (the optimizer then moves by momentum and decay only). There, one NaN poisons μ for ever.
 - *Running warm-up*: mean and variance are updated a step at a time (Welford) instead of from a list of norms.
-- *Untouched when small*: without c and below M the gradient keeps its bits; there it is multiplied by g / (g + ε).
+- *No ε in the scaling*: there the divisor is g + ε, so that even a gradient that is not clipped shrinks a little; here it
+  keeps its bits.
 - *On the device, and saved*: nothing is read on the host, and the state can be stored.
 
 Kept as published: clipped steps feed c, not g, so norms that rise for good, and by much, are followed slowly (mode
@@ -50,7 +51,7 @@ class ZClip:
         warmup: steps with a finite norm before z-scores are used; at least 1.
         mode: to which norm odd gradients are scaled; see the module.
         max_norm: cap on the global norm (L2) at every step; None for none, in the warm-up too.
-        eps: added to σ and to g in divisions (L2 norm).
+        eps: ε, added to σ in z (L2 norm).
 
     Raises:
         UserError: a hyperparameter is out of range.
@@ -95,15 +96,14 @@ class ZClip:
         """Scale the gradients to this step's cap, then update the statistics."""
         gradients = gradients_of(parameters)
         norm = global_norm(gradients)
-        finite = is_finite(norm)
         warm = state["seen"] < self.warmup
         deviation = state["variance"].sqrt()
         z = ((norm - state["mean"]) / (deviation + self.eps)).masked_fill_(warm, 0.0)
         odd = self._target(state["mean"], deviation, z, warm)
         threshold = odd if self.max_norm is None else odd.clamp(max=self.max_norm)
-        coefficient = (threshold / (norm + self.eps)).clamp_(max=1.0).mul_(finite).nan_to_num_(0.0)
+        coefficient = (threshold / norm).clamp_(max=1.0).nan_to_num_(0.0)  # 0 for inf and NaN; norm 0 gives inf, then 1
         scale_or_zero_(gradients, coefficient)
-        self._update(state, torch.minimum(norm, odd), finite, warm)
+        self._update(state, torch.minimum(norm, odd), is_finite(norm), warm)
         return ClipReport(norm, (norm * coefficient).nan_to_num_(0.0), threshold, z)
 
     def _target(self, mean: Tensor, deviation: Tensor, z: Tensor, warm: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class ZClip:
         """Move mean and variance towards the norm `fed`: with weight 1/n in the warm-up, 1 − α afterwards, 0 if not finite."""
         mean, variance, seen = state["mean"], state["variance"], state["seen"]
         seen.add_(finite)
-        weight = seen.reciprocal().masked_fill_(~warm, 1 - self.alpha).mul_(finite).nan_to_num_(0.0)
+        weight = seen.reciprocal().masked_fill_(~warm, 1 - self.alpha).masked_fill_(~finite, 0.0)
         fed = torch.where(finite, fed, mean)
         moved = torch.lerp(mean, fed, weight)
         # Welford's product over both means gives the population variance; the moving variance takes the new mean twice.

@@ -96,7 +96,9 @@ def text_files(path: Path | None) -> Source:
     for name in names:
         _check_utf8(root / name)
     if not any((root / name).stat().st_size for name in names):
-        raise UserError(f"expected text at corpus.path {path}, found {len(names)} file(s) and no text in them; give one with text")
+        raise UserError(
+            f"expected text at corpus.path {path}, found {len(names)} file(s) and no text in them; give one with text"
+        )
     return Source(Documents(tuple(names), partial(_whole_file, root, tuple(names))))
 
 

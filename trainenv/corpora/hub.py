@@ -40,14 +40,15 @@ def c4(path: Path | None) -> Source:
         UserError: a local copy without the validation split (a stream cannot be split here).
     """
     if path is None:
-        return Source(*(Documents(names, partial(_hub_shard, names)) for names in (C4_TRAIN, C4_VALIDATION)), streams=True)
+        train, validation = (Documents(names, partial(_hub_shard, names)) for names in (C4_TRAIN, C4_VALIDATION))
+        return Source(train, validation, streams=True)
     parts = _local_copy(path.expanduser(), C4_CONFIG)
     if len(parts) == 1:
         raise UserError(
             f"expected a validation split of C4 at corpus.path {path}, found only training files; "
             f"put {C4_VALIDATION[0]} beside them, or read the files as corpus.name: text"
         )
-    return Source(*parts, streams=True)
+    return Source(parts[0], parts[1], streams=True)
 
 
 def _local_copy(path: Path, config: str) -> list[Documents]:
@@ -98,7 +99,7 @@ def _hub_shard(names: tuple[str, ...], shard: int) -> Iterator[bytes]:
 
 
 def _articles(rows: Documents, shard: int) -> Iterator[bytes]:
-    """Rows (lines) gathered into articles at the titles ` = Title = `. Blank rows are dropped: hub and raw files differ in them."""
+    """Rows (lines) gathered into articles at the titles ` = Title = `. Blank rows go: hub and raw files differ in them."""
     lines: list[bytes] = []
     for row in rows:
         line = row.rstrip(b"\r\n") + b"\n"

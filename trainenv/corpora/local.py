@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def _rows(files: tuple[Path, ...], shard: int) -> Iterator[bytes]:
         yield from reader(file)
     except UserError:
         raise
-    except (OSError, EOFError, ValueError) as error:  # ValueError: broken JSON or UTF-8, and pyarrow's errors
+    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:  # broken JSON, UTF-8 and parquet are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"expected {file} to be whole and readable, found {reason}; copy it again") from None
 
@@ -77,7 +78,7 @@ def _json(file: Path) -> Iterator[bytes]:
             row = json.loads(line)
             if "text" not in row:
                 _check_columns(file, list(row))
-            yield str(row["text"]).encode()
+            yield str(row["text"] or "").encode(errors="replace")  # JSON can spell half a surrogate pair
 
 
 def _text(file: Path) -> Iterator[bytes]:
@@ -89,7 +90,9 @@ def _text(file: Path) -> Iterator[bytes]:
 
 def _check_columns(file: Path, found: list[str]) -> None:
     if "text" not in found:
-        raise UserError(f"expected a column `text` in {file}, found {', '.join(found) or 'none'}; rename the column that holds the text")
+        raise UserError(
+            f"expected a column `text` in {file}, found {', '.join(found) or 'none'}; rename the column that holds the text"
+        )
 
 
 READERS: dict[str, Callable[[Path], Iterator[bytes]]] = {"parquet": _parquet, "json": _json, "text": _text}

@@ -150,7 +150,7 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     @property
     def _reference(self) -> float:
-        return math.log(self.run.vocabulary)
+        return self.run.uniform_loss
 
     @property
     def _cap(self) -> float:

@@ -1,0 +1,121 @@
+"""The folder of one run: configuration, telemetry, events, the newest snapshot and the summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainenv import snapshots
+from trainenv.config import TrainingConfig
+from trainenv.records.parquet import TelemetryLog
+from trainenv.types import Event, Snapshot, UserError
+
+
+class RunFolder:
+    """Files of a run.
+
+    | file | holds |
+    |---|---|
+    | `config.yaml` | the whole configuration |
+    | `telemetry/part-*.parquet` | a row an optimizer step, see `configs/log_schema.json` |
+    | `events.jsonl` | a JSON object an event, in order |
+    | `validation.jsonl` | step, line and validation loss |
+    | `last.safetensors` | the newest snapshot, to resume from |
+    | `summary.json` | the result, once the run has ended |
+    """
+
+    def __init__(self, path: Path, line: int = 0) -> None:
+        self.path, self.line = path, line
+        self.telemetry = TelemetryLog(path / "telemetry")
+
+    @classmethod
+    def create(cls, path: Path | None, config: TrainingConfig) -> RunFolder:
+        """A new folder: `path`, or the first free `runs/NAME`, `runs/NAME-2`, …
+
+        Raises:
+            UserError: `path` already holds something.
+        """
+        if path is None:
+            count = 1
+            while True:
+                path = Path("runs") / (config.name if count == 1 else f"{config.name}-{count}")
+                try:
+                    path.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    count += 1
+        elif path.is_dir() and any(path.iterdir()):
+            raise UserError(f"{path} is not empty; give another --out, or --resume to go on with the run in it")
+        elif path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; --out takes a folder")
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path: Path) -> tuple[RunFolder, Snapshot]:
+        """The folder of a run that stopped, and its newest snapshot. What it logs from here on is a new line of history.
+
+        Raises:
+            UserError: there is nothing to resume, or the run had ended.
+        """
+        if (path / "summary.json").is_file():
+            raise UserError(f"the run in {path} has ended; give another --out for a new one")
+        if not (path / "last.safetensors").is_file():
+            raise UserError(f"expected an interrupted run with a last.safetensors in {path}, found none; leave out --resume to start one")
+        snapshot = snapshots.load(path / "last.safetensors")
+        lines = [json.loads(line)["line"] for line in _lines(path / "lines.jsonl")]
+        folder = cls(path, line=max(lines, default=0))
+        folder.new_line(snapshot.step)
+        return folder, snapshot
+
+    def new_line(self, step: int) -> None:
+        """History starts anew from `step`."""
+        self.line += 1
+        _append(self.path / "lines.jsonl", {"line": self.line, "step": step})
+
+    def event(self, event: Event) -> None:
+        """Note an event at once, so that it survives whatever comes next."""
+        _append(self.path / "events.jsonl", {"line": self.line, **asdict(event)})
+
+    def validation(self, step: int, loss: float) -> None:
+        _append(self.path / "validation.jsonl", {"line": self.line, "step": step, "loss": loss})
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Make `snapshot` the one to resume from, with the telemetry up to it on disk."""
+        self.telemetry.flush()
+        snapshots.save(snapshot, self.path / "last.safetensors")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary: the run has ended."""
+        self.telemetry.flush()
+        temporary = self.path / ".summary.tmp"
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.path / "summary.json")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a run's folder, in order."""
+    return [json.loads(line) for line in _lines(path / "events.jsonl")]
+
+
+def read_validation(path: Path) -> list[dict[str, Any]]:
+    """Step, line and loss of each validation of a run's folder, in order."""
+    return [json.loads(line) for line in _lines(path / "validation.jsonl")]
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines only: a torn last one never happened."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
