@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
 
-from trainenv import corpora, devices, models
-from trainenv.config import OptimizerConfig, RunConfig
+from trainenv import corpora, devices, models, optimizers
+from trainenv.config import RunConfig
 from trainenv.stressors import Stressors
 from trainenv.types import UserError
 
@@ -59,19 +58,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         probe = torch.from_numpy(corpus.probe_sequences(config.model.context, config.monitor.probe_sequences))
         parts.setdefault("probe", probe.to(device))
     if "optimizer" not in own:
-        parts["optimizer"] = adamw(parts["model"], config.optimizer)
+        parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)
     return parts
-
-
-def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Fused AdamW; matrices decay, biases, norms and position embeddings don't."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.dim() >= 2 and "wpe" not in name]
-    kept = [p for name, p in named if p.dim() < 2 or "wpe" in name]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    fused = all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for _, p in named)
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def _check_vocabulary(model: nn.Module, vocab_size: int) -> None:

@@ -159,7 +159,7 @@ class MonitorConfig(Config):
     enabled: bool = True
     block: Count = 16
     probe_every: Annotated[int, Field(ge=0)] = 8
-    probe_sequences: Count = 4
+    probe_sequences: Count = 2
     uncertainty: UncertaintyConfig = Field(default_factory=lambda: UncertaintyConfig(**read_yaml(find("uncertainty"))))
 
 

@@ -7,34 +7,25 @@ from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainenv.config import RunConfig
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from trainenv.gpt2 import GPT2
 
 
-class ScaledEmbedding(nn.Embedding):
-    """A token embedding whose output is multiplied by √width, so that the shortcut starts at a standard deviation near 1.
-
-    One of the two conditions of Takase 2024 ("Spike No More") that GPT-2's initialisation breaks; the weights stay small,
-    since the output layer shares them.
-    """
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens) * math.sqrt(self.embedding_dim)
-
-
-def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2LMHeadModel:
+def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
     """A freshly initialised GPT-2, a pure function of the configuration (`seed` included).
 
     Raises:
         UserError: the run would need more memory than the device has free.
     """
     check_memory(config, vocab_size, device)
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config
+
+    from trainenv.gpt2 import GPT2
 
     shape = config.model
     gpt2 = GPT2Config(
@@ -55,7 +46,7 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2LMHea
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = GPT2LMHeadModel(gpt2)
+        model = GPT2(gpt2)
         if shape.init == "stable":
             _initialise_stably(model)
     if shape.activation_checkpointing:
@@ -103,13 +94,15 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
         )
 
 
-def _initialise_stably(model: GPT2LMHeadModel) -> None:
+def _initialise_stably(model: GPT2) -> None:
     """Small sub-layers, large shortcut (Takase 2024): σ = √(2 / 5d), output projections × 1/√(2N), embeddings × √d."""
     width, layers = model.config.n_embd, model.config.n_layer
     std = math.sqrt(2 / (5 * width))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=std / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else std)
+    from trainenv.gpt2 import ScaledEmbedding
+
     embedding = ScaledEmbedding(model.config.vocab_size, width)
     embedding.weight = model.transformer.wte.weight
     model.transformer.wte = embedding

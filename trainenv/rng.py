@@ -50,21 +50,30 @@ class RandomState:
             _write(surroundings, self._device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {key: value.clone() if isinstance(value, Tensor) else value for key, value in self._state.items()}
+        version, words, gauss = self._state["python"]
+        name, keys, position, has_gauss, cached = self._state["numpy"]
+        return {
+            **{key: value.clone() for key, value in self._state.items() if isinstance(value, Tensor)},
+            "python": torch.tensor(words, dtype=torch.int64),
+            "python_rest": [version, gauss],
+            "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            "numpy_rest": [str(name), int(position), int(has_gauss), float(cached)],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+        version, gauss = state["python_rest"]
+        name, position, has_gauss, cached = state["numpy_rest"]
+        keys = state["numpy"].cpu().numpy().astype(np.uint32)
+        self._state |= {key: state[key].cpu().clone() for key in ("torch", "cuda") if key in state}
+        self._state["python"] = (version, tuple(state["python"].tolist()), gauss)
+        self._state["numpy"] = (name, keys, position, has_gauss, cached)
 
 
 def _read(device: torch.device) -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "python": torch.tensor(words, dtype=torch.int64),
-        "python_rest": [version, gauss],
-        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-        "numpy_rest": [str(name), int(position), int(has_gauss), float(cached)],
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -72,11 +81,8 @@ def _read(device: torch.device) -> dict[str, Any]:
 
 
 def _write(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    version, gauss = state["python_rest"]
-    random.setstate((version, tuple(state["python"].tolist()), gauss))
-    name, position, has_gauss, cached = state["numpy_rest"]
-    keys = state["numpy"].cpu().numpy().astype(np.uint32)
-    np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
     if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import clipping, devices, schedules, snapshots
+from trainenv import clipping, devices, optimizers, schedules, snapshots
+from trainenv.batching import as_batch, placed, token_count
 from trainenv.config import RunConfig, TrainingConfig
 from trainenv.interventions import within
 from trainenv.ledger import Ledger, Purpose, flops_per_token
@@ -30,7 +31,6 @@ from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Sn
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
 _NOT_THE_FUTURE = ("ledger", "numerics")  # parts of a snapshot that its fingerprint leaves out
 
@@ -89,13 +89,13 @@ class TrainingRun:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
             raise UserError("the model must have parameters that require gradients, found none; unfreeze some")
-        self._base = [(float(group["lr"]), float(group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
+        self._base = optimizers.base_rates(optimizer)
         self.device = self._parameters[0].device
         self._rng = RandomState(config.seed, self.device)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._recorder = Recorder()
         watched = config.monitor.enabled and config.monitor.probe_every and probe is not None
-        self._probe = Probe(model, self._placed(probe), self._loss) if watched else None
+        self._probe = Probe(model, placed(probe, self.device), self._loss) if watched else None
         self._clipper = self._new_clipper(config.clip.policy)
         self._per_token = flops_per_token(model, getattr(batches, "context", None))
         epoch = getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * config.block_steps
@@ -173,10 +173,10 @@ class TrainingRun:
         self.model.eval()
         try:
             with torch.no_grad(), self._rng.active(keep=False):
-                losses = [self._loss(self._placed(micro)) for micro in self._validation]
+                losses = [self._loss(placed(micro, self.device)) for micro in self._validation]
         finally:
             self.model.train(training)
-        tokens = sum(_tokens(micro) for micro in self._validation)
+        tokens = sum(token_count(micro) for micro in self._validation)
         self.ledger.charge("evaluate", tokens * self._per_token / 3)  # a forward pass is a third
         return torch.stack(losses).double().mean().item()
 
@@ -240,7 +240,7 @@ class TrainingRun:
         state = snapshots.expand(snapshot)
         self._check_alike(state)
         self.model.load_state_dict(state["model"])
-        self._load_optimizer(state["optimizer"])
+        optimizers.load_state(self.optimizer, state["optimizer"])
         self.step = snapshot.step
         self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
         self.applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
@@ -324,25 +324,17 @@ class TrainingRun:
         if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
             raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
 
-    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
-        """Clone in, since `Optimizer.load_state_dict` keeps the very tensors it is given."""
-        groups = []
-        for live, saved in zip(self.optimizer.param_groups, state["param_groups"]):
-            groups.append({k: tuple(v) if isinstance(live.get(k), tuple) else v for k, v in saved.items()})
-        moments = {
-            int(place): {name: value.clone() if isinstance(value, Tensor) else value for name, value in entries.items()}
-            for place, entries in state["state"].items()
-        }
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
     # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _train_step(self) -> None:
         monitor = self.config.monitor
         looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
-        batch = self._batch(self._order.index(self.step))
+        index = self._order.index(self.step)
+        batch = as_batch(self._batches(index), index, self.config.accumulation)
         progress = self.horizon.progress(self.step)
-        lr, weight_decay = self._set_rates(progress)
+        stress = 1.0 if self._stress is None else self._stress(self.step)
+        lr_factor = self._schedule(self.step, progress) * self.lr_scale * self._reset_warmth() * stress
+        optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
         loss, workers = self._backward(batch)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
         parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
@@ -361,51 +353,37 @@ class TrainingRun:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        tokens = sum(_tokens(micro) for micro in batch.micro)
+        tokens = sum(token_count(micro) for micro in batch.micro)
         self._line_flops += tokens * self._per_token
         self.ledger.charge(self.purpose, tokens * self._per_token)
         if looks and self._probe is not None:
             measured |= self._probe.measure()
-            self.ledger.charge("evaluate", _tokens(self._probe_batch) * self._per_token / 3)
+            self.ledger.charge("evaluate", token_count(self._probe_batch) * self._per_token / 3)
         known = {
             "step": self.step,
             "data_index": batch.index,
             "tokens": tokens,
             "clip": self.clip,
-            "lr": lr,
+            "lr": self._base[0][0] * lr_factor,
             "lr_scale": self.lr_scale,
-            "weight_decay": weight_decay,
+            "weight_decay": self._base[0][1] * self.weight_decay_scale,
             "weight_decay_scale": self.weight_decay_scale,
             "steps_since_reset": -1 if self._reset_at is None else self.step - self._reset_at,
             "progress": progress,
-            "stressors": batch.stressors,
+            "stressors": batch.stressors if stress == 1.0 else (*batch.stressors, "lr_spike"),
         }
         self._recorder.append(known, measured)
-
-    def _set_rates(self, progress: float) -> tuple[float, float]:
-        """Write base × multipliers into the optimizer's groups; returns the first group's learning rate and weight decay."""
-        factor = self._schedule(self.step, progress) * self.lr_scale * self._reset_warmth()
-        if self._stress is not None:
-            factor *= self._stress(self.step)
-        for group, (lr, weight_decay) in zip(self.optimizer.param_groups, self._base):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr * factor)
-            else:
-                group["lr"] = lr * factor
-            if "weight_decay" in group:
-                group["weight_decay"] = weight_decay * self.weight_decay_scale
-        return self._base[0][0] * factor, self._base[0][1] * self.weight_decay_scale
 
     def _backward(self, batch: Batch) -> tuple[Tensor, list[list[Tensor]] | None]:
         """Mean loss, with the mean gradient in `p.grad`; also each micro-batch's own gradient where the clip policy needs it."""
         if len(batch.micro) == 1:
-            loss = self._loss(self._placed(batch.micro[0]))
+            loss = self._loss(placed(batch.micro[0], self.device))
             self._scaler.scale(loss).backward()
             return loss.detach(), None
         apart = self._clipper.policy.needs_workers
         losses, workers = [], []
         for micro in batch.micro:
-            loss = self._loss(self._placed(micro))
+            loss = self._loss(placed(micro, self.device))
             self._scaler.scale(loss if apart else loss / len(batch.micro)).backward()
             losses.append(loss.detach())
             if apart:
@@ -429,29 +407,6 @@ class TrainingRun:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.config.precision == "bf16" else torch.float16)
 
-    def _batch(self, index: int) -> Batch:
-        batch = self._batches(index)
-        if isinstance(batch, Batch):
-            return batch
-        accumulation = self.config.accumulation
-        if accumulation == 1:
-            return Batch(micro=(batch,), index=index)
-        if isinstance(batch, Tensor):
-            return Batch(micro=batch.chunk(accumulation), index=index)
-        if isinstance(batch, list | tuple) and len(batch) == accumulation:
-            return Batch(micro=tuple(batch), index=index)
-        raise UserError(f"with accumulation {accumulation}, batches(index) must return a tensor or {accumulation} micro-batches")
-
-    def _placed(self, micro: Any) -> Any:
-        """A micro-batch on the run's device."""
-        if isinstance(micro, Tensor):
-            return micro if micro.device == self.device else micro.to(self.device, non_blocking=True)
-        if isinstance(micro, Mapping):
-            return {key: self._placed(part) for key, part in micro.items()}
-        if isinstance(micro, list | tuple):
-            return type(micro)(self._placed(part) for part in micro)
-        return micro
-
     def _read(self, telemetry: Telemetry) -> Telemetry:
         """Telemetry with the index's reading; data read under alarm is flagged."""
         if not self.config.monitor.enabled:
@@ -465,19 +420,8 @@ class TrainingRun:
         return clipping.make(name, **self.config.clip.options.get(name, {}))  # type: ignore[call-overload]
 
     def _reset_momentum(self) -> None:
-        """Zero the moments *and* Adam's step count, and warm the learning rate up again.
-
-        With the count kept, bias correction would be off and updates about three times too large; without the warm-up
-        repeated resets cost 0.16 to 0.25 nats at the end of a run.
-        """
-        for state in self.optimizer.state.values():
-            for name in _MOMENTS:
-                if isinstance(state.get(name), Tensor):
-                    state[name].zero_()
-            if isinstance(state.get("step"), Tensor):
-                state["step"].zero_()
-            elif "step" in state:
-                state["step"] = 0
+        """Reset the moments and warm the learning rate up again: bare resets cost 0.16 to 0.25 nats at the end of a run."""
+        optimizers.reset_moments(self.optimizer)
         self._reset_at = self.step
 
     def _reset_warmth(self) -> float:
@@ -495,14 +439,6 @@ def _bounded(name: str, value: float, bounds: tuple[float, float]) -> float:
             f"intervene less, or widen interventions.{name.removesuffix('_scale')}_bounds"
         )
     return value
-
-
-def _tokens(micro: Any) -> int:
-    """Tokens predicted in a micro-batch: those of its first integer tensor, less one a row."""
-    tensor = next((t for t in snapshots.tensors_of(micro) if not t.is_floating_point()), None)
-    if tensor is None or tensor.dim() < 2:
-        return 0 if tensor is None else tensor.numel()
-    return tensor.shape[0] * (tensor.shape[1] - 1)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -158,3 +158,10 @@ def test_huge_second_moments_do_not_overflow():
 
 def test_elements_are_those_of_the_shapes():
     assert len(SHAPES) == len(parameters())
+
+
+def test_threshold_is_inf_where_no_element_was_seen():
+    for unseen, threshold in (("keep", math.inf), ("clip", 0.0)):
+        tensors = parameters()
+        fill(tensors, gradient(np.random.default_rng(0), 1.0))
+        assert float(make("spam", warmup=0, unseen=unseen)(tensors).threshold) == threshold

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -85,7 +86,7 @@ def test_wikitext_validation_is_its_own_and_the_probe_the_end_of_it(parquet: Pat
     assert b"@-@ 58" in corpus.train.tokens.tobytes()
     assert b"@-@ 60" not in corpus.train.tokens.tobytes()
     assert corpus.validation.runs[0][1] == corpus.probe.runs[0][0]
-    assert b"@-@ 60" in corpus.validation.cut(corpus.validation.starts(64)[:1], 65).astype("u1").tobytes()
+    assert b"@-@ 60" in corpus.validation.cut(np.zeros(1, np.int64), 200).astype("u1").tobytes()
 
 
 def test_one_file_is_split_here(raw: Path) -> None:
@@ -99,19 +100,15 @@ def test_c4_streams_from_a_copy(c4_copy: Path) -> None:
     first = next(iter(hub.c4(c4_copy).train))
     length = len(first) + 2
     assert corpus.train.grow(length) == length
-    assert corpus.train.cut(hub_start(), length).astype("u1").tobytes() == first + b"\n\n"
+    assert corpus.train.cut(np.zeros(1, np.int64), length).astype("u1").tobytes() == first + b"\n\n"
     assert corpus.validation_sequences(64, 8).shape == (8, 65)
-
-
-def hub_start() -> Any:
-    import numpy as np
-
-    return np.zeros(1, np.int64)
 
 
 def test_c4_needs_a_validation_split(c4_copy: Path) -> None:
     next((c4_copy / "en").glob("c4-validation*")).unlink()
-    with pytest.raises(UserError, match=r"expected a validation split of C4 .*; put c4-validation.00000-of-00008.json.gz beside them"):
+    with pytest.raises(
+        UserError, match=r"expected a validation split of C4 .*; put c4-validation.00000-of-00008.json.gz beside them"
+    ):
         corpora.load(CorpusConfig(name="c4", path=c4_copy))
 
 
@@ -121,7 +118,9 @@ def test_without_a_network_a_local_copy_is_the_remedy(name: Any, monkeypatch: py
         raise ConnectionError("Couldn't reach it on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    expected = r"from the Hugging Face hub, found ConnectionError: Couldn't reach it on the Hub; connect .* or set corpus.path to a local copy"
+    expected = (
+        r"from the Hugging Face hub, found ConnectionError: Couldn't reach it .*; connect .*, or set corpus.path to a local copy"
+    )
     with pytest.raises(UserError, match=expected):
         corpora.load(CorpusConfig(name=name))
 
@@ -156,10 +155,19 @@ def test_the_hub_is_asked_for_the_right_things(monkeypatch: pytest.MonkeyPatch, 
         (lambda p: None, "expected a local copy at corpus.path .*, found nothing; give a path that exists"),
         (lambda p: p.mkdir(), "expected training files named like train-00000-of-00001.parquet, .*, found an empty folder"),
         (lambda p: p.mkdir() or (p / "notes.csv").touch(), "found notes.csv; rename them so"),
-        (lambda p: p.mkdir() or (p / "train.parquet").write_bytes(b"PAR1 torn"), "expected .*train.parquet to be whole and readable"),
-        (lambda p: p.mkdir() or (p / "train.jsonl").write_text('{"body": 1}\n'), "expected a column `text` in .*, found body; rename"),
-        (lambda p: p.mkdir() or (p / "train.json").write_text("[1]\n[2]\n"), "expected a column `text`"),
-        (lambda p: p.mkdir() or (p / "train.txt").write_bytes(b"\xff\n"), "expected .*train.txt to be whole and readable, .*utf-8"),
+        (
+            lambda p: p.mkdir() or (p / "train.parquet").write_bytes(b"PAR1 torn"),
+            "expected .*train.parquet to be whole and readable",
+        ),
+        (
+            lambda p: p.mkdir() or (p / "train.jsonl").write_text('{"body": 1}\n'),
+            "expected a column `text` in .*, found body; rename",
+        ),
+        (lambda p: p.mkdir() or (p / "train.json").write_text("[1]\n[2]\n"), "expected a column `text` in .*, found none"),
+        (
+            lambda p: p.mkdir() or (p / "train.txt").write_bytes(b"\xff\n"),
+            "expected .*train.txt to be whole and readable, .*utf-8",
+        ),
         (lambda p: p.mkdir() or (p / "state.json").write_text("{}"), "expected a folder written by save_to_disk at"),
     ],
 )
@@ -185,6 +193,7 @@ def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path: Path) -> None:
 
 
 def test_importing_corpora_imports_no_library_of_the_hub() -> None:
-    code = "import sys, trainenv.corpora; print([m for m in ('datasets', 'transformers', 'tokenizers', 'pyarrow') if m in sys.modules])"
+    late = ("datasets", "transformers", "tokenizers", "pyarrow")
+    code = f"import sys, trainenv.corpora; print([name for name in {late} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert out.stdout.strip() == "[]"

@@ -31,7 +31,15 @@ def test_the_embedded_corpus_loads() -> None:
 def test_a_folder_is_read_in_order_without_hidden_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / ".git").mkdir()
-    files = {"b/1.md": b"second", "a.txt": b"first", "z.png": b"\x89PNG\0\0", ".hidden": b"no", ".git/config": b"no", "c": b"third", "d": b""}
+    files = {
+        "b/1.md": b"second",
+        "a.txt": b"first",
+        "z.png": b"\x89PNG\0\0",
+        ".hidden": b"no",
+        ".git/config": b"no",
+        "c": b"third",
+        "d": b"",
+    }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     source = text_files(tmp_path)
@@ -58,7 +66,7 @@ def test_what_is_wrong_with_a_path_is_said(tmp_path: Path, make: object, message
 
 
 def test_text_needs_a_path() -> None:
-    with pytest.raises(UserError, match="needs corpus.path, found none; set it to"):
+    with pytest.raises(UserError, match=r"needs corpus.path, found none; set it to"):
         corpora.load(CorpusConfig(name="text"))
 
 

@@ -72,7 +72,9 @@ def test_training_reads_a_bounded_sample(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_vocabulary_beyond_the_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"vocabulary of 5000 tokens, found \d+ bytes, enough for \d+; set corpus.vocab_size to at most"):
+    with pytest.raises(
+        UserError, match=r"vocabulary of 5000 tokens, found \d+ bytes, enough for \d+; set corpus.vocab_size to at most"
+    ):
         bpe.train(documents(WORDS), 5000, tmp_path)
 
 
@@ -90,7 +92,9 @@ def test_a_bpe_corpus_is_read_from_the_cache_the_second_time(text: Path, own_cac
     assert first.digest == second.digest
     assert (first.train.tokens == second.train.tokens).all()  # type: ignore[union-attr]
     tokens = next(own_cache.glob("tokens-*.bin"))
-    tokens.write_bytes(tokens.read_bytes()[::-1])
+    reversed_tokens = tokens.read_bytes()[::-1]
+    tokens.unlink()  # the corpus above still reads the old file
+    tokens.write_bytes(reversed_tokens)
     corpora.load.cache_clear()
     assert (first.train.tokens == corpora.load(config).train.tokens).all()  # type: ignore[union-attr]
     assert first.vocab_size == 300
@@ -137,7 +141,9 @@ def test_truncation_and_gaps_of_a_tokenizer_do_no_harm(copied: Path) -> None:
 
 
 def test_what_is_wrong_with_a_tokenizer_is_said(tmp_path: Path, copied: Path) -> None:
-    with pytest.raises(UserError, match=r"at corpus.tokenizer_path .*nowhere, found neither; give a path that exists or leave it out"):
+    with pytest.raises(
+        UserError, match=r"at corpus.tokenizer_path .*nowhere, found neither; give a path that exists or leave it out"
+    ):
         gpt2.load(tmp_path / "nowhere")
     file = copied / "tokenizer.json"
     whole: dict[str, Any] = json.loads(file.read_text())
@@ -145,7 +151,7 @@ def test_what_is_wrong_with_a_tokenizer_is_said(tmp_path: Path, copied: Path) ->
     with pytest.raises(UserError, match=r"expected a tokenizer.json at .*, found no such thing"):
         gpt2.load(copied)
     file.write_text(json.dumps({**whole, "pre_tokenizer": {"type": "Whitespace"}}))
-    with pytest.raises(UserError, match="expected a byte-level tokenizer like GPT-2's at .*, found one that does not give back"):
+    with pytest.raises(UserError, match=r"expected a byte-level tokenizer like GPT-2's at .*, found one that does not give back"):
         gpt2.load(copied)
     file.write_text(json.dumps(whole).replace("<|endoftext|>", "<|end|>"))
     with pytest.raises(UserError, match=r"expected a token <\|endoftext\|> in the tokenizer at .*; add it as a special token"):
@@ -158,7 +164,9 @@ def test_gpt2_without_hub_or_copy_names_the_remedies(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: None)
-    with pytest.raises(UserError, match=r"\(ConnectionError\); connect to the network, set corpus.tokenizer_path .* bpe or bytes"):
+    with pytest.raises(
+        UserError, match=r"\(ConnectionError\); connect to the network, set corpus.tokenizer_path .* bpe or bytes"
+    ):
         gpt2.load(None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -76,8 +76,7 @@ def _json(file: Path) -> Iterator[bytes]:
     with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
         for line in lines:
             row = json.loads(line)
-            if "text" not in row:
-                _check_columns(file, list(row))
+            _check_columns(file, row if isinstance(row, dict) else ())
             yield str(row["text"] or "").encode(errors="replace")  # JSON can spell half a surrogate pair
 
 
@@ -88,7 +87,7 @@ def _text(file: Path) -> Iterator[bytes]:
             yield line
 
 
-def _check_columns(file: Path, found: list[str]) -> None:
+def _check_columns(file: Path, found: Collection[str]) -> None:
     if "text" not in found:
         raise UserError(
             f"expected a column `text` in {file}, found {', '.join(found) or 'none'}; rename the column that holds the text"

@@ -89,14 +89,18 @@ class TokenStream:
 
     def _make_ready(self, place: int) -> None:
         """Read the chunk at `place`, or make those that are missing up to it."""
-        have = place
+        have = place if self._path(place).exists() else min(place, self._last_on_disk())
         while have >= 0 and have not in self._kept and not self._read(have):
             have -= 1
         for missing in range(have + 1, place + 1):
-            if self._end is not None:
+            if self._end is not None and missing * self.chunk >= self._end:
                 return
             before = self._kept[missing - 1][1] if missing else Position(0, 0, 0)
             self._keep(missing, *self._make(missing, before))
+
+    def _last_on_disk(self) -> int:
+        """The last chunk in the folder, whole or not; -1 where there is none."""
+        return max((int(file.stem.split("-")[1]) for file in self.folder.glob(f"{self.chunk}-*.tokens")), default=-1)
 
     def _read(self, place: int) -> bool:
         facts = cache.facts(self._path(place))

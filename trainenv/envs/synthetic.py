@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -65,7 +65,7 @@ class Law:
     exponent: float = 0.5
     start: float = 1.5
     noise: float = 0.25
-    memory: float = 0.85
+    memory: float = 0.5
     hazard: float = 0.02
     recovery: float = 0.6
     recovery_reset: float = 0.2
@@ -159,6 +159,49 @@ class State:
         return _SCHEDULE(decision, self.horizon.progress(decision))
 
 
+def best_path(
+    scales: tuple[float, ...],
+    start: float,
+    bounds: tuple[float, float],
+    steps: int,
+    value: Callable[[int, NDArray[np.float64]], NDArray[np.float64]],
+) -> list[float]:
+    """The factors, one a step, that maximise Σ value(step, multiplier in force): backward dynamic programming.
+
+    A state is how often each factor has been used, so an array of the values of step k has the shape (k + 1,) × n.
+
+    Args:
+        scales: the factors to choose from, 1 first.
+        start: the multiplier before the first step.
+        bounds: of the multiplier.
+        steps: how many.
+        value: of a step (counted from 0), for an array of multipliers.
+    """
+    factors = scales[1:]
+    if (steps + 1) ** len(factors) > 2e7:
+        raise UserError(f"an exact optimum over {steps} decisions needs at most 3 factors beside 1, found {len(factors)}")
+    grid = np.array(start, dtype=np.float64)
+    for factor in factors:
+        grid = np.multiply.outer(grid, np.float64(factor) ** np.arange(steps + 1))  # (steps + 1,) × n
+    legal = (grid >= bounds[0] * (1 - 1e-9)) & (grid <= bounds[1] * (1 + 1e-9))
+    best = np.zeros_like(grid)
+    choices: list[NDArray[np.int8]] = []
+    for k in reversed(range(steps)):
+        after = (slice(0, k + 2),) * len(factors)
+        values = np.where(legal[after], value(k, grid[after]) + best[after], -np.inf)  # (k + 2,) × n
+        starts = [(0,) * len(factors), *np.eye(len(factors), dtype=int).tolist()]  # doing nothing, then each factor once more
+        options = np.stack([values[tuple(slice(i, i + k + 1) for i in first)] for first in starts])
+        best = options.max(0)
+        choices.append(options.argmax(0).astype(np.int8))
+    path, used = [], [0] * len(factors)
+    for choice in reversed(choices):
+        taken = int(choice[tuple(used)])
+        path.append(scales[taken])
+        if taken:
+            used[taken - 1] += 1
+    return path
+
+
 class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
     """Steer a training run that follows the law of this module.
 
@@ -176,8 +219,6 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
         environment: charges and the divergence cap.
         law: the constants.
     """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(
         self,
@@ -312,7 +353,7 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
     def optimum(self) -> tuple[float, list[Intervention]]:
         """The best return that is attainable from here on when no spike comes, and interventions that attain it.
 
-        With `spikes=False` it is exact, to rounding. Proof: no spike, no excess: the final loss falls with the final P, and
+        With `spikes=False`, and no excess left from before, it is exact, to rounding. The final loss falls with the final P, and
 
             P = const + Σ_k [gain(r_k) − ρ^(K−1−k)·(1 − ρ)·(k + 1)·hidden(r_k)] − Σ_k decay cost − Σ_k clip cost,
 
@@ -320,8 +361,11 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
         multiplier enter different sums and are steered by different parts of the action, so each sum is maximised alone, by
         dynamic programming over every multiplier that can be reached (factors commute: a state is how often each was used).
 
+        A law of your own must keep `reset_gain` ≤ 1 and no clip cost below that of `none`.
+
         With spikes it is an upper bound: the same actions meet the same r, and a spike only adds excess, slows gain and is
-        charged. Takes about 0.1 s for 60 decisions, and memory as decisions ^ (number of learning-rate factors).
+        charged (a reorder or a skip changes nothing but spikes). Takes about 0.1 s for 60 decisions, and memory as
+        decisions ^ (number of learning-rate factors).
         """
         return self._planned(toll=0.0, clip="none")
 
@@ -352,7 +396,7 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
         calm = self._fork(spikes=False)
         calm._current = replace(state, excess=0.0, owed=0.0)
         gained = [calm.step(self.codec.encode(intervention))[1] for intervention in plan]
-        return sum(gained), plan
+        return sum(gained, 0.0), plan
 
     # ── one decision ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -437,46 +481,3 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
             "fired": int(fired),
             "masked": list(masked),
         }
-
-
-def best_path(
-    scales: tuple[float, ...],
-    start: float,
-    bounds: tuple[float, float],
-    steps: int,
-    value: Callable[[int, NDArray[np.float64]], NDArray[np.float64]],
-) -> list[float]:
-    """The factors, one a step, that maximise Σ value(step, multiplier in force): backward dynamic programming.
-
-    A state is how often each factor has been used, so an array of the values of step k has the shape (k + 1,) × n.
-
-    Args:
-        scales: the factors to choose from, 1 first.
-        start: the multiplier before the first step.
-        bounds: of the multiplier.
-        steps: how many.
-        value: of a step (counted from 0), for an array of multipliers.
-    """
-    factors = scales[1:]
-    if (steps + 1) ** len(factors) > 2e7:
-        raise UserError(f"an exact optimum over {steps} decisions needs at most 3 factors beside 1, found {len(factors)}")
-    grid = np.array(start, dtype=np.float64)
-    for factor in factors:
-        grid = np.multiply.outer(grid, np.float64(factor) ** np.arange(steps + 1))  # (steps + 1,) × n
-    legal = (grid >= bounds[0] * (1 - 1e-9)) & (grid <= bounds[1] * (1 + 1e-9))
-    best = np.zeros_like(grid)
-    choices: list[NDArray[np.int8]] = []
-    for k in reversed(range(steps)):
-        after = (slice(0, k + 2),) * len(factors)
-        values = np.where(legal[after], value(k, grid[after]) + best[after], -np.inf)  # (k + 2,) × n
-        starts = [(0,) * len(factors), *np.eye(len(factors), dtype=int).tolist()]  # doing nothing, then each factor once more
-        options = np.stack([values[tuple(slice(i, i + k + 1) for i in first)] for first in starts])
-        best = options.max(0)
-        choices.append(options.argmax(0).astype(np.int8))
-    path, used = [], [0] * len(factors)
-    for choice in reversed(choices):
-        taken = int(choice[tuple(used)])
-        path.append(scales[taken])
-        if taken:
-            used[taken - 1] += 1
-    return path
