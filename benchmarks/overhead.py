@@ -75,7 +75,9 @@ class MinimalGPT(nn.Module):
         return self.head(self.norm(x))
 
 
-def bare_loop(model: nn.Module, config: RunConfig, batches: Callable[[int], Any], logits: Callable[[Any], Tensor]) -> Callable[[int], None]:
+def bare_loop(
+    model: nn.Module, config: RunConfig, batches: Callable[[int], Any], logits: Callable[[Any], Tensor]
+) -> Callable[[int], None]:
     """What a careful person would write: forward, backward, clip, step. Nothing is read back."""
     optimizer = adamw(model, config.optimizer)
     parameters = list(model.parameters())

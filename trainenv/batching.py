@@ -23,8 +23,9 @@ def as_batch(data: Any, index: int, accumulation: int) -> Batch:
     if isinstance(data, list | tuple) and len(data) == accumulation:
         return Batch(micro=tuple(data), index=index)
     raise UserError(
-        f"with accumulation {accumulation}, batches(index) must return a tensor of a multiple of {accumulation} rows or a sequence "
-        f"of {accumulation} micro-batches, found {type(data).__name__}{f' of {len(data)}' if hasattr(data, '__len__') else ''}"
+        f"with accumulation {accumulation}, batches(index) must return a tensor of a multiple of {accumulation} rows, or a "
+        f"sequence of {accumulation} micro-batches; found {type(data).__name__}"
+        f"{f' of length {len(data)}' if hasattr(data, '__len__') else ''}"
     )
 
 

@@ -44,7 +44,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
             artefacts=corpus.artefacts,
             vocab_size=corpus.vocab_size,
             seed=config.seed,
-            epoch_steps=batches.epoch_steps,
+            # The stretch of shuffled blocks is to fall inside the run, also where it is shorter than an epoch.
+            epoch_steps=min(batches.epoch_steps, config.steps),
         )
         parts["batches"] = batches.under(stressors)
         parts["stress"] = stressors.lr_factor

@@ -92,6 +92,10 @@ class ClipConfig(Config):
     policy: ClipName = "zclip"
     options: Mapping[ClipName, Mapping[str, float | str | bool | None]] = Field(default_factory=dict)
 
+    def options_of(self, name: str) -> Mapping[str, Any]:
+        """The hyperparameters of a policy that differ from its defaults."""
+        return next((options for policy, options in self.options.items() if policy == name), {})
+
 
 PlantKind = Literal["rare_tokens", "long_sequence", "artefacts", "block_shuffle", "random_tokens", "lr_spike"]
 
@@ -267,11 +271,12 @@ def find(source: str) -> Path:
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
-        raise UserError(f"expected a YAML file at {source}, found none; give a path that exists or a preset: {', '.join(presets())}")
+        raise UserError(f"expected a YAML file at {source}, found none; give one that exists, or a preset: {_listed(presets())}")
     preset = configs_folder() / f"{source}.yaml"
     if preset.is_file():
         return preset
-    raise UserError(f"unknown preset {source!r}{_nearest(source, presets())}; presets: {', '.join(presets())}; or give a path ending in .yaml")
+    close = _nearest(source, presets())
+    raise UserError(f"unknown preset {source!r}{close}; presets: {_listed(presets())}; or give a path ending in .yaml")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -287,7 +292,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = "an empty file" if values is None else type(values).__name__
         raise UserError(f"{path} must hold a mapping of keys to values, found {found}; `extends: tiny` is the shortest one")
-    return values
+    return dict(values)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,10 +335,14 @@ def _resolve(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(_resolve(parent, (*seen, path)), {"name": path.stem, **values})
 
 
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)
+
+
 def _nest(path: list[str], value: Any) -> dict[str, Any]:
-    for key in reversed(path):
-        value = {key: value}
-    return value
+    """`value` under nested keys."""
+    first, *rest = path
+    return {first: _nest(rest, value) if rest else value}
 
 
 def _nearest(wrong: str, valid: list[str]) -> str:
@@ -363,7 +372,8 @@ class _StrictLoader(yaml.SafeLoader):
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _StrictLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}

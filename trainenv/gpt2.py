@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 
-class GPT2(GPT2LMHeadModel):  # type: ignore[misc]
+class GPT2(GPT2LMHeadModel):
     """`GPT2LMHeadModel` whose call with nothing but tokens goes straight through the blocks.
 
     Same modules, same weights, same bits; what is left out are the masks, caches and output recorders that plain causal training
@@ -23,7 +23,8 @@ class GPT2(GPT2LMHeadModel):  # type: ignore[misc]
     def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> CausalLMOutputWithCrossAttentions:
         """Logits [B, T, V] of int64 tokens [B, T]."""
         if kwargs or input_ids is None or self.config.use_cache:
-            return super().forward(input_ids, **kwargs)
+            output: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
+            return output
         body = self.transformer
         hidden = body.drop(body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]])  # (B, T, W)
         for block in body.h:

@@ -15,7 +15,7 @@ An action is a vector of six small integers, the space `MultiDiscrete([4, 3, 5, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Protocol
 
@@ -47,7 +47,7 @@ class Steered(Protocol):
 class ActionCodec:
     """Intervention ↔ action vector for one configuration of the action space."""
 
-    config: InterventionConfig = InterventionConfig()
+    config: InterventionConfig = field(default_factory=InterventionConfig)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -104,7 +104,14 @@ class ActionCodec:
         decay = [within(run.weight_decay_scale * scale, config.weight_decay_bounds) for scale in config.weight_decay_scales]
         clip = [name != run.clip and (name != "spam" or config.allow_spam) for name in CLIP_NAMES]
         skip = config.allow_skip_batch and bool(run.flagged_ahead)
-        parts = ([True, *lr[1:]], [True, *decay[1:]], [True, *clip], [True, True], [True, config.allow_data_reorder], [True, skip])
+        parts = (
+            [True, *lr[1:]],
+            [True, *decay[1:]],
+            [True, *clip],
+            [True, True],
+            [True, config.allow_data_reorder],
+            [True, skip],
+        )
         return tuple(np.array(part, dtype=np.bool_) for part in parts)
 
     def legal(self, action: ActionVector, run: Steered) -> tuple[Intervention, tuple[str, ...]]:
@@ -112,12 +119,12 @@ class ActionCodec:
         self.decode(action)
         vector = np.asarray(action).astype(np.int64)
         masked = [not mask[value] for mask, value in zip(self.masks(run), vector)]
-        return self.decode(np.where(masked, 0, vector)), tuple(name for name, out in zip(PARTS, masked) if out)
+        return self.decode(np.where(masked, 0, vector).tolist()), tuple(name for name, out in zip(PARTS, masked) if out)
 
     def all_legal(self, run: Steered) -> Iterator[Intervention]:
         """Every legal intervention, doing nothing first."""
         for action in product(*(np.flatnonzero(mask) for mask in self.masks(run))):
-            yield self.decode(action)
+            yield self.decode([int(value) for value in action])
 
 
 def within(value: float, bounds: tuple[float, float]) -> bool:

@@ -45,7 +45,7 @@ class Ledger:
 
     def as_dict(self) -> dict[str, float]:
         """FLOPs by purpose, in the order of `PURPOSES`."""
-        return dict(self._flops)
+        return {str(purpose): flops for purpose, flops in self._flops.items()}
 
     def load(self, flops: dict[str, float]) -> None:
         """Go on from what an earlier process had spent."""

@@ -41,7 +41,7 @@ def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_
 
 
 def reset_moments(optimizer: Optimizer) -> None:
-    """Zero the moments *and* Adam's step count: with the count kept, bias correction would be off and updates about 3× too large."""
+    """Zero the moments *and* Adam's step count: with the count kept, updates would be about three times too large."""
     for state in optimizer.state.values():
         for name in _MOMENTS:
             if isinstance(state.get(name), Tensor):

@@ -7,7 +7,7 @@ the whole blocks still to come in its epoch, a skip drops single indices whereve
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -47,8 +47,10 @@ class DataOrder:
         """The order with the blocks that start at or after the next step shuffled, to the end of the epoch."""
         return replace(self, reorders=(*self.reorders, self._position(step)))
 
-    def ahead(self, step: int, indices: Iterable[int]) -> tuple[int, ...]:
+    def ahead(self, step: int, indices: Collection[int]) -> tuple[int, ...]:
         """Those of `indices` that steps after `step` would see."""
+        if not indices:
+            return ()
         start = self._position(step)
         return tuple(sorted(i for i in set(indices) - set(self.skips) if self._position_of(i) >= start))
 

@@ -29,7 +29,7 @@ from trainenv.rng import RandomState
 from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
 _NOT_THE_FUTURE = ("ledger", "numerics")  # parts of a snapshot that its fingerprint leaves out
@@ -417,7 +417,7 @@ class TrainingRun:
         return replace(telemetry, reading=reading)
 
     def _new_clipper(self, name: str) -> clipping.Clipper:
-        return clipping.make(name, **self.config.clip.options.get(name, {}))  # type: ignore[call-overload]
+        return clipping.make(name, **self.config.clip.options_of(name))
 
     def _reset_momentum(self) -> None:
         """Reset the moments and warm the learning rate up again: bare resets cost 0.16 to 0.25 nats at the end of a run."""

@@ -79,7 +79,9 @@ def load(path: str | Path) -> Snapshot:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise UserError(f"{path} is no snapshot of this version: expected format {FORMAT!r}, found {header.get('format')!r}")
+                raise UserError(
+                    f"{path} is no snapshot of this version: expected format {FORMAT!r}, found {header.get('format')!r}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable snapshot ({error}); take an earlier one") from None

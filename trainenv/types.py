@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,8 +82,10 @@ class ClipReport:
     Attributes:
         norm: global norm before clipping (may be inf or NaN).
         clipped_norm: global norm of what the optimizer sees (always finite unless the policy is `none`).
-        threshold: the norm (SPAM: the mean element bound) that was in force; inf where nothing could have been clipped.
-        score: the policy's own measure of how odd the norm is (ZClip: z; ARC: norm ÷ threshold; SPAM: share of elements clipped).
+        threshold: the norm (SPAM: the mean of its element bounds, 0 for unseen elements) that was in force; inf where nothing
+            could have been clipped.
+        score: the policy's own measure of how odd the norm is (ZClip: z; ARC, and `none` with a fixed norm: norm ÷ threshold;
+            SPAM: share of elements clipped); inf or NaN where the norm is.
         momentum_reset: the policy asks for the optimizer's moments to be reset before the next update (SPAM).
     """
 
@@ -108,7 +110,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What one optimizer step measured. Every field is a Python number, string or tuple; floats may be NaN where nothing was measured.
+    """What one optimizer step measured, as Python numbers, strings and tuples; NaN where nothing was measured.
 
     `configs/log_schema.json` gives the unit of each. `step` is the number of steps completed *after* this one.
     """
@@ -207,7 +209,7 @@ class ClipPolicy(Protocol):
     one policy can serve many runs and a run's state can be saved.
     """
 
-    needs_workers: bool
+    needs_workers: ClassVar[bool]
 
     def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
         """Fresh state, on the parameters' device."""

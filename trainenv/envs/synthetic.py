@@ -1,209 +1,27 @@
-"""A training run as a law: thousands of decisions a second, the spaces of `TrainingEnv`, and an optimum that is known.
-
-The law, with r = base × schedule × multiplier, the learning rate in units of the critical one, at decision k of K:
-
-    loss      L = floor + A·(P/P₀)^−α + X            P₀: where L is the loss of a uniform guess
-    progress  P = P₀ + Σ gain(r) − Σ costs − D       the learning-rate sum, less what noise hides of it
-    noise     D ← ρ·D + (1 − ρ)·(k + 1)·noise(r)
-    excess    X ← recovery·X + a spike, at rate hazard(r)
-
-A power law of the learning-rate sum with a part that annealing gives back is the shape of measured curves (Tissue 2024; Luo
-2025, multi-power law). Here that part is written as progress hidden by noise, the hills of the river valley (Wen 2024), so
-that the final loss depends on the path through *one sum*, and `optimum` can be exact. It follows that short horizons lie:
-cutting the learning rate gives D back at once and costs gain for good. Above the critical learning rate progress stalls and
-spikes set in steeply (Cohen 2021, the edge of stability). How far the base learning rate is off is hidden, drawn at reset.
-"""
+"""A training run as a law: thousands of decisions a second, the spaces of `TrainingEnv`, and an optimum that is known."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import asdict, fields, replace
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from trainenv.config import EnvironmentConfig, InterventionConfig
-from trainenv.envs.observation import BOUND, FEATURES, Features
-from trainenv.interventions import ActionCodec, ActionVector
+from trainenv.envs.law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_path
+from trainenv.envs.observation import FEATURES, Features
+from trainenv.envs.steered import Observation, SteeredEnv, check_snapshot, episode_over, no_run, snapshot_among
+from trainenv.interventions import ActionVector
 from trainenv.order import DataOrder
-from trainenv.schedules import Cosine, Horizon
+from trainenv.schedules import Horizon
 from trainenv.types import CLIP_NAMES, ClipName, Intervention, Snapshot, UserError
 
-Observation = NDArray[np.float32]
-Number = TypeVar("Number", float, NDArray[np.float64])
 
-REFERENCE = math.log(256)  # loss of a uniform guess over bytes, nats per token
-EPOCH = 256  # data indices, one a decision, until the data (and their spikes) come round again
-_SCHEDULE = Cosine(warmup=2, final=0.1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Law:
-    """The constants, losses in nats per token and progress in decisions at the critical learning rate.
-
-    Attributes:
-        floor: loss that no training removes.
-        exponent: α of the power law.
-        start: P₀.
-        noise: progress that noise hides in the long run at small r, per decision so far and per r².
-        memory: ρ, the share of hidden progress that is still hidden a decision later.
-        hazard: odds of a spike are hazard × (1/4 + r⁴).
-        recovery: share of the excess left after a decision; `recovery_reset`: after one that began with a momentum reset.
-        stall: how much excess slows progress: gain ÷ (1 + stall·X).
-        reset_gain: share of the gain that the warm-up after a momentum reset leaves of its decision.
-        decay_cost: progress lost in a decision, × schedule, per squared doubling of the weight decay away from its optimum.
-        clip_cost: progress lost in a decision, by clip policy.
-        damping: share of a spike that gets through, by clip policy.
-    """
-
-    floor: float = 1.2
-    exponent: float = 0.5
-    start: float = 1.5
-    noise: float = 0.25
-    memory: float = 0.5
-    hazard: float = 0.02
-    recovery: float = 0.6
-    recovery_reset: float = 0.2
-    stall: float = 4.0
-    reset_gain: float = 0.5
-    decay_cost: float = 0.01
-    clip_cost: tuple[float, ...] = (0.0, 0.004, 0.006, 0.008)
-    damping: tuple[float, ...] = (1.0, 0.4, 0.3, 0.25)
-
-    def gain(self, r: Number) -> Number:
-        """Progress of a decision: 2r well below the critical learning rate, 1 at it, falling above."""
-        return 2 * r / (1 + r * r)
-
-    def hidden(self, r: Number) -> Number:
-        """Progress that noise hides, per decision so far: quadratic in r, then level."""
-        return self.noise * r * r / (1 + r * r / 4)
-
-    def chance(self, r: Number) -> Number:
-        """Chance of a spike in a decision."""
-        odds = self.hazard * (0.25 + r * r * r * r)
-        return odds / (1 + odds)
-
-    def loss(self, progress: float) -> float:
-        """Loss without spikes. Noise alone lifts it to at most 1.2 × that of a uniform guess, so never diverges."""
-        reducible = (REFERENCE - self.floor) * math.pow(max(progress, 1e-9) / self.start, -self.exponent)
-        return min(self.floor + reducible, 1.2 * REFERENCE)
-
-
-@dataclass(frozen=True)
-class World:
-    """What is hidden: a pure function of the seed, so that branches meet the same draws.
-
-    Attributes:
-        base: the base learning rate in units of the critical one, 1/4 to 6.
-        decay: log2 of the best weight decay scale, −2 to 2.
-        draws: for each data index, what is held against the chance of a spike.
-        sizes: of those spikes, in nats at r = 1.
-        noise: on what is measured, in standard deviations.
-    """
-
-    base: float
-    decay: float
-    draws: tuple[float, ...]
-    sizes: tuple[float, ...]
-    noise: tuple[float, ...]
-
-    @staticmethod
-    @lru_cache(maxsize=256)
-    def of(seed: int) -> World:
-        rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-        base = math.exp(rng.uniform(math.log(1 / 4), math.log(6)))
-        decay = float(rng.integers(-2, 3))
-        draws, sizes, noise = rng.random(EPOCH), 0.8 * np.exp(0.5 * rng.standard_normal(EPOCH)), rng.standard_normal(EPOCH)
-        return World(base, decay, tuple(draws.tolist()), tuple(sizes.tolist()), tuple(noise.tolist()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Everything that the future depends on beside the seed. Counts in decisions.
-
-    Attributes:
-        gained: P + D. `hidden` is D, `excess` X.
-        reset_at: decision of the last momentum reset, None without one.
-        gradient: mean gradient norm of the last decision, None before the first.
-        owed: share of the budget that was spent elsewhere and is charged with the next decision.
-    """
-
-    decision: int = 0
-    horizon: Horizon
-    order: DataOrder
-    lr_scale: float = 1.0
-    weight_decay_scale: float = 1.0
-    clip: ClipName = "zclip"
-    flagged: tuple[int, ...] = ()
-    gained: float
-    hidden: float = 0.0
-    excess: float = 0.0
-    reset_at: int | None = None
-    validation: float
-    validation_before: float
-    gradient: float | None = None
-    owed: float = 0.0
-    over: bool = False
-
-    @cached_property
-    def flagged_ahead(self) -> tuple[int, ...]:
-        """Data indices that were flagged and are still to come (after a rewind)."""
-        return self.order.ahead(self.decision, self.flagged) if self.flagged else ()
-
-    def schedule(self, decision: int) -> float:
-        return _SCHEDULE(decision, self.horizon.progress(decision))
-
-
-def best_path(
-    scales: tuple[float, ...],
-    start: float,
-    bounds: tuple[float, float],
-    steps: int,
-    value: Callable[[int, NDArray[np.float64]], NDArray[np.float64]],
-) -> list[float]:
-    """The factors, one a step, that maximise Σ value(step, multiplier in force): backward dynamic programming.
-
-    A state is how often each factor has been used, so an array of the values of step k has the shape (k + 1,) × n.
-
-    Args:
-        scales: the factors to choose from, 1 first.
-        start: the multiplier before the first step.
-        bounds: of the multiplier.
-        steps: how many.
-        value: of a step (counted from 0), for an array of multipliers.
-    """
-    factors = scales[1:]
-    if (steps + 1) ** len(factors) > 2e7:
-        raise UserError(f"an exact optimum over {steps} decisions needs at most 3 factors beside 1, found {len(factors)}")
-    grid = np.array(start, dtype=np.float64)
-    for factor in factors:
-        grid = np.multiply.outer(grid, np.float64(factor) ** np.arange(steps + 1))  # (steps + 1,) × n
-    legal = (grid >= bounds[0] * (1 - 1e-9)) & (grid <= bounds[1] * (1 + 1e-9))
-    best = np.zeros_like(grid)
-    choices: list[NDArray[np.int8]] = []
-    for k in reversed(range(steps)):
-        after = (slice(0, k + 2),) * len(factors)
-        values = np.where(legal[after], value(k, grid[after]) + best[after], -np.inf)  # (k + 2,) × n
-        starts = [(0,) * len(factors), *np.eye(len(factors), dtype=int).tolist()]  # doing nothing, then each factor once more
-        options = np.stack([values[tuple(slice(i, i + k + 1) for i in first)] for first in starts])
-        best = options.max(0)
-        choices.append(options.argmax(0).astype(np.int8))
-    path, used = [], [0] * len(factors)
-    for choice in reversed(choices):
-        taken = int(choice[tuple(used)])
-        path.append(scales[taken])
-        if taken:
-            used[taken - 1] += 1
-    return path
-
-
-class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
-    """Steer a training run that follows the law of this module.
+class SyntheticEnv(SteeredEnv):
+    """Steer a training run that follows the law of `trainenv.envs.law`.
 
     **Action, observation, reward, termination, truncation and reset** are those of `TrainingEnv`: `MultiDiscrete([4, 3, 5, 2, 2,
     2])`, `Box(-10, 10, (32,), float32)` with 0 for the features that the law does not have (entropies, embedding, shortcut),
@@ -229,15 +47,12 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
         law: Law | None = None,
         render_mode: str | None = None,
     ) -> None:
-        self.decisions, self.spikes, self.law, self.render_mode = decisions, spikes, law or Law(), render_mode
-        self.environment = environment or EnvironmentConfig()
+        super().__init__(interventions or InterventionConfig(), environment or EnvironmentConfig(), render_mode)
+        self.decisions, self.spikes, self.law = decisions, spikes, law or Law()
         if decisions < 1:
             raise UserError(f"decisions must be 1 or more, found {decisions}")
         if self.environment.divergence_loss <= 1.2:
             raise UserError(f"divergence_loss must be above 1.2 here, found {self.environment.divergence_loss:g}")
-        self.codec = ActionCodec(interventions or InterventionConfig())
-        self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
-        self.action_space = spaces.MultiDiscrete(list(self.codec.sizes))
         self._seed = 0
         self._current: State | None = None
 
@@ -245,7 +60,7 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
     def state(self) -> State:
         """The state now; a value. Exists after the first `reset`."""
         if self._current is None:
-            raise UserError("there is no run yet; call reset() first")
+            raise no_run()
         return self._current
 
     @property
@@ -255,13 +70,11 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        snapshot = (options or {}).get("snapshot")
-        if unknown := set(options or {}) - {"snapshot"}:
-            raise UserError(f"reset knows the option 'snapshot', found {', '.join(sorted(unknown))}")
+        snapshot = snapshot_among(options)
         if snapshot is None:
             self._seed = int(self.np_random.integers(2**31))
             self._current = State(
-                horizon=Horizon(end=self.decisions, since=min(_SCHEDULE.warmup, self.decisions)),
+                horizon=Horizon(end=self.decisions, since=min(SCHEDULE.warmup, self.decisions)),
                 order=DataOrder(seed=self._seed, epoch_steps=EPOCH, block_steps=1),
                 gained=self.law.start,
                 validation=REFERENCE,
@@ -275,7 +88,7 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         state, cap = self.state, self.environment.divergence_loss * REFERENCE
         if state.over:
-            raise UserError("the episode is over; call reset() before the next step()")
+            raise episode_over()
         intervention, masked = self.codec.legal(action, state)
         state = self._applied(state, intervention)
         idle = state.decision >= state.horizon.end  # what was left of the budget went elsewhere since the last decision
@@ -288,14 +101,14 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
         after = replace(after, validation=min(after.validation, cap), owed=0.0)
         truncated = after.decision >= after.horizon.end and not terminated
         self._current = replace(after, over=terminated or truncated)
-        charges = self.environment.instability_charge * spiked + self.environment.compute_charge * state.owed
+        charges = self.charges(events=int(spiked), share_elsewhere=state.owed)
         reward = math.log(after.validation_before / after.validation) - charges
         observation = self._observe(state, spike, r, self.world.noise[data])
         return observation, reward, terminated, truncated, self._info(spiked, masked) | {"charges": charges}
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Which values are legal now, the parts one after another: bool [sum(nvec)], as sb3-contrib's MaskablePPO takes it."""
-        return np.concatenate(self.codec.masks(self.state))
+    @property
+    def steered(self) -> State:
+        return self.state
 
     def flag(self, data_indices: Iterable[int]) -> None:
         """Mark data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` carries them over."""
@@ -339,8 +152,7 @@ class SyntheticEnv(gym.Env[Observation, NDArray[np.int64]]):
         return fork
 
     def _read(self, snapshot: Snapshot) -> tuple[int, State]:
-        if not isinstance(snapshot, Snapshot):
-            raise UserError(f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}")
+        check_snapshot(snapshot)
         if "synthetic" not in snapshot.state:
             raise UserError("expected a snapshot of a synthetic environment, found one of a training run; TrainingEnv takes it")
         seed, saved = int(snapshot.state["seed"]), snapshot.state["synthetic"]

@@ -6,20 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
-
-import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
-from numpy.typing import NDArray
+from typing import Any
 
 from trainenv.config import RunConfig
-from trainenv.envs.observation import BOUND, FEATURES, Situation, observe
-from trainenv.interventions import ActionCodec, ActionVector
+from trainenv.envs.observation import Situation, observe
+from trainenv.envs.steered import Observation, SteeredEnv, check_snapshot, episode_over, no_run, snapshot_among
+from trainenv.interventions import ActionVector
 from trainenv.run import TrainingRun
 from trainenv.types import Snapshot, Telemetry, UserError
-
-Observation = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -29,9 +23,10 @@ class _Memory:
     validation: float
     validation_before: float
     gradient_before: float = math.nan
+    elsewhere: float = 0.0  # FLOPs that had gone into anything but the run's own steps and its evaluation
 
 
-class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
+class TrainingEnv(SteeredEnv):
     """Steer a language-model training run, a decision every `environment.decision_steps` optimizer steps.
 
     **Action** — `MultiDiscrete([4, 3, 5, 2, 2, 2])`: see `trainenv.interventions`. All zeros does nothing. Parts that
@@ -53,8 +48,6 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
         overrides: values on top, by dotted key.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
-
     def __init__(
         self,
         config: str | Path | RunConfig = "tiny",
@@ -62,10 +55,7 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
         render_mode: str | None = None,
     ) -> None:
         self.config = RunConfig.load(config, overrides)
-        self.codec = ActionCodec(self.config.interventions)
-        self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
-        self.action_space = spaces.MultiDiscrete(self.codec.sizes)
-        self.render_mode = render_mode
+        super().__init__(self.config.interventions, self.config.environment, render_mode)
         self._run: TrainingRun | None = None
         self._memory = _Memory(validation=math.nan, validation_before=math.nan)
         self._over = True
@@ -74,14 +64,12 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
     def run(self) -> TrainingRun:
         """The run inside. Exists after the first `reset`."""
         if self._run is None:
-            raise UserError("there is no run yet; call reset() first")
+            raise no_run()
         return self._run
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        snapshot = (options or {}).get("snapshot")
-        if unknown := set(options or {}) - {"snapshot"}:
-            raise UserError(f"reset knows the option 'snapshot', found {', '.join(sorted(unknown))}")
+        snapshot = snapshot_among(options)
         if snapshot is None:
             self._run = self._fresh(int(self.np_random.integers(2**31)))
             validation = self._capped(self.run.evaluate())
@@ -94,9 +82,8 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         run = self.run
         if self._over:
-            raise UserError("the episode is over; call reset() before the next step()")
+            raise episode_over()
         intervention, masked = self.codec.legal(action, run)
-        spent = run.ledger.total - run.ledger["main"] - run.ledger["evaluate"]
         run.apply(intervention)
         window = run.advance(min(self.config.environment.decision_steps, run.horizon.end - run.step))
         finite = all(math.isfinite(t.loss) for t in window)
@@ -104,20 +91,21 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
         validation = self._capped(measured)
         before = self._memory.validation
         events = sum(t.reading.fired for t in window)
-        elsewhere = run.ledger.total - run.ledger["main"] - run.ledger["evaluate"] - spent
-        charges = self._charges(events, elsewhere)
+        elsewhere = self._elsewhere()
+        budget = run.flops_per_step * self.config.steps
+        charges = self.charges(events=events, share_elsewhere=(elsewhere - self._memory.elsewhere) / budget if budget else 0.0)
         reward = math.log(before / validation) - charges
         terminated = not measured < self._cap
         truncated = run.done and not terminated
         self._over = terminated or truncated
-        self._memory = replace(self._memory, validation=validation, validation_before=before)
+        self._memory = replace(self._memory, validation=validation, validation_before=before, elsewhere=elsewhere)
         observation = self._observe(window)
         self._memory = replace(self._memory, gradient_before=_mean_gradient(window))
         return observation, reward, terminated, truncated, self._info(window, masked) | {"charges": charges}
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Which values are legal now, the parts one after another: bool [sum(nvec)], as sb3-contrib's MaskablePPO takes it."""
-        return np.concatenate(self.codec.masks(self.run))
+    @property
+    def steered(self) -> TrainingRun:
+        return self.run
 
     def snapshot(self) -> Snapshot:
         """The whole state of the environment, for `restore` or `reset(options={"snapshot": …})`."""
@@ -127,9 +115,10 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, of this environment or of a bare run with the same configuration."""
-        if not isinstance(snapshot, Snapshot):
-            raise UserError(f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}")
-        seed = int(snapshot.state.get("seed", self.config.seed))
+        check_snapshot(snapshot)
+        if "model" not in snapshot.state:
+            raise UserError("expected a snapshot of a training run, found one of a synthetic environment; SyntheticEnv takes it")
+        seed = int(snapshot.state["seed"])
         if self._run is None or self._run.config.seed != seed:
             self._run = self._fresh(seed)
         self._run.restore(snapshot)
@@ -140,6 +129,8 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
         else:
             self._memory = _Memory(*(math.nan if v is None else v for v in saved["memory"]))
             self._over = bool(saved["over"])
+        # The ledger is no part of a snapshot: what other branches spent before is not this one's to be charged for.
+        self._memory = replace(self._memory, elsewhere=self._elsewhere())
 
     def fork(self) -> TrainingEnv:
         """An independent environment in the same state."""
@@ -154,15 +145,14 @@ class TrainingEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     @property
     def _cap(self) -> float:
-        return self.config.environment.divergence_loss * self._reference
+        return self.environment.divergence_loss * self._reference
 
     def _capped(self, loss: float) -> float:
         return min(loss, self._cap) if math.isfinite(loss) else self._cap
 
-    def _charges(self, events: int, flops_elsewhere: float) -> float:
-        charge = self.config.environment
-        budget = self.run.flops_per_step * self.config.steps
-        return charge.instability_charge * events + charge.compute_charge * flops_elsewhere / budget
+    def _elsewhere(self) -> float:
+        ledger = self.run.ledger
+        return ledger.total - ledger["main"] - ledger["evaluate"]
 
     def _fresh(self, seed: int) -> TrainingRun:
         return TrainingRun.from_config(self.config.model_copy(update={"seed": seed}))

@@ -54,7 +54,7 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
 
 def _square(tensors: Sequence[Tensor]) -> Tensor:
     """The squared norm of tensors taken together."""
-    return torch.stack(torch._foreach_norm(tensors)).square().sum()
+    return torch.stack(torch._foreach_norm(list(tensors))).square().sum()
 
 
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

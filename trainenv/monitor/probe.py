@@ -36,8 +36,8 @@ class Probe:
 
     def __init__(self, model: nn.Module, tokens: Any, loss: Callable[[Any], Tensor]) -> None:
         self._model, self._tokens, self._loss = model, tokens, loss
-        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-        self._blocks: list[nn.Module] = list(max(lists, key=len)) if lists else []
+        lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
+        self._blocks: list[nn.Module] = max(lists, key=len, default=[])
         self._embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
 
     @torch.no_grad()
@@ -101,14 +101,16 @@ def attention_entropy(queries: Tensor, keys: Tensor) -> Tensor:
     hidden = torch.arange(length, device=queries.device) > positions[:, None]  # (Q, T)
     p = torch.softmax(scores.masked_fill_(hidden, -math.inf), dim=-1)
     entropy = torch.special.entr(p).sum(-1)  # (B, H, Q)
-    return (entropy / (positions + 1).log()).mean()
+    mean: Tensor = (entropy / (positions + 1).log()).mean()
+    return mean
 
 
 def activation_entropy(hidden: Tensor) -> Tensor:
     """Mean entropy of how the energy of [B, T, W] activations is spread over the W features, as a share of ln W."""
     energy = hidden.square()
     p = energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)
-    return torch.special.entr(p).sum(-1).mean() / math.log(hidden.shape[-1])
+    share: Tensor = torch.special.entr(p).sum(-1).mean() / math.log(hidden.shape[-1])
+    return share
 
 
 def _attention_hooks(block: nn.Module, seen: _Seen) -> list[RemovableHandle]:

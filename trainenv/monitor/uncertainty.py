@@ -14,7 +14,7 @@ from typing import Any
 
 from trainenv.config import UncertaintyConfig, find, read_yaml, validate
 from trainenv.monitor.forecasters import Forecasters
-from trainenv.monitor.track import BEYOND, Track
+from trainenv.monitor.track import Track
 from trainenv.types import Reading, Telemetry
 
 _EVERY_STEP = ("loss", "grad_norm", "disagreement")

@@ -1,4 +1,4 @@
-"""Training objectives, one file each. An objective is called as `objective(model, micro_batch)`; see `trainenv.types.Objective`."""
+"""Training objectives, one file each. Their contract is `trainenv.types.Objective`."""
 
 from trainenv.objectives.lm import NextToken
 

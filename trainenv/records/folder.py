@@ -67,7 +67,9 @@ class RunFolder:
         if (path / "summary.json").is_file():
             raise UserError(f"the run in {path} has ended; give another --out for a new one")
         if not (path / "last.safetensors").is_file():
-            raise UserError(f"expected an interrupted run with a last.safetensors in {path}, found none; leave out --resume to start one")
+            raise UserError(
+                f"expected an interrupted run with a last.safetensors in {path}, found none; leave out --resume to start one"
+            )
         snapshot = snapshots.load(path / "last.safetensors")
         lines = [json.loads(line)["line"] for line in _lines(path / "lines.jsonl")]
         folder = cls(path, line=max(lines, default=0))

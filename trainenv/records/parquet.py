@@ -20,7 +20,13 @@ import pyarrow.parquet as pq
 from trainenv.config import configs_folder
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 
-_ARROW = {"number": pa.float64(), "integer": pa.int64(), "string": pa.string(), "boolean": pa.bool_(), "array": pa.list_(pa.string())}
+_ARROW = {
+    "number": pa.float64(),
+    "integer": pa.int64(),
+    "string": pa.string(),
+    "boolean": pa.bool_(),
+    "array": pa.list_(pa.string()),
+}
 _READING = tuple(f.name for f in fields(Reading))
 
 
@@ -99,11 +105,12 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
     parts = sorted((folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet"))
     if not parts:
         raise UserError(f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run")
-    rows = pa.concat_tables([pq.read_table(part) for part in parts]).to_pandas()
+    rows: pd.DataFrame = pa.concat_tables([pq.read_table(part) for part in parts]).to_pandas()
     if not kept_only:
         return rows
     main = rows[rows["purpose"] == "main"]
     starts = main.groupby("line")["step"].min()
     replaced_from = {line: starts[starts.index > line].min() for line in starts.index}
     bound = main["line"].map(replaced_from).fillna(math.inf)
-    return main[main["step"] < bound].reset_index(drop=True)
+    kept: pd.DataFrame = main[main["step"] < bound].reset_index(drop=True)
+    return kept

@@ -37,7 +37,9 @@ def plot_run(folder: Path, path: Path) -> Path:
         low, high = np.nanmin(kept["loss"]), np.nanquantile(everything["loss"], 0.995)
         losses.set_ylim(low - 0.1, max(high, low + 0.5) + 0.3)
 
-    index.plot(everything["step"], everything["index"].clip(-3, 15), ".", ms=2.5, color=_COLOURS["index"], label="uncertainty index")
+    index.plot(
+        everything["step"], everything["index"].clip(-3, 15), ".", ms=2.5, color=_COLOURS["index"], label="uncertainty index"
+    )
     threshold = kept["threshold"].where(np.isfinite(kept["threshold"]))
     index.plot(kept["step"], threshold, color=_COLOURS["threshold"], lw=1, ls="--", label="threshold")
     index.set_ylabel("z")
