@@ -92,7 +92,7 @@ def trial(job: tuple[int, bool]) -> Trial:
             telemetry += run.advance(WATCH)
             losses.append(run.evaluate() - before)
         rise = max(loss if math.isfinite(loss) else 10.0 for loss in losses)
-        half = next(k for k, loss in enumerate(losses) if not loss < rise / 2)
+        half = next((k for k, loss in enumerate(losses) if not loss < rise / 2), 0)
         seen.append(Planted(event.at, event.kind, event.steps, event.size, rise, event.at + WATCH * (half + 1)))
     telemetry += run.advance(STEPS - run.step)
     return Trial(seed, telemetry, tuple(seen))

@@ -99,7 +99,7 @@ def bare_loop(
 
 def measure(overrides: dict[str, Any], blocks: int, steps: int) -> dict[str, float]:
     """Milliseconds a step of each, and the ratios."""
-    config = RunConfig.load("tiny", overrides)
+    config = RunConfig.load("tiny", {**overrides, "threads": torch.get_num_threads()})
     ours, same = TrainingRun.from_config(config), TrainingRun.from_config(config)
     batches = ours._batches
     minimal = MinimalGPT(config, ours.model.config.vocab_size)

@@ -83,7 +83,9 @@ def test_zeros_does_nothing_and_nothing_else_does() -> None:
         ([0, 0, 0, 0, 0, 1], Intervention(skip_batch=True)),
         (
             [1, 2, 3, 1, 1, 1],
-            Intervention(lr_scale=0.8, weight_decay_scale=2.0, clip="arc", momentum_reset=True, data_reorder=True, skip_batch=True),
+            Intervention(
+                lr_scale=0.8, weight_decay_scale=2.0, clip="arc", momentum_reset=True, data_reorder=True, skip_batch=True
+            ),
         ),
     ],
 )
@@ -101,11 +103,15 @@ def test_any_vector_of_whole_numbers(kind: Any) -> None:
 def test_out_of_range(place: int, below: bool) -> None:
     action = [0] * 6
     action[place] = -1 if below else SIZES[place]
-    with pytest.raises(UserError, match=f"the action's {PARTS[place]} must be from 0 to {SIZES[place] - 1}, found {action[place]} in"):
+    with pytest.raises(
+        UserError, match=f"the action's {PARTS[place]} must be from 0 to {SIZES[place] - 1}, found {action[place]} in"
+    ):
         ActionCodec().decode(action)
 
 
-@pytest.mark.parametrize("action", [[], [0] * 5, [0] * 7, [[0] * 6], 0, None, "000000", [0.5, 0, 0, 0, 0, 0], [math.nan, 0, 0, 0, 0, 0], ["a"] * 6])
+@pytest.mark.parametrize(
+    "action", [[], [0] * 5, [0] * 7, [[0] * 6], 0, None, "000000", [0.5, 0, 0, 0, 0, 0], [math.nan, 0, 0, 0, 0, 0], ["a"] * 6]
+)
 def test_not_an_action(action: Any) -> None:
     with pytest.raises(UserError, match=r"an action is 6 whole numbers \(lr_scale, weight_decay_scale, clip"):
         ActionCodec().decode(action)

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 from trainenv import models
 from trainenv.config import RunConfig
@@ -19,7 +20,9 @@ OLD_NAME = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is
 
 
 def small(**overrides: Any) -> RunConfig:
-    return RunConfig.load("tiny", {"model.width": 32, "model.context": 16, **{k.replace("__", "."): v for k, v in overrides.items()}})
+    return RunConfig.load(
+        "tiny", {"model.width": 32, "model.context": 16, **{k.replace("__", "."): v for k, v in overrides.items()}}
+    )
 
 
 def count(model: torch.nn.Module) -> int:
@@ -132,6 +135,40 @@ def test_activation_checkpointing_computes_twice_and_gives_the_same_gradients() 
         torch.testing.assert_close(plain, checkpointed)
 
 
+@pytest.mark.parametrize("init", ["gpt2", "stable"])
+@pytest.mark.parametrize("length", [1, 2, 16])
+def test_the_short_way_gives_the_same_bits(init: str, length: int) -> None:
+    tokens = torch.randint(0, 256, (3, length), generator=torch.Generator().manual_seed(0))
+    results = []
+    for short in (True, False):
+        model = models.build(small(model__init=init, model__dropout=0.2), 256, CPU)
+        torch.manual_seed(4)
+        logits = (model(tokens) if short else GPT2LMHeadModel.forward(model, tokens)).logits
+        logits.square().mean().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results))
+
+
+def test_it_generates_as_transformers_does() -> None:
+    model = models.build(small(), 256, CPU).eval()
+    start = torch.tensor([[1, 2, 3]])
+    whole = model.generate(start, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+    expected = start
+    for _ in range(6):
+        expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(whole, expected)
+
+
+def test_no_token_sees_those_after_it() -> None:
+    model = models.build(small(), 256, CPU).eval()
+    tokens = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(0))
+    other = tokens.clone()
+    other[0, 9:] = 0
+    one, two = model(tokens).logits, model(other).logits
+    torch.testing.assert_close(one[:, :9], two[:, :9])
+    assert not torch.allclose(one[:, 9:], two[:, 9:])
+
+
 # ── positions ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -169,13 +206,17 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(monkeypat
         if free == needed:
             models.check_memory(RunConfig.load("tiny"), 256, CPU)
         else:
-            with pytest.raises(UserError, match="tiny needs at least .* GiB of memory on cpu, found .* GiB free; take a smaller preset"):
+            with pytest.raises(
+                UserError, match=r"tiny needs at least .* GiB of memory on cpu, found .* GiB free; take a smaller preset"
+            ):
                 models.build(RunConfig.load("tiny"), 256, CPU)
 
 
 def test_refusing_a_large_run_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
-    with pytest.raises(UserError, match=r"large needs at least \d+\.\d GiB .*found 1\.0 GiB.*accumulation.*activation_checkpointing: true"):
+    with pytest.raises(
+        UserError, match=r"large needs at least \d+\.\d GiB .*found 1\.0 GiB.*accumulation.*activation_checkpointing: true"
+    ):
         models.build(RunConfig.load("large"), 50257, CPU)
 
 

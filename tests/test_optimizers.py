@@ -63,7 +63,10 @@ def test_a_step_is_adamw_s() -> None:
     one, two = net(), net()
     config = OptimizerConfig(lr=1e-2, weight_decay=0.1)
     plain = AdamW(
-        [{"params": [p for p in two.parameters() if p.dim() >= 2]}, {"params": [p for p in two.parameters() if p.dim() < 2], "weight_decay": 0.0}],
+        [
+            {"params": [p for p in two.parameters() if p.dim() >= 2]},
+            {"params": [p for p in two.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ],
         lr=1e-2,
         betas=(0.9, 0.95),
         eps=1e-8,

@@ -37,7 +37,9 @@ def raw(order: DataOrder, positions: int) -> list[int]:
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[DataOrder, int]:
     """An order after a random sequence of steps, skips of what is to come, and reorders; and how far it went."""
-    order = DataOrder(seed=draw(st.integers(0, 2**63 - 1)), epoch_steps=draw(st.integers(1, 23)), block_steps=draw(st.integers(1, 6)))
+    order = DataOrder(
+        seed=draw(st.integers(0, 2**63 - 1)), epoch_steps=draw(st.integers(1, 23)), block_steps=draw(st.integers(1, 6))
+    )
     step = 0
     for _ in range(draw(st.integers(0, 6))):
         step += draw(st.integers(0, 15))
@@ -61,7 +63,9 @@ def test_identity_when_nothing_was_done(seed: int, epoch: int, block: int) -> No
 @settings(max_examples=200)
 def test_each_epoch_is_a_permutation_of_its_indices_less_the_skipped(order: DataOrder) -> None:
     epochs = 4
-    expected = [[i for i in range(e * order.epoch_steps, (e + 1) * order.epoch_steps) if i not in order.skips] for e in range(epochs)]
+    expected = [
+        [i for i in range(e * order.epoch_steps, (e + 1) * order.epoch_steps) if i not in order.skips] for e in range(epochs)
+    ]
     taken = seen(order, sum(map(len, expected)))
     start = 0
     for indices in expected:

@@ -134,7 +134,9 @@ def test_not_kept_after_an_exception_either() -> None:
 
     with pytest.raises(RuntimeError, match="inside"):
         fail()
-    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(before.values(), rng.state_dict().values()))
+    assert all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(before.values(), rng.state_dict().values())
+    )
 
 
 @pytest.mark.parametrize("through_snapshot", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ def test_progress_is_monotone_within_bounds_and_ends_at_one(warmup: int, steps: 
             values.append(horizon.progress(step))
         horizon = horizon.spend(step, cost)
     assert all(0 <= value <= 1 for value in values)
-    assert all(before <= after + 1e-12 for before, after in zip(values, values[1:]))
+    assert all(before <= after + 1e-12 for before, after in pairwise(values))
     assert step == horizon.end
     assert horizon.progress(horizon.end) == 1.0
     if horizon.end > horizon.since:
@@ -49,7 +50,9 @@ def test_progress_is_monotone_within_bounds_and_ends_at_one(warmup: int, steps: 
 
 
 @given(steps=st.integers(2, 300), step=st.integers(0, 299), cost=st.integers(0, 400), before=spends)
-def test_spending_is_continuous_and_brings_the_end_nearer(steps: int, step: int, cost: int, before: list[tuple[int, int]]) -> None:
+def test_spending_is_continuous_and_brings_the_end_nearer(
+    steps: int, step: int, cost: int, before: list[tuple[int, int]]
+) -> None:
     horizon, at = spent(Horizon(end=steps), before)
     step = min(max(step, at), horizon.end)
     after = horizon.spend(step, cost)
@@ -96,7 +99,7 @@ def test_annealing_only_falls_from_one_to_final(kind: str, final: float, share: 
     values = [schedule(0, n / 500) for n in range(501)]
     assert values[0] == pytest.approx(1.0)
     assert values[-1] == pytest.approx(final, abs=1e-12)
-    assert all(before >= after - 1e-12 for before, after in zip(values, values[1:]))
+    assert all(before >= after - 1e-12 for before, after in pairwise(values))
 
 
 def test_cosine_by_its_formula() -> None:
@@ -126,5 +129,7 @@ def test_constant_stays() -> None:
 
 def test_make_takes_each_number_from_the_configuration() -> None:
     assert make(ScheduleConfig(warmup=3, final=0.2)) == Cosine(warmup=3, final=0.2)
-    assert make(ScheduleConfig(kind="wsd", warmup=3, final=0.2, decay_share=0.4)) == WarmupStableDecay(warmup=3, final=0.2, decay_share=0.4)
+    assert make(ScheduleConfig(kind="wsd", warmup=3, final=0.2, decay_share=0.4)) == WarmupStableDecay(
+        warmup=3, final=0.2, decay_share=0.4
+    )
     assert make(ScheduleConfig(kind="constant", warmup=3)) == Constant(warmup=3)

@@ -18,14 +18,14 @@ def as_batch(data: Any, index: int, accumulation: int) -> Batch:
         return data
     if accumulation == 1:
         return Batch(micro=(data,), index=index)
-    if isinstance(data, Tensor) and len(data) % accumulation == 0:
+    if isinstance(data, Tensor) and data.dim() and len(data) % accumulation == 0:
         return Batch(micro=data.chunk(accumulation), index=index)
     if isinstance(data, list | tuple) and len(data) == accumulation:
         return Batch(micro=tuple(data), index=index)
+    found = f"a tensor of shape {list(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
     raise UserError(
         f"with accumulation {accumulation}, batches(index) must return a tensor of a multiple of {accumulation} rows, or a "
-        f"sequence of {accumulation} micro-batches; found {type(data).__name__}"
-        f"{f' of length {len(data)}' if hasattr(data, '__len__') else ''}"
+        f"sequence of {accumulation} micro-batches; found {found}"
     )
 
 
@@ -36,7 +36,8 @@ def placed(micro: Any, device: torch.device) -> Any:
     if isinstance(micro, Mapping):
         return {key: placed(part, device) for key, part in micro.items()}
     if isinstance(micro, list | tuple):
-        return type(micro)(placed(part, device) for part in micro)
+        parts = [placed(part, device) for part in micro]
+        return type(micro)(*parts) if hasattr(micro, "_fields") else type(micro)(parts)
     return micro
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainenv.types import CLIP_NAMES, ClipName, UserError
 
@@ -152,6 +152,8 @@ class UncertaintyConfig(Config):
     def _ordered(self) -> UncertaintyConfig:
         if self.single < self.threshold:
             raise ValueError(f"single ({self.single}) must be at least threshold ({self.threshold})")
+        if set(self.weights) != {"volatility", "entropy", "disagreement"} or not sum(self.weights.values()) > 0:
+            raise ValueError(f"weights must name volatility, entropy and disagreement, not all 0, found {dict(self.weights)}")
         if self.min_history > self.window:
             raise ValueError(f"min_history ({self.min_history}) must be at most window ({self.window})")
         return self
@@ -165,6 +167,12 @@ class MonitorConfig(Config):
     probe_every: Annotated[int, Field(ge=0)] = 8
     probe_sequences: Count = 2
     uncertainty: UncertaintyConfig = Field(default_factory=lambda: UncertaintyConfig(**read_yaml(find("uncertainty"))))
+
+    @field_validator("uncertainty", mode="before")
+    @classmethod
+    def _over_the_defaults(cls, value: Any) -> Any:
+        """What is stated stands on top of `configs/uncertainty.yaml`."""
+        return merge(read_yaml(find("uncertainty")), value) if isinstance(value, Mapping) else value
 
 
 class InterventionConfig(Config):
@@ -200,7 +208,11 @@ class EnvironmentConfig(Config):
 
 
 class TrainingConfig(Config):
-    """How any run is trained, whoever brings the model. `steps` is the budget, in optimizer steps' worth of compute."""
+    """How any run is trained, whoever brings the model. `steps` is the budget, in optimizer steps' worth of compute.
+
+    `threads` fixes the CPU threads of the run, and with them its bits; `block_steps` are the data indices that a reorder keeps
+    together; after a momentum reset the learning rate warms up over `reset_warmup` steps.
+    """
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -209,6 +221,7 @@ class TrainingConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     deterministic: bool = False
+    threads: Count | None = None
     block_steps: Count = 16
     reset_warmup: Annotated[int, Field(ge=0)] = 150
     schedule: ScheduleConfig = ScheduleConfig()
@@ -295,6 +308,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return dict(values)
 
 
+def parse_value(text: str) -> Any:
+    """A value as it would stand in a YAML file."""
+    return yaml.load(text, Loader=_StrictLoader)
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `over` on top, mapping by mapping."""
     merged = dict(base)
@@ -309,12 +327,15 @@ def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            valid = sorted(_keys_at(model, first["loc"][:-1]))
-            wrong = str(first["loc"][-1])
-            raise UserError(f"{source}: unknown key {where!r}{_nearest(wrong, valid)}; valid here: {', '.join(valid)}") from None
+        # An unknown key first: where a key is misspelt, the right one is also missing.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        *above, last = [part for part in first["loc"] if part != "[key]"] or [""]
+        where = ".".join(str(part) for part in (*above, last))
+        if first["type"] == "extra_forbidden" or "[key]" in first["loc"]:
+            valid = sorted(_keys_at(model, above))
+            raise UserError(
+                f"{source}: unknown key {where!r}{_nearest(str(last), valid)}; valid here: {_listed(valid)}"
+            ) from None
         if first["type"] == "missing":
             raise UserError(f"{source}: {where} is missing; state it, or start the file with `extends: tiny`") from None
         reason = first["msg"].removeprefix("Value error, ")
@@ -324,6 +345,7 @@ def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
 
 def _resolve(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file over those of the file that it extends."""
+    path = path.resolve()
     if path in seen:
         raise UserError(f"{path} extends itself through {' → '.join(str(p) for p in seen)}; remove one `extends`")
     values = read_yaml(path)
@@ -350,7 +372,7 @@ def _nearest(wrong: str, valid: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _keys_at(model: type[Config], location: tuple[int | str, ...]) -> Iterator[str]:
+def _keys_at(model: type[Config], location: Sequence[int | str]) -> Iterator[str]:
     """The valid keys of the nested model that `location` points to."""
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
@@ -368,7 +390,7 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, refusing keys that stand twice and reading 3e-4 as the number it is."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)

@@ -20,18 +20,23 @@ def pick(name: str) -> torch.device:
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Refuse kernels whose result varies from call to call, inside the block. On the CPU ours never do."""
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; without it torch refuses matmuls
-    before, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
+def settings(config: TrainingConfig) -> Iterator[None]:
+    """The numeric settings of a run, in force inside the block and undone after it: threads, and deterministic kernels.
+
+    Bits depend on the number of threads. On the CPU our kernels never vary from call to call; on a GPU some do unless told.
+    """
+    threads, wanted = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; without it torch refuses matmuls
+        torch.use_deterministic_algorithms(True)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
 
 
 def numerics(device: torch.device, config: TrainingConfig) -> dict[str, str | int | bool]:
@@ -39,7 +44,7 @@ def numerics(device: torch.device, config: TrainingConfig) -> dict[str, str | in
     return {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "threads": config.threads or torch.get_num_threads(),
         "precision": config.precision,
         "deterministic": config.deterministic,
     }

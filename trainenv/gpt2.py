@@ -22,7 +22,8 @@ class GPT2(GPT2LMHeadModel):
 
     def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> CausalLMOutputWithCrossAttentions:
         """Logits [B, T, V] of int64 tokens [B, T]."""
-        if kwargs or input_ids is None or self.config.use_cache:
+        masked_inside = self.config._attn_implementation == "sdpa"  # eager attention would need the causal mask
+        if input_ids is None or kwargs or self.config.use_cache or not masked_inside:
             output: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
             return output
         body = self.transformer

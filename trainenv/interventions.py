@@ -60,7 +60,10 @@ class ActionCodec:
         Raises:
             UserError: not six whole numbers, or one out of range.
         """
-        vector = np.asarray(action)
+        try:
+            vector = np.asarray(action)
+        except ValueError:  # ragged
+            vector = np.array(None)
         whole = vector.dtype.kind in "iu" or (vector.dtype.kind == "f" and bool(np.all(vector == np.floor(vector))))
         if vector.shape != (len(PARTS),) or not whole:
             raise UserError(f"an action is {len(PARTS)} whole numbers ({', '.join(PARTS)}), found {action!r}")

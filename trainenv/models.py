@@ -51,7 +51,7 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
         if shape.init == "stable":
             _initialise_stably(model)
     if shape.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` is off
     model.train()
     return model

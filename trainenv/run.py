@@ -20,7 +20,7 @@ from trainenv.config import RunConfig, TrainingConfig
 from trainenv.interventions import within
 from trainenv.ledger import Ledger, Purpose, flops_per_token
 from trainenv.monitor.hypergradient import hypergradient
-from trainenv.monitor.probe import Probe
+from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.telemetry import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
@@ -130,7 +130,7 @@ class TrainingRun:
             raise UserError(f"steps must be 0 or more, found {steps}")
         measured: list[Telemetry] = []
         block = self.config.monitor.block
-        with self._rng.active(), devices.deterministic(self.config.deterministic):
+        with self._rng.active(), devices.settings(self.config):
             for count in range(1, steps + 1):
                 self._train_step()
                 if count % block == 0 or count == steps:
@@ -169,13 +169,8 @@ class TrainingRun:
         """Validation loss in nats per token, over the fixed validation set. Changes nothing that the future depends on."""
         if not self._validation:
             raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self._rng.active(keep=False):
-                losses = [self._loss(placed(micro, self.device)) for micro in self._validation]
-        finally:
-            self.model.train(training)
+        with torch.no_grad(), evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
+            losses = [self._loss(placed(micro, self.device)) for micro in self._validation]
         tokens = sum(token_count(micro) for micro in self._validation)
         self.ledger.charge("evaluate", tokens * self._per_token / 3)  # a forward pass is a third
         return torch.stack(losses).double().mean().item()

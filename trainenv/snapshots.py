@@ -35,10 +35,8 @@ def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:
     """A 128-bit hash (xxh3) of everything in a snapshot but the top-level parts in `leave_out`."""
     digest = xxhash.xxh3_128()
     state = {key: value for key, value in snapshot.state.items() if key not in leave_out}
-    digest.update(json.dumps(state, sort_keys=True).encode())
-    for name in sorted(snapshot.tensors):
-        if name.split("/", 1)[0] in leave_out:
-            continue
+    digest.update(json.dumps([snapshot.step, state], sort_keys=True).encode())
+    for name in sorted(_names(state)):
         tensor = snapshot.tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
@@ -88,10 +86,21 @@ def load(path: str | Path) -> Snapshot:
     return Snapshot(step=int(header["step"]), tensors=tensors, state=json.loads(header["state"]))
 
 
+def _names(state: Any) -> set[str]:
+    """Names of the tensors that a state refers to."""
+    if isinstance(state, Mapping):
+        return {state[_TENSOR]} if _TENSOR in state else set().union(*map(_names, state.values()))
+    return set().union(*map(_names, state)) if isinstance(state, list) else set()
+
+
 def _split(value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str]) -> Any:
     if isinstance(value, Tensor):
         return {_TENSOR: _clone(value, name, tensors, aliases)}
     if isinstance(value, Mapping):
+        if any("/" in str(key) for key in value):
+            raise UserError(
+                f"keys of a state must not hold a slash, found {next(key for key in value if '/' in str(key))!r} in {name!r}"
+            )
         return {str(key): _split(part, f"{name}/{key}" if name else str(key), tensors, aliases) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_split(part, f"{name}/{place}", tensors, aliases) for place, part in enumerate(value)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Intervention:
     def __post_init__(self) -> None:
         for name in ("lr_scale", "weight_decay_scale"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise UserError(f"{name} must be a finite number above 0, found {value!r}; 1.0 leaves it as it is")
         if self.clip is not None and self.clip not in CLIP_NAMES:
             raise UserError(f"clip must be None (keep) or one of {', '.join(CLIP_NAMES)}, found {self.clip!r}")

@@ -59,7 +59,9 @@ def test_against_the_hidden_states(parts: Parts) -> None:
     measured = Probe(model, tokens, loss).measure()
     hidden: list[tuple[Tensor, Tensor]] = []
     for block in model.transformer.h:
-        block.register_forward_hook(lambda _, i, o: hidden.append((i[0].double(), (o[0] if isinstance(o, tuple) else o).double())))
+        block.register_forward_hook(
+            lambda _, i, o: hidden.append((i[0].double(), (o[0] if isinstance(o, tuple) else o).double()))
+        )
     model.eval()
     with torch.no_grad():
         model(tokens[:, :-1])

@@ -27,7 +27,9 @@ HOST: dict[str, Any] = {
 
 def device(step: int, **more: float) -> dict[str, Tensor]:
     names = ("loss", "grad_norm", "grad_norm_clipped", "clip_threshold", "clip_score")
-    return {name: torch.tensor(float(step * 10 + place)) for place, name in enumerate(names)} | {k: torch.tensor(v) for k, v in more.items()}
+    return {name: torch.tensor(float(step * 10 + place)) for place, name in enumerate(names)} | {
+        k: torch.tensor(v) for k, v in more.items()
+    }
 
 
 def test_in_order_with_what_each_step_measured() -> None:
@@ -52,7 +54,9 @@ def test_in_order_with_what_each_step_measured() -> None:
 def test_python_numbers_whatever_the_dtype() -> None:
     recorder = Recorder()
     values = {**device(1), "loss": torch.tensor(1.5, dtype=torch.bfloat16), "grad_norm": torch.tensor(2.5, dtype=torch.float64)}
-    recorder.append({**HOST, "step": 1}, {**values, "clip_score": torch.tensor(math.nan), "clip_threshold": torch.tensor(math.inf)})
+    recorder.append(
+        {**HOST, "step": 1}, {**values, "clip_score": torch.tensor(math.nan), "clip_threshold": torch.tensor(math.inf)}
+    )
     (t,) = recorder.drain()
     assert (type(t.loss), t.loss, t.grad_norm, t.clip_threshold) == (float, 1.5, 2.5, math.inf)
     assert math.isnan(t.clip_score)
@@ -93,7 +97,10 @@ def test_steps_appended_while_draining_are_kept() -> None:
     assert [t.step for t in recorder.drain()] == [3]
 
 
-@pytest.mark.parametrize(("norm", "seen", "clipped"), [(1.0, 1.0, False), (2.0, 1.0, True), (math.nan, 1.0, True), (math.inf, 0.0, True), (1.0 + 1e-8, 1.0, False)])
+@pytest.mark.parametrize(
+    ("norm", "seen", "clipped"),
+    [(1.0, 1.0, False), (2.0, 1.0, True), (math.nan, 1.0, True), (math.inf, 0.0, True), (1.0 + 1e-8, 1.0, False)],
+)
 def test_clipped(norm: float, seen: float, clipped: bool) -> None:
     measured = {name: value.item() for name, value in device(0).items()} | {"grad_norm": norm, "grad_norm_clipped": seen}
     assert Telemetry(**HOST, step=1, **measured).clipped is clipped

@@ -109,6 +109,7 @@ def test_three_in_a_row_or_one_far_out(values: list[float], expected: list[int])
 def test_silent_for_the_refractory_steps_and_not_longer() -> None:
     assert fired(index(refractory=50), [9.0] * 160) == [1000, 1051, 1102, 1153]
     assert fired(index(refractory=0), [9.0] * 3) == [1000, 1001, 1002]
+    assert fired(index(refractory=0), [2.6] * 7) == [1002, 1005]
 
 
 def test_after_silence_an_alarm_still_needs_its_three() -> None:
@@ -124,7 +125,11 @@ def test_early_it_takes_more() -> None:
     assert fired(index(), [3.3], start=200) == [200]
 
 
-@given(values=st.lists(st.sampled_from([0.0, 2.4, 2.6, 3.3]), max_size=80), consecutive=st.integers(1, 5), refractory=st.integers(0, 20))
+@given(
+    values=st.lists(st.sampled_from([0.0, 2.4, 2.6, 3.3]), max_size=80),
+    consecutive=st.integers(1, 5),
+    refractory=st.integers(0, 20),
+)
 def test_firing_by_its_rule(values: list[float], consecutive: int, refractory: int) -> None:
     expected, running, silent_until = [], 0, 0
     for step, value in enumerate(values, 1000):

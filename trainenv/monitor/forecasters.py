@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 _FORGETTING = (0.9, 0.95, 0.98, 0.99, 0.995)
 _FEATURES = 4
@@ -63,6 +62,8 @@ class Forecasters:
         self._weights += gain * errors[:, None]
         self._covariance -= gain[:, :, None] * direction[:, None, :]
         grown = self._covariance / self._forgetting
+        # Kept symmetric by hand: rounding's asymmetry would grow by 1/λ a step and take the forecasts with it.
+        grown = (grown + grown.transpose(0, 2, 1)) / 2
         bounded = np.trace(grown, axis1=1, axis2=2)[:, None, None] < _TRACE
         self._covariance = np.where(bounded, grown, self._covariance)
         size = float(np.abs(errors).mean())
@@ -82,7 +83,3 @@ class Forecasters:
         self._weights, self._covariance = np.array(state["weights"]), np.array(state["covariance"])
         self._features, self._averages = np.array(state["features"]), np.array(state["averages"])
         self._origin, self._error, self._count = state["scalars"]
-
-
-def _as_array(values: list[float]) -> NDArray[np.float64]:
-    return np.array(values, dtype=np.float64)

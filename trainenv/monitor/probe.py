@@ -9,8 +9,8 @@ falling activation entropy; the two conditions of Takase 2024 as `embedding_rms`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -44,7 +44,6 @@ class Probe:
     def measure(self) -> dict[str, Tensor]:
         """The fields of `PROBE_FIELDS` as 0-dimensional float32 tensors on the model's device; NaN where not measurable."""
         seen = _Seen()
-        training = self._model.training
         with ExitStack() as hooks:
             for block in self._blocks:
                 hooks.callback(block.register_forward_hook(seen.block).remove)
@@ -52,12 +51,8 @@ class Probe:
                     hooks.callback(handle.remove)
             if self._embedding is not None:
                 hooks.callback(self._embedding.register_forward_hook(seen.embedded).remove)
-            if training:
-                self._model.eval()
-            try:
-                loss = self._loss(self._tokens)
-            finally:
-                self._model.train(training)
+            hooks.enter_context(evaluating(self._model))
+            loss = self._loss(self._tokens)
         nan = torch.full((), math.nan, device=loss.device)
         return {
             "probe_loss": loss.float(),
@@ -66,6 +61,19 @@ class Probe:
             "embedding_rms": seen.embedding if seen.embedding is not None else nan,
             "shortcut_ratio": torch.stack(seen.shortcut).mean() if seen.shortcut else nan,
         }
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside the block; after it every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class _Seen:
@@ -78,7 +86,10 @@ class _Seen:
         self.embedding: Tensor | None = None
 
     def block(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        before, after = inputs[0].float(), (output[0] if isinstance(output, tuple) else output).float()  # (B, T, W)
+        before, after = inputs[0] if inputs else None, output[0] if isinstance(output, tuple) else output  # (B, T, W)
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.shape != after.shape:
+            return  # no block with a shortcut around it
+        before, after = before.float(), after.float()
         every = max(1, after.shape[1] // _QUERIES) if after.dim() == 3 else 1
         self.activation.append(activation_entropy(after[:, every - 1 :: every]))
         self.shortcut.append(before.norm() / (after - before).norm())

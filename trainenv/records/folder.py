@@ -12,6 +12,7 @@ import yaml
 
 from trainenv import snapshots
 from trainenv.config import TrainingConfig
+from trainenv.records.lines import append_line, read_lines
 from trainenv.records.parquet import TelemetryLog
 from trainenv.types import Event, Snapshot, UserError
 
@@ -25,6 +26,7 @@ class RunFolder:
     | `telemetry/part-*.parquet` | a row an optimizer step, see `configs/log_schema.json` |
     | `events.jsonl` | a JSON object an event, in order |
     | `validation.jsonl` | step, line and validation loss |
+    | `lines.jsonl` | where history started anew: the number of each line after the first, and the step it starts from |
     | `last.safetensors` | the newest snapshot, to resume from |
     | `summary.json` | the result, once the run has ended |
     """
@@ -71,7 +73,7 @@ class RunFolder:
                 f"expected an interrupted run with a last.safetensors in {path}, found none; leave out --resume to start one"
             )
         snapshot = snapshots.load(path / "last.safetensors")
-        lines = [json.loads(line)["line"] for line in _lines(path / "lines.jsonl")]
+        lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
         folder = cls(path, line=max(lines, default=0))
         folder.new_line(snapshot.step)
         return folder, snapshot
@@ -79,14 +81,14 @@ class RunFolder:
     def new_line(self, step: int) -> None:
         """History starts anew from `step`."""
         self.line += 1
-        _append(self.path / "lines.jsonl", {"line": self.line, "step": step})
+        append_line(self.path / "lines.jsonl", {"line": self.line, "step": step})
 
     def event(self, event: Event) -> None:
         """Note an event at once, so that it survives whatever comes next."""
-        _append(self.path / "events.jsonl", {"line": self.line, **asdict(event)})
+        append_line(self.path / "events.jsonl", {"line": self.line, **asdict(event)})
 
     def validation(self, step: int, loss: float) -> None:
-        _append(self.path / "validation.jsonl", {"line": self.line, "step": step, "loss": loss})
+        append_line(self.path / "validation.jsonl", {"line": self.line, "step": step, "loss": loss})
 
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Make `snapshot` the one to resume from, with the telemetry up to it on disk."""
@@ -103,21 +105,9 @@ class RunFolder:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a run's folder, in order."""
-    return [json.loads(line) for line in _lines(path / "events.jsonl")]
+    return read_lines(path / "events.jsonl")
 
 
 def read_validation(path: Path) -> list[dict[str, Any]]:
     """Step, line and loss of each validation of a run's folder, in order."""
-    return [json.loads(line) for line in _lines(path / "validation.jsonl")]
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines only: a torn last one never happened."""
-    if not path.is_file():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+    return read_lines(path / "validation.jsonl")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainenv.config import configs_folder
+from trainenv.records.lines import read_lines
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 
 _ARROW = {
@@ -97,20 +98,21 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
     """All rows below a run's folder, in the order they were written.
 
     Args:
-        folder: a run's folder, or its `telemetry` folder.
-        kept_only: only the history that was kept: for each step, the row of the last line that has it, and no step that a
-            later line went back behind.
+        folder: a run's folder.
+        kept_only: only the history that was kept: no step that a later line went back behind.
     """
-    folder = Path(folder)
-    parts = sorted((folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet"))
+    run = Path(folder)
+    parts = sorted((run / "telemetry").glob("part-*.parquet"))
     if not parts:
-        raise UserError(f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run")
+        raise UserError(f"expected telemetry in {run / 'telemetry'}, found no part-*.parquet; give the folder of a run")
     rows: pd.DataFrame = pa.concat_tables([pq.read_table(part) for part in parts]).to_pandas()
     if not kept_only:
         return rows
     main = rows[rows["purpose"] == "main"]
-    starts = main.groupby("line")["step"].min()
-    replaced_from = {line: starts[starts.index > line].min() for line in starts.index}
-    bound = main["line"].map(replaced_from).fillna(math.inf)
-    kept: pd.DataFrame = main[main["step"] < bound].reset_index(drop=True)
+    starts = {record["line"]: record["step"] for record in read_lines(run / "lines.jsonl")}
+    # A line's steps stand up to where the lowest of the later lines started anew.
+    bounds = {
+        line: min((step for later, step in starts.items() if later > line), default=math.inf) for line in main["line"].unique()
+    }
+    kept: pd.DataFrame = main[main["step"] <= main["line"].map(bounds)].reset_index(drop=True)
     return kept

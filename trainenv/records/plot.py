@@ -27,14 +27,15 @@ def plot_run(folder: Path, path: Path) -> Path:
     losses, index = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
 
     losses.plot(everything["step"], everything["loss"], ".", ms=2, color=_COLOURS["loss"], label="training, each step")
-    smooth = kept["loss"].ewm(alpha=0.05).mean()
+    smooth = kept["loss"].where(np.isfinite(kept["loss"])).ewm(alpha=0.05).mean()
     losses.plot(kept["step"], smooth, color=_COLOURS["smooth"], lw=1.6, label="training, smoothed")
     validation = read_validation(folder)
     steps, values = [v["step"] for v in validation], [v["loss"] for v in validation]
     losses.plot(steps, values, "o", ms=4, color=_COLOURS["validation"], label="validation")
     losses.set_ylabel("loss, nats per token")
-    if len(kept):
-        low, high = np.nanmin(kept["loss"]), np.nanquantile(everything["loss"], 0.995)
+    finite = everything["loss"][np.isfinite(everything["loss"])]
+    if len(finite):
+        low, high = finite.min(), finite.quantile(0.995)
         losses.set_ylim(low - 0.1, max(high, low + 0.5) + 0.3)
 
     index.plot(
