@@ -45,7 +45,7 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
         "attn_implementation": "sdpa",
     }
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
         model = GPT2(GPT2Config(**settings))
         if shape.init == "stable":

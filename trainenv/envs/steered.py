@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import gymnasium as gym
@@ -34,9 +35,9 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.render_mode = render_mode
 
     @property
+    @abstractmethod
     def steered(self) -> Steered:
         """What the action masks depend on."""
-        raise NotImplementedError
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which values are legal now, the parts one after another: bool [sum(nvec)], as sb3-contrib's MaskablePPO takes it."""
