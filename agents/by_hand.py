@@ -1,7 +1,7 @@
 """The rule that people follow at night: roll back, drop the data around the spike, cut the learning rate.
 
 PaLM (Chowdhery 2022, §5.1) restarted about 100 steps before a spike and skipped 200 to 500 batches; OPT (Zhang 2022, §2.5)
-lowered the learning rate at each restart. Both at once here, with as much skipped as was seen since shortly before the alarm.
+lowered the learning rate at each restart. Both at once here: the data from shortly before the alarm to shortly after is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ByHand:
         rewind: steps to go back behind the alarm; the newest snapshot at least that old is taken.
         every: steps between the snapshots kept in memory.
         keep: how many of them are kept.
-        skip: steps before the alarm whose data is dropped when they are trained again.
+        skip: steps before the alarm, and after it, whose data is dropped.
         lr_scale: factor on the learning rate after going back; 1.0 leaves it.
         patience: alarms answered; after that the run is left alone, so that it cannot be caught in a loop.
     """
@@ -58,7 +58,8 @@ class ByHand:
 
     def _go_back(self, run: TrainingRun, snapshot: Snapshot, alarm: Telemetry) -> list[Event]:
         seen_at = run.step
-        harmful = [index for step, index in self._seen if alarm.step - self.skip < step]
+        seen = [index for step, index in self._seen if alarm.step - self.skip < step]
+        harmful = {*seen, *run.upcoming(max(0, alarm.step + self.skip - run.step))}
         run.flag(harmful)
         run.rewind(snapshot)
         lowest = run.config.interventions.lr_bounds[0]

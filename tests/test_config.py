@@ -17,15 +17,11 @@ from trainenv.config import (
     ModelConfig,
     RunConfig,
     UncertaintyConfig,
-    configs_folder,
-    find,
-    merge,
-    presets,
-    read_yaml,
     validate,
 )
 from trainenv.models import parameter_count, positions
 from trainenv.types import CLIP_NAMES, UserError
+from trainenv.yaml_files import configs_folder, find, merge, presets, read_yaml
 
 Write = Callable[..., Path]
 WHOLE = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ def as_batch(data: Any, index: int, accumulation: int) -> Batch:
         return Batch(micro=data.chunk(accumulation), index=index)
     if isinstance(data, list | tuple) and len(data) == accumulation:
         return Batch(micro=tuple(data), index=index)
-    found = f"a tensor of shape {list(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+    length = "" if isinstance(data, Tensor) and not data.dim() or not isinstance(data, Sized) else f" of length {len(data)}"
     raise UserError(
         f"with accumulation {accumulation}, batches(index) must return a tensor of a multiple of {accumulation} rows, or a "
-        f"sequence of {accumulation} micro-batches; found {found}"
+        f"sequence of {accumulation} micro-batches; found {type(data).__name__}{length}"
     )
 
 

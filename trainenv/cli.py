@@ -139,7 +139,7 @@ def _doctor(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` pairs, the values read as YAML."""
-    from trainenv.config import parse_value
+    from trainenv.yaml_files import parse_value
 
     overrides = {}
     for pair in pairs:

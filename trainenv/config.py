@@ -6,16 +6,15 @@ A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunC
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trainenv.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, UserError
+from trainenv.yaml_files import find, listed, merge, nest, read_yaml, resolve
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -260,66 +259,11 @@ class RunConfig(TrainingConfig):
         Raises:
             UserError: no such preset or file, no such key (the nearest valid one is named), or a value out of range.
         """
-        values = source.model_dump(mode="python") if isinstance(source, RunConfig) else _resolve(find(str(source)))
+        values = source.model_dump(mode="python") if isinstance(source, RunConfig) else resolve(find(str(source)))
         for key, value in (overrides or {}).items():
             *path, last = key.split(".")
-            values = merge(values, _nest([*path, last], value))
+            values = merge(values, nest([*path, last], value))
         return validate(cls, values, str(source) if not isinstance(source, RunConfig) else source.name)
-
-
-def configs_folder() -> Path:
-    """The shipped `configs` folder: inside the installed package, or beside it in a checkout."""
-    packaged = Path(__file__).parent / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def presets() -> list[str]:
-    """Names of the shipped run configurations."""
-    return sorted(p.stem for p in configs_folder().glob("*.yaml") if p.stem != "uncertainty")
-
-
-def find(source: str) -> Path:
-    """The file of a preset's name, or of a path."""
-    path = Path(source)
-    if path.suffix in {".yaml", ".yml"}:
-        if path.is_file():
-            return path
-        raise UserError(f"expected a YAML file at {source}, found none; give one that exists, or a preset: {_listed(presets())}")
-    preset = configs_folder() / f"{source}.yaml"
-    if preset.is_file():
-        return preset
-    close = _nearest(source, presets())
-    raise UserError(f"unknown preset {source!r}{close}; presets: {_listed(presets())}; or give a path ending in .yaml")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: not YAML, not a mapping, or a key that stands twice.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        found = "an empty file" if values is None else type(values).__name__
-        raise UserError(f"{path} must hold a mapping of keys to values, found {found}; `extends: tiny` is the shortest one")
-    return dict(values)
-
-
-def parse_value(text: str) -> Any:
-    """A value as it would stand in a YAML file."""
-    return yaml.load(text, Loader=_StrictLoader)
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top, mapping by mapping."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
@@ -333,43 +277,12 @@ def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
         where = ".".join(str(part) for part in (*above, last))
         if first["type"] == "extra_forbidden" or "[key]" in first["loc"]:
             valid = sorted(_keys_at(model, above))
-            raise UserError(
-                f"{source}: unknown key {where!r}{_nearest(str(last), valid)}; valid here: {_listed(valid)}"
-            ) from None
+            raise UserError(f"{source}: unknown key {where!r}{nearest(str(last), valid)}; valid here: {listed(valid)}") from None
         if first["type"] == "missing":
             raise UserError(f"{source}: {where} is missing; state it, or start the file with `extends: tiny`") from None
         reason = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
         raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{found}") from None
-
-
-def _resolve(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file over those of the file that it extends."""
-    path = path.resolve()
-    if path in seen:
-        raise UserError(f"{path} extends itself through {' → '.join(str(p) for p in seen)}; remove one `extends`")
-    values = read_yaml(path)
-    base = values.pop("extends", None)
-    if base is None:
-        return {"name": path.stem, **values}
-    beside = path.parent / str(base)
-    parent = beside if beside.suffix in {".yaml", ".yml"} and beside.is_file() else find(str(base))
-    return merge(_resolve(parent, (*seen, path)), {"name": path.stem, **values})
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)
-
-
-def _nest(path: list[str], value: Any) -> dict[str, Any]:
-    """`value` under nested keys."""
-    first, *rest = path
-    return {first: _nest(rest, value) if rest else value}
-
-
-def _nearest(wrong: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _keys_at(model: type[Config], location: Sequence[int | str]) -> Iterator[str]:
@@ -384,23 +297,3 @@ def _keys_at(model: type[Config], location: Sequence[int | str]) -> Iterator[str
             yield from CLIP_NAMES
             return
     yield from model.model_fields
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing keys that stand twice and reading 3e-4 as the number it is."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-_StrictLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)

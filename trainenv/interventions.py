@@ -135,6 +135,20 @@ def within(value: float, bounds: tuple[float, float]) -> bool:
     return bounds[0] * (1 - 1e-9) <= value <= bounds[1] * (1 + 1e-9)
 
 
+def bounded(name: str, value: float, bounds: tuple[float, float]) -> float:
+    """`value` if it is inside its bounds.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not within(value, bounds):
+        raise UserError(
+            f"{name} in force must stay within [{bounds[0]:g}, {bounds[1]:g}], this intervention would make it {value:g}; "
+            f"intervene less, or widen interventions.{name.removesuffix('_scale')}_bounds"
+        )
+    return value
+
+
 def _place(name: str, value: float, values: tuple[float, ...]) -> int:
     for place, known in enumerate(values):
         if abs(known - value) <= 1e-9 * known:

@@ -20,11 +20,11 @@ _COLUMNS = {
     "method": "method",
     "ended": "ended",
     "step": "steps",
-    "final_validation_loss": "validation loss",
+    "final_validation_loss": "val. loss",
     "fired": "alarms",
     "rewinds": "rewinds",
-    "wasted": "wasted compute",
-    "ms_per_step": "ms a step",
+    "wasted": "wasted",
+    "ms_per_step": "ms/step",
 }
 
 
@@ -69,9 +69,11 @@ class Progress:
         """Summaries as `drive` returns them, a row each."""
         rows = [{**summary, "wasted": _wasted(summary["flops"])} for summary in summaries]
         shown = [key for key in _COLUMNS if any(key in row for row in rows)]
+        if all(row["ended"] == "budget spent" for row in rows):
+            shown.remove("ended")  # nothing to tell
         table = Table(title=title, title_justify="left", title_style="bold")
         for key in shown:
-            table.add_column(_COLUMNS[key], justify="left" if key in ("method", "ended") else "right")
+            table.add_column(_COLUMNS[key], no_wrap=True, justify="left" if key in ("method", "ended") else "right")
         for row in rows:
             table.add_row(*(_cell(row.get(key)) for key in shown))
         self._out.print(table)
@@ -86,4 +88,4 @@ def _wasted(flops: Mapping[str, float]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv import clipping, devices, optimizers, schedules, snapshots
+from trainenv.alike import check_alike
 from trainenv.batching import as_batch, placed, token_count
 from trainenv.config import RunConfig, TrainingConfig
-from trainenv.interventions import within
+from trainenv.interventions import bounded
 from trainenv.ledger import Ledger, Purpose, flops_per_token
 from trainenv.monitor.hypergradient import hypergradient
 from trainenv.monitor.probe import Probe, evaluating
@@ -165,6 +166,10 @@ class TrainingRun:
         """Data indices that the monitor flagged and that are still to come (after a rewind)."""
         return self._order.ahead(self.step, self.flagged)
 
+    def upcoming(self, steps: int) -> tuple[int, ...]:
+        """Data indices that the next `steps` steps will see."""
+        return tuple(self._order.index(self.step + k) for k in range(steps))
+
     def evaluate(self) -> float:
         """Validation loss in nats per token, over the fixed validation set. Changes nothing that the future depends on."""
         if not self._validation:
@@ -184,9 +189,9 @@ class TrainingRun:
             UserError: a multiplier would leave its bounds.
         """
         bounds = self.config.interventions
-        lr_scale = _bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
+        lr_scale = bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
         decay = self.weight_decay_scale * intervention.weight_decay_scale
-        decay = _bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
+        decay = bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
         self.lr_scale, self.weight_decay_scale = lr_scale, decay
         if intervention.clip is not None and intervention.clip != self.clip:
             self._clipper = self._new_clipper(intervention.clip)
@@ -233,7 +238,7 @@ class TrainingRun:
             UserError: the snapshot is of a different model or optimizer; the run is as it was.
         """
         state = snapshots.expand(snapshot)
-        self._check_alike(state)
+        check_alike(self.model, self.optimizer, self.config.seed, state)
         self.model.load_state_dict(state["model"])
         optimizers.load_state(self.optimizer, state["optimizer"])
         self.step = snapshot.step
@@ -300,25 +305,6 @@ class TrainingRun:
             "numerics": devices.numerics(self.device, self.config),
         }
 
-    def _check_alike(self, state: Mapping[str, Any]) -> None:
-        """Refuse a snapshot of something else before anything is changed."""
-        ours, theirs = self.model.state_dict(), state["model"]
-        for name in sorted({*ours, *theirs}):
-            found, expected = theirs.get(name), ours.get(name)
-            if found is None or expected is None or found.shape != expected.shape:
-                raise UserError(
-                    f"the snapshot is of another model: {name} should be {_shape(expected)}, found {_shape(found)}; "
-                    "restore it into a run made from the same configuration"
-                )
-        if state["seed"] != self.config.seed:
-            raise UserError(
-                f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {self.config.seed}; "
-                "restore it into a run with that seed"
-            )
-        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
-        if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
-            raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
-
     # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _train_step(self) -> None:
@@ -328,7 +314,12 @@ class TrainingRun:
         batch = as_batch(self._batches(index), index, self.config.accumulation)
         progress = self.horizon.progress(self.step)
         stress = 1.0 if self._stress is None else self._stress(self.step)
-        lr_factor = self._schedule(self.step, progress) * self.lr_scale * self._reset_warmth() * stress
+        lr_factor = (
+            self._schedule(self.step, progress)
+            * self.lr_scale
+            * schedules.warmth(self.step, self._reset_at, self.config.reset_warmup)
+            * stress
+        )
         optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
         loss, workers = self._backward(batch)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
@@ -418,23 +409,3 @@ class TrainingRun:
         """Reset the moments and warm the learning rate up again: bare resets cost 0.16 to 0.25 nats at the end of a run."""
         optimizers.reset_moments(self.optimizer)
         self._reset_at = self.step
-
-    def _reset_warmth(self) -> float:
-        """Factor on the learning rate after a momentum reset: 1 − 0.99 · half a cosine (Huang 2025, SPAM)."""
-        if self._reset_at is None or self.step - self._reset_at >= self.config.reset_warmup:
-            return 1.0
-        share = (self.step - self._reset_at) / self.config.reset_warmup
-        return 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _bounded(name: str, value: float, bounds: tuple[float, float]) -> float:
-    if not within(value, bounds):
-        raise UserError(
-            f"{name} in force must stay within [{bounds[0]:g}, {bounds[1]:g}], this intervention would make it {value:g}; "
-            f"intervene less, or widen interventions.{name.removesuffix('_scale')}_bounds"
-        )
-    return value
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(list(tensor.shape))

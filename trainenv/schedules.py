@@ -87,5 +87,12 @@ def make(config: ScheduleConfig) -> Schedule:
     return Constant(warmup=config.warmup)
 
 
+def warmth(step: int, reset_at: int | None, steps: int) -> float:
+    """Factor on the learning rate after a momentum reset: 1 − 0.99 · half a cosine over `steps` steps (Huang 2025, SPAM)."""
+    if reset_at is None or step - reset_at >= steps:
+        return 1.0
+    return 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * (step - reset_at) / steps))
+
+
 def _warm(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) if warmup else 1.0

@@ -91,7 +91,7 @@ def test_nothing_happened(folder: RunFolder) -> None:
     assert read_validation(folder.path) == []
 
 
-@pytest.mark.parametrize("torn", ["{", '{"line": 0, "step": 4, "kind": "fired", "detail": {}}', '{"line": 0, "st'])
+@pytest.mark.parametrize("torn", ["{", '{"line": 0, "step": 4, "kind": "fired", "detail": {}', '{"line": 0, "st'])
 def test_a_torn_last_line_never_happened(folder: RunFolder, torn: str) -> None:
     folder.event(Event(3, "fired"))
     with (folder.path / "events.jsonl").open("a", encoding="utf-8") as file:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable
 
+from trainenv.spelling import nearest
 from trainenv.types import UserError
 
 
@@ -41,9 +40,3 @@ def choice(name: str, value: object, valid: tuple[str, ...]) -> None:
     """
     if value not in valid:
         raise UserError(f"{name} must be one of {', '.join(valid)}, found {value!r}{nearest(value, valid)}")
-
-
-def nearest(wrong: object, valid: Iterable[str]) -> str:
-    """The end of a sentence that names the valid word nearest to a wrong one, empty where none is near."""
-    close = difflib.get_close_matches(str(wrong), list(valid), n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from trainenv.config import UncertaintyConfig, find, read_yaml, validate
+from trainenv.config import UncertaintyConfig, validate
 from trainenv.monitor.forecasters import Forecasters
 from trainenv.monitor.track import Track
 from trainenv.types import Reading, Telemetry
+from trainenv.yaml_files import find, read_yaml
 
 _EVERY_STEP = ("loss", "grad_norm", "disagreement")
 _INSIDE = ("attention_entropy", "activation_entropy", "shortcut_ratio")

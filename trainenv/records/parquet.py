@@ -17,9 +17,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainenv.config import configs_folder
 from trainenv.records.lines import read_lines
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
+from trainenv.yaml_files import configs_folder
 
 _ARROW = {
     "number": pa.float64(),
@@ -98,18 +98,20 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
     """All rows below a run's folder, in the order they were written.
 
     Args:
-        folder: a run's folder.
+        folder: a run's folder, or one of bare parts.
         kept_only: only the history that was kept: no step that a later line went back behind.
     """
-    run = Path(folder)
-    parts = sorted((run / "telemetry").glob("part-*.parquet"))
+    folder = Path(folder)
+    parts = sorted((folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet"))
     if not parts:
-        raise UserError(f"expected telemetry in {run / 'telemetry'}, found no part-*.parquet; give the folder of a run")
+        raise UserError(f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run")
     rows: pd.DataFrame = pa.concat_tables([pq.read_table(part) for part in parts]).to_pandas()
     if not kept_only:
         return rows
     main = rows[rows["purpose"] == "main"]
-    starts = {record["line"]: record["step"] for record in read_lines(run / "lines.jsonl")}
+    starts = (main.groupby("line")["step"].min() - 1).to_dict()
+    # A line that was begun and has no step yet is known from here alone.
+    starts |= {record["line"]: record["step"] for record in read_lines(folder / "lines.jsonl")}
     # A line's steps stand up to where the lowest of the later lines started anew.
     bounds = {
         line: min((step for later, step in starts.items() if later > line), default=math.inf) for line in main["line"].unique()

@@ -1,0 +1,514 @@
+"""The command line: what it prints where, what it writes, and that a mistake costs one sentence and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import pandas as pd
+import pytest
+import torch
+
+import trainenv
+from trainenv import cli, snapshots
+from trainenv.cli import main
+from trainenv.config import RunConfig
+from trainenv.driving import drive
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.folder import RunFolder, read_events, read_validation
+from trainenv.records.lines import read_lines
+from trainenv.records.parquet import read_telemetry
+from trainenv.run import TrainingRun
+from trainenv.snapshots import fingerprint
+from trainenv.types import Reading, Telemetry
+
+SMALL: dict[str, Any] = {
+    "steps": 24,
+    "batch_size": 2,
+    "model.context": 16,
+    "validation.sequences": 4,
+    "validation.every": 8,
+    "monitor.block": 4,
+    "schedule.warmup": 4,
+}
+RUN_FILES = ["config.yaml", "last.safetensors", "summary.json", "telemetry/part-00000.parquet", "validation.jsonl"]
+
+
+def sets(**more: Any) -> list[str]:
+    """`SMALL` and more, as arguments; a double underscore stands for the dot."""
+    values = SMALL | {key.replace("__", "."): value for key, value in more.items()}
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+def strict(text: str) -> Any:
+    """JSON as other languages read it: without NaN and infinities."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, with the content of files."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# ── run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_run_with_json_prints_one_object_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert out.endswith("\n")
+    summary = strict(out)
+    assert summary["ended"] == "budget spent"
+    assert summary["step"] == 24
+    assert summary["folder"] == "mine"
+    assert summary["first_validation_loss"] == pytest.approx(math.log(257), abs=0.5)
+    assert "step 24 of 24" in err
+    assert files(tmp_path / "mine") == RUN_FILES
+    assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == summary
+
+
+def test_run_records_every_step_and_the_whole_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == 0
+    summary = strict(capsys.readouterr().out)
+    rows = read_telemetry(tmp_path / "mine")
+    assert list(rows["step"]) == list(range(1, 25))
+    assert list(rows["data_index"]) == list(range(24))
+    assert set(rows["line"]) == {0}
+    assert set(rows["purpose"]) == {"main"}
+    assert set(rows["tokens"]) == {32}
+    assert rows["lr"].iloc[-1] == summary["final_learning_rate"]
+    assert RunConfig.load("mine/config.yaml") == RunConfig.load("tiny", SMALL)
+    validation = read_validation(tmp_path / "mine")
+    assert [v["step"] for v in validation] == [0, 8, 16, 24]
+    assert validation[0]["loss"] == summary["first_validation_loss"]
+    assert validation[-1]["loss"] == summary["final_validation_loss"]
+    assert read_events(tmp_path / "mine") == []
+
+
+def test_what_run_writes_can_be_run_again_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets(), "--out", "first"]) == 0
+    assert main(["run", "first/config.yaml", "--out", "second"]) == 0
+    first, second = (snapshots.load(name + "/last.safetensors") for name in ("first", "second"))
+    assert fingerprint(first, ("ledger", "numerics")) == fingerprint(second, ("ledger", "numerics"))
+
+
+def test_run_for_people_prints_a_table_on_stdout_and_progress_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets()]) == 0
+    out, err = capsys.readouterr()
+    for heading in ("steps", "alarms", "rewinds", "0.0 %"):
+        assert heading in out
+    assert "step" in err
+    assert "loss" in err
+    assert "step 24 of 24" not in out
+    assert "{" not in out
+
+
+def test_run_records_under_runs_by_default_and_never_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert main(["run", "tiny", *sets(steps=2)]) == 0
+    assert main(["run", "tiny", *sets(steps=2, name="mine"), "--json"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mine", "tiny", "tiny-2"]
+    assert strict(capsys.readouterr().out.splitlines()[-1])["folder"] == "runs/mine"
+
+
+def test_run_from_a_file_takes_its_name(tmp_path: Path) -> None:
+    lines = ["extends: tiny", "steps: 2", "batch_size: 2", "model: {context: 16}", "validation: {sequences: 2}"]
+    (tmp_path / "short.yaml").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["run", "short.yaml"]) == 0
+    assert files(tmp_path / "runs" / "short") == RUN_FILES
+
+
+def test_later_overrides_win_and_values_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--set", "steps=3", "--set", "optimizer.lr=3e-4", "--set", "optimizer={weight_decay: 0}", "--set", "clip.policy=none"]
+    assert main(["run", "tiny", *sets(), *more, "--out", "mine"]) == 0
+    config = RunConfig.load("mine/config.yaml")
+    assert (config.steps, config.clip.policy, config.optimizer.lr, config.optimizer.weight_decay) == (3, "none", 3e-4, 0)
+
+
+def test_by_hand_answers_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    left = [70]
+
+    def fires_once(index: UncertaintyIndex, telemetry: Telemetry) -> Reading:
+        fired = telemetry.step in left
+        if fired:
+            left.remove(telemetry.step)
+        return Reading(index=9.0 if fired else 0.0, threshold=3.0, fired=fired)
+
+    monkeypatch.setattr(UncertaintyIndex, "update", fires_once)
+    assert main(["run", "tiny", *sets(steps=80, validation__every=0), "--by-hand", "--json", "--out", "mine"]) == 0
+    summary = strict(capsys.readouterr().out)
+    assert (summary["fired"], summary["rewinds"], summary["ended"]) == (1, 1, "budget spent")
+    assert [event["kind"] for event in read_events(tmp_path / "mine")] == ["fired", "rewind"]
+    assert summary["flops"]["rewound"] > 0
+    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, summary["step"] + 1))
+
+
+# ── demo ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_demo_trains_both_ways_and_draws_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "120", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    result = strict(out)
+    assert (result["command"], result["folder"]) == ("demo", "runs/demo")
+    assert [run["method"] for run in result["runs"]] == ["left alone", "by hand"]
+    assert {run["ended"] for run in result["runs"]} == {"budget spent"}
+    assert strict((tmp_path / "runs" / "demo" / "summary.json").read_text(encoding="utf-8")) == result
+    for run in result["runs"]:
+        assert {*RUN_FILES, "run.png"} <= set(files(tmp_path / run["folder"]))
+        assert Path(run["plot"]).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert strict((Path(run["folder"]) / "summary.json").read_text(encoding="utf-8"))["step"] == run["step"]
+        assert sum(run["flops"].values()) > 0
+        assert f"{run['method']}: step" in err
+    alone, by_hand = result["runs"]
+    assert alone["first_validation_loss"] == by_hand["first_validation_loss"]
+    assert (alone["step"], alone["rewinds"], alone["flops"]["rewound"]) == (120, 0, 0)
+    assert by_hand["step"] <= 120
+    assert (by_hand["step"] < 120) == (by_hand["rewinds"] > 0) == (by_hand["flops"]["rewound"] > 0)
+
+
+def test_demo_for_people_names_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "2", "--out", "here"]) == 0
+    out = capsys.readouterr().out
+    assert "left alone" in out
+    assert "here/left-alone/run.png" in out
+    assert "here/by-hand/run.png" in out
+
+
+def test_interrupted_demo_stops_after_the_run_that_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asks_to_stop_at(monkeypatch, 16)
+    assert main(["demo", "--steps", "40", "--json", "--out", "here"]) == cli.INTERRUPTED
+    result = strict(capsys.readouterr().out)
+    assert [run["ended"] for run in result["runs"]] == ["interrupted"]
+    assert not (tmp_path / "here" / "summary.json").exists()
+    assert not (tmp_path / "here" / "by-hand").exists()
+    assert Path(result["runs"][0]["plot"]).is_file()
+
+
+# ── version, module, help ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"trainenv {trainenv.__version__}\n"
+
+
+def test_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "trainenv.cli", "run", "tinny"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("trainenv: unknown preset 'tinny'; did you mean 'tiny'?")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["demo", "--help"], ["doctor", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    assert "usage: trainenv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["runn", "tiny"], ["run"], ["run", "tiny", "--steps", "3"], ["demo", "--steps", "many"]]
+)
+def test_a_command_that_does_not_parse(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error:" in err
+    assert tree(tmp_path) == {}
+
+
+# ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MISTAKES: dict[str, tuple[list[str], dict[str, str | None], tuple[str, ...]]] = {
+    # what is wrong: arguments, files that are there (None: a folder), what the sentence must contain
+    "preset": (["tinny"], {}, ("'tinny'", "did you mean 'tiny'?", "mini")),
+    "no preset alike": (["qqqq"], {}, ("'qqqq'", "presets: demo, large")),
+    "preset of another kind": (["uncertainty"], {}, ("uncertainty", "unknown key")),
+    "key": (["tiny", "--set", "optimizer.lrr=1"], {}, ("'optimizer.lrr'", "did you mean 'lr'?", "weight_decay")),
+    "key of the top": (["tiny", "--set", "step=1"], {}, ("'step'", "did you mean 'steps'?")),
+    "key below the index": (["tiny", "--set", "monitor.uncertainty.windw=9"], {}, ("windw", "did you mean 'window'?")),
+    "key in a file": (["a.yaml"], {"a.yaml": "extends: tiny\noptimiser: {lr: 1}\n"}, ("a.yaml", "did you mean 'optimizer'?")),
+    "deep key in a file": (["a.yaml"], {"a.yaml": "extends: tiny\nmodel: {widht: 8}\n"}, ("model.widht", "'width'?")),
+    "key twice": (["a.yaml"], {"a.yaml": "extends: tiny\nsteps: 1\nsteps: 2\n"}, ("a.yaml", "steps", "twice")),
+    "no equals sign": (["tiny", "--set", "steps"], {}, ("KEY=VALUE", "'steps'", "--set optimizer.lr=1e-3")),
+    "no key": (["tiny", "--set", "=3"], {}, ("KEY=VALUE", "'=3'")),
+    "no value": (["tiny", "--set", "steps="], {}, ("steps", "integer", "None")),
+    "value that is not YAML": (["tiny", "--set", "steps=[1"], {}, ("steps", "'[1'", "quote")),
+    "value of many lines": (["tiny", "--set", "steps=a\n\nb"], {}, ("steps", "integer")),
+    "missing file": (["gone.yaml"], {}, ("gone.yaml", "found none", "preset")),
+    "empty file": (["a.yaml"], {"a.yaml": ""}, ("a.yaml", "empty file", "extends: tiny")),
+    "comment only": (["a.yaml"], {"a.yaml": "# nothing\n"}, ("a.yaml", "empty file")),
+    "list": (["a.yaml"], {"a.yaml": "- steps\n"}, ("a.yaml", "mapping", "list")),
+    "broken YAML": (["a.yaml"], {"a.yaml": "a: [1\nb: {"}, ("a.yaml", "not valid YAML", "line 2")),
+    "extends itself": (["a.yaml"], {"a.yaml": "extends: a.yaml\n"}, ("extends itself", "remove")),
+    "extends nothing": (["a.yaml"], {"a.yaml": "extends: tinny\n"}, ("'tinny'", "'tiny'")),
+    "nothing to start from": (["a.yaml"], {"a.yaml": "steps: 3\n"}, ("missing", "extends: tiny")),
+    "negative rate": (["tiny", "--set", "stressors.rare_tokens=-0.1"], {}, ("stressors.rare_tokens", "0", "-0.1")),
+    "rate over one": (["tiny", "--set", "stressors.artefacts=2"], {}, ("stressors.artefacts", "1", "found 2")),
+    "negative learning rate": (["tiny", "--set", "optimizer.lr=-1"], {}, ("optimizer.lr", "greater than 0", "-1")),
+    "no steps": (["tiny", "--set", "steps=0"], {}, ("steps", "1", "found 0")),
+    "heads": (["tiny", "--set", "model.width=63"], {}, ("width", "multiple of heads", "63", "2")),
+    "vocabulary": (["tiny", "--set", "corpus.vocab_size=3"], {}, ("corpus.vocab_size", "257", "found 3")),
+    "scalar for a section": (["tiny", "--set", "model=5"], {}, ("model", "found 5")),
+    "no corpus path": (["tiny", "--set", "corpus.name=text"], {}, ("corpus.path", "found none", "UTF-8")),
+    "out holds something": (["tiny", "--out", "full"], {"full/a": "1"}, ("full", "not empty", "--resume")),
+    "out is a file": (["tiny", "--out", "a"], {"a": "1"}, ("a is a file", "folder")),
+    "resume what": (["tiny", "--resume"], {}, ("--resume", "--out")),
+    "resume nothing": (["tiny", "--resume", "--out", "gone"], {}, ("gone", "last.safetensors", "leave out --resume")),
+    "resume an empty folder": (["tiny", "--resume", "--out", "a"], {"a": None}, ("last.safetensors", "found none")),
+    "resume a finished run": (["tiny", "--resume", "--out", "a"], {"a/summary.json": "{}"}, ("has ended", "--out")),
+    "resume what is broken": (["tiny", "--resume", "--out", "a"], {"a/last.safetensors": "zip"}, ("last.safetensors",)),
+}
+TEXT = ["tiny", "--set", "corpus.name=text", "--set"]
+MISTAKES |= {
+    "corpus path": ([*TEXT, "corpus.path=gone.txt"], {}, ("gone.txt", "found neither", "exists")),
+    "empty corpus": ([*TEXT, "corpus.path=e.txt"], {"e.txt": ""}, ("e.txt", "no text", "give one with text")),
+    "folder without text": ([*TEXT, "corpus.path=a"], {"a": None}, ("corpus.path a", "0 file(s)")),
+    "folder of binaries": ([*TEXT, "corpus.path=a"], {"a/b.bin": "\0\0"}, ("corpus.path a", "no text")),
+    "short corpus": ([*TEXT, "corpus.path=s.txt"], {"s.txt": "hello " * 20}, ("640", "found 122", "give more text")),
+    "corpus shorter than a batch": ([*TEXT, "corpus.path=a.txt"], {"a.txt": "hello " * 120}, ("text", "give more text")),
+    "corpus too short for its vocabulary": (
+        [*TEXT, "corpus.path=a.txt", "--set", "corpus.tokenizer=bpe"],
+        {"a.txt": "hello " * 120},
+        ("4096", "corpus.vocab_size", "more text"),
+    ),
+    "validation set": (["tiny", "--set", "validation.sequences=9999999"], {}, ("9999999", "validation", "ask for fewer")),
+    "batch": (["tiny", "--set", "batch_size=9999999"], {}, ("9999999", "smaller batch_size")),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_costs_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, there, words = MISTAKES[name]
+    for path, content in there.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        if content is None:
+            (tmp_path / path).mkdir()
+        else:
+            (tmp_path / path).write_text(content, encoding="utf-8")
+    assert_one_sentence(["run", *arguments], words, tmp_path, capsys)
+    assert_one_sentence(["run", *arguments, "--json"], words, tmp_path, capsys)
+
+
+def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("trainenv.models.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    words = ("tiny needs at least", "GiB", "found 0.0 GiB free", "smaller preset")
+    assert_one_sentence(["run", "tiny", "--set", "device=cpu"], words, tmp_path, capsys)
+
+
+def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ("device cuda was asked for", "finds none", "device: auto")
+    assert_one_sentence(["run", "tiny", "--set", "device=cuda"], words, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--steps", "0"], ("steps", "found 0")), (["--steps", "-3"], ("steps", "-3")), (["--out", "full"], ("full", "not empty"))],
+)
+def test_demo_mistakes(arguments: list[str], words: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("1", encoding="utf-8")
+    assert_one_sentence(["demo", *arguments], words, tmp_path, capsys)
+
+
+def assert_one_sentence(arguments: Sequence[str], words: Sequence[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(folder)
+    assert main(arguments) == cli.USER_ERROR
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("trainenv: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+    assert tree(folder) == before
+
+
+# ── interrupt and resume ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def asks_to_stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A SIGTERM to this very process once training has come to `step`, as a scheduler would send it."""
+    advance = TrainingRun.advance
+    sent: list[int] = []
+
+    def advancing(run: TrainingRun, steps: int) -> list[Telemetry]:
+        window = advance(run, steps)
+        if run.step >= step and not sent:
+            sent.append(run.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return window
+
+    monkeypatch.setattr(TrainingRun, "advance", advancing)
+
+
+def final(folder: str) -> str:
+    return fingerprint(snapshots.load(Path(folder) / "last.safetensors"), ("ledger", "numerics"))
+
+
+def same_rows(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(found.drop(columns="line"), expected.drop(columns="line"), check_exact=True)
+
+
+def cost_of_a_validation(overrides: Mapping[str, Any]) -> float:
+    run = TrainingRun.from_config("tiny", overrides)
+    run.evaluate()
+    return run.ledger["evaluate"]
+
+
+@pytest.mark.parametrize("stop_at", [4, 12, 16])
+def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "tiny", *sets(), "--json", "--out", "straight"]) == 0
+    straight = strict(capsys.readouterr().out)
+
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, stop_at)
+        assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == cli.INTERRUPTED
+    stopped = strict(capsys.readouterr().out)
+    assert (stopped["ended"], stopped["step"]) == ("interrupted", stop_at)
+    assert not (tmp_path / "mine" / "summary.json").exists()
+    assert snapshots.load(tmp_path / "mine" / "last.safetensors").step == stop_at
+    assert read_events(tmp_path / "mine")[-1]["kind"] == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    assert main(["run", "tiny", *sets(), "--json", "--out", "mine", "--resume"]) == 0
+    resumed = strict(capsys.readouterr().out)
+    assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == resumed
+    for key in ("ended", "step", "final_validation_loss", "final_learning_rate"):
+        assert resumed[key] == straight[key]
+    assert final("mine") == final("straight")
+    same_rows(read_telemetry("mine", kept_only=True), read_telemetry("straight"))
+    assert list(read_telemetry("mine")["line"]) == [0] * stop_at + [1] * (24 - stop_at)
+    assert read_lines(tmp_path / "mine" / "lines.jsonl") == [{"line": 1, "step": stop_at}]
+
+
+def test_a_resumed_run_is_charged_what_both_parts_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps and probes cost what they do without the interruption; the only difference is in validations."""
+    assert main(["run", "tiny", *sets(), "--json", "--out", "straight"]) == 0
+    straight = strict(capsys.readouterr().out)["flops"]
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, 12)
+        assert main(["run", "tiny", *sets(), "--out", "mine"]) == cli.INTERRUPTED
+    capsys.readouterr()
+    assert main(["run", "tiny", *sets(), "--json", "--out", "mine", "--resume"]) == 0
+    resumed = strict(capsys.readouterr().out)["flops"]
+    more = (resumed.pop("evaluate") - straight.pop("evaluate")) / cost_of_a_validation(SMALL)
+    assert resumed == straight
+    assert more == pytest.approx(round(more))
+    assert 0 <= more <= 1
+
+
+def test_interrupted_twice_and_resumed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "tiny", *sets(), "--out", "straight"]) == 0
+    for stop_at, resume in ((4, []), (16, ["--resume"])):
+        with monkeypatch.context() as patch:
+            asks_to_stop_at(patch, stop_at)
+            assert main(["run", "tiny", *sets(), "--out", "mine", *resume]) == cli.INTERRUPTED
+    assert main(["run", "tiny", *sets(), "--out", "mine", "--resume"]) == 0
+    assert final("mine") == final("straight")
+    same_rows(read_telemetry("mine", kept_only=True), read_telemetry("straight"))
+    assert [record["step"] for record in read_lines(tmp_path / "mine" / "lines.jsonl")] == [4, 16]
+    assert [event["step"] for event in read_events(tmp_path / "mine")] == [4, 16]
+
+
+def test_resuming_a_run_that_was_stopped_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig.load("tiny", SMALL)
+    folder = RunFolder.create(tmp_path / "mine", config)
+    asked = iter([False, False, True])
+    summary = drive(TrainingRun.from_config(config), folder, stop=lambda: next(asked))
+    assert (summary["ended"], summary["step"]) == ("interrupted", 12)
+    assert main(["run", "tiny", *sets(), "--out", "mine", "--resume"]) == 0
+    straight = TrainingRun.from_config(config)
+    straight.advance(24)
+    assert final("mine") == straight.fingerprint()
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asks_to_stop_at(monkeypatch, 4)
+    assert main(["run", "tiny", *sets(), "--out", "mine"]) == cli.INTERRUPTED
+    out = capsys.readouterr().out
+    assert "interrupted; go on with: trainenv run " in out
+    assert "--out mine --resume" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_handed_back(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(number)
+    with cli._interruptible() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_sigterm_to_a_process(tmp_path: Path) -> None:
+    arguments = ["run", "tiny", *sets(steps=1500, monitor__probe_every=0, validation__every=0), "--json", "--out", "mine"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainenv.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        assert process.stderr is not None
+        assert "step 152 of 1500" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == cli.INTERRUPTED
+    assert "Traceback" not in err
+    summary = strict(out)
+    assert summary["ended"] == "interrupted"
+    folder, snapshot = RunFolder.resume(tmp_path / "mine")
+    assert folder.line == 1
+    assert snapshot.step == summary["step"] < 1500
+    assert not (tmp_path / "mine" / "summary.json").exists()
+    run = TrainingRun.from_config("mine/config.yaml")
+    run.restore(snapshot)
+    assert run.step == summary["step"]
+    assert len(read_telemetry(tmp_path / "mine", kept_only=True)) == run.step

@@ -1,0 +1,130 @@
+"""What holds for the packages as a whole: light to import, no pickle, everything public described."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("trainenv", "planners", "worldmodel", "agents")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+HEAVY = (
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "optuna",
+    "stable_baselines3",
+    "ray",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "rich",
+)
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def loaded(code: str) -> set[str]:
+    """The modules that are loaded after `code` ran in a process of its own."""
+    told = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    child = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr
+    return set(json.loads(child.stdout.splitlines()[-1]))
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def public(module: ast.Module) -> Iterator[Definition]:
+    """Public functions and classes at the top of a module."""
+    for node in module.body:
+        if isinstance(node, Definition) and not node.name.startswith("_"):
+            yield node
+
+
+# ── imports ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_importing_the_package_loads_nothing_heavy_and_little_of_our_own() -> None:
+    modules = loaded("import trainenv")
+    assert not modules & set(HEAVY)
+    ours = {name for name in modules if name.split(".")[0] in PACKAGES}
+    assert ours == {"trainenv", "trainenv.types"}
+    beside = modules - loaded("import torch, gymnasium") - ours
+    assert len(beside) < 20, sorted(beside)
+
+
+def test_a_run_from_one_s_own_parts_needs_no_transformers() -> None:
+    code = """
+import torch, trainenv
+model = torch.nn.Sequential(torch.nn.Embedding(16, 8), torch.nn.Linear(8, 16))
+config = trainenv.TrainingConfig(steps=3, threads=1)
+run = trainenv.TrainingRun(model, torch.optim.SGD(model.parameters(), 0.1), lambda index: torch.full((2, 5), index), config)
+run.advance(2)
+run.fork().advance(1)
+trainenv.clipping.make("spam")
+"""
+    heavy = {"transformers", "datasets", "tokenizers", "optuna", "stable_baselines3", "ray", "matplotlib", "pandas", "pyarrow"}
+    assert not loaded(code) & heavy
+
+
+# ── source ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_there_is_source_to_look_at() -> None:
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_nothing_is_pickled(path: Path) -> None:
+    unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & unsafe
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in unsafe
+            assert node.module != "torch" or not {alias.name for alias in node.names} & {"load", "save"}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save"), ("pd", "read_pickle")}
+        elif isinstance(node, ast.keyword):
+            assert node.arg != "allow_pickle" or (isinstance(node.value, ast.Constant) and node.value.value is False)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"eval", "exec"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stat().st_size], ids=named)
+def test_every_module_and_everything_public_in_it_is_described(path: Path) -> None:
+    module = tree(path)
+    assert ast.get_docstring(module)
+    undescribed = [node.name for node in public(module) if not ast.get_docstring(node)]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_types_are_told_and_lines_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines()), default=0) <= 130
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.returns is not None, node.name
+            told = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert [a.arg for a in told if a.annotation is None and a.arg not in {"self", "cls"}] == [], node.name
+
+
+def test_the_nouns_import_nothing_of_ours_at_any_time() -> None:
+    for node in ast.walk(tree(ROOT / "trainenv" / "types.py")):
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in PACKAGES
+        elif isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & set(PACKAGES)

@@ -1,0 +1,41 @@
+"""Is a snapshot one of this run, or of one built alike? Asked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainenv.types import UserError
+
+
+def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mapping[str, Any]) -> None:
+    """Refuse the state of another model, optimizer or data order.
+
+    Raises:
+        UserError: names the first thing that differs.
+    """
+    if "model" not in state or "optimizer" not in state:
+        raise UserError(f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}")
+    ours, theirs = model.state_dict(), state["model"]
+    for name in sorted({*ours, *theirs}):
+        found, expected = theirs.get(name), ours.get(name)
+        if found is None or expected is None or found.shape != expected.shape:
+            raise UserError(
+                f"the snapshot is of another model: {name} should be {_shape(expected)}, found {_shape(found)}; "
+                "restore it into a run made from the same configuration"
+            )
+    if state["seed"] != seed:
+        raise UserError(
+            f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {seed}; "
+            "restore it into a run with that seed"
+        )
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
+        raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(list(tensor.shape))
