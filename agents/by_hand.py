@@ -36,6 +36,7 @@ class ByHand:
     _snapshots: deque[Snapshot] = field(default_factory=deque, init=False, repr=False)
     _seen: deque[tuple[int, int]] = field(default_factory=deque, init=False, repr=False)
     _answered: int = field(default=0, init=False, repr=False)
+    _run: TrainingRun | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.rewind, self.every, self.keep) < 1 or self.skip < 0 or not 0 < self.lr_scale <= 1:
@@ -43,6 +44,10 @@ class ByHand:
 
     def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
         """Go back and intervene if the index fired in the window; otherwise remember the run as it is."""
+        if run is not self._run:
+            self._run, self._answered = run, 0
+            self._snapshots.clear()
+            self._seen.clear()
         self._seen.extend((t.step, t.data_index) for t in window)
         while len(self._seen) > self.skip + len(window):
             self._seen.popleft()
@@ -51,7 +56,8 @@ class ByHand:
             self._remember(run)
             return []
         behind = [s for s in self._snapshots if s.step <= alarm.step - self.rewind]
-        if not behind or self._answered >= self.patience:
+        # Going back costs as many steps of the budget as it undoes: near its end the run would stop short of annealing.
+        if not behind or self._answered >= self.patience or run.horizon.end - run.step < run.step - behind[-1].step:
             return []
         self._answered += 1
         return self._go_back(run, behind[-1], alarm)
@@ -61,10 +67,10 @@ class ByHand:
         seen = [index for step, index in self._seen if alarm.step - self.skip < step]
         harmful = {*seen, *run.upcoming(max(0, alarm.step + self.skip - run.step))}
         run.flag(harmful)
+        wanted = max(run.lr_scale * self.lr_scale, run.config.interventions.lr_bounds[0])
         run.rewind(snapshot)
-        lowest = run.config.interventions.lr_bounds[0]
-        cut = self.lr_scale if run.lr_scale * self.lr_scale >= lowest else 1.0
-        intervention = Intervention(lr_scale=cut, skip_batch=bool(run.flagged_ahead))
+        # Below what was in force at the alarm, not at the snapshot: a second answer cuts deeper than the first.
+        intervention = Intervention(lr_scale=wanted / run.lr_scale, skip_batch=bool(run.flagged_ahead))
         run.apply(intervention)
         self._snapshots = deque(s for s in self._snapshots if s.step <= snapshot.step)
         self._seen.clear()

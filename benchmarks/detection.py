@@ -1,9 +1,10 @@
 """How well harm is detected: recall, false alarms and lead time of the index, of each axis alone and of a loss z-score.
 
-Runs with planted harmful events and clean runs beside them, on a tiny model. An event is *harmful* if the clean validation loss
-rises by at least `--harm` nats within 60 steps of it; others are neither hits nor misses. An alarm within 60 steps of an event's
-start belongs to it; alarms in clean runs are false. *Lead* is the steps from the alarm to the moment the rise of the validation
-loss (looked at every 4 steps) reached half its height; *delay* those from the event's start to the alarm.
+Runs with planted harmful events and clean runs beside them, on a tiny model. An event is *harmful* if the clean validation loss,
+looked at every 4 steps, stays at least `--harm` nats above its level before for 3 looks in a row within 60 steps; others are no
+hits and no misses. An alarm within 60 steps of an event's start belongs to it; alarms in clean runs are false. *Lead* is the steps
+from the alarm to the moment the rise of the validation loss reached half its height; *delay* those from the event's start to the
+alarm.
 
 The plain z-score is of the training loss against its moving mean and deviation over the index's window, with the index's rule
 (3 in a row over 2.5, or one over 3.2), and with the threshold raised until it gives as few false alarms on the clean runs.
@@ -27,7 +28,7 @@ import torch
 from trainenv import TrainingRun
 from trainenv.types import Telemetry
 
-STEPS, HORIZON, WATCH = 1200, 60, 4
+STEPS, HORIZON, WATCH, LOOKS = 1200, 60, 4, 3
 KINDS = ("lr_spike", "random_tokens", "rare_tokens", "weight_kick", "lost_moments")
 LEARNING_RATES = (1e-3, 3e-3, 6e-3)
 
@@ -91,7 +92,8 @@ def trial(job: tuple[int, bool]) -> Trial:
         for _ in range(HORIZON // WATCH):
             telemetry += run.advance(WATCH)
             losses.append(run.evaluate() - before)
-        rise = max(loss if math.isfinite(loss) else 10.0 for loss in losses)
+        losses = [loss if math.isfinite(loss) else 10.0 for loss in losses]
+        rise = max(min(losses[k : k + LOOKS]) for k in range(len(losses) - LOOKS + 1))
         half = next((k for k, loss in enumerate(losses) if not loss < rise / 2), 0)
         seen.append(Planted(event.at, event.kind, event.steps, event.size, rise, event.at + WATCH * (half + 1)))
     telemetry += run.advance(STEPS - run.step)

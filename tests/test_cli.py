@@ -31,6 +31,7 @@ from trainenv.snapshots import fingerprint
 from trainenv.types import Reading, Telemetry
 
 SMALL: dict[str, Any] = {
+    "device": "cpu",
     "steps": 24,
     "batch_size": 2,
     "model.context": 16,

@@ -8,7 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv.types import UserError
+from trainenv.types import Snapshot, UserError
+
+
+def check_snapshot(snapshot: object) -> None:
+    """Refuse what is no snapshot.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(snapshot, Snapshot):
+        raise UserError(f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}")
 
 
 def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mapping[str, Any]) -> None:
@@ -32,6 +42,9 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
             f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {seed}; "
             "restore it into a run with that seed"
         )
+    kind = type(optimizer).__name__
+    if state["optimizer"].get("kind") != kind:
+        raise UserError(f"the snapshot is of another optimizer: expected {kind}, found {state['optimizer'].get('kind')}")
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
         raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")

@@ -22,7 +22,7 @@ def as_batch(data: Any, index: int, accumulation: int) -> Batch:
         return Batch(micro=data.chunk(accumulation), index=index)
     if isinstance(data, list | tuple) and len(data) == accumulation:
         return Batch(micro=tuple(data), index=index)
-    length = "" if isinstance(data, Tensor) and not data.dim() or not isinstance(data, Sized) else f" of length {len(data)}"
+    length = "" if (isinstance(data, Tensor) and not data.dim()) or not isinstance(data, Sized) else f" of length {len(data)}"
     raise UserError(
         f"with accumulation {accumulation}, batches(index) must return a tensor of a multiple of {accumulation} rows, or a "
         f"sequence of {accumulation} micro-batches; found {type(data).__name__}{length}"

@@ -22,6 +22,7 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"parts of a run are {', '.join(OWN_PARTS)}; found {', '.join(sorted(unknown))}")
     if own.get("optimizer") is not None and own.get("model") is None:
         raise UserError("an optimizer of your own holds the parameters of a model: pass that model too")
+    own = {name: part for name, part in own.items() if part is not None}
     device = devices.pick(config.device)
     parts: dict[str, Any] = dict(own)
     if "batches" in own:

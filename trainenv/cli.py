@@ -23,13 +23,15 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 a mistake to mend, 130 interrupted."""
+    """Run a command; returns the exit code: 0 done, 1 the doctor found a fault, 2 a mistake to mend, 130 interrupted."""
     args = _parser().parse_args(arguments)
     try:
         result, code = args.command(args)
     except UserError as error:
         print(f"trainenv: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
     if args.json:
         print(json.dumps(result))
     return int(code)
@@ -49,10 +51,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", _run, "Train a run from a preset or a YAML file, recording everything.")
-    run.add_argument("config", help="a preset's name, or the path of a YAML file")
+    run.add_argument("config", nargs="?", help="a preset's name, or the path of a YAML file; with --resume, none")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. --set optimizer.lr=1e-3")
     run.add_argument("--out", type=Path, metavar="FOLDER", help="where to record; runs/NAME by default")
-    run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out, as it was")
     run.add_argument("--by-hand", action="store_true", help="rewind and cut the learning rate whenever the index fires")
 
     demo = command("demo", _demo, "A tiny run under stressors, left alone and rescued by hand, with a plot and a table.")
@@ -71,22 +73,28 @@ def _run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from trainenv.records.folder import RunFolder
     from trainenv.run import TrainingRun
 
-    config = RunConfig.load(args.config, _overrides(args.set))
-    if args.resume and args.out is None:
-        raise UserError("--resume goes on with the run in a folder: name it with --out")
-    run = TrainingRun.from_config(config)
     if args.resume:
+        if args.out is None or args.config is not None or args.set:
+            raise UserError("--resume goes on with a run as it was configured: give --out FOLDER, and neither CONFIG nor --set")
         folder, snapshot = RunFolder.resume(args.out)
+        config = RunConfig.load(args.out / "config.yaml")
+        run = TrainingRun.from_config(config)
         run.restore(snapshot)
         run.ledger.load(snapshot.state["ledger"])
+        folder.new_line(run.step)
     else:
+        if args.config is None:
+            raise UserError("run needs a CONFIG: a preset such as tiny, or the path of a YAML file")
+        config = RunConfig.load(args.config, _overrides(args.set))
+        run = TrainingRun.from_config(config)
         folder = RunFolder.create(args.out, config)
     responder = ByHand() if args.by_hand else None
     with _interruptible() as stop, Progress(config.name, config.steps, quiet=args.json) as progress:
         summary = drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
     progress.table("Run", [summary])
     if summary["ended"] == "interrupted":
-        progress.say(f"interrupted; go on with: trainenv run {args.config} --out {folder.path} --resume")
+        rescue = " --by-hand" if args.by_hand else ""
+        progress.say(f"interrupted; go on with: trainenv run --resume --out {folder.path}{rescue}")
         return summary, INTERRUPTED
     return summary, 0
 
@@ -101,14 +109,17 @@ def _demo(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from trainenv.run import TrainingRun
 
     config = RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})
-    root = RunFolder.create(args.out, config)
+    run = TrainingRun.from_config(config)
+    start, root = run.snapshot(), RunFolder.create(args.out, config)
     methods = {"left alone": None, "by hand": ByHand()}
     summaries = []
     with _interruptible() as stop:
         for name, responder in methods.items():
+            run.restore(start)
+            run.ledger.load({})
             folder = RunFolder.create(root.path / name.replace(" ", "-"), config)
             with Progress(name, config.steps, quiet=args.json) as progress:
-                summary = drive(TrainingRun.from_config(config), folder, responder=responder, watch=progress.watch, stop=stop)
+                summary = drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
             summary["method"] = name
             summary["plot"] = str(plot_run(folder.path, folder.path / "run.png"))
             summaries.append(summary)

@@ -213,7 +213,7 @@ class TrainingConfig(Config):
     together; after a momentum reset the learning rate warms up over `reset_warmup` steps.
     """
 
-    name: str = "run"
+    name: Annotated[str, Field(pattern=r"^[^/\\\\]+$")] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Count
     accumulation: Count = 1

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from trainenv.records.folder import RunFolder
+from trainenv.records.folder import RunFolder, read_events, read_validation
+from trainenv.records.lines import plain
 from trainenv.run import TrainingRun
-from trainenv.types import Event, Telemetry
+from trainenv.types import Event, Telemetry, UserError
 
 
 class Responder(Protocol):
@@ -41,60 +42,71 @@ def drive(
         stop: asked after each block.
         checkpoint_every: steps between snapshots on disk.
     """
-    started, taken = time.perf_counter(), 0
-    validation = {"step": run.step, "loss": run.evaluate()}
-    first = validation["loss"]
-    folder.validation(run.step, first)
-    fired = rewinds = 0
-    ended = "budget spent"
+    if checkpoint_every < 1:
+        raise UserError(f"checkpoint_every must be 1 step or more, found {checkpoint_every}")
+    started, taken, ended = time.perf_counter(), 0, "budget spent"
+    evaluated = -1, -1  # line and step
+    if not read_validation(folder.path):
+        evaluated = _evaluate(run, folder)
     while not run.done:
         window = run.advance(_steps_to_boundary(run))
         taken += len(window)
         folder.telemetry.append(window, line=folder.line)
         for telemetry in window:
             if telemetry.reading.fired:
-                fired += 1
                 folder.event(Event(telemetry.step, "fired", {"index": telemetry.reading.index, "loss": telemetry.loss}))
+        rewound = False
         for event in responder.respond(run, window) if responder else []:
-            rewinds += event.kind == "rewind"
             if event.kind == "rewind":
                 folder.new_line(event.detail["to"])
+                rewound = True
             folder.event(event)
         watch(run, window)
-        every = run.config.validation.every
-        if run.done or (every and run.step % every == 0 and run.step != validation["step"]):
-            validation = {"step": run.step, "loss": run.evaluate()}
-            folder.validation(run.step, validation["loss"])
-        if not math.isfinite(window[-1].loss) and run.step >= window[-1].step:
+        if not rewound and not math.isfinite(window[-1].loss):
             ended = "diverged"
             folder.event(Event(run.step, "diverged"))
             break
-        if stop():
+        every = run.config.validation.every
+        if run.done or (every and run.step % every == 0 and (folder.line, run.step) != evaluated):
+            evaluated = _evaluate(run, folder)
+        if stop() and not run.done:
             ended = "interrupted"
             folder.event(Event(run.step, "interrupted"))
             break
         if run.step // checkpoint_every > (run.step - len(window)) // checkpoint_every:
             folder.checkpoint(run.snapshot())
     folder.checkpoint(run.snapshot())
-    seconds = time.perf_counter() - started
-    summary = {
+    summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
+    assert isinstance(summary, dict)
+    if ended != "interrupted":
+        folder.finish(summary)
+    return summary
+
+
+def _evaluate(run: TrainingRun, folder: RunFolder) -> tuple[int, int]:
+    folder.validation(run.step, run.evaluate())
+    return folder.line, run.step
+
+
+def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
+    """What became of the run, counted over the whole of its folder: earlier sittings of a resumed run too."""
+    kinds = [event["kind"] for event in read_events(folder.path)]
+    losses = [validation["loss"] for validation in read_validation(folder.path)]
+    return {
         "name": run.config.name,
         "seed": run.config.seed,
         "ended": ended,
         "step": run.step,
-        "first_validation_loss": _number(first),
-        "final_validation_loss": _number(validation["loss"] if ended != "diverged" else math.nan),
-        "final_learning_rate": window[-1].lr if taken else None,
-        "fired": fired,
-        "rewinds": rewinds,
+        "first_validation_loss": losses[0],
+        "final_validation_loss": None if ended == "diverged" else losses[-1],
+        "final_learning_rate": run.optimizer.param_groups[0]["lr"],
+        "fired": kinds.count("fired"),
+        "rewinds": kinds.count("rewind"),
         "flops": run.ledger.as_dict(),
         "seconds": round(seconds, 2),
         "ms_per_step": round(1000 * seconds / max(taken, 1), 3),
         "folder": str(folder.path),
     }
-    if ended != "interrupted":
-        folder.finish(summary)
-    return summary
 
 
 def _steps_to_boundary(run: TrainingRun) -> int:
@@ -103,8 +115,3 @@ def _steps_to_boundary(run: TrainingRun) -> int:
     if every := run.config.validation.every:
         ends.append(every - run.step % every)
     return min(ends)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None

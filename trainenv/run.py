@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv import clipping, devices, optimizers, schedules, snapshots
-from trainenv.alike import check_alike
+from trainenv.alike import check_alike, check_snapshot
 from trainenv.batching import as_batch, placed, token_count
 from trainenv.config import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
-from trainenv.ledger import Ledger, Purpose, flops_per_token
+from trainenv.ledger import PURPOSES, Ledger, Purpose, flops_per_token
 from trainenv.monitor.hypergradient import hypergradient
 from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.telemetry import Recorder
@@ -87,9 +87,12 @@ class TrainingRun:
         self._stress = stress
         self._reset_at: int | None = None
         self._line_flops = 0.0
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        if purpose not in PURPOSES:
+            raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
+        # Those that the optimizer updates, a loss's own among them: what is updated is clipped.
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         if not self._parameters:
-            raise UserError("the model must have parameters that require gradients, found none; unfreeze some")
+            raise UserError("the optimizer must hold parameters that require gradients, found none; unfreeze some")
         self._base = optimizers.base_rates(optimizer)
         self.device = self._parameters[0].device
         self._rng = RandomState(config.seed, self.device)
@@ -126,16 +129,21 @@ class TrainingRun:
         """Train for `steps` optimizer steps and return what each measured.
 
         The device is read every `monitor.block` steps. Past the end of the budget training goes on at the schedule's last value.
+        Where it is interrupted or fails, the steps of the block are unaccounted for: go on from a snapshot.
         """
         if steps < 0:
             raise UserError(f"steps must be 0 or more, found {steps}")
         measured: list[Telemetry] = []
         block = self.config.monitor.block
-        with self._rng.active(), devices.settings(self.config):
-            for count in range(1, steps + 1):
-                self._train_step()
-                if count % block == 0 or count == steps:
-                    measured.extend(self._read(t) for t in self._recorder.drain())
+        try:
+            with self._rng.active(), devices.settings(self.config):
+                for count in range(1, steps + 1):
+                    self._train_step()
+                    if count % block == 0 or count == steps:
+                        measured.extend(self._read(t) for t in self._recorder.drain())
+        except BaseException:
+            self._drop_unfinished()
+            raise
         return measured
 
     @property
@@ -176,9 +184,10 @@ class TrainingRun:
             raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
         with torch.no_grad(), evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
             losses = [self._loss(placed(micro, self.device)) for micro in self._validation]
-        tokens = sum(token_count(micro) for micro in self._validation)
-        self.ledger.charge("evaluate", tokens * self._per_token / 3)  # a forward pass is a third
-        return torch.stack(losses).double().mean().item()
+        tokens = [token_count(micro) for micro in self._validation]
+        self.ledger.charge("evaluate", sum(tokens) * self._per_token / 3)  # a forward pass is a third
+        weights = torch.tensor(tokens if sum(tokens) else [1] * len(tokens), dtype=torch.float64)
+        return float(torch.stack(losses).cpu().double() @ weights / weights.sum())
 
     # ── steering ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -192,9 +201,9 @@ class TrainingRun:
         lr_scale = bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
         decay = self.weight_decay_scale * intervention.weight_decay_scale
         decay = bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
-        self.lr_scale, self.weight_decay_scale = lr_scale, decay
-        if intervention.clip is not None and intervention.clip != self.clip:
-            self._clipper = self._new_clipper(intervention.clip)
+        changes_clip = intervention.clip is not None and intervention.clip != self.clip
+        clipper = self._new_clipper(intervention.clip) if changes_clip and intervention.clip else self._clipper
+        self.lr_scale, self.weight_decay_scale, self._clipper = lr_scale, decay, clipper
         if intervention.momentum_reset:
             self._reset_momentum()
         if intervention.data_reorder:
@@ -213,12 +222,13 @@ class TrainingRun:
 
         The steps since are charged to *rewound*, and the horizon comes nearer by as many.
         """
+        check_snapshot(snapshot)
         flagged, end, thrown_away, line = self.flagged, self.horizon.end, self.step - snapshot.step, self._line_flops
         if thrown_away < 0:
             raise UserError(f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}")
         self.restore(snapshot)
         self.flag(flagged)
-        self.ledger.move("main", "rewound", line - self._line_flops)
+        self.ledger.move(self.purpose, "rewound", line - self._line_flops)
         self.spend(self.horizon.end - end + thrown_away)
 
     def spend(self, steps: int) -> None:
@@ -237,31 +247,33 @@ class TrainingRun:
         Raises:
             UserError: the snapshot is of a different model or optimizer; the run is as it was.
         """
+        check_snapshot(snapshot)
         state = snapshots.expand(snapshot)
         check_alike(self.model, self.optimizer, self.config.seed, state)
+        index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
+        index.load_state_dict(state["monitor"])
+        clipper.load_state_dict(state["clip"]["state"])
+        # Nothing has been changed so far, and nothing from here on can be refused.
+        self._drop_unfinished()
         self.model.load_state_dict(state["model"])
         optimizers.load_state(self.optimizer, state["optimizer"])
-        self.step = snapshot.step
+        self.step, self.index, self._clipper = snapshot.step, index, clipper
         self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
         self.applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
         self.flagged = tuple(state["flagged"])
         self.horizon = schedules.Horizon(**state["horizon"])
-        self.index = UncertaintyIndex(self.config.monitor.uncertainty)
-        self.index.load_state_dict(state["monitor"])
         self._reset_at, self._line_flops = state["reset_at"], state["line_flops"]
         self._order = self._order.load_state_dict(state["order"])
-        self._clipper = self._new_clipper(state["clip"]["name"])
-        self._clipper.load_state_dict(state["clip"]["state"])
         self._rng.load_state_dict(state["rng"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if state["objective"] is not None:
             self.objective.load_state_dict(state["objective"])  # type: ignore[attr-defined]
 
-    def fork(self, purpose: Purpose = "verify") -> TrainingRun:
+    def fork(self, purpose: Purpose = "verify") -> Self:
         """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
         model, optimizer, objective = copy.deepcopy((self.model, self.optimizer, self.objective))
-        fork = TrainingRun(
+        fork = type(self)(
             model,
             optimizer,
             self._batches,
@@ -286,7 +298,7 @@ class TrainingRun:
         stateful = hasattr(self.objective, "state_dict")
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {"kind": type(self.optimizer).__name__, **self.optimizer.state_dict()},
             "scaler": self._scaler.state_dict(),
             "rng": self._rng.state_dict(),
             "order": self._order.state_dict(),
@@ -314,13 +326,6 @@ class TrainingRun:
         batch = as_batch(self._batches(index), index, self.config.accumulation)
         progress = self.horizon.progress(self.step)
         stress = 1.0 if self._stress is None else self._stress(self.step)
-        lr_factor = (
-            self._schedule(self.step, progress)
-            * self.lr_scale
-            * schedules.warmth(self.step, self._reset_at, self.config.reset_warmup)
-            * stress
-        )
-        optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
         loss, workers = self._backward(batch)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
         parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
@@ -335,6 +340,9 @@ class TrainingRun:
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
         if report.momentum_reset:
             self._reset_momentum()
+        warmth = schedules.warmth(self.step, self._reset_at, self.config.reset_warmup)
+        lr_factor = self._schedule(self.step, progress) * self.lr_scale * warmth * stress
+        optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
         self._scaler.step(self.optimizer)  # plain optimizer.step() where there is no loss scaling
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -401,6 +409,15 @@ class TrainingRun:
         if reading.index >= reading.threshold:
             self.flag((telemetry.data_index,))
         return replace(telemetry, reading=reading)
+
+    def _drop_unfinished(self) -> None:
+        """Forget what a step that did not end has left: gradients, telemetry that was not read, the scaler's notes."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._recorder = Recorder()
+        if self._scaler.is_enabled():
+            scale = self._scaler.state_dict()
+            self._scaler = torch.amp.GradScaler(self.device.type)
+            self._scaler.load_state_dict(scale)
 
     def _new_clipper(self, name: str) -> clipping.Clipper:
         return clipping.make(name, **self.config.clip.options_of(name))

@@ -230,9 +230,8 @@ telemetry = st.builds(
     progress=st.floats(0, 1),
     reading=st.builds(Reading, *[st.floats(0, 1e300)] * 5, st.booleans()),
     lr=st.just(0.0) | st.floats(1e-30, 1e30) | st.sampled_from([math.nan, math.inf]),
-    **{
-        name: wild
-        for name in (
+    **dict.fromkeys(
+        (
             "loss",
             "grad_norm",
             "grad_norm_clipped",
@@ -247,8 +246,9 @@ telemetry = st.builds(
             "embedding_rms",
             "shortcut_ratio",
             "loss_scale",
-        )
-    },
+        ),
+        wild,
+    ),
 )
 situations = st.builds(
     Situation,

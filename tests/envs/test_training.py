@@ -140,7 +140,7 @@ def test_the_large_ones_are_made_at_once_and_build_nothing_before_reset(size: st
     taken = time.perf_counter() - started
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert taken < 2
+    assert taken < 5
     assert peak < 20e6
     inner = env.unwrapped
     assert isinstance(inner, TrainingEnv)

@@ -29,8 +29,8 @@ def reference(values: np.ndarray, window: int, decay: float, least: int, follow:
             recent = np.array(history[-window:])
             median = float(np.median(recent))
             mad = 1.4826 * float(np.median(np.abs(recent - median)))
-            above = max(mad, (float(np.quantile(recent, 0.98)) - median) / 2.0537) + 1e-9
-            below = max(mad, (median - float(np.quantile(recent, 0.02))) / 2.0537) + 1e-9
+            above = max(mad, (float(np.quantile(recent, 0.98)) - median) / 2.0537489106318225) + 1e-9
+            below = max(mad, (median - float(np.quantile(recent, 0.02))) / 2.0537489106318225) + 1e-9
         average += max(1 - decay, 1 / (len(history) + 1)) * (residual if follow else kept)
         scores.append(z)
     return scores

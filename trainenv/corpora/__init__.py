@@ -31,13 +31,18 @@ _HEAD = 16  # documents of a stream's training split that go into its digest
 _TOGETHER = 256  # documents tokenised in one call, which uses every core
 
 
-@lru_cache(maxsize=4)
 def load(config: CorpusConfig) -> Corpus:
     """The corpus of a configuration. Kept in memory: text that changes on disk is seen by the next process.
 
     Raises:
         UserError: the text or the tokenizer cannot be had, or there is too little text.
     """
+    paths = {name: getattr(config, name) for name in ("path", "tokenizer_path", "cache")}
+    return _load(config.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None}))
+
+
+@lru_cache(maxsize=4)
+def _load(config: CorpusConfig) -> Corpus:
     text, folder = source(config), cache.folder(config.cache)
     tokens = tokenizer(config, text, folder)
     corpus = _streamed(config, text, tokens, folder) if text.streams else _whole(config, text, tokens, folder)

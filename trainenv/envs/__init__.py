@@ -1,0 +1,1 @@
+"""Training as an environment: a real run, and its synthetic twin."""

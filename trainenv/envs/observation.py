@@ -26,11 +26,11 @@ class Features:
         budget_left: share of the budget left, 0 to 1.
         validation: ln(validation loss ÷ reference); the reference is the loss of a uniform guess, ln V.
         validation_fall: fall of ln(validation loss) over the last decision, × 10.
-        loss: ln(mean training loss of the window ÷ reference).
+        loss: ln(geometric mean of the window's training loss ÷ reference).
         loss_slope: change of ln(training loss) over the window by least squares, × 10.
         loss_spread: standard deviation of ln(training loss) about that line, × 10.
         loss_peak: ln(largest ÷ mean training loss) of the window.
-        gradient: ln(mean gradient norm ÷ its mean in the window before).
+        gradient: ln(geometric mean of the gradient norm ÷ that of the window before).
         gradient_peak: ln(largest ÷ mean gradient norm) of the window.
         clipped: share of steps whose gradient was clipped.
         lr: ln(learning rate ÷ the optimizer's base learning rate), at the window's end.
@@ -40,7 +40,7 @@ class Features:
         reset_recency: exp(−steps since the last momentum reset ÷ decision steps); 0 without one.
         hypergradient: mean cosine of the gradient with the last update; positive: a larger learning rate would help at once.
         update_ratio: log10(‖update‖ ÷ ‖weights‖) + 3.
-        probe_gap: ln(loss on the clean probe ÷ mean training loss).
+        probe_gap: ln(loss on the clean probe ÷ training loss), geometric means.
         attention_entropy, activation_entropy: shares of their maximum, 0 to 1, less 0.5, × 4.
         embedding: ln(root mean square of the token embeddings' output).
         shortcut: ln(‖shortcut‖ ÷ ‖sub-layers' output‖), mean over layers.
@@ -102,7 +102,7 @@ class Situation:
         budget_left: share of the budget left.
         validation: validation loss now, nats per token.
         validation_before: the same, a decision ago.
-        gradient_before: mean gradient norm of the window before; NaN where there was none.
+        gradient_before: geometric mean of the gradient norm in the window before; NaN where there was none.
         flagged: whether flagged data is still to come.
     """
 
@@ -183,7 +183,10 @@ def _line(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _log_ratio(value: float, reference: float) -> float:
-    return math.log(value / reference) if value > 0 and reference > 0 and math.isfinite(value / reference) else math.nan
+    """ln(value ÷ reference): −∞ for 0, NaN where either is not a positive number."""
+    if value == 0:
+        return -math.inf
+    return math.log(value) - math.log(reference) if 0 < value < math.inf and 0 < reference < math.inf else math.nan
 
 
 def _known(values: list[float]) -> float:

@@ -60,15 +60,11 @@ def snapshot_among(options: dict[str, Any] | None) -> Snapshot | None:
     return (options or {}).get("snapshot")
 
 
-def check_snapshot(snapshot: object) -> None:
-    """Refuse what is no snapshot."""
-    if not isinstance(snapshot, Snapshot):
-        raise UserError(f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}")
-
-
 def no_run() -> UserError:
+    """What is raised where a run is needed and `reset` was not called."""
     return UserError("there is no run yet; call reset() first")
 
 
 def episode_over() -> UserError:
+    """What is raised where `step` is called after the end."""
     return UserError("the episode is over; call reset() before the next step()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.alike import check_snapshot
 from trainenv.config import EnvironmentConfig, InterventionConfig
 from trainenv.envs.law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_path
 from trainenv.envs.observation import FEATURES, Features
-from trainenv.envs.steered import Observation, SteeredEnv, check_snapshot, episode_over, no_run, snapshot_among
+from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.interventions import ActionVector
 from trainenv.order import DataOrder
 from trainenv.schedules import Horizon
@@ -149,6 +151,7 @@ class SyntheticEnv(SteeredEnv):
     def _fork(self, spikes: bool) -> SyntheticEnv:
         fork = SyntheticEnv(self.decisions, spikes, self.codec.config, self.environment, self.law, self.render_mode)
         fork._seed, fork._current = self._seed, self.state
+        fork._np_random = copy.deepcopy(self._np_random)
         return fork
 
     def _read(self, snapshot: Snapshot) -> tuple[int, State]:

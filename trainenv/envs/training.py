@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainenv.alike import check_snapshot
 from trainenv.config import RunConfig
 from trainenv.envs.observation import Situation, observe
-from trainenv.envs.steered import Observation, SteeredEnv, check_snapshot, episode_over, no_run, snapshot_among
+from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.interventions import ActionVector
 from trainenv.run import TrainingRun
 from trainenv.types import Snapshot, Telemetry, UserError
@@ -58,7 +60,7 @@ class TrainingEnv(SteeredEnv):
         super().__init__(self.config.interventions, self.config.environment, render_mode)
         self._run: TrainingRun | None = None
         self._memory = _Memory(validation=math.nan, validation_before=math.nan)
-        self._over = True
+        self._over, self._is_branch = True, False
 
     @property
     def run(self) -> TrainingRun:
@@ -85,7 +87,7 @@ class TrainingEnv(SteeredEnv):
             raise episode_over()
         intervention, masked = self.codec.legal(action, run)
         run.apply(intervention)
-        window = run.advance(min(self.config.environment.decision_steps, run.horizon.end - run.step))
+        window = run.advance(max(0, min(self.config.environment.decision_steps, run.horizon.end - run.step)))
         finite = all(math.isfinite(t.loss) for t in window)
         measured = run.evaluate() if finite else math.nan
         validation = self._capped(measured)
@@ -119,9 +121,9 @@ class TrainingEnv(SteeredEnv):
         if "model" not in snapshot.state:
             raise UserError("expected a snapshot of a training run, found one of a synthetic environment; SyntheticEnv takes it")
         seed = int(snapshot.state["seed"])
-        if self._run is None or self._run.config.seed != seed:
-            self._run = self._fresh(seed)
-        self._run.restore(snapshot)
+        run = self._run if self._run is not None and self._run.config.seed == seed else self._fresh(seed)
+        run.restore(snapshot)
+        self._run = run
         saved = snapshot.state.get("environment")
         if saved is None:
             validation = self._capped(self.run.evaluate())
@@ -133,10 +135,11 @@ class TrainingEnv(SteeredEnv):
         self._memory = replace(self._memory, elsewhere=self._elsewhere())
 
     def fork(self) -> TrainingEnv:
-        """An independent environment in the same state."""
+        """An independent environment in the same state: a branch. Its steps are charged to this one, not to itself."""
         fork = TrainingEnv(self.config, render_mode=self.render_mode)
-        fork._run = self.run.fork(purpose=self.run.purpose)
-        fork._memory, fork._over = self._memory, self._over
+        fork._run = self.run.fork()
+        fork._memory, fork._over, fork._is_branch = self._memory, self._over, True
+        fork._np_random = copy.deepcopy(self._np_random)
         return fork
 
     @property
@@ -151,8 +154,9 @@ class TrainingEnv(SteeredEnv):
         return min(loss, self._cap) if math.isfinite(loss) else self._cap
 
     def _elsewhere(self) -> float:
+        """FLOPs that went into anything but the run's own steps and its evaluation; none for a branch, whose parent pays."""
         ledger = self.run.ledger
-        return ledger.total - ledger["main"] - ledger["evaluate"]
+        return 0.0 if self._is_branch else ledger.total - ledger["main"] - ledger["evaluate"]
 
     def _fresh(self, seed: int) -> TrainingRun:
         return TrainingRun.from_config(self.config.model_copy(update={"seed": seed}))
@@ -181,5 +185,6 @@ class TrainingEnv(SteeredEnv):
 
 
 def _mean_gradient(window: Sequence[Telemetry]) -> float:
-    finite = [t.grad_norm for t in window if math.isfinite(t.grad_norm)]
-    return sum(finite) / len(finite) if finite else math.nan
+    """The geometric mean of the gradient norms; NaN where there is none."""
+    logs = [math.log(t.grad_norm) for t in window if 0 < t.grad_norm < math.inf]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan

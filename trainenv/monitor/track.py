@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 _REFRESH = 16  # values between refreshes of what is usual
-_TAIL = 98.0  # percentile that is matched to a normal distribution's, on either side of the median ...
-_TAIL_Z = 2.0537  # ... whose z-score this is
 _WINSOR = 4.0  # standard deviations beyond which a value enters the history only that far, so that a spike is no new normal
 BEYOND = 100.0  # the largest z, and that of a value that is not finite
 
@@ -18,23 +17,30 @@ class Track:
     """z-scores of a signal's residual against its exponential moving average, over a window.
 
     Gradient norms and losses have heavier tails than a normal distribution, and more so upwards. So the standard deviation is
-    taken for each side on its own: the larger of 1.4826 × the median absolute deviation and of what the 98th percentile
+    taken for each side on its own: the larger of 1.4826 × the median absolute deviation and of what the `tail` percentile
     would be of, if it were a normal distribution's.
 
     Args:
         window: residuals of history that count.
         decay: of the exponential moving average, per value.
         least: residuals of history below which there is no z-score (0 is returned).
+        tail: percentile that sets the spread; the window should hold several residuals beyond it.
         follow: whether the average follows a jump at once, as what is measured on clean data should: the model *is* elsewhere
             then. Otherwise it follows a jump as if it were `_WINSOR` standard deviations.
     """
 
-    def __init__(self, window: int, decay: float, least: int, *, follow: bool = False) -> None:
+    def __init__(self, window: int, decay: float, least: int, *, tail: float = 98.0, follow: bool = False) -> None:
         self._window, self._decay, self._least, self._follow = window, decay, least, follow
+        self._tail, self._tail_z = tail, NormalDist().inv_cdf(tail / 100)
         self._residuals = np.zeros(window)
         self._count = 0
         self._average = math.nan
         self._median = self._above = self._below = 0.0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is enough history for z-scores."""
+        return self._count >= self._least
 
     def update(self, value: float) -> float:
         """The z-score of `value`, which then joins the history."""
@@ -45,7 +51,7 @@ class Track:
             return 0.0
         residual = value - self._average
         z, kept = 0.0, residual
-        if self._count >= self._least:
+        if self.speaks:
             spread = self._above if residual > self._median else self._below
             z = max(-BEYOND, min(BEYOND, (residual - self._median) / spread))
             kept = self._median + max(-_WINSOR, min(_WINSOR, z)) * spread
@@ -59,10 +65,10 @@ class Track:
 
     def _refresh(self) -> None:
         known = self._residuals[: min(self._count, self._window)]
-        low, self._median, high = (float(q) for q in np.percentile(known, (100 - _TAIL, 50, _TAIL)))
+        low, self._median, high = (float(q) for q in np.percentile(known, (100 - self._tail, 50, self._tail)))
         deviation = 1.4826 * float(np.median(np.abs(known - self._median)))
-        self._above = max(deviation, (high - self._median) / _TAIL_Z) + 1e-9
-        self._below = max(deviation, (self._median - low) / _TAIL_Z) + 1e-9
+        self._above = max(deviation, (high - self._median) / self._tail_z) + 1e-9
+        self._below = max(deviation, (self._median - low) / self._tail_z) + 1e-9
 
     def state_dict(self) -> dict[str, Any]:
         average = None if math.isnan(self._average) else self._average

@@ -1,6 +1,7 @@
 """The uncertainty index: three axes, each a z-score against its own history, weighted into one number that may fire.
 
-- *volatility*: the largest z of the training loss, the log gradient norm (ZClip's signal) and the loss on the clean probe;
+- *volatility*: the largest z of the training loss, the log gradient norm (ZClip's signal), their strain (what the two have had
+  of it over the last few steps: small jumps that last) and the loss on the clean probe;
 - *entropy*: the mean |z| of attention entropy, activation entropy and the shortcut ratio inside the model;
 - *disagreement*: the z of how far several small online forecasters of the next loss are apart.
 
@@ -14,17 +15,19 @@ from typing import Any
 
 from trainenv.config import UncertaintyConfig, validate
 from trainenv.monitor.forecasters import Forecasters
-from trainenv.monitor.track import Track
+from trainenv.monitor.track import BEYOND, Track
 from trainenv.types import Reading, Telemetry
 from trainenv.yaml_files import find, read_yaml
 
-_EVERY_STEP = ("loss", "grad_norm", "disagreement")
+_EVERY_STEP = ("loss", "grad_norm", "strain", "disagreement")
 _INSIDE = ("attention_entropy", "activation_entropy", "shortcut_ratio")
 _PROBED = ("probe_loss", *_INSIDE)
 _AXIS_MOST = 10.0  # z beyond which an axis counts no further: one wild axis must not hide what the others say for long
+_STRAIN_RATE = 0.4
 _PROBE_DECAY = 0.5  # a look at the model is compared with the few before it
-_PROBE_WINDOW = 64
+_PROBE_WINDOW = 32
 _PROBE_LEAST = 16
+_PROBE_TAIL = 90.0
 
 
 class UncertaintyIndex:
@@ -41,9 +44,12 @@ class UncertaintyIndex:
         self.config = config or validate(UncertaintyConfig, read_yaml(find("uncertainty")), "uncertainty")
         window, decay, least = self.config.window, self.config.decay, self.config.min_history
         self._tracks = {name: Track(window, decay, least) for name in _EVERY_STEP}
-        self._tracks |= {name: Track(_PROBE_WINDOW, _PROBE_DECAY, _PROBE_LEAST, follow=True) for name in _PROBED}
+        self._tracks |= {
+            name: Track(_PROBE_WINDOW, _PROBE_DECAY, _PROBE_LEAST, tail=_PROBE_TAIL, follow=True) for name in _PROBED
+        }
         self._forecasters = Forecasters()
         self._probed = dict.fromkeys(_PROBED, 0.0)
+        self._strain = 0.0
         self._running = 0
         self._silent_until = 0
 
@@ -51,6 +57,7 @@ class UncertaintyIndex:
         """The reading after one more step."""
         loss = self._tracks["loss"].update(telemetry.loss)
         gradient = self._tracks["grad_norm"].update(_log(telemetry.grad_norm))
+        strain = self._strained(loss, gradient)
         spread = self._forecasters.update(telemetry.loss)
         disagreement = 0.0 if math.isnan(spread) else self._tracks["disagreement"].update(_log(spread))
         for name in _PROBED:
@@ -59,16 +66,26 @@ class UncertaintyIndex:
                 self._probed[name] = self._tracks[name].update(value)
         return self._read(
             telemetry.step,
-            volatility=_axis(max(loss, gradient, self._probed["probe_loss"])),
+            volatility=_axis(max(loss, gradient, strain, self._probed["probe_loss"])),
             entropy=_axis(sum(abs(self._probed[name]) for name in _INSIDE) / len(_INSIDE)),
             disagreement=_axis(disagreement),
+            lost=not math.isfinite(telemetry.loss),
         )
 
-    def _read(self, step: int, *, volatility: float, entropy: float, disagreement: float) -> Reading:
+    def _strained(self, loss: float, gradient: float) -> float:
+        """The z of the moving average of what the loss and the gradient have of z, once they have any."""
+        if not self._tracks["loss"].speaks:
+            return 0.0
+        self._strain += _STRAIN_RATE * (_axis(loss) + _axis(gradient) - self._strain)
+        return self._tracks["strain"].update(self._strain)
+
+    def _read(self, step: int, *, volatility: float, entropy: float, disagreement: float, lost: bool = False) -> Reading:
+        """The reading of three axes; a loss that is not finite fires whatever the history and the leniency."""
         weights = self.config.weights
         index = (
             weights["volatility"] * volatility + weights["entropy"] * entropy + weights["disagreement"] * disagreement
         ) / sum(weights.values())
+        index = BEYOND if lost else index
         leniency = self._leniency(step)
         threshold = self.config.threshold * leniency
         self._running = self._running + 1 if index >= threshold else 0
@@ -90,7 +107,7 @@ class UncertaintyIndex:
             "tracks": {name: track.state_dict() for name, track in self._tracks.items()},
             "forecasters": self._forecasters.state_dict(),
             "probed": dict(self._probed),
-            "counts": [self._running, self._silent_until],
+            "counts": [self._strain, self._running, self._silent_until],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,7 +115,7 @@ class UncertaintyIndex:
             track.load_state_dict(state["tracks"][name])
         self._forecasters.load_state_dict(state["forecasters"])
         self._probed = dict(state["probed"])
-        self._running, self._silent_until = state["counts"]
+        self._strain, self._running, self._silent_until = state["counts"]
 
 
 def _axis(z: float) -> float:

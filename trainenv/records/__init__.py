@@ -1,0 +1,1 @@
+"""What a run leaves behind: telemetry, events, validation losses, snapshots and pictures."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from trainenv import snapshots
 from trainenv.config import TrainingConfig
-from trainenv.records.lines import append_line, read_lines
+from trainenv.records.lines import append_line, plain, read_lines
 from trainenv.records.parquet import TelemetryLog
 from trainenv.types import Event, Snapshot, UserError
 
@@ -43,25 +44,19 @@ class RunFolder:
             UserError: `path` already holds something.
         """
         if path is None:
-            count = 1
-            while True:
-                path = Path("runs") / (config.name if count == 1 else f"{config.name}-{count}")
-                try:
-                    path.mkdir(parents=True)
-                    break
-                except FileExistsError:
-                    count += 1
+            path = next(free for free in _numbered(Path("runs") / config.name) if not free.exists())
         elif path.is_dir() and any(path.iterdir()):
             raise UserError(f"{path} is not empty; give another --out, or --resume to go on with the run in it")
-        elif path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; --out takes a folder")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} must be a folder to record in, found: {error.strerror}; give another --out") from None
         (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         return cls(path)
 
     @classmethod
     def resume(cls, path: Path) -> tuple[RunFolder, Snapshot]:
-        """The folder of a run that stopped, and its newest snapshot. What it logs from here on is a new line of history.
+        """The folder of a run that stopped, and its newest snapshot. Once that is restored, call `new_line` before logging.
 
         Raises:
             UserError: there is nothing to resume, or the run had ended.
@@ -74,9 +69,7 @@ class RunFolder:
             )
         snapshot = snapshots.load(path / "last.safetensors")
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
-        folder = cls(path, line=max(lines, default=0))
-        folder.new_line(snapshot.step)
-        return folder, snapshot
+        return cls(path, line=max(lines, default=0)), snapshot
 
     def new_line(self, step: int) -> None:
         """History starts anew from `step`."""
@@ -99,8 +92,15 @@ class RunFolder:
         """Write the summary: the run has ended."""
         self.telemetry.flush()
         temporary = self.path / ".summary.tmp"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(plain(summary), indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.path / "summary.json")
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """`path`, `path-2`, `path-3`, …"""
+    yield path
+    for count in itertools.count(2):
+        yield path.with_name(f"{path.name}-{count}")
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,267 @@
+"""The rule that people follow at night: how far back, what is dropped, what is cut, and when it gives up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from agents.by_hand import ByHand
+from trainenv import TrainingConfig, TrainingRun
+from trainenv.driving import drive
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.folder import RunFolder, read_events
+from trainenv.records.parquet import read_telemetry
+from trainenv.types import Event, Reading, Telemetry, UserError
+
+LR, FINAL = 1e-2, 0.1
+
+
+def tokens(index: int) -> Tensor:
+    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
+
+
+def toy(steps: int, lr_bounds: tuple[float, float] = (0.01, 10.0)) -> TrainingRun:
+    """A run of a few thousand steps a second; its alarms are those of `Alarms`."""
+    torch.manual_seed(0)
+    model = nn.Embedding(8, 8)
+    config = TrainingConfig(
+        steps=steps,
+        clip={"policy": "none"},
+        schedule={"kind": "cosine", "warmup": 0, "final": FINAL},
+        validation={"every": 0},
+        monitor={"block": 8, "probe_every": 0},
+        interventions={"lr_bounds": lr_bounds},
+    )
+    return TrainingRun(model, torch.optim.AdamW(model.parameters(), lr=LR), tokens, config, validation=[tokens(10**6)])
+
+
+class Alarms:
+    """In place of the uncertainty index: each of `steps` fires the first time that the run comes by, `always` every time."""
+
+    def __init__(self, steps: Iterable[int], always: Iterable[int] = ()) -> None:
+        self._left, self._always = list(steps), set(always)
+
+    def update(self, telemetry: Telemetry) -> Reading:
+        fired = telemetry.step in self._always or telemetry.step in self._left
+        if telemetry.step in self._left:
+            self._left.remove(telemetry.step)
+        return Reading(index=9.0 if fired else 0.0, threshold=3.0, fired=fired)
+
+    def put_in(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(UncertaintyIndex, "update", lambda index, telemetry: self.update(telemetry))
+
+
+@dataclass
+class Watched:
+    """The rule, and a check after each block of all that must hold whatever happens."""
+
+    rule: ByHand
+    line: list[Telemetry] = field(default_factory=list)
+    dropped: set[int] = field(default_factory=set)
+    rewinds: list[Event] = field(default_factory=list)
+
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
+        assert not self.dropped & {t.data_index for t in window}
+        self.line += window
+        lr_scale, end, step = run.lr_scale, run.horizon.end, run.step
+        events = self.rule.respond(run, window)
+        low, high = run.config.interventions.lr_bounds
+        assert low <= run.lr_scale <= high
+        assert len(self.rule._snapshots) <= self.rule.keep
+        alarm = next((t for t in window if t.reading.fired), None)
+        if not events:
+            assert (run.lr_scale, run.horizon.end, run.step) == (lr_scale, end, step)
+            return events
+        assert alarm is not None
+        (event,) = events
+        assert (event.kind, event.step) == ("rewind", step)
+        assert run.step == event.detail["to"] <= alarm.step - self.rule.rewind
+        assert run.horizon.end == end - (step - run.step)
+        before = next((t.lr_scale for t in reversed(self.line) if t.step == run.step), 1.0)
+        assert event.detail["lr_scale"] == run.lr_scale <= before
+        self.dropped |= {t.data_index for t in self.line if t.step > max(alarm.step - self.rule.skip, run.step)}
+        self.line = [t for t in self.line if t.step <= run.step]
+        self.rewinds.append(event)
+        assert len(self.rewinds) <= self.rule.patience
+        return events
+
+
+def driven(
+    patch: pytest.MonkeyPatch, path: Path, rule: ByHand, alarms: Alarms, run: TrainingRun
+) -> tuple[Watched, dict[str, Any]]:
+    alarms.put_in(patch)
+    watched = Watched(rule)
+    summary = drive(run, RunFolder.create(path, run.config), responder=watched)
+    assert summary["ended"] == "budget spent"
+    assert summary["rewinds"] == len(watched.rewinds)
+    return watched, summary
+
+
+# ── one alarm ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("alarm", "to"),
+    [(17, None), (23, None), (24, 8), (31, 8), (32, 16), (45, 24), (48, 32), (56, 40), (64, 48)],
+)
+def test_goes_back_to_the_newest_snapshot_far_enough_behind(
+    alarm: int, to: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Blocks of 8 end at 8, 16, …; none is remembered where it fired."""
+    rule = ByHand(rewind=16, every=8, keep=10, skip=4)
+    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([alarm]), toy(96))
+    assert [event.detail["to"] for event in watched.rewinds] == ([] if to is None else [to])
+    seen_at = -(-alarm // 8) * 8
+    assert summary["step"] == (96 if to is None else 96 - (seen_at - to))
+
+
+def test_drops_the_data_around_the_alarm_and_trains_the_rest_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rule = ByHand(rewind=16, every=8, keep=10, skip=4)
+    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Alarms([45]), toy(96))
+    rows = read_telemetry(tmp_path / "run")
+    again = list(rows[rows["line"] == 1]["data_index"])
+    seen = set(range(41, 48))  # the steps after 45 − 4, to the end of the block
+    assert not seen & set(again)
+    assert again[: 41 - 24] == list(range(24, 41))
+    assert again == sorted(again)
+    assert set(range(24, again[-1] + 1)) - set(again) <= set(range(41, 50))
+    assert watched.rewinds[0].detail["skipped"] >= len(seen)
+
+
+def test_skips_nothing_where_it_shall_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the data before the alarm, that is: what the index itself flagged is dropped all the same."""
+    driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8, skip=0), Alarms([48]), toy(96))
+    rows = read_telemetry(tmp_path / "run")
+    assert list(rows[rows["line"] == 1]["data_index"])[:15] == list(range(32, 47))
+    assert 47 not in set(rows[rows["line"] == 1]["data_index"])
+
+
+def test_cuts_the_learning_rate_and_still_ends_annealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rule = ByHand(rewind=16, every=8, lr_scale=0.5)
+    _, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([45]), toy(96))
+    rows = read_telemetry(tmp_path / "run", kept_only=True)
+    assert list(rows["step"]) == list(range(1, summary["step"] + 1))
+    assert summary["step"] == 96 - 24
+    assert list(rows["lr_scale"]) == [1.0] * 24 + [0.5] * 48
+    # Progress is the same on both sides of the rewind; the learning rate is half of what it would have been.
+    assert rows["progress"][24] == pytest.approx(24 / 96)
+    assert rows["progress"].is_monotonic_increasing
+    assert summary["final_learning_rate"] == pytest.approx(LR * FINAL * 0.5, rel=0.05)
+
+
+def test_a_factor_of_one_leaves_the_learning_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8, lr_scale=1.0), Alarms([45]), toy(96))
+    assert set(read_telemetry(tmp_path / "run")["lr_scale"]) == {1.0}
+    assert [e["kind"] for e in read_events(tmp_path / "run")] == ["fired", "rewind"]
+
+
+def test_without_an_alarm_it_does_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, summary = driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8), Alarms([]), run := toy(64))
+    straight = toy(64)
+    straight.advance(64)
+    assert run.fingerprint() == straight.fingerprint()
+    assert summary["flops"]["rewound"] == 0
+
+
+def test_compute_that_was_rewound_is_on_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, summary = driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8), Alarms([45]), toy(96))
+    flops = summary["flops"]
+    assert flops["rewound"] / (flops["rewound"] + flops["main"]) == pytest.approx(24 / 96)
+
+
+# ── many alarms ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_patience_bounds_the_answers(patience: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rule = ByHand(rewind=8, every=8, patience=patience)
+    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([], always=[40]), toy(160))
+    assert len(watched.rewinds) == patience
+    assert summary["fired"] == patience + 1
+
+
+def test_learning_rate_never_leaves_its_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rule = ByHand(rewind=8, every=8, skip=0, patience=50)
+    alarms = Alarms(range(40, 240, 20))
+    watched, _ = driven(monkeypatch, tmp_path / "run", rule, alarms, toy(400, lr_bounds=(0.5, 2.0)))
+    lowest = read_telemetry(tmp_path / "run")["lr_scale"].min()
+    assert len(watched.rewinds) > 4
+    assert lowest == pytest.approx(0.8**3)  # the next cut would come below 0.5
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_keeps_so_many_snapshots(keep: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rule = ByHand(rewind=8, every=16, keep=keep)
+    driven(monkeypatch, tmp_path / "run", rule, Alarms([]), toy(128))
+    steps = [snapshot.step for snapshot in rule._snapshots]
+    assert len(steps) == keep
+    assert steps == sorted(steps)
+    assert all(later - earlier >= 16 for earlier, later in pairwise(steps))
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.integers(40, 100),
+    once=st.lists(st.integers(1, 100), max_size=6),
+    always=st.lists(st.integers(20, 100), max_size=2),
+    rule=st.builds(
+        ByHand,
+        rewind=st.integers(1, 40),
+        every=st.integers(1, 24),
+        keep=st.integers(1, 6),
+        skip=st.integers(0, 30),
+        lr_scale=st.sampled_from([0.3, 0.8, 1.0]),
+        patience=st.integers(0, 6),
+    ),
+)
+def test_whatever_happens_it_ends_within_bounds(
+    steps: int, once: list[int], always: list[int], rule: ByHand, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`Watched` holds what must hold after each block; the budget is spent exactly, on kept and rewound steps together."""
+    path = tmp_path_factory.mktemp("by_hand") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        watched, summary = driven(patch, path, rule, Alarms(once, always), toy(steps, lr_bounds=(0.5, 2.0)))
+    rows, kept = read_telemetry(path), read_telemetry(path, kept_only=True)
+    assert len(rows) == steps
+    assert list(kept["step"]) == list(range(1, summary["step"] + 1))
+    assert kept["data_index"].is_unique
+    assert summary["step"] == steps - sum(e.step - e.detail["to"] for e in watched.rewinds)
+
+
+# ── hyperparameters ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rewind", 0),
+        ("every", 0),
+        ("keep", 0),
+        ("keep", -1),
+        ("skip", -1),
+        ("lr_scale", 0.0),
+        ("lr_scale", -0.5),
+        ("lr_scale", 1.1),
+        ("lr_scale", float("nan")),
+    ],
+)
+def test_bad_hyperparameters(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=name) as error:
+        ByHand(**{name: value})
+    assert "expected" in str(error.value) or "must" in str(error.value)
+    assert f"{name}={value}" in str(error.value)
+
+
+def test_hyperparameters_by_name_only() -> None:
+    with pytest.raises(TypeError):
+        ByHand(50)  # type: ignore[misc]
+    assert repr(ByHand(rewind=7)).startswith("ByHand(rewind=7, every=50, keep=8, skip=16, lr_scale=0.8, patience=10")

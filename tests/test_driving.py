@@ -1,0 +1,353 @@
+"""Driving a run: validation at its boundaries, events, lines of history, snapshots on disk and every way to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainenv import Intervention, TrainingConfig, TrainingRun
+from trainenv.driving import drive
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.folder import RunFolder, read_events, read_validation
+from trainenv.records.lines import read_lines
+from trainenv.records.parquet import read_telemetry
+from trainenv.snapshots import load
+from trainenv.types import Event, Reading, Snapshot, Telemetry
+
+
+def tokens(index: int) -> Tensor:
+    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
+
+
+class Bigram(nn.Module):
+    """Logits of the next token from the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 8)
+        nn.init.zeros_(self.table.weight)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        logits: Tensor = self.table(seen)
+        return logits
+
+
+def toy(steps: int = 40, every: int = 0, lr: float = 1e-2, **more: Any) -> TrainingRun:
+    """A run of a few thousand steps a second."""
+    model = Bigram()
+    monitor = {"block": 8, "probe_every": 0}
+    settings = {"steps": steps, "validation": {"every": every}, "monitor": monitor, "schedule": {"warmup": 0}} | more
+    config = TrainingConfig(**{"name": "toy", "clip": {"policy": "none"}} | settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    return TrainingRun(model, optimizer, tokens, config, validation=[tokens(10**6)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", TrainingConfig(steps=1))
+
+
+def strict(text: str) -> Any:
+    """JSON as other languages read it: without NaN and infinities."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def fires_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Each of `steps` fires the first time that the run comes by."""
+    left = list(steps)
+
+    def update(index: UncertaintyIndex, telemetry: Telemetry) -> Reading:
+        fired = telemetry.step in left
+        if fired:
+            left.remove(telemetry.step)
+        return Reading(index=9.0 if fired else 0.0, threshold=3.0, fired=fired)
+
+    monkeypatch.setattr(UncertaintyIndex, "update", update)
+
+
+@dataclass
+class Rewinder:
+    """Goes back to the start once, at `at`; remembers what it was called with."""
+
+    at: int = 10**9
+    windows: list[list[int]] = field(default_factory=list)
+    start: Snapshot | None = None
+
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
+        self.windows.append([t.step for t in window])
+        if self.start is None:
+            self.start = run.snapshot()
+        if run.step < self.at:
+            return []
+        seen, self.at = run.step, 10**9
+        run.rewind(self.start)
+        run.apply(Intervention(lr_scale=0.5))
+        return [
+            Event(seen, "rewind", {"to": self.start.step, "lr_scale": run.lr_scale}),
+            Event(run.step, "intervention", {"lr_scale": 0.5}),
+        ]
+
+
+# ── blocks and validation ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [(40, 0, [0, 40]), (40, 10, [0, 10, 20, 30, 40]), (35, 10, [0, 10, 20, 30, 35]), (35, 100, [0, 35]), (1, 1, [0, 1])],
+)
+def test_validation_at_its_steps_at_the_start_and_at_the_end(
+    steps: int, every: int, expected: list[int], folder: RunFolder
+) -> None:
+    run = toy(steps, every)
+    summary = drive(run, folder)
+    found = read_validation(folder.path)
+    assert [v["step"] for v in found] == expected
+    assert {v["line"] for v in found} == {0}
+    assert summary["first_validation_loss"] == found[0]["loss"] == pytest.approx(math.log(8))
+    assert summary["final_validation_loss"] == found[-1]["loss"] == run.evaluate()
+
+
+def test_blocks_end_at_boundaries(folder: RunFolder) -> None:
+    responder, watched = Rewinder(), []
+    drive(toy(27, 12), folder, responder=responder, watch=lambda run, window: watched.append([t.step for t in window]))
+    expected = [(1, 8), (9, 12), (13, 20), (21, 24), (25, 27)]
+    assert responder.windows == watched == [list(range(first, last + 1)) for first, last in expected]
+
+
+def test_driving_changes_nothing_of_the_run(folder: RunFolder) -> None:
+    driven, straight = toy(40, 12), toy(40, 12)
+    drive(driven, folder, checkpoint_every=8)
+    straight.advance(40)
+    assert driven.fingerprint() == straight.fingerprint()
+
+
+def test_summary_of_a_run_that_spent_its_budget(folder: RunFolder) -> None:
+    run = toy(40)
+    summary = drive(run, folder)
+    assert strict((folder.path / "summary.json").read_text(encoding="utf-8")) == summary
+    assert summary["ended"] == "budget spent"
+    assert (summary["name"], summary["seed"], summary["step"]) == ("toy", 0, 40)
+    assert (summary["fired"], summary["rewinds"]) == (0, 0)
+    assert summary["flops"] == run.ledger.as_dict()
+    assert summary["final_learning_rate"] == read_telemetry(folder.path)["lr"].iloc[-1]
+    assert summary["seconds"] >= 0
+    assert summary["ms_per_step"] > 0
+    assert load(folder.path / "last.safetensors").step == 40
+
+
+def test_a_run_goes_on_from_where_it_is(folder: RunFolder) -> None:
+    run = toy(40, 12)
+    run.advance(20)
+    drive(run, folder)
+    assert [v["step"] for v in read_validation(folder.path)] == [20, 24, 36, 40]
+    assert list(read_telemetry(folder.path)["step"]) == list(range(21, 41))
+
+
+def test_a_run_with_nothing_left_to_do(folder: RunFolder) -> None:
+    run = toy(8)
+    run.advance(8)
+    summary = drive(run, folder)
+    assert (summary["ended"], summary["step"], summary["final_learning_rate"]) == ("budget spent", 8, None)
+    assert (folder.path / "summary.json").is_file()
+
+
+# ── events and lines ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_alarm_is_an_event(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    fires_at(monkeypatch, 3, 5, 24)
+    assert drive(toy(40), folder)["fired"] == 3
+    events = read_events(folder.path)
+    assert [(e["step"], e["kind"], e["line"]) for e in events] == [(3, "fired", 0), (5, "fired", 0), (24, "fired", 0)]
+    losses = read_telemetry(folder.path).set_index("step")["loss"]
+    for event in events:
+        assert event["detail"] == {"index": 9.0, "loss": losses[event["step"]]}
+    assert list(read_telemetry(folder.path).query("fired")["step"]) == [3, 5, 24]
+
+
+def test_a_rewind_starts_a_new_line(folder: RunFolder) -> None:
+    run = toy(40)
+    summary = drive(run, folder, responder=Rewinder(at=24))
+    assert (summary["rewinds"], summary["ended"], summary["step"]) == (1, "budget spent", 24)
+    assert read_lines(folder.path / "lines.jsonl") == [{"line": 1, "step": 8}]
+    assert [(e["line"], e["step"], e["kind"]) for e in read_events(folder.path)] == [(1, 24, "rewind"), (1, 8, "intervention")]
+    everything, kept = read_telemetry(folder.path), read_telemetry(folder.path, kept_only=True)
+    assert list(everything["step"]) == [*range(1, 25), *range(9, 25)]
+    assert list(everything["line"]) == [0] * 24 + [1] * 16
+    assert list(kept["step"]) == list(range(1, 25))
+    assert list(kept["line"]) == [0] * 8 + [1] * 16
+    assert set(kept["lr_scale"][:8]) == {1.0}
+    assert set(kept["lr_scale"][8:]) == {0.5}
+    assert run.ledger["rewound"] == pytest.approx(run.ledger["main"] * 16 / 24)
+
+
+def test_any_event_of_a_responder_is_recorded(folder: RunFolder) -> None:
+    class Noting:
+        def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
+            return [Event(run.step, "intervention", {"n": len(window)})]
+
+    assert drive(toy(20), folder, responder=Noting())["rewinds"] == 0
+    assert [(e["step"], e["detail"]["n"]) for e in read_events(folder.path)] == [(8, 8), (16, 8), (20, 4)]
+    assert not (folder.path / "lines.jsonl").exists()
+
+
+# ── ways to end ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def breaks_at(run: TrainingRun, monkeypatch: pytest.MonkeyPatch, step: int, until: int = 10**9) -> TrainingRun:
+    """The loss is NaN while steps `step` to `until` are trained."""
+    objective = run.objective
+
+    def broken(model: nn.Module, micro: Any, /) -> Tensor:
+        loss = objective(model, micro)
+        return loss * math.nan if step <= run.step + 1 <= until else loss
+
+    monkeypatch.setattr(run, "objective", broken)
+    return run
+
+
+def test_a_run_that_diverges_ends_with_what_there_is(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    fires_at(monkeypatch)
+    summary = drive(breaks_at(toy(40), monkeypatch, 11), folder)
+    assert (summary["ended"], summary["step"]) == ("diverged", 16)
+    assert summary["final_validation_loss"] is None
+    assert summary["first_validation_loss"] == pytest.approx(math.log(8))
+    assert strict((folder.path / "summary.json").read_text(encoding="utf-8")) == summary
+    assert [e["kind"] for e in read_events(folder.path)] == ["diverged"]
+    rows = read_telemetry(folder.path)
+    assert list(rows["step"]) == list(range(1, 17))
+    assert rows["loss"][:10].notna().all()
+    assert not rows["loss"][10:].map(lambda value: value is not None and math.isfinite(value)).any()
+    assert load(folder.path / "last.safetensors").step == 16
+
+
+def test_a_learning_rate_that_is_far_too_high(folder: RunFolder) -> None:
+    def explosive(model: nn.Module, micro: Any, /) -> Tensor:
+        return sum((p.double() ** 4).sum() for p in model.parameters()).float()  # type: ignore[union-attr]
+
+    model = Bigram()
+    nn.init.ones_(model.table.weight)
+    config = TrainingConfig(
+        steps=400,
+        clip={"policy": "none"},
+        schedule={"warmup": 0},
+        monitor={"block": 8, "probe_every": 0},
+        validation={"every": 5},
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e3)
+    run = TrainingRun(model, optimizer, tokens, config, objective=explosive, validation=[tokens(0)])
+    summary = drive(run, folder)
+    assert summary["ended"] == "diverged"
+    assert summary["step"] <= 10
+    assert summary["final_validation_loss"] is None
+    assert read_events(folder.path)[-1]["kind"] == "diverged"
+
+
+def test_a_loss_that_recovers_within_its_block_is_no_divergence(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    run = breaks_at(toy(40, clip={"policy": "zclip"}), monkeypatch, 11, 13)
+    summary = drive(run, folder)
+    assert (summary["ended"], summary["step"]) == ("budget spent", 40)
+
+
+def test_divergence_that_was_rewound_is_none(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    responder = Rewinder(at=16)
+    run = toy(40)
+    objective = run.objective
+
+    def at_first(model: nn.Module, micro: Any, /) -> Tensor:
+        return objective(model, micro) * (math.nan if run.step >= 10 and responder.at == 16 else 1.0)
+
+    monkeypatch.setattr(run, "objective", at_first)
+    summary = drive(run, folder, responder=responder)
+    assert (summary["ended"], summary["rewinds"], summary["step"]) == ("budget spent", 1, 32)
+    assert math.isfinite(summary["final_validation_loss"])
+
+
+def test_stop_is_asked_after_each_block_and_leaves_no_summary(folder: RunFolder) -> None:
+    asked = iter([False, True])
+    run = toy(40)
+    summary = drive(run, folder, stop=lambda: next(asked))
+    assert (summary["ended"], summary["step"]) == ("interrupted", 16)
+    assert not (folder.path / "summary.json").exists()
+    assert load(folder.path / "last.safetensors").step == 16
+    assert [(e["kind"], e["step"]) for e in read_events(folder.path)] == [("interrupted", 16)]
+    assert len(read_telemetry(folder.path)) == 16
+
+
+def test_resuming_in_another_process_gives_the_same_bits(folder: RunFolder) -> None:
+    asked = iter([False, True])
+    drive(toy(40, 12), folder, stop=lambda: next(asked))
+    resumed, snapshot = RunFolder.resume(folder.path)
+    run = toy(40, 12)
+    run.restore(snapshot)
+    summary = drive(run, resumed)
+    straight = toy(40, 12)
+    straight.advance(40)
+    assert run.fingerprint() == straight.fingerprint()
+    assert summary["final_validation_loss"] == straight.evaluate()
+    assert list(read_telemetry(folder.path, kept_only=True)["step"]) == list(range(1, 41))
+
+
+# ── snapshots on disk ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    steps: list[int] = []
+    checkpoint: Callable[[RunFolder, Snapshot], None] = RunFolder.checkpoint
+
+    def noting(folder: RunFolder, snapshot: Snapshot) -> None:
+        steps.append(snapshot.step)
+        checkpoint(folder, snapshot)
+
+    monkeypatch.setattr(RunFolder, "checkpoint", noting)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("every", "checkpoint_every", "expected"),
+    [
+        (0, 16, {16, 32, 40}),
+        (0, 8, {8, 16, 24, 32, 40}),
+        (0, 20, {24, 40}),  # the first end of a block at or after it
+        (0, 1, {8, 16, 24, 32, 40}),
+        (10, 10, {10, 20, 30, 40}),
+        (0, 1000, {40}),
+    ],
+)
+def test_checkpoint_every(every: int, checkpoint_every: int, expected: set[int], saved: list[int], folder: RunFolder) -> None:
+    drive(toy(40, every), folder, checkpoint_every=checkpoint_every)
+    assert set(saved) == expected
+    assert saved == sorted(saved)
+
+
+def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFolder) -> None:
+    def crash(run: TrainingRun, window: Sequence[Telemetry]) -> None:
+        if run.step == 32:
+            raise OSError("the power went out")
+
+    with pytest.raises(OSError, match="power"):
+        drive(toy(40), folder, watch=crash, checkpoint_every=16)
+    resumed, snapshot = RunFolder.resume(folder.path)
+    assert snapshot.step == 16
+    run = toy(40)
+    run.restore(snapshot)
+    drive(run, resumed)
+    straight = toy(40)
+    straight.advance(40)
+    assert run.fingerprint() == straight.fingerprint()
+    kept = read_telemetry(folder.path, kept_only=True)
+    assert list(kept["step"]) == list(range(1, 41))
+    assert list(kept["line"]) == [0] * 16 + [1] * 24

@@ -1,0 +1,159 @@
+"""The package: imports that run one way, versions that are pinned, and a wheel that brings its configurations."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import trainenv
+
+ROOT = Path(__file__).parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CONSTRAINTS = [
+    line
+    for written in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if (line := written.partition("#")[0].strip())
+]
+PINNED = {
+    canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
+    for requirement in map(Requirement, CONSTRAINTS)
+}
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+REQUIRED = [
+    *PROJECT["build-system"]["requires"],
+    *PROJECT["project"]["dependencies"],
+    *(written for extra in EXTRAS.values() for written in extra if not written.startswith("trainenv[")),
+]
+WHEEL: dict[str, Any] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+
+# ── imports ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_imports_run_one_way() -> None:
+    """In a process of its own: the checker changes logging and the path."""
+    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    contracts = len(PROJECT["tool"]["importlinter"]["contracts"])
+    assert f"Contracts: {contracts} kept, 0 broken" in done.stdout
+
+
+def test_every_package_is_checked() -> None:
+    assert (
+        set(PROJECT["tool"]["importlinter"]["root_packages"])
+        == set(WHEEL["packages"])
+        == set(PROJECT["tool"]["mypy"]["packages"])
+    )
+
+
+def test_importing_pulls_in_nothing_heavy() -> None:
+    heavy = ["transformers", "datasets", "optuna", "stable_baselines3", "ray", "matplotlib"]
+    code = f"import sys, trainenv; trainenv.TrainingRun; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ── versions ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("written", REQUIRED)
+def test_every_dependency_is_pinned_within_its_bounds(written: str) -> None:
+    requirement = Requirement(written)
+    pinned = PINNED.get(canonicalize_name(requirement.name))
+    assert pinned is not None
+    assert requirement.specifier.contains(pinned)
+
+
+def test_constraints_pin_one_public_version_each() -> None:
+    for line in CONSTRAINTS:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
+    assert len(PINNED) == len(CONSTRAINTS)
+
+
+def test_torch_is_the_version_that_was_measured() -> None:
+    assert PINNED["torch"] == "2.13.0"
+
+
+def test_what_is_installed_by_make_is_pinned() -> None:
+    for names in re.findall(r"^\t\$\(PIP\) ((?:[a-z]\S+ ?)+)$", MAKEFILE, re.MULTILINE):
+        for name in names.split():
+            assert canonicalize_name(name) in PINNED
+    assert "--constraint constraints.txt" in MAKEFILE
+
+
+def test_one_version() -> None:
+    assert PROJECT["project"]["version"] == trainenv.__version__
+    assert Version(trainenv.__version__)
+
+
+# ── what is shipped ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_command_is_there() -> None:
+    module, _, function = PROJECT["project"]["scripts"]["trainenv"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_wheel_brings_the_configurations() -> None:
+    assert WHEEL["force-include"]["configs"] == "trainenv/configs"
+    for package in WHEEL["packages"]:
+        assert (ROOT / package / "__init__.py").is_file()
+
+
+def test_the_source_distribution_has_what_its_tests_need() -> None:
+    included = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {"/configs", "/tests", "/Makefile", "/constraints.txt", *(f"/{name}" for name in WHEEL["packages"])} <= set(included)
+    for name in included:
+        assert (ROOT / name.removeprefix("/")).exists()
+
+
+def test_a_wheel_holds_every_module_and_configuration(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    code = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("trainenv-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "configs").iterdir():
+        assert f"trainenv/configs/{path.name}" in names
+    for package in WHEEL["packages"]:
+        for module in (ROOT / package).rglob("*.py"):
+            assert module.relative_to(ROOT).as_posix() in names
+    assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
+
+
+# ── make and CI ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ci_runs_what_people_run() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("#!")
+    assert any(re.fullmatch(r"(exec )?make test", line.strip()) for line in lines)
+
+
+def test_make_knows_its_targets() -> None:
+    for target in ("demo", "test", "check"):
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+    assert "trainenv demo" in MAKEFILE
+    for tool in ("pytest", "ruff check", "ruff format --check", "mypy", "lint-imports"):
+        assert tool in MAKEFILE
+
+
+def test_warnings_are_errors() -> None:
+    assert PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"][0] == "error"
