@@ -22,7 +22,7 @@ class ByHand:
         rewind: steps to go back behind the alarm; the newest snapshot at least that old is taken.
         every: steps between the snapshots kept in memory.
         keep: how many of them are kept.
-        skip: steps before the alarm, and after it, whose data is dropped.
+        skip: steps before the alarm, and after it (at least what was trained before the alarm was read), whose data is dropped.
         lr_scale: factor on the learning rate after going back; 1.0 leaves it.
         patience: alarms answered; after that the run is left alone, so that it cannot be caught in a loop.
     """

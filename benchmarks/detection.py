@@ -1,10 +1,9 @@
 """How well harm is detected: recall, false alarms and lead time of the index, of each axis alone and of a loss z-score.
 
 Runs with planted harmful events and clean runs beside them, on a tiny model. An event is *harmful* if the clean validation loss,
-looked at every 4 steps, stays at least `--harm` nats above its level before for 3 looks in a row within 60 steps; others are no
-hits and no misses. An alarm within 60 steps of an event's start belongs to it; alarms in clean runs are false. *Lead* is the steps
-from the alarm to the moment the rise of the validation loss reached half its height; *delay* those from the event's start to the
-alarm.
+looked at every 4 steps, stays at least `--harm` nats above its level before for 3 looks in a row within 60 steps; any other is
+left out. An alarm within 60 steps of an event's start belongs to it; alarms in clean runs are false. *Lead* is the steps from the
+alarm to the moment the rise of the validation loss reached half its height; *delay* those from the event's start to the alarm.
 
 The plain z-score is of the training loss against its moving mean and deviation over the index's window, with the index's rule
 (3 in a row over 2.5, or one over 3.2), and with the threshold raised until it gives as few false alarms on the clean runs.
@@ -125,7 +124,7 @@ def alarms_over(values: Sequence[float], threshold: float, single: float, consec
     """The index's rule on any series of z-scores; lenient at the start like the index."""
     alarms, running, quiet = [], 0, 0
     for step, value in enumerate(values, start=1):
-        leniency = 1.0 if step >= 200 else 2.0 - step / 200
+        leniency = 1.0 if step >= 300 else 2.0 - step / 300
         running = running + 1 if value >= threshold * leniency else 0
         if (running >= consecutive or value >= single * leniency) and step > quiet:
             alarms.append(step)

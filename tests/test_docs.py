@@ -76,9 +76,13 @@ def test_paths_in_words_are_there() -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "trainenv"], ids=" ".join)
 def test_trainenv_commands_parse(command: list[str]) -> None:
     args = _parser().parse_args(command[1:])
-    if hasattr(args, "config"):
-        overrides = dict(pair.split("=", 1) for pair in args.set)
-        RunConfig.load(args.config, overrides)
+    if not hasattr(args, "config"):
+        return
+    if args.resume:
+        assert (args.config, args.set) == (None, [])
+        assert args.out is not None
+    else:
+        RunConfig.load(args.config, dict(pair.split("=", 1) for pair in args.set))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "make"], ids=" ".join)

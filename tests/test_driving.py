@@ -20,7 +20,7 @@ from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
 from trainenv.snapshots import load
-from trainenv.types import Event, Reading, Snapshot, Telemetry
+from trainenv.types import Event, Reading, Snapshot, Telemetry, UserError
 
 
 def tokens(index: int) -> Tensor:
@@ -157,9 +157,11 @@ def test_a_run_goes_on_from_where_it_is(folder: RunFolder) -> None:
 
 def test_a_run_with_nothing_left_to_do(folder: RunFolder) -> None:
     run = toy(8)
-    run.advance(8)
+    last = run.advance(8)[-1]
     summary = drive(run, folder)
-    assert (summary["ended"], summary["step"], summary["final_learning_rate"]) == ("budget spent", 8, None)
+    assert (summary["ended"], summary["step"], summary["final_learning_rate"]) == ("budget spent", 8, last.lr)
+    assert summary["first_validation_loss"] == summary["final_validation_loss"] == run.evaluate()
+    assert len(read_validation(folder.path)) == 1
     assert (folder.path / "summary.json").is_file()
 
 
@@ -191,6 +193,14 @@ def test_a_rewind_starts_a_new_line(folder: RunFolder) -> None:
     assert set(kept["lr_scale"][:8]) == {1.0}
     assert set(kept["lr_scale"][8:]) == {0.5}
     assert run.ledger["rewound"] == pytest.approx(run.ledger["main"] * 16 / 24)
+
+
+def test_a_validation_step_that_comes_again_after_a_rewind_is_validated_again(folder: RunFolder) -> None:
+    """It is of another line, and so another loss."""
+    drive(toy(40, 16), folder, responder=Rewinder(at=24))
+    found = read_validation(folder.path)
+    assert [(v["line"], v["step"]) for v in found] == [(0, 0), (0, 16), (1, 16), (1, 24)]
+    assert found[1]["loss"] != found[2]["loss"]
 
 
 def test_any_event_of_a_responder_is_recorded(folder: RunFolder) -> None:
@@ -286,18 +296,75 @@ def test_stop_is_asked_after_each_block_and_leaves_no_summary(folder: RunFolder)
     assert len(read_telemetry(folder.path)) == 16
 
 
-def test_resuming_in_another_process_gives_the_same_bits(folder: RunFolder) -> None:
-    asked = iter([False, True])
+@pytest.mark.parametrize("stops_after", [1, 2, 3, 6])
+def test_resuming_in_another_process_gives_the_same_run(stops_after: int, folder: RunFolder, tmp_path: Path) -> None:
+    """The bits, and what the summary says of it: the ledger, the first validation."""
+    asked = iter([False] * (stops_after - 1) + [True])
     drive(toy(40, 12), folder, stop=lambda: next(asked))
     resumed, snapshot = RunFolder.resume(folder.path)
     run = toy(40, 12)
     run.restore(snapshot)
+    run.ledger.load(snapshot.state["ledger"])
+    resumed.new_line(run.step)
     summary = drive(run, resumed)
     straight = toy(40, 12)
-    straight.advance(40)
+    alone = drive(straight, RunFolder.create(tmp_path / "straight", straight.config))
     assert run.fingerprint() == straight.fingerprint()
-    assert summary["final_validation_loss"] == straight.evaluate()
+    changing = {"folder": "", "seconds": 0, "ms_per_step": 0}
+    assert summary | changing == alone | changing
+    assert [v["step"] for v in read_validation(folder.path)] == [0, 12, 24, 36, 40]
     assert list(read_telemetry(folder.path, kept_only=True)["step"]) == list(range(1, 41))
+
+
+def test_counts_and_first_validation_of_a_resumed_run_are_of_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, folder: RunFolder
+) -> None:
+    fires_at(monkeypatch, 3, 20, 22)
+    run = toy(40)
+    asked = iter([False, False, True])
+    stopped = drive(run, folder, responder=Rewinder(at=16), stop=lambda: next(asked))
+    assert (stopped["ended"], stopped["step"], stopped["fired"], stopped["rewinds"]) == ("interrupted", 16, 1, 1)
+    resumed, snapshot = RunFolder.resume(folder.path)
+    run.restore(snapshot)
+    resumed.new_line(run.step)
+    summary = drive(run, resumed)
+    assert (summary["ended"], summary["step"], summary["fired"], summary["rewinds"]) == ("budget spent", 32, 3, 1)
+    assert summary["first_validation_loss"] == pytest.approx(math.log(8))
+    assert [record["step"] for record in read_lines(folder.path / "lines.jsonl")] == [8, 16]
+
+
+def test_asked_to_stop_in_the_last_block(folder: RunFolder) -> None:
+    run = toy(16)
+    summary = drive(run, folder, stop=lambda: run.done)
+    assert (summary["ended"], summary["step"]) == ("budget spent", 16)
+    assert read_events(folder.path) == []
+    assert strict((folder.path / "summary.json").read_text(encoding="utf-8")) == summary
+
+
+def test_a_run_that_diverges_leaves_json_that_others_read(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    """A lost loss is null: in the alarm that it fired, in the validation and in the summary."""
+    fires_at(monkeypatch, 12)
+    run = breaks_at(toy(40, 12), monkeypatch, 11, 12)
+    evaluate = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda: math.nan if run.step == 12 else evaluate())
+    assert drive(run, folder)["ended"] == "diverged"
+    paths = list(folder.path.glob("*.json*"))
+    assert {path.name for path in paths} == {"summary.json", "events.jsonl", "validation.jsonl"}
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        for record in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            strict(record)
+    fired = next(event for event in read_events(folder.path) if event["kind"] == "fired")
+    assert fired["detail"] == {"index": 9.0, "loss": None}
+
+
+def test_a_validation_that_is_not_a_number_is_null(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    run = toy(16)
+    monkeypatch.setattr(run, "evaluate", lambda: math.inf)
+    summary = drive(run, folder)
+    assert (summary["ended"], summary["first_validation_loss"], summary["final_validation_loss"]) == ("budget spent", None, None)
+    assert [v["loss"] for v in read_validation(folder.path)] == [None, None]
+    assert strict((folder.path / "summary.json").read_text(encoding="utf-8")) == summary
 
 
 # ── snapshots on disk ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -333,6 +400,15 @@ def test_checkpoint_every(every: int, checkpoint_every: int, expected: set[int],
     assert saved == sorted(saved)
 
 
+@pytest.mark.parametrize("every", [0, -1])
+def test_checkpoints_are_a_step_or_more_apart(every: int, folder: RunFolder) -> None:
+    run, before = toy(40), sorted(folder.path.rglob("*"))
+    with pytest.raises(UserError, match=rf"checkpoint_every must be 1 step or more, found {every}"):
+        drive(run, folder, checkpoint_every=every)
+    assert run.step == 0
+    assert sorted(folder.path.rglob("*")) == before
+
+
 def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFolder) -> None:
     def crash(run: TrainingRun, window: Sequence[Telemetry]) -> None:
         if run.step == 32:
@@ -344,6 +420,7 @@ def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFo
     assert snapshot.step == 16
     run = toy(40)
     run.restore(snapshot)
+    resumed.new_line(run.step)
     drive(run, resumed)
     straight = toy(40)
     straight.advance(40)

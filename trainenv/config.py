@@ -159,7 +159,10 @@ class UncertaintyConfig(Config):
 
 
 class MonitorConfig(Config):
-    """Telemetry is read from the device every `block` steps; the probe looks inside the model every `probe_every` (0: never)."""
+    """Telemetry is read from the device every `block` steps; the probe looks inside the model every `probe_every` (0: never).
+
+    The hypergradient is taken at every second look, since it passes over all of the optimizer's state.
+    """
 
     enabled: bool = True
     block: Count = 16

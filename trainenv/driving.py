@@ -89,7 +89,7 @@ def _evaluate(run: TrainingRun, folder: RunFolder) -> tuple[int, int]:
 
 
 def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
-    """What became of the run, counted over the whole of its folder: earlier sittings of a resumed run too."""
+    """What became of the run. Alarms and rewinds are counted over the whole of its folder, lines that were left included."""
     kinds = [event["kind"] for event in read_events(folder.path)]
     losses = [validation["loss"] for validation in read_validation(folder.path)]
     return {

@@ -91,8 +91,8 @@ class TrainingRun:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
         # Those that the optimizer updates, a loss's own among them: what is updated is clipped.
         self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if not self._parameters:
-            raise UserError("the optimizer must hold parameters that require gradients, found none; unfreeze some")
+        if not self._parameters or not any(p.requires_grad for p in model.parameters()):
+            raise UserError("model and optimizer must hold parameters that require gradients, found none; unfreeze some")
         self._base = optimizers.base_rates(optimizer)
         self.device = self._parameters[0].device
         self._rng = RandomState(config.seed, self.device)
@@ -336,7 +336,7 @@ class TrainingRun:
         report = self._clipper(parameters, workers=workers, optimizer=self.optimizer)
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if looks:
+        if looks and self.step % (2 * monitor.probe_every) == 0:
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
         if report.momentum_reset:
             self._reset_momentum()

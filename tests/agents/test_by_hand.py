@@ -111,7 +111,7 @@ def driven(
 
 @pytest.mark.parametrize(
     ("alarm", "to"),
-    [(17, None), (23, None), (24, 8), (31, 8), (32, 16), (45, 24), (48, 32), (56, 40), (64, 48)],
+    [(17, None), (23, None), (24, 8), (31, 8), (32, 16), (45, 24), (48, 32), (56, 40), (64, 48), (72, 56), (80, 64)],
 )
 def test_goes_back_to_the_newest_snapshot_far_enough_behind(
     alarm: int, to: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -134,7 +134,20 @@ def test_drops_the_data_around_the_alarm_and_trains_the_rest_again(monkeypatch: 
     assert again[: 41 - 24] == list(range(24, 41))
     assert again == sorted(again)
     assert set(range(24, again[-1] + 1)) - set(again) <= set(range(41, 50))
-    assert watched.rewinds[0].detail["skipped"] >= len(seen)
+    assert watched.rewinds[0].detail["skipped"] == 8  # 41 to 48: four steps before the alarm, and as many after
+
+
+@pytest.mark.parametrize(("skip", "dropped"), [(3, (42, 47)), (8, (37, 52)), (16, (29, 60))])
+def test_drops_as_much_after_the_alarm_as_before_it(
+    skip: int, dropped: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also what had not been trained on yet. Step 45 saw data 44."""
+    rule = ByHand(rewind=16, every=8, keep=10, skip=skip)
+    driven(monkeypatch, tmp_path / "run", rule, Alarms([45]), toy(160))
+    rows = read_telemetry(tmp_path / "run")
+    again = list(rows[rows["line"] == 1]["data_index"])
+    first, last = dropped
+    assert set(range(24, again[-1] + 1)) - set(again) == set(range(first, last + 1)), again
 
 
 def test_skips_nothing_where_it_shall_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -195,7 +208,54 @@ def test_learning_rate_never_leaves_its_bounds(monkeypatch: pytest.MonkeyPatch, 
     watched, _ = driven(monkeypatch, tmp_path / "run", rule, alarms, toy(400, lr_bounds=(0.5, 2.0)))
     lowest = read_telemetry(tmp_path / "run")["lr_scale"].min()
     assert len(watched.rewinds) > 4
-    assert lowest == pytest.approx(0.8**3)  # the next cut would come below 0.5
+    assert lowest == pytest.approx(0.5)  # 0.8 ** 4 would come below it
+    assert watched.rewinds[-1].detail["lr_scale"] == pytest.approx(0.5)
+
+
+def test_a_second_answer_cuts_deeper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From what was in force at the alarm, though each goes back to step 24, before the first; a fifth would cost the end."""
+    rule = ByHand(rewind=16, every=8, keep=10, skip=4, lr_scale=0.5)
+    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Alarms([], always=[45]), toy(160))
+    assert [(e.detail["to"], e.detail["lr_scale"]) for e in watched.rewinds] == [(24, 0.5**n) for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("alarm", [81, 88, 94, 96])
+def test_an_alarm_too_near_the_end_is_left_alone(alarm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Going back would cost more steps than are left: the run would stop far back, before it is annealed."""
+    rule = ByHand(rewind=16, every=8, skip=4)
+    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([alarm]), run := toy(96))
+    assert watched.rewinds == []
+    assert (summary["fired"], summary["rewinds"], summary["step"]) == (1, 0, 96)
+    straight = toy(96)
+    straight.advance(96)
+    assert torch.equal(run.model.weight, straight.model.weight)
+    assert read_telemetry(tmp_path / "run")["progress"].iloc[-1] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("alarms", [[72], [80], [94], [40, 60], [70, 72, 75]])
+def test_whenever_it_answers_the_run_ends_annealed(alarms: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8, lr_scale=1.0), Alarms(alarms), toy(96))
+    rows = read_telemetry(tmp_path / "run", kept_only=True)
+    assert rows["progress"].iloc[-1] == pytest.approx(1, abs=0.1)
+    assert rows["lr"].iloc[-1] == pytest.approx(LR * FINAL, rel=0.3)
+
+
+def test_what_it_remembers_is_of_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Serving a second run, it is as good as new: no snapshot, no patience lost, no data of the first."""
+    settings = {"rewind": 16, "every": 8, "keep": 10, "skip": 4, "patience": 1}
+    rule = ByHand(**settings)
+    driven(monkeypatch, tmp_path / "first", rule, Alarms([45]), toy(96))
+    other = toy(96)
+    config = other.config.model_copy(update={"seed": 1})
+    second = TrainingRun(other.model, other.optimizer, tokens, config, validation=[tokens(1)])
+    watched, _ = driven(monkeypatch, tmp_path / "second", rule, Alarms([10, 44]), second)
+    assert [event.detail["to"] for event in watched.rewinds] == [24]
+
+    torch.manual_seed(0)
+    other = toy(96)
+    second = TrainingRun(other.model, other.optimizer, tokens, config, validation=[tokens(1)])
+    fresh, _ = driven(monkeypatch, tmp_path / "fresh", ByHand(**settings), Alarms([10, 44]), second)
+    assert fresh.rewinds == watched.rewinds
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])

@@ -24,9 +24,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """Every test has its cache, and no corpus in memory."""
     monkeypatch.setenv("TRAINENV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    corpora.load.cache_clear()
+    corpora._load.cache_clear()
     yield tmp_path / "cache"
-    corpora.load.cache_clear()
+    corpora._load.cache_clear()
 
 
 def prose(words: int, seed: int = 0) -> str:

@@ -65,6 +65,17 @@ def test_what_is_wrong_with_a_path_is_said(tmp_path: Path, make: object, message
         corpora.load(CorpusConfig(name="text", path=tmp_path / "corpus"))
 
 
+def test_a_relative_path_is_of_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corpora are kept in memory: the same path from elsewhere is another text."""
+    digests = []
+    for name in ("a", "b", "a"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "x.txt").write_text(name * 5000, encoding="utf-8")
+        monkeypatch.chdir(tmp_path / name)
+        digests.append(corpora.load(CorpusConfig(name="text", path=Path("x.txt"))).digest)
+    assert digests[0] == digests[2] != digests[1]
+
+
 def test_text_needs_a_path() -> None:
     with pytest.raises(UserError, match=r"needs corpus.path, found none; set it to"):
         corpora.load(CorpusConfig(name="text"))

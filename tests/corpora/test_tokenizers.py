@@ -87,7 +87,7 @@ def test_subwords_pickle(trained: Subwords) -> None:
 def test_a_bpe_corpus_is_read_from_the_cache_the_second_time(text: Path, own_cache: Path) -> None:
     config = CorpusConfig(name="text", path=text, tokenizer="bpe", vocab_size=300)
     first = corpora.load(config)
-    corpora.load.cache_clear()
+    corpora._load.cache_clear()
     second = corpora.load(config)
     assert first.digest == second.digest
     assert (first.train.tokens == second.train.tokens).all()  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def test_a_bpe_corpus_is_read_from_the_cache_the_second_time(text: Path, own_cac
     reversed_tokens = tokens.read_bytes()[::-1]
     tokens.unlink()  # the corpus above still reads the old file
     tokens.write_bytes(reversed_tokens)
-    corpora.load.cache_clear()
+    corpora._load.cache_clear()
     assert (first.train.tokens == corpora.load(config).train.tokens).all()  # type: ignore[union-attr]
     assert first.vocab_size == 300
 

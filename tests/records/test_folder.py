@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,10 @@ def test_create_never_writes_over_anything(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not empty; give another --out, or --resume to go on with the run in it"):
         RunFolder.create(tmp_path / "run", CONFIG)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
-    with pytest.raises(UserError, match="is a file; --out takes a folder"):
-        RunFolder.create(tmp_path / "run" / "precious", CONFIG)
+    for path in (tmp_path / "run" / "precious", tmp_path / "run" / "precious" / "below"):
+        with pytest.raises(UserError, match=rf"{path.name} must be a folder to record in, found: .*; give another --out"):
+            RunFolder.create(path, CONFIG)
+    assert (tmp_path / "run" / "precious").read_bytes() == b""
 
 
 # ── what happens ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,8 +85,20 @@ def test_events_and_validation_are_there_at_once_and_in_order(folder: RunFolder)
     ]
     first, second = read_validation(folder.path)
     assert first == {"line": 0, "step": 3, "loss": 2.5}
-    assert (second["line"], second["step"]) == (1, 2)
-    assert math.isnan(second["loss"])
+    assert second == {"line": 1, "step": 2, "loss": None}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_json_has_no_numbers_that_are_not_finite(folder: RunFolder, number: float) -> None:
+    folder.event(Event(3, "fired", {"index": number, "of": [number, 1.5, {"deep": (number,)}]}))
+    folder.validation(3, number)
+    folder.finish({"loss": number, "runs": [{"loss": number}], "step": 3})
+    for path in folder.path.glob("*.json*"):
+        assert not re.search(r"NaN|Infinity", path.read_text(encoding="utf-8"))
+    assert read_events(folder.path)[0]["detail"] == {"index": None, "of": [None, 1.5, {"deep": [None]}]}
+    assert read_validation(folder.path) == [{"line": 0, "step": 3, "loss": None}]
+    summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+    assert summary == {"loss": None, "runs": [{"loss": None}], "step": 3}
 
 
 def test_nothing_happened(folder: RunFolder) -> None:
@@ -119,6 +134,8 @@ def test_resume_goes_on_from_the_newest_snapshot_in_a_new_line(folder: RunFolder
     resumed, found = RunFolder.resume(folder.path)
     assert found.step == 4
     assert fingerprint(found) == fingerprint(snapshot(4))
+    assert resumed.line == 0
+    resumed.new_line(found.step)
     assert resumed.line == 1
     resumed.telemetry.append([telemetry(5), telemetry(6)], line=resumed.line)
     resumed.telemetry.flush()
@@ -131,9 +148,30 @@ def test_each_resumption_is_a_line_of_its_own_after_those_of_rewinds(folder: Run
     folder.new_line(3)
     folder.new_line(2)
     folder.checkpoint(snapshot(2))
-    assert [RunFolder.resume(folder.path)[0].line for _ in range(3)] == [3, 4, 5]
+    for expected in (3, 4, 5):
+        resumed, found = RunFolder.resume(folder.path)
+        resumed.new_line(found.step)
+        assert resumed.line == expected
     lines = [json.loads(line) for line in (folder.path / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines == [{"line": n, "step": 3 if n == 1 else 2} for n in range(1, 6)]
+
+
+def test_resuming_alone_writes_nothing(folder: RunFolder) -> None:
+    """The snapshot may yet be refused; the line begins once it is restored."""
+    folder.new_line(1)
+    folder.checkpoint(snapshot(2))
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    assert [RunFolder.resume(folder.path)[0].line for _ in range(3)] == [1, 1, 1]
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_what_follows_a_torn_line_is_read(folder: RunFolder) -> None:
+    folder.event(Event(3, "fired"))
+    with (folder.path / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"line": 0, "st')
+    folder.event(Event(5, "fired"))
+    folder.event(Event(6, "fired"))
+    assert [event["step"] for event in read_events(folder.path)] == [3, 5, 6]
 
 
 def test_nothing_to_resume(folder: RunFolder, tmp_path: Path) -> None:

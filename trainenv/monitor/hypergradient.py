@@ -39,16 +39,16 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
     dot, gradient, update, weight = (torch.zeros((), device=device) for _ in range(4))
     for chunk in _chunks(rows):
         grads = [p.grad for p, _, _ in chunk if p.grad is not None]
+        # m / (√(v / c) + ε) = √c · m / (√v + ε√c): the scalar √c comes in at the end, which saves a pass over the memory.
         bottoms = torch._foreach_sqrt([state["exp_avg_sq"] for _, state, _ in chunk])
-        torch._foreach_div_(bottoms, root)
-        torch._foreach_add_(bottoms, eps)
+        torch._foreach_add_(bottoms, eps * root)
         updates = torch._foreach_div([state["exp_avg"] for _, state, _ in chunk], bottoms)
         dot += torch.stack([torch.dot(g.flatten(), u.flatten()) for g, u in zip(grads, updates)]).sum()
         gradient += _square(grads)
         update += _square(updates)
         weight += _square([p.detach() for p, _, _ in chunk])
     cosine = dot / (gradient.sqrt() * update.sqrt()).clamp_min(1e-30)
-    ratio = lr * update.sqrt() / (1 - beta1**steps) / weight.sqrt().clamp_min(1e-30)
+    ratio = lr * root * update.sqrt() / (1 - beta1**steps) / weight.sqrt().clamp_min(1e-30)
     return cosine, ratio
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from trainenv.types import UserError
+
 _REFRESH = 16  # values between refreshes of what is usual
 _WINSOR = 4.0  # standard deviations beyond which a value enters the history only that far, so that a spike is no new normal
 BEYOND = 100.0  # the largest z, and that of a value that is not finite
@@ -77,6 +79,11 @@ class Track:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         known = state["residuals"]
+        if len(known) > self._window:
+            raise UserError(
+                f"the monitor's state has a window of at least {len(known)}, this one's is {self._window}; "
+                "restore it under the same monitor.uncertainty.window"
+            )
         self._residuals = np.zeros(self._window)
         self._residuals[: len(known)] = known
         self._count, average, self._median, self._above, self._below = state["scalars"]

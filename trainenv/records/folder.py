@@ -45,12 +45,13 @@ class RunFolder:
         """
         if path is None:
             path = next(free for free in _numbered(Path("runs") / config.name) if not free.exists())
-        elif path.is_dir() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty; give another --out, or --resume to go on with the run in it")
         try:
+            occupied = path.is_dir() and any(path.iterdir())
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path} must be a folder to record in, found: {error.strerror}; give another --out") from None
+        if occupied:
+            raise UserError(f"{path} is not empty; give another --out, or --resume to go on with the run in it")
         (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         return cls(path)
 
