@@ -1,5 +1,7 @@
 # `make demo` and `make test` do everything, from a fresh clone on; the environment lives in .venv.
-PYTHON ?= $(firstword $(shell command -v python3.13 python3.12 python3.11 python3 2>/dev/null))
+# The first that runs and is new enough: a version manager's stand-in may be found and refuse to run.
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python $(NEW_ENOUGH) && { echo $$python; break; }; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 EDITABLE := --no-build-isolation --editable
@@ -23,8 +25,8 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "trainenv needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); try: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) || \
+		{ echo "trainenv needs Python 3.11 or newer, found none that runs; try: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(PIP) hatchling editables
 
