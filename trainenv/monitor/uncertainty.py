@@ -48,7 +48,7 @@ class UncertaintyIndex:
             name: Track(_PROBE_WINDOW, _PROBE_DECAY, _PROBE_LEAST, tail=_PROBE_TAIL, follow=True) for name in _PROBED
         }
         self._forecasters = Forecasters()
-        self._probed = dict.fromkeys(_PROBED, 0.0)
+        self._probed: dict[str, float] = {}  # the newest z of what the probe could measure
         self._strain = 0.0
         self._running = 0
         self._silent_until = 0
@@ -64,10 +64,11 @@ class UncertaintyIndex:
             value = getattr(telemetry, name)
             if not math.isnan(value):
                 self._probed[name] = self._tracks[name].update(value)
+        inside = [abs(self._probed[name]) for name in _INSIDE if name in self._probed]
         return self._read(
             telemetry.step,
-            volatility=_axis(max(loss, gradient, strain, self._probed["probe_loss"])),
-            entropy=_axis(sum(abs(self._probed[name]) for name in _INSIDE) / len(_INSIDE)),
+            volatility=_axis(max(loss, gradient, strain, self._probed.get("probe_loss", 0.0))),
+            entropy=_axis(sum(inside) / len(inside) if inside else 0.0),
             disagreement=_axis(disagreement),
             lost=not math.isfinite(telemetry.loss),
         )
