@@ -22,7 +22,7 @@ from trainenv.yaml_files import find, read_yaml
 _EVERY_STEP = ("loss", "grad_norm", "strain", "disagreement")
 _INSIDE = ("attention_entropy", "activation_entropy", "shortcut_ratio")
 _PROBED = ("probe_loss", *_INSIDE)
-_AXIS_MOST = 10.0  # z beyond which an axis counts no further: one wild axis must not hide what the others say for long
+_AXIS_MOST = 6.0  # z beyond which an axis counts no further: to fire on a single step, another must say something too
 _STRAIN_RATE = 0.4
 _PROBE_DECAY = 0.5  # a look at the model is compared with the few before it
 _PROBE_WINDOW = 32
