@@ -1,0 +1,22 @@
+"""Calibration of the world model's forecasts: intervals, picks, risk, disagreement, and levels that adapt to late labels."""
+
+from worldmodel.conformal.adaptive import AdaptiveLevel
+from worldmodel.conformal.intervals import CQR, Calibration, Correction
+from worldmodel.conformal.quantile import conformal_quantile
+from worldmodel.conformal.risk import Isotonic, Platt, disagreement_limit, risk_limit
+from worldmodel.conformal.selection import Decision, Lowest, fit_selected
+
+__all__ = [
+    "CQR",
+    "AdaptiveLevel",
+    "Calibration",
+    "Correction",
+    "Decision",
+    "Isotonic",
+    "Lowest",
+    "Platt",
+    "conformal_quantile",
+    "disagreement_limit",
+    "fit_selected",
+    "risk_limit",
+]
