@@ -13,7 +13,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainenv import models, optimizers
 from trainenv.config import OptimizerConfig, RunConfig
-from trainenv.snapshots import capture, expand
+from trainenv.snapshots import capture, expand, fingerprint, tensors_of
+from trainenv.types import Snapshot
 
 CPU = torch.device("cpu")
 
@@ -176,3 +177,130 @@ def test_loading_shares_nothing() -> None:
     for tensor in snapshot.tensors.values():
         tensor.fill_(9.0)
     assert equal(expected, [entry["exp_avg"] for entry in other.state.values()])
+
+
+# ── loading into what is there ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Mixed(Optimizer):
+    """State in another dtype than the parameters, in nested lists, and a tensor that all parameters share."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": torch.tensor(0.1), "betas": (torch.tensor(0.5), 0.25)})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        count = next((entry["count"] for entry in self.state.values()), torch.zeros(()))
+        count += 1
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    entry = self.state[parameter]
+                    entry.setdefault("mean", torch.zeros(parameter.shape, dtype=torch.float64))
+                    entry.setdefault("history", [torch.zeros_like(parameter), torch.zeros(2)])
+                    entry["count"] = count
+                    entry["mean"].mul_(0.9).add_(parameter.grad, alpha=1 / float(entry["count"]))
+                    entry["history"][0].add_(parameter.grad)
+                    parameter.add_((entry["mean"] + entry["history"][0]).to(parameter.dtype), alpha=-float(group["lr"]))
+
+
+MAKERS: dict[str, Any] = {
+    "fused": lambda p: AdamW(p, lr=1e-2, fused=True),
+    "plain": lambda p: AdamW(p, lr=1e-2, foreach=False),
+    "amsgrad": lambda p: Adam(p, lr=1e-2, amsgrad=True),
+    "tensor rate": lambda p: Adam(p, lr=torch.tensor(1e-2), betas=(0.8, 0.9)),
+    "sgd": lambda p: SGD(p, lr=1e-2),
+    "momentum": lambda p: SGD(p, lr=1e-2, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, momentum=0.5, centered=True),
+    "mixed": Mixed,
+}
+
+
+def saved(optimizer: Optimizer) -> Snapshot:
+    return capture(0, optimizer.state_dict())
+
+
+def addresses(optimizer: Optimizer) -> set[int]:
+    return {t.data_ptr() for t in tensors_of([list(optimizer.state.values()), optimizer.param_groups]) if t.numel()}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("at", [0, 1, 4])
+@pytest.mark.parametrize("after", [0, 3])
+def test_loading_into_what_is_there(name: str, at: int, after: int) -> None:
+    """From any moment back to any other, in place; the run and one that never stepped go on alike."""
+    model = net()
+    optimizer = MAKERS[name](list(model.parameters()))
+    train(model, optimizer, at)
+    snapshot, start = saved(optimizer), copy.deepcopy(model.state_dict())
+    mark = fingerprint(snapshot)
+    train(model, optimizer, 2, seed=1)
+    expected, state = weights(model), fingerprint(saved(optimizer))
+    train(model, optimizer, after, seed=2)
+    fresh = net(1)
+    other = MAKERS[name](list(fresh.parameters()))
+    for module, loaded in ((model, optimizer), (fresh, other)):
+        module.load_state_dict(start)
+        before = addresses(loaded)
+        optimizers.load_state(loaded, expand(snapshot))
+        assert fingerprint(saved(loaded)) == mark
+        assert not addresses(loaded) & {t.data_ptr() for t in snapshot.tensors.values()}
+        if loaded is optimizer and at:
+            assert addresses(loaded) == before  # nothing was allocated
+        assert len(loaded.state) == len(snapshot.state["state"])
+        train(module, loaded, 2, seed=1)
+        assert equal(weights(module), expected)
+        assert fingerprint(saved(loaded)) == state
+    assert fingerprint(snapshot) == mark
+
+
+def test_entries_that_the_state_lacks_go() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, 1)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["momentum_buffer"] = None
+    del state["state"][1]
+    optimizer.state[next(iter(model.parameters()))]["extra"] = torch.ones(3)
+    optimizers.load_state(optimizer, expand(capture(0, state)))
+    entries = [optimizer.state.get(p) for p in model.parameters()]
+    assert entries[0] == {"momentum_buffer": None}
+    assert entries[1] is None
+    assert entries[2] is not None
+    train(model, optimizer, 1)
+
+
+def test_tensors_stay_as_many_as_they_were() -> None:
+    """Shared ones stay one, in a fresh optimizer too; what only the live one shares is taken apart."""
+    model, twin = net(), net()
+    optimizer, other = Mixed(list(model.parameters())), Mixed(list(twin.parameters()))
+    train(model, optimizer, 2)
+    optimizers.load_state(other, expand(saved(optimizer)))
+    assert len({id(entry["count"]) for entry in other.state.values()}) == 1
+    apart = copy.deepcopy(optimizer.state_dict())
+    for place, entry in apart["state"].items():
+        entry["count"] = torch.tensor(float(place))
+    optimizers.load_state(optimizer, expand(capture(0, apart)))
+    assert [float(entry["count"]) for entry in optimizer.state.values()] == [0, 1, 2, 3, 4]
+
+
+def test_the_hooks_of_loading_are_called() -> None:
+    model = net()
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    train(model, optimizer, 1)
+    calls: list[str] = []
+    optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: calls.append("before"))
+    optimizer.register_load_state_dict_post_hook(lambda optimizer: calls.append("after"))
+    optimizers.load_state(optimizer, expand(saved(optimizer)))
+    assert calls == ["before", "after"]
+
+
+def test_half_precision_parameters_keep_the_dtype_of_their_state() -> None:
+    model, twin = net().bfloat16(), net().bfloat16()
+    optimizer, other = Mixed(list(model.parameters())), Mixed(list(twin.parameters()))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizers.load_state(other, expand(saved(optimizer)))
+    assert fingerprint(saved(other)) == fingerprint(saved(optimizer))
+    assert {entry["mean"].dtype for entry in other.state.values()} == {torch.float64}

@@ -1,23 +1,20 @@
-"""Snapshots: immutable, whole, told apart by their fingerprint, and on disk either whole or not at all."""
+"""Snapshots: immutable, whole, and told apart by their fingerprint."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainenv import snapshots
-from trainenv.snapshots import capture, expand, fingerprint, load, save
+from trainenv.snapshots import capture, expand, fingerprint
 from trainenv.types import Snapshot, UserError
 
 DTYPES = [
@@ -222,121 +219,6 @@ def test_what_is_left_out_does_not_count() -> None:
     assert fingerprint(capture(0, one)) != fingerprint(capture(0, three), leave_out=("ledger",))
     nested_name = {**state(), "model": {**state()["model"], "ledger": 1}}
     assert fingerprint(capture(0, one)) != fingerprint(capture(0, nested_name), leave_out=("ledger",))
-
-
-@given(state=states)
-@settings(max_examples=50)
-def test_fingerprints_survive_the_disk(state: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
-    snapshot = capture(1, state)
-    assert fingerprint(load(save(snapshot, tmp_path_factory.mktemp("s") / "s"))) == fingerprint(snapshot)
-
-
-# ── disk ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_kind_of_tensor_round_trips(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
-    original = {"t": made(dtype, shape)}
-    assert same(expand(load(save(capture(5, original), tmp_path / "s.safetensors"))), original)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_nan_payloads_infinities_and_signs_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
-    values = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, 3e38]).to(dtype)
-    if dtype == torch.float32:
-        values = torch.cat([values, torch.tensor([0x7FC12345, -0x3EDCBB], dtype=torch.int32).view(torch.float32)])
-    assert same(expand(load(save(capture(0, {"t": values}), tmp_path / "s"))), {"t": values})
-
-
-@given(state=states, step=st.integers(0, 2**62))
-@settings(max_examples=60)
-def test_anything_round_trips(state: dict[str, Any], step: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    snapshot = capture(step, state)
-    again = load(save(snapshot, tmp_path_factory.mktemp("s") / "s"))
-    assert again.step == step
-    assert same(expand(again), state)
-
-
-def test_aliases_survive_the_disk(tmp_path: Path) -> None:
-    weight = torch.randn(2, 2)
-    expanded = expand(load(save(capture(0, {"a": weight, "b": weight}), tmp_path / "s")))
-    assert expanded["a"] is expanded["b"]
-
-
-def test_save_makes_the_folder_and_returns_the_path(tmp_path: Path) -> None:
-    path = save(capture(0, state()), str(tmp_path / "deep" / "er" / "s.safetensors"))
-    assert path == tmp_path / "deep" / "er" / "s.safetensors"
-    assert [p.name for p in path.parent.iterdir()] == ["s.safetensors"]
-
-
-def test_saving_again_replaces(tmp_path: Path) -> None:
-    save(capture(1, {"x": torch.zeros(1000)}), tmp_path / "s")
-    save(capture(2, {"x": torch.ones(2)}), tmp_path / "s")
-    assert same(expand(load(tmp_path / "s")), {"x": torch.ones(2)})
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]
-
-
-def test_a_loaded_snapshot_outlives_its_file(tmp_path: Path) -> None:
-    save(capture(1, {"x": torch.arange(1000.0)}), tmp_path / "s")
-    loaded = load(tmp_path / "s")
-    save(capture(2, {"x": torch.zeros(1000)}), tmp_path / "s")
-    (tmp_path / "s").unlink()
-    assert torch.equal(loaded.tensors["x"], torch.arange(1000.0))
-
-
-@pytest.mark.parametrize("fails", ["fsync", "replace", "serialise"])
-def test_a_failing_write_leaves_the_old_file_and_no_other(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(capture(1, {"x": torch.zeros(3)}), tmp_path / "s")
-    before = (tmp_path / "s").read_bytes()
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
-
-    if fails == "fsync":
-        monkeypatch.setattr(snapshots.os, "fsync", fail)
-    elif fails == "replace":
-        monkeypatch.setattr(Path, "replace", fail)
-    else:
-        monkeypatch.setattr(safetensors.torch, "save", fail)
-    with pytest.raises(OSError, match="no space left"):
-        save(capture(2, {"x": torch.ones(3)}), tmp_path / "s")
-    assert (tmp_path / "s").read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]
-
-
-@pytest.mark.parametrize("content", [b"", b"short", b"\x00" * 64, b"\xff" * 64, b"not a snapshot, only some text of some length"])
-def test_not_a_snapshot(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "s").write_bytes(content)
-    with pytest.raises(UserError, match=r"is not a readable snapshot .*; take an earlier one"):
-        load(tmp_path / "s")
-
-
-def test_torn_anywhere(tmp_path: Path) -> None:
-    whole = save(capture(1, state()), tmp_path / "s").read_bytes()
-    for length in [0, 4, 8, 20, len(whole) // 2, len(whole) - 1]:
-        (tmp_path / "s").write_bytes(whole[:length])
-        with pytest.raises(UserError, match="is not a readable snapshot"):
-            load(tmp_path / "s")
-
-
-@pytest.mark.parametrize("where", [lambda folder: folder / "gone", lambda folder: folder])
-def test_no_such_snapshot(where: Callable[[Path], Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected a snapshot at .* found no file; give the path that `save` returned"):
-        load(where(tmp_path))
-
-
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "trainenv snapshot 0", "step": "1", "state": "{}"}])
-def test_a_file_that_is_not_ours(metadata: dict[str, str] | None, tmp_path: Path) -> None:
-    safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "s", metadata)
-    with pytest.raises(UserError, match="no snapshot of this version: expected format 'trainenv snapshot 1', found"):
-        load(tmp_path / "s")
-
-
-def test_no_pickle(tmp_path: Path) -> None:
-    torch.save({"x": torch.ones(2)}, tmp_path / "s")
-    with pytest.raises(UserError, match="not a readable snapshot"):
-        load(tmp_path / "s")
 
 
 def test_tensors_of_finds_every_one_in_order() -> None:

@@ -1,4 +1,4 @@
-"""Is a snapshot one of this run, or of one built alike? Asked before anything is changed."""
+"""Is a snapshot one of this run, or of one built alike, and would it go on to the bit? Asked before anything is changed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
     ours, theirs = model.state_dict(), state["model"]
     for name in sorted({*ours, *theirs}):
         found, expected = theirs.get(name), ours.get(name)
-        if found is None or expected is None or found.shape != expected.shape:
+        if found is None or expected is None or found.shape != expected.shape or found.dtype != expected.dtype:
             raise UserError(
-                f"the snapshot is of another model: {name} should be {_shape(expected)}, found {_shape(found)}; "
+                f"the snapshot is of another model: {name} should be {_kind(expected)}, found {_kind(found)}; "
                 "restore it into a run made from the same configuration"
             )
     if state["seed"] != seed:
@@ -50,5 +50,30 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
         raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(list(tensor.shape))
+def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
+    """Refuse a snapshot that this run would not go on from bit for bit.
+
+    Args:
+        snapshot: of this run, or of one built alike.
+        numerics: the settings that the bits of this run depend on, as `devices.numerics` gives them.
+
+    Raises:
+        UserError: its moments were rounded, or it was taken under other numeric settings; names each, with both values.
+    """
+    if snapshot.tier != "exact":
+        raise UserError(
+            "expected an exact snapshot: the moments of this snapshot were rounded to 8 bits when it was saved; "
+            "restore it without exact=True, or save with moments='exact'"
+        )
+    saved = snapshot.state.get("numerics", {})
+    names = [name for name in sorted({*saved, *numerics}) if saved.get(name) != numerics.get(name)]
+    if names:
+        listed = ", ".join(f"{name} {saved.get(name)!r} (here {numerics.get(name)!r})" for name in names)
+        raise UserError(
+            f"the snapshot was taken under other numeric settings, found {listed}: it would not go on bit for bit; "
+            "restore it where they are the same, or without exact=True"
+        )
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

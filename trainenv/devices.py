@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from trainenv.config import TrainingConfig
 from trainenv.types import UserError
@@ -39,12 +46,41 @@ def settings(config: TrainingConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
 
 
-def numerics(device: torch.device, config: TrainingConfig) -> dict[str, str | int | bool]:
-    """The settings under which a restored run gives the same bits."""
+def numerics(model: nn.Module, optimizer: Optimizer, device: torch.device, config: TrainingConfig) -> dict[str, Any]:
+    """Everything that a run's bits depend on beside its state, as JSON values: a run restored under the same goes on to the bit.
+
+    `matmul` is torch's word for how float32 products may be rounded ("tf32", "bf16"; None where torch cannot say).
+    """
+    modules = list(model.modules())
+    dtypes = {p.dtype for module in modules for p in module.parameters(recurse=False)}
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     return {
         "torch": torch.__version__,
+        "numpy": np.__version__,
+        "transformers": _version("transformers"),
+        "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "threads": config.threads or torch.get_num_threads(),
         "precision": config.precision,
+        "matmul": getattr(getattr(backend, "matmul", None), "fp32_precision", None),
         "deterministic": config.deterministic,
+        "attention": None if attention is None else str(attention),
+        "fused": any(bool(group.get("fused")) for group in optimizer.param_groups),
+        "compiled": any(_is_compiled(module) for module in modules),
+        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
     }
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # `torch.compile(model)` wraps, `model.compile()` does not. The wrapper's class lies in a module that is slow to import.
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+@cache
+def _version(package: str) -> str | None:
+    """The version of an installed package, read without importing it; None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

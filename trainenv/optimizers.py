@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from trainenv.config import OptimizerConfig
+from trainenv.copies import Copies
+from trainenv.snapshots import tensors_of
 
 Rates = Sequence[tuple[float, float]]  # learning rate and weight decay of each parameter group
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
@@ -53,12 +56,35 @@ def reset_moments(optimizer: Optimizer) -> None:
 
 
 def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state dict that went through JSON. Cloned in: `Optimizer.load_state_dict` keeps the very tensors it is given."""
-    groups = []
-    for live, saved in zip(optimizer.param_groups, state["param_groups"]):
-        groups.append({k: tuple(v) if isinstance(live.get(k), tuple) else v for k, v in saved.items()})
-    entries = {
-        int(place): {name: value.clone() if isinstance(value, Tensor) else value for name, value in entry.items()}
-        for place, entry in state["state"].items()
-    }
+    """Load a state dict that went through JSON, into the tensors that the optimizer has; what it lacks is cloned.
+
+    `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's own. It also casts state to
+    the dtype of the parameters and makes new tensors of those in the groups: both are put right after it.
+    """
+    copies = Copies()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries: dict[Any, Any] = {}
+    with torch.no_grad():
+        groups = [copies.of(saved, live) for live, saved in zip(optimizer.param_groups, state["param_groups"])]
+        owners = dict(zip((place for group in groups for place in group["params"]), parameters))
+        for key, saved in state["state"].items():
+            place = int(key) if str(key).isdigit() else key  # not every key is a parameter's place
+            entries[place] = copies.of(saved, optimizer.state.get(owners.get(place, place)))
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    for loaded, group in zip(optimizer.param_groups, groups):
+        loaded.update({name: value for name, value in group.items() if any(True for _ in tensors_of(value))})
+    for place, parameter in owners.items():
+        loaded = optimizer.state.get(parameter, {})
+        for name in entries.get(place, {}).keys() & loaded.keys() - {"step"}:  # whose dtype depends on `fused` and `capturable`
+            loaded[name] = _uncast(entries[place][name], loaded[name])
+
+
+def _uncast(value: Any, cast: Any) -> Any:
+    """`cast` as it was loaded, with the dtypes of the `value` that it was made from."""
+    if isinstance(value, Tensor) and isinstance(cast, Tensor):
+        return cast if cast.dtype == value.dtype else value.to(cast.device)
+    if isinstance(value, dict) and isinstance(cast, dict):
+        return {name: _uncast(part, cast[name]) if name in cast else part for name, part in value.items()}
+    if isinstance(value, list | tuple) and isinstance(cast, list | tuple):
+        return type(cast)(_uncast(part, old) for part, old in zip(value, cast))
+    return cast

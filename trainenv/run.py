@@ -15,25 +15,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv import clipping, devices, optimizers, schedules, snapshots
-from trainenv.alike import check_alike, check_snapshot
+from trainenv.alike import check_alike, check_exact, check_snapshot
+from trainenv.backward import backward
 from trainenv.batching import as_batch, placed, token_count
 from trainenv.config import RunConfig, TrainingConfig
+from trainenv.copies import Copies
 from trainenv.interventions import bounded
 from trainenv.ledger import PURPOSES, Ledger, Purpose, flops_per_token
 from trainenv.monitor.hypergradient import hypergradient
 from trainenv.monitor.probe import Probe, evaluating
+from trainenv.monitor.statistics import Statistics
 from trainenv.monitor.telemetry import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
 from trainenv.order import DataOrder
 from trainenv.rng import RandomState
-from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError
+from trainenv.types import Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-_NOT_THE_FUTURE = ("ledger", "numerics")  # parts of a snapshot that its fingerprint leaves out
+_NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
 
 
 class TrainingRun:
@@ -87,6 +90,7 @@ class TrainingRun:
         self._stress = stress
         self._reset_at: int | None = None
         self._line_flops = 0.0
+        self._statistics, self._recent = Statistics(), snapshots.Recent()
         if purpose not in PURPOSES:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
         # Those that the optimizer updates, a loss's own among them: what is updated is clipped.
@@ -170,6 +174,12 @@ class TrainingRun:
         return self._line_flops / self.step if self.step else 0.0
 
     @property
+    def epoch(self) -> int:
+        """How often the data were gone through, as of the next step's; 0 throughout where they have no epochs."""
+        epoch_steps = getattr(self._batches, "epoch_steps", None)
+        return self._order.index(self.step) // epoch_steps if epoch_steps else 0
+
+    @property
     def flagged_ahead(self) -> tuple[int, ...]:
         """Data indices that the monitor flagged and that are still to come (after a rewind)."""
         return self._order.ahead(self.step, self.flagged)
@@ -183,7 +193,7 @@ class TrainingRun:
         if not self._validation:
             raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
         with torch.no_grad(), evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
-            losses = [self._loss(placed(micro, self.device)) for micro in self._validation]
+            losses = [self._loss(micro) for micro in self._validation]
         tokens = [token_count(micro) for micro in self._validation]
         self.ledger.charge("evaluate", sum(tokens) * self._per_token / 3)  # a forward pass is a third
         weights = torch.tensor(tokens if sum(tokens) else [1] * len(tokens), dtype=torch.float64)
@@ -237,38 +247,45 @@ class TrainingRun:
 
     # ── the run as a value ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def snapshot(self) -> Snapshot:
-        """The whole state, cloned."""
-        return snapshots.capture(self.step, self._state())
+    def snapshot(self, beside: Mapping[str, Any] | None = None) -> Snapshot:
+        """The whole state. Tensors that are as they were in the snapshot last taken or restored are shared with it.
 
-    def restore(self, snapshot: Snapshot) -> None:
+        Args:
+            beside: parts of the state of whoever steers the run, by name; `restore` leaves them alone.
+        """
+        state = self._state()
+        if clash := sorted(state.keys() & (beside or {}).keys()):
+            raise UserError(f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them")
+        snapshot = snapshots.capture(self.step, state | dict(beside or {}), self._recent.newest())
+        self._recent.add(snapshot)
+        return snapshot
+
+    def restore(self, snapshot: Snapshot, *, exact: bool = False) -> None:
         """Take on the state of a snapshot of this run or of one built alike. The ledger keeps what was spent.
 
+        Args:
+            snapshot: what `snapshot` returned, or a checkpoint as it was loaded.
+            exact: refuse a snapshot that the run would not go on from bit for bit: one with rounded moments, or one that was
+                taken under other numeric settings.
+
         Raises:
-            UserError: the snapshot is of a different model or optimizer; the run is as it was.
+            UserError: the snapshot is of a different model or optimizer, or not exact; the run is as it was.
         """
         check_snapshot(snapshot)
         state = snapshots.expand(snapshot)
         check_alike(self.model, self.optimizer, self.config.seed, state)
-        index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
-        index.load_state_dict(state["monitor"])
-        clipper.load_state_dict(state["clip"]["state"])
-        # Nothing has been changed so far, and nothing from here on can be refused.
-        self._drop_unfinished()
-        self.model.load_state_dict(state["model"])
+        if exact:
+            check_exact(snapshot, self._numerics())
+        self._take_on(snapshot.step, state)
+        live = self.model.state_dict()
+        live.update(Copies().of(state["model"], live))  # which has written the weights; loading runs the model's hooks
+        self.model.load_state_dict(live)
         optimizers.load_state(self.optimizer, state["optimizer"])
-        self.step, self.index, self._clipper = snapshot.step, index, clipper
-        self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
-        self.applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
-        self.flagged = tuple(state["flagged"])
-        self.horizon = schedules.Horizon(**state["horizon"])
-        self._reset_at, self._line_flops = state["reset_at"], state["line_flops"]
-        self._order = self._order.load_state_dict(state["order"])
-        self._rng.load_state_dict(state["rng"])
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict(state["scaler"])
         if state["objective"] is not None:
-            self.objective.load_state_dict(state["objective"])  # type: ignore[attr-defined]
+            theirs = state["objective"]  # a module copies what it is given; of anything else we don't know
+            theirs = theirs if isinstance(self.objective, nn.Module) else copy.deepcopy(theirs)
+            self.objective.load_state_dict(theirs)  # type: ignore[attr-defined]
+        self._recent.add(snapshot)
 
     def fork(self, purpose: Purpose = "verify") -> Self:
         """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
@@ -286,13 +303,36 @@ class TrainingRun:
             purpose=purpose,
             ledger=self.ledger,
         )
-        fork._base = self._base
-        fork.restore(self.snapshot())
+        fork._base, fork._recent = self._base, copy.copy(self._recent)
+        fork._take_on(self.step, snapshots.expand(self._view()))
         return fork
 
     def fingerprint(self) -> str:
         """A hash of everything that the future depends on."""
-        return snapshots.fingerprint(self.snapshot(), leave_out=_NOT_THE_FUTURE)
+        return snapshots.fingerprint(self._view(), leave_out=_NOT_THE_FUTURE)
+
+    def _view(self) -> Snapshot:
+        """The state as it is, nothing cloned: to be read before the run goes on."""
+        return snapshots.view(self.step, self._state())
+
+    def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
+        """Take on an expanded state but for the model, the optimizer and the objective. Keeps none of its tensors."""
+        index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
+        index.load_state_dict(state["monitor"])
+        clipper.load_state_dict(state["clip"]["state"])
+        # Nothing has been changed so far, and nothing from here on can be refused.
+        self._drop_unfinished()
+        self.step, self.index, self._clipper = step, index, clipper
+        self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
+        self.applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
+        self.flagged = tuple(state["flagged"])
+        self.horizon = schedules.Horizon(**state["horizon"])
+        self._reset_at, self._line_flops = state["reset_at"], state["line_flops"]
+        self._order = self._order.load_state_dict(state["order"])
+        self._statistics.load_state_dict(state["statistics"])
+        self._rng.load_state_dict(state["rng"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
 
     def _state(self) -> dict[str, Any]:
         stateful = hasattr(self.objective, "state_dict")
@@ -314,8 +354,12 @@ class TrainingRun:
             "reset_at": self._reset_at,
             "line_flops": self._line_flops,
             "ledger": self.ledger.as_dict(),
-            "numerics": devices.numerics(self.device, self.config),
+            "numerics": self._numerics(),
+            "statistics": {"epoch": self.epoch, **self._statistics.state_dict()},
         }
+
+    def _numerics(self) -> dict[str, Any]:
+        return devices.numerics(self.model, self.optimizer, self.device, self.config)
 
     # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -326,7 +370,8 @@ class TrainingRun:
         batch = as_batch(self._batches(index), index, self.config.accumulation)
         progress = self.horizon.progress(self.step)
         stress = 1.0 if self._stress is None else self._stress(self.step)
-        loss, workers = self._backward(batch)
+        apart = self._clipper.policy.needs_workers
+        loss, workers = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
         parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
         measured = {"loss": loss}
@@ -352,6 +397,7 @@ class TrainingRun:
         self.ledger.charge(self.purpose, tokens * self._per_token)
         if looks and self._probe is not None:
             measured |= self._probe.measure()
+            self._statistics.activations = self._probe.activations
             self.ledger.charge("evaluate", token_count(self._probe_batch) * self._per_token / 3)
         known = {
             "step": self.step,
@@ -368,33 +414,9 @@ class TrainingRun:
         }
         self._recorder.append(known, measured)
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, list[list[Tensor]] | None]:
-        """Mean loss, with the mean gradient in `p.grad`; also each micro-batch's own gradient where the clip policy needs it."""
-        if len(batch.micro) == 1:
-            loss = self._loss(placed(batch.micro[0], self.device))
-            self._scaler.scale(loss).backward()
-            return loss.detach(), None
-        apart = self._clipper.policy.needs_workers
-        losses, workers = [], []
-        for micro in batch.micro:
-            loss = self._loss(placed(micro, self.device))
-            self._scaler.scale(loss if apart else loss / len(batch.micro)).backward()
-            losses.append(loss.detach())
-            if apart:
-                workers.append([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
-                self.optimizer.zero_grad(set_to_none=True)
-        if apart and self._scaler.is_enabled():
-            # The scaler looks for overflow in `p.grad`; the workers themselves are unscaled here.
-            for place, parameter in enumerate(self._parameters):
-                parameter.grad = torch.stack([worker[place] for worker in workers]).mean(0)
-            scale = self._scaler.scale(torch.ones((), device=self.device))
-            for worker in workers:
-                torch._foreach_div_(worker, scale)
-        return torch.stack(losses).mean(), workers if apart else None
-
     def _loss(self, micro: Any) -> Tensor:
         with self._autocast():
-            return self.objective(self.model, micro)
+            return self.objective(self.model, placed(micro, self.device))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":
@@ -403,6 +425,7 @@ class TrainingRun:
 
     def _read(self, telemetry: Telemetry) -> Telemetry:
         """Telemetry with the index's reading; data read under alarm is flagged."""
+        self._statistics.update(telemetry)
         if not self.config.monitor.enabled:
             return telemetry
         reading = self.index.update(telemetry)

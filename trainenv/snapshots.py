@@ -1,27 +1,72 @@
-"""Nested state ↔ `Snapshot`: tensors under flat names, the rest as JSON. Fingerprint, save and load. No pickle anywhere."""
+"""Nested state ↔ `Snapshot`: tensors under flat names, the rest as JSON. And the fingerprint of one."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from trainenv.types import Snapshot, UserError
 
-FORMAT = "trainenv snapshot 1"
 _TENSOR = "__tensor__"
+_PLAIN = (float, int, str, bool, type(None))  # asked first: a state holds thousands of numbers
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+_SMALL = 2**16  # bytes; a larger tensor is worth the way to NumPy
+_CHUNK = 2**17  # words compared at a time: what a comparison makes stays in the cache
+
+Keep = Callable[[str, Tensor], Tensor]  # a tensor's flat name and the tensor → what a snapshot holds of it
 
 
-def capture(step: int, state: Mapping[str, Any]) -> Snapshot:
-    """A snapshot of nested dicts and lists of tensors and JSON values. Every tensor is cloned."""
-    tensors: dict[str, Tensor] = {}
-    return Snapshot(step=step, tensors=tensors, state=_split(state, "", tensors, {}))
+def capture(step: int, state: Mapping[str, Any], since: Snapshot | None = None) -> Snapshot:
+    """A snapshot of nested dicts and lists of tensors and JSON values, which may change as soon as this returns.
+
+    A tensor on the CPU is cloned, unless `since` holds its very bits under the same name: then the two snapshots share that
+    one. Bits are compared, no version counters: `tensor.data` is written past those. It costs next to nothing where a tensor
+    has changed, for the comparison ends at the first difference. A tensor on a GPU is always copied, to pinned host memory:
+    to compare it would cost the transfer that comparing is to save.
+    """
+    known = {} if since is None else since.tensors
+    copying: set[torch.device] = set()
+
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        if tensor.is_cuda:
+            copying.add(tensor.device)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        if tensor.is_cpu and name in known and _same_bits(known[name], tensor):
+            return known[name]
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+    snapshot = _snapshot(step, state, keep)
+    for device in copying:
+        torch.cuda.current_stream(device).synchronize()  # once for all copies
+    return snapshot
+
+
+def view(step: int, state: Mapping[str, Any]) -> Snapshot:
+    """Like `capture`, but with the very tensors of `state`: to be read at once, and dropped before they change."""
+    return _snapshot(step, state, lambda name, tensor: tensor)
+
+
+class Recent:
+    """The last two snapshots that a run was at, remembered weakly: a snapshot that nobody else wants goes."""
+
+    def __init__(self) -> None:
+        self._references: tuple[weakref.ref[Snapshot], ...] = ()
+
+    def add(self, snapshot: Snapshot) -> None:
+        """The run is now at this snapshot: it was just taken, or restored."""
+        others = [ref for ref in self._references if (other := ref()) is not None and other is not snapshot]
+        self._references = (weakref.ref(snapshot), *others[:1])
+
+    def newest(self) -> Snapshot | None:
+        """The last one that still exists."""
+        return next((snapshot for reference in self._references if (snapshot := reference())), None)
 
 
 def expand(snapshot: Snapshot) -> dict[str, Any]:
@@ -43,49 +88,6 @@ def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def save(snapshot: Snapshot, path: str | Path) -> Path:
-    """Write one safetensors file, whole or not at all: a temporary file is flushed to disk and renamed."""
-    from safetensors.torch import save as to_bytes
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"format": FORMAT, "step": str(snapshot.step), "state": json.dumps(snapshot.state)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(to_bytes({name: tensor.cpu().contiguous() for name, tensor in snapshot.tensors.items()}, header))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def load(path: str | Path) -> Snapshot:
-    """Read what `save` wrote.
-
-    Raises:
-        UserError: no such file, or not one of ours.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"expected a snapshot at {path}, found no file; give the path that `save` returned")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise UserError(
-                    f"{path} is no snapshot of this version: expected format {FORMAT!r}, found {header.get('format')!r}"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a readable snapshot ({error}); take an earlier one") from None
-    return Snapshot(step=int(header["step"]), tensors=tensors, state=json.loads(header["state"]))
-
-
 def _names(state: Any) -> set[str]:
     """Names of the tensors that a state refers to."""
     if isinstance(state, Mapping):
@@ -93,39 +95,72 @@ def _names(state: Any) -> set[str]:
     return set().union(*map(_names, state)) if isinstance(state, list) else set()
 
 
-def _split(value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str]) -> Any:
-    if isinstance(value, Tensor):
-        return {_TENSOR: _clone(value, name, tensors, aliases)}
-    if isinstance(value, Mapping):
-        if any("/" in str(key) for key in value):
-            raise UserError(
-                f"keys of a state must not hold a slash, found {next(key for key in value if '/' in str(key))!r} in {name!r}"
-            )
-        return {str(key): _split(part, f"{name}/{key}" if name else str(key), tensors, aliases) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_split(part, f"{name}/{place}", tensors, aliases) for place, part in enumerate(value)]
-    if value is None or isinstance(value, bool | int | float | str):
+def _snapshot(step: int, state: Mapping[str, Any], keep: Keep) -> Snapshot:
+    tensors: dict[str, Tensor] = {}
+    return Snapshot(step=step, tensors=tensors, state=_split(state, "", tensors, {}, keep))
+
+
+def _split(value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str], keep: Keep) -> Any:
+    if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, Tensor):
+        return {_TENSOR: _name(value, name, tensors, aliases, keep)}
+    if isinstance(value, Mapping):
+        keys = [str(key) for key in value]
+        if "/" in "".join(keys):
+            raise UserError(
+                f"keys of a state must not hold a slash, found {next(key for key in keys if '/' in key)!r} in {name!r}"
+            )
+        above = f"{name}/" if name else ""
+        return {
+            key: part if isinstance(part, _PLAIN) else _split(part, above + key, tensors, aliases, keep)
+            for key, part in zip(keys, value.values())
+        }
+    if isinstance(value, list | tuple):
+        return [
+            part if isinstance(part, _PLAIN) else _split(part, f"{name}/{place}", tensors, aliases, keep)
+            for place, part in enumerate(value)
+        ]
     raise UserError(f"the state {name!r} must be tensors, numbers, strings, lists and dicts, found {type(value).__name__}")
 
 
-def _clone(tensor: Tensor, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str]) -> str:
-    """Clone a tensor under `name`, unless the same memory was cloned before (tied weights): returns the name it has."""
+def _name(tensor: Tensor, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str], keep: Keep) -> str:
+    """Keep a tensor under `name`, unless the same memory was kept before (tied weights): returns the name it has."""
     key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
     if tensor.numel() and key in aliases:
         return aliases[key]
-    tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    tensors[name] = keep(name, tensor.detach())
     aliases[key] = name
     return name
 
 
+def _same_bits(one: Tensor, two: Tensor) -> bool:
+    """Compared as integers: NaN equals a NaN of the same bits, and 0.0 differs from −0.0. Ends at the first difference."""
+    if one.dtype != two.dtype or one.shape != two.shape or one.element_size() not in _BITS:
+        return False
+    if one.nbytes <= _SMALL:
+        bits = _BITS[one.element_size()]
+        return torch.equal(one.view(bits), two.view(bits))
+    ours, theirs = _words(one), _words(two)
+    start, size = 0, 64  # few at first: most tensors that changed differ at once
+    while start < len(ours):
+        if (ours[start : start + size] != theirs[start : start + size]).any():
+            return False
+        start, size = start + size, min(8 * size, _CHUNK)
+    return True
+
+
+def _words(tensor: Tensor) -> np.ndarray:
+    # NumPy compares these as fast as memory can be read; torch.equal takes three times as long.
+    flat: np.ndarray = tensor.view(_BITS[tensor.element_size()]).numpy().reshape(-1)
+    return flat if flat.nbytes % 8 else flat.view(np.int64)
+
+
 def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, Mapping):
-        if _TENSOR in value:
-            return tensors[value[_TENSOR]]
-        return {key: _join(part, tensors) for key, part in value.items()}
     if isinstance(value, list):
-        return [_join(part, tensors) for part in value]
+        return [part if isinstance(part, _PLAIN) else _join(part, tensors) for part in value]
+    if not isinstance(value, _PLAIN) and isinstance(value, Mapping):
+        return tensors[value[_TENSOR]] if _TENSOR in value else {key: _join(part, tensors) for key, part in value.items()}
     return value
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ClipName = Literal["none", "zclip", "arc", "spam"]
 CLIP_NAMES: tuple[ClipName, ...] = get_args(ClipName)
+Tier = Literal["exact", "8bit"]
 
 
 class UserError(ValueError):
@@ -151,22 +152,28 @@ class Telemetry:
 TELEMETRY_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(Telemetry))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Snapshot:
-    """The whole state of a run at a step, in memory. Immutable: nothing in it is shared with the live run.
+    """The whole state of a run at a step, in host memory. Nothing in it is shared with the live run; never write into it.
+
+    Snapshots of one run share the tensors that had not changed between them: what is written into one shows in others.
 
     Attributes:
         step: optimizer steps completed.
-        tensors: flat names ("model/…", "optimizer/…", "clip/…", "rng/…") to tensors that nobody else holds.
+        tensors: flat names ("model/…", "optimizer/…", "clip/…", "rng/…") to tensors that only snapshots hold.
         state: everything that is no tensor, as JSON values.
+        tier: `exact`, or `8bit` where a compact checkpoint has rounded the optimizer's moments: then a run that is restored
+            from it goes on nearly, not exactly, as the one it was taken of.
     """
 
     step: int
     tensors: Mapping[str, Tensor] = field(repr=False)
     state: Mapping[str, Any] = field(repr=False)
+    tier: Tier = "exact"
 
     @property
     def nbytes(self) -> int:
+        """Memory of the tensors in bytes, those shared with other snapshots included."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 

@@ -111,9 +111,8 @@ class TrainingEnv(SteeredEnv):
 
     def snapshot(self) -> Snapshot:
         """The whole state of the environment, for `restore` or `reset(options={"snapshot": …})`."""
-        snapshot = self.run.snapshot()
         memory = [None if math.isnan(v) else v for v in vars(self._memory).values()]
-        return replace(snapshot, state={**snapshot.state, "environment": {"memory": memory, "over": self._over}})
+        return self.run.snapshot({"environment": {"memory": memory, "over": self._over}})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, of this environment or of a bare run with the same configuration."""

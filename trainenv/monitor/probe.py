@@ -32,10 +32,15 @@ class Probe:
         model: the model that is looked at, never changed.
         tokens: the probe set, as one micro-batch of the objective.
         loss: the loss of a micro-batch, as the run computes it.
+
+    Attributes:
+        activations: float32 [blocks, 2] on the model's device: mean and standard deviation of each block's output when it last
+            looked, over the positions that the activation entropy is taken at. None before, and where no block has a shortcut.
     """
 
     def __init__(self, model: nn.Module, tokens: Any, loss: Callable[[Any], Tensor]) -> None:
         self._model, self._tokens, self._loss = model, tokens, loss
+        self.activations: Tensor | None = None
         lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
         self._blocks: list[nn.Module] = max(lists, key=len, default=[])
         self._embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
@@ -53,6 +58,7 @@ class Probe:
                 hooks.callback(self._embedding.register_forward_hook(seen.embedded).remove)
             hooks.enter_context(evaluating(self._model))
             loss = self._loss(self._tokens)
+        self.activations = torch.stack(seen.moments) if seen.moments else None
         nan = torch.full((), math.nan, device=loss.device)
         return {
             "probe_loss": loss.float(),
@@ -82,6 +88,7 @@ class _Seen:
     def __init__(self) -> None:
         self.attention: list[Tensor] = []
         self.activation: list[Tensor] = []
+        self.moments: list[Tensor] = []
         self.shortcut: list[Tensor] = []
         self.embedding: Tensor | None = None
 
@@ -91,7 +98,10 @@ class _Seen:
             return  # no block with a shortcut around it
         before, after = before.float(), after.float()
         every = max(1, after.shape[1] // _QUERIES) if after.dim() == 3 else 1
-        self.activation.append(activation_entropy(after[:, every - 1 :: every]))
+        hidden = after[:, every - 1 :: every]
+        self.activation.append(activation_entropy(hidden))
+        deviation, mean = torch.std_mean(hidden, correction=0)
+        self.moments.append(torch.stack([mean, deviation]))
         self.shortcut.append(before.norm() / (after - before).norm())
 
     def embedded(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
