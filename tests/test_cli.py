@@ -19,7 +19,8 @@ import pytest
 import torch
 
 import trainenv
-from trainenv import cli, snapshots
+from trainenv import cli
+from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli import main
 from trainenv.config import RunConfig
 from trainenv.driving import drive
@@ -29,7 +30,7 @@ from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.snapshots import fingerprint
-from trainenv.types import Reading, Telemetry
+from trainenv.types import Reading, Snapshot, Telemetry
 
 SMALL: dict[str, Any] = {
     "device": "cpu",
@@ -41,7 +42,8 @@ SMALL: dict[str, Any] = {
     "monitor.block": 4,
     "schedule.warmup": 4,
 }
-RUN_FILES = ["config.yaml", "last.safetensors", "summary.json", "telemetry/part-00000.parquet", "validation.jsonl"]
+RUN_FILES = ["config.yaml", "summary.json", "telemetry/part-00000.parquet", "validation.jsonl"]
+NOT_THE_FUTURE = ("ledger", "numerics", "statistics")
 
 
 def sets(**more: Any) -> list[str]:
@@ -60,7 +62,14 @@ def strict(text: str) -> Any:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """All files but the checkpoints."""
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in found if not name.startswith("checkpoints/"))
+
+
+def newest(folder: str | Path) -> Snapshot:
+    """The checkpoint of a run that was saved last."""
+    return CheckpointStore(Path(folder) / "checkpoints").load()
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -114,8 +123,7 @@ def test_run_records_every_step_and_the_whole_configuration(tmp_path: Path, caps
 def test_what_run_writes_can_be_run_again_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "tiny", *sets(), "--out", "first"]) == 0
     assert main(["run", "first/config.yaml", "--out", "second"]) == 0
-    first, second = (snapshots.load(name + "/last.safetensors") for name in ("first", "second"))
-    assert fingerprint(first, ("ledger", "numerics")) == fingerprint(second, ("ledger", "numerics"))
+    assert final("first") == final("second")
 
 
 def test_run_for_people_prints_a_table_on_stdout_and_progress_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +240,17 @@ def test_runs_as_a_module() -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["demo", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["demo", "--help"],
+        ["doctor", "--help"],
+        ["checkpoint", "--help"],
+        *(["checkpoint", name, "--help"] for name in ("verify", "show", "gc", "export")),
+    ],
+)
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -298,15 +316,21 @@ MISTAKES: dict[str, tuple[list[str], dict[str, str | None], tuple[str, ...]]] = 
     "resume what": (["--resume"], {}, ("--resume", "--out FOLDER")),
     "resume a preset": (
         ["tiny", "--resume", "--out", "a"],
-        {"a/last.safetensors": "zip"},
-        ("--resume", "neither CONFIG nor --set"),
+        {"a/checkpoints/cp_1.ptz": "zip"},
+        ("--resume", "neither CONFIG, --set nor --weights"),
     ),
-    "resume otherwise": (["--resume", "--out", "a", "--set", "steps=3"], {}, ("--resume", "neither CONFIG nor --set")),
-    "resume nothing": (["--resume", "--out", "gone"], {}, ("gone", "last.safetensors", "leave out --resume")),
-    "resume an empty folder": (["--resume", "--out", "a"], {"a": None}, ("last.safetensors", "found none")),
-    "resume a file": (["--resume", "--out", "a"], {"a": "1"}, ("last.safetensors", "found none")),
+    "resume otherwise": (["--resume", "--out", "a", "--set", "steps=3"], {}, ("--resume", "neither CONFIG, --set nor --weights")),
+    "resume with weights": (["--resume", "--out", "a", "--weights", "w.pt"], {}, ("--resume", "nor --weights")),
+    "resume nothing": (["--resume", "--out", "gone"], {}, ("gone", "checkpoints", "leave out --resume")),
+    "resume an empty folder": (["--resume", "--out", "a"], {"a": None}, ("checkpoints", "found none")),
+    "resume a file": (["--resume", "--out", "a"], {"a": "1"}, ("checkpoints", "found none")),
+    "resume what was never saved": (["--resume", "--out", "a"], {"a/config.yaml": "steps: 3"}, ("checkpoints", "found none")),
     "resume a finished run": (["--resume", "--out", "a"], {"a/summary.json": "{}"}, ("has ended", "--out")),
-    "resume what is broken": (["--resume", "--out", "a"], {"a/last.safetensors": "zip"}, ("last.safetensors",)),
+    "no weights": (["tiny", "--weights", "gone.pt"], {}, ("gone.pt", "found no file")),
+    "weights of another kind": (["tiny", "--weights", "a.ckpt"], {"a.ckpt": "1"}, ("a.ckpt", ".safetensors or .pt")),
+    "weights that are none": (["tiny", "--weights", "a.pt"], {"a.pt": "1"}, ("a.pt was not read", "damaged")),
+    "checkpoints are a step apart": (["tiny", "--set", "checkpoints.every=0"], {}, ("checkpoints.every", "found 0")),
+    "moments": (["tiny", "--set", "checkpoints.moments=4bit"], {}, ("checkpoints.moments", "8bit", "'4bit'")),
 }
 TEXT = ["tiny", "--set", "corpus.name=text", "--set"]
 MISTAKES |= {
@@ -330,7 +354,7 @@ MISTAKES |= {
 def test_a_mistake_costs_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, there, words = MISTAKES[name]
     for path, content in there.items():
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         if content is None:
             (tmp_path / path).mkdir()
         else:
@@ -405,7 +429,7 @@ def asks_to_stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def final(folder: str) -> str:
-    return fingerprint(snapshots.load(Path(folder) / "last.safetensors"), ("ledger", "numerics"))
+    return fingerprint(newest(folder), NOT_THE_FUTURE)
 
 
 def same_rows(found: pd.DataFrame, expected: pd.DataFrame) -> None:
@@ -425,7 +449,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
     stopped = strict(capsys.readouterr().out)
     assert (stopped["ended"], stopped["step"]) == ("interrupted", stop_at)
     assert not (tmp_path / "mine" / "summary.json").exists()
-    assert snapshots.load(tmp_path / "mine" / "last.safetensors").step == stop_at
+    assert (newest("mine").step, newest("mine").tier) == (stop_at, "exact")
     assert read_events(tmp_path / "mine")[-1]["kind"] == "interrupted"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -570,7 +594,7 @@ def test_sigterm_to_a_process(tmp_path: Path) -> None:
     )
     try:
         assert process.stderr is not None
-        assert "step 152 of 1500" in process.stderr.readline()
+        assert "step 150 of 1500" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     finally:

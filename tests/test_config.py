@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import (
+    CheckpointConfig,
     InterventionConfig,
     ModelConfig,
     RunConfig,
@@ -50,7 +52,7 @@ def write(tmp_path: Path) -> Write:
 
 def test_presets_are_the_shipped_files() -> None:
     assert {"tiny", "mini", "small", "medium", "large"} <= set(presets())
-    assert "uncertainty" not in presets()
+    assert not {"uncertainty", "state_schema_v1"} & set(presets())
     assert presets() == sorted(presets())
     assert all((configs_folder() / f"{name}.yaml").is_file() for name in presets())
 
@@ -83,6 +85,29 @@ def test_preset_is_as_large_as_its_comment_says(name: str, vocabulary: int, mill
 def test_presets_on_the_corpora_they_name() -> None:
     named = {name: RunConfig.load(name).corpus.name for name in ("tiny", "mini", "small", "medium", "large")}
     assert named == {"tiny": "stdlib", "mini": "stdlib", "small": "wikitext-103", "medium": "wikitext-103", "large": "c4"}
+
+
+def test_presets_save_as_often_as_they_are_long() -> None:
+    """Every 1000 steps of a run of full length, exact where the files are small."""
+    saves = {name: RunConfig.load(name).checkpoints for name in ("demo", "tiny", "mini", "small", "medium", "large")}
+    assert {name: (save.every, save.moments) for name, save in saves.items()} == {
+        "demo": (50, "exact"),
+        "tiny": (50, "exact"),
+        "mini": (50, "8bit"),
+        "small": (1000, "8bit"),
+        "medium": (1000, "8bit"),
+        "large": (1000, "8bit"),
+    }
+    assert {(save.keep_last, save.max_bytes, save.on_error) for save in saves.values()} == {(8, None, "raise")}
+
+
+def test_checkpoints_as_the_store_takes_them(tmp_path: Path) -> None:
+    """One name a setting, from the YAML file to the store; and the same defaults."""
+    made, default = CheckpointStore(tmp_path, **CheckpointConfig().model_dump()), CheckpointStore(tmp_path)
+    for name in CheckpointConfig.model_fields:
+        assert getattr(made, name) == getattr(default, name)
+    chosen = CheckpointConfig(every=7, keep_last=2, moments="exact", max_bytes=5, on_error="warn")
+    assert CheckpointStore(tmp_path, **chosen.model_dump()).max_bytes == 5
 
 
 def test_uncertainty_holds_the_decided_numbers() -> None:
@@ -381,6 +406,11 @@ def test_yaml_runs_no_code(write: Write) -> None:
         ("schedule.warmup", -1),
         ("corpus.vocab_size", 256),
         ("monitor.block", 0),
+        ("checkpoints.every", 0),
+        ("checkpoints.keep_last", 0),
+        ("checkpoints.max_bytes", 0),
+        ("checkpoints.moments", "4bit"),
+        ("checkpoints.on_error", "ignore"),
         ("validation.every", -1),
         ("environment.decision_steps", 0),
         ("model", 3),

@@ -27,6 +27,7 @@ HEAVY = (
     "safetensors",
     "rich",
 )
+TORCHS_OWN_FILES = "trainenv/checkpoints/convert.py"  # comes and goes in the format of others, which is a pickle
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -98,11 +99,15 @@ def test_nothing_is_pickled(path: Path) -> None:
             assert (node.module or "").split(".")[0] not in unsafe
             assert node.module != "torch" or not {alias.name for alias in node.names} & {"load", "save"}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save"), ("pd", "read_pickle")}
+            used = (node.value.id, node.attr)
+            assert used != ("pd", "read_pickle")
+            assert used not in {("torch", "load"), ("torch", "save")} or named(path) == TORCHS_OWN_FILES
         elif isinstance(node, ast.keyword):
             assert node.arg != "allow_pickle" or (isinstance(node.value, ast.Constant) and node.value.value is False)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in map(ast.unparse, node.keywords)  # which runs no code
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stat().st_size], ids=named)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from trainenv.checkpoints.schema import SCHEMA, check_state
 from trainenv.cli import _parser
 from trainenv.config import RunConfig, TrainingConfig
 from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.run import TrainingRun
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -127,6 +129,9 @@ def test_nothing_is_left_to_fill_in() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configurations_load(path: Path) -> None:
+    if path.name == SCHEMA:
+        check_state(TrainingRun.from_config("tiny").snapshot().state, path.name)
+        return
     if path.stem == "uncertainty":
         assert UncertaintyIndex().config == TrainingConfig(steps=1).monitor.uncertainty
         return

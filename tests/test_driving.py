@@ -1,10 +1,10 @@
-"""Driving a run: validation at its boundaries, events, lines of history, snapshots on disk and every way to end."""
+"""Driving a run: validation at its boundaries, events, lines of history, checkpoints and every way to end."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from trainenv import Intervention, TrainingConfig, TrainingRun
+from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints.store import CheckpointStore
 from trainenv.driving import drive
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
-from trainenv.snapshots import load
+from trainenv.snapshots import fingerprint
 from trainenv.types import Event, Reading, Snapshot, Telemetry, UserError
 
 
@@ -53,6 +55,11 @@ def toy(steps: int = 40, every: int = 0, lr: float = 1e-2, **more: Any) -> Train
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run", TrainingConfig(steps=1))
+
+
+def newest(folder: RunFolder) -> Snapshot:
+    """The checkpoint that was saved last."""
+    return CheckpointStore(folder.path / "checkpoints").load()
 
 
 def strict(text: str) -> Any:
@@ -127,8 +134,8 @@ def test_blocks_end_at_boundaries(folder: RunFolder) -> None:
 
 
 def test_driving_changes_nothing_of_the_run(folder: RunFolder) -> None:
-    driven, straight = toy(40, 12), toy(40, 12)
-    drive(driven, folder, checkpoint_every=8)
+    driven, straight = toy(40, 12, checkpoints={"every": 8}), toy(40, 12)
+    drive(driven, folder)
     straight.advance(40)
     assert driven.fingerprint() == straight.fingerprint()
 
@@ -144,7 +151,7 @@ def test_summary_of_a_run_that_spent_its_budget(folder: RunFolder) -> None:
     assert summary["final_learning_rate"] == read_telemetry(folder.path)["lr"].iloc[-1]
     assert summary["seconds"] >= 0
     assert summary["ms_per_step"] > 0
-    assert load(folder.path / "last.safetensors").step == 40
+    assert newest(folder).step == 40
 
 
 def test_a_run_goes_on_from_where_it_is(folder: RunFolder) -> None:
@@ -240,7 +247,7 @@ def test_a_run_that_diverges_ends_with_what_there_is(monkeypatch: pytest.MonkeyP
     assert list(rows["step"]) == list(range(1, 17))
     assert rows["loss"][:10].notna().all()
     assert not rows["loss"][10:].map(lambda value: value is not None and math.isfinite(value)).any()
-    assert load(folder.path / "last.safetensors").step == 16
+    assert newest(folder).step == 16
 
 
 def test_a_learning_rate_that_is_far_too_high(folder: RunFolder) -> None:
@@ -291,7 +298,7 @@ def test_stop_is_asked_after_each_block_and_leaves_no_summary(folder: RunFolder)
     summary = drive(run, folder, stop=lambda: next(asked))
     assert (summary["ended"], summary["step"]) == ("interrupted", 16)
     assert not (folder.path / "summary.json").exists()
-    assert load(folder.path / "last.safetensors").step == 16
+    assert newest(folder).step == 16
     assert [(e["kind"], e["step"]) for e in read_events(folder.path)] == [("interrupted", 16)]
     assert len(read_telemetry(folder.path)) == 16
 
@@ -305,7 +312,6 @@ def test_resuming_in_another_process_gives_the_same_run(stops_after: int, folder
     run = toy(40, 12)
     run.restore(snapshot)
     run.ledger.load(snapshot.state["ledger"])
-    resumed.new_line(run.step)
     summary = drive(run, resumed)
     straight = toy(40, 12)
     alone = drive(straight, RunFolder.create(tmp_path / "straight", straight.config))
@@ -326,7 +332,6 @@ def test_counts_and_first_validation_of_a_resumed_run_are_of_all_of_it(
     assert (stopped["ended"], stopped["step"], stopped["fired"], stopped["rewinds"]) == ("interrupted", 16, 1, 1)
     resumed, snapshot = RunFolder.resume(folder.path)
     run.restore(snapshot)
-    resumed.new_line(run.step)
     summary = drive(run, resumed)
     assert (summary["ended"], summary["step"], summary["fired"], summary["rewinds"]) == ("budget spent", 32, 3, 1)
     assert summary["first_validation_loss"] == pytest.approx(math.log(8))
@@ -367,46 +372,86 @@ def test_a_validation_that_is_not_a_number_is_null(monkeypatch: pytest.MonkeyPat
     assert strict((folder.path / "summary.json").read_text(encoding="utf-8")) == summary
 
 
-# ── snapshots on disk ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── checkpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
-def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    steps: list[int] = []
-    checkpoint: Callable[[RunFolder, Snapshot], None] = RunFolder.checkpoint
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str | None]]:
+    """Step and moments of each save that was asked for."""
+    asked: list[tuple[int, str | None]] = []
+    save = CheckpointStore.save
 
-    def noting(folder: RunFolder, snapshot: Snapshot) -> None:
-        steps.append(snapshot.step)
-        checkpoint(folder, snapshot)
+    def noting(store: CheckpointStore, snapshot: Snapshot, **how: Any) -> None:
+        asked.append((snapshot.step, how.get("moments")))
+        save(store, snapshot, **how)
 
-    monkeypatch.setattr(RunFolder, "checkpoint", noting)
-    return steps
+    monkeypatch.setattr(CheckpointStore, "save", noting)
+    return asked
 
 
 @pytest.mark.parametrize(
     ("every", "checkpoint_every", "expected"),
     [
-        (0, 16, {16, 32, 40}),
-        (0, 8, {8, 16, 24, 32, 40}),
-        (0, 20, {24, 40}),  # the first end of a block at or after it
-        (0, 1, {8, 16, 24, 32, 40}),
-        (10, 10, {10, 20, 30, 40}),
-        (0, 1000, {40}),
+        (0, 16, [0, 16, 32, 40]),
+        (0, 8, [0, 8, 16, 24, 32, 40]),
+        (0, 20, [0, 20, 40]),  # within a block
+        (0, 1, list(range(41))),
+        (10, 10, [0, 10, 20, 30, 40]),
+        (0, 1000, [0, 40]),
     ],
 )
-def test_checkpoint_every(every: int, checkpoint_every: int, expected: set[int], saved: list[int], folder: RunFolder) -> None:
-    drive(toy(40, every), folder, checkpoint_every=checkpoint_every)
-    assert set(saved) == expected
-    assert saved == sorted(saved)
+def test_checkpoints_at_their_steps_at_the_start_and_exact_at_the_end(
+    every: int, checkpoint_every: int, expected: list[int], saved: list[tuple[int, str | None]], folder: RunFolder
+) -> None:
+    drive(toy(40, every, checkpoints={"every": checkpoint_every}), folder)
+    assert saved == [*((step, None) for step in expected[:-1]), (40, "exact")]
+    assert CheckpointStore(folder.path / "checkpoints").steps() == expected[-8:]
+    assert all(finding.ok for finding in CheckpointStore(folder.path / "checkpoints").verify())
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_checkpoints_are_a_step_or_more_apart(every: int, folder: RunFolder) -> None:
-    run, before = toy(40), sorted(folder.path.rglob("*"))
-    with pytest.raises(UserError, match=rf"checkpoint_every must be 1 step or more, found {every}"):
-        drive(run, folder, checkpoint_every=every)
-    assert run.step == 0
-    assert sorted(folder.path.rglob("*")) == before
+def test_only_the_last_are_kept(folder: RunFolder) -> None:
+    drive(toy(40, checkpoints={"every": 8, "keep_last": 2}), folder)
+    assert CheckpointStore(folder.path / "checkpoints").steps() == [32, 40]
+
+
+def test_what_a_stop_leaves_is_exact_and_the_rest_as_configured(folder: RunFolder) -> None:
+    run, asked = toy(40, checkpoints={"every": 8}), iter([False, False, True])
+    drive(run, folder, stop=lambda: next(asked))
+    store = CheckpointStore(folder.path / "checkpoints")
+    assert [(entry.step, entry.tier) for entry in store.entries()] == [(0, "8bit"), (8, "8bit"), (16, "8bit"), (24, "exact")]
+    assert store.load().tier == "exact"
+    assert fingerprint(store.load(), ("ledger", "numerics", "statistics")) == run.fingerprint()
+
+
+def test_a_checkpoint_has_the_telemetry_up_to_it_on_disk(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    save, there = CheckpointStore.save, []
+
+    def looking(store: CheckpointStore, snapshot: Snapshot, **how: Any) -> None:
+        there.append((snapshot.step, len(read_telemetry(folder.path)) if snapshot.step else 0))
+        save(store, snapshot, **how)
+
+    monkeypatch.setattr(CheckpointStore, "save", looking)
+    drive(toy(40, checkpoints={"every": 8}), folder)
+    assert there == [(step, step) for step in (0, 8, 16, 24, 32, 40)]
+
+
+def test_after_a_rewind_the_new_line_is_what_there_is_to_go_back_to(folder: RunFolder) -> None:
+    """Not the newest step of the line that was left."""
+
+    def crash(run: TrainingRun, window: Sequence[Telemetry]) -> None:
+        if run.lr_scale == 0.5 and run.step == 16:
+            raise OSError("the power went out")
+
+    with pytest.raises(OSError, match="power"):
+        drive(toy(40, checkpoints={"every": 16}), folder, responder=Rewinder(at=24), watch=crash)
+    resumed, snapshot = RunFolder.resume(folder.path)
+    assert (snapshot.step, snapshot.state["lr_scale"], resumed.line) == (8, 0.5, 1)
+    run = toy(40, checkpoints={"every": 16})
+    run.restore(snapshot)
+    drive(run, resumed)
+    kept = read_telemetry(folder.path, kept_only=True)
+    assert list(kept["step"]) == list(range(1, 25))
+    assert set(kept["lr_scale"][8:]) == {0.5}
 
 
 def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFolder) -> None:
@@ -414,13 +459,13 @@ def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFo
         if run.step == 32:
             raise OSError("the power went out")
 
+    settings = {"checkpoints": {"every": 16, "moments": "exact"}}
     with pytest.raises(OSError, match="power"):
-        drive(toy(40), folder, watch=crash, checkpoint_every=16)
+        drive(toy(40, **settings), folder, watch=crash)
     resumed, snapshot = RunFolder.resume(folder.path)
     assert snapshot.step == 16
-    run = toy(40)
+    run = toy(40, **settings)
     run.restore(snapshot)
-    resumed.new_line(run.step)
     drive(run, resumed)
     straight = toy(40)
     straight.advance(40)
@@ -428,3 +473,95 @@ def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFo
     kept = read_telemetry(folder.path, kept_only=True)
     assert list(kept["step"]) == list(range(1, 41))
     assert list(kept["line"]) == [0] * 16 + [1] * 24
+
+
+def test_one_process_at_a_time_records_in_a_folder(folder: RunFolder) -> None:
+    """Whoever comes second changes nothing, not a byte of the first's history."""
+    drive(toy(40), folder, stop=lambda: True)
+    one, snapshot = RunFolder.resume(folder.path)
+    other, _ = RunFolder.resume(folder.path)
+    first, second = toy(40), toy(40)
+    first.restore(snapshot)
+    second.restore(snapshot)
+    seen = []
+
+    def intrude(run: TrainingRun, window: Sequence[Telemetry]) -> None:
+        before = (folder.path / "lines.jsonl").read_bytes()
+        with pytest.raises(UserError, match=r"checkpoints is in use: .* is saving in it"):
+            drive(second, other)
+        seen.append((folder.path / "lines.jsonl").read_bytes() == before)
+
+    drive(first, one, watch=intrude, stop=lambda: True)
+    assert seen == [True]
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(UserError, match=r"another process has gone on with the run in .*; resume it again"):
+        drive(second, other)
+    assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    again, newer = RunFolder.resume(folder.path)
+    second.restore(newer)
+    assert drive(second, again)["ended"] == "budget spent"
+    assert [record["step"] for record in read_lines(folder.path / "lines.jsonl")] == [8, 16]
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """The disk is full from the `after`-th checkpoint on."""
+    done, create = [], Disk.create
+
+    def creating(disk: Disk, path: Path) -> int:
+        if path.name.startswith(".cp_"):
+            done.append(path)
+        if len(done) > after:
+            raise OSError(28, "No space left on device")
+        return create(disk, path)
+
+    monkeypatch.setattr(Disk, "create", creating)
+
+
+def test_a_disk_that_is_full_ends_the_run_and_leaves_what_was_saved(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    with monkeypatch.context() as patch:
+        fails(patch, after=2)
+        with pytest.raises(UserError, match="No space left on device"):
+            drive(toy(40, checkpoints={"every": 8}), folder)
+    assert not (folder.path / "summary.json").exists()
+    assert RunFolder.resume(folder.path)[1].step == 8
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_of_soon(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    fails(monkeypatch, after=0)
+    run = toy(400, checkpoints={"every": 8})
+    with pytest.raises(UserError, match="No space left on device"):
+        drive(run, folder)
+    assert run.step == 8
+
+
+def test_a_save_that_failed_keeps_no_other_from_being_tried(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    """The failure is told, and the state at the stop is there all the same."""
+    run, left = toy(40, checkpoints={"every": 8}), [False, False, True]
+    with monkeypatch.context() as patch:
+        fails(patch, after=2)
+
+        def stop() -> bool:
+            if run.step == 24:
+                patch.undo()
+            return left.pop(0)
+
+        with pytest.raises(UserError, match="No space left on device"):
+            drive(run, folder, stop=stop)
+    _, snapshot = RunFolder.resume(folder.path)
+    assert (snapshot.step, snapshot.tier) == (24, "exact")
+
+
+def test_a_run_may_go_on_without_its_checkpoints(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    fails(monkeypatch, after=2)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        summary = drive(toy(40, checkpoints={"every": 8, "on_error": "warn"}), folder)
+    assert (summary["ended"], summary["step"]) == ("budget spent", 40)
+    assert CheckpointStore(folder.path / "checkpoints").steps() == [0, 8]
+
+
+def test_driving_on_in_the_same_process(folder: RunFolder) -> None:
+    run, asked = toy(40), iter([True])
+    drive(run, folder, stop=lambda: next(asked))
+    assert drive(run, folder)["step"] == 40
+    assert list(read_telemetry(folder.path)["step"]) == list(range(1, 41))
+    assert not (folder.path / "lines.jsonl").exists()

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from trainenv import snapshots
+from trainenv.checkpoints.file import read, write
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention, Snapshot, Telemetry
 from trainenv.yaml_files import find, read_yaml
@@ -439,10 +440,12 @@ def test_the_surroundings_do_not_matter() -> None:
 
 CHILD = """
 import json, sys
-from trainenv import TrainingRun, snapshots
+from pathlib import Path
+from trainenv import TrainingRun
+from trainenv.checkpoints.file import read
 for path, settings in json.loads(sys.argv[1]):
     run = TrainingRun.from_config("tiny", settings)
-    run.restore(snapshots.load(path))
+    run.restore(read(Path(path)), exact=True)
     print(json.dumps([[repr(t) for t in run.advance(8)], run.fingerprint()]))
 """
 
@@ -460,7 +463,8 @@ def test_another_process_goes_on_alike(tmp_path: Path) -> None:
         run.advance(7)
         run.apply(Intervention(lr_scale=0.8, momentum_reset=True, data_reorder=True))
         run.advance(2)
-        told.append((str(snapshots.save(run.snapshot(), tmp_path / f"{place}.safetensors")), {**SMALL, **settings}))
+        write(run.snapshot(), tmp_path / f"{place}.ptz")
+        told.append((str(tmp_path / f"{place}.ptz"), {**SMALL, **settings}))
         expected.append(list(go(run, 8)))
     child = subprocess.run([sys.executable, "-c", CHILD, json.dumps(told)], capture_output=True, text=True, timeout=120)
     assert child.returncode == 0, child.stderr
@@ -471,7 +475,8 @@ def test_the_file_holds_the_whole_value(tmp_path: Path) -> None:
     run = made({"model.dropout": 0.1})
     run.advance(5)
     snapshot = run.snapshot()
-    loaded = snapshots.load(snapshots.save(snapshot, tmp_path / "run.safetensors"))
+    write(snapshot, tmp_path / "run.ptz")
+    loaded = read(tmp_path / "run.ptz")
     assert isinstance(loaded, Snapshot)
     assert snapshots.fingerprint(loaded) == snapshots.fingerprint(snapshot)
     expected = go(run, 5)

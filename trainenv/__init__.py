@@ -15,6 +15,7 @@ from trainenv.types import Intervention, Reading, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv import clipping
+    from trainenv.checkpoints.store import CheckpointStore
     from trainenv.config import RunConfig, TrainingConfig
     from trainenv.monitor.uncertainty import UncertaintyIndex
     from trainenv.run import TrainingRun
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointStore",
     "Intervention",
     "Reading",
     "RunConfig",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "CheckpointStore": "trainenv.checkpoints.store",
     "RunConfig": "trainenv.config",
     "TrainingConfig": "trainenv.config",
     "TrainingRun": "trainenv.run",

@@ -133,6 +133,21 @@ class ValidationConfig(Config):
     sequences: Count = 64
 
 
+class CheckpointConfig(Config):
+    """When a run's state is saved while it trains, and what is kept of it. A run that ends or is stopped saves the exact state.
+
+    `every` is in steps; `moments: 8bit` halves the files and rounds the optimizer's moments, `exact` keeps the very bits. The
+    newest `keep_last` files stay, or fewer where they exceed `max_bytes`. A save that fails ends the run (`on_error: raise`) or
+    is only reported (`warn`).
+    """
+
+    every: Count = 1000
+    keep_last: Count = 8
+    moments: Literal["8bit", "exact"] = "8bit"
+    max_bytes: Count | None = None
+    on_error: Literal["raise", "warn"] = "raise"
+
+
 class UncertaintyConfig(Config):
     """The uncertainty index. Its numbers live in `configs/uncertainty.yaml`, which explains each."""
 
@@ -229,6 +244,7 @@ class TrainingConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     clip: ClipConfig = ClipConfig()
     validation: ValidationConfig = ValidationConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     interventions: InterventionConfig = InterventionConfig()
     environment: EnvironmentConfig = EnvironmentConfig()

@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.lines import plain
 from trainenv.run import TrainingRun
-from trainenv.types import Event, Telemetry, UserError
+from trainenv.types import Event, Telemetry
+
+Watch = Callable[[TrainingRun, Sequence[Telemetry]], None]
 
 
 class Responder(Protocol):
@@ -26,13 +29,14 @@ def drive(
     folder: RunFolder,
     *,
     responder: Responder | None = None,
-    watch: Callable[[TrainingRun, Sequence[Telemetry]], None] = lambda run, window: None,
+    watch: Watch = lambda run, window: None,
     stop: Callable[[], bool] = lambda: False,
-    checkpoint_every: int = 1000,
 ) -> dict[str, Any]:
     """Train until the budget is spent, the run diverges or `stop()` says so; returns the summary.
 
-    When stopped, the newest snapshot is in the folder and `summary["ended"]` is `interrupted`: the run can be resumed.
+    When stopped, the exact state is in the folder and `summary["ended"]` is `interrupted`: the run can be resumed. While it
+    trains, `config.checkpoints` says when its state is saved, in the background, and how closely: killed at any moment, the run
+    can be resumed from the last of these.
 
     Args:
         run: the run; goes on from where it is.
@@ -40,15 +44,43 @@ def drive(
         responder: acts on the run after each block of telemetry.
         watch: called after each block, for showing progress.
         stop: asked after each block.
-        checkpoint_every: steps between snapshots on disk.
+
+    Raises:
+        UserError: another process records in the folder, or a checkpoint could not be saved; before the first step, if the
+            disk shows it then.
     """
-    if checkpoint_every < 1:
-        raise UserError(f"checkpoint_every must be 1 step or more, found {checkpoint_every}")
-    started, taken, ended = time.perf_counter(), 0, "budget spent"
+    started = time.perf_counter()
+    with folder.recording(run.step, run.config.checkpoints) as store:
+        if not run.done and run.step not in store.steps():
+            store.save(run.snapshot())  # there is something to go back to from the first step on
+        ended, taken = _train(run, folder, store, responder, watch, stop)
+        folder.telemetry.flush()
+        try:
+            store.wait()
+        finally:  # that the last save failed is no reason not to try this one
+            store.save(run.snapshot(), moments="exact", wait=True)
+    summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
+    assert isinstance(summary, dict)
+    if ended != "interrupted":
+        folder.finish(summary)
+    return summary
+
+
+def _train(
+    run: TrainingRun,
+    folder: RunFolder,
+    store: CheckpointStore,
+    responder: Responder | None,
+    watch: Watch,
+    stop: Callable[[], bool],
+) -> tuple[str, int]:
+    """How it ended, and how many steps were trained."""
+    taken = 0
     evaluated = -1, -1  # line and step
     if not read_validation(folder.path):
         evaluated = _evaluate(run, folder)
     while not run.done:
+        before = run.step
         window = run.advance(_steps_to_boundary(run))
         taken += len(window)
         folder.telemetry.append(window, line=folder.line)
@@ -63,24 +95,19 @@ def drive(
             folder.event(event)
         watch(run, window)
         if not rewound and not math.isfinite(window[-1].loss):
-            ended = "diverged"
             folder.event(Event(run.step, "diverged"))
-            break
+            return "diverged", taken
         every = run.config.validation.every
         if run.done or (every and run.step % every == 0 and (folder.line, run.step) != evaluated):
             evaluated = _evaluate(run, folder)
         if stop() and not run.done:
-            ended = "interrupted"
             folder.event(Event(run.step, "interrupted"))
-            break
-        if run.step // checkpoint_every > (run.step - len(window)) // checkpoint_every:
-            folder.checkpoint(run.snapshot())
-    folder.checkpoint(run.snapshot())
-    summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
-    assert isinstance(summary, dict)
-    if ended != "interrupted":
-        folder.finish(summary)
-    return summary
+            return "interrupted", taken
+        # What a rewind has left behind is not to be gone on with, so the new line is saved at once.
+        if not run.done and (rewound or store.due(before, run.step)):
+            folder.telemetry.flush()
+            store.save(run.snapshot())
+    return "budget spent", taken
 
 
 def _evaluate(run: TrainingRun, folder: RunFolder) -> tuple[int, int]:
@@ -110,8 +137,9 @@ def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, second
 
 
 def _steps_to_boundary(run: TrainingRun) -> int:
-    """Steps to the end of the block, the next validation or the end of the budget, whichever comes first."""
-    ends = [run.config.monitor.block, run.horizon.end - run.step]
+    """Steps to the end of the block, the next checkpoint, the next validation or the end of the budget, whichever comes first."""
+    saved = run.config.checkpoints.every
+    ends = [run.config.monitor.block, run.horizon.end - run.step, saved - run.step % saved]
     if every := run.config.validation.every:
         ends.append(every - run.step % every)
     return min(ends)

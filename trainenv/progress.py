@@ -63,7 +63,7 @@ class Progress:
             self._tenth = tenth
 
     def say(self, sentence: str) -> None:
-        self._out.print(sentence, soft_wrap=True)
+        self._out.print(sentence, soft_wrap=True, markup=False)
 
     def table(self, title: str, summaries: Sequence[Mapping[str, Any]]) -> None:
         """Summaries as `drive` returns them, a row each."""

@@ -12,6 +12,8 @@ import yaml
 from trainenv.spelling import nearest
 from trainenv.types import UserError
 
+_NO_RUNS = ("uncertainty", "state_schema_v1")  # shipped files that configure no run
+
 
 def configs_folder() -> Path:
     """The shipped `configs` folder: inside the installed package, or beside it in a checkout."""
@@ -21,7 +23,7 @@ def configs_folder() -> Path:
 
 def presets() -> list[str]:
     """Names of the shipped run configurations."""
-    return sorted(p.stem for p in configs_folder().glob("*.yaml") if p.stem != "uncertainty")
+    return sorted(p.stem for p in configs_folder().glob("*.yaml") if p.stem not in _NO_RUNS)
 
 
 def find(source: str) -> Path:

@@ -17,6 +17,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from trainenv import snapshots
+from trainenv.checkpoints.file import read, write
 from trainenv.config import find, read_yaml
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.synthetic import SyntheticEnv
@@ -268,7 +269,8 @@ def test_a_snapshot_goes_on_bit_for_bit(at: int, tmp_path: Path) -> None:
     play(env, actions[:at])
     snapshot = env.snapshot()
     mark = snapshots.fingerprint(snapshot)
-    carried = snapshots.load(snapshots.save(snapshot, tmp_path / "run.safetensors"))
+    write(snapshot, tmp_path / "run.ptz")
+    carried = read(tmp_path / "run.ptz")
     fork, elsewhere = env.fork(), TrainingEnv("tiny", {**SMALL, **settings})
     masks = env.action_masks()
     ahead = play(env, actions[at:], flops=False)

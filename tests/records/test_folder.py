@@ -1,20 +1,22 @@
-"""The folder of a run: made once, resumed from its newest snapshot, readable after any stop."""
+"""The folder of a run: made once, resumed from its newest checkpoint, readable after any stop."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from torch import nn, optim
 
-from trainenv import snapshots
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv.checkpoints.file import BrokenCheckpoint
+from trainenv.config import CheckpointConfig, RunConfig, TrainingConfig
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.parquet import read_telemetry
-from trainenv.snapshots import capture, fingerprint
+from trainenv.run import TrainingRun
+from trainenv.snapshots import fingerprint
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
 CONFIG = RunConfig.load("tiny", {"name": "mine", "stressors.planted": [{"at": 3, "kind": "artefacts"}]})
@@ -24,8 +26,20 @@ def telemetry(step: int) -> Telemetry:
     return Telemetry(step, step, 8, 3.0, 1.0, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0)
 
 
+RUN = TrainingRun((model := nn.Linear(2, 2)), optim.SGD(model.parameters(), 0.1), lambda index: None, TrainingConfig(steps=9))
+EXACT = CheckpointConfig(moments="exact")
+
+
 def snapshot(step: int) -> Snapshot:
-    return capture(step, {"model": {"w": torch.full((3,), float(step))}})
+    state = RUN.snapshot()
+    return replace(state, step=step, tensors={name: tensor.clone() + step for name, tensor in state.tensors.items()})
+
+
+def checkpoint(folder: RunFolder, *steps: int) -> None:
+    """What a run that comes to `steps` leaves in its folder."""
+    with folder.recording(0, EXACT) as store:
+        for step in steps:
+            store.save(snapshot(step), wait=True)
 
 
 @pytest.fixture
@@ -114,13 +128,12 @@ def test_a_torn_last_line_never_happened(folder: RunFolder, torn: str) -> None:
     assert [event["step"] for event in read_events(folder.path)] == [3]
 
 
-def test_a_checkpoint_has_the_telemetry_up_to_it_on_disk(folder: RunFolder) -> None:
-    folder.telemetry.append([telemetry(1), telemetry(2)])
-    folder.checkpoint(snapshot(2))
-    assert read_telemetry(folder.path)["step"].tolist() == [1, 2]
-    assert fingerprint(snapshots.load(folder.path / "last.safetensors")) == fingerprint(snapshot(2))
-    folder.checkpoint(snapshot(4))
-    assert snapshots.load(folder.path / "last.safetensors").step == 4
+def test_checkpoints_are_kept_as_configured(folder: RunFolder) -> None:
+    config = CheckpointConfig(every=7, keep_last=2, moments="exact", max_bytes=10**6, on_error="warn")
+    with folder.recording(0, config) as store:
+        assert (store.every, store.keep_last, store.moments, store.max_bytes, store.on_error) == (7, 2, "exact", 10**6, "warn")
+        assert store.folder == folder.path / "checkpoints"
+    assert folder.line == 0
 
 
 # ── resume ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,15 +141,17 @@ def test_a_checkpoint_has_the_telemetry_up_to_it_on_disk(folder: RunFolder) -> N
 
 def test_resume_goes_on_from_the_newest_snapshot_in_a_new_line(folder: RunFolder) -> None:
     folder.telemetry.append([telemetry(step) for step in range(1, 5)])
-    folder.checkpoint(snapshot(4))
+    checkpoint(folder, 2, 4)
     folder.telemetry.append([telemetry(step) for step in range(5, 8)])
     folder.telemetry.flush()
     resumed, found = RunFolder.resume(folder.path)
     assert found.step == 4
     assert fingerprint(found) == fingerprint(snapshot(4))
     assert resumed.line == 0
-    resumed.new_line(found.step)
-    assert resumed.line == 1
+    with resumed.recording(found.step, EXACT):
+        assert resumed.line == 1
+    with resumed.recording(found.step, EXACT):
+        assert resumed.line == 1  # it is resumed once
     resumed.telemetry.append([telemetry(5), telemetry(6)], line=resumed.line)
     resumed.telemetry.flush()
     kept = read_telemetry(folder.path, kept_only=True)
@@ -147,19 +162,19 @@ def test_resume_goes_on_from_the_newest_snapshot_in_a_new_line(folder: RunFolder
 def test_each_resumption_is_a_line_of_its_own_after_those_of_rewinds(folder: RunFolder) -> None:
     folder.new_line(3)
     folder.new_line(2)
-    folder.checkpoint(snapshot(2))
+    checkpoint(folder, 2)
     for expected in (3, 4, 5):
         resumed, found = RunFolder.resume(folder.path)
-        resumed.new_line(found.step)
-        assert resumed.line == expected
+        with resumed.recording(found.step, EXACT):
+            assert resumed.line == expected
     lines = [json.loads(line) for line in (folder.path / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines == [{"line": n, "step": 3 if n == 1 else 2} for n in range(1, 6)]
 
 
 def test_resuming_alone_writes_nothing(folder: RunFolder) -> None:
-    """The snapshot may yet be refused; the line begins once it is restored."""
+    """The snapshot may yet be refused; the line begins once it is recorded on."""
     folder.new_line(1)
-    folder.checkpoint(snapshot(2))
+    checkpoint(folder, 2)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert [RunFolder.resume(folder.path)[0].line for _ in range(3)] == [1, 1, 1]
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
@@ -177,7 +192,7 @@ def test_what_follows_a_torn_line_is_read(folder: RunFolder) -> None:
 def test_nothing_to_resume(folder: RunFolder, tmp_path: Path) -> None:
     for path in (folder.path, tmp_path / "gone"):
         with pytest.raises(
-            UserError, match=r"expected an interrupted run with a last\.safetensors in .*none; leave out --resume to start one"
+            UserError, match=r"expected an interrupted run with checkpoints in .*none; leave out --resume to start one"
         ):
             RunFolder.resume(path)
     assert not (tmp_path / "gone").exists()
@@ -185,7 +200,7 @@ def test_nothing_to_resume(folder: RunFolder, tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_resumed(folder: RunFolder) -> None:
     folder.telemetry.append([telemetry(1)])
-    folder.checkpoint(snapshot(1))
+    checkpoint(folder, 1)
     folder.finish({"ended": "budget spent", "loss": None})
     with pytest.raises(UserError, match="has ended; give another --out for a new one"):
         RunFolder.resume(folder.path)
@@ -199,7 +214,37 @@ def test_finishing_flushes_and_leaves_nothing_temporary(folder: RunFolder) -> No
     assert sorted(p.name for p in folder.path.iterdir()) == ["config.yaml", "summary.json", "telemetry"]
 
 
-def test_a_spoilt_snapshot_is_named(folder: RunFolder) -> None:
-    (folder.path / "last.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"last\.safetensors is not a readable snapshot"):
+def tear(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(folder: RunFolder) -> None:
+    checkpoint(folder, 2, 4, 6)
+    tear(folder.path / "checkpoints" / "cp_6.ptz")
+    with pytest.warns(UserWarning, match=r"cp_6\.ptz is no whole checkpoint.*cp_4\.ptz"):
+        resumed, found = RunFolder.resume(folder.path)
+    assert fingerprint(found) == fingerprint(snapshot(4))
+    with resumed.recording(found.step, EXACT) as store:
+        store.save(snapshot(6), wait=True)
+    assert fingerprint(RunFolder.resume(folder.path)[1]) == fingerprint(snapshot(6))
+
+
+def test_the_newest_is_the_one_that_was_saved_last_whatever_its_step(folder: RunFolder) -> None:
+    checkpoint(folder, 2, 8, 4)
+    assert RunFolder.resume(folder.path)[1].step == 4
+
+
+def test_nothing_that_is_whole(folder: RunFolder) -> None:
+    checkpoint(folder, 2)
+    tear(folder.path / "checkpoints" / "cp_2.ptz")
+    with pytest.raises(BrokenCheckpoint, match=r"cp_2\.ptz"):
         RunFolder.resume(folder.path)
+
+
+def test_what_another_process_went_on_with_is_resumed_anew(folder: RunFolder) -> None:
+    checkpoint(folder, 2)
+    resumed, _ = RunFolder.resume(folder.path)
+    checkpoint(folder, 4)
+    with pytest.raises(UserError, match="another process has gone on with the run"), resumed.recording(2, EXACT):
+        pass
+    assert not (folder.path / "lines.jsonl").exists()

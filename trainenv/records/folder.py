@@ -1,18 +1,20 @@
-"""The folder of one run: configuration, telemetry, events, the newest snapshot and the summary."""
+"""The folder of one run: configuration, telemetry, events, checkpoints and the summary."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainenv import snapshots
-from trainenv.config import TrainingConfig
+from trainenv.checkpoints import FOLDER
+from trainenv.checkpoints.store import CheckpointStore
+from trainenv.config import CheckpointConfig, TrainingConfig
 from trainenv.records.lines import append_line, plain, read_lines
 from trainenv.records.parquet import TelemetryLog
 from trainenv.types import Event, Snapshot, UserError
@@ -28,13 +30,14 @@ class RunFolder:
     | `events.jsonl` | a JSON object an event, in order |
     | `validation.jsonl` | step, line and validation loss |
     | `lines.jsonl` | where history started anew: the number of each line after the first, and the step it starts from |
-    | `last.safetensors` | the newest snapshot, to resume from |
+    | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
     | `summary.json` | the result, once the run has ended |
     """
 
     def __init__(self, path: Path, line: int = 0) -> None:
         self.path, self.line = path, line
         self.telemetry = TelemetryLog(path / "telemetry")
+        self._resumed: list[str] | None = None  # digests of the checkpoints there were, for a run that goes on
 
     @classmethod
     def create(cls, path: Path | None, config: TrainingConfig) -> RunFolder:
@@ -57,20 +60,38 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> tuple[RunFolder, Snapshot]:
-        """The folder of a run that stopped, and its newest snapshot. Once that is restored, call `new_line` before logging.
+        """The folder of a run that stopped, however it did, and its newest whole checkpoint. Nothing is written yet.
 
         Raises:
             UserError: there is nothing to resume, or the run had ended.
         """
         if (path / "summary.json").is_file():
             raise UserError(f"the run in {path} has ended; give another --out for a new one")
-        if not (path / "last.safetensors").is_file():
+        store = CheckpointStore(path / FOLDER)
+        if not store.folder.is_dir() or not store.steps():
             raise UserError(
-                f"expected an interrupted run with a last.safetensors in {path}, found none; leave out --resume to start one"
+                f"expected an interrupted run with checkpoints in {path}, found none; leave out --resume to start one"
             )
-        snapshot = snapshots.load(path / "last.safetensors")
+        digests, snapshot = _digests(store), store.load()
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
-        return cls(path, line=max(lines, default=0)), snapshot
+        folder = cls(path, line=max(lines, default=0))
+        folder._resumed = digests
+        return folder, snapshot
+
+    @contextmanager
+    def recording(self, step: int, config: CheckpointConfig) -> Iterator[CheckpointStore]:
+        """The run's checkpoints, for as long as this process alone records here. A resumed run starts a new line at `step`.
+
+        Raises:
+            UserError: another process records here, or has gone on with the run since it was read.
+        """
+        with CheckpointStore(self.path / FOLDER, **config.model_dump()) as store:
+            if self._resumed is not None:
+                if _digests(store) != self._resumed:
+                    raise UserError(f"another process has gone on with the run in {self.path} just now; resume it again")
+                self._resumed = None
+                self.new_line(step)
+            yield store
 
     def new_line(self, step: int) -> None:
         """History starts anew from `step`."""
@@ -84,17 +105,16 @@ class RunFolder:
     def validation(self, step: int, loss: float) -> None:
         append_line(self.path / "validation.jsonl", {"line": self.line, "step": step, "loss": loss})
 
-    def checkpoint(self, snapshot: Snapshot) -> None:
-        """Make `snapshot` the one to resume from, with the telemetry up to it on disk."""
-        self.telemetry.flush()
-        snapshots.save(snapshot, self.path / "last.safetensors")
-
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary: the run has ended."""
         self.telemetry.flush()
         temporary = self.path / ".summary.tmp"
         temporary.write_text(json.dumps(plain(summary), indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.path / "summary.json")
+
+
+def _digests(store: CheckpointStore) -> list[str]:
+    return [entry.digest for entry in store.entries()]
 
 
 def _numbered(path: Path) -> Iterator[Path]:

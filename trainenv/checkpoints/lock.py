@@ -1,0 +1,124 @@
+"""One writer a folder: a lock that the kernel frees when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import weakref
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainenv.types import UserError
+
+NAME = ".lock"
+_MOST = 4096  # bytes of the lock file that are read
+
+
+class FolderLock:
+    """An exclusive `flock` on a file in a folder. What is written in that file names the holder, for people, and locks nothing.
+
+    The file is never deleted: whoever waited on a deleted one would hold a lock that nobody else sees.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / NAME
+        self._file: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock, and the file that others would lock is still the one it holds."""
+        if self._file is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._file), os.lstat(self.path))
+        except OSError:
+            return False
+
+    def take(self) -> None:
+        """Take the lock, at once or not at all.
+
+        Raises:
+            UserError: another store holds it, or the folder can't be locked.
+        """
+        while not self.held:
+            self.release()
+            try:
+                # Read and write, or a named pipe in its place would make this wait.
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder} must be a folder to save in, but {NAME} in it can't be opened: {error.strerror}; "
+                    "give another folder, or make this one writable"
+                ) from None
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(file)
+                os.close(file)
+                raise UserError(
+                    f"{self.folder} is in use: {holder} is saving in it; stop that, or close its store, or give another folder"
+                ) from None
+            except OSError as error:
+                os.close(file)
+                raise UserError(
+                    f"{self.folder} can't be locked: {error.strerror}; give one on a file system that has flock, as local ones do"
+                ) from None
+            self._file = file
+            _OPEN.add(self)
+        self._name_holder()
+
+    def release(self) -> None:
+        """Let go; nothing happens where the lock is not held."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            _OPEN.discard(self)
+            with suppress(OSError):
+                os.ftruncate(file, 0)
+            with suppress(OSError):
+                # Not left to close(): a copy of the descriptor that a child got past our knowledge would keep the lock.
+                fcntl.flock(file, fcntl.LOCK_UN)
+            os.close(file)
+
+    def forget(self) -> None:
+        """In a child made by fork: close the copy of the descriptor, which leaves the lock to the parent alone."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _name_holder(self) -> None:
+        assert self._file is not None
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
+        with suppress(OSError):  # a full disk is told of when saving
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, text + b"\n", 0)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def _holder(file: int) -> str:
+    """Who a lock file says holds it, in words."""
+    try:
+        found = json.loads(os.pread(file, _MOST, 0))
+        host, pid, since = str(found["host"]), int(found["pid"]), str(found["since"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return "a process that has not said which"
+    if pid == os.getpid() and host == socket.gethostname():
+        return f"another CheckpointStore of this very process ({pid})"
+    return f"process {pid} on {host[:100]!a} (since {since[:40]!a})"
+
+
+_OPEN: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for lock in list(_OPEN):
+        lock.forget()
+    _OPEN.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)

