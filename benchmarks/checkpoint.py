@@ -345,19 +345,24 @@ def fork_times(run: TrainingRun, rounds: int) -> Times:
         for tensor, clone in zip(live_tensors(run), clones, strict=True):
             tensor.copy_(clone)
 
-    ways: list[Callable[[], dict[str, float]]] = [
-        lambda: there_and_back(("snapshot", "restore", "snapshot, restore"), run.snapshot, run.restore),
-        lambda: there_and_back(("clone", "copy back", "clone, copy back"), lambda: clones(run), copy_back),
-        lambda: made("fork", run.fork),
-        lambda: made("deepcopy", lambda: copy.deepcopy((run.model, run.optimizer))),
+    pairs: list[list[Callable[[], dict[str, float]]]] = [
+        [
+            lambda: there_and_back(("snapshot", "restore", "snapshot, restore"), run.snapshot, run.restore),
+            lambda: there_and_back(("clone", "copy back", "clone, copy back"), lambda: clones(run), copy_back),
+        ],
+        [
+            lambda: made("fork", run.fork),
+            lambda: made("deepcopy", lambda: copy.deepcopy((run.model, run.optimizer))),
+        ],
     ]
-    for turn in range(rounds + 1):
-        for way in rotated(ways, turn):
-            gc.collect()
-            for name, taken in way().items():
-                if turn:
-                    times[name].append(taken)
-                    told(f"fork, round {turn} of {rounds}", name, taken)
+    for pair in pairs:
+        for turn in range(rounds + 1):
+            for way in rotated(pair, turn):
+                gc.collect()
+                for name, taken in way().items():
+                    if turn:
+                        times[name].append(taken)
+                        told(f"fork, round {turn} of {rounds}", name, taken)
     return times
 
 
@@ -371,9 +376,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def rotated(items: Any, turn: int) -> list[Any]:
-    """In another order each turn: from another one on, and every second turn backwards."""
-    order = list(items)
-    order = order[turn % len(order) :] + order[: turn % len(order)]
+    """In another order each turn: forwards and backwards, then the same from another one on."""
+    order, first = list(items), turn // 2 % len(items)
+    order = order[first:] + order[:first]
     return order[::-1] if turn % 2 else order
 
 
@@ -406,7 +411,7 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     loads = load_times(folder, rounds)
     for name in sizes:
         _delete(folder / name)
-    forks = fork_times(run, rounds)
+    forks = fork_times(run, 2 * rounds)
     still = stand_still(run, folder, 2 * rounds)
     slower = beside(run, folder, rounds)
     steps_taken, fresh = slower["steps"], ratios_to(loads["fresh"], "torch.save")

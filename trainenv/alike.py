@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainenv.optimizers import MOMENTS
 from trainenv.types import Snapshot, UserError
 
 
@@ -32,7 +34,7 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
     ours, theirs = model.state_dict(), state["model"]
     for name in sorted({*ours, *theirs}):
         found, expected = theirs.get(name), ours.get(name)
-        if found is None or expected is None or found.shape != expected.shape or found.dtype != expected.dtype:
+        if not isinstance(found, Tensor) or expected is None or found.shape != expected.shape or found.dtype != expected.dtype:
             raise UserError(
                 f"the snapshot is of another model: {name} should be {_kind(expected)}, found {_kind(found)}; "
                 "restore it into a run made from the same configuration"
@@ -48,6 +50,31 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
         raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
+    _check_moments(optimizer, state["optimizer"])
+
+
+def _check_moments(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """What an optimizer's kernels read without looking must have its parameter's shape: they would read, and write, past it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    places = [place for group in state["param_groups"] for place in group["params"]]
+    for place, parameter in zip(places, parameters):
+        live = optimizer.state.get(parameter, {})
+        for name, found in state["state"].get(str(place), {}).items():
+            if name in MOMENTS:
+                expected = parameter
+                unused = name == "momentum_buffer" and found is None
+                fits = unused or (isinstance(found, Tensor) and found.shape == parameter.shape)
+            elif name == "step":
+                expected = torch.zeros(())
+                fits = not isinstance(found, Tensor) or found.numel() == 1
+            else:
+                expected = live.get(name)
+                fits = not isinstance(expected, Tensor) or (isinstance(found, Tensor) and found.shape == expected.shape)
+            if not fits:
+                raise UserError(
+                    f"the snapshot is of another optimizer: {name} of parameter {place} should be {_kind(expected)}, "
+                    f"found {_kind(found)}; restore it into a run made from the same configuration"
+                )
 
 
 def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
@@ -75,5 +102,7 @@ def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
         )
 
 
-def _kind(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return "absent" if value is None else type(value).__name__

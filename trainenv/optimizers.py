@@ -14,7 +14,7 @@ from trainenv.copies import Copies
 from trainenv.snapshots import tensors_of
 
 Rates = Sequence[tuple[float, float]]  # learning rate and weight decay of each parameter group
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -46,7 +46,7 @@ def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_
 def reset_moments(optimizer: Optimizer) -> None:
     """Zero the moments *and* Adam's step count: with the count kept, updates would be about three times too large."""
     for state in optimizer.state.values():
-        for name in _MOMENTS:
+        for name in MOMENTS:
             if isinstance(state.get(name), Tensor):
                 state[name].zero_()
         if isinstance(state.get("step"), Tensor):

@@ -61,12 +61,22 @@ class RandomState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take on what `state_dict` gave.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: a generator refuses its part; the state is as it was.
+        """
         version, gauss = state["python_rest"]
         name, position, has_gauss, cached = state["numpy_rest"]
         keys = state["numpy"].cpu().numpy().astype(np.uint32)
-        self._state |= {key: state[key].cpu().clone() for key in ("torch", "cuda") if key in state}
-        self._state["python"] = (version, tuple(state["python"].tolist()), gauss)
-        self._state["numpy"] = (name, keys, position, has_gauss, cached)
+        loaded: dict[str, Any] = {key: state[key].cpu().clone() for key in ("torch", "cuda") if key in state}
+        loaded["python"] = (version, tuple(state["python"].tolist()), gauss)
+        loaded["numpy"] = (name, keys, position, has_gauss, cached)
+        # Tried on generators of nobody's: a refusal in the middle of a step would come too late.
+        torch.Generator().set_state(loaded["torch"])
+        random.Random().setstate(loaded["python"])
+        np.random.RandomState().set_state(loaded["numpy"])
+        self._state |= loaded
 
 
 def _read(device: torch.device) -> dict[str, Any]:

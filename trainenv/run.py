@@ -317,20 +317,26 @@ class TrainingRun:
 
     def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
         """Take on an expanded state but for the model, the optimizer and the objective. Keeps none of its tensors."""
-        index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
-        index.load_state_dict(state["monitor"])
-        clipper.load_state_dict(state["clip"]["state"])
-        # Nothing has been changed so far, and nothing from here on can be refused.
+        try:
+            index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
+            index.load_state_dict(state["monitor"])
+            clipper.load_state_dict(state["clip"]["state"])
+            applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
+            horizon, order = schedules.Horizon(**state["horizon"]), self._order.load_state_dict(state["order"])
+            statistics = Statistics()
+            statistics.load_state_dict(state["statistics"])
+            self._rng.load_state_dict(state["rng"])  # the last that can be refused, and whole or not at all
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"the snapshot holds what no run of this version would ({error!r:.200}); take an earlier one"
+            ) from None
         self._drop_unfinished()
-        self.step, self.index, self._clipper = step, index, clipper
+        self.step, self.index, self._clipper, self._statistics = step, index, clipper, statistics
         self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
-        self.applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
-        self.flagged = tuple(state["flagged"])
-        self.horizon = schedules.Horizon(**state["horizon"])
+        self.applied, self.flagged, self.horizon, self._order = applied, tuple(state["flagged"]), horizon, order
         self._reset_at, self._line_flops = state["reset_at"], state["line_flops"]
-        self._order = self._order.load_state_dict(state["order"])
-        self._statistics.load_state_dict(state["statistics"])
-        self._rng.load_state_dict(state["rng"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
 

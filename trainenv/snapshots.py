@@ -12,9 +12,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from trainenv.types import Snapshot, UserError
+from trainenv.types import TENSOR, Snapshot, UserError
 
-_TENSOR = "__tensor__"
 _PLAIN = (float, int, str, bool, type(None))  # asked first: a state holds thousands of numbers
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
 _SMALL = 2**16  # bytes; a larger tensor is worth the way to NumPy
@@ -90,9 +89,14 @@ def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:
 
 def _names(state: Any) -> set[str]:
     """Names of the tensors that a state refers to."""
-    if isinstance(state, Mapping):
-        return {state[_TENSOR]} if _TENSOR in state else set().union(*map(_names, state.values()))
-    return set().union(*map(_names, state)) if isinstance(state, list) else set()
+    names, left = set(), [state]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping) and TENSOR in value:
+            names.add(value[TENSOR])
+        elif isinstance(value, Mapping | list):
+            left += (part for part in (value.values() if isinstance(value, Mapping) else value) if not isinstance(part, _PLAIN))
+    return names
 
 
 def _snapshot(step: int, state: Mapping[str, Any], keep: Keep) -> Snapshot:
@@ -104,7 +108,7 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any,
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        return {_TENSOR: _name(value, name, tensors, aliases, keep)}
+        return {TENSOR: _name(value, name, tensors, aliases, keep)}
     if isinstance(value, Mapping):
         keys = [str(key) for key in value]
         if "/" in "".join(keys):
@@ -160,7 +164,7 @@ def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [part if isinstance(part, _PLAIN) else _join(part, tensors) for part in value]
     if not isinstance(value, _PLAIN) and isinstance(value, Mapping):
-        return tensors[value[_TENSOR]] if _TENSOR in value else {key: _join(part, tensors) for key, part in value.items()}
+        return tensors[value[TENSOR]] if TENSOR in value else {key: _join(part, tensors) for key, part in value.items()}
     return value
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ClipName = Literal["none", "zclip", "arc", "spam"]
 CLIP_NAMES: tuple[ClipName, ...] = get_args(ClipName)
+TENSOR = "__tensor__"  # key of the mark that stands for a tensor in `Snapshot.state`: {"__tensor__": its name}
 Tier = Literal["exact", "8bit"]
 
 

@@ -14,6 +14,8 @@ import xxhash
 from torch import Tensor
 
 from trainenv.checkpoints import file, schema
+from trainenv.checkpoints.front import FRONT_MOST, MAGIC, _checked, _layout, _memory
+from trainenv.checkpoints.front import room as room_of
 from trainenv.types import Snapshot, Tier
 from trainenv.yaml_files import configs_folder, read_yaml
 
@@ -116,18 +118,18 @@ def together(header: Any, table: Any, body: bytes, room: int | None = None) -> b
     front, manifest = encoded(header), encoded(table)
     manifest = manifest.ljust(sums(header)[0] if room is None else room)
     digest = xxhash.xxh3_128_digest(struct.pack("<QQ", len(front), len(manifest)) + front + manifest)
-    return PROLOGUE.pack(file.MAGIC, len(front), len(manifest), digest) + front + manifest + body
+    return PROLOGUE.pack(MAGIC, len(front), len(manifest), digest) + front + manifest + body
 
 
 def sums(header: Any) -> tuple[int, int]:
     """Bytes that the manifest of such a header must have, and that its tensors have; zeros where the header makes no sense."""
     try:
-        tensors = {name: file._checked(name, *entry) for name, entry in header["tensors"].items()}
-        layout = file._layout(tensors, header["rounded"])
-        room, total = file._room(layout), file._memory(tensors, layout)
+        tensors = {name: _checked(name, *entry) for name, entry in header["tensors"].items()}
+        layout = _layout(tensors, header["rounded"])
+        room, total = room_of(layout), _memory(tensors, layout)
     except (AttributeError, KeyError, TypeError, ValueError):
         return 0, 0
-    return (room, total) if type(room) is type(total) is int and 0 < room <= file.FRONT_MOST else (0, 0)
+    return (room, total) if type(room) is type(total) is int and 0 < room <= FRONT_MOST else (0, 0)
 
 
 def line(*planes: bytes) -> list[Any]:

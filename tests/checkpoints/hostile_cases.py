@@ -10,7 +10,7 @@ from typing import Any
 from checkpoint_files import MARK, apart, encoded, forged, line, sums, together
 from test_planes import BAD, LENGTH, frame
 
-from trainenv.checkpoints import file
+from trainenv.checkpoints.front import COSTS, FRONT_MOST, PARSED_MOST, TENSORS_MOST
 
 Change = Callable[[dict[str, Any]], Any]
 Case = tuple[Callable[[], bytes], str]  # made when they are needed: some are large
@@ -289,7 +289,7 @@ def bombs(exact: bytes) -> dict[str, Case]:
     """Fronts that are short for what they become. Those that are parsed all the same name a tensor that there is not."""
     header, table, body = apart(exact)
     refused, parsed = "its JSON has too many parts", "disagree about 'x'"
-    most = file.FRONT_MOST - (1 << 16)  # bytes that are left for the value in the state
+    most = FRONT_MOST - (1 << 16)  # bytes that are left for the value in the state
     wrong = b',{"%s":"x"}]' % MARK.encode()  # the end of a list, whatever stands in it
 
     def filled(unit: bytes, size: int) -> bytes:
@@ -297,8 +297,8 @@ def bombs(exact: bytes) -> dict[str, Case]:
 
     def just(unit: bytes) -> bytes:
         """As many units as are parsed."""
-        cost = sum(unit.count(sign) * cost for sign, cost in file.COSTS.items())
-        return filled(unit, min((file.PARSED_MOST - (1 << 20)) // cost * len(unit), most))
+        cost = sum(unit.count(sign) * cost for sign, cost in COSTS.items())
+        return filled(unit, min((PARSED_MOST - (1 << 20)) // cost * len(unit), most))
 
     def holding(make: Callable[[], bytes]) -> bytes:
         return together(around(exact, make()), table, body, sums(header)[0])
@@ -312,7 +312,7 @@ def bombs(exact: bytes) -> dict[str, Case]:
         return together(large, [*table, *[line(b"\1")] * count], body + b"\1" * count)
 
     def crowded() -> bytes:
-        names = [f"{number:x}" for number in range(file.TENSORS_MOST)]
+        names = [f"{number:x}" for number in range(TENSORS_MOST)]
         header, table, body = apart(exact)
         header["tensors"] |= {name: ["bool", [0]] for name in names}
         header["state"]["objective"].append([{MARK: name} for name in names])
@@ -334,10 +334,10 @@ def bombs(exact: bytes) -> dict[str, Case]:
         "less depth": (lambda: b"[" * 10**5 + b"]" * 10**5, "too deeply"),
         "depth of objects": (lambda: b'{"a":' * 10**4 + b"0" + b"}" * 10**4, "too deeply"),
         "ints of many digits": (lambda: b"[" + filled(b"9" * 4300 + b",", most) + wrong, parsed),
-        "more than fits": (lambda: filled(b"1e1,", file.FRONT_MOST), "don't fit into"),
+        "more than fits": (lambda: filled(b"1e1,", FRONT_MOST), "don't fit into"),
     }
     return {
         **{name: (partial(holding, make), message) for name, (make, message) in values.items()},
-        "tensors": (crowded, f"it has {file.TENSORS_MOST + len(header['tensors'])} tensors, {file.TENSORS_MOST} fit"),
+        "tensors": (crowded, f"it has {TENSORS_MOST + len(header['tensors'])} tensors, {TENSORS_MOST} fit"),
         "both": (both, "GiB of memory, found|is damaged at"),
     }

@@ -64,7 +64,7 @@ class Trapdoor(Disk):
         self.what = ""  # that is being done: a checkpoint or the manifest written, or files deleted
 
     def create(self, path: Path) -> int:
-        self.what = "checkpoint" if path.name.startswith(".cp_") else "manifest"
+        self.what = "checkpoint" if "cp_" in path.name else "manifest"
         with self._around("create"):
             return super().create(path)
 
@@ -218,7 +218,10 @@ class Examiner:
                 print(f"listed, and not whole: {finding}", file=sys.stderr)
                 tally.partial_taken_as_whole += 1
         for entry in entries:
-            snapshot = newest if entry is entries[-1] else reading.read_entry(self.folder, entry)
+            try:
+                snapshot = newest if entry is entries[-1] else reading.read_entry(self.folder, entry)
+            except (FileNotFoundError, UserError):
+                continue  # counted above
             told = self.acknowledged.get(entry.sequence)
             right = told is None or (told.step, told.seed) == (snapshot.step, seed_of(snapshot))
             if not right or not same(snapshot, self.expected(snapshot.step, seed_of(snapshot), entry.tier)):

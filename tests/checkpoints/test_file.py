@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import random
@@ -342,7 +343,7 @@ def test_no_file(tmp_path: Path) -> None:
     for load in (read, read_header):
         with pytest.raises(UserError, match=r"expected a checkpoint at .*gone, found no file"):
             load(tmp_path / "gone")
-    with pytest.raises(BrokenCheckpoint, match="can't be opened as a checkpoint: Not a directory"):
+    with pytest.raises(UserError, match="can't be read as a checkpoint: Not a directory"):
         read(Path(__file__) / "below")
 
 
@@ -357,3 +358,16 @@ def test_memory_that_the_system_does_not_give_is_the_users_to_find(tmp_path: Pat
         with pytest.raises(UserError, match="cp needs more memory than the system gave"):
             read(tmp_path / "cp")
         monkeypatch.undo()
+
+
+def test_what_may_pass_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store goes back to an older checkpoint where one is broken; it must not where this process has too many files open."""
+    write(small(), tmp_path / "cp")
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(file.os, "open", refuse)
+    with pytest.raises(UserError, match="can't be read as a checkpoint: Too many open files") as raised:
+        read(tmp_path / "cp")
+    assert not isinstance(raised.value, BrokenCheckpoint)

@@ -14,6 +14,7 @@ import pytest
 from checkpoint_files import content
 
 from trainenv.checkpoints import file
+from trainenv.checkpoints.front import FIXED_MEMORY
 from trainenv.types import Snapshot
 
 sys.path.append(str(Path(__file__).parent / "corpus"))
@@ -39,7 +40,7 @@ def test_whatever_is_read_is_refused_or_a_snapshot(tmp_path: Path) -> None:
     child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 120)
     assert child.returncode == 0, child.stderr[-4000:]
     report = json.loads(child.stdout.splitlines()[-1])
-    assert report["grown"] < file.FIXED_MEMORY
+    assert report["grown"] < FIXED_MEMORY
     assert sum(report["outcomes"].values()) > 20 * SECONDS
     assert report["outcomes"]["loaded"] > 5  # or nothing behind the checks was reached
     assert len(report["outcomes"]) > 20

@@ -22,6 +22,7 @@ from hostile_cases import FIRST, SECOND, cases, tensor
 
 from trainenv.checkpoints import file
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
+from trainenv.checkpoints.front import FIXED_MEMORY, MAGIC, TENSORS_MOST
 from trainenv.types import UserError
 
 # Each file in a process of its own, forked from one that has loaded a checkpoint before: how far its memory grew at most.
@@ -88,13 +89,13 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "safetensors")
     for name, data in {
         "pickle": pickled,
-        "magic and pickle": file.MAGIC + pickled,
+        "magic and pickle": MAGIC + pickled,
         "empty": b"",
         "text": b"no checkpoint, only some text that is as long as the front of one would be",
         "zeros": bytes(4096),
         "ones": b"\xff" * 4096,
-        "magic": file.MAGIC,
-        "magic and ones": file.MAGIC + b"\xff" * 4096,
+        "magic": MAGIC,
+        "magic and ones": MAGIC + b"\xff" * 4096,
         "another version's": b"\x94" + EXACT[1:],
         "line ends changed": EXACT.replace(b"\r\n", b"\n", 1),
     }.items():
@@ -117,7 +118,7 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         for name in ("folder", "fifo", "link", "loop", "to zeros", "to nothing", "socket"):
-            assert_refused(tmp_path / name, "is no regular file|can't be opened as a checkpoint")
+            assert_refused(tmp_path / name, "is no regular file|can't be read as a checkpoint")
     for device in ("/dev/zero", "/dev/null"):
         assert_refused(Path(device), "is no regular file")
 
@@ -165,7 +166,7 @@ def test_a_file_that_lies_is_refused(name: str, outcomes: dict[str, Outcome]) ->
     assert "/hostile" in found.message
     assert len(found.message) < 500
     assert found.message.isprintable()
-    assert found.grown < file.FIXED_MEMORY
+    assert found.grown < FIXED_MEMORY
     assert found.seconds < LONGEST
 
 
@@ -210,7 +211,7 @@ def test_what_does_not_fit_into_memory_is_not_tried(
 def test_as_many_tensors_as_fit(tmp_path: Path) -> None:
     """Objects cost memory that no header declares, so their number is bounded."""
     header, table, body = apart(EXACT)
-    names = [f"{number:x}" for number in range(file.TENSORS_MOST - len(header["tensors"]))]
+    names = [f"{number:x}" for number in range(TENSORS_MOST - len(header["tensors"]))]
     header["tensors"] |= {name: ["bool", []] for name in names}
     header["state"]["objective"].append([{MARK: name} for name in names])
     header["memory_bytes"] += len(names)
@@ -220,7 +221,7 @@ def test_as_many_tensors_as_fit(tmp_path: Path) -> None:
     assert child.returncode == 0, child.stderr
     many, whole = (Outcome(*json.loads(line)[1:]) for line in child.stdout.splitlines())
     assert (many.kind, whole.kind) == ("loaded", "loaded")
-    assert many.grown < file.FIXED_MEMORY
+    assert many.grown < FIXED_MEMORY
 
 
 def test_a_large_checkpoint_takes_what_it_declares(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_a_large_checkpoint_takes_what_it_declares(tmp_path: Path) -> None:
         name, kind, _, beside, _ = json.loads(line_)
         extra = declared - large.nbytes if name == "8bit" else 0
         assert kind == "loaded"
-        assert beside < extra + file.FIXED_MEMORY / 4
+        assert beside < extra + FIXED_MEMORY / 4
 
 
 # ── content that lies ───────────────────────────────────────────────────────────────────────────────────────────────

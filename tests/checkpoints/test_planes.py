@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -177,8 +178,14 @@ def test_a_plane_that_is_none_is_refused(name: str, place: int) -> None:
     stored = [good, good]
     stored[place] = BAD[name]
     assert len(BAD[name]) != LENGTH
-    with pytest.raises(ValueError, match="a plane "):
-        planes.decompress(memoryview(b"".join(stored)), [*map(len, stored)], planes.empty(LENGTH, 2), planes.decompressor())
+    data, out, decompressor = memoryview(b"".join(stored)), planes.empty(LENGTH, 2), planes.decompressor()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="a plane "):
+            planes.decompress(data, [*map(len, stored)], out, decompressor)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20  # whatever the frame claims or holds
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_frames_that_were_tampered_with_would_have_been_good() -> None:

@@ -18,7 +18,7 @@ class Disk:
 
     def create(self, path: Path) -> int:
         """Open a new file for writing; what lay there (a leftover of a process that died) is replaced."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
 
     def write(self, file: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """Write at `offset`; returns how many bytes the system took, which may be fewer than were given."""

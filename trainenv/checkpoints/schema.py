@@ -10,12 +10,11 @@ from functools import cache, partial
 from typing import Any
 
 from trainenv.spelling import nearest
-from trainenv.types import UserError
+from trainenv.types import TENSOR, UserError
 from trainenv.yaml_files import configs_folder, listed, read_yaml
 
 VERSION = 1
 SCHEMA = f"state_schema_v{VERSION}.yaml"
-_TENSOR = "__tensor__"  # key of the mark that stands for a tensor in a snapshot's state
 _LONGEST = 60  # characters of what was found that a sentence repeats
 
 Check = Callable[[Any, str], None]  # takes a value and its dotted path, raises _Unfit
@@ -90,7 +89,7 @@ def _state(value: Any, path: str) -> None:
 
 
 def _mapping(fields: Mapping[str, Check], required: tuple[str, ...], rest: Check | None, value: Any, path: str) -> None:
-    if not isinstance(value, Mapping) or _TENSOR in value:
+    if not isinstance(value, Mapping) or TENSOR in value:
         raise _mistyped(path, "a mapping", value)
     # An unknown field first: where a field is misspelt, the right one is also missing.
     for key in value:
@@ -156,7 +155,7 @@ def _word(words: list[str], value: Any, path: str) -> None:
 
 
 def _tensor(value: Any, path: str) -> None:
-    if not (isinstance(value, Mapping) and len(value) == 1 and isinstance(value.get(_TENSOR), str)):
+    if not (isinstance(value, Mapping) and len(value) == 1 and isinstance(value.get(TENSOR), str)):
         raise _mistyped(path, "a tensor", value)
 
 
@@ -168,7 +167,7 @@ def _tensors(value: Any, path: str) -> None:
         if isinstance(inner, list):
             left += inner
         elif isinstance(inner, Mapping):
-            if _TENSOR in inner:
+            if TENSOR in inner:
                 _tensor(inner, path)
             else:
                 left += inner.values()
@@ -211,7 +210,7 @@ def _described(value: object) -> str:
         return f"the text {_short(value)!r}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    if isinstance(value, Mapping) and _TENSOR in value:
+    if isinstance(value, Mapping) and TENSOR in value:
         return "the mark of a tensor"
     return f"a mapping of {len(value)} fields" if isinstance(value, Mapping) else type(value).__name__
 

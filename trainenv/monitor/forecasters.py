@@ -80,6 +80,10 @@ class Forecasters:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._weights, self._covariance = np.array(state["weights"]), np.array(state["covariance"])
-        self._features, self._averages = np.array(state["features"]), np.array(state["averages"])
+        names = ("weights", "covariance", "features", "averages")
+        loaded = {name: np.array(state[name], dtype=np.float64) for name in names}
+        for name, array in loaded.items():
+            if array.shape != (own := getattr(self, f"_{name}").shape):
+                raise ValueError(f"{name} of the forecasters should have the shape {own}, found {array.shape}")
+        self._weights, self._covariance, self._features, self._averages = loaded.values()
         self._origin, self._error, self._count = state["scalars"]
