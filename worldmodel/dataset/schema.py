@@ -1,0 +1,114 @@
+"""The columns of the tables, as `configs/branches_schema.json` states them, and Parquet files that are checked against them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainenv import types
+from trainenv.records.parquet import arrow_schema as telemetry_schema
+from trainenv.types import UserError
+
+VERSION = "trainenv branches 1"
+TABLES = ("trunks", "snapshots", "branches", "trunk_steps", "branch_steps")
+REMEDY = "remove the folder of this trunk and build again, which makes it anew"
+_TELEMETRY = ("trunk_steps", "branch_steps")
+_ARROW = {"number": pa.float64(), "integer": pa.int64(), "string": pa.string(), "boolean": pa.bool_()}
+
+
+@cache
+def branches_schema() -> Mapping[str, Any]:
+    """The JSON schema; a row of each table under `$defs`."""
+    # Inside the installed package, or beside it in a checkout.
+    package = Path(types.__file__).parent
+    folders = (package / "configs", package.parent / "configs")
+    path = next(folder / "branches_schema.json" for folder in folders if (folder / "branches_schema.json").is_file())
+    schema: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return schema
+
+
+@cache
+def arrow_schema(table: str) -> pa.Schema:
+    """A table's columns; those that may be unmeasured are nullable. Descriptions stay in the JSON: shards are many and small."""
+    fields = []
+    for name, column in branches_schema()["$defs"][table]["properties"].items():
+        kind, nullable = _kind(column)
+        if kind == "array":
+            item, item_nullable = _kind(column["items"])
+            arrow = pa.list_(pa.field("element", _ARROW[item], nullable=item_nullable))
+        else:
+            arrow = _ARROW[kind]
+        fields.append(pa.field(name, arrow, nullable=nullable))
+    if table in _TELEMETRY:
+        fields += [field.remove_metadata() for field in telemetry_schema()]
+    return pa.schema(fields, metadata={"format": VERSION, "table": table})
+
+
+def write(rows: Sequence[Mapping[str, Any]], table: str, path: Path) -> None:
+    """A Parquet file of rows. The same rows give the same bytes."""
+    whole = pa.Table.from_pylist(list(rows), schema=arrow_schema(table))
+    floats = [field.name for field in whole.schema if field.type == pa.float64()]
+    # Telemetry is float32 in float64: byte by byte, half of it is zero.
+    strings = [field.name for field in whole.schema if field.name not in floats]
+    pq.write_table(
+        whole,
+        path,
+        compression="zstd",
+        use_dictionary=strings,
+        use_byte_stream_split=floats,
+        write_page_checksum=True,
+    )
+
+
+def read(path: Path, table: str) -> pa.Table:
+    """A Parquet file as `write` leaves it.
+
+    Raises:
+        UserError: the file is not there, is torn or damaged, or is not of this table and version.
+    """
+    try:
+        found = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"expected the table {table} in {path}, found a file that can't be read ({reason}); {REMEDY}") from None
+    expected = arrow_schema(table)
+    version = (found.schema.metadata or {}).get(b"format", b"another format").decode(errors="replace")
+    if version != VERSION:
+        raise UserError(
+            f"expected {VERSION!r} in {path}, found {version!r}; build the data set anew, or read it with its own version"
+        )
+    if not found.schema.equals(expected):
+        raise UserError(f"expected the columns of table {table} in {path}, found {_difference(found.schema, expected)}; {REMEDY}")
+    for name, column in branches_schema()["$defs"][table]["properties"].items():
+        if "enum" in column:
+            wrong = set(pc.unique(found[name]).to_pylist()) - set(column["enum"])
+            if wrong:
+                raise UserError(
+                    f"{name} in {path} must be one of {', '.join(column['enum'])}, found {sorted(map(str, wrong))[0]!r}"
+                )
+    for field in found.schema:
+        if not field.nullable and found[field.name].null_count:
+            raise UserError(f"expected a value in every row of {field.name} in {path}, found null; {REMEDY}")
+    return found
+
+
+def _kind(column: Mapping[str, Any]) -> tuple[str, bool]:
+    kinds = column["type"] if isinstance(column["type"], list) else [column["type"]]
+    return kinds[0], "null" in kinds
+
+
+def _difference(found: pa.Schema, expected: pa.Schema) -> str:
+    for name in expected.names:
+        if name not in found.names:
+            return f"no {name}"
+        if found.field(name).type != expected.field(name).type:
+            return f"{name} of type {found.field(name).type}, not {expected.field(name).type}"
+    more = [name for name in found.names if name not in expected.names]
+    return f"also {more[0]}" if more else "them in another order, or nullable where they must not be"

@@ -1,0 +1,221 @@
+"""Trunks: the runs that branches are taken of, sampled so that each size, corpus, stressor and fault can be left out.
+
+Every property has a list of levels. In each block of as many trunks as there are levels, each level comes once, in an order of
+its own: `sample(100)` starts with `sample(10)`, and both are balanced. A quarter of the trunks is clean and well set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+
+from trainenv.types import CLIP_NAMES, ClipName, UserError
+from worldmodel.dataset.corpora import CORPORA, Texts
+from worldmodel.dataset.faults import FAULT_KINDS, PLANTED, Fault, FaultKind
+from worldmodel.dataset.streams import stream
+
+Setting = Literal["clean", "misset", "faulty", "stressed", "mixed"]
+SETTINGS: tuple[Setting, ...] = get_args(Setting)
+STRESSORS = {"rare_tokens": 0.02, "long_sequence": 0.01, "artefacts": 0.01, "block_shuffle": 0.05, "harsh_warmup": 0.1}
+"""Stressors at their rate; it is drawn up to 4 times as high. Of `harsh_warmup` it is the share of the budget."""
+VALIDATION_SEQUENCES = 16
+SHORTEST = 40  # steps of the shortest trunk: eight looks fit into an eighth of it, more or less
+
+_SETTING_LEVELS: tuple[Setting, ...] = ("clean", "clean", "misset", "misset", "faulty", "faulty", "stressed", "mixed")
+_LR_FACTORS = (0.25, 0.5, 2.0, 4.0, 8.0, 16.0)
+_BETA2 = (0.9, 0.95, 0.99, 0.999)
+_SCHEDULES = (("cosine", 0.1), ("cosine", 0.0), ("wsd", 0.0))
+_WEIGHT_DECAYS = (0.03, 0.1, 0.3, 1.0)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The shape of a model and of its batches (sequences of `context` tokens). `most_steps` keeps large trunks affordable."""
+
+    width: int
+    layers: int
+    heads: int
+    context: int = 64
+    batch_size: int = 8
+    most_steps: int = 1200
+
+    @property
+    def parameters(self) -> int:
+        """Of a byte-level GPT-2, about."""
+        return (257 + self.context) * self.width + self.layers * (12 * self.width**2 + 13 * self.width) + 2 * self.width
+
+    @property
+    def lr(self) -> float:
+        """A learning rate that suits: the best of 1.5e-3 … 2.4e-2 after 200–250 steps halves as the width doubles (16–128)."""
+        return 0.192 / self.width
+
+
+_W16 = Size(width=16, layers=2, heads=2)
+_W32 = Size(width=32, layers=1, heads=2, context=32)
+_W32_DEEP = Size(width=32, layers=2, heads=2)
+_W48 = Size(width=48, layers=2, heads=3, context=48)
+_W64 = Size(width=64, layers=2, heads=2, most_steps=900)
+_W64_DEEP = Size(width=64, layers=4, heads=4, context=32, most_steps=900)
+_W96 = Size(width=96, layers=3, heads=3, batch_size=4, most_steps=600)
+_W128 = Size(width=128, layers=4, heads=4, batch_size=4, most_steps=400)
+SIZES = (*[_W16] * 2, *[_W32] * 3, *[_W32_DEEP] * 3, *[_W48] * 3, *[_W64] * 2, _W64_DEEP, _W96, _W128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """One run to be branched. A pure value: the same trunk is the same run wherever it is trained.
+
+    Attributes:
+        index: its place in the sample; its shard is named by it.
+        seed: of its weights, its data and everything that is drawn for its branches.
+        steps: its budget, in optimizer steps.
+        lr_factor: its learning rate over `size.lr`.
+        stressor: one of `STRESSORS` at `stressor_rate`, or "" for none.
+        faults: what goes wrong, in order of time.
+    """
+
+    index: int
+    seed: int
+    setting: Setting
+    size: Size
+    corpus: str
+    steps: int
+    lr_factor: float
+    beta2: float
+    weight_decay: float
+    clip: ClipName
+    schedule: str
+    final: float
+    stressor: str = ""
+    stressor_rate: float = 0.0
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.steps < SHORTEST:
+            raise UserError(f"a trunk needs at least {SHORTEST} steps, found {self.steps}; its branches would be too short")
+
+    @property
+    def name(self) -> str:
+        return f"t{self.index:05d}"
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the learning rate's warm-up."""
+        return max(5, self.steps // 20)
+
+    def overrides(self, texts: Texts) -> dict[str, Any]:
+        """The configuration of its run, by dotted key, on top of the preset `tiny`."""
+        stress: dict[str, Any] = {
+            "planted": [asdict(fault) for fault in self.faults if fault.kind in PLANTED],
+        }
+        if self.stressor == "harsh_warmup":
+            stress["harsh_warmup_steps"] = max(1, round(self.stressor_rate * self.steps))
+        elif self.stressor:
+            stress[self.stressor] = self.stressor_rate
+        shape = {name: getattr(self.size, name) for name in ("width", "layers", "heads", "context")}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "steps": self.steps,
+            "threads": 1,
+            "batch_size": self.size.batch_size,
+            "block_steps": 4,  # a reorder is to reach the next steps of a short branch
+            "reset_warmup": max(5, self.steps // 60),
+            "model": shape,
+            "corpus": dict(texts[self.corpus]),
+            "optimizer": {"lr": self.size.lr * self.lr_factor, "betas": (0.9, self.beta2), "weight_decay": self.weight_decay},
+            "schedule": {"kind": self.schedule, "warmup": self.warmup, "final": self.final},
+            "clip": {"policy": self.clip},
+            "validation": {"every": 0, "sequences": VALIDATION_SEQUENCES},
+            "interventions": {"allow_spam": True, "allow_data_reorder": True, "allow_skip_batch": True},
+            "stressors": stress,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Trunk:
+        """The trunk that `to_json` was taken of."""
+        parts = {"size": Size(**values["size"]), "faults": tuple(Fault(**fault) for fault in values["faults"])}
+        return cls(**{**values, **parts})
+
+
+def sample(
+    count: int, *, seed: int, sizes: Sequence[Size] = SIZES, steps: tuple[int, int] = (200, 1200), first: int = 0
+) -> tuple[Trunk, ...]:
+    """Trunks `first` to `first + count − 1` of a seed.
+
+    Args:
+        count: how many.
+        seed: of all of them.
+        sizes: levels of the size; one may stand several times.
+        steps: least and greatest budget, drawn log-uniformly; a size's `most_steps` caps it.
+        first: index of the first, to add to what there is.
+
+    Raises:
+        UserError: the budget is out of range.
+    """
+    if not SHORTEST <= steps[0] <= steps[1]:
+        raise UserError(f"steps must be (least, greatest), at least {SHORTEST}, found {steps}")
+    return tuple(_trunk(index, seed, sizes, steps) for index in range(first, first + count))
+
+
+def _trunk(index: int, seed: int, sizes: Sequence[Size], steps: tuple[int, int]) -> Trunk:
+    rng = stream(seed, "trunk", index)
+    setting, size = _level(_SETTING_LEVELS, seed, "setting", index), _level(sizes, seed, "size", index)
+    budget = round(math.exp(rng.uniform(math.log(steps[0]), math.log(max(steps[0], min(steps[1], size.most_steps))))))
+    schedule, final = _level(_SCHEDULES, seed, "schedule", index)
+    misset = setting in ("misset", "mixed")
+    stressor = _level(tuple(STRESSORS), seed, "stressor", index) if setting in ("stressed", "mixed") else ""
+    jitter = float(2 ** rng.uniform(-0.4, 0.4))  # well set is a range, not a point
+    return Trunk(
+        index=index,
+        seed=int(rng.integers(2**62)),
+        setting=setting,
+        size=size,
+        corpus=_level(("stdlib", *CORPORA), seed, "corpus", index),
+        steps=budget,
+        lr_factor=jitter * (_level(_LR_FACTORS, seed, "lr_factor", index) if misset else 1.0),
+        beta2=_level(_BETA2, seed, "beta2", index),
+        weight_decay=_level(_WEIGHT_DECAYS, seed, "weight_decay", index) if misset else 0.1,
+        clip=_level(CLIP_NAMES, seed, "clip", index),
+        schedule=schedule,
+        final=final,
+        stressor=stressor,
+        stressor_rate=STRESSORS[stressor] * float(4 ** rng.random()) if stressor else 0.0,
+        faults=_faults(rng, budget, _order(FAULT_KINDS, seed, index)) if setting in ("faulty", "mixed") else (),
+    )
+
+
+def _faults(rng: np.random.Generator, budget: int, kinds: Sequence[FaultKind]) -> tuple[Fault, ...]:
+    """One to three faults of different kinds between 15 and 85 % of the budget, each in a stretch of its own."""
+    count = int(rng.integers(1, 4))
+    width = 0.7 * budget / count
+    faults = []
+    for place, kind in enumerate(kinds[:count]):
+        at = round(0.15 * budget + (place + 0.6 * rng.random()) * width)
+        strong = float(np.exp(rng.uniform(np.log(4), np.log(20))))
+        size = strong if kind in ("lr_spike", "weight_kick") else float(rng.uniform(0.5, 1.0))
+        steps = max(1, min(int(rng.integers(3, 11)), round(0.3 * width))) if kind in PLANTED else 1
+        faults.append(Fault(kind=kind, at=at, steps=steps, size=size))
+    return tuple(faults)
+
+
+def _level(levels: Sequence[T], seed: int, factor: str, index: int) -> T:
+    block, place = divmod(index, len(levels))
+    return levels[int(stream(seed, factor, block).permutation(len(levels))[place])]
+
+
+def _order(kinds: Sequence[T], seed: int, index: int) -> list[T]:
+    """`kinds` starting from each in turn, so that the first one is balanced over trunks."""
+    first = _level(range(len(kinds)), seed, "fault", index)
+    others = stream(seed, "faults", index).permutation([place for place in range(len(kinds)) if place != first])
+    return [kinds[first], *(kinds[int(place)] for place in others)]
