@@ -14,11 +14,14 @@ ratios are medians over rounds of ours ÷ theirs of the same round.
                 and again, as in rewinding. `CPU` is the time of all cores together: ours uses as many as there are. A loader
                 that only maps its file does the work later: `then read` is one pass over the loaded tensors.
     stand-still how long training waits for a save, `run.snapshot()` and `store.save(snapshot)`, beside a clone of every tensor
-                of model and optimizer. Both take new memory, with what was there before given back. Also with an earlier
-                snapshot kept, which the new one is then compared with.
-    beside      seconds of a training step while a save is being written, beside those of a step alone
+                of model and optimizer. Also with an earlier snapshot kept, which the new one is then compared with.
+    beside      seconds of a training step while a save is being written, beside those of a step alone; and how many seconds of
+                training a save costs in all, the stand-still included
     fork        snapshot and restore, beside a clone of every tensor and a copy back, with a training step between; and
                 `run.fork()` beside a deepcopy of model and optimizer
+
+Where memory is taken in this process, both sides take new memory: what was freed before has been given back to the system, or
+else luck would decide which of them finds some that has been touched already.
 
     python benchmarks/checkpoint.py --json
 
@@ -29,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
 import importlib
 import json
@@ -66,7 +70,7 @@ OPPONENTS = {
     "load warm": "torch.save's",
     "load fresh, CPU": "torch.save's",
     "load fresh, then read": "torch.save's",
-    "stand-still": "clone",
+    "stand-still": "its clone",
     "step": "alone",
     "fork": "what people do instead",
 }
@@ -124,6 +128,14 @@ def live_tensors(run: TrainingRun) -> list[Tensor]:
 def clones(run: TrainingRun) -> list[Tensor]:
     """What is in `live_tensors`, in memory of its own."""
     return [tensor.clone() for tensor in live_tensors(run)]
+
+
+def give_back() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -269,42 +281,40 @@ def child(kinds: Sequence[str], folder: Path, rounds: int) -> list[dict[str, Loa
 
 def stand_still(run: TrainingRun, folder: Path, rounds: int) -> Times:
     """Seconds that training stands still for a save, and for a clone of everything. The first round warms up."""
-    times: Times = {"clone": [], "exact": [], "8bit": [], "exact, earlier one kept": []}
+    ways = ("clone", *TIERS)
+    times: Times = {name: [] for way in ways for name in (way, f"{way}, one kept")}
     with CheckpointStore(folder / "stand-still", keep_last=1) as store:
 
-        def saved(tier: Tier, kept: list[Snapshot]) -> None:
-            kept.append(run.snapshot())
-            store.save(kept[-1], moments=tier)
-
-        def once(name: str) -> float:
+        def once(way: str) -> float:
             held: list[Any] = []
-            if name == "clone":
+            give_back()
+            os.sync()
+            if way == "clone":
                 return seconds(lambda: held.append(clones(run)))
-            taken = seconds(lambda: saved("8bit" if name == "8bit" else "exact", held))
+            taken = seconds(lambda: store.save(run.snapshot(), moments="exact" if way == "exact" else "8bit"))
             store.wait()
             return taken
 
         for turn in range(rounds + 1):
-            earlier = None
-            for name in [*rotated(["clone", *TIERS], turn), "exact, earlier one kept"]:
-                if name.endswith("kept"):
-                    earlier = run.snapshot()
+            for kept in (False, True):
+                earlier = run.snapshot() if kept else None
+                if kept:
                     run.advance(1)
-                gc.collect()
-                os.sync()
-                taken = once(name)
-                if turn:
-                    times[name].append(taken)
-                    told(f"stand-still, round {turn} of {rounds}", name, taken)
-            del earlier
+                for way in rotated(ways, turn):
+                    taken = once(way)
+                    if turn:
+                        times[f"{way}, one kept" if kept else way].append(taken)
+                        told(f"stand-still, round {turn} of {rounds}", f"{way}{', one kept' if kept else ''}", taken)
+                del earlier
     shutil.rmtree(folder / "stand-still")
     return times
 
 
-def beside(run: TrainingRun, folder: Path, rounds: int, alone: int = 4) -> dict[str, Any]:
-    """Seconds of a step alone and of one beside a save, and of that save: medians of each round."""
+def beside(run: TrainingRun, folder: Path, rounds: int, alone: int = 4) -> dict[str, Times]:
+    """Seconds of a step alone and of one beside a save, of that save, and of training that the save has cost."""
     steps: Times = {"alone": [], **{tier: [] for tier in TIERS}}
     saves: Times = {tier: [] for tier in TIERS}
+    costs: Times = {tier: [] for tier in TIERS}
     with CheckpointStore(folder / "beside", keep_last=1) as store:
         for turn in range(rounds):
             steps["alone"].append(statistics.median(seconds(lambda: run.advance(1)) for _ in range(alone)))
@@ -319,11 +329,12 @@ def beside(run: TrainingRun, folder: Path, rounds: int, alone: int = 4) -> dict[
                     taken.append(seconds(lambda: run.advance(1)))
                 store.wait()
                 saves[tier].append(time.perf_counter() - started)
+                costs[tier].append(saves[tier][-1] - len(taken) * steps["alone"][-1])
                 # The last step was partly alone, unless it is the only one.
                 steps[tier].append(statistics.median(taken[:-1] or taken))
                 told(f"beside, round {turn + 1} of {rounds}", tier, steps[tier][-1])
     shutil.rmtree(folder / "beside")
-    return {"steps": steps, "saves": saves}
+    return {"step": steps, "save beside steps": saves, "training that a save costs": costs}
 
 
 def fork_times(run: TrainingRun, rounds: int) -> Times:
@@ -358,7 +369,7 @@ def fork_times(run: TrainingRun, rounds: int) -> Times:
     for pair in pairs:
         for turn in range(rounds + 1):
             for way in rotated(pair, turn):
-                gc.collect()
+                give_back()
                 for name, taken in way().items():
                     if turn:
                         times[name].append(taken)
@@ -414,12 +425,13 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     forks = fork_times(run, 2 * rounds)
     still = stand_still(run, folder, 2 * rounds)
     slower = beside(run, folder, rounds)
-    steps_taken, fresh = slower["steps"], ratios_to(loads["fresh"], "torch.save")
+    fresh = ratios_to(loads["fresh"], "torch.save")
     ratios = {
         "save": ratios_to(saves, "torch.save, fsync"),
         **{f"load {kind}": ratios_to(times, "torch.save") for kind, times in loads.items()},
-        "stand-still": ratios_to(still, "clone"),
-        "step": ratios_to(steps_taken, "alone"),
+        "stand-still": ratios_to({name: times for name, times in still.items() if not name.endswith("kept")}, "clone")
+        | ratios_to({name: times for name, times in still.items() if name.endswith("kept")}, "clone, one kept"),
+        "step": ratios_to(slower["step"], "alone"),
         "fork": {ours: ratios_to(forks, theirs)[ours] for ours, theirs in INSTEAD.items()},
     }
     goals = [
@@ -440,8 +452,7 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
             "save": {name: spread(times) for name, times in saves.items()},
             **{f"load {kind}": {name: spread(values) for name, values in times.items()} for kind, times in loads.items()},
             "stand-still": {name: spread(times) for name, times in still.items()},
-            "step": {name: spread(times) for name, times in steps_taken.items()},
-            "save beside steps": {name: spread(times) for name, times in slower["saves"].items()},
+            **{what: {name: spread(values) for name, values in times.items()} for what, times in slower.items()},
             "fork": {name: spread(times) for name, times in forks.items()},
         },
         "ratios": ratios,
