@@ -82,10 +82,11 @@ def test_a_process_that_dies_takes_its_trunk_alone(whole: Path, tmp_path: Path) 
 
 def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
     code = """
-import sys
+import signal, sys
 from worldmodel.dataset import generate
 from toy_runs import make_run_slowly, SMALL, trunks
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits an ignored one
     generate(sys.argv[1], trunks(8), make_run_slowly, design=SMALL, progress=lambda p: print(p.trunk, flush=True))
 """
     script = tmp_path / "build.py"
