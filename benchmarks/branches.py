@@ -1,8 +1,9 @@
 """Counterfactual branches: how fast they are made, and how large what they measure is against its noise.
 
-*Throughput*, by width: optimizer steps per core-second over whole trunks with all their branches (validation, restoring, writing
-and reading back of telemetry included), and how much a bare `advance` of the same run takes of that time. Times are of the
-process (`time.process_time`), so that a busy machine counts less.
+*Throughput*, by width, in optimizer steps per core-second: a run by itself against 4, 8 and 16 forks of it folded into one, in
+turns; then whole trunks with all their branches (validation, restoring, writing and reading back of telemetry included), one
+branch after the other against folded by 16, and how much a bare `advance` takes of the former. Times are of the process
+(`time.process_time`), so that a busy machine counts less.
 
 *Study*, over a few trunks whose branches all go on to the end: Δ ln loss against the do-nothing control at the horizon (+N),
 after the reference cool-down (annealed) and at the end (final): of interventions, and of the controls that were repeated with
@@ -27,12 +28,17 @@ import pandas as pd
 import torch
 
 from trainenv import TrainingRun
-from worldmodel.dataset import SIZES, Dataset, Design, Progress, Run, effects, generate, sample
-from worldmodel.dataset.corpora import write_texts
+from trainenv.folded import Folded
+from worldmodel.dataset import SIZES, Dataset, Design, Progress, Run, Trunk, effects, generate, sample
+from worldmodel.dataset.corpora import Texts, write_texts
+from worldmodel.dataset.lockstep import Fold
 from worldmodel.dataset.tables import collect
 
 WIDTHS = {16: 400, 32: 400, 48: 400, 64: 400, 96: 300, 128: 200}
 """Width → budget of the trunk that is timed, in steps: as in a data set, but for the number of snapshots."""
+FOLDS = (4, 8, 16)
+TIMED = Design(random=1, after_faults=0, fired=0, rewound=0, exhaustive=0.0, replicated=0.0, fold=(max(WIDTHS), max(FOLDS)))
+"""One snapshot a trunk; models of every width are folded, so that it shows where that pays."""
 
 
 def make_run(overrides: Mapping[str, Any]) -> Run:
@@ -40,29 +46,50 @@ def make_run(overrides: Mapping[str, Any]) -> Run:
     return TrainingRun.from_config("tiny", overrides)
 
 
-def throughput(width: int, folder: Path) -> dict[str, float]:
+def throughput(width: int, folder: Path) -> dict[str, Any]:
     """Of one trunk of this width."""
     size = next(size for size in SIZES if size.width == width)
     (trunk,) = sample(1, seed=0, sizes=(size,), steps=(WIDTHS[width], WIDTHS[width]))
     texts = write_texts(folder / "corpora")
     run = make_run(trunk.overrides(texts))
     run.advance(16)  # the first steps of a process are slow
+    bare = steps_per_core_second(run)
+    whole = {name: whole_trunk(trunk, texts, fold) for name, fold in (("looped", None), ("folded", Folded))}
+    return {
+        "parameters": size.parameters,
+        "tokens_a_step": size.batch_size * size.context,
+        "steps_per_core_second": {"alone": bare[1]} | {f"folded_{count}": bare[count] for count in FOLDS},
+        "folded_over_alone": {f"folded_{count}": round(bare[count] / bare[1], 2) for count in FOLDS},
+        "trunk_with_branches": whole,
+        "trunk_folded_over_looped": round(whole["folded"]["steps_per_core_second"] / whole["looped"]["steps_per_core_second"], 2),
+        "share_of_bare_advance": round(whole["looped"]["steps_per_core_second"] / bare[1], 3),
+    }
+
+
+def steps_per_core_second(run: Run, rounds: int = 4, steps: int = 8) -> dict[int, float]:
+    """Of K forks of a run, by K: 1 is the run by itself. They take turns, so that a slow spell of the machine hits all alike."""
+    alone, folded = run.fork(), {count: Folded([run.fork() for _ in range(count)]) for count in FOLDS}
+    advance = {1: alone.advance} | {count: fold.advance for count, fold in folded.items()}
+    seconds = dict.fromkeys(advance, 0.0)
+    for lap in range(rounds + 1):
+        for count, train in advance.items():
+            started = time.process_time()
+            train(steps)
+            seconds[count] += time.process_time() - started if lap else 0.0  # the first warms up
+    return {count: round(count * rounds * steps / spent, 1) for count, spent in seconds.items()}
+
+
+def whole_trunk(trunk: Trunk, texts: Texts, fold: Fold | None) -> dict[str, float]:
+    """A trunk and all its branches."""
     started = time.process_time()
-    run.advance(48)
-    bare = (time.process_time() - started) / 48
-    started = time.process_time()
-    design = Design(random=1, after_faults=0, fired=0, rewound=0, replicated=0.0)
-    tables = collect(trunk, design, make_run, texts)
+    tables = collect(trunk, TIMED, make_run, texts, fold)
     seconds = time.process_time() - started
     steps = len(tables["trunk_steps"]) + len(tables["branch_steps"])
     inside = sum(row["phase"] == "branch" for row in tables["branch_steps"])
     return {
-        "parameters": tables["trunks"][0]["parameters"],
         "steps_per_core_second": round(steps / seconds, 1),
         "horizon_steps_per_core_second": round(inside / seconds, 1),
         "branches_per_core_minute": round(60 * len(tables["branches"]) / seconds, 1),
-        "advance_ms": round(1000 * bare, 2),
-        "share_of_bare_advance": round(bare * steps / seconds, 3),
     }
 
 
@@ -76,8 +103,8 @@ def study(folder: Path, trunks: int, width: int, workers: int, quiet: bool) -> d
 
     sizes = tuple(dict.fromkeys(size for size in SIZES if size.width == width))
     wanted = sample(trunks, seed=7, sizes=sizes, steps=(300, 600))
-    design = Design(random=2, replicated=0.6, continued=1.0)
-    report = generate(folder, wanted, make_run, design=design, workers=workers, progress=show)
+    design = Design(random=2, exhaustive=0.0, replicated=0.6, continued=1.0)
+    report = generate(folder, wanted, make_run, design=design, fold=Folded, workers=workers, progress=show)
     data = Dataset.open(folder)
     data.verify()
     found = effects(data)
@@ -88,7 +115,7 @@ def study(folder: Path, trunks: int, width: int, workers: int, quiet: bool) -> d
         "branches": len(data.branches),
         "bytes_per_step": round(_size(folder) / max(1, _steps(data)), 1),
         "diverged": int((data.branches["diverged_at"] >= 0).sum()),
-        "controls_equal_to_their_trunk": float(data.snapshots["control_is_trunk"].mean()),
+        "controls_off_their_trunk_e3": off_their_trunk(data),
         "steps_per_core_second": round(report.steps / max(report.core_seconds, 1e-9), 1),
         "delta_ln_loss": {kind: sizes_of(found[found["kind"] == kind]) for kind in sorted(set(found["kind"]))},
         "by_origin": {
@@ -107,6 +134,15 @@ def _size(folder: Path) -> int:
 
 def _steps(data: Dataset) -> int:
     return sum(len(data.trunk_steps(trunk)) + len(data.branch_steps(trunk)) for trunk in data.trunks["trunk"])
+
+
+def off_their_trunk(data: Dataset) -> dict[str, float]:
+    """How far rounding drives a folded control from the trunk going on, to the end: |Δ ln final loss|, in thousandths."""
+    controls = data.branches[data.branches["kind"] == "control"].merge(
+        data.trunks[["trunk", "final"]], on="trunk", suffixes=("", "_trunk")
+    )
+    off = 1000 * np.abs(np.log(controls["final"].astype(float)) - np.log(controls["final_trunk"].astype(float)))
+    return {"median": round(float(off.median()), 3), "most": round(float(off.max()), 3)}
 
 
 def by_rate(found: pd.DataFrame, data: Dataset) -> dict[str, Any]:
@@ -180,6 +216,14 @@ def ranks(found: pd.DataFrame, least: float = 0.0) -> dict[str, Any]:
     }
 
 
+def line(width: int, found: Mapping[str, Any]) -> str:
+    """Of the table for people."""
+    bare, whole = found["steps_per_core_second"], found["trunk_with_branches"]
+    folds = "  ".join(f"{name} {bare[name]:7} (×{ratio})" for name, ratio in found["folded_over_alone"].items())
+    trunk = f"looped {whole['looped']['steps_per_core_second']}, folded {whole['folded']['steps_per_core_second']}"
+    return f"width {width:3}: alone {bare['alone']:6}  {folds}  trunk with branches: {trunk} steps per core-second"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--widths", type=int, nargs="*", default=list(WIDTHS), choices=list(WIDTHS))
@@ -195,11 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for width in args.widths:
             result["throughput"][str(width)] = throughput(width, Path(temporary))
             if not args.json:
-                print(f"width {width:4}", result["throughput"][str(width)], flush=True)
+                print(line(width, result["throughput"][str(width)]), flush=True)
         if args.trunks:
             folder = args.folder or Path(temporary) / "branches"
             result["study"] = study(folder, args.trunks, args.width, args.workers, args.json)
-    print(json.dumps(result) if args.json else json.dumps(result.get("study"), indent=1))
+    if args.json:
+        print(json.dumps(result))
+    elif args.trunks:
+        print(json.dumps(result["study"], indent=1))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
 from trainenv.order import DataOrder
 from trainenv.rng import RandomState
-from trainenv.types import Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError
+from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -80,6 +80,7 @@ class TrainingRun:
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
+        self.folded = False  # by `trainenv.folded`: weights and moments are then rows of a matrix, and trained from there
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()
@@ -137,6 +138,8 @@ class TrainingRun:
         """
         if steps < 0:
             raise UserError(f"steps must be 0 or more, found {steps}")
+        if self.folded:
+            raise UserError("expected a run by itself, found one that is folded with others; call `advance` of its `Folded`")
         measured: list[Telemetry] = []
         block = self.config.monitor.block
         try:
@@ -144,7 +147,7 @@ class TrainingRun:
                 for count in range(1, steps + 1):
                     self._train_step()
                     if count % block == 0 or count == steps:
-                        measured.extend(self._read(t) for t in self._recorder.drain())
+                        measured.extend(self._read_block())
         except BaseException:
             self._drop_unfinished()
             raise
@@ -188,16 +191,25 @@ class TrainingRun:
         """Data indices that the next `steps` steps will see."""
         return tuple(self._order.index(self.step + k) for k in range(steps))
 
+    @property
+    def base_lr(self) -> float:
+        """The base learning rate of the first parameter group, before schedule and interventions."""
+        return self._base[0][0]
+
+    def lrs_ahead(self) -> list[float]:
+        """The learning rate of each step left in the budget if nobody intervenes again; one step's where none is left.
+
+        Planted stress is left out: it is not planned.
+        """
+        steps = range(self.step, max(self.horizon.end, self.step + 1))
+        return [self.base_lr * self._lr_factor(step) for step in steps]
+
     def evaluate(self) -> float:
         """Validation loss in nats per token, over the fixed validation set. Changes nothing that the future depends on."""
         if not self._validation:
             raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
         with torch.no_grad(), evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
-            losses = [self._loss(micro) for micro in self._validation]
-        tokens = [token_count(micro) for micro in self._validation]
-        self.ledger.charge("evaluate", sum(tokens) * self._per_token / 3)  # a forward pass is a third
-        weights = torch.tensor(tokens if sum(tokens) else [1] * len(tokens), dtype=torch.float64)
-        return float(torch.stack(losses).cpu().double() @ weights / weights.sum())
+            return self._validated([self._loss(micro) for micro in self._validation])
 
     # ── steering ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -289,6 +301,8 @@ class TrainingRun:
 
     def fork(self, purpose: Purpose = "verify") -> Self:
         """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
+        if self.folded:
+            raise UserError("expected a run by itself, found one that is folded with others; fork before folding")
         model, optimizer, objective = copy.deepcopy((self.model, self.optimizer, self.objective))
         fork = type(self)(
             model,
@@ -367,17 +381,32 @@ class TrainingRun:
     def _numerics(self) -> dict[str, Any]:
         return devices.numerics(self.model, self.optimizer, self.device, self.config)
 
+    def _validated(self, losses: Sequence[Tensor]) -> float:
+        """The mean of the losses of the validation set's micro-batches, by tokens; the passes are charged."""
+        tokens = [token_count(micro) for micro in self._validation]
+        self.ledger.charge("evaluate", sum(tokens) * self._per_token / 3)  # a forward pass is a third
+        weights = torch.tensor(tokens if sum(tokens) else [1] * len(tokens), dtype=torch.float64)
+        return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
+
     # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _train_step(self) -> None:
-        monitor = self.config.monitor
-        looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
-        index = self._order.index(self.step)
-        batch = as_batch(self._batches(index), index, self.config.accumulation)
-        progress = self.horizon.progress(self.step)
-        stress = 1.0 if self._stress is None else self._stress(self.step)
+        batch = self._coming_batch()
         apart = self._clipper.policy.needs_workers
         loss, workers = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
+        self._update(batch, loss, workers)
+
+    def _coming_batch(self) -> Batch:
+        """What the next step sees."""
+        index = self._order.index(self.step)
+        return as_batch(self._batches(index), index, self.config.accumulation)
+
+    def _update(self, batch: Batch, loss: Tensor, workers: list[list[Tensor]] | None) -> None:
+        """A step from its gradients on: clip them, set the rates, update the weights, note what was measured."""
+        monitor = self.config.monitor
+        looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
+        progress = self.horizon.progress(self.step)
+        stress = 1.0 if self._stress is None else self._stress(self.step)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
         parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
         measured = {"loss": loss}
@@ -391,8 +420,7 @@ class TrainingRun:
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
         if report.momentum_reset:
             self._reset_momentum()
-        warmth = schedules.warmth(self.step, self._reset_at, self.config.reset_warmup)
-        lr_factor = self._schedule(self.step, progress) * self.lr_scale * warmth * stress
+        lr_factor = self._lr_factor(self.step) * stress
         optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
         self._scaler.step(self.optimizer)  # plain optimizer.step() where there is no loss scaling
         self._scaler.update()
@@ -420,6 +448,11 @@ class TrainingRun:
         }
         self._recorder.append(known, measured)
 
+    def _lr_factor(self, step: int) -> float:
+        """Factor on the base learning rate of the step after `step` completed ones, as planned."""
+        warmth = schedules.warmth(step, self._reset_at, self.config.reset_warmup)
+        return self._schedule(step, self.horizon.progress(step)) * self.lr_scale * warmth
+
     def _loss(self, micro: Any) -> Tensor:
         with self._autocast():
             return self.objective(self.model, placed(micro, self.device))
@@ -428,6 +461,10 @@ class TrainingRun:
         if self.config.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.config.precision == "bf16" else torch.float16)
+
+    def _read_block(self) -> list[Telemetry]:
+        """The telemetry of the steps since the last block."""
+        return [self._read(t) for t in self._recorder.drain()]
 
     def _read(self, telemetry: Telemetry) -> Telemetry:
         """Telemetry with the index's reading; data read under alarm is flagged."""

@@ -19,6 +19,7 @@ from worldmodel.dataset import Design, Trunk, sample
 from worldmodel.dataset.branches import KINDS, Plan, cool_down, nudge, plans, play_all, recovery
 from worldmodel.dataset.corpora import CORPORA
 from worldmodel.dataset.faults import Fault, train
+from worldmodel.dataset.lockstep import Alone
 from worldmodel.dataset.points import Trained, train_trunk
 from worldmodel.dataset.tables import Tables, collect
 
@@ -44,7 +45,7 @@ def of(tables: Tables, table: str, **keys: Any) -> list[dict[str, Any]]:
 
 def test_a_trunk_with_branches_ends_as_one_that_was_just_trained(tables: Tables) -> None:
     plain = make_run(FAULTY.overrides(TEXTS))
-    telemetry = train(plain, FAULTY.steps, FAULTY.faults)
+    (telemetry,) = train(Alone(plain), FAULTY.steps, FAULTY.faults)
     assert tables["trunks"][0]["fingerprint"] == plain.fingerprint()
     assert [row["loss"] for row in tables["trunk_steps"]] == [t.loss for t in telemetry]
     assert tables["trunks"][0]["final"] == plain.evaluate()
@@ -98,7 +99,7 @@ def test_outcomes_are_all_measured_and_paid_for(tables: Tables) -> None:
         assert branch["steps"] == tables["trunks"][0]["horizon"] == 8
         assert [len(branch[part]) for part in ("lr_scale", "clip", "propensity", "wide")] == [4] * 4
         assert all(p == 1 for p in branch["propensity"][0 if branch["kind"] in KINDS[:3] else 4 :])
-    assert {row["kind"] for row in tables["branches"]} == set(KINDS)
+    assert {row["kind"] for row in tables["branches"]} == set(KINDS) - {"every"}
 
 
 def test_points_have_every_origin_and_know_what_came_before(tables: Tables) -> None:
@@ -197,14 +198,15 @@ def test_recovery_is_the_first_return_and_censored_without_one() -> None:
 def test_the_cool_down_ends_near_zero_and_is_no_intervention() -> None:
     run: Any = make_run(FAULTY.overrides(TEXTS))
     run.advance(30)
-    telemetry = cool_down(run, 40)
+    (telemetry,) = cool_down(Alone(run), 40)
     scales = [t.lr_scale for t in telemetry]
     assert len(scales) == 40
     assert scales == sorted(scales, reverse=True)
     assert sum(scales) == pytest.approx(20, rel=1e-6)  # the area of a triangle
     assert scales[-1] < 0.04
     assert run.applied == ()
-    assert [t.lr_scale for t in cool_down(run, 1)] == [scales[-1] / 2]
+    assert [t.lr_scale for t in cool_down(Alone(run), 1)[0]] == [scales[-1] / 2]
+    assert cool_down(Alone(run), 4, ()) == []
 
 
 def test_a_nudge_moves_every_weight_by_one_unit_in_the_last_place() -> None:
@@ -219,11 +221,13 @@ def test_a_nudge_moves_every_weight_by_one_unit_in_the_last_place() -> None:
 
 
 def test_shares_of_snapshots_are_replicated_and_continued() -> None:
-    design = Design(replicated=0.3, continued=0.4)
-    drawn = [plans(trunk, design, place) for trunk in sample(200, seed=0) for place in range(4)]
+    design = Design(replicated=0.3, continued=0.4, exhaustive=0.0)
+    run = make_run(FAULTY.overrides(TEXTS))
+    drawn = [plans(trunk, design, place, run) for trunk in sample(200, seed=0) for place in range(4)]
     assert sum(to_end for _, to_end in drawn) / 800 == pytest.approx(0.4, abs=0.05)
-    assert sum(len(listed) > 8 for listed, _ in drawn) / 800 == pytest.approx(0.3, abs=0.05)
+    assert sum(len(listed) > 15 for listed, _ in drawn) / 800 == pytest.approx(0.3, abs=0.05)
     assert all(listed[0] == Plan(kind="control") for listed, _ in drawn)
+    assert {len(listed) for listed, _ in drawn} == {1 + 8 + 6, 1 + 2 * 2 + 8 + 6}
 
 
 def test_a_real_run_is_branched_too(tmp_path: Path) -> None:
@@ -233,13 +237,22 @@ def test_a_real_run_is_branched_too(tmp_path: Path) -> None:
         trunk, faults=(Fault(kind="lost_moments", at=12),), corpus="stdlib", stressor="long_sequence", stressor_rate=0.2
     )
     design = Design(
-        random=0, after_faults=1, fired=0, rewound=0, singles=1, sequences=1, replicated=1.0, replicas=1, continued=1.0
+        random=0,
+        after_faults=1,
+        fired=0,
+        rewound=0,
+        singles=1,
+        sequences=1,
+        exhaustive=0.0,
+        replicated=1.0,
+        replicas=1,
+        continued=1.0,
     )
     text = tmp_path / "code.txt"
     text.write_text("".join(Path(module.__file__).read_text() for module in (argparse, typing)))
     texts = {"stdlib": {"name": "text", "path": str(text)}}
     tables = collect(trunk, design, lambda overrides: trainenv.TrainingRun.from_config("tiny", overrides), texts)
     assert all(row["control_is_trunk"] for row in tables["snapshots"])
-    assert {row["kind"] for row in tables["branches"]} == set(KINDS)
+    assert {row["kind"] for row in tables["branches"]} == set(KINDS) - {"every"}
     assert any(row["attention_entropy"] is not None for row in tables["branch_steps"])
     assert any("long_sequence" in row["stressors"] for row in tables["trunk_steps"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import CRASHES, FAILS, SMALL, make_run, make_run_or_not, trunks
+from toy_runs import CRASHES, FAILS, SMALL, Beside, make_run, make_run_or_not, trunks
 
 from trainenv.types import UserError
 from worldmodel.dataset import Dataset, Progress, Run, generate
@@ -68,16 +68,16 @@ def test_stop_ends_it_between_trunks(tmp_path: Path) -> None:
     assert len(report.made) == 1
 
 
-def test_a_process_that_dies_takes_its_trunk_alone(whole: Path, tmp_path: Path) -> None:
-    report = generate(tmp_path, TRUNKS, make_run_or_not, design=DESIGN, workers=1)
+def test_a_process_that_dies_takes_its_trunk_alone(tmp_path: Path) -> None:
+    report = generate(tmp_path / "there", TRUNKS, make_run_or_not, design=DESIGN, fold=Beside, workers=1)
     assert set(report.failed) == {TRUNKS[CRASHES].name, TRUNKS[FAILS].name}
     assert "exit code 7" in report.failed[TRUNKS[CRASHES].name]
     assert report.failed[TRUNKS[FAILS].name] == "RuntimeError: no such luck"
     assert sorted(report.made) == [TRUNKS[0].name, TRUNKS[1].name]
     assert report.steps > 0
     assert report.core_seconds > 0
-    written = shards(whole)
-    assert {name: written[name] for name in shards(tmp_path)} == shards(tmp_path)  # in a process of its own, too
+    generate(tmp_path / "here", TRUNKS[:2], make_run, design=DESIGN, fold=Beside, workers=0)
+    assert shards(tmp_path / "there") == shards(tmp_path / "here")  # in a process of its own, too, and side by side
 
 
 def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
@@ -127,12 +127,15 @@ def _children(pid: int) -> list[int]:
 def test_what_cannot_be_built_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="top of a module"):
         generate(tmp_path, TRUNKS, lambda overrides: make_run(overrides), workers=1)
+    with pytest.raises(UserError, match=r"fold must be a function at the top of a module, found .*lambda"):
+        generate(tmp_path, TRUNKS, make_run, fold=lambda runs: Beside(runs), workers=1)
     with pytest.raises(UserError, match="different names"):
         generate(tmp_path, [*TRUNKS, TRUNKS[0]], make_run, workers=0)
     with pytest.raises(UserError, match="another design"):
         generate(whole, TRUNKS, make_run, design=SMALL, workers=0)
     with pytest.raises(UserError, match="another trunk t00000"):
         generate(whole, trunks(1, seed=5), make_run, design=DESIGN, workers=0)
-    for wrong in ({"horizon_share": 0.9}, {"continued": 1.5}, {"singles": -1}):
-        with pytest.raises(UserError, match=next(iter(wrong))):
+    wrongs: list[dict[str, Any]] = [{"horizon_share": 0.9}, {"continued": 1.5}, {"exhaustive": -0.1}, {"singles": -1}]
+    for wrong in [*wrongs, {"fold": (48, 0)}, {"fold": (48,)}, {"divergence": 0.0}]:
+        with pytest.raises(UserError, match=rf"{next(iter(wrong))} must be .*found"):
             replace(DESIGN, **wrong)

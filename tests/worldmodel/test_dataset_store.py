@@ -256,7 +256,7 @@ def test_effects_are_against_the_control_and_lost_runs_count_as_the_cap(built: P
     control = data.branches[(data.branches["trunk"] == branch["trunk"]) & (data.branches["snapshot"] == branch["snapshot"])].iloc[
         0
     ]
-    cap = 2 * np.log(23)
+    cap = SMALL.divergence * np.log(23)
     assert lost["horizon"].item() == pytest.approx(np.log(cap / control["validation"][-1]))
     assert lost["annealed"].item() == pytest.approx(np.log(cap / control["annealed"]))
     assert np.isfinite(found[["horizon", "annealed"]]).all(axis=None)

@@ -13,7 +13,7 @@ from trainenv.types import CLIP_NAMES, UserError
 from worldmodel.dataset import SIZES, Trunk, sample
 from worldmodel.dataset.corpora import CORPORA, write_texts
 from worldmodel.dataset.faults import FAULT_KINDS, Fault
-from worldmodel.dataset.trunks import STRESSORS
+from worldmodel.dataset.trunks import STRESSORS, VALIDATION_TOKENS
 
 
 def test_a_larger_sample_starts_with_a_smaller_one() -> None:
@@ -36,9 +36,12 @@ def test_every_level_is_there_and_a_quarter_is_clean_and_well_set() -> None:
     for kind in FAULT_KINDS:
         assert sum(kind in {fault.kind for fault in trunk.faults} for trunk in trunks) >= 15
     assert min(trunk.lr_factor for trunk in trunks) < 0.3
-    assert max(trunk.lr_factor for trunk in trunks) > 14
-    assert all(200 <= trunk.steps <= min(1200, trunk.size.most_steps) for trunk in trunks)
+    assert max(trunk.lr_factor for trunk in trunks) > 28
+    assert all(min(200, trunk.size.most_steps) <= trunk.steps <= min(800, trunk.size.most_steps) for trunk in trunks)
+    assert len({trunk.steps for trunk in trunks}) > 100
     assert min(size.parameters for size in SIZES) < 25_000 < 800_000 < max(size.parameters for size in SIZES)
+    kicks = [fault.size for trunk in trunks for fault in trunk.faults if fault.kind in ("weight_kick", "lr_spike")]
+    assert 4 <= min(kicks) < 8 < 40 < max(kicks) <= 60
 
 
 def test_faults_come_in_order_and_leave_room_before_and_after() -> None:
@@ -61,6 +64,7 @@ def test_every_trunk_is_a_valid_configuration(tmp_path: Path) -> None:
         config = RunConfig.load("tiny", trunk.overrides(texts))
         assert config.optimizer.lr == trunk.size.lr * trunk.lr_factor
         assert len(config.stressors.planted) <= len(trunk.faults)
+        assert config.validation.sequences * config.model.context == VALIDATION_TOKENS  # no size is measured better
 
 
 def test_texts_are_written_once_and_are_real(tmp_path: Path) -> None:

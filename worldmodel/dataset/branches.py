@@ -1,15 +1,17 @@
 """Branches of one snapshot: which are run, and what running one measures.
 
-All branches of a snapshot see the same batches (but where they reorder or skip) and stand beside a do-nothing control, which is
-bit for bit the trunk going on. `play_all` takes all branches of a snapshot at once: folding them into one batched program
-changes this function alone.
+All branches of a snapshot see the same batches (but where they reorder or skip) and stand beside a do-nothing control. One after
+the other, the control is bit for bit the trunk going on; folded into one batched program, it is within rounding of it, and folded
+as all that it is compared with.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,11 +22,12 @@ from worldmodel.dataset.actions import Draw, spread
 from worldmodel.dataset.contract import Run
 from worldmodel.dataset.design import DECISIONS, Design, Lengths
 from worldmodel.dataset.faults import Fault, train
+from worldmodel.dataset.lockstep import Alone, Fold, Lockstep
 from worldmodel.dataset.points import Point
 from worldmodel.dataset.streams import stream
 from worldmodel.dataset.trunks import Trunk
 
-Kind = Literal["control", "nudged", "reordered", "single", "sequence"]
+Kind = Literal["control", "nudged", "reordered", "single", "sequence", "every"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Phase = Literal["branch", "cooldown", "rest"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -37,14 +40,17 @@ class Plan:
 
     Attributes:
         kind: the do-nothing *control*; the same with every weight *nudged* by one unit in the last place, or with the data to
-            come *reordered*: what then differs is noise; a *single* intervention at the start; a *sequence* of four.
+            come *reordered*: what then differs is noise; a *single* intervention at the start; a *sequence* of four; *every*
+            legal action by itself at the start.
         replica: which of several of the kind; it says how to nudge, and how often to reorder.
         uniforms: a number in [0, 1) for each decision, for its policy to draw at; empty where nothing is drawn.
+        action: the action vector, where none is drawn.
     """
 
     kind: Kind
     replica: int = 0
     uniforms: tuple[float, ...] = ()
+    action: tuple[int, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -70,10 +76,17 @@ class Played:
     telemetry: dict[Phase, list[Telemetry]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
 
 
-def plans(trunk: Trunk, design: Design, place: int) -> tuple[list[Plan], bool]:
-    """The branches of the snapshot at `place` among its trunk's, the control first, and whether they go on to the end."""
+def plans(trunk: Trunk, design: Design, place: int, run: Run) -> tuple[list[Plan], bool]:
+    """The branches of the snapshot at `place` among its trunk's, the control first, and whether they go on to the end.
+
+    Args:
+        trunk: that the snapshot is of.
+        design: how many of which kind.
+        place: of the snapshot in its trunk.
+        run: in the snapshot's state, which says what is legal.
+    """
     rng = stream(trunk.seed, "branches", place)
-    replicated, continued = rng.random() < design.replicated, rng.random() < design.continued
+    replicated, continued, exhaustive = (rng.random() < p for p in (design.replicated, design.continued, design.exhaustive))
     listed = [Plan(kind="control")]
     if replicated:
         noise: tuple[Kind, ...] = ("nudged", "reordered")
@@ -81,76 +94,153 @@ def plans(trunk: Trunk, design: Design, place: int) -> tuple[list[Plan], bool]:
     singles, sequences = spread(rng, design.singles, 1), spread(rng, design.sequences, DECISIONS)
     listed += [Plan(kind="single", replica=k, uniforms=tuple(row)) for k, row in enumerate(singles.tolist())]
     listed += [Plan(kind="sequence", replica=k, uniforms=tuple(row)) for k, row in enumerate(sequences.tolist())]
+    if exhaustive and design.folds(trunk.size.width):
+        listed += [Plan(kind="every", replica=k, action=action) for k, action in enumerate(_every(run))]
     return listed, continued
 
 
-def play_all(run: Run, point: Point, listed: Sequence[Plan], trunk: Trunk, design: Design, *, to_end: bool) -> list[Played]:
-    """Run the branches of a point, one after the other. The run is left wherever the last one ended."""
-    return [_play(run, point, plan, trunk, design, to_end=to_end) for plan in listed]
+def _every(run: Run) -> list[tuple[int, ...]]:
+    """Every legal action vector but doing nothing, data reorder and skipping left out."""
+    masks = ActionCodec(run.config.interventions).masks(run)[:4]
+    whole = product(*(np.flatnonzero(mask).tolist() for mask in masks))
+    return [(*action, 0, 0) for action in whole if any(action)]
 
 
-def _play(run: Run, point: Point, plan: Plan, trunk: Trunk, design: Design, *, to_end: bool) -> Played:
-    lengths = design.lengths(trunk.steps)
-    run.restore(point.snapshot)
-    run.flag(point.flagged)
-    played = Played(plan=plan, validation=[point.validation])
-    if plan.kind == "nudged":
-        nudge(run, trunk.seed, plan.replica)
-    for _ in range(plan.replica if plan.kind == "reordered" else 0):
-        run.apply(Intervention(data_reorder=True))
-    _horizon(run, played, lengths, trunk.faults, design)
-    if not math.isfinite(played.validation[-1]):
-        played.validation += [math.nan] * (1 + lengths.horizon // lengths.look - len(played.validation))
-        return played
-    there = run.snapshot() if to_end else None
-    spent = run.ledger.total
-    played.telemetry["cooldown"] = cool_down(run, lengths.cooldown)
-    played.annealed = run.evaluate()
-    played.flops["cooldown"] = run.ledger.total - spent
-    if there is not None:
-        run.restore(there)
-        spent = run.ledger.total
-        played.telemetry["rest"] = train(run, trunk.steps - run.step, trunk.faults)
-        played.final = run.evaluate()
-        played.flops["rest"] = run.ledger.total - spent
+def play_all(
+    run: Run, point: Point, listed: Sequence[Plan], trunk: Trunk, design: Design, *, to_end: bool, fold: Fold | None = None
+) -> list[Played]:
+    """Run the branches of a point, folded where that is faster, else one after the other; in the order listed.
+
+    The run is left in the state of the point, or wherever the last branch ended.
+    """
+    if fold is None or not design.folds(trunk.size.width):
+        return [_play_alone(run, point, plan, trunk, design, to_end=to_end) for plan in listed]
+    played: list[Played] = []
+    most = design.fold[1]
+    groups = -(-len(listed) // most)
+    for number in range(groups):  # of even sizes
+        group = listed[number::groups]
+        _start(run, point)
+        forks = [run.fork() for _ in group]
+        for fork in forks:
+            fork.ledger = copy.deepcopy(run.ledger)  # so that each branch's own compute can be told
+        played += _play(fold(forks), point, group, trunk, design, to_end=to_end)
+    order = [place for number in range(groups) for place in range(number, len(listed), groups)]
+    return [one for _, one in sorted(zip(order, played), key=lambda pair: pair[0])]
+
+
+def _play_alone(run: Run, point: Point, plan: Plan, trunk: Trunk, design: Design, *, to_end: bool) -> Played:
+    _start(run, point)
+    (played,) = _play(Alone(run), point, [plan], trunk, design, to_end=to_end)
     return played
 
 
-def _horizon(run: Run, played: Played, lengths: Lengths, faults: Sequence[Fault], design: Design) -> None:
-    """The decisions of a branch and the steps after each, up to the horizon or to the loss of the weights."""
-    codec = ActionCodec(run.config.interventions)
-    start, spent, cap = run.step, run.ledger.total, design.divergence * run.uniform_loss
+def _start(run: Run, point: Point) -> None:
+    run.restore(point.snapshot)
+    run.flag(point.flagged)
+
+
+def _play(
+    together: Lockstep, point: Point, listed: Sequence[Plan], trunk: Trunk, design: Design, *, to_end: bool
+) -> list[Played]:
+    """Branches side by side, from runs that are in the state of the point."""
+    lengths, runs = design.lengths(trunk.steps), together.runs
+    branches = [Played(plan=plan, validation=[point.validation]) for plan in listed]
+    for run, plan in zip(runs, listed):
+        if plan.kind == "nudged":
+            nudge(run, trunk.seed, plan.replica)
+        for _ in range(plan.replica if plan.kind == "reordered" else 0):
+            run.apply(Intervention(data_reorder=True))
+    meter = _Meter(runs, branches)
+    sound = _horizon(together, branches, lengths, trunk.faults, design)
+    meter.read("branch")
+    for played in branches:
+        played.validation += [math.nan] * (1 + lengths.horizon // lengths.look - len(played.validation))
+    there = {number: runs[number].snapshot() for number in sound} if to_end else {}
+    _note(branches, sound, "cooldown", cool_down(together, lengths.cooldown, sound))
+    for number, loss in zip(sound, together.evaluate(sound) if sound else ()):
+        branches[number].annealed = loss
+    meter.read("cooldown")
+    if there:
+        for number, snapshot in there.items():
+            runs[number].restore(snapshot)
+        left = trunk.steps - runs[sound[0]].step
+        _note(branches, sound, "rest", train(together, left, trunk.faults, sound))
+        for number, loss in zip(sound, together.evaluate(sound)):
+            branches[number].final = loss
+        meter.read("rest")
+    return branches
+
+
+class _Meter:
+    """What each branch has spent since it was last asked."""
+
+    def __init__(self, runs: Sequence[Run], branches: Sequence[Played]) -> None:
+        self._runs, self._branches = runs, branches
+        self._before = [run.ledger.total for run in runs]
+
+    def read(self, phase: Phase) -> None:
+        now = [run.ledger.total for run in self._runs]
+        for played, before, total in zip(self._branches, self._before, now):
+            played.flops[phase] = total - before
+        self._before = now
+
+
+def _note(branches: Sequence[Played], among: Sequence[int], phase: Phase, fresh: Sequence[list[Telemetry]]) -> None:
+    for number, telemetry in zip(among, fresh):
+        branches[number].telemetry[phase] += telemetry
+
+
+def _horizon(
+    together: Lockstep, branches: Sequence[Played], lengths: Lengths, faults: Sequence[Fault], design: Design
+) -> list[int]:
+    """The decisions of branches and the steps after each, up to the horizon. Returns those whose weights were not lost."""
+    runs = together.runs
+    codec, start, cap = ActionCodec(runs[0].config.interventions), runs[0].step, design.divergence * runs[0].uniform_loss
+    sound = list(range(len(branches)))
     for decision in range(DECISIONS):
-        draw = Draw(Intervention(), 1.0)
-        if decision < len(played.plan.uniforms):
-            policy = design.first if played.plan.kind == "single" else design.later
-            draw = policy.draw(codec, run, played.plan.uniforms[decision])
-        run.apply(draw.intervention)
-        played.draws.append(draw)
+        for number in sound:
+            draw = _decide(codec, runs[number], branches[number].plan, decision, design)
+            runs[number].apply(draw.intervention)
+            branches[number].draws.append(draw)
         for _ in range(lengths.decision // lengths.look):
-            fresh = train(run, lengths.look, faults)
-            played.telemetry["branch"] += fresh
-            played.validation.append(run.evaluate())
-            if played.diverged_at < 0:
-                lost = [t.step - start for t in fresh if not math.isfinite(t.loss)]
-                beyond = [] if played.validation[-1] < cap else [run.step - start]
-                played.diverged_at = min(lost + beyond, default=-1)
-            if not math.isfinite(played.validation[-1]):
-                played.flops["branch"] = run.ledger.total - spent
-                return
-    played.flops["branch"] = run.ledger.total - spent
+            fresh = train(together, lengths.look, faults, sound)
+            _note(branches, sound, "branch", fresh)
+            for number, telemetry, loss in zip(sound, fresh, together.evaluate(sound) if sound else ()):
+                played, run = branches[number], runs[number]
+                played.validation.append(loss)
+                if played.diverged_at < 0:
+                    lost = [t.step - start for t in telemetry if not math.isfinite(t.loss)]
+                    beyond = [] if loss < cap else [run.step - start]
+                    played.diverged_at = min(lost + beyond, default=-1)
+            sound = [number for number in sound if math.isfinite(branches[number].validation[-1])]
+    return sound
 
 
-def cool_down(run: Run, steps: int) -> list[Telemetry]:
+def _decide(codec: ActionCodec, run: Run, plan: Plan, decision: int, design: Design) -> Draw:
+    if plan.action and decision == 0:
+        return Draw(codec.decode(plan.action), 1.0)
+    if decision >= len(plan.uniforms):
+        return Draw(Intervention(), 1.0)
+    policy = design.first if plan.kind == "single" else design.later
+    return policy.draw(codec, run, plan.uniforms[decision])
+
+
+def cool_down(together: Lockstep, steps: int, among: Sequence[int] = (0,)) -> list[list[Telemetry]]:
     """The reference cool-down: the learning rate of the schedule times a line that falls to 0 over `steps`, in 16 stairs."""
-    scale, start = run.lr_scale, run.step
-    measured: list[Telemetry] = []
-    bounds = sorted({round(stair * steps / _STAIRS) for stair in range(_STAIRS + 1)})
-    for bound in bounds[1:]:
+    measured: list[list[Telemetry]] = [[] for _ in among]
+    runs = [together.runs[number] for number in among]
+    if not runs:
+        return measured
+    scales, done = [run.lr_scale for run in runs], 0
+    for bound in sorted({round(stair * steps / _STAIRS) for stair in range(1, _STAIRS + 1)} - {0}):
         # No interventions: they are bounded below, and would stand in the run's record.
-        middle = (run.step - start + bound) / 2
-        run.lr_scale = scale * (1 - middle / steps)
-        measured += run.advance(bound - (run.step - start))
+        middle = (done + bound) / 2
+        for run, scale in zip(runs, scales):
+            run.lr_scale = scale * (1 - middle / steps)
+        for log, fresh in zip(measured, together.advance(bound - done, among)):
+            log += fresh
+        done = bound
     return measured
 
 

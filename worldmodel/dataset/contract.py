@@ -7,22 +7,13 @@ def make_run(overrides):                                   # at the top of a mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from trainenv.types import Intervention, Snapshot, Telemetry
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-
-class Spending(Protocol):
-    """Where a run charges its compute."""
-
-    @property
-    def total(self) -> float:
-        """FLOPs spent so far, for whatever purpose."""
-        ...
 
 
 class Run(Protocol):
@@ -32,11 +23,10 @@ class Run(Protocol):
     lr_scale: float
     model: nn.Module
     optimizer: Optimizer
+    ledger: Any  # `total`: FLOPs spent so far, for whatever purpose
 
     @property
     def config(self) -> Any: ...
-    @property
-    def ledger(self) -> Spending: ...
     @property
     def weight_decay_scale(self) -> float: ...
     @property
@@ -53,6 +43,7 @@ class Run(Protocol):
     def evaluate(self) -> float: ...
     def snapshot(self) -> Snapshot: ...
     def restore(self, snapshot: Snapshot, /) -> None: ...
+    def fork(self) -> Self: ...
     def fingerprint(self) -> str: ...
 
 

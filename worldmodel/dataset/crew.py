@@ -19,6 +19,7 @@ from trainenv.types import UserError
 from worldmodel.dataset.contract import MakeRun
 from worldmodel.dataset.corpora import Texts
 from worldmodel.dataset.design import Design
+from worldmodel.dataset.lockstep import Fold
 from worldmodel.dataset.store import Shards
 from worldmodel.dataset.tables import collect
 from worldmodel.dataset.trunks import Trunk
@@ -38,13 +39,14 @@ class Job:
     design: Design
     texts: Texts
     make_run: MakeRun
+    fold: Fold | None = None
 
 
 def make_shard(job: Job, trunk: Trunk) -> tuple[str, int, float]:
     """Make one shard: what was wrong with it ("" if nothing), the optimizer steps trained and the core-seconds."""
     started = time.process_time()
     try:
-        tables = collect(trunk, job.design, job.make_run, job.texts)
+        tables = collect(trunk, job.design, job.make_run, job.texts, job.fold)
         Shards(job.folder).write(trunk.name, tables)
     except Exception as error:  # whatever a run may raise: the other trunks go on
         return f"{type(error).__name__}: {error}", 0, time.process_time() - started

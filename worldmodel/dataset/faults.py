@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from trainenv.types import Telemetry, UserError
 from worldmodel.dataset.contract import Run
+from worldmodel.dataset.lockstep import Lockstep
 
 FaultKind = Literal["random_tokens", "rare_tokens", "lr_spike", "weight_kick", "lost_moments"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
@@ -43,15 +44,32 @@ class Fault:
         return self.at + (self.steps if self.kind in PLANTED else 0)
 
 
-def train(run: Run, steps: int, faults: Sequence[Fault]) -> list[Telemetry]:
-    """Advance, struck on the way by the blows that are due. (What is planted is in the run's batches already.)"""
-    measured: list[Telemetry] = []
-    end = run.step + steps
-    blows = [fault for fault in faults if fault.kind not in PLANTED and run.step <= fault.at < end]
-    for blow in sorted(blows, key=lambda fault: fault.at):
-        measured += run.advance(blow.at - run.step)
-        _strike(run, blow)
-    return measured + run.advance(end - run.step)
+def train(together: Lockstep, steps: int, faults: Sequence[Fault], among: Sequence[int] = (0,)) -> list[list[Telemetry]]:
+    """Advance, struck on the way by the blows that are due. (What is planted is in the runs' batches already.)
+
+    Args:
+        together: the runs; those that take part are at the same step.
+        steps: optimizer steps.
+        faults: of the trunk.
+        among: numbers of the runs that take part.
+
+    Returns:
+        What each step of each of them measured.
+    """
+    measured: list[list[Telemetry]] = [[] for _ in among]
+    runs = [together.runs[number] for number in among]
+    if not runs:
+        return measured
+    here, end = runs[0].step, runs[0].step + steps
+    blows = [fault for fault in faults if fault.kind not in PLANTED and here <= fault.at < end]
+    for stop, blow in [*((blow.at, blow) for blow in sorted(blows, key=lambda fault: fault.at)), (end, None)]:
+        for log, fresh in zip(measured, together.advance(stop - here, among)):
+            log += fresh
+        here = stop
+        if blow is not None:
+            for run in runs:
+                _strike(run, blow)
+    return measured
 
 
 def _strike(run: Run, fault: Fault) -> None:

@@ -10,6 +10,7 @@ from trainenv.types import Snapshot, Telemetry
 from worldmodel.dataset.contract import Run
 from worldmodel.dataset.design import Design
 from worldmodel.dataset.faults import train
+from worldmodel.dataset.lockstep import Alone
 from worldmodel.dataset.streams import stream
 from worldmodel.dataset.trunks import Trunk
 
@@ -100,7 +101,7 @@ class _Log:
     """What is noted while a trunk is trained."""
 
     def __init__(self, run: Run, *, cap: float) -> None:
-        self._run, self._cap = run, cap
+        self._run, self._alone, self._cap = run, Alone(run), cap
         self.telemetry: list[Telemetry] = []
         self.validations: dict[int, float] = {}
         self.points: list[Point] = []
@@ -108,7 +109,7 @@ class _Log:
 
     def train(self, steps: int, trunk: Trunk) -> list[int]:
         """Train so many steps; at which of them the index has fired."""
-        fresh = train(self._run, steps, trunk.faults)
+        (fresh,) = train(self._alone, steps, trunk.faults)
         self.telemetry += fresh
         if lost := [t.step for t in fresh if not math.isfinite(t.loss)]:
             self._diverged(lost[0])

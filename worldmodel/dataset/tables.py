@@ -14,6 +14,7 @@ from worldmodel.dataset.contract import MakeRun, Run
 from worldmodel.dataset.corpora import Texts
 from worldmodel.dataset.design import Design
 from worldmodel.dataset.faults import PLANTED
+from worldmodel.dataset.lockstep import Fold
 from worldmodel.dataset.points import Point, Trained, train_trunk
 from worldmodel.dataset.trunks import Trunk
 
@@ -21,7 +22,7 @@ Rows = list[dict[str, Any]]
 Tables = dict[str, Rows]
 
 
-def collect(trunk: Trunk, design: Design, make_run: MakeRun, texts: Texts) -> Tables:
+def collect(trunk: Trunk, design: Design, make_run: MakeRun, texts: Texts, fold: Fold | None = None) -> Tables:
     """Train a trunk, branch it at each of its points, and return the rows of all its tables."""
     run = make_run(trunk.overrides(texts))
     trained = train_trunk(run, trunk, design)
@@ -33,8 +34,9 @@ def collect(trunk: Trunk, design: Design, make_run: MakeRun, texts: Texts) -> Ta
         "branch_steps": [],
     }
     for place, point in enumerate(trained.points):
-        listed, to_end = plans(trunk, design, place)
-        branches = play_all(run, point, listed, trunk, design, to_end=to_end)
+        run.restore(point.snapshot)
+        listed, to_end = plans(trunk, design, place, run)
+        branches = play_all(run, point, listed, trunk, design, to_end=to_end, fold=fold)
         tables["snapshots"].append(_snapshot_row(run, trunk, design, place, point, trained, branches[0], to_end))
         for number, played in enumerate(branches):
             keys = {"trunk": trunk.name, "snapshot": place, "branch": number}

@@ -22,11 +22,11 @@ Setting = Literal["clean", "misset", "faulty", "stressed", "mixed"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 STRESSORS = {"rare_tokens": 0.02, "long_sequence": 0.01, "artefacts": 0.01, "block_shuffle": 0.05, "harsh_warmup": 0.1}
 """Stressors at their rate; it is drawn up to 4 times as high. Of `harsh_warmup` it is the share of the budget."""
-VALIDATION_SEQUENCES = 16
+VALIDATION_TOKENS = 1024
 SHORTEST = 40  # steps of the shortest trunk: eight looks fit into an eighth of it, more or less
 
 _SETTING_LEVELS: tuple[Setting, ...] = ("clean", "clean", "misset", "misset", "faulty", "faulty", "stressed", "mixed")
-_LR_FACTORS = (0.25, 0.5, 2.0, 4.0, 8.0, 16.0)
+_LR_FACTORS = (0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 _BETA2 = (0.9, 0.95, 0.99, 0.999)
 _SCHEDULES = (("cosine", 0.1), ("cosine", 0.0), ("wsd", 0.0))
 _WEIGHT_DECAYS = (0.03, 0.1, 0.3, 1.0)
@@ -43,7 +43,7 @@ class Size:
     heads: int
     context: int = 64
     batch_size: int = 8
-    most_steps: int = 1200
+    most_steps: int = 800
 
     @property
     def parameters(self) -> int:
@@ -56,15 +56,16 @@ class Size:
         return 0.192 / self.width
 
 
-_W16 = Size(width=16, layers=2, heads=2)
-_W32 = Size(width=32, layers=1, heads=2, context=32)
-_W32_DEEP = Size(width=32, layers=2, heads=2)
-_W48 = Size(width=48, layers=2, heads=3, context=48)
-_W64 = Size(width=64, layers=2, heads=2, most_steps=900)
-_W64_DEEP = Size(width=64, layers=4, heads=4, context=32, most_steps=900)
-_W96 = Size(width=96, layers=3, heads=3, batch_size=4, most_steps=600)
-_W128 = Size(width=128, layers=4, heads=4, batch_size=4, most_steps=400)
-SIZES = (*[_W16] * 2, *[_W32] * 3, *[_W32_DEEP] * 3, *[_W48] * 3, *[_W64] * 2, _W64_DEEP, _W96, _W128)
+_SHORT = {"context": 32, "batch_size": 4}  # few tokens a step: many trunks teach more than long ones
+_W16 = Size(width=16, layers=2, heads=2, **_SHORT)
+_W32 = Size(width=32, layers=1, heads=2, **_SHORT)
+_W32_DEEP = Size(width=32, layers=2, heads=2, context=32)
+_W48 = Size(width=48, layers=2, heads=3, **_SHORT)
+_W64 = Size(width=64, layers=2, heads=2, most_steps=400, **_SHORT)
+_TINY = Size(width=64, layers=2, heads=2, most_steps=400)
+_W96 = Size(width=96, layers=3, heads=3, batch_size=4, context=32, most_steps=300)
+_W128 = Size(width=128, layers=4, heads=4, batch_size=4, context=32, most_steps=200)
+SIZES = (*[_W16] * 6, *[_W32] * 7, *[_W32_DEEP] * 3, *[_W48] * 5, *[_W64] * 2, _TINY, _W96, _W128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class Trunk:
             "optimizer": {"lr": self.size.lr * self.lr_factor, "betas": (0.9, self.beta2), "weight_decay": self.weight_decay},
             "schedule": {"kind": self.schedule, "warmup": self.warmup, "final": self.final},
             "clip": {"policy": self.clip},
-            "validation": {"every": 0, "sequences": VALIDATION_SEQUENCES},
+            "validation": {"every": 0, "sequences": VALIDATION_TOKENS // self.size.context},
             "interventions": {"allow_spam": True, "allow_data_reorder": True, "allow_skip_batch": True},
             "stressors": stress,
         }
@@ -149,7 +150,7 @@ class Trunk:
 
 
 def sample(
-    count: int, *, seed: int, sizes: Sequence[Size] = SIZES, steps: tuple[int, int] = (200, 1200), first: int = 0
+    count: int, *, seed: int, sizes: Sequence[Size] = SIZES, steps: tuple[int, int] = (200, 800), first: int = 0
 ) -> tuple[Trunk, ...]:
     """Trunks `first` to `first + count − 1` of a seed.
 
@@ -202,7 +203,7 @@ def _faults(rng: np.random.Generator, budget: int, kinds: Sequence[FaultKind]) -
     faults = []
     for place, kind in enumerate(kinds[:count]):
         at = round(0.15 * budget + (place + 0.6 * rng.random()) * width)
-        strong = float(np.exp(rng.uniform(np.log(4), np.log(20))))
+        strong = float(np.exp(rng.uniform(np.log(4), np.log(60))))
         size = strong if kind in ("lr_spike", "weight_kick") else float(rng.uniform(0.5, 1.0))
         steps = max(1, min(int(rng.integers(3, 11)), round(0.3 * width))) if kind in PLANTED else 1
         faults.append(Fault(kind=kind, at=at, steps=steps, size=size))
