@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,17 @@ def _parser() -> argparse.ArgumentParser:
         "out", type=Path, metavar="OUT", help="a path ending in .safetensors, or in .pt with the optimizer's state"
     )
     export.add_argument("--step", type=int, metavar="N", help="that the checkpoint was saved at; the newest by default")
+
+    about = "Make a world model: what forecasts what interventions do to a run."
+    world = commands.add_parser("worldmodel", help=about, description=about)
+    making = world.add_subparsers(required=True, metavar="ACTION", dest="action")
+    build = command("build", _build_model, "Branch many small runs, train on them, calibrate, judge; resumable.", among=making)
+    build.add_argument("--out", type=Path, metavar="FOLDER", help="of all of it; runs/worldmodel by default")
+    build.add_argument(
+        "--trunks", type=int, default=200, metavar="N", help="runs to branch; 200 by default, an hour on two cores"
+    )
+    build.add_argument("--workers", type=int, default=2, metavar="N", help="processes, one core each; 2 by default")
+    build.add_argument("--seed", type=int, default=0, metavar="N", help="of everything")
 
     command("doctor", _doctor, "Check this machine: versions, memory, devices, exactness and speed.")
     return parser
@@ -193,6 +204,35 @@ def _checkpoint(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if args.action == "gc":
         return commands.collect(args.folder, say, dry_run=args.dry_run, keep_last=args.keep_last)
     return commands.export(args.folder, say, out=args.out, step=args.step)
+
+
+def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
+    """What branches are taken of: `tiny`, but for what is overridden. At the top of a module, for other processes import it."""
+    from trainenv.run import TrainingRun
+
+    return TrainingRun.from_config("tiny", overrides)
+
+
+def _build_model(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    from trainenv.folded import Folded
+    from trainenv.progress import Progress
+    from worldmodel.build import Recipe, build
+    from worldmodel.dataset import Progress as Made
+
+    recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed)
+    folder = args.out or Path("runs/worldmodel")
+    with _interruptible() as stop, Progress("worldmodel", recipe.trunks, quiet=args.json) as progress:
+
+        def show(made: Made) -> None:
+            left = f"{made.seconds_left / 60:.0f} minutes left"
+            progress.say(f"{made.done} of {made.total} runs branched, {made.steps} steps, about {left} {made.error}".rstrip())
+
+        report = build(folder, recipe, make_small_run, fold=Folded, say=progress.say, progress=show, stop=stop)
+    if report["interrupted"]:
+        progress.say(f"interrupted; go on with the same command: {report['trunks']} runs are there")
+        return report, INTERRUPTED
+    progress.say(f"built {folder / 'model'}; how good it is on runs that it has not seen: {folder / 'report.json'}")
+    return {"command": "worldmodel build", **report}, 0
 
 
 def _doctor(args: argparse.Namespace) -> tuple[dict[str, Any], int]:

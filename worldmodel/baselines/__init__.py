@@ -1,0 +1,81 @@
+"""What a world model must beat: simple forecasts of what interventions do, in one form.
+
+    fitted = make("trees").fit(train)
+    evaluate(test, fitted.predict(test))
+
+One file a baseline. Where a baseline has no quantiles of its own, they are what it was off by on held-out trunks (`points`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from trainenv.spelling import nearest
+from trainenv.types import UserError
+from worldmodel.baselines.ablations import ActionShuffled, Blind
+from worldmodel.baselines.contract import Baseline, Fitted
+from worldmodel.baselines.curve import Curve
+from worldmodel.baselines.last_value import LastValue
+from worldmodel.baselines.law import MultiPowerLaw
+from worldmodel.baselines.mean_by_action import MeanByAction
+from worldmodel.baselines.nothing import DoNothing
+from worldmodel.baselines.ridge import Ridge
+from worldmodel.baselines.spikes import SpikeThreshold
+from worldmodel.baselines.trees import Trees
+
+BASELINES: Mapping[str, Any] = {
+    "nothing": DoNothing(),
+    "last-value": LastValue(),
+    "mean-by-action": MeanByAction(),
+    "pow3": Curve(forecaster="pow3"),
+    "exponential": Curve(forecaster="exponential"),
+    "domhan": Curve(forecaster="ensemble"),
+    "anchored-multi-power": MultiPowerLaw(),
+    "pooled-multi-power": MultiPowerLaw(pooled=True),
+    "law-and-spikes": SpikeThreshold(),
+    "ridge": Ridge(),
+    "trees": Trees(),
+    "blind-ridge": Blind(of=Ridge()),
+    "blind-trees": Blind(of=Trees()),
+    "shuffled-ridge": ActionShuffled(of=Ridge()),
+    "shuffled-trees": ActionShuffled(of=Trees()),
+}
+NAMES: tuple[str, ...] = tuple(BASELINES)
+
+__all__ = [
+    "BASELINES",
+    "NAMES",
+    "ActionShuffled",
+    "Baseline",
+    "Blind",
+    "Curve",
+    "DoNothing",
+    "Fitted",
+    "LastValue",
+    "MeanByAction",
+    "MultiPowerLaw",
+    "Ridge",
+    "SpikeThreshold",
+    "Trees",
+    "make",
+]
+
+
+def make(name: str, **hyperparameters: Any) -> Baseline:
+    """The baseline of that name; what is left out of its hyperparameters stays as it is there.
+
+    Raises:
+        UserError: no such baseline or hyperparameter (the nearest valid one is named), or a value out of range.
+    """
+    if name not in BASELINES:
+        raise UserError(f"baseline must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}")
+    valid = [field.name for field in fields(BASELINES[name])]
+    for wrong in hyperparameters:
+        if wrong not in valid:
+            raise UserError(
+                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid) or 'none'}"
+            )
+    baseline: Baseline = replace(BASELINES[name], **hyperparameters)
+    return baseline

@@ -1,0 +1,14 @@
+"""What forecasts of interventions are worth, on trunks that the model has not seen.
+
+    report = evaluate(test, model.predict(test), noise=seed_noise(examples)[rows])
+    report["horizon"]["mattering"]["mae_in_noise"]        # {value, low, high, units, trunks}
+    compare(test, one, other)["regret"]["final"]["annealed"]["mean"]["difference"]
+
+Everything here is a pure function of `Examples` and `Predictions`.
+"""
+
+from worldmodel.evaluation.choices import Choice, choices
+from worldmodel.evaluation.noise import matters, seed_noise
+from worldmodel.evaluation.report import RISK_LIMIT, compare, evaluate
+
+__all__ = ["RISK_LIMIT", "Choice", "choices", "compare", "evaluate", "matters", "seed_noise"]

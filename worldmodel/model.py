@@ -1,0 +1,252 @@
+"""The world model: networks and what makes their numbers honest, behind three calls.
+
+model = worldmodel.load_pretrained()
+forecasts = model.forecast(history, interventions)       # 128 in one call
+root = model.initial_inference([history])                # for a search
+next = model.recurrent_inference(root.latent, actions)   # [B, 6] action vectors
+
+Numbers come from the networks, and honesty from `calibration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainenv.config import InterventionConfig
+from trainenv.interventions import ActionCodec
+from trainenv.types import Estimate, Forecast, Inference, Intervention, RunHistory, UserError
+from worldmodel import features
+from worldmodel.calibration import Calibrations, nats, strata_of
+from worldmodel.examples import LEVELS, Examples, Predictions
+from worldmodel.features import ACTION, DECISIONS, STATE, Floats
+from worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
+from worldmodel.prior import prior
+
+_CHUNK = 4096  # branches at a time
+_RECENT = 512  # steps of a history that are looked at
+
+
+class Model:
+    """A `trainenv.types.WorldModel`. Deterministic, and never changed by what is asked of it.
+
+    Args:
+        networks: trained.
+        calibrations: fitted on trunks that the networks have not seen; None gives what the networks say as it is.
+        card: what it was made of, and how good it was found to be; JSON values.
+        actions: the action space that a search's action vectors are of.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        calibrations: Calibrations | None = None,
+        card: Mapping[str, Any] | None = None,
+        *,
+        actions: InterventionConfig | None = None,
+    ) -> None:
+        self.networks, self.calibrations, self.card = networks.eval().requires_grad_(False), calibrations, dict(card or {})
+        self._codec = ActionCodec(actions or InterventionConfig())
+        self._vectors: dict[bytes, tuple[float, ...]] = {}  # features of action vectors seen so far: a memo, nothing else
+
+    def forecast(
+        self,
+        history: RunHistory,
+        interventions: Sequence[Intervention | Sequence[Intervention]],
+        /,
+        *,
+        picks: bool = False,
+    ) -> list[Forecast]:
+        """One forecast an entry, in order.
+
+        Args:
+            history: what is known of the run: at least 16 steps, the last of them finite.
+            interventions: each one intervention now, or one for each of up to four decisions from now on; any number of them.
+            picks: intervals that hold for those that are picked by their median of `annealed`, not for all alike: wider.
+
+        Raises:
+            UserError: the history is too short or not finite where it counts, or an entry is no intervention.
+        """
+        columns, now = features.read(_recent(history))
+        actions = action_features(interventions)  # [K, 4, A]
+        if not len(actions):
+            return []
+        state = features.state(columns, now)
+        law = prior(columns, now, actions[..., 0])
+        nothing = np.logical_not(actions.any(axis=(1, 2)))
+        raw = self._predict(state[None], np.zeros(len(actions), dtype=np.int64), actions, law)
+        if self.calibrations is None:
+            limit = np.inf
+        else:
+            strata = strata_of(np.broadcast_to(state, (len(actions), len(state))), actions[..., 0].sum(axis=1))
+            raw, limit = self.calibrations.apply(raw, strata, picks=picks), self.calibrations.disagreement
+        return _forecasts(raw, nothing, now.decision, limit)
+
+    def predict(self, examples: Examples, *, picks: bool = False) -> Predictions:
+        """What is forecast of each branch of a data set."""
+        raw = self.raw(examples)
+        if self.calibrations is None:
+            return raw
+        strata = strata_of(examples.states[examples.snapshot], examples.actions[..., 0].sum(axis=1))
+        return self.calibrations.apply(raw, strata, picks=picks)
+
+    def raw(self, examples: Examples) -> Predictions:
+        """What the networks alone say of each branch."""
+        parts = []
+        for start in range(0, max(len(examples), 1), _CHUNK):
+            some = examples.where(np.arange(start, min(start + _CHUNK, len(examples))))
+            parts.append(self._predict(some.states, some.snapshot, some.actions, some.law))
+        return Predictions(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Predictions.__dataclass_fields__}
+        )
+
+    @torch.inference_mode()
+    def _predict(self, states: Floats, which: NDArray[np.int64], actions: Floats, law: Floats) -> Predictions:
+        """Of n sequences of actions [n, 4, A], each from the state numbered `which` [n] among [S, F]."""
+        networks = self.networks
+        used, place = np.unique(which, return_inverse=True)
+        start = networks.represent(_float(states[used]))  # (M, S', W)
+        nothing = start
+        idle = torch.zeros(len(used), len(ACTION))
+        for _ in range(DECISIONS):
+            nothing = networks.step(nothing, idle)
+        rows = torch.from_numpy(place)
+        end, tried = start[:, rows], _float(actions)
+        if len(used) > 1:
+            start, nothing = end, nothing[:, rows]
+        for decision in range(DECISIONS):
+            end = networks.step(end, tried[:, decision])
+        return _collect(networks.forecast(start, end, nothing, to_units(_float(law))))
+
+    @torch.inference_mode()
+    def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
+        """The states that histories are in, as roots of a search."""
+        read = [features.read(_recent(history)) for history in histories]
+        states = np.stack([features.state(*one) for one in read]) if read else np.zeros((0, len(STATE)))
+        latent = self.networks.represent(_float(states))
+        return self._inference(latent, np.zeros(len(states), dtype=np.float32))
+
+    @torch.inference_mode()
+    def recurrent_inference(self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /) -> Inference:
+        """What B states become; see `WorldModel.recurrent_inference`. Latents are [B, M·W]."""
+        before = torch.from_numpy(latent).view(len(latent), self.networks.shape.members, -1).transpose(0, 1)
+        after = self.networks.step(before, torch.tensor([self._vector(action) for action in actions]))
+        reward = self.networks.expected(self.networks.rewards(before, after)).mean(0)
+        return self._inference(after, reward.numpy())
+
+    def _inference(self, latent: Tensor, reward: NDArray[np.float32]) -> Inference:
+        value, policy = self.networks.judge(latent)
+        return Inference(
+            latent=latent.transpose(0, 1).flatten(1).numpy(),
+            reward=reward,
+            value=self.networks.expected(value).mean(0).numpy(),
+            logits=policy.mean(0).numpy(),
+        )
+
+    def _vector(self, action: NDArray[np.integer[Any]]) -> tuple[float, ...]:
+        key = np.ascontiguousarray(action, dtype=np.int64).tobytes()
+        if key not in self._vectors:
+            self._vectors[key] = features.action(self._codec.decode(action))
+        return self._vectors[key]
+
+
+def _recent(history: RunHistory) -> RunHistory:
+    if len(history.telemetry) <= _RECENT:
+        return history
+    return replace(history, telemetry=history.telemetry[-_RECENT:])
+
+
+def action_features(interventions: Sequence[Intervention | Sequence[Intervention]]) -> Floats:
+    """[K, 4, A] action features; 0 where nothing is done.
+
+    Raises:
+        UserError: an entry is neither an intervention nor up to four of them.
+    """
+    actions = np.zeros((len(interventions), DECISIONS, len(ACTION)))
+    for place, entry in enumerate(interventions):
+        sequence = (entry,) if isinstance(entry, Intervention) else entry
+        known = isinstance(sequence, Sequence) and all(isinstance(one, Intervention) for one in sequence)
+        if not known or len(sequence) > DECISIONS:
+            raise UserError(
+                f"expected an Intervention, or up to {DECISIONS} of them in order, found {entry!r:.120} at place {place}; decode "
+                "action vectors with trainenv.interventions.ActionCodec"
+            )
+        for decision, one in enumerate(sequence):
+            actions[place, decision] = features.action(one)
+    return actions
+
+
+def _collect(heads: Heads) -> Predictions:
+    """The members' forecasts as one: means of quantiles and of probabilities."""
+    quantiles = heads.quantiles.mean(0).double().numpy()  # [n, 3, 5]
+    times = torch.softmax(heads.recovery, dim=-1).mean(0).double().numpy().cumsum(axis=1)  # [n, 10]
+    places = np.stack([(times < level).sum(axis=1) for level in LEVELS], axis=1)  # [n, 5]
+    medians = nats(heads.quantiles[:, :, 1, len(LEVELS) // 2].double().numpy())  # [M, n]
+    return Predictions(
+        horizon=nats(quantiles[:, 0]),
+        annealed=nats(quantiles[:, 1]),
+        final=nats(quantiles[:, TARGETS - 1]),
+        hazard=torch.sigmoid(heads.hazard).mean(0).double().numpy(),
+        instability=torch.sigmoid(heads.instability).mean(0).double().numpy(),
+        recovery=np.minimum(places, LOOKS) * DECISIONS / LOOKS,
+        disagreement=medians.std(axis=0),
+    )
+
+
+def _forecasts(said: Predictions, nothing: NDArray[np.bool_], decision: int, limit: float) -> list[Forecast]:
+    """As frozen values, one an entry. Doing nothing has Δ 0 by definition, and nothing to disagree about."""
+    kept = np.where(nothing, 0.0, 1.0)[:, None]
+    deltas = [_means(getattr(said, target) * kept) for target in ("horizon", "annealed", "final")]
+    recovery = _means(said.recovery * decision)
+    disagreement = said.disagreement * kept[:, 0]
+    rows = zip(
+        *deltas,
+        said.hazard.tolist(),
+        said.divergence.tolist(),
+        said.instability.tolist(),
+        recovery,
+        disagreement.tolist(),
+        (disagreement > limit).tolist(),
+    )
+    return [
+        Forecast(
+            horizon=Estimate(*horizon),
+            annealed=Estimate(*annealed),
+            final=Estimate(*final),
+            hazard=tuple(hazard),
+            divergence=divergence,
+            instability=instability,
+            recovery=Estimate(*until),
+            disagreement=spread,
+            abstain=abstain,
+        )
+        for horizon, annealed, final, hazard, divergence, instability, until, spread, abstain in rows
+    ]
+
+
+def _means(quantiles: Floats) -> list[list[float]]:
+    """Mean, median and the 90 % interval of quantiles [n, 5]; the mean is that of a density flat between them."""
+    mean = quantiles @ _FLAT
+    return np.stack([mean, quantiles[:, 2], quantiles[:, 0], quantiles[:, -1]], axis=1).tolist()  # type: ignore[no-any-return]
+
+
+def _flat_weights() -> Floats:
+    gaps = np.diff(LEVELS)
+    weights = np.zeros(len(LEVELS))
+    weights[:-1] += gaps / 2
+    weights[1:] += gaps / 2
+    weights[[0, -1]] += LEVELS[0]  # the tails stand at their quantiles
+    return weights
+
+
+_FLAT = _flat_weights()
+
+
+def _float(values: Floats) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

@@ -1,0 +1,243 @@
+"""Keep learning from what was really tried, without forgetting what was known (Liu et al. 2023's online speculative decoding).
+
+    online = OnlineModel(worldmodel.load_pretrained(), rehearsal)
+    online.learn([Rollout(run="mine", history=history, interventions=(…,), annealed=-0.012)])
+    online.model.forecast(history, interventions)
+
+Every rollout is first forecast with the model as it is, and only then learned: what its error says of intervals is honest. So
+scores join the calibrations at once, and the level of each target's intervals follows the misses (ACI, `conformal.adaptive`).
+Networks are refreshed after every `refresh` rollouts, always from the pretrained ones, on all rollouts kept and as many branches
+of the pretraining data: going on from the last refresh would drift, going back does not, and costs the same few seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainenv.types import Intervention, RunHistory, UserError
+from worldmodel import features
+from worldmodel.calibration import ALPHA, Calibrations, strata_of, units
+from worldmodel.conformal import AdaptiveLevel, Calibration
+from worldmodel.examples import LOOKS, TARGETS, Examples
+from worldmodel.features import DECISIONS, STATE
+from worldmodel.model import Model, action_features
+from worldmodel.prior import prior
+from worldmodel.training import Training, fit
+
+_NEW = "online/"  # prefix of the names of runs learned from, beside those of the pretraining data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A branch that was trained for real, beside a do-nothing control on the same batches.
+
+    Attributes:
+        run: a name; rollouts of one run share its fate.
+        history: what was known when it started.
+        interventions: what was done at each of up to four decisions.
+        looks: Δ ln loss after each eighth of the horizon, in nats, as far as it was trained; NaN where not measured.
+        annealed, final: Δ ln loss after the reference cool-down and at the end of the run; NaN where not measured.
+        diverged: decision in which it diverged; −1 if it did not.
+        fired: whether the uncertainty index fired.
+
+    Raises:
+        UserError: too many interventions or looks, or nothing that was measured.
+    """
+
+    run: str
+    history: RunHistory = field(repr=False)
+    interventions: tuple[Intervention, ...]
+    looks: tuple[float, ...] = ()
+    annealed: float = math.nan
+    final: float = math.nan
+    diverged: int = -1
+    fired: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.interventions) > DECISIONS or len(self.looks) > LOOKS:
+            raise UserError(
+                f"a rollout has at most {DECISIONS} interventions and {LOOKS} looks, found {len(self.interventions)} and "
+                f"{len(self.looks)}"
+            )
+        if not any(math.isfinite(value) for value in (*self.looks, self.annealed, self.final)):
+            raise UserError("a rollout needs a Δ that was measured, found none; leave out what failed before its first look")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online:
+    """How to go on learning.
+
+    Args:
+        refresh: rollouts between refreshes of the networks.
+        keep: rollouts kept, the newest.
+        training: of a refresh.
+        level: rule by which the intervals' level follows late labels.
+
+    Raises:
+        UserError: a count is below 1.
+    """
+
+    refresh: int = 32
+    keep: int = 2048
+    training: Training = field(default_factory=lambda: Training(epochs=4, lr=5e-4, dropout=0.0))
+    level: AdaptiveLevel = field(default_factory=lambda: AdaptiveLevel(alpha=ALPHA, gamma=0.02))
+
+    def __post_init__(self) -> None:
+        for name in ("refresh", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, found {getattr(self, name)!r}")
+
+
+class OnlineModel:
+    """A model that learns.
+
+    Args:
+        pretrained: where it starts; it is never changed.
+        rehearsal: branches of the pretraining data (`files.load_rehearsal`).
+        how: hyperparameters.
+
+    Attributes:
+        model: the newest; a new object after each change.
+    """
+
+    def __init__(self, pretrained: Model, rehearsal: Examples, how: Online | None = None) -> None:
+        self.how = how or Online()
+        self._pretrained, self._rehearsal = pretrained, rehearsal
+        self._kept: Examples | None = None
+        self._waiting = 0
+        self._levels = {target: self.how.level.init() for target in TARGETS}
+        self.model = pretrained
+
+    def learn(self, rollouts: Sequence[Rollout]) -> None:
+        """Take in rollouts, in the order they were measured."""
+        if rollouts:
+            self.learn_examples(as_examples(rollouts))
+
+    def learn_examples(self, fresh: Examples) -> None:
+        """The same for branches of a data set; names of trunks tell runs apart."""
+        fresh = replace(fresh, trunks=tuple(f"{_NEW}{name.removeprefix(_NEW)}" for name in fresh.trunks))
+        if self.model.calibrations is not None:
+            self.model = Model(self.model.networks, self._recalibrated(self.model.calibrations, fresh), self.model.card)
+        kept = fresh if self._kept is None else concatenated([self._kept, fresh])
+        self._kept = kept.where(np.arange(len(kept))[-self.how.keep :])
+        self._waiting += len(fresh)
+        if self._waiting >= self.how.refresh:
+            self._refresh()
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """By target, what late labels have shown of the intervals; see `AdaptiveLevel.report`."""
+        return {target: self.how.level.report(state) for target, state in self._levels.items()}
+
+    def _refresh(self) -> None:
+        """New networks from the pretrained ones, on the rollouts kept and as much of the old data."""
+        assert self._kept is not None
+        self._waiting = 0
+        old = self._rehearsal
+        times = max(1, round(len(old) / len(self._kept)))  # new and old weigh alike, but no rollout more than it did at first
+        both = concatenated([old, *[self._kept] * min(times, 4)])
+        networks = fit(both, self.how.training, start=self._pretrained.networks)
+        self.model = Model(networks, self.model.calibrations, self.model.card)
+
+    def _recalibrated(self, calibrations: Calibrations, fresh: Examples) -> Calibrations:
+        """With the scores of rollouts that were not learned from yet, and the level moved by their misses."""
+        some = fresh.where(fresh.candidate)
+        if not len(some):
+            return calibrations
+        raw = self.model.raw(some)
+        strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
+        said = calibrations.apply(raw, strata)
+        intervals, alpha = dict(calibrations.intervals), dict(calibrations.alpha)
+        for target in TARGETS:
+            outcome = getattr(some, target)
+            known = np.isfinite(outcome)
+            if not known.any():
+                continue
+            quantiles = units(getattr(raw, target))[known]
+            runs = np.array([some.trunks[run] for run in some.trunk[known]])
+            intervals[target] = _joined(intervals[target], quantiles, units(outcome[known]), runs, list(strata[known]))
+            bounds = getattr(said, target)[known]
+            missed = (outcome[known] < bounds[:, 0]) | (outcome[known] > bounds[:, -1])
+            state, tickets = self._levels[target], {}
+            for run, miss in zip(runs, missed):
+                ticket, _ = self.how.level.issue(state, run=str(run))
+                tickets[ticket] = bool(miss)
+            self.how.level.learn(state, tickets)
+            alpha[target] = self.how.level.level(state)
+        return replace(calibrations, intervals=intervals, alpha=alpha)
+
+
+def as_examples(rollouts: Sequence[Rollout]) -> Examples:
+    """Rollouts as branches of a data set; what they did not measure is NaN."""
+    count = len(rollouts)
+    runs = sorted({rollout.run for rollout in rollouts})
+    states, law = np.zeros((count, len(STATE))), np.zeros((count, len(TARGETS)))
+    actions = np.stack([action_features([rollout.interventions])[0] for rollout in rollouts])
+    decision = np.zeros(count, dtype=np.int64)
+    for place, rollout in enumerate(rollouts):
+        columns, now = features.read(rollout.history)
+        states[place], decision[place] = features.state(columns, now), now.decision
+        law[place] = prior(columns, now, actions[place : place + 1, :, 0])[0]
+    looks = np.full((count, LOOKS), math.nan)
+    for place, rollout in enumerate(rollouts):
+        looks[place, : len(rollout.looks)] = rollout.looks
+    return Examples(
+        trunks=tuple(runs),
+        trunk=np.array([runs.index(rollout.run) for rollout in rollouts], dtype=np.int64),
+        snapshot=np.arange(count),
+        kind=np.array(["sequence"] * count),
+        states=states,
+        after=np.full((count, DECISIONS, len(STATE)), math.nan),
+        actions=actions,
+        law=law,
+        looks=looks,
+        annealed=np.array([rollout.annealed for rollout in rollouts]),
+        final=np.array([rollout.final for rollout in rollouts]),
+        fall=np.full((count, DECISIONS), math.nan),
+        to_end=np.full(count, math.nan),
+        diverged=np.array([rollout.diverged for rollout in rollouts], dtype=np.int64),
+        fired=np.array([rollout.fired for rollout in rollouts], dtype=np.bool_),
+        recovery=np.zeros(count),
+        recovered=np.zeros(count, dtype=np.bool_),
+        decision_steps=decision,
+        strata=np.array(["online/rollout"] * count),
+        flagged=np.array([rollout.history.flagged_ahead > 0 for rollout in rollouts], dtype=np.bool_),
+    )
+
+
+def concatenated(parts: Sequence[Examples]) -> Examples:
+    """Examples one after the other; trunks of the same name are one."""
+    names: dict[str, int] = {}
+    for part in parts:
+        for name in part.trunks:
+            names.setdefault(name, len(names))
+    starts = np.cumsum([0, *(len(part.states) for part in parts)])
+    columns: dict[str, Any] = {
+        one.name: np.concatenate([getattr(part, one.name) for part in parts])
+        for one in fields(Examples)
+        if one.name not in ("trunks", "trunk", "snapshot")
+    }
+    trunk = [np.array([names[name] for name in part.trunks], dtype=np.int64)[part.trunk] for part in parts]
+    snapshot = [part.snapshot + start for part, start in zip(parts, starts)]
+    return Examples(trunks=tuple(names), trunk=np.concatenate(trunk), snapshot=np.concatenate(snapshot), **columns)
+
+
+def _joined(
+    old: Calibration, quantiles: NDArray[np.float64], outcome: NDArray[np.float64], runs: NDArray[np.str_], strata: list[str]
+) -> Calibration:
+    """A calibration with more rows, of other trunks; a run seen before goes on being one."""
+    low, high = old.how.scores(quantiles[:, 0], quantiles[:, -1], outcome)
+    names = {name: int(old.trunks.max()) + 1 + place for place, name in enumerate(sorted(set(runs.tolist())))}
+    return replace(
+        old,
+        low=np.concatenate([old.low, low]),
+        high=np.concatenate([old.high, high]),
+        trunks=np.concatenate([old.trunks, np.array([names[run] for run in runs.tolist()], dtype=old.trunks.dtype)]),
+        strata=(*old.strata, *strata),
+        weights=np.concatenate([old.weights, np.ones(len(low))]),
+    )
