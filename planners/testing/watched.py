@@ -1,0 +1,170 @@
+"""Models and executors that watch what planners ask of them, and that fail in every way that real ones do."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planners.futures import Legality
+from trainenv.types import (
+    Cost,
+    Estimate,
+    Executor,
+    Forecast,
+    Inference,
+    Intervention,
+    Measure,
+    Outcome,
+    PlanningProblem,
+    RunHistory,
+    WorldModel,
+)
+
+ModelFault = Literal["raises", "nan", "nan for doing nothing", "nan for some", "too few", "rubbish"]
+ExecutorFault = Literal["raises", "cost raises", "errors", "error of the control", "nan", "too few", "rubbish", "all diverge"]
+MODEL_FAULTS: tuple[ModelFault, ...] = get_args(ModelFault)
+EXECUTOR_FAULTS: tuple[ExecutorFault, ...] = get_args(ExecutorFault)
+
+
+@dataclass
+class WatchedModel:
+    """A model that counts, and that fails from the call numbered `at` on if it has a fault.
+
+    Attributes:
+        model: what answers.
+        fault: how it fails; None if it does not; an exception to raise it.
+        at: the first call that fails, from 0.
+        pause: seconds that each future takes.
+        futures: entries forecast and states inferred so far.
+        calls: so far.
+        asked: the sequences forecast so far.
+    """
+
+    model: WorldModel
+    fault: ModelFault | BaseException | None = None
+    at: int = 0
+    pause: float = 0.0
+    futures: int = 0
+    calls: int = 0
+    asked: list[tuple[Intervention, ...]] = field(default_factory=list)
+
+    def forecast(self, history: RunHistory, interventions: Sequence[Intervention | Sequence[Intervention]], /) -> list[Forecast]:
+        sequences = [(one,) if isinstance(one, Intervention) else tuple(one) for one in interventions]
+        fails = self._count(len(sequences))
+        self.asked += sequences
+        found = self.model.forecast(history, interventions)
+        if not fails or self.fault is None:
+            return found
+        if self.fault == "too few":
+            return found[:-1]
+        if self.fault == "rubbish":
+            return ["no forecast" for _ in found]  # type: ignore[misc]
+        some = {"nan": 1, "nan for some": 2}.get(str(self.fault), len(found) + 1)
+        bad = [
+            place % some == some - 1 or (self.fault == "nan for doing nothing" and _idle(sequences[place]))
+            for place in range(len(found))
+        ]
+        return [_without_number(forecast) if lost else forecast for forecast, lost in zip(found, bad, strict=True)]
+
+    def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
+        return self._spoiled(self._count(len(histories)), self.model.initial_inference(histories))
+
+    def recurrent_inference(self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /) -> Inference:
+        return self._spoiled(self._count(len(latent)), self.model.recurrent_inference(latent, actions))
+
+    def _count(self, futures: int) -> bool:
+        """Note a call; whether it is to fail."""
+        self.calls, self.futures = self.calls + 1, self.futures + futures
+        time.sleep(self.pause * futures)
+        fails = self.fault is not None and self.calls > self.at
+        if fails and isinstance(self.fault, BaseException):
+            raise self.fault
+        if fails and self.fault == "raises":
+            raise RuntimeError("the model broke")
+        return fails
+
+    def _spoiled(self, fails: bool, inference: Inference) -> Inference:
+        if not fails:
+            return inference
+        return Inference(inference.latent, inference.reward, np.full_like(inference.value, np.nan), inference.logits)
+
+
+@dataclass
+class WatchedExecutor:
+    """An executor that counts, and that fails from the call of `run` numbered `at` on if it has a fault. As `WatchedModel`.
+
+    Attributes:
+        steps: real steps taken so far.
+        flops: spent so far.
+    """
+
+    executor: Executor
+    fault: ExecutorFault | BaseException | None = None
+    at: int = 0
+    steps: int = 0
+    flops: float = 0.0
+    calls: int = 0
+    asked: list[tuple[Intervention, ...]] = field(default_factory=list)
+
+    def cost(self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0) -> Cost:
+        if self.fault == "cost raises" and self.calls >= self.at:
+            raise RuntimeError("the executor broke")
+        return self.executor.cost(sequences, steps, measure=measure, draw=draw)
+
+    def run(
+        self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0
+    ) -> Sequence[Outcome]:
+        self.calls += 1
+        self.asked += [tuple(sequence) for sequence in sequences]
+        fails = self.fault is not None and self.calls > self.at
+        if fails and isinstance(self.fault, BaseException):
+            raise self.fault
+        if fails and self.fault == "raises":
+            raise OSError("the executor's process died")
+        found = list(self.executor.run(sequences, steps, measure=measure, draw=draw))
+        if fails:
+            found = [self._spoiled(sequence, outcome) for sequence, outcome in zip(sequences, found, strict=True)]
+            found = found[:-1] if self.fault == "too few" else found
+        sound = [outcome for outcome in found if isinstance(outcome, Outcome)]
+        self.steps += sum(outcome.steps for outcome in sound)
+        self.flops += sum(outcome.flops for outcome in sound)
+        return found
+
+    def _spoiled(self, sequence: Sequence[Intervention], outcome: Outcome) -> Outcome:
+        lost = tuple(math.nan for _ in outcome.validation)
+        if self.fault == "errors" or (self.fault == "error of the control" and _idle(sequence)):
+            return Outcome(error="out of memory", steps=outcome.steps, flops=outcome.flops)
+        if self.fault == "nan":
+            return replace(outcome, validation=lost, annealed=math.nan, final=math.nan)
+        if self.fault == "all diverge":
+            return replace(outcome, validation=lost, annealed=math.nan, final=math.nan, diverged=True)
+        return "no outcome" if self.fault == "rubbish" else outcome  # type: ignore[return-value]
+
+
+def watched(problem: PlanningProblem) -> tuple[PlanningProblem, WatchedModel, WatchedExecutor]:
+    """The same problem with its model and its executor watched."""
+    assert problem.model is not None
+    assert problem.executor is not None
+    model, executor = WatchedModel(problem.model), WatchedExecutor(problem.executor)
+    return replace(problem, model=model, executor=executor), model, executor
+
+
+def illegal(problem: PlanningProblem, sequences: Sequence[Sequence[Intervention]]) -> list[str]:
+    """What is wrong with those of the sequences that a mask forbids."""
+    legality = Legality(problem)
+    return [found for sequence in sequences if (found := legality.objection(tuple(sequence)))]
+
+
+def _idle(sequence: Sequence[Intervention]) -> bool:
+    return all(done.does_nothing for done in sequence)
+
+
+def _without_number(forecast: Forecast) -> Forecast:
+    nothing = Estimate(math.nan, math.nan, math.nan, math.nan)
+    return replace(forecast, horizon=nothing, annealed=nothing, final=nothing)
