@@ -11,16 +11,21 @@ the state, with actions dealt out anew, without the law, without a group of feat
     python benchmarks/worldmodel.py --folder runs/worldmodel --json
 """
 
+# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+# Python looks in this folder first, where this file would be found for the package of the same name.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 import torch

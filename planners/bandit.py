@@ -96,12 +96,13 @@ class Bandit:
         known = [(one, forecast) for one in pool if (forecast := draft.forecast_of(one))]
         expected = np.array([draft.criterion.expected(forecast) for _, forecast in known])
         spreads = np.array([draft.criterion.spread(forecast) for _, forecast in known])
-        means, variances = shrunk(expected, np.where(np.isfinite(spreads), spreads, self.prior))
+        means, variances = shrunk(expected, np.where(np.isfinite(spreads), spreads, self.prior), least=self.noise)
         best = np.argsort(means, kind="stable")[: self.arms]
         return [_Arm(known[place][0], float(means[place]), float(variances[place]), forecast=True) for place in best]
 
     def _pull(self, draft: Draft, arms: list[_Arm], steps: int) -> None:
         generator, pulls = draft.problem.generator, 0
+        cut, draft.exhausted = draft.exhausted, False  # fewer forecasts than wanted are no reason not to pull
         while arms and pulls < self.pulls and not draft.over and not draft.exhausted:
             size = min(self.batch, self.pulls - pulls, len(arms))
             if self.method == "thompson":
@@ -116,6 +117,7 @@ class Bandit:
                         arm.see(score, self.noise)
                     elif not (draft.over or draft.exhausted):  # it failed; otherwise it was not run at all
                         arms.remove(arm)
+        draft.exhausted = draft.exhausted or cut
 
 
 @dataclass
@@ -136,16 +138,17 @@ class _Arm:
         self.pulls += 1
 
 
-def shrunk(expected: Floats, spreads: Floats) -> tuple[Floats, Floats]:
+def shrunk(expected: Floats, spreads: Floats, *, least: float) -> tuple[Floats, Floats]:
     """Means and variances of what candidates are worth, given what a model expects of each: [n] each.
 
     The best of many forecasts is the one with the luckiest error. So candidates are taken to differ as N(μ, τ²), with μ the mean
-    of what is expected and τ² its variance less that of the errors, at least a hundredth of it (empirical Bayes; Efron and
-    Morris 1973).
+    of what is expected and τ² its variance less that of the errors (empirical Bayes; Efron and Morris 1973). τ is at least
+    `least`, the noise of a real run: a model so vague that its forecasts differ by less than their errors knows nothing of how
+    candidates differ, and is not to outweigh what is measured.
     """
     if len(expected) < 3:
         return expected, spreads**2
-    between = max(float(expected.var() - (spreads**2).mean()), 0.01 * float(expected.var()), 1e-12)
+    between = max(float(expected.var() - (spreads**2).mean()), least**2)
     precision = 1 / spreads**2 + 1 / between
     return (expected / spreads**2 + expected.mean() / between) / precision, 1 / precision
 

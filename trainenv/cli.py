@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from trainenv.run import TrainingRun
     from trainenv.types import Snapshot
+    from worldmodel.dataset.lockstep import Lockstep
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -213,8 +214,14 @@ def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
     return TrainingRun.from_config("tiny", overrides)
 
 
-def _build_model(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+def fold_runs(runs: Sequence[Any]) -> Lockstep:
+    """Runs side by side, likewise."""
     from trainenv.folded import Folded
+
+    return Folded(runs)
+
+
+def _build_model(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     from trainenv.progress import Progress
     from worldmodel.build import Recipe, build
     from worldmodel.dataset import Progress as Made
@@ -227,7 +234,7 @@ def _build_model(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
             left = f"{made.seconds_left / 60:.0f} minutes left"
             progress.say(f"{made.done} of {made.total} runs branched, {made.steps} steps, about {left} {made.error}".rstrip())
 
-        report = build(folder, recipe, make_small_run, fold=Folded, say=progress.say, progress=show, stop=stop)
+        report = build(folder, recipe, make_small_run, fold=fold_runs, say=progress.say, progress=show, stop=stop)
     if report["interrupted"]:
         progress.say(f"interrupted; go on with the same command: {report['trunks']} runs are there")
         return report, INTERRUPTED

@@ -24,6 +24,7 @@ RISE = 0.05  # |Σ ln factors on the learning rate| from which it is raised or l
 ALPHA = 0.1
 CQR_HOW = CQR(alpha=ALPHA, sides="symmetric", scaled=True)
 _EVERYTHING = 1e3  # widths
+_LEAST_TRUNKS = 5  # in which it happened, for a risk to be calibrated
 _FIRED = STATE.index("fired_recency")
 
 
@@ -72,8 +73,8 @@ class Calibrations:
         return cls(
             intervals=intervals,
             picked=picked,
-            divergence=Platt.fit(raw.divergence, (examples.diverged >= 0).astype(float), trunks=examples.trunk),
-            instability=Platt.fit(raw.instability, examples.fired.astype(float), trunks=examples.trunk),
+            divergence=_risk(raw.divergence, examples.diverged >= 0, examples.trunk),
+            instability=_risk(raw.instability, examples.fired, examples.trunk),
             disagreement=disagreement_limit(said.disagreement, alpha=ALPHA, trunks=some.trunk),
         )
 
@@ -86,9 +87,14 @@ class Calibrations:
             picks: for candidates that are picked among many by their median, not for candidates as they come.
         """
         mended = {}
+        paths, place = np.unique(strata, return_inverse=True)
         for target in TARGETS:
             quantiles = units(getattr(raw, target))
-            low, high = self._widened(target, quantiles[:, 0], quantiles[:, -1], strata, picks)
+            low, high = quantiles[:, 0], quantiles[:, -1]
+            corrections = [self._correction(target, str(path), picks) for path in paths]
+            # With too few trunks to calibrate on, everything is possible.
+            down, up = (np.minimum([getattr(one, side) for one in corrections], _EVERYTHING)[place] for side in ("low", "high"))
+            low, high = low - down * (high - low), high + up * (high - low)
             middle = quantiles[:, 1:-1]
             mended[target] = nats(np.stack([np.minimum(low, middle[:, 0]), *middle.T, np.maximum(high, middle[:, -1])], axis=1))
         return replace(
@@ -97,14 +103,6 @@ class Calibrations:
             hazard=scaled_hazard(raw.hazard, self.divergence(raw.divergence)),
             instability=self.instability(raw.instability),
         )
-
-    def _widened(self, target: str, low: Floats, high: Floats, strata: NDArray[np.str_], picks: bool) -> tuple[Floats, Floats]:
-        paths, place = np.unique(strata, return_inverse=True)
-        found = [self._correction(target, str(path), picks) for path in paths]
-        width = high - low
-        # With too few trunks to calibrate on, everything is possible.
-        down, up = (np.minimum([getattr(one, side) for one in found], _EVERYTHING)[place] for side in ("low", "high"))
-        return low - down * width, high + up * width
 
     def _correction(self, target: str, stratum: str, picks: bool) -> Correction:
         key = target, stratum, picks
@@ -137,6 +135,13 @@ class Calibrations:
             disagreement=float(state["disagreement"]),
             alpha={target: float(state["alpha"][target]) for target in TARGETS},
         )
+
+
+def _risk(risk: Floats, happened: NDArray[np.bool_], trunks: NDArray[np.int64]) -> Platt:
+    """Risks as they are where it happened in too few trunks: Platt's targets for those that are sound are 1/(K + 2), no rarer."""
+    if len(np.unique(trunks[happened])) < _LEAST_TRUNKS:
+        return Platt()
+    return Platt.fit(risk, happened.astype(float), trunks=trunks, least_positives=_LEAST_TRUNKS)
 
 
 def _decisions(

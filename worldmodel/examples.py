@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv import schedules
-from trainenv.config import ScheduleConfig
 from trainenv.types import CLIP_NAMES
 from worldmodel.dataset import Dataset, Trunk
 from worldmodel.dataset.dataset import CLIPS
+from worldmodel.dataset.histories import rates_ahead, scheduled
 from worldmodel.features import ACTION, COLUMNS, DECISIONS, GROUPS, STATE, Columns, Now, state
 from worldmodel.prior import prior
 
@@ -61,7 +60,7 @@ class Examples:
         to_end: [n] fall of ln loss from the horizon to the end of the run; NaN as `final`.
         diverged: [n] decision in which it diverged, 0 to 3; −1 if it did not.
         fired: [n] whether the uncertainty index fired within the horizon.
-        recovery: [n] decisions until the loss was back at its best so far, 0 to 4.
+        recovery: [n] decisions until the loss was back at its best so far, 0 to 4; NaN where nobody watched.
         recovered: [n] False: `recovery` is as long as it was watched.
         decision_steps: [S] steps of a decision.
         strata: [S] setting of the trunk and origin of the snapshot, "faulty/fired" say.
@@ -250,9 +249,9 @@ def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats
         step = int(row["step"])
         behind = {key: column[:step] for key, column in telemetry.items()}
 
-        def now(at: int, scale: float, validation: float, flagged: int, decision: int = decision) -> Now:
+        def now(at: int, last: Mapping[str, float], validation: float, flagged: int) -> Now:
             return Now(
-                lrs_ahead=planned[at:] * scale if at < len(planned) else planned[-1:] * scale,
+                lrs_ahead=rates_ahead(planned, at, last, recipe.reset_warmup),
                 base_lr=float(record["lr"]),
                 uniform_loss=float(record["uniform_loss"]),
                 decision=decision,
@@ -262,7 +261,8 @@ def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats
             )
 
         those = rows[arrays.snapshot[rows] == snapshot]
-        here = now(step, float(row["lr_scale"]), float(row["validation"]), int(row["flagged_ahead"]))
+        last = {name: float(column[-1]) for name, column in behind.items()}
+        here = now(step, last, float(row["validation"]), int(row["flagged_ahead"]))
         law = prior(behind, here, arrays.actions[those, :, 0])
         after = np.full((len(those), DECISIONS, len(STATE)), math.nan)
         for place, branch in enumerate(those):
@@ -276,17 +276,9 @@ def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats
                 if known.sum() < count * decision or not np.isfinite(played["loss"][known]).all() or not math.isfinite(loss):
                     break
                 whole = {key: np.concatenate([behind[key], played[key][known]]) for key in behind}
-                scale = float(whole["lr_scale"][-1])
-                after[place, count - 1] = state(whole, now(step + count * decision, scale, float(loss), 0))
+                last = {name: float(column[-1]) for name, column in whole.items()}
+                after[place, count - 1] = state(whole, now(step + count * decision, last, float(loss), 0))
         yield int(snapshot), state(behind, here), law, after, those
-
-
-def scheduled(trunk: Trunk) -> Floats:
-    """The learning rate of each step of a trunk that nobody steers, [budget]: what was planned, planted spikes left out."""
-    schedule = schedules.make(ScheduleConfig(kind=trunk.schedule, warmup=trunk.warmup, final=trunk.final))  # type: ignore[arg-type]
-    horizon = schedules.Horizon(end=trunk.steps, since=min(trunk.warmup, trunk.steps))
-    base = trunk.size.lr * trunk.lr_factor
-    return np.array([base * schedule(step, horizon.progress(step)) for step in range(trunk.steps)])
 
 
 def _columns(steps: pd.DataFrame) -> Columns:

@@ -57,6 +57,8 @@ STATE: tuple[str, ...] = tuple(name for names in GROUPS.values() for name in nam
 ACTION = ("ln_lr", "ln_weight_decay", *(f"set_{name}" for name in CLIP_NAMES), "reset", "reorder", "skip")
 DECISIONS = 4
 LEAST_STEPS = 16  # of telemetry
+_MOST = 1e9  # of a feature: it fits into a float32
+_RECENT = 512, 40  # steps and decisions of a history that are looked at, the more of the two: no run learned from had more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,10 @@ def read(history: RunHistory) -> tuple[Columns, Now]:
         UserError: fewer than 16 steps, steps that are not consecutive, a last loss or gradient norm that is not finite, or no
             learning rates ahead.
     """
-    telemetry = list(history.telemetry)
+    if history.decision_steps < 1:
+        raise UserError(f"decision_steps must be at least 1, found {history.decision_steps!r}")
+    steps, decisions = _RECENT
+    telemetry = list(history.telemetry)[-max(steps, decisions * history.decision_steps) :]
     if len(telemetry) < LEAST_STEPS:
         raise UserError(f"a history needs the telemetry of at least {LEAST_STEPS} steps, found {len(telemetry)}; train on first")
     columns = columns_of(telemetry)
@@ -107,8 +112,6 @@ def read(history: RunHistory) -> tuple[Columns, Now]:
     for name in ("base_lr", "uniform_loss"):
         if not 0 < getattr(history, name) < math.inf:
             raise UserError(f"{name} of a history must be a finite number above 0, found {getattr(history, name)!r}")
-    if history.decision_steps < 1:
-        raise UserError(f"decision_steps must be at least 1, found {history.decision_steps!r}")
     now = Now(
         lrs_ahead=ahead,
         base_lr=history.base_lr,
@@ -131,17 +134,13 @@ def columns_of(telemetry: Sequence[Telemetry]) -> Columns:
 
 def state(columns: Columns, now: Now) -> Floats:
     """The features of a state, [len(STATE)], in the order of `STATE`; NaN where nothing was measured."""
-    values = {
-        **_time(columns, now),
-        **_rates(columns, now),
-        **_steering(columns, now),
-        **_losses(columns, now),
-        **_gradients(columns, now),
-        **_inside(columns, now),
-        **_readings(columns, now),
-    }
+    parts = (_time, _rates, _steering, _losses, _gradients, _inside, _readings)
+    values: dict[str, float] = {}
+    with np.errstate(all="ignore"):  # what overflows was not measured
+        for part in parts:
+            values |= part(columns, now)
     found = np.array([values[name] for name in STATE], dtype=np.float64)
-    return np.where(np.isfinite(found), found, math.nan)
+    return np.where(np.isfinite(found), np.clip(found, -_MOST, _MOST), math.nan)
 
 
 @lru_cache(maxsize=4096)
@@ -173,7 +172,7 @@ def _rates(columns: Columns, now: Now) -> dict[str, float]:
     first = max(float(ahead[0]), 1e-12 * now.base_lr)
     behind = float(lr.mean()) * columns["step"][-1]
     return {
-        "lr": math.log(first / now.base_lr),
+        "lr": _log(first / now.base_lr),
         "lr_next": _log(ahead[:horizon].mean() / first),
         "lr_rest": _log(ahead[horizon:].mean() / first) if len(ahead) > horizon else math.nan,
         "lr_end": float(ahead[-1]) / first,

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | `model.safetensors` | the networks, in float16; and some of the branches that they learned from, to rehearse |
-| `card.json` | format, digest of the other file, sizes of the networks, calibrations, and what it was made of |
+| `card.json` | format, digest of both files, sizes of the networks, calibrations, and what it was made of |
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ def save(model: Model, folder: str | Path, rehearsal: Examples | None = None) ->
     card = {
         **model.card,
         "format": FORMAT,
-        "digest": _digest(content),
         "architecture": asdict(model.networks.shape),
         "state": list(STATE),
         "action": list(ACTION),
         "calibrations": None if model.calibrations is None else model.calibrations.state,
         "rehearsal": texts,
     }
+    card = json.loads(_text(_rounded(card)))  # as it will be read: keys are strings
+    card["digest"] = _digest(content, card)
     _write(folder / WEIGHTS, content)
-    _write(folder / CARD, (json.dumps(_rounded(card), sort_keys=True, allow_nan=False) + "\n").encode())
+    _write(folder / CARD, _text(card))
     return folder
 
 
@@ -78,15 +79,17 @@ def load(folder: str | Path) -> Model:
     """
     card, tensors = _read(Path(folder))
     try:
-        networks = Networks(Architecture(**card["architecture"]))
+        with torch.device("meta"):  # neither memory nor random numbers before it is known to fit
+            networks = Networks(Architecture(**card["architecture"]))
         wanted = networks.state_dict()
         found = {name.removeprefix("networks/"): value for name, value in tensors.items() if name.startswith("networks/")}
         if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in found.items()}:
             raise ValueError("weights of other shapes than the card says")
         if not all(bool(torch.isfinite(value).all()) for value in found.values()):
             raise ValueError("weights that are not finite")
-        networks.load_state_dict({name: value.float() for name, value in found.items()})
-        calibrations = card["calibrations"] and Calibrations.from_state(card["calibrations"])
+        networks.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+        fitted = card["calibrations"]
+        calibrations = None if fitted is None else Calibrations.from_state(fitted)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"expected a world model in {folder}, found a card that does not fit: {error!s:.160}; {_REMEDY}"
@@ -105,7 +108,10 @@ def load_rehearsal(folder: str | Path) -> Examples:
     arrays = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not arrays:
         raise UserError(f"expected branches to rehearse in {folder}, found none; build the model anew, which writes some")
-    return _expanded(arrays, card["rehearsal"])
+    try:
+        return _expanded(arrays, card["rehearsal"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"expected branches to rehearse in {folder}, found others: {error!s:.160}; {_REMEDY}") from None
 
 
 @cache
@@ -137,14 +143,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         card = json.loads(contents[0])
         version, digest, names = card["format"], card["digest"], (card["state"], card["action"])
-    except (ValueError, KeyError, TypeError):
+        whole = contents[0] == _text(card) and digest == _digest(contents[1], card)
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"expected the card of a world model in {folder / CARD}, found something else; {_REMEDY}") from None
     if version != FORMAT:
         raise UserError(f"expected {FORMAT!r} in {folder / CARD}, found {version!r:.80}; build the model anew with this version")
-    if digest != _digest(contents[1]):
-        raise UserError(
-            f"expected the digest {digest!r:.80} of {folder / WEIGHTS}, found another: it is damaged or foreign; {_REMEDY}"
-        )
+    if not whole:
+        raise UserError(f"expected the digest {digest!r:.80} of {WEIGHTS} and {CARD} in {folder}, found another; {_REMEDY}")
     if names != (list(STATE), list(ACTION)):
         raise UserError(f"the model in {folder} was made for other features than this version has; build the model anew")
     try:
@@ -187,8 +192,13 @@ def _half(value: Any) -> Tensor:
     return tensor.contiguous()
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(content: bytes, card: Mapping[str, Any]) -> str:
+    """Of the weights and of everything that a card says beside it."""
+    return hashlib.sha256(content + _text({name: value for name, value in card.items() if name != "digest"})).hexdigest()
+
+
+def _text(card: Any) -> bytes:
+    return (json.dumps(card, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -25,8 +25,9 @@ def pinball(quantiles: Tensor, outcome: Tensor) -> Tensor:
 
 
 def curve(medians: Tensor, looks: Tensor) -> Tensor:
-    """Absolute error of the median after each decision: [M, B, 4] against [B, 4], both in units."""
-    return (medians - looks).abs().mean(-1)
+    """Absolute error of the median after each decision, mean over those measured: [M, B, 4] against [B, 4], NaN where not."""
+    known = torch.isfinite(looks)
+    return ((medians - torch.nan_to_num(looks)).abs() * known).sum(-1) / known.sum(-1).clamp(min=1)
 
 
 def survival(logits: Tensor, diverged: Tensor) -> Tensor:
@@ -48,11 +49,11 @@ def censored(logits: Tensor, place: Tensor, known: Tensor) -> Tensor:
 
     Args:
         logits: [M, B, R].
-        place: [B] int64.
+        place: [B] int64; −1 with a time not known says nothing.
         known: [B] whether the time was seen; else right-censored at `place`.
     """
     logs = F.log_softmax(logits, dim=-1)
-    exact = logs.gather(-1, place.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
+    exact = logs.gather(-1, place.clamp(min=0).expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
     later = torch.arange(logits.shape[-1], device=logits.device) > place.unsqueeze(-1)  # (B, R)
     later[..., -1] = True  # censored in the last place: it stays there
     beyond = torch.logsumexp(logs.masked_fill(~later, -torch.inf), dim=-1)

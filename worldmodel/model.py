@@ -11,8 +11,7 @@ Numbers come from the networks, and honesty from `calibration`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,13 +23,13 @@ from trainenv.interventions import ActionCodec
 from trainenv.types import Estimate, Forecast, Inference, Intervention, RunHistory, UserError
 from worldmodel import features
 from worldmodel.calibration import Calibrations, nats, strata_of
+from worldmodel.curves import CurveForecaster, MultiPower
 from worldmodel.examples import LEVELS, Examples, Predictions
 from worldmodel.features import ACTION, DECISIONS, STATE, Floats
 from worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
 from worldmodel.prior import prior
 
 _CHUNK = 4096  # branches at a time
-_RECENT = 512  # steps of a history that are looked at
 
 
 class Model:
@@ -41,7 +40,12 @@ class Model:
         calibrations: fitted on trunks that the networks have not seen; None gives what the networks say as it is.
         card: what it was made of, and how good it was found to be; JSON values.
         actions: the action space that a search's action vectors are of.
+
+    Attributes:
+        curves: what forecasts absolute losses, over schedules too: the anchored multi-power law, which the networks do not touch.
     """
+
+    curves: ClassVar[CurveForecaster] = MultiPower()
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class Model:
         Raises:
             UserError: the history is too short or not finite where it counts, or an entry is no intervention.
         """
-        columns, now = features.read(_recent(history))
+        columns, now = features.read(history)
         actions = action_features(interventions)  # [K, 4, A]
         if not len(actions):
             return []
@@ -111,23 +115,21 @@ class Model:
         """Of n sequences of actions [n, 4, A], each from the state numbered `which` [n] among [S, F]."""
         networks = self.networks
         used, place = np.unique(which, return_inverse=True)
-        start = networks.represent(_float(states[used]))  # (M, S', W)
-        nothing = start
-        idle = torch.zeros(len(used), len(ACTION))
-        for _ in range(DECISIONS):
-            nothing = networks.step(nothing, idle)
-        rows = torch.from_numpy(place)
-        end, tried = start[:, rows], _float(actions)
-        if len(used) > 1:
-            start, nothing = end, nothing[:, rows]
+        start, rows = networks.represent(_float(states[used])), torch.from_numpy(place)  # (M, S', W)
+        # Doing nothing goes on beside the rest, once for each state.
+        end = torch.cat([start[:, rows], start], dim=1)
+        tried = torch.cat([_float(actions), torch.zeros(len(used), DECISIONS, len(ACTION))])
         for decision in range(DECISIONS):
             end = networks.step(end, tried[:, decision])
+        end, nothing = end.split([len(actions), len(used)], dim=1)
+        if len(used) > 1:
+            start, nothing = start[:, rows], nothing[:, rows]
         return _collect(networks.forecast(start, end, nothing, to_units(_float(law))))
 
     @torch.inference_mode()
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
         """The states that histories are in, as roots of a search."""
-        read = [features.read(_recent(history)) for history in histories]
+        read = [features.read(history) for history in histories]
         states = np.stack([features.state(*one) for one in read]) if read else np.zeros((0, len(STATE)))
         latent = self.networks.represent(_float(states))
         return self._inference(latent, np.zeros(len(states), dtype=np.float32))
@@ -135,8 +137,12 @@ class Model:
     @torch.inference_mode()
     def recurrent_inference(self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /) -> Inference:
         """What B states become; see `WorldModel.recurrent_inference`. Latents are [B, M·W]."""
-        before = torch.from_numpy(latent).view(len(latent), self.networks.shape.members, -1).transpose(0, 1)
-        after = self.networks.step(before, torch.tensor([self._vector(action) for action in actions]))
+        before = (
+            torch.from_numpy(latent).view(len(latent), self.networks.shape.members, self.networks.shape.width).transpose(0, 1)
+        )
+        after = self.networks.step(
+            before, torch.tensor([self._vector(action) for action in actions]).view(len(latent), len(ACTION))
+        )
         reward = self.networks.expected(self.networks.rewards(before, after)).mean(0)
         return self._inference(after, reward.numpy())
 
@@ -156,37 +162,40 @@ class Model:
         return self._vectors[key]
 
 
-def _recent(history: RunHistory) -> RunHistory:
-    if len(history.telemetry) <= _RECENT:
-        return history
-    return replace(history, telemetry=history.telemetry[-_RECENT:])
-
-
 def action_features(interventions: Sequence[Intervention | Sequence[Intervention]]) -> Floats:
     """[K, 4, A] action features; 0 where nothing is done.
 
     Raises:
         UserError: an entry is neither an intervention nor up to four of them.
     """
-    actions = np.zeros((len(interventions), DECISIONS, len(ACTION)))
+    if not isinstance(interventions, Sequence):
+        raise UserError(f"expected a list of interventions, found {interventions!r:.120}; put it in brackets")
+    places: list[int] = []  # of decisions among all, K · 4
+    rows: list[tuple[float, ...]] = []
     for place, entry in enumerate(interventions):
-        sequence = (entry,) if isinstance(entry, Intervention) else entry
-        known = isinstance(sequence, Sequence) and all(isinstance(one, Intervention) for one in sequence)
-        if not known or len(sequence) > DECISIONS:
+        if isinstance(entry, Intervention):
+            places.append(DECISIONS * place)
+            rows.append(features.action(entry))
+            continue
+        known = isinstance(entry, Sequence) and all(isinstance(one, Intervention) for one in entry)
+        if not known or len(entry) > DECISIONS:
             raise UserError(
                 f"expected an Intervention, or up to {DECISIONS} of them in order, found {entry!r:.120} at place {place}; decode "
                 "action vectors with trainenv.interventions.ActionCodec"
             )
-        for decision, one in enumerate(sequence):
-            actions[place, decision] = features.action(one)
-    return actions
+        places += range(DECISIONS * place, DECISIONS * place + len(entry))
+        rows += [features.action(one) for one in entry]
+    actions = np.zeros((len(interventions) * DECISIONS, len(ACTION)))
+    if rows:
+        actions[places] = rows
+    return actions.reshape(-1, DECISIONS, len(ACTION))
 
 
 def _collect(heads: Heads) -> Predictions:
     """The members' forecasts as one: means of quantiles and of probabilities."""
     quantiles = heads.quantiles.mean(0).double().numpy()  # [n, 3, 5]
     times = torch.softmax(heads.recovery, dim=-1).mean(0).double().numpy().cumsum(axis=1)  # [n, 10]
-    places = np.stack([(times < level).sum(axis=1) for level in LEVELS], axis=1)  # [n, 5]
+    places = (times[:, None] < np.array(LEVELS)[:, None]).sum(axis=2)  # [n, 5]
     medians = nats(heads.quantiles[:, :, 1, len(LEVELS) // 2].double().numpy())  # [M, n]
     return Predictions(
         horizon=nats(quantiles[:, 0]),

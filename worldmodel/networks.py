@@ -52,8 +52,8 @@ class Architecture:
     """
 
     members: int = 5
-    width: int = 64
-    hidden: int = 96
+    width: int = 48
+    hidden: int = 64
     dynamics: Dynamics = "mlp"
 
     def __post_init__(self) -> None:

@@ -110,6 +110,7 @@ class OnlineModel:
         self.how = how or Online()
         self._pretrained, self._rehearsal = pretrained, rehearsal
         self._kept: Examples | None = None
+        self._runs: dict[str, int] = {}  # those learned from, in the order they were first seen
         self._waiting = 0
         self._levels = {target: self.how.level.init() for target in TARGETS}
         self.model = pretrained
@@ -125,7 +126,7 @@ class OnlineModel:
         if self.model.calibrations is not None:
             self.model = Model(self.model.networks, self._recalibrated(self.model.calibrations, fresh), self.model.card)
         kept = fresh if self._kept is None else concatenated([self._kept, fresh])
-        self._kept = kept.where(np.arange(len(kept))[-self.how.keep :])
+        self._kept = _used(kept.where(np.arange(len(kept))[-self.how.keep :]))
         self._waiting += len(fresh)
         if self._waiting >= self.how.refresh:
             self._refresh()
@@ -160,7 +161,12 @@ class OnlineModel:
                 continue
             quantiles = units(getattr(raw, target))[known]
             runs = np.array([some.trunks[run] for run in some.trunk[known]])
-            intervals[target] = _joined(intervals[target], quantiles, units(outcome[known]), runs, list(strata[known]))
+            for run in runs.tolist():
+                self._runs.setdefault(run, len(self._runs))
+            assert self._pretrained.calibrations is not None
+            first = int(self._pretrained.calibrations.intervals[target].trunks.max()) + 1
+            codes = np.array([first + self._runs[run] for run in runs.tolist()])
+            intervals[target] = _joined(intervals[target], quantiles, units(outcome[known]), codes, list(strata[known]))
             bounds = getattr(said, target)[known]
             missed = (outcome[known] < bounds[:, 0]) | (outcome[known] > bounds[:, -1])
             state, tickets = self._levels[target], {}
@@ -202,7 +208,7 @@ def as_examples(rollouts: Sequence[Rollout]) -> Examples:
         to_end=np.full(count, math.nan),
         diverged=np.array([rollout.diverged for rollout in rollouts], dtype=np.int64),
         fired=np.array([rollout.fired for rollout in rollouts], dtype=np.bool_),
-        recovery=np.zeros(count),
+        recovery=np.full(count, math.nan),
         recovered=np.zeros(count, dtype=np.bool_),
         decision_steps=decision,
         strata=np.array(["online/rollout"] * count),
@@ -227,17 +233,23 @@ def concatenated(parts: Sequence[Examples]) -> Examples:
     return Examples(trunks=tuple(names), trunk=np.concatenate(trunk), snapshot=np.concatenate(snapshot), **columns)
 
 
+def _used(examples: Examples) -> Examples:
+    """The same without the snapshots that no branch is of any more: memory would grow with all that was ever seen."""
+    used, snapshot = np.unique(examples.snapshot, return_inverse=True)
+    columns = {name: getattr(examples, name)[used] for name in ("states", "decision_steps", "strata", "flagged")}
+    return replace(examples, snapshot=snapshot, **columns)
+
+
 def _joined(
-    old: Calibration, quantiles: NDArray[np.float64], outcome: NDArray[np.float64], runs: NDArray[np.str_], strata: list[str]
+    old: Calibration, quantiles: NDArray[np.float64], outcome: NDArray[np.float64], runs: NDArray[np.int64], strata: list[str]
 ) -> Calibration:
-    """A calibration with more rows, of other trunks; a run seen before goes on being one."""
+    """A calibration with more rows, of the trunks that `runs` numbers."""
     low, high = old.how.scores(quantiles[:, 0], quantiles[:, -1], outcome)
-    names = {name: int(old.trunks.max()) + 1 + place for place, name in enumerate(sorted(set(runs.tolist())))}
     return replace(
         old,
         low=np.concatenate([old.low, low]),
         high=np.concatenate([old.high, high]),
-        trunks=np.concatenate([old.trunks, np.array([names[run] for run in runs.tolist()], dtype=old.trunks.dtype)]),
+        trunks=np.concatenate([old.trunks, runs.astype(old.trunks.dtype)]),
         strata=(*old.strata, *strata),
         weights=np.concatenate([old.weights, np.ones(len(low))]),
     )

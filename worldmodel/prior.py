@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldmodel.curves import History, Law
+from worldmodel.curves.history import LARGEST_LOSS
 from worldmodel.curves.law import gain, gather, loss
 from worldmodel.curves.law_fit import CENTRE, Curve, Scale, curve, to_law
 from worldmodel.features import DECISIONS, Columns, Floats, Now
@@ -21,6 +22,8 @@ COOLDOWN_SHARE = 0.1  # of the budget: the reference cool-down
 _SEGMENTS = 4  # of a decision
 _REST = 12  # segments from the horizon to the end of the run
 _COOLING = 8  # stairs of the cool-down
+_FARTHEST = 20.0  # ln of a factor on the learning rate
+_SENSIBLE = 1e-30, 1e30  # learning rates that can be reckoned with
 _LEAST = 0.2  # of the loss now: what the law may leave of it, and its inverse
 
 Stops = NDArray[np.int64]
@@ -46,11 +49,14 @@ def prior(columns: Columns, now: Now, ln_lr: Floats) -> Floats:
         [K, 3]; 0 where no learning rate changes, and where there is no law yet.
     """
     known = _known(columns)
-    if known is None:
+    if known is None or now.lrs_ahead.max() > _SENSIBLE[1]:
         return np.zeros((len(ln_lr), 3))
     law, behind, level = known
-    different, place = np.unique(ln_lr, axis=0, return_inverse=True)  # most candidates share theirs with many others
-    scales = np.exp(np.cumsum(np.concatenate([np.zeros((1, DECISIONS)), different]), axis=1))  # [D + 1, 4]; nothing first
+    seen: dict[bytes, int] = {}  # most candidates share their learning rates with many others
+    place = [seen.setdefault(row.tobytes(), len(seen)) for row in np.ascontiguousarray(ln_lr, dtype=np.float64)]
+    different = np.frombuffer(b"".join(seen), dtype=np.float64).reshape(-1, DECISIONS)
+    steps = np.cumsum(np.concatenate([np.zeros((1, DECISIONS)), different]), axis=1)  # [D + 1, 4]; nothing first
+    scales = np.exp(np.clip(steps, -_FARTHEST, _FARTHEST))
     start = loss(law, np.array([behind.last_sum]), behind.changes)  # [1]
     logs = []
     for stops, factors, asked in _paths(now):
@@ -70,8 +76,9 @@ def prior(columns: Columns, now: Now, ln_lr: Floats) -> Floats:
 def _known(columns: Columns) -> tuple[Law, Curve, float] | None:
     """The law scaled to a run, the run as it sees it and the loss now; None where there is nothing to scale by."""
     steps, losses, lrs = columns["step"], columns["loss"], columns["lr"]
-    finite = losses[np.isfinite(losses)]
-    if not lrs.max() > 0 or not len(finite):
+    finite = losses[(losses > 0) & (losses < LARGEST_LOSS)]
+    known = np.isfinite(lrs).all() and lrs.min() >= 0 and _SENSIBLE[0] < lrs.max() < _SENSIBLE[1]
+    if not known or not len(finite):
         return None
     # Of steps before the first known, the learning rates are taken to have been as those that are known.
     history = History(steps=steps, losses=losses, lrs=lrs, first_lr_sum=float(lrs.mean()) * (steps[0] - 1) + float(lrs[0]))

@@ -5,7 +5,7 @@
 - Value: what was gained from each decision on, n steps (up to 4), then the end of the run where the branch went on to it, else
   the value of a slowly following copy of the networks at the state that was reached.
 - Policy: reanalysed (Schrittwieser et al. 2021, arXiv:2104.06294) every few epochs with that copy: the improved policy
-  softmax(logits + σ(q)) of Gumbel MuZero (Danihelka et al. 2022) over all actions, one decision deep.
+  softmax(logits + σ(q)) of Gumbel MuZero (Danihelka et al. 2022), one decision deep, over 96 actions drawn anew each time.
 
 Each member has its own weights of trunks (Bayesian bootstrap, Rubin 1981), each trunk's branches the weight of its snapshots.
 """
@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -32,6 +34,7 @@ from worldmodel.networks import LOOKS, POLICY, Architecture, Networks, to_units
 
 _VISITS = 50.0  # σ(q) = (50 + visits) · 0.1 · q in Gumbel MuZero, at no visits yet
 _DISCOUNT = 1.0
+_SAMPLED = 96  # actions, as in Sampled MuZero (Hubert et al. 2021): all of them would cost more than the training
 _BUSY = 16  # branches of a snapshot beyond which they share its weight
 
 
@@ -54,12 +57,12 @@ class Training:
         UserError: a count is below 1 or a rate out of range.
     """
 
-    epochs: int = 40
+    epochs: int = 60
     batch: int = 256
     lr: float = 2e-3
     weight_decay: float = 0.02
-    dropout: float = 0.1
-    noise: float = 0.1
+    dropout: float = 0.0
+    noise: float = 0.3
     follow: float = 0.02
     reanalyse: int = 5
     search_weight: float = 0.2
@@ -101,7 +104,7 @@ def fit(
     start: Networks | None = None,
     watch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Networks:
-    """Networks trained on branches. The same arguments give the same weights.
+    """Networks trained on branches, on one thread: the same arguments give the same weights.
 
     Args:
         examples: to learn from.
@@ -117,13 +120,13 @@ def fit(
     if not examples.candidate.any():
         raise UserError("expected branches that tried something to learn from, found none; build a data set first")
     generator = torch.Generator().manual_seed(how.seed)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(how.seed)
         if start is None:
             networks = Networks(shape or Architecture(), dropout=how.dropout)
             networks.standardise(*_moments(examples))
         else:
-            networks = copy.deepcopy(start)
+            networks = copy.deepcopy(start).requires_grad_(True)  # those of a `Model` are frozen
         data = _tensors(examples, networks.shape.members, generator)
         slow = copy.deepcopy(networks).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(networks.parameters(), lr=how.lr, weight_decay=how.weight_decay, fused=True)
@@ -132,7 +135,7 @@ def fit(
         networks.train()
         for epoch in range(how.epochs):
             if epoch % how.reanalyse == 0:
-                policies, reached = _reanalyse(slow, data)
+                policies, reached = _reanalyse(slow, data, generator)
             order, total = torch.randperm(len(examples), generator=generator), 0.0
             for rows in order.split(how.batch):
                 loss = _loss(networks, data, rows, policies, reached, how)
@@ -145,6 +148,17 @@ def fit(
                 total += float(loss.detach()) * len(rows)
             watch(epoch, total / len(examples))
     return networks.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The number of threads decides the order of sums, and with it the bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _loss(networks: Networks, data: _Tensors, rows: Tensor, policies: Tensor, reached: Tensor, how: Training) -> Tensor:
@@ -188,9 +202,10 @@ def _returns(fall: Tensor, beyond: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _reanalyse(slow: Networks, data: _Tensors) -> tuple[Tensor, Tensor]:
+def _reanalyse(slow: Networks, data: _Tensors, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Targets by the slow copy: the improved policy of each snapshot, [S, 18], and the value where each branch ended, [n]."""
-    policies = torch.cat([improved(slow, states) for states in data.states.split(64)])
+    vectors, table = actions_drawn(generator)
+    policies = torch.cat([improved(slow, states, vectors, table) for states in data.states.split(64)])
     ends = data.after[:, -1]
     values = []
     for chunk in ends.split(4096):
@@ -202,12 +217,17 @@ def _reanalyse(slow: Networks, data: _Tensors) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def improved(networks: Networks, states: Tensor) -> Tensor:
-    """The improved policy over all actions one decision deep, mean over members, each part's margin: [S, 18].
+def improved(networks: Networks, states: Tensor, vectors: Tensor, table: Tensor) -> Tensor:
+    """The improved policy one decision deep, mean over members, each part's margin: [S, 18].
 
     softmax(logits + σ(q)) with q = reward + value, rescaled to [0, 1] over the actions of a state.
+
+    Args:
+        networks: that judge.
+        states: [S, F] features.
+        vectors: [A, 6] action vectors to choose among.
+        table: [A, 9] their features.
     """
-    vectors, table = _table()
     count, actions = len(states), len(table)
     latent = networks.represent(states)  # (M, S, W)
     _, parts = networks.judge(latent)
@@ -230,6 +250,15 @@ def _joint(parts: Tensor, vectors: Tensor) -> Tensor:
     return torch.stack([log[..., vectors[:, place]] for place, log in enumerate(logs)]).sum(0)
 
 
+def actions_drawn(generator: torch.Generator, count: int = _SAMPLED) -> tuple[Tensor, Tensor]:
+    """Different action vectors, [A, 6], doing nothing the first of them, and their features [A, 9]; at most all there are."""
+    vectors, table = _table()
+    others = 1 + torch.randperm(len(vectors) - 1, generator=generator)[: count - 1]
+    chosen = torch.cat([torch.zeros(1, dtype=torch.int64), others])
+    return vectors[chosen], table[chosen]
+
+
+@cache
 def _table() -> tuple[Tensor, Tensor]:
     """All action vectors [A, 6] and their features [A, 9]."""
     codec = ActionCodec(InterventionConfig())
@@ -257,6 +286,7 @@ def _tensors(examples: Examples, members: int, generator: torch.Generator) -> _T
 
     outcome = to_units(real(np.stack([examples.horizon, examples.annealed, examples.final], axis=1)))
     place = np.where(examples.recovered, np.ceil(examples.recovery * LOOKS / features.DECISIONS - 1e-9), LOOKS)
+    place[np.isnan(examples.recovery)] = -1  # not watched: at any time
     per_snapshot = np.bincount(examples.snapshot, minlength=len(examples.states))
     mass = np.minimum(1.0, _BUSY / per_snapshot[examples.snapshot])
     trunks = torch.empty(members, len(examples.trunks)).exponential_(generator=generator)

@@ -54,7 +54,7 @@ def test_the_best_of_many_forecasts_is_believed_less_than_it_says() -> None:
     for _ in range(400):
         truth = rng.standard_normal(128)
         forecast = truth + rng.standard_normal(128)
-        means, variances = shrunk(forecast, np.ones(128))
+        means, variances = shrunk(forecast, np.ones(128), least=0.01)
         best = int(np.argmin(means))
         promised.append(forecast[best])
         believed.append(means[best])
@@ -66,7 +66,7 @@ def test_the_best_of_many_forecasts_is_believed_less_than_it_says() -> None:
 
 
 def test_few_candidates_are_believed_as_they_are() -> None:
-    means, variances = shrunk(np.array([0.1, -0.1]), np.array([0.2, 0.3]))
+    means, variances = shrunk(np.array([0.1, -0.1]), np.array([0.2, 0.3]), least=0.01)
     assert means.tolist() == [0.1, -0.1]
     assert variances == pytest.approx([0.04, 0.09])
 

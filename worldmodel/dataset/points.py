@@ -120,7 +120,7 @@ class _Log:
         step = self._run.step
         if step not in self.validations:
             self.validations[step] = self._run.evaluate()
-            if not self.validations[step] < self._cap:
+            if step and not self.validations[step] < self._cap:  # a fresh model may guess a little worse than uniformly
                 self._diverged(step)
         return self.validations[step]
 

@@ -110,6 +110,11 @@ class Trunk:
         """Steps of the learning rate's warm-up."""
         return max(5, self.steps // 20)
 
+    @property
+    def reset_warmup(self) -> int:
+        """Steps of the one after a momentum reset."""
+        return max(5, self.steps // 60)
+
     def overrides(self, texts: Texts) -> dict[str, Any]:
         """The configuration of its run, by dotted key, on top of the preset `tiny`."""
         stress: dict[str, Any] = {
@@ -127,7 +132,7 @@ class Trunk:
             "threads": 1,
             "batch_size": self.size.batch_size,
             "block_steps": 4,  # a reorder is to reach the next steps of a short branch
-            "reset_warmup": max(5, self.steps // 60),
+            "reset_warmup": self.reset_warmup,
             "model": shape,
             "corpus": dict(texts[self.corpus]),
             "optimizer": {"lr": self.size.lr * self.lr_factor, "betas": (0.9, self.beta2), "weight_decay": self.weight_decay},
