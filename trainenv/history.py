@@ -19,7 +19,7 @@ def history_of(run: TrainingRun, telemetry: Sequence[Telemetry], *, horizon: int
 
     Args:
         run: as it is now.
-        telemetry: of its steps so far that were kept, in order; the last 512 will do.
+        telemetry: of its steps so far that were kept, in order; the last 512, or 40 decisions, will do.
         horizon: steps that a forecast is to look ahead, N; rounded to four decisions of equal length. The pretrained model knows
             horizons of 12 % of the budget.
         validation: clean validation loss now, nats per token, where it is known.

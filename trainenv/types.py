@@ -267,7 +267,7 @@ class RunHistory:
     """What is known of a run at the moment when its futures are drafted.
 
     Attributes:
-        telemetry: of the steps so far in order, the last one now; the more of them, the better, 512 are plenty.
+        telemetry: of the steps so far in order, the last one now; the more of them, the better: 512, or 40 decisions, are plenty.
         lrs_ahead: learning rate of each step still to come if nothing is done: as many entries as there are steps left.
         base_lr: the optimizer's base learning rate.
         uniform_loss: loss of a uniform guess over the vocabulary, nats.

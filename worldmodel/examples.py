@@ -111,11 +111,6 @@ class Examples:
         wanted = np.array([name in set(trunks) for name in self.trunks])
         return self.where(wanted[self.trunk])
 
-    def blind(self) -> Examples:
-        """The same without a look at the state: every snapshot has the features of the average one, and the law's average Δ."""
-        average = np.broadcast_to(np.nanmean(self.states[np.unique(self.snapshot)], axis=0), self.states.shape).copy()
-        return replace(self, states=average, law=np.zeros_like(self.law))
-
     def without(self, group: str) -> Examples:
         """The same with a group of `features.GROUPS` unmeasured, or the `law` left out."""
         if group == "law":

@@ -87,15 +87,12 @@ def test_a_run_that_cannot_be_made_ends_it(patched: Any, tmp_path: Path) -> None
     def never(overrides: Any) -> Any:
         raise RuntimeError("no such luck")
 
-    with pytest.raises(UserError, match=f"{TRUNKS} runs could not be branched, t.* for one: .*no such luck.*; mend that"):
+    with pytest.raises(UserError, match=rf"{TRUNKS} runs could not be branched, t.* for one: .*no such luck.*; mend that"):
         build(tmp_path, RECIPE, never)
-    with pytest.raises(UserError, match="branches|design|something else|another"):
-        (tmp_path / "file").write_text("x")
-        build(tmp_path / "file", RECIPE, make_run)
 
 
 def test_too_few_trunks_are_refused() -> None:
-    with pytest.raises(UserError, match="trunks must be at least 60, .*, found 59"):
+    with pytest.raises(UserError, match=r"trunks must be at least 60, .*, found 59"):
         Recipe(trunks=59)
 
 

@@ -110,7 +110,11 @@ def test_what_is_alike_is_calibrated_together() -> None:
     raised = np.arange(len(made)) % 2 == 0
     actions[:, 0, 0] = np.where(raised, 0.3, -0.3)
     off = np.where(raised, 5.0, 1.0)
-    made = replace(made, actions=actions, annealed=nats(units(said.annealed[:, 2]) + off * (units(made.annealed) - units(said.annealed[:, 2]))))
+    made = replace(
+        made,
+        actions=actions,
+        annealed=nats(units(said.annealed[:, 2]) + off * (units(made.annealed) - units(said.annealed[:, 2]))),
+    )
     fresh = Calibrations.fit(made, said).apply(said, strata(made))
     width = units(fresh.annealed[:, -1]) - units(fresh.annealed[:, 0])
     assert width[raised].mean() > 3 * width[~raised].mean()

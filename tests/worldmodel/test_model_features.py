@@ -102,7 +102,9 @@ def test_slopes_are_changes_of_the_logarithm_over_the_window() -> None:
 
 
 def test_what_was_not_measured_is_nan() -> None:
-    nothing = dict.fromkeys(("hypergradient_cosine", "update_ratio", "probe_loss", "attention_entropy", "embedding_rms"), math.nan)
+    nothing = dict.fromkeys(
+        ("hypergradient_cosine", "update_ratio", "probe_loss", "attention_entropy", "embedding_rms"), math.nan
+    )
     found = state(history(rows=telemetry(64, **nothing), validation=math.nan))
     unmeasured = {name for name, value in found.items() if math.isnan(value)}
     assert {"cosine_4", "update_ratio", "probe_gap", "probe_slope", "attention", "embedding_change"} <= unmeasured
@@ -121,7 +123,9 @@ def test_a_loss_or_norm_on_the_way_that_is_no_number_is_left_out(lost: float) ->
 
 def test_actions_are_logarithms_and_nothing_is_zeros() -> None:
     assert features.action(Intervention()) == (0.0,) * len(ACTION)
-    whole = Intervention(lr_scale=0.5, weight_decay_scale=2.0, clip="zclip", momentum_reset=True, data_reorder=True, skip_batch=True)
+    whole = Intervention(
+        lr_scale=0.5, weight_decay_scale=2.0, clip="zclip", momentum_reset=True, data_reorder=True, skip_batch=True
+    )
     found = dict(zip(ACTION, features.action(whole)))
     assert found["ln_lr"] == pytest.approx(math.log(0.5))
     assert found["ln_weight_decay"] == pytest.approx(math.log(2))

@@ -197,7 +197,7 @@ def test_what_is_whole_but_no_model_is_refused(name: str, mine: Path) -> None:
 def test_a_model_without_rehearsal_or_calibrations(tmp_path: Path) -> None:
     folder = save(Model(model().networks), tmp_path / "a" / "b")
     assert load(folder).calibrations is None
-    with pytest.raises(UserError, match="expected branches to rehearse in .*, found none"):
+    with pytest.raises(UserError, match=r"expected branches to rehearse in .*, found none"):
         load_rehearsal(folder)
 
 

@@ -221,7 +221,9 @@ def test_a_search_goes_where_the_forecast_goes(dynamics: Any) -> None:
         inference = here.recurrent_inference(inference.latent, np.array([vector, vector]))
         latent = unrolled.latents[:, :, decision + 1].transpose(0, 1).flatten(1)
         np.testing.assert_allclose(inference.latent, latent, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(inference.reward, nets.expected(unrolled.rewards[:, :, decision]).mean(0), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            inference.reward, nets.expected(unrolled.rewards[:, :, decision]).mean(0), rtol=1e-3, atol=1e-6
+        )
     assert inference.logits.shape == (2, sum(codec.sizes))
     assert {part.dtype for part in (root.latent, inference.reward, inference.value, inference.logits)} == {np.dtype(np.float32)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_examples import LR, world
+from made_examples import LR, quiet, world
 from made_models import SMALL, calibration_examples, history, model
 
 from trainenv.types import Intervention, UserError
@@ -30,12 +30,14 @@ def rollout(run: str = "mine", **changes: Any) -> Rollout:
 
 def shifted(trunks: int, seed: int) -> Examples:
     """Runs of another kind: what the learning rate does there is the other way round, and stronger."""
-    made, _ = world(trunks, seed=seed)
+    made = quiet(world(trunks, seed=seed)[0])
     delta = unsquash(-3.0 * made.actions[:, :, LR].sum(axis=1))
     states = made.states.copy()
     states[:, 0] += 4.0  # and they are told apart by it
     looks = np.repeat(delta[:, None], made.looks.shape[1], axis=1)
-    return replace(made, states=states, looks=looks, annealed=delta, final=delta, trunks=tuple(f"n{name}" for name in made.trunks))
+    return replace(
+        made, states=states, looks=looks, annealed=delta, final=delta, trunks=tuple(f"n{name}" for name in made.trunks)
+    )
 
 
 def error(of: Model, examples: Examples) -> float:
@@ -44,7 +46,7 @@ def error(of: Model, examples: Examples) -> float:
 
 
 def test_it_learns_what_is_new_and_keeps_what_is_old() -> None:
-    old, held = world(40, seed=1)[0], world(16, seed=2)[0]
+    old, held = quiet(world(40, seed=1)[0]), quiet(world(16, seed=2)[0])
     pretrained = Model(fit(old, Training(epochs=10, batch=128, lr=5e-3, dropout=0.0), SMALL))
     weights = {name: value.clone() for name, value in pretrained.networks.state_dict().items()}
     how = Online(refresh=400, training=Training(epochs=6, batch=128, lr=4e-3, dropout=0.0))
@@ -75,7 +77,9 @@ def test_rollouts_are_scored_before_they_are_learned() -> None:
     assert here.calibrations is not None
     scores = online.model.calibrations.intervals["annealed"]
     before = here.calibrations.intervals["annealed"]
-    joined = scores.how.scores(*(np.arcsinh(bound / 0.01) for bound in here.raw(some).annealed[:, [0, -1]].T), np.arcsinh(some.annealed / 0.01))
+    joined = scores.how.scores(
+        *(np.arcsinh(bound / 0.01) for bound in here.raw(some).annealed[:, [0, -1]].T), np.arcsinh(some.annealed / 0.01)
+    )
     np.testing.assert_allclose(scores.low[len(before.low) :], joined[0])
 
 

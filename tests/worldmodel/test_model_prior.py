@@ -129,7 +129,9 @@ def test_without_a_rate_or_a_loss_there_is_no_law(row: dict[str, float]) -> None
 def test_what_a_fitted_law_says_points_the_same_way() -> None:
     """A run that follows the law: fitted to it, or only scaled to it, a lower rate has the same sign and size."""
     columns, now = features.read(history(rows=SMOOTH, left=200, decision=8))
-    fitted = MultiPower().fit(History(steps=columns["step"], losses=columns["loss"], lrs=columns["lr"], first_lr_sum=columns["lr"][0]))
+    fitted = MultiPower().fit(
+        History(steps=columns["step"], losses=columns["loss"], lrs=columns["lr"], first_lr_sum=columns["lr"][0])
+    )
     rates = np.stack([now.lrs_ahead, 0.7 * now.lrs_ahead])
     control, lower = fitted.predict(now.done + 1.0 + np.arange(200), rates).mean[:, 31]
     found = ask([[math.log(0.7), 0, 0, 0]])[0, 0]

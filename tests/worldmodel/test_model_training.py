@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_examples import SENSITIVE, world
+from made_examples import SENSITIVE, quiet, world
 from made_models import SMALL, networks
 
 from trainenv.types import UserError
@@ -16,7 +16,7 @@ from worldmodel.examples import Examples
 from worldmodel.features import STATE
 from worldmodel.model import Model
 from worldmodel.networks import LOOKS, POLICY, REWARD_SCALE, Networks, rescale
-from worldmodel.training import Training, _tensors, fit, improved
+from worldmodel.training import Training, _table, _tensors, fit, improved
 
 QUICK = Training(epochs=2, batch=128, lr=5e-3)
 
@@ -29,20 +29,19 @@ def error(nets: Networks, examples: Examples) -> float:
 
 @pytest.fixture(scope="module")
 def data() -> tuple[Examples, Examples]:
-    (train, _), (test, _) = world(50, seed=1, tried=12), world(20, seed=2)
-    return train, test
+    return quiet(world(50, seed=1, tried=12)[0]), quiet(world(20, seed=2)[0])
 
 
 def test_it_learns_an_effect_and_nothing_from_shuffled_actions(data: tuple[Examples, Examples]) -> None:
     train, test = data
-    how, losses = Training(epochs=14, batch=128, lr=5e-3, dropout=0.0), []
+    how, losses = Training(epochs=8, batch=128, lr=5e-3, dropout=0.0), []
     learned = error(fit(train, how, SMALL, watch=lambda epoch, loss: losses.append(loss)), test)
     shuffled = error(fit(train.shuffled(np.random.default_rng(0)), how, SMALL), test)
     zero = float(np.abs(test.horizon[test.candidate]).mean())
-    assert len(losses) == 14
+    assert len(losses) == 8
     assert losses[-1] < 0.8 * losses[0]
-    assert learned < 0.6 * zero
-    assert shuffled > 0.85 * zero
+    assert learned < 0.8 * zero
+    assert shuffled > 0.92 * zero
 
 
 def test_a_seed_says_it_all(data: tuple[Examples, Examples]) -> None:
@@ -107,7 +106,7 @@ def test_standardised_features_have_mean_0_and_deviation_1(data: tuple[Examples,
 def test_the_improved_policy_goes_for_the_better_action() -> None:
     """Networks in which an action's learning rate, and nothing else, decides the reward: ×0.8 is best, ×1.1 worst."""
     nets = crafted()
-    policy = improved(nets, torch.randn(3, len(STATE), generator=torch.Generator().manual_seed(0)))
+    policy = improved(nets, torch.randn(3, len(STATE), generator=torch.Generator().manual_seed(0)), *_table())
     assert policy.shape == (3, sum(POLICY))
     torch.testing.assert_close(policy.split(POLICY, dim=-1)[0].sum(-1), torch.ones(3))
     rate, decay = policy[:, :4], policy[:, 4:7]
