@@ -7,6 +7,7 @@ forecast: whether the run is alarmed, and whether the interventions raise, lower
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -109,7 +110,10 @@ class Calibrations:
         if key not in self._memo:
             alpha = self.alpha[target]
             calibration, stratum = (self.picked[target], "") if picks else (self.intervals[target], stratum)
-            self._memo[key] = calibration.correction(stratum, alpha=alpha)
+            found = calibration.correction(stratum, alpha=alpha)
+            while found.stratum and math.isinf(found.high):  # a level below the one it was made for asks for more trunks
+                found = calibration.correction(found.stratum.rpartition("/")[0], alpha=alpha)
+            self._memo[key] = found
         return self._memo[key]
 
     @property

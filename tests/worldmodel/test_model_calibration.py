@@ -181,3 +181,17 @@ def test_units_and_nats_are_inverse(delta: float) -> None:
 
 def test_levels_are_of_a_90_percent_interval() -> None:
     assert LEVELS[-1] - LEVELS[0] == pytest.approx(1 - ALPHA)
+
+
+def test_a_level_that_a_stratum_has_too_few_trunks_for_asks_its_parent() -> None:
+    """Nine trunks are enough at 0.1 and too few at 0.08, where late labels may have moved the level."""
+    made, said = simulated(60, seed=0)
+    fitted = Calibrations.fit(made, said)
+    divided = {
+        name: replace(one, strata=tuple("calm/raised" if trunk < 9 else "calm/kept" for trunk in one.trunks))
+        for name, one in fitted.intervals.items()
+    }
+    strict = replace(fitted, intervals=divided, alpha=dict.fromkeys(TARGETS, 0.08))
+    assert math.isinf(divided["annealed"].correction("calm/raised", alpha=0.08).high)
+    own, parents = (strict.apply(said, np.full(len(made), stratum)).annealed for stratum in ("calm/raised", "calm"))
+    assert np.array_equal(own, parents)
