@@ -108,8 +108,10 @@ class Calibrations:
     def _correction(self, target: str, stratum: str, picks: bool) -> Correction:
         key = target, stratum, picks
         if key not in self._memo:
-            alpha = self.alpha[target]
             calibration, stratum = (self.picked[target], "") if picks else (self.intervals[target], stratum)
+            # Below 1/(K + 1) the interval of K trunks is everything, which helps nobody: late labels move the level no further.
+            trunks = calibration.correction("", alpha=ALPHA).trunks
+            alpha = max(self.alpha[target], min(ALPHA, 1 / (trunks + 1)))
             found = calibration.correction(stratum, alpha=alpha)
             while found.stratum and math.isinf(found.high):  # a level below the one it was made for asks for more trunks
                 found = calibration.correction(found.stratum.rpartition("/")[0], alpha=alpha)

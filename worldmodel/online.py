@@ -86,7 +86,7 @@ class Online:
     refresh: int = 32
     keep: int = 2048
     training: Training = field(default_factory=lambda: Training(epochs=4, lr=5e-4, dropout=0.0))
-    level: AdaptiveLevel = field(default_factory=lambda: AdaptiveLevel(alpha=ALPHA, gamma=0.02))
+    level: AdaptiveLevel = field(default_factory=lambda: AdaptiveLevel(alpha=ALPHA, gamma=0.05))
 
     def __post_init__(self) -> None:
         for name in ("refresh", "keep"):
@@ -169,13 +169,17 @@ class OnlineModel:
             intervals[target] = _joined(intervals[target], quantiles, units(outcome[known]), codes, list(strata[known]))
             bounds = getattr(said, target)[known]
             missed = (outcome[known] < bounds[:, 0]) | (outcome[known] > bounds[:, -1])
-            state, tickets = self._levels[target], {}
-            for run, miss in zip(runs, missed):
-                ticket, _ = self.how.level.issue(state, run=str(run))
-                tickets[ticket] = bool(miss)
-            self.how.level.learn(state, tickets)
-            alpha[target] = self.how.level.level(state)
+            for run in np.unique(runs):
+                self._move_level(target, str(run), missed[runs == run])
+            alpha[target] = self.how.level.level(self._levels[target])
         return replace(calibrations, intervals=intervals, alpha=alpha)
+
+    def _move_level(self, target: str, run: str, missed: NDArray[np.bool_]) -> None:
+        """By the labels of one run that came together. They share its fate, so together they weigh as one."""
+        state = self._levels[target]
+        rule = replace(self.how.level, gamma=self.how.level.gamma / len(missed))
+        tickets = [rule.issue(state, run=run)[0] for _ in missed]
+        rule.learn(state, dict(zip(tickets, missed.tolist(), strict=True)))
 
 
 def as_examples(rollouts: Sequence[Rollout]) -> Examples:

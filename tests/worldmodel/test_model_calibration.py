@@ -93,14 +93,16 @@ def test_fewer_trunks_than_a_limit_of_disagreement_needs_are_refused() -> None:
         Calibrations.fit(*simulated(6, seed=3))
 
 
-def test_a_level_of_0_is_everything_too() -> None:
+def test_a_level_of_0_is_as_wide_as_anything_was_ever_off() -> None:
     made, said = simulated(30, seed=4)
     fitted = replace(Calibrations.fit(made, said), alpha={"horizon": 0.0, "annealed": 0.3, "final": ALPHA})
     mended = fitted.apply(said, strata(made))
-    assert np.isfinite(mended.horizon).all()
-    assert mended.horizon[:, 0].max() < -50
-    wide, narrow = (one[:, -1] - one[:, 0] for one in (mended.final, mended.annealed))
-    assert (wide > narrow).all()  # the same forecasts at another level
+    widest, wide, narrow = (one[:, -1] - one[:, 0] for one in (mended.horizon, mended.final, mended.annealed))
+    assert (widest > wide).all()  # the same forecasts at another level
+    assert (wide > narrow).all()
+    assert covered(made.horizon, mended.horizon).all()
+    at_the_last_trunk = replace(fitted, alpha=dict.fromkeys(TARGETS, 1 / 31)).apply(said, strata(made))
+    assert np.array_equal(mended.horizon, at_the_last_trunk.horizon)
 
 
 def test_what_is_alike_is_calibrated_together() -> None:
