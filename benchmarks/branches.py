@@ -13,15 +13,20 @@ choosing by the early look: final ln loss of the choice less that of the best br
     python benchmarks/branches.py --json
 """
 
+# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# Python looks in this folder first, where another script would be found for the package of the same name.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 import pandas as pd

@@ -7,12 +7,18 @@ the lowest forecast is low mostly by error. Nominal 90 %: the raw quantiles clai
     python benchmarks/conformal.py --json     # some four minutes on one core
 """
 
+# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import sys
+from pathlib import Path
 from typing import Any
+
+# Python looks in this folder first, where another script would be found for the package of the same name.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 

@@ -19,16 +19,21 @@ any of that curve):
     python benchmarks/curves.py --data data/loss_curves --json
 """
 
+# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import csv
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+# Python looks in this folder first, where another script would be found for the package of the same name.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,10 @@ def test_no_large_or_generated_file_is_kept() -> None:
     names = [path.relative_to(ROOT) for path in tracked()]
     assert not [str(name) for name in names if {"__pycache__", "runs", ".venv"} & set(name.parts)]
     assert not [str(name) for name in names if (ROOT / name).stat().st_size > 2**20]
+
+
+@pytest.mark.parametrize("script", ["branches", "conformal", "curves", "planners", "worldmodel"])
+def test_benchmarks_start_beside_those_named_like_packages(script: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--help"]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr
