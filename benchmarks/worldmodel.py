@@ -29,6 +29,7 @@ sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(_
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trainenv import TrainingRun
 from trainenv.history import history_of
@@ -151,22 +152,30 @@ def left_out(
     """Trained without something and judged on it: the networks, the trees and doing nothing."""
     learned = Learned(training=recipe.training, architecture=recipe.architecture)
     tried: dict[str, Baseline] = {"networks": learned, "trees": BASELINES["trees"], "nothing": BASELINES["nothing"]}
-    cases = {}
+    noise, cases = seed_noise(examples), {}
+
+    def rows_of(names: Sequence[str]) -> NDArray[np.bool_]:
+        return np.isin(examples.trunks, names)[examples.trunk]
+
     for column, level in LEFT_OUT:
         for found, others, those in leave_out(data.trunks, column):
             if found == level:
-                cases[f"{column} {level}"] = examples.among(others), examples.among(those)
+                cases[f"{column} {level}"] = rows_of(others), rows_of(those)
     parts = split(data, recipe.seed)
     for family in FAMILIES:
         rows, test = leave_action_out(data.branches, family, train=parts["train"] + parts["calibrate"], test=parts["test"])
-        cases[f"action {family}"] = examples.where(rows), examples.where(test)
-    tasks = [(f"{case}|{name}", one, *both) for case, both in cases.items() for name, one in tried.items()]
+        cases[f"action {family}"] = rows, test
+    tasks = [
+        (f"{case}|{name}", one, examples.where(train), examples.where(test))
+        for case, (train, test) in cases.items()
+        for name, one in tried.items()
+    ]
     found = all_predicted(tasks, workers, say)
     result: dict[str, dict[str, Any]] = {}
     for case, (_, test) in cases.items():
         result[case] = {}
         for name in tried:
-            report = evaluate(test, found[f"{case}|{name}"], resamples=300)
+            report = evaluate(examples.where(test), found[f"{case}|{name}"], noise=noise[test], resamples=300)
             result[case][name] = {
                 "annealed mae mattering": report["annealed"]["mattering"]["mae"],
                 "annealed crps": report["annealed"]["all"]["crps"],
