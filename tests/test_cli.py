@@ -22,6 +22,7 @@ import trainenv
 from trainenv import cli
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli import main
+from trainenv.cli.asking import interruptible
 from trainenv.config import RunConfig
 from trainenv.driving import drive
 from trainenv.monitor.uncertainty import UncertaintyIndex
@@ -574,7 +575,7 @@ def test_asked_to_stop_when_there_is_nothing_left_to_do(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_handed_back(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(number)
-    with cli._interruptible() as stop:
+    with interruptible() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()

@@ -1,0 +1,8 @@
+"""`python -m trainenv.cli`."""
+
+import sys
+
+from trainenv.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
