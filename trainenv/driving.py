@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.lines import plain
 from trainenv.run import TrainingRun
-from trainenv.types import Event, Telemetry
+from trainenv.types import Event, Snapshot, Telemetry
 
 Watch = Callable[[TrainingRun, Sequence[Telemetry]], None]
+RESPONDER = "responder"  # part of a snapshot: what the responder remembers, as JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What a responder has done.
+
+    Attributes:
+        events: in order. One of kind `rewind` says that history started anew from its step.
+        kept: steps that it has trained itself, after the rewind if there was one, and that the run now stands behind.
+    """
+
+    events: Sequence[Event] = ()
+    kept: Sequence[Telemetry] = ()
 
 
 class Responder(Protocol):
-    """Whatever acts on a run while it trains. Called by `drive` after every block of telemetry; may rewind and intervene."""
+    """Whatever acts on a run while it trains. Called by `drive` after every block of telemetry; may rewind and intervene.
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
-        """What was done, if anything. An event of kind `rewind` says that history starts anew from its step."""
+    Inherit from it: what is not needed then does nothing.
+    """
+
+    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+        """Called before the first step, also of a run that goes on (after `load_state_dict`)."""
+        return
+
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+        """Called after each block of telemetry."""
         ...
+
+    def validated(self, step: int, loss: float, /) -> None:
+        """Called after each validation of the run."""
+        return
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, as JSON values: saved in every checkpoint, so that a run that was killed goes on to the same end."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Take on what `state_dict` gave."""
+        return
 
 
 def drive(
@@ -51,19 +86,32 @@ def drive(
     """
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
+        if responder is not None:
+            responder.begin(run, folder, store)
         if not run.done and run.step not in store.steps():
-            store.save(run.snapshot())  # there is something to go back to from the first step on
+            store.save(_state(run, responder))  # there is something to go back to from the first step on
         ended, taken = _train(run, folder, store, responder, watch, stop)
         folder.telemetry.flush()
         try:
             store.wait()
         finally:  # that the last save failed is no reason not to try this one
-            store.save(run.snapshot(), moments="exact", wait=True)
+            store.save(_state(run, responder), moments="exact", wait=True)
     summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
     assert isinstance(summary, dict)
     if ended != "interrupted":
         folder.finish(summary)
     return summary
+
+
+def _state(run: TrainingRun, responder: Responder | None) -> Snapshot:
+    remembered = responder.state_dict() if responder is not None else {}
+    return run.snapshot({RESPONDER: json.dumps(plain(remembered))} if remembered else None)
+
+
+def remembered(snapshot: Snapshot) -> dict[str, Any]:
+    """What the responder remembered when a checkpoint was saved, for its `load_state_dict`."""
+    found: dict[str, Any] = json.loads(snapshot.state.get(RESPONDER, "{}"))
+    return found
 
 
 def _train(
@@ -76,43 +124,53 @@ def _train(
 ) -> tuple[str, int]:
     """How it ended, and how many steps were trained."""
     taken = 0
-    evaluated = -1, -1  # line and step
     if not read_validation(folder.path):
-        evaluated = _evaluate(run, folder)
+        _evaluate(run, folder)
     while not run.done:
         before = run.step
         window = run.advance(_steps_to_boundary(run))
         taken += len(window)
-        folder.telemetry.append(window, line=folder.line)
-        for telemetry in window:
-            if telemetry.reading.fired:
-                folder.event(Event(telemetry.step, "fired", {"index": telemetry.reading.index, "loss": telemetry.loss}))
+        _record(folder, window)
+        response = responder.respond(run, window) if responder else Response()
         rewound = False
-        for event in responder.respond(run, window) if responder else []:
+        for event in response.events:
             if event.kind == "rewind":
                 folder.new_line(event.detail["to"])
-                rewound = True
+                rewound, before = True, event.detail["to"]
             folder.event(event)
+        taken += len(response.kept)
+        _record(folder, response.kept)
+        window = list(response.kept) or window
         watch(run, window)
         if not rewound and not math.isfinite(window[-1].loss):
             folder.event(Event(run.step, "diverged"))
             return "diverged", taken
         every = run.config.validation.every
-        if run.done or (every and run.step % every == 0 and (folder.line, run.step) != evaluated):
-            evaluated = _evaluate(run, folder)
+        if run.done or (every and run.step // every > before // every):
+            loss = _evaluate(run, folder)
+            if responder is not None:
+                responder.validated(run.step, loss)
         if stop() and not run.done:
             folder.event(Event(run.step, "interrupted"))
             return "interrupted", taken
         # What a rewind has left behind is not to be gone on with, so the new line is saved at once.
         if not run.done and (rewound or store.due(before, run.step)):
             folder.telemetry.flush()
-            store.save(run.snapshot())
+            store.save(_state(run, responder))
     return "budget spent", taken
 
 
-def _evaluate(run: TrainingRun, folder: RunFolder) -> tuple[int, int]:
-    folder.validation(run.step, run.evaluate())
-    return folder.line, run.step
+def _record(folder: RunFolder, window: Sequence[Telemetry]) -> None:
+    folder.telemetry.append(window, line=folder.line)
+    for telemetry in window:
+        if telemetry.reading.fired:
+            folder.event(Event(telemetry.step, "fired", {"index": telemetry.reading.index, "loss": telemetry.loss}))
+
+
+def _evaluate(run: TrainingRun, folder: RunFolder) -> float:
+    loss = run.evaluate()
+    folder.validation(run.step, loss)
+    return loss
 
 
 def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:

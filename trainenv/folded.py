@@ -10,7 +10,8 @@ A step of a tiny model is mostly the overhead of some hundred small kernels. Fol
 Folding makes every weight, gradient and moment of a run a view into one row of a matrix [K, P], P elements of the parameters of
 an optimizer group. Forward and backward go over all rows at once; clipping, the optimizer, the monitor and the data order are the
 run's own code, on flat rows. The run stays a `TrainingRun`: to steer, evaluate, snapshot and restore it alone works as before
-(its snapshots fit runs folded alike). To train it and to fork it does not: `advance` and `fork` of its own are refused.
+(its snapshots fit runs folded alike; `Folded.snapshot` takes one for runs that are not). To train it and to fork it does not:
+`advance` and `fork` of its own are refused.
 
 Deviations from a run by itself: sums are taken in another order, so bits differ, and losses drift apart as they do after a change
 of one unit in the last place. Only what is folded alike (as many runs, of which as many take part) is comparable to the bit.
@@ -28,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from trainenv import devices
+from trainenv import devices, snapshots
 from trainenv.objectives import NextToken
-from trainenv.types import Telemetry, UserError
+from trainenv.types import Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
@@ -121,6 +122,28 @@ class Folded:
         with torch.no_grad(), devices.settings(self.runs[0].config):
             losses = [self._losses(numbers, self._together(micro)) for micro in sets]  # [M][K]
         return [run._validated(list(row)) for run, row in zip(runs, torch.stack(losses, dim=1))]
+
+    def snapshot(self, number: int) -> Snapshot:
+        """The whole state of one of the runs, as a run by itself would take it: for runs that are not folded."""
+        (number,) = self._numbers([number])
+        run = self.runs[number]
+        return snapshots.capture(run.step, run._state() | {"optimizer": self._unfolded(run)})
+
+    def _unfolded(self, run: TrainingRun) -> dict[str, Any]:
+        """The state of a run's optimizer with the moments of each parameter apart."""
+        folded = run.optimizer.state_dict()
+        groups, states, first = [], dict[int, Any](), 0
+        for row, (layout, group) in enumerate(zip(self._layout, folded["param_groups"])):
+            places, known = range(first, first + len(layout)), folded["state"].get(row)
+            groups.append({**group, "params": list(places)})
+            first += len(layout)
+            if known is None:  # there was no step yet
+                continue
+            pieces = {name: known[name].split([shape.numel() for _, shape in layout]) for name in _MOMENTS}
+            for place, (_, shape), *moments in zip(places, layout, *pieces.values()):
+                named = {name: moment.view(shape) for name, moment in zip(_MOMENTS, moments)}
+                states[place] = {"step": known["step"], **named}
+        return {"kind": type(run.optimizer).__name__, "state": states, "param_groups": groups}
 
     def _step(self, numbers: Sequence[int]) -> None:
         """One optimizer step of each."""

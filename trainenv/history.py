@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainenv.types import RunHistory, Telemetry
+from trainenv.types import DECISIONS, RunHistory, Telemetry
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
-
-DECISIONS = 4  # of a horizon
 
 
 def history_of(run: TrainingRun, telemetry: Sequence[Telemetry], *, horizon: int, validation: float = math.nan) -> RunHistory:

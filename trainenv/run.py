@@ -56,6 +56,7 @@ class TrainingRun:
         validation: micro-batches that `evaluate` averages over.
         probe: a small clean micro-batch that the monitor looks at; without one there are no entropies.
         stress: factor on the learning rate by step, for planting instability.
+        moments_lost: whether the optimizer's moments are gone before a step, likewise.
         purpose: what this run's steps are charged to.
         ledger: where FLOPs are charged; a new one if left out.
     """
@@ -72,6 +73,7 @@ class TrainingRun:
         validation: Sequence[Any] = (),
         probe: Any = None,
         stress: Callable[[int], float] | None = None,
+        moments_lost: Callable[[int], bool] | None = None,
         purpose: Purpose = "main",
         ledger: Ledger | None = None,
     ) -> None:
@@ -88,7 +90,7 @@ class TrainingRun:
         self.horizon = schedules.Horizon(end=config.steps, since=min(config.schedule.warmup, config.steps))
         self._batches, self._validation, self._probe_batch = batches, tuple(validation), probe
         self._schedule = schedule or schedules.make(config.schedule)
-        self._stress = stress
+        self._stress, self._moments_lost = stress, moments_lost
         self._reset_at: int | None = None
         self._line_flops = 0.0
         self._statistics, self._recent = Statistics(), snapshots.Recent()
@@ -175,6 +177,16 @@ class TrainingRun:
     def flops_per_step(self) -> float:
         """FLOPs of a step, as the average of those taken so far (0 before the first)."""
         return self._line_flops / self.step if self.step else 0.0
+
+    @property
+    def flops_ahead(self) -> float:
+        """FLOPs of a step to come: the average of those taken, or before the first what its batch will take."""
+        return self.flops_per_step or sum(token_count(micro) for micro in self._coming_batch().micro) * self._per_token
+
+    @property
+    def flops_per_evaluation(self) -> float:
+        """FLOPs of one `evaluate`: a forward pass is a third of a step's two passes."""
+        return sum(token_count(micro) for micro in self._validation) * self._per_token / 3
 
     @property
     def epoch(self) -> int:
@@ -314,6 +326,7 @@ class TrainingRun:
             validation=self._validation,
             probe=self._probe_batch,
             stress=self._stress,
+            moments_lost=self._moments_lost,
             purpose=purpose,
             ledger=self.ledger,
         )
@@ -384,7 +397,7 @@ class TrainingRun:
     def _validated(self, losses: Sequence[Tensor]) -> float:
         """The mean of the losses of the validation set's micro-batches, by tokens; the passes are charged."""
         tokens = [token_count(micro) for micro in self._validation]
-        self.ledger.charge("evaluate", sum(tokens) * self._per_token / 3)  # a forward pass is a third
+        self.ledger.charge("evaluate", self.flops_per_evaluation)
         weights = torch.tensor(tokens if sum(tokens) else [1] * len(tokens), dtype=torch.float64)
         return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
 
@@ -407,6 +420,8 @@ class TrainingRun:
         looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
         progress = self.horizon.progress(self.step)
         stress = 1.0 if self._stress is None else self._stress(self.step)
+        if lost := self._moments_lost is not None and self._moments_lost(self.step):
+            optimizers.lose_moments(self.optimizer)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
         parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
         measured = {"loss": loss}
@@ -444,7 +459,7 @@ class TrainingRun:
             "weight_decay_scale": self.weight_decay_scale,
             "steps_since_reset": -1 if self._reset_at is None else self.step - self._reset_at,
             "progress": progress,
-            "stressors": batch.stressors if stress == 1.0 else (*batch.stressors, "lr_spike"),
+            "stressors": (*batch.stressors, *["lr_spike"] * (stress != 1.0), *["lost_moments"] * lost),
         }
         self._recorder.append(known, measured)
 

@@ -253,7 +253,7 @@ class Event:
 
     Attributes:
         step: optimizer steps completed when it happened.
-        kind: `fired`, `rewind`, `intervention`, `diverged`, `interrupted`.
+        kind: `fired`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`, `diverged`, `interrupted`.
         detail: numbers and words that belong to it, as JSON values.
     """
 
@@ -343,6 +343,45 @@ class Inference:
     logits: NDArray[np.float32]
 
 
+DECISIONS, LOOKS = 4, 8  # of a horizon: decisions in it, and looks at the validation loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A branch that was trained for real, beside a do-nothing control on the same batches.
+
+    Attributes:
+        run: a name; rollouts of one run share its fate.
+        history: what was known when it started.
+        interventions: what was done at each of up to four decisions.
+        looks: Δ ln loss after each eighth of the horizon, in nats, as far as it was trained; NaN where not measured.
+        annealed, final: Δ ln loss after the reference cool-down and at the end of the run; NaN where not measured.
+        diverged: decision in which it diverged; −1 if it did not.
+        fired: whether the uncertainty index fired.
+
+    Raises:
+        UserError: too many interventions or looks, or nothing that was measured.
+    """
+
+    run: str
+    history: RunHistory = field(repr=False)
+    interventions: tuple[Intervention, ...]
+    looks: tuple[float, ...] = ()
+    annealed: float = math.nan
+    final: float = math.nan
+    diverged: int = -1
+    fired: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.interventions) > DECISIONS or len(self.looks) > LOOKS:
+            raise UserError(
+                f"a rollout has at most {DECISIONS} interventions and {LOOKS} looks, found {len(self.interventions)} and "
+                f"{len(self.looks)}"
+            )
+        if not any(math.isfinite(value) for value in (*self.looks, self.annealed, self.final)):
+            raise UserError("a rollout needs a Δ that was measured, found none; leave out what failed before its first look")
+
+
 class WorldModel(Protocol):
     """A model of what interventions do to training. Deterministic; calling it changes nothing."""
 
@@ -365,6 +404,28 @@ class WorldModel(Protocol):
             latent: [B, …] of an earlier inference.
             actions: [B, 6] action vectors.
         """
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A world model that learns from what was verified. `worldmodel.OnlineModel` is one."""
+
+    @property
+    def model(self) -> WorldModel:
+        """The newest."""
+        ...
+
+    def learn(self, rollouts: Sequence[Rollout], /) -> None:
+        """Take in rollouts, in the order they were measured."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it has learned, as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Know what another had learned, and nothing else."""
         ...
 
 
@@ -668,3 +729,111 @@ class Planner(Protocol):
             UserError: the problem lacks what this planner cannot work without (a model, an executor).
         """
         ...
+
+
+Fate = Literal["control", "accepted", "passed", "rejected", "stopped", "failed"]
+"""Of a branch: it did nothing; it became the run; it would have, but another was better; it was refused; it clearly lost and was
+stopped early; it could not be run, or diverged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Δ ln training loss of a branch against doing nothing, step by step on the same batches.
+
+    Attributes:
+        mean: over the steps, nats.
+        error: standard error of the mean; inf for fewer than two steps.
+        steps: that both were trained for.
+    """
+
+    mean: float
+    error: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A drafted future that was run for real beside doing nothing, and what became of it.
+
+    Attributes:
+        interventions: the sequence, one a decision.
+        score: the draft's, nats; NaN where it has none.
+        forecast: what the model said; None where it was not asked.
+        expected: Δ ln validation loss against doing nothing where the branch ends, as drafted: 90 % interval and median. None: no
+            forecast.
+        outcome: what was measured.
+        losses: training loss of each step.
+        delta: Δ ln validation loss that was measured, nats; NaN: it was not.
+        annealed_delta: the same after the reference cool-down.
+        paired: the statistics of the training losses; None where there are none.
+        fate: what became of it.
+        reason: why, in words.
+    """
+
+    interventions: tuple[Intervention, ...]
+    score: float
+    outcome: Outcome
+    forecast: Forecast | None = None
+    expected: tuple[float, float, float] | None = None
+    losses: tuple[float, ...] = field(default=(), repr=False)
+    delta: float = math.nan
+    annealed_delta: float = math.nan
+    paired: Paired | None = None
+    fate: Fate = "rejected"
+    reason: str = ""
+
+    @property
+    def lost(self) -> str:
+        """Why it cannot become the run, whatever the rule: it failed, diverged or was stopped. Empty where it can."""
+        if self.outcome.error:
+            return self.outcome.error
+        return "it diverged" if self.outcome.diverged else ""
+
+
+@runtime_checkable
+class AcceptRule(Protocol):
+    """Says whether a branch may become the run. A frozen dataclass of hyperparameters, asked only of branches that are not lost."""
+
+    @property
+    def measure(self) -> Measure:
+        """What rollouts must measure for it."""
+        ...
+
+    def objection(self, branch: Branch, control: Branch, /) -> str:
+        """Why the branch is refused, in words; empty where it is accepted."""
+        ...
+
+    def rank(self, branch: Branch, /) -> float:
+        """Of those that are accepted the one with the lowest becomes the run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What verifying a draft came to.
+
+    Attributes:
+        branches: the control that does nothing first, then as drafted.
+        accepted: the place of the branch that is to become the run; None: none.
+        reason: one sentence.
+        steps: real steps of a branch.
+        cost: of all branches, cool-downs and evaluations.
+        wasted: FLOPs of it that do not become the run's.
+    """
+
+    branches: tuple[Branch, ...]
+    accepted: int | None
+    reason: str
+    steps: int
+    cost: Cost
+    wasted: float = 0.0
+
+    @property
+    def control(self) -> Branch:
+        """The branch that does nothing."""
+        return self.branches[0]
+
+    @property
+    def winner(self) -> Branch | None:
+        """The branch that is to become the run."""
+        return None if self.accepted is None else self.branches[self.accepted]

@@ -12,16 +12,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainenv.types import Rollout
     from worldmodel.files import load, load_pretrained, save
     from worldmodel.model import Model
-    from worldmodel.online import OnlineModel, Rollout
+    from worldmodel.online import OnlineModel
 
 __all__ = ["Model", "OnlineModel", "Rollout", "load", "load_pretrained", "save"]
 
 _LAZY = {
     "Model": "worldmodel.model",
     "OnlineModel": "worldmodel.online",
-    "Rollout": "worldmodel.online",
+    "Rollout": "trainenv.types",
     "load": "worldmodel.files",
     "load_pretrained": "worldmodel.files",
     "save": "worldmodel.files",

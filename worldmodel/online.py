@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import Intervention, RunHistory, UserError
+from trainenv.types import Rollout, UserError
 from worldmodel import features
 from worldmodel.calibration import ALPHA, Calibrations, strata_of, units
 from worldmodel.conformal import AdaptiveLevel, Calibration
@@ -31,42 +31,6 @@ from worldmodel.prior import prior
 from worldmodel.training import Training, fit
 
 _NEW = "online/"  # prefix of the names of runs learned from, beside those of the pretraining data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """A branch that was trained for real, beside a do-nothing control on the same batches.
-
-    Attributes:
-        run: a name; rollouts of one run share its fate.
-        history: what was known when it started.
-        interventions: what was done at each of up to four decisions.
-        looks: Δ ln loss after each eighth of the horizon, in nats, as far as it was trained; NaN where not measured.
-        annealed, final: Δ ln loss after the reference cool-down and at the end of the run; NaN where not measured.
-        diverged: decision in which it diverged; −1 if it did not.
-        fired: whether the uncertainty index fired.
-
-    Raises:
-        UserError: too many interventions or looks, or nothing that was measured.
-    """
-
-    run: str
-    history: RunHistory = field(repr=False)
-    interventions: tuple[Intervention, ...]
-    looks: tuple[float, ...] = ()
-    annealed: float = math.nan
-    final: float = math.nan
-    diverged: int = -1
-    fired: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.interventions) > DECISIONS or len(self.looks) > LOOKS:
-            raise UserError(
-                f"a rollout has at most {DECISIONS} interventions and {LOOKS} looks, found {len(self.interventions)} and "
-                f"{len(self.looks)}"
-            )
-        if not any(math.isfinite(value) for value in (*self.looks, self.annealed, self.final)):
-            raise UserError("a rollout needs a Δ that was measured, found none; leave out what failed before its first look")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from toy_runs import SIZE, SMALL, make_run, trunks
 import trainenv
 from trainenv.interventions import ActionCodec
 from worldmodel.dataset import Design, Trunk, sample
-from worldmodel.dataset.branches import KINDS, Plan, cool_down, nudge, plans, play_all, recovery
+from trainenv.cooldown import cool_down
+from worldmodel.dataset.branches import KINDS, Plan, nudge, plans, play_all, recovery
 from worldmodel.dataset.corpora import CORPORA
 from worldmodel.dataset.faults import Fault, train
 from worldmodel.dataset.lockstep import Alone

@@ -8,6 +8,7 @@ from trainenv.cli.asking import Result
 
 
 def checkpoint_command(args: argparse.Namespace) -> Result:
+    """Verify, show, collect or export."""
     from trainenv.checkpoints import commands
     from trainenv.progress import Progress
 

@@ -8,6 +8,7 @@ from trainenv.cli.asking import INTERRUPTED, Result, interruptible
 
 
 def demo_command(args: argparse.Namespace) -> Result:
+    """Run it."""
     from agents.by_hand import ByHand
     from trainenv.config import RunConfig
     from trainenv.driving import drive

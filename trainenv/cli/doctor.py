@@ -8,6 +8,7 @@ from trainenv.cli.asking import Result
 
 
 def doctor_command(args: argparse.Namespace) -> Result:
+    """Say what was found, and what to do about it."""
     from trainenv.doctor import examine
     from trainenv.progress import Progress
 

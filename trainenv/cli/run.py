@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def run_command(args: argparse.Namespace) -> Result:
+    """Train, or go on with a run that was interrupted."""
     from agents.by_hand import ByHand
     from trainenv.config import RunConfig
     from trainenv.driving import drive

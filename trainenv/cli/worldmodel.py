@@ -29,6 +29,7 @@ def fold_runs(runs: Sequence[Any]) -> Lockstep:
 
 
 def build_command(args: argparse.Namespace) -> Result:
+    """Make a world model: branch, train, calibrate, judge."""
     from trainenv.progress import Progress
     from worldmodel.build import Recipe, build
     from worldmodel.dataset import Progress as Made

@@ -62,6 +62,16 @@ def row(telemetry: Telemetry, line: int, purpose: str) -> dict[str, Any]:
     return values
 
 
+def telemetry_of(rows: pd.DataFrame) -> list[Telemetry]:
+    """Rows as `read_telemetry` gives them, as the telemetry that they were made of."""
+    found = []
+    for values in rows.to_dict("records"):
+        reading = Reading(**{name: values[name] for name in _READING})
+        named = {name: values[name] for name in TELEMETRY_FIELDS if name not in ("reading", "stressors")}
+        found.append(Telemetry(**named, stressors=tuple(values["stressors"]), reading=reading))
+    return found
+
+
 class TelemetryLog:
     """Appends telemetry to a folder of Parquet parts.
 

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from trainenv.cooldown import cool_down
 from trainenv.interventions import ActionCodec
 from trainenv.types import Intervention, Telemetry
 from worldmodel.dataset.actions import Draw, spread
@@ -31,7 +32,6 @@ Kind = Literal["control", "nudged", "reordered", "single", "sequence", "every"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Phase = Literal["branch", "cooldown", "rest"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-_STAIRS = 16  # of the cool-down: a call a step would cost a twentieth of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,24 +224,6 @@ def _decide(codec: ActionCodec, run: Run, plan: Plan, decision: int, design: Des
         return Draw(Intervention(), 1.0)
     policy = design.first if plan.kind == "single" else design.later
     return policy.draw(codec, run, plan.uniforms[decision])
-
-
-def cool_down(together: Lockstep, steps: int, among: Sequence[int] = (0,)) -> list[list[Telemetry]]:
-    """The reference cool-down: the learning rate of the schedule times a line that falls to 0 over `steps`, in 16 stairs."""
-    measured: list[list[Telemetry]] = [[] for _ in among]
-    runs = [together.runs[number] for number in among]
-    if not runs:
-        return measured
-    scales, done = [run.lr_scale for run in runs], 0
-    for bound in sorted({round(stair * steps / _STAIRS) for stair in range(1, _STAIRS + 1)} - {0}):
-        # No interventions: they are bounded below, and would stand in the run's record.
-        middle = (done + bound) / 2
-        for run, scale in zip(runs, scales):
-            run.lr_scale = scale * (1 - middle / steps)
-        for log, fresh in zip(measured, together.advance(bound - done, among)):
-            log += fresh
-        done = bound
-    return measured
 
 
 def nudge(run: Run, seed: int, replica: int) -> None:

@@ -1,0 +1,6 @@
+"""The branching agent: the whole loop of trigger, rewind, draft, verify and collapse on any training environment."""
+
+from agents.branching.drafting import Drafting
+from agents.branching.responder import Branching
+
+__all__ = ["Branching", "Drafting"]

@@ -1,0 +1,48 @@
+"""What may be thrown away, and what the budget is owed for it: stated before the run, never exceeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainenv.run import TrainingRun
+
+
+@dataclass
+class Purse:
+    """FLOPs of one run's loop.
+
+    Attributes:
+        allowed: that may be thrown away: branches that were not taken, cool-downs, evaluations and steps that were rewound.
+        wasted: thrown away so far.
+        owed: spent beside the run's own steps, but not yet taken off its budget: less than a step's.
+    """
+
+    allowed: float
+    wasted: float = 0.0
+    owed: float = 0.0
+
+    @property
+    def left(self) -> float:
+        """That may still be thrown away."""
+        return max(0.0, self.allowed - self.wasted)
+
+    def widest(self, most: int, price: Callable[[int], float]) -> int:
+        """The greatest K up to `most` whose price, FLOPs thrown away at most, is left; 0 where none is."""
+        return next((k for k in range(most, 0, -1) if price(k) <= self.left), 0)
+
+    def throw_away(self, flops: float) -> None:
+        """Note what was thrown away; who did it takes it off the run's budget."""
+        self.wasted += flops
+
+    def owe(self, run: TrainingRun, flops: float) -> None:
+        """Take FLOPs off the run's budget, in whole steps; the rest is owed."""
+        self.owed += flops
+        steps = int(self.owed // run.flops_ahead)
+        if steps:
+            run.spend(steps)
+            self.owed -= steps * run.flops_ahead
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,369 @@
+"""The loop on a run that is driven: trigger, rewind, draft, verify, collapse. See `agents.branching`."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.branching.drafting import Drafting
+from agents.branching.probe import CleanProbe
+from agents.branching.purse import Purse
+from trainenv.checkpoints.store import CheckpointStore
+from trainenv.config import BranchingConfig
+from trainenv.driving import Responder, Response
+from trainenv.history import history_of
+from trainenv.interventions import ActionCodec
+from trainenv.monitor.regression import RegressionTrigger
+from trainenv.records.folder import RunFolder
+from trainenv.records.parquet import read_telemetry, telemetry_of
+from trainenv.run import TrainingRun
+from trainenv.types import (
+    LOOKS,
+    Event,
+    Intervention,
+    Learner,
+    Plan,
+    Planner,
+    Rollout,
+    RunHistory,
+    Snapshot,
+    Telemetry,
+    UserError,
+    Verdict,
+    WorldModel,
+)
+from trainenv.wrappers import record
+from trainenv.wrappers.rules import make as make_rule
+from trainenv.wrappers.verification import Verification, adopt
+
+_HISTORY = 512  # steps: what a forecast looks at
+_CALM, _LAST = 0.7, 0.03  # decay of the acceptance rate; share of the budget at its end in which nothing is decided
+_EMERGENCY = Intervention(clip="zclip")
+
+
+@dataclass(kw_only=True)
+class Branching(Responder):
+    """Steers a run whenever it is called for. A responder for `trainenv.driving.drive`.
+
+    Args:
+        planner: drafts futures.
+        model: forecasts them: a `WorldModel`, or a `Learner` that goes on learning from what is verified; None: the planner
+            must do without.
+        config: when and how much; the run's own where left out.
+        verification: how; made of the configuration where left out.
+        drafting: what goes into a planning problem beside the run.
+    """
+
+    planner: Planner
+    model: WorldModel | Learner | None = None
+    config: BranchingConfig | None = None
+    verification: Verification | None = None
+    drafting: Drafting = field(default_factory=Drafting)
+
+    def __post_init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+        self._number = self._in_row = self._quiet_until = self._next = 0
+        self._accepted_rate, self._gave_up = 0.5, False
+        self._pending: list[tuple[int, Intervention]] = []
+        self._history: deque[Telemetry] = deque(maxlen=_HISTORY)
+        self._remembered: deque[Snapshot] = deque()
+        self._probe, self._purse = CleanProbe(), Purse(0.0)
+        self._regression = RegressionTrigger()
+        self._regressed = ""
+
+    # ── a responder ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+        """See `Responder`."""
+        state, self._loaded = self._loaded, {}
+        self.__post_init__()
+        self._folder: Path = folder.path
+        self._settings = self.config or run.config.branching
+        self._verifying = self.verification or _verification(self._settings)
+        self._codec = ActionCodec(run.config.interventions)
+        self._purse = Purse(self._settings.share * run.config.steps * run.flops_ahead)
+        self._next = self._settings.every
+        if state:
+            self._resume(state, store)
+        else:
+            self._remember(run)
+        if run.step and not self._history:
+            self._history.extend(telemetry_of(read_telemetry(folder.path, kept_only=True).tail(_HISTORY)))
+
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+        """See `Responder`."""
+        self._history.extend(window)
+        self._probe.see(window)
+        self._regressed = self._regression.windowed(window) or self._regressed
+        events = self._due(run)
+        why = self._why(run, window)
+        if why:
+            return self._decide(run, why, window, events)
+        if run.step % run.config.checkpoints.every == 0 and math.isfinite(window[-1].loss):
+            self._remember(run)
+        return Response(events=events)
+
+    def validated(self, step: int, loss: float, /) -> None:
+        """See `Responder`."""
+        self._regressed = self._regression.validated(step, loss) or self._regressed
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Responder`."""
+        return {
+            "number": self._number,
+            "in_row": self._in_row,
+            "quiet_until": self._quiet_until,
+            "next": self._next,
+            "accepted_rate": self._accepted_rate,
+            "gave_up": self._gave_up,
+            "regressed": self._regressed,
+            "pending": [[step, record.changes(one)] for step, one in self._pending],
+            "remembered": [snapshot.step for snapshot in self._remembered],
+            "probe": self._probe.state_dict(),
+            "purse": self._purse.state_dict(),
+            "regression": self._regression.state_dict(),
+            "learned": self.model.state_dict() if isinstance(self.model, Learner) else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """See `Responder`; `begin` takes it on."""
+        self._loaded = state
+
+    def _resume(self, state: dict[str, Any], store: CheckpointStore) -> None:
+        self._number, self._in_row, self._next = state["number"], state["in_row"], state["next"]
+        self._quiet_until, self._accepted_rate = state["quiet_until"], state["accepted_rate"]
+        self._gave_up, self._regressed = state["gave_up"], state["regressed"]
+        self._pending = [(step, Intervention(**fields)) for step, fields in state["pending"]]
+        self._probe.load_state_dict(state["probe"])
+        self._purse = Purse(**state["purse"])
+        self._regression.load_state_dict(state["regression"])
+        there = set(store.steps())
+        self._remembered.extend(store.load(step) for step in state["remembered"] if step in there)
+        if isinstance(self.model, Learner) and state["learned"] is not None:
+            self.model.load_state_dict(state["learned"])
+
+    # ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _why(self, run: TrainingRun, window: Sequence[Telemetry]) -> str:
+        """What calls for a decision now; empty: nothing."""
+        triggers, left = self._settings.triggers, run.horizon.end - run.step
+        if not math.isfinite(window[-1].loss):
+            return "fired"
+        due = run.step >= self._next
+        if due:
+            self._next = (run.step // self._settings.every + self._patient()) * self._settings.every
+        if self._gave_up or left <= max(4 * self._settings.verify_steps, _LAST * run.config.steps):
+            return ""
+        awake = run.step >= self._quiet_until
+        if "fired" in triggers and awake and any(t.reading.fired for t in window):
+            return "fired"
+        if "regression" in triggers and awake and self._regressed:
+            return "regression"
+        return "checkpoint" if "checkpoint" in triggers and due and not self._pending else ""
+
+    def _patient(self) -> int:
+        """Intervals between decisions: twice as long once drafts keep failing."""
+        return 1 if self._in_row < self._settings.patience else 2
+
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _decide(self, run: TrainingRun, why: str, window: Sequence[Telemetry], events: list[Event]) -> Response:
+        at, harm = run.step, self._probe.harm
+        lost = not math.isfinite(window[-1].loss)
+        self._number, self._regressed = self._number + 1, ""
+        self._quiet_until = at + self._settings.quiet
+        if lost or (why != "checkpoint" and harm >= self._settings.harm):
+            alarm = next((t.step for t in window if t.reading.fired), at)
+            events += self._go_back(run, alarm, harm, lost=lost)
+            if lost and run.step == at:
+                return Response(events=events)  # there is nothing to go back to: the run has diverged
+        validation = run.evaluate()
+        self._throw_away(run, run.flops_per_evaluation)
+        history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=validation)
+        plan = self._draft(run, history)
+        verification = self._affordable(run, plan)
+        steps = self._depth(run)
+        if not verification.chosen(plan) or verification.top_k < 1:
+            reason = "; ".join(plan.faults) or ("no budget is left" if verification.top_k < 1 else "no draft promises enough")
+            events.append(Event(run.step, "skipped", {"number": self._number, "why": why, "reason": reason}))
+            return Response(events=[*events, *self._calm(run, lost=lost)])
+        rollouts = verification.rollouts(run, decision_steps=history.decision_steps, validation=validation)
+        start = self._start(run)
+        verdict = verification.verify(rollouts, plan, horizon=4 * history.decision_steps, steps=steps)
+        began = run.step
+        kept = adopt(rollouts, verdict)
+        self._throw_away(run, verdict.wasted)
+        if not kept:  # the control is lost, and nothing held up
+            events += self._go_back(run, began, harm, lost=True) + self._calm(run, lost=True)
+        self._history.extend(kept)
+        self._probe.see(kept)
+        where = self._note(run, why, at, began, harm, verdict, plan, verification, start)
+        events.append(self._event(began, why, verdict, where))
+        self._plan_ahead(began, verdict, history.decision_steps)
+        self._learn(run, history, verdict)
+        return Response(events=[*events, *self._count(run, verdict)], kept=kept)
+
+    def _draft(self, run: TrainingRun, history: RunHistory) -> Plan:
+        model = self.model.model if isinstance(self.model, Learner) else self.model
+        generator = np.random.default_rng([run.config.seed, run.step, self._number])
+        plan = self.planner.plan(self.drafting.problem(run, history, self._codec, model, generator))
+        flops = plan.cost.futures * float(getattr(model, "flops_per_future", 0.0))
+        run.ledger.charge("plan", flops)
+        self._purse.owe(run, flops)
+        return plan
+
+    def _affordable(self, run: TrainingRun, plan: Plan) -> Verification:
+        """The verification with as many branches as the acceptance rate asks for and the purse allows."""
+        wanted = max(1, round(self._settings.top_k * (1 - self._accepted_rate)))
+        steps = self._depth(run)
+        width = self._purse.widest(wanted, lambda k: self._verifying.thrown_away(run, k, steps))
+        return replace(self._verifying, top_k=max(width, 1), worth=self._settings.worth if width else math.inf)
+
+    def _depth(self, run: TrainingRun) -> int:
+        """Steps of a branch: fewer where drafts are mostly accepted."""
+        return max(1, round(self._settings.verify_steps * (1.25 - 0.5 * self._accepted_rate)))
+
+    def _go_back(self, run: TrainingRun, alarm: int, harm: float, *, lost: bool) -> list[Event]:
+        """Rewind to before the alarm, if there is a snapshot and, unless the run is lost, the purse allows it."""
+        behind = [s for s in self._remembered if s.step <= alarm - self._settings.rewind]
+        behind = behind or (list(self._remembered)[-1:] if lost else [])
+        if not behind:
+            return []
+        snapshot, at = behind[-1], run.step
+        flops = (at - snapshot.step) * run.flops_ahead
+        if not lost and flops > self._purse.left:
+            return []
+        run.rewind(snapshot)
+        self._purse.throw_away(flops)  # the rewind has taken it off the budget
+        self._remembered = deque(s for s in self._remembered if s.step <= snapshot.step)
+        self._history = deque((t for t in self._history if t.step <= snapshot.step), maxlen=_HISTORY)
+        self._probe.back_to(snapshot.step)
+        self._pending = [(step, one) for step, one in self._pending if step <= snapshot.step]
+        return [Event(at, "rewind", {"to": snapshot.step, "lr_scale": run.lr_scale, "harm": harm})]
+
+    def _calm(self, run: TrainingRun, *, lost: bool) -> list[Event]:
+        """After a loss that was lost, with no draft to go by: what people do by hand, a lower learning rate and clipping."""
+        if not lost:
+            return []
+        masks = self._codec.masks(run)
+        scales = [s for s, legal in zip(run.config.interventions.lr_scales, masks[0]) if legal]
+        wanted = replace(_EMERGENCY, lr_scale=min(scales), clip=None if run.clip == "zclip" else "zclip")
+        run.apply(wanted)
+        return [Event(run.step, "intervention", record.changes(wanted))]
+
+    def _throw_away(self, run: TrainingRun, flops: float) -> None:
+        self._purse.throw_away(flops)
+        self._purse.owe(run, flops)
+
+    # ── what follows from it ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _due(self, run: TrainingRun) -> list[Event]:
+        """Put in force what an accepted sequence has left for now."""
+        due = [one for step, one in self._pending if step <= run.step]
+        self._pending = [(step, one) for step, one in self._pending if step > run.step]
+        events = []
+        for one in due:
+            try:
+                run.apply(one)
+            except UserError:  # out of bounds by now
+                continue
+            if not one.does_nothing:
+                events.append(Event(run.step, "intervention", {**record.changes(one), "pending": True}))
+        return events
+
+    def _plan_ahead(self, began: int, verdict: Verdict, decision_steps: int) -> None:
+        """Later parts of the accepted sequence come due a decision apart; those within the branch are in force already."""
+        if verdict.winner is not None:
+            later = enumerate(verdict.winner.interventions)
+            self._pending = [(began + k * decision_steps, one) for k, one in later if k * decision_steps >= verdict.steps]
+
+    def _count(self, run: TrainingRun, verdict: Verdict) -> list[Event]:
+        """The acceptance rate; and giving up, once drafts keep failing."""
+        accepted = verdict.accepted is not None
+        self._accepted_rate = _CALM * self._accepted_rate + (1 - _CALM) * accepted
+        self._in_row = 0 if accepted else self._in_row + 1
+        if self._in_row < 2 * self._settings.patience:
+            return []
+        self._gave_up = True
+        return [Event(run.step, "gave_up", {"reason": f"{self._in_row} drafts in a row were not accepted"})]
+
+    def _learn(self, run: TrainingRun, history: RunHistory, verdict: Verdict) -> None:
+        """Hand what was measured to a model that learns; looks that it has no place for teach nothing."""
+        if not isinstance(self.model, Learner) or verdict.control.lost:
+            return
+        looks = 4 * history.decision_steps / LOOKS
+        near = abs(verdict.steps - looks) <= 0.25 * looks
+        rollouts = [
+            Rollout(
+                run=f"{run.config.name}-{run.config.seed}",
+                history=history,
+                interventions=branch.interventions,
+                looks=(branch.delta,) if near else (),
+                annealed=branch.annealed_delta,
+            )
+            for branch in verdict.branches[1:]
+            if not branch.lost and ((near and math.isfinite(branch.delta)) or math.isfinite(branch.annealed_delta))
+        ]
+        if rollouts:
+            before = float(getattr(self.model, "flops", 0.0))
+            self.model.learn(rollouts)
+            flops = float(getattr(self.model, "flops", 0.0)) - before
+            run.ledger.charge("model", flops)
+            self._purse.owe(run, flops)
+
+    # ── on record ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _remember(self, run: TrainingRun) -> None:
+        self._remembered.append(run.snapshot())
+        if len(self._remembered) > self._settings.keep:
+            self._remembered.popleft()
+
+    def _start(self, run: TrainingRun) -> dict[str, Any]:
+        """What a replay starts from."""
+        self._where = record.folder_of(self._folder, run.step, self._number)
+        start = {"fingerprint": run.fingerprint(), "flagged": list(run.flagged), "checkpoint": None}
+        if self._settings.replayable:
+            with CheckpointStore(self._where, keep_last=1, moments="exact") as store:
+                store.save(run.snapshot(), wait=True)
+            start["checkpoint"] = "."
+        return start
+
+    def _note(
+        self,
+        run: TrainingRun,
+        why: str,
+        at: int,
+        began: int,
+        harm: float,
+        verdict: Verdict,
+        plan: Plan,
+        verification: Verification,
+        start: dict[str, Any],
+    ) -> str:
+        told = record.record_of(verdict, plan, verification)
+        told |= {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}
+        told |= {"decision_steps": self._settings.horizon // 4, "start": start, "end": {"fingerprint": run.fingerprint()}}
+        record.write(self._where, told)
+        return str(self._where.relative_to(self._folder))
+
+    def _event(self, began: int, why: str, verdict: Verdict, where: str) -> Event:
+        winner = verdict.winner
+        detail = {
+            "number": self._number,
+            "why": why,
+            "folder": where,
+            "accepted": winner is not None,
+            "interventions": [] if winner is None else [record.changes(one) for one in winner.interventions],
+            "reason": verdict.reason,
+        }
+        return Event(began, "decision", detail)
+
+
+def _verification(settings: BranchingConfig) -> Verification:
+    return Verification(top_k=settings.top_k, verify_steps=settings.verify_steps, rule=make_rule(settings.rule))

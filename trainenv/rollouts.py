@@ -1,0 +1,379 @@
+"""Futures of a run, trained for real: forks of it that see the same batches, side by side. The run is left as it is.
+
+    rollouts = Rollouts(run, decision_steps=25, cooldown=100)
+    outcomes = rollouts.run([(Intervention(),), (Intervention(lr_scale=0.8),)], 50, measure="annealed")
+    rollouts.adopt((Intervention(lr_scale=0.8),), 50)          # the run becomes that future: those steps are not trained again
+
+Tiny models are folded into one (`trainenv.folded`), others are trained in turn, a stretch each. What a future has come to is
+kept, so that going on with it costs only what is new. A future that fails (out of memory, an error of the model's) says so in its
+outcome and the others go on; one whose loss is lost or beyond all bounds has diverged and is not trained further. With `stopping`,
+a future that clearly loses to the first one that does nothing is stopped early.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from trainenv.cooldown import cool_down
+from trainenv.ledger import Ledger
+from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
+
+if TYPE_CHECKING:
+    from trainenv.run import TrainingRun
+
+Sequenced = tuple[Intervention, ...]
+FOLDS_UP_TO = 48  # width; wider models gain nothing on a CPU (2.8 times at 16, 2.0 at 48, 1.0 at 64)
+NOTHING: Sequenced = (Intervention(),)
+
+
+class Together(Protocol):
+    """Forks side by side; `trainenv.folded.Folded` is one."""
+
+    @property
+    def runs(self) -> Sequence[TrainingRun]:
+        """In the order of their numbers."""
+        ...
+
+    def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
+        """Train those with the numbers `among`; what each step of each measured."""
+        ...
+
+    def evaluate(self, among: Sequence[int]) -> list[float]:
+        """Validation losses, nats per token."""
+        ...
+
+    def snapshot(self, number: int) -> Snapshot:
+        """The state of one, for runs by themselves."""
+        ...
+
+
+class InTurn:
+    """Forks trained one after the other, a stretch each."""
+
+    def __init__(self, runs: Sequence[TrainingRun]) -> None:
+        self.runs = tuple(runs)
+
+    def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
+        """See `Together`."""
+        return [self.runs[number].advance(steps) for number in among]
+
+    def evaluate(self, among: Sequence[int]) -> list[float]:
+        """See `Together`."""
+        return [self.runs[number].evaluate() for number in among]
+
+    def snapshot(self, number: int) -> Snapshot:
+        """See `Together`."""
+        return self.runs[number].snapshot()
+
+
+Stopping = Callable[[Sequence[Telemetry], Sequence[Telemetry]], str]
+"""(steps of a future, the same steps of doing nothing) → why it is stopped here; empty: it goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Future:
+    """Where a future has come to.
+
+    Attributes:
+        done: what was put in force at each decision so far.
+        steps: trained since the run was forked.
+        state: of the fork, for the run to become; None where it was lost.
+        telemetry: of every step.
+        looks: steps and validation losses so far, the start among them.
+        flops: of the steps alone.
+        diverged, stopped, error: how it ended, if it did.
+    """
+
+    done: Sequenced = ()
+    steps: int = 0
+    state: Snapshot | None = field(default=None, repr=False)
+    telemetry: tuple[Telemetry, ...] = field(default=(), repr=False)
+    looks: tuple[tuple[int, float], ...] = ()
+    flops: float = 0.0
+    diverged: bool = False
+    stopped: str = ""
+    error: str = ""
+
+
+class Rollouts:
+    """A `trainenv.types.Executor` over a live run.
+
+    Args:
+        run: forked as it is now; until `adopt` it is only read.
+        decision_steps: steps from one intervention of a sequence to the next.
+        cooldown: steps of the reference cool-down, for the measure `annealed`.
+        look: steps between looks at the validation loss; None: only where a future ends.
+        validation: the run's loss now where it is known, so that it is not measured again.
+        stopping: stops futures that clearly lose, asked after each quarter of the steps.
+        fold: whether tiny models are folded.
+
+    Raises:
+        UserError: a step count is below 1 (`cooldown`: below 0).
+    """
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        *,
+        decision_steps: int,
+        cooldown: int = 0,
+        look: int | None = None,
+        validation: float = math.nan,
+        stopping: Stopping | None = None,
+        fold: bool = True,
+    ) -> None:
+        if decision_steps < 1 or cooldown < 0 or (look is not None and look < 1):
+            raise UserError(
+                f"decision_steps and look must be at least 1 and cooldown at least 0, found {decision_steps}, {look}, {cooldown}"
+            )
+        self._run, self._decision, self._cooldown, self._look = run, decision_steps, cooldown, look
+        self._stopping, self._fold = stopping, fold
+        self._start, self._validation = run.snapshot(), validation
+        self._cap = run.config.environment.divergence_loss * run.uniform_loss
+        self._futures: dict[int, list[Future]] = {}  # of each draw, the longest last
+        self._ends: dict[tuple[int, Sequenced, int, Measure], tuple[float, float]] = {}  # annealed and final losses
+
+    # ── an executor ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def cost(self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0) -> Cost:
+        """See `Executor`."""
+        taken, looked = 0, 0 if math.isfinite(self._validation) else 1
+        for sequence in sequences:
+            known = self._known(self._padded(sequence, steps), steps, draw)
+            new = steps - known.steps
+            taken += new + self._after(steps, measure)
+            looked += (-(-new // (self._look or max(new, 1)))) + (measure != "horizon")
+        run = self._run
+        return Cost(steps=taken, flops=taken * run.flops_ahead + looked * run.flops_per_evaluation)
+
+    def run(
+        self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0
+    ) -> list[Outcome]:
+        """See `Executor`."""
+        if steps < 1:
+            raise UserError(f"the steps of a future must be at least 1, found {steps}")
+        if not math.isfinite(self._validation):
+            self._validation = self._run.evaluate()
+        padded = [self._padded(sequence, steps) for sequence in sequences]
+        spent = {one: Cost() for one in padded}
+        starts: dict[int, dict[Sequenced, Future]] = {}
+        for one in dict.fromkeys(padded):
+            known = self._known(one, steps, draw)
+            if known.steps < steps and not _over(known):
+                starts.setdefault(known.steps, {})[one] = known
+        for known_steps in sorted(starts):
+            self._train(starts[known_steps], steps, measure, draw, spent)
+        return [self._outcome(one, steps, measure, draw, spent[one]) for one in padded]
+
+    def future(self, sequence: Sequence[Intervention], steps: int, /, *, draw: int = 0) -> Future:
+        """What became of a future that was run for so many steps, or ended before."""
+        return self._known(self._padded(sequence, steps), steps, draw)
+
+    def adopt(self, sequence: Sequence[Intervention], steps: int, /, *, draw: int = 0) -> tuple[Telemetry, ...]:
+        """The run becomes a future that was run; its steps are charged as the run's own. Returns what they measured.
+
+        Raises:
+            UserError: it was not run for so many steps, or has ended before; or the run has been trained since.
+        """
+        future = self.future(sequence, steps, draw=draw)
+        if future.state is None or future.steps != steps:
+            raise UserError(f"expected a future that was run for {steps} steps, found one of {future.steps}; run it first")
+        if self._run.step != self._start.step:
+            raise UserError(f"the run has gone on from step {self._start.step} to {self._run.step}; make new Rollouts of it")
+        self._run.restore(future.state)
+        self._run.ledger.move("verify", self._run.purpose, future.flops)
+        return future.telemetry
+
+    # ── training futures ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _train(
+        self, group: dict[Sequenced, Future], steps: int, measure: Measure, draw: int, spent: dict[Sequenced, Cost]
+    ) -> None:
+        """Train futures that have come equally far; where that fails for all together, one at a time."""
+        try:
+            self._go_on(group, steps, measure, draw, spent, fold=self._fold and len(group) > 1)
+        except Exception as error:  # whatever a model may raise, memory that is out among it
+            if len(group) > 1:
+                for one, known in group.items():
+                    self._train({one: known}, steps, measure, draw, spent)
+                return
+            ((one, known),) = group.items()
+            failed = Future(done=one, steps=known.steps, error=f"{type(error).__name__}: {error}"[:300])
+            self._futures.setdefault(draw, []).append(failed)
+
+    def _go_on(
+        self,
+        group: dict[Sequenced, Future],
+        steps: int,
+        measure: Measure,
+        draw: int,
+        spent: dict[Sequenced, Cost],
+        *,
+        fold: bool,
+    ) -> None:
+        listed, ledgers = list(group), [Ledger() for _ in group]
+        together = self._forks(list(group.values()), draw, ledgers, fold=fold)
+        try:
+            branches = [_Branch(one, group[one], self._start_losses(group[one])) for one in listed]
+            sound = self._horizon(together, branches, steps)
+            for number, branch in enumerate(branches):
+                branch.flops = group[branch.sequence].flops + ledgers[number]["verify"]
+                if number in sound:
+                    branch.state = together.snapshot(number)
+            for branch in branches:
+                self._futures.setdefault(draw, []).append(branch.future())
+            self._beyond(together, branches, sound, steps, measure, draw)
+        finally:
+            for ledger in ledgers:
+                for purpose in ("verify", "evaluate"):
+                    self._run.ledger.charge(purpose, ledger[purpose])
+        for branch, ledger in zip(branches, ledgers):
+            spent[branch.sequence] += Cost(steps=branch.new_steps, flops=ledger["verify"] + ledger["evaluate"])
+
+    def _forks(self, starts: Sequence[Future], draw: int, ledgers: Sequence[Ledger], *, fold: bool) -> Together:
+        runs = []
+        for start, ledger in zip(starts, ledgers):
+            fork = self._run.fork("verify")
+            fork.restore(start.state or self._start)
+            fork.ledger = ledger
+            if not start.steps:
+                for _ in range(draw):
+                    fork.apply(Intervention(data_reorder=True))
+            runs.append(fork)
+        width = getattr(getattr(self._run.model, "config", None), "n_embd", math.inf)
+        if fold and (self._run.device.type == "cuda" or width <= FOLDS_UP_TO):
+            from trainenv.folded import Folded
+
+            try:
+                return Folded(runs)
+            except UserError:  # it says what can't be folded: these are trained in turn
+                pass
+        return InTurn(runs)
+
+    def _horizon(self, together: Together, branches: Sequence[_Branch], steps: int) -> list[int]:
+        """Train to `steps`; the numbers of those that got there."""
+        sound, done = list(range(len(branches))), branches[0].steps
+        control = next((b for b in branches if all(part.does_nothing for part in b.sequence)), None)
+        start, quarter = done, max(1, (steps - done) // 4)
+        while done < steps and sound:
+            if done % self._decision == 0:
+                for number in sound:
+                    together.runs[number].apply(branches[number].sequence[done // self._decision])
+            ends = [self._decision - done % self._decision, quarter - (done - start) % quarter, steps - done]
+            stretch = min(*ends, *([self._look - done % self._look] if self._look else []))
+            for number, fresh in zip(sound, together.advance(stretch, sound)):
+                branches[number].see(fresh)
+            done += stretch
+            sound = [number for number in sound if not branches[number].diverged]
+            if sound and (done == steps or (self._look and done % self._look == 0)):
+                for number, loss in zip(sound, together.evaluate(sound)):
+                    branches[number].looked(done, loss, self._cap)
+                sound = [number for number in sound if math.isfinite(branches[number].looks[-1][1])]
+            if control is not None and self._stopping is not None and (done - start) % quarter == 0 and done < steps:
+                for number in sound:
+                    if branches[number] is not control and not control.diverged:
+                        branches[number].stopped = self._stopping(branches[number].telemetry, control.telemetry)
+                sound = [number for number in sound if not branches[number].stopped]
+        return sound
+
+    def _beyond(
+        self, together: Together, branches: Sequence[_Branch], sound: list[int], steps: int, measure: Measure, draw: int
+    ) -> None:
+        """The loss after the cool-down, or at the end of the run."""
+        after = self._after(steps, measure)
+        if measure == "horizon" or not sound:
+            return
+        if measure == "annealed":
+            telemetry = cool_down(together, after, sound) if after else [[] for _ in sound]
+        else:
+            telemetry = together.advance(after, sound)
+        for number, fresh in zip(sound, telemetry):
+            branches[number].new_steps += len(fresh)
+        for number, loss in zip(sound, together.evaluate(sound)):
+            annealed, final = (loss, math.nan) if measure == "annealed" else (math.nan, loss)
+            self._ends[draw, branches[number].sequence, steps, measure] = (annealed, final)
+
+    def _after(self, steps: int, measure: Measure) -> int:
+        """Steps from the end of a branch on, until its last loss is measured."""
+        left = max(0, self._run.horizon.end - self._run.step - steps)
+        return {"horizon": 0, "annealed": self._cooldown, "final": left}[measure]
+
+    # ── what is known ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _padded(self, sequence: Sequence[Intervention], steps: int) -> Sequenced:
+        """What is put in force at each decision before `steps`."""
+        decisions = max(1, -(-steps // self._decision))
+        return (*sequence, *NOTHING * decisions)[:decisions]
+
+    def _known(self, padded: Sequenced, steps: int, draw: int) -> Future:
+        """The future that has come farthest on the way, or the start."""
+        fitting = [one for one in self._futures.get(draw, ()) if one.steps <= steps and one.done == padded[: len(one.done)]]
+        return max(fitting, key=lambda one: (one.steps, _over(one)), default=Future())
+
+    def _start_losses(self, start: Future) -> tuple[tuple[int, float], ...]:
+        return start.looks or ((0, self._validation),)
+
+    def _outcome(self, padded: Sequenced, steps: int, measure: Measure, draw: int, spent: Cost) -> Outcome:
+        future = self._known(padded, steps, draw)
+        annealed, final = self._ends.get((draw, padded, steps, measure), (math.nan, math.nan))
+        readings = [t.reading.volatility for t in future.telemetry]
+        return Outcome(
+            looks=tuple(step for step, _ in future.looks) or (0,),
+            validation=tuple(loss for _, loss in future.looks) or (self._validation,),
+            annealed=annealed,
+            final=final,
+            diverged=future.diverged,
+            volatility=sum(readings) / len(readings) if readings else math.nan,
+            steps=spent.steps,
+            flops=spent.flops,
+            error=future.error or future.stopped,
+        )
+
+
+@dataclass
+class _Branch:
+    """A future in the making."""
+
+    sequence: Sequenced
+    start: Future
+    looks: tuple[tuple[int, float], ...]
+    state: Snapshot | None = None
+    flops: float = 0.0
+    diverged: bool = False
+    stopped: str = ""
+    new_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.telemetry = list(self.start.telemetry)
+        self.steps = self.start.steps
+
+    def see(self, fresh: Sequence[Telemetry]) -> None:
+        """Take in steps. A loss that is not finite is a divergence."""
+        self.telemetry += fresh
+        self.steps += len(fresh)
+        self.new_steps += len(fresh)
+        self.diverged = self.diverged or not all(math.isfinite(t.loss) for t in fresh)
+
+    def looked(self, step: int, loss: float, cap: float) -> None:
+        self.looks = (*self.looks, (step, loss))
+        self.diverged = self.diverged or not loss < cap
+
+    def future(self) -> Future:
+        return Future(
+            done=self.sequence,
+            steps=self.steps,
+            state=self.state,
+            telemetry=tuple(self.telemetry),
+            looks=self.looks,
+            flops=self.flops,
+            diverged=self.diverged,
+            stopped=self.stopped,
+        )
+
+
+def _over(future: Future) -> bool:
+    """Whether it can't be gone on with."""
+    return bool(future.steps and future.state is None) or bool(future.error)
