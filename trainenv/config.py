@@ -96,11 +96,11 @@ class ClipConfig(Config):
         return next((options for policy, options in self.options.items() if policy == name), {})
 
 
-PlantKind = Literal["rare_tokens", "long_sequence", "artefacts", "block_shuffle", "random_tokens", "lr_spike"]
+PlantKind = Literal["rare_tokens", "long_sequence", "artefacts", "block_shuffle", "random_tokens", "lr_spike", "lost_moments"]
 
 
 class Plant(Config):
-    """One event planted on purpose: `kind` on the data indices (for `lr_spike`, the steps) from `at` on, `steps` of them."""
+    """One event planted on purpose: `kind` on `steps` data indices (`lr_spike` and `lost_moments`: steps) from `at` on."""
 
     at: Annotated[int, Field(ge=0)]
     kind: PlantKind
@@ -224,6 +224,37 @@ class EnvironmentConfig(Config):
     divergence_loss: Positive = 2.0
 
 
+Trigger = Literal["fired", "regression", "checkpoint"]
+
+
+class BranchingConfig(Config):
+    """When the branching agent drafts and verifies, and what it may spend. Steps are of a run of 16 000; presets scale them.
+
+    It acts where the uncertainty index has `fired`, where validation or stability has regressed, and every `every` steps, as
+    continuous correction (`checkpoint`). Where an alarm has done harm, `harm` nats on the clean probe or more, of which half is
+    still there `quiet` steps later, the run first goes back, to `rewind` steps before the alarm. Forecasts look `horizon` steps
+    ahead. The `top_k` best drafts that promise to be better than doing nothing by `worth` nats are trained for `verify_steps` and
+    judged by `rule`. What is thrown away is at most `share` of the budget. For `quiet` steps after a decision no other alarm is
+    answered; after `patience` decisions in a row that accepted nothing it waits twice as long between decisions, and after as
+    many again it gives up. `keep` rewind points are held in memory; with `replayable` each decision's start is on disk.
+    """
+
+    triggers: tuple[Trigger, ...] = ("fired", "regression", "checkpoint")
+    every: Count = 1000
+    rewind: Count = 1000
+    harm: Positive = 0.1
+    horizon: Annotated[int, Field(ge=4)] = 2000
+    top_k: Count = 6
+    verify_steps: Count = 50
+    rule: str = "agreement"
+    worth: Annotated[float, Field(ge=0)] = 0.001
+    share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    quiet: Annotated[int, Field(ge=0)] = 500
+    patience: Count = 5
+    keep: Count = 4
+    replayable: bool = True
+
+
 class TrainingConfig(Config):
     """How any run is trained, whoever brings the model. `steps` is the budget, in optimizer steps' worth of compute.
 
@@ -248,6 +279,7 @@ class TrainingConfig(Config):
     monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     interventions: InterventionConfig = InterventionConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
+    branching: BranchingConfig = BranchingConfig()
 
 
 class RunConfig(TrainingConfig):

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
@@ -108,10 +109,23 @@ def _state(run: TrainingRun, responder: Responder | None) -> Snapshot:
     return run.snapshot({RESPONDER: json.dumps(plain(remembered))} if remembered else None)
 
 
-def remembered(snapshot: Snapshot) -> dict[str, Any]:
-    """What the responder remembered when a checkpoint was saved, for its `load_state_dict`."""
-    found: dict[str, Any] = json.loads(snapshot.state.get(RESPONDER, "{}"))
-    return found
+def resume(path: Path, run: TrainingRun, responder: Responder | None = None) -> tuple[RunFolder, Snapshot]:
+    """Bring a run, and whoever steers it, to where the run recorded in a folder was saved last; then `drive` them on.
+
+    Args:
+        path: the run's folder.
+        run: built from the folder's `config.yaml`.
+        responder: as it was when the run was recorded.
+
+    Raises:
+        UserError: there is nothing to resume, or the run had ended.
+    """
+    folder, snapshot = RunFolder.resume(path)
+    run.restore(snapshot)
+    run.ledger.load(snapshot.state["ledger"])
+    if responder is not None:
+        responder.load_state_dict(json.loads(snapshot.state.get(RESPONDER, "{}")))
+    return folder, snapshot
 
 
 def _train(
@@ -180,6 +194,7 @@ def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, second
     return {
         "name": run.config.name,
         "seed": run.config.seed,
+        "uniform_loss": run.uniform_loss,
         "ended": ended,
         "step": run.step,
         "first_validation_loss": losses[0],

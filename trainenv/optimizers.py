@@ -43,12 +43,18 @@ def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_
             group["weight_decay"] = weight_decay * weight_decay_factor
 
 
-def reset_moments(optimizer: Optimizer) -> None:
-    """Zero the moments *and* Adam's step count: with the count kept, updates would be about three times too large."""
+def lose_moments(optimizer: Optimizer) -> None:
+    """Zero the moments and nothing else, as a restart without the optimizer's file does: the next updates are too large."""
     for state in optimizer.state.values():
         for name in MOMENTS:
             if isinstance(state.get(name), Tensor):
                 state[name].zero_()
+
+
+def reset_moments(optimizer: Optimizer) -> None:
+    """Zero the moments *and* Adam's step count: with the count kept, updates would be about three times too large."""
+    lose_moments(optimizer)
+    for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"].zero_()
         elif "step" in state:

@@ -1,4 +1,4 @@
-"""Futures of a run, trained for real: forks of it that see the same batches, side by side. The run is left as it is.
+"""Futures of a run, trained for real: forks that see the same batches, side by side. The run is left as it is.
 
     rollouts = Rollouts(run, decision_steps=25, cooldown=100)
     outcomes = rollouts.run([(Intervention(),), (Intervention(lr_scale=0.8),)], 50, measure="annealed")
@@ -6,17 +6,19 @@
 
 Tiny models are folded into one (`trainenv.folded`), others are trained in turn, a stretch each. What a future has come to is
 kept, so that going on with it costs only what is new. A future that fails (out of memory, an error of the model's) says so in its
-outcome and the others go on; one whose loss is lost or beyond all bounds has diverged and is not trained further. With `stopping`,
-a future that clearly loses to the first one that does nothing is stopped early.
+outcome and the others go on; one whose loss is lost or beyond all bounds has diverged and is not trained further. With
+`stopping`, a future that clearly loses to doing nothing is stopped early.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from trainenv.batching import token_count
 from trainenv.cooldown import cool_down
 from trainenv.ledger import Ledger
 from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
@@ -24,6 +26,7 @@ from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telem
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
+Answer = TypeVar("Answer")
 Sequenced = tuple[Intervention, ...]
 FOLDS_UP_TO = 48  # width; wider models gain nothing on a CPU (2.8 times at 16, 2.0 at 48, 1.0 at 64)
 NOTHING: Sequenced = (Intervention(),)
@@ -132,22 +135,25 @@ class Rollouts:
         self._run, self._decision, self._cooldown, self._look = run, decision_steps, cooldown, look
         self._stopping, self._fold = stopping, fold
         self._start, self._validation = run.snapshot(), validation
+        self._standing = run.step, run.applied, run.horizon
         self._cap = run.config.environment.divergence_loss * run.uniform_loss
         self._futures: dict[int, list[Future]] = {}  # of each draw, the longest last
-        self._ends: dict[tuple[int, Sequenced, int, Measure], tuple[float, float]] = {}  # annealed and final losses
+        self._ends: dict[tuple[int, Sequenced, int, Measure], float] = {}  # annealed or final losses
 
     # ── an executor ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def cost(self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0) -> Cost:
         """See `Executor`."""
-        taken, looked = 0, 0 if math.isfinite(self._validation) else 1
-        for sequence in sequences:
-            known = self._known(self._padded(sequence, steps), steps, draw)
-            new = steps - known.steps
-            taken += new + self._after(steps, measure)
-            looked += (-(-new // (self._look or max(new, 1)))) + (measure != "horizon")
-        run = self._run
-        return Cost(steps=taken, flops=taken * run.flops_ahead + looked * run.flops_per_evaluation)
+        run, taken, probed, looked = self._run, 0, 0.0, 0 if math.isfinite(self._validation) else 1
+        for padded in dict.fromkeys(self._padded(sequence, steps) for sequence in sequences):
+            known = self._known(padded, steps, draw)
+            if _over(known):
+                continue
+            end = measure != "horizon" and (draw, padded, steps, measure) not in self._ends
+            trained = steps - known.steps + self._after(steps, measure) * end
+            taken, probed = taken + trained, probed + probing(run, trained)
+            looked += self._looks(known.steps, steps) + end
+        return Cost(steps=taken, flops=taken * run.flops_ahead + probed + looked * run.flops_per_evaluation)
 
     def run(
         self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0
@@ -155,18 +161,21 @@ class Rollouts:
         """See `Executor`."""
         if steps < 1:
             raise UserError(f"the steps of a future must be at least 1, found {steps}")
-        if not math.isfinite(self._validation):
-            self._validation = self._run.evaluate()
         padded = [self._padded(sequence, steps) for sequence in sequences]
         spent = {one: Cost() for one in padded}
+        if padded and not math.isfinite(self._validation):
+            self._validation = self._run.evaluate()
+            spent[padded[0]] += Cost(flops=self._run.flops_per_evaluation)
         starts: dict[int, dict[Sequenced, Future]] = {}
         for one in dict.fromkeys(padded):
             known = self._known(one, steps, draw)
-            if known.steps < steps and not _over(known):
+            measured = measure == "horizon" or (draw, one, steps, measure) in self._ends
+            if (known.steps < steps or not measured) and not _over(known):
                 starts.setdefault(known.steps, {})[one] = known
         for known_steps in sorted(starts):
             self._train(starts[known_steps], steps, measure, draw, spent)
-        return [self._outcome(one, steps, measure, draw, spent[one]) for one in padded]
+        # What two sequences share, for they differ only later on, is charged to the first.
+        return [self._outcome(one, steps, measure, draw, spent.pop(one, Cost())) for one in padded]
 
     def future(self, sequence: Sequence[Intervention], steps: int, /, *, draw: int = 0) -> Future:
         """What became of a future that was run for so many steps, or ended before."""
@@ -176,13 +185,16 @@ class Rollouts:
         """The run becomes a future that was run; its steps are charged as the run's own. Returns what they measured.
 
         Raises:
-            UserError: it was not run for so many steps, or has ended before; or the run has been trained since.
+            UserError: it was not run for so many steps, or has ended before; or the run was trained or changed since.
         """
         future = self.future(sequence, steps, draw=draw)
-        if future.state is None or future.steps != steps:
+        if future.state is None or future.error or future.steps != steps:
             raise UserError(f"expected a future that was run for {steps} steps, found one of {future.steps}; run it first")
-        if self._run.step != self._start.step:
-            raise UserError(f"the run has gone on from step {self._start.step} to {self._run.step}; make new Rollouts of it")
+        if self._standing != (self._run.step, self._run.applied, self._run.horizon):
+            raise UserError(
+                f"the run has gone on or was changed since step {self._start.step}, it is now at {self._run.step}; "
+                "make new Rollouts of it"
+            )
         self._run.restore(future.state)
         self._run.ledger.move("verify", self._run.purpose, future.flops)
         return future.telemetry
@@ -193,16 +205,24 @@ class Rollouts:
         self, group: dict[Sequenced, Future], steps: int, measure: Measure, draw: int, spent: dict[Sequenced, Cost]
     ) -> None:
         """Train futures that have come equally far; where that fails for all together, one at a time."""
+        error = ""
         try:
             self._go_on(group, steps, measure, draw, spent, fold=self._fold and len(group) > 1)
-        except Exception as error:  # whatever a model may raise, memory that is out among it
-            if len(group) > 1:
-                for one, known in group.items():
-                    self._train({one: known}, steps, measure, draw, spent)
-                return
-            ((one, known),) = group.items()
-            failed = Future(done=one, steps=known.steps, error=f"{type(error).__name__}: {error}"[:300])
-            self._futures.setdefault(draw, []).append(failed)
+        except Exception as raised:  # whatever a model may raise, memory that is out among it
+            error = _told(raised)
+        if not error:
+            return
+        if len(group) == 1:
+            self._fail(next(iter(group)), steps, draw, error)
+            return
+        for one in group:  # not in the clause above: what was raised keeps all those forks in memory
+            known = self._known(one, steps, draw)
+            if not _over(known):
+                self._train({one: known}, steps, measure, draw, spent)
+
+    def _fail(self, one: Sequenced, steps: int, draw: int, error: str) -> None:
+        """Note that a future could not be trained, or measured, from where it has come to."""
+        self._futures.setdefault(draw, []).append(replace(self._known(one, steps, draw), done=one, error=error))
 
     def _go_on(
         self,
@@ -214,24 +234,25 @@ class Rollouts:
         *,
         fold: bool,
     ) -> None:
-        listed, ledgers = list(group), [Ledger() for _ in group]
+        ledgers = [Ledger() for _ in group]
+        branches = [_Branch(one, known, self._start_losses(known)) for one, known in group.items()]
         together = self._forks(list(group.values()), draw, ledgers, fold=fold)
         try:
-            branches = [_Branch(one, group[one], self._start_losses(group[one])) for one in listed]
             sound = self._horizon(together, branches, steps)
             for number, branch in enumerate(branches):
                 branch.flops = group[branch.sequence].flops + ledgers[number]["verify"]
                 if number in sound:
                     branch.state = together.snapshot(number)
             for branch in branches:
-                self._futures.setdefault(draw, []).append(branch.future())
+                if branch.new_steps or branch.error:
+                    self._futures.setdefault(draw, []).append(branch.future())
             self._beyond(together, branches, sound, steps, measure, draw)
         finally:
             for ledger in ledgers:
                 for purpose in ("verify", "evaluate"):
                     self._run.ledger.charge(purpose, ledger[purpose])
-        for branch, ledger in zip(branches, ledgers):
-            spent[branch.sequence] += Cost(steps=branch.new_steps, flops=ledger["verify"] + ledger["evaluate"])
+            for branch, ledger in zip(branches, ledgers):  # also of what failed: it was spent
+                spent[branch.sequence] += Cost(steps=branch.new_steps, flops=ledger["verify"] + ledger["evaluate"])
 
     def _forks(self, starts: Sequence[Future], draw: int, ledgers: Sequence[Ledger], *, fold: bool) -> Together:
         runs = []
@@ -261,22 +282,22 @@ class Rollouts:
         while done < steps and sound:
             if done % self._decision == 0:
                 for number in sound:
-                    together.runs[number].apply(branches[number].sequence[done // self._decision])
+                    branches[number].put_in_force(together.runs[number], done // self._decision)
+                sound = [number for number in sound if not branches[number].over]
             ends = [self._decision - done % self._decision, quarter - (done - start) % quarter, steps - done]
             stretch = min(*ends, *([self._look - done % self._look] if self._look else []))
-            for number, fresh in zip(sound, together.advance(stretch, sound)):
+            for number, fresh in _asked(together, branches, sound, partial(together.advance, stretch)):
                 branches[number].see(fresh)
             done += stretch
-            sound = [number for number in sound if not branches[number].diverged]
+            sound = [number for number in sound if not branches[number].over]
             if sound and (done == steps or (self._look and done % self._look == 0)):
-                for number, loss in zip(sound, together.evaluate(sound)):
+                for number, loss in _asked(together, branches, sound, together.evaluate):
                     branches[number].looked(done, loss, self._cap)
-                sound = [number for number in sound if math.isfinite(branches[number].looks[-1][1])]
             if control is not None and self._stopping is not None and (done - start) % quarter == 0 and done < steps:
                 for number in sound:
-                    if branches[number] is not control and not control.diverged:
+                    if branches[number] is not control and not control.over:
                         branches[number].stopped = self._stopping(branches[number].telemetry, control.telemetry)
-                sound = [number for number in sound if not branches[number].stopped]
+            sound = [number for number in sound if not branches[number].over]
         return sound
 
     def _beyond(
@@ -286,15 +307,16 @@ class Rollouts:
         after = self._after(steps, measure)
         if measure == "horizon" or not sound:
             return
-        if measure == "annealed":
-            telemetry = cool_down(together, after, sound) if after else [[] for _ in sound]
-        else:
-            telemetry = together.advance(after, sound)
-        for number, fresh in zip(sound, telemetry):
+        annealed = measure == "annealed" and after > 0
+        train = partial(cool_down, together, after) if annealed else partial(together.advance, after)
+        for number, fresh in _asked(together, branches, sound, train):
             branches[number].new_steps += len(fresh)
-        for number, loss in zip(sound, together.evaluate(sound)):
-            annealed, final = (loss, math.nan) if measure == "annealed" else (math.nan, loss)
-            self._ends[draw, branches[number].sequence, steps, measure] = (annealed, final)
+        sound = [number for number in sound if not branches[number].error]
+        for number, loss in _asked(together, branches, sound, together.evaluate):
+            self._ends[draw, branches[number].sequence, steps, measure] = loss
+        for branch in branches:
+            if branch.error:
+                self._fail(branch.sequence, steps, draw, branch.error)
 
     def _after(self, steps: int, measure: Measure) -> int:
         """Steps from the end of a branch on, until its last loss is measured."""
@@ -313,19 +335,25 @@ class Rollouts:
         fitting = [one for one in self._futures.get(draw, ()) if one.steps <= steps and one.done == padded[: len(one.done)]]
         return max(fitting, key=lambda one: (one.steps, _over(one)), default=Future())
 
+    def _looks(self, start: int, end: int) -> int:
+        """How often the loss is measured on the way, at the end included."""
+        if start == end or self._look is None:
+            return int(start < end)
+        return end // self._look - start // self._look + (end % self._look > 0)
+
     def _start_losses(self, start: Future) -> tuple[tuple[int, float], ...]:
         return start.looks or ((0, self._validation),)
 
     def _outcome(self, padded: Sequenced, steps: int, measure: Measure, draw: int, spent: Cost) -> Outcome:
         future = self._known(padded, steps, draw)
-        annealed, final = self._ends.get((draw, padded, steps, measure), (math.nan, math.nan))
+        end = self._ends.get((draw, padded, steps, measure))
         readings = [t.reading.volatility for t in future.telemetry]
         return Outcome(
             looks=tuple(step for step, _ in future.looks) or (0,),
             validation=tuple(loss for _, loss in future.looks) or (self._validation,),
-            annealed=annealed,
-            final=final,
-            diverged=future.diverged,
+            annealed=math.nan if end is None or measure != "annealed" else end,
+            final=math.nan if end is None or measure != "final" else end,
+            diverged=future.diverged or (end is not None and not end < self._cap),
             volatility=sum(readings) / len(readings) if readings else math.nan,
             steps=spent.steps,
             flops=spent.flops,
@@ -344,11 +372,24 @@ class _Branch:
     flops: float = 0.0
     diverged: bool = False
     stopped: str = ""
+    error: str = ""
     new_steps: int = 0
 
     def __post_init__(self) -> None:
         self.telemetry = list(self.start.telemetry)
         self.steps = self.start.steps
+
+    @property
+    def over(self) -> bool:
+        """Whether it is not trained further."""
+        return self.diverged or bool(self.stopped or self.error)
+
+    def put_in_force(self, fork: TrainingRun, decision: int) -> None:
+        """The intervention of a decision; one that would leave the bounds is a failure of this future alone."""
+        try:
+            fork.apply(self.sequence[decision])
+        except UserError as error:
+            self.error = _told(error)
 
     def see(self, fresh: Sequence[Telemetry]) -> None:
         """Take in steps. A loss that is not finite is a divergence."""
@@ -371,7 +412,34 @@ class _Branch:
             flops=self.flops,
             diverged=self.diverged,
             stopped=self.stopped,
+            error=self.error,
         )
+
+
+def _asked(
+    together: Together, branches: Sequence[_Branch], numbers: list[int], ask: Callable[[list[int]], list[Answer]]
+) -> list[tuple[int, Answer]]:
+    """What `ask` answers for each number. Where runs are trained in turn, one that fails is marked, and the others go on."""
+    if not isinstance(together, InTurn):
+        return list(zip(numbers, ask(numbers)))
+    answers = []
+    for number in numbers:
+        try:
+            answers += [(number, answer) for answer in ask([number])]
+        except Exception as error:
+            branches[number].error = _told(error)
+    return answers
+
+
+def probing(run: TrainingRun, steps: int) -> float:
+    """FLOPs of the monitor's probes over so many steps, at most."""
+    if run._probe is None:
+        return 0.0
+    return -(-steps // run.config.monitor.probe_every) * token_count(run._probe_batch) * run._per_token / 3
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _over(future: Future) -> bool:

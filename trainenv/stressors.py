@@ -11,6 +11,7 @@ other, and a higher rate hits what the lower one hit and more. Planted events hi
 | `block_shuffle` | blocks of 16 tokens shuffled within each sequence | share of blocks, at most 1 | 1 |
 | `random_tokens` | runs of 16 tokens replaced by uniformly drawn ones | share of positions, at most 1 | never |
 | `lr_spike` | nothing: the learning rate of the steps is multiplied | the factor | never |
+| `lost_moments` | nothing: the optimizer's moments are gone before the steps, as after a bad restart | no meaning | never |
 
 The rate of `block_shuffle` is the share of each epoch that one contiguous stretch of it covers.
 """
@@ -90,6 +91,10 @@ class Stressors:
         factor = self.config.harsh_warmup_lr if step < self.config.harsh_warmup_steps else 1.0
         spikes = (plant.size for plant in self.config.planted if plant.kind == "lr_spike" and 0 <= step - plant.at < plant.steps)
         return math.prod(spikes, start=factor)
+
+    def moments_lost(self, step: int) -> bool:
+        """Whether the optimizer's moments are gone before the step after `step` completed ones."""
+        return self.size("lost_moments", step) > 0
 
     def size(self, kind: PlantKind, index: int) -> float:
         """How strongly `kind` hits the batch of `index`; 0 where it does not. The strongest planted event goes before a draw."""

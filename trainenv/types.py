@@ -792,7 +792,7 @@ class Branch:
 
 @runtime_checkable
 class AcceptRule(Protocol):
-    """Says whether a branch may become the run. A frozen dataclass of hyperparameters, asked only of branches that are not lost."""
+    """Says whether a branch may become the run. A frozen dataclass, asked only of branches that are not lost."""
 
     @property
     def measure(self) -> Measure:

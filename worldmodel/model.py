@@ -94,8 +94,11 @@ class Model:
 
     @property
     def flops_per_future(self) -> float:
-        """FLOPs that a future costs at most to look at: a forward pass of all members over four decisions, without sharing any."""
-        return 2.0 * DECISIONS * sum(p.numel() for p in self.networks.parameters())
+        """FLOPs that a future costs to look at: all members' forward passes over four decisions and of what judges them."""
+        networks = self.networks
+        judges = (networks.effect, networks.spread, networks.gate, networks.risk)
+        weights = DECISIONS * _size(networks.dynamics) + sum(map(_size, judges))
+        return 2.0 * weights
 
     def predict(self, examples: Examples, *, picks: bool = False) -> Predictions:
         """What is forecast of each branch of a data set."""
@@ -260,6 +263,10 @@ def _flat_weights() -> Floats:
 
 
 _FLAT = _flat_weights()
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _float(values: Floats) -> Tensor:

@@ -13,7 +13,7 @@ of the pretraining data: going on from the last refresh would drift, going back 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from worldmodel.model import Model, action_features
 from worldmodel.prior import prior
 from worldmodel.training import Training, fit
 
+_MEASURED = ("states", "actions", "law", "looks", "annealed", "final")
 _NEW = "online/"  # prefix of the names of runs learned from, beside those of the pretraining data
 
 
@@ -68,21 +69,42 @@ class OnlineModel:
 
     Attributes:
         model: the newest; a new object after each change.
+        flops: spent on refreshing the networks so far.
     """
 
     def __init__(self, pretrained: Model, rehearsal: Examples, how: Online | None = None) -> None:
         self.how = how or Online()
         self._pretrained, self._rehearsal = pretrained, rehearsal
+        self._start()
+
+    def _start(self) -> None:
         self._kept: Examples | None = None
+        self._learned: list[dict[str, Any]] = []
+        self.flops = 0.0
         self._runs: dict[str, int] = {}  # those learned from, in the order they were first seen
         self._waiting = 0
         self._levels = {target: self.how.level.init() for target in TARGETS}
-        self.model = pretrained
+        self.model = self._pretrained
 
-    def learn(self, rollouts: Sequence[Rollout]) -> None:
+    def learn(self, rollouts: Sequence[Rollout], /) -> None:
         """Take in rollouts, in the order they were measured."""
         if rollouts:
-            self.learn_examples(as_examples(rollouts))
+            columns = read(rollouts)
+            self._learned.append(columns)
+            self.learn_examples(examples_of(columns))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `learn` took in, as JSON values: learned again, it comes to the same."""
+        return {"learned": self._learned}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Know what another had learned from rollouts, and nothing else."""
+        flops = self.flops
+        self._start()
+        for columns in state["learned"]:
+            self._learned.append(dict(columns))
+            self.learn_examples(examples_of(columns))
+        self.flops = flops  # learning it again was not the run's
 
     def learn_examples(self, fresh: Examples) -> None:
         """The same for branches of a data set; names of trunks tell runs apart."""
@@ -107,6 +129,8 @@ class OnlineModel:
         times = max(1, round(len(old) / len(self._kept)))  # new and old weigh alike, but no rollout more than it did at first
         both = concatenated([old, *[self._kept] * min(times, 4)])
         networks = fit(both, self.how.training, start=self._pretrained.networks)
+        weights = sum(p.numel() for p in networks.parameters())
+        self.flops += 6.0 * DECISIONS * weights * len(both) * self.how.training.epochs
         self.model = Model(networks, self.model.calibrations, self.model.card)
 
     def _recalibrated(self, calibrations: Calibrations, fresh: Examples) -> Calibrations:
@@ -148,39 +172,55 @@ class OnlineModel:
 
 def as_examples(rollouts: Sequence[Rollout]) -> Examples:
     """Rollouts as branches of a data set; what they did not measure is NaN."""
-    count = len(rollouts)
-    runs = sorted({rollout.run for rollout in rollouts})
-    states, law = np.zeros((count, len(STATE))), np.zeros((count, len(TARGETS)))
-    actions = np.stack([action_features([rollout.interventions])[0] for rollout in rollouts])
-    decision = np.zeros(count, dtype=np.int64)
-    for place, rollout in enumerate(rollouts):
-        columns, now = features.read(rollout.history)
-        states[place], decision[place] = features.state(columns, now), now.decision
-        law[place] = prior(columns, now, actions[place : place + 1, :, 0])[0]
-    looks = np.full((count, LOOKS), math.nan)
-    for place, rollout in enumerate(rollouts):
-        looks[place, : len(rollout.looks)] = rollout.looks
+    return examples_of(read(rollouts))
+
+
+def read(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """What is learned from rollouts, as JSON values: a list a column, with an entry a rollout."""
+    columns: dict[str, list[Any]] = {}
+    for rollout in rollouts:
+        telemetry, now = features.read(rollout.history)
+        actions = action_features([rollout.interventions])  # [1, 4, A]
+        row = {
+            "run": rollout.run,
+            "states": features.state(telemetry, now).tolist(),
+            "actions": actions[0].tolist(),
+            "law": prior(telemetry, now, actions[..., 0])[0].tolist(),
+            "looks": [*rollout.looks, *[math.nan] * (LOOKS - len(rollout.looks))],
+            "annealed": rollout.annealed,
+            "final": rollout.final,
+            "diverged": rollout.diverged,
+            "fired": rollout.fired,
+            "decision_steps": now.decision,
+            "flagged": rollout.history.flagged_ahead > 0,
+        }
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+def examples_of(columns: Mapping[str, Any]) -> Examples:
+    """Columns as `read` gives them, as branches of a data set; null counts as NaN, and so does what rollouts never measure."""
+    count, runs = len(columns["run"]), sorted(set(columns["run"]))
+    given = {
+        name: np.array(columns[name], dtype=np.float64) for name in ("states", "actions", "law", "looks", "annealed", "final")
+    }
     return Examples(
         trunks=tuple(runs),
-        trunk=np.array([runs.index(rollout.run) for rollout in rollouts], dtype=np.int64),
+        trunk=np.array([runs.index(run) for run in columns["run"]], dtype=np.int64),
         snapshot=np.arange(count),
         kind=np.array(["sequence"] * count),
-        states=states,
         after=np.full((count, DECISIONS, len(STATE)), math.nan),
-        actions=actions,
-        law=law,
-        looks=looks,
-        annealed=np.array([rollout.annealed for rollout in rollouts]),
-        final=np.array([rollout.final for rollout in rollouts]),
         fall=np.full((count, DECISIONS), math.nan),
         to_end=np.full(count, math.nan),
-        diverged=np.array([rollout.diverged for rollout in rollouts], dtype=np.int64),
-        fired=np.array([rollout.fired for rollout in rollouts], dtype=np.bool_),
+        diverged=np.array(columns["diverged"], dtype=np.int64),
+        fired=np.array(columns["fired"], dtype=np.bool_),
         recovery=np.full(count, math.nan),
         recovered=np.zeros(count, dtype=np.bool_),
-        decision_steps=decision,
+        decision_steps=np.array(columns["decision_steps"], dtype=np.int64),
         strata=np.array(["online/rollout"] * count),
-        flagged=np.array([rollout.history.flagged_ahead > 0 for rollout in rollouts], dtype=np.bool_),
+        flagged=np.array(columns["flagged"], dtype=np.bool_),
+        **given,
     )
 
 

@@ -74,7 +74,7 @@ def after(run: Steered, sequence: Sequence[Intervention]) -> Steered:
 
 
 def ramps(codec: ActionCodec, masks: Masks) -> list[Sequenced]:
-    """Each legal change of the learning rate, alone and repeated at the decisions to come: how one that is far off is put right."""
+    """Each legal change of the learning rate, alone and repeated at later decisions: how one that is far off is put right."""
     part = PARTS.index("lr_scale")
     found = []
     for value in np.flatnonzero(masks[part])[1:].tolist():

@@ -9,6 +9,25 @@ from typing import Any
 from trainenv.run import TrainingRun
 
 
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What a loop may cost at most, said before the run.
+
+    Attributes:
+        steps: worth of compute that may be thrown away; they are taken off the run's own.
+        memory: bytes of forks and rewind points at once.
+        disk: bytes of the starts of decisions, kept for replays.
+    """
+
+    steps: int
+    memory: int
+    disk: int
+
+    def __str__(self) -> str:
+        memory, disk = self.memory / 1e9, self.disk / 1e9
+        return f"steering costs at most {self.steps} steps, {memory:.2f} GB of memory and {disk:.2f} GB on disk"
+
+
 @dataclass
 class Purse:
     """FLOPs of one run's loop.
@@ -22,6 +41,11 @@ class Purse:
     allowed: float
     wasted: float = 0.0
     owed: float = 0.0
+
+    @classmethod
+    def of(cls, run: TrainingRun, share: float) -> Purse:
+        """A share of the budget of a run that has not begun."""
+        return cls(share * run.config.steps * run.flops_ahead)
 
     @property
     def left(self) -> float:

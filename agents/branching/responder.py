@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from agents.branching.drafting import Drafting
-from agents.branching.probe import CleanProbe
-from agents.branching.purse import Purse
+from agents.branching.purse import Purse, Statement
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import BranchingConfig
 from trainenv.driving import Responder, Response
@@ -45,6 +44,7 @@ from trainenv.wrappers.verification import Verification, adopt
 _HISTORY = 512  # steps: what a forecast looks at
 _CALM, _LAST = 0.7, 0.03  # decay of the acceptance rate; share of the budget at its end in which nothing is decided
 _EMERGENCY = Intervention(clip="zclip")
+_MISSED, _RATE = 0.1, 0.5  # share of branches that may lie outside their intervals; how fast the width follows
 
 
 @dataclass(kw_only=True)
@@ -69,13 +69,28 @@ class Branching(Responder):
     def __post_init__(self) -> None:
         self._loaded: dict[str, Any] = {}
         self._number = self._in_row = self._quiet_until = self._next = 0
-        self._accepted_rate, self._gave_up = 0.5, False
+        self._accepted_rate, self._gave_up, self._width = 0.5, False, 1.0
         self._pending: list[tuple[int, Intervention]] = []
         self._history: deque[Telemetry] = deque(maxlen=_HISTORY)
         self._remembered: deque[Snapshot] = deque()
-        self._probe, self._purse = CleanProbe(), Purse(0.0)
+        self._purse = Purse(0.0)
         self._regression = RegressionTrigger()
         self._regressed = ""
+        self._alarm: list[float] = []  # step and worst harm of an alarm whose harm may yet heal by itself
+
+    def statement(self, run: TrainingRun) -> Statement:
+        """What steering a run may cost at most."""
+        settings = self.config or run.config.branching
+        weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
+        state = 3 * weights  # with both moments; a fork has gradients beside it
+        width = self.verification.top_k if self.verification else settings.top_k
+        forks = (width + 1) * (2 * state + weights)  # and what each has come to
+        decisions = run.config.steps // settings.every + run.config.steps // max(1, settings.quiet)
+        return Statement(
+            steps=round(settings.share * run.config.steps),
+            memory=forks + (settings.keep + 1) * state,
+            disk=decisions * state * settings.replayable,
+        )
 
     # ── a responder ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -87,7 +102,7 @@ class Branching(Responder):
         self._settings = self.config or run.config.branching
         self._verifying = self.verification or _verification(self._settings)
         self._codec = ActionCodec(run.config.interventions)
-        self._purse = Purse(self._settings.share * run.config.steps * run.flops_ahead)
+        self._purse = Purse.of(run, self._settings.share)
         self._next = self._settings.every
         if state:
             self._resume(state, store)
@@ -99,7 +114,6 @@ class Branching(Responder):
     def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
         """See `Responder`."""
         self._history.extend(window)
-        self._probe.see(window)
         self._regressed = self._regression.windowed(window) or self._regressed
         events = self._due(run)
         why = self._why(run, window)
@@ -122,10 +136,11 @@ class Branching(Responder):
             "next": self._next,
             "accepted_rate": self._accepted_rate,
             "gave_up": self._gave_up,
+            "width": self._width,
             "regressed": self._regressed,
+            "alarm": self._alarm,
             "pending": [[step, record.changes(one)] for step, one in self._pending],
             "remembered": [snapshot.step for snapshot in self._remembered],
-            "probe": self._probe.state_dict(),
             "purse": self._purse.state_dict(),
             "regression": self._regression.state_dict(),
             "learned": self.model.state_dict() if isinstance(self.model, Learner) else None,
@@ -138,10 +153,9 @@ class Branching(Responder):
     def _resume(self, state: dict[str, Any], store: CheckpointStore) -> None:
         self._number, self._in_row, self._next = state["number"], state["in_row"], state["next"]
         self._quiet_until, self._accepted_rate = state["quiet_until"], state["accepted_rate"]
-        self._gave_up, self._regressed = state["gave_up"], state["regressed"]
+        self._gave_up, self._width, self._regressed = state["gave_up"], state["width"], state["regressed"]
         self._pending = [(step, Intervention(**fields)) for step, fields in state["pending"]]
-        self._probe.load_state_dict(state["probe"])
-        self._purse = Purse(**state["purse"])
+        self._purse, self._alarm = Purse(**state["purse"]), state["alarm"]
         self._regression.load_state_dict(state["regression"])
         there = set(store.steps())
         self._remembered.extend(store.load(step) for step in state["remembered"] if step in there)
@@ -155,17 +169,37 @@ class Branching(Responder):
         triggers, left = self._settings.triggers, run.horizon.end - run.step
         if not math.isfinite(window[-1].loss):
             return "fired"
+        harmed = self._harmed(run, window)
         due = run.step >= self._next
         if due:
             self._next = (run.step // self._settings.every + self._patient()) * self._settings.every
         if self._gave_up or left <= max(4 * self._settings.verify_steps, _LAST * run.config.steps):
             return ""
         awake = run.step >= self._quiet_until
-        if "fired" in triggers and awake and any(t.reading.fired for t in window):
+        if "fired" in triggers and (harmed or (awake and any(t.reading.fired for t in window))):
             return "fired"
         if "regression" in triggers and awake and self._regressed:
             return "regression"
         return "checkpoint" if "checkpoint" in triggers and due and not self._pending else ""
+
+    def _harmed(self, run: TrainingRun, window: Sequence[Telemetry]) -> bool:
+        """Whether an alarm has done harm that does not heal by itself: half of the worst is still there `quiet` steps later.
+
+        Most spikes heal sooner than the steps that going back throws away would be trained again.
+        """
+        harm = self._regression.harm
+        fired = next((t.step for t in window if t.reading.fired), None)
+        if fired is not None and not self._alarm:
+            self._alarm = [fired, 0.0]
+        if not self._alarm:
+            return False
+        self._alarm[1] = max(self._alarm[1], 0.0 if math.isnan(harm) else harm)
+        if run.step < self._alarm[0] + self._settings.quiet:
+            return False
+        if harm >= max(self._settings.harm, 0.5 * self._alarm[1]):
+            return True
+        self._alarm = []
+        return False
 
     def _patient(self) -> int:
         """Intervals between decisions: twice as long once drafts keep failing."""
@@ -174,12 +208,13 @@ class Branching(Responder):
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _decide(self, run: TrainingRun, why: str, window: Sequence[Telemetry], events: list[Event]) -> Response:
-        at, harm = run.step, self._probe.harm
+        at, harm = run.step, self._regression.harm
         lost = not math.isfinite(window[-1].loss)
         self._number, self._regressed = self._number + 1, ""
         self._quiet_until = at + self._settings.quiet
-        if lost or (why != "checkpoint" and harm >= self._settings.harm):
-            alarm = next((t.step for t in window if t.reading.fired), at)
+        healing = not self._alarm or at < self._alarm[0] + self._settings.quiet
+        if lost or (not healing and harm >= self._settings.harm):
+            alarm, self._alarm = int(self._alarm[0]) if self._alarm else at, []
             events += self._go_back(run, alarm, harm, lost=lost)
             if lost and run.step == at:
                 return Response(events=events)  # there is nothing to go back to: the run has diverged
@@ -202,7 +237,7 @@ class Branching(Responder):
         if not kept:  # the control is lost, and nothing held up
             events += self._go_back(run, began, harm, lost=True) + self._calm(run, lost=True)
         self._history.extend(kept)
-        self._probe.see(kept)
+        self._regressed = self._regression.windowed(kept) or self._regressed
         where = self._note(run, why, at, began, harm, verdict, plan, verification, start)
         events.append(self._event(began, why, verdict, where))
         self._plan_ahead(began, verdict, history.decision_steps)
@@ -223,7 +258,8 @@ class Branching(Responder):
         wanted = max(1, round(self._settings.top_k * (1 - self._accepted_rate)))
         steps = self._depth(run)
         width = self._purse.widest(wanted, lambda k: self._verifying.thrown_away(run, k, steps))
-        return replace(self._verifying, top_k=max(width, 1), worth=self._settings.worth if width else math.inf)
+        worth = self._settings.worth if width else math.inf
+        return replace(self._verifying, top_k=max(width, 1), worth=worth, width=self._width)
 
     def _depth(self, run: TrainingRun) -> int:
         """Steps of a branch: fewer where drafts are mostly accepted."""
@@ -243,7 +279,6 @@ class Branching(Responder):
         self._purse.throw_away(flops)  # the rewind has taken it off the budget
         self._remembered = deque(s for s in self._remembered if s.step <= snapshot.step)
         self._history = deque((t for t in self._history if t.step <= snapshot.step), maxlen=_HISTORY)
-        self._probe.back_to(snapshot.step)
         self._pending = [(step, one) for step, one in self._pending if step <= snapshot.step]
         return [Event(at, "rewind", {"to": snapshot.step, "lr_scale": run.lr_scale, "harm": harm})]
 
@@ -294,7 +329,14 @@ class Branching(Responder):
         return [Event(run.step, "gave_up", {"reason": f"{self._in_row} drafts in a row were not accepted"})]
 
     def _learn(self, run: TrainingRun, history: RunHistory, verdict: Verdict) -> None:
-        """Hand what was measured to a model that learns; looks that it has no place for teach nothing."""
+        """Learn how wide intervals must be; and hand what was measured to a model that learns, where it has a place for it.
+
+        The width follows the misses (adaptive conformal inference, Gibbs and Candès 2021, on its logarithm); the branches of one
+        verification share their fate, so together they weigh as one.
+        """
+        missed = [not b.expected[0] <= b.delta <= b.expected[2] for b in verdict.branches[1:] if b.expected and not b.lost]
+        if missed and not verdict.control.lost:
+            self._width *= math.exp(_RATE * (sum(missed) / len(missed) - _MISSED))
         if not isinstance(self.model, Learner) or verdict.control.lost:
             return
         looks = 4 * history.decision_steps / LOOKS

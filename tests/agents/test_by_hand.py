@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from agents.by_hand import ByHand
-from trainenv import TrainingConfig, TrainingRun
-from trainenv.driving import drive
+from agents.by_hand import STYLES, ByHand
+from trainenv import CheckpointStore, TrainingConfig, TrainingRun
+from trainenv.config import CheckpointConfig
+from trainenv.driving import Responder, Response, drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder, read_events
 from trainenv.records.parquet import read_telemetry
@@ -61,7 +62,7 @@ class Alarms:
 
 
 @dataclass
-class Watched:
+class Watched(Responder):
     """The rule, and a check after each block of all that must hold whatever happens."""
 
     rule: ByHand
@@ -69,18 +70,25 @@ class Watched:
     dropped: set[int] = field(default_factory=set)
     rewinds: list[Event] = field(default_factory=list)
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
+    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+        self.rule.begin(run, folder, store)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.rule.state_dict()
+
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
         assert not self.dropped & {t.data_index for t in window}
         self.line += window
         lr_scale, end, step = run.lr_scale, run.horizon.end, run.step
-        events = self.rule.respond(run, window)
+        response = self.rule.respond(run, window)
+        events = response.events
         low, high = run.config.interventions.lr_bounds
         assert low <= run.lr_scale <= high
         assert len(self.rule._snapshots) <= self.rule.keep
         alarm = next((t for t in window if t.reading.fired), None)
         if not events:
             assert (run.lr_scale, run.horizon.end, run.step) == (lr_scale, end, step)
-            return events
+            return response
         assert alarm is not None
         (event,) = events
         assert (event.kind, event.step) == ("rewind", step)
@@ -88,11 +96,12 @@ class Watched:
         assert run.horizon.end == end - (step - run.step)
         before = next((t.lr_scale for t in reversed(self.line) if t.step == run.step), 1.0)
         assert event.detail["lr_scale"] == run.lr_scale <= before
-        self.dropped |= {t.data_index for t in self.line if t.step > max(alarm.step - self.rule.skip, run.step)}
+        if self.rule.drops:
+            self.dropped |= {t.data_index for t in self.line if t.step > max(alarm.step - self.rule.skip, run.step)}
         self.line = [t for t in self.line if t.step <= run.step]
         self.rewinds.append(event)
         assert len(self.rewinds) <= self.rule.patience
-        return events
+        return response
 
 
 def driven(
@@ -325,3 +334,72 @@ def test_hyperparameters_by_name_only() -> None:
     with pytest.raises(TypeError):
         ByHand(50)  # type: ignore[misc]
     assert repr(ByHand(rewind=7)).startswith("ByHand(rewind=7, every=50, keep=8, skip=16, lr_scale=0.8, patience=10")
+
+
+# ── how two teams did it ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", list(STYLES))
+@pytest.mark.parametrize("steps", [16, 1600, 16_000])
+def test_styles_are_scaled_to_the_run(name: str, steps: int) -> None:
+    rule, style = ByHand.in_style(name, steps), STYLES[name]
+    scale = steps / 16_000
+    assert rule.rewind == max(1, round(style.rewind * scale))
+    assert rule.every == max(1, round(style.every * scale))
+    assert rule.skip == (0 if style.skip is None else max(1, round(style.skip * scale)))
+    if steps == 16_000:
+        assert (rule.rewind, rule.lr_scale) == {"palm": (100, 1.0), "opt": (500, 0.8)}[name]
+        assert 200 <= 2 * rule.skip <= 500 or name == "opt"
+
+
+def test_no_such_style() -> None:
+    with pytest.raises(UserError, match=r"palm, opt.*plam.*palm"):
+        ByHand.in_style("plam", 100)
+
+
+def test_palm_leaves_the_rate_and_opt_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("palm", "opt"):
+        rule = ByHand.in_style(name, 1600)
+        rule.every = rule.rewind = 8
+        watched, _ = driven(monkeypatch, tmp_path / name, rule, Alarms([45, 90]), toy(200))
+        rows = read_telemetry(tmp_path / name)
+        to = [event.detail["to"] for event in watched.rewinds]
+        assert len(to) == 2
+        after = rows[rows["line"] == 2]
+        if name == "palm":
+            assert set(rows["lr_scale"]) == {1.0}
+            assert set(rows["clip"]) == {"none"}
+            assert all(event.detail["skipped"] for event in watched.rewinds)
+        else:
+            assert set(after["lr_scale"]) == {0.8**2}
+            assert list(after["data_index"])[:4] == list(range(to[1], to[1] + 4))  # nothing is dropped
+            assert set(rows[rows["line"] == 1]["clip"]) == {"none"}
+            assert set(after["clip"]) == {"zclip"}  # from the second answer on
+
+
+def test_nobody_goes_in_circles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An alarm that comes again at its place is answered twice; one elsewhere starts anew."""
+    rule = ByHand(rewind=8, every=8, skip=2, repeats=2)
+    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Alarms([100], always=[45, 150]), toy(400))
+    assert [event.step for event in watched.rewinds] == [48, 48, 104, 152, 152]
+
+
+@pytest.mark.parametrize("killed_at", [72])
+def test_it_goes_on_to_the_same_end_after_a_kill(killed_at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where its snapshots are regular checkpoints too."""
+    settings = {"rewind": 16, "every": 8, "keep": 10, "skip": 4, "lr_scale": 0.5, "repeats": 1}
+
+    def made() -> TrainingRun:
+        other = toy(160)
+        config = other.config.model_copy(update={"checkpoints": CheckpointConfig(every=8, keep_last=50, moments="exact")})
+        return TrainingRun(other.model, other.optimizer, tokens, config, validation=[tokens(10**6)])
+
+    Alarms([], always=[45, 85]).put_in(monkeypatch)
+    straight, run, again = made(), made(), made()
+    drive(straight, RunFolder.create(tmp_path / "whole", straight.config), responder=ByHand(**settings))
+    drive(run, RunFolder.create(tmp_path / "run", run.config), responder=ByHand(**settings), stop=lambda: run.step >= killed_at)
+    rule = ByHand(**settings)
+    folder, _ = resume(tmp_path / "run", again, rule)
+    drive(again, folder, responder=rule)
+    assert [e["detail"]["to"] for e in read_events(tmp_path / "whole") if e["kind"] == "rewind"] == [24, 64]
+    assert again.fingerprint() == straight.fingerprint()

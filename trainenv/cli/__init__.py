@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from trainenv import __version__
 from trainenv.cli.asking import INTERRUPTED, USER_ERROR, Result
 from trainenv.cli.checkpoint import checkpoint_command
+from trainenv.cli.compare import compare_command
 from trainenv.cli.demo import demo_command
 from trainenv.cli.doctor import doctor_command
+from trainenv.cli.report import report_command
 from trainenv.cli.run import run_command
 from trainenv.cli.worldmodel import build_command
 from trainenv.types import UserError
@@ -63,9 +65,27 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out, as it was")
     run.add_argument("--by-hand", action="store_true", help="rewind and cut the learning rate whenever the index fires")
 
-    demo = command("demo", demo_command, "A tiny run under stressors, left alone and rescued by hand, with a plot and a table.")
+    run.add_argument("--branching", action="store_true", help="the whole loop: draft, verify and go on with what holds up")
+    run.add_argument("--planner", default="grid", metavar="NAME", help="that drafts for --branching; grid by default")
+
+    demo = command("demo", demo_command, "A tiny run under stressors, left alone and steered, with a report.")
     demo.add_argument("--out", type=Path, metavar="FOLDER", help="where to record; runs/demo by default")
+    demo.add_argument("--resume", action="store_true", help="go on with the interrupted demo in --out")
     demo.add_argument("--steps", type=int, help="budget in optimizer steps")
+
+    compare = command("compare", compare_command, "Methods × trunks at equal compute: who trains which run best.")
+    compare.add_argument("suite", nargs="?", default="quick", metavar="CONFIG", help="quick, full, or the path of a YAML file")
+    compare.add_argument("--out", type=Path, metavar="FOLDER", help="where to record; runs/compare-NAME by default")
+    compare.add_argument("--methods", metavar="A,B", help="methods, in place of the suite's")
+    compare.add_argument("--trunks", metavar="A,B", help="trunks of the suite; all by default")
+    compare.add_argument("--seeds", type=int, metavar="N", help="runs a trunk")
+    compare.add_argument("--workers", type=int, default=2, metavar="N", help="processes, one core each; 0: in this one")
+    compare.add_argument("--keep", action="store_true", help="keep the folders of all runs")
+
+    report = command("report", report_command, "Write what became of a run, or of a comparison, as one HTML file.")
+    report.add_argument("folder", type=Path, metavar="FOLDER", help="of a run or of a comparison")
+    report.add_argument("--out", type=Path, metavar="FILE", help="report.html in the folder by default")
+    report.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write the run as TensorBoard reads it")
 
     about = "Look after the checkpoints of a run."
     checkpoint = commands.add_parser("checkpoint", help=about, description=about)

@@ -13,7 +13,7 @@ from trainenv.types import UserError
 def compare_command(args: argparse.Namespace) -> Result:
     """Play what of a suite is not there yet, and show what was found."""
     from trainenv.cli.methods import METHODS
-    from trainenv.compare import STATIC, compare, load_suite
+    from trainenv.compare import compare, load_suite
     from trainenv.compare.comparing import expected_seconds
     from trainenv.compare.measuring import measure_cell
     from trainenv.compare.show import Screen, minutes
@@ -21,9 +21,8 @@ def compare_command(args: argparse.Namespace) -> Result:
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
-    methods = {**STATIC, **METHODS}
     chosen = _names(args.methods)
-    check_known("method", chosen or (), methods)
+    check_known("method", chosen or (), METHODS)
     suite = load_suite(args.suite).select(methods=chosen, trunks=_names(args.trunks), seeds=args.seeds)
     folder = args.out or Path("runs") / f"compare-{suite.name}"
     total = len(suite.trunks) * suite.seeds * len(suite.played)
@@ -34,7 +33,7 @@ def compare_command(args: argparse.Namespace) -> Result:
             f"about {minutes(seconds)} with {args.workers or 1} process(es)"
         )
         found = compare(
-            folder, suite, methods, measure_cell, workers=args.workers, keep=args.keep, progress=screen.progress, stop=stop
+            folder, suite, METHODS, measure_cell, workers=args.workers, keep=args.keep, progress=screen.progress, stop=stop
         )
     screen.tables(found)
     result = {"command": "compare", "folder": str(folder), **{key: found[key] for key in found if key != "rows"}}

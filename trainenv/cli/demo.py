@@ -1,43 +1,93 @@
-"""`trainenv demo`."""
+"""`trainenv demo`: the whole loop on a tiny run under stressors, beside the same budget left alone, with a report."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.asking import INTERRUPTED, Result, interruptible
+from trainenv.types import UserError
+
+if TYPE_CHECKING:
+    from trainenv.config import RunConfig
+    from trainenv.records.folder import RunFolder
+
+_METHODS = ("left alone", "branching")
 
 
 def demo_command(args: argparse.Namespace) -> Result:
-    """Run it."""
-    from agents.by_hand import ByHand
-    from trainenv.config import RunConfig
-    from trainenv.driving import drive
+    """Train twice with one budget: left alone, and steered; both from the same start, on the same data."""
     from trainenv.progress import Progress
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.plot import plot_run
-    from trainenv.run import TrainingRun
+    from trainenv.records.report import write_report
+    from trainenv.records.tree import RunReport
 
-    config = RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})
-    run = TrainingRun.from_config(config)
-    start, root = run.snapshot(), RunFolder.create(args.out, config)
-    methods = {"left alone": None, "by hand": ByHand()}
-    summaries = []
+    root, config = _root(args)
+    summaries: list[dict[str, Any]] = []
     with interruptible() as stop:
-        for name, responder in methods.items():
-            run.restore(start)
-            run.ledger.load({})
-            folder = RunFolder.create(root.path / name.replace(" ", "-"), config)
-            with Progress(name, config.steps, quiet=args.json) as progress:
-                summary = drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
-            summary["method"] = name
-            summary["plot"] = str(plot_run(folder.path, folder.path / "run.png"))
-            summaries.append(summary)
+        for method in _METHODS:
+            summaries.append({**_played(method, root.path, config, stop, quiet=args.json), "method": method})
             if stop():
                 break
-    progress.table("The same budget, left alone and by hand", summaries)
-    for summary in summaries:
-        progress.say(f"{summary['method']:>10}: {summary['plot']}")
-    result = {"command": "demo", "folder": str(root.path), "runs": summaries}
-    if not stop():
-        root.finish(result)
-    return result, INTERRUPTED if stop() else 0
+    progress = Progress("demo", 1, quiet=args.json)
+    progress.table("The same budget, left alone and steered", summaries)
+    result: dict[str, Any] = {"command": "demo", "folder": str(root.path), "runs": summaries}
+    if stop():
+        progress.say(f"interrupted; go on with: trainenv demo --resume --out {root.path}")
+        return result, INTERRUPTED
+    steered = root.path / _METHODS[-1]
+    progress.say(RunReport(steered).tree())
+    result["report"] = str(write_report(steered, root.path / "report.html"))
+    progress.say(f"report: {result['report']}")
+    root.finish(result)
+    return result, 0
+
+
+def _played(method: str, root: Path, config: RunConfig, stop: Callable[[], bool], *, quiet: bool) -> dict[str, Any]:
+    """The summary of one of the two, trained now, or to its end, or before."""
+    from trainenv.checkpoints import FOLDER
+    from trainenv.checkpoints.store import CheckpointStore
+    from trainenv.cli.loop import branching
+    from trainenv.driving import drive, resume
+    from trainenv.progress import Progress
+    from trainenv.records.folder import RunFolder
+    from trainenv.run import TrainingRun
+
+    path = root / method.replace(" ", "-")
+    if (path / "summary.json").is_file():
+        ended: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        return ended
+    run = TrainingRun.from_config(config)
+    responder = branching() if method == "branching" else None
+    if path.is_dir() and CheckpointStore(path / FOLDER).steps():
+        folder, _ = resume(path, run, responder)
+    else:  # what was stopped before its first checkpoint had not begun
+        shutil.rmtree(path, ignore_errors=True)
+        folder = RunFolder.create(path, config)
+    with Progress(method, config.steps, quiet=quiet) as progress:
+        if responder is not None:
+            progress.say(str(responder.statement(run)))
+        summary = drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
+    return {**summary, "fingerprint": run.fingerprint()}
+
+
+def _root(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
+    """The demo's folder, new or to be gone on with, and its configuration.
+
+    Raises:
+        UserError: there is nothing to go on with.
+    """
+    from trainenv.config import RunConfig
+    from trainenv.records.folder import RunFolder
+
+    if not args.resume:
+        config = RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})
+        return RunFolder.create(args.out, config), config
+    if args.out is None or args.steps is not None:
+        raise UserError("--resume goes on with a demo as it was: give --out FOLDER, and no --steps")
+    if (args.out / "summary.json").is_file() or not (args.out / "config.yaml").is_file():
+        raise UserError(f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one")
+    return RunFolder(args.out), RunConfig.load(args.out / "config.yaml")

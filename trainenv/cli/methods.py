@@ -2,8 +2,9 @@
 
     summary = METHODS["autolrs"](config, folder, watch, stop)
 
-The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the validations of `validation.every`
-is paid for by fewer steps. All are functions at the top of this module, so that processes that are spawned find them.
+The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the validations of
+`validation.every` is paid for by fewer steps. All are functions at the top of this module, so that processes that are spawned
+find them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Stop = Callable[[], bool]
 Method = Callable[["RunConfig", Path, "Watch", Stop], dict[str, Any]]
-"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary, as `drive` does."""
+"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `drive`."""
 
 _CLIP_AT_ONE = {"clip.policy": "none", "clip.options": {"none": {"max_norm": 1.0}}}
 _MEMBERS, _GENERATIONS = 4, 5
@@ -94,6 +95,32 @@ def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, 
     return Tuned(seed=config.seed).train(config, path, watch=watch, stop=stop)
 
 
+def learned(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str) -> dict[str, Any]:
+    """An agent of Stable-Baselines3 that learns in the world model while the run goes on."""
+    import worldmodel
+    from agents.sb3_methods import dqn_model, ppo_model
+
+    method = {"ppo": ppo_model, "dqn": dqn_model}[algorithm]
+    return method(config, path, watch, stop, model=worldmodel.load_pretrained())
+
+
+def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
+    """The same, learning in short real runs of its own for half of the budget."""
+    from agents.sb3_methods import ppo_real
+
+    return ppo_real(config, path, watch, stop)
+
+
+def branching(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0) -> dict[str, Any]:
+    """The whole loop, at a share of the budget. The warm-up is as much shorter as the run is."""
+    from trainenv.cli.loop import branching
+    from trainenv.config import RunConfig
+
+    steps, warmup = round(share * config.steps), round(share * config.schedule.warmup)
+    run = _fresh(RunConfig.load(config, {"steps": steps, "schedule.warmup": warmup}))
+    return _driven(run, path, watch, stop, branching())
+
+
 METHODS: dict[str, Method] = {
     "nothing": as_set,
     "zclip": partial(as_set, overrides={"clip.policy": "zclip"}),
@@ -110,8 +137,11 @@ METHODS: dict[str, Method] = {
     "static-0.3": partial(as_set, lr_factor=0.3),
     "static-1": partial(as_set, lr_factor=1.0),
     "static-3": partial(as_set, lr_factor=3.0),
-    # Agents that were trained with Stable-Baselines3: "ppo-model", "dqn-model", "ppo-real".
-    # The branching agent, at the whole budget and at a quarter of it: "branching", "branching-quarter".
+    "ppo-model": partial(learned, algorithm="ppo"),
+    "dqn-model": partial(learned, algorithm="dqn"),
+    "ppo-real": ppo_real,
+    "branching": branching,
+    "branching-quarter": partial(branching, share=0.25),
 }
 
 

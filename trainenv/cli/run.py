@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.asking import INTERRUPTED, Result, interruptible, overrides_of
 from trainenv.types import UserError
@@ -15,24 +15,22 @@ if TYPE_CHECKING:
 
 def run_command(args: argparse.Namespace) -> Result:
     """Train, or go on with a run that was interrupted."""
-    from agents.by_hand import ByHand
     from trainenv.config import RunConfig
-    from trainenv.driving import drive
+    from trainenv.driving import drive, resume
     from trainenv.progress import Progress
     from trainenv.records.folder import RunFolder
     from trainenv.run import TrainingRun
 
-    said = []
+    said, responder = [], _responder(args)
     if args.resume:
         if args.out is None or args.config is not None or args.set or args.weights:
             raise UserError(
                 "--resume goes on with a run as it was configured: give --out FOLDER, and neither CONFIG, --set nor --weights"
             )
-        folder, snapshot = RunFolder.resume(args.out)
+        RunFolder.resume(args.out)  # what there is to go on with is found out before anything is built
         config = RunConfig.load(args.out / "config.yaml")
         run = TrainingRun.from_config(config)
-        run.restore(snapshot)
-        run.ledger.load(snapshot.state["ledger"])
+        folder, snapshot = resume(args.out, run, responder)
         said.append(f"going on from step {run.step}, {_closeness(run, snapshot)}")
     else:
         if args.config is None:
@@ -45,17 +43,33 @@ def run_command(args: argparse.Namespace) -> Result:
             load_weights(run, args.weights)
             said.append(f"starting from the weights in {args.weights}")
         folder = RunFolder.create(args.out, config)
-    responder = ByHand() if args.by_hand else None
+    if args.branching:
+        said.append(str(responder.statement(run)))
     with interruptible() as stop, Progress(config.name, config.steps, quiet=args.json) as progress:
         for sentence in said:
             progress.say(sentence)
         summary = drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
     progress.table("Run", [summary])
     if summary["ended"] == "interrupted":
-        rescue = " --by-hand" if args.by_hand else ""
+        rescue = " --by-hand" if args.by_hand else f" --branching --planner {args.planner}" if args.branching else ""
         progress.say(f"interrupted; go on with: trainenv run --resume --out {folder.path}{rescue}")
         return summary, INTERRUPTED
     return summary, 0
+
+
+def _responder(args: argparse.Namespace) -> Any:
+    """Who steers the run; None: nobody."""
+    if args.by_hand and args.branching:
+        raise UserError("a run is steered by one: give --by-hand or --branching, not both")
+    if args.branching:
+        from trainenv.cli.loop import branching
+
+        return branching(planner=args.planner)
+    if args.by_hand:
+        from agents.by_hand import ByHand
+
+        return ByHand()
+    return None
 
 
 def _closeness(run: TrainingRun, snapshot: Snapshot) -> str:

@@ -69,6 +69,11 @@ class TrainingEnv(SteeredEnv):
             raise no_run()
         return self._run
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a run yet."""
+        return self._run is not None
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         snapshot = snapshot_among(options)

@@ -1,11 +1,11 @@
-"""`branches/{step}/decision.json`: what was drafted, predicted, measured, accepted and why. `configs/decision_schema.json` has every field."""
+"""`branches/{step}/decision.json`: what was drafted, measured and accepted, and why; see `configs/decision_schema.json`."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ FOLDER = "branches"
 
 def changes(intervention: Intervention) -> dict[str, Any]:
     """The fields that differ from doing nothing."""
-    still = Intervention()
-    return {f.name: getattr(intervention, f.name) for f in fields(still) if getattr(intervention, f.name) != getattr(still, f.name)}
+    ours, still = asdict(intervention), asdict(Intervention())
+    return {name: value for name, value in ours.items() if value != still[name]}
 
 
 def interventions_of(listed: Sequence[Mapping[str, Any]]) -> tuple[Intervention, ...]:
@@ -30,7 +30,9 @@ def interventions_of(listed: Sequence[Mapping[str, Any]]) -> tuple[Intervention,
     try:
         return tuple(Intervention(**one) for one in listed)
     except TypeError as error:
-        raise UserError(f"expected interventions with the fields of Intervention, found {list(listed)!r:.200} ({error})") from None
+        raise UserError(
+            f"expected interventions with the fields of Intervention, found {list(listed)!r:.150} ({error})"
+        ) from None
 
 
 def record_of(verdict: Verdict, plan: Plan, verification: Verification) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def record_of(verdict: Verdict, plan: Plan, verification: Verification) -> dict[
             "cooldown": verification.cooldown,
             "stopping": settings(verification.stopping),
             "fold": verification.fold,
+            "width": verification.width,
         },
         "branches": [_branch(place, branch) for place, branch in enumerate(verdict.branches)],
         "accepted": verdict.accepted,

@@ -3,7 +3,10 @@
 Differences d_t = ln(loss of the branch ÷ loss of doing nothing) on the same batch hardly vary but for what the branch does. At
 each of a few looks the branch is stopped if even its lower confidence bound is a loss:
 
-    mean(d) − z·(standard error) > loss              z for 4 looks at one-sided level α: Φ⁻¹(1 − α / 4)   (Bonferroni)
+    mean(d) − t·(standard error) > loss       Student's t with n − 1 degrees of freedom at 1 − α / 4: 4 looks (Bonferroni)
+
+After a few steps the standard error is itself uncertain: with the normal quantile, noise alone would be stopped five times as
+often as α says.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+
+from scipy.special import stdtrit
 
 from trainenv.types import Paired, Telemetry, UserError
 
@@ -44,8 +48,8 @@ class Losing:
         pair = paired([t.loss for t in branch], [t.loss for t in control])
         if pair is None or pair.steps < self.least:
             return ""
-        z = NormalDist().inv_cdf(1 - self.alpha / _LOOKS)
-        if pair.mean - z * pair.error <= self.loss:
+        t = float(stdtrit(pair.steps - 1, 1 - self.alpha / _LOOKS))
+        if pair.mean - t * pair.error <= self.loss:
             return ""
         return f"stopped after {pair.steps} steps: it clearly loses ({pair.mean:+.4f} ± {pair.error:.4f} against doing nothing)"
 

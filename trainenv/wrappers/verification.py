@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.envs.training import TrainingEnv
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.rollouts import NOTHING, Rollouts, probing
 from trainenv.types import (
     AcceptRule,
     Branch,
@@ -58,6 +58,7 @@ class Verification:
         stopping: the sequential test that ends clear losers early; None for none.
         fold: whether tiny models are trained folded into one.
         worth: by how much a draft must promise to be better than doing nothing, nats, to be worth its steps.
+        width: factor on the width of the drafts' intervals, about the median; whoever verifies learns it from the misses.
 
     Raises:
         UserError: a count is below 1, or there is no such rule.
@@ -70,6 +71,7 @@ class Verification:
     stopping: Losing | None = field(default_factory=Losing)
     fold: bool = True
     worth: float = 0.0
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         if self.top_k < 1 or self.verify_steps < 1:
@@ -91,10 +93,15 @@ class Verification:
         return max(1, round(_COOLDOWN_SHARE * run.config.steps)) if self.cooldown is None else self.cooldown
 
     def thrown_away(self, run: TrainingRun, branches: int, steps: int) -> float:
-        """FLOPs that do not become the run's, at most, if so many branches are trained beside the control, for so many steps."""
+        """FLOPs that do not become the run's, at most, if so many branches are trained beside the control, for so many steps.
+
+        Where all of them are lost, the control too, it is the steps of one branch more.
+        """
         cooled = self.rule.measure == "annealed"
-        trained = branches * steps + (branches + 1) * self.cooldown_of(run) * cooled
-        return trained * run.flops_ahead + (branches + 1) * (1 + cooled) * run.flops_per_evaluation
+        cooldown = self.cooldown_of(run) * cooled
+        trained = branches * steps + (branches + 1) * cooldown
+        looks = (1 + cooled) * run.flops_per_evaluation + probing(run, steps + cooldown)
+        return trained * run.flops_ahead + (branches + 1) * looks
 
     def chosen(self, plan: Plan) -> list[Candidate]:
         """The K best of those that promise to be better than doing nothing, and to be worth it."""
@@ -114,7 +121,8 @@ class Verification:
         sequences = [NOTHING, *(one.interventions for one in chosen)]
         outcomes = rollouts.run(sequences, steps, measure=self.rule.measure)
         candidates = [plan.control, *chosen]
-        branches = [_branch(one, outcome, rollouts, steps, horizon) for one, outcome in zip(candidates, outcomes)]
+        share = steps / horizon
+        branches = [self._branch(one, outcome, rollouts, steps, share) for one, outcome in zip(candidates, outcomes)]
         control = replace(branches[0], fate="control", reason=branches[0].lost or "it does nothing")
         judged = [control, *(self._judged(_against(branch, control, outcomes), control) for branch in branches[1:])]
         verdict = self._verdict(judged, steps, outcomes)
@@ -122,6 +130,17 @@ class Verification:
         spent = sum(outcome.flops for outcome in outcomes)
         kept = rollouts.future(adopted.interventions, steps).flops if not adopted.lost else 0.0
         return replace(verdict, wasted=max(0.0, spent - kept))
+
+    def _branch(self, candidate: Candidate, outcome: Outcome, rollouts: Rollouts, steps: int, share: float) -> Branch:
+        forecast = candidate.forecast
+        return Branch(
+            interventions=candidate.interventions,
+            score=candidate.score,
+            forecast=forecast,
+            outcome=outcome,
+            losses=tuple(t.loss for t in rollouts.future(candidate.interventions, steps).telemetry),
+            expected=None if forecast is None else expected(forecast, share, self.width),
+        )
 
     def _judged(self, branch: Branch, control: Branch) -> Branch:
         if branch.lost:
@@ -134,45 +153,36 @@ class Verification:
         cost = Cost(steps=sum(o.steps for o in outcomes), flops=sum(o.flops for o in outcomes))
         passed = [place for place, branch in enumerate(judged) if branch.fate == "passed"]
         if not passed:
-            why = "the draft ranks nothing before doing nothing" if len(judged) == 1 else "no branch holds up; doing nothing stays"
+            why = "the draft ranks nothing before doing nothing" if len(judged) == 1 else "no branch holds up: nothing is done"
             return Verdict(branches=tuple(judged), accepted=None, reason=why, steps=steps, cost=cost)
-        best = min(passed, key=lambda place: self.rule.rank(judged[place]))
+        ranks = {place: self.rule.rank(judged[place]) for place in passed}
+        best = min(passed, key=lambda place: math.inf if math.isnan(ranks[place]) else ranks[place])
         branches = [replace(b, fate="accepted") if place == best else b for place, b in enumerate(judged)]
         reason = "doing nothing failed, this holds up" if judged[0].lost else f"accepted, of {len(judged) - 1} verified"
         return Verdict(branches=tuple(branches), accepted=best, reason=reason, steps=steps, cost=cost)
 
 
-def _branch(candidate: Candidate, outcome: Outcome, rollouts: Rollouts, steps: int, horizon: int) -> Branch:
-    losses = tuple(t.loss for t in rollouts.future(candidate.interventions, steps).telemetry)
-    return Branch(
-        interventions=candidate.interventions,
-        score=candidate.score,
-        forecast=candidate.forecast,
-        outcome=outcome,
-        losses=losses,
-        expected=None if candidate.forecast is None else expected(candidate.forecast, steps / horizon),
-    )
-
-
 def _against(branch: Branch, control: Branch, outcomes: Sequence[Outcome]) -> Branch:
     """With what it measured against the control; beside a control that is lost, against the loss at the start."""
-    base = control.outcome.validation[0] if control.lost else control.outcome.validation[-1]
+    start = control.outcome.validation[0]
+    base, annealed_base = (start, start) if control.lost else (control.outcome.validation[-1], control.outcome.annealed)
     return replace(
         branch,
         delta=math.nan if branch.lost else _log_ratio(branch.outcome.validation[-1], base),
-        annealed_delta=_log_ratio(branch.outcome.annealed, control.outcome.annealed),
+        annealed_delta=_log_ratio(branch.outcome.annealed, annealed_base),
         paired=paired(branch.losses, control.losses),
     )
 
 
-def expected(forecast: Forecast, share: float) -> tuple[float, float, float]:
-    """Low, median and high of Δ ln loss after a share of the horizon: the interval at the horizon × share^¼.
+def expected(forecast: Forecast, share: float, width: float = 1.0) -> tuple[float, float, float]:
+    """Low, median and high of Δ ln loss after a share of the horizon: that at the horizon × share^¼, `width` times as wide.
 
-    So scaled, the 90 % interval held Δ in 0.90 to 0.92 of the branches of runs that the model had not learned from, at each eighth
-    of the horizon (× √share: 0.84 at the first): what reordered batches change is there from the first steps on.
+    So scaled, the 90 % interval held Δ in 0.90 to 0.92 of the branches of runs that the model had not learned from, at each
+    eighth of the horizon (× √share: 0.84 at the first): what reordered batches change is there from the first steps on.
     """
     scale, estimate = min(max(share, 0.0), 1.0) ** 0.25, forecast.horizon
-    return scale * estimate.low, scale * estimate.median, scale * estimate.high
+    median = scale * estimate.median
+    return median + width * (scale * estimate.low - median), median, median + width * (scale * estimate.high - median)
 
 
 def _log_ratio(loss: float, base: float) -> float:
@@ -220,12 +230,15 @@ class SpeculativeVerification(gym.Wrapper[Any, Any, Any, Any]):
             plan: the draft.
             horizon: steps that its forecasts look ahead; four decisions if left out.
         """
-        steps = self.training.config.environment.decision_steps
-        self._rollouts = self.settings.rollouts(self.training.run, decision_steps=steps)
-        return self.settings.verify(self._rollouts, plan, horizon=horizon or 4 * steps)
+        run, steps = self.training.run, self.training.config.environment.decision_steps
+        if run.done:
+            raise UserError(f"the run's budget was spent at step {run.step}: there is nothing left to verify; call reset()")
+        self._rollouts = self.settings.rollouts(run, decision_steps=steps)
+        left = min(self.settings.verify_steps, run.horizon.end - run.step)
+        return self.settings.verify(self._rollouts, plan, horizon=horizon or 4 * steps, steps=left)
 
     def commit(self, verdict: Verdict) -> tuple[Telemetry, ...]:
-        """The run becomes the accepted branch, or else the control, whose steps are as good as its own. Returns what they measured.
+        """The run becomes the accepted branch, or else the control, whose steps are as good as its own; what they measured.
 
         Where the control is lost and nothing was accepted, the run stays as it was and nothing is returned.
         """
@@ -236,14 +249,14 @@ class SpeculativeVerification(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: NDArray[np.int64]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Verify an action, then train on for a decision. `info["verdict"]` says in words what came of it."""
-        intervention, _ = self.training.codec.legal(action, self.training.run)
+        intervention, masked = self.training.codec.legal(action, self.training.run)
         reason = ""
         if not intervention.does_nothing and not self.training.run.done:
             verdict = self.verify(_draft_of(intervention))
             self.commit(verdict)
             reason = verdict.reason
         observation, reward, terminated, truncated, info = self.env.step(np.zeros(len(self.training.codec.sizes), dtype=np.int64))
-        return observation, float(reward), terminated, truncated, info | {"verdict": reason}
+        return observation, float(reward), terminated, truncated, info | {"verdict": reason, "masked": list(masked)}
 
 
 def adopt(rollouts: Rollouts, verdict: Verdict) -> tuple[Telemetry, ...]:

@@ -37,7 +37,7 @@ class Annealed:
         if not math.isfinite(branch.annealed_delta):
             return "its loss after the cool-down was not measured"
         if branch.annealed_delta >= -self.margin:
-            return f"after the cool-down it measured {branch.annealed_delta:+.4f} against doing nothing, not below {-self.margin:g}"
+            return f"after the cool-down it measured {branch.annealed_delta:+.4f}, which is not below {-self.margin:g}"
         return ""
 
     def rank(self, branch: Branch, /) -> float:

@@ -1,0 +1,292 @@
+"""Cells: what a method leaves is measured and kept, whatever becomes of the method; budgets are held; seeds are common."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compare_fakes import METHODS, measure, suite
+
+from trainenv.compare import Suite, compare
+from trainenv.compare.allowance import allowance
+from trainenv.compare.cells import MEASURED, Cell, Task, play, read, write
+from trainenv.compare.comparing import Estimate, cells, expected_seconds
+from trainenv.compare.measuring import measure_cell
+from trainenv.compare.trunks import Trunk
+from trainenv.config import RunConfig
+from trainenv.driving import drive
+from trainenv.records.folder import RunFolder
+from trainenv.run import TrainingRun
+from trainenv.types import UserError
+
+
+def task(folder: Path, method: str, trunk: str = "calm", seed: int = 0, **more: Any) -> Task:
+    of = next(of for of in suite().trunks if of.name == trunk)
+    cell = Cell(trunk=trunk, seed=seed, method=method)
+    return Task(cell=cell, trunk=of, method=METHODS[method], measure=measure, folder=folder, **more)
+
+
+# ── one cell ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cell_is_kept_as_it_was_measured_and_its_run_is_not(tmp_path: Path) -> None:
+    row = play(task(tmp_path, "nothing", seed=3))
+    assert row is not None
+    assert {"trunk", "seed", "method", "error", "budget", "seconds", *MEASURED} == set(row)
+    assert (row["trunk"], row["seed"], row["method"], row["error"]) == ("calm", 3, "nothing", "")
+    assert row["log_final_loss"] == pytest.approx(math.log(row["final_loss"]))
+    assert json.loads((tmp_path / "cells" / "calm" / "3" / "nothing.json").read_text(encoding="utf-8")) == row
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["nothing.json"]
+
+
+def test_the_run_is_kept_where_it_is_to_be(tmp_path: Path) -> None:
+    play(task(tmp_path, "nothing", keep=True))
+    assert (tmp_path / "runs" / "calm" / "0" / "nothing" / "left.json").is_file()
+
+
+def test_what_a_killed_process_has_left_is_in_nobody_s_way(tmp_path: Path) -> None:
+    here = tmp_path / "runs" / "calm" / "0" / "nothing"
+    here.mkdir(parents=True)
+    (here / "torn").touch()
+    row = play(task(tmp_path, "nothing"))
+    assert row is not None
+    assert row["ended"] == "budget spent"
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("raises", "ZeroDivisionError: by hand"),
+        ("refuses", "expected the package abc, found none; pip install abc"),
+        ("lossless", "expected a final validation loss, found nan"),
+    ],
+)
+def test_a_method_that_fails_is_a_failed_cell(method: str, said: str, tmp_path: Path) -> None:
+    row = play(task(tmp_path, method))
+    assert row is not None
+    assert (row["ended"], row["error"]) == ("failed", said)
+    assert set(MEASURED) <= set(row)
+    assert row == read(tmp_path, Cell(trunk="calm", seed=0, method=method))
+    assert not (tmp_path / "runs" / "calm" / "0" / method).exists()
+
+
+def test_more_than_equal_compute_is_an_error_in_words(tmp_path: Path) -> None:
+    row, within = play(task(tmp_path, "spendthrift")), play(task(tmp_path, "punctual"))
+    assert row is not None
+    assert within is not None
+    assert row["ended"] == "failed"
+    assert row["error"].startswith("not at equal compute: spent 5.0 % more than its budget: ")
+    assert row["budget"] == pytest.approx(row["total_flops"] / 1.05)
+    assert (within["ended"], within["error"]) == ("budget spent", "")
+
+
+def test_a_stopped_cell_is_no_cell(tmp_path: Path) -> None:
+    assert play(task(tmp_path, "stops-if-asked"), stop=lambda: True) is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_torn_and_foreign_files_are_no_cells(tmp_path: Path) -> None:
+    row = play(task(tmp_path, "nothing"))
+    assert row is not None
+    cell = Cell(trunk="calm", seed=0, method="nothing")
+    assert read(tmp_path, cell) == row
+    for text in ("", "{", "[]", json.dumps({"trunk": "calm"}), json.dumps({**row, "seed": 1})):
+        cell.file(tmp_path).write_text(text, encoding="utf-8")
+        assert read(tmp_path, cell) is None
+
+
+def test_a_row_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cells").touch()
+    with pytest.raises(UserError, match=r"expected to be able to write .*nothing.json, found"):
+        play(task(tmp_path, "nothing"))
+
+
+# ── budgets and seeds ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def small(trunk: Trunk, seed: int, steps: int = 60) -> RunConfig:
+    return RunConfig.load(trunk.config(seed), {"steps": steps, "validation.every": 25, "validation.sequences": 8})
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_the_budget_is_what_a_run_left_alone_spends(place: int, tmp_path: Path) -> None:
+    """A real one, that the measures are taken of."""
+    trunk = suite().trunks[place]
+    config = small(trunk, 1)
+    drive(TrainingRun.from_config(config), RunFolder.create(tmp_path / "run", config))
+    row = measure_cell(tmp_path / "run")
+    assert row["total_flops"] == pytest.approx(allowance(config), rel=1e-12)
+    assert set(row) == set(MEASURED)
+    assert row["steps"] == 60
+    assert row["decisions"] is None
+
+
+def test_other_validations_and_monitors_are_in_the_budget() -> None:
+    config = small(suite().trunks[0], 0)
+    plain = allowance(RunConfig.load(config, {"validation.every": 0, "monitor.probe_every": 0}))
+    run = TrainingRun.from_config(config)
+    assert plain == pytest.approx(60 * run.flops_ahead + 2 * run.flops_per_evaluation)
+    assert allowance(RunConfig.load(config, {"monitor.probe_every": 0})) == pytest.approx(plain + 2 * run.flops_per_evaluation)
+    assert allowance(RunConfig.load(config, {"validation.every": 60})) < allowance(
+        RunConfig.load(config, {"validation.every": 59})
+    )
+
+
+def test_seeds_are_common_to_methods_and_to_nothing_else(tmp_path: Path) -> None:
+    seen = {}
+    for method in ("nothing", "branching"):
+        for seed in (0, 1):
+            for trunk in ("calm", "high"):
+                play(task(tmp_path, method, trunk=trunk, seed=seed, keep=True))
+                left = json.loads((tmp_path / "runs" / trunk / str(seed) / method / "left.json").read_text(encoding="utf-8"))
+                seen[method, trunk, seed] = left["seed"]
+    assert all(seen["nothing", trunk, seed] == seen["branching", trunk, seed] for trunk in ("calm", "high") for seed in (0, 1))
+    assert len(set(seen.values())) == 4
+
+
+# ── all cells ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def played(folder: Path, of: Suite, **more: Any) -> tuple[dict[str, Any], list[Cell]]:
+    """The results, and the cells in the order they were played."""
+    order: list[Cell] = []
+
+    def note(progress: Any) -> None:
+        order.append(Cell(trunk=progress.row["trunk"], seed=progress.row["seed"], method=progress.row["method"]))
+
+    return compare(folder, of, METHODS, measure, workers=0, progress=note, **more), order
+
+
+def test_every_prefix_is_balanced() -> None:
+    of = suite(seeds=3)
+    order = [cell for _, cell in cells(of)]
+    assert len(order) == len(set(order)) == 4 * 3 * 2
+    assert {trunk.name for trunk, cell in cells(of) if trunk.name == cell.trunk} == {trunk.name for trunk in of.trunks}
+    for end in range(1, len(order) + 1):
+        prefix = order[:end]
+        for names, slack in (([cell.method for cell in prefix], 1), ([cell.trunk for cell in prefix], 2)):
+            counts = [names.count(name) for name in set(names)]
+            assert max(counts) - min(counts) <= slack
+        seeds = [sum(cell.seed == seed for cell in prefix) for seed in range(3)]
+        assert max(seeds) - min(seeds) <= 4
+
+
+def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    whole, order = played(tmp_path / "whole", suite())
+    assert len(order) == 16
+    left = iter([False] * 5)
+    part, first = played(tmp_path / "part", suite(), stop=lambda: next(left, True))
+    assert first == order[:5]
+    assert not part["finished"]
+    assert part["cells"]["there"] == 5
+    rest, second = played(tmp_path / "part", suite())
+    assert first + second == order
+    assert rest["finished"]
+
+    def but_for_time(found: dict[str, Any]) -> dict[str, Any]:
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in found["rows"]]
+        return {**found, "rows": rows, "cells": {**found["cells"], "seconds": 0}}
+
+    assert json.dumps(but_for_time(rest)) == json.dumps(but_for_time(whole))
+    again, third = played(tmp_path / "part", suite())
+    assert third == []
+    assert json.dumps(again) == json.dumps(rest)
+    lone = Cell(trunk="high", seed=1, method="branching")
+    lone.file(tmp_path / "part").unlink()
+    assert played(tmp_path / "part", suite())[1] == [lone]
+    assert not (tmp_path / "part" / "runs").exists()
+
+
+def test_more_methods_and_seeds_can_be_added_later(tmp_path: Path) -> None:
+    played(tmp_path, suite(seeds=1))
+    found, order = played(tmp_path, suite(seeds=2, methods=["nothing", "branching", "diverges"]))
+    assert {cell.seed for cell in order if cell.method != "diverges"} == {1}
+    assert found["finished"]
+    assert [row["method"] for row in found["rows"]].count("diverges") == 8
+    part, order = played(tmp_path, suite().select(trunks=["high"], methods=["nothing"], seeds=1))
+    assert order == []
+    assert part["cells"]["wanted"] == 1
+    assert {trunk["name"] for trunk in json.loads((tmp_path / "suite.json").read_text())["trunks"]} == {
+        trunk.name for trunk in suite().trunks
+    }
+
+
+def test_another_suite_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    played(tmp_path, suite())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changed = suite(sizes={"tiny": {"model": {"width": 8, "layers": 1, "heads": 1, "context": 16}, "batch_size": 4, "steps": 41}})
+    with pytest.raises(UserError, match=r"holds the cells of another suite \(its trunk 'calm' is another\); give another --out"):
+        played(tmp_path, changed)
+    with pytest.raises(UserError, match="expected 'quick', found 'fake'"):
+        compare(tmp_path, replace(suite(), name="quick"), METHODS, measure)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "suite.json").write_text("{}")
+    with pytest.raises(UserError, match="is no suite of ours"):
+        played(tmp_path, suite())
+    (tmp_path / "suite.json").unlink()
+    with pytest.raises(UserError, match="is not empty and holds no comparison"):
+        played(tmp_path, suite())
+
+
+def test_an_unknown_method_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown method 'nothin'; did you mean 'nothing'"):
+        played(tmp_path / "out", suite(methods=["nothin"]))
+    with pytest.raises(UserError, match="branching must be a function at the top of a module"):
+        compare(tmp_path / "out", suite(), {**METHODS, "branching": lambda *given: {}}, measure, workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_die_and_methods_that_fail_are_cells(tmp_path: Path) -> None:
+    """In one process of its own, which is replaced twice."""
+    of = suite(seeds=1, methods=["nothing", "dies-once", "raises", "dies"]).select(trunks=["calm"])
+    rows: dict[str, dict[str, Any]] = {}
+    found = compare(
+        tmp_path, of, METHODS, measure, workers=1, progress=lambda progress: rows.update({progress.row["method"]: progress.row})
+    )
+    assert found["finished"]
+    assert list(rows) == ["nothing", "dies-once", "raises", "dies"]
+    assert {name: row["ended"] for name, row in rows.items()} == {
+        "nothing": "budget spent",
+        "dies-once": "budget spent",
+        "raises": "failed",
+        "dies": "failed",
+    }
+    assert rows["dies"]["error"] == "the process ended with exit code -9, 2 times"
+    assert found["cells"] == {**found["cells"], "wanted": 4, "there": 4, "failed": 2, "diverged": 0}
+    assert [failure["method"] for failure in found["failed"]] == ["raises", "dies"]
+    assert not (tmp_path / "runs").exists()
+    assert write(tmp_path, rows["dies"]) == read(tmp_path, Cell(trunk="calm", seed=0, method="dies"))
+    left = rows["nothing"]
+    alone = play(task(tmp_path / "alone", "nothing"))
+    assert alone is not None
+    assert {**alone, "seconds": 0} == {**left, "seconds": 0}
+
+
+# ── how long ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_estimate_learns_what_methods_take() -> None:
+    estimate = Estimate(workers=2)
+    slow, quick = ([Cell(trunk="t", seed=seed, method=name) for seed in range(4)] for name in ("slow", "quick"))
+    estimate.expect(dict.fromkeys([*slow, *quick], 10.0))
+    assert estimate.seconds_left() == pytest.approx(8 + 40)
+    estimate.note(slow[0], 30.0)
+    estimate.note(quick[0], 10.0)
+    assert estimate.seconds_left() == pytest.approx((3 * 30 + 3 * 10) / 2)
+    for cell in (*slow[1:], *quick[1:]):
+        estimate.note(cell, 1.0)
+    assert estimate.seconds_left() == 0
+
+
+def test_what_is_there_takes_no_time(tmp_path: Path) -> None:
+    whole = expected_seconds(tmp_path, suite(), 1)
+    play(task(tmp_path, "nothing"))
+    left = expected_seconds(tmp_path, suite(), 1)
+    assert 0 < left < whole
+    assert expected_seconds(tmp_path, suite(seeds=4), 2) > left
+    assert os.listdir(tmp_path / "cells") == ["calm"]

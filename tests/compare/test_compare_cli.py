@@ -1,0 +1,133 @@
+"""`trainenv compare`: what it says and writes, how it is stopped, and that a mistake costs one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compare_fakes import METHODS, TINY, measure
+
+from trainenv.cli import methods as table
+from trainenv.cli.asking import INTERRUPTED
+from trainenv.cli.compare import compare_command
+from trainenv.compare import comparing, measuring
+from trainenv.types import UserError
+
+SUITE: dict[str, Any] = {
+    "seeds": 2,
+    "methods": ["nothing", "branching", "raises"],
+    "sizes": {"tiny": TINY},
+    "corpora": {"bytes": {"name": "stdlib"}},
+    "overrides": {"validation": {"every": 20, "sequences": 8}},
+    "trunks": {
+        "calm": {"group": "calm", "size": "tiny", "corpus": "bytes"},
+        "high": {"group": "stressed", "fault": "LR × 9", "size": "tiny", "corpus": "bytes", "lr_factor": 9},
+    },
+}
+
+
+def args(suite: Any, out: Path | None = None, **more: Any) -> argparse.Namespace:
+    values = {"methods": None, "trunks": None, "seeds": None, "workers": 0, "keep": False, "json": False, **more}
+    return argparse.Namespace(suite=str(suite), out=out, **values)
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(SUITE), encoding="utf-8")  # which YAML reads
+    return path
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "METHODS", METHODS)
+    monkeypatch.setattr(measuring, "measure_cell", measure)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_tables_and_files(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, code = compare_command(args(suite))
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert out.startswith("2 trunks × 2 seeds × 3 methods: 12 cells in runs/compare-mine, about a minute with 1 process")
+    assert "Stressed trunks (1)" in out
+    assert "branching" in out
+    assert "12 of 12 cells, 0 diverged, 4 failed." in out
+    assert "raises on high, seed 1: ZeroDivisionError: by hand" in out
+    assert err.count("failed: ZeroDivisionError: by hand") == 4
+    assert "compare: 12 of 12 cells, about" in err
+    kept = json.loads(Path("runs/compare-mine/results.json").read_text(encoding="utf-8"))
+    assert len(kept["rows"]) == 12
+    assert kept["finished"]
+    assert result["goals"][0]["what"] == kept["goals"][0]["what"]
+    assert "rows" not in result
+
+
+@pytest.mark.usefixtures("fakes")
+def test_json_keeps_stdout_for_itself(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, code = compare_command(args(suite, Path("out"), json=True))
+    assert (code, capsys.readouterr().out) == (0, "")
+    json.loads(json.dumps(result), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_parts(suite: Path) -> None:
+    result, _ = compare_command(args(suite, Path("out"), methods="branching, nothing", trunks="high", seeds=3))
+    assert result["cells"]["there"] == 6
+    assert [row["method"] for row in result["methods"] if row["group"] == "all"] == ["branching", "nothing"]
+    assert not Path("out/runs").exists()
+    compare_command(args(suite, Path("kept"), methods="nothing", keep=True))
+    assert Path("kept/runs/calm/0/nothing/left.json").is_file()
+
+
+@pytest.mark.usefixtures("fakes")
+def test_stopped_and_gone_on_with(suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*given: Any, **more: Any) -> Any:
+        answers = iter([False] * 4)
+        return comparing_compare(*given, **{**more, "stop": lambda: next(answers, True)})
+
+    comparing_compare = comparing.compare
+    monkeypatch.setattr("trainenv.compare.compare", stopped)
+    result, code = compare_command(args(suite, Path("out")))
+    assert (code, result["cells"]["there"], result["finished"]) == (INTERRUPTED, 4, False)
+    assert "interrupted; the same command goes on from there" in capsys.readouterr().out
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"methods": "nothing,branchin"}, "unknown method 'branchin'; did you mean 'branching'"),
+        ({"methods": ","}, "a comparison needs methods, found none"),
+        ({"trunks": "hihg"}, "unknown trunk 'hihg'; did you mean 'high'"),
+        ({"seeds": 0}, "seeds must be a whole number, at least 1, found 0"),
+        ({"workers": -1}, "--workers must be 0 (in this process) or more, found -1"),
+    ],
+)
+def test_mistakes(more: dict[str, Any], said: str, suite: Path) -> None:
+    with pytest.raises(UserError) as error:
+        compare_command(args(suite, Path("out"), **more))
+    assert said in str(error.value)
+    assert not Path("out").exists()
+
+
+def test_a_real_run_left_alone(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is faked: it spends what it may to the last FLOP, and differs from itself by nothing."""
+    names: Sequence[str] = ("nothing", "zclip")
+    result, code = compare_command(args(suite, Path("out"), methods=",".join(names), trunks="calm", seeds=1, keep=True))
+    assert code == 0
+    (nothing, zclip) = (row for row in result["methods"] if row["group"] == "calm")
+    assert nothing["spent"]["value"] == pytest.approx(1, abs=1e-12)
+    assert zclip["against_nothing"]["value"] == 0  # which is the default
+    assert result["cells"]["failed"] == 0
+    rows = json.loads(Path("out/results.json").read_text(encoding="utf-8"))["rows"]
+    assert all(2 < row["final_loss"] < 6 and row["steps"] == 40 for row in rows)
+    assert Path("out/runs/calm/0/nothing/summary.json").is_file()
+    assert "Calm trunks (1)" in capsys.readouterr().out
