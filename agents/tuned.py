@@ -90,7 +90,7 @@ class Tuned:
             config: the run; its steps are the budget of everything.
             path: of the run's folder, new or empty.
             watch: called after each block of the last run.
-            stop: asked after each block; during the trials, the run is then stopped after its first block.
+            stop: asked before each trial, then after each block; the run is stopped after a block at the earliest.
 
         Raises:
             UserError: optuna is not installed.

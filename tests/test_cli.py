@@ -181,46 +181,55 @@ def test_by_hand_answers_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # ── demo ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_demo_trains_both_ways_and_draws_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--steps", "120", "--json"]) == 0
+def test_demo_trains_both_ways_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "160", "--json", "--out", "here"]) == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1
     result = strict(out)
-    assert (result["command"], result["folder"]) == ("demo", "runs/demo")
-    assert [run["method"] for run in result["runs"]] == ["left alone", "by hand"]
-    assert {run["ended"] for run in result["runs"]} == {"budget spent"}
-    assert strict((tmp_path / "runs" / "demo" / "summary.json").read_text(encoding="utf-8")) == result
+    assert [run["method"] for run in result["runs"]] == ["left alone", "branching"]
     for run in result["runs"]:
-        assert {*RUN_FILES, "run.png"} <= set(files(tmp_path / run["folder"]))
-        assert Path(run["plot"]).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         assert strict((Path(run["folder"]) / "summary.json").read_text(encoding="utf-8"))["step"] == run["step"]
-        assert sum(run["flops"].values()) > 0
         assert f"{run['method']}: step" in err
-    alone, by_hand = result["runs"]
-    assert alone["first_validation_loss"] == by_hand["first_validation_loss"]
-    assert (alone["step"], alone["rewinds"], alone["flops"]["rewound"]) == (120, 0, 0)
-    assert by_hand["step"] <= 120
-    assert (by_hand["step"] < 120) == (by_hand["rewinds"] > 0) == (by_hand["flops"]["rewound"] > 0)
+    alone, steered = result["runs"]
+    assert alone["first_validation_loss"] == steered["first_validation_loss"]
+    assert (alone["step"], alone["flops"]["verify"], alone["flops"]["plan"]) == (160, 0, 0)
+    assert sum(steered["flops"].values()) <= 1.01 * sum(alone["flops"].values())
+    assert steered["flops"]["plan"] > 0
+    assert steered["step"] < 160
+    page = Path(result["report"]).read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "http" not in page.split("</head>")[0].replace("http-equiv", "")
 
 
-def test_demo_for_people_names_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--steps", "2", "--out", "here"]) == 0
+def test_demo_for_people_says_what_it_may_cost_and_shows_the_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "100", "--out", "here"]) == 0
     out = capsys.readouterr().out
+    assert "steering costs at most 10 steps" in out
     assert "left alone" in out
-    assert "here/left-alone/run.png" in out
-    assert "here/by-hand/run.png" in out
+    assert "report: here/report.html" in out
 
 
-def test_interrupted_demo_stops_after_the_run_that_it_is_in(
+def test_interrupted_demo_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asks_to_stop_at(monkeypatch, 16)
-    assert main(["demo", "--steps", "40", "--json", "--out", "here"]) == cli.INTERRUPTED
+    assert main(["demo", "--steps", "160", "--json", "--out", "whole"]) == 0
+    whole = strict(capsys.readouterr().out)
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, 96, once="here/branching")
+        assert main(["demo", "--steps", "160", "--json", "--out", "here"]) == cli.INTERRUPTED
     result = strict(capsys.readouterr().out)
-    assert [run["ended"] for run in result["runs"]] == ["interrupted"]
+    assert [run["ended"] for run in result["runs"]] == ["budget spent", "interrupted"]
     assert not (tmp_path / "here" / "summary.json").exists()
-    assert not (tmp_path / "here" / "by-hand").exists()
-    assert Path(result["runs"][0]["plot"]).is_file()
+    assert main(["demo", "--resume", "--json", "--out", "here"]) == 0
+    resumed = strict(capsys.readouterr().out)
+    assert [run["fingerprint"] for run in resumed["runs"]] == [run["fingerprint"] for run in whole["runs"]]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--resume"], ["--resume", "--out", "nowhere"], ["--resume", "--out", "a", "--steps", "9"]]
+)
+def test_a_demo_that_cannot_be_gone_on_with_says_so(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", *arguments]) == cli.USER_ERROR
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 # ── version, module, help ───────────────────────────────────────────────────────────────────────────────────────────
@@ -414,14 +423,14 @@ def assert_one_sentence(arguments: Sequence[str], words: Sequence[str], folder: 
 # ── interrupt and resume ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def asks_to_stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """A SIGTERM to this very process once training has come to `step`, as a scheduler would send it."""
+def asks_to_stop_at(monkeypatch: pytest.MonkeyPatch, step: int, *, once: str = ".") -> None:
+    """A SIGTERM to this very process once training has come to `step` and `once` is there, as a scheduler would send it."""
     advance = TrainingRun.advance
     sent: list[int] = []
 
     def advancing(run: TrainingRun, steps: int) -> list[Telemetry]:
         window = advance(run, steps)
-        if run.step >= step and not sent:
+        if run.step >= step and not sent and Path(once).exists():
             sent.append(run.step)
             os.kill(os.getpid(), signal.SIGTERM)
         return window

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainenv import Intervention, TrainingConfig, TrainingRun
 from trainenv.checkpoints.disk import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import drive
+from trainenv.driving import Responder, Response, drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.lines import read_lines
@@ -85,26 +85,24 @@ def fires_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 
 
 @dataclass
-class Rewinder:
+class Rewinder(Responder):
     """Goes back to the start once, at `at`; remembers what it was called with."""
 
     at: int = 10**9
     windows: list[list[int]] = field(default_factory=list)
     start: Snapshot | None = None
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
         self.windows.append([t.step for t in window])
         if self.start is None:
             self.start = run.snapshot()
         if run.step < self.at:
-            return []
+            return Response()
         seen, self.at = run.step, 10**9
         run.rewind(self.start)
         run.apply(Intervention(lr_scale=0.5))
-        return [
-            Event(seen, "rewind", {"to": self.start.step, "lr_scale": run.lr_scale}),
-            Event(run.step, "intervention", {"lr_scale": 0.5}),
-        ]
+        rewind = Event(seen, "rewind", {"to": self.start.step, "lr_scale": run.lr_scale})
+        return Response(events=[rewind, Event(run.step, "intervention", {"lr_scale": 0.5})])
 
 
 # ── blocks and validation ───────────────────────────────────────────────────────────────────────────────────────────
@@ -211,13 +209,60 @@ def test_a_validation_step_that_comes_again_after_a_rewind_is_validated_again(fo
 
 
 def test_any_event_of_a_responder_is_recorded(folder: RunFolder) -> None:
-    class Noting:
-        def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> list[Event]:
-            return [Event(run.step, "intervention", {"n": len(window)})]
+    class Noting(Responder):
+        def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+            return Response(events=[Event(run.step, "intervention", {"n": len(window)})])
 
     assert drive(toy(20), folder, responder=Noting())["rewinds"] == 0
     assert [(e["step"], e["detail"]["n"]) for e in read_events(folder.path)] == [(8, 8), (16, 8), (20, 4)]
     assert not (folder.path / "lines.jsonl").exists()
+
+
+@dataclass
+class Ahead(Responder):
+    """Trains five steps of its own at step 8, which the run keeps; remembers all that it was told."""
+
+    told: list[list[float]] = field(default_factory=list)
+    begun: int = 0
+
+    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+        self.begun += 1
+
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+        return Response(kept=run.advance(5)) if run.step == 8 else Response()
+
+    def validated(self, step: int, loss: float, /) -> None:
+        self.told.append([step, loss])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": self.told}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.told = state["told"]
+
+
+def test_steps_that_a_responder_trained_are_the_runs_own(folder: RunFolder) -> None:
+    """They are recorded, counted, and a validation that they pass over is made up for where they end."""
+    run, responder = toy(40, 12), Ahead()
+    drive(run, folder, responder=responder)
+    alone = toy(40, 12)
+    alone.advance(40)
+    assert run.fingerprint() == alone.fingerprint()
+    assert list(read_telemetry(folder.path, kept_only=True)["step"]) == list(range(1, 41))
+    assert [v["step"] for v in read_validation(folder.path)] == [0, 13, 24, 36, 40]
+    assert responder.begun == 1
+    assert responder.told == [[v["step"], v["loss"]] for v in read_validation(folder.path)[1:]]
+
+
+def test_what_a_responder_remembers_comes_back_with_the_run(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", TrainingConfig(steps=1))
+    drive(toy(40, 12), folder, responder=Ahead(), stop=lambda: len(read_validation(folder.path)) > 2)
+    run, responder = toy(40, 12), Ahead()
+    folder, snapshot = resume(tmp_path / "run", run, responder)
+    assert responder.told == [[v["step"], v["loss"]] for v in read_validation(folder.path)[1:]]
+    assert run.step == snapshot.step == 24
+    drive(run, folder, responder=responder)
+    assert [step for step, _ in responder.told] == [13, 24, 36, 40]
 
 
 # ── ways to end ─────────────────────────────────────────────────────────────────────────────────────────────────────

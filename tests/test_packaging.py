@@ -128,8 +128,9 @@ def test_a_wheel_holds_every_module_and_configuration(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("trainenv-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in (ROOT / "configs").iterdir():
-        assert f"trainenv/configs/{path.name}" in names
+    configs = ROOT / "configs"
+    for path in configs.rglob("*"):
+        assert path.is_dir() or f"trainenv/configs/{path.relative_to(configs)}" in names
     for package in WHEEL["packages"]:
         for module in (ROOT / package).rglob("*.py"):
             assert module.relative_to(ROOT).as_posix() in names

@@ -205,7 +205,7 @@ def test_futures_that_differ_only_later_are_trained_and_charged_once() -> None:
     assert sum(o.flops for o in outcomes) == pytest.approx(run.ledger["verify"] + run.ledger["evaluate"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     calls=st.lists(
         st.tuples(
@@ -386,7 +386,7 @@ def test_what_was_not_run_or_is_stale_is_not_adopted() -> None:
     assert rollouts.run([], 5, measure="horizon") == []
 
 
-# ── a Folded's snapshot ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a Folded's snapshot ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("through_a_file", [False, True])
@@ -436,10 +436,10 @@ def test_a_snapshot_of_a_run_just_folded_is_that_of_the_run(tiny: TrainingRun) -
     expected = run.snapshot()
     other = own(tiny)
     other.restore(Folded([run]).snapshot(0), exact=True)
-    assert other.fingerprint() == TrainingRunFingerprint(expected, tiny)
+    assert other.fingerprint() == fingerprint_at(expected, tiny)
 
 
-def TrainingRunFingerprint(snapshot: Snapshot, like: TrainingRun) -> str:  # noqa: N802
+def fingerprint_at(snapshot: Snapshot, like: TrainingRun) -> str:
     run = own(like)
     run.restore(snapshot, exact=True)
     return run.fingerprint()

@@ -199,6 +199,7 @@ class InterventionConfig(Config):
     weight_decay_scales: tuple[Positive, ...] = (1.0, 0.5, 2.0)
     lr_bounds: tuple[Positive, Positive] = (0.01, 10.0)
     weight_decay_bounds: tuple[Positive, Positive] = (0.125, 8.0)
+    allow_momentum_reset: bool = True
     allow_spam: bool = False
     allow_data_reorder: bool = False
     allow_skip_batch: bool = False
@@ -225,6 +226,7 @@ class EnvironmentConfig(Config):
 
 
 Trigger = Literal["fired", "regression", "checkpoint"]
+ActionPart = Literal["lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"]
 
 
 class BranchingConfig(Config):
@@ -237,9 +239,14 @@ class BranchingConfig(Config):
     judged by `rule`. What is thrown away is at most `share` of the budget. For `quiet` steps after a decision no other alarm is
     answered; after `patience` decisions in a row that accepted nothing it waits twice as long between decisions, and after as
     many again it gives up. `keep` rewind points are held in memory; with `replayable` each decision's start is on disk.
+
+    Drafts change only the `parts` of an intervention that have measured well: a momentum reset or another weight decay looks
+    good for a few steps and costs at the end. With `insure` ZClip is put in force at the start where nothing clips.
     """
 
     triggers: tuple[Trigger, ...] = ("fired", "regression", "checkpoint")
+    parts: tuple[ActionPart, ...] = ("lr_scale", "clip")
+    insure: bool = True
     every: Count = 1000
     rewind: Count = 1000
     harm: Positive = 0.1

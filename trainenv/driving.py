@@ -195,6 +195,7 @@ def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, second
         "name": run.config.name,
         "seed": run.config.seed,
         "uniform_loss": run.uniform_loss,
+        "fingerprint": run.fingerprint(),
         "ended": ended,
         "step": run.step,
         "first_validation_loss": losses[0],

@@ -142,7 +142,8 @@ class Folded:
             pieces = {name: known[name].split([shape.numel() for _, shape in layout]) for name in _MOMENTS}
             for place, (_, shape), *moments in zip(places, layout, *pieces.values()):
                 named = {name: moment.view(shape) for name, moment in zip(_MOMENTS, moments)}
-                states[place] = {"step": known["step"], **named}
+                # A count each: what is one tensor in a snapshot is one when restored, and would count the steps of all of them.
+                states[place] = {"step": known["step"].clone(), **named}
         return {"kind": type(run.optimizer).__name__, "state": states, "param_groups": groups}
 
     def _step(self, numbers: Sequence[int]) -> None:

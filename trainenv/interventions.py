@@ -111,7 +111,7 @@ class ActionCodec:
             [True, *lr[1:]],
             [True, *decay[1:]],
             [True, *clip],
-            [True, True],
+            [True, config.allow_momentum_reset],
             [True, config.allow_data_reorder],
             [True, skip],
         )

@@ -24,17 +24,19 @@ class Drafting:
         propose: sequences to look at first, beside `ramps`; None for none.
         pruner: drops hopeless candidates before the model sees them; None for none.
         allow: the budget of a draft; None for the default of `Budget`.
+        parts: of an intervention that drafts may change; the others stay as they are.
     """
 
     propose: Propose | None = None
     pruner: Pruner | None = None
     allow: Allow | None = None
+    parts: tuple[str, ...] = PARTS
 
     def problem(
         self, run: Steered, history: RunHistory, codec: ActionCodec, model: WorldModel | None, generator: np.random.Generator
     ) -> PlanningProblem:
         """The planning problem of a run that is where its history ends."""
-        masks = codec.masks(run)
+        masks = self._masks(codec, run)
         proposed = [] if self.propose is None else [tuple(one) for one in self.propose(history, codec, masks)]
         return PlanningProblem(
             history=history,
@@ -43,10 +45,14 @@ class Drafting:
             generator=generator,
             model=model,
             budget=Budget() if self.allow is None else self.allow(history, model),
-            masks_after=lambda sequence: codec.masks(after(run, sequence)),
+            masks_after=lambda sequence: self._masks(codec, after(run, sequence)),
             proposals=[*proposed, *ramps(codec, masks)],
             pruner=self.pruner,
         )
+
+    def _masks(self, codec: ActionCodec, run: Steered) -> Masks:
+        masks = codec.masks(run)
+        return tuple(mask if part in self.parts else np.arange(len(mask)) == 0 for part, mask in zip(PARTS, masks))
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Branching(Responder):
         """See `Responder`."""
         self._history.extend(window)
         self._regressed = self._regression.windowed(window) or self._regressed
-        events = self._due(run)
+        events = [*self._insured(run), *self._due(run)]
         why = self._why(run, window)
         if why:
             return self._decide(run, why, window, events)
@@ -247,7 +247,8 @@ class Branching(Responder):
     def _draft(self, run: TrainingRun, history: RunHistory) -> Plan:
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
-        plan = self.planner.plan(self.drafting.problem(run, history, self._codec, model, generator))
+        drafting = replace(self.drafting, parts=self._settings.parts)
+        plan = self.planner.plan(drafting.problem(run, history, self._codec, model, generator))
         flops = plan.cost.futures * float(getattr(model, "flops_per_future", 0.0))
         run.ledger.charge("plan", flops)
         self._purse.owe(run, flops)
@@ -281,6 +282,14 @@ class Branching(Responder):
         self._history = deque((t for t in self._history if t.step <= snapshot.step), maxlen=_HISTORY)
         self._pending = [(step, one) for step, one in self._pending if step <= snapshot.step]
         return [Event(at, "rewind", {"to": snapshot.step, "lr_scale": run.lr_scale, "harm": harm})]
+
+    def _insured(self, run: TrainingRun) -> list[Event]:
+        """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch."""
+        if not self._settings.insure or self._number or run.clip != "none":
+            return []
+        insurance = Intervention(clip="zclip")
+        run.apply(insurance)
+        return [Event(run.step, "intervention", record.changes(insurance))]
 
     def _calm(self, run: TrainingRun, *, lost: bool) -> list[Event]:
         """After a loss that was lost, with no draft to go by: what people do by hand, a lower learning rate and clipping."""

@@ -14,7 +14,7 @@ from trainenv.types import UserError
 
 if TYPE_CHECKING:
     from trainenv.config import RunConfig
-    from trainenv.records.folder import RunFolder
+    from trainenv.run import TrainingRun
 
 _METHODS = ("left alone", "branching")
 
@@ -22,14 +22,20 @@ _METHODS = ("left alone", "branching")
 def demo_command(args: argparse.Namespace) -> Result:
     """Train twice with one budget: left alone, and steered; both from the same start, on the same data."""
     from trainenv.progress import Progress
+    from trainenv.records.folder import RunFolder
     from trainenv.records.report import write_report
     from trainenv.records.tree import RunReport
+    from trainenv.run import TrainingRun
 
-    root, config = _root(args)
+    config = _config(args)
+    run = TrainingRun.from_config(config)  # before anything is written: it may not fit
+    start, root = run.snapshot(), RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
     summaries: list[dict[str, Any]] = []
     with interruptible() as stop:
         for method in _METHODS:
-            summaries.append({**_played(method, root.path, config, stop, quiet=args.json), "method": method})
+            run.restore(start)
+            run.ledger.load({})
+            summaries.append({**_played(method, root.path, run, stop, quiet=args.json), "method": method})
             if stop():
                 break
     progress = Progress("demo", 1, quiet=args.json)
@@ -46,7 +52,7 @@ def demo_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _played(method: str, root: Path, config: RunConfig, stop: Callable[[], bool], *, quiet: bool) -> dict[str, Any]:
+def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], *, quiet: bool) -> dict[str, Any]:
     """The summary of one of the two, trained now, or to its end, or before."""
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
@@ -54,40 +60,35 @@ def _played(method: str, root: Path, config: RunConfig, stop: Callable[[], bool]
     from trainenv.driving import drive, resume
     from trainenv.progress import Progress
     from trainenv.records.folder import RunFolder
-    from trainenv.run import TrainingRun
 
     path = root / method.replace(" ", "-")
     if (path / "summary.json").is_file():
         ended: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         return ended
-    run = TrainingRun.from_config(config)
     responder = branching() if method == "branching" else None
     if path.is_dir() and CheckpointStore(path / FOLDER).steps():
         folder, _ = resume(path, run, responder)
     else:  # what was stopped before its first checkpoint had not begun
         shutil.rmtree(path, ignore_errors=True)
-        folder = RunFolder.create(path, config)
-    with Progress(method, config.steps, quiet=quiet) as progress:
+        folder = RunFolder.create(path, run.config)
+    with Progress(method, run.config.steps, quiet=quiet) as progress:
         if responder is not None:
             progress.say(str(responder.statement(run)))
-        summary = drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
-    return {**summary, "fingerprint": run.fingerprint()}
+        return drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
 
 
-def _root(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
-    """The demo's folder, new or to be gone on with, and its configuration.
+def _config(args: argparse.Namespace) -> RunConfig:
+    """The demo's configuration, or that of the one to be gone on with.
 
     Raises:
         UserError: there is nothing to go on with.
     """
     from trainenv.config import RunConfig
-    from trainenv.records.folder import RunFolder
 
     if not args.resume:
-        config = RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})
-        return RunFolder.create(args.out, config), config
+        return RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})
     if args.out is None or args.steps is not None:
         raise UserError("--resume goes on with a demo as it was: give --out FOLDER, and no --steps")
     if (args.out / "summary.json").is_file() or not (args.out / "config.yaml").is_file():
         raise UserError(f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one")
-    return RunFolder(args.out), RunConfig.load(args.out / "config.yaml")
+    return RunConfig.load(args.out / "config.yaml")

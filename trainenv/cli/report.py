@@ -10,6 +10,7 @@ from trainenv.types import UserError
 
 
 def report_command(args: argparse.Namespace) -> Result:
+    """Write the page, and print the tree or the tables."""
     from rich.console import Console
 
     from trainenv.records.report import write_report

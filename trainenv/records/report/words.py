@@ -71,6 +71,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def whole(value: Any) -> str:
+    """A whole number, with thousands apart."""
     return number(value, 0)
 
 
@@ -115,6 +116,7 @@ def flops(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
+    """Seconds as a person would say them."""
     known = finite(seconds)
     if known is None:
         return NOTHING
