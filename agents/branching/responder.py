@@ -238,7 +238,7 @@ class Branching(Responder):
             events += self._go_back(run, began, harm, lost=True) + self._calm(run, lost=True)
         self._history.extend(kept)
         self._regressed = self._regression.windowed(kept) or self._regressed
-        where = self._note(run, why, at, began, harm, verdict, plan, verification, start)
+        where = self._note(run, history, why, at, began, harm, verdict, plan, verification, start)
         events.append(self._event(began, why, verdict, where))
         self._plan_ahead(began, verdict, history.decision_steps)
         self._learn(run, history, verdict)
@@ -388,6 +388,7 @@ class Branching(Responder):
     def _note(
         self,
         run: TrainingRun,
+        history: RunHistory,
         why: str,
         at: int,
         began: int,
@@ -399,7 +400,7 @@ class Branching(Responder):
     ) -> str:
         told = record.record_of(verdict, plan, verification)
         told |= {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}
-        told |= {"decision_steps": self._settings.horizon // 4, "start": start, "end": {"fingerprint": run.fingerprint()}}
+        told |= {"decision_steps": history.decision_steps, "start": start, "end": {"fingerprint": run.fingerprint()}}
         record.write(self._where, told)
         return str(self._where.relative_to(self._folder))
 

@@ -17,6 +17,7 @@ from trainenv.cli.checkpoint import checkpoint_command
 from trainenv.cli.compare import compare_command
 from trainenv.cli.demo import demo_command
 from trainenv.cli.doctor import doctor_command
+from trainenv.cli.replay import replay_command
 from trainenv.cli.report import report_command
 from trainenv.cli.run import run_command
 from trainenv.cli.worldmodel import build_command
@@ -86,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="FOLDER", help="of a run or of a comparison")
     report.add_argument("--out", type=Path, metavar="FILE", help="report.html in the folder by default")
     report.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write the run as TensorBoard reads it")
+
+    replay = command("replay", replay_command, "Train the branches of a recorded decision again; exit code 1 if they differ.")
+    replay.add_argument("folder", type=Path, metavar="FOLDER", help="of a run")
+    replay.add_argument("step", metavar="STEP", help="of the decision; 500-2 for the second at step 500")
+    replay.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. --set device=cpu")
 
     about = "Look after the checkpoints of a run."
     checkpoint = commands.add_parser("checkpoint", help=about, description=about)
