@@ -14,91 +14,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
-from trainenv.batching import token_count
 from trainenv.cooldown import cool_down
+from trainenv.futures import Future, Growing, InTurn, Sequenced, Together, asked, over, told
 from trainenv.ledger import Ledger
-from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
+from trainenv.types import Cost, Intervention, Measure, Outcome, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
-Answer = TypeVar("Answer")
-Sequenced = tuple[Intervention, ...]
 FOLDS_UP_TO = 48  # width; wider models gain nothing on a CPU (2.8 times at 16, 2.0 at 48, 1.0 at 64)
 NOTHING: Sequenced = (Intervention(),)
 
 
-class Together(Protocol):
-    """Forks side by side; `trainenv.folded.Folded` is one."""
-
-    @property
-    def runs(self) -> Sequence[TrainingRun]:
-        """In the order of their numbers."""
-        ...
-
-    def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
-        """Train those with the numbers `among`; what each step of each measured."""
-        ...
-
-    def evaluate(self, among: Sequence[int]) -> list[float]:
-        """Validation losses, nats per token."""
-        ...
-
-    def snapshot(self, number: int) -> Snapshot:
-        """The state of one, for runs by themselves."""
-        ...
-
-
-class InTurn:
-    """Forks trained one after the other, a stretch each."""
-
-    def __init__(self, runs: Sequence[TrainingRun]) -> None:
-        self.runs = tuple(runs)
-
-    def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
-        """See `Together`."""
-        return [self.runs[number].advance(steps) for number in among]
-
-    def evaluate(self, among: Sequence[int]) -> list[float]:
-        """See `Together`."""
-        return [self.runs[number].evaluate() for number in among]
-
-    def snapshot(self, number: int) -> Snapshot:
-        """See `Together`."""
-        return self.runs[number].snapshot()
-
-
 Stopping = Callable[[Sequence[Telemetry], Sequence[Telemetry]], str]
 """(steps of a future, the same steps of doing nothing) → why it is stopped here; empty: it goes on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Future:
-    """Where a future has come to.
-
-    Attributes:
-        done: what was put in force at each decision so far.
-        steps: trained since the run was forked.
-        state: of the fork, for the run to become; None where it was lost.
-        telemetry: of every step.
-        looks: steps and validation losses so far, the start among them.
-        flops: of the steps alone.
-        diverged, stopped, error: how it ended, if it did.
-    """
-
-    done: Sequenced = ()
-    steps: int = 0
-    state: Snapshot | None = field(default=None, repr=False)
-    telemetry: tuple[Telemetry, ...] = field(default=(), repr=False)
-    looks: tuple[tuple[int, float], ...] = ()
-    flops: float = 0.0
-    diverged: bool = False
-    stopped: str = ""
-    error: str = ""
 
 
 class Rollouts:
@@ -147,11 +80,11 @@ class Rollouts:
         run, taken, probed, looked = self._run, 0, 0.0, 0 if math.isfinite(self._validation) else 1
         for padded in dict.fromkeys(self._padded(sequence, steps) for sequence in sequences):
             known = self._known(padded, steps, draw)
-            if _over(known):
+            if over(known):
                 continue
             end = measure != "horizon" and (draw, padded, steps, measure) not in self._ends
             trained = steps - known.steps + self._after(steps, measure) * end
-            taken, probed = taken + trained, probed + probing(run, trained)
+            taken, probed = taken + trained, probed + run.flops_of_probes(trained)
             looked += self._looks(known.steps, steps) + end
         return Cost(steps=taken, flops=taken * run.flops_ahead + probed + looked * run.flops_per_evaluation)
 
@@ -170,7 +103,7 @@ class Rollouts:
         for one in dict.fromkeys(padded):
             known = self._known(one, steps, draw)
             measured = measure == "horizon" or (draw, one, steps, measure) in self._ends
-            if (known.steps < steps or not measured) and not _over(known):
+            if (known.steps < steps or not measured) and not over(known):
                 starts.setdefault(known.steps, {})[one] = known
         for known_steps in sorted(starts):
             self._train(starts[known_steps], steps, measure, draw, spent)
@@ -209,7 +142,7 @@ class Rollouts:
         try:
             self._go_on(group, steps, measure, draw, spent, fold=self._fold and len(group) > 1)
         except Exception as raised:  # whatever a model may raise, memory that is out among it
-            error = _told(raised)
+            error = told(raised)
         if not error:
             return
         if len(group) == 1:
@@ -217,7 +150,7 @@ class Rollouts:
             return
         for one in group:  # not in the clause above: what was raised keeps all those forks in memory
             known = self._known(one, steps, draw)
-            if not _over(known):
+            if not over(known):
                 self._train({one: known}, steps, measure, draw, spent)
 
     def _fail(self, one: Sequenced, steps: int, draw: int, error: str) -> None:
@@ -235,7 +168,7 @@ class Rollouts:
         fold: bool,
     ) -> None:
         ledgers = [Ledger() for _ in group]
-        branches = [_Branch(one, known, self._start_losses(known)) for one, known in group.items()]
+        branches = [Growing(one, known, self._start_losses(known)) for one, known in group.items()]
         together = self._forks(list(group.values()), draw, ledgers, fold=fold)
         try:
             sound = self._horizon(together, branches, steps)
@@ -274,7 +207,7 @@ class Rollouts:
                 pass
         return InTurn(runs)
 
-    def _horizon(self, together: Together, branches: Sequence[_Branch], steps: int) -> list[int]:
+    def _horizon(self, together: Together, branches: Sequence[Growing], steps: int) -> list[int]:
         """Train to `steps`; the numbers of those that got there."""
         sound, done = list(range(len(branches))), branches[0].steps
         control = next((b for b in branches if all(part.does_nothing for part in b.sequence)), None)
@@ -286,12 +219,12 @@ class Rollouts:
                 sound = [number for number in sound if not branches[number].over]
             ends = [self._decision - done % self._decision, quarter - (done - start) % quarter, steps - done]
             stretch = min(*ends, *([self._look - done % self._look] if self._look else []))
-            for number, fresh in _asked(together, branches, sound, partial(together.advance, stretch)):
+            for number, fresh in asked(together, branches, sound, partial(together.advance, stretch)):
                 branches[number].see(fresh)
             done += stretch
             sound = [number for number in sound if not branches[number].over]
             if sound and (done == steps or (self._look and done % self._look == 0)):
-                for number, loss in _asked(together, branches, sound, together.evaluate):
+                for number, loss in asked(together, branches, sound, together.evaluate):
                     branches[number].looked(done, loss, self._cap)
             if control is not None and self._stopping is not None and (done - start) % quarter == 0 and done < steps:
                 for number in sound:
@@ -301,7 +234,7 @@ class Rollouts:
         return sound
 
     def _beyond(
-        self, together: Together, branches: Sequence[_Branch], sound: list[int], steps: int, measure: Measure, draw: int
+        self, together: Together, branches: Sequence[Growing], sound: list[int], steps: int, measure: Measure, draw: int
     ) -> None:
         """The loss after the cool-down, or at the end of the run."""
         after = self._after(steps, measure)
@@ -309,10 +242,10 @@ class Rollouts:
             return
         annealed = measure == "annealed" and after > 0
         train = partial(cool_down, together, after) if annealed else partial(together.advance, after)
-        for number, fresh in _asked(together, branches, sound, train):
+        for number, fresh in asked(together, branches, sound, train):
             branches[number].new_steps += len(fresh)
         sound = [number for number in sound if not branches[number].error]
-        for number, loss in _asked(together, branches, sound, together.evaluate):
+        for number, loss in asked(together, branches, sound, together.evaluate):
             self._ends[draw, branches[number].sequence, steps, measure] = loss
         for branch in branches:
             if branch.error:
@@ -333,7 +266,7 @@ class Rollouts:
     def _known(self, padded: Sequenced, steps: int, draw: int) -> Future:
         """The future that has come farthest on the way, or the start."""
         fitting = [one for one in self._futures.get(draw, ()) if one.steps <= steps and one.done == padded[: len(one.done)]]
-        return max(fitting, key=lambda one: (one.steps, _over(one)), default=Future())
+        return max(fitting, key=lambda one: (one.steps, over(one)), default=Future())
 
     def _looks(self, start: int, end: int) -> int:
         """How often the loss is measured on the way, at the end included."""
@@ -359,89 +292,3 @@ class Rollouts:
             flops=spent.flops,
             error=future.error or future.stopped,
         )
-
-
-@dataclass
-class _Branch:
-    """A future in the making."""
-
-    sequence: Sequenced
-    start: Future
-    looks: tuple[tuple[int, float], ...]
-    state: Snapshot | None = None
-    flops: float = 0.0
-    diverged: bool = False
-    stopped: str = ""
-    error: str = ""
-    new_steps: int = 0
-
-    def __post_init__(self) -> None:
-        self.telemetry = list(self.start.telemetry)
-        self.steps = self.start.steps
-
-    @property
-    def over(self) -> bool:
-        """Whether it is not trained further."""
-        return self.diverged or bool(self.stopped or self.error)
-
-    def put_in_force(self, fork: TrainingRun, decision: int) -> None:
-        """The intervention of a decision; one that would leave the bounds is a failure of this future alone."""
-        try:
-            fork.apply(self.sequence[decision])
-        except UserError as error:
-            self.error = _told(error)
-
-    def see(self, fresh: Sequence[Telemetry]) -> None:
-        """Take in steps. A loss that is not finite is a divergence."""
-        self.telemetry += fresh
-        self.steps += len(fresh)
-        self.new_steps += len(fresh)
-        self.diverged = self.diverged or not all(math.isfinite(t.loss) for t in fresh)
-
-    def looked(self, step: int, loss: float, cap: float) -> None:
-        self.looks = (*self.looks, (step, loss))
-        self.diverged = self.diverged or not loss < cap
-
-    def future(self) -> Future:
-        return Future(
-            done=self.sequence,
-            steps=self.steps,
-            state=self.state,
-            telemetry=tuple(self.telemetry),
-            looks=self.looks,
-            flops=self.flops,
-            diverged=self.diverged,
-            stopped=self.stopped,
-            error=self.error,
-        )
-
-
-def _asked(
-    together: Together, branches: Sequence[_Branch], numbers: list[int], ask: Callable[[list[int]], list[Answer]]
-) -> list[tuple[int, Answer]]:
-    """What `ask` answers for each number. Where runs are trained in turn, one that fails is marked, and the others go on."""
-    if not isinstance(together, InTurn):
-        return list(zip(numbers, ask(numbers)))
-    answers = []
-    for number in numbers:
-        try:
-            answers += [(number, answer) for answer in ask([number])]
-        except Exception as error:
-            branches[number].error = _told(error)
-    return answers
-
-
-def probing(run: TrainingRun, steps: int) -> float:
-    """FLOPs of the monitor's probes over so many steps, at most."""
-    if run._probe is None:
-        return 0.0
-    return -(-steps // run.config.monitor.probe_every) * token_count(run._probe_batch) * run._per_token / 3
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
-
-
-def _over(future: Future) -> bool:
-    """Whether it can't be gone on with."""
-    return bool(future.steps and future.state is None) or bool(future.error)

@@ -188,6 +188,12 @@ class TrainingRun:
         """FLOPs of one `evaluate`: a forward pass is a third of a step's two passes."""
         return sum(token_count(micro) for micro in self._validation) * self._per_token / 3
 
+    def flops_of_probes(self, steps: int) -> float:
+        """FLOPs of the monitor's probes over so many steps, at most."""
+        if self._probe is None:
+            return 0.0
+        return -(-steps // self.config.monitor.probe_every) * token_count(self._probe_batch) * self._per_token / 3
+
     @property
     def epoch(self) -> int:
         """How often the data were gone through, as of the next step's; 0 throughout where they have no epochs."""

@@ -80,12 +80,10 @@ class BranchingAgent:
             UserError: the budget is spent before it starts, or the folder is not empty.
         """
         run = self._env.run if self._env.started else self._fresh()
-        if total_steps is not None:
-            run.spend(run.horizon.end - total_steps)
-        if run.done:
-            raise UserError(
-                f"expected a budget of more steps than the {run.step} taken, found {run.horizon.end}; give a greater one"
-            )
+        budget = run.horizon.end if total_steps is None else total_steps
+        if budget <= run.step:
+            raise UserError(f"expected a budget of more steps than the {run.step} taken, found {budget}; give a greater one")
+        run.spend(run.horizon.end - budget)
         folder = RunFolder.create(out or Path(mkdtemp(prefix="trainenv-")), run.config)
         drive(run, folder, responder=self.responder, watch=watch, stop=stop)
         return RunReport(folder.path)

@@ -44,8 +44,8 @@ class Purse:
 
     @classmethod
     def of(cls, run: TrainingRun, share: float) -> Purse:
-        """A share of the budget of a run that has not begun."""
-        return cls(share * run.config.steps * run.flops_ahead)
+        """A share of the budget of a run that is not steered yet."""
+        return cls(share * run.horizon.end * run.flops_ahead)
 
     @property
     def left(self) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.envs.training import TrainingEnv
-from trainenv.rollouts import NOTHING, Rollouts, probing
+from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.types import (
     AcceptRule,
     Branch,
@@ -100,7 +100,7 @@ class Verification:
         cooled = self.rule.measure == "annealed"
         cooldown = self.cooldown_of(run) * cooled
         trained = branches * steps + (branches + 1) * cooldown
-        looks = (1 + cooled) * run.flops_per_evaluation + probing(run, steps + cooldown)
+        looks = (1 + cooled) * run.flops_per_evaluation + run.flops_of_probes(steps + cooldown)
         return trained * run.flops_ahead + (branches + 1) * looks
 
     def chosen(self, plan: Plan) -> list[Candidate]:

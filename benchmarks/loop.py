@@ -1,0 +1,135 @@
+"""Which part of the loop wins or loses: each replaced by another, or by an oracle that is not charged, at the same budget.
+
+    python benchmarks/loop.py --out /tmp/loop --json
+
+| variant | differs from the loop as it ships by |
+|---|---|
+| `rule=risk`, `rule=annealed` | the accept rule |
+| `unverified` | accepting the best draft after one step, whatever it measures |
+| `planner=mcts` | the planner |
+| `all-parts` | drafts that may change every part of an intervention |
+| `alarms-only`, `corrections-only` | the triggers |
+| `uninsured` | not clipping where nothing clips |
+| `oracle-draft` | a draft that has seen how each learning-rate change ends at the end of the run (16 futures, uncharged) |
+
+Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap intervals over trunks and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# Scripts beside this one are named like packages.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent.resolve()]
+
+from agents.branching import Branching  # noqa: E402
+from agents.branching.drafting import ramps  # noqa: E402
+from trainenv.cli.loop import branching  # noqa: E402
+from trainenv.cli.methods import METHODS  # noqa: E402
+from trainenv.compare import compare, load_suite  # noqa: E402
+from trainenv.compare.measuring import measure_cell  # noqa: E402
+from trainenv.config import RunConfig  # noqa: E402
+from trainenv.driving import drive  # noqa: E402
+from trainenv.records.folder import RunFolder  # noqa: E402
+from trainenv.rollouts import NOTHING, Rollouts  # noqa: E402
+from trainenv.run import TrainingRun  # noqa: E402
+from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory  # noqa: E402
+
+TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
+
+
+class Oracle(Branching):
+    """Drafts by training each change of the learning rate to the end of the run; none of it is charged."""
+
+    def _draft(self, run: TrainingRun, history: RunHistory) -> Plan:
+        ledger, listed = run.ledger.as_dict(), [NOTHING, *ramps(self._codec, self._codec.masks(run))]
+        steps = run.horizon.end - run.step
+        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(listed, steps, measure="horizon")
+        run.ledger.load(ledger)
+        losses = [o.validation[-1] if not o.error and not o.diverged else run.uniform_loss for o in outcomes]
+        ranked = sorted(
+            (Candidate(interventions=one, score=loss / losses[0] - 1) for one, loss in zip(listed, losses)),
+            key=lambda candidate: candidate.score,
+        )
+        return Plan(planner="oracle", candidates=tuple(ranked))
+
+
+class Anything:
+    """A rule that accepts all that is not lost, by the draft's rank."""
+
+    measure: Measure = "horizon"
+
+    def objection(self, branch: Branch, control: Branch, /) -> str:
+        return ""
+
+    def rank(self, branch: Branch, /) -> float:
+        return branch.score
+
+
+def play(
+    config: RunConfig, path: Path, watch: Any, stop: Any, *, overrides: Mapping[str, Any], variant: str = ""
+) -> dict[str, Any]:
+    """The loop with something else in it."""
+    config = RunConfig.load(config, dict(overrides))
+    responder = branching(planner="mcts") if variant == "mcts" else branching()
+    if variant == "mcts":
+        responder.planner = replace(responder.planner, rank_by="forecast")  # type: ignore[type-var]
+    if variant == "oracle":
+        responder = Oracle(planner=responder.planner, model=responder.model, drafting=responder.drafting)
+    if variant == "unverified":
+        from trainenv.wrappers import Verification
+
+        responder.verification = Verification(top_k=1, verify_steps=1, rule=Anything(), stopping=None)
+    run = TrainingRun.from_config(config)
+    return drive(run, RunFolder.create(path, config), responder=responder, watch=watch, stop=stop)
+
+
+PARTS = ["lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"]
+VARIANTS: dict[str, Any] = {
+    "nothing": METHODS["nothing"],
+    "branching": METHODS["branching"],
+    "rule=risk": partial(play, overrides={"branching.rule": "risk"}),
+    "rule=annealed": partial(play, overrides={"branching.rule": "annealed"}),
+    "unverified": partial(play, overrides={}, variant="unverified"),
+    "planner=mcts": partial(play, overrides={}, variant="mcts"),
+    "all-parts": partial(play, overrides={"branching.parts": PARTS}),
+    "alarms-only": partial(play, overrides={"branching.triggers": ["fired", "regression"]}),
+    "corrections-only": partial(play, overrides={"branching.triggers": ["checkpoint"]}),
+    "uninsured": partial(play, overrides={"branching.insure": False}),
+    "oracle-draft": partial(play, overrides={}, variant="oracle"),
+}
+
+
+def measure(out: Path, seeds: int, workers: int, names: Sequence[str], trunks: Sequence[str]) -> dict[str, Any]:
+    suite = replace(load_suite("quick").select(methods=names, trunks=trunks, seeds=seeds), hindsight=())
+
+    def tell(progress: Any) -> None:
+        print(f"{progress.done} of {progress.total}, {progress.seconds_left / 60:.0f} minutes left", file=sys.stderr)
+
+    found = compare(out, suite, VARIANTS, measure_cell, workers=workers, progress=tell)
+    rows = [row for row in found["methods"] if row["group"] in ("all", "calm", "stressed")]
+    return {"trunks": list(trunks), "seeds": seeds, "rows": rows, "failed": found["failed"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cells; the same call goes on from there")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--trunks", default=",".join(TRUNKS))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    found = measure(args.out, args.seeds, args.workers, args.variants.split(","), args.trunks.split(","))
+    print(json.dumps(found) if args.json else json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""A planner, an accept rule and an agent of your own, in the loop.
+
+python examples/own_planner_and_agent.py
+
+Each is a class with a method or two; nothing is inherited and nothing is registered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import agents
+import planners
+import planners.testing
+import worldmodel
+from trainenv import Intervention, TrainingRun
+from trainenv.driving import Responder, drive
+from trainenv.envs.observation import FEATURES
+from trainenv.interventions import ActionCodec
+from trainenv.records.folder import RunFolder
+from trainenv.records.tree import RunReport
+from trainenv.types import Branch, Measure, Plan, PlanningProblem
+from trainenv.wrappers import Verification
+
+SETTINGS = {
+    "steps": 300,
+    "model.width": 32,
+    "clip.policy": "none",
+    "schedule.warmup": 10,
+    "validation.sequences": 16,
+    "branching": {"every": 50, "rewind": 50, "horizon": 36, "verify_steps": 8, "quiet": 25},  # a look ahead of 12 % of the run
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """A planner: at each decision to come, go on with the change that the model likes best after those before it.
+
+    `planners.Draft` keeps the promises: the budget, the masks, a model that fails, doing nothing as a candidate.
+    """
+
+    decisions: int = 3
+    rates: tuple[float, ...] = (1.0, 0.9, 1.1)
+
+    def plan(self, problem: PlanningProblem, /) -> Plan:
+        draft, path = planners.Draft(problem, "climb"), ()
+        for _ in range(min(self.decisions, problem.decisions_left)):
+            longer = [(*path, Intervention(lr_scale=rate)) for rate in self.rates]
+            scored = [pair for pair in zip(draft.forecast(longer), longer) if math.isfinite(pair[0])]
+            if not scored:  # the budget is spent, or the model failed
+                break
+            path = min(scored, key=lambda pair: pair[0])[1]
+        return draft.plan()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotWorse:
+    """An accept rule: on the same batches, the branch's training loss is not above doing nothing's by more than chance."""
+
+    errors: float = 1.0
+    measure: ClassVar[Measure] = "horizon"  # the loss where a branch ends; "annealed" costs a cool-down more
+
+    def objection(self, branch: Branch, control: Branch, /) -> str:
+        pair = branch.paired
+        if pair is None or pair.mean > self.errors * pair.error:
+            return f"training loss {pair.mean:+.4f} ± {pair.error:.4f} nats" if pair else "nothing to compare"
+        return ""
+
+    def rank(self, branch: Branch, /) -> float:
+        return branch.score  # of those that pass, the planner's favourite
+
+
+class Thermostat:
+    """An agent: keeps the size of an update near a hundredth of that of the weights, by the learning rate."""
+
+    def act(self, observation: NDArray[np.float32], info: Mapping[str, Any], /) -> NDArray[np.int64]:
+        ratio = dict(zip(FEATURES, observation))["update_ratio"]  # log10(‖update‖ ÷ ‖weights‖) + 3
+        rate = 0.8 if ratio > 1.2 else 1.1 if ratio < 0.8 else 1.0
+        return ActionCodec().encode(Intervention(lr_scale=rate))
+
+
+def main() -> None:
+    planners.testing.check(Climb())  # thirteen checks; one that fails says what it expected and found
+    print("the planner keeps its promises")
+    loop = agents.Branching(
+        planner=Climb(),
+        model=worldmodel.load_pretrained(),
+        verification=Verification(top_k=3, verify_steps=8, rule=NotWorse()),
+    )
+    responders: dict[str, Responder | None] = {"left alone": None, "thermostat": agents.Acting(agent=Thermostat()), "loop": loop}
+    with TemporaryDirectory() as folder:
+        for name, responder in responders.items():
+            run = TrainingRun.from_config("tiny", SETTINGS)  # the same weights and the same batches each time
+            summary = drive(run, RunFolder.create(Path(folder) / name, run.config), responder=responder)
+            print(f"{name}: {summary['final_validation_loss']:.3f} nats after {summary['step']} steps")
+        print(RunReport(Path(folder) / "loop").tree())
+
+
+if __name__ == "__main__":
+    main()
