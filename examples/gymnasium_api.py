@@ -14,25 +14,26 @@ from numpy.typing import NDArray
 
 import agents
 import planners
-import trainenv  # noqa: F401 (registers the environments)
 import worldmodel
+from trainenv import Intervention  # importing trainenv registers the environments
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import PARTS
 from trainenv.wrappers import SpeculativeVerification
 
 # %% [markdown]
 # ## Make it
-# Any key of the configuration goes by its dotted name. This is the tiny GPT-2, narrower still, for 300 steps and without clipping.
-# A decision is `environment.decision_steps` optimizer steps: 25 here.
+# Any key of the configuration goes by its dotted name. This is the tiny GPT-2, narrower still, for 200 steps, with no clipping.
+# A decision is `environment.decision_steps` optimizer steps: 20 here.
 
 # %%
 SMALL = {
-    "steps": 300,
+    "steps": 200,
+    "environment.decision_steps": 20,
     "model.width": 32,
     "clip.policy": "none",
     "schedule.warmup": 10,
     "validation.sequences": 16,
-    "branching": {"every": 50, "rewind": 50, "horizon": 36, "verify_steps": 5, "quiet": 25},  # a look ahead of 12 % of the run
+    "branching": {"every": 40, "rewind": 40, "horizon": 24, "verify_steps": 5, "quiet": 20},  # a look ahead of 12 % of the run
 }
 env = gym.make("trainenv/GPT2-Tiny-v0", overrides=SMALL)
 observation, info = env.reset(seed=0)
@@ -44,12 +45,13 @@ print(f"{env.action_space}, {len(observation)} features; {info['validation_loss'
 # What a mask forbids is left out, and named in `info["masked"]`: here, the clip policy that is in force already.
 
 # %%
-NOTHING = np.zeros(6, dtype=np.int64)
-ZCLIP, LOWER, HIGHER, RESET = (np.array(action) for action in ([0, 0, 2, 0, 0, 0], [1, *[0] * 5], [3, *[0] * 5], [0, 0, 0, 1, 0, 0]))
+training = env.unwrapped  # wrappers hand on no attributes
+NOTHING, ZCLIP = training.codec.encode(Intervention()), training.codec.encode(Intervention(clip="zclip"))
+HIGHER, LOWER = (training.codec.encode(Intervention(lr_scale=scale)) for scale in (1.1, 0.9))
+print("ZClip is", ZCLIP.tolist(), "and 10 % more learning rate", HIGHER.tolist())
 for name, action in {"ZClip": ZCLIP, "ZClip again": ZCLIP, "learning rate +10 %": HIGHER}.items():
     observation, reward, terminated, truncated, info = env.step(action)
     print(f"step {info['step']}: {name}, {info['validation_loss']:.3f} nats, reward {reward:+.3f}, masked {info['masked']}")
-training = env.unwrapped  # wrappers hand on no attributes
 masks = np.split(training.action_masks(), np.cumsum(training.codec.sizes)[:-1])  # flat, as sb3-contrib's MaskablePPO takes them
 print("legal now:", {part: np.flatnonzero(mask).tolist() for part, mask in zip(PARTS, masks)})
 
@@ -66,13 +68,13 @@ print(f"and once more from the snapshot {env.step(NOTHING)[-1]['validation_loss'
 
 # %% [markdown]
 # ## An agent of your own
-# Anything with `act(observation, info)`. This one looks at the cosine of each gradient with the update before it: above 0, a larger
-# step would have helped.
+# Anything with `act(observation, info)`. This one looks at the cosine of the gradient with the update before it: above 0, a
+# larger update would have helped.
 
 
 # %%
 class Eager:
-    """10 % more learning rate where larger steps would have helped."""
+    """10 % more learning rate where larger updates would have helped."""
 
     def act(self, observation: NDArray[np.float32], info: Mapping[str, Any]) -> NDArray[np.int64]:
         return HIGHER if observation[FEATURES.index("hypergradient")] > 0 else NOTHING
@@ -89,20 +91,20 @@ for agent in (agents.DoNothing(), Eager()):
 # %%
 verified = SpeculativeVerification(env, top_k=3, verify_steps=5)
 verified.reset(seed=0)
-for name, action in {"ZClip": ZCLIP, "nothing": NOTHING, "a momentum reset": RESET}.items():
+for name, action in {"ZClip": ZCLIP, "nothing": NOTHING, "10 % less learning rate": LOWER}.items():
     info = verified.step(action)[-1]
     print(f"step {info['step']}: {name}: {info['verdict'] or 'needs no verification'}")
 
 # %% [markdown]
 # ## The whole loop
 # Monitor, trigger, rewind, draft, verify, collapse. A planner drafts with the pretrained world model; all that it costs comes off
-# the same budget of 300 steps. `report` shows itself in a notebook; `report.html(path)` is a page in one file.
+# the same budget of 200 steps. `report` shows itself in a notebook; `report.html(path)` is a page in one file.
 
 # %%
 verified.reset(seed=0)
 with TemporaryDirectory() as folder:
     loop = agents.BranchingAgent(verified, planner=planners.make("grid"), model=worldmodel.load_pretrained())
-    report = loop.run(300, out=Path(folder) / "steered")
+    report = loop.run(200, out=Path(folder) / "steered")
     print(report.tree())
     page = report.html(Path(folder) / "report.html")
     print(f"{page.name}: {page.stat().st_size // 1000} kB, for the browser; give `out` a folder that stays to look at it again")

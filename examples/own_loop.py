@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,13 @@ import agents
 import planners
 import worldmodel
 from trainenv import TrainingConfig, TrainingRun
-from trainenv.driving import Responder, drive
+from trainenv.driving import drive
 from trainenv.records.folder import RunFolder
 from trainenv.records.tree import RunReport
 
-VOCABULARY, STEPS = 32, 400
+VOCABULARY = 32
 
-# ── what you have: any module, any optimizer, any loss ──────────────────────────────────────────────────────────────────
+# ── what you have: any module, optimizer and loss, and data by its index ─────────────────────────────────────────────────
 
 
 class Recurrent(nn.Module):
@@ -40,14 +39,13 @@ class Recurrent(nn.Module):
 
 
 def batches(index: int) -> Tensor:
-    """A pure function of the data index: walks over 32 tokens whose step repeats, int64 [16, 25]; noise at 200 to 207."""
+    """A pure function of the data index: int64 [16, 25], walks of one stride each with a few slips; noise at 200 to 207."""
     generator = torch.Generator().manual_seed(index)
     if 200 <= index < 208:  # a damaged shard
         return torch.randint(VOCABULARY, (16, 25), generator=generator)
     strides, starts = (torch.randint(1, VOCABULARY, (16, 1), generator=generator) for _ in range(2))
-    walks = starts + strides * torch.arange(25)
-    slips = torch.rand(walks.shape, generator=generator) < 0.05
-    return (walks + slips) % VOCABULARY
+    slips = torch.rand((16, 25), generator=generator) < 0.05
+    return (starts + strides * torch.arange(25) + slips) % VOCABULARY
 
 
 def loss(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -55,43 +53,47 @@ def loss(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01)
 
 
-def trained(folder: Path, responder: Responder | None) -> dict[str, Any]:
-    """Train it, recorded in a folder; and steered, where there is a responder."""
+# ── what makes it a run ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+CONFIG = TrainingConfig.model_validate(
+    {
+        "name": "gru",
+        "steps": 400,
+        "threads": 1,
+        "clip": {"policy": "none"},
+        "schedule": {"warmup": 20},
+        "validation": {"every": 50},
+        "checkpoints": {"every": 25, "moments": "exact"},
+        # The defaults are for 16 000 steps. Look ahead 12 % of yours, as the pretrained model does, and scale the rest alike.
+        "branching": {"every": 50, "rewind": 25, "horizon": 48, "verify_steps": 6, "quiet": 20},
+    }
+)
+
+
+def fresh_run() -> TrainingRun:
+    """The probe is a small clean batch: harm is judged by it, not by the loss of whatever batch has just come."""
     torch.manual_seed(0)
     model = Recurrent()
-    config = TrainingConfig.model_validate(SETTINGS)
-    held_out = [batches(10**6 + place) for place in range(4)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    run = TrainingRun(model, optimizer, batches, config, objective=loss, validation=held_out, probe=held_out[0])
-    if isinstance(responder, agents.Branching):
-        print(responder.statement(run))
-    return drive(run, RunFolder.create(folder, config), responder=responder)
+    held_out = [batches(10**6 + place) for place in range(4)]
+    return TrainingRun(model, optimizer, batches, CONFIG, objective=loss, validation=held_out, probe=held_out[0])
 
 
-# ── what you add ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-SETTINGS = {
-    "name": "gru",
-    "steps": STEPS,
-    "threads": 1,
-    "clip": {"policy": "none"},
-    "schedule": {"warmup": 20},
-    "reset_warmup": 10,
-    "validation": {"every": 50},
-    "checkpoints": {"every": 25, "moments": "exact"},
-    # The defaults are for 16 000 steps; look ahead 12 % of yours, and scale the rest likewise.
-    "branching": {"every": 50, "rewind": 25, "horizon": 48, "verify_steps": 6, "quiet": 20},
-}
+# ── what adds the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
-    with TemporaryDirectory() as folder:
-        alone = trained(Path(folder) / "alone", None)
+    with TemporaryDirectory() as temporary:  # in earnest a folder that stays: `trainenv report` reads it
+        alone = drive(fresh_run(), RunFolder.create(Path(temporary) / "alone", CONFIG))
+
         loop = agents.Branching(planner=planners.make("grid"), model=worldmodel.load_pretrained())
-        steered = trained(Path(folder) / "steered", loop)
-        print(RunReport(Path(folder) / "steered").tree())
+        run, folder = fresh_run(), RunFolder.create(Path(temporary) / "steered", CONFIG)
+        print(loop.statement(run))
+        steered = drive(run, folder, responder=loop)
+        print(RunReport(folder.path).tree())
     for name, summary in {"left alone": alone, "steered": steered}.items():
-        print(f"{name}: {summary['final_validation_loss']:.3f} nats after {summary['step']} steps, {summary['rewinds']} rewinds")
+        print(f"{name}: {summary['final_validation_loss']:.3f} nats after {summary['step']} steps")
+    print(f"in force at the end: learning rate × {run.lr_scale:.2f}, clipping by {run.clip}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Your own model, optimizer, data, schedule and loss, steered and forked like ours.
+"""Your own model, optimizer, data, schedule and loss, steered by hand and forked like ours; own_loop.py adds the loop.
 
 python examples/own_model.py
 """

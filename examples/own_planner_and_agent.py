@@ -31,12 +31,13 @@ from trainenv.types import Branch, Measure, Plan, PlanningProblem
 from trainenv.wrappers import Verification
 
 SETTINGS = {
-    "steps": 300,
+    "steps": 200,
     "model.width": 32,
     "clip.policy": "none",
     "schedule.warmup": 10,
     "validation.sequences": 16,
-    "branching": {"every": 50, "rewind": 50, "horizon": 36, "verify_steps": 8, "quiet": 25},  # a look ahead of 12 % of the run
+    "environment.decision_steps": 20,
+    "branching": {"every": 40, "rewind": 40, "horizon": 24, "verify_steps": 5, "quiet": 20},  # a look ahead of 12 % of the run
 }
 
 
@@ -51,7 +52,8 @@ class Climb:
     rates: tuple[float, ...] = (1.0, 0.9, 1.1)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        draft, path = planners.Draft(problem, "climb"), ()
+        draft = planners.Draft(problem, "climb")
+        path: tuple[Intervention, ...] = ()
         for _ in range(min(self.decisions, problem.decisions_left)):
             longer = [(*path, Intervention(lr_scale=rate)) for rate in self.rates]
             scored = [pair for pair in zip(draft.forecast(longer), longer) if math.isfinite(pair[0])]
@@ -93,7 +95,7 @@ def main() -> None:
     loop = agents.Branching(
         planner=Climb(),
         model=worldmodel.load_pretrained(),
-        verification=Verification(top_k=3, verify_steps=8, rule=NotWorse()),
+        verification=Verification(top_k=3, verify_steps=5, rule=NotWorse()),
     )
     responders: dict[str, Responder | None] = {"left alone": None, "thermostat": agents.Acting(agent=Thermostat()), "loop": loop}
     with TemporaryDirectory() as folder:

@@ -14,19 +14,25 @@ import gymnasium
 from trainenv.types import Intervention, Reading, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
-    from trainenv import clipping
+    from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
-    from trainenv.config import RunConfig, TrainingConfig
+    from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
+    from trainenv.driving import drive
     from trainenv.monitor.uncertainty import UncertaintyIndex
+    from trainenv.records.folder import RunFolder
+    from trainenv.records.tree import RunReport
     from trainenv.run import TrainingRun
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BranchingConfig",
     "CheckpointStore",
     "Intervention",
     "Reading",
     "RunConfig",
+    "RunFolder",
+    "RunReport",
     "Snapshot",
     "Telemetry",
     "TrainingConfig",
@@ -34,22 +40,29 @@ __all__ = [
     "UncertaintyIndex",
     "UserError",
     "clipping",
+    "drive",
+    "wrappers",
 ]
 
 _LAZY = {
+    "BranchingConfig": "trainenv.config",
     "CheckpointStore": "trainenv.checkpoints.store",
     "RunConfig": "trainenv.config",
+    "RunFolder": "trainenv.records.folder",
+    "RunReport": "trainenv.records.tree",
     "TrainingConfig": "trainenv.config",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",
+    "drive": "trainenv.driving",
 }
+_MODULES = ("clipping", "wrappers")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
-    if name == "clipping":
-        return import_module("trainenv.clipping")
+    if name in _MODULES:
+        return import_module(f"trainenv.{name}")
     raise AttributeError(f"module 'trainenv' has no attribute {name!r}")
 
 

@@ -240,6 +240,9 @@ class BranchingConfig(Config):
     answered; after `patience` decisions in a row that accepted nothing it waits twice as long between decisions, and after as
     many again it gives up. `keep` rewind points are held in memory; with `replayable` each decision's start is on disk.
 
+    Models too wide to be folded (on a CPU: above 48) are verified in turn, or over as many processes as there are `workers`, to
+    the same bits. They take a core each, with `threads: 1`.
+
     Drafts change only the `parts` of an intervention that have measured well: a momentum reset or another weight decay looks
     good for a few steps and costs at the end. With `insure` ZClip is put in force at the start where nothing clips.
     """
@@ -252,6 +255,7 @@ class BranchingConfig(Config):
     harm: Positive = 0.1
     horizon: Annotated[int, Field(ge=4)] = 2000
     top_k: Count = 6
+    workers: Annotated[int, Field(ge=0)] = 0
     verify_steps: Count = 50
     rule: str = "agreement"
     worth: Annotated[float, Field(ge=0)] = 0.001

@@ -14,7 +14,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.lines import plain
 from trainenv.run import TrainingRun
-from trainenv.types import Event, Snapshot, Telemetry
+from trainenv.types import Event, Snapshot, Telemetry, UserError
 
 Watch = Callable[[TrainingRun, Sequence[Telemetry]], None]
 RESPONDER = "responder"  # part of a snapshot: what the responder remembers, as JSON
@@ -83,8 +83,12 @@ def drive(
 
     Raises:
         UserError: another process records in the folder, or a checkpoint could not be saved; before the first step, if the
-            disk shows it then.
+            disk shows it then. Or folder or responder are something else.
     """
+    if not isinstance(folder, RunFolder):
+        raise UserError(f"folder must be a RunFolder, found {folder!r:.80}; take RunFolder.create(path, run.config)")
+    if responder is not None and not hasattr(responder, "begin"):
+        raise UserError(f"responder must be a Responder, found {responder!r:.80}; an agent goes in as agents.Acting(agent=…)")
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
         if responder is not None:

@@ -4,10 +4,10 @@
     outcomes = rollouts.run([(Intervention(),), (Intervention(lr_scale=0.8),)], 50, measure="annealed")
     rollouts.adopt((Intervention(lr_scale=0.8),), 50)          # the run becomes that future: those steps are not trained again
 
-Tiny models are folded into one (`trainenv.folded`), others are trained in turn, a stretch each. What a future has come to is
-kept, so that going on with it costs only what is new. A future that fails (out of memory, an error of the model's) says so in its
-outcome and the others go on; one whose loss is lost or beyond all bounds has diverged and is not trained further. With
-`stopping`, a future that clearly loses to doing nothing is stopped early.
+Tiny models are folded into one (`trainenv.folded`), others are trained in turn, a stretch each, or in worker processes
+(`trainenv.beside`). What a future has come to is kept, so that going on with it costs only what is new. A future that fails (out
+of memory, an error of the model's) says so in its outcome and the others go on; one whose loss is lost or beyond all bounds has
+diverged and is not trained further. With `stopping`, a future that clearly loses to doing nothing is stopped early.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trainenv.cooldown import cool_down
-from trainenv.futures import Future, Growing, InTurn, Sequenced, Together, asked, over, told
+from trainenv.futures import Future, Growing, Sequenced, Start, Together, asked, over, side_by_side, told
 from trainenv.ledger import Ledger
 from trainenv.types import Cost, Intervention, Measure, Outcome, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
-FOLDS_UP_TO = 48  # width; wider models gain nothing on a CPU (2.8 times at 16, 2.0 at 48, 1.0 at 64)
 NOTHING: Sequenced = (Intervention(),)
 
 
@@ -45,6 +44,7 @@ class Rollouts:
         validation: the run's loss now where it is known, so that it is not measured again.
         stopping: stops futures that clearly lose, asked after each quarter of the steps.
         fold: whether tiny models are folded.
+        workers: processes that train what is not folded; 0: in turn, in this one.
 
     Raises:
         UserError: a step count is below 1 (`cooldown`: below 0).
@@ -60,13 +60,15 @@ class Rollouts:
         validation: float = math.nan,
         stopping: Stopping | None = None,
         fold: bool = True,
+        workers: int = 0,
     ) -> None:
-        if decision_steps < 1 or cooldown < 0 or (look is not None and look < 1):
+        if decision_steps < 1 or cooldown < 0 or workers < 0 or (look is not None and look < 1):
             raise UserError(
-                f"decision_steps and look must be at least 1 and cooldown at least 0, found {decision_steps}, {look}, {cooldown}"
+                f"decision_steps and look must be at least 1 and cooldown and workers at least 0, found {decision_steps}, "
+                f"{look}, {cooldown} and {workers}"
             )
         self._run, self._decision, self._cooldown, self._look = run, decision_steps, cooldown, look
-        self._stopping, self._fold = stopping, fold
+        self._stopping, self._fold, self._workers = stopping, fold, workers
         self._start, self._validation = run.snapshot(), validation
         self._standing = run.step, run.applied, run.horizon
         self._cap = run.config.environment.divergence_loss * run.uniform_loss
@@ -187,25 +189,12 @@ class Rollouts:
             for branch, ledger in zip(branches, ledgers):  # also of what failed: it was spent
                 spent[branch.sequence] += Cost(steps=branch.new_steps, flops=ledger["verify"] + ledger["evaluate"])
 
-    def _forks(self, starts: Sequence[Future], draw: int, ledgers: Sequence[Ledger], *, fold: bool) -> Together:
-        runs = []
-        for start, ledger in zip(starts, ledgers):
-            fork = self._run.fork("verify")
-            fork.restore(start.state or self._start)
-            fork.ledger = ledger
-            if not start.steps:
-                for _ in range(draw):
-                    fork.apply(Intervention(data_reorder=True))
-            runs.append(fork)
-        width = getattr(getattr(self._run.model, "config", None), "n_embd", math.inf)
-        if fold and (self._run.device.type == "cuda" or width <= FOLDS_UP_TO):
-            from trainenv.folded import Folded
-
-            try:
-                return Folded(runs)
-            except UserError:  # it says what can't be folded: these are trained in turn
-                pass
-        return InTurn(runs)
+    def _forks(self, futures: Sequence[Future], draw: int, ledgers: Sequence[Ledger], *, fold: bool) -> Together:
+        starts = [
+            Start(state=future.state or self._start, draw=0 if future.steps else draw, ledger=ledger)
+            for future, ledger in zip(futures, ledgers)
+        ]
+        return side_by_side(self._run, starts, fold=fold, workers=self._workers)
 
     def _horizon(self, together: Together, branches: Sequence[Growing], steps: int) -> list[int]:
         """Train to `steps`; the numbers of those that got there."""

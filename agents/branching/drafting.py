@@ -25,12 +25,14 @@ class Drafting:
         pruner: drops hopeless candidates before the model sees them; None for none.
         allow: the budget of a draft; None for the default of `Budget`.
         parts: of an intervention that drafts may change; the others stay as they are.
+        raises: whether drafts may raise the learning rate.
     """
 
     propose: Propose | None = None
     pruner: Pruner | None = None
     allow: Allow | None = None
     parts: tuple[str, ...] = PARTS
+    raises: bool = True
 
     def problem(
         self, run: Steered, history: RunHistory, codec: ActionCodec, model: WorldModel | None, generator: np.random.Generator
@@ -51,8 +53,10 @@ class Drafting:
         )
 
     def _masks(self, codec: ActionCodec, run: Steered) -> Masks:
-        masks = codec.masks(run)
-        return tuple(mask if part in self.parts else np.arange(len(mask)) == 0 for part, mask in zip(PARTS, masks))
+        legal = dict(zip(PARTS, codec.masks(run)))
+        if not self.raises:
+            legal["lr_scale"] = legal["lr_scale"] & (np.array(codec.config.lr_scales) <= 1)
+        return tuple(mask if part in self.parts else np.arange(len(mask)) == 0 for part, mask in legal.items())
 
 
 @dataclass(frozen=True)

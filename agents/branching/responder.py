@@ -80,6 +80,7 @@ class Branching(Responder):
         self._regression = RegressionTrigger()
         self._regressed = ""
         self._stood: tuple[TrainingRun, int] | None = None  # the run and its step when it last responded
+        self._careful = False  # the run has been hurt
         self._alarm: list[float] = []  # step and worst harm of an alarm whose harm may yet heal by itself
 
     def statement(self, run: TrainingRun) -> Statement:
@@ -121,9 +122,13 @@ class Branching(Responder):
         """See `Responder`."""
         self._history.extend(window)
         self._regressed = self._regression.windowed(window) or self._regressed
+        # A run that has been hurt may be hurt again, by what no model of its present foresees; a higher rate makes it worse.
+        self._careful = self._careful or self._regression.harm >= self._settings.harm
         events = [*self._insured(run), *self._due(run)]
-        before, why = run.step - len(window), self._why(run, window)
+        at, before, why = run.step, run.step - len(window), self._why(run, window)
         response = self._decide(run, why, window, events) if why else Response(events=events)
+        if at >= self._next:
+            self._next = (at // self._settings.every + self._patient()) * self._settings.every
         rewound = any(event.kind == "rewind" for event in response.events)
         # Just what is saved: a run that is gone on with has these to go back to.
         if rewound or (self._store.due(before, run.step) and math.isfinite(window[-1].loss)):
@@ -147,6 +152,7 @@ class Branching(Responder):
             "width": self._width,
             "regressed": self._regressed,
             "alarm": self._alarm,
+            "careful": self._careful,
             "pending": [[step, record.changes(one)] for step, one in self._pending],
             "history": len(self._history),
             "remembered": [snapshot.step for snapshot in self._remembered],
@@ -165,6 +171,7 @@ class Branching(Responder):
         self._gave_up, self._width, self._regressed = state["gave_up"], state["width"], state["regressed"]
         self._pending = [(step, Intervention(**fields)) for step, fields in state["pending"]]
         self._purse, self._alarm = Purse(**state["purse"]), state["alarm"]
+        self._careful = state["careful"]
         self._regression.load_state_dict(state["regression"])
         self._read_history(folder, state["history"])
         _forget_decisions(folder.path, self._number)
@@ -186,8 +193,6 @@ class Branching(Responder):
             return "fired"
         harmed = self._harmed(run, window)
         due = run.step >= self._next
-        if due:
-            self._next = (run.step // self._settings.every + self._patient()) * self._settings.every
         if self._gave_up or left <= max(4 * self._verifying.verify_steps, _LAST * run.config.steps):
             return ""
         awake = run.step >= self._quiet_until
@@ -273,7 +278,7 @@ class Branching(Responder):
         self._plan_ahead(began, verdict, decision_steps)
         faults = [*plan.faults, *self._learn(run, history, verdict)]
         events.append(self._event(began, why, verdict, faults))
-        return Response(events=[*events, *self._count(run, verdict)], kept=kept)
+        return Response(events=[*events, *self._due(run), *self._count(run, verdict)], kept=kept)
 
     def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
         """What is known now, and what the planner makes of it."""
@@ -282,7 +287,7 @@ class Branching(Responder):
         history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=validation)
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
-        drafting = replace(self.drafting, parts=self._settings.parts)
+        drafting = replace(self.drafting, parts=self._settings.parts, raises=not self._careful)
         plan = self.planner.plan(drafting.problem(run, history, self._codec, model, generator))
         if not isinstance(plan, Plan):
             raise UserError(f"a planner must return a Plan, found {plan!r:.80}")
@@ -314,7 +319,7 @@ class Branching(Responder):
         """Rewind to before the alarm, if there is a snapshot and, unless the run is lost, the purse allows it."""
         behind = [s for s in self._remembered if s.step <= alarm - self._settings.rewind]
         behind = behind or (list(self._remembered)[-1:] if lost else [])
-        if not behind:
+        if not behind or behind[-1].step == run.step:
             return []
         snapshot, at = behind[-1], run.step
         flops = (at - snapshot.step) * run.flops_ahead
@@ -354,7 +359,7 @@ class Branching(Responder):
 
     def _due(self, run: TrainingRun) -> list[Event]:
         """Put in force what an accepted sequence has left for now."""
-        due = [one for step, one in self._pending if step <= run.step]
+        due = [one for step, one in self._pending if step <= run.step and not (self._careful and one.lr_scale > 1)]
         self._pending = [(step, one) for step, one in self._pending if step > run.step]
         events = []
         for one in due:
@@ -385,8 +390,8 @@ class Branching(Responder):
     def _learn(self, run: TrainingRun, history: RunHistory, verdict: Verdict) -> list[str]:
         """Learn how wide intervals must be; hand what was measured to a model that learns, where it has a place for it.
 
-        Returns what went wrong. The width follows the misses (adaptive conformal inference, Gibbs and Candès 2021, on its logarithm); the branches of one
-        verification share their fate, so together they weigh as one.
+        Returns what went wrong. The width follows the misses (adaptive conformal inference, Gibbs and Candès 2021, on its
+        logarithm); the branches of one verification share their fate, so together they weigh as one.
         """
         missed = [not b.expected[0] <= b.delta <= b.expected[2] for b in verdict.branches[1:] if b.expected and not b.lost]
         if missed and not verdict.control.lost:

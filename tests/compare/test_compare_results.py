@@ -242,7 +242,7 @@ def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture
     with Screen("compare", 3, quiet=False) as screen:
         screen.tables(found)
     out = capsys.readouterr().out
-    for words in ("Stressed trunks (2)", "Calm trunks (2)", "-4.85 [", "rare tokens", "Goals", "Decisions", "high: static-0.3"):
+    for words in ("Stressed trunks (2)", "Calm trunks (2)", "-4.8 [", "rare tokens", "Goals", "Decisions", "high: static-0.3"):
         assert words in out
     assert "72 of 72 cells, 0 diverged, 0 failed." in out
     assert "NO" in out

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -93,32 +94,40 @@ def minutes(seconds: float) -> str:
 
 
 def _methods(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(title, "method", "loss", "Δ % to nothing", "branching Δ % to it", "regret %", "events/100k", "recovery")
-    for name in ("wasted %", "drafting %", "failed"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        lost = [f"{row[what]} {what}" for what in ("failed", "diverged") if row[what]]
+    """Best first. Changes are of the final loss, to doing nothing; `branching` is the loop's own change to that method."""
+    title += ": change of the final loss to doing nothing [95 % interval], and of branching to the method"
+    table = _table(
+        title, "method", "change %", "branching", "loss", "regret %", "events", "heals in", "waste %", "draft %", "lost"
+    )
+    for row in sorted(rows, key=lambda row: _order(row["against_nothing"]["value"])):
         table.add_row(
             row["method"],
+            _with_interval(_percent(row["against_nothing"]), "{:+.1f}"),
+            _plain(_percent(row["branching_against"])["value"], "{:+.1f}"),
             _plain(row["final_loss"], "{:.3f}"),
-            *(_with_interval(_percent(row[key]), "{:+.2f}") for key in ("against_nothing", "branching_against", "regret")),
-            _with_interval(row["instability"], "{:.0f}"),
+            _plain(_percent(row["regret"])["value"], "{:+.1f}"),
+            _plain(row["instability"]["value"], "{:.0f}"),
             _plain(row["recovery"]["value"], "{:.0f}"),
             *(_plain(row[key]["value"], "{:.1f}", 100) for key in ("wasted", "drafting")),
-            ", ".join(lost) or "–",
+            str(row["failed"] + row["diverged"] or "–"),
         )
     return table
 
 
+def _order(change: float | None) -> float:
+    return 0.0 if change is None or change != change else change
+
+
 def _faults(found: Mapping[str, Any]) -> Table:
-    """Difference to doing nothing, by fault."""
+    """Change of the final loss to doing nothing, a column a fault."""
     rows = [row for row in found["methods"] if not row["hindsight"] and row["cells"]]
     faults = list(dict.fromkeys(row["group"] for row in rows if row["group"] not in ("all", "calm", "stressed")))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "nothing"))
     by = {(row["group"], row["method"]): row["against_nothing"] for row in rows}
-    table = _table("Δ % of the final loss to doing nothing", "fault", *methods)
-    for fault in faults:
-        table.add_row(fault, *(_plain(_percent(by[fault, m])["value"], "{:+.2f}") if (fault, m) in by else "–" for m in methods))
+    table = _table("Change of the final loss to doing nothing, %", "method", *faults)
+    for method in methods:
+        known = (by.get((fault, method)) for fault in faults)
+        table.add_row(method, *(_plain(_percent(one)["value"], "{:+.1f}") if one else "–" for one in known))
     return table
 
 
@@ -148,10 +157,10 @@ def _goals(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column(first)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 1), pad_edge=False)
+    table.add_column(first, no_wrap=first != "what")
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name == "change %")
     return table
 
 

@@ -55,6 +55,7 @@ def record_of(verdict: Verdict, plan: Plan, verification: Verification) -> dict[
             "cooldown": verification.cooldown,
             "stopping": settings(verification.stopping),
             "fold": verification.fold,
+            "workers": verification.workers,
             "width": verification.width,
         },
         "branches": [_branch(place, branch) for place, branch in enumerate(verdict.branches)],

@@ -53,15 +53,17 @@ class Verification:
     Args:
         top_k: K, candidates that are trained beside the control.
         verify_steps: real steps of each.
-        rule: says which may become the run; a name of `trainenv.wrappers.rules`, or one of your own.
+        rule: says which may become the run; `trainenv.wrappers.rules.make(name)`, or one of your own.
         cooldown: steps of the cool-down where the rule wants one; None for 2 % of the budget.
         stopping: the sequential test that ends clear losers early; None for none.
         fold: whether tiny models are trained folded into one.
+        workers: processes that train the branches of what is not folded, a core each; they are kept for the run, and change no
+            bit of it. 0: in turn, in this one.
         worth: by how much a draft must promise to be better than doing nothing, nats, to be worth its steps.
         width: factor on the width of the drafts' intervals, about the median; whoever verifies learns it from the misses.
 
     Raises:
-        UserError: a count is below 1, or there is no such rule.
+        UserError: a count is below 1 (`workers`: below 0), or there is no such rule.
     """
 
     top_k: int = 6
@@ -70,12 +72,19 @@ class Verification:
     cooldown: int | None = None
     stopping: Losing | None = field(default_factory=Losing)
     fold: bool = True
+    workers: int = 0
     worth: float = 0.0
     width: float = 1.0
 
     def __post_init__(self) -> None:
         if self.top_k < 1 or self.verify_steps < 1:
             raise UserError(f"top_k and verify_steps must be at least 1, found {self.top_k} and {self.verify_steps}")
+        if self.workers < 0:
+            raise UserError(f"workers must be 0 or more, found {self.workers}")
+        if not isinstance(self.rule, AcceptRule):
+            raise UserError(
+                f"rule must be an AcceptRule, found {self.rule!r:.80}; take trainenv.wrappers.rules.make('agreement')"
+            )
 
     def rollouts(self, run: TrainingRun, *, decision_steps: int, validation: float = math.nan) -> Rollouts:
         """What trains the branches of a verification that starts from the run as it is now."""
@@ -86,6 +95,7 @@ class Verification:
             validation=validation,
             stopping=self.stopping,
             fold=self.fold,
+            workers=self.workers,
         )
 
     def cooldown_of(self, run: TrainingRun) -> int:

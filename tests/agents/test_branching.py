@@ -1,0 +1,449 @@
+"""The loop on a run: when it acts, what it drafts, how it goes back, what it puts in force, and what it survives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from steered_runs import (
+    HIGHER,
+    LOWER,
+    NOTHING,
+    Dreamer,
+    Promising,
+    Pupil,
+    Steered,
+    alarm_at,
+    forecast,
+    refused,
+    steered,
+    toy,
+)
+
+import planners
+from agents.branching import Branching, Drafting
+from agents.branching.drafting import after, ramps
+from trainenv.checkpoints.store import CheckpointStore
+from trainenv.cli.loop import as_risk_asks
+from trainenv.interventions import PARTS, ActionCodec
+from trainenv.monitor.regression import RegressionTrigger
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.decisions import read_decisions
+from trainenv.records.parquet import read_telemetry
+from trainenv.run import TrainingRun
+from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, Telemetry, UserError
+
+KICK = {60: -200.0}  # harm that stays
+HEALS = {60: -200.0, 62: 200.0}
+
+
+@pytest.fixture(autouse=True)
+def alarms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """No alarms but those that a test asks for."""
+
+    def at(*steps: int) -> None:
+        monkeypatch.setattr(UncertaintyIndex, "update", alarm_at(*steps))
+
+    at()
+    return at
+
+
+def whys(of: Steered) -> list[tuple[int, str]]:
+    return [(decision["at"], decision["why"]) for decision in of.decisions]
+
+
+# ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_continuous_correction_comes_every_so_many_steps() -> None:
+    found = steered(toy(200, branching={"share": 0.9, "every": 24}), planner=Promising(sequences=[(LOWER,)]))
+    asked = whys(found)
+    assert [at for at, _ in asked] == [24 * k for k in range(1, 1 + len(asked))]
+    assert {why for _, why in asked} == {"checkpoint"}
+    assert len(asked) >= 3
+
+
+@pytest.mark.parametrize("trigger", ["fired", "regression", "checkpoint"])
+def test_each_trigger_by_itself(trigger: str, alarms: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    alarms(61)
+    worse = ["", "it has become worse"]
+    monkeypatch.setattr(RegressionTrigger, "validated", lambda self, step, loss: worse.pop() if step == 40 else "")
+    found = steered(toy(branching={"triggers": [trigger]}, validation={"every": 40}), planner=Promising())
+    expected = {"fired": [(64, "fired")], "regression": [(44, "regression")]}
+    assert whys(found) == expected[trigger] if trigger in expected else [why for _, why in whys(found)][:2] == ["checkpoint"] * 2
+    assert {why for _, why in whys(found)} == {trigger}
+
+
+def test_without_triggers_nothing_is_done(alarms: Callable[..., None]) -> None:
+    alarms(61)
+    planner, run, left = Promising(), toy(kicked=KICK, branching={"triggers": [], "insure": False}), toy(kicked=KICK)
+    assert steered(run, planner=planner).decisions == planner.problems == []
+    left.advance(120)
+    assert run.fingerprint() == left.fingerprint()
+
+
+def test_alarms_soon_after_a_decision_are_not_answered(alarms: Callable[..., None]) -> None:
+    alarms(30, 35, 41, 55)
+    found = steered(toy(branching={"triggers": ["fired"], "quiet": 20, "share": 0.9}), planner=Promising())
+    assert whys(found) == [(32, "fired"), (56, "fired")]
+
+
+def test_the_end_of_a_run_is_left_alone() -> None:
+    found = steered(toy(branching={"every": 4, "verify_steps": 8, "share": 0.0001}), planner=Promising())
+    assert [event["step"] for event in found.of("skipped")] == list(range(4, 120 - 32, 4))
+    assert {event["detail"]["reason"] for event in found.of("skipped")} == {"no budget is left"}
+
+
+def test_it_waits_twice_as_long_and_gives_up(alarms: Callable[..., None]) -> None:
+    alarms(190)
+    run = toy(400, branching={"every": 12, "patience": 2, "share": 0.9, "top_k": 1})
+    found = steered(run, planner=refused())
+    assert [decision["at"] for decision in found.decisions] == [12, 24, 48, 72]  # the third is decided with two in a row
+    assert [decision["accepted"] for decision in found.decisions] == [None] * 4
+    gave_up = found.of("gave_up")
+    assert [(event["step"], event["detail"]["reason"]) for event in gave_up] == [
+        (gave_up[0]["step"], "4 drafts in a row were not accepted")
+    ]
+    assert found.of("fired")  # and nobody answered it
+
+
+# ── going back ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_harm_that_stays_is_rewound(alarms: Callable[..., None]) -> None:
+    alarms(61)
+    found = steered(toy(kicked=KICK, branching={"triggers": ["fired"]}), planner=Promising())
+    rewind = found.of("rewind")[0]
+    assert rewind["step"] == 72  # `quiet` steps after the alarm, at the end of the block
+    assert rewind["detail"]["to"] == 48  # the newest that is `rewind` steps before it
+    assert rewind["detail"]["harm"] > 1
+    second = found.decisions[1]
+    assert (second["why"], second["at"], second["step"]) == ("fired", 72, 48)
+    assert second["harm"] == rewind["detail"]["harm"]
+    assert found.summary["flops"]["rewound"] == 24 * found.run.flops_per_step
+
+
+def test_harm_that_heals_is_not(alarms: Callable[..., None]) -> None:
+    alarms(61)
+    found = steered(toy(kicked=HEALS, branching={"triggers": ["fired"]}), planner=Promising())
+    assert [why for _, why in whys(found)] == ["fired"]
+    assert found.of("rewind") == []
+    assert max(read_telemetry(found.path)["probe_loss"][60:63]) > 2.5  # it was harm
+
+
+def test_an_alarm_in_the_steps_of_a_branch_counts(alarms: Callable[..., None]) -> None:
+    """Those steps are the run's own; what they see of harm is not lost because nobody was asked in between."""
+    alarms(50)
+    found = steered(toy(kicked={49: -200.0}), planner=Promising(sequences=[(LOWER,)]))
+    assert (48, "checkpoint") in whys(found)
+    assert [(event["step"] > 50, event["detail"]["to"] <= 42) for event in found.of("rewind")][:1] == [(True, True)]
+
+
+def loses(run: TrainingRun, *steps: int) -> TrainingRun:
+    """The loss is lost while these steps are trained, and in every branch that starts there."""
+    objective: Any = run.objective
+
+    class Lost:
+        def __call__(self, model: Any, micro: Any, /) -> Any:
+            loss = objective(model, micro)
+            return loss * math.nan if loss.requires_grad and run.step + 1 in steps else loss
+
+    run.objective = Lost()
+    return run
+
+
+def test_a_loss_that_is_lost_is_rewound_to_the_newest_snapshot_and_calmed() -> None:
+    class Silent(Promising):
+        def plan(self, problem: PlanningProblem, /) -> Plan:
+            return Plan(planner="silent", candidates=(Candidate(interventions=(NOTHING,), score=0.0),))
+
+    run = toy(branching={"triggers": [], "rewind": 1, "insure": False})
+    objective: Any = run.objective
+
+    def wild(model: Any, micro: Any, /) -> Any:
+        """Lost for as long as the learning rate is what it was."""
+        return objective(model, micro) * (math.nan if run.step >= 49 and run.lr_scale == 1.0 else 1.0)
+
+    run.objective = wild
+    found = steered(run, planner=Silent())
+    assert [(e["step"], e["detail"]["to"]) for e in found.of("rewind")] == [(52, 48)]
+    assert found.run.step == 116
+    assert found.of("intervention")[0]["detail"] == {"lr_scale": 0.8, "clip": "zclip"}
+    assert found.of("skipped")[0]["detail"]["reason"] == "no draft promises enough"
+    assert found.summary["ended"] == "budget spent"
+
+
+def test_what_was_calmed_stays_calmed_when_it_is_lost_again() -> None:
+    """Going back to the same place over and over with the same learning rate would come to the same over and over."""
+    run = toy(branching={"triggers": [], "rewind": 1})
+    original: Any = run.objective
+
+    def wild(model: Any, micro: Any, /) -> Any:
+        loss = original(model, micro)
+        return loss * math.nan if loss.requires_grad and run.step >= 48 and run.lr_scale > 0.6 else loss
+
+    run.objective = wild
+    found = steered(run, planner=Promising(sequences=[]))
+    assert [event["detail"]["to"] for event in found.of("rewind")] == [48] * 3
+    assert [event["detail"]["lr_scale"] for event in found.of("rewind")] == pytest.approx([1.0, 0.8, 0.64])
+    assert (found.run.lr_scale, found.summary["ended"]) == (pytest.approx(0.512), "budget spent")
+
+
+def test_with_nothing_to_go_back_to_the_divergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Branching, "_remember", lambda self, run: None)
+    found = steered(loses(toy(), *range(50, 80)), planner=Promising(sequences=[]))
+    assert found.summary["ended"] == "diverged"
+    assert [event["kind"] for event in found.events][-1] == "diverged"
+    assert found.of("rewind") == []
+
+
+def test_a_run_that_is_lost_from_the_start_ends_with_its_budget() -> None:
+    found = steered(loses(toy(40), *range(1, 100)), Branching(planner=planners.make("grid"), model=Dreamer()))
+    assert (found.summary["ended"], found.run.step) == ("budget spent", 0)
+    assert len(found.of("rewind")) == 10  # blocks of four
+
+
+@pytest.mark.parametrize("steps", [0, 5])  # that are left of it
+def test_little_telemetry_is_a_fault_that_is_told(steps: int) -> None:
+    """The shipped loop asks its model at once, and a model must refuse a run of a few steps."""
+
+    class Refusing(Dreamer):
+        def forecast(self, history: RunHistory, interventions: Sequence[Any], /) -> Any:
+            if len(history.telemetry) < 16:
+                raise UserError("at least 16 steps")
+            return super().forecast(history, interventions)
+
+    lost = loses(toy(60, branching={"rewind": 1}, checkpoints={"every": 5}), steps + 4)
+    responder = Branching(planner=Promising(), model=Refusing(), drafting=Drafting(allow=as_risk_asks))
+    found = steered(lost, responder)
+    assert found.summary["ended"] == "budget spent"
+    assert found.of("skipped")[0]["detail"]["reason"] == "at least 16 steps"
+
+
+# ── what is put in force ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("policy", "insure", "clip"), [("none", True, "zclip"), ("none", False, "none"), ("arc", True, "arc"), ("zclip", True, "zclip")]
+)
+def test_insured_at_the_start_where_nothing_clips(policy: str, insure: bool, clip: str) -> None:
+    found = steered(toy(40, clip={"policy": policy}, branching={"insure": insure, "triggers": []}), planner=Promising())
+    assert found.run.clip == clip
+    said = [event["detail"] for event in found.of("intervention")]
+    assert said == ([{"clip": "zclip"}] if policy == "none" and insure else [])
+    assert (found.of("intervention") or [{"step": 4}])[0]["step"] == 4
+
+
+def test_insured_again_where_a_rewind_went_back_before_it_and_not_against_a_decision(alarms: Callable[..., None]) -> None:
+    alarms(13)
+    early = steered(toy(branching={"rewind": 13}, kicked={12: -200.0}), planner=Promising(sequences=[(LOWER,)]))
+    assert early.of("rewind")[0]["detail"]["to"] == 0
+    said = [(e["line"], e["detail"]) for e in early.of("intervention")]
+    assert said[:2] == [(0, {"clip": "zclip"}), (1, {"clip": "zclip"})]
+    alarms()
+    bare = Promising(sequences=[(Intervention(clip="none"),)])
+    chosen = steered(toy(branching={"parts": ["clip"]}), planner=bare)
+    assert any(decision["accepted"] for decision in chosen.decisions)
+    assert chosen.run.clip == "none"
+
+
+def test_later_parts_come_due_and_those_out_of_bounds_are_dropped() -> None:
+    bounds = {"lr_bounds": (0.7, 2.0)}
+    once: dict[str, Any] = {"every": 64, "verify_steps": 4, "share": 0.9}
+    four = Promising(sequences=[(LOWER, HIGHER, NOTHING, HIGHER)])
+    found = steered(toy(branching=once, interventions=bounds), planner=four)
+    pending = [event for event in found.of("intervention") if event["detail"].get("pending")]
+    assert [(event["step"], event["detail"]["lr_scale"]) for event in pending] == [(72, 1.1), (88, 1.1)]
+    assert found.run.lr_scale == pytest.approx(0.8 * 1.1 * 1.1)
+    low = steered(toy(branching=once, interventions=bounds), planner=Promising(sequences=[(LOWER, LOWER, HIGHER)]))
+    assert [e["step"] for e in low.of("intervention") if e["detail"].get("pending")] == [80]
+    assert low.run.lr_scale == pytest.approx(0.8 * 1.1)
+
+
+def test_what_came_due_within_the_branch_is_not_put_in_force_twice(alarms: Callable[..., None]) -> None:
+    alarms(64)
+    within = {"every": 64, "verify_steps": 16, "share": 0.9}
+    found = steered(toy(300, branching=within | {"triggers": ["fired"]}), planner=Promising(sequences=[(LOWER, HIGHER, HIGHER)]))
+    scales = read_telemetry(found.path).set_index("step")["lr_scale"]
+    assert found.decisions[0]["accepted"] == 1
+    assert scales[[64, 65, 72, 73, 80, 81, 90]].tolist() == pytest.approx([1, 0.8, 0.8, 0.88, 0.88, 0.968, 0.968])
+    assert found.run.lr_scale == pytest.approx(0.8 * 1.1 * 1.1)
+
+
+# ── what is drafted and verified ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_parts_are_restricted_now_and_later() -> None:
+    planner = Promising(sequences=[(LOWER,)])
+    steered(toy(branching={"parts": ["lr_scale"]}), planner=planner)
+    problem = planner.problems[0]
+    assert problem.masks_after is not None
+    for masks in (problem.masks, problem.masks_after([LOWER]), problem.masks_after([LOWER, Intervention(clip="arc")])):
+        assert [mask.tolist() for mask in masks] == [[True] * 4, *[[True, *[False] * (n - 1)] for n in (3, 5, 2, 2, 2)]]
+    wide = Promising(sequences=[(LOWER,)])
+    steered(toy(branching={"parts": PARTS}), planner=wide)
+    assert wide.problems[0].masks[1].all()
+    assert wide.problems[0].masks[3].all()
+
+
+def test_masks_later_are_of_what_would_be_in_force() -> None:
+    run, codec = toy(interventions={"lr_bounds": (0.6, 2.0)}), ActionCodec(toy().config.interventions)
+    codec = ActionCodec(run.config.interventions)
+    twice = after(run, [LOWER, LOWER, Intervention(clip="zclip", weight_decay_scale=0.5)])
+    assert (twice.lr_scale, twice.weight_decay_scale, twice.clip) == (pytest.approx(0.64), 0.5, "zclip")
+    run.apply(LOWER)
+    run.apply(LOWER)
+    run.apply(Intervention(clip="zclip", weight_decay_scale=0.5))
+    for one, two in zip(codec.masks(twice), codec.masks(run), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert codec.masks(twice)[0].tolist() == [True, False, False, True]
+    assert after(run, [Intervention(skip_batch=True)]).flagged_ahead == ()
+
+
+def test_ramps_are_each_legal_change_of_the_learning_rate_up_to_four_times() -> None:
+    run = toy()
+    codec = ActionCodec(run.config.interventions)
+    found = ramps(codec, codec.masks(run))
+    assert found == [(Intervention(lr_scale=scale),) * times for scale in (0.8, 0.9, 1.1) for times in (1, 2, 3, 4)]
+    planner = Promising(sequences=[(LOWER,)])
+    mine = [(Intervention(clip="arc"),)]
+    steered(toy(), planner=planner, drafting=Drafting(propose=lambda history, codec, masks: mine))
+    assert list(planner.problems[0].proposals) == [*mine, *found]
+
+
+def test_doing_nothing_is_forecast_in_every_draft_and_first_in_every_verification() -> None:
+    run, left = toy(branching={"insure": False}), toy()
+    found = steered(run, planner=planners.make("grid"), model=Dreamer())
+    assert len(found.decisions) >= 3
+    for decision in found.decisions:
+        control, *others = decision["branches"]
+        assert (control["control"], control["interventions"], control["forecast"]["horizon"]["mean"]) == (True, [{}], 0.0)
+        assert others
+        assert not any(branch["control"] for branch in others)
+        # On the same batches: before what was done shows, the losses are the same to the bit.
+        assert len({branch["losses"][0] for branch in decision["branches"]}) == 1
+        assert len({tuple(branch["outcome"]["looks"]) for branch in decision["branches"] if not branch["outcome"]["error"]}) == 1
+    first = found.decisions[0]
+    own = [t.loss for t in left.advance(first["step"] + len(first["branches"][0]["losses"]))]
+    assert first["branches"][0]["losses"] == own[first["step"] :]
+
+
+def test_the_deque_of_rewind_points_is_what_is_on_disk() -> None:
+    found = steered(toy(branching={"keep": 3}), planner=Promising())
+    assert len(found.responder.state_dict()["remembered"]) == 3
+    saved = CheckpointStore(found.path / "checkpoints").steps()
+    assert set(found.responder.state_dict()["remembered"]) <= set(saved)
+    few = steered(toy(branching={"keep": 9}, checkpoints={"every": 8, "keep_last": 2}), planner=Promising())
+    assert len(few.responder.state_dict()["remembered"]) == 2
+
+
+# ── what it survives ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def plan(problem: PlanningProblem) -> Any:
+        raise error
+
+    return plan
+
+
+GARBAGE: dict[str, tuple[Callable[..., Any], str]] = {
+    "raises": (raising(ZeroDivisionError("by zero")), "ZeroDivisionError: by zero"),
+    "out of memory": (raising(MemoryError("none left")), "MemoryError: none left"),
+    "a user error": (raising(UserError("needs a model")), "needs a model"),
+    "None": (lambda problem: None, "a planner must return a Plan, found None"),
+    "text": (lambda problem: "x" * 500, "a planner must return a Plan, found 'xxx"),
+    "words for interventions": (
+        lambda problem: Plan(
+            planner="p",
+            candidates=(Candidate(interventions=("up",), score=-1.0), Candidate(interventions=(NOTHING,), score=0.0)),  # type: ignore[arg-type]
+        ),
+        "AttributeError",
+    ),
+    "faults": (
+        lambda problem: Plan(planner="p", candidates=(Candidate(interventions=(NOTHING,), score=0.0),), faults=("it fell", "over")),
+        "it fell; over",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_a_planner_that_fails_is_told_of_and_the_run_goes_on(name: str) -> None:
+    plan, said = GARBAGE[name]
+
+    class Broken:
+        def __init__(self) -> None:
+            self.plan = plan
+
+    found = steered(toy(branching={"insure": False}), Branching(planner=Broken()))
+    assert found.summary["ended"] == "budget spent"
+    assert found.decisions == []
+    assert len(found.of("skipped")) > 3
+    assert all(event["detail"]["reason"].startswith(said) for event in found.of("skipped"))
+
+
+def test_a_draft_of_the_impossible_fails_and_nothing_is_done() -> None:
+    found = steered(toy(), planner=Promising(sequences=[(Intervention(lr_scale=1e9),)]))
+    assert {branch["fate"] for decision in found.decisions for branch in decision["branches"]} == {"control", "failed"}
+    assert found.run.lr_scale == 1.0
+
+
+def test_a_model_that_raises_is_told_of_and_the_run_goes_on() -> None:
+    class Broken(Dreamer):
+        def forecast(self, history: RunHistory, interventions: Sequence[Any], /) -> Any:
+            raise RuntimeError("NaN in the weights")
+
+    asked = steered(toy(), planner=planners.make("grid"), model=Broken())
+    assert asked.summary["ended"] == "budget spent"
+    assert all("NaN in the weights" in event["detail"]["reason"] for event in asked.of("skipped"))
+    allowing = steered(toy(), planner=Promising(), model=Broken(), drafting=Drafting(allow=as_risk_asks))
+    assert {event["detail"]["reason"] for event in allowing.of("skipped")} == {"RuntimeError: NaN in the weights"}
+    assert asked.of("skipped")
+    assert allowing.of("skipped")
+
+
+def test_a_learner_that_fails_to_learn_is_told_of_beside_the_decision() -> None:
+    class Forgetful(Pupil):
+        def learn(self, rollouts: Sequence[Any], /) -> None:
+            raise RuntimeError("no room")
+
+    found = steered(toy(), planner=Promising(), model=Forgetful())
+    assert found.of("decision")
+    assert {tuple(event["detail"]["faults"]) for event in found.of("decision")} == {("the model did not learn: RuntimeError: no room",)}
+    assert all("faults" not in event["detail"] for event in steered(toy(), planner=Promising(), model=Pupil()).of("decision"))
+
+
+def test_a_rule_that_raises_loses_the_decision_and_not_the_run() -> None:
+    class Judge:
+        measure = "horizon"
+
+        def objection(self, branch: Any, control: Any, /) -> str:
+            raise LookupError("no precedent")
+
+        def rank(self, branch: Any, /) -> float:
+            return 0.0
+
+    from trainenv.wrappers.verification import Verification
+
+    verification = Verification(rule=Judge(), top_k=2, verify_steps=4)  # type: ignore[arg-type]
+    found = steered(toy(branching={"insure": False, "share": 0.2}), planner=Promising(), verification=verification)
+    assert {event["detail"]["reason"].split(":")[0] for event in found.of("skipped")} == {"LookupError", "no budget is left"}
+    assert read_decisions(found.path) == []
+    assert found.responder.state_dict()["purse"]["wasted"] > 0
+    assert found.responder.state_dict()["purse"]["wasted"] <= found.responder.state_dict()["purse"]["allowed"]
+
+
+def test_what_is_handed_to_the_model_is_what_was_measured() -> None:
+    pupil, told = Pupil(), []
+    learn = pupil.learn
+    pupil.learn = lambda rollouts, /: (told.extend(rollouts), learn(rollouts))[1]  # type: ignore[method-assign, func-returns-value]
+    found = steered(toy(branching={"horizon": 32, "verify_steps": 4}), planner=Promising(), model=pupil)
+    measured = [branch["delta"] for decision in found.decisions for branch in decision["branches"][1:]]
+    assert [rollout.looks for rollout in told] == [(delta,) for delta in measured if delta is not None]
+    assert {rollout.run for rollout in told} == {"toy-0"}
+    assert all(isinstance(t, Telemetry) for t in told[0].history.telemetry)
+    assert found.summary["flops"]["model"] == 1000.0 * len(told)
+    assert forecast().horizon.low < 0

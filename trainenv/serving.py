@@ -1,0 +1,99 @@
+"""A worker process at work: it builds the run of a configuration once, and then does what it is told for forks of it."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainenv.futures import forked, told
+from trainenv.types import UserError
+
+if TYPE_CHECKING:
+    from trainenv.config import RunConfig
+    from trainenv.run import TrainingRun
+
+Command = Literal["start", "apply", "scale", "advance", "evaluate", "snapshot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a command came to, for one fork.
+
+    Attributes:
+        value: steps, a loss or a snapshot.
+        error: in words; empty: it went well.
+        refused: whether it was a user's error, which leaves the fork as it was.
+        lr_scale: in force now.
+        spent: the fork's ledger, of all commands so far.
+    """
+
+    value: Any = None
+    error: str = ""
+    refused: bool = False
+    lr_scale: float = 1.0
+    spent: dict[str, float] = field(default_factory=dict)
+
+
+def serve(line: Connection, config: RunConfig) -> None:
+    """A worker's life: commands, until nobody is there to send any."""
+    import torch
+
+    from trainenv.likeness import likeness
+    from trainenv.run import TrainingRun
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
+    torch.set_num_threads(1)
+    forks: dict[int, TrainingRun] = {}
+    with suppress(OSError, EOFError):
+        try:
+            run = TrainingRun.from_config(config)
+        except Exception as error:
+            line.send_bytes(pickle.dumps({"error": told(error)}))
+            return
+        line.send_bytes(pickle.dumps(likeness(run)))
+        while True:
+            command, arguments = pickle.loads(line.recv_bytes())
+            if command == "start":
+                forks.clear()  # of the verification before
+            line.send_bytes(pickle.dumps({n: _served(run, forks, n, command, one) for n, one in arguments.items()}))
+
+
+def _served(run: TrainingRun, forks: dict[int, TrainingRun], number: int, command: Command, argument: Any) -> Answer:
+    if command != "start":
+        return answered(forks[number], command, argument)
+    try:
+        fork = forks[number] = forked(run, argument)
+    except Exception as error:
+        return Answer(error=told(error))
+    return Answer(lr_scale=fork.lr_scale, spent=fork.ledger.as_dict())
+
+
+def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
+    """What a command comes to."""
+    value, error, refused = None, "", False
+    try:
+        value = _carry_out(fork, command, argument)
+    except UserError as raised:
+        error, refused = str(raised) if command == "apply" else told(raised), True
+    except Exception as raised:  # whatever a model may raise, memory that is out among it
+        error = told(raised)
+    return Answer(value=value, error=error, refused=refused, lr_scale=fork.lr_scale, spent=fork.ledger.as_dict())
+
+
+def _carry_out(fork: TrainingRun, command: Command, argument: Any) -> Any:
+    match command:
+        case "advance":
+            return fork.advance(argument)
+        case "evaluate":
+            return fork.evaluate()
+        case "snapshot":
+            return fork.snapshot()
+        case "apply":
+            fork.apply(argument)
+        case "scale":
+            fork.lr_scale = argument
+    return None
