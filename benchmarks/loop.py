@@ -15,6 +15,7 @@
 Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap intervals over trunks and seeds.
 """
 
+# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
@@ -29,18 +30,18 @@ from typing import Any
 # Scripts beside this one are named like packages.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent.resolve()]
 
-from agents.branching import Branching  # noqa: E402
-from agents.branching.drafting import ramps  # noqa: E402
-from trainenv.cli.loop import branching  # noqa: E402
-from trainenv.cli.methods import METHODS  # noqa: E402
-from trainenv.compare import compare, load_suite  # noqa: E402
-from trainenv.compare.measuring import measure_cell  # noqa: E402
-from trainenv.config import RunConfig  # noqa: E402
-from trainenv.driving import drive  # noqa: E402
-from trainenv.records.folder import RunFolder  # noqa: E402
-from trainenv.rollouts import NOTHING, Rollouts  # noqa: E402
-from trainenv.run import TrainingRun  # noqa: E402
-from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory  # noqa: E402
+from agents.branching import Branching
+from agents.branching.drafting import ramps
+from trainenv.cli.loop import branching
+from trainenv.cli.methods import METHODS
+from trainenv.compare import compare, load_suite
+from trainenv.compare.measuring import measure_cell
+from trainenv.config import RunConfig
+from trainenv.driving import drive
+from trainenv.records.folder import RunFolder
+from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.run import TrainingRun
+from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory
 
 TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
 

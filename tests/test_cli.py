@@ -26,6 +26,7 @@ from trainenv.cli.asking import interruptible
 from trainenv.config import RunConfig
 from trainenv.driving import drive
 from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
@@ -176,6 +177,40 @@ def test_by_hand_answers_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [event["kind"] for event in read_events(tmp_path / "mine")] == ["fired", "rewind"]
     assert summary["flops"]["rewound"] > 0
     assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, summary["step"] + 1))
+
+
+@pytest.mark.parametrize("planner", [[], ["--planner", "random"]], ids=["grid", "random"])
+def test_branching_drafts_verifies_and_goes_on(
+    planner: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = "{every: 40, horizon: 48, verify_steps: 3, quiet: 8, share: 0.5, worth: 0, top_k: 2}"
+    arguments = ["run", "tiny", *sets(steps=120, validation__every=0, branching=quick), "--branching", *planner]
+    assert main([*arguments, "--out", "straight"]) == 0
+    said = capsys.readouterr().out
+    assert "steering costs at most 60 steps, " in said
+    decisions = read_decisions(tmp_path / "straight")
+    assert len(decisions) >= 2
+    assert {decision["planner"]["name"] for decision in decisions} == {(planner or ["grid"])[-1]}
+    assert [branch["control"] for branch in decisions[0]["branches"]][:2] == [True, False]
+    assert decisions[0]["branches"][0]["forecast"] is not None
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, 56)
+        assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
+    hint = shlex.split(capsys.readouterr().out.partition("interrupted; go on with: trainenv ")[2].strip())
+    assert hint == ["run", "--resume", "--out", "mine", "--branching", "--planner", (planner or ["grid"])[-1]]
+    assert main([*hint, "--json"]) == 0
+    assert final("mine") == final("straight")
+    assert [d["number"] for d in read_decisions(tmp_path / "mine")] == [d["number"] for d in decisions]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [(["--branching", "--by-hand"], ("--by-hand", "--branching")), (["--branching", "--planner", "gird"], ("gird", "grid"))],
+)
+def test_a_run_is_steered_by_one_that_there_is(
+    wrong: list[str], words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_sentence(["run", "tiny", *sets(), *wrong], words, tmp_path, capsys)
 
 
 # ── demo ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from trainenv.config import RunConfig
 from trainenv.futures import Start, forked, told
 from trainenv.ledger import Ledger
 from trainenv.likeness import likeness
-from trainenv.serving import Answer, Command, answered
+from trainenv.serving import Answer, Command, Parcel, answered, packed, unpacked
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 from trainenv.workers import Lost, Worker, Workers
 
@@ -115,7 +115,8 @@ class Beside:
         self.scales = [1.0] * len(starts)
         self.runs = tuple(Away(self, number) for number in range(len(starts)))
         self._mourned: set[Lost] = set()
-        self._do("start", dict(enumerate(starts)))
+        parcels = {id(start.state): packed(start.state) for start in starts}  # most start from the same
+        self._do("start", {number: (parcels[id(one.state)], one.draw, one.ledger) for number, one in enumerate(starts)})
 
     def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
         """See `Together`; no steps of one that fails."""
@@ -133,8 +134,8 @@ class Beside:
         if number in self.failed:
             raise RuntimeError(self.failed[number])
         found = answers[number].value
-        assert isinstance(found, Snapshot)
-        return found
+        assert isinstance(found, Snapshot | Parcel)
+        return unpacked(found) if isinstance(found, Parcel) else found
 
     def steer(self, command: Command, number: int, argument: Any) -> None:
         """Change what is in force for one.

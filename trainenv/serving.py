@@ -1,16 +1,21 @@
-"""A worker process at work: it builds the run of a configuration once, and then does what it is told for forks of it."""
+"""A worker process at work: it builds the run of a configuration once, and then does what it is told for forks of it.
+
+Tensors go over as bytes. Left to the connection they would go as handles of memory, which the death of a worker takes away.
+"""
 
 from __future__ import annotations
 
-import pickle
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainenv.futures import forked, told
-from trainenv.types import UserError
+import torch
+
+from trainenv.futures import Start, forked, told
+from trainenv.types import Snapshot, Tier, UserError
 
 if TYPE_CHECKING:
     from trainenv.config import RunConfig
@@ -20,11 +25,39 @@ Command = Literal["start", "apply", "scale", "advance", "evaluate", "snapshot"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """A snapshot on its way, each tensor as its type, shape and bytes."""
+
+    step: int
+    state: Mapping[str, Any]
+    tier: Tier
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], bytes]]
+
+
+def packed(snapshot: Snapshot) -> Parcel:
+    """To be sent."""
+    tensors = {
+        name: (one.dtype, tuple(one.shape), one.flatten().view(torch.uint8).numpy().tobytes())
+        for name, one in snapshot.tensors.items()
+    }
+    return Parcel(step=snapshot.step, state=snapshot.state, tier=snapshot.tier, tensors=tensors)
+
+
+def unpacked(parcel: Parcel) -> Snapshot:
+    """As it was packed, to the bit."""
+    tensors = {
+        name: torch.frombuffer(bytearray(data), dtype=dtype).view(shape) if data else torch.empty(shape, dtype=dtype)
+        for name, (dtype, shape, data) in parcel.tensors.items()
+    }
+    return Snapshot(step=parcel.step, state=parcel.state, tier=parcel.tier, tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a command came to, for one fork.
 
     Attributes:
-        value: steps, a loss or a snapshot.
+        value: steps, a loss, or a snapshot as a parcel.
         error: in words; empty: it went well.
         refused: whether it was a user's error, which leaves the fork as it was.
         lr_scale: in force now.
@@ -40,8 +73,6 @@ class Answer:
 
 def serve(line: Connection, config: RunConfig) -> None:
     """A worker's life: commands, until nobody is there to send any."""
-    import torch
-
     from trainenv.likeness import likeness
     from trainenv.run import TrainingRun
 
@@ -52,21 +83,23 @@ def serve(line: Connection, config: RunConfig) -> None:
         try:
             run = TrainingRun.from_config(config)
         except Exception as error:
-            line.send_bytes(pickle.dumps({"error": told(error)}))
+            line.send({"error": told(error)})
             return
-        line.send_bytes(pickle.dumps(likeness(run)))
+        line.send(likeness(run))
         while True:
-            command, arguments = pickle.loads(line.recv_bytes())
+            command, arguments = line.recv()
             if command == "start":
                 forks.clear()  # of the verification before
-            line.send_bytes(pickle.dumps({n: _served(run, forks, n, command, one) for n, one in arguments.items()}))
+            line.send({n: _served(run, forks, n, command, one) for n, one in arguments.items()})
 
 
 def _served(run: TrainingRun, forks: dict[int, TrainingRun], number: int, command: Command, argument: Any) -> Answer:
     if command != "start":
-        return answered(forks[number], command, argument)
+        answer = answered(forks[number], command, argument)
+        return replace(answer, value=packed(answer.value)) if isinstance(answer.value, Snapshot) else answer
     try:
-        fork = forks[number] = forked(run, argument)
+        parcel, draw, ledger = argument
+        fork = forks[number] = forked(run, Start(state=unpacked(parcel), draw=draw, ledger=ledger))
     except Exception as error:
         return Answer(error=told(error))
     return Answer(lr_scale=fork.lr_scale, spent=fork.ledger.as_dict())

@@ -1,12 +1,8 @@
-"""Worker processes that hold forks of a run, as seen from the process of the run. `trainenv.beside` puts forks into them.
-
-What goes over is pickled between our own processes, and never touches the disk.
-"""
+"""Worker processes that hold forks of a run, as seen from the process of the run. `trainenv.beside` puts forks into them."""
 
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,7 +76,7 @@ class Worker:
         """Have a command done for the forks with these numbers; `receive` what comes of it before the next."""
         if self.lost is None:
             try:
-                self._line.send_bytes(pickle.dumps((command, dict(arguments))))
+                self._line.send((command, dict(arguments)))
             except OSError:
                 self._bury()
 
@@ -92,8 +88,7 @@ class Worker:
         """
         if self.lost is None:
             try:
-                # No `recv`: tensors would come as handles of memory that the worker's death takes away.
-                return pickle.loads(self._line.recv_bytes())
+                return self._line.recv()
             except (EOFError, OSError):
                 self._bury()
         assert self.lost is not None

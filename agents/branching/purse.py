@@ -11,7 +11,7 @@ from trainenv.run import TrainingRun
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What a loop may cost at most, said before the run.
+    """What a loop may cost at most, said before the run; going back from a lost loss is not counted, or the run is over.
 
     Attributes:
         steps: worth of compute that may be thrown away; they are taken off the run's own.

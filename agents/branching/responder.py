@@ -456,7 +456,8 @@ class Branching(Responder):
 
 
 def _verification(settings: BranchingConfig) -> Verification:
-    return Verification(top_k=settings.top_k, verify_steps=settings.verify_steps, rule=make_rule(settings.rule))
+    rule, workers = make_rule(settings.rule), settings.workers
+    return Verification(top_k=settings.top_k, verify_steps=settings.verify_steps, rule=rule, workers=workers)
 
 
 def _told(error: Exception) -> str:

@@ -80,7 +80,12 @@ class Bigram(nn.Module):
 
 
 def toy(
-    steps: int = 120, lr: float = 2e-2, branching: Mapping[str, Any] | None = None, *, kicked: Mapping[int, float] = {}, **more: Any
+    steps: int = 120,
+    lr: float = 2e-2,
+    branching: Mapping[str, Any] | None = None,
+    *,
+    kicked: Mapping[int, float] = {},
+    **more: Any,
 ) -> TrainingRun:
     """A run that has not begun.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from made_examples import LR, quiet, world
 from made_models import SMALL, calibration_examples, history, model
 
+from trainenv.records.lines import plain
 from trainenv.types import Intervention, UserError
 from worldmodel.baselines.scale import unsquash
 from worldmodel.calibration import ALPHA, Calibrations, strata_of
@@ -193,4 +195,53 @@ def test_settings_and_histories_that_are_none_are_refused() -> None:
     online = OnlineModel(model(), calibration_examples(), NEVER)
     with pytest.raises(UserError, match="at least 16 steps"):
         online.learn([rollout(history=history(8))])
+    assert online.model is model()
+
+
+def through_json(state: Any) -> Any:
+    """As it is in a checkpoint: strict JSON, where a number that is not finite is null."""
+    return json.loads(json.dumps(plain(state), allow_nan=False))
+
+
+def same(one: OnlineModel, two: OnlineModel) -> bool:
+    weights, others = one.model.networks.state_dict(), two.model.networks.state_dict()
+    asked: list[Any] = [Intervention(), Intervention(lr_scale=0.8), (Intervention(), Intervention(lr_scale=1.1))]
+    alike = all(torch.equal(weights[name], others[name]) for name in weights)
+    return alike and one.model.forecast(history(), asked) == two.model.forecast(history(), asked)
+
+
+def test_what_was_learned_comes_back_to_the_bit_and_goes_on_alike() -> None:
+    how = Online(refresh=3, training=Training(epochs=1))
+    online, other = (OnlineModel(model(), calibration_examples(), how) for _ in range(2))
+    online.learn([rollout("a"), rollout("b", annealed=0.02)])
+    online.learn([rollout("a", looks=(0.1, math.nan, 0.2), annealed=math.nan, diverged=2), rollout("c", final=0.3)])
+    assert online.model.networks is not model().networks  # refreshed in between
+    state = through_json(online.state_dict())
+    other.learn([rollout("z", annealed=9.0)] * 4)  # is forgotten
+    other.load_state_dict(state)
+    assert same(online, other)
+    assert other.report() == online.report()
+    assert through_json(other.state_dict()) == state
+    for one in (online, other):
+        one.learn([rollout("b", annealed=-0.03), rollout("d"), rollout("a")])
+    assert same(online, other)
+    assert not same(online, OnlineModel(model(), calibration_examples(), how))
+
+
+def test_what_another_had_learned_costs_nothing_again() -> None:
+    how = Online(refresh=1, training=Training(epochs=1))
+    online, other = (OnlineModel(model(), calibration_examples(), how) for _ in range(2))
+    online.learn([rollout()])
+    assert online.flops > 0
+    other.load_state_dict(online.state_dict())
+    assert other.flops == 0
+    other.learn([rollout()])
+    assert other.flops > 0
+
+
+def test_nothing_learned_is_a_state_too() -> None:
+    online = OnlineModel(model(), calibration_examples(), NEVER)
+    assert online.state_dict() == {"learned": []}
+    online.learn([rollout()])
+    online.load_state_dict({"learned": []})
     assert online.model is model()

@@ -1,0 +1,118 @@
+"""One verification, of six candidates and the control, by how its branches are trained: in turn, folded, over worker processes.
+
+Wall-clock time, for that is what several cores are for. Within a width the ways take turns, so that a slow spell of the machine
+hits all alike, and each round's times are told as ratios to in turn. What the workers need to start, once a run, is told apart.
+Every branch takes all its steps: none is stopped early.
+
+    python benchmarks/verification.py --json
+"""
+
+# ruff: noqa: E402  (see below)
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Python looks in this folder first, where another script would be found for the package of the same name.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
+
+import torch
+
+from trainenv import TrainingRun, beside, futures
+from trainenv.rollouts import NOTHING
+from trainenv.types import Candidate, Intervention, Plan, Verdict
+from trainenv.wrappers.verification import Verification
+
+WIDTHS = (32, 64, 128)
+SCALES = (0.7, 0.8, 0.9, 0.95, 1.05, 1.1)
+PLAN = Plan(
+    planner="scripted",
+    candidates=(
+        *(Candidate(interventions=(Intervention(lr_scale=scale),), score=-0.1) for scale in SCALES),
+        Candidate(interventions=NOTHING, score=0.0),
+    ),
+)
+
+
+def ways(steps: int, workers: int) -> dict[str, Verification]:
+    """How a verification is done."""
+    settings: dict[str, Any] = {"verify_steps": steps, "stopping": None}
+    return {
+        "in_turn": Verification(**settings, fold=False),
+        "folded": Verification(**settings),
+        "workers": Verification(**settings, fold=False, workers=workers),
+    }
+
+
+def verified(run: TrainingRun, verification: Verification) -> tuple[float, Verdict]:
+    """Seconds that it takes, and what it comes to."""
+    started = time.perf_counter()
+    rollouts = verification.rollouts(run, decision_steps=verification.verify_steps, validation=run.uniform_loss)
+    verdict = verification.verify(rollouts, PLAN, horizon=4 * verification.verify_steps)
+    return time.perf_counter() - started, verdict
+
+
+def timed(width: int, steps: int, rounds: int, workers: int) -> dict[str, Any]:
+    """All ways, for models of one width."""
+    run = TrainingRun.from_config("tiny", {"model.width": width, "monitor": {"block": 16}})
+    run.advance(16)  # the first steps of a process are slow
+    try:
+        first, _ = verified(run, ways(1, workers)["workers"])  # starts them
+        again, _ = verified(run, ways(1, workers)["workers"])
+        seconds: dict[str, list[float]] = {name: [] for name in ways(steps, workers)}
+        losses: dict[str, list[Any]] = {}
+        for _ in range(rounds):
+            for name, verification in ways(steps, workers).items():
+                spent, verdict = verified(run, verification)
+                seconds[name].append(spent)
+                losses[name] = [branch.losses for branch in verdict.branches]
+    finally:
+        beside.dismiss(run)
+    ratios = {name: [round(one / base, 3) for one, base in zip(took, seconds["in_turn"])] for name, took in seconds.items()}
+    return {
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "seconds": {name: round(statistics.median(took), 3) for name, took in seconds.items()},
+        "over_in_turn": {name: statistics.median(took) for name, took in ratios.items()},
+        "over_in_turn_by_round": ratios,
+        "workers_start_seconds": round(first - again, 2),
+        "workers_same_bits": losses["workers"] == losses["in_turn"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--widths", type=int, nargs="*", default=list(WIDTHS))
+    parser.add_argument("--steps", type=int, default=25, help="of each branch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    futures.FOLDS_UP_TO = max(args.widths)  # models of every width are folded, so that it shows where that pays
+    result: dict[str, Any] = {
+        "benchmark": "verification",
+        "branches": len(SCALES) + 1,
+        "steps": args.steps,
+        "workers": args.workers,
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "widths": {},
+    }
+    for width in args.widths:
+        found = result["widths"][str(width)] = timed(width, args.steps, args.rounds, args.workers)
+        if not args.json:
+            took = "  ".join(f"{name} {found['seconds'][name]} s (×{ratio})" for name, ratio in found["over_in_turn"].items())
+            print(f"width {width:3}: {took}  start of the workers {found['workers_start_seconds']} s", flush=True)
+    if args.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""A steered run that was killed, at any moment and however, goes on to the same end, and no decision is on record twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from steered_runs import (
+    HIGHER,
+    LOWER,
+    Promising,
+    Pupil,
+    alarm_at,
+    toy,
+)
+
+from agents.branching import Branching
+from trainenv.checkpoints.store import CheckpointStore
+from trainenv.driving import drive, resume
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.decisions import read_decisions
+from trainenv.records.folder import RunFolder, read_events
+from trainenv.run import TrainingRun
+from trainenv.types import UserError
+from trainenv.wrappers import record
+
+
+@pytest.fixture(autouse=True)
+def alarms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """No alarms but those that a test asks for."""
+
+    def at(*steps: int) -> None:
+        monkeypatch.setattr(UncertaintyIndex, "update", alarm_at(*steps))
+
+    at()
+    return at
+
+
+# ── gone on with ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Killed(BaseException):
+    """As by the power cut: nobody may catch it."""
+
+
+EVENTFUL: dict[str, Any] = {"every": 20, "share": 0.6, "verify_steps": 4, "rewind": 8, "quiet": 8, "keep": 3, "replayable": True}
+
+
+def eventful() -> tuple[TrainingRun, Branching]:
+    """Several decisions, a rewind, parts that are pending and a model that learns."""
+    run = toy(
+        160, branching=EVENTFUL, kicked={60: -200.0}, validation={"every": 30}, checkpoints={"every": 8, "moments": "exact"}
+    )
+    return run, Branching(planner=Promising(sequences=((LOWER, HIGHER, HIGHER), (HIGHER,), (LOWER, LOWER))), model=Pupil())
+
+
+def came_to(run: TrainingRun, responder: Branching, path: Path) -> dict[str, Any]:
+    """Everything that must be the same."""
+    decisions = read_decisions(path)
+    for decision in decisions:
+        decision["planner"]["seconds"] = 0
+    state = responder.state_dict()
+    return {"fingerprint": run.fingerprint(), "state": state, "decisions": decisions, "flops": run.ledger.as_dict()}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The run that nobody killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UncertaintyIndex, "update", alarm_at(61))
+        run, responder = eventful()
+        folder = RunFolder.create(tmp_path_factory.mktemp("straight") / "run", run.config)
+        drive(run, folder, responder=responder)
+    return came_to(run, responder, folder.path) | {"kinds": [event["kind"] for event in read_events(folder.path)]}
+
+
+def test_the_run_to_be_killed_is_eventful(straight: dict[str, Any]) -> None:
+    assert len(straight["decisions"]) >= 4
+    assert straight["kinds"].count("rewind") >= 1
+    assert straight["kinds"].count("intervention") >= 2
+    assert len(straight["state"]["learned"]["taken"]) >= 3
+    assert any(decision["accepted"] for decision in straight["decisions"])
+
+
+PLACES: list[tuple[Any, str]] = [
+    (CheckpointStore, "save"),
+    (CheckpointStore, "wait"),
+    (record, "write"),
+    (Branching, "respond"),
+    (Branching, "validated"),
+    (Promising, "plan"),
+    (Pupil, "learn"),
+    (TrainingRun, "advance"),  # of branches too
+    (TrainingRun, "rewind"),
+    (TrainingRun, "evaluate"),
+    (TrainingRun, "apply"),
+    (RunFolder, "event"),
+]
+
+
+def kill_at(patch: pytest.MonkeyPatch, place: int, call: int, *, before: bool) -> None:
+    """The run is killed in the `call`-th call, from 0 on, before or after it has done its work."""
+    owner, name = PLACES[place]
+    original, calls = getattr(owner, name), []
+
+    def counted(*one: Any, **how: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call + 1 and before:
+            raise Killed
+        answer = original(*one, **how)
+        if len(calls) == call + 1:
+            raise Killed
+        return answer
+
+    patch.setattr(owner, name, counted)
+
+
+def driven_on(path: Path) -> tuple[TrainingRun, Branching, RunFolder]:
+    """As a new process would: the run as it was configured, and whoever steers it; from the start where nothing was saved yet."""
+    run, responder = eventful()
+    try:
+        folder, _ = resume(path, run, responder)
+    except UserError:
+        folder = RunFolder.create(path.with_name("anew"), run.config)
+    return run, responder, folder
+
+
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    place=st.integers(0, len(PLACES) - 1),
+    call=st.integers(0, 60),
+    again=st.integers(0, 30),
+    before=st.booleans(),
+)
+def test_killed_at_any_moment_it_comes_to_the_same(
+    place: int,
+    call: int,
+    again: int,
+    before: bool,
+    straight: dict[str, Any],
+    alarms: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    alarms(61)
+    path = tmp_path_factory.mktemp("killed") / "run"
+    run, responder = eventful()
+    folder = RunFolder.create(path, run.config)
+    for kills in ((place, call % 20 if place != 7 else call), ((place + again) % len(PLACES), again)):
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at(patch, *kills, before=before)
+            try:
+                drive(run, folder, responder=responder)
+                break
+            except Killed:
+                pass
+        run, responder, folder = driven_on(path)
+        path = folder.path
+    else:
+        drive(run, folder, responder=responder)
+    found = came_to(run, responder, folder.path)
+    assert found["fingerprint"] == straight["fingerprint"]
+    assert found["state"] == straight["state"]
+    # The first validation of a run that was killed before its second checkpoint is on record, but no longer on the ledger.
+    assert found["flops"] == pytest.approx(straight["flops"], abs=run.flops_per_evaluation + 1)
+    numbers = [decision["number"] for decision in found["decisions"]]
+    assert numbers == sorted(set(numbers))
+    assert found["decisions"] == straight["decisions"]
+
+
+VICTIM = """
+import sys
+from pathlib import Path
+from trainenv.monitor.uncertainty import UncertaintyIndex
+import steered_runs, test_branching_resume as resumed
+from trainenv.driving import drive
+from trainenv.records.folder import RunFolder
+UncertaintyIndex.update = steered_runs.alarm_at(61)
+run, responder = resumed.eventful()
+drive(run, RunFolder.create(Path(sys.argv[1]), run.config), responder=resumed.Doomed(responder, int(sys.argv[2])))
+"""
+
+
+class Doomed:
+    """The process is killed, as by the system, when it is to plan from a step on."""
+
+    def __init__(self, responder: Branching, step: int) -> None:
+        self._responder, planner = responder, responder.planner
+        plan = planner.plan
+
+        def planning(problem: Any, /) -> Any:
+            if problem.history.telemetry[-1].step >= step:
+                signal.raise_signal(signal.SIGKILL)
+            return plan(problem)
+
+        planner.plan = planning  # type: ignore[method-assign]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._responder, name)
+
+
+def test_killed_for_good_by_the_system_it_comes_to_the_same(
+    straight: dict[str, Any], alarms: Callable[..., None], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    victim = subprocess.run([sys.executable, "-c", VICTIM, str(path), "60"], env=environment, timeout=120, check=False)
+    assert victim.returncode == -signal.SIGKILL
+    alarms(61)
+    assert 1 <= len(read_decisions(path)) < len(straight["decisions"])
+    run, responder = eventful()
+    folder, snapshot = resume(path, run, responder)
+    assert snapshot.step > 0
+    drive(run, folder, responder=responder)
+    found = came_to(run, responder, path)
+    assert (found["fingerprint"], found["state"], found["decisions"]) == tuple(
+        straight[name] for name in ("fingerprint", "state", "decisions")
+    )
+
+
+def test_decisions_of_a_future_that_was_lost_are_off_the_record(alarms: Callable[..., None], tmp_path: Path) -> None:
+    """Where moments are rounded, the run goes on nearly as before: what it decides now is not what it had decided."""
+    path, seen = tmp_path / "run", []
+    run, responder = eventful()
+    folder = RunFolder.create(path, run.config)
+
+    def crash(run: TrainingRun, window: Any) -> None:
+        if run.step >= 50:
+            raise Killed
+
+    with pytest.raises(Killed):
+        drive(run, folder, responder=responder, watch=crash)
+    before = read_decisions(path)
+    moved = path / "branches" / "47"
+    (path / "branches" / str(before[-1]["step"])).rename(moved)
+    run, responder = eventful()
+    folder, _ = resume(path, run, responder)
+    seen = [d["number"] for d in before if d["number"] > 1]
+    responder._loaded["number"] = 1
+    drive(run, folder, responder=responder)
+    numbers = [decision["number"] for decision in read_decisions(path)]
+    assert seen
+    assert numbers == sorted(set(numbers))
+    assert not (moved / "decision.json").exists()
+
+
+def test_driven_on_in_the_same_process_it_remembers(
+    alarms: Callable[..., None], straight: dict[str, Any], tmp_path: Path
+) -> None:
+    alarms(61)
+    run, responder = eventful()
+    folder = RunFolder.create(tmp_path / "run", run.config)
+    while drive(run, folder, responder=responder, stop=lambda: True)["ended"] == "interrupted":
+        pass
+    found = came_to(run, responder, folder.path)
+    assert (found["fingerprint"], found["state"]) == (straight["fingerprint"], straight["state"])
+    other, _ = eventful()
+    drive(other, RunFolder.create(tmp_path / "other", other.config), responder=responder)
+    first = read_decisions(tmp_path / "other")[0]
+    assert (first["number"], first["step"]) == (1, 20)  # it starts anew with another run
+
+
+def test_a_run_that_was_left_alone_can_be_steered_from_then_on(alarms: Callable[..., None], tmp_path: Path) -> None:
+    run, _ = eventful()
+    drive(run, RunFolder.create(tmp_path / "run", run.config), stop=lambda: run.step >= 40)
+    run, responder = eventful()
+    folder, _ = resume(tmp_path / "run", run, responder)
+    drive(run, folder, responder=responder)
+    first = read_decisions(folder.path)[0]
+    assert (first["number"], first["step"]) == (1, 60)
+    planner: Any = responder.planner
+    assert [t.step for t in planner.problems[0].history.telemetry] == list(range(1, 61))
