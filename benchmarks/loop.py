@@ -49,7 +49,8 @@ TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes"
 class Oracle(Branching):
     """Drafts by training each change of the learning rate to the end of the run; none of it is charged."""
 
-    def _draft(self, run: TrainingRun, history: RunHistory) -> Plan:
+    def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
+        history, _ = super()._draft(run)
         ledger, listed = run.ledger.as_dict(), [NOTHING, *ramps(self._codec, self._codec.masks(run))]
         steps = run.horizon.end - run.step
         outcomes = Rollouts(run, decision_steps=history.decision_steps).run(listed, steps, measure="horizon")
@@ -59,7 +60,7 @@ class Oracle(Branching):
             (Candidate(interventions=one, score=loss / losses[0] - 1) for one, loss in zip(listed, losses)),
             key=lambda candidate: candidate.score,
         )
-        return Plan(planner="oracle", candidates=tuple(ranked))
+        return history, Plan(planner="oracle", candidates=tuple(ranked))
 
 
 class Anything:

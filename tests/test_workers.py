@@ -16,8 +16,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agents.branching.responder import _verification
 from trainenv import beside, snapshots
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
 from trainenv.futures import Future, Start, Together, side_by_side
 from trainenv.ledger import Ledger
 from trainenv.likeness import likeness
@@ -240,6 +241,28 @@ def test_whenever_a_worker_is_lost(run: TrainingRun, monkeypatch: pytest.MonkeyP
     assert [ledger.as_dict() for ledger in ledgers[1]] == [ledger.as_dict() for ledger in ledgers[0]]
 
 
+def test_what_can_not_be_trained_here_either_fails_in_words(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(run, 2, [NOTHING, LOWER], 1, "horizon")
+    _, second = present(run)
+    receive, told = second.receive, []
+
+    def no_memory(self: TrainingRun, steps: int) -> list[Telemetry]:
+        raise MemoryError("no more")
+
+    def lost() -> Any:
+        told.append(receive())
+        if len(told) < 4:  # started, steered, trained, and then
+            return told[-1]
+        raise Lost(-signal.SIGKILL)
+
+    monkeypatch.setattr(second, "receive", lost)
+    monkeypatch.setattr(TrainingRun, "advance", no_memory)
+    with pytest.warns(UserWarning, match="exit code −9"):
+        outcomes = rollouts(run, 2, look=3).run([NOTHING, LOWER, RESET], 4, measure="horizon")
+    assert [outcome.error for outcome in outcomes[::2]] == ["", ""]
+    assert outcomes[1].error == "the worker ended with exit code −9; then, in turn: RuntimeError: MemoryError: no more"
+
+
 def test_runs_of_your_own_parts_are_trained_in_turn_and_told_so_once() -> None:
     model = torch.nn.Embedding(8, 8)
     config = TrainingConfig(steps=9, monitor={"probe_every": 0})  # type: ignore[arg-type]
@@ -281,6 +304,11 @@ def test_likeness_is_of_the_parts_not_the_state(run: TrainingRun) -> None:
     assert likeness(fork) == likeness(run)
     fork.objective = lambda model, micro: model(micro).mean()
     assert likeness(fork) != likeness(run)
+
+
+def test_a_configuration_of_the_loop_says_how_many() -> None:
+    assert BranchingConfig().workers == 0
+    assert _verification(BranchingConfig(workers=3)).workers == 3
 
 
 def test_counts_below_what_makes_sense(run: TrainingRun) -> None:

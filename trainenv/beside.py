@@ -164,32 +164,40 @@ class Beside:
             self.scales[number] = answer.lr_scale
             if command in _CHANGES:
                 self._told[number].append((command, argument))
-            if answer.error and not (command == "apply" and answer.refused):
+            if answer.error and not answer.refused:
                 self.failed[number] = answer.error
         return answers
 
     def _done_here(self, number: int, command: Command, argument: Any, lost: Lost | None) -> Answer:
         """Do a command for a fork whose worker is lost, or was before."""
+        ledger = self._starts[number].ledger
         if lost is not None:
-            try:
-                self._bring_here(number, lost)
-            except Exception as error:  # whatever a model may raise
-                why = str(lost) if error is lost else f"{lost}; then, in turn: {told(error)}"
-                return Answer(error=why, lr_scale=self.scales[number], spent=self._starts[number].ledger.as_dict())
+            why = str(lost)
+            if lost.exitcode not in _FAULTS:
+                self._mourn(lost)
+                try:
+                    self._bring_here(number)
+                except Exception as error:  # whatever a model may raise
+                    why += f"; then, in turn: {told(error)}"
+            if number not in self._here:
+                return Answer(error=why, lr_scale=self.scales[number], spent=ledger.as_dict())
+        fork = self._here[number]
         if command == "start":
-            return Answer(lr_scale=self._here[number].lr_scale, spent=self._starts[number].ledger.as_dict())
-        return answered(self._here[number], command, argument)
+            return Answer(lr_scale=fork.lr_scale, spent=ledger.as_dict())
+        return answered(fork, command, argument)
 
-    def _bring_here(self, number: int, lost: Lost) -> None:
-        """Train a fork here to where it was when its worker was lost."""
-        if lost.exitcode in _FAULTS:
-            raise lost
+    def _mourn(self, lost: Lost) -> None:
         if lost not in self._mourned:
             self._mourned.add(lost)
             warnings.warn(f"{lost}: what it trained is trained in turn, and the next verification starts another", stacklevel=2)
+
+    def _bring_here(self, number: int) -> None:
+        """Train a fork here to where it was when its worker was lost."""
         start = self._starts[number]
         fork = forked(self._run, replace(start, ledger=Ledger()))
         for command, argument in self._told[number]:
-            answered(fork, command, argument)  # what was refused then is refused now
+            answer = answered(fork, command, argument)
+            if answer.error and not answer.refused:  # what was refused then is refused now
+                raise RuntimeError(answer.error)
         fork.ledger = start.ledger
         self._here[number] = fork

@@ -25,7 +25,7 @@ def likeness(run: TrainingRun) -> dict[str, str]:
         "class": _kind(run),
         "model": _hash(_kind(run.model), str(run.model), _settings(run.model)),
         "optimizer": _hash(_kind(run.optimizer), run._base, [sorted(_plain(g).items()) for g in run.optimizer.param_groups]),
-        "objective": _kind(run.objective),
+        "objective": f"{_kind(run.objective)} {run.objective!r}",
         "schedule": _hash([run._schedule(step, step / run.config.steps) for step in steps]),
         "stress": _hash(stress and [stress(step) for step in steps], lost and [lost(step) for step in steps]),
         "data": _hash(_kind(run._batches), *(_tensors(list(_micro(run, index))) for index in indices)),

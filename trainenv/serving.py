@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
+from trainenv.config import RunConfig
 from trainenv.futures import Start, forked, told
+from trainenv.likeness import likeness
+from trainenv.run import TrainingRun
 from trainenv.types import Snapshot, Tier, UserError
-
-if TYPE_CHECKING:
-    from trainenv.config import RunConfig
-    from trainenv.run import TrainingRun
 
 Command = Literal["start", "apply", "scale", "advance", "evaluate", "snapshot"]
 
@@ -59,7 +58,7 @@ class Answer:
     Attributes:
         value: steps, a loss, or a snapshot as a parcel.
         error: in words; empty: it went well.
-        refused: whether it was a user's error, which leaves the fork as it was.
+        refused: whether it was an intervention out of bounds, which leaves the fork as it was.
         lr_scale: in force now.
         spent: the fork's ledger, of all commands so far.
     """
@@ -73,9 +72,6 @@ class Answer:
 
 def serve(line: Connection, config: RunConfig) -> None:
     """A worker's life: commands, until nobody is there to send any."""
-    from trainenv.likeness import likeness
-    from trainenv.run import TrainingRun
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
     torch.set_num_threads(1)
     forks: dict[int, TrainingRun] = {}
@@ -110,10 +106,9 @@ def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
     value, error, refused = None, "", False
     try:
         value = _carry_out(fork, command, argument)
-    except UserError as raised:
-        error, refused = str(raised) if command == "apply" else told(raised), True
     except Exception as raised:  # whatever a model may raise, memory that is out among it
-        error = told(raised)
+        refused = command == "apply" and isinstance(raised, UserError)
+        error = str(raised) if refused else told(raised)
     return Answer(value=value, error=error, refused=refused, lr_scale=fork.lr_scale, spent=fork.ledger.as_dict())
 
 

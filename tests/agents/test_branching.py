@@ -91,7 +91,7 @@ def test_alarms_soon_after_a_decision_are_not_answered(alarms: Callable[..., Non
 def test_the_end_of_a_run_is_left_alone() -> None:
     found = steered(toy(branching={"every": 4, "verify_steps": 8, "share": 0.0001}), planner=Promising())
     assert [event["step"] for event in found.of("skipped")] == list(range(4, 120 - 32, 4))
-    assert {event["detail"]["reason"] for event in found.of("skipped")} == {"no budget is left"}
+    assert all(event["detail"]["reason"].startswith("no budget is left") for event in found.of("skipped"))
 
 
 def test_it_waits_twice_as_long_and_gives_up(alarms: Callable[..., None]) -> None:
