@@ -258,7 +258,7 @@ class BranchingConfig(Config):
     workers: Annotated[int, Field(ge=0)] = 0
     verify_steps: Count = 50
     rule: str = "agreement"
-    worth: Annotated[float, Field(ge=0)] = 0.0
+    worth: Annotated[float, Field(ge=0)] = 0.001
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     quiet: Annotated[int, Field(ge=0)] = 500
     patience: Count = 5

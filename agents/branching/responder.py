@@ -90,6 +90,7 @@ class Branching(Responder):
         """All that is remembered of a run."""
         self._number, self._settled = 0, 0.0  # FLOPs of the ledger that are on the purse, or the run's own
         self._lessons, self._purse = Lessons(), Purse(0.0)
+        self._validation = math.nan  # the newest
         self._pending: list[tuple[int, Intervention]] = []
         self._history: deque[Telemetry] = deque(maxlen=_HISTORY)
         self._remembered: deque[Snapshot] = deque()
@@ -148,6 +149,7 @@ class Branching(Responder):
     def validated(self, step: int, loss: float, /) -> None:
         """See `Responder`."""
         self._alarms.validated(step, loss)
+        self._validation = loss
 
     def state_dict(self) -> dict[str, Any]:
         """See `Responder`."""
@@ -159,6 +161,7 @@ class Branching(Responder):
             "alarms": self._alarms.state_dict(),
             "lessons": self._lessons.state_dict(),
             "purse": self._purse.state_dict(),
+            "validation": self._validation,
             "learned": self.model.state_dict() if isinstance(self.model, Learner) else None,
         }
 
@@ -170,6 +173,7 @@ class Branching(Responder):
         self._number, self._lessons, self._purse = state["number"], Lessons(**state["lessons"]), Purse(**state["purse"])
         self._pending = [(step, Intervention(**fields)) for step, fields in state["pending"]]
         self._alarms.load_state_dict(state["alarms"])
+        self._validation = math.nan if state["validation"] is None else state["validation"]
         self._read_history(folder, state["history"])
         forget_decisions(folder.path, self._number)
         there = set(store.steps())
@@ -231,7 +235,7 @@ class Branching(Responder):
         verification = replace(self._verifying, top_k=max(width, 1), width=self._lessons.width)
         if not width or not verification.chosen(plan):
             return "; ".join(plan.faults) or "no draft promises enough"
-        rollouts = verification.rollouts(run, decision_steps=history.decision_steps, validation=history.validation)
+        rollouts = verification.rollouts(run, decision_steps=history.decision_steps)
         where = record.folder_of(self._folder, run.step, self._number)
         start = start_of(run, where, replayable=self._settings.replayable)
         verdict = verification.verify(rollouts, plan, horizon=4 * history.decision_steps, steps=steps)
@@ -242,10 +246,8 @@ class Branching(Responder):
 
     def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
         """What is known now, and what the planner makes of it."""
-        validation = run.evaluate()
-        self._throw_away(run, run.flops_per_evaluation)
-        self._settled = run.ledger.total
-        history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=validation)
+        # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most drafts promise nothing.
+        history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=self._validation)
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
         drafting = replace(self.drafting, parts=self._settings.parts, raises=not self._alarms.careful)
@@ -272,6 +274,8 @@ class Branching(Responder):
     def _collapsed(self, run: TrainingRun, why: str, began: int, found: _Verified) -> list[Event]:
         """The run has become one of its futures: what follows from that, and is learned from it."""
         verdict, steps = found.verdict, found.history.decision_steps
+        became = verdict.winner or verdict.control
+        self._validation = math.nan if became.lost else became.outcome.validation[-1]
         with suppress(OSError):  # it is on record but for this
             record.write(found.where, found.told | {"end": {"fingerprint": run.fingerprint()}})
         if verdict.winner is not None:  # its later parts come due a decision apart; those within the branch are in force already
@@ -309,6 +313,7 @@ class Branching(Responder):
         self._purse.throw_away(flops)  # the rewind has taken it off the budget
         self._remembered = deque(s for s in self._remembered if s.step <= snapshot.step)
         self._history = deque((t for t in self._history if t.step <= snapshot.step), maxlen=_HISTORY)
+        self._validation = math.nan
         self._pending = [(step, one) for step, one in self._pending if step <= snapshot.step]
         return [Event(at, "rewind", {"to": snapshot.step, "lr_scale": run.lr_scale, "harm": harm})]
 
