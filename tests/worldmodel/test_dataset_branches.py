@@ -14,9 +14,9 @@ import torch
 from toy_runs import SIZE, SMALL, make_run, trunks
 
 import trainenv
+from trainenv.cooldown import cool_down
 from trainenv.interventions import ActionCodec
 from worldmodel.dataset import Design, Trunk, sample
-from trainenv.cooldown import cool_down
 from worldmodel.dataset.branches import KINDS, Plan, nudge, plans, play_all, recovery
 from worldmodel.dataset.corpora import CORPORA
 from worldmodel.dataset.faults import Fault, train
