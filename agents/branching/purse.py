@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,8 +25,13 @@ class Statement:
     disk: int
 
     def __str__(self) -> str:
-        memory, disk = self.memory / 1e9, self.disk / 1e9
-        return f"steering costs at most {self.steps} steps, {memory:.2f} GB of memory and {disk:.2f} GB on disk"
+        memory, disk = _size(self.memory), _size(self.disk)
+        return f"steering costs at most {self.steps} steps, {memory} of memory and {disk} on disk"
+
+
+def _size(count: int) -> str:
+    """Bytes as a person would say them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{math.ceil(count / 1e6)} MB"
 
 
 @dataclass

@@ -44,6 +44,7 @@ from trainenv.wrappers.rules import make as make_rule
 from trainenv.wrappers.verification import Verification, adopt
 
 _HISTORY = 512  # steps: what a forecast looks at
+_WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +103,12 @@ class Branching(Responder):
         state = 3 * weights  # with both moments; a fork has gradients beside it
         width = self.verification.top_k if self.verification else settings.top_k
         forks = (width + 1) * (2 * state + weights)  # and what each has come to
+        workers = self.verification.workers if self.verification else settings.workers
         budget = max(run.config.steps, run.horizon.end)
         decisions = budget // settings.every + budget // max(1, settings.quiet)
         return Statement(
             steps=round(settings.share * budget),
-            memory=forks + (settings.keep + 1) * state,
+            memory=forks + (settings.keep + 1) * state + workers * _WORKER,
             disk=decisions * state * settings.replayable,
         )
 
