@@ -257,7 +257,7 @@ class BranchingConfig(Config):
     top_k: Count = 6
     workers: Annotated[int, Field(ge=0)] = 0
     verify_steps: Count = 50
-    rule: str = "agreement"
+    rule: Literal["agreement", "annealed", "risk"] = "agreement"
     worth: Annotated[float, Field(ge=0)] = 0.001
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     quiet: Annotated[int, Field(ge=0)] = 500
