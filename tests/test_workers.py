@@ -7,7 +7,9 @@ import math
 import multiprocessing.spawn
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -325,7 +327,10 @@ def test_counts_below_what_makes_sense(run: TrainingRun) -> None:
 # ── their lives ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_script_that_runs_is_not_imported_by_workers() -> None:
+def test_the_script_that_runs_is_not_imported_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = ModuleType("__main__")
+    script.__file__, script.__spec__ = "script.py", None
+    monkeypatch.setitem(sys.modules, "__main__", script)
     with _no_script():
         prepared = multiprocessing.spawn.get_preparation_data("worker")
     assert not [key for key in prepared if key.startswith("init_main")]
