@@ -1,6 +1,6 @@
 """Which part of the loop wins or loses: each replaced by another, or by an oracle that is not charged, at the same budget.
 
-    python benchmarks/loop.py --out /tmp/loop --json
+    python benchmarks/loop.py --out runs/loop --json
 
 | variant | differs from the loop as it ships by |
 |---|---|
