@@ -187,8 +187,8 @@ class Dreamer:
         return found
 
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
-        """It is not searched."""
-        raise NotImplementedError
+        """No planner of these tests searches: one that did would be a fault."""
+        raise AssertionError("expected forecasts to be asked for, found a search")
 
     recurrent_inference = initial_inference  # type: ignore[assignment]
 
