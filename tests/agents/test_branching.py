@@ -15,7 +15,6 @@ from steered_runs import (
     Dreamer,
     Promising,
     Steered,
-    alarm_at,
     refused,
     steered,
     toy,
@@ -28,7 +27,6 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli.loop import as_risk_asks
 from trainenv.interventions import PARTS, ActionCodec
 from trainenv.monitor.regression import RegressionTrigger
-from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, UserError
@@ -37,15 +35,7 @@ KICK = {60: -200.0}  # harm that stays
 HEALS = {60: -200.0, 62: 200.0}
 
 
-@pytest.fixture(autouse=True)
-def alarms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """No alarms but those that a test asks for."""
-
-    def at(*steps: int) -> None:
-        monkeypatch.setattr(UncertaintyIndex, "update", alarm_at(*steps))
-
-    at()
-    return at
+pytestmark = pytest.mark.usefixtures("alarms")
 
 
 def whys(of: Steered) -> list[tuple[int, str]]:

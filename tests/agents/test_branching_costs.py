@@ -17,7 +17,6 @@ from steered_runs import (
     Promising,
     Pupil,
     Steered,
-    alarm_at,
     refused,
     steered,
     toy,
@@ -27,22 +26,13 @@ from agents.branching import Branching
 from agents.branching.purse import Purse
 from trainenv.config import RunConfig
 from trainenv.driving import drive
-from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 
 OFTEN = settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(autouse=True)
-def alarms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """No alarms but those that a test asks for."""
-
-    def at(*steps: int) -> None:
-        monkeypatch.setattr(UncertaintyIndex, "update", alarm_at(*steps))
-
-    at()
-    return at
+pytestmark = pytest.mark.usefixtures("alarms")
 
 
 # ── budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,6 @@ from steered_runs import (
     Dreamer,
     Promising,
     Pupil,
-    alarm_at,
     forecast,
     steered,
     toy,
@@ -23,22 +22,12 @@ from agents.branching import Branching, Drafting
 from trainenv.checkpoints.disk import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli.loop import as_risk_asks
-from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.decisions import read_decisions
 from trainenv.records.parquet import read_telemetry
 from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, Telemetry, UserError
 from trainenv.wrappers import record
 
-
-@pytest.fixture(autouse=True)
-def alarms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """No alarms but those that a test asks for."""
-
-    def at(*steps: int) -> None:
-        monkeypatch.setattr(UncertaintyIndex, "update", alarm_at(*steps))
-
-    at()
-    return at
+pytestmark = pytest.mark.usefixtures("alarms")
 
 
 # ── what it survives ──────────────────────────────────────────────────────────────────────────────────────────────────

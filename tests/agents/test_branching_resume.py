@@ -32,16 +32,7 @@ from trainenv.run import TrainingRun
 from trainenv.types import UserError
 from trainenv.wrappers import record
 
-
-@pytest.fixture(autouse=True)
-def alarms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """No alarms but those that a test asks for."""
-
-    def at(*steps: int) -> None:
-        monkeypatch.setattr(UncertaintyIndex, "update", alarm_at(*steps))
-
-    at()
-    return at
+pytestmark = pytest.mark.usefixtures("alarms")
 
 
 # ── gone on with ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
