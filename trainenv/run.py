@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
+_WARMUP_LOOKS = 32  # at least so often the gradient is compared with the last update while the rate warms up
 _NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
 
 
@@ -437,7 +438,7 @@ class TrainingRun:
         report = self._clipper(parameters, workers=workers, optimizer=self.optimizer)
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if looks and self.step % (2 * monitor.probe_every) == 0:
+        if self._looks_back():
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
         if report.momentum_reset:
             self._reset_momentum()
@@ -468,6 +469,16 @@ class TrainingRun:
             "stressors": (*batch.stressors, *["lr_spike"] * (stress != 1.0), *["lost_moments"] * lost),
         }
         self._recorder.append(known, measured)
+
+    def _looks_back(self) -> bool:
+        """Whether the gradient of the coming step is compared with the last update."""
+        monitor, warmup = self.config.monitor, self.config.schedule.warmup
+        if not (monitor.enabled and monitor.probe_every):
+            return False
+        every = 2 * monitor.probe_every
+        if self.step < warmup:
+            every = min(every, max(1, warmup // _WARMUP_LOOKS))
+        return self.step % every == 0
 
     def _lr_factor(self, step: int) -> float:
         """Factor on the base learning rate of the step after `step` completed ones, as planned."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agents.branching.range_test import RangeTest
 from trainenv.config import BranchingConfig
 from trainenv.monitor.regression import RegressionTrigger
 from trainenv.run import TrainingRun
@@ -20,16 +21,19 @@ class Alarms:
     Args:
         settings: what it answers to.
         start: step from which on checkpoints come due.
+        warmup: steps over which the learning rate rises.
 
     Attributes:
+        range_test: what the warm-up says of the rate.
         careful: the run has been hurt. It may be hurt again, by what no model of its present foresees, and a higher learning
             rate would make it worse.
         in_row: drafts in a row that were not accepted.
         gave_up: nothing is decided any more.
     """
 
-    def __init__(self, settings: BranchingConfig, start: int = 0) -> None:
+    def __init__(self, settings: BranchingConfig, start: int = 0, warmup: int = 0) -> None:
         self._settings = settings
+        self.range_test, self._tested = RangeTest(warmup), False
         self.careful = self.gave_up = False
         self.in_row = 0
         self._regression, self._regressed = RegressionTrigger(), ""
@@ -43,6 +47,7 @@ class Alarms:
 
     def see(self, window: Sequence[Telemetry]) -> None:
         """Take in steps."""
+        self.range_test.see(window)
         self._regressed = self._regression.windowed(window) or self._regressed
         self.careful = self.careful or self.harm >= self._settings.harm
         fired = next((t.step for t in window if t.reading.fired), None)
@@ -68,6 +73,8 @@ class Alarms:
         due = run.step >= self._next
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
             return ""
+        if "warmup" in triggers and self.range_test.turned is not None and not self._tested:
+            return "warmup"
         awake = run.step >= self._quiet_until
         if "fired" in triggers and (stays or (awake and any(t.reading.fired for t in window))):
             return "fired"
@@ -92,7 +99,7 @@ class Alarms:
 
     def answered(self, step: int, *, lost: bool) -> int | None:
         """A decision is being taken. Returns the step of the alarm to go back behind; None: there is no need to."""
-        self._regressed = ""
+        self._regressed, self._tested = "", self.range_test.turned is not None
         self._quiet_until = step + self._settings.quiet
         stays = bool(self._alarm) and step >= self._alarm[0] + self._settings.quiet and self.harm >= self._settings.harm
         if not (lost or stays):
@@ -126,6 +133,8 @@ class Alarms:
             "next": self._next,
             "alarm": self._alarm,
             "regression": self._regression.state_dict(),
+            "range_test": self.range_test.state_dict(),
+            "tested": self._tested,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -134,3 +143,5 @@ class Alarms:
         self._regressed, self._alarm = state["regressed"], state["alarm"]
         self._quiet_until, self._next = state["quiet_until"], state["next"]
         self._regression.load_state_dict(state["regression"])
+        self.range_test.load_state_dict(state["range_test"])
+        self._tested = state["tested"]

@@ -40,10 +40,12 @@ from trainenv.types import (
     WorldModel,
 )
 from trainenv.wrappers import record
+from trainenv.wrappers.rules import Better
 from trainenv.wrappers.rules import make as make_rule
 from trainenv.wrappers.verification import Verification, adopt
 
 _HISTORY = 512  # steps: what a forecast looks at
+_SHOWS = 4  # times as long a branch is trained where it must show that it is better
 _WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
@@ -124,7 +126,7 @@ class Branching(Responder):
         if not state and self._stood == (run, run.step):
             return  # it goes on in the same process, and knows all that it needs
         self._forget()
-        self._alarms = Alarms(self._settings, run.step)
+        self._alarms = Alarms(self._settings, run.step, run.config.schedule.warmup)
         if state:
             self._resume(state, folder, store)
         else:
@@ -226,15 +228,15 @@ class Branching(Responder):
 
     def _verified(self, run: TrainingRun, when: dict[str, Any]) -> _Verified | str:
         """Draft, verify, put on record. Or in words why nothing is verified."""
-        steps = self._lessons.steps(self._verifying.verify_steps)
-        if not math.isfinite(self._price(run, 1, steps)):
+        verifying, steps = self._asked(when["why"])
+        if not math.isfinite(self._price(run, verifying, 1, steps)):
             return (
                 f"no budget is left: at least {steps} steps' worth are thrown away, of {self._purse.left / run.flops_ahead:.0f}"
             )
-        history, plan = self._draft(run)
-        wanted = self._lessons.branches(self._verifying.top_k)
-        width = self._purse.widest(wanted, lambda k: self._price(run, k, steps))
-        verification = replace(self._verifying, top_k=max(width, 1), width=self._lessons.width)
+        history, plan = self._draft(run, when["why"])
+        wanted = self._lessons.branches(verifying.top_k)
+        width = self._purse.widest(wanted, lambda k: self._price(run, verifying, k, steps))
+        verification = replace(verifying, top_k=max(width, 1), width=self._lessons.width)
         if not width or not verification.chosen(plan):
             return "; ".join(plan.faults) or "no draft promises enough"
         rollouts = verification.rollouts(run, decision_steps=history.decision_steps)
@@ -246,10 +248,19 @@ class Branching(Responder):
         record.write(where, told)  # what can't be put on record is not done
         return _Verified(rollouts=rollouts, verdict=verdict, plan=plan, history=history, where=where, told=told)
 
-    def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
+    def _asked(self, why: str) -> tuple[Verification, int]:
+        """How a draft is verified, and for how many steps."""
+        usual = self._verifying
+        if why == "warmup":  # no model foresees it, so real steps must show that it is better: more of them, of one branch
+            return replace(usual, top_k=1, rule=Better(), worth=0.0), _SHOWS * usual.verify_steps
+        return usual, self._lessons.steps(usual.verify_steps)
+
+    def _draft(self, run: TrainingRun, why: str) -> tuple[RunHistory, Plan]:
         """What is known now, and what the planner makes of it."""
         # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most drafts promise nothing.
         history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=self._validation)
+        if why == "warmup":
+            return history, self._alarms.range_test.draft()
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
         drafting = replace(self.drafting, parts=self._settings.parts, raises=not self._alarms.careful)
@@ -262,10 +273,10 @@ class Branching(Responder):
         self._settled = run.ledger.total
         return history, plan
 
-    def _price(self, run: TrainingRun, branches: int, steps: int) -> float:
+    def _price(self, run: TrainingRun, verifying: Verification, branches: int, steps: int) -> float:
         """FLOPs that a decision throws away at most, where all is lost the control too; inf: more than there are."""
         control, evaluation = steps * run.flops_ahead, run.flops_per_evaluation
-        flops = self._verifying.thrown_away(run, branches, steps) + control + evaluation
+        flops = verifying.thrown_away(run, branches, steps) + control + evaluation
         left = (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed
         return flops if flops <= min(left, self._purse.left) else math.inf
 
@@ -284,7 +295,8 @@ class Branching(Responder):
             later = enumerate(verdict.winner.interventions)
             self._pending = [(began + k * steps, one) for k, one in later if k * steps >= verdict.steps]
         faults = list(found.plan.faults)
-        self._lessons.learn(verdict)
+        if why != "warmup":  # it says nothing of the planner's drafts
+            self._lessons.learn(verdict)
         if isinstance(self.model, Learner):
             try:
                 flops = teach(self.model, f"{run.config.name}-{run.config.seed}", found.history, verdict)

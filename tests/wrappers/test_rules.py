@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainenv.types import AcceptRule, Branch, Estimate, Forecast, Intervention, Outcome, Paired, UserError
-from trainenv.wrappers.rules import NAMES, Agreement, Annealed, Risk, make, name_of
+from trainenv.wrappers.rules import NAMES, Agreement, Annealed, Better, Risk, make, name_of
 from trainenv.wrappers.verification import expected
 
 NAN = math.nan
@@ -76,6 +76,15 @@ DIVERGED = branch(NAN, outcome=Outcome(diverged=True, volatility=0.1))
         (Annealed(margin=0.0), branch(annealed_delta=0.0), "after the cool-down"),
         (Annealed(margin=0.0), branch(annealed_delta=-1e-9), ""),
         (Annealed(), branch(annealed_delta=NAN), "not measured"),
+        # at once
+        (Better(), branch(-0.0051), ""),
+        (Better(), branch(-0.005), "not better by 0.005"),
+        (Better(), branch(-0.001, paired=Paired(-0.01, 1.0, 9)), ""),
+        (Better(), branch(-0.01, paired=Paired(-0.001, 1.0, 9)), ""),
+        (Better(), branch(-0.5, paired=Paired(0.0, 0.1, 9)), "training loss +0.0000"),
+        (Better(), branch(0.0, paired=Paired(-0.5, 0.1, 9)), "validation loss +0.0000"),
+        (Better(margin=0.0), branch(-1e-9), ""),
+        (Better(), branch(NAN), "not measured"),
     ],
 )
 def test_what_is_accepted(rule: AcceptRule, found: Branch, refused: str) -> None:
@@ -93,14 +102,14 @@ def test_what_comes_first() -> None:
     one, two = branch(-0.01, score=-0.5, annealed_delta=-0.01), branch(-0.02, score=-0.1, annealed_delta=-0.03)
     assert Agreement().rank(one) < Agreement().rank(two)  # the draft's long view
     assert Agreement().rank(branch(-0.2, score=NAN)) == -0.2  # what was measured, where there is none
-    for rule in (Risk(), Annealed()):
+    for rule in (Risk(), Annealed(), Better()):
         assert rule.rank(two) < rule.rank(one)
 
 
 @given(
     deltas=st.tuples(*[st.floats(-0.2, 0.2)] * 2),
     volatility=st.floats(0, 3),
-    rule=st.sampled_from([Agreement(), Agreement(surprise=True, harm=0.0), Risk(), Annealed()]),
+    rule=st.sampled_from([Agreement(), Agreement(surprise=True, harm=0.0), Risk(), Annealed(), Better()]),
 )
 def test_what_is_better_is_never_refused_where_the_worse_is_accepted(
     deltas: tuple[float, float], volatility: float, rule: AcceptRule

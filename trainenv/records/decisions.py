@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 NAME = "decision.json"
 
 
-def read_decisions(folder: Path) -> list[dict[str, Any]]:
-    """The decisions in a run's folder, in the order of their `number`; files that are torn or say too little are passed over."""
+def read_decisions(folder: Path, note: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """The decisions in a run's folder, in the order of their `number`; files that are torn or say too little are passed over.
+
+    Args:
+        folder: of the run.
+        note: told what is passed over, in words.
+    """
     found = []
-    for path in sorted((folder / "branches").glob(f"*/{NAME}")):
+    for path in sorted(path for path in (folder / "branches").glob("*") if path.is_dir()):
         try:
-            decision = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # what a crash left of it
-            continue
-        if _says_enough(decision):
+            decision = json.loads((path / NAME).read_text(encoding="utf-8"))
+            if not _says_enough(decision):
+                raise ValueError("expected number, step and branches")
+        except FileNotFoundError:
+            note(f"branches/{path.name} has no {NAME}: a decision that was never finished")
+        except (OSError, ValueError, RecursionError) as error:  # what a crash left of it
+            note(f"branches/{path.name}/{NAME} is passed over: {type(error).__name__}: {error}"[:200])
+        else:
             found.append(decision)
     return sorted(found, key=lambda decision: int(decision["number"]))
 

@@ -30,7 +30,9 @@ def write_tensorboard(folder: Path, out: Path) -> int:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("TensorBoard output needs the package tensorboard, found none; pip install tensorboard") from None
+        raise UserError(
+            "TensorBoard output needs the package tensorboard, found none; pip install 'trainenv[tensorboard]'"
+        ) from None
     with SummaryWriter(str(out)) as writer:
         scalars = _scalars(record)
         for tag, value, step in scalars:

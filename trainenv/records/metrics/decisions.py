@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from trainenv.records.decisions import read_decisions
 
 _RECENT = 8  # verified decisions that acceptance over time looks back over
 
@@ -81,22 +82,17 @@ class Decisions:
     over_time: tuple[Acceptance, ...]
 
 
-def read_decisions(folder: Path, note: Callable[[str], None]) -> list[Decided] | None:
+def decisions_of(folder: Path, note: Callable[[str], None]) -> list[Decided] | None:
     """The decisions in a run's folder, by number; None where it has no `branches`. What is none is noted and passed over."""
-    branches = folder / "branches"
-    if not branches.is_dir():
+    if not (folder / "branches").is_dir():
         return None
     found = []
-    for path in sorted(branches.iterdir()):
-        if not path.is_dir():
-            continue
+    for record in read_decisions(folder, note):
         try:
-            found.append(decided(json.loads((path / "decision.json").read_text(encoding="utf-8"))))
-        except FileNotFoundError:
-            note(f"branches/{path.name} has no decision.json: a decision that was never finished")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            note(f"branches/{path.name}/decision.json is passed over: {type(error).__name__}: {error}"[:200])
-    return sorted(found, key=lambda decision: decision.number)
+            found.append(decided(record))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            note(f"decision {record['number']} is passed over: {type(error).__name__}: {error}"[:200])
+    return found
 
 
 def decided(record: Mapping[str, Any]) -> Decided:

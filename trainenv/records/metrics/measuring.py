@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from trainenv.records.lines import plain, read_lines
-from trainenv.records.metrics.decisions import Decisions, judge, read_decisions
+from trainenv.records.metrics.decisions import Decisions, decisions_of, judge
 from trainenv.records.metrics.harm import Harm
 from trainenv.records.metrics.instability import (
     Cluster,
@@ -102,7 +102,7 @@ def measure(folder: Path, *, harm: Harm | None = None, uniform_loss: float | Non
     final = final_loss(summary, _validations(folder, notes.append), uniform, notes.append)
     flops = _flops(summary.get("flops"))
     total = sum(flops.values())
-    decisions = read_decisions(folder, notes.append)
+    decisions = decisions_of(folder, notes.append)
     return Metrics(
         ended=str(summary.get("ended", "")),
         steps=int(_positive(summary.get("step")) or (rows[-1].step if rows else 0)),

@@ -11,6 +11,7 @@ from trainenv.types import Intervention
 
 CLIPS = {"none": "no clipping", "zclip": "ZClip", "arc": "ARC", "spam": "SPAM"}
 WHY = {
+    "warmup": "the warm-up showed a rate on its way too high",
     "fired": "the alarm fired",
     "regression": "validation got worse",
     "checkpoint": "a checkpoint was due",

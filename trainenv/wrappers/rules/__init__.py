@@ -5,6 +5,7 @@
 | `risk` | its forecast risk is low, and it lowers volatility or improves the loss | the measured loss |
 | `agreement` | what it measured is what the draft had forecast, and it harms nothing | the draft's long view |
 | `annealed` | it is better after a brief cool-down | that loss |
+| `better` | it is better at once | the measured loss |
 
 `agreement` is the default: it measured best at the end of runs (`benchmarks/loop.py`). A raw loss after a few steps prefers low
 learning rates, which every run gets anyway when it anneals.
@@ -20,12 +21,13 @@ from trainenv.spelling import nearest
 from trainenv.types import AcceptRule, UserError
 from trainenv.wrappers.rules.agreement import Agreement
 from trainenv.wrappers.rules.annealed import Annealed
+from trainenv.wrappers.rules.better import Better
 from trainenv.wrappers.rules.risk import Risk
 
-RULES: Mapping[str, type[Any]] = {"agreement": Agreement, "annealed": Annealed, "risk": Risk}
+RULES: Mapping[str, type[Any]] = {"agreement": Agreement, "annealed": Annealed, "better": Better, "risk": Risk}
 NAMES: tuple[str, ...] = tuple(RULES)
 
-__all__ = ["NAMES", "RULES", "Agreement", "Annealed", "Risk", "make", "name_of"]
+__all__ = ["NAMES", "RULES", "Agreement", "Annealed", "Better", "Risk", "make", "name_of"]
 
 
 def make(name: str, **hyperparameters: Any) -> AcceptRule:
