@@ -176,8 +176,8 @@ class UncertaintyConfig(Config):
 class MonitorConfig(Config):
     """Telemetry is read from the device every `block` steps; the probe looks inside the model every `probe_every` (0: never).
 
-    The hypergradient is taken at every second look, since it passes over all of the optimizer's state, and while the learning
-    rate warms up at least 32 times: there it says whether the rate is on its way too high.
+    The hypergradient is taken at every second look, since it passes over all of the optimizer's state; for the first three times
+    the length of the warm-up at least 16 times in each, where it shows whether the learning rate suits.
     """
 
     enabled: bool = True
@@ -233,14 +233,15 @@ ActionPart = Literal["lr_scale", "weight_decay_scale", "clip", "momentum_reset",
 class BranchingConfig(Config):
     """When the branching agent drafts and verifies, and what it may spend. Steps are of a run of 16 000; presets scale them.
 
-    It acts where the `warmup` shows that the learning rate is on its way too high, where the uncertainty index has `fired`,
-    where validation or stability has regressed, and every `every` steps, as continuous correction (`checkpoint`). Where an
-    alarm has done harm, `harm` nats on the clean probe or more, of which half is still there `quiet` steps later, the run first
-    goes back, to `rewind` steps before the alarm. Forecasts look `horizon` steps ahead. The `top_k` best drafts that promise to
-    be better than doing nothing by `worth` nats are trained for `verify_steps` and judged by `rule`. What is thrown away is at
-    most `share` of the budget. For `quiet` steps after a decision no other alarm is answered; after `patience` decisions in a
-    row that accepted nothing it waits twice as long between decisions, and after as many again it gives up. `keep` rewind
-    points are held in memory; with `replayable` each decision's start is on disk.
+    It acts where the `warmup`, or what follows it, shows that the learning rate does not suit, where the uncertainty index has
+    `fired`, where validation or stability has regressed, and every `every` steps, as continuous correction (`checkpoint`).
+    Where an alarm has done harm, `harm` nats on the clean probe or more, of which half is still there `quiet` steps later, the
+    run first goes back, to `rewind` steps before the alarm. Forecasts look `horizon` steps ahead. The `top_k` best drafts that
+    promise to be better than doing nothing by `worth` nats are trained for `verify_steps` and judged by `rule`. They raise the
+    learning rate to at most `reach` times the rate that the start of the run has found to suit. What is thrown away is at most
+    `share` of the budget. For `quiet` steps after a decision no other alarm is answered; after `patience` decisions in a row
+    that accepted nothing it waits twice as long between decisions, and after as many again it gives up. `keep` rewind points
+    are held in memory; with `replayable` each decision's start is on disk.
 
     Models too wide to be folded (on a CPU: above 48) are verified in turn, or over as many processes as there are `workers`, to
     the same bits. They take a core each, with `threads: 1`.
@@ -261,6 +262,7 @@ class BranchingConfig(Config):
     verify_steps: Count = 50
     rule: Literal["agreement", "annealed", "better", "risk"] = "agreement"
     worth: Annotated[float, Field(ge=0)] = 0.001
+    reach: Annotated[float, Field(ge=1)] = 2.0
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     quiet: Annotated[int, Field(ge=0)] = 500
     patience: Count = 5

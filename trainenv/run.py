@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-_WARMUP_LOOKS = 32  # at least so often the gradient is compared with the last update while the rate warms up
+_WARM, _WARMUP_LOOKS = 3, 16  # warm-ups at the start, in each of which the gradient is compared with the last update so often
 _NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
 
 
@@ -476,7 +476,7 @@ class TrainingRun:
         if not (monitor.enabled and monitor.probe_every):
             return False
         every = 2 * monitor.probe_every
-        if self.step < warmup:
+        if self.step < _WARM * warmup:
             every = min(every, max(1, warmup // _WARMUP_LOOKS))
         return self.step % every == 0
 

@@ -33,7 +33,7 @@ class Alarms:
 
     def __init__(self, settings: BranchingConfig, start: int = 0, warmup: int = 0) -> None:
         self._settings = settings
-        self.range_test, self._tested = RangeTest(warmup), False
+        self.range_test = RangeTest(warmup)
         self.careful = self.gave_up = False
         self.in_row = 0
         self._regression, self._regressed = RegressionTrigger(), ""
@@ -73,7 +73,7 @@ class Alarms:
         due = run.step >= self._next
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
             return ""
-        if "warmup" in triggers and self.range_test.turned is not None and not self._tested:
+        if "warmup" in triggers and self.range_test.asks is not None:
             return "warmup"
         awake = run.step >= self._quiet_until
         if "fired" in triggers and (stays or (awake and any(t.reading.fired for t in window))):
@@ -99,7 +99,7 @@ class Alarms:
 
     def answered(self, step: int, *, lost: bool) -> int | None:
         """A decision is being taken. Returns the step of the alarm to go back behind; None: there is no need to."""
-        self._regressed, self._tested = "", self.range_test.turned is not None
+        self._regressed = ""
         self._quiet_until = step + self._settings.quiet
         stays = bool(self._alarm) and step >= self._alarm[0] + self._settings.quiet and self.harm >= self._settings.harm
         if not (lost or stays):
@@ -134,7 +134,6 @@ class Alarms:
             "alarm": self._alarm,
             "regression": self._regression.state_dict(),
             "range_test": self.range_test.state_dict(),
-            "tested": self._tested,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -144,4 +143,3 @@ class Alarms:
         self._quiet_until, self._next = state["quiet_until"], state["next"]
         self._regression.load_state_dict(state["regression"])
         self.range_test.load_state_dict(state["range_test"])
-        self._tested = state["tested"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,14 +26,14 @@ class Drafting:
         pruner: drops hopeless candidates before the model sees them; None for none.
         allow: the budget of a draft; None for the default of `Budget`.
         parts: of an intervention that drafts may change; the others stay as they are.
-        raises: whether drafts may raise the learning rate.
+        highest: factor on the base learning rate that drafts may raise it to.
     """
 
     propose: Propose | None = None
     pruner: Pruner | None = None
     allow: Allow | None = None
     parts: tuple[str, ...] = PARTS
-    raises: bool = True
+    highest: float = math.inf
 
     def problem(
         self, run: Steered, history: RunHistory, codec: ActionCodec, model: WorldModel | None, generator: np.random.Generator
@@ -54,8 +55,8 @@ class Drafting:
 
     def _masks(self, codec: ActionCodec, run: Steered) -> Masks:
         legal = dict(zip(PARTS, codec.masks(run)))
-        if not self.raises:
-            legal["lr_scale"] = legal["lr_scale"] & (np.array(codec.config.lr_scales) <= 1)
+        scales = np.array(codec.config.lr_scales)
+        legal["lr_scale"] = legal["lr_scale"] & ((scales <= 1) | (run.lr_scale * scales <= self.highest))
         return tuple(mask if part in self.parts else np.arange(len(mask)) == 0 for part, mask in legal.items())
 
 

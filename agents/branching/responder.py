@@ -94,6 +94,7 @@ class Branching(Responder):
         self._number, self._settled = 0, 0.0  # FLOPs of the ledger that are on the purse, or the run's own
         self._lessons, self._purse = Lessons(), Purse(0.0)
         self._validation = math.nan  # the newest
+        self._found = 1.0  # factor on the base learning rate that the start of the run has found
         self._pending: list[tuple[int, Intervention]] = []
         self._history: deque[Telemetry] = deque(maxlen=_HISTORY)
         self._remembered: deque[Snapshot] = deque()
@@ -166,6 +167,7 @@ class Branching(Responder):
             "lessons": self._lessons.state_dict(),
             "purse": self._purse.state_dict(),
             "validation": self._validation,
+            "found": self._found,
             "learned": self.model.state_dict() if isinstance(self.model, Learner) else None,
         }
 
@@ -178,6 +180,7 @@ class Branching(Responder):
         self._pending = [(step, Intervention(**fields)) for step, fields in state["pending"]]
         self._alarms.load_state_dict(state["alarms"])
         self._validation = math.nan if state["validation"] is None else state["validation"]
+        self._found = state["found"]
         self._read_history(folder, state["history"])
         forget_decisions(folder.path, self._number)
         there = set(store.steps())
@@ -202,6 +205,7 @@ class Branching(Responder):
     def _decide(self, run: TrainingRun, why: str, window: Sequence[Telemetry], events: list[Event]) -> Response:
         at, harm, lost = run.step, self._alarms.harm, not math.isfinite(window[-1].loss)
         self._number += 1
+        ready = self._alarms.range_test.draft(at) if why == "warmup" else None
         alarm = self._alarms.answered(at, lost=lost)
         if alarm is not None:
             events += self._go_back(run, alarm, harm, lost=lost)
@@ -209,9 +213,8 @@ class Branching(Responder):
                 return Response(events=events)  # there is nothing to go back to: the run has diverged
         began, self._settled = run.step, run.ledger.total
         try:  # whatever a planner, a model, a rule or a full disk may raise: the run is as it was, and goes on
-            found: _Verified | str = self._verified(
-                run, {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}
-            )
+            when = {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}
+            found: _Verified | str = self._verified(run, when, ready)
         except Exception as error:
             found = _told(error)
             self._throw_away(run, run.ledger.total - self._settled)
@@ -226,14 +229,14 @@ class Branching(Responder):
         self._alarms.see(kept)
         return Response(events=[*events, *self._collapsed(run, why, began, found)], kept=kept)
 
-    def _verified(self, run: TrainingRun, when: dict[str, Any]) -> _Verified | str:
+    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> _Verified | str:
         """Draft, verify, put on record. Or in words why nothing is verified."""
-        verifying, steps = self._asked(when["why"])
+        verifying, steps = self._asked(ready)
         if not math.isfinite(self._price(run, verifying, 1, steps)):
             return (
                 f"no budget is left: at least {steps} steps' worth are thrown away, of {self._purse.left / run.flops_ahead:.0f}"
             )
-        history, plan = self._draft(run, when["why"])
+        history, plan = self._draft(run, ready)
         wanted = self._lessons.branches(verifying.top_k)
         width = self._purse.widest(wanted, lambda k: self._price(run, verifying, k, steps))
         verification = replace(verifying, top_k=max(width, 1), width=self._lessons.width)
@@ -248,22 +251,27 @@ class Branching(Responder):
         record.write(where, told)  # what can't be put on record is not done
         return _Verified(rollouts=rollouts, verdict=verdict, plan=plan, history=history, where=where, told=told)
 
-    def _asked(self, why: str) -> tuple[Verification, int]:
+    @property
+    def _highest(self) -> float:
+        """What drafts may raise the learning rate to, as a factor on the base rate: they see a stretch, not the whole run."""
+        return 0.0 if self._alarms.careful else self._settings.reach * self._found
+
+    def _asked(self, ready: Plan | None) -> tuple[Verification, int]:
         """How a draft is verified, and for how many steps."""
         usual = self._verifying
-        if why == "warmup":  # no model foresees it, so real steps must show that it is better: more of them, of one branch
+        if ready is not None:  # no model foresees it, so real steps must show that it is better: more of them, of one branch
             return replace(usual, top_k=1, rule=Better(), worth=0.0), _SHOWS * usual.verify_steps
         return usual, self._lessons.steps(usual.verify_steps)
 
-    def _draft(self, run: TrainingRun, why: str) -> tuple[RunHistory, Plan]:
-        """What is known now, and what the planner makes of it."""
+    def _draft(self, run: TrainingRun, ready: Plan | None) -> tuple[RunHistory, Plan]:
+        """What is known now, and what the planner makes of it where no draft is ready."""
         # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most drafts promise nothing.
         history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=self._validation)
-        if why == "warmup":
-            return history, self._alarms.range_test.draft()
+        if ready is not None:
+            return history, ready
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
-        drafting = replace(self.drafting, parts=self._settings.parts, raises=not self._alarms.careful)
+        drafting = replace(self.drafting, parts=self._settings.parts, highest=self._highest)
         plan = self.planner.plan(drafting.problem(run, history, self._codec, model, generator))
         if not isinstance(plan, Plan):
             raise UserError(f"a planner must return a Plan, found {plan!r:.80}")
@@ -295,7 +303,9 @@ class Branching(Responder):
             later = enumerate(verdict.winner.interventions)
             self._pending = [(began + k * steps, one) for k, one in later if k * steps >= verdict.steps]
         faults = list(found.plan.faults)
-        if why != "warmup":  # it says nothing of the planner's drafts
+        if why == "warmup":  # it says nothing of the planner's drafts
+            self._found = run.lr_scale
+        else:
             self._lessons.learn(verdict)
         if isinstance(self.model, Learner):
             try:
@@ -350,7 +360,8 @@ class Branching(Responder):
 
     def _due(self, run: TrainingRun) -> list[Event]:
         """Put in force what an accepted sequence has left for now."""
-        due = [one for step, one in self._pending if step <= run.step and not (self._alarms.careful and one.lr_scale > 1)]
+        due = [one for step, one in self._pending if step <= run.step]
+        due = [one for one in due if one.lr_scale <= 1 or run.lr_scale * one.lr_scale <= self._highest]
         self._pending = [(step, one) for step, one in self._pending if step > run.step]
         events = []
         for one in due:

@@ -1,10 +1,10 @@
-"""The warm-up as a range test: when the gradient turns, what is drafted, and that only what is better at once becomes the run."""
+"""The start of a run as a range test: when it asks, for what, and that only what is better at once becomes the run."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from trainenv.run import TrainingRun
 from trainenv.types import Telemetry
 from trainenv.wrappers.replay import Replay
 
-COSINES = st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), max_size=80)
+COSINES = st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), max_size=130)
 
 
 def seen(cosines: Iterable[float], first: int = 1) -> list[Telemetry]:
@@ -38,29 +38,61 @@ def watched(cosines: Iterable[float], warmup: int) -> RangeTest:
     return test
 
 
-def test_it_turns_where_the_mean_is_down_at_zero() -> None:
-    assert watched([0.2] * 10 + [-0.2] * 10, 20).turned == 12  # two and two within the last four
-    assert watched([0.2] * 20, 20).turned is None
-    assert watched([0.2] * 17 + [-0.9] * 3, 20).turned is None  # the rate is as good as at its height
-    assert watched([-0.2] * 20, 20).turned == 5  # a quarter of the warm-up
+def asked(cosines: Sequence[float], warmup: int) -> tuple[int, float] | None:
+    """The step at which it asks for the first time, and for what."""
+    for end in range(1, len(cosines) + 1):
+        if (asks := watched(cosines[:end], warmup).asks) is not None:
+            return end, asks
+    return None
 
 
-def test_half_of_the_rate_at_which_it_turned_is_drafted() -> None:
-    plan = watched([0.2] * 10 + [-0.2] * 10, 20).draft()
+def test_too_high_is_where_the_mean_is_down_at_zero() -> None:
+    assert asked([0.2] * 10 + [-0.2] * 10, 20) == (12, 0.5 * 12 / 20)  # two and two within the last four
+    assert asked([-0.2] * 20, 20) == (5, 0.5 * 5 / 20)  # a quarter of the warm-up
+    assert asked([0.2] * 20, 20) is None
+    assert asked([0.2] * 17 + [-0.9] * 3, 20) is None  # the rate is as good as at its height
+
+
+def test_too_low_is_where_it_still_agrees_after_the_warm_up() -> None:
+    noisy = [0.3, 0.1] * 30
+    assert asked(noisy, 20) == (30, 2.0)  # half a warm-up after it
+    assert asked(noisy[:20] + [0.1, -0.1] * 20, 20) is None
+    assert asked(noisy[:20] + [0.1, -0.1] * 10 + noisy[:20], 20) == (47, 2.0)  # seven of the last twenty agree
+    assert asked(noisy[:20] + [-0.2, 0.2] * 20 + noisy, 20) is None  # three warm-ups are the start of a run
+
+
+def test_a_warm_up_of_a_few_steps_says_nothing() -> None:
+    assert asked([-0.2] * 60, 9) is asked([0.3, 0.1] * 30, 9) is None
+    assert asked([-0.2] * 60, 10) == (4, 0.5 * 4 / 10)
+
+
+def test_what_it_asks_for_is_drafted_once() -> None:
+    test = watched([0.2] * 10 + [-0.2] * 2, 20)
+    plan = test.draft(12)
     assert [one.interventions[0].lr_scale for one in plan.candidates] == [0.5 * 12 / 20, 1.0]
     assert plan.best is not plan.control
     assert plan.planner == "range-test"
+    test.see(seen([-0.2] * 8, first=13))
+    assert test.asks is None  # nor is a rate lowered twice
+    test.see(seen([0.3, 0.1] * 20, first=21))
+    assert test.asks == 2.0  # but it may have been lowered too far
 
 
-@given(cosines=COSINES, warmup=st.integers(0, 80))
-def test_it_turns_within_the_warm_up_or_never(cosines: list[float], warmup: int) -> None:
-    turned = watched(cosines, warmup).turned
-    assert turned is None or warmup / 4 <= turned <= 5 / 6 * warmup
-    if all(not cosine <= 0 for cosine in cosines):
-        assert turned is None
+@given(cosines=COSINES, warmup=st.integers(0, 40))
+def test_it_asks_at_the_start_or_never(cosines: list[float], warmup: int) -> None:
+    found = asked(cosines, warmup)
+    if found is None:
+        return
+    step, factor = found
+    if factor < 1:
+        assert warmup / 4 <= step <= 5 / 6 * warmup
+        assert any(cosine <= 0 for cosine in cosines)
+    else:
+        assert 1.5 * warmup <= step <= 3 * warmup
+        assert any(cosine > 0 for cosine in cosines)
 
 
-@given(cosines=COSINES, warmup=st.integers(0, 80), cut=st.integers(0, 80))
+@given(cosines=COSINES, warmup=st.integers(0, 40), cut=st.integers(0, 130))
 def test_windows_and_interrupts_change_nothing(cosines: list[float], warmup: int, cut: int) -> None:
     first = watched(cosines[:cut], warmup)
     second = RangeTest(warmup)
@@ -78,47 +110,70 @@ def test_steps_that_are_taken_again_count_once() -> None:
 # ── in the loop ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+Lie = Callable[[Callable[[int], float]], None]
+
+
 @pytest.fixture(autouse=True)
-def turning(monkeypatch: pytest.MonkeyPatch, alarms: Any) -> None:
-    """Gradients that agree with the updates for some steps, and then do not."""
-    looks = iter(range(10**6))
+def lie(monkeypatch: pytest.MonkeyPatch, alarms: Any) -> Lie:
+    """Say how gradients lie to the updates, by the updates that were made; they turn at 16 unless something else is said."""
 
-    def measured(parameters: Any, optimizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.tensor(0.2 if next(looks) < 16 else -0.2), torch.tensor(1e-3)
+    def to(cosine: Callable[[int], float]) -> None:
+        def measured(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> tuple[torch.Tensor, torch.Tensor]:
+            made = int(optimizer.state.get(parameters[0], {}).get("step", 0))
+            return torch.tensor(cosine(made)), torch.tensor(1e-3)
 
-    monkeypatch.setattr("trainenv.run.hypergradient", measured)
+        monkeypatch.setattr("trainenv.run.hypergradient", measured)
+
+    to(lambda made: 0.2 if made < 16 else -0.2)
+    return to
 
 
 def warmed(lr: float, **branching: Any) -> Steered:
     """A run that warms up for 40 steps, steered."""
-    settings = {"triggers": ["warmup"], "verify_steps": 3, "replayable": False} | branching
-    return steered(toy(lr=lr, schedule={"warmup": 40}, branching=settings), planner=Promising())
+    settings = {"triggers": ["warmup"], "verify_steps": 3, "replayable": False, "share": 0.9} | branching
+    return steered(toy(160, lr=lr, schedule={"warmup": 40}, branching=settings), planner=Promising())
 
 
-def test_a_rate_that_is_too_high_is_halved_in_the_warm_up() -> None:
+def test_a_rate_on_its_way_too_high_is_lowered() -> None:
     found = warmed(lr=20.0)
     (decision,) = found.decisions
     assert (decision["why"], decision["at"], decision["accepted"]) == ("warmup", 20, 1)
     assert (decision["planner"]["name"], decision["verification"]["rule"]) == ("range-test", "better")
     assert decision["verification"]["verify_steps"] == 12  # four times as long as usual
     assert len(decision["branches"]) == 2
-    assert found.run.lr_scale == pytest.approx(0.5 * 20 / 40)
+    assert found.run.lr_scale == pytest.approx(0.5 * 19 / 40)
     assert decision["branches"][1]["delta"] < 0
 
 
 def test_a_rate_that_is_right_is_left_alone() -> None:
-    found = warmed(lr=2e-2)
+    found = warmed(lr=0.3)
     (decision,) = found.decisions
-    assert (decision["why"], decision["accepted"]) == ("warmup", None)
+    assert (decision["why"], decision["at"], decision["accepted"]) == ("warmup", 20, None)
     assert "it is not better by" in decision["branches"][1]["reason"]
     assert found.run.lr_scale == 1.0
 
 
-def test_it_is_asked_once_and_planners_are_not() -> None:
-    found = warmed(lr=2e-2, triggers=["warmup", "checkpoint"], every=24)
+def test_a_rate_that_is_too_low_is_doubled_until_it_is_not(lie: Lie) -> None:
+    lie(lambda made: 0.3 - 0.2 * (made % 4 == 0))
+    found = warmed(lr=1e-2)
+    assert [(one["why"], one["accepted"]) for one in found.decisions] == [("warmup", 1)] * len(found.decisions)
+    assert [one["at"] for one in found.decisions] == [64, 88]  # each after half a warm-up
+    assert found.run.lr_scale == 4.0
+
+
+def test_a_sign_that_misleads_is_found_out(lie: Lie) -> None:
+    lie(lambda made: 0.3 - 0.2 * (made % 4 == 0))
+    found = warmed(lr=20.0)
+    assert found.decisions
+    assert {one["accepted"] for one in found.decisions} == {None}
+    assert found.run.lr_scale == 1.0
+
+
+def test_planners_are_not_asked() -> None:
+    found = warmed(lr=0.3, triggers=["warmup", "checkpoint"], every=24)
     assert [decision["why"] for decision in found.decisions][:2] == ["warmup", "checkpoint"]
     assert [decision["why"] for decision in found.decisions].count("warmup") == 1
-    assert found.responder.planner.problems  # type: ignore[attr-defined]
+    assert len(found.responder.planner.problems) == len(found.decisions) - 1 + len(found.of("skipped"))  # type: ignore[attr-defined]
     assert found.decisions[1]["verification"]["rule"] == "agreement"
 
 
@@ -126,10 +181,11 @@ def test_it_can_be_switched_off() -> None:
     assert warmed(lr=20.0, triggers=[]).decisions == []
 
 
-def test_what_it_may_throw_away_is_stated() -> None:
+def test_no_more_is_thrown_away_than_was_said() -> None:
     found = warmed(lr=20.0, share=0.01)
     assert found.decisions == []
-    assert found.of("skipped")[0]["detail"]["reason"].startswith("no budget is left")
+    (skipped,) = found.of("skipped")
+    assert skipped["detail"]["reason"].startswith("no budget is left")
 
 
 def test_a_warm_up_of_a_tiny_model_is_decided_and_replayed(tmp_path: Path) -> None:
