@@ -73,13 +73,13 @@ class Alarms:
         due = run.step >= self._next
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
             return ""
-        if "warmup" in triggers and self.range_test.asks is not None:
-            return "warmup"
         awake = run.step >= self._quiet_until
         if "fired" in triggers and (stays or (awake and any(t.reading.fired for t in window))):
             return "fired"
         if "regression" in triggers and awake and self._regressed:
             return "regression"
+        if "warmup" in triggers and self.range_test.asks is not None and not self._alarm:
+            return "warmup"
         return "checkpoint" if "checkpoint" in triggers and due and not busy else ""
 
     def _stays(self, step: int) -> bool:

@@ -42,14 +42,13 @@ class Killed(BaseException):
     """As by the power cut: nobody may catch it."""
 
 
-EVENTFUL: dict[str, Any] = {"every": 20, "share": 0.6, "verify_steps": 4, "rewind": 8, "quiet": 8, "keep": 3, "replayable": True}
+EVENTFUL: dict[str, Any] = {"every": 20, "share": 0.6, "verify_steps": 3, "rewind": 8, "quiet": 8, "keep": 3, "replayable": True}
 
 
 def eventful() -> tuple[TrainingRun, Branching]:
-    """Several decisions, a rewind, parts that are pending and a model that learns."""
-    run = toy(
-        160, branching=EVENTFUL, kicked={60: -200.0}, validation={"every": 30}, checkpoints={"every": 8, "moments": "exact"}
-    )
+    """Several decisions, a warm-up that asks, a rewind, parts that are pending and a model that learns."""
+    saved, warming = {"every": 8, "moments": "exact"}, {"warmup": 24}
+    run = toy(240, branching=EVENTFUL, kicked={60: -200.0}, validation={"every": 30}, checkpoints=saved, schedule=warming)
     return run, Branching(planner=Promising(sequences=((LOWER, HIGHER, HIGHER), (HIGHER,), (LOWER, LOWER))), model=Pupil())
 
 
@@ -75,6 +74,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_run_to_be_killed_is_eventful(straight: dict[str, Any]) -> None:
     assert len(straight["decisions"]) >= 4
+    assert {decision["why"] for decision in straight["decisions"]} == {"warmup", "fired", "checkpoint"}
     assert straight["kinds"].count("rewind") >= 1
     assert straight["kinds"].count("intervention") >= 2
     assert len(straight["state"]["learned"]["taken"]) >= 3
