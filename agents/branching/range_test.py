@@ -62,7 +62,7 @@ class RangeTest:
         return None if asked or len(recent) < _SAMPLES or fmean(recent) > 0 else 0.5 * step / self._warmup
 
     def _higher(self, step: int) -> float | None:
-        since = max(self._warmup, self._since)
+        since = max(self._warmup, self._since, self._cosines[0][0] - 1)
         recent = [c for s, c in self._cosines if s > since]
         if step - since < _SPAN * self._warmup or len(recent) < _SAMPLES:
             return None

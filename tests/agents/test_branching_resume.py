@@ -264,7 +264,7 @@ def test_a_run_that_was_left_alone_can_be_steered_from_then_on(alarms: Callable[
     run, responder = eventful()
     folder, _ = resume(tmp_path / "run", run, responder)
     drive(run, folder, responder=responder)
-    first = read_decisions(folder.path)[0]
-    assert (first["number"], first["step"]) == (1, 60)
+    first = next(decision for decision in read_decisions(folder.path) if decision["why"] == "checkpoint")
+    assert first["step"] > 60
     planner: Any = responder.planner
-    assert [t.step for t in planner.problems[0].history.telemetry] == list(range(1, 61))
+    assert [t.step for t in planner.problems[0].history.telemetry] == list(range(1, first["step"] + 1))

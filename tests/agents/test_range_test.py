@@ -58,6 +58,11 @@ def test_too_low_is_where_it_still_agrees_after_the_warm_up() -> None:
     assert asked(noisy, 20) == (30, 2.0)  # half a warm-up after it
     assert asked(noisy[:20] + [0.1, -0.1] * 20, 20) is None
     assert asked(noisy[:20] + [0.1, -0.1] * 10 + noisy[:20], 20) == (47, 2.0)  # seven of the last twenty agree
+    late = RangeTest(20)  # of a run that it is to watch from step 36 on
+    late.see(seen(noisy[:9], first=36))
+    assert late.asks is None
+    late.see(seen(noisy[9:10], first=45))
+    assert late.asks == 2.0
     assert asked(noisy[:20] + [-0.2, 0.2] * 20 + noisy, 20) is None  # three warm-ups are the start of a run
 
 
