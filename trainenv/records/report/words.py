@@ -11,7 +11,7 @@ from trainenv.types import Intervention
 
 CLIPS = {"none": "no clipping", "zclip": "ZClip", "arc": "ARC", "spam": "SPAM"}
 WHY = {
-    "warmup": "the warm-up showed a rate on its way too high",
+    "warmup": "the start showed a learning rate that does not suit",
     "fired": "the alarm fired",
     "regression": "validation got worse",
     "checkpoint": "a checkpoint was due",
