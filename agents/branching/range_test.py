@@ -56,10 +56,11 @@ class RangeTest:
                 self.asks = self._higher(t.step) if t.step > self._warmup else self._lower(t.step)
 
     def _lower(self, step: int) -> float | None:
+        if self._since or not _FIRST * self._warmup <= step <= _LAST * self._warmup:
+            return None
         within = sum(s > step - _TURN * self._warmup for s, _ in self._cosines)
         recent = [c for _, c in self._cosines[-max(within, _SAMPLES) :]]
-        asked = self._since or not _FIRST * self._warmup <= step <= _LAST * self._warmup
-        return None if asked or len(recent) < _SAMPLES or fmean(recent) > 0 else 0.5 * step / self._warmup
+        return 0.5 * step / self._warmup if len(recent) >= _SAMPLES and fmean(recent) <= 0 else None
 
     def _higher(self, step: int) -> float | None:
         since = max(self._warmup, self._since, self._cosines[0][0] - 1)

@@ -133,10 +133,11 @@ def lie(monkeypatch: pytest.MonkeyPatch, alarms: Any) -> Lie:
     return to
 
 
-def warmed(lr: float, **branching: Any) -> Steered:
+def warmed(lr: float, bounds: tuple[float, float] = (0.01, 10.0), **branching: Any) -> Steered:
     """A run that warms up for 40 steps, steered."""
     settings = {"triggers": ["warmup"], "verify_steps": 3, "replayable": False, "share": 0.9} | branching
-    return steered(toy(160, lr=lr, schedule={"warmup": 40}, branching=settings), planner=Promising())
+    run = toy(160, lr=lr, schedule={"warmup": 40}, interventions={"lr_bounds": bounds}, branching=settings)
+    return steered(run, planner=Promising())
 
 
 def test_a_rate_on_its_way_too_high_is_lowered() -> None:
@@ -172,6 +173,14 @@ def test_a_sign_that_misleads_is_found_out(lie: Lie) -> None:
     assert found.decisions
     assert {one["accepted"] for one in found.decisions} == {None}
     assert found.run.lr_scale == 1.0
+
+
+def test_it_stays_within_bounds() -> None:
+    found = warmed(lr=20.0, bounds=(0.5, 2.0))
+    (decision,) = found.decisions
+    assert (decision["branches"][1]["fate"], decision["accepted"]) == ("failed", None)
+    assert "must stay within [0.5, 2]" in decision["branches"][1]["reason"]
+    assert decision["cost"]["steps"] == 12  # of doing nothing, and they are kept
 
 
 def test_planners_are_not_asked() -> None:
