@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from rich.table import Table
 from trainenv.compare.comparing import Progress
 
 _TOLD = 20  # lines of progress where nobody watches
+_ABREAST, _WIDEST = 7, 1000  # faults beside one another; characters of any table
 _FAILED = 10  # failed cells that are told one by one
 
 
@@ -29,7 +31,9 @@ class Screen:
     """
 
     def __init__(self, title: str, total: int, *, quiet: bool) -> None:
-        self._out, self._err = Console(quiet=quiet, highlight=False), Console(stderr=True, highlight=False)
+        # In a file or a pipe nobody's window cuts tables off.
+        self._out = Console(quiet=quiet, highlight=False, width=None if sys.stdout.isatty() else _WIDEST)
+        self._err = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description:>11}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
         self._bar = Bar(*columns, console=self._err, disable=not self._err.is_terminal)
         self._task = self._bar.add_task(title, total=total, note="")
@@ -66,7 +70,8 @@ class Screen:
                 trunks = max(row["regret"]["trunks"] for row in rows)
                 self._out.print(_methods(f"{group.capitalize()} trunks ({trunks})", rows))
         if found["rows"] and any(trunk["fault"] for trunk in found["trunks"].values()):
-            self._out.print(_faults(found))
+            for table in _faults(found):
+                self._out.print(table)
         if rows := [row for row in found["decisions"] if row["group"] in ("stressed", "calm")]:
             self._out.print(_decisions(rows))
         if rows := [goal for goal in found["goals"] if goal["measured"] is not None]:
@@ -118,17 +123,20 @@ def _order(change: float | None) -> float:
     return 0.0 if change is None or change != change else change
 
 
-def _faults(found: Mapping[str, Any]) -> Table:
-    """Change of the final loss to doing nothing, a column a fault."""
+def _faults(found: Mapping[str, Any]) -> list[Table]:
+    """Change of the final loss to doing nothing, a column a fault, as many as fit beside one another."""
     rows = [row for row in found["methods"] if not row["hindsight"] and row["cells"]]
     faults = list(dict.fromkeys(row["group"] for row in rows if row["group"] not in ("all", "calm", "stressed")))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "nothing"))
     by = {(row["group"], row["method"]): row["against_nothing"] for row in rows}
-    table = _table("Change of the final loss to doing nothing, %", "method", *faults)
-    for method in methods:
-        known = (by.get((fault, method)) for fault in faults)
-        table.add_row(method, *(_plain(_percent(one)["value"], "{:+.1f}") if one else "–" for one in known))
-    return table
+    tables = []
+    for part in (faults[at : at + _ABREAST] for at in range(0, len(faults), _ABREAST)):
+        table = _table("Change of the final loss to doing nothing, %", "method", *part)
+        for method in methods:
+            known = (by.get((fault, method)) for fault in part)
+            table.add_row(method, *(_plain(_percent(one)["value"], "{:+.1f}") if one else "–" for one in known))
+        tables.append(table)
+    return tables
 
 
 def _decisions(rows: Sequence[Mapping[str, Any]]) -> Table:
