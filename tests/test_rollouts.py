@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_runs import SMALL
 from torch import Tensor, nn
 
 import planners
@@ -26,17 +27,6 @@ from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Budget, Intervention, Measure, Outcome, PlanningProblem, Snapshot, Telemetry, UserError
 
-SMALL: dict[str, Any] = {
-    "steps": 120,
-    "threads": 1,
-    "batch_size": 4,
-    "block_steps": 2,
-    "model": {"width": 16, "layers": 1, "heads": 2, "context": 16},
-    "optimizer.lr": 6e-3,
-    "schedule.warmup": 5,
-    "validation": {"every": 0, "sequences": 8},
-    "monitor": {"block": 5, "probe_every": 3, "probe_sequences": 2},
-}
 LOWER, HIGHER = (Intervention(lr_scale=0.5),), (Intervention(lr_scale=1.1),)
 RESET = (Intervention(momentum_reset=True, clip="zclip"),)
 

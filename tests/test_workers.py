@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import small_runs
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,16 +33,9 @@ from trainenv.types import CLIP_NAMES, Candidate, Intervention, Measure, Plan, S
 from trainenv.workers import Lost, Worker, Workers, _no_script
 from trainenv.wrappers.verification import Verification
 
-SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = small_runs.SMALL | {
     "steps": 48,
-    "threads": 1,
-    "batch_size": 4,
-    "block_steps": 2,
-    "model": {"width": 16, "layers": 1, "heads": 2, "context": 16},
-    "optimizer.lr": 6e-3,
-    "schedule.warmup": 5,
     "validation": {"every": 0, "sequences": 4},
-    "monitor": {"block": 5, "probe_every": 3, "probe_sequences": 2},
     "interventions": {"lr_bounds": [1e-2, 1e12]},
 }
 LOWER, FATAL = (Intervention(lr_scale=0.5),), (Intervention(lr_scale=1e12, clip="none"),)

@@ -338,3 +338,22 @@ def test_the_deque_of_rewind_points_is_what_is_on_disk() -> None:
     assert set(found.responder.state_dict()["remembered"]) <= set(saved)
     few = steered(toy(branching={"keep": 9}, checkpoints={"every": 8, "keep_last": 2}), planner=Promising())
     assert len(few.responder.state_dict()["remembered"]) == 2
+
+
+RAISES = PARTS.index("lr_scale"), 3  # where the masks say whether the rate may be raised by a tenth
+
+
+@pytest.mark.parametrize(("reach", "allowed"), [(1.0, []), (1.15, [True]), (1.25, [True, True]), (2.0, [True] * 3)])
+def test_drafts_stay_within_reach(reach: float, allowed: list[bool]) -> None:
+    part, value = RAISES
+    planner = Promising(sequences=[(HIGHER,)])
+    steered(toy(branching={"reach": reach, "share": 0.9}), planner=planner)
+    may = [bool(problem.masks[part][value]) for problem in planner.problems[:3]]
+    assert may == (allowed + [False] * 3)[:3]
+
+
+@pytest.mark.parametrize(("reach", "came_to"), [(1.15, 1.1), (2.0, 1.1**2)])
+def test_what_is_left_of_a_sequence_stays_within_reach(reach: float, came_to: float) -> None:
+    run = toy(branching={"reach": reach, "every": 60})
+    steered(run, planner=Promising(sequences=[(HIGHER, HIGHER)]))
+    assert run.lr_scale == pytest.approx(came_to)

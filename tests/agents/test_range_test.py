@@ -18,6 +18,7 @@ from agents.branching import Branching
 from agents.branching.range_test import RangeTest
 from trainenv.config import RunConfig
 from trainenv.driving import drive
+from trainenv.interventions import PARTS
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry
@@ -189,6 +190,14 @@ def test_planners_are_not_asked() -> None:
     assert [decision["why"] for decision in found.decisions].count("warmup") == 1
     assert len(found.responder.planner.problems) == len(found.decisions) - 1 + len(found.of("skipped"))  # type: ignore[attr-defined]
     assert found.decisions[1]["verification"]["rule"] == "agreement"
+
+
+def test_drafts_stay_within_reach_of_what_it_found() -> None:
+    found = warmed(lr=20.0, triggers=["warmup", "checkpoint"], every=40, reach=1.0, harm=1e9)
+    assert found.decisions[0]["accepted"] == 1
+    problem = found.responder.planner.problems[0]  # type: ignore[attr-defined]
+    raised = [bool(allowed) for allowed in problem.masks[PARTS.index("lr_scale")]]
+    assert raised == [scale <= 1 for scale in found.run.config.interventions.lr_scales]
 
 
 def test_it_can_be_switched_off() -> None:

@@ -237,7 +237,7 @@ def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
 
 
 def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "220")
+    monkeypatch.setenv("COLUMNS", "80")
     json.dumps(plain(found), allow_nan=False)
     with Screen("compare", 3, quiet=False) as screen:
         screen.tables(found)
@@ -246,6 +246,7 @@ def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture
         assert words in out
     assert "72 of 72 cells, 0 diverged, 0 failed." in out
     assert "NO" in out
+    assert "…" not in out  # in a file or a pipe nothing is cut off
     with Screen("compare", 3, quiet=True) as screen:
         screen.tables(found)
         screen.tables(results(FOUR, []))

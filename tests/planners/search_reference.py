@@ -6,6 +6,7 @@ It shares nothing with `planners.search`. `search_golden` writes its trees to fi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -71,7 +72,7 @@ def best_of(scores: dict[int, float]) -> int:
 
 
 @dataclass
-class Reference:
+class Reference(ABC):
     """One tree. `below` is a node of an earlier search to go on from."""
 
     world: World
@@ -121,11 +122,13 @@ class Reference:
         node.returns.setdefault(action, []).append(found)
         return found
 
+    @abstractmethod
     def at_root(self) -> int:
-        raise NotImplementedError
+        """The action that the next simulation starts with."""
 
+    @abstractmethod
     def inside(self, node: Node) -> int:
-        raise NotImplementedError
+        """The action that it goes on with."""
 
 
 @dataclass
