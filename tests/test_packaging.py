@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,9 @@ def test_make_knows_its_targets() -> None:
 
 def test_warnings_are_errors() -> None:
     assert PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"][0] == "error"
+
+
+def test_what_tests_share_has_a_name_of_its_own() -> None:
+    """Test folders lie on one path, so of two modules of one name the first that a worker imports hides the other."""
+    names = Counter(path.stem for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []

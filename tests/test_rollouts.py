@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_runs import SMALL
+from run_settings import SMALL
 from torch import Tensor, nn
 
 import planners

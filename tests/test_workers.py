@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-import small_runs
+import run_settings
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ from trainenv.types import CLIP_NAMES, Candidate, Intervention, Measure, Plan, S
 from trainenv.workers import Lost, Worker, Workers, _no_script
 from trainenv.wrappers.verification import Verification
 
-SMALL: dict[str, Any] = small_runs.SMALL | {
+SMALL: dict[str, Any] = run_settings.SMALL | {
     "steps": 48,
     "validation": {"every": 0, "sequences": 4},
     "interventions": {"lr_bounds": [1e-2, 1e12]},
