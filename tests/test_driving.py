@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -548,18 +549,20 @@ def test_one_process_at_a_time_records_in_a_folder(folder: RunFolder) -> None:
     assert [record["step"] for record in read_lines(folder.path / "lines.jsonl")] == [8, 16]
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """The disk is full from the `after`-th checkpoint on."""
-    done, create = [], Disk.create
+def fails(monkeypatch: pytest.MonkeyPatch, after: int) -> threading.Event:
+    """The disk is full from the `after`-th checkpoint on. Set once it was."""
+    done, create, full = [], Disk.create, threading.Event()
 
     def creating(disk: Disk, path: Path) -> int:
         if path.name.startswith(".cp_"):
             done.append(path)
         if len(done) > after:
+            full.set()
             raise OSError(28, "No space left on device")
         return create(disk, path)
 
     monkeypatch.setattr(Disk, "create", creating)
+    return full
 
 
 def test_a_disk_that_is_full_ends_the_run_and_leaves_what_was_saved(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
@@ -583,10 +586,11 @@ def test_a_save_that_failed_keeps_no_other_from_being_tried(monkeypatch: pytest.
     """The failure is told, and the state at the stop is there all the same."""
     run, left = toy(40, checkpoints={"every": 8}), [False, False, True]
     with monkeypatch.context() as patch:
-        fails(patch, after=2)
+        full = fails(patch, after=2)
 
         def stop() -> bool:
             if run.step == 24:
+                assert full.wait(60)  # the save of step 16 runs in the background
                 patch.undo()
             return left.pop(0)
 
