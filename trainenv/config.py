@@ -226,17 +226,18 @@ class EnvironmentConfig(Config):
     divergence_loss: Positive = 2.0
 
 
-Trigger = Literal["warmup", "fired", "regression", "checkpoint"]
+Trigger = Literal["warmup", "harm", "fired", "regression", "checkpoint"]
 ActionPart = Literal["lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"]
 
 
 class BranchingConfig(Config):
     """When the branching agent drafts and verifies, and what it may spend. Steps are of a run of 16 000; presets scale them.
 
-    It acts where the `warmup`, or what follows it, shows that the learning rate does not suit, where the uncertainty index has
-    `fired`, where validation or stability has regressed, and every `every` steps, as continuous correction (`checkpoint`).
-    Where an alarm has done harm, `harm` nats on the clean probe or more, of which half is still there `quiet` steps later, the
-    run first goes back, to `rewind` steps before the alarm. Forecasts look `horizon` steps ahead. The `top_k` best drafts that
+    It acts where the `warmup`, or what follows it, shows that the learning rate does not suit, where `harm` has begun, that many
+    nats on the clean probe or more, where the uncertainty index has `fired`, where validation or stability has regressed, and
+    every `every` steps, as continuous correction (`checkpoint`). Harm that has begun is gone round from a state before it, of
+    which one is saved every `save_every` steps. Where half of what an alarm has done is still there `quiet` steps later, the run
+    goes back to `rewind` steps before the alarm. Forecasts look `horizon` steps ahead. The `top_k` best drafts that
     promise to be better than doing nothing by `worth` nats are trained for `verify_steps` and judged by `rule`. They raise the
     learning rate to at most `reach` times the rate that the start of the run has found to suit. What is thrown away is at most
     `share` of the budget. For `quiet` steps after a decision no other alarm is answered; after `patience` decisions in a row
@@ -250,11 +251,12 @@ class BranchingConfig(Config):
     good for a few steps and costs at the end. With `insure` ZClip is put in force at the start where nothing clips.
     """
 
-    triggers: tuple[Trigger, ...] = ("warmup", "fired", "regression", "checkpoint")
+    triggers: tuple[Trigger, ...] = ("warmup", "harm", "fired", "regression", "checkpoint")
     parts: tuple[ActionPart, ...] = ("lr_scale", "clip")
     insure: bool = True
     every: Count = 1000
     rewind: Count = 1000
+    save_every: Count = 250
     harm: Positive = 0.1
     horizon: Annotated[int, Field(ge=4)] = 2000
     top_k: Count = 6
@@ -266,7 +268,7 @@ class BranchingConfig(Config):
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     quiet: Annotated[int, Field(ge=0)] = 500
     patience: Count = 5
-    keep: Count = 4
+    keep: Count = 8
     replayable: bool = True
 
 

@@ -27,10 +27,12 @@ class Response:
     Attributes:
         events: in order. One of kind `rewind` says that history started anew from its step.
         kept: steps that it has trained itself, after the rewind if there was one, and that the run now stands behind.
+        save: whether the state is to be saved, whether a checkpoint is due or not.
     """
 
     events: Sequence[Event] = ()
     kept: Sequence[Telemetry] = ()
+    save: bool = False
 
 
 class Responder(Protocol):
@@ -42,6 +44,10 @@ class Responder(Protocol):
     def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
         """Called before the first step, also of a run that goes on (after `load_state_dict`)."""
         return
+
+    def within(self, run: TrainingRun, /) -> int:
+        """Steps after which it wants to be asked, at least 1, if the block of telemetry does not end sooner."""
+        return run.config.monitor.block
 
     def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
         """Called after each block of telemetry."""
@@ -146,7 +152,8 @@ def _train(
         _evaluate(run, folder)
     while not run.done:
         before = run.step
-        window = run.advance(_steps_to_boundary(run))
+        steps = _steps_to_boundary(run)
+        window = run.advance(min(steps, responder.within(run)) if responder else steps)
         taken += len(window)
         _record(folder, window)
         response = responder.respond(run, window) if responder else Response()
@@ -172,7 +179,7 @@ def _train(
             folder.event(Event(run.step, "interrupted"))
             return "interrupted", taken
         # What a rewind has left behind is not to be gone on with, so the new line is saved at once.
-        if not run.done and (rewound or store.due(before, run.step)):
+        if not run.done and (rewound or response.save or store.due(before, run.step)):
             folder.telemetry.flush()
             store.save(_state(run, responder))
     return "budget spent", taken

@@ -19,9 +19,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trainenv.cooldown import cool_down
-from trainenv.futures import Future, Growing, Sequenced, Start, Together, asked, over, side_by_side, told
+from trainenv.futures import Future, Growing, Sequenced, Start, Together, asked, forked, over, side_by_side, told
 from trainenv.ledger import Ledger
-from trainenv.types import Cost, Intervention, Measure, Outcome, Telemetry, UserError
+from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
@@ -38,6 +38,7 @@ class Rollouts:
 
     Args:
         run: forked as it is now; until `adopt` it is only read.
+        start: an earlier snapshot that futures start from instead: they are what the run could have done since.
         decision_steps: steps from one intervention of a sequence to the next.
         cooldown: steps of the reference cool-down, for the measure `annealed`.
         look: steps between looks at the validation loss; None: only where a future ends.
@@ -46,8 +47,11 @@ class Rollouts:
         fold: whether tiny models are folded.
         workers: processes that train what is not folded; 0: in turn, in this one.
 
+    Attributes:
+        past: whether futures start before where the run is.
+
     Raises:
-        UserError: a step count is below 1 (`cooldown`: below 0).
+        UserError: a step count is below 1 (`cooldown`: below 0), or the run has not come as far as `start`.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Rollouts:
         run: TrainingRun,
         *,
         decision_steps: int,
+        start: Snapshot | None = None,
         cooldown: int = 0,
         look: int | None = None,
         validation: float = math.nan,
@@ -67,9 +72,12 @@ class Rollouts:
                 f"decision_steps and look must be at least 1 and cooldown and workers at least 0, found {decision_steps}, "
                 f"{look}, {cooldown} and {workers}"
             )
+        if start is not None and start.step > run.step:
+            raise UserError(f"start must be a snapshot of step {run.step} or before, found step {start.step}")
         self._run, self._decision, self._cooldown, self._look = run, decision_steps, cooldown, look
         self._stopping, self._fold, self._workers = stopping, fold, workers
-        self._start, self._validation = run.snapshot(), validation
+        self._start, self._validation = run.snapshot() if start is None else start, validation
+        self.past = start is not None
         self._standing = run.step, run.applied, run.horizon
         self._cap = run.config.environment.divergence_loss * run.uniform_loss
         self._futures: dict[int, list[Future]] = {}  # of each draw, the longest last
@@ -99,7 +107,7 @@ class Rollouts:
         padded = [self._padded(sequence, steps) for sequence in sequences]
         spent = {one: Cost() for one in padded}
         if padded and not math.isfinite(self._validation):
-            self._validation = self._run.evaluate()
+            self._validation = self._evaluated()
             spent[padded[0]] += Cost(flops=self._run.flops_per_evaluation)
         starts: dict[int, dict[Sequenced, Future]] = {}
         for one in dict.fromkeys(padded):
@@ -119,6 +127,8 @@ class Rollouts:
     def adopt(self, sequence: Sequence[Intervention], steps: int, /, *, draw: int = 0) -> tuple[Telemetry, ...]:
         """The run becomes a future that was run; its steps are charged as the run's own. Returns what they measured.
 
+        Of futures that start earlier: it goes back there first, as `TrainingRun.rewind` does.
+
         Raises:
             UserError: it was not run for so many steps, or has ended before; or the run was trained or changed since.
         """
@@ -130,9 +140,21 @@ class Rollouts:
                 f"the run has gone on or was changed since step {self._start.step}, it is now at {self._run.step}; "
                 "make new Rollouts of it"
             )
+        if self.past:
+            self._run.rewind(self._start)
+        flagged, end = self._run.flagged, self._run.horizon.end
         self._run.restore(future.state)
+        if self.past:  # the future knows nothing of what was learned, and spent, since it has branched off
+            self._run.flag(flagged)
+            self._run.spend(self._run.horizon.end - end)
         self._run.ledger.move("verify", self._run.purpose, future.flops)
         return future.telemetry
+
+    def _evaluated(self) -> float:
+        """The loss at the start."""
+        if not self.past:
+            return self._run.evaluate()
+        return forked(self._run, Start(state=self._start, draw=0, ledger=self._run.ledger)).evaluate()
 
     # ── training futures ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -37,6 +37,7 @@ class Alarms:
         self.careful = self.gave_up = False
         self.in_row = 0
         self._regression, self._regressed = RegressionTrigger(), ""
+        self._met = -1  # step of the first look at the harm that was answered last
         self._quiet_until, self._next = 0, (start // settings.every + 1) * settings.every
         self._alarm: list[float] = []  # step and worst harm of an alarm whose harm may yet heal by itself
 
@@ -44,6 +45,12 @@ class Alarms:
     def harm(self) -> float:
         """Nats of clean probe loss above its level; NaN where that is unknown."""
         return self._regression.harm
+
+    @property
+    def rising(self) -> int | None:
+        """Step of the first look at harm that has begun and was not answered yet; None where none has."""
+        rising = self._regression.rising if self.harm >= self._settings.harm else None
+        return None if rising == self._met else rising
 
     def see(self, window: Sequence[Telemetry]) -> None:
         """Take in steps."""
@@ -74,6 +81,8 @@ class Alarms:
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
             return ""
         awake = run.step >= self._quiet_until
+        if "harm" in triggers and self.rising is not None:
+            return "harm"
         if "fired" in triggers and (stays or (awake and any(t.reading.fired for t in window))):
             return "fired"
         if "regression" in triggers and awake and self._regressed:
@@ -107,6 +116,17 @@ class Alarms:
         alarm, self._alarm = int(self._alarm[0]) if self._alarm else step, []
         return alarm
 
+    def met(self) -> int:
+        """The harm that has begun is being answered. Returns the step of the first look at it."""
+        assert self.rising is not None
+        self._met = self.rising
+        return self._met
+
+    def gone_round(self, step: int) -> None:
+        """The run has gone round it, and is at `step` again."""
+        self._alarm, self._regressed = [], ""
+        self._quiet_until = step + self._settings.quiet
+
     def passed(self, step: int) -> None:
         """A window has ended at `step`: the next checkpoint is due an interval later, or two once drafts keep failing."""
         if step >= self._next:
@@ -132,6 +152,7 @@ class Alarms:
             "quiet_until": self._quiet_until,
             "next": self._next,
             "alarm": self._alarm,
+            "met": self._met,
             "regression": self._regression.state_dict(),
             "range_test": self.range_test.state_dict(),
         }
@@ -140,6 +161,6 @@ class Alarms:
         """Take on what `state_dict` gave."""
         self.careful, self.gave_up, self.in_row = state["careful"], state["gave_up"], state["in_row"]
         self._regressed, self._alarm = state["regressed"], state["alarm"]
-        self._quiet_until, self._next = state["quiet_until"], state["next"]
+        self._quiet_until, self._next, self._met = state["quiet_until"], state["next"], state["met"]
         self._regression.load_state_dict(state["regression"])
         self.range_test.load_state_dict(state["range_test"])

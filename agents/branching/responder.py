@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents.branching.alarms import Alarms
+from agents.branching.detour import Detour, detour
 from agents.branching.drafting import Drafting
 from agents.branching.lessons import Lessons, teach
 from agents.branching.purse import Purse, Statement
@@ -51,14 +52,20 @@ _WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in
 
 @dataclass(frozen=True, kw_only=True)
 class _Verified:
-    """A draft that was verified and put on record, and not committed yet."""
+    """Branches that were trained, judged and put on record; none is committed yet."""
 
     rollouts: Rollouts
     verdict: Verdict
-    plan: Plan
-    history: RunHistory
     where: Path
     told: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft(_Verified):
+    """Those of a draft."""
+
+    plan: Plan
+    history: RunHistory
 
 
 @dataclass(kw_only=True)
@@ -135,6 +142,13 @@ class Branching(Responder):
             self._read_history(folder, _HISTORY if run.step else 0)
             self._remember(run)
 
+    def within(self, run: TrainingRun, /) -> int:
+        """See `Responder`. Harm is answered where it is seen, at the look itself."""
+        monitor = run.config.monitor
+        if not (monitor.enabled and monitor.probe_every and "harm" in self._settings.triggers):
+            return monitor.block
+        return (1 - run.step) % monitor.probe_every or monitor.probe_every
+
     def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
         """See `Responder`."""
         self._history.extend(window)
@@ -142,14 +156,18 @@ class Branching(Responder):
         events = [*self._insured(run), *self._due(run)]
         at, before = run.step, run.step - len(window)
         why = self._alarms.why(run, window, least=4 * self._verifying.verify_steps, busy=bool(self._pending))
-        response = self._decide(run, why, window, events) if why else Response(events=events)
+        if why == "harm":
+            response = self._go_round(run, events)
+        else:
+            response = self._decide(run, why, window, events) if why else Response(events=events)
         self._alarms.passed(at)
-        rewound = any(event.kind == "rewind" for event in response.events)
+        rewound, sound = any(event.kind == "rewind" for event in response.events), math.isfinite(window[-1].loss)
+        save = sound and self._wanted(run)
         # Just what is saved: a run that is gone on with has these to go back to.
-        if rewound or (self._store.due(before, run.step) and math.isfinite(window[-1].loss)):
+        if rewound or save or (sound and self._store.due(before, run.step)):
             self._remember(run)
         self._stood = run, run.step
-        return response
+        return replace(response, save=save)
 
     def validated(self, step: int, loss: float, /) -> None:
         """See `Responder`."""
@@ -200,6 +218,11 @@ class Branching(Responder):
         if len(self._remembered) > min(self._settings.keep, self._store.keep_last):
             self._remembered.popleft()
 
+    def _wanted(self, run: TrainingRun) -> bool:
+        """Whether it is time for a state to go back to, and this is one."""
+        sound = "harm" in self._settings.triggers and self._alarms.rising is None
+        return sound and run.step - self._remembered[-1].step >= self._settings.save_every
+
     # ── a decision ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _decide(self, run: TrainingRun, why: str, window: Sequence[Telemetry], events: list[Event]) -> Response:
@@ -214,7 +237,7 @@ class Branching(Responder):
         began, self._settled = run.step, run.ledger.total
         try:  # whatever a planner, a model, a rule or a full disk may raise: the run is as it was, and goes on
             when = {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}
-            found: _Verified | str = self._verified(run, when, ready)
+            found: _Draft | str = self._verified(run, when, ready)
         except Exception as error:
             found = _told(error)
             self._throw_away(run, run.ledger.total - self._settled)
@@ -229,7 +252,7 @@ class Branching(Responder):
         self._alarms.see(kept)
         return Response(events=[*events, *self._collapsed(run, why, began, found)], kept=kept)
 
-    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> _Verified | str:
+    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> _Draft | str:
         """Draft, verify, put on record. Or in words why nothing is verified."""
         verifying, steps = self._asked(ready)
         if not math.isfinite(self._price(run, verifying, 1, steps)):
@@ -249,7 +272,7 @@ class Branching(Responder):
         told = record.record_of(verdict, plan, verification) | when
         told |= {"start": start, "decision_steps": history.decision_steps, "end": {"fingerprint": ""}}
         record.write(where, told)  # what can't be put on record is not done
-        return _Verified(rollouts=rollouts, verdict=verdict, plan=plan, history=history, where=where, told=told)
+        return _Draft(rollouts=rollouts, verdict=verdict, where=where, told=told, plan=plan, history=history)
 
     @property
     def _highest(self) -> float:
@@ -284,7 +307,10 @@ class Branching(Responder):
     def _price(self, run: TrainingRun, verifying: Verification, branches: int, steps: int) -> float:
         """FLOPs that a decision throws away at most, where all is lost the control too; inf: more than there are."""
         control, evaluation = steps * run.flops_ahead, run.flops_per_evaluation
-        flops = verifying.thrown_away(run, branches, steps) + control + evaluation
+        return self._affordable(run, verifying.thrown_away(run, branches, steps) + control + evaluation)
+
+    def _affordable(self, run: TrainingRun, flops: float) -> float:
+        """The FLOPs if so many may be thrown away, else inf."""
         left = (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed
         return flops if flops <= min(left, self._purse.left) else math.inf
 
@@ -292,13 +318,12 @@ class Branching(Responder):
         self._purse.throw_away(flops)
         self._purse.owe(run, flops)
 
-    def _collapsed(self, run: TrainingRun, why: str, began: int, found: _Verified) -> list[Event]:
+    def _collapsed(self, run: TrainingRun, why: str, began: int, found: _Draft) -> list[Event]:
         """The run has become one of its futures: what follows from that, and is learned from it."""
         verdict, steps = found.verdict, found.history.decision_steps
         became = verdict.winner or verdict.control
         self._validation = math.nan if became.lost else became.outcome.validation[-1]
-        with suppress(OSError):  # it is on record but for this
-            record.write(found.where, found.told | {"end": {"fingerprint": run.fingerprint()}})
+        self._became(run, found)
         if verdict.winner is not None:  # its later parts come due a decision apart; those within the branch are in force already
             later = enumerate(verdict.winner.interventions)
             self._pending = [(began + k * steps, one) for k, one in later if k * steps >= verdict.steps]
@@ -321,6 +346,55 @@ class Branching(Responder):
             events.append(Event(run.step, "gave_up", {"reason": reason}))
         return events
 
+    def _became(self, run: TrainingRun, found: _Verified) -> None:
+        """Put on record what the run has become."""
+        with suppress(OSError):  # it is on record but for this
+            record.write(found.where, found.told | {"end": {"fingerprint": run.fingerprint()}})
+
+    # ── harm that has begun ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _go_round(self, run: TrainingRun, events: list[Event]) -> Response:
+        """Try another way to where the run is, and take it if less harm lies on it."""
+        way = detour(run, self._alarms.met(), self._remembered, self._history)
+        if way is None or not math.isfinite(self._affordable(run, way.price(run))):
+            return Response(events=events)
+        self._number += 1
+        at, start, harm, self._settled = run.step, way.start.step, self._alarms.harm, run.ledger.total
+        when = {"number": self._number, "why": "harm", "at": at, "step": start, "harm": harm}
+        try:  # as in a decision
+            found = self._tried(run, way, when)
+        except Exception as error:
+            self._throw_away(run, run.ledger.total - self._settled)
+            events.append(Event(at, "skipped", {"number": self._number, "why": "harm", "reason": _told(error)}))
+            return Response(events=events)
+        verdict, kept = found.verdict, adopt(found.rollouts, found.verdict)
+        if verdict.winner is not None:
+            events.append(self._left(run, at, start, way.steps * run.flops_ahead, harm))
+            self._alarms.gone_round(at)
+            self._history.extend(kept)
+            self._alarms.see(kept)
+            self._validation = verdict.winner.outcome.validation[-1]
+        self._throw_away(run, verdict.wasted)
+        self._became(run, found)
+        where = str(found.where.relative_to(self._folder))
+        events.append(event_of(start, verdict, {"number": self._number, "why": "harm", "folder": where}, ()))
+        if verdict.winner is not None:
+            ending = verdict.winner.interventions[-1]
+            run.apply(ending)
+            events.append(Event(at, "intervention", {**record.changes(ending), "pending": True}))
+        return Response(events=events, kept=kept)
+
+    def _tried(self, run: TrainingRun, way: Detour, when: dict[str, Any]) -> _Verified:
+        """A detour that was trained, judged and put on record."""
+        where = record.folder_of(self._folder, way.start.step, self._number)
+        start = start_of(way.start, where, replayable=self._settings.replayable)
+        verification = way.verification(self._verifying)
+        rollouts, verdict = way.verified(run, verification)
+        told = record.record_of(verdict, way.plan, verification, control="recorded") | when
+        told |= {"start": start, "decision_steps": way.steps, "end": {"fingerprint": ""}}
+        record.write(where, told)
+        return _Verified(rollouts=rollouts, verdict=verdict, where=where, told=told)
+
     # ── what is done to the run ─────────────────────────────────────────────────────────────────────────────────────
 
     def _go_back(self, run: TrainingRun, alarm: int, harm: float, *, lost: bool) -> list[Event]:
@@ -334,12 +408,16 @@ class Branching(Responder):
         if not lost and flops > self._purse.left:
             return []
         run.rewind(snapshot)
-        self._purse.throw_away(flops)  # the rewind has taken it off the budget
-        self._remembered = deque(s for s in self._remembered if s.step <= snapshot.step)
-        self._history = deque((t for t in self._history if t.step <= snapshot.step), maxlen=_HISTORY)
+        return [self._left(run, at, snapshot.step, flops, harm)]
+
+    def _left(self, run: TrainingRun, at: int, start: int, flops: float, harm: float) -> Event:
+        """The run has gone back from step `at` to `start`; that has taken the FLOPs off its budget."""
+        self._purse.throw_away(flops)
+        self._remembered = deque(s for s in self._remembered if s.step <= start)
+        self._history = deque((t for t in self._history if t.step <= start), maxlen=_HISTORY)
         self._validation = math.nan
-        self._pending = [(step, one) for step, one in self._pending if step <= snapshot.step]
-        return [Event(at, "rewind", {"to": snapshot.step, "lr_scale": run.lr_scale, "harm": harm})]
+        self._pending = [(step, one) for step, one in self._pending if step <= start]
+        return Event(at, "rewind", {"to": start, "lr_scale": run.lr_scale, "harm": harm})
 
     def _insured(self, run: TrainingRun) -> list[Event]:
         """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch."""

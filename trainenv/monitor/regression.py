@@ -142,6 +142,11 @@ class RegressionTrigger:
         """Nats by which the clean probe's newest loss is above its level; NaN where that is unknown."""
         return self._watch.above
 
+    @property
+    def rising(self) -> int | None:
+        """The step of the look at which a rise began that may become an event; None: none has."""
+        return self._watch.rising
+
     def _compared(self) -> str:
         """The rate of events of the last steps against that before them."""
         taken = self._watch.taken

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainenv.records.decisions import NAME
 from trainenv.records.lines import plain
@@ -35,7 +35,9 @@ def interventions_of(listed: Sequence[Mapping[str, Any]]) -> tuple[Intervention,
         ) from None
 
 
-def record_of(verdict: Verdict, plan: Plan, verification: Verification) -> dict[str, Any]:
+def record_of(
+    verdict: Verdict, plan: Plan, verification: Verification, *, control: Literal["trained", "recorded"] = "trained"
+) -> dict[str, Any]:
     """What a record says of the draft and its verification. Whoever decided adds when, where and why."""
     return {
         "planner": {
@@ -57,6 +59,7 @@ def record_of(verdict: Verdict, plan: Plan, verification: Verification) -> dict[
             "fold": verification.fold,
             "workers": verification.workers,
             "width": verification.width,
+            "control": control,
         },
         "branches": [_branch(place, branch) for place, branch in enumerate(verdict.branches)],
         "accepted": verdict.accepted,

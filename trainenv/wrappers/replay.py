@@ -22,7 +22,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import RunConfig
 from trainenv.records.decisions import NAME
 from trainenv.run import TrainingRun
-from trainenv.types import Branch, Candidate, Estimate, Forecast, Plan, UserError, Verdict
+from trainenv.types import Branch, Candidate, Estimate, Forecast, Outcome, Plan, UserError, Verdict
 from trainenv.wrappers.record import FOLDER, interventions_of
 from trainenv.wrappers.rules import make as make_rule
 from trainenv.wrappers.stopping import Losing
@@ -82,6 +82,7 @@ class Replay:
         where, record = _read(folder, step)
         with _as_recorded(where):
             plan, verification, start = _plan(record), _verification(record), record["start"]
+            control = _control(record)
             began, decision = int(record["step"]), int(record["decision_steps"])
             accepted, recorded, checkpoint = record["accepted"], str(start["fingerprint"]), start["checkpoint"]
         if checkpoint is None:
@@ -92,7 +93,7 @@ class Replay:
         saved, now = snapshot.state["numerics"], devices.numerics(run.model, run.optimizer, run.device, run.config)
         fingerprint = run.fingerprint()
         rollouts = verification.rollouts(run, decision_steps=decision)
-        verdict = verification.verify(rollouts, plan, horizon=4 * decision)
+        verdict = verification.verify(rollouts, plan, horizon=4 * decision, control=control)
         with _as_recorded(where):
             rows = tuple(_row(then, branch) for then, branch in zip(record["branches"], verdict.branches, strict=True))
         return cls(
@@ -173,6 +174,16 @@ def _plan(record: Mapping[str, Any]) -> Plan:
         for branch in record["branches"]
     )
     return Plan(planner=str(record["planner"]["name"]), candidates=(*drafted, control))
+
+
+def _control(record: Mapping[str, Any]) -> Branch | None:
+    """What the run had done from where the branches start, if that was in its past; None: it was trained beside them."""
+    if record["verification"].get("control", "trained") == "trained":
+        return None
+    told = record["branches"][0]
+    outcome = Outcome(looks=tuple(told["outcome"]["looks"]), validation=tuple(map(_number, told["outcome"]["validation"])))
+    losses = tuple(map(_number, told["losses"]))
+    return Branch(interventions=interventions_of(told["interventions"]), score=0.0, outcome=outcome, losses=losses)
 
 
 def _forecast(fields: Mapping[str, Any]) -> Forecast:

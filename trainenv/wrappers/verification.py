@@ -33,6 +33,7 @@ from trainenv.types import (
     Intervention,
     Outcome,
     Plan,
+    Snapshot,
     Telemetry,
     UserError,
     Verdict,
@@ -86,11 +87,14 @@ class Verification:
                 f"rule must be an AcceptRule, found {self.rule!r:.80}; take trainenv.wrappers.rules.make('agreement')"
             )
 
-    def rollouts(self, run: TrainingRun, *, decision_steps: int, validation: float = math.nan) -> Rollouts:
-        """What trains the branches of a verification that starts from the run as it is now."""
+    def rollouts(
+        self, run: TrainingRun, *, decision_steps: int, validation: float = math.nan, start: Snapshot | None = None
+    ) -> Rollouts:
+        """What trains the branches of a verification that starts from the run as it is now, or from an earlier snapshot."""
         return Rollouts(
             run,
             decision_steps=decision_steps,
+            start=start,
             cooldown=self.cooldown_of(run),
             validation=validation,
             stopping=self.stopping,
@@ -118,7 +122,9 @@ class Verification:
         enough = plan.control.score - self.worth
         return [one for one in plan.candidates if not one.does_nothing and one.score < enough][: self.top_k]
 
-    def verify(self, rollouts: Rollouts, plan: Plan, *, horizon: int, steps: int | None = None) -> Verdict:
+    def verify(
+        self, rollouts: Rollouts, plan: Plan, *, horizon: int, steps: int | None = None, control: Branch | None = None
+    ) -> Verdict:
         """Train the best of a draft and judge them. The run is as it was.
 
         Args:
@@ -126,20 +132,26 @@ class Verification:
             plan: the draft.
             horizon: N, steps that the draft's forecasts look ahead.
             steps: of each branch, other than `verify_steps`.
+            control: what the run has done from where the branches start, where that is in its past: nothing else is trained
+                beside them, and nothing compared step by step, for the batches may be others.
         """
         steps, chosen = steps or self.verify_steps, self.chosen(plan)
-        sequences = [NOTHING, *(one.interventions for one in chosen)]
+        recorded, candidates = control is not None, [plan.control, *chosen]
+        sequences = [one.interventions for one in candidates[recorded:]]
         outcomes = rollouts.run(sequences, steps, measure=self.rule.measure)
-        candidates = [plan.control, *chosen]
-        share = steps / horizon
-        branches = [self._branch(one, outcome, rollouts, steps, share) for one, outcome in zip(candidates, outcomes)]
-        control = replace(branches[0], fate="control", reason=branches[0].lost or "it does nothing")
-        judged = [control, *(self._judged(_against(branch, control, outcomes), control) for branch in branches[1:])]
-        verdict = self._verdict(judged, steps, outcomes)
+        trained = zip(candidates[recorded:], outcomes)
+        branches = [self._branch(one, outcome, rollouts, steps, steps / horizon) for one, outcome in trained]
+        control = branches.pop(0) if control is None else control
+        still = "it is what was done" if recorded else "it does nothing"
+        control = replace(control, fate="control", reason=control.lost or still)
+        branches = [_against(branch, control, together=not recorded) for branch in branches]
+        judged = [control, *(self._judged(branch, control) for branch in branches)]
+        verdict = self._verdict(judged, steps, [branch.outcome for branch in judged])
         adopted = judged[verdict.accepted or 0]
-        spent = sum(outcome.flops for outcome in outcomes)
-        kept = rollouts.future(adopted.interventions, steps).flops if not adopted.lost else 0.0
-        return replace(verdict, wasted=max(0.0, spent - kept))
+        kept = 0.0  # of what was spent here
+        if not adopted.lost and (verdict.accepted or not recorded):
+            kept = rollouts.future(adopted.interventions, steps).flops
+        return replace(verdict, wasted=max(0.0, verdict.cost.flops - kept))
 
     def _branch(self, candidate: Candidate, outcome: Outcome, rollouts: Rollouts, steps: int, share: float) -> Branch:
         forecast = candidate.forecast
@@ -172,7 +184,7 @@ class Verification:
         return Verdict(branches=tuple(branches), accepted=best, reason=reason, steps=steps, cost=cost)
 
 
-def _against(branch: Branch, control: Branch, outcomes: Sequence[Outcome]) -> Branch:
+def _against(branch: Branch, control: Branch, *, together: bool) -> Branch:
     """With what it measured against the control; beside a control that is lost, against the loss at the start."""
     start = control.outcome.validation[0]
     base, annealed_base = (start, start) if control.lost else (control.outcome.validation[-1], control.outcome.annealed)
@@ -180,7 +192,7 @@ def _against(branch: Branch, control: Branch, outcomes: Sequence[Outcome]) -> Br
         branch,
         delta=math.nan if branch.lost else _log_ratio(branch.outcome.validation[-1], base),
         annealed_delta=_log_ratio(branch.outcome.annealed, annealed_base),
-        paired=paired(branch.losses, control.losses),
+        paired=paired(branch.losses, control.losses) if together else None,
     )
 
 
@@ -272,7 +284,9 @@ class SpeculativeVerification(gym.Wrapper[Any, Any, Any, Any]):
 def adopt(rollouts: Rollouts, verdict: Verdict) -> tuple[Telemetry, ...]:
     """The run becomes the accepted branch, or the control; see `SpeculativeVerification.commit`."""
     taken = verdict.winner or verdict.control
-    return () if taken.lost else rollouts.adopt(taken.interventions, verdict.steps)
+    if taken.lost or (verdict.winner is None and rollouts.past):  # there is nothing to become, or it stands there already
+        return ()
+    return rollouts.adopt(taken.interventions, verdict.steps)
 
 
 def _draft_of(intervention: Intervention) -> Plan:

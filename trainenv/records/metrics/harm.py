@@ -96,6 +96,11 @@ class HarmWatch:
         newest = self._raised[-1][2] if self._raised else self._looks[-1][1] if self._looks else math.nan
         return newest - (self._open[0].level if self._open else self.level)
 
+    @property
+    def rising(self) -> int | None:
+        """The step of the look at which a rise began that may become an event; None: none has."""
+        return self._raised[0][0] if self._raised else None
+
     def update(self, step: int, loss: float, probe_loss: float) -> Change:
         """One more step of the run.
 

@@ -12,6 +12,7 @@ from trainenv.types import Intervention
 CLIPS = {"none": "no clipping", "zclip": "ZClip", "arc": "ARC", "spam": "SPAM"}
 WHY = {
     "warmup": "the start showed a learning rate that does not suit",
+    "harm": "harm had begun",
     "fired": "the alarm fired",
     "regression": "validation got worse",
     "checkpoint": "a checkpoint was due",
