@@ -219,9 +219,11 @@ class Branching(Responder):
             self._remembered.popleft()
 
     def _wanted(self, run: TrainingRun) -> bool:
-        """Whether it is time for a state to go back to, and this is one."""
-        sound = "harm" in self._settings.triggers and self._alarms.rising is None
-        return sound and run.step - self._remembered[-1].step >= self._settings.save_every
+        """Whether it is time to save a state to go back to, and this is one."""
+        if "harm" not in self._settings.triggers or self._alarms.rising is not None:
+            return False
+        last = self._remembered[-1].step if self._remembered else 0
+        return run.step - last >= self._settings.save_every
 
     # ── a decision ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -369,7 +371,7 @@ class Branching(Responder):
             return Response(events=events)
         verdict, kept = found.verdict, adopt(found.rollouts, found.verdict)
         if verdict.winner is not None:
-            events.append(self._left(run, at, start, way.steps * run.flops_ahead, harm))
+            events.append(self._left(at, way.start.snapshot(), way.steps * run.flops_ahead, harm))
             self._alarms.gone_round(at)
             self._history.extend(kept)
             self._alarms.see(kept)
@@ -408,16 +410,17 @@ class Branching(Responder):
         if not lost and flops > self._purse.left:
             return []
         run.rewind(snapshot)
-        return [self._left(run, at, snapshot.step, flops, harm)]
+        return [self._left(at, snapshot, flops, harm)]
 
-    def _left(self, run: TrainingRun, at: int, start: int, flops: float, harm: float) -> Event:
-        """The run has gone back from step `at` to `start`; that has taken the FLOPs off its budget."""
+    def _left(self, at: int, snapshot: Snapshot, flops: float, harm: float) -> Event:
+        """The run has gone back from step `at` to a snapshot; that has taken the FLOPs off its budget."""
+        start = snapshot.step
         self._purse.throw_away(flops)
         self._remembered = deque(s for s in self._remembered if s.step <= start)
         self._history = deque((t for t in self._history if t.step <= start), maxlen=_HISTORY)
         self._validation = math.nan
         self._pending = [(step, one) for step, one in self._pending if step <= start]
-        return Event(at, "rewind", {"to": start, "lr_scale": run.lr_scale, "harm": harm})
+        return Event(at, "rewind", {"to": start, "lr_scale": snapshot.state["lr_scale"], "harm": harm})
 
     def _insured(self, run: TrainingRun) -> list[Event]:
         """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch."""

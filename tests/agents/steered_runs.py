@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.branching import Branching
 from trainenv.config import TrainingConfig
-from trainenv.driving import drive
+from trainenv.driving import Watch, drive
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import RunFolder, read_events
 from trainenv.run import TrainingRun
@@ -255,8 +255,10 @@ class Steered:
         return sum(self.summary["flops"].values())
 
 
-def steered(run: TrainingRun, responder: Branching | None = None, **how: Any) -> Steered:
+def steered(
+    run: TrainingRun, responder: Branching | None = None, *, watch: Watch = lambda run, window: None, **how: Any
+) -> Steered:
     """Drive a run to its end in a folder of its own."""
     responder = responder or Branching(**{"planner": Promising(), **how})
     with_folder = RunFolder.create(Path(tempfile.mkdtemp()) / "run", run.config)
-    return Steered(run, responder, with_folder.path, drive(run, with_folder, responder=responder))
+    return Steered(run, responder, with_folder.path, drive(run, with_folder, responder=responder, watch=watch))

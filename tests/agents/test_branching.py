@@ -200,7 +200,8 @@ def test_with_nothing_to_go_back_to_the_divergence_is_told(monkeypatch: pytest.M
 
 
 def test_a_run_that_is_lost_from_the_start_ends_with_its_budget() -> None:
-    found = steered(loses(toy(40), *range(1, 100)), Branching(planner=planners.make("grid"), model=Dreamer()))
+    run = toy(40, branching={"triggers": ["fired"]})
+    found = steered(loses(run, *range(1, 100)), Branching(planner=planners.make("grid"), model=Dreamer()))
     assert (found.summary["ended"], found.run.step) == ("budget spent", 0)
     assert len(found.of("rewind")) == 10  # blocks of four
 
@@ -239,7 +240,8 @@ def test_insured_at_the_start_where_nothing_clips(policy: str, insure: bool, cli
 
 def test_insured_again_where_a_rewind_went_back_before_it_and_not_against_a_decision(alarms: Callable[..., None]) -> None:
     alarms(13)
-    early = steered(toy(branching={"rewind": 13}, kicked={12: -200.0}), planner=Promising(sequences=[(LOWER,)]))
+    kicked = toy(branching={"rewind": 13, "triggers": ["fired"]}, kicked={12: -200.0})
+    early = steered(kicked, planner=Promising(sequences=[(LOWER,)]))
     assert early.of("rewind")[0]["detail"]["to"] == 0
     said = [(e["line"], e["detail"]) for e in early.of("intervention")]
     assert said[:2] == [(0, {"clip": "zclip"}), (1, {"clip": "zclip"})]

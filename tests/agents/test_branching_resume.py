@@ -46,7 +46,7 @@ EVENTFUL: dict[str, Any] = {"every": 20, "share": 0.6, "verify_steps": 3, "rewin
 
 
 def eventful() -> tuple[TrainingRun, Branching]:
-    """Several decisions, a warm-up that asks, a rewind, parts that are pending and a model that learns."""
+    """Several decisions, a warm-up that asks, a detour, a rewind, parts that are pending and a model that learns."""
     saved, warming = {"every": 8, "moments": "exact"}, {"warmup": 24}
     run = toy(240, branching=EVENTFUL, kicked={60: -200.0}, validation={"every": 30}, checkpoints=saved, schedule=warming)
     return run, Branching(planner=Promising(sequences=((LOWER, HIGHER, HIGHER), (HIGHER,), (LOWER, LOWER))), model=Pupil())
@@ -74,7 +74,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_run_to_be_killed_is_eventful(straight: dict[str, Any]) -> None:
     assert len(straight["decisions"]) >= 4
-    assert {decision["why"] for decision in straight["decisions"]} == {"warmup", "fired", "checkpoint"}
+    assert {decision["why"] for decision in straight["decisions"]} == {"warmup", "harm", "fired", "checkpoint"}
     assert straight["kinds"].count("rewind") >= 1
     assert straight["kinds"].count("intervention") >= 2
     assert len(straight["state"]["learned"]["taken"]) >= 3
@@ -202,7 +202,7 @@ def test_killed_for_good_by_the_system_it_comes_to_the_same(
 ) -> None:
     path = tmp_path / "run"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    victim = subprocess.run([sys.executable, "-c", VICTIM, str(path), "60"], env=environment, timeout=120, check=False)
+    victim = subprocess.run([sys.executable, "-c", VICTIM, str(path), "45"], env=environment, timeout=120, check=False)
     assert victim.returncode == -signal.SIGKILL
     alarms(61)
     assert 1 <= len(read_decisions(path)) < len(straight["decisions"])

@@ -107,7 +107,7 @@ def _decision(tree: Tree, decision: Mapping[str, Any]) -> None:
     sign = ("◆ ", "bold green") if became else ("◇ ", "bold")
     title = Text.assemble((f"{words.whole(decision['step']):>7}  ", "cyan"), sign, (f"decision {decision['number']}", "bold"))
     node = tree.add(title.append(f": {why}{harm}; {decision.get('reason') or 'no reason was noted'}"))
-    names = [words.sequence(branch.get("interventions") or []) for branch in decision["branches"]]
+    names = words.branches(decision)
     widest = min(max(map(len, names), default=0), 30)
     for name, branch in zip(names, decision["branches"]):
         fate = str(branch.get("fate"))

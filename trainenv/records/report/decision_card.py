@@ -24,7 +24,7 @@ FATES = {
 def decision_card(decision: Mapping[str, Any], *, opened: bool) -> str:
     """The card: a line that is always seen, and what opens below it."""
     head = element("summary", _head(decision))
-    picture = rollouts(decision)
+    picture = "" if words.recorded(decision) else rollouts(decision)  # its steps saw other batches
     caption = "<figcaption>Real steps: training loss less doing nothing’s on the same batches, running mean, nats</figcaption>"
     side = element("figure", picture, caption, class_="rollouts") if picture else ""
     told = element("div", element("div", _why(decision), class_="told"), side, class_="split")
@@ -65,8 +65,12 @@ def _why(decision: Mapping[str, Any]) -> str:
 
 def _draft(planner: Mapping[str, Any]) -> str:
     dropped = f" ({words.whole(planner['dropped'])} more dropped)" if planner.get("dropped") else ""
-    text = f"The planner “{planner.get('name', 'unknown')}” ranked {words.whole(planner.get('candidates'))} candidates{dropped}"
-    text += f" by {words.whole(planner.get('futures'))} forecast futures in {words.duration(planner.get('seconds'))}."
+    name, futures = planner.get("name", "unknown"), words.whole(planner.get("futures"))
+    if not planner.get("futures") and planner.get("candidates") == 2:
+        text = f"“{name}” asked for one, without a forecast."
+    else:
+        text = f"The planner “{name}” ranked {words.whole(planner.get('candidates'))} candidates{dropped}"
+        text += f" by {futures} forecast futures in {words.duration(planner.get('seconds'))}."
     if planner.get("complete") is False:
         text += " It was cut short."
     faults = planner.get("faults") or []
@@ -85,22 +89,22 @@ def _verification(decision: Mapping[str, Any]) -> str:
 
 
 def _branches(decision: Mapping[str, Any]) -> str:
-    rows = [(branch, _interval(branch)) for branch in decision["branches"]]
-    scale = scale_of(row for _, row in rows)
+    rows = [(name, branch, _interval(name, branch)) for name, branch in zip(words.branches(decision), decision["branches"])]
+    scale = scale_of(row for _, _, row in rows)
     numbers = "".join(f"<th class='n'>{name}</th>" for name in ("Drafted", "Measured", "Training loss"))
     head = f"<tr><th>Branch</th><th class='plot'>{interval_head(scale)}</th>{numbers}<th>Fate</th></tr>"
-    body = [_row(branch, interval_row(row, scale), zero_line(scale)) for branch, row in rows]
+    body = [_row(name, branch, interval_row(row, scale), zero_line(scale)) for name, branch, row in rows]
     return element("table", element("thead", head), element("tbody", *body), class_="forest")
 
 
-def _row(branch: Mapping[str, Any], plot: str, zero: str) -> str:
+def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
     fate, expected, paired = str(branch.get("fate")), _expected(branch), branch.get("paired") or {}
     error = (branch.get("outcome") or {}).get("error")
     reason = f"{branch.get('reason') or ''}{f' ({error})' if error else ''}"
     drafted = f"{words.change(expected.get('median'))}<small>{words.interval(expected.get('low'), expected.get('high'))}</small>"
     training = f"{words.change(paired.get('mean'))}<small>± {words.change(paired.get('error')).lstrip('+')}</small>"
     cells = (
-        element("th", escaped(words.sequence(branch.get("interventions") or [])), scope="row"),
+        element("th", escaped(name), scope="row"),
         element("td", plot, class_="plot", style=zero),
         element("td", drafted if expected else words.NOTHING, class_="n"),
         element("td", "0" if branch.get("control") else words.change(branch.get("delta")), class_="n"),
@@ -117,12 +121,12 @@ def _expected(branch: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if branch.get("control") else branch.get("expected") or {}
 
 
-def _interval(branch: Mapping[str, Any]) -> Interval:
+def _interval(name: str, branch: Mapping[str, Any]) -> Interval:
     expected = _expected(branch)
     low, middle, high = (words.finite(expected.get(name)) for name in ("low", "median", "high"))
     delta = 0.0 if branch.get("control") else words.finite(branch.get("delta"))
     drafted = f"drafted {words.change(middle)} ({words.interval(low, high)}), " if middle is not None else ""
-    said = f"{words.sequence(branch.get('interventions') or [])}: {drafted}measured {words.change(delta)}"
+    said = f"{name}: {drafted}measured {words.change(delta)}"
     class_ = "accepted" if branch.get("fate") == "accepted" else "control" if branch.get("control") else ""
     return Interval(low=low, middle=middle, high=high, dot=delta, class_=class_, said=said)
 

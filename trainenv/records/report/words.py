@@ -59,6 +59,17 @@ def sequence(interventions: Sequence[Mapping[str, Any]]) -> str:
     return ", then ".join(words if count == 1 else f"{words} ({count} times)" for words, count in runs) or "do nothing"
 
 
+def branches(decision: Mapping[str, Any]) -> list[str]:
+    """What each branch of a decision did; a control that was not trained beside the others is what the run had done."""
+    named = [sequence(branch.get("interventions") or []) for branch in decision["branches"]]
+    return ["what was done", *named[1:]] if recorded(decision) else named
+
+
+def recorded(decision: Mapping[str, Any]) -> bool:
+    """Whether branches were measured against what the run had done since the step that they start from."""
+    return (decision.get("verification") or {}).get("control") == "recorded"
+
+
 def finite(value: Any) -> float | None:
     """A number that can be drawn, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
