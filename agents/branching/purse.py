@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainenv.config import BranchingConfig
 from trainenv.run import TrainingRun
+
+_WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,20 @@ class Statement:
     steps: int
     memory: int
     disk: int
+
+    @classmethod
+    def of(cls, run: TrainingRun, settings: BranchingConfig, *, width: int, workers: int) -> Statement:
+        """Of a run that is not steered yet, with so many branches and processes at once."""
+        weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
+        state = 3 * weights  # with both moments; a fork has gradients beside it
+        forks = (width + 1) * (2 * state + weights)  # and what each has come to
+        budget = max(run.config.steps, run.horizon.end)
+        decisions = budget // settings.every + budget // max(1, settings.quiet)
+        return cls(
+            steps=round(settings.share * budget),
+            memory=forks + (settings.keep + 1) * state + workers * _WORKER,
+            disk=decisions * state * settings.replayable,
+        )
 
     def __str__(self) -> str:
         memory, disk = _size(self.memory), _size(self.disk)

@@ -18,6 +18,7 @@ from agents.branching.drafting import Drafting
 from agents.branching.lessons import Lessons, teach
 from agents.branching.purse import Purse, Statement
 from agents.branching.recording import event_of, forget_decisions, start_of
+from agents.branching.undrafted import calmed, in_force, insured
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import BranchingConfig
 from trainenv.driving import Responder, Response
@@ -47,7 +48,6 @@ from trainenv.wrappers.verification import Verification, adopt
 
 _HISTORY = 512  # steps: what a forecast looks at
 _SHOWS = 4  # times as long a branch is trained where it must show that it is better
-_WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +108,10 @@ class Branching(Responder):
 
     def statement(self, run: TrainingRun) -> Statement:
         """What steering a run may cost at most."""
-        settings = self.config or run.config.branching
-        weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
-        state = 3 * weights  # with both moments; a fork has gradients beside it
-        width = self.verification.top_k if self.verification else settings.top_k
-        forks = (width + 1) * (2 * state + weights)  # and what each has come to
-        workers = self.verification.workers if self.verification else settings.workers
-        budget = max(run.config.steps, run.horizon.end)
-        decisions = budget // settings.every + budget // max(1, settings.quiet)
-        return Statement(
-            steps=round(settings.share * budget),
-            memory=forks + (settings.keep + 1) * state + workers * _WORKER,
-            disk=decisions * state * settings.replayable,
-        )
+        settings, verification = self.config or run.config.branching, self.verification
+        width = verification.top_k if verification else settings.top_k
+        workers = verification.workers if verification else settings.workers
+        return Statement.of(run, settings, width=width, workers=workers)
 
     # ── a responder ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,7 +144,7 @@ class Branching(Responder):
         """See `Responder`."""
         self._history.extend(window)
         self._alarms.see(window)
-        events = [*self._insured(run), *self._due(run)]
+        events = [*(insured(run) if self._settings.insure else []), *self._due(run)]
         at, before = run.step, run.step - len(window)
         why = self._alarms.why(run, window, least=4 * self._verifying.verify_steps, busy=bool(self._pending))
         if why == "harm":
@@ -162,7 +153,7 @@ class Branching(Responder):
             response = self._decide(run, why, window, events) if why else Response(events=events)
         self._alarms.passed(at)
         rewound, sound = any(event.kind == "rewind" for event in response.events), math.isfinite(window[-1].loss)
-        save = sound and self._wanted(run)
+        save = sound and self._worth_saving(run)
         # Just what is saved: a run that is gone on with has these to go back to.
         if rewound or save or (sound and self._store.due(before, run.step)):
             self._remember(run)
@@ -218,8 +209,8 @@ class Branching(Responder):
         if len(self._remembered) > min(self._settings.keep, self._store.keep_last):
             self._remembered.popleft()
 
-    def _wanted(self, run: TrainingRun) -> bool:
-        """Whether it is time to save a state to go back to, and this is one."""
+    def _worth_saving(self, run: TrainingRun) -> bool:
+        """Whether this is a state to go back to, and the last one is some time ago."""
         if "harm" not in self._settings.triggers or self._alarms.rising is not None:
             return False
         last = self._remembered[-1].step if self._remembered else 0
@@ -245,11 +236,11 @@ class Branching(Responder):
             self._throw_away(run, run.ledger.total - self._settled)
         if isinstance(found, str):
             events.append(Event(began, "skipped", {"number": self._number, "why": why, "reason": found}))
-            return Response(events=[*events, *(self._calm(run) if lost else ())])
+            return Response(events=[*events, *(calmed(run, self._codec) if lost else [])])
         kept = adopt(found.rollouts, found.verdict)
         self._throw_away(run, found.verdict.wasted)
         if not kept:  # the control is lost, and nothing held up
-            events += [*self._go_back(run, began, harm, lost=True), *self._calm(run)]
+            events += [*self._go_back(run, began, harm, lost=True), *calmed(run, self._codec)]
         self._history.extend(kept)
         self._alarms.see(kept)
         return Response(events=[*events, *self._collapsed(run, why, began, found)], kept=kept)
@@ -309,12 +300,12 @@ class Branching(Responder):
     def _price(self, run: TrainingRun, verifying: Verification, branches: int, steps: int) -> float:
         """FLOPs that a decision throws away at most, where all is lost the control too; inf: more than there are."""
         control, evaluation = steps * run.flops_ahead, run.flops_per_evaluation
-        return self._affordable(run, verifying.thrown_away(run, branches, steps) + control + evaluation)
+        flops = verifying.thrown_away(run, branches, steps) + control + evaluation
+        return flops if self._affords(run, flops) else math.inf
 
-    def _affordable(self, run: TrainingRun, flops: float) -> float:
-        """The FLOPs if so many may be thrown away, else inf."""
-        left = (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed
-        return flops if flops <= min(left, self._purse.left) else math.inf
+    def _affords(self, run: TrainingRun, flops: float) -> bool:
+        """Whether so many FLOPs may be thrown away."""
+        return flops <= min(self._purse.left, (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed)
 
     def _throw_away(self, run: TrainingRun, flops: float) -> None:
         self._purse.throw_away(flops)
@@ -357,18 +348,18 @@ class Branching(Responder):
 
     def _go_round(self, run: TrainingRun, events: list[Event]) -> Response:
         """Try another way to where the run is, and take it if less harm lies on it."""
-        way = detour(run, self._alarms.met(), self._remembered, self._history)
-        if way is None or not math.isfinite(self._affordable(run, way.price(run))):
-            return Response(events=events)
         self._number += 1
-        at, start, harm, self._settled = run.step, way.start.step, self._alarms.harm, run.ledger.total
-        when = {"number": self._number, "why": "harm", "at": at, "step": start, "harm": harm}
+        at, harm, self._settled = run.step, self._alarms.harm, run.ledger.total
+        what = {"number": self._number, "why": "harm"}
         try:  # as in a decision
-            found = self._tried(run, way, when)
+            way = detour(run, self._alarms.met(), self._remembered, self._history)
+            if not self._affords(run, way.price(run)):
+                steps = self._purse.left / run.flops_ahead
+                raise UserError(f"no budget is left: {way.steps} steps' worth may be thrown away, of {steps:.0f}")
+            found = self._tried(run, way, what | {"at": at, "harm": harm})
         except Exception as error:
             self._throw_away(run, run.ledger.total - self._settled)
-            events.append(Event(at, "skipped", {"number": self._number, "why": "harm", "reason": _told(error)}))
-            return Response(events=events)
+            return Response(events=[*events, Event(at, "skipped", what | {"reason": _told(error)})])
         verdict, kept = found.verdict, adopt(found.rollouts, found.verdict)
         if verdict.winner is not None:
             events.append(self._left(at, way.start.snapshot(), way.steps * run.flops_ahead, harm))
@@ -379,11 +370,9 @@ class Branching(Responder):
         self._throw_away(run, verdict.wasted)
         self._became(run, found)
         where = str(found.where.relative_to(self._folder))
-        events.append(event_of(start, verdict, {"number": self._number, "why": "harm", "folder": where}, ()))
+        events.append(event_of(way.start.step, verdict, what | {"folder": where}, ()))
         if verdict.winner is not None:
-            ending = verdict.winner.interventions[-1]
-            run.apply(ending)
-            events.append(Event(at, "intervention", {**record.changes(ending), "pending": True}))
+            events.append(in_force(run, verdict.winner.interventions[-1], pending=True))
         return Response(events=events, kept=kept)
 
     def _tried(self, run: TrainingRun, way: Detour, when: dict[str, Any]) -> _Verified:
@@ -393,7 +382,7 @@ class Branching(Responder):
         verification = way.verification(self._verifying)
         rollouts, verdict = way.verified(run, verification)
         told = record.record_of(verdict, way.plan, verification, control="recorded") | when
-        told |= {"start": start, "decision_steps": way.steps, "end": {"fingerprint": ""}}
+        told |= {"step": way.start.step, "start": start, "decision_steps": way.steps, "end": {"fingerprint": ""}}
         record.write(where, told)
         return _Verified(rollouts=rollouts, verdict=verdict, where=where, told=told)
 
@@ -422,23 +411,6 @@ class Branching(Responder):
         self._pending = [(step, one) for step, one in self._pending if step <= start]
         return Event(at, "rewind", {"to": start, "lr_scale": snapshot.state["lr_scale"], "harm": harm})
 
-    def _insured(self, run: TrainingRun) -> list[Event]:
-        """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch."""
-        chosen = any(one.clip for _, one in run.applied)  # by whoever knows better
-        if not self._settings.insure or chosen or run.clip != "none":
-            return []
-        insurance = Intervention(clip="zclip")
-        run.apply(insurance)
-        return [Event(run.step, "intervention", record.changes(insurance))]
-
-    def _calm(self, run: TrainingRun) -> list[Event]:
-        """After a loss that was lost, with no draft to go by: what people do by hand, a lower learning rate and clipping."""
-        legal = self._codec.masks(run)[0]
-        lowest = min(scale for scale, allowed in zip(run.config.interventions.lr_scales, legal) if allowed)
-        wanted = Intervention(lr_scale=lowest, clip=None if run.clip == "zclip" else "zclip")
-        run.apply(wanted)
-        return [Event(run.step, "intervention", record.changes(wanted))]
-
     def _due(self, run: TrainingRun) -> list[Event]:
         """Put in force what an accepted sequence has left for now."""
         due = [one for step, one in self._pending if step <= run.step]
@@ -446,12 +418,9 @@ class Branching(Responder):
         self._pending = [(step, one) for step, one in self._pending if step > run.step]
         events = []
         for one in due:
-            try:
-                run.apply(one)
-            except UserError:  # out of bounds by now
-                continue
-            if not one.does_nothing:
-                events.append(Event(run.step, "intervention", {**record.changes(one), "pending": True}))
+            with suppress(UserError):  # out of bounds by now
+                if not one.does_nothing:
+                    events.append(in_force(run, one, pending=True))
         return events
 
 

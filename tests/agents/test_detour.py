@@ -20,7 +20,7 @@ from trainenv.records.folder import RunFolder
 from trainenv.records.metrics import measure
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun
-from trainenv.types import Intervention
+from trainenv.types import Intervention, UserError
 from trainenv.wrappers.replay import Replay
 
 pytestmark = pytest.mark.usefixtures("alarms")
@@ -101,7 +101,6 @@ def test_what_was_decided_on_the_way_holds_but_for_a_higher_rate() -> None:
             run.apply(one)
         since += run.advance(2)
         found = detour.detour(run, 61, [snapshot], since)
-        assert found is not None
         return found.way[0]
 
     assert way().lr_scale == pytest.approx(1 / 3)
@@ -115,10 +114,14 @@ def test_without_a_state_from_before_it_there_is_no_way() -> None:
     run = toy(kicked=KICK)
     run.advance(56)
     snapshot, since = run.snapshot(), run.advance(5)
-    assert detour.detour(run, 61, [], since) is None
-    assert detour.detour(run, 56, [snapshot], since) is None  # the look before it was at 55
-    assert detour.detour(run, 57, [snapshot], since[1:]) is None  # nobody knows what the run has done since
-    assert detour.detour(run, 57, [snapshot], since) is not None
+    for rising, snapshots, known in (
+        (61, [], since),
+        (56, [snapshot], since),  # the look before it was at 55
+        (57, [snapshot], since[1:]),  # nobody knows what the run has done since
+    ):
+        with pytest.raises(UserError, match="no state to go back to"):
+            detour.detour(run, rising, snapshots, known)
+    assert detour.detour(run, 57, [snapshot], since).steps == 5
 
 
 # ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,6 +184,7 @@ def test_what_may_be_thrown_away_is_not_exceeded(share: float, monkeypatch: pyte
         allowed = share * 120 * run.flops_ahead
         found = steered(run, planner=Promising())
         assert [decision["accepted"] for decision in found.decisions] == [accepted] * (share > 0.05)
+        assert [event["detail"]["reason"][:17] for event in found.of("skipped")] == ["no budget is left"] * (share < 0.05)
         assert found.responder._purse.wasted <= allowed
         assert found.total <= 120 * run.flops_ahead + run.flops_of_probes(120) + 2 * run.flops_per_evaluation
         same(monkeypatch)

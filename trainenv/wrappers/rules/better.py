@@ -3,7 +3,7 @@
     accept  ⇔  Δv < 0,  Δt < 0  and  (Δv + Δt) / 2 < −margin
 
 Δv is Δ ln validation loss where the branch ends, Δt the mean Δ ln training loss of its steps: two measures of one thing, each of
-few tokens.
+few tokens. Where the batches were others, as they are where some were skipped, Δt is left out.
 
 A few steps show what goes wrong now, not how a run ends: late in a run every lower learning rate looks better. The rule is for
 questions whose answer shows at once, such as whether a rate that is still warming up is too high already.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 from typing import ClassVar
 
 from trainenv.types import Branch, Measure, UserError
@@ -40,10 +41,12 @@ class Better:
         """See `AcceptRule`."""
         if not math.isfinite(branch.delta):
             return "its loss against doing nothing was not measured"
-        training = branch.delta if branch.paired is None else branch.paired.mean
-        if branch.delta < 0 and training < 0 and (branch.delta + training) / 2 < -self.margin:
+        measured = {"validation loss": branch.delta}
+        if branch.paired is not None:
+            measured["training loss"] = branch.paired.mean
+        if max(measured.values()) < 0 and fmean(measured.values()) < -self.margin:
             return ""
-        return f"it is not better by {self.margin:g}: validation loss {branch.delta:+.4f}, training loss {training:+.4f}"
+        return f"it is not better by {self.margin:g}: {', '.join(f'{name} {change:+.4f}' for name, change in measured.items())}"
 
     def rank(self, branch: Branch, /) -> float:
         """See `AcceptRule`."""
