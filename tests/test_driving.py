@@ -219,6 +219,22 @@ def test_any_event_of_a_responder_is_recorded(folder: RunFolder) -> None:
     assert not (folder.path / "lines.jsonl").exists()
 
 
+def test_a_responder_says_when_it_is_asked_and_what_is_saved(folder: RunFolder) -> None:
+    seen: list[int] = []
+
+    class Early(Responder):
+        def within(self, run: TrainingRun, /) -> int:
+            return (3 - run.step) % 5 or 5
+
+        def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+            seen.append(run.step)
+            return Response(save=run.step in {13, 16})
+
+    drive(toy(20, checkpoints={"every": 16}), folder, responder=Early())
+    assert seen == [3, 8, 13, 16, 18, 20]  # blocks of eight, checkpoints and the end go before it
+    assert CheckpointStore(folder.path / "checkpoints").steps() == [0, 13, 16, 20]
+
+
 @dataclass
 class Ahead(Responder):
     """Trains five steps of its own at step 8, which the run keeps; remembers all that it was told."""

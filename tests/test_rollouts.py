@@ -472,3 +472,49 @@ def test_planners_run_on_it(name: str, hyper: dict[str, Any]) -> None:
     steps = one.outcomes[-1].looks[-1]
     rollouts.adopt(one.interventions, steps)
     assert run.evaluate() == one.outcomes[-1].validation[-1]
+
+
+# ── of the past ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def went_on(steps: int = 8) -> tuple[TrainingRun, Snapshot, Sequence[Telemetry]]:
+    """A run, a snapshot of it and what it has done since."""
+    run = toy()
+    snapshot = run.snapshot()
+    return run, snapshot, run.advance(steps)
+
+
+def test_futures_of_the_past_are_what_could_have_been_done_since() -> None:
+    run, snapshot, since = went_on()
+    before, fingerprint = run.ledger["verify"], run.fingerprint()
+    rollouts = Rollouts(run, decision_steps=4, start=snapshot)
+    nothing, lower = rollouts.run([NOTHING, LOWER], 8, measure="horizon")
+    assert rollouts.past
+    assert [t.loss for t in rollouts.future(NOTHING, 8).telemetry] == [t.loss for t in since]
+    assert nothing.validation[-1] == run.evaluate() != lower.validation[-1]
+    assert nothing.validation[0] == lower.validation[0] != nothing.validation[-1]
+    assert run.fingerprint() == fingerprint
+    assert run.ledger["verify"] == before + 16 * run.flops_per_step
+
+
+def test_the_run_goes_back_to_become_a_future_of_its_past() -> None:
+    run, snapshot, since = went_on()
+    run.spend(3)
+    run.flag([11, 40])
+    main, end = run.ledger["main"], run.horizon.end
+    rollouts = Rollouts(run, decision_steps=4, start=snapshot)
+    rollouts.run([LOWER], 8, measure="horizon")
+    kept = rollouts.adopt(LOWER, 8)
+    assert (run.step, run.lr_scale) == (snapshot.step + 8, 0.5)
+    assert [t.step for t in kept] == [t.step for t in since]
+    assert run.horizon.end == end - 8  # what was spent meanwhile stays spent, and the steps that were left are gone
+    assert run.flagged == (11, 40)
+    assert (run.ledger["main"], run.ledger["rewound"]) == (main, 8 * run.flops_per_step)
+    assert run.ledger["verify"] == 0
+
+
+def test_a_past_that_is_yet_to_come_is_refused() -> None:
+    run, _, _ = went_on()
+    ahead = toy(taken=40).snapshot()
+    with pytest.raises(UserError, match="start must be a snapshot of step 16 or before, found step 40"):
+        Rollouts(run, decision_steps=4, start=ahead)

@@ -65,12 +65,10 @@ def _why(decision: Mapping[str, Any]) -> str:
 
 def _draft(planner: Mapping[str, Any]) -> str:
     dropped = f" ({words.whole(planner['dropped'])} more dropped)" if planner.get("dropped") else ""
-    name, futures = planner.get("name", "unknown"), words.whole(planner.get("futures"))
-    if not planner.get("futures") and planner.get("candidates") == 2:
-        text = f"“{name}” asked for one, without a forecast."
-    else:
-        text = f"The planner “{name}” ranked {words.whole(planner.get('candidates'))} candidates{dropped}"
-        text += f" by {futures} forecast futures in {words.duration(planner.get('seconds'))}."
+    text = f"The planner “{planner.get('name', 'unknown')}” ranked {words.whole(planner.get('candidates'))} candidates{dropped}"
+    text += f" by {words.whole(planner.get('futures'))} forecast futures in {words.duration(planner.get('seconds'))}."
+    if planner.get("candidates") == 2 and not planner.get("futures"):
+        text = f"“{planner.get('name', 'unknown')}” put forward one change, without a forecast."
     if planner.get("complete") is False:
         text += " It was cut short."
     faults = planner.get("faults") or []
