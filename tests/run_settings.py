@@ -8,7 +8,6 @@ SMALL: dict[str, Any] = {
     "steps": 120,
     "threads": 1,
     "batch_size": 4,
-    "block_steps": 2,
     "model": {"width": 16, "layers": 1, "heads": 2, "context": 16},
     "optimizer.lr": 6e-3,
     "schedule.warmup": 5,

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import run_settings
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_settings import SMALL
 from torch import Tensor, nn
 
 import planners
@@ -27,6 +27,7 @@ from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Budget, Intervention, Measure, Outcome, PlanningProblem, Snapshot, Telemetry, UserError
 
+SMALL: dict[str, Any] = run_settings.SMALL | {"block_steps": 2}
 LOWER, HIGHER = (Intervention(lr_scale=0.5),), (Intervention(lr_scale=1.1),)
 RESET = (Intervention(momentum_reset=True, clip="zclip"),)
 

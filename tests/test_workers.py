@@ -35,6 +35,7 @@ from trainenv.wrappers.verification import Verification
 
 SMALL: dict[str, Any] = run_settings.SMALL | {
     "steps": 48,
+    "block_steps": 2,
     "validation": {"every": 0, "sequences": 4},
     "interventions": {"lr_bounds": [1e-2, 1e12]},
 }

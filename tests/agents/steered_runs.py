@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import run_settings
 import torch
 from torch import Tensor, nn
 
@@ -34,17 +35,7 @@ from trainenv.types import (
 
 Sequenced = tuple[Intervention, ...]
 LOWER, HIGHER, NOTHING = Intervention(lr_scale=0.8), Intervention(lr_scale=1.1), Intervention()
-SMALL: dict[str, Any] = {
-    "steps": 120,
-    "threads": 1,
-    "batch_size": 4,
-    "model": {"width": 16, "layers": 1, "heads": 2, "context": 16},
-    "optimizer.lr": 6e-3,
-    "schedule.warmup": 5,
-    "checkpoints.every": 20,
-    "validation": {"every": 0, "sequences": 8},
-    "monitor": {"block": 5, "probe_every": 3, "probe_sequences": 2},
-}
+SMALL: dict[str, Any] = run_settings.SMALL | {"checkpoints.every": 20}
 QUICK: dict[str, Any] = {
     "every": 16,
     "rewind": 8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import run_settings
 import torch
 from torch import Tensor, nn
 
@@ -13,15 +14,7 @@ from trainenv.rollouts import NOTHING
 from trainenv.run import TrainingRun
 from trainenv.types import Candidate, Estimate, Forecast, Intervention, Plan
 
-SMALL: dict[str, Any] = {
-    "steps": 120,
-    "threads": 1,
-    "batch_size": 4,
-    "model": {"width": 16, "layers": 1, "heads": 2, "context": 16},
-    "optimizer.lr": 6e-3,
-    "schedule.warmup": 5,
-    "validation": {"every": 0, "sequences": 8},
-    "monitor": {"block": 5, "probe_every": 3, "probe_sequences": 2},
+SMALL: dict[str, Any] = run_settings.SMALL | {
     "environment.decision_steps": 8,
     "interventions": {"lr_bounds": [1e-3, 1e12]},
 }
