@@ -510,7 +510,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
     ]
     same_rows(read_telemetry("mine", kept_only=True), read_telemetry("straight"))
     assert list(read_telemetry("mine")["line"]) == [0] * stop_at + [1] * (24 - stop_at)
-    assert read_lines(tmp_path / "mine" / "lines.jsonl") == [{"line": 1, "step": stop_at}]
+    assert read_lines(tmp_path / "mine" / "lines.jsonl") == [{"line": 1, "step": stop_at, "rewinds": 0}]
 
 
 @pytest.mark.parametrize("stop_at", [4, 8, 12])
@@ -591,7 +591,7 @@ def test_a_resume_that_is_refused_writes_nothing(
     assert_one_sentence(["run", "--resume", "--out", "mine"], ("seed",), tmp_path, capsys)
     config.write_text(whole, encoding="utf-8")
     assert main(["run", "--resume", "--out", "mine"]) == 0
-    assert read_lines(tmp_path / "mine" / "lines.jsonl") == [{"line": 1, "step": 12}]
+    assert read_lines(tmp_path / "mine" / "lines.jsonl") == [{"line": 1, "step": 12, "rewinds": 0}]
 
 
 def test_the_summary_of_a_resumed_run_counts_the_alarms_of_both_parts(

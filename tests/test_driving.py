@@ -189,7 +189,7 @@ def test_a_rewind_starts_a_new_line(folder: RunFolder) -> None:
     run = toy(40)
     summary = drive(run, folder, responder=Rewinder(at=24))
     assert (summary["rewinds"], summary["ended"], summary["step"]) == (1, "budget spent", 24)
-    assert read_lines(folder.path / "lines.jsonl") == [{"line": 1, "step": 8}]
+    assert read_lines(folder.path / "lines.jsonl") == [{"line": 1, "step": 8, "rewinds": 1}]
     assert [(e["line"], e["step"], e["kind"]) for e in read_events(folder.path)] == [(1, 24, "rewind"), (1, 8, "intervention")]
     everything, kept = read_telemetry(folder.path), read_telemetry(folder.path, kept_only=True)
     assert list(everything["step"]) == [*range(1, 25), *range(9, 25)]
@@ -514,6 +514,27 @@ def test_after_a_rewind_the_new_line_is_what_there_is_to_go_back_to(folder: RunF
     kept = read_telemetry(folder.path, kept_only=True)
     assert list(kept["step"]) == list(range(1, 25))
     assert set(kept["lr_scale"][8:]) == {0.5}
+
+
+def test_a_rewind_that_was_lost_before_it_was_saved_is_none(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new line had begun: what is gone on with, and what is kept, is the line before."""
+
+    def crash(folder: RunFolder, event: Event) -> None:
+        raise OSError("the power went out")
+
+    settings: dict[str, Any] = {"checkpoints": {"every": 16, "moments": "exact"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "event", crash)
+        with pytest.raises(OSError, match="power"):
+            drive(toy(40, **settings), folder, responder=Rewinder(at=24))
+    assert [(record["line"], record["step"]) for record in read_lines(folder.path / "lines.jsonl")] == [(1, 8)]
+    run = toy(40, **settings)
+    resumed, _ = resume(folder.path, run)
+    drive(run, resumed)
+    kept = read_telemetry(folder.path, kept_only=True)
+    assert list(kept["step"]) == list(range(1, 41))
+    assert list(kept["line"]) == [0] * 16 + [2] * 24
+    assert "rewinds" not in newest(resumed).state
 
 
 def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFolder) -> None:

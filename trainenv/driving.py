@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.records.folder import RunFolder, read_events, read_validation
+from trainenv.records.folder import REWINDS, RunFolder, read_events, read_validation
 from trainenv.records.lines import plain
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Snapshot, Telemetry, UserError
@@ -100,13 +100,13 @@ def drive(
         if responder is not None:
             responder.begin(run, folder, store)
         if not run.done and run.step not in store.steps():
-            store.save(_state(run, responder))  # there is something to go back to from the first step on
+            store.save(_state(run, folder, responder))  # there is something to go back to from the first step on
         ended, taken = _train(run, folder, store, responder, watch, stop)
         folder.telemetry.flush()
         try:
             store.wait()
         finally:  # that the last save failed is no reason not to try this one
-            store.save(_state(run, responder), moments="exact", wait=True)
+            store.save(_state(run, folder, responder), moments="exact", wait=True)
     summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
     assert isinstance(summary, dict)
     if ended != "interrupted":
@@ -114,9 +114,11 @@ def drive(
     return summary
 
 
-def _state(run: TrainingRun, responder: Responder | None) -> Snapshot:
-    remembered = responder.state_dict() if responder is not None else {}
-    return run.snapshot({RESPONDER: json.dumps(plain(remembered))} if remembered else None)
+def _state(run: TrainingRun, folder: RunFolder, responder: Responder | None) -> Snapshot:
+    beside: dict[str, Any] = {REWINDS: folder.rewinds} if folder.rewinds else {}
+    if responder is not None and (remembered := responder.state_dict()):
+        beside[RESPONDER] = json.dumps(plain(remembered))
+    return run.snapshot(beside)
 
 
 def resume(path: Path, run: TrainingRun, responder: Responder | None = None) -> tuple[RunFolder, Snapshot]:
@@ -160,7 +162,7 @@ def _train(
         rewound = False
         for event in response.events:
             if event.kind == "rewind":
-                folder.new_line(event.detail["to"])
+                folder.rewound(event.detail["to"])
                 rewound, before = True, event.detail["to"]
             folder.event(event)
         taken += len(response.kept)
@@ -181,7 +183,7 @@ def _train(
         # What a rewind has left behind is not to be gone on with, so the new line is saved at once.
         if not run.done and (rewound or response.save or store.due(before, run.step)):
             folder.telemetry.flush()
-            store.save(_state(run, responder))
+            store.save(_state(run, folder, responder))
     return "budget spent", taken
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from steered_runs import (
     HIGHER,
@@ -131,6 +131,7 @@ def driven_on(path: Path) -> tuple[TrainingRun, Branching, RunFolder]:
     again=st.integers(0, 30),
     before=st.booleans(),
 )
+@example(place=4, call=2, again=0, before=False)  # between a rewind's new line and its first save
 def test_killed_at_any_moment_it_comes_to_the_same(
     place: int,
     call: int,

@@ -226,10 +226,8 @@ def test_files_from_outside_a_store_can_be_listed(tmp_path: Path) -> None:
     """Copied into a folder without a list, several may have the same number, 0."""
     for step in (2, 1):
         file.write(made(step, numel=64), tmp_path / f"cp_{step}.ptz")
-    with pytest.warns(UserWarning, match="was lost"):
-        store = CheckpointStore(tmp_path).__enter__()
-    assert [(one.step, one.sequence) for one in store.entries()] == [(1, 0), (2, 0)]
-    store.close()
+    with pytest.warns(UserWarning, match="was lost"), CheckpointStore(tmp_path) as store:
+        assert [(one.step, one.sequence) for one in store.entries()] == [(1, 0), (2, 0)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert CheckpointStore(tmp_path).load().step == 2

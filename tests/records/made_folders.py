@@ -167,7 +167,7 @@ def make_run(path: Path, *, steps: int = 1200, name: str = "tiny", seed: int = 0
         if step == behind + every:
             number += 1
             write_decision(path, decision(number, behind, seen_at, rng))
-            folder.new_line(behind)
+            folder.rewound(behind)
             folder.event(Event(seen_at, "rewind", {"to": behind, "lr_scale": 1.0}))
             _tell(folder, number, seen_at, 2)
         elif step % (2 * every) == 0 and step != behind:

@@ -14,6 +14,7 @@ from torch import nn, optim
 from trainenv.checkpoints.file import BrokenCheckpoint
 from trainenv.config import CheckpointConfig, RunConfig, TrainingConfig
 from trainenv.records.folder import RunFolder, read_events, read_validation
+from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.snapshots import fingerprint
@@ -35,11 +36,12 @@ def snapshot(step: int) -> Snapshot:
     return replace(state, step=step, tensors={name: tensor.clone() + step for name, tensor in state.tensors.items()})
 
 
-def checkpoint(folder: RunFolder, *steps: int) -> None:
-    """What a run that comes to `steps` leaves in its folder."""
+def checkpoint(folder: RunFolder, *steps: int, rewinds: int = 0) -> None:
+    """What a run that comes to `steps`, with so many rewinds behind it, leaves in its folder."""
     with folder.recording(0, EXACT) as store:
         for step in steps:
-            store.save(snapshot(step), wait=True)
+            made = snapshot(step)
+            store.save(replace(made, state=made.state | ({"rewinds": rewinds} if rewinds else {})), wait=True)
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_create_never_writes_over_anything(tmp_path: Path) -> None:
 def test_events_and_validation_are_there_at_once_and_in_order(folder: RunFolder) -> None:
     folder.event(Event(3, "fired", {"index": 3.5}))
     folder.validation(3, 2.5)
-    folder.new_line(1)
+    folder.rewound(1)
     folder.event(Event(2, "diverged"))
     folder.validation(2, math.nan)
     assert read_events(folder.path) == [
@@ -160,20 +162,31 @@ def test_resume_goes_on_from_the_newest_snapshot_in_a_new_line(folder: RunFolder
 
 
 def test_each_resumption_is_a_line_of_its_own_after_those_of_rewinds(folder: RunFolder) -> None:
-    folder.new_line(3)
-    folder.new_line(2)
-    checkpoint(folder, 2)
+    folder.rewound(3)
+    folder.rewound(2)
+    checkpoint(folder, 2, rewinds=2)
     for expected in (3, 4, 5):
         resumed, found = RunFolder.resume(folder.path)
         with resumed.recording(found.step, EXACT):
             assert resumed.line == expected
-    lines = [json.loads(line) for line in (folder.path / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert lines == [{"line": n, "step": 3 if n == 1 else 2} for n in range(1, 6)]
+    lines = [tuple(record.values()) for record in read_lines(folder.path / "lines.jsonl")]
+    assert lines == [(1, 3, 1), (2, 2, 2), (3, 2, 2), (4, 2, 2), (5, 2, 2)]
+
+
+def test_a_rewind_that_was_not_saved_is_none_that_the_run_has_behind_it(folder: RunFolder) -> None:
+    folder.rewound(3)
+    checkpoint(folder, 5, rewinds=1)
+    folder.rewound(2)  # and the process is gone
+    resumed, found = RunFolder.resume(folder.path)
+    with resumed.recording(found.step, EXACT):
+        assert (resumed.line, resumed.rewinds) == (3, 1)
+    resumed.rewound(4)
+    assert [record["rewinds"] for record in read_lines(folder.path / "lines.jsonl")] == [1, 2, 1, 2]
 
 
 def test_resuming_alone_writes_nothing(folder: RunFolder) -> None:
     """The snapshot may yet be refused; the line begins once it is recorded on."""
-    folder.new_line(1)
+    folder.rewound(1)
     checkpoint(folder, 2)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert [RunFolder.resume(folder.path)[0].line for _ in range(3)] == [1, 1, 1]

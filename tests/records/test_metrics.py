@@ -366,7 +366,7 @@ def folder(tmp_path: Path) -> RunFolder:
     left = planted(rows([2.0] * 8 + [3.0, 3.0]), (60, "random_tokens"))
     folder.telemetry.append([telemetry(row) for row in left])
     folder.telemetry.flush()
-    folder.new_line(32)
+    folder.rewound(32)
     folder.telemetry.append([telemetry(row) for row in rows([2.0] * 9, line=1, start=32)], line=1)
     folder.telemetry.append([telemetry(row) for row in rows([5.0] * 4, line=1, start=32)], line=1, purpose="verify")
     folder.validation(0, 5.5)

@@ -30,7 +30,7 @@ def test_a_run_with_everything(folder: RunFolder, tmp_path: Path) -> None:
     folder.validation(0, 3.1)
     folder.event(Event(50, "fired", {"index": 4.0}))
     for to in (30, 35):
-        folder.new_line(to)
+        folder.rewound(to)
         folder.event(Event(50, "rewind", {"to": to, "lr_scale": 0.8}))
         folder.telemetry.append([telemetry(step, 2.5) for step in range(to + 1, 51)], line=folder.line)
     folder.validation(50, 2.4)

@@ -19,6 +19,8 @@ from trainenv.records.lines import append_line, plain, read_lines
 from trainenv.records.parquet import TelemetryLog
 from trainenv.types import Event, Snapshot, UserError
 
+REWINDS = "rewinds"  # part of a checkpoint: how many of them lie behind it, if any
+
 
 class RunFolder:
     """Files of a run.
@@ -29,13 +31,13 @@ class RunFolder:
     | `telemetry/part-*.parquet` | a row an optimizer step, see `configs/log_schema.json` |
     | `events.jsonl` | a JSON object an event, in order |
     | `validation.jsonl` | step, line and validation loss |
-    | `lines.jsonl` | where history started anew: the number of each line after the first, and the step it starts from |
+    | `lines.jsonl` | where history started anew: number of the line, the step it starts from, and the rewinds behind it |
     | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
     | `summary.json` | the result, once the run has ended |
     """
 
-    def __init__(self, path: Path, line: int = 0) -> None:
-        self.path, self.line = path, line
+    def __init__(self, path: Path, line: int = 0, rewinds: int = 0) -> None:
+        self.path, self.line, self.rewinds = path, line, rewinds
         self.telemetry = TelemetryLog(path / "telemetry")
         self._resumed: list[str] | None = None  # digests of the checkpoints there were, for a run that goes on
 
@@ -74,7 +76,7 @@ class RunFolder:
             )
         digests, snapshot = _digests(store), store.load()
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
-        folder = cls(path, line=max(lines, default=0))
+        folder = cls(path, line=max(lines, default=0), rewinds=int(snapshot.state.get(REWINDS, 0)))
         folder._resumed = digests
         return folder, snapshot
 
@@ -90,13 +92,17 @@ class RunFolder:
                 if _digests(store) != self._resumed:
                     raise UserError(f"another process has gone on with the run in {self.path} just now; resume it again")
                 self._resumed = None
-                self.new_line(step)
+                self._new_line(step)
             yield store
 
-    def new_line(self, step: int) -> None:
-        """History starts anew from `step`."""
+    def rewound(self, step: int) -> None:
+        """The run went back to `step`, and history starts anew from there."""
+        self.rewinds += 1
+        self._new_line(step)
+
+    def _new_line(self, step: int) -> None:
         self.line += 1
-        append_line(self.path / "lines.jsonl", {"line": self.line, "step": step})
+        append_line(self.path / "lines.jsonl", {"line": self.line, "step": step, "rewinds": self.rewinds})
 
     def event(self, event: Event) -> None:
         """Note an event at once, so that it survives whatever comes next."""

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainenv.records.history import last_kept
 from trainenv.records.lines import read_lines
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 from trainenv.yaml_files import configs_folder
@@ -109,7 +110,7 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
 
     Args:
         folder: a run's folder, or one of bare parts.
-        kept_only: only the history that was kept: no step that a later line went back behind.
+        kept_only: only what is history: no step that a later line went back behind, none that was lost with its process.
     """
     folder = Path(folder)
     parts = sorted((folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet"))
@@ -119,12 +120,6 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
     if not kept_only:
         return rows
     main = rows[rows["purpose"] == "main"]
-    starts = (main.groupby("line")["step"].min() - 1).to_dict()
-    # A line that was begun and has no step yet is known from here alone.
-    starts |= {record["line"]: record["step"] for record in read_lines(folder / "lines.jsonl")}
-    # A line's steps stand up to where the lowest of the later lines started anew.
-    bounds = {
-        line: min((step for later, step in starts.items() if later > line), default=math.inf) for line in main["line"].unique()
-    }
-    kept: pd.DataFrame = main[main["step"] <= main["line"].map(bounds)].reset_index(drop=True)
+    last = last_kept(main, read_lines(folder / "lines.jsonl"))
+    kept: pd.DataFrame = main[main["step"] <= main["line"].map(last)].reset_index(drop=True)
     return kept

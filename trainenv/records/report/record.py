@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import read_events, read_validation
+from trainenv.records.history import last_kept
 from trainenv.records.lines import read_lines
 from trainenv.types import UserError
 
@@ -88,16 +89,15 @@ def read_run(folder: Path) -> RunRecord:
         expected = f"expected the folder of a run or of a comparison in {folder}"
         raise UserError(f"{expected}, found {_found(folder)}; give one that trainenv recorded in")
     steps = _steps(folder / "telemetry")
-    starts = _starts(steps, read_lines(folder / "lines.jsonl"))
-    bounds = {line: min((step for later, step in starts.items() if later > line), default=math.inf) for line in {0, *starts}}
-    steps["kept"] = steps["step"] <= steps["line"].map(bounds)
+    last = last_kept(steps, read_lines(folder / "lines.jsonl"))
+    steps["kept"] = steps["step"] <= steps["line"].map(last)
     validation = [v for v in read_validation(folder) if isinstance(v, dict) and {"step", "loss"} <= set(v)]
     return RunRecord(
         path=folder,
         config=_mapping(folder / "config.yaml", yaml.safe_load) or {},
         summary=_mapping(folder / "summary.json", json.loads),
         steps=_last_of_each(steps),
-        validation=[{**v, "kept": v["step"] <= bounds.get(v.get("line", 0), math.inf)} for v in validation],
+        validation=[{**v, "kept": v["step"] <= last.get(v.get("line", 0), math.inf)} for v in validation],
         events=[event for event in read_events(folder) if isinstance(event, dict) and {"step", "kind"} <= set(event)],
         decisions=read_decisions(folder),
     )
@@ -124,13 +124,6 @@ def _last_of_each(steps: pd.DataFrame) -> pd.DataFrame:
     twice = steps["kept"] & steps[steps["kept"]].duplicated("step", keep="last").reindex(steps.index, fill_value=False)
     steps["kept"] = (steps["kept"] & ~twice).astype(bool)
     return steps
-
-
-def _starts(steps: pd.DataFrame, lines: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """The step from where each line starts: a line that has no step yet is known from the records of lines alone."""
-    first = steps.groupby("line", as_index=False)["step"].min()
-    starts = {int(line): int(step) - 1 for line, step in zip(first["line"].tolist(), first["step"].tolist())}
-    return starts | {record["line"]: record["step"] for record in lines if {"line", "step"} <= set(record)}
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any] | None:
