@@ -120,7 +120,7 @@ def driven_on(path: Path) -> tuple[TrainingRun, Branching, RunFolder]:
     try:
         folder, _ = resume(path, run, responder)
     except UserError:
-        folder = RunFolder.create(path.with_name("anew"), run.config)
+        folder = RunFolder.create(path.with_name(f"{path.name}-anew"), run.config)
     return run, responder, folder
 
 
