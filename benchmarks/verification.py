@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "branches": len(SCALES) + 1,
         "steps": args.steps,
         "workers": args.workers,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
         "widths": {},

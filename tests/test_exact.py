@@ -56,14 +56,15 @@ def numerics(model: nn.Module, fused: bool | None = None, **settings: Any) -> di
 
 
 def test_what_bits_depend_on() -> None:
-    found = made().snapshot().state["numerics"]
+    run = made()
+    found = run.snapshot().state["numerics"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found == {
         "torch": torch.__version__,
         "numpy": np.__version__,
         "transformers": metadata.version("transformers"),
         "python": sys.version.split()[0],
-        "device": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if run.device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "threads": 1,
         "precision": "fp32",
         "matmul": found["matmul"],

@@ -480,7 +480,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[TrainingRun], Any], str]] = {
     "wider": ({"model.width": 32}, id, "needs the shape .* of the first run, found another transformer.wte.weight"),
     "deeper": ({"model.layers": 3}, id, "needs the shape .* of the first run"),
     "heads": ({"model.heads": 4}, id, "needs the heads of the first run, found 4"),
-    "device": ({}, lambda run: setattr(run, "device", torch.device("meta")), r"the device of the first run \(cpu\), found meta"),
+    "device": ({}, lambda run: setattr(run, "device", torch.device("meta")), r"the device of the first run \(.*\), found meta"),
     "validation": ({"validation.sequences": 2}, id, r"a validation set shaped as the first run's, found \[\(2, 9\)\]"),
     "folded": ({}, lambda run: Folded([run]), "not folded yet, found one that is"),
 }

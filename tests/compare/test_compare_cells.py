@@ -283,6 +283,15 @@ def test_the_estimate_learns_what_methods_take() -> None:
     assert estimate.seconds_left() == 0
 
 
+def test_the_longest_cell_takes_what_such_cells_have_taken() -> None:
+    """On a machine that is a hundred times as fast as was expected, too."""
+    estimate = Estimate(workers=4)
+    one, other = (Cell(trunk="t", seed=seed, method="nothing") for seed in range(2))
+    estimate.expect({one: 1000.0, other: 2000.0})
+    estimate.note(one, 10.0)
+    assert estimate.seconds_left() == pytest.approx(20.0)
+
+
 def test_what_is_there_takes_no_time(tmp_path: Path) -> None:
     whole = expected_seconds(tmp_path, suite(), 1)
     play(task(tmp_path, "nothing"))

@@ -169,9 +169,9 @@ class Estimate:
         """Of wall clock."""
         overall = _ratio([pair for pairs in self._took.values() for pair in pairs])
         ratios = {method: _ratio(pairs) for method, pairs in self._took.items()}
-        work = sum(seconds * ratios.get(cell.method, overall) for cell, seconds in self._expected.items())
-        startup = 0.0 if self._took or not self._expected else _STARTUP
-        return startup + max(work / self.workers, max(self._expected.values(), default=0.0))
+        each = [seconds * ratios.get(cell.method, overall) for cell, seconds in self._expected.items()]
+        startup = 0.0 if self._took or not each else _STARTUP
+        return startup + max(sum(each) / self.workers, max(each, default=0.0))
 
 
 def _ratio(pairs: list[tuple[float, float]]) -> float:
