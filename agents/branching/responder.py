@@ -131,6 +131,8 @@ class Branching(Responder):
         else:
             self._purse = Purse.of(run, self._settings.share)
             self._read_history(folder, _HISTORY if run.step else 0)
+            for event in insured(run) if self._settings.insure else []:
+                folder.event(event)
             self._remember(run)
 
     def within(self, run: TrainingRun, /) -> int:
@@ -144,7 +146,7 @@ class Branching(Responder):
         """See `Responder`."""
         self._history.extend(window)
         self._alarms.see(window)
-        events = [*(insured(run) if self._settings.insure else []), *self._due(run)]
+        events = self._due(run)
         at, before = run.step, run.step - len(window)
         why = self._alarms.why(run, window, least=4 * self._verifying.verify_steps, busy=bool(self._pending))
         if why == "harm":

@@ -9,7 +9,11 @@ from trainenv.wrappers import record
 
 
 def insured(run: TrainingRun) -> list[Event]:
-    """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch."""
+    """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch.
+
+    From the first step on, whose gradient is the largest of many runs: a step later it is in the moments of the optimizer, and a
+    model of 25 million parameters was 0.2 nats behind for hundreds of steps.
+    """
     chosen = any(one.clip for _, one in run.applied)  # by whoever knows better
     return [] if chosen or run.clip != "none" else [in_force(run, Intervention(clip="zclip"))]
 
