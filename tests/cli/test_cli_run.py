@@ -1,0 +1,198 @@
+"""`trainenv run`: what it prints where, and what it writes; the version, the module and the help."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, sets, strict, tree
+
+import trainenv
+from trainenv import cli
+from trainenv.cli import main
+from trainenv.config import RunConfig
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.decisions import read_decisions
+from trainenv.records.folder import read_events, read_validation
+from trainenv.records.parquet import read_telemetry
+from trainenv.types import Reading, Telemetry
+
+# ── run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_run_with_json_prints_one_object_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert out.endswith("\n")
+    summary = strict(out)
+    assert summary["ended"] == "budget spent"
+    assert summary["step"] == 24
+    assert summary["folder"] == "mine"
+    assert summary["first_validation_loss"] == pytest.approx(math.log(257), abs=0.5)
+    assert "step 24 of 24" in err
+    assert files(tmp_path / "mine") == RUN_FILES
+    assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == summary
+
+
+def test_run_records_every_step_and_the_whole_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == 0
+    summary = strict(capsys.readouterr().out)
+    rows = read_telemetry(tmp_path / "mine")
+    assert list(rows["step"]) == list(range(1, 25))
+    assert list(rows["data_index"]) == list(range(24))
+    assert set(rows["line"]) == {0}
+    assert set(rows["purpose"]) == {"main"}
+    assert set(rows["tokens"]) == {32}
+    assert rows["lr"].iloc[-1] == summary["final_learning_rate"]
+    assert RunConfig.load("mine/config.yaml") == RunConfig.load("tiny", SMALL)
+    validation = read_validation(tmp_path / "mine")
+    assert [v["step"] for v in validation] == [0, 8, 16, 24]
+    assert validation[0]["loss"] == summary["first_validation_loss"]
+    assert validation[-1]["loss"] == summary["final_validation_loss"]
+    assert read_events(tmp_path / "mine") == []
+
+
+def test_what_run_writes_can_be_run_again_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets(), "--out", "first"]) == 0
+    assert main(["run", "first/config.yaml", "--out", "second"]) == 0
+    assert final("first") == final("second")
+
+
+def test_run_for_people_prints_a_table_on_stdout_and_progress_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", *sets()]) == 0
+    out, err = capsys.readouterr()
+    for heading in ("steps", "alarms", "rewinds", "0.0 %"):
+        assert heading in out
+    assert "step" in err
+    assert "loss" in err
+    assert "step 24 of 24" not in out
+    assert "{" not in out
+
+
+def test_run_records_under_runs_by_default_and_never_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert main(["run", "tiny", *sets(steps=2)]) == 0
+    assert main(["run", "tiny", *sets(steps=2, name="mine"), "--json"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mine", "tiny", "tiny-2"]
+    assert strict(capsys.readouterr().out.splitlines()[-1])["folder"] == "runs/mine"
+
+
+def test_run_from_a_file_takes_its_name(tmp_path: Path) -> None:
+    lines = ["extends: tiny", "steps: 2", "batch_size: 2", "model: {context: 16}", "validation: {sequences: 2}"]
+    (tmp_path / "short.yaml").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["run", "short.yaml"]) == 0
+    assert files(tmp_path / "runs" / "short") == RUN_FILES
+
+
+def test_later_overrides_win_and_values_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--set", "steps=3", "--set", "optimizer.lr=3e-4", "--set", "optimizer={weight_decay: 0}", "--set", "clip.policy=none"]
+    assert main(["run", "tiny", *sets(), *more, "--out", "mine"]) == 0
+    config = RunConfig.load("mine/config.yaml")
+    assert (config.steps, config.clip.policy, config.optimizer.lr, config.optimizer.weight_decay) == (3, "none", 3e-4, 0)
+
+
+def test_by_hand_answers_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    left = [58]
+
+    def fires_once(index: UncertaintyIndex, telemetry: Telemetry) -> Reading:
+        fired = telemetry.step in left
+        if fired:
+            left.remove(telemetry.step)
+        return Reading(index=9.0 if fired else 0.0, threshold=3.0, fired=fired)
+
+    monkeypatch.setattr(UncertaintyIndex, "update", fires_once)
+    assert main(["run", "tiny", *sets(steps=120, validation__every=0), "--by-hand", "--json", "--out", "mine"]) == 0
+    summary = strict(capsys.readouterr().out)
+    assert (summary["fired"], summary["rewinds"], summary["ended"]) == (1, 1, "budget spent")
+    assert [event["kind"] for event in read_events(tmp_path / "mine")] == ["fired", "rewind"]
+    assert summary["flops"]["rewound"] > 0
+    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, summary["step"] + 1))
+
+
+@pytest.mark.parametrize("planner", [[], ["--planner", "random"]], ids=["grid", "random"])
+def test_branching_drafts_verifies_and_goes_on(
+    planner: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = "{every: 40, horizon: 48, verify_steps: 3, quiet: 8, share: 0.5, worth: 0, top_k: 2}"
+    arguments = ["run", "tiny", *sets(steps=120, validation__every=0, branching=quick), "--branching", *planner]
+    assert main([*arguments, "--out", "straight"]) == 0
+    said = capsys.readouterr().out
+    assert "steering costs at most 60 steps, " in said
+    decisions = read_decisions(tmp_path / "straight")
+    drafted = [decision for decision in decisions if decision["why"] != "harm"]
+    assert len(drafted) >= 2
+    assert {decision["planner"]["name"] for decision in drafted} == {(planner or ["grid"])[-1]}
+    assert [branch["control"] for branch in drafted[0]["branches"]][:2] == [True, False]
+    assert drafted[0]["branches"][0]["forecast"] is not None
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, 56)
+        assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
+    hint = shlex.split(capsys.readouterr().out.partition("interrupted; go on with: trainenv ")[2].strip())
+    assert hint == ["run", "--resume", "--out", "mine", "--branching", "--planner", (planner or ["grid"])[-1]]
+    assert main([*hint, "--json"]) == 0
+    assert final("mine") == final("straight")
+    assert [d["number"] for d in read_decisions(tmp_path / "mine")] == [d["number"] for d in decisions]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [(["--branching", "--by-hand"], ("--by-hand", "--branching")), (["--branching", "--planner", "gird"], ("gird", "grid"))],
+)
+def test_a_run_is_steered_by_one_that_there_is(
+    wrong: list[str], words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_sentence(["run", "tiny", *sets(), *wrong], words, tmp_path, capsys)
+
+
+# ── version, module, help ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"trainenv {trainenv.__version__}\n"
+
+
+def test_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "trainenv.cli", "run", "tinny"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("trainenv: unknown preset 'tinny'; did you mean 'tiny'?")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["demo", "--help"],
+        ["doctor", "--help"],
+        ["checkpoint", "--help"],
+        *(["checkpoint", name, "--help"] for name in ("verify", "show", "gc", "export")),
+    ],
+)
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    assert "usage: trainenv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["runn", "tiny"], ["run", "tiny", "mini"], ["run", "tiny", "--steps", "3"], ["demo", "--steps", "many"]]
+)
+def test_a_command_that_does_not_parse(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error:" in err
+    assert tree(tmp_path) == {}

@@ -1,0 +1,94 @@
+"""Runs of a few thousand steps a second to drive, alarms where a test wants them, and what reads the records back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainenv import Intervention, TrainingConfig, TrainingRun
+from trainenv.checkpoints.store import CheckpointStore
+from trainenv.driving import Responder, Response
+from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.records.folder import RunFolder
+from trainenv.types import Event, Reading, Snapshot, Telemetry
+
+
+def tokens(index: int) -> Tensor:
+    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
+
+
+class Bigram(nn.Module):
+    """Logits of the next token from the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 8)
+        nn.init.zeros_(self.table.weight)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        logits: Tensor = self.table(seen)
+        return logits
+
+
+def toy(steps: int = 40, every: int = 0, lr: float = 1e-2, **more: Any) -> TrainingRun:
+    """A run of a few thousand steps a second."""
+    model = Bigram()
+    monitor = {"block": 8, "probe_every": 0}
+    settings = {"steps": steps, "validation": {"every": every}, "monitor": monitor, "schedule": {"warmup": 0}} | more
+    config = TrainingConfig(**{"name": "toy", "clip": {"policy": "none"}} | settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    return TrainingRun(model, optimizer, tokens, config, validation=[tokens(10**6)])
+
+
+def newest(folder: RunFolder) -> Snapshot:
+    """The checkpoint that was saved last."""
+    return CheckpointStore(folder.path / "checkpoints").load()
+
+
+def strict(text: str) -> Any:
+    """JSON as other languages read it: without NaN and infinities."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def fires_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Each of `steps` fires the first time that the run comes by."""
+    left = list(steps)
+
+    def update(index: UncertaintyIndex, telemetry: Telemetry) -> Reading:
+        fired = telemetry.step in left
+        if fired:
+            left.remove(telemetry.step)
+        return Reading(index=9.0 if fired else 0.0, threshold=3.0, fired=fired)
+
+    monkeypatch.setattr(UncertaintyIndex, "update", update)
+
+
+@dataclass
+class Rewinder(Responder):
+    """Goes back to the start once, at `at`; remembers what it was called with."""
+
+    at: int = 10**9
+    windows: list[list[int]] = field(default_factory=list)
+    start: Snapshot | None = None
+
+    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+        self.windows.append([t.step for t in window])
+        if self.start is None:
+            self.start = run.snapshot()
+        if run.step < self.at:
+            return Response()
+        seen, self.at = run.step, 10**9
+        run.rewind(self.start)
+        run.apply(Intervention(lr_scale=0.5))
+        rewind = Event(seen, "rewind", {"to": self.start.step, "lr_scale": run.lr_scale})
+        return Response(events=[rewind, Event(run.step, "intervention", {"lr_scale": 0.5})])
