@@ -20,6 +20,7 @@ from planners import Score
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import TrainingConfig
 from trainenv.folded import Folded
+from trainenv.futures import InTurn
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.ledger import Ledger
@@ -291,6 +292,27 @@ def test_where_folding_fails_each_is_trained_by_itself(tiny: TrainingRun, monkey
     outcomes = Rollouts(run, decision_steps=4).run([NOTHING, LOWER], 5, measure="horizon")
     assert [o.validation for o in outcomes] == [o.validation for o in alone]
     assert not any(o.error for o in outcomes)
+
+
+@pytest.mark.parametrize("room", [2, 1])
+def test_where_a_device_has_no_room_for_all_forks_each_is_trained_by_itself(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They fit until one of them trains: the control, too, would be lost."""
+    advance = InTurn.advance
+
+    def crowded(forks: InTurn, steps: int, among: Sequence[int]) -> Any:
+        if 1 + len(forks.runs) > room:  # beside the run itself
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return advance(forks, steps, among)
+
+    run, sequences = toy(), [NOTHING, LOWER, HIGHER]
+    expected = Rollouts(toy(), decision_steps=5, cooldown=4).run(sequences, 10, measure="annealed")
+    monkeypatch.setattr(InTurn, "advance", crowded)
+    outcomes = Rollouts(run, decision_steps=5, cooldown=4).run(sequences, 10, measure="annealed")
+    if room == 1:
+        assert {o.error for o in outcomes} == {"OutOfMemoryError: CUDA out of memory"}
+    else:
+        assert outcomes == expected
+        assert run.ledger["verify"] == 3 * 14 * run.flops_ahead
 
 
 def test_what_fails_after_a_branch_is_told_and_its_steps_are_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import torch
+
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
@@ -190,7 +192,11 @@ class Growing:
 def asked(
     together: Together, branches: Sequence[Growing], numbers: list[int], ask: Callable[[list[int]], list[Answer]]
 ) -> list[tuple[int, Answer]]:
-    """What `ask` answers for each number. Where runs are not folded into one, one that fails is marked, and the others go on."""
+    """What `ask` answers for each number. Where runs are not folded into one, one that fails is marked, and the others go on.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no room for a step beside so many forks; that is no fault of the one that asked.
+    """
     if not isinstance(together, InTurn):
         answered = list(zip(numbers, ask(numbers)))
         failed: Mapping[int, str] = getattr(together, "failed", {})
@@ -202,6 +208,8 @@ def asked(
         try:
             answers += [(number, answer) for answer in ask([number])]
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) and len(together.runs) > 1:
+                raise
             branches[number].error = told(error)
     return answers
 
