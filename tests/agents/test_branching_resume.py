@@ -57,8 +57,9 @@ def came_to(run: TrainingRun, responder: Branching, path: Path) -> dict[str, Any
     decisions = read_decisions(path)
     for decision in decisions:
         decision["planner"]["seconds"] = 0
-    state = responder.state_dict()
-    return {"fingerprint": run.fingerprint(), "state": state, "decisions": decisions, "flops": run.ledger.as_dict()}
+    state, events = responder.state_dict(), [(event["step"], event["kind"]) for event in read_events(path)]
+    found = {"fingerprint": run.fingerprint(), "state": state, "decisions": decisions, "flops": run.ledger.as_dict()}
+    return found | {"events": [event for event in events if event[1] != "interrupted"]}
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,15 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         run, responder = eventful()
         folder = RunFolder.create(tmp_path_factory.mktemp("straight") / "run", run.config)
         drive(run, folder, responder=responder)
-    return came_to(run, responder, folder.path) | {"kinds": [event["kind"] for event in read_events(folder.path)]}
+    return came_to(run, responder, folder.path)
 
 
 def test_the_run_to_be_killed_is_eventful(straight: dict[str, Any]) -> None:
     assert len(straight["decisions"]) >= 4
     assert {decision["why"] for decision in straight["decisions"]} == {"warmup", "harm", "fired", "checkpoint"}
-    assert straight["kinds"].count("rewind") >= 1
-    assert straight["kinds"].count("intervention") >= 2
+    kinds = [kind for _, kind in straight["events"]]
+    assert kinds.count("rewind") >= 1
+    assert kinds.count("intervention") >= 2
     assert len(straight["state"]["learned"]["taken"]) >= 3
     assert any(decision["accepted"] for decision in straight["decisions"])
 
@@ -165,6 +167,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(
     numbers = [decision["number"] for decision in found["decisions"]]
     assert numbers == sorted(set(numbers))
     assert found["decisions"] == straight["decisions"]
+    assert found["events"] == straight["events"]
 
 
 VICTIM = """
@@ -252,7 +255,9 @@ def test_driven_on_in_the_same_process_it_remembers(
     while drive(run, folder, responder=responder, stop=lambda: True)["ended"] == "interrupted":
         pass
     found = came_to(run, responder, folder.path)
-    assert (found["fingerprint"], found["state"]) == (straight["fingerprint"], straight["state"])
+    assert (found["fingerprint"], found["state"], found["events"]) == tuple(
+        straight[name] for name in ("fingerprint", "state", "events")
+    )
     other, _ = eventful()
     drive(other, RunFolder.create(tmp_path / "other", other.config), responder=responder)
     first = read_decisions(tmp_path / "other")[0]

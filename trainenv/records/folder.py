@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ import yaml
 from trainenv.checkpoints import FOLDER
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import CheckpointConfig, TrainingConfig
+from trainenv.records.history import last_saved
 from trainenv.records.lines import append_line, plain, read_lines
 from trainenv.records.parquet import TelemetryLog
 from trainenv.types import Event, Snapshot, UserError
@@ -131,8 +133,15 @@ def _numbered(path: Path) -> Iterator[Path]:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a run's folder, in order."""
-    return read_lines(path / "events.jsonl")
+    """The events of a run's folder, in order, but for those that were lost with a process, and came again."""
+    saved = last_saved(read_lines(path / "lines.jsonl"))
+    return [event for event in read_lines(path / "events.jsonl") if _at(event) <= saved.get(event.get("line", 0), math.inf)]
+
+
+def _at(event: Mapping[str, Any]) -> float:
+    """The step of its line that an event belongs to; a rewind tells the one that was seen, on the line before."""
+    step = event.get("step", -math.inf)
+    return float(event.get("detail", {}).get("to", step) if event.get("kind") == "rewind" else step)
 
 
 def read_validation(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which of a run's recorded steps are its history: rewinds and resumptions begin new lines of it."""
+"""What of a run's record is its history: rewinds leave steps behind, and what a killed process had not saved never happened."""
 
 from __future__ import annotations
 
@@ -10,29 +10,44 @@ import pandas as pd
 
 
 def last_kept(steps: pd.DataFrame, begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """The last step of each line that is history, -inf for a line that has none.
-
-    A line stands up to where the lowest of the later ones begins. A line that a rewind began, and that the run was killed in
-    before it was saved, is lost: what is gone on with knows of fewer rewinds.
+    """The last step of each line that was kept, -inf for a line that was lost: the lowest that a later one begins from.
 
     Args:
         steps: what was recorded: `line` and `step` of each row.
         begun: the records of `lines.jsonl`; a line that has no step yet is known from here alone.
     """
+    records = _whole(begun)
     first = steps.groupby("line", as_index=False)["step"].min()
     starts = {0: 0} | {int(line): int(step) - 1 for line, step in zip(first["line"], first["step"])}
-    rewinds: dict[int, int] = {}
-    for record in begun:
-        if {"line", "step"} <= set(record):
-            starts[record["line"]] = record["step"]
-            if "rewinds" in record:
-                rewinds[record["line"]] = record["rewinds"]
-    kept: dict[int, float] = {}
-    lowest = fewest = math.inf
+    starts |= {record["line"]: record["step"] for record in records}
+    saved, kept, lowest = last_saved(records), dict[int, float](), math.inf
     for line in sorted(starts, reverse=True):
-        behind = rewinds.get(line, fewest)
-        lost = behind > fewest
+        lost = saved.get(line, math.inf) == -math.inf
         kept[line] = -math.inf if lost else lowest
-        if not lost:
-            lowest, fewest = min(lowest, starts[line]), behind
+        lowest = lowest if lost else min(lowest, starts[line])
     return kept
+
+
+def last_saved(begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """The last step of each line that was not lost with its process, -inf for a line that was lost as a whole.
+
+    A run that is resumed knows of as many rewinds as its checkpoint. Lines with more behind them are lost, and of those with as
+    many what came after the checkpoint. Steps that a rewind left behind did happen.
+
+    Args:
+        begun: the records of `lines.jsonl`, in order; of those that say nothing of rewinds nothing is lost.
+    """
+    saved, rewinds = {0: math.inf}, {0: 0}
+    before = 0
+    for record in _whole(begun):
+        line, behind = record["line"], record.get("rewinds", before)
+        if "rewinds" in record and behind <= before:  # a rewind would have made it one more
+            for earlier in saved:
+                if rewinds[earlier] >= behind:
+                    saved[earlier] = min(saved[earlier], record["step"] if rewinds[earlier] == behind else -math.inf)
+        saved[line], rewinds[line], before = math.inf, behind, behind
+    return saved
+
+
+def _whole(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [record for record in records if {"line", "step"} <= set(record)]

@@ -91,14 +91,14 @@ def read_run(folder: Path) -> RunRecord:
     steps = _steps(folder / "telemetry")
     last = last_kept(steps, read_lines(folder / "lines.jsonl"))
     steps["kept"] = steps["step"] <= steps["line"].map(last)
-    validation = [v for v in read_validation(folder) if isinstance(v, dict) and {"step", "loss"} <= set(v)]
+    validation = [v for v in read_validation(folder) if {"step", "loss"} <= set(v)]
     return RunRecord(
         path=folder,
         config=_mapping(folder / "config.yaml", yaml.safe_load) or {},
         summary=_mapping(folder / "summary.json", json.loads),
         steps=_last_of_each(steps),
         validation=[{**v, "kept": v["step"] <= last.get(v.get("line", 0), math.inf)} for v in validation],
-        events=[event for event in read_events(folder) if isinstance(event, dict) and {"step", "kind"} <= set(event)],
+        events=[event for event in read_events(folder) if {"step", "kind"} <= set(event)],
         decisions=read_decisions(folder),
     )
 
