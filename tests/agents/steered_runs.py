@@ -10,7 +10,8 @@ from typing import Any
 
 import run_settings
 import torch
-from torch import Tensor, nn
+from bigram import Bigram
+from torch import Tensor
 
 from agents.branching import Branching
 from trainenv.config import TrainingConfig
@@ -55,19 +56,6 @@ def tokens(index: int) -> Tensor:
     generator = torch.Generator().manual_seed(index)
     start, noise = torch.randint(0, 8, (2, 1), generator=generator), torch.rand((2, 9), generator=generator)
     return (start + torch.arange(9) + (noise < 0.2)) % 8
-
-
-class Bigram(nn.Module):
-    """Logits of the next token from the one before it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(8, 8)
-        nn.init.zeros_(self.table.weight)
-
-    def forward(self, seen: Tensor) -> Tensor:
-        logits: Tensor = self.table(seen)
-        return logits
 
 
 def toy(

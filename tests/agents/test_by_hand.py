@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from bigram import tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from agents.by_hand import STYLES, ByHand
 from trainenv import CheckpointStore, TrainingConfig, TrainingRun
@@ -24,10 +25,6 @@ from trainenv.records.parquet import read_telemetry
 from trainenv.types import Event, Reading, Telemetry, UserError
 
 LR, FINAL = 1e-2, 0.1
-
-
-def tokens(index: int) -> Tensor:
-    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
 
 
 def toy(steps: int, lr_bounds: tuple[float, float] = (0.01, 10.0)) -> TrainingRun:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bigram import tokens
 from torch import Tensor, nn
 
 import planners
@@ -23,10 +24,6 @@ from trainenv.records.parquet import read_telemetry
 from trainenv.types import Candidate, Cost, Plan, PlanningProblem
 
 HALF, DOUBLE = Intervention(lr_scale=0.5), Intervention(lr_scale=2.0)
-
-
-def tokens(index: int) -> Tensor:
-    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
 
 
 def toy(steps: int = 100, lr: float = 1e-2, **more: Any) -> TrainingRun:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bigram import tokens
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
@@ -50,10 +51,6 @@ class Tied(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self.out(self.norm(self.embed(tokens)))
         return logits
-
-
-def tokens(index: int) -> Tensor:
-    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
 
 
 def own(

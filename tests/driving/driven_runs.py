@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from torch import Tensor, nn
+from bigram import Bigram, tokens
 
 from trainenv import Intervention, TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
@@ -17,23 +17,6 @@ from trainenv.driving import Responder, Response
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder
 from trainenv.types import Event, Reading, Snapshot, Telemetry
-
-
-def tokens(index: int) -> Tensor:
-    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
-
-
-class Bigram(nn.Module):
-    """Logits of the next token from the one before it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(8, 8)
-        nn.init.zeros_(self.table.weight)
-
-    def forward(self, seen: Tensor) -> Tensor:
-        logits: Tensor = self.table(seen)
-        return logits
 
 
 def toy(steps: int = 40, every: int = 0, lr: float = 1e-2, **more: Any) -> TrainingRun:

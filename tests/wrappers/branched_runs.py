@@ -7,7 +7,8 @@ from typing import Any
 
 import run_settings
 import torch
-from torch import Tensor, nn
+from bigram import Bigram, tokens
+from torch import Tensor
 
 from trainenv.config import TrainingConfig
 from trainenv.rollouts import NOTHING
@@ -18,26 +19,6 @@ SMALL: dict[str, Any] = run_settings.SMALL | {
     "environment.decision_steps": 8,
     "interventions": {"lr_bounds": [1e-3, 1e12]},
 }
-
-
-def tokens(index: int) -> Tensor:
-    return torch.randint(0, 8, (2, 9), generator=torch.Generator().manual_seed(index))
-
-
-class Bigram(nn.Module):
-    """Logits of the next token from the one before it. In training, `trouble` is called first."""
-
-    def __init__(self, trouble: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self.table = nn.Embedding(8, 8)
-        self.trouble = trouble
-        nn.init.zeros_(self.table.weight)
-
-    def forward(self, seen: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            self.trouble(self.table.weight.detach())
-        logits: Tensor = self.table(seen)
-        return logits
 
 
 def toy(steps: int = 60, lr: float = 1e-2, trouble: Callable[[Tensor], None] = lambda weight: None, **more: Any) -> TrainingRun:

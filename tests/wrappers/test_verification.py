@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+from bigram import raises
 from branched_runs import SMALL, draft, forecast, lr, plain, toy
 from torch import Tensor
 
@@ -58,16 +59,6 @@ def tiny() -> TrainingRun:
 
 
 # ── whatever happens, the run is as it was ────────────────────────────────────────────────────────────────────────────
-
-
-def raises(raised: Callable[[], Exception]) -> Callable[[Tensor], None]:
-    """Trouble for what learns fast."""
-
-    def trouble(weight: Tensor) -> None:
-        if float(weight.abs().max()) > 0.5:
-            raise raised()
-
-    return trouble
 
 
 @pytest.mark.parametrize("rule", [Everything(), Annealed(), Risk()])
