@@ -36,7 +36,8 @@ from trainenv.types import Snapshot, Tier, UserError
 NUMEL = 80_000  # elements of each of three tensors: about 1 MB a snapshot
 KEEP_LAST = 3
 PATIENCE = 0.25  # seconds within which a saver is killed at random: some saves
-SAVES_MOST = 25  # by then a saver has come by every point
+SAVES = 25  # by then a saver has come by every point
+WITHOUT_END = 1000  # saves: no disk is so fast that one is done with them while patience lasts
 
 _STEPS = ("create", "write", "sync", "close", "rename", "sync_folder")
 POINTS = (
@@ -140,11 +141,11 @@ class Tally:
         return json.dumps({**vars(self), "at_points": dict(sorted(self.at_points.items())), "seconds": round(self.seconds, 2)})
 
 
-def saver(folder: Path, pipe: int, first_seed: int, disk: Disk) -> None:
+def saver(folder: Path, pipe: int, first_seed: int, disk: Disk, saves: int) -> None:
     """Save until killed, going on with the newest checkpoint; every fifth time history is rewound."""
     with CheckpointStore(folder, keep_last=KEEP_LAST, disk=disk) as store:
         step = store.load().step if store.steps() else 0
-        for count in range(SAVES_MOST):
+        for count in range(saves):
             step = max(step - 2, 0) if count % 5 == 4 else step + 1
             seed = first_seed + count
             tier: Tier = "exact" if seed % 2 else "8bit"
@@ -152,7 +153,7 @@ def saver(folder: Path, pipe: int, first_seed: int, disk: Disk) -> None:
             os.write(pipe, f"{store.entries()[-1].sequence} {step} {seed}\n".encode())
 
 
-def fork_saver(folder: Path, first_seed: int, disk: Disk) -> tuple[int, int]:
+def fork_saver(folder: Path, first_seed: int, disk: Disk, saves: int) -> tuple[int, int]:
     """Process id of a saver, and the end of the pipe that it tells its saves through."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -161,7 +162,7 @@ def fork_saver(folder: Path, first_seed: int, disk: Disk) -> tuple[int, int]:
         return child, reader
     try:
         os.close(reader)
-        saver(folder, writer, first_seed, disk)
+        saver(folder, writer, first_seed, disk, saves)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -247,10 +248,11 @@ def run(kills: int, seed: int, folder: Path) -> Tally:
         if number % 2:
             point = next(points)
             passes = chance.randrange(16 if "write checkpoint" in point else 3)
-            saved = end_of(*fork_saver(examiner.folder, number * 1000, Trapdoor(point, passes)), after=None)
+            saved = end_of(*fork_saver(examiner.folder, number * 1000, Trapdoor(point, passes), SAVES), after=None)
             tally.at_points[point] += 1
         else:
-            saved = end_of(*fork_saver(examiner.folder, number * 1000, Disk()), after=chance.uniform(0, PATIENCE))
+            after = chance.uniform(0, PATIENCE)
+            saved = end_of(*fork_saver(examiner.folder, number * 1000, Disk(), WITHOUT_END), after=after)
             tally.at_random += 1
         tally.kills += 1
         examiner.examine(saved, tally)
