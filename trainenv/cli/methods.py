@@ -52,13 +52,11 @@ def by_hand(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: s
 
 
 def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str) -> dict[str, Any]:
-    """A population that shares the budget. The warm-up is as much shorter as the members' runs are."""
+    """A population that shares the budget."""
     import planners
     from agents.planned import population
-    from trainenv.config import RunConfig
 
-    warmup = round(config.schedule.warmup / _MEMBERS)
-    run = _fresh(RunConfig.load(config, {"schedule.warmup": warmup}))
+    run = _fresh(config)
     planner = planners.make("pbt", population=_MEMBERS, generations=_GENERATIONS, explore=explore)
     responder = population(
         run,
@@ -112,12 +110,11 @@ def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[st
 
 
 def branching(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0) -> dict[str, Any]:
-    """The whole loop, at a share of the budget. The warm-up is as much shorter as the run is."""
+    """The whole loop, at a share of the budget."""
     from trainenv.cli.loop import branching
     from trainenv.config import RunConfig
 
-    steps, warmup = round(share * config.steps), round(share * config.schedule.warmup)
-    run = _fresh(RunConfig.load(config, {"steps": steps, "schedule.warmup": warmup}))
+    run = _fresh(RunConfig.load(config, {"steps": round(share * config.steps)}))
     return _driven(run, path, watch, stop, branching())
 
 
