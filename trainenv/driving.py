@@ -25,7 +25,7 @@ class Response:
     """What a responder has done.
 
     Attributes:
-        events: in order. One of kind `rewind` says that history started anew from its step.
+        events: in order. One of kind `rewind` says that history starts anew from the step `to` of its detail.
         kept: steps that it has trained itself, after the rewind if there was one, and that the run now stands behind.
         save: whether the state is to be saved, whether a checkpoint is due or not.
     """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -36,15 +35,6 @@ def sets(**more: Any) -> list[str]:
     """`SMALL` and more, as arguments; a double underscore stands for the dot."""
     values = SMALL | {key.replace("__", "."): value for key, value in more.items()}
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-
-
-def strict(text: str) -> Any:
-    """JSON as other languages read it: without NaN and infinities."""
-
-    def refuse(constant: str) -> NoReturn:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def files(folder: Path) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from command_line import asks_to_stop_at, assert_one_sentence, strict
+from command_line import asks_to_stop_at, assert_one_sentence
+from strict_json import strict
 
 from trainenv import cli
 from trainenv.cli import main

@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, sets, strict, tree
+from alarms import fires_at
+from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, sets, tree
+from strict_json import strict
 
 import trainenv
 from trainenv import cli
 from trainenv.cli import main
 from trainenv.config import RunConfig
-from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import read_events, read_validation
 from trainenv.records.parquet import read_telemetry
-from trainenv.types import Reading, Telemetry
 
 # ── run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -97,15 +97,7 @@ def test_later_overrides_win_and_values_are_yaml(capsys: pytest.CaptureFixture[s
 
 
 def test_by_hand_answers_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    left = [58]
-
-    def fires_once(index: UncertaintyIndex, telemetry: Telemetry) -> Reading:
-        fired = telemetry.step in left
-        if fired:
-            left.remove(telemetry.step)
-        return Reading(index=9.0 if fired else 0.0, threshold=3.0, fired=fired)
-
-    monkeypatch.setattr(UncertaintyIndex, "update", fires_once)
+    fires_at(monkeypatch, 58)
     assert main(["run", "tiny", *sets(steps=120, validation__every=0), "--by-hand", "--json", "--out", "mine"]) == 0
     summary = strict(capsys.readouterr().out)
     assert (summary["fired"], summary["rewinds"], summary["ended"]) == (1, 1, "budget spent")

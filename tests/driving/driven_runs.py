@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
 import torch
 from bigram import Bigram, tokens
 
 from trainenv import Intervention, TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.driving import Responder, Response
-from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder
-from trainenv.types import Event, Reading, Snapshot, Telemetry
+from trainenv.types import Event, Snapshot, Telemetry
 
 
 def toy(steps: int = 40, every: int = 0, lr: float = 1e-2, **more: Any) -> TrainingRun:
@@ -32,28 +29,6 @@ def toy(steps: int = 40, every: int = 0, lr: float = 1e-2, **more: Any) -> Train
 def newest(folder: RunFolder) -> Snapshot:
     """The checkpoint that was saved last."""
     return CheckpointStore(folder.path / "checkpoints").load()
-
-
-def strict(text: str) -> Any:
-    """JSON as other languages read it: without NaN and infinities."""
-
-    def refuse(constant: str) -> NoReturn:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def fires_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Each of `steps` fires the first time that the run comes by."""
-    left = list(steps)
-
-    def update(index: UncertaintyIndex, telemetry: Telemetry) -> Reading:
-        fired = telemetry.step in left
-        if fired:
-            left.remove(telemetry.step)
-        return Reading(index=9.0 if fired else 0.0, threshold=3.0, fired=fired)
-
-    monkeypatch.setattr(UncertaintyIndex, "update", update)
 
 
 @dataclass

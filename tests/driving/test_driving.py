@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driven_runs import Rewinder, fires_at, newest, strict, toy
+from alarms import fires_at
+from driven_runs import Rewinder, newest, toy
+from strict_json import strict
 
 from trainenv import TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore

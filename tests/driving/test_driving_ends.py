@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from driven_runs import Bigram, Rewinder, fires_at, newest, strict, tokens, toy
+from alarms import fires_at
+from driven_runs import Bigram, Rewinder, newest, tokens, toy
+from strict_json import strict
 from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun

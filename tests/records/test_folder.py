@@ -184,6 +184,24 @@ def test_a_rewind_that_was_not_saved_is_none_that_the_run_has_behind_it(folder: 
     assert [record["rewinds"] for record in read_lines(folder.path / "lines.jsonl")] == [1, 2, 1, 2]
 
 
+def test_what_a_killed_process_had_noted_and_not_saved_is_no_event(folder: RunFolder) -> None:
+    folder.event(Event(3, "fired"))
+    folder.rewound(2)
+    folder.event(Event(4, "rewind", {"to": 2}))
+    folder.event(Event(5, "fired"))
+    checkpoint(folder, 6, rewinds=1)
+    folder.event(Event(7, "fired"))
+    folder.rewound(5)
+    folder.event(Event(7, "rewind", {"to": 5}))  # and the process is gone
+    assert len(read_events(folder.path)) == 5  # nobody has gone on without them yet
+    resumed, found = RunFolder.resume(folder.path)
+    with resumed.recording(found.step, EXACT):
+        resumed.event(Event(8, "fired"))
+    assert [(event["step"], event["kind"]) for event in read_events(folder.path)] == [
+        (3, "fired"), (4, "rewind"), (5, "fired"), (8, "fired")
+    ]  # fmt: skip
+
+
 def test_resuming_alone_writes_nothing(folder: RunFolder) -> None:
     """The snapshot may yet be refused; the line begins once it is recorded on."""
     folder.rewound(1)

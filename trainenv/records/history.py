@@ -10,7 +10,7 @@ import pandas as pd
 
 
 def last_kept(steps: pd.DataFrame, begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """The last step of each line that was kept, -inf for a line that was lost: the lowest that a later one begins from.
+    """The last step of each line that was kept: the lowest that a later one begins from; -inf for a line that was lost.
 
     Args:
         steps: what was recorded: `line` and `step` of each row.
