@@ -73,8 +73,7 @@ class Acting(Responder):
         memory, every = self._memory, run.config.environment.decision_steps
         memory.window += window
         before = memory.window[0].step - 1
-        lost = not math.isfinite(window[-1].loss)
-        if run.done or lost or run.step // every == before // every:
+        if run.done or run.diverged or run.step // every == before // every:
             return Response()
         return Response(events=self._decide(run))
 
@@ -123,7 +122,7 @@ class Acting(Responder):
     def _look(self, run: TrainingRun) -> None:
         """Measure the validation loss; what is lost, or worse than the environment's bound, counts as that bound."""
         memory, measured = self._memory, math.nan
-        if all(math.isfinite(t.loss) for t in memory.window):
+        if not run.diverged:
             measured = run.evaluate()
             if self.pays:
                 run.spend(self._tab.settle(run, run.flops_per_evaluation))

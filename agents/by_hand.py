@@ -15,6 +15,7 @@ goes back to one place more than twice.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,8 @@ class ByHand(Responder):
         self._seen.extend((t.step, t.data_index) for t in window)
         while len(self._seen) > self.skip + len(window):
             self._seen.popleft()
-        alarm = next((t for t in window if t.reading.fired), None)
+        # One loss that is not finite and leaves the weights alone is a batch without labels, not a spike.
+        alarm = next((t for t in window if t.reading.fired and (math.isfinite(t.loss) or run.diverged)), None)
         if alarm is None:
             if self._due(run.step):
                 self._keep(run.snapshot())

@@ -16,7 +16,6 @@ fork of it is still trained to compare with, and the population ends about a gen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +92,7 @@ class Planned(Responder):
 
     def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
         """Plan and follow, if it is time."""
-        if self._due is None or run.step < self._due or run.done or not math.isfinite(window[-1].loss):
+        if self._due is None or run.step < self._due or run.done or run.diverged:
             return Response()
         self._due = None if self.every is None else run.step + self.every
         before, end, left = self._spent(run), run.horizon.end, run.horizon.end - run.step

@@ -153,8 +153,8 @@ def _trained(run: TrainingRun) -> float:
     """The loss at the end of a short run; one that is lost or beyond the bound of twice a uniform guess counts as that."""
     cap = 2 * run.uniform_loss
     while not run.done:
-        window = run.advance(min(run.config.monitor.block, run.horizon.end - run.step))
-        if not math.isfinite(window[-1].loss):
+        run.advance(min(run.config.monitor.block, run.horizon.end - run.step))
+        if run.diverged:
             return cap
     loss = run.evaluate()
     return min(loss, cap) if math.isfinite(loss) else cap

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
+from trainenv.records.faults import faults_of
 from trainenv.records.folder import REWINDS, RunFolder, read_events, read_validation
 from trainenv.records.lines import plain
 from trainenv.run import TrainingRun
@@ -149,7 +150,7 @@ def _train(
     stop: Callable[[], bool],
 ) -> tuple[str, int]:
     """How it ended, and how many steps were trained."""
-    taken = 0
+    taken, sound = 0, True
     if not read_validation(folder.path):
         _evaluate(run, folder)
     while not run.done:
@@ -157,7 +158,7 @@ def _train(
         steps = _steps_to_boundary(run)
         window = run.advance(min(steps, responder.within(run)) if responder else steps)
         taken += len(window)
-        _record(folder, window)
+        sound = _record(folder, window, sound)
         response = responder.respond(run, window) if responder else Response()
         rewound = False
         for event in response.events:
@@ -166,10 +167,10 @@ def _train(
                 rewound, before = True, event.detail["to"]
             folder.event(event)
         taken += len(response.kept)
-        _record(folder, response.kept)
+        sound = _record(folder, response.kept, sound)
         window = list(response.kept) or window
         watch(run, window)
-        if not rewound and not math.isfinite(window[-1].loss):
+        if run.diverged:
             folder.event(Event(run.step, "diverged"))
             return "diverged", taken
         every = run.config.validation.every
@@ -187,11 +188,25 @@ def _train(
     return "budget spent", taken
 
 
-def _record(folder: RunFolder, window: Sequence[Telemetry]) -> None:
+def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool) -> bool:
+    """Put steps on record. A stretch of losses that are not finite is noted once, where it begins.
+
+    Args:
+        folder: of the run.
+        window: its next steps.
+        sound: whether the loss of the step before them was finite.
+
+    Returns:
+        Whether the last of them was.
+    """
     folder.telemetry.append(window, line=folder.line)
     for telemetry in window:
+        before, sound = sound, math.isfinite(telemetry.loss)
+        if before and not sound:
+            folder.event(Event(telemetry.step, "non_finite", {"reason": "the loss is not finite"}))
         if telemetry.reading.fired:
             folder.event(Event(telemetry.step, "fired", {"index": telemetry.reading.index, "loss": telemetry.loss}))
+    return sound
 
 
 def _evaluate(run: TrainingRun, folder: RunFolder) -> float:
@@ -202,7 +217,8 @@ def _evaluate(run: TrainingRun, folder: RunFolder) -> float:
 
 def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
     """What became of the run. Alarms and rewinds are counted over the whole of its folder, lines that were left included."""
-    kinds = [event["kind"] for event in read_events(folder.path)]
+    events = read_events(folder.path)
+    kinds = [event["kind"] for event in events]
     losses = [validation["loss"] for validation in read_validation(folder.path)]
     return {
         "name": run.config.name,
@@ -216,6 +232,7 @@ def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, second
         "final_learning_rate": run.optimizer.param_groups[0]["lr"],
         "fired": kinds.count("fired"),
         "rewinds": kinds.count("rewind"),
+        "faults": faults_of(events),
         "flops": run.ledger.as_dict(),
         "seconds": round(seconds, 2),
         "ms_per_step": round(1000 * seconds / max(taken, 1), 3),

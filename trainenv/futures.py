@@ -163,11 +163,10 @@ class Growing:
             self.error = told(error)
 
     def see(self, fresh: Sequence[Telemetry]) -> None:
-        """Take in steps. A loss that is not finite is a divergence."""
+        """Take in steps. Not their losses but the validation loss tells a divergence: a batch without labels has none."""
         self.telemetry += fresh
         self.steps += len(fresh)
         self.new_steps += len(fresh)
-        self.diverged = self.diverged or not all(math.isfinite(t.loss) for t in fresh)
 
     def looked(self, step: int, loss: float, cap: float) -> None:
         """Take in a validation loss. One that is not below the cap is a divergence."""

@@ -6,8 +6,8 @@
 
 Tiny models are folded into one (`trainenv.folded`), others are trained in turn, a stretch each, or in worker processes
 (`trainenv.beside`). What a future has come to is kept, so that going on with it costs only what is new. A future that fails (out
-of memory, an error of the model's) says so in its outcome and the others go on; one whose loss is lost or beyond all bounds has
-diverged and is not trained further. With `stopping`, a future that clearly loses to doing nothing is stopped early.
+of memory, an error of the model's) says so in its outcome and the others go on; one whose validation loss is not finite, or
+beyond all bounds, has diverged and is not trained further. With `stopping`, a clear loser against doing nothing is stopped early.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Rollouts:
         stopping: stops futures that clearly lose, asked after each quarter of the steps.
         fold: whether tiny models are folded.
         workers: processes that train what is not folded; 0: in turn, in this one.
+        limit: FLOPs beyond which no future is trained a second time, by itself, after all together have failed.
 
     Attributes:
         past: whether futures start before where the run is.
@@ -66,6 +67,7 @@ class Rollouts:
         stopping: Stopping | None = None,
         fold: bool = True,
         workers: int = 0,
+        limit: float = math.inf,
     ) -> None:
         if decision_steps < 1 or cooldown < 0 or workers < 0 or (look is not None and look < 1):
             raise UserError(
@@ -75,11 +77,11 @@ class Rollouts:
         if start is not None and start.step > run.step:
             raise UserError(f"start must be a snapshot of step {run.step} or before, found step {start.step}")
         self._run, self._decision, self._cooldown, self._look = run, decision_steps, cooldown, look
-        self._stopping, self._fold, self._workers = stopping, fold, workers
+        self._stopping, self._fold, self._workers, self._limit = stopping, fold, workers, limit
         self._start, self._validation = run.snapshot() if start is None else start, validation
         self.past = start is not None
         self._standing = run.step, run.applied, run.horizon
-        self._cap = run.config.environment.divergence_loss * run.uniform_loss
+        self._bound = run.config.environment.divergence_loss * run.uniform_loss
         self._futures: dict[int, list[Future]] = {}  # of each draw, the longest last
         self._ends: dict[tuple[int, Sequenced, int, Measure], float] = {}  # annealed or final losses
 
@@ -106,8 +108,9 @@ class Rollouts:
             raise UserError(f"the steps of a future must be at least 1, found {steps}")
         padded = [self._padded(sequence, steps) for sequence in sequences]
         spent = {one: Cost() for one in padded}
+        unknown = ""
         if padded and not math.isfinite(self._validation):
-            self._validation = self._evaluated()
+            unknown = self._evaluate_start()
             spent[padded[0]] += Cost(flops=self._run.flops_per_evaluation)
         starts: dict[int, dict[Sequenced, Future]] = {}
         for one in dict.fromkeys(padded):
@@ -115,8 +118,12 @@ class Rollouts:
             measured = measure == "horizon" or (draw, one, steps, measure) in self._ends
             if (known.steps < steps or not measured) and not over(known):
                 starts.setdefault(known.steps, {})[one] = known
-        for known_steps in sorted(starts):
-            self._train(starts[known_steps], steps, measure, draw, spent)
+        for group in (starts[known_steps] for known_steps in sorted(starts)):
+            if unknown:
+                for one in group:
+                    self._fail(one, steps, draw, unknown)
+            else:
+                self._train(group, steps, measure, draw, spent)
         # What two sequences share, for they differ only later on, is charged to the first.
         return [self._outcome(one, steps, measure, draw, spent.pop(one, Cost())) for one in padded]
 
@@ -150,11 +157,23 @@ class Rollouts:
         self._run.ledger.move("verify", self._run.purpose, future.flops)
         return future.telemetry
 
-    def _evaluated(self) -> float:
-        """The loss at the start."""
-        if not self.past:
-            return self._run.evaluate()
-        return forked(self._run, Start(state=self._start, draw=0, ledger=self._run.ledger)).evaluate()
+    def _evaluate_start(self) -> str:
+        """Measure the validation loss at the start. Returns why that fails; empty: it is known."""
+        try:
+            run = self._run
+            if self.past:
+                run = forked(run, Start(state=self._start, draw=0, ledger=run.ledger))
+            self._validation = run.evaluate()
+        except Exception as error:  # whatever a model may raise
+            return told(error)
+        if math.isfinite(self._validation):
+            return ""
+        return "the validation loss is not finite where the branches start, so that there is nothing to compare them with"
+
+    @property
+    def _cap(self) -> float:
+        """The validation loss from which on a future has diverged; above what it starts from, whatever the scale of the loss."""
+        return max(self._bound, 2 * self._validation)
 
     # ── training futures ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -174,7 +193,12 @@ class Rollouts:
             return
         for one in group:  # not in the clause above: what was raised keeps all those forks in memory
             known = self._known(one, steps, draw)
-            if not over(known):
+            if over(known):
+                continue
+            flops = sum(cost.flops for cost in spent.values()) + self.cost([one], steps, measure=measure, draw=draw).flops
+            if flops > self._limit:
+                self._fail(one, steps, draw, f"{error} (and no budget is left to train it by itself)")
+            else:
                 self._train({one: known}, steps, measure, draw, spent)
 
     def _fail(self, one: Sequenced, steps: int, draw: int, error: str) -> None:

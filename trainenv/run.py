@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
 _WARM, _WARMUP_LOOKS = 3, 16  # warm-ups at the start, in each of which the gradient is compared with the last update so often
+_MANY_STEPS, _MANY_SHARE = 50, 20  # steps with a loss that is not finite: so many, and one in so many of the budget
 _NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
 
 
@@ -160,6 +161,19 @@ class TrainingRun:
     def done(self) -> bool:
         """Whether the budget is spent."""
         return self.step >= self.horizon.end
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training is of no use any more, as of the newest step.
+
+        One loss that is not finite is no divergence: a batch without labels has one, and leaves the weights alone. Either the
+        weights are not finite, or the losses of many steps in a row are not, with no finite look at clean data among them.
+        """
+        count = self._statistics.non_finite
+        if not count:
+            return False
+        long = max(_MANY_STEPS, self.config.steps // _MANY_SHARE)
+        return count >= long or not all(bool(p.isfinite().all()) for p in self._parameters)
 
     @property
     def clip(self) -> str:

@@ -253,7 +253,7 @@ class Event:
 
     Attributes:
         step: optimizer steps completed when it happened.
-        kind: `fired`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`, `diverged`, `interrupted`.
+        kind: `fired`, `non_finite`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`, `diverged`, `interrupted`.
         detail: numbers and words that belong to it, as JSON values.
     """
 

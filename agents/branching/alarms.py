@@ -12,6 +12,7 @@ from trainenv.monitor.regression import RegressionTrigger
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry
 
+_VAIN = 2  # verifications in a row in which doing nothing failed: the next would end alike
 _LAST = 0.03  # share of the budget at its end in which nothing is decided
 
 
@@ -35,7 +36,7 @@ class Alarms:
         self._settings = settings
         self.range_test = RangeTest(warmup)
         self.careful = self.gave_up = False
-        self.in_row = 0
+        self.in_row = self._vain = 0
         self._regression, self._regressed = RegressionTrigger(), ""
         self._met = -1  # step of the first look at the harm that was answered last
         self._quiet_until, self._next = 0, (start // settings.every + 1) * settings.every
@@ -53,7 +54,8 @@ class Alarms:
         return None if rising == self._met else rising
 
     def see(self, window: Sequence[Telemetry]) -> None:
-        """Take in steps."""
+        """Take in steps. Those whose loss is not finite say nothing: `TrainingRun.diverged` tells whether they do harm."""
+        window = [t for t in window if math.isfinite(t.loss)]
         self.range_test.see(window)
         self._regressed = self._regression.windowed(window) or self._regressed
         self.careful = self.careful or self.harm >= self._settings.harm
@@ -62,8 +64,9 @@ class Alarms:
             self._alarm = [fired, 0.0]
 
     def validated(self, step: int, loss: float) -> None:
-        """Take in a validation."""
-        self._regressed = self._regression.validated(step, loss) or self._regressed
+        """Take in a validation; a loss that is no finite number above 0 can't be compared with others."""
+        if 0 < loss < math.inf:
+            self._regressed = self._regression.validated(step, loss) or self._regressed
 
     def why(self, run: TrainingRun, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
         """What calls for a decision after a window that was seen; empty: nothing.
@@ -74,8 +77,6 @@ class Alarms:
             least: steps that must be left in the budget.
             busy: whether an accepted sequence is still being put in force: then no checkpoint is due.
         """
-        if not math.isfinite(window[-1].loss):
-            return "fired"
         triggers, stays = self._settings.triggers, self._stays(run.step)
         due = run.step >= self._next
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
@@ -83,7 +84,8 @@ class Alarms:
         awake = run.step >= self._quiet_until
         if "harm" in triggers and self.rising is not None:
             return "harm"
-        if "fired" in triggers and (stays or (awake and any(t.reading.fired for t in window))):
+        fired = any(t.reading.fired and math.isfinite(t.loss) for t in window)
+        if "fired" in triggers and (stays or (awake and fired)):
             return "fired"
         if "regression" in triggers and awake and self._regressed:
             return "regression"
@@ -134,9 +136,17 @@ class Alarms:
                 step // self._settings.every + (1 if self.in_row < self._settings.patience else 2)
             ) * self._settings.every
 
+    def in_vain(self) -> str:
+        """A verification in which doing nothing failed too. Returns why it gives up now; empty: it does not."""
+        self._vain += 1
+        if self.gave_up or self._vain < _VAIN:
+            return ""
+        self.gave_up = True
+        return f"doing nothing failed {_VAIN} times in a row, so that nothing can be compared"
+
     def judged(self, *, accepted: bool) -> str:
         """Whether a draft was accepted. Returns why it gives up now; empty: it does not."""
-        self.in_row = 0 if accepted else self.in_row + 1
+        self.in_row, self._vain = (0 if accepted else self.in_row + 1), 0
         if self.gave_up or self.in_row < 2 * self._settings.patience:
             return ""
         self.gave_up = True
@@ -148,6 +158,7 @@ class Alarms:
             "careful": self.careful,
             "gave_up": self.gave_up,
             "in_row": self.in_row,
+            "vain": self._vain,
             "regressed": self._regressed,
             "quiet_until": self._quiet_until,
             "next": self._next,
@@ -160,6 +171,7 @@ class Alarms:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
         self.careful, self.gave_up, self.in_row = state["careful"], state["gave_up"], state["in_row"]
+        self._vain = state.get("vain", 0)
         self._regressed, self._alarm = state["regressed"], state["alarm"]
         self._quiet_until, self._next, self._met = state["quiet_until"], state["next"], state["met"]
         self._regression.load_state_dict(state["regression"])

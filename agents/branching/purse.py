@@ -10,6 +10,7 @@ from typing import Any
 from trainenv.config import BranchingConfig
 from trainenv.run import TrainingRun
 
+_KEPT, _LATE = 0.5, 0.8  # share of what may be thrown away that is kept for harm, until this share of the run is over
 _WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
@@ -21,14 +22,16 @@ class Statement:
         steps: worth of compute that may be thrown away; they are taken off the run's own.
         memory: bytes of forks and rewind points at once.
         disk: bytes of the starts of decisions, kept for replays.
+        decision: steps' worth of compute that a decision may throw away, of one branch.
     """
 
     steps: int
     memory: int
     disk: int
+    decision: float
 
     @classmethod
-    def of(cls, run: TrainingRun, settings: BranchingConfig, *, width: int, workers: int) -> Statement:
+    def of(cls, run: TrainingRun, settings: BranchingConfig, *, width: int, workers: int, decision: float) -> Statement:
         """Of a run that is not steered yet, with so many branches and processes at once."""
         weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
         state = 3 * weights  # with both moments; a fork has gradients beside it
@@ -39,6 +42,18 @@ class Statement:
             steps=round(settings.share * budget),
             memory=forks + (settings.keep + 1) * state + workers * _WORKER,
             disk=decisions * state * settings.replayable,
+            decision=decision,
+        )
+
+    @property
+    def affords(self) -> str:
+        """What the steps are enough for, in a sentence; where they are not, what to change."""
+        count = int(self.steps / self.decision)
+        if count >= 2:
+            return f"that is enough for about {count} decisions, of which half are kept for harm until late in the run"
+        return (
+            f"that is too little for more than {count} decision(s), each of which may cost {self.decision:.0f} steps: "
+            "raise branching.share, or lower validation.sequences or branching.verify_steps"
         )
 
     def __str__(self) -> str:
@@ -72,8 +87,18 @@ class Purse:
 
     @property
     def left(self) -> float:
-        """That may still be thrown away."""
+        """FLOPs that may still be thrown away."""
         return max(0.0, self.allowed - self.wasted)
+
+    def available(self, run: TrainingRun, *, urgent: bool) -> float:
+        """FLOPs that may be thrown away now: until late in the run, a part of what is left is kept for what is urgent.
+
+        Args:
+            run: as far as it is.
+            urgent: for a run that something is wrong with.
+        """
+        kept = 0.0 if urgent or run.step >= _LATE * run.horizon.end else _KEPT * self.allowed
+        return max(0.0, self.left - kept)
 
     def widest(self, most: int, price: Callable[[int], float]) -> int:
         """The greatest K up to `most` whose price, FLOPs thrown away at most, is left; 0 where none is."""

@@ -40,6 +40,12 @@ def event_of(step: int, verdict: Verdict, where: Mapping[str, Any], faults: Sequ
     return Event(step, "decision", detail | ({"faults": list(faults)} if faults else {}))
 
 
+def failures(verdict: Verdict) -> list[str]:
+    """Errors of branches that failed, each once."""
+    errors = dict.fromkeys(b.outcome.error for b in verdict.branches if b.fate == "failed" and b.outcome.error)
+    return [f"a branch failed: {error}" for error in errors]
+
+
 def forget_decisions(folder: Path, number: int) -> None:
     """Take off record the decisions after one, of a run that was killed and now goes on from before them."""
     for path in folder.glob(f"{record.FOLDER}/*/{NAME}"):

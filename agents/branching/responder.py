@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from agents.branching.detour import Detour, detour
 from agents.branching.drafting import Drafting
 from agents.branching.lessons import Lessons, teach
 from agents.branching.purse import Purse, Statement
-from agents.branching.recording import event_of, forget_decisions, start_of
+from agents.branching.recording import event_of, failures, forget_decisions, start_of
 from agents.branching.undrafted import calmed, in_force, insured
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import BranchingConfig
@@ -29,11 +30,13 @@ from trainenv.records.parquet import read_telemetry, telemetry_of
 from trainenv.rollouts import Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import (
+    Budget,
     Event,
     Intervention,
     Learner,
     Plan,
     Planner,
+    PlanningProblem,
     RunHistory,
     Snapshot,
     Telemetry,
@@ -46,8 +49,25 @@ from trainenv.wrappers.rules import Better
 from trainenv.wrappers.rules import make as make_rule
 from trainenv.wrappers.verification import Verification, adopt
 
+_FEWEST = 8  # futures that a draft must be able to look at
+_URGENT = ("diverged", "harm", "fired", "regression")  # calls of a run that something is wrong with
 _HISTORY = 512  # steps: what a forecast looks at
 _SHOWS = 4  # times as long a branch is trained where it must show that it is better
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Skipped:
+    """A decision that was not taken.
+
+    Attributes:
+        reason: for that, in words.
+        fault: something has failed.
+        vain: doing nothing failed too, as it would again.
+    """
+
+    reason: str
+    fault: bool = False
+    vain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +127,15 @@ class Branching(Responder):
         self._remembered: deque[Snapshot] = deque()
 
     def statement(self, run: TrainingRun) -> Statement:
-        """What steering a run may cost at most."""
-        settings, verification = self.config or run.config.branching, self.verification
-        width = verification.top_k if verification else settings.top_k
-        workers = verification.workers if verification else settings.workers
-        return Statement.of(run, settings, width=width, workers=workers)
+        """What steering a run may cost at most, and what it can afford."""
+        settings = self.config or run.config.branching
+        verification = self.verification or _verification(settings)
+        model = self.model.model if isinstance(self.model, Learner) else self.model
+        futures = Budget().futures if self.drafting.allow is None else _FEWEST
+        decision = self._price(run, verification, 1, verification.verify_steps) + (futures or 0) * _per_future(model)
+        return Statement.of(
+            run, settings, width=verification.top_k, workers=verification.workers, decision=decision / run.flops_ahead
+        )
 
     # ── a responder ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,7 +154,8 @@ class Branching(Responder):
             self._resume(state, folder, store)
         else:
             self._purse = Purse.of(run, self._settings.share)
-            self._read_history(folder, _HISTORY if run.step else 0)
+            if run.step and folder.telemetry.written:  # steps taken before, by hand, are on no record
+                self._read_history(folder, _HISTORY)
             for event in insured(run) if self._settings.insure else []:
                 folder.event(event)
             self._remember(run)
@@ -143,16 +168,14 @@ class Branching(Responder):
         return (1 - run.step) % monitor.probe_every or monitor.probe_every
 
     def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
-        """See `Responder`."""
+        """See `Responder`. Whatever a planner, a model, a rule or a full disk may raise: the run goes on."""
         self._history.extend(window)
         self._alarms.see(window)
         events = self._due(run)
-        at, before = run.step, run.step - len(window)
-        why = self._alarms.why(run, window, least=4 * self._verifying.verify_steps, busy=bool(self._pending))
-        if why == "harm":
-            response = self._go_round(run, events)
-        else:
-            response = self._decide(run, why, window, events) if why else Response(events=events)
+        at, before, lost = run.step, run.step - len(window), run.diverged
+        busy = bool(self._pending)
+        why = "diverged" if lost else self._alarms.why(run, window, least=4 * self._verifying.verify_steps, busy=busy)
+        response = self._answered(run, why, events) if why else Response(events=events)
         self._alarms.passed(at)
         rewound, sound = any(event.kind == "rewind" for event in response.events), math.isfinite(window[-1].loss)
         save = sound and self._worth_saving(run)
@@ -220,54 +243,94 @@ class Branching(Responder):
 
     # ── a decision ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _decide(self, run: TrainingRun, why: str, window: Sequence[Telemetry], events: list[Event]) -> Response:
-        at, harm, lost = run.step, self._alarms.harm, not math.isfinite(window[-1].loss)
-        self._number += 1
+    def _answered(self, run: TrainingRun, why: str, events: list[Event]) -> Response:
+        """A decision, or what kept it from being taken."""
+        self._number, self._settled = self._number + 1, run.ledger.total
+        try:
+            found = self._go_round(run, events) if why == "harm" else self._decide(run, why, events)
+        except Exception as error:
+            found = _Skipped(reason=_told(error), fault=True)
+        if not isinstance(found, _Skipped):
+            return found
+        self._throw_away(run, run.ledger.total - self._settled)
+        said = {"number": self._number, "why": why, "reason": found.reason} | ({"fault": True} if found.fault else {})
+        events.append(Event(run.step, "skipped", said))
+        if found.vain and (reason := self._alarms.in_vain()):
+            events.append(Event(run.step, "gave_up", {"reason": reason}))
+        if why == "diverged" and not run.diverged:
+            events += calmed(run, self._codec)
+        return Response(events=events)
+
+    def _decide(self, run: TrainingRun, why: str, events: list[Event]) -> Response | _Skipped:
+        at, harm, lost = run.step, self._alarms.harm, why == "diverged"
         ready = self._alarms.range_test.draft(at) if why == "warmup" else None
         alarm = self._alarms.answered(at, lost=lost)
         if alarm is not None:
-            events += self._go_back(run, alarm, harm, lost=lost)
+            events += self._go_back(run, min(alarm, _first_lost(self._history, alarm)), harm, lost=lost)
             if lost and run.step == at:
-                return Response(events=events)  # there is nothing to go back to: the run has diverged
+                return _Skipped(reason=f"the run has diverged, and {self._no_way_back(run)}")
         began, self._settled = run.step, run.ledger.total
-        try:  # whatever a planner, a model, a rule or a full disk may raise: the run is as it was, and goes on
-            when = {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}
-            found: _Draft | str = self._verified(run, when, ready)
-        except Exception as error:
-            found = _told(error)
-            self._throw_away(run, run.ledger.total - self._settled)
-        if isinstance(found, str):
-            events.append(Event(began, "skipped", {"number": self._number, "why": why, "reason": found}))
-            return Response(events=[*events, *(calmed(run, self._codec) if lost else [])])
-        kept = adopt(found.rollouts, found.verdict)
-        self._throw_away(run, found.verdict.wasted)
-        if not kept:  # the control is lost, and nothing held up
+        found = self._verified(run, {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}, ready)
+        if isinstance(found, _Skipped):
+            return found
+        kept = self._commit(run, found)
+        if not kept:  # the control has diverged, and nothing held up
             events += [*self._go_back(run, began, harm, lost=True), *calmed(run, self._codec)]
         self._history.extend(kept)
         self._alarms.see(kept)
-        return Response(events=[*events, *self._collapsed(run, why, began, found)], kept=kept)
+        try:
+            events += self._collapsed(run, why, began, found)
+        except Exception as error:  # the branch has become the run, whatever could not be noted or learned of it
+            said = {"number": self._number, "why": why, "reason": _told(error), "fault": True}
+            events.append(Event(run.step, "skipped", said))
+        return Response(events=events, kept=kept)
 
-    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> _Draft | str:
-        """Draft, verify, put on record. Or in words why nothing is verified."""
+    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> _Draft | _Skipped:
+        """Draft, verify, put on record."""
+        urgent = when["why"] in _URGENT
         verifying, steps = self._asked(ready)
-        if not math.isfinite(self._price(run, verifying, 1, steps)):
-            return (
-                f"no budget is left: at least {steps} steps' worth are thrown away, of {self._purse.left / run.flops_ahead:.0f}"
-            )
-        history, plan = self._draft(run, ready)
-        wanted = self._lessons.branches(verifying.top_k)
-        width = self._purse.widest(wanted, lambda k: self._price(run, verifying, k, steps))
-        verification = replace(verifying, top_k=max(width, 1), width=self._lessons.width)
-        if not width or not verification.chosen(plan):
-            return "; ".join(plan.faults) or "no draft promises enough"
-        rollouts = verification.rollouts(run, decision_steps=history.decision_steps)
+        least = self._price(run, verifying, 1, steps)
+        left = self._left_for(run, urgent=urgent)
+        if least > left:
+            return _Skipped(reason=self._no_budget(run, least, urgent=urgent))
+        history, problem = self._problem(run, left - least)
+        plan = ready or (self._draft(run, problem) if problem.budget.futures != 0 else None)
+        left = self._left_for(run, urgent=urgent)
+
+        def price(branches: int) -> float:
+            flops = self._price(run, verifying, branches, steps)
+            return flops if flops <= left else math.inf
+
+        width = self._purse.widest(self._lessons.branches(verifying.top_k), price)
+        if plan is None or not width:
+            return _Skipped(reason=self._no_budget(run, least, urgent=urgent))
+        verification = replace(verifying, top_k=width, width=self._lessons.width)
+        if not verification.chosen(plan):
+            return _Skipped(reason="; ".join(plan.faults) or "no draft promises enough", fault=bool(plan.faults))
+        rollouts = verification.rollouts(run, decision_steps=history.decision_steps, limit=left)
         where = record.folder_of(self._folder, run.step, self._number)
         start = start_of(run, where, replayable=self._settings.replayable)
         verdict = verification.verify(rollouts, plan, horizon=4 * history.decision_steps, steps=steps)
+        if error := verdict.control.outcome.error:
+            rmtree(where, ignore_errors=True)
+            reason = f"doing nothing could not be trained to compare with, so nothing is done: {error}"
+            return _Skipped(reason=reason, fault=True, vain=True)
         told = record.record_of(verdict, plan, verification) | when
         told |= {"start": start, "decision_steps": history.decision_steps, "end": {"fingerprint": ""}}
         record.write(where, told)  # what can't be put on record is not done
         return _Draft(rollouts=rollouts, verdict=verdict, where=where, told=told, plan=plan, history=history)
+
+    def _commit(self, run: TrainingRun, found: _Verified) -> tuple[Telemetry, ...]:
+        """The run becomes what was accepted; where that fails it is as it was."""
+        before = run.snapshot()
+        try:
+            kept = adopt(found.rollouts, found.verdict)
+        except BaseException:
+            run.restore(before)
+            raise
+        self._throw_away(run, found.verdict.wasted)
+        self._settled = run.ledger.total
+        return kept
 
     @property
     def _highest(self) -> float:
@@ -281,33 +344,40 @@ class Branching(Responder):
             return replace(usual, top_k=1, rule=Better(), worth=0.0), _SHOWS * usual.verify_steps
         return usual, self._lessons.steps(usual.verify_steps)
 
-    def _draft(self, run: TrainingRun, ready: Plan | None) -> tuple[RunHistory, Plan]:
-        """What is known now, and what the planner makes of it where no draft is ready."""
+    def _problem(self, run: TrainingRun, flops: float) -> tuple[RunHistory, PlanningProblem]:
+        """What is known now, and what is asked of the planner, which may spend so many FLOPs."""
         # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most drafts promise nothing.
         history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=self._validation)
-        if ready is not None:
-            return history, ready
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
         drafting = replace(self.drafting, parts=self._settings.parts, highest=self._highest)
-        plan = self.planner.plan(drafting.problem(run, history, self._codec, model, generator))
+        problem = drafting.problem(run, history, self._codec, model, generator)
+        return history, replace(problem, budget=_within(problem.budget, flops, _per_future(model)))
+
+    def _draft(self, run: TrainingRun, problem: PlanningProblem) -> Plan:
+        """What the planner makes of it."""
+        plan = self.planner.plan(problem)
         if not isinstance(plan, Plan):
             raise UserError(f"a planner must return a Plan, found {plan!r:.80}")
-        flops = plan.cost.futures * float(getattr(model, "flops_per_future", 0.0))
+        flops = plan.cost.futures * _per_future(problem.model)
         run.ledger.charge("plan", flops)
-        self._purse.owe(run, flops)
+        self._throw_away(run, flops)
         self._settled = run.ledger.total
-        return history, plan
+        return plan
 
     def _price(self, run: TrainingRun, verifying: Verification, branches: int, steps: int) -> float:
-        """FLOPs that a decision throws away at most, where all is lost the control too; inf: more than there are."""
-        control, evaluation = steps * run.flops_ahead, run.flops_per_evaluation
-        flops = verifying.thrown_away(run, branches, steps) + control + evaluation
-        return flops if self._affords(run, flops) else math.inf
+        """FLOPs that a verification throws away at most, where all is lost the control too."""
+        return verifying.thrown_away(run, branches, steps) + steps * run.flops_ahead + run.flops_per_evaluation
 
-    def _affords(self, run: TrainingRun, flops: float) -> bool:
-        """Whether so many FLOPs may be thrown away."""
-        return flops <= min(self._purse.left, (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed)
+    def _left_for(self, run: TrainingRun, *, urgent: bool) -> float:
+        """FLOPs that may be thrown away now."""
+        left = (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed
+        return min(self._purse.available(run, urgent=urgent), left)
+
+    def _no_budget(self, run: TrainingRun, flops: float, *, urgent: bool) -> str:
+        """Why something that may throw away so many FLOPs is not done."""
+        worth, left = flops / run.flops_ahead, self._purse.available(run, urgent=urgent) / run.flops_ahead
+        return f"no budget is left: {worth:.0f} steps' worth may be thrown away, of {left:.0f}"
 
     def _throw_away(self, run: TrainingRun, flops: float) -> None:
         self._purse.throw_away(flops)
@@ -322,7 +392,7 @@ class Branching(Responder):
         if verdict.winner is not None:  # its later parts come due a decision apart; those within the branch are in force already
             later = enumerate(verdict.winner.interventions)
             self._pending = [(began + k * steps, one) for k, one in later if k * steps >= verdict.steps]
-        faults = list(found.plan.faults)
+        faults = [*found.plan.faults, *failures(verdict)]
         if why == "warmup":  # it says nothing of the planner's drafts
             self._found = run.lr_scale
         else:
@@ -334,7 +404,7 @@ class Branching(Responder):
                 faults.append(f"the model did not learn: {_told(error)}")
             else:
                 run.ledger.charge("model", flops)
-                self._purse.owe(run, flops)
+                self._throw_away(run, flops)
         where = str(found.where.relative_to(self._folder))
         events = [event_of(began, verdict, {"number": self._number, "why": why, "folder": where}, faults), *self._due(run)]
         if reason := self._alarms.judged(accepted=verdict.accepted is not None):
@@ -348,31 +418,25 @@ class Branching(Responder):
 
     # ── harm that has begun ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _go_round(self, run: TrainingRun, events: list[Event]) -> Response:
+    def _go_round(self, run: TrainingRun, events: list[Event]) -> Response | _Skipped:
         """Try another way to where the run is, and take it if less harm lies on it."""
-        self._number += 1
-        at, harm, self._settled = run.step, self._alarms.harm, run.ledger.total
-        what = {"number": self._number, "why": "harm"}
-        try:  # as in a decision
-            way = detour(run, self._alarms.met(), self._remembered, self._history)
-            if not self._affords(run, way.price(run)):
-                steps = self._purse.left / run.flops_ahead
-                raise UserError(f"no budget is left: {way.steps} steps' worth may be thrown away, of {steps:.0f}")
-            found = self._tried(run, way, what | {"at": at, "harm": harm})
-        except Exception as error:
-            self._throw_away(run, run.ledger.total - self._settled)
-            return Response(events=[*events, Event(at, "skipped", what | {"reason": _told(error)})])
-        verdict, kept = found.verdict, adopt(found.rollouts, found.verdict)
+        at, harm, what = run.step, self._alarms.harm, {"number": self._number, "why": "harm"}
+        way = detour(run, self._alarms.met(), self._remembered, self._history)
+        if way is None:
+            return _Skipped(reason="there is no state to go back to from before the harm")
+        if way.price(run) > self._left_for(run, urgent=True):
+            return _Skipped(reason=self._no_budget(run, way.price(run), urgent=True))
+        found = self._tried(run, way, what | {"at": at, "harm": harm})
+        verdict, kept = found.verdict, self._commit(run, found)
         if verdict.winner is not None:
             events.append(self._left(at, way.start.snapshot(), way.steps * run.flops_ahead, harm))
             self._alarms.gone_round(at)
             self._history.extend(kept)
             self._alarms.see(kept)
             self._validation = verdict.winner.outcome.validation[-1]
-        self._throw_away(run, verdict.wasted)
         self._became(run, found)
         where = str(found.where.relative_to(self._folder))
-        events.append(event_of(way.start.step, verdict, what | {"folder": where}, ()))
+        events.append(event_of(way.start.step, verdict, what | {"folder": where}, failures(verdict)))
         if verdict.winner is not None:
             events.append(in_force(run, verdict.winner.interventions[-1], pending=True))
         return Response(events=events, kept=kept)
@@ -391,17 +455,26 @@ class Branching(Responder):
     # ── what is done to the run ─────────────────────────────────────────────────────────────────────────────────────
 
     def _go_back(self, run: TrainingRun, alarm: int, harm: float, *, lost: bool) -> list[Event]:
-        """Rewind to before the alarm, if there is a snapshot and, unless the run is lost, the purse allows it."""
-        behind = [s for s in self._remembered if s.step <= alarm - self._settings.rewind]
-        behind = behind or (list(self._remembered)[-1:] if lost else [])
-        if not behind or behind[-1].step == run.step:
-            return []
-        snapshot, at = behind[-1], run.step
-        flops = (at - snapshot.step) * run.flops_ahead
-        if not lost and flops > self._purse.left:
-            return []
-        run.rewind(snapshot)
-        return [self._left(at, snapshot, flops, harm)]
+        """Rewind to before the alarm where a snapshot and the purse allow it; a run that is lost also to the newest snapshot."""
+        behind = [s for s in self._remembered if s.step <= alarm - self._settings.rewind][-1:]
+        behind += list(self._remembered)[-1:] if lost else []
+        for snapshot in behind:
+            at, flops = run.step, (run.step - snapshot.step) * run.flops_ahead
+            if snapshot.step < at and flops <= self._purse.left:
+                run.rewind(snapshot)
+                return [self._left(at, snapshot, flops, harm)]
+        return []
+
+    def _no_way_back(self, run: TrainingRun) -> str:
+        """Why a run that has diverged is not taken back, and what to do."""
+        if not self._remembered:
+            return "no state of it is there to go back to"
+        away = run.step - self._remembered[-1].step
+        left = self._purse.left / run.flops_ahead
+        return (
+            f"going back throws away {away} steps, of {left:.0f} that still may be: "
+            "resume from an earlier checkpoint with a lower learning rate, or allow more by branching.share"
+        )
 
     def _left(self, at: int, snapshot: Snapshot, flops: float, harm: float) -> Event:
         """The run has gone back from step `at` to a snapshot; that has taken the FLOPs off its budget."""
@@ -434,6 +507,27 @@ def _verification(settings: BranchingConfig) -> Verification:
         workers=settings.workers,
         worth=settings.worth,
     )
+
+
+def _within(budget: Budget, flops: float, per_future: float) -> Budget:
+    """A planner's budget, cut to FLOPs; to no future at all where hardly any could be looked at."""
+    if not per_future or (budget.futures is not None and budget.futures * per_future <= flops):
+        return budget
+    futures = int(max(flops, 0.0) // per_future)
+    return replace(budget, futures=futures if futures >= _FEWEST else 0)
+
+
+def _per_future(model: WorldModel | None) -> float:
+    return float(getattr(model, "flops_per_future", 0.0))
+
+
+def _first_lost(history: Sequence[Telemetry], step: int) -> int:
+    """The first of the steps in a row, up to the newest, whose loss is not finite; `step` where there is none."""
+    for telemetry in reversed(history):
+        if math.isfinite(telemetry.loss):
+            break
+        step = telemetry.step
+    return step
 
 
 def _told(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from steered_runs import (
     HIGHER,
     LOWER,
@@ -141,14 +142,22 @@ def test_an_alarm_in_the_steps_of_a_branch_counts(alarms: Callable[..., None]) -
     assert [(event["step"] > 50, event["detail"]["to"] <= 42) for event in found.of("rewind")][:1] == [(True, True)]
 
 
+def ruin(model: Any) -> None:
+    """No weight of it is a finite number any more."""
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.fill_(math.nan)
+
+
 def loses(run: TrainingRun, *steps: int) -> TrainingRun:
-    """The loss is lost while these steps are trained, and in every branch that starts there."""
+    """The weights are lost while these steps are trained, and in every branch that starts there."""
     objective: Any = run.objective
 
     class Lost:
         def __call__(self, model: Any, micro: Any, /) -> Any:
-            loss = objective(model, micro)
-            return loss * math.nan if loss.requires_grad and run.step + 1 in steps else loss
+            if torch.is_grad_enabled() and run.step + 1 in steps:
+                ruin(model)
+            return objective(model, micro)
 
     run.objective = Lost()
     return run
@@ -181,8 +190,9 @@ def test_what_was_calmed_stays_calmed_when_it_is_lost_again() -> None:
     original: Any = run.objective
 
     def wild(model: Any, micro: Any, /) -> Any:
-        loss = original(model, micro)
-        return loss * math.nan if loss.requires_grad and run.step >= 48 and run.lr_scale > 0.6 else loss
+        if torch.is_grad_enabled() and run.step >= 48 and run.lr_scale > 0.6:
+            ruin(model)
+        return original(model, micro)
 
     run.objective = wild
     found = steered(run, planner=Promising(sequences=[]))

@@ -73,7 +73,9 @@ def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool],
         folder = RunFolder.create(path, run.config)
     with Progress(method, run.config.steps, quiet=quiet) as progress:
         if responder is not None:
-            progress.say(str(responder.statement(run)))
+            statement = responder.statement(run)
+            progress.say(str(statement))
+            progress.say(statement.affords)
         return drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
 
 

@@ -44,12 +44,15 @@ def run_command(args: argparse.Namespace) -> Result:
             said.append(f"starting from the weights in {args.weights}")
         folder = RunFolder.create(args.out, config)
     if args.branching:
-        said.append(str(responder.statement(run)))
+        statement = responder.statement(run)
+        said += [str(statement), statement.affords]
     with interruptible() as stop, Progress(config.name, config.steps, quiet=args.json) as progress:
         for sentence in said:
             progress.say(sentence)
         summary = drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
     progress.table("Run", [summary])
+    for fault in summary["faults"]:
+        progress.say(f"from step {fault['step']} on, {fault['times']} time(s): {fault['reason']}")
     if summary["ended"] == "interrupted":
         rescue = " --by-hand" if args.by_hand else f" --branching --planner {args.planner}" if args.branching else ""
         progress.say(f"interrupted; go on with: trainenv run --resume --out {folder.path}{rescue}")

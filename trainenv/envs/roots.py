@@ -181,8 +181,8 @@ def record_histories(
             budget: those that the shipped world model has learned from.
         runs: how many; their seeds are `seed`, `seed + 1`, …
         seed: of the first run.
-        every: steps from one history to the next; a decision's if left out. None is taken before 16 steps, nor after a loss
-            that is not finite.
+        every: steps from one history to the next; a decision's if left out. None is taken before 16 steps, nor at a step whose
+            loss or gradient is not finite.
     """
     decision = config.environment.decision_steps
     every = decision if every is None else every
@@ -193,9 +193,10 @@ def record_histories(
         run, telemetry = TrainingRun.from_config(config.model_copy(update={"seed": seed + number})), list[Telemetry]()
         while not run.done:
             telemetry += run.advance(min(every, run.horizon.end - run.step))
-            if not (math.isfinite(telemetry[-1].loss) and math.isfinite(telemetry[-1].grad_norm)):
+            if run.diverged:
                 break
-            if run.step >= LEAST_STEPS and not run.done:
+            sound = math.isfinite(telemetry[-1].loss) and math.isfinite(telemetry[-1].grad_norm)
+            if sound and run.step >= LEAST_STEPS and not run.done:
                 horizon, validation = DECISIONS * decision, run.evaluate()
                 histories.append(history_of(run, tuple(telemetry), horizon=horizon, validation=validation))
         flops += run.ledger.total

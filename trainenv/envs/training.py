@@ -93,8 +93,7 @@ class TrainingEnv(SteeredEnv):
         intervention, masked = self.codec.legal(action, run)
         run.apply(intervention)
         window = run.advance(max(0, min(self.config.environment.decision_steps, run.horizon.end - run.step)))
-        finite = all(math.isfinite(t.loss) for t in window)
-        measured = run.evaluate() if finite else math.nan
+        measured = math.nan if run.diverged else run.evaluate()
         validation = self._capped(measured)
         before = self._memory.validation
         events = sum(t.reading.fired for t in window)

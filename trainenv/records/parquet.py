@@ -87,6 +87,11 @@ class TelemetryLog:
         self._rows: list[dict[str, Any]] = []
         self._next = 1 + max((int(p.stem.removeprefix("part-")) for p in folder.glob("part-*.parquet")), default=-1)
 
+    @property
+    def written(self) -> bool:
+        """Whether the folder has any steps on record."""
+        return self._next > 0
+
     def append(self, telemetry: Iterable[Telemetry], *, line: int = 0, purpose: str = "main") -> None:
         """Remember steps, writing a part whenever there are enough."""
         self._rows.extend(row(t, line, purpose) for t in telemetry)

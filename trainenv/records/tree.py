@@ -19,6 +19,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from trainenv.records.decisions import accepted_branch
+from trainenv.records.faults import each_once
 from trainenv.records.report import words, write_report
 from trainenv.records.report.facts import Facts
 from trainenv.records.report.intervals import key
@@ -29,7 +30,8 @@ from trainenv.records.report.run_page import RUN_KEY, TREE_KEY, told
 from trainenv.records.report.svg import element, escaped
 
 MARKS = {"accepted": ("✔", "bold green"), "failed": ("✘", "red"), "control": ("·", "dim")}
-SHOWN = {"fired", "rewind", "skipped", "gave_up", "diverged", "interrupted"}  # decisions tell of themselves
+SIGNS = {"fired": ("▲", "red"), "rewind": ("↶", "yellow"), "fault": ("✘", "red")}
+SHOWN = {"fired", "rewind", "skipped", "gave_up", "fault", "diverged", "interrupted"}  # decisions tell of themselves
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ class RunReport:
 def _entries(record: RunRecord) -> list[tuple[int, int, Text | Mapping[str, Any]]]:
     """What stands in the tree: the step where it happened, its place among what happened there, and itself."""
     found: list[tuple[int, int, Text | Mapping[str, Any]]] = []
-    for place, event in enumerate(record.events):
+    for place, event in enumerate(each_once(record.events)):
         if event["kind"] in SHOWN:
-            sign, colour = {"fired": ("▲", "red"), "rewind": ("↶", "yellow")}.get(event["kind"], ("○", "dim"))
+            sign, colour = SIGNS.get(event["kind"], ("○", "dim"))
             found.append((event["step"], place, Text.assemble((f"{sign} ", colour), told(event))))
     count = len(record.events)
     found += [(d.get("at") or d["step"], count + place, d) for place, d in enumerate(record.decisions)]

@@ -88,9 +88,23 @@ class Verification:
             )
 
     def rollouts(
-        self, run: TrainingRun, *, decision_steps: int, validation: float = math.nan, start: Snapshot | None = None
+        self,
+        run: TrainingRun,
+        *,
+        decision_steps: int,
+        validation: float = math.nan,
+        start: Snapshot | None = None,
+        limit: float = math.inf,
     ) -> Rollouts:
-        """What trains the branches of a verification that starts from the run as it is now, or from an earlier snapshot."""
+        """What trains the branches of a verification that starts from the run as it is now, or from an earlier snapshot.
+
+        Args:
+            run: the run.
+            decision_steps: steps from one intervention of a sequence to the next.
+            validation: the run's loss now where it is known.
+            start: the earlier snapshot.
+            limit: FLOPs that branches which failed together may take in all, once they are trained one by one.
+        """
         return Rollouts(
             run,
             decision_steps=decision_steps,
@@ -100,6 +114,7 @@ class Verification:
             stopping=self.stopping,
             fold=self.fold,
             workers=self.workers,
+            limit=limit,
         )
 
     def cooldown_of(self, run: TrainingRun) -> int:
@@ -168,6 +183,8 @@ class Verification:
         if branch.lost:
             stopped = branch.lost.startswith("stopped")
             return replace(branch, fate="stopped" if stopped else "failed", reason=branch.lost)
+        if control.outcome.error:
+            return replace(branch, fate="rejected", reason="there is nothing to compare it with: doing nothing failed")
         objection = "" if control.lost else self.rule.objection(branch, control)
         return replace(branch, fate="rejected" if objection else "passed", reason=objection or "it holds up")
 
@@ -176,11 +193,12 @@ class Verification:
         passed = [place for place, branch in enumerate(judged) if branch.fate == "passed"]
         if not passed:
             why = "the draft ranks nothing before doing nothing" if len(judged) == 1 else "no branch holds up: nothing is done"
+            why = f"doing nothing failed: {judged[0].outcome.error}" if judged[0].outcome.error else why
             return Verdict(branches=tuple(judged), accepted=None, reason=why, steps=steps, cost=cost)
         ranks = {place: self.rule.rank(judged[place]) for place in passed}
         best = min(passed, key=lambda place: math.inf if math.isnan(ranks[place]) else ranks[place])
         branches = [replace(b, fate="accepted") if place == best else b for place, b in enumerate(judged)]
-        reason = "doing nothing failed, this holds up" if judged[0].lost else f"accepted, of {len(judged) - 1} verified"
+        reason = "doing nothing diverged, this holds up" if judged[0].lost else f"accepted, of {len(judged) - 1} verified"
         return Verdict(branches=tuple(branches), accepted=best, reason=reason, steps=steps, cost=cost)
 
 

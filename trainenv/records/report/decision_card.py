@@ -97,8 +97,7 @@ def _branches(decision: Mapping[str, Any]) -> str:
 
 def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
     fate, expected, paired = str(branch.get("fate")), _expected(branch), branch.get("paired") or {}
-    error = (branch.get("outcome") or {}).get("error")
-    reason = f"{branch.get('reason') or ''}{f' ({error})' if error else ''}"
+    reason = words.reason(branch)
     drafted = f"{words.change(expected.get('median'))}<small>{words.interval(expected.get('low'), expected.get('high'))}</small>"
     training = f"{words.change(paired.get('mean'))}<small>± {words.change(paired.get('error')).lstrip('+')}</small>"
     cells = (

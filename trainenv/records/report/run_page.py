@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainenv.records.decisions import accepted_branch
+from trainenv.records.faults import each_once
 from trainenv.records.report import words
 from trainenv.records.report.calibration import calibration
 from trainenv.records.report.decision_card import decision_card, outcome
@@ -54,7 +55,7 @@ def run_page(record: RunRecord) -> str:
     body.append(_index(record))
     body.append(section("Compute", ledger_bar(facts.flops), about=COMPUTE))
     if record.events:
-        body.append(section("What happened", _events(record.events)))
+        body.append(section("What happened", _events(each_once(record.events))))
     return page(f"{record.name} · trainenv", "".join(body), _data(record))
 
 
@@ -155,6 +156,8 @@ def told(event: Mapping[str, Any]) -> str:
             return f"decision {detail.get('number')}: {became}" + (f"; {detail['reason']}" if detail.get("reason") else "")
         case "skipped":
             return f"no decision: {detail.get('reason') or 'no reason was noted'}"
+        case "fault":
+            return f"fault: {detail['reason']}" + (f" ({detail['times']} times)" if detail["times"] > 1 else "")
         case "gave_up":
             return f"gave up drafting: {detail.get('reason') or 'no reason was noted'}"
     return f"{event['kind']}" + (f": {detail['reason']}" if detail.get("reason") else "")

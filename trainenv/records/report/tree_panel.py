@@ -75,9 +75,7 @@ def _curve(branch: Mapping[str, Any], x: float, middle: float, room: float, reac
     failed = fate == "failed" or delta is None
     height = -reach if delta is None else -reach * math.tanh(0.55 * math.asinh(delta / across))
     y, bend = middle + height, 0.5 * room
-    about = titled(
-        f"{words.sequence(branch.get('interventions') or [])}: {words.change(delta)}, {fate}. {branch.get('reason') or ''}"
-    )
+    about = titled(f"{words.sequence(branch.get('interventions') or [])}: {words.change(delta)}, {fate}. {words.reason(branch)}")
     if fate == "accepted":
         quarter, half = x + 0.25 * room, x + 0.5 * room
         path = f"M{x:.1f} {middle:.1f}C{quarter:.1f} {middle:.1f} {quarter:.1f} {y:.1f} {half:.1f} {y:.1f}"

@@ -12,6 +12,7 @@ from trainenv.types import Intervention
 CLIPS = {"none": "no clipping", "zclip": "ZClip", "arc": "ARC", "spam": "SPAM"}
 WHY = {
     "warmup": "the start showed a learning rate that does not suit",
+    "diverged": "the run had diverged",
     "harm": "harm had begun",
     "fired": "the alarm fired",
     "regression": "validation got worse",
@@ -27,6 +28,12 @@ PURPOSES = {
     "model": "world model",
 }
 NOTHING = "–"
+
+
+def reason(branch: Mapping[str, Any]) -> str:
+    """The reason for what became of a branch; an error is named where the faults are, once for all branches that had it."""
+    failed = branch.get("fate") == "failed" and (branch.get("outcome") or {}).get("error")
+    return "its error is among the faults" if failed else str(branch.get("reason") or "")
 
 
 def intervention(fields: Mapping[str, Any]) -> str:
