@@ -387,6 +387,5 @@ def test_parts_that_do_not_fit_are_refused(own: dict[str, Any], message: str) ->
 )
 def test_data_that_does_not_fit_the_accumulation_is_refused(batches: Callable[[int], Any], found: str) -> None:
     model = Words()
-    run = TrainingRun(model, sgd(model), batches, config(accumulation=2))
     with pytest.raises(UserError, match=f"with accumulation 2, .*found {found}"):
-        run.advance(1)
+        TrainingRun(model, sgd(model), batches, config(accumulation=2))

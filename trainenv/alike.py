@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainenv import names
 from trainenv.optimizers import MOMENTS
 from trainenv.types import Snapshot, UserError
 
@@ -31,7 +33,8 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
     """
     if "model" not in state or "optimizer" not in state:
         raise UserError(f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}")
-    ours, theirs = model.state_dict(), state["model"]
+    ours = names.state_of(model)
+    theirs = names.fitted(model, state["model"])
     for name in sorted({*ours, *theirs}):
         found, expected = theirs.get(name), ours.get(name)
         if not isinstance(found, Tensor) or expected is None or found.shape != expected.shape or found.dtype != expected.dtype:
@@ -75,6 +78,21 @@ def _check_moments(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                     f"the snapshot is of another optimizer: {name} of parameter {place} should be {_kind(expected)}, "
                     f"found {_kind(found)}; restore it into a run made from the same configuration"
                 )
+
+
+@contextmanager
+def refusing_foreign() -> Iterator[None]:
+    """Refuse a state that parts of a run cannot take on.
+
+    Raises:
+        UserError: an error in the block, whatever it was.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
+        raise UserError(f"the snapshot holds what no run of this version would ({error!r:.200}); take an earlier one") from None
 
 
 def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:

@@ -67,9 +67,14 @@ def numerics(model: nn.Module, optimizer: Optimizer, device: torch.device, confi
         "deterministic": config.deterministic,
         "attention": None if attention is None else str(attention),
         "fused": any(bool(group.get("fused")) for group in optimizer.param_groups),
-        "compiled": any(_is_compiled(module) for module in modules),
+        "compiled": is_compiled(model),
         "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
     }
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model is compiled, or a part of it."""
+    return any(_is_compiled(module) for module in model.modules())
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from trainenv.types import UserError
+from trainenv.types import UserError, as_number
 
 Purpose = Literal["main", "rewound", "verify", "plan", "evaluate", "model"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -26,9 +26,7 @@ class Ledger:
         """Add `flops` to a purpose."""
         if purpose not in self._flops:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
-        if not flops >= 0:
-            raise UserError(f"a charge must be 0 FLOPs or more, found {flops!r}")
-        self._flops[purpose] += flops
+        self._flops[purpose] += as_number(flops, "a charge", least=0, unit="FLOPs")
 
     def move(self, source: Purpose, target: Purpose, flops: float) -> None:
         """Charge `flops` to `target` instead of `source`."""

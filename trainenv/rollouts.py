@@ -146,7 +146,7 @@ class Rollouts:
         self._run.restore(future.state)
         if self.past:  # the future knows nothing of what was learned, and spent, since it has branched off
             self._run.flag(flagged)
-            self._run.spend(self._run.horizon.end - end)
+            self._run.end_at(end)
         self._run.ledger.move("verify", self._run.purpose, future.flops)
         return future.telemetry
 

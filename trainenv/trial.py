@@ -1,0 +1,215 @@
+"""One look at data and loss before a run starts: a wrong return is refused in a sentence, and nothing of the run is changed.
+
+The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in evaluation mode. Random state,
+buffers, modes, attributes of modules and the objective's state are put back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainenv import devices, names
+from trainenv.batching import as_batch, placed
+from trainenv.monitor.probe import evaluating
+from trainenv.types import Batch, UserError
+
+if TYPE_CHECKING:
+    from trainenv.run import TrainingRun
+
+_EXPECTED = (
+    "objective(model, micro_batch) must return the mean loss as a tensor of one element, or a pair (sum, number of tokens)"
+)
+
+
+def try_out(run: TrainingRun) -> tuple[Any, ...]:
+    """Refuse data, loss, validation set and probe that do not fit each other.
+
+    Returns:
+        The validation set as micro-batches like those of the training data.
+
+    Raises:
+        UserError: says what was returned, and what should be.
+    """
+    validation, probe = run._validation, run._probe_batch
+    with ExitStack() as context:
+        context.enter_context(run._rng.active(keep=False))
+        context.enter_context(devices.settings(run.config))
+        context.enter_context(torch.enable_grad())
+        context.enter_context(untouched(run.model, run.objective))
+        if devices.is_compiled(run.model):  # compiling for one look takes minutes
+            context.enter_context(torch.compiler.set_stance("force_eager"))
+        batch = _drawn(run)
+        if not batch.micro:
+            raise UserError("a Batch must hold at least one micro-batch, found none at data index 0")
+        micro = batch.micro[0]
+        _check_loss(run, micro, "batches(0)")
+        validation = _like_training(validation, micro)
+        for name, other in (("validation", validation[:1]), ("probe", () if probe is None else (probe,))):
+            for one in other:
+                if not _alike(one, micro):
+                    _check_loss(run, one, f"the {name}'s micro-batch")
+    return validation
+
+
+def loss_fault(returned: Any) -> str:
+    """What is wrong with the return of an objective, with a remedy; empty where nothing is."""
+    if isinstance(returned, tuple | list) and len(returned) == 2 and _is_count(returned[1]) and not loss_fault(returned[0]):
+        if float(returned[1]) > 0 or float(returned[0].detach()) == 0:
+            return ""
+        return f"{_EXPECTED}, found a pair with {returned[1]!r:.40} tokens; return the loss alone, or with its number of tokens"
+    found = f"{_EXPECTED}, found {_described(returned)}"
+    if isinstance(returned, tuple | list):
+        return f"{found}; return the loss alone"
+    if isinstance(returned, Mapping) or hasattr(returned, "loss"):
+        return f"{found}; return its loss"
+    if not isinstance(returned, Tensor):
+        return f"{found}; return the loss as a tensor, without .item() or float()"
+    if returned.numel() != 1:
+        return f"{found}; take the mean: loss.mean(), or reduction='mean'"
+    if not returned.is_floating_point():
+        return f"{found}; return a real floating-point number"
+    if not returned.requires_grad:
+        return f"{found} without a gradient; compute it from the model's output, without detach(), item(), argmax() or no_grad()"
+    return ""
+
+
+@contextmanager
+def untouched(*parts: Any) -> Iterator[None]:
+    """Modules and objects as they were once the block is left: buffers, modes, attributes and what `state_dict` holds."""
+    owners = [getattr(part, "__self__", part) for part in parts]  # of a method, the object that it belongs to
+    holders = [holder for part in owners for holder in (part.modules() if isinstance(part, nn.Module) else [part])]
+    attributes = [(vars(holder), dict(vars(holder))) for holder in holders if hasattr(holder, "__dict__")]
+    registered = [module._buffers for module in holders if isinstance(module, nn.Module)]
+    buffers = [(holder, name, buffer) for holder in registered for name, buffer in holder.items() if buffer is not None]
+    bits = [buffer.detach().clone() for _, _, buffer in buffers]
+    stateful = [part for part in owners if not isinstance(part, nn.Module) and hasattr(part, "load_state_dict")]
+    states = [copy.deepcopy(part.state_dict()) for part in stateful]
+    try:
+        yield
+    finally:
+        for held, before in attributes:
+            for name in [name for name in held if name not in before]:
+                del held[name]
+            held.update({name: value for name, value in before.items() if held.get(name) is not value})
+        for (holder, name, buffer), kept in zip(buffers, bits):
+            holder[name] = buffer
+            if not torch.equal(buffer, kept):
+                with torch.no_grad():
+                    buffer.copy_(kept)
+        for part, state in zip(stateful, states):
+            part.load_state_dict(state)
+
+
+# ── the data ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _drawn(run: TrainingRun) -> Batch:
+    """The data of index 0, which must be the same twice."""
+    first, again = run._batches(0), run._batches(0)
+    if first is None or isinstance(first, Iterator):
+        found = "None" if first is None else f"a {type(first).__name__}"
+        raise UserError(f"batches(index) must return the data of that index, found {found}; return it, without yield")
+    if not _equal(first, again):
+        raise UserError(
+            "batches must be a pure function of the data index, found other data at a second call of batches(0); "
+            "index a list instead of next(…), and draw from torch.Generator().manual_seed(index)"
+        )
+    return as_batch(first, 0, run.config.accumulation)
+
+
+def _equal(one: Any, two: Any) -> bool:
+    """Whether data are the same to the bit; what cannot be looked into is taken to be."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
+            return one.shape == two.shape and one.dtype == two.dtype
+        return bool(torch.equal(one, two)) or bool(torch.equal(one.isnan(), two.isnan()) and _equal_numbers(one, two))
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, np.ndarray):
+        return one.dtype == object or (one.shape == two.shape and one.tobytes() == two.tobytes())
+    if isinstance(one, bool | int | float | str | bytes):
+        return bool(one == two or one != one)
+    if isinstance(one, Batch):
+        return _equal(one.micro, two.micro) and one.index == two.index
+    if isinstance(one, Mapping):
+        return one.keys() == two.keys() and all(_equal(part, two[key]) for key, part in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(_equal, one, two))
+    return not hasattr(one, "__dict__") or _equal(vars(one), vars(two))
+
+
+def _equal_numbers(one: Tensor, two: Tensor) -> bool:
+    return bool(torch.equal(one.nan_to_num(), two.nan_to_num()))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether data have the same form: kinds, keys and dimensions."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dim() == other.dim() and one.is_floating_point() == other.is_floating_point()
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(part, other[key]) for key, part in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return type(one) is type(other)
+
+
+def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
+    """The validation set, where it was given as one micro-batch or as one tensor of several, as a tuple of micro-batches."""
+    if isinstance(micro, list | tuple) and _alike(validation, micro) and not _alike(validation[0], micro):
+        return (validation,)
+    if len(validation) == 1 and isinstance(validation[0], Tensor) and isinstance(micro, Tensor):
+        (only,) = validation
+        return tuple(only) if only.dim() == micro.dim() + 1 else validation
+    return validation
+
+
+# ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
+    model, objective = names.unwrapped(run.model), run.objective  # DDP waits for a backward pass after each forward
+
+    def compute() -> Any:
+        with run._autocast():
+            return objective(model, placed(micro, run.device))
+
+    try:
+        with evaluating(model), ExitStack() as modes:
+            if isinstance(objective, nn.Module):
+                modes.enter_context(evaluating(objective))
+            returned = compute()
+    except (UserError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:  # some models take targets in training mode only
+        try:
+            returned = compute()
+        except (UserError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise UserError(
+                f"objective(model, micro_batch) must compute the loss of {where}, found {type(error).__name__}: {error!s:.200}; "
+                "make data, model and objective fit each other"
+            ) from error
+    if fault := loss_fault(returned):
+        raise UserError(fault)
+
+
+def _is_count(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.requires_grad and not value.is_complex()
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of ({', '.join(_described(part) for part in value)})"
+    return "None" if value is None else f"a {type(value).__name__}"
