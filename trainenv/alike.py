@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,6 +41,9 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
                 f"the snapshot is of another model: {name} should be {_kind(expected)}, found {_kind(found)}; "
                 "restore it into a run made from the same configuration"
             )
+    for name, value in state.get("buffers", {}).items():
+        if value is not None and not isinstance(value, Tensor):
+            raise UserError(f"the snapshot is of another model: buffer {name} should be a tensor, found {_kind(value)}")
     if state["seed"] != seed:
         raise UserError(
             f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {seed}; "
@@ -78,21 +80,6 @@ def _check_moments(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                     f"the snapshot is of another optimizer: {name} of parameter {place} should be {_kind(expected)}, "
                     f"found {_kind(found)}; restore it into a run made from the same configuration"
                 )
-
-
-@contextmanager
-def refusing_foreign() -> Iterator[None]:
-    """Refuse a state that parts of a run cannot take on.
-
-    Raises:
-        UserError: an error in the block, whatever it was.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
-        raise UserError(f"the snapshot holds what no run of this version would ({error!r:.200}); take an earlier one") from None
 
 
 def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:

@@ -135,6 +135,8 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         now = optimizer.state_dict()["state"]  # an attribute may be a tensor of the state
         copies.follow(state["state"], {str(place): entry for place, entry in now.items()})
     for name, value in attributes.items():
+        if callable(getattr(type(optimizer), name, None)):  # a method, which no snapshot of ours replaces
+            continue
         setattr(optimizer, name, _like(copies.of(value, getattr(optimizer, name, None)), getattr(optimizer, name, None)))
 
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainenv.config import TrainingConfig, validate
 from trainenv.objectives import NextToken
 from trainenv.optimizers import Rates, base_rates
-from trainenv.types import Batch, Batches, Objective, Schedule, UserError, as_number, as_whole
+from trainenv.types import Batch, Batches, Objective, Schedule, UserError, as_number
 
 _SPARSE = (nn.Embedding, nn.EmbeddingBag)
 
@@ -152,7 +152,7 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     saved = optimizer.state_dict()
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise UserError(f"{name}.state_dict() must hold 'state' and 'param_groups', so that a run can be saved; add them to it")
-    for inner in vars(optimizer).values():
+    for inner in getattr(optimizer, "__dict__", {}).values():
         apart = isinstance(inner, Optimizer) and inner.state is not optimizer.state
         if apart and getattr(type(optimizer), "state_dict", None) is Optimizer.state_dict:
             raise UserError(f"{name}.state_dict() must hold the state of the optimizer inside; share its state, or add it")
@@ -275,17 +275,6 @@ def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
         return {}
-
-
-def as_indices(indices: object) -> list[int]:
-    """Data indices as Python ints; a single one may stand alone."""
-    if isinstance(indices, str | bytes) or not isinstance(indices, Iterable):
-        return [as_whole(indices, "a data index", least=0)]
-    try:
-        every = list(indices)
-    except TypeError:  # an array of no dimension
-        every = [indices]
-    return [as_whole(index, "a data index", least=0) for index in every]
 
 
 # ── data to look at ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv import clipping, devices, forking, optimizers, parts, schedules, snapshots, trial
-from trainenv.alike import check_alike, check_exact, check_snapshot, refusing_foreign
+from trainenv.alike import check_alike, check_exact, check_snapshot
 from trainenv.backward import backward
 from trainenv.batching import as_batch, placed, token_count
 from trainenv.config import RunConfig, TrainingConfig
@@ -27,7 +27,8 @@ from trainenv.monitor.statistics import Statistics
 from trainenv.monitor.telemetry import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.names import unwrapped
-from trainenv.order import DataOrder
+from trainenv.order import DataOrder, flagged_with
+from trainenv.resuming import take_on
 from trainenv.rng import RandomState
 from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError, as_number, as_whole
 from trainenv.weights import Weights, evaluated
@@ -277,7 +278,7 @@ class TrainingRun:
 
     def flag(self, data_indices: Iterable[int]) -> None:
         """Mark data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` carries them over."""
-        self.flagged = tuple(sorted({*self.flagged, *parts.as_indices(data_indices)}))
+        self.flagged = flagged_with(self.flagged, data_indices)
 
     def rewind(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this run, keeping what was learned: the flagged data and the compute that is gone.
@@ -336,7 +337,7 @@ class TrainingRun:
         check_alike(self.model, self.optimizer, self.config.seed, state)
         if exact:
             check_exact(snapshot, self._numerics())
-        self._take_on(snapshot.step, state)
+        take_on(self, snapshot.step, state)
         self._weights.load(self.model, self.optimizer, self.objective, state)
         optimizers.load_state(self.optimizer, state["optimizer"])
         if state["objective"] is not None:
@@ -357,7 +358,7 @@ class TrainingRun:
         fork._recent = copy.copy(self._recent)
         fork._equip()
         fork._take_in()
-        fork._take_on(self.step, snapshots.expand(self._view()))
+        take_on(fork, self.step, snapshots.expand(self._view()))
         return fork
 
     def check_forkable(self) -> None:
@@ -375,25 +376,6 @@ class TrainingRun:
     def _view(self) -> Snapshot:
         """The state as it is, nothing cloned: to be read before the run goes on."""
         return snapshots.view(self.step, self._state())
-
-    def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
-        """Take on an expanded state but for the model, the optimizer and the objective. Keeps none of its tensors."""
-        with refusing_foreign():
-            index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
-            index.load_state_dict(state["monitor"])
-            clipper.load_state_dict(state["clip"]["state"])
-            applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
-            horizon, order = schedules.Horizon(**state["horizon"]), self._order.load_state_dict(state["order"])
-            statistics = Statistics()
-            statistics.load_state_dict(state["statistics"])
-            self._rng.load_state_dict(state["rng"])  # the last that can be refused, and whole or not at all
-        self._drop_unfinished()
-        self.step, self.index, self._clipper, self._statistics = step, index, clipper, statistics
-        self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
-        self.applied, self.flagged, self.horizon, self._order = applied, tuple(state["flagged"]), horizon, order
-        self._reset_at, self._line_flops = state["reset_at"], state["line_flops"]
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict(state["scaler"])
 
     def _state(self) -> dict[str, Any]:
         stateful = hasattr(self.objective, "state_dict")

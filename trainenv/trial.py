@@ -133,7 +133,8 @@ def _equal(one: Any, two: Any) -> bool:
     if type(one) is not type(two):
         return False
     if isinstance(one, np.ndarray):
-        return one.dtype == object or (one.shape == two.shape and one.tobytes() == two.tobytes())
+        same = one.dtype == object or (one.shape == two.shape and one.tobytes() == two.tobytes())
+        return bool(same)
     if isinstance(one, bool | int | float | str | bytes):
         return bool(one == two or one != one)
     if isinstance(one, Batch):

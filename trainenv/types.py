@@ -35,7 +35,7 @@ def as_number(value: object, name: str, *, least: float | None = None, unit: str
     Raises:
         UserError: it is not a finite number, or below `least`.
     """
-    number = _scalar(value)
+    number: Any = _scalar(value)
     try:
         if isinstance(number, Real) and math.isfinite(number) and (least is None or number >= least):
             return float(number)
@@ -51,9 +51,9 @@ def as_whole(value: object, name: str, *, least: int | None = None) -> int:
     Raises:
         UserError: it is not a whole number, or below `least`.
     """
-    number = _scalar(value)
+    number: Any = _scalar(value)
     if isinstance(number, Integral) or (isinstance(number, Real) and float(number).is_integer()):
-        whole = int(number)
+        whole: int = int(number)
         if least is not None and whole < least:
             raise UserError(f"{name} must be {least} or more, found {whole}")
         return whole
@@ -146,10 +146,11 @@ class Batch:
     stressors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.micro, tuple | list):
-            found = type(self.micro).__name__
+        micro: Any = self.micro
+        if not isinstance(micro, tuple | list):
+            found = type(micro).__name__
             raise UserError(f"a Batch's micro must be a tuple of micro-batches, found {found}; give (data,) for one")
-        object.__setattr__(self, "micro", tuple(self.micro))
+        object.__setattr__(self, "micro", tuple(micro))
         object.__setattr__(self, "index", as_whole(self.index, "a Batch's index"))
 
 
