@@ -73,7 +73,7 @@ def numerics(model: nn.Module, optimizer: Optimizer, device: torch.device, confi
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model is compiled, or a part of it."""
+    """Find out if the model, or a part of it, is compiled."""
     return any(_is_compiled(module) for module in model.modules())
 
 

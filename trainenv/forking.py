@@ -184,7 +184,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def _culprit(model: nn.Module, optimizer: Any, objective: Any) -> tuple[str, str]:
-    """What cannot be copied: where it lies, and its type."""
+    """The place and the type of the first thing that cannot be copied."""
     holders = [(f"model.{name}".rstrip("."), module) for name, module in model.named_modules()]
     for where, holder in (*holders, ("optimizer", optimizer), ("objective", objective)):
         for name, value in getattr(holder, "__dict__", {}).items():

@@ -49,7 +49,7 @@ def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_
 
 
 def has_modes(optimizer: Optimizer) -> bool:
-    """Whether the optimizer has `train()` and `eval()`: it then evaluates other weights than it trains (Defazio 2024)."""
+    """Look for `train()` and `eval()`: such an optimizer evaluates other weights than it trains (Defazio 2024)."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
@@ -83,7 +83,7 @@ def evaluating(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _marks(optimizer: Optimizer) -> list[bool]:
-    """What an optimizer may note its mode in."""
+    """Truth values in which an optimizer may note its mode."""
     noted = [*vars(optimizer).values(), *(value for group in optimizer.param_groups for value in group.values())]
     return [value for value in noted if isinstance(value, bool)]
 
@@ -148,7 +148,7 @@ def state_of(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _is_own(name: str, value: Any) -> bool:
-    """Whether an attribute is neither torch's nor private, and can be saved."""
+    """Tell attributes that can be saved from those of torch and private ones."""
     if name.startswith("_") or name in ("defaults", "state", "param_groups") or isinstance(value, Optimizer):
         return False
     return isinstance(value, torch.Generator) or _is_plain(value)

@@ -177,10 +177,10 @@ def trained(model: nn.Module, optimizer: Optimizer, objective: object, base: Rat
     """The parameters that the optimizer updates now, and the base rates of its groups.
 
     Args:
-        model: what the parameters belong to.
-        optimizer: as it is now; parameters may have been unfrozen, and groups added.
-        objective: may have parameters of its own.
-        base: rates that are known, of the first groups; those of the rest are read.
+        model: owner of the parameters.
+        optimizer: the optimizer in its present state; parameters may have been unfrozen, and groups added.
+        objective: loss, with or without parameters of its own.
+        base: known rates of the first groups; the rates of the other groups are read from the optimizer.
 
     Raises:
         UserError: the optimizer's parameters are not, or no longer, those of the model and the objective.

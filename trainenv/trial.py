@@ -59,7 +59,7 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
 
 
 def loss_fault(returned: Any) -> str:
-    """What is wrong with the return of an objective, with a remedy; empty where nothing is."""
+    """The fault of what an objective returned, in a sentence with a remedy; empty where there is none."""
     if isinstance(returned, tuple | list) and len(returned) == 2 and _is_count(returned[1]) and not loss_fault(returned[0]):
         if float(returned[1]) > 0 or float(returned[0].detach()) == 0:
             return ""
@@ -125,7 +125,7 @@ def _drawn(run: TrainingRun) -> Batch:
 
 
 def _equal(one: Any, two: Any) -> bool:
-    """Whether data are the same to the bit; what cannot be looked into is taken to be."""
+    """Compare data to the bit; what cannot be looked into counts as the same."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
             return one.shape == two.shape and one.dtype == two.dtype
@@ -151,7 +151,7 @@ def _equal_numbers(one: Tensor, two: Tensor) -> bool:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether data have the same form: kinds, keys and dimensions."""
+    """Compare the form of data: kinds, keys and dimensions."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dim() == other.dim() and one.is_floating_point() == other.is_floating_point()
     if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -35,12 +35,13 @@ def as_number(value: object, name: str, *, least: float | None = None, unit: str
     Raises:
         UserError: it is not a finite number, or below `least`.
     """
-    number: Any = _scalar(value)
+    number = _scalar(value)
     try:
-        if isinstance(number, Real) and math.isfinite(number) and (least is None or number >= least):
-            return float(number)
+        found = float(number) if isinstance(number, Real) else math.nan
     except OverflowError:  # an int that no float can hold
-        pass
+        found = math.inf
+    if math.isfinite(found) and (least is None or found >= least):
+        return found
     kind = "a finite number" if least is None else f"{least:g} {unit} or more and finite".replace("  ", " ")
     raise UserError(f"{name} must be {kind}, found {_short(value)}; give a number")
 
@@ -53,7 +54,7 @@ def as_whole(value: object, name: str, *, least: int | None = None) -> int:
     """
     number: Any = _scalar(value)
     if isinstance(number, Integral) or (isinstance(number, Real) and float(number).is_integer()):
-        whole: int = int(number)
+        whole: int = math.floor(number)
         if least is not None and whole < least:
             raise UserError(f"{name} must be {least} or more, found {whole}")
         return whole

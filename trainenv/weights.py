@@ -15,14 +15,14 @@ from trainenv.snapshots import same_bits
 
 
 class Weights:
-    """What a run's weights were when it was built, so that its state need only say what is otherwise.
+    """The weights of a run as it was built, so that its state need only hold what is different.
 
     Non-persistent buffers and frozen parameters are in the state where they have changed since: most are constants.
 
     Args:
-        model: as it is before the first step.
-        optimizer: over its parameters.
-        objective: may be a module too.
+        model: the model before the first step.
+        optimizer: the optimizer of its parameters.
+        objective: the loss, a module or any function.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, objective: object) -> None:

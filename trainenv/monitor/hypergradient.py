@@ -19,7 +19,7 @@ _CHUNK = 2**24  # elements handled at a time, so that the temporary copies of a 
 
 
 def due(step: int, monitor: MonitorConfig, warmup: int) -> bool:
-    """Whether the gradient of the step after `step` completed ones is compared with the last update."""
+    """Decide if the gradient of the step after `step` completed ones is compared with the last update."""
     if not (monitor.enabled and monitor.probe_every):
         return False
     every = 2 * monitor.probe_every
