@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from bigram import tokens
 from own_runs import assert_value, net, run_of
 
+import trainenv  # noqa: F401  # registers its environments
 from trainenv.config import RunConfig
 from trainenv.run import TrainingRun
 from trainenv.types import Batch, Budget, Intervention, UserError
@@ -143,3 +145,14 @@ def test_a_rewind_may_bring_the_end_nearer_by_nothing() -> None:
     assert (run.horizon.end, run.step) == (60 - 10 - 4, 0)
     run.end_at(70)
     assert run.horizon.end == 70
+
+
+def test_a_synthetic_run_takes_the_same_numbers() -> None:
+    env: Any = gym.make("trainenv/Synthetic-v0").unwrapped
+    env.reset(seed=0)
+    env.flag(np.array([3, 5]))
+    env.spend(np.int64(1))
+    json.dumps(env.snapshot().state)
+    for do in (lambda: env.spend(-1), lambda: env.flag("35")):
+        with pytest.raises(UserError, match="must be"):
+            do()

@@ -53,12 +53,13 @@ def as_whole(value: object, name: str, *, least: int | None = None) -> int:
         UserError: it is not a whole number, or below `least`.
     """
     number: Any = _scalar(value)
-    if isinstance(number, Integral) or (isinstance(number, Real) and float(number).is_integer()):
-        whole: int = math.floor(number)
-        if least is not None and whole < least:
-            raise UserError(f"{name} must be {least} or more, found {whole}")
-        return whole
-    raise UserError(f"{name} must be a whole number, found {_short(value)}; give an integer")
+    whole = isinstance(number, Integral) or (isinstance(number, Real) and float(number).is_integer())
+    if not whole:
+        raise UserError(f"{name} must be a whole number, found {_short(value)}; give an integer")
+    found = int(number)
+    if least is not None and found < least:
+        raise UserError(f"{name} must be {least} or more, found {found}")
+    return found
 
 
 def as_bool(value: object, name: str) -> bool:
