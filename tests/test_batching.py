@@ -52,6 +52,7 @@ def test_a_sequence_is_taken_as_the_micro_batches(kind: Any) -> None:
         ([1, 2, 3], "list of length 3"),
         ((), "tuple of length 0"),
         ({"a": 1}, "dict of length 1"),
+        ({}, "dict of length 0"),
         (3, "int"),
         (None, "NoneType"),
     ],
