@@ -52,7 +52,8 @@ def _plain(group: dict[str, Any]) -> dict[str, Any]:
 
 def _micro(run: TrainingRun, index: int) -> Any:
     bare = isinstance(run.objective, NextToken)
-    return as_batch(run._batches(index), index, run.config.accumulation, bare=bare).micro
+    with run._rng.active(keep=False):  # the batches may draw from it, or seed it
+        return as_batch(run._batches(index), index, run.config.accumulation, bare=bare).micro
 
 
 def _tensors(value: Any) -> str:

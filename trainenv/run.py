@@ -29,7 +29,7 @@ from trainenv.monitor.telemetry import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
 from trainenv.order import DataOrder
-from trainenv.rng import RandomState
+from trainenv.rng import RandomState, exclusive
 from trainenv.types import Batch, Batches, Intervention, LossSum, Objective, Schedule, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class TrainingRun:
         from trainenv.building import build_parts
 
         config = RunConfig.load(source, overrides)
-        return cls(config=config, **build_parts(config, parts))
+        # A model of ours is made while no other thread trains; one of the user's was made before.
+        with exclusive() if parts.get("model") is None else nullcontext():
+            return cls(config=config, **build_parts(config, parts))
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -321,6 +323,7 @@ class TrainingRun:
             self.objective.load_state_dict(theirs)  # type: ignore[attr-defined]
         self._recent.add(snapshot)
 
+    @exclusive()
     def fork(self, purpose: Purpose = "verify") -> Self:
         """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
         if self.folded:
