@@ -168,8 +168,8 @@ def _rows(data: Any, rows: int, which: slice) -> Any:
     if isinstance(data, Mapping):
         return {key: _rows(part, rows, which) for key, part in data.items()}
     if isinstance(data, list | tuple):
-        if len(data) == rows and not list(_arrays(data)):
-            return data[which]
+        if not list(_arrays(data)):
+            return data[which] if len(data) == rows else data
         return _alike(data, [_rows(part, rows, which) for part in data])
     return data
 

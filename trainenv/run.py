@@ -169,12 +169,16 @@ class TrainingRun:
         return self._clipper.name
 
     @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model knows; None where it has no embedding: its data are no tokens then."""
+        known = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return int(known) if known else max(sizes, default=None)
+
+    @property
     def uniform_loss(self) -> float:
-        """Loss of a uniform guess over the model's vocabulary, in nats: ln V."""
-        vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", None)
-        if vocabulary is None:
-            vocabulary = max((m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)), default=256)
-        return math.log(vocabulary)
+        """Loss of a uniform guess over the model's vocabulary, in nats: ln V. Never 0: losses are compared with it."""
+        return math.log(max(2, self.vocabulary or 256))
 
     @property
     def flops_per_step(self) -> float:
@@ -443,7 +447,7 @@ class TrainingRun:
         report = self._clipper(parameters, workers=done.workers, optimizer=self.optimizer, known=done.known)
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if self._looks_back():
+        if done.known is not False and self._looks_back():
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
         if report.momentum_reset:
             self._reset_momentum()
