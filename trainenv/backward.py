@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from trainenv.batching import labelled, pass_size
+from trainenv.batching import host_reads_are_free, labelled, pass_size
 from trainenv.types import LossSum, UserError
 
 
@@ -46,7 +46,7 @@ def as_loss(value: Any) -> Tensor | LossSum:
         total, count = _scalar(value[0]), value[1]
         if isinstance(count, Tensor) and count.numel() == 1 and not count.requires_grad:
             count = count.reshape(())
-            count = count.item() if count.is_cpu else count  # no device is waited for
+            count = count.item() if host_reads_are_free(count) else count
         elif isinstance(count, Real):
             count = float(count)
         else:
@@ -160,7 +160,7 @@ class _Means:
 
     def part(self, place: int, loss: Tensor) -> tuple[Tensor, bool | Tensor]:
         """What to propagate of a micro-batch, and whether it contributes at all."""
-        if isinstance(self.tokens, Tensor) and loss.is_cpu:
+        if isinstance(self.tokens, Tensor) and host_reads_are_free(loss):
             self._counts = [int(count) for count in self._counts]
             self.tokens = sum(self._counts)
         count, total, many = self._counts[place], self.tokens, len(self._counts)
@@ -173,7 +173,7 @@ class _Means:
         else:
             # Without any label that we know of, the objective has others if its loss is a number.
             alive = count > 0 if total else loss.detach().isfinite()
-            alive = bool(alive) if isinstance(alive, Tensor) and alive.is_cpu else alive
+            alive = bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
             part = loss if not total or many * count == total else loss * (many * count / total)
         self._alive.append(alive)
         self._parts.append(_selected(part.detach(), alive) if many > 1 else part.detach())

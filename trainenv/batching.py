@@ -102,11 +102,16 @@ def labelled(micro_batches: Sequence[Any]) -> list[int | Tensor]:
     found = [_counted(micro) for micro in micro_batches]
     # Of all together: in one small micro-batch each label may be the input by chance.
     repeats = [one.repeats for one in found if isinstance(one, _Marks) and one.repeats is not None]
-    if all(repeat.is_cpu for repeat in repeats):
+    if all(map(host_reads_are_free, repeats)):
         shifted: bool | Tensor = all(map(bool, repeats))
     else:
         shifted = torch.stack([repeat.to(repeats[-1].device) for repeat in repeats]).all()
     return [one.count(shifted) if isinstance(one, _Marks) else one for one in found]
+
+
+def host_reads_are_free(tensor: Tensor) -> bool:
+    """Whether its values can be read without waiting for a device."""
+    return tensor.is_cpu
 
 
 # ── cutting up ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +137,8 @@ def _check_not_shifted(data: Sequence[Any], bare: bool) -> None:
     if bare or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
         return
     x, y = data
-    likely = x.is_cpu and y.is_cpu and x.dim() == 2 and x.shape == y.shape and x.shape[1] > 1 and not x.is_floating_point()
+    free = host_reads_are_free(x) and host_reads_are_free(y)
+    likely = free and x.dim() == 2 and x.shape == y.shape and x.shape[1] > 1 and not x.is_floating_point()
     if likely and torch.equal(x[:, 1:], y[:, :-1]) and not torch.equal(x, y):
         raise UserError(
             "a list of 2 tensors holds two micro-batches, but the second of these is the first shifted by a token; return "
@@ -220,7 +226,7 @@ class _Marks:
             count = self.marks[:, 1:].sum()
         else:
             count = torch.where(torch.as_tensor(shifted), self.marks[:, 1:].sum(), self.marks.sum())
-        return int(count) if count.is_cpu else count
+        return int(count) if host_reads_are_free(count) else count
 
 
 def _counted(micro: Any) -> int | _Marks:
