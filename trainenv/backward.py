@@ -1,4 +1,4 @@
-"""Losses of micro-batches, each with how many tokens it is over, and the backward pass of one step over them."""
+"""Losses of micro-batches with their numbers of tokens, and the backward pass of a step."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Pass(NamedTuple):
     Attributes:
         loss: mean over the labelled tokens of all micro-batches, nats; NaN where there are none.
         tokens: labelled tokens; a scalar tensor where the device holds their number.
-        known: whether any micro-batch has a labelled token, so that the gradient is that of a loss; a scalar bool tensor where
-            only the device knows.
-        workers: unscaled gradients of each micro-batch with labelled tokens, [n][parameter], whose mean is the step's gradient;
-            None unless wanted.
+        known: whether any micro-batch has a labelled token, so that the gradient is that of a loss;
+            a scalar bool tensor where only the device knows.
+        workers: unscaled gradients of each micro-batch with labelled tokens, [n][parameter], whose
+            mean is the step's gradient; None unless wanted.
     """
 
     loss: Tensor
@@ -64,7 +64,7 @@ def as_loss(value: Any) -> Tensor | LossSum:
 
 
 def mean_loss(losses: Sequence[Tensor | LossSum], micro_batches: Sequence[Any]) -> float:
-    """Mean loss over the labelled tokens of several micro-batches, in nats per token; NaN where there are none.
+    """Mean loss over the labelled tokens of several micro-batches, nats per token; NaN without any.
 
     Args:
         losses: of each micro-batch, without gradients.
@@ -99,16 +99,16 @@ def backward(
     *,
     apart: bool,
 ) -> Pass:
-    """Run the passes of a step: the gradient of the mean over all labelled tokens comes into `p.grad`, scaled by the scaler.
+    """Run the passes of a step; the gradient of the mean over all labelled tokens goes to `p.grad`.
 
-    A micro-batch without labelled tokens contributes nothing, whatever its loss and gradient are. A step without any has the
-    gradient 0.
+    A micro-batch without labelled tokens contributes nothing, whatever its loss and gradient are. A
+    step without any has the gradient 0.
 
     Args:
         micro_batches: one or more.
         loss_of: the loss of a micro-batch.
         parameters: those that the optimizer updates.
-        scaler: for fp16; a disabled one does nothing.
+        scaler: for fp16, scales the gradient; a disabled one does nothing.
         optimizer: whose gradients are set to zero in between.
         apart: keep the gradient of each micro-batch, for clip policies that look at them.
 
@@ -197,9 +197,10 @@ class _Means:
 
 
 class _Sums:
-    """Shares of micro-batches whose losses are sums. The number of tokens is known once the last was seen.
+    """Shares of micro-batches whose losses are sums, over tokens that are counted on the way.
 
-    Until then gradients are divided by the tokens in the data, so that they are of a usual size for fp16.
+    Until the last was seen, gradients are divided by the tokens in the data, so that they are of a
+    usual size for fp16.
     """
 
     def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
@@ -261,7 +262,7 @@ def _propagate(part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor],
     def select(gradient: Tensor) -> Tensor:
         return torch.where(alive.to(gradient.device), gradient, 0.0)
 
-    # Selected where it arrives: the gradient of 0 ÷ 0 is NaN, and NaN × 0 too. Only the device knows whether it is needed.
+    # Selected where it arrives: the gradient of 0 ÷ 0 is NaN, and NaN × 0 is NaN too.
     hooks = [p.register_hook(select) for p in parameters if p.layout == torch.strided]
     try:
         scaler.scale(torch.where(alive, part, 0.0)).backward()
@@ -271,7 +272,7 @@ def _propagate(part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor],
 
 
 def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
-    """The gradient of nothing: 0 for each parameter that the loss depends on, or for all where it depends on none."""
+    """Set the gradient 0 for each parameter that the loss depends on; for all if on none."""
     if part.requires_grad:
         part.backward()
     for p in [p for p in parameters if p.grad is not None] or parameters:

@@ -20,17 +20,18 @@ _MASKS = ("loss_mask", "attention_mask")
 
 
 def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) -> Batch:
-    """`data` as a `Batch`: one already, one micro-batch, something to cut up by rows, or a list of micro-batches.
+    """`data` as a `Batch`: one already, one micro-batch, rows to cut up, or a list of micro-batches.
 
     With accumulation n above 1:
 
-    - A tensor, a mapping (nested too) or a tuple of tensors is one batch, and is cut into n parts of equally many rows. Rows are
-      the first dimension, which all tensors must share. NumPy arrays and lists of one entry a row are cut too; tensors of no
-      dimension or of a single row, and everything else, go to all parts.
-    - A list of n entries holds the micro-batches, unless its tensors differ in type or number of dimensions: that is what a
-      `DataLoader` makes of (inputs, labels), and is one batch.
-    - A tuple of n entries holds the micro-batches where it can't be one batch: its tensors have fewer than n rows, or not all
-      as many, or its entries are mappings or sequences alike.
+    - A tensor, a mapping (nested too) or a tuple of tensors is one batch, and is cut into n parts
+      of equally many rows. Rows are the first dimension, which all tensors must share. NumPy arrays
+      and lists of one entry a row are cut too; tensors of no dimension or of a single row, and
+      everything else, go to all parts.
+    - A list of n entries holds the micro-batches, unless its tensors differ in type or number of
+      dimensions: that is what a `DataLoader` makes of (inputs, labels), and is one batch.
+    - A tuple of n entries holds the micro-batches where it can't be one batch: its tensors have
+      fewer than n rows, or not all as many, or its entries are mappings or sequences alike.
 
     Args:
         data: what `batches(index)` returned.
@@ -39,7 +40,8 @@ def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) ->
         bare: whether the objective takes bare tensors, so that a tuple can't be one batch.
 
     Raises:
-        UserError: the data can't be divided, or could be read in two ways; the sentence says what to return instead.
+        UserError: the data can't be divided, or could be read in two ways; the sentence says what
+            to return instead.
     """
     if isinstance(data, Batch):
         if not data.micro:
@@ -67,7 +69,7 @@ def placed(micro: Any, device: torch.device) -> Any:
 
 
 def token_count(micro: Any) -> int:
-    """Tokens predicted in a micro-batch: those of its first integer tensor, less one a row; 0 where there is none."""
+    """Tokens predicted: those of the first integer tensor, less one a row; 0 where there is none."""
     array = micro if isinstance(micro, Tensor) else next(filter(_is_integer, _arrays(micro)), None)
     if array is None or not _is_integer(array):
         return 0
@@ -75,29 +77,35 @@ def token_count(micro: Any) -> int:
 
 
 def pass_size(micro: Any) -> int:
-    """Tokens that a pass over a micro-batch works on, by which its FLOPs are counted; without tokens its rows. 1 or more."""
+    """Tokens that a pass works on, by which its FLOPs are counted; else its rows. 1 or more."""
     return token_count(micro) or max((_rows_of(array) for array in itertools.islice(_arrays(micro), 1)), default=1)
 
 
 def labelled(micro_batches: Sequence[Any]) -> list[int | Tensor]:
-    """Labelled tokens of each micro-batch of a step or of a validation set: what a mean loss is the mean over.
+    """Labelled tokens of each micro-batch of a step, or of a validation set.
+
+    They are what a mean loss is the mean over.
 
     The rule, for an objective that returns a plain mean:
 
-    - A single tensor: the tokens that are predicted from those before them, all but the first of each row.
-    - A mapping: the entries of `labels` (or `label`, `label_ids`, `targets`, `target`) other than −100, and where there is a
-      `loss_mask` of that shape, those that it lets through. Without labels, the entries let through of `loss_mask`, or else of
-      `attention_mask`; without masks, the tokens of its first integer tensor, as of a single one.
-    - A tuple or list of at least two tensors: the entries of its last integer tensor other than −100, and where there is a
-      boolean tensor of that shape, those that it lets through.
-    - Labels that repeat the inputs (`input_ids`, else the first integer tensor) wherever there is a label are shifted inside the
-      model, as transformers' causal models do: the first of each row is no label. So it is with a mask in place of labels.
+    - A single tensor: the tokens that are predicted from those before them, all but the first of
+      each row.
+    - A mapping: the entries of `labels` (or `label`, `label_ids`, `targets`, `target`) other than
+      −100, and where there is a `loss_mask` of that shape, those that it lets through. Without
+      labels, the entries let through of `loss_mask`, or else of `attention_mask`; without masks,
+      the tokens of its first integer tensor, as of a single one.
+    - A tuple or list of at least two tensors: the entries of its last integer tensor other than
+      −100, and where there is a boolean tensor of that shape, those that it lets through.
+    - Labels that repeat the inputs (`input_ids`, else the first integer tensor) wherever there is a
+      label are shifted inside the model, as transformers' causal models do: the first of each row
+      is no label. So it is with a mask in place of labels.
     - Without integers, or where the labels are floats: every row.
 
     What this can't tell is settled by an objective that returns `trainenv.types.LossSum`.
 
     Returns:
-        A number where the labels lie on the CPU; else a scalar int64 tensor beside them, so that no step waits for the device.
+        A number where the labels lie on the CPU; else a scalar int64 tensor beside them, so that no
+        step waits for the device.
     """
     found = [_counted(micro) for micro in micro_batches]
     # Of all together: in one small micro-batch each label may be the input by chance.
@@ -205,7 +213,8 @@ class _Marks:
 
     Attributes:
         marks: bool tensor, true where there is a label.
-        repeats: scalar bool tensor, true if each label is the input at its place; None if there are no inputs to compare.
+        repeats: scalar bool tensor, true if each label is the input at its place; None if there are
+            no inputs to compare.
     """
 
     marks: Tensor

@@ -1,8 +1,9 @@
 """The random state of a run, kept apart from its surroundings.
 
-A run draws from the usual global generators (dropout does, and a user's own code may), but only between `enter` and `leave`:
-what the caller's generators held before is put back, so that runs in one process never disturb each other. The generators are
-those of the process: of its threads, one at a time is inside (`exclusive`), and each run has the bits that it has alone.
+A run draws from the usual global generators (dropout does, and a user's own code may), but only
+between `enter` and `leave`: what the caller's generators held before is put back, so that runs in
+one process never disturb each other. The generators are those of the process: of its threads, one
+at a time is inside (`exclusive`), and each run has the bits that it has alone.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_lock = threading.RLock()  # a global, as what it guards is: torch has one set of generators and of numeric settings
+_lock = threading.RLock()  # a global, as the generators and settings are that it guards
 
 
 @contextmanager
 def exclusive() -> Iterator[None]:
-    """Let no other thread draw from, or seed, the global generators inside the block; nor change torch's numeric settings.
+    """Keep other threads from the global generators and torch's numeric settings inside the block.
 
-    A thread may be in several such blocks at once. Whoever trains in threads and draws by hand, to initialise a model say, does
-    so in such a block too.
+    A thread may be in several such blocks at once. Whoever trains in threads and draws by hand, to
+    initialise a model say, does so in such a block too.
     """
     with _lock:
         yield
@@ -35,7 +36,7 @@ def exclusive() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let torch's generators start from `seed` inside the block; after it they are as they were before."""
+    """Start torch's generators from `seed` inside the block, and put them back after it."""
     used = torch.cuda.is_initialized()  # a GPU that is not yet used need not be woken
     with exclusive(), torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else ()):
         (torch.manual_seed if used else torch.default_generator.manual_seed)(seed)

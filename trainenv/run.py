@@ -170,14 +170,14 @@ class TrainingRun:
 
     @property
     def vocabulary(self) -> int | None:
-        """Number of tokens that the model knows; None where it has no embedding: its data are no tokens then."""
+        """Number of tokens that the model knows; None where it has no embedding."""
         known = getattr(getattr(self.model, "config", None), "vocab_size", None)
         sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
         return int(known) if known else max(sizes, default=None)
 
     @property
     def uniform_loss(self) -> float:
-        """Loss of a uniform guess over the model's vocabulary, in nats: ln V. Never 0: losses are compared with it."""
+        """Loss of a uniform guess over the vocabulary, in nats: ln V. Above 0."""
         return math.log(max(2, self.vocabulary or 256))
 
     @property
@@ -412,7 +412,7 @@ class TrainingRun:
         return devices.numerics(self.model, self.optimizer, self.device, self.config)
 
     def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
-        """The mean of the losses of the validation set's micro-batches, by labelled tokens; the passes are charged."""
+        """The mean loss over the validation set's labelled tokens; the passes are charged."""
         self.ledger.charge("evaluate", self.flops_per_evaluation)
         return mean_loss(losses, self._validation)
 

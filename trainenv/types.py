@@ -81,10 +81,11 @@ class Batch:
 
 
 class LossSum(NamedTuple):
-    """Loss of a micro-batch as a sum and a count. An objective that returns it says itself how many tokens its loss is over.
+    """Loss of a micro-batch as a sum and a count, for objectives that count their tokens themselves.
 
     Attributes:
-        total: sum of the losses of the labelled tokens, in nats; a scalar tensor that carries gradients.
+        total: sum of the losses of the labelled tokens, in nats; a scalar tensor that carries
+            gradients.
         tokens: number of labelled tokens, 0 or more; a number or a scalar tensor.
     """
 
@@ -199,8 +200,9 @@ class Batches(Protocol):
     def __call__(self, index: int, /) -> Any:
         """The data of index `index` ≥ 0: a `Batch`, or anything that the run's objective takes as one micro-batch.
 
-        With accumulation n, a tensor, a mapping or a tuple of tensors is one batch, and is cut into n micro-batches of equally
-        many rows; a list of n entries holds the micro-batches. See `trainenv.batching.as_batch`.
+        With accumulation n, a tensor, a mapping or a tuple of tensors is one batch, and is cut into
+        n micro-batches of equally many rows; a list of n entries holds the micro-batches. See
+        `trainenv.batching.as_batch`.
         """
         ...
 
@@ -210,10 +212,11 @@ class Objective(Protocol):
     """A training loss. Called once a micro-batch by `TrainingRun` under autocast, and without gradients for validation."""
 
     def __call__(self, model: nn.Module, micro_batch: Any, /) -> Tensor | LossSum | tuple[Tensor, Tensor | float]:
-        """Mean loss in nats per token, a scalar tensor that carries gradients; or a pair (sum of the losses, labelled tokens).
+        """Mean loss in nats per token, a scalar with gradients; or a pair (loss sum, labelled tokens).
 
-        Micro-batches are weighed by their labelled tokens. Those of a plain mean are counted in the data, by the rule of
-        `trainenv.batching.labelled`; where that rule does not fit the data, return a `LossSum` or a plain pair.
+        Micro-batches are weighed by their labelled tokens. Those of a plain mean are counted in the
+        data, by the rule of `trainenv.batching.labelled`; where that rule does not fit the data,
+        return a `LossSum` or a plain pair.
         """
         ...
 

@@ -53,8 +53,9 @@ class Clipper:
             workers: gradients of each micro-batch, [n][parameter], one for *every* parameter given. `p.grad` is filled with
                 their mean, after the policy scaled them in place if it wants workers.
             optimizer: the one that will use the gradients; some policies look at its moments.
-            known: whether the gradient is that of a loss; a scalar bool tensor where only the device knows. The gradient 0 of
-                a batch without labels tells nothing of those to come: the state stays as it was, and no reset is asked for.
+            known: whether the gradient is that of a loss; a scalar bool tensor where only the
+                device knows. The gradient 0 of a batch without labels tells nothing of those to
+                come: the state stays as it was, and no reset is asked for.
 
         Raises:
             UserError: there is no gradient, or the workers do not match the parameters.
