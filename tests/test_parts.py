@@ -213,18 +213,18 @@ def test_a_mapping_is_a_configuration() -> None:
 # ── functions ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 LOSSES: dict[str, tuple[Any, str]] = {
-    "with logits": (lambda model, seen: (loss_of(model, seen), model(seen)), r"found tuple of \(float32 of shape \[\], .*alone"),
-    "with 0": (lambda model, seen: (loss_of(model, seen), 0), "found a pair with 0 tokens"),
+    "with logits": (lambda model, seen: (loss_of(model, seen), model(seen)), "as the second; return the loss alone"),
+    "with 0": (lambda model, seen: (loss_of(model, seen), 0), "over 0 tokens; return the loss alone"),
     "of each token": (
         lambda model, seen: loss_of(model, seen, reduction="none"),
-        r"found float32 of shape \[16\]; take",
+        r"found a tensor of float32 \[16\]; reduce it",
     ),
-    "in a mapping": (lambda model, seen: {"loss": loss_of(model, seen)}, "found a dict; return its loss"),
-    "as a number": (lambda model, seen: loss_of(model, seen).item(), "found a float; return the loss as a tensor"),
-    "cut off": (lambda model, seen: loss_of(model, seen).detach(), "without a gradient; compute it from the model's output"),
-    "complex": (lambda model, seen: loss_of(model, seen) * 1j, "found complex64"),
-    "whole": (lambda model, seen: loss_of(model, seen).long(), "found int64"),
-    "missing": (lambda model, seen: None, "found None"),
+    "in a mapping": (lambda model, seen: {"loss": loss_of(model, seen)}, "found dict; of a model's output return the loss alone"),
+    "as a number": (lambda model, seen: loss_of(model, seen).item(), "found float"),
+    "cut off": (lambda model, seen: loss_of(model, seen).detach(), "the loss carries no gradients"),
+    "complex": (lambda model, seen: loss_of(model, seen) * 1j, "found a tensor of complex64"),
+    "whole": (lambda model, seen: loss_of(model, seen).long(), "found a tensor of int64"),
+    "missing": (lambda model, seen: None, "found NoneType"),
     "a class": (nn.CrossEntropyLoss, "found the class CrossEntropyLoss; give an instance"),
     "of logits": (nn.CrossEntropyLoss(), "compute the loss of batches.0., found TypeError"),
     "of the model alone": (lambda model: loss_of(model, tokens(0)), r"loss, found one of \(model\)"),

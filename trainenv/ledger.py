@@ -58,9 +58,9 @@ def flops_per_token(model: nn.Module, context: int | None = None) -> float:
     """FLOPs of a forward and backward pass for one token: 6N + 12·L·W·T (Chowdhery 2022, PaLM, appendix B).
 
     N counts each parameter once, less position embeddings. The attention term needs a transformers-style `model.config`
-    and a context length; without them it is left out.
+    and a context length; without them it is left out. Never 0: budgets are divided by it.
     """
-    parameters = sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name)
+    parameters = max(1, sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name))
     config = getattr(model, "config", None)
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
     return 6.0 * parameters + 12.0 * layers * width * (context or 0)

@@ -79,7 +79,8 @@ class Rollouts:
         self._start, self._validation = run.snapshot() if start is None else start, validation
         self.past = start is not None
         self._standing = run.step, run.applied, run.horizon
-        self._cap = run.config.environment.divergence_loss * run.uniform_loss
+        # A loss that is not of tokens has no scale that we know: any finite one may be usual.
+        self._cap = math.inf if run.vocabulary is None else run.config.environment.divergence_loss * run.uniform_loss
         self._futures: dict[int, list[Future]] = {}  # of each draw, the longest last
         self._ends: dict[tuple[int, Sequenced, int, Measure], float] = {}  # annealed or final losses
 

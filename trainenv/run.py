@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from trainenv import clipping, devices, forking, optimizers, parts, schedules, snapshots, trial
 from trainenv.alike import check_alike, check_exact, check_snapshot
-from trainenv.backward import backward
-from trainenv.batching import as_batch, placed, token_count
+from trainenv.backward import Pass, as_loss, backward, mean_loss, mean_of
+from trainenv.batching import as_batch, pass_size, placed
 from trainenv.config import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
 from trainenv.ledger import PURPOSES, Ledger, Purpose, flops_per_token
@@ -27,10 +27,23 @@ from trainenv.monitor.statistics import Statistics
 from trainenv.monitor.telemetry import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.names import unwrapped
+from trainenv.objectives import NextToken
 from trainenv.order import DataOrder, flagged_with
 from trainenv.resuming import take_on
-from trainenv.rng import RandomState
-from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError, as_number, as_whole
+from trainenv.rng import RandomState, exclusive
+from trainenv.types import (
+    Batch,
+    Batches,
+    Intervention,
+    LossSum,
+    Objective,
+    Schedule,
+    Snapshot,
+    Telemetry,
+    UserError,
+    as_number,
+    as_whole,
+)
 from trainenv.weights import Weights, evaluated
 
 if TYPE_CHECKING:
@@ -47,9 +60,9 @@ class TrainingRun:
     branch leaves its parent untouched. `fingerprint()` proves it.
 
     Args:
-        model: any module; `objective(model, micro_batch)` is its loss. One that is in evaluation mode as a whole, as
-            `from_pretrained` of transformers returns it, is put into training mode; a part alone that is stays in it. What
-            training changes belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
+        model: any module; `objective(model, micro_batch)` is its loss: a mean, or a `LossSum`. One that is in evaluation mode as
+            a whole, as `from_pretrained` of transformers returns it, is put into training mode; a part alone that is stays in it.
+            What training changes belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
         optimizer: over the model's parameters. The learning rates and weight decays that its groups hold now are the base
             values; those in force are base × schedule × intervention. A scheduler that is attached to it has no further effect:
             the base is then the rate from before it (`initial_lr`). Parameters may be unfrozen, and groups added, between steps.
@@ -123,7 +136,7 @@ class TrainingRun:
         self.index = UncertaintyIndex(self.config.monitor.uncertainty)
         monitor, probe = self.config.monitor, self._probe_batch
         watched = monitor.enabled and monitor.probe_every and probe is not None
-        self._probe = Probe(self.model, placed(probe, self.device), self._loss) if watched else None
+        self._probe = Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro))) if watched else None
         self._clipper = self._new_clipper(self.config.clip.policy)
 
     @classmethod
@@ -142,7 +155,9 @@ class TrainingRun:
         from trainenv.building import build_parts
 
         config = RunConfig.load(source, overrides)
-        return cls(config=config, **build_parts(config, parts))
+        # A model of ours is made while no other thread trains; one of the user's was made before.
+        with exclusive() if parts.get("model") is None else nullcontext():
+            return cls(config=config, **build_parts(config, parts))
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,12 +200,16 @@ class TrainingRun:
         return self._clipper.name
 
     @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model knows; None where it has no embedding."""
+        known = getattr(getattr(unwrapped(self.model), "config", None), "vocab_size", None)
+        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return int(known) if known else max(sizes, default=None)
+
+    @property
     def uniform_loss(self) -> float:
-        """Loss of a uniform guess over the model's vocabulary, in nats: ln V."""
-        vocabulary = getattr(getattr(unwrapped(self.model), "config", None), "vocab_size", None)
-        if vocabulary is None:
-            vocabulary = max((m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)), default=256)
-        return math.log(vocabulary)
+        """Loss of a uniform guess over the vocabulary, in nats: ln V. Above 0."""
+        return math.log(max(2, self.vocabulary or 256))
 
     @property
     def flops_per_step(self) -> float:
@@ -200,18 +219,21 @@ class TrainingRun:
     @property
     def flops_ahead(self) -> float:
         """FLOPs of a step to come: the average of those taken, or before the first what its batch will take."""
-        return self.flops_per_step or sum(token_count(micro) for micro in self._coming_batch().micro) * self._per_token
+        if known := self.flops_per_step:
+            return known
+        with self._rng.active(keep=False):  # the batches may draw from it, or seed it
+            return sum(pass_size(micro) for micro in self._coming_batch().micro) * self._per_token
 
     @property
     def flops_per_evaluation(self) -> float:
         """FLOPs of one `evaluate`: a forward pass is a third of a step's two passes."""
-        return sum(token_count(micro) for micro in self._validation) * self._per_token / 3
+        return sum(pass_size(micro) for micro in self._validation) * self._per_token / 3
 
     def flops_of_probes(self, steps: int) -> float:
         """FLOPs of the monitor's probes over so many steps, at most."""
         if self._probe is None:
             return 0.0
-        return -(-steps // self.config.monitor.probe_every) * token_count(self._probe_batch) * self._per_token / 3
+        return -(-steps // self.config.monitor.probe_every) * pass_size(self._probe_batch) * self._per_token / 3
 
     @property
     def epoch(self) -> int:
@@ -346,6 +368,7 @@ class TrainingRun:
             self.objective.load_state_dict(theirs)  # type: ignore[attr-defined]
         self._recent.add(snapshot)
 
+    @exclusive()
     @torch.inference_mode(False)
     def fork(self, purpose: Purpose = "verify") -> Self:
         """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
@@ -404,12 +427,10 @@ class TrainingRun:
     def _numerics(self) -> dict[str, Any]:
         return devices.numerics(self.model, self.optimizer, self.device, self.config)
 
-    def _validated(self, losses: Sequence[Tensor]) -> float:
-        """The mean of the losses of the validation set's micro-batches, by tokens; the passes are charged."""
-        tokens = [token_count(micro) for micro in self._validation]
+    def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
+        """The mean loss over the validation set's labelled tokens; the passes are charged."""
         self.ledger.charge("evaluate", self.flops_per_evaluation)
-        weights = torch.tensor(tokens if sum(tokens) else [1] * len(tokens), dtype=torch.float64)
-        return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
+        return mean_loss(losses, self._validation)
 
     # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -421,15 +442,16 @@ class TrainingRun:
     def _train_step(self) -> None:
         batch = self._coming_batch()
         apart = self._clipper.policy.needs_workers
-        loss, workers = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
-        self._update(batch, loss, workers)
+        done = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
+        self._update(batch, done)
 
     def _coming_batch(self) -> Batch:
         """What the next step sees."""
         index = self._order.index(self.step)
-        return as_batch(self._batches(index), index, self.config.accumulation)
+        bare = isinstance(self.objective, NextToken)
+        return as_batch(self._batches(index), index, self.config.accumulation, bare=bare)
 
-    def _update(self, batch: Batch, loss: Tensor, workers: list[list[Tensor]] | None) -> None:
+    def _update(self, batch: Batch, done: Pass) -> None:
         """A step from its gradients on: clip them, set the rates, update the weights, note what was measured."""
         monitor = self.config.monitor
         looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
@@ -438,15 +460,15 @@ class TrainingRun:
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
-        parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
-        measured = {"loss": loss}
+        parameters = self._parameters if done.workers else [p for p in self._parameters if p.grad is not None]
+        measured = {"loss": done.loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
-        report = self._clipper(parameters, workers=workers, optimizer=self.optimizer)
+        report = self._clipper(parameters, workers=done.workers, optimizer=self.optimizer, known=done.known)
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if due(self.step, monitor, self.config.schedule.warmup):
+        if done.known is not False and due(self.step, monitor, self.config.schedule.warmup):
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
         if report.momentum_reset:
             self._reset_momentum()
@@ -456,18 +478,17 @@ class TrainingRun:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        tokens = sum(token_count(micro) for micro in batch.micro)
-        self._line_flops += tokens * self._per_token
-        self.ledger.charge(self.purpose, tokens * self._per_token)
+        flops = sum(pass_size(micro) for micro in batch.micro) * self._per_token  # padding costs as much as labels
+        self._line_flops += flops
+        self.ledger.charge(self.purpose, flops)
         if looks and self._probe is not None:
             with optimizers.evaluating(self.optimizer):
                 measured |= self._probe.measure()
             self._statistics.activations = self._probe.activations
-            self.ledger.charge("evaluate", token_count(self._probe_batch) * self._per_token / 3)
+            self.ledger.charge("evaluate", pass_size(self._probe_batch) * self._per_token / 3)
         known = {
             "step": self.step,
             "data_index": batch.index,
-            "tokens": tokens,
             "clip": self.clip,
             "lr": self._base[0][0] * lr_factor,
             "lr_scale": self.lr_scale,
@@ -477,6 +498,10 @@ class TrainingRun:
             "progress": progress,
             "stressors": (*batch.stressors, *["lr_spike"] * (stress != 1.0), *["lost_moments"] * lost),
         }
+        if isinstance(done.tokens, Tensor):
+            measured["tokens"] = done.tokens.to(self.device)
+        else:
+            known["tokens"] = round(done.tokens)
         self._recorder.append(known, measured)
 
     def _lr_factor(self, step: int) -> float:
@@ -485,9 +510,9 @@ class TrainingRun:
         factor = as_number(self._schedule(step, self.horizon.progress(step)), "what schedule(step, progress) returns")
         return factor * self.lr_scale * warmth
 
-    def _loss(self, micro: Any) -> Tensor:
+    def _loss(self, micro: Any) -> Tensor | LossSum:
         with self._autocast():
-            return self.objective(self.model, placed(micro, self.device))
+            return as_loss(self.objective(self.model, placed(micro, self.device)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

@@ -16,16 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from trainenv import devices, names
+from trainenv.backward import as_loss
 from trainenv.batching import as_batch, placed
 from trainenv.monitor.probe import evaluating
-from trainenv.types import Batch, UserError
+from trainenv.objectives import NextToken
+from trainenv.types import Batch, LossSum, UserError
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
-
-_EXPECTED = (
-    "objective(model, micro_batch) must return the mean loss as a tensor of one element, or a pair (sum, number of tokens)"
-)
 
 
 def try_out(run: TrainingRun) -> tuple[Any, ...]:
@@ -56,28 +54,6 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
                 if not _alike(one, micro):
                     _check_loss(run, one, f"the {name}'s micro-batch")
     return validation
-
-
-def loss_fault(returned: Any) -> str:
-    """The fault of what an objective returned, in a sentence with a remedy; empty where there is none."""
-    if isinstance(returned, tuple | list) and len(returned) == 2 and _is_count(returned[1]) and not loss_fault(returned[0]):
-        if float(returned[1]) > 0 or float(returned[0].detach()) == 0:
-            return ""
-        return f"{_EXPECTED}, found a pair with {returned[1]!r:.40} tokens; return the loss alone, or with its number of tokens"
-    found = f"{_EXPECTED}, found {_described(returned)}"
-    if isinstance(returned, tuple | list):
-        return f"{found}; return the loss alone"
-    if isinstance(returned, Mapping) or hasattr(returned, "loss"):
-        return f"{found}; return its loss"
-    if not isinstance(returned, Tensor):
-        return f"{found}; return the loss as a tensor, without .item() or float()"
-    if returned.numel() != 1:
-        return f"{found}; take the mean: loss.mean(), or reduction='mean'"
-    if not returned.is_floating_point():
-        return f"{found}; return a real floating-point number"
-    if not returned.requires_grad:
-        return f"{found} without a gradient; compute it from the model's output, without detach(), item(), argmax() or no_grad()"
-    return ""
 
 
 @contextmanager
@@ -121,7 +97,7 @@ def _drawn(run: TrainingRun) -> Batch:
             "batches must be a pure function of the data index, found other data at a second call of batches(0); "
             "index a list instead of next(…), and draw from torch.Generator().manual_seed(index)"
         )
-    return as_batch(first, 0, run.config.accumulation)
+    return as_batch(first, 0, run.config.accumulation, bare=isinstance(run.objective, NextToken))
 
 
 def _equal(one: Any, two: Any) -> bool:
@@ -198,19 +174,15 @@ def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
                 f"objective(model, micro_batch) must compute the loss of {where}, found {type(error).__name__}: {error!s:.200}; "
                 "make data, model and objective fit each other"
             ) from error
-    if fault := loss_fault(returned):
-        raise UserError(fault)
-
-
-def _is_count(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.requires_grad and not value.is_complex()
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"{type(value).__name__} of ({', '.join(_described(part) for part in value)})"
-    return "None" if value is None else f"a {type(value).__name__}"
+    loss = as_loss(returned)
+    total = loss.total if isinstance(loss, LossSum) else loss
+    if not total.requires_grad:
+        raise UserError(
+            "the loss carries no gradients: expected one computed from the model's outputs; leave out detach(), item() and "
+            "torch.no_grad(), and let the model's parameters require gradients"
+        )
+    if isinstance(loss, LossSum) and float(loss.tokens) == 0 and float(total.detach()) != 0:
+        raise UserError(
+            "a pair that an objective returns must be (sum of the losses, number of labelled tokens), found a sum of "
+            f"{float(total.detach()):g} over 0 tokens; return the loss alone"
+        )

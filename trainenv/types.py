@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,6 +156,19 @@ class Batch:
         object.__setattr__(self, "index", as_whole(self.index, "a Batch's index"))
 
 
+class LossSum(NamedTuple):
+    """Loss of a micro-batch as a sum and a count, for objectives that count their tokens themselves.
+
+    Attributes:
+        total: sum of the losses of the labelled tokens, in nats; a scalar tensor that carries
+            gradients.
+        tokens: number of labelled tokens, 0 or more; a number or a scalar tensor.
+    """
+
+    total: Tensor
+    tokens: Tensor | float
+
+
 @dataclass(frozen=True, slots=True)
 class ClipReport:
     """What a clip policy did to one gradient. All 0-dimensional float32 tensors on the gradient's device, so that nothing waits.
@@ -261,7 +274,12 @@ class Batches(Protocol):
     """Where a run gets its data. Called once a step by `TrainingRun`; must be a pure function of its argument."""
 
     def __call__(self, index: int, /) -> Any:
-        """The data of index `index` ≥ 0: a `Batch`, or anything that the run's objective takes as one micro-batch."""
+        """The data of index `index` ≥ 0: a `Batch`, or anything that the run's objective takes as one micro-batch.
+
+        With accumulation n, a tensor, a mapping or a tuple of tensors is one batch, and is cut into
+        n micro-batches of equally many rows; a list of n entries holds the micro-batches. See
+        `trainenv.batching.as_batch`.
+        """
         ...
 
 
@@ -269,8 +287,13 @@ class Batches(Protocol):
 class Objective(Protocol):
     """A training loss. Called once a micro-batch by `TrainingRun` under autocast, and without gradients for validation."""
 
-    def __call__(self, model: nn.Module, micro_batch: Any, /) -> Tensor:
-        """Mean loss in nats per token, a scalar tensor that carries gradients."""
+    def __call__(self, model: nn.Module, micro_batch: Any, /) -> Tensor | LossSum | tuple[Tensor, Tensor | float]:
+        """Mean loss in nats per token, a scalar with gradients; or a pair (loss sum, labelled tokens).
+
+        Micro-batches are weighed by their labelled tokens. Those of a plain mean are counted in the
+        data, by the rule of `trainenv.batching.labelled`; where that rule does not fit the data,
+        return a `LossSum` or a plain pair.
+        """
         ...
 
 
