@@ -124,14 +124,14 @@ def test_a_run_that_is_made_of_own_parts_while_another_thread_trains_is_warned_o
     thread = threading.Thread(target=hold)
     thread.start()
     inside.wait(30)
-    model = nn.Linear(2, 2)
+    model = nn.Embedding(2, 2)
     optimizer, config = torch.optim.SGD(model.parameters(), 0.1), TrainingConfig.model_validate({"steps": 3})
     threading.Timer(0.2, done.set).start()
     with pytest.warns(UserWarning, match=r"another thread is training .*rng.exclusive"):
-        TrainingRun(model, optimizer, lambda index: torch.ones(2, 2), config)
+        TrainingRun(model, optimizer, lambda index: torch.ones(2, 2, dtype=torch.long), config)
     thread.join(30)
     with exclusive():  # as it asks for
-        TrainingRun(model, optimizer, lambda index: torch.ones(2, 2), config)
+        TrainingRun(model, optimizer, lambda index: torch.ones(2, 2, dtype=torch.long), config)
 
 
 def test_a_run_that_fails_lets_the_others_in() -> None:
