@@ -137,7 +137,7 @@ class Acting(Responder):
             reference=run.uniform_loss,
             base_lr=run.base_lr,
             decision_steps=run.config.environment.decision_steps,
-            budget_left=max(0.0, 1 - run.step / run.horizon.end),
+            budget_left=max(0.0, 1 - run.step / max(1, run.horizon.end)),
             validation=memory.validation,
             validation_before=memory.before,
             gradient_before=memory.gradient,

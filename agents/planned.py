@@ -102,7 +102,7 @@ class Planned(Responder):
         budget = Budget(futures=None, flops=self.share * left * run.flops_ahead)
         best = self.planner.plan(self._problem(run, window, rollouts, budget)).best
         response = self._follow(run, rollouts, best)
-        run.spend(run.horizon.end - end + self._tab.settle(run, self._spent(run) - before))
+        run.end_at(end - self._tab.settle(run, self._spent(run) - before))
         return response
 
     def state_dict(self) -> dict[str, Any]:

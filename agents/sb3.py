@@ -30,6 +30,7 @@ from trainenv.envs.imagined import Divergence, WorldModelEnv
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
 from trainenv.interventions import PARTS, ActionCodec
+from trainenv.rng import exclusive
 from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel
 
 __all__ = ["DQN", "PPO", "Policy", "Trained", "train_in_model", "train_in_run"]
@@ -270,12 +271,13 @@ def _network(learner: Learner, sizes: tuple[int, ...], actions: tuple[tuple[int,
 @contextmanager
 def _contained() -> Iterator[None]:
     """SB3 seeds and draws from the generators of the process, which are nobody else's business; on one thread, for its sums."""
-    python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_num_threads(threads)
+    with exclusive():
+        python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
+        torch.set_num_threads(1)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+            torch.set_num_threads(threads)

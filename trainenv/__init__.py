@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from trainenv.types import Intervention, Reading, Snapshot, Telemetry, UserError
+from trainenv.types import Intervention, LossSum, Reading, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv import clipping, wrappers
@@ -29,6 +29,7 @@ __all__ = [
     "BranchingConfig",
     "CheckpointStore",
     "Intervention",
+    "LossSum",
     "Reading",
     "RunConfig",
     "RunFolder",

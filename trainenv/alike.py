@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainenv import names
 from trainenv.optimizers import MOMENTS
 from trainenv.types import Snapshot, UserError
 
@@ -31,7 +32,8 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
     """
     if "model" not in state or "optimizer" not in state:
         raise UserError(f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}")
-    ours, theirs = model.state_dict(), state["model"]
+    ours = names.state_of(model)
+    theirs = names.fitted(model, state["model"])
     for name in sorted({*ours, *theirs}):
         found, expected = theirs.get(name), ours.get(name)
         if not isinstance(found, Tensor) or expected is None or found.shape != expected.shape or found.dtype != expected.dtype:
@@ -39,6 +41,9 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
                 f"the snapshot is of another model: {name} should be {_kind(expected)}, found {_kind(found)}; "
                 "restore it into a run made from the same configuration"
             )
+    for name, value in state.get("buffers", {}).items():
+        if value is not None and not isinstance(value, Tensor):
+            raise UserError(f"the snapshot is of another model: buffer {name} should be a tensor, found {_kind(value)}")
     if state["seed"] != seed:
         raise UserError(
             f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {seed}; "

@@ -10,6 +10,7 @@ from torch import nn
 
 from trainenv import corpora, devices, models, optimizers
 from trainenv.config import RunConfig
+from trainenv.parts import check_model
 from trainenv.stressors import Stressors
 from trainenv.types import UserError
 
@@ -23,6 +24,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     if own.get("optimizer") is not None and own.get("model") is None:
         raise UserError("an optimizer of your own holds the parameters of a model: pass that model too")
     own = {name: part for name, part in own.items() if part is not None}
+    if "model" in own:
+        check_model(own["model"])
     device = devices.pick(config.device)
     parts: dict[str, Any] = dict(own)
     if "batches" in own:

@@ -26,6 +26,12 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, values: Any) -> Any:
+        """NumPy's numbers, and arrays and tensors, as Python's: settings often come out of a sweep."""
+        return {key: _plain(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+
 
 C = TypeVar("C", bound=Config)
 
@@ -351,6 +357,12 @@ def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
         reason = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
         raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{found}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(part) for part in value) if type(value) in (list, tuple) else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _keys_at(model: type[Config], location: Sequence[int | str]) -> Iterator[str]:

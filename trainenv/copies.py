@@ -35,6 +35,17 @@ class Copies:
             return tuple(parts) if isinstance(live, tuple) else parts
         return saved
 
+    def follow(self, saved: Any, live: Any) -> None:
+        """Take the tensors of `live`, which was made from `saved`, for the copies: whoever loaded them may have cloned."""
+        if isinstance(saved, Tensor) and isinstance(live, Tensor):
+            self._copies[id(saved)] = live
+        elif isinstance(saved, dict) and isinstance(live, Mapping):
+            for key, part in saved.items():
+                self.follow(part, live.get(key))
+        elif isinstance(saved, list) and isinstance(live, list | tuple):
+            for part, inner in zip(saved, live):
+                self.follow(part, inner)
+
     def _copy(self, saved: Tensor, live: Any) -> Tensor:
         if not isinstance(live, Tensor) or live.dtype != saved.dtype or live.shape != saved.shape or id(live) in self._used:
             return saved.clone()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from trainenv import rng
 from trainenv.config import TrainingConfig
 from trainenv.types import UserError
 
@@ -30,20 +31,23 @@ def pick(name: str) -> torch.device:
 def settings(config: TrainingConfig) -> Iterator[None]:
     """The numeric settings of a run, in force inside the block and undone after it: threads, and deterministic kernels.
 
+    They are the process's: of its threads, one at a time is inside.
+
     Bits depend on the number of threads. On the CPU our kernels never vary from call to call; on a GPU some do unless told.
     """
-    threads, wanted = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; without it torch refuses matmuls
-        torch.use_deterministic_algorithms(True)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
+    with rng.exclusive():
+        threads, wanted = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else torch refuses matmuls
+            torch.use_deterministic_algorithms(True)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
 
 
 def numerics(model: nn.Module, optimizer: Optimizer, device: torch.device, config: TrainingConfig) -> dict[str, Any]:
@@ -67,9 +71,14 @@ def numerics(model: nn.Module, optimizer: Optimizer, device: torch.device, confi
         "deterministic": config.deterministic,
         "attention": None if attention is None else str(attention),
         "fused": any(bool(group.get("fused")) for group in optimizer.param_groups),
-        "compiled": any(_is_compiled(module) for module in modules),
+        "compiled": is_compiled(model),
         "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
     }
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Find out if the model, or a part of it, is compiled."""
+    return any(_is_compiled(module) for module in model.modules())
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from trainenv import devices, snapshots
+from trainenv.backward import Pass
+from trainenv.batching import token_count
 from trainenv.objectives import NextToken
 from trainenv.types import Snapshot, Telemetry, UserError
 
@@ -161,7 +163,8 @@ class Folded:
                 run = self.runs[number]
                 for row, gradient in zip(run._parameters, gradients):
                     row.grad = gradient[number]
-                run._update(batches[number], loss, None)
+                tokens = token_count(batches[number].micro[0])
+                run._update(batches[number], Pass(loss, tokens))
 
     def _losses(self, numbers: Sequence[int], tokens: Tensor) -> Tensor:
         """Mean loss of each run's own `tokens` [K, B, T + 1], in nats per token, [K]."""

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from trainenv.types import UserError
+from trainenv.types import UserError, as_number
 
 Purpose = Literal["main", "rewound", "verify", "plan", "evaluate", "model"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -26,9 +26,7 @@ class Ledger:
         """Add `flops` to a purpose."""
         if purpose not in self._flops:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
-        if not flops >= 0:
-            raise UserError(f"a charge must be 0 FLOPs or more, found {flops!r}")
-        self._flops[purpose] += flops
+        self._flops[purpose] += as_number(flops, "a charge", least=0, unit="FLOPs")
 
     def move(self, source: Purpose, target: Purpose, flops: float) -> None:
         """Charge `flops` to `target` instead of `source`."""
@@ -60,9 +58,9 @@ def flops_per_token(model: nn.Module, context: int | None = None) -> float:
     """FLOPs of a forward and backward pass for one token: 6N + 12·L·W·T (Chowdhery 2022, PaLM, appendix B).
 
     N counts each parameter once, less position embeddings. The attention term needs a transformers-style `model.config`
-    and a context length; without them it is left out.
+    and a context length; without them it is left out. Never 0: budgets are divided by it.
     """
-    parameters = sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name)
+    parameters = max(1, sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name))
     config = getattr(model, "config", None)
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
     return 6.0 * parameters + 12.0 * layers * width * (context or 0)

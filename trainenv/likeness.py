@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainenv import snapshots
 from trainenv.batching import as_batch
+from trainenv.objectives import NextToken
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def _plain(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _micro(run: TrainingRun, index: int) -> Any:
-    return as_batch(run._batches(index), index, run.config.accumulation).micro
+    bare = isinstance(run.objective, NextToken)
+    with run._rng.active(keep=False):  # the batches may draw from it, or seed it
+        return as_batch(run._batches(index), index, run.config.accumulation, bare=bare).micro
 
 
 def _tensors(value: Any) -> str:

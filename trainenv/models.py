@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trainenv.config import RunConfig
+from trainenv.rng import seeded
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
         "attn_implementation": "sdpa",
     }
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = GPT2(GPT2Config(**settings))
         if shape.init == "stable":
             _initialise_stably(model)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -14,6 +16,7 @@ from trainenv.copies import Copies
 from trainenv.snapshots import tensors_of
 
 Rates = Sequence[tuple[float, float]]  # learning rate and weight decay of each parameter group
+_OURS = ("kind", "state", "param_groups", "attributes")  # of a saved state; the rest is what a class of optimizers adds
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
 
 
@@ -28,8 +31,10 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def base_rates(optimizer: Optimizer) -> Rates:
-    """The rates that an optimizer holds now."""
-    return [(float(group["lr"]), float(group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
+    """Learning rate and weight decay of each group: with a scheduler attached, those from before it changed them."""
+    return [
+        (float(group.get("initial_lr", group["lr"])), float(group.get("weight_decay") or 0.0)) for group in optimizer.param_groups
+    ]
 
 
 def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_factor: float) -> None:
@@ -39,8 +44,48 @@ def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_
             group["lr"].fill_(lr * lr_factor)
         else:
             group["lr"] = lr * lr_factor
-        if "weight_decay" in group:
+        if group.get("weight_decay") is not None:
             group["weight_decay"] = weight_decay * weight_decay_factor
+
+
+def has_modes(optimizer: Optimizer) -> bool:
+    """Look for `train()` and `eval()`: such an optimizer evaluates other weights than it trains (Defazio 2024)."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def train(optimizer: Optimizer) -> None:
+    """Make the optimizer ready to train, where it has modes."""
+    if has_modes(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def evaluating(optimizer: Optimizer) -> Iterator[None]:
+    """The weights that the optimizer stands for inside the block, and the very bits of before after it.
+
+    There and back by the optimizer itself is rounded, so that an evaluation would change the run.
+    """
+    if not has_modes(optimizer):
+        yield
+        return
+    kept = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    marks = _marks(optimizer)
+    optimizer.eval()  # type: ignore[attr-defined]
+    was_training = marks != _marks(optimizer) or not all(torch.equal(p, bits) for p, bits in kept)
+    try:
+        yield
+    finally:
+        if was_training:
+            train(optimizer)
+        with torch.no_grad():
+            for parameter, bits in kept:
+                parameter.copy_(bits)
+
+
+def _marks(optimizer: Optimizer) -> list[bool]:
+    """Truth values in which an optimizer may note its mode."""
+    noted = [*vars(optimizer).values(), *(value for group in optimizer.param_groups for value in group.values())]
+    return [value for value in noted if isinstance(value, bool)]
 
 
 def lose_moments(optimizer: Optimizer) -> None:
@@ -67,7 +112,7 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's own. It also casts state to
     the dtype of the parameters and makes new tensors of those in the groups: both are put right after it.
     """
-    copies = Copies()
+    copies, live_groups, live_state = Copies(), optimizer.param_groups, optimizer.state
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[Any, Any] = {}
     with torch.no_grad():
@@ -76,13 +121,74 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         for key, saved in state["state"].items():
             place = int(key) if str(key).isdigit() else key  # not every key is a parameter's place
             entries[place] = copies.of(saved, optimizer.state.get(owners.get(place, place)))
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        rest = {name: copies.of(part, None) for name, part in state.items() if name not in _OURS}
+    optimizer.load_state_dict(rest | {"state": entries, "param_groups": groups})
     for loaded, group in zip(optimizer.param_groups, groups):
         loaded.update({name: value for name, value in group.items() if any(True for _ in tensors_of(value))})
     for place, parameter in owners.items():
         loaded = optimizer.state.get(parameter, {})
         for name in entries.get(place, {}).keys() & loaded.keys() - {"step"}:  # whose dtype depends on `fused` and `capturable`
             loaded[name] = _uncast(entries[place][name], loaded[name])
+    _keep_shared(optimizer, live_groups, live_state)
+    attributes = state.get("attributes", {})
+    if attributes:
+        now = optimizer.state_dict()["state"]  # an attribute may be a tensor of the state
+        copies.follow(state["state"], {str(place): entry for place, entry in now.items()})
+    for name, value in attributes.items():
+        if callable(getattr(type(optimizer), name, None)):  # a method, which no snapshot of ours replaces
+            continue
+        setattr(optimizer, name, _like(copies.of(value, getattr(optimizer, name, None)), getattr(optimizer, name, None)))
+
+
+def state_of(optimizer: Optimizer) -> dict[str, Any]:
+    """All of an optimizer that training may change: its kind, its state dict, and attributes of its own that are plain values."""
+    attributes = {name: _saved(value) for name, value in vars(optimizer).items() if _is_own(name, value)}
+    state = {"kind": type(optimizer).__name__, **optimizer.state_dict()}
+    return state | {"attributes": attributes} if attributes else state
+
+
+def _is_own(name: str, value: Any) -> bool:
+    """Tell attributes that can be saved from those of torch and private ones."""
+    if name.startswith("_") or name in ("defaults", "state", "param_groups") or isinstance(value, Optimizer):
+        return False
+    return isinstance(value, torch.Generator) or _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and "/" not in key and _is_plain(part) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    tensor = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    return tensor or isinstance(value, bool | int | float | str | np.generic | None)
+
+
+def _saved(value: Any) -> Any:
+    return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value
+
+
+def _like(value: Any, live: Any) -> Any:
+    """A saved attribute as it was: a generator goes on from its state."""
+    if isinstance(live, torch.Generator):
+        live.set_state(value["generator"])
+        return live
+    return value
+
+
+def _keep_shared(optimizer: Optimizer, groups: list[dict[str, Any]], state: Any) -> None:
+    """Put what was loaded into the groups and the state that were there: an optimizer around another shares them with it."""
+    if optimizer.param_groups is not groups and len(optimizer.param_groups) == len(groups):
+        for group, loaded in zip(groups, optimizer.param_groups):
+            if group is not loaded:
+                kept = dict(loaded)
+                group.clear()
+                group.update(kept)
+        optimizer.param_groups = groups
+    if optimizer.state is not state:
+        entries = list(optimizer.state.items())
+        state.clear()
+        state.update(entries)
+        optimizer.state = state
 
 
 def _uncast(value: Any, cast: Any) -> Any:

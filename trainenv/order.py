@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from trainenv.types import as_whole
+
 
 @dataclass(frozen=True)
 class DataOrder:
@@ -79,6 +81,21 @@ class DataOrder:
         block, offset = divmod(inside, self.block_steps)
         place = int(np.flatnonzero(_block_order(self, epoch) == block)[0])
         return epoch * self.epoch_steps + place * self.block_steps + offset
+
+
+def flagged_with(flagged: Iterable[int], more: object) -> tuple[int, ...]:
+    """Data indices that are flagged, and more of them, ascending.
+
+    Args:
+        flagged: those so far.
+        more: whole numbers, of NumPy or torch too; a single one may stand alone.
+
+    Raises:
+        UserError: one is not a whole number, or below 0.
+    """
+    several = isinstance(more, Iterable) and not isinstance(more, str | bytes) and getattr(more, "ndim", 1) > 0
+    indices = list(more) if several else [more]  # type: ignore[call-overload]
+    return tuple(sorted({*flagged, *(as_whole(index, "a data index", least=0) for index in indices)}))
 
 
 @lru_cache(maxsize=64)

@@ -1,12 +1,17 @@
 """The random state of a run, kept apart from its surroundings.
 
-A run draws from the usual global generators (dropout does, and a user's own code may), but only between `enter` and `leave`:
-what the caller's generators held before is put back, so that runs in one process never disturb each other.
+A run draws from the usual global generators (dropout does, and a user's own code may), but only
+between `enter` and `leave`: what the caller's generators held before is put back, so that runs in
+one process never disturb each other. The generators are those of the process: of its threads, one
+at a time is inside (`exclusive`), and each run has the bits that it has alone.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +20,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_lock = threading.RLock()  # a global, as the generators and settings are that it guards
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Keep other threads from the global generators and torch's numeric settings inside the block.
+
+    A thread may be in several such blocks at once. Whoever trains in threads and draws by hand, to
+    initialise a model say, does so in such a block too.
+    """
+    with _lock:
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Start torch's generators from `seed` inside the block, and put them back after it."""
+    used = torch.cuda.is_initialized()  # a GPU that is not yet used need not be woken
+    with exclusive(), torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else ()):
+        (torch.manual_seed if used else torch.default_generator.manual_seed)(seed)
+        yield
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_lock)  # a thread that held it is not there to give it back
+
 
 class RandomState:
     """The state of torch's (host and device), Python's and NumPy's global generators, as one value."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
-        with self._restored(_read(device)):
+        if _lock.acquire(blocking=False):
+            _lock.release()
+        else:
+            warnings.warn(
+                "another thread is training while this run is made; if the weights of its model were drawn just now, neither "
+                "run is reproducible: make model and run inside `with trainenv.rng.exclusive():`",
+                stacklevel=4,
+            )
+        with exclusive(), self._restored(_read(device)):
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002 — the legacy generator is the global one that user code draws from
@@ -34,7 +77,7 @@ class RandomState:
         Args:
             keep: whether the run goes on from where the block left its state, or from where it was.
         """
-        with self._restored(_read(self._device)):
+        with exclusive(), self._restored(_read(self._device)):
             _write(self._state, self._device)
             try:
                 yield

@@ -81,7 +81,8 @@ class Rollouts:
         self._start, self._validation = run.snapshot() if start is None else start, validation
         self.past = start is not None
         self._standing = run.step, run.applied, run.horizon
-        self._bound = run.config.environment.divergence_loss * run.uniform_loss
+        # A loss that is not of tokens has no scale that we know: any finite one may be usual.
+        self._bound = math.inf if run.vocabulary is None else run.config.environment.divergence_loss * run.uniform_loss
         self._futures: dict[int, list[Future]] = {}  # of each draw, the longest last
         self._ends: dict[tuple[int, Sequenced, int, Measure], float] = {}  # annealed or final losses
 
@@ -153,7 +154,7 @@ class Rollouts:
         self._run.restore(future.state)
         if self.past:  # the future knows nothing of what was learned, and spent, since it has branched off
             self._run.flag(flagged)
-            self._run.spend(self._run.horizon.end - end)
+            self._run.end_at(end)
         self._run.ledger.move("verify", self._run.purpose, future.flops)
         return future.telemetry
 

@@ -14,29 +14,42 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import clipping, devices, optimizers, schedules, snapshots
+from trainenv import clipping, devices, forking, optimizers, parts, schedules, snapshots, trial
 from trainenv.alike import check_alike, check_exact, check_snapshot
-from trainenv.backward import backward
-from trainenv.batching import as_batch, placed, token_count
+from trainenv.backward import Pass, as_loss, backward, mean_loss, mean_of
+from trainenv.batching import as_batch, pass_size, placed
 from trainenv.config import RunConfig, TrainingConfig
-from trainenv.copies import Copies
 from trainenv.interventions import bounded
 from trainenv.ledger import PURPOSES, Ledger, Purpose, flops_per_token
-from trainenv.monitor.hypergradient import hypergradient
+from trainenv.monitor.hypergradient import due, hypergradient
 from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.statistics import Statistics
 from trainenv.monitor.telemetry import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
+from trainenv.names import unwrapped
 from trainenv.objectives import NextToken
-from trainenv.order import DataOrder
-from trainenv.rng import RandomState
-from trainenv.types import Batch, Batches, Intervention, Objective, Schedule, Snapshot, Telemetry, UserError
+from trainenv.order import DataOrder, flagged_with
+from trainenv.resuming import take_on
+from trainenv.rng import RandomState, exclusive
+from trainenv.types import (
+    Batch,
+    Batches,
+    Intervention,
+    LossSum,
+    Objective,
+    Schedule,
+    Snapshot,
+    Telemetry,
+    UserError,
+    as_number,
+    as_whole,
+)
+from trainenv.weights import Weights, evaluated
 
 if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-_WARM, _WARMUP_LOOKS = 3, 16  # warm-ups at the start, in each of which the gradient is compared with the last update so often
 _MANY_STEPS, _MANY_SHARE = 50, 20  # steps with a loss that is not finite: so many, and one in so many of the budget
 _NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
 
@@ -48,12 +61,16 @@ class TrainingRun:
     branch leaves its parent untouched. `fingerprint()` proves it.
 
     Args:
-        model: any module; `objective(model, micro_batch)` is its loss.
+        model: any module; `objective(model, micro_batch)` is its loss: a mean, or a `LossSum`. One that is in evaluation mode as
+            a whole, as `from_pretrained` of transformers returns it, is put into training mode; a part alone that is stays in it.
+            What training changes belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
         optimizer: over the model's parameters. The learning rates and weight decays that its groups hold now are the base
-            values; those in force are base × schedule × intervention.
+            values; those in force are base × schedule × intervention. A scheduler that is attached to it has no further effect:
+            the base is then the rate from before it (`initial_lr`). Parameters may be unfrozen, and groups added, between steps.
+            One with `train()` and `eval()` is evaluated, probed and exported in `eval()`.
         batches: a pure function of the data index; see `trainenv.types.Batches`.
-        config: how to train.
-        objective: the loss; next-token prediction if left out.
+        config: how to train, or a mapping of its keys.
+        objective: the loss; next-token prediction if left out. It is computed once before the run starts, to check it.
         schedule: factor on the base learning rate; the configuration's if left out.
         validation: micro-batches that `evaluate` averages over.
         probe: a small clean micro-batch that the monitor looks at; without one there are no entropies.
@@ -61,26 +78,30 @@ class TrainingRun:
         moments_lost: whether the optimizer's moments are gone before a step, likewise.
         purpose: what this run's steps are charged to.
         ledger: where FLOPs are charged; a new one if left out.
+
+    Raises:
+        UserError: a part is of a wrong kind, or does not fit the others; nothing was changed.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
         batches: Batches,
-        config: TrainingConfig,
+        config: TrainingConfig | Mapping[str, Any],
         *,
         objective: Objective | None = None,
         schedule: Schedule | None = None,
-        validation: Sequence[Any] = (),
+        validation: Iterable[Any] = (),
         probe: Any = None,
         stress: Callable[[int], float] | None = None,
         moments_lost: Callable[[int], bool] | None = None,
         purpose: Purpose = "main",
         ledger: Ledger | None = None,
     ) -> None:
-        self.model, self.optimizer, self.config = model, optimizer, config
-        self.objective: Objective = objective or NextToken()
+        own = parts.check(model, optimizer, batches, config, objective, schedule, validation, probe, stress, moments_lost)
+        self.model, self.optimizer, self.objective, self.config = own.model, own.optimizer, own.objective, own.config
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
@@ -88,31 +109,36 @@ class TrainingRun:
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()
-        self.index = UncertaintyIndex(config.monitor.uncertainty)
-        self.horizon = schedules.Horizon(end=config.steps, since=min(config.schedule.warmup, config.steps))
-        self._batches, self._validation, self._probe_batch = batches, tuple(validation), probe
-        self._schedule = schedule or schedules.make(config.schedule)
-        self._stress, self._moments_lost = stress, moments_lost
+        self.horizon = schedules.Horizon(end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps))
+        self._batches, self._validation, self._probe_batch = own.batches, own.validation, own.probe
+        self._schedule = own.schedule or schedules.make(own.config.schedule)
+        self._stress, self._moments_lost = own.stress, own.moments_lost
         self._reset_at: int | None = None
         self._line_flops = 0.0
-        self._statistics, self._recent = Statistics(), snapshots.Recent()
         if purpose not in PURPOSES:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
-        # Those that the optimizer updates, a loss's own among them: what is updated is clipped.
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if not self._parameters or not any(p.requires_grad for p in model.parameters()):
-            raise UserError("model and optimizer must hold parameters that require gradients, found none; unfreeze some")
-        self._base = optimizers.base_rates(optimizer)
+        self._parameters, self._base = parts.trained(own.model, own.optimizer, own.objective)
         self.device = self._parameters[0].device
-        self._rng = RandomState(config.seed, self.device)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self._recorder = Recorder()
-        watched = config.monitor.enabled and config.monitor.probe_every and probe is not None
-        self._probe = Probe(model, placed(probe, self.device), self._loss) if watched else None
-        self._clipper = self._new_clipper(config.clip.policy)
-        self._per_token = flops_per_token(model, getattr(batches, "context", None))
-        epoch = getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * config.block_steps
-        self._order = DataOrder(seed=config.seed, epoch_steps=epoch, block_steps=config.block_steps)
+        self._weights, self._recent = Weights(own.model, own.optimizer, own.objective), snapshots.Recent()
+        self._per_token = float(flops_per_token(unwrapped(own.model), getattr(batches, "context", None)))
+        epochs = getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
+        epoch = as_whole(epochs, "epoch_steps of batches", least=1)
+        self._order = DataOrder(seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps)
+        self._equip()
+        self._validation = trial.try_out(self)
+        self._view()  # which a snapshot takes: what could not be saved is refused now
+        parts.train(own.model)
+
+    def _equip(self) -> None:
+        """Make what a run has for itself alone: random state, monitor, clipper."""
+        self._rng = RandomState(self.config.seed, self.device)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
+        self._recorder, self._statistics = Recorder(), Statistics()
+        self.index = UncertaintyIndex(self.config.monitor.uncertainty)
+        monitor, probe = self.config.monitor, self._probe_batch
+        watched = monitor.enabled and monitor.probe_every and probe is not None
+        self._probe = Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro))) if watched else None
+        self._clipper = self._new_clipper(self.config.clip.policy)
 
     @classmethod
     def from_config(cls, source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None, **parts: Any) -> Self:
@@ -130,10 +156,13 @@ class TrainingRun:
         from trainenv.building import build_parts
 
         config = RunConfig.load(source, overrides)
-        return cls(config=config, **build_parts(config, parts))
+        # A model of ours is made while no other thread trains; one of the user's was made before.
+        with exclusive() if parts.get("model") is None else nullcontext():
+            return cls(config=config, **build_parts(config, parts))
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @torch.inference_mode(False)
     def advance(self, steps: int) -> list[Telemetry]:
         """Train for `steps` optimizer steps and return what each measured.
 
@@ -142,12 +171,16 @@ class TrainingRun:
         """
         if steps < 0:
             raise UserError(f"steps must be 0 or more, found {steps}")
+        steps = as_whole(steps, "steps")
         if self.folded:
             raise UserError("expected a run by itself, found one that is folded with others; call `advance` of its `Folded`")
+        self._take_in()
+        parts.train(self.model)
+        optimizers.train(self.optimizer)
         measured: list[Telemetry] = []
         block = self.config.monitor.block
         try:
-            with self._rng.active(), devices.settings(self.config):
+            with torch.enable_grad(), self._rng.active(), devices.settings(self.config):
                 for count in range(1, steps + 1):
                     self._train_step()
                     if count % block == 0 or count == steps:
@@ -181,12 +214,16 @@ class TrainingRun:
         return self._clipper.name
 
     @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model knows; None where it has no embedding."""
+        known = getattr(getattr(unwrapped(self.model), "config", None), "vocab_size", None)
+        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return int(known) if known else max(sizes, default=None)
+
+    @property
     def uniform_loss(self) -> float:
-        """Loss of a uniform guess over the model's vocabulary, in nats: ln V."""
-        vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", None)
-        if vocabulary is None:
-            vocabulary = max((m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)), default=256)
-        return math.log(vocabulary)
+        """Loss of a uniform guess over the vocabulary, in nats: ln V. Above 0."""
+        return math.log(max(2, self.vocabulary or 256))
 
     @property
     def flops_per_step(self) -> float:
@@ -196,24 +233,27 @@ class TrainingRun:
     @property
     def flops_ahead(self) -> float:
         """FLOPs of a step to come: the average of those taken, or before the first what its batch will take."""
-        return self.flops_per_step or sum(token_count(micro) for micro in self._coming_batch().micro) * self._per_token
+        if known := self.flops_per_step:
+            return known
+        with self._rng.active(keep=False):  # the batches may draw from it, or seed it
+            return sum(pass_size(micro) for micro in self._coming_batch().micro) * self._per_token
 
     @property
     def flops_per_evaluation(self) -> float:
         """FLOPs of one `evaluate`: a forward pass is a third of a step's two passes."""
-        return sum(token_count(micro) for micro in self._validation) * self._per_token / 3
+        return sum(pass_size(micro) for micro in self._validation) * self._per_token / 3
 
     def flops_of_probes(self, steps: int) -> float:
         """FLOPs of the monitor's probes over so many steps, at most."""
         if self._probe is None:
             return 0.0
-        return -(-steps // self.config.monitor.probe_every) * token_count(self._probe_batch) * self._per_token / 3
+        return -(-steps // self.config.monitor.probe_every) * pass_size(self._probe_batch) * self._per_token / 3
 
     @property
     def epoch(self) -> int:
         """How often the data were gone through, as of the next step's; 0 throughout where they have no epochs."""
         epoch_steps = getattr(self._batches, "epoch_steps", None)
-        return self._order.index(self.step) // epoch_steps if epoch_steps else 0
+        return self._order.index(self.step) // self._order.epoch_steps if epoch_steps else 0
 
     @property
     def flagged_ahead(self) -> tuple[int, ...]:
@@ -237,11 +277,13 @@ class TrainingRun:
         steps = range(self.step, max(self.horizon.end, self.step + 1))
         return [self.base_lr * self._lr_factor(step) for step in steps]
 
+    @torch.inference_mode(False)
     def evaluate(self) -> float:
         """Validation loss in nats per token, over the fixed validation set. Changes nothing that the future depends on."""
         if not self._validation:
             raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
-        with torch.no_grad(), evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
+        averaged = optimizers.evaluating(self.optimizer)
+        with torch.no_grad(), averaged, evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
             return self._validated([self._loss(micro) for micro in self._validation])
 
     # ── steering ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,6 +294,8 @@ class TrainingRun:
         Raises:
             UserError: a multiplier would leave its bounds.
         """
+        if not isinstance(intervention, Intervention):
+            raise UserError(f"expected an Intervention, found {type(intervention).__name__}; give Intervention(lr_scale=…)")
         bounds = self.config.interventions
         lr_scale = bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
         decay = self.weight_decay_scale * intervention.weight_decay_scale
@@ -270,7 +314,7 @@ class TrainingRun:
 
     def flag(self, data_indices: Iterable[int]) -> None:
         """Mark data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` carries them over."""
-        self.flagged = tuple(sorted({*self.flagged, *data_indices}))
+        self.flagged = flagged_with(self.flagged, data_indices)
 
     def rewind(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this run, keeping what was learned: the flagged data and the compute that is gone.
@@ -284,14 +328,19 @@ class TrainingRun:
         self.restore(snapshot)
         self.flag(flagged)
         self.ledger.move(self.purpose, "rewound", line - self._line_flops)
-        self.spend(self.horizon.end - end + thrown_away)
+        self.end_at(end - thrown_away)
 
     def spend(self, steps: int) -> None:
         """Take `steps` steps' worth of compute off the budget: the run will end, annealed, that much earlier."""
-        self.horizon = self.horizon.spend(self.step, steps)
+        self.horizon = self.horizon.spend(self.step, as_whole(steps, "steps", least=0))
+
+    def end_at(self, step: int) -> None:
+        """Set the step at which the budget is spent, now at the earliest; it may be later than it was."""
+        self.horizon = self.horizon.spend(self.step, self.horizon.end - as_whole(step, "the last step"))
 
     # ── the run as a value ──────────────────────────────────────────────────────────────────────────────────────────
 
+    @torch.inference_mode(False)
     def snapshot(self, beside: Mapping[str, Any] | None = None) -> Snapshot:
         """The whole state. Tensors that are as they were in the snapshot last taken or restored are shared with it.
 
@@ -301,10 +350,13 @@ class TrainingRun:
         state = self._state()
         if clash := sorted(state.keys() & (beside or {}).keys()):
             raise UserError(f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them")
+        if averaged := evaluated(self.model, self.optimizer):
+            state["evaluated"] = averaged
         snapshot = snapshots.capture(self.step, state | dict(beside or {}), self._recent.newest())
         self._recent.add(snapshot)
         return snapshot
 
+    @torch.inference_mode(False)
     def restore(self, snapshot: Snapshot, *, exact: bool = False) -> None:
         """Take on the state of a snapshot of this run or of one built alike. The ledger keeps what was spent.
 
@@ -321,10 +373,8 @@ class TrainingRun:
         check_alike(self.model, self.optimizer, self.config.seed, state)
         if exact:
             check_exact(snapshot, self._numerics())
-        self._take_on(snapshot.step, state)
-        live = self.model.state_dict()
-        live.update(Copies().of(state["model"], live))  # which has written the weights; loading runs the model's hooks
-        self.model.load_state_dict(live)
+        take_on(self, snapshot.step, state)
+        self._weights.load(self.model, self.optimizer, self.objective, state)
         optimizers.load_state(self.optimizer, state["optimizer"])
         if state["objective"] is not None:
             theirs = state["objective"]  # a module copies what it is given; of anything else we don't know
@@ -332,28 +382,29 @@ class TrainingRun:
             self.objective.load_state_dict(theirs)  # type: ignore[attr-defined]
         self._recent.add(snapshot)
 
+    @exclusive()
+    @torch.inference_mode(False)
     def fork(self, purpose: Purpose = "verify") -> Self:
         """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
         if self.folded:
             raise UserError("expected a run by itself, found one that is folded with others; fork before folding")
-        model, optimizer, objective = copy.deepcopy((self.model, self.optimizer, self.objective))
-        fork = type(self)(
-            model,
-            optimizer,
-            self._batches,
-            self.config,
-            objective=objective,
-            schedule=self._schedule,
-            validation=self._validation,
-            probe=self._probe_batch,
-            stress=self._stress,
-            moments_lost=self._moments_lost,
-            purpose=purpose,
-            ledger=self.ledger,
-        )
-        fork._base, fork._recent = self._base, copy.copy(self._recent)
-        fork._take_on(self.step, snapshots.expand(self._view()))
+        self._take_in()
+        fork = copy.copy(self)
+        fork.model, fork.optimizer, fork.objective = forking.copy_trained(self.model, self.optimizer, self.objective)
+        fork.purpose = purpose
+        fork._recent = copy.copy(self._recent)
+        fork._equip()
+        fork._take_in()
+        take_on(fork, self.step, snapshots.expand(self._view()))
         return fork
+
+    def check_forkable(self) -> None:
+        """Refuse a run of which no fork can be made. To be asked before a run is steered; it changes nothing.
+
+        Raises:
+            UserError: names what in the model, the optimizer or the objective cannot be copied, and what to do.
+        """
+        forking.check_forkable(self.model, self.optimizer, self.objective)
 
     def fingerprint(self) -> str:
         """A hash of everything that the future depends on."""
@@ -363,36 +414,11 @@ class TrainingRun:
         """The state as it is, nothing cloned: to be read before the run goes on."""
         return snapshots.view(self.step, self._state())
 
-    def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
-        """Take on an expanded state but for the model, the optimizer and the objective. Keeps none of its tensors."""
-        try:
-            index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
-            index.load_state_dict(state["monitor"])
-            clipper.load_state_dict(state["clip"]["state"])
-            applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
-            horizon, order = schedules.Horizon(**state["horizon"]), self._order.load_state_dict(state["order"])
-            statistics = Statistics()
-            statistics.load_state_dict(state["statistics"])
-            self._rng.load_state_dict(state["rng"])  # the last that can be refused, and whole or not at all
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"the snapshot holds what no run of this version would ({error!r:.200}); take an earlier one"
-            ) from None
-        self._drop_unfinished()
-        self.step, self.index, self._clipper, self._statistics = step, index, clipper, statistics
-        self.lr_scale, self.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
-        self.applied, self.flagged, self.horizon, self._order = applied, tuple(state["flagged"]), horizon, order
-        self._reset_at, self._line_flops = state["reset_at"], state["line_flops"]
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict(state["scaler"])
-
     def _state(self) -> dict[str, Any]:
         stateful = hasattr(self.objective, "state_dict")
         return {
-            "model": self.model.state_dict(),
-            "optimizer": {"kind": type(self.optimizer).__name__, **self.optimizer.state_dict()},
+            **self._weights.state(self.model, self.optimizer, self.objective),
+            "optimizer": optimizers.state_of(self.optimizer),
             "scaler": self._scaler.state_dict(),
             "rng": self._rng.state_dict(),
             "order": self._order.state_dict(),
@@ -415,44 +441,48 @@ class TrainingRun:
     def _numerics(self) -> dict[str, Any]:
         return devices.numerics(self.model, self.optimizer, self.device, self.config)
 
-    def _validated(self, losses: Sequence[Tensor]) -> float:
-        """The mean of the losses of the validation set's micro-batches, by tokens; the passes are charged."""
-        tokens = [token_count(micro) for micro in self._validation]
+    def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
+        """The mean loss over the validation set's labelled tokens; the passes are charged."""
         self.ledger.charge("evaluate", self.flops_per_evaluation)
-        weights = torch.tensor(tokens if sum(tokens) else [1] * len(tokens), dtype=torch.float64)
-        return float(torch.stack(list(losses)).cpu().double() @ weights / weights.sum())
+        return mean_loss(losses, self._validation)
 
     # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_in(self) -> None:
+        """Take in what was done to model and optimizer since the last step: parameters unfrozen, groups added."""
+        self._parameters, self._base = parts.trained(self.model, self.optimizer, self.objective, self._base)
+        self.optimizer.zero_grad(set_to_none=True)  # what joins may hold gradients of steps before
 
     def _train_step(self) -> None:
         batch = self._coming_batch()
         apart = self._clipper.policy.needs_workers
-        loss, workers = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
-        self._update(batch, loss, workers)
+        done = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
+        self._update(batch, done)
 
     def _coming_batch(self) -> Batch:
         """What the next step sees."""
         index = self._order.index(self.step)
-        return as_batch(self._batches(index), index, self.config.accumulation)
+        bare = isinstance(self.objective, NextToken)
+        return as_batch(self._batches(index), index, self.config.accumulation, bare=bare)
 
-    def _update(self, batch: Batch, loss: Tensor, workers: list[list[Tensor]] | None) -> None:
+    def _update(self, batch: Batch, done: Pass) -> None:
         """A step from its gradients on: clip them, set the rates, update the weights, note what was measured."""
         monitor = self.config.monitor
         looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
         progress = self.horizon.progress(self.step)
-        stress = 1.0 if self._stress is None else self._stress(self.step)
-        if lost := self._moments_lost is not None and self._moments_lost(self.step):
+        stress = 1.0 if self._stress is None else as_number(self._stress(self.step), "what stress(step) returns")
+        if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
-        parameters = self._parameters if workers else [p for p in self._parameters if p.grad is not None]
-        measured = {"loss": loss}
+        parameters = self._parameters if done.workers else [p for p in self._parameters if p.grad is not None]
+        measured = {"loss": done.loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
-        report = self._clipper(parameters, workers=workers, optimizer=self.optimizer)
+        report = self._clipper(parameters, workers=done.workers, optimizer=self.optimizer, known=done.known)
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if self._looks_back():
+        if done.known is not False and due(self.step, monitor, self.config.schedule.warmup):
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
         if report.momentum_reset:
             self._reset_momentum()
@@ -462,17 +492,17 @@ class TrainingRun:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        tokens = sum(token_count(micro) for micro in batch.micro)
-        self._line_flops += tokens * self._per_token
-        self.ledger.charge(self.purpose, tokens * self._per_token)
+        flops = sum(pass_size(micro) for micro in batch.micro) * self._per_token  # padding costs as much as labels
+        self._line_flops += flops
+        self.ledger.charge(self.purpose, flops)
         if looks and self._probe is not None:
-            measured |= self._probe.measure()
+            with optimizers.evaluating(self.optimizer):
+                measured |= self._probe.measure()
             self._statistics.activations = self._probe.activations
-            self.ledger.charge("evaluate", token_count(self._probe_batch) * self._per_token / 3)
+            self.ledger.charge("evaluate", pass_size(self._probe_batch) * self._per_token / 3)
         known = {
             "step": self.step,
             "data_index": batch.index,
-            "tokens": tokens,
             "clip": self.clip,
             "lr": self._base[0][0] * lr_factor,
             "lr_scale": self.lr_scale,
@@ -482,26 +512,21 @@ class TrainingRun:
             "progress": progress,
             "stressors": (*batch.stressors, *["lr_spike"] * (stress != 1.0), *["lost_moments"] * lost),
         }
+        if isinstance(done.tokens, Tensor):
+            measured["tokens"] = done.tokens.to(self.device)
+        else:
+            known["tokens"] = round(done.tokens)
         self._recorder.append(known, measured)
-
-    def _looks_back(self) -> bool:
-        """Whether the gradient of the coming step is compared with the last update."""
-        monitor, warmup = self.config.monitor, self.config.schedule.warmup
-        if not (monitor.enabled and monitor.probe_every):
-            return False
-        every = 2 * monitor.probe_every
-        if self.step < _WARM * warmup:
-            every = min(every, max(1, warmup // _WARMUP_LOOKS))
-        return self.step % every == 0
 
     def _lr_factor(self, step: int) -> float:
         """Factor on the base learning rate of the step after `step` completed ones, as planned."""
         warmth = schedules.warmth(step, self._reset_at, self.config.reset_warmup)
-        return self._schedule(step, self.horizon.progress(step)) * self.lr_scale * warmth
+        factor = as_number(self._schedule(step, self.horizon.progress(step)), "what schedule(step, progress) returns")
+        return factor * self.lr_scale * warmth
 
-    def _loss(self, micro: Any) -> Tensor:
+    def _loss(self, micro: Any) -> Tensor | LossSum:
         with self._autocast():
-            return self.objective(self.model, placed(micro, self.device))
+            return as_loss(self.objective(self.model, placed(micro, self.device)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

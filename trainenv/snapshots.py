@@ -37,7 +37,7 @@ def capture(step: int, state: Mapping[str, Any], since: Snapshot | None = None) 
         if tensor.is_cuda:
             copying.add(tensor.device)
             return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        if tensor.is_cpu and name in known and _same_bits(known[name], tensor):
+        if tensor.is_cpu and name in known and same_bits(known[name], tensor):
             return known[name]
         return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -125,6 +125,8 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any,
             part if isinstance(part, _PLAIN) else _split(part, f"{name}/{place}", tensors, aliases, keep)
             for place, part in enumerate(value)
         ]
+    if isinstance(value, np.generic) and isinstance(value.item(), _PLAIN):  # a rate of an optimizer, a count of a loss
+        return value.item()
     raise UserError(f"the state {name!r} must be tensors, numbers, strings, lists and dicts, found {type(value).__name__}")
 
 
@@ -138,11 +140,11 @@ def _name(tensor: Tensor, name: str, tensors: dict[str, Tensor], aliases: dict[A
     return name
 
 
-def _same_bits(one: Tensor, two: Tensor) -> bool:
+def same_bits(one: Tensor, two: Tensor) -> bool:
     """Compared as integers: NaN equals a NaN of the same bits, and 0.0 differs from −0.0. Ends at the first difference."""
     if one.dtype != two.dtype or one.shape != two.shape or one.element_size() not in _BITS:
         return False
-    if one.nbytes <= _SMALL:
+    if one.nbytes <= _SMALL or not one.is_cpu:
         bits = _BITS[one.element_size()]
         return torch.equal(one.view(bits), two.view(bits))
     ours, theirs = _words(one), _words(two)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,65 @@ class UserError(ValueError):
     """A mistake the user can mend: says what was expected, what was found and what to do. Exit code 2 on the command line."""
 
 
+def as_number(value: object, name: str, *, least: float | None = None, unit: str = "") -> float:
+    """A number from outside as a Python float: also NumPy's, and arrays and tensors of one element.
+
+    Raises:
+        UserError: it is not a finite number, or below `least`.
+    """
+    number = _scalar(value)
+    try:
+        found = float(number) if isinstance(number, Real) else math.nan
+    except OverflowError:  # an int that no float can hold
+        found = math.inf
+    if math.isfinite(found) and (least is None or found >= least):
+        return found
+    kind = "a finite number" if least is None else f"{least:g} {unit} or more and finite".replace("  ", " ")
+    raise UserError(f"{name} must be {kind}, found {_short(value)}; give a number")
+
+
+def as_whole(value: object, name: str, *, least: int | None = None) -> int:
+    """A whole number from outside as a Python int: also NumPy's, 3.0, and arrays and tensors of one element.
+
+    Raises:
+        UserError: it is not a whole number, or below `least`.
+    """
+    number: Any = _scalar(value)
+    whole = isinstance(number, Integral) or (isinstance(number, Real) and float(number).is_integer())
+    if not whole:
+        raise UserError(f"{name} must be a whole number, found {_short(value)}; give an integer")
+    found = int(number)
+    if least is not None and found < least:
+        raise UserError(f"{name} must be {least} or more, found {found}")
+    return found
+
+
+def as_bool(value: object, name: str) -> bool:
+    """A truth value from outside as a Python bool: also NumPy's, and arrays and tensors of one element.
+
+    Raises:
+        UserError: it is neither True nor False; "no" and 0 are refused too.
+    """
+    flag = _scalar(value)
+    if not isinstance(flag, bool):
+        raise UserError(f"{name} must be True or False, found {_short(value)}; give one of the two")
+    return flag
+
+
+def _scalar(value: object) -> object:
+    """The one element of an array or a tensor as a Python number; anything else as it is."""
+    if isinstance(value, bool | int | float) and type(value) in (bool, int, float):
+        return value
+    try:
+        return value.item()  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # it has none, or more than one
+        return value
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.80}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Intervention:
     """A bounded change to a run. `Intervention()` does nothing.
@@ -42,7 +101,7 @@ class Intervention:
         skip_batch: drop the batches still to come that the monitor has flagged.
 
     Raises:
-        UserError: a scale is not a finite positive number, or the clip policy is unknown.
+        UserError: a scale is not a finite positive number, the clip policy is unknown, or another part is neither True nor False.
     """
 
     lr_scale: float = 1.0
@@ -55,10 +114,16 @@ class Intervention:
     def __post_init__(self) -> None:
         for name in ("lr_scale", "weight_decay_scale"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+            scale = _scalar(value)
+            if not (isinstance(scale, Real) and 0 < float(scale) < math.inf):
                 raise UserError(f"{name} must be a finite number above 0, found {value!r}; 1.0 leaves it as it is")
-        if self.clip is not None and self.clip not in CLIP_NAMES:
+            object.__setattr__(self, name, float(scale))
+        if self.clip is not None and not (isinstance(self.clip, str) and self.clip in CLIP_NAMES):
             raise UserError(f"clip must be None (keep) or one of {', '.join(CLIP_NAMES)}, found {self.clip!r}")
+        if self.clip is not None:
+            object.__setattr__(self, "clip", str(self.clip))
+        for name in ("momentum_reset", "data_reorder", "skip_batch"):
+            object.__setattr__(self, name, as_bool(getattr(self, name), name))
 
     @property
     def does_nothing(self) -> bool:
@@ -73,11 +138,35 @@ class Batch:
         micro: one entry a micro-batch. Ours are int64 tokens of shape [B, T + 1]: inputs [:, :-1], targets [:, 1:].
         index: the data index it was made from (never repeats; differs from the step once batches were skipped).
         stressors: names of what was planted in it, empty for a clean batch.
+
+    Raises:
+        UserError: `micro` is not a tuple of micro-batches, or `index` is not a whole number.
     """
 
     micro: tuple[Any, ...]
     index: int
     stressors: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        micro: Any = self.micro
+        if not isinstance(micro, tuple | list):
+            found = type(micro).__name__
+            raise UserError(f"a Batch's micro must be a tuple of micro-batches, found {found}; give (data,) for one")
+        object.__setattr__(self, "micro", tuple(micro))
+        object.__setattr__(self, "index", as_whole(self.index, "a Batch's index"))
+
+
+class LossSum(NamedTuple):
+    """Loss of a micro-batch as a sum and a count, for objectives that count their tokens themselves.
+
+    Attributes:
+        total: sum of the losses of the labelled tokens, in nats; a scalar tensor that carries
+            gradients.
+        tokens: number of labelled tokens, 0 or more; a number or a scalar tensor.
+    """
+
+    total: Tensor
+    tokens: Tensor | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +274,12 @@ class Batches(Protocol):
     """Where a run gets its data. Called once a step by `TrainingRun`; must be a pure function of its argument."""
 
     def __call__(self, index: int, /) -> Any:
-        """The data of index `index` ≥ 0: a `Batch`, or anything that the run's objective takes as one micro-batch."""
+        """The data of index `index` ≥ 0: a `Batch`, or anything that the run's objective takes as one micro-batch.
+
+        With accumulation n, a tensor, a mapping or a tuple of tensors is one batch, and is cut into
+        n micro-batches of equally many rows; a list of n entries holds the micro-batches. See
+        `trainenv.batching.as_batch`.
+        """
         ...
 
 
@@ -193,8 +287,13 @@ class Batches(Protocol):
 class Objective(Protocol):
     """A training loss. Called once a micro-batch by `TrainingRun` under autocast, and without gradients for validation."""
 
-    def __call__(self, model: nn.Module, micro_batch: Any, /) -> Tensor:
-        """Mean loss in nats per token, a scalar tensor that carries gradients."""
+    def __call__(self, model: nn.Module, micro_batch: Any, /) -> Tensor | LossSum | tuple[Tensor, Tensor | float]:
+        """Mean loss in nats per token, a scalar with gradients; or a pair (loss sum, labelled tokens).
+
+        Micro-batches are weighed by their labelled tokens. Those of a plain mean are counted in the
+        data, by the rule of `trainenv.batching.labelled`; where that rule does not fit the data,
+        return a `LossSum` or a plain pair.
+        """
         ...
 
 
@@ -478,10 +577,12 @@ class Budget:
             value, whole = getattr(self, limit.name), limit.name in ("futures", "steps")
             if value is None:
                 continue
-            sound = not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) < math.inf
-            if not sound or (whole and float(value) != int(value)):
+            number: Any = _scalar(value)
+            sound = not isinstance(number, bool) and isinstance(number, Real) and 0 <= float(number) < math.inf
+            if not sound or (whole and float(number) != int(number)):
                 kind = "a whole number" if whole else "a finite number"
                 raise UserError(f"the budget's {limit.name} must be {kind}, at least 0, or None for no limit, found {value!r}")
+            object.__setattr__(self, limit.name, int(number) if whole else float(number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

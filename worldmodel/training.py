@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainenv import rng
 from trainenv.config import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.types import UserError
@@ -120,8 +121,7 @@ def fit(
     if not examples.candidate.any():
         raise UserError("expected branches that tried something to learn from, found none; build a data set first")
     generator = torch.Generator().manual_seed(how.seed)
-    with torch.random.fork_rng(devices=[]), _one_thread():
-        torch.manual_seed(how.seed)
+    with rng.seeded(how.seed), _one_thread():
         if start is None:
             networks = Networks(shape or Architecture(), dropout=how.dropout)
             networks.standardise(*_moments(examples))

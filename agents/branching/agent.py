@@ -83,7 +83,7 @@ class BranchingAgent:
         budget = run.horizon.end if total_steps is None else total_steps
         if budget <= run.step:
             raise UserError(f"expected a budget of more steps than the {run.step} taken, found {budget}; give a greater one")
-        run.spend(run.horizon.end - budget)
+        run.end_at(budget)
         folder = RunFolder.create(out or Path(mkdtemp(prefix="trainenv-")), run.config)
         drive(run, folder, responder=self.responder, watch=watch, stop=stop)
         return RunReport(folder.path)

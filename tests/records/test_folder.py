@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn, optim
 
 from trainenv.checkpoints.file import BrokenCheckpoint
@@ -27,7 +28,13 @@ def telemetry(step: int) -> Telemetry:
     return Telemetry(step, step, 8, 3.0, 1.0, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0)
 
 
-RUN = TrainingRun((model := nn.Linear(2, 2)), optim.SGD(model.parameters(), 0.1), lambda index: None, TrainingConfig(steps=9))
+RUN = TrainingRun(
+    (model := nn.Linear(2, 2)),
+    optim.SGD(model.parameters(), 0.1),
+    lambda index: torch.zeros(2, 2),
+    TrainingConfig(steps=9),
+    objective=lambda model, data: model(data).mean(),
+)
 EXACT = CheckpointConfig(moments="exact")
 
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import optimizers, snapshots
+from trainenv import names, optimizers, snapshots
 from trainenv.types import Snapshot, UserError
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
 _PICKLED = (".pt", ".pth", ".bin")
-_MODEL = ("model", "model_state_dict", "state_dict")  # where files of others keep the weights
+_MODEL = ("model_in_training", "model", "model_state_dict", "state_dict")  # where files of others keep the weights
 _OPTIMIZER = ("optimizer", "optimizer_state_dict")
 _LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # state of the parameter's own shape
 
@@ -32,8 +32,10 @@ _LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"
 def export(snapshot: Snapshot, path: str | Path) -> Path:
     """Write the weights of a training run's snapshot as `.safetensors`, or with the optimizer's state as `.pt`.
 
-    Weights stand under the names of the module's state dict, tied ones under each of theirs: `model.load_state_dict` takes
-    them. The file is written whole or not at all.
+    Weights stand under the names of the module's state dict (those of the model inside, where it is compiled or wrapped for
+    several devices), tied ones under each of theirs: `model.load_state_dict` takes them. Of an optimizer with `train()` and
+    `eval()` they are the weights that it evaluates; a `.pt` file holds those that it trains as `model_in_training` too. The file
+    is written whole or not at all.
 
     Raises:
         UserError: the path has another ending or is taken, the disk refuses, or the snapshot is no training run's.
@@ -46,12 +48,14 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
     state = snapshots.expand(snapshot)
     if "model" not in state or "optimizer" not in state:
         raise UserError("expected the snapshot of a training run, found one without a model; there are no weights in it")
-    weights = _on_the_host(state["model"])
+    trained = _on_the_host(state["model"])
+    weights = trained | _on_the_host(state.get("evaluated", {}))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pt":
-            torch.save({"model": weights, "optimizer": _as_torch_has_it(state["optimizer"]), "step": snapshot.step}, temporary)
+            content = {"model": weights, "optimizer": _as_torch_has_it(state["optimizer"]), "step": snapshot.step}
+            torch.save(content | ({"model_in_training": trained} if "evaluated" in state else {}), temporary)
         else:
             _save_safetensors(weights, temporary)
         with temporary.open("rb") as file:
@@ -68,9 +72,9 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
 def load_weights(run: TrainingRun, path: str | Path) -> None:
     """Put weights from a file into a run: one that `export` wrote, or a state dict that others saved.
 
-    Names and shapes must be the model's; numbers are cast to its types. Tied weights may stand under one of their names. With
-    an optimizer's state in the file (moments, step counts) the run takes that over, else it starts with none. Steps, learning
-    rates and all other settings stay the run's own.
+    Names and shapes must be the model's, with or without what `torch.compile` adds to names; numbers are cast to its types. Tied
+    weights may stand under one of their names. With an optimizer's state in the file (moments, step counts) the run takes that
+    over, else it starts with none. Steps, learning rates and all other settings stay the run's own.
 
     Raises:
         UserError: there is no such file, it is damaged, holds code, or does not fit; the run is as it was.
@@ -79,7 +83,7 @@ def load_weights(run: TrainingRun, path: str | Path) -> None:
     weights = _fitted(run.model, weights, f"{path} does not fit the model")
     state = None if optimizer is None else _fitted_optimizer(run.optimizer, optimizer, f"{path} does not fit the optimizer")
     # Nothing has been changed so far, and nothing from here on can be refused.
-    run.model.load_state_dict(weights)
+    names.load_state(run.model, weights)
     if state is None:
         optimizers.reset_moments(run.optimizer)
     else:
@@ -99,7 +103,7 @@ def _on_the_host(value: Any) -> Any:
 
 def _as_torch_has_it(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """An optimizer's state dict as it was before it went through JSON: places are numbers, and betas a tuple."""
-    state = _on_the_host({key: value for key, value in optimizer.items() if key != "kind"})
+    state = _on_the_host({key: value for key, value in optimizer.items() if key not in ("kind", "attributes")})
     state["state"] = {int(place) if place.isdigit() else place: entry for place, entry in state["state"].items()}
     for group in state["param_groups"]:
         group |= {key: tuple(value) for key, value in group.items() if isinstance(value, list) and key != "params"}
@@ -174,7 +178,8 @@ def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[
     Raises:
         UserError: names the first that is missing, unknown or of another shape, and says how many more there are.
     """
-    ours = model.state_dict()
+    ours = names.state_of(model)
+    weights = names.fitted(model, weights)
     first_name: dict[tuple[int, torch.Size], str] = {}  # of each memory of which the file has one
     for name, tensor in ours.items():
         if isinstance(tensor, Tensor) and name in weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Clipper:
         *,
         workers: Sequence[Sequence[Tensor]] | None = None,
         optimizer: Optimizer | None = None,
+        known: bool | Tensor = True,
     ) -> ClipReport:
         """Clip `p.grad` in place, without waiting for the device.
 
@@ -51,6 +53,9 @@ class Clipper:
             workers: gradients of each micro-batch, [n][parameter], one for *every* parameter given. `p.grad` is filled with
                 their mean, after the policy scaled them in place if it wants workers.
             optimizer: the one that will use the gradients; some policies look at its moments.
+            known: whether the gradient is that of a loss; a scalar bool tensor where only the
+                device knows. The gradient 0 of a batch without labels tells nothing of those to
+                come: the state stays as it was, and no reset is asked for.
 
         Raises:
             UserError: there is no gradient, or the workers do not match the parameters.
@@ -66,7 +71,18 @@ class Clipper:
             chosen = [p for p in chosen if p.grad is not None]
         if not chosen:
             raise UserError("expected parameters with gradients, found none; run loss.backward() before clipping")
-        return self.policy.clip(chosen, self._placed(chosen), workers=workers, optimizer=optimizer)
+        state = self._placed(chosen)
+        if known is True:
+            return self.policy.clip(chosen, state, workers=workers, optimizer=optimizer)
+        before = {name: tensor.clone() for name, tensor in state.items()}
+        report = self.policy.clip(chosen, state, workers=workers, optimizer=optimizer)
+        if known is False:
+            state.update(before)
+            return replace(report, momentum_reset=False)
+        for name, tensor in before.items():
+            if tensor.device == known.device and tensor.shape == state[name].shape:  # steps are counted on the CPU
+                state[name] = torch.where(known, state[name], tensor)
+        return report
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the state's tensors; empty before the first call."""

@@ -17,9 +17,9 @@ from trainenv.envs.law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, bes
 from trainenv.envs.observation import FEATURES, Features
 from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.interventions import ActionVector
-from trainenv.order import DataOrder
+from trainenv.order import DataOrder, flagged_with
 from trainenv.schedules import Horizon
-from trainenv.types import CLIP_NAMES, ClipName, Intervention, Snapshot, UserError
+from trainenv.types import CLIP_NAMES, ClipName, Intervention, Snapshot, UserError, as_whole
 
 
 class SyntheticEnv(SteeredEnv):
@@ -114,11 +114,11 @@ class SyntheticEnv(SteeredEnv):
 
     def flag(self, data_indices: Iterable[int]) -> None:
         """Mark data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` carries them over."""
-        self._current = replace(self.state, flagged=tuple(sorted({*self.state.flagged, *data_indices})))
+        self._current = replace(self.state, flagged=flagged_with(self.state.flagged, data_indices))
 
     def spend(self, decisions: int) -> None:
         """Take `decisions` decisions' worth off the budget: the run ends, annealed, that much earlier. Charged with the next."""
-        state = self.state
+        state, decisions = self.state, as_whole(decisions, "decisions", least=0)
         horizon = state.horizon.spend(state.decision, decisions)
         self._current = replace(state, horizon=horizon, owed=state.owed + decisions / self.decisions)
 

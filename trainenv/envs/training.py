@@ -169,7 +169,7 @@ class TrainingEnv(SteeredEnv):
             reference=self._reference,
             base_lr=self.config.optimizer.lr,
             decision_steps=self.config.environment.decision_steps,
-            budget_left=max(0.0, 1 - self.run.step / self.run.horizon.end),
+            budget_left=max(0.0, 1 - self.run.step / max(1, self.run.horizon.end)),
             validation=self._memory.validation,
             validation_before=self._memory.validation_before,
             gradient_before=self._memory.gradient_before,

@@ -10,9 +10,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainenv.config import MonitorConfig
+
 Row = tuple[Tensor, dict[str, Any], dict[str, Any]]  # a parameter, its optimizer state and its group
 
+_WARM, _WARMUP_LOOKS = 3, 16  # warm-ups at the start, in each of which the gradient is compared with the last update so often
 _CHUNK = 2**24  # elements handled at a time, so that the temporary copies of a large model stay small
+
+
+def due(step: int, monitor: MonitorConfig, warmup: int) -> bool:
+    """Decide if the gradient of the step after `step` completed ones is compared with the last update."""
+    if not (monitor.enabled and monitor.probe_every):
+        return False
+    every = 2 * monitor.probe_every
+    if step < _WARM * warmup:
+        every = min(every, max(1, warmup // _WARMUP_LOOKS))
+    return step % every == 0
 
 
 def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[Tensor, Tensor]:

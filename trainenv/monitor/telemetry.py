@@ -36,4 +36,7 @@ class Recorder:
         host, names = self._host, self._names
         self._host, self._device, self._names = [], [], []
         for known, measured in zip(host, names):
-            yield Telemetry(**known, **{name: next(values) for name in measured})
+            read = {name: next(values) for name in measured}
+            if "tokens" in read:  # counted on the device
+                read["tokens"] = round(read["tokens"])
+            yield Telemetry(**known, **read)
