@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.asking import INTERRUPTED, Result, interruptible
+from trainenv.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def demo_command(args: argparse.Namespace) -> Result:
     progress.table("The same budget, left alone and steered", summaries)
     result: dict[str, Any] = {"command": "demo", "folder": str(root.path), "runs": summaries}
     if stop():
-        progress.say(f"interrupted; go on with: trainenv demo --resume --out {root.path}")
+        progress.say(f"interrupted; go on with: trainenv demo --resume --out {typed(root.path)}")
         return result, INTERRUPTED
     steered = root.path / _METHODS[-1]
     progress.say(RunReport(steered).tree())

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.asking import INTERRUPTED, Result, interruptible, overrides_of
+from trainenv.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run_command(args: argparse.Namespace) -> Result:
     progress.table("Run", [summary])
     if summary["ended"] == "interrupted":
         rescue = " --by-hand" if args.by_hand else f" --branching --planner {args.planner}" if args.branching else ""
-        progress.say(f"interrupted; go on with: trainenv run --resume --out {folder.path}{rescue}")
+        progress.say(f"interrupted; go on with: trainenv run --resume --out {typed(folder.path)}{rescue}")
         return summary, INTERRUPTED
     return summary, 0
 

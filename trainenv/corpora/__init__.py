@@ -6,6 +6,7 @@ data index.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -18,7 +19,7 @@ from trainenv.config import CorpusConfig
 from trainenv.corpora import bpe, cache, gpt2, hub
 from trainenv.corpora.batches import CorpusBatches, epoch_steps
 from trainenv.corpora.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
-from trainenv.corpora.documents import Documents, Source, Survey, standard_library, text_files
+from trainenv.corpora.documents import Documents, Source, Survey, listed, standard_library, text_files
 from trainenv.corpora.stream import TokenStream
 from trainenv.corpora.tokenizers import Bytes, IntArray, Tokenizer, dtype
 from trainenv.types import UserError
@@ -37,13 +38,15 @@ def load(config: CorpusConfig) -> Corpus:
     Raises:
         UserError: the text or the tokenizer cannot be had, or there is too little text.
     """
-    paths = {name: getattr(config, name) for name in ("path", "tokenizer_path", "cache")}
-    return _load(config.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None}))
+    return _load(config)
 
 
 @lru_cache(maxsize=4)
 def _load(config: CorpusConfig) -> Corpus:
     text, folder = source(config), cache.folder(config.cache)
+    if text.left_out:
+        found = f"{len(text.left_out)} left out: {listed(text.left_out)}"
+        warnings.warn(f"of the files and folders at corpus.path {config.path} {found}", stacklevel=3)
     tokens = tokenizer(config, text, folder)
     corpus = _streamed(config, text, tokens, folder) if text.streams else _whole(config, text, tokens, folder)
     if corpus.validation.size < 2 or corpus.probe.size < 2:
