@@ -31,7 +31,7 @@ def shards(path: Path) -> tuple[str, ...]:
 
 
 def left_out(path: Path) -> list[str]:
-    return [str(one) for one in text_files(path).left_out]
+    return [str(one) for one in text_files(path).train.left_out]
 
 
 def test_linked_folders_are_followed(data: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_folder_keeps_its_own_name_where_a_link_to_it_comes_first(data: Path) 
 def test_what_is_left_out_is_named(data: Path) -> None:
     (data / "b.gz").write_bytes(gzip.compress(TEXT.encode()))
     (data / "c.bin").write_bytes(b"\0\1")
-    (data / "d.txt").touch()
+    (data / "d.bin").write_bytes(b"\0")
     (data / "e").symlink_to("nowhere")
     os.mkfifo(data / "f")
     (data / ".git").mkdir()
@@ -74,7 +74,7 @@ def test_what_is_left_out_is_named(data: Path) -> None:
         "f (no regular file)",
         "b.gz (compressed)",
         "c.bin (binary)",
-        "d.txt (empty)",
+        "d.bin (binary)",
     ]
     with pytest.warns(UserWarning, match=r"data 7 left out: \.git \(hidden\), .* and 2 more$"):
         corpora.load(CorpusConfig(name="text", path=data))
@@ -100,7 +100,7 @@ def test_what_may_not_be_read_is_named(data: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(documents.os, "scandir", scandir)
     found = text_files(data)
     assert found.train.shards == ("a.txt",)
-    assert [str(one) for one in found.left_out] == [
+    assert [str(one) for one in found.train.left_out] == [
         "locked (unreadable: Permission denied)",
         "mine.txt (unreadable: Permission denied)",
     ]

@@ -44,8 +44,8 @@ def load(config: CorpusConfig) -> Corpus:
 @lru_cache(maxsize=4)
 def _load(config: CorpusConfig) -> Corpus:
     text, folder = source(config), cache.folder(config.cache)
-    if text.left_out:
-        found = f"{len(text.left_out)} left out: {listed(text.left_out)}"
+    if left_out := text.train.left_out:
+        found = f"{len(left_out)} left out: {listed(left_out)}"
         warnings.warn(f"of the files and folders at corpus.path {config.path} {found}", stacklevel=3)
     tokens = tokenizer(config, text, folder)
     corpus = _streamed(config, text, tokens, folder) if text.streams else _whole(config, text, tokens, folder)

@@ -22,23 +22,6 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tgz", ".tar")
 _NAMED = 5  # of what is left out, where it is told
 
 
-@dataclass(frozen=True)
-class Documents:
-    """Text in shards that are read one after the other, each from its start.
-
-    Args:
-        shards: their names, the same on every machine that has the same text.
-        read: the documents of the shard at a place in `shards`, UTF-8.
-    """
-
-    shards: tuple[str, ...]
-    read: Callable[[int], Iterator[bytes]]
-
-    def __iter__(self) -> Iterator[bytes]:
-        for shard in range(len(self.shards)):
-            yield from self.read(shard)
-
-
 class LeftOut(NamedTuple):
     """A file or a folder that is not taken."""
 
@@ -50,6 +33,25 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Documents:
+    """Text in shards that are read one after the other, each from its start.
+
+    Args:
+        shards: their names, the same on every machine that has the same text.
+        read: the documents of the shard at a place in `shards`, UTF-8.
+        left_out: what lies there and is not part of the text: each name, and why.
+    """
+
+    shards: tuple[str, ...]
+    read: Callable[[int], Iterator[bytes]]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for shard in range(len(self.shards)):
+            yield from self.read(shard)
+
+
+@dataclass(frozen=True)
 class Source:
     """The text of a corpus.
 
@@ -57,13 +59,11 @@ class Source:
         train: the text, or the training part of it where `validation` is given.
         validation: the source's own held-out part, or None: the text is then split here.
         streams: too long to be read as a whole.
-        left_out: what lies there and is not part of the text: each name, and why.
     """
 
     train: Documents
     validation: Documents | None = None
     streams: bool = False
-    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def standard_library() -> Source:
 def text_files(path: Path | None) -> Source:
     """The file at `path`, or every text file below the folder there, sorted; linked folders are followed.
 
-    Hidden, empty, binary, compressed and unreadable files are left out; `left_out` names them.
+    Hidden, binary, compressed and unreadable files are left out; `left_out` names them.
 
     Raises:
         UserError: no path, nothing there, no text in it, or text that is not UTF-8.
@@ -123,7 +123,7 @@ def text_files(path: Path | None) -> Source:
         raise UserError(
             f"expected text at corpus.path {path}, found {len(names)} file(s) and no text in them{others}; give one with text"
         )
-    return Source(Documents(tuple(names), partial(_whole_file, root, tuple(names))), left_out=tuple(left_out))
+    return Source(Documents(tuple(names), partial(_whole_file, root, tuple(names)), tuple(left_out)))
 
 
 def listed(left_out: Sequence[LeftOut]) -> str:
@@ -186,8 +186,6 @@ def _no_file(path: str) -> str | None:
 def _why_not(file: Path) -> str | None:
     """Why a file is left out; None where it is taken."""
     try:
-        if not file.stat().st_size:
-            return "empty"
         if _is_text(file):
             return None
     except OSError as error:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from trainenv.corpora import local
-from trainenv.corpora.documents import Documents, LeftOut, Source
+from trainenv.corpora.documents import Documents, Source
 from trainenv.paths import expanded
 from trainenv.types import UserError
 
@@ -27,13 +27,12 @@ C4_VALIDATION = tuple(f"c4-validation.{shard:05d}-of-00008.json.gz" for shard in
 
 def wikitext(path: Path | None) -> Source:
     """WikiText-103, raw: a document an article; the source's own validation split where it is there."""
-    left_out: list[LeftOut] = []
     if path is None:
         parts = [_hub_split(WIKITEXT, WIKITEXT_CONFIG, split) for split in ("train", "validation")]
     else:
-        parts, left_out = _local_copy(expanded(path), WIKITEXT_CONFIG)
-    train, *validation = (Documents((str(place),), partial(_articles, part)) for place, part in enumerate(parts))
-    return Source(train, validation[0] if validation else None, left_out=tuple(left_out))
+        parts = _local_copy(expanded(path), WIKITEXT_CONFIG)
+    train, *validation = (Documents((str(place),), partial(_articles, part), part.left_out) for place, part in enumerate(parts))
+    return Source(train, validation[0] if validation else None)
 
 
 def c4(path: Path | None) -> Source:
@@ -45,21 +44,21 @@ def c4(path: Path | None) -> Source:
     if path is None:
         train, validation = (Documents(names, partial(_hub_shard, names)) for names in (C4_TRAIN, C4_VALIDATION))
         return Source(train, validation, streams=True)
-    parts, left_out = _local_copy(expanded(path), C4_CONFIG)
+    parts = _local_copy(expanded(path), C4_CONFIG)
     if len(parts) == 1:
         raise UserError(
             f"expected a validation split of C4 at corpus.path {path}, found only training files; "
             f"put {C4_VALIDATION[0]} beside them, or read the files as corpus.name: text"
         )
-    return Source(parts[0], parts[1], streams=True, left_out=tuple(left_out))
+    return Source(parts[0], parts[1], streams=True)
 
 
-def _local_copy(path: Path, config: str) -> tuple[list[Documents], list[LeftOut]]:
-    """The training rows and, where there are any, the validation rows of a copy on disk; and what was left out."""
+def _local_copy(path: Path, config: str) -> list[Documents]:
+    """The training rows and, where there are any, the validation rows of a copy on disk."""
     if isfile(path / "dataset_dict.json") or isfile(path / "state.json"):
-        return _saved(path), []
+        return _saved(path)
     train, validation, left_out = local.find(path, config)
-    return [local.documents(files) for files in (train, validation) if files], left_out
+    return [local.documents(files, left_out) for files in (train, validation) if files]
 
 
 def _saved(path: Path) -> list[Documents]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from os.path import isdir, isfile
 from pathlib import Path
@@ -50,9 +50,9 @@ def find(path: Path, config: str) -> tuple[list[Path], list[Path], list[LeftOut]
     raise UserError(f"expected training files named like {NAMING} below {root}, found {found}; rename them so")
 
 
-def documents(files: list[Path]) -> Documents:
+def documents(files: list[Path], left_out: Sequence[LeftOut] = ()) -> Documents:
     """A shard a file. The rows' `text` (a line's text, in plain text files) are the documents."""
-    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)))
+    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)), tuple(left_out))
 
 
 def _rows(files: tuple[Path, ...], shard: int) -> Iterator[bytes]:
