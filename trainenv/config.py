@@ -384,6 +384,12 @@ def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
         raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{found}") from None
 
 
+def with_whole_paths(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `CorpusConfig`, its paths absolute: to be recorded before they are validated."""
+    paths = {key: corpus[key] for key in CORPUS_PATHS if isinstance(corpus.get(key), str | Path) and corpus[key] != ""}
+    return {**corpus, **{key: str(absolute(path)) for key, path in paths.items()}}
+
+
 def takes_text(key: str) -> bool:
     """Whether the value of a dotted key of `RunConfig` is text, whatever YAML would read it as: a name, a path, a choice."""
     *above, last = key.split(".")

@@ -67,20 +67,25 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
+    accepting = "with --resume: go on although text, configuration or who steers have changed since"
     run = command("run", run_command, "Train a run from a preset or a YAML file, recording everything.")
     run.add_argument("config", nargs="?", help="a preset's name, or the path of a YAML file; with --resume, none")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. --set optimizer.lr=1e-3")
     run.add_argument("--out", type=_path, metavar="FOLDER", help="where to record; runs/NAME by default")
     run.add_argument("--weights", type=_path, metavar="FILE", help="start from a .safetensors file, or a .pt file of torch's")
-    run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out, as it was")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in --out, as it was and steered as it was"
+    )
     run.add_argument("--by-hand", action="store_true", help="rewind and cut the learning rate whenever the index fires")
 
     run.add_argument("--branching", action="store_true", help="the whole loop: draft, verify and go on with what holds up")
-    run.add_argument("--planner", default="grid", metavar="NAME", help="that drafts for --branching; grid by default")
+    run.add_argument("--planner", metavar="NAME", help="that drafts for --branching; grid by default")
+    run.add_argument("--accept-changes", action="store_true", help=accepting)
 
     demo = command("demo", demo_command, "A tiny run under stressors, left alone and steered, with a report.")
     demo.add_argument("--out", type=_path, metavar="FOLDER", help="where to record; runs/demo by default")
     demo.add_argument("--resume", action="store_true", help="go on with the interrupted demo in --out")
+    demo.add_argument("--accept-changes", action="store_true", help=accepting)
     demo.add_argument("--steps", type=int, help="budget in optimizer steps")
 
     compare = command("compare", compare_command, "Methods × trunks at equal compute: who trains which run best.")

@@ -36,7 +36,7 @@ def demo_command(args: argparse.Namespace) -> Result:
         for method in _METHODS:
             run.restore(start)
             run.ledger.load({})
-            summaries.append({**_played(method, root.path, run, stop, quiet=args.json), "method": method})
+            summaries.append({**_played(method, root.path, run, stop, args), "method": method})
             if stop():
                 break
     progress = Progress("demo", 1, quiet=args.json)
@@ -53,7 +53,7 @@ def demo_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], *, quiet: bool) -> dict[str, Any]:
+def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace) -> dict[str, Any]:
     """The summary of one of the two, trained now, or to its end, or before."""
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
@@ -68,11 +68,11 @@ def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool],
         return ended
     responder = branching() if method == "branching" else None
     if path.is_dir() and CheckpointStore(path / FOLDER).steps():
-        folder, _ = resume(path, run, responder)
+        folder, _ = resume(path, run, responder, accept_changes=args.accept_changes)
     else:  # what was stopped before its first checkpoint had not begun
         shutil.rmtree(path, ignore_errors=True)
         folder = RunFolder.create(path, run.config)
-    with Progress(method, run.config.steps, quiet=quiet) as progress:
+    with Progress(method, run.config.steps, quiet=args.json) as progress:
         if responder is not None:
             progress.say(str(responder.statement(run)))
         return drive(run, folder, responder=responder, watch=progress.watch, stop=stop)

@@ -24,7 +24,7 @@ from trainenv.corpora.stream import TokenStream
 from trainenv.corpora.tokenizers import Bytes, IntArray, Tokenizer, dtype
 from trainenv.types import UserError
 
-__all__ = ["Corpus", "CorpusBatches", "Split", "TokenStream", "epoch_steps", "load", "source", "tokenizer"]
+__all__ = ["Corpus", "CorpusBatches", "Split", "TokenStream", "epoch_steps", "identity", "load", "source", "tokenizer"]
 
 ARTEFACTS = "ï»¿Ã©â€™ï¿½Â\xa0â€œ\ufffd\ufffdÃƒÂ©\u200b\u00ad\ufeffÐ¿Ñ€Ð¸\x00\x7f\u202eä½\xa0å¥½ &amp;#8217; \\u00e9"
 HELD_OUT = 1_000_000  # tokens of a stream's validation split that are read
@@ -52,6 +52,14 @@ def _load(config: CorpusConfig) -> Corpus:
     if corpus.validation.size < 2 or corpus.probe.size < 2:
         raise UserError(f"expected text in the validation split of corpus {config.name}, found none; give a split with text")
     return corpus
+
+
+def identity(corpus: Corpus) -> str:
+    """A digest that differs where a run would train on other tokens: the corpus's, and the sizes of a stream's files."""
+    train = corpus.train
+    if not isinstance(train, TokenStream):
+        return corpus.digest
+    return _digest(corpus.digest, *(str(size) for size in train.documents.sizes))
 
 
 def source(config: CorpusConfig) -> Source:

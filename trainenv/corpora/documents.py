@@ -40,11 +40,13 @@ class Documents:
         shards: their names, the same on every machine that has the same text.
         read: the documents of the shard at a place in `shards`, UTF-8.
         left_out: what lies there and is not part of the text: each name, and why.
+        sizes: bytes of the files that the shards are, where they are files.
     """
 
     shards: tuple[str, ...]
     read: Callable[[int], Iterator[bytes]]
     left_out: tuple[LeftOut, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[bytes]:
         for shard in range(len(self.shards)):

@@ -52,7 +52,8 @@ def find(path: Path, config: str) -> tuple[list[Path], list[Path], list[LeftOut]
 
 def documents(files: list[Path], left_out: Sequence[LeftOut] = ()) -> Documents:
     """A shard a file. The rows' `text` (a line's text, in plain text files) are the documents."""
-    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)), tuple(left_out))
+    sizes = tuple(file.stat().st_size for file in files)
+    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)), tuple(left_out), sizes)
 
 
 def _rows(files: tuple[Path, ...], shard: int) -> Iterator[bytes]:

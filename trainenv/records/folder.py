@@ -36,12 +36,15 @@ class RunFolder:
     | `validation.jsonl` | step, line and validation loss |
     | `lines.jsonl` | where history started anew: number of the line, the step it starts from, and the rewinds behind it |
     | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
+    | `checkpoints/made_of.json` | what the run is trained with, see `records.resuming` |
     | `summary.json` | the result, once the run has ended |
     """
 
     def __init__(self, path: Path, line: int = 0, rewinds: int = 0) -> None:
         self.path, self.line, self.rewinds = path, line, rewinds
         self.telemetry = TelemetryLog(path / "telemetry")
+        self.flags: tuple[str, ...] = ()  # of `trainenv run`, that make who steers
+        self.changes: tuple[str, ...] | None = ()  # since the run was saved, in words; None: that can't be told
         self._resumed: list[str] | None = None  # digests of the checkpoints there were, for a run that goes on
 
     @classmethod
