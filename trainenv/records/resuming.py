@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv import corpora
-from trainenv.checkpoints import FOLDER
+from trainenv.checkpoints import FOLDER, MADE_OF
 from trainenv.records.lines import plain
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
-NAME = "made_of.json"
 # Settings that change no bit, or whose effect is compared elsewhere: a path by its text's digest, a device by its numerics.
 _NO_MATTER = (
     "name",
@@ -66,7 +65,7 @@ class MadeOf:
     def read(cls, path: Path) -> MadeOf | None:
         """What the run recorded in a folder was made of; None where the folder does not say."""
         try:
-            found = json.loads((path / FOLDER / NAME).read_text(encoding="utf-8"))
+            found = json.loads((path / FOLDER / MADE_OF).read_text(encoding="utf-8"))
             made = cls(**{**found, "flags": tuple(found["flags"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -80,8 +79,8 @@ class MadeOf:
         """
         if self == MadeOf.read(path):
             return
-        place = path / FOLDER / NAME
-        temporary = place.with_name(f".{NAME}.tmp")
+        place = path / FOLDER / MADE_OF
+        temporary = place.with_name(f".{MADE_OF}.tmp")
         try:
             temporary.write_text(json.dumps(vars(self), indent=1) + "\n", encoding="utf-8")
             temporary.replace(place)
