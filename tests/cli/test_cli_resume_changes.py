@@ -11,7 +11,9 @@ from strict_json import strict
 
 from trainenv import cli, corpora
 from trainenv.cli import main
-from trainenv.records.resuming import MadeOf
+from trainenv.records.resuming import MadeOf, check_corpus
+from trainenv.run import TrainingRun
+from trainenv.types import UserError
 
 WORDS = "the of and to in is you that it he was for\n"
 RESUME = ["run", "--resume", "--out", "mine"]
@@ -61,6 +63,17 @@ def test_other_text_is_refused_and_may_be_accepted(
     assert "not to the bit as it was: the digest of the corpus" in told
     assert before in told
     assert json.loads(RECORD.read_text())["corpus"] not in (before, None)
+
+
+def test_a_decision_on_other_text_is_not_replayed(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(monkeypatch, capsys)
+    check_corpus(Path("mine"), TrainingRun.from_config("mine/config.yaml"))
+    text.write_text(WORDS.upper() * 1000, encoding="utf-8")
+    corpora._load.cache_clear()
+    with pytest.raises(UserError, match=r"was \w+, is \w+; put the text back"):
+        check_corpus(Path("mine"), TrainingRun.from_config("mine/config.yaml"))
 
 
 def test_other_tokens_of_the_same_text_are_refused(
