@@ -70,7 +70,7 @@ def __getattr__(name: str) -> Any:
 for _size in ("Tiny", "Small", "Medium", "Large"):
     gymnasium.register(
         id=f"trainenv/GPT2-{_size}-v0",
-        entry_point="trainenv.envs.training:TrainingEnv",
+        entry_point="trainenv.envs.registered:training",
         kwargs={"config": _size.lower()},
     )
-gymnasium.register(id="trainenv/Synthetic-v0", entry_point="trainenv.envs.synthetic:SyntheticEnv")
+gymnasium.register(id="trainenv/Synthetic-v0", entry_point="trainenv.envs.registered:synthetic")

@@ -7,11 +7,13 @@ A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunC
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trainenv.paths import absolute
 from trainenv.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, UserError
 from trainenv.yaml_files import find, listed, merge, nest, read_yaml, resolve
@@ -57,11 +59,17 @@ class ModelConfig(Config):
         return self
 
 
+CORPUS_PATHS = ("path", "tokenizer_path", "cache")
+
+
 class CorpusConfig(Config):
     """Where text comes from and how it becomes tokens.
 
     `stdlib` is the text of Python's own standard library. `text` reads the file, or every file below the folder, at `path`.
     `wikitext-103` and `c4` are loaded with `datasets`, from the hub or from a local copy at `path`; `c4` streams.
+
+    Paths are kept absolute, so that a recorded configuration means the same files wherever it is read: `~` is the home folder,
+    and a relative path starts from the current folder, also one that stands in a YAML file.
     """
 
     name: Literal["stdlib", "text", "wikitext-103", "c4"] = "stdlib"
@@ -71,6 +79,19 @@ class CorpusConfig(Config):
     vocab_size: Annotated[int, Field(ge=257)] = 4096
     max_tokens: Count | None = None
     cache: Path | None = None
+
+    @field_validator(*CORPUS_PATHS, mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: Any) -> Any:
+        """An empty path would be the current folder."""
+        if value == "":
+            raise ValueError("expected a path, found an empty one; give one or leave it out")
+        return value
+
+    @field_validator(*CORPUS_PATHS)
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else absolute(value)
 
 
 class OptimizerConfig(Config):
@@ -304,6 +325,14 @@ class TrainingConfig(Config):
     environment: EnvironmentConfig = EnvironmentConfig()
     branching: BranchingConfig = BranchingConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        """Runs are recorded in a folder of that name by default."""
+        if name in (".", "..") or "\0" in name:
+            raise ValueError(f"expected the name of a folder, found {name!r}; give another")
+        return name
+
 
 class RunConfig(TrainingConfig):
     """A run that is ours from the corpus to the optimizer: everything that it is made from."""
@@ -356,6 +385,8 @@ def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
             raise UserError(f"{source}: {where} is missing; state it, or start the file with `extends: tiny`") from None
         reason = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+        if first["type"] in ("string_type", "path_type") and isinstance(first["input"], int | float | date):
+            found += "; quote it"  # YAML reads 007, on and 2024-01-01 as no text
         raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{found}") from None
 
 
@@ -363,6 +394,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain(part) for part in value) if type(value) in (list, tuple) else value
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def with_whole_paths(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `CorpusConfig`, its paths absolute: to be recorded before they are validated."""
+    paths = {key: corpus[key] for key in CORPUS_PATHS if isinstance(corpus.get(key), str | Path) and corpus[key] != ""}
+    return {**corpus, **{key: str(absolute(path)) for key, path in paths.items()}}
+
+
+def takes_text(key: str) -> bool:
+    """Whether the value of a dotted key of `RunConfig` is text, whatever YAML would read it as: a name, a path, a choice."""
+    *above, last = key.split(".")
+    model: Any = RunConfig
+    for part in above:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field is not None else None
+    field = getattr(model, "model_fields", {}).get(last)
+    if field is None:
+        return False
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return all(kind in (str, Path, type(None)) or isinstance(kind, str) for kind in kinds)
 
 
 def _keys_at(model: type[Config], location: Sequence[int | str]) -> Iterator[str]:

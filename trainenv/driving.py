@@ -14,6 +14,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.faults import faults_of
 from trainenv.records.folder import REWINDS, RunFolder, read_events, read_validation
 from trainenv.records.lines import plain
+from trainenv.records.resuming import MadeOf, check_responder, same_kind
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
@@ -98,6 +99,7 @@ def drive(
         raise UserError(f"responder must be a Responder, found {responder!r:.80}; an agent goes in as agents.Acting(agent=…)")
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
+        MadeOf.of(run, responder, folder.flags).write(folder.path)
         if responder is not None:
             responder.begin(run, folder, store)
         if not run.done and run.step not in store.steps():
@@ -122,22 +124,39 @@ def _state(run: TrainingRun, folder: RunFolder, responder: Responder | None) -> 
     return run.snapshot(beside)
 
 
-def resume(path: Path, run: TrainingRun, responder: Responder | None = None) -> tuple[RunFolder, Snapshot]:
+def resume(
+    path: Path, run: TrainingRun, responder: Responder | None = None, *, accept_changes: bool = False
+) -> tuple[RunFolder, Snapshot]:
     """Bring a run, and whoever steers it, to where the run recorded in a folder was saved last; then `drive` them on.
 
     Args:
         path: the run's folder.
         run: built from the folder's `config.yaml`.
         responder: as it was when the run was recorded.
+        accept_changes: whether to go on where text, configuration or responder have changed since: not to the bit as it was.
 
     Raises:
-        UserError: there is nothing to resume, or the run had ended.
+        UserError: there is nothing to resume, the run had ended, or what it is made of has changed. Nothing was changed.
     """
     folder, snapshot = RunFolder.resume(path)
+    made, now = MadeOf.read(folder.path), MadeOf.of(run, responder)
+    folder.flags = made.flags if made is not None else ()
+    folder.changes = made.changes(now) if made is not None else None
+    remembered = snapshot.state.get(RESPONDER)
+    if not accept_changes:
+        check_responder(folder.path, made, now, has_state=remembered is not None)
+        if folder.changes:
+            raise UserError(
+                f"the run in {folder.path} can't go on as it was: {'; '.join(folder.changes)}; "
+                "put that back, or accept the changes (--accept-changes)"
+            )
+    then = made.responder if made is not None else None
+    same = then is None or now.responder is None or same_kind(then, now.responder)
+    state = json.loads(remembered) if remembered is not None and same else {}
     run.restore(snapshot)
     run.ledger.load(snapshot.state["ledger"])
     if responder is not None:
-        responder.load_state_dict(json.loads(snapshot.state.get(RESPONDER, "{}")))
+        responder.load_state_dict(state)
     return folder, snapshot
 
 

@@ -39,7 +39,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, *, quiet: bool) -> None:
         self._out, self._err = Console(quiet=quiet, highlight=False), Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description:>11}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description:>11}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=self._err, disable=not self._err.is_terminal)
         self._task = self._bar.add_task(title, total=total, note="")
         self._title, self._total, self._tenth = title, total, 0
@@ -59,7 +59,7 @@ class Progress:
         self._bar.update(self._task, completed=run.step, total=total, note=note)
         tenth = 10 * run.step // max(total, 1)
         if not self._err.is_terminal and tenth > self._tenth:
-            self._err.print(f"{self._title}: step {run.step} of {total}, {note}")
+            self._err.print(f"{self._title}: step {run.step} of {total}, {note}", markup=False)
             self._tenth = tenth
 
     def say(self, sentence: str) -> None:

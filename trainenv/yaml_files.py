@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainenv.paths import expanded
 from trainenv.spelling import nearest
 from trainenv.types import UserError
 
@@ -28,13 +30,13 @@ def presets() -> list[str]:
 
 def find(source: str) -> Path:
     """The file of a preset's name, or of a path."""
-    path = Path(source)
+    path = expanded(source)
     if path.suffix in {".yaml", ".yml"}:
-        if path.is_file():
+        if isfile(path):
             return path
         raise UserError(f"expected a YAML file at {source}, found none; give one that exists, or a preset: {listed(presets())}")
     preset = configs_folder() / f"{source}.yaml"
-    if preset.is_file():
+    if isfile(preset):
         return preset
     close = nearest(source, presets())
     raise UserError(f"unknown preset {source!r}{close}; presets: {listed(presets())}; or give a path ending in .yaml")
@@ -48,7 +50,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}; give a file that may be read") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2024-13-45 is a ValueError
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         found = "an empty file" if values is None else type(values).__name__
@@ -57,8 +61,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as it would stand in a YAML file."""
-    return yaml.load(text, Loader=_StrictLoader)
+    """A value as it would stand in a YAML file.
+
+    Raises:
+        ValueError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

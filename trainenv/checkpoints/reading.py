@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainenv.checkpoints import file, lock, manifest
+from trainenv.checkpoints import MADE_OF, file, lock, manifest
 from trainenv.checkpoints.front import BrokenCheckpoint
 from trainenv.checkpoints.manifest import Entry, Manifest
 from trainenv.checkpoints.retention import Deletion
@@ -203,7 +203,7 @@ def verify(folder: Path) -> list[Finding]:
     # A writer may have gone on meanwhile: what it deleted is not missing, and what it saved is not stray.
     now = {entry.file for entry in _listed_now(folder, listed).entries}
     findings = [finding for finding in findings if finding.entry is None or finding.file in names or finding.file in now]
-    known = {lock.NAME, manifest.NAME, *now, *(finding.file for finding in findings)}
+    known = {lock.NAME, manifest.NAME, MADE_OF, *now, *(finding.file for finding in findings)}
     return findings + [_stray(folder, name) for name in names if name not in known]
 
 

@@ -21,6 +21,7 @@ from trainenv.cli.replay import replay_command
 from trainenv.cli.report import report_command
 from trainenv.cli.run import run_command
 from trainenv.cli.worldmodel import build_command
+from trainenv.paths import expanded
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 a fault was found, 2 a mistake to mend, 130 interrupted."""
     args = _parser().parse_args(arguments)
     try:
+        for name, value in vars(args).items():
+            if isinstance(value, Path):
+                setattr(args, name, expanded(value))  # a shell leaves the ~ of --out=~/mine alone
         with _warnings_in_sentences():
             result, code = args.command(args)
     except UserError as error:
         print(f"trainenv: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        if not error.filename:  # no file of the user's: a broken pipe, say
+            raise
+        print(f"trainenv: {error.filename}: {error.strerror}; give another path, or mend that one", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -58,25 +67,30 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
+    accepting = "with --resume: go on although text, configuration or who steers have changed since"
     run = command("run", run_command, "Train a run from a preset or a YAML file, recording everything.")
     run.add_argument("config", nargs="?", help="a preset's name, or the path of a YAML file; with --resume, none")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. --set optimizer.lr=1e-3")
-    run.add_argument("--out", type=Path, metavar="FOLDER", help="where to record; runs/NAME by default")
-    run.add_argument("--weights", type=Path, metavar="FILE", help="start from a .safetensors file, or a .pt file of torch's")
-    run.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out, as it was")
+    run.add_argument("--out", type=_path, metavar="FOLDER", help="where to record; runs/NAME by default")
+    run.add_argument("--weights", type=_path, metavar="FILE", help="start from a .safetensors file, or a .pt file of torch's")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in --out, as it was and steered as it was"
+    )
     run.add_argument("--by-hand", action="store_true", help="rewind and cut the learning rate whenever the index fires")
 
     run.add_argument("--branching", action="store_true", help="the whole loop: draft, verify and go on with what holds up")
-    run.add_argument("--planner", default="grid", metavar="NAME", help="that drafts for --branching; grid by default")
+    run.add_argument("--planner", metavar="NAME", help="that drafts for --branching; grid by default")
+    run.add_argument("--accept-changes", action="store_true", help=accepting)
 
     demo = command("demo", demo_command, "A tiny run under stressors, left alone and steered, with a report.")
-    demo.add_argument("--out", type=Path, metavar="FOLDER", help="where to record; runs/demo by default")
+    demo.add_argument("--out", type=_path, metavar="FOLDER", help="where to record; runs/demo by default")
     demo.add_argument("--resume", action="store_true", help="go on with the interrupted demo in --out")
+    demo.add_argument("--accept-changes", action="store_true", help=accepting)
     demo.add_argument("--steps", type=int, help="budget in optimizer steps")
 
     compare = command("compare", compare_command, "Methods × trunks at equal compute: who trains which run best.")
     compare.add_argument("suite", nargs="?", default="quick", metavar="CONFIG", help="quick, full, or the path of a YAML file")
-    compare.add_argument("--out", type=Path, metavar="FOLDER", help="where to record; runs/compare-NAME by default")
+    compare.add_argument("--out", type=_path, metavar="FOLDER", help="where to record; runs/compare-NAME by default")
     compare.add_argument("--methods", metavar="A,B", help="methods, in place of the suite's")
     compare.add_argument("--trunks", metavar="A,B", help="trunks of the suite; all by default")
     compare.add_argument("--seeds", type=int, metavar="N", help="runs a trunk")
@@ -84,12 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--keep", action="store_true", help="keep the folders of all runs")
 
     report = command("report", report_command, "Write what became of a run, or of a comparison, as one HTML file.")
-    report.add_argument("folder", type=Path, metavar="FOLDER", help="of a run or of a comparison")
-    report.add_argument("--out", type=Path, metavar="FILE", help="report.html in the folder by default")
-    report.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write the run as TensorBoard reads it")
+    report.add_argument("folder", type=_path, metavar="FOLDER", help="of a run or of a comparison")
+    report.add_argument("--out", type=_path, metavar="FILE", help="report.html in the folder by default")
+    report.add_argument("--tensorboard", type=_path, metavar="DIR", help="also write the run as TensorBoard reads it")
 
     replay = command("replay", replay_command, "Train the branches of a recorded decision again; exit code 1 if they differ.")
-    replay.add_argument("folder", type=Path, metavar="FOLDER", help="of a run")
+    replay.add_argument("folder", type=_path, metavar="FOLDER", help="of a run")
     replay.add_argument("step", metavar="STEP", help="of the decision; 500-2 for the second at step 500")
     replay.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. --set device=cpu")
 
@@ -99,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def action(name: str, about: str) -> argparse.ArgumentParser:
         sub = command(name, checkpoint_command, about, among=actions)
-        sub.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder, or the checkpoints folder in it")
+        sub.add_argument("folder", type=_path, metavar="FOLDER", help="a run's folder, or the checkpoints folder in it")
         return sub
 
     action("verify", "Read every byte and say which files are whole; exit code 1 if one is not.")
@@ -109,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--keep-last", type=int, metavar="N", help="keep the newest N, not as many as the run is configured to")
     export = action("export", "Write the weights of a checkpoint as plain torch and transformers load them.")
     export.add_argument(
-        "out", type=Path, metavar="OUT", help="a path ending in .safetensors, or in .pt with the optimizer's state"
+        "out", type=_path, metavar="OUT", help="a path ending in .safetensors, or in .pt with the optimizer's state"
     )
     export.add_argument("--step", type=int, metavar="N", help="that the checkpoint was saved at; the newest by default")
 
@@ -117,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     world = commands.add_parser("worldmodel", help=about, description=about)
     making = world.add_subparsers(required=True, metavar="ACTION", dest="action")
     build = command("build", build_command, "Branch many small runs, train on them, calibrate, judge; resumable.", among=making)
-    build.add_argument("--out", type=Path, metavar="FOLDER", help="of all of it; runs/worldmodel by default")
+    build.add_argument("--out", type=_path, metavar="FOLDER", help="of all of it; runs/worldmodel by default")
     build.add_argument(
         "--trunks", type=int, default=200, metavar="N", help="runs to branch; 200 by default, an hour on two cores"
     )
@@ -126,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command("doctor", doctor_command, "Check this machine: versions, memory, devices, exactness and speed.")
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path among the arguments."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found an empty one")
+    return Path(text)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.asking import INTERRUPTED, Result, interruptible
+from trainenv.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def demo_command(args: argparse.Namespace) -> Result:
         for method in _METHODS:
             run.restore(start)
             run.ledger.load({})
-            summaries.append({**_played(method, root.path, run, stop, quiet=args.json), "method": method})
+            summaries.append({**_played(method, root.path, run, stop, args), "method": method})
             if stop():
                 break
     progress = Progress("demo", 1, quiet=args.json)
     progress.table("The same budget, left alone and steered", summaries)
     result: dict[str, Any] = {"command": "demo", "folder": str(root.path), "runs": summaries}
     if stop():
-        progress.say(f"interrupted; go on with: trainenv demo --resume --out {root.path}")
+        progress.say(f"interrupted; go on with: trainenv demo --resume --out {typed(root.path)}")
         return result, INTERRUPTED
     steered = root.path / _METHODS[-1]
     progress.say(RunReport(steered).tree())
@@ -52,7 +53,7 @@ def demo_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], *, quiet: bool) -> dict[str, Any]:
+def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace) -> dict[str, Any]:
     """The summary of one of the two, trained now, or to its end, or before."""
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
@@ -67,11 +68,11 @@ def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool],
         return ended
     responder = branching() if method == "branching" else None
     if path.is_dir() and CheckpointStore(path / FOLDER).steps():
-        folder, _ = resume(path, run, responder)
+        folder, _ = resume(path, run, responder, accept_changes=args.accept_changes)
     else:  # what was stopped before its first checkpoint had not begun
         shutil.rmtree(path, ignore_errors=True)
         folder = RunFolder.create(path, run.config)
-    with Progress(method, run.config.steps, quiet=quiet) as progress:
+    with Progress(method, run.config.steps, quiet=args.json) as progress:
         if responder is not None:
             statement = responder.statement(run)
             progress.say(str(statement))

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from trainenv.cli.asking import Result
+from trainenv.paths import typed
 from trainenv.types import UserError
 
 
@@ -36,6 +37,6 @@ def report_command(args: argparse.Namespace) -> Result:
         if args.tensorboard:
             scalars = write_tensorboard(args.folder, args.tensorboard)
             result |= {"tensorboard": str(args.tensorboard), "scalars": scalars}
-            console.print(f"for TensorBoard: tensorboard --logdir {args.tensorboard}", markup=False, soft_wrap=True)
+            console.print(f"for TensorBoard: tensorboard --logdir {typed(args.tensorboard)}", markup=False, soft_wrap=True)
     console.print(f"report: {path}", markup=False, soft_wrap=True)
     return {**result, "report": str(path), "bytes": path.stat().st_size}, 0

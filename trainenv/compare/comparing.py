@@ -6,17 +6,21 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainenv import __version__
+from trainenv import __version__, corpora
+from trainenv.checkpoints.lock import NAME as LOCK
+from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare.cells import Cell, Row, Task, play, read, write_json
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.crew import Crew
 from trainenv.compare.results import results
 from trainenv.compare.suite import Suite, check_known
 from trainenv.compare.trunks import Trunk
+from trainenv.config import with_whole_paths
 from trainenv.records.lines import plain
 from trainenv.types import UserError
 
@@ -70,7 +74,42 @@ def compare(
     """
     check_known("method", suite.played, methods)
     _check_importable(methods, measure, suite, workers)
-    begin(folder, suite)
+    check_folder(folder, suite)
+    with _alone(folder):
+        begin(folder, suite)
+        return _played(folder, suite, methods, measure, workers, keep, progress, stop)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A comparison has one process that plays it: two would delete each other's runs.
+
+    Raises:
+        UserError: another one plays it, or the folder can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} must be a folder to compare in, found: {error.strerror}; give another --out") from None
+    lock = FolderLock(folder)
+    lock.take()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _played(
+    folder: Path,
+    suite: Suite,
+    methods: Mapping[str, Method],
+    measure: Measure,
+    workers: int,
+    keep: bool,
+    progress: Callable[[Progress], None],
+    stop: Stop,
+) -> dict[str, Any]:
+    """Play what is missing; returns the results."""
     tasks = [
         Task(cell=cell, trunk=trunk, method=methods[cell.method], measure=measure, folder=folder, keep=keep)
         for trunk, cell in cells(suite)
@@ -125,24 +164,47 @@ def begin(folder: Path, suite: Suite) -> None:
     """Note in the folder what is asked.
 
     Raises:
-        UserError: it holds something else, or a comparison of other trunks under the same names.
+        UserError: see `check_folder`, or it can't be written.
+    """
+    write_json(folder / "suite.json", {"schema": 1, "version": __version__, **check_folder(folder, suite)})
+
+
+def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
+    """What is to be noted in the folder: what is asked, and the trunks that are there. Nothing is written.
+
+    Raises:
+        UserError: it holds something else, or a comparison of other trunks, or of other text, under the same names.
     """
     path, asked = folder / "suite.json", json.loads(json.dumps(suite.to_json()))
+    digests = _digests(suite)
     if path.is_file():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-            known = {trunk["name"]: trunk for trunk in there["trunks"]}
-            name = there["name"]
-        except (ValueError, KeyError, TypeError):
+            known = {trunk["name"]: {**trunk, "corpus": with_whole_paths(trunk["corpus"])} for trunk in there["trunks"]}
+            name, trained_on = there["name"], dict(there.get("corpora", {}))
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path} is no suite of ours; give another --out") from None
         differing = next((t["name"] for t in asked["trunks"] if known.get(t["name"], t) != t), None)
         if name != suite.name or differing is not None:
             what = f"its trunk {differing!r} is another" if name == suite.name else f"expected {suite.name!r}, found {name!r}"
             raise UserError(f"{folder} holds the cells of another suite ({what}); give another --out")
+        for trunk, digest in digests.items():
+            if trained_on.get(trunk, digest) != digest:
+                raise UserError(
+                    f"{folder} holds cells that were trained on other text: the digest of the corpus of trunk {trunk!r} was "
+                    f"{trained_on[trunk]}, is {digest}; put the text back, or give another --out"
+                )
+        digests = {**trained_on, **digests}
         asked["trunks"] = list({**known, **{trunk["name"]: trunk for trunk in asked["trunks"]}}.values())
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no comparison; give another --out")
-    write_json(path, {"schema": 1, "version": __version__, **asked})
+    return {**asked, "corpora": digests} if digests else dict(asked)
+
+
+def _digests(suite: Suite) -> dict[str, str]:
+    """The digests of the texts that lie in files of the user's, by trunk."""
+    configs = {trunk.name: trunk.config(0).corpus for trunk in suite.trunks}
+    return {name: corpora.identity(corpora.load(config)) for name, config in configs.items() if config.path is not None}
 
 
 @dataclass(kw_only=True)

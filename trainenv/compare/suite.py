@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from trainenv.compare.trunks import Trunk
+from trainenv.config import with_whole_paths
+from trainenv.paths import expanded
 from trainenv.spelling import nearest
 from trainenv.types import UserError
 from trainenv.yaml_files import configs_folder, merge, read_yaml
@@ -101,7 +104,7 @@ def load_suite(source: str | Path) -> Suite:
     Raises:
         UserError: no such suite, or something in it is wrong: the nearest valid name stands in the sentence.
     """
-    path = Path(source)
+    path = expanded(source)
     if path.suffix not in (".yaml", ".yml"):
         path = configs_folder() / "compare" / f"{source}.yaml"
         if str(source) not in suites():
@@ -109,7 +112,7 @@ def load_suite(source: str | Path) -> Suite:
             raise UserError(
                 f"unknown suite {str(source)!r}{close}; suites: {', '.join(suites())}; or give a path ending in .yaml"
             )
-    elif not path.is_file():
+    elif not isfile(path):
         raise UserError(f"expected a YAML file at {path}, found none; give one that exists, or a suite: {', '.join(suites())}")
     return suite_of(read_yaml(path), path.stem)
 
@@ -151,6 +154,8 @@ def _trunk(name: str, values: Mapping[str, Any], suite: Mapping[str, Mapping[str
         check_known(key, [str(given[key])], suite[among], f"trunk {name}")
         given[key] = suite[among][given[key]]
     given["overrides"] = merge(suite["overrides"], _mapping(given.get("overrides") or {}, f"trunk {name}: overrides"))
+    if isinstance(given["corpus"], Mapping):  # else the trunk says what is wrong
+        given["corpus"] = with_whole_paths(given["corpus"])
     return Trunk(name=str(name), **given)
 
 

@@ -6,6 +6,7 @@ data index.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -18,12 +19,12 @@ from trainenv.config import CorpusConfig
 from trainenv.corpora import bpe, cache, gpt2, hub
 from trainenv.corpora.batches import CorpusBatches, epoch_steps
 from trainenv.corpora.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
-from trainenv.corpora.documents import Documents, Source, Survey, standard_library, text_files
+from trainenv.corpora.documents import Documents, Source, Survey, listed, standard_library, text_files
 from trainenv.corpora.stream import TokenStream
 from trainenv.corpora.tokenizers import Bytes, IntArray, Tokenizer, dtype
 from trainenv.types import UserError
 
-__all__ = ["Corpus", "CorpusBatches", "Split", "TokenStream", "epoch_steps", "load", "source", "tokenizer"]
+__all__ = ["Corpus", "CorpusBatches", "Split", "TokenStream", "epoch_steps", "identity", "load", "source", "tokenizer"]
 
 ARTEFACTS = "ï»¿Ã©â€™ï¿½Â\xa0â€œ\ufffd\ufffdÃƒÂ©\u200b\u00ad\ufeffÐ¿Ñ€Ð¸\x00\x7f\u202eä½\xa0å¥½ &amp;#8217; \\u00e9"
 HELD_OUT = 1_000_000  # tokens of a stream's validation split that are read
@@ -37,18 +38,28 @@ def load(config: CorpusConfig) -> Corpus:
     Raises:
         UserError: the text or the tokenizer cannot be had, or there is too little text.
     """
-    paths = {name: getattr(config, name) for name in ("path", "tokenizer_path", "cache")}
-    return _load(config.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None}))
+    return _load(config)
 
 
 @lru_cache(maxsize=4)
 def _load(config: CorpusConfig) -> Corpus:
     text, folder = source(config), cache.folder(config.cache)
+    if left_out := text.train.left_out:
+        found = f"{len(left_out)} left out: {listed(left_out)}"
+        warnings.warn(f"of the files and folders at corpus.path {config.path} {found}", stacklevel=3)
     tokens = tokenizer(config, text, folder)
     corpus = _streamed(config, text, tokens, folder) if text.streams else _whole(config, text, tokens, folder)
     if corpus.validation.size < 2 or corpus.probe.size < 2:
         raise UserError(f"expected text in the validation split of corpus {config.name}, found none; give a split with text")
     return corpus
+
+
+def identity(corpus: Corpus) -> str:
+    """A digest that differs where a run would train on other tokens: the corpus's, and the sizes of a stream's files."""
+    train = corpus.train
+    if not isinstance(train, TokenStream):
+        return corpus.digest
+    return _digest(corpus.digest, *(str(size) for size in train.documents.sizes))
 
 
 def source(config: CorpusConfig) -> Source:

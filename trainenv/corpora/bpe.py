@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from trainenv.corpora import cache
 from trainenv.corpora.documents import Documents, Survey
-from trainenv.corpora.tokenizers import END_OF_TEXT, Subwords
+from trainenv.corpora.tokenizers import END_OF_TEXT, Subwords, interruptible
 from trainenv.types import UserError
 
 SAMPLE = 8 << 20  # bytes of text that a BPE is trained on, at most: a few seconds
+LONGEST = 1024  # bytes of a word that a BPE is trained on: training takes the square of a word's length
+_LONG = re.compile(rf"[^ \t\r\n]{{{LONGEST // 4},}}|\s{{{LONGEST // 4},}}")  # in characters, of at most 4 bytes
 
 
 def train(documents: Documents, vocab_size: int, folder: Path, *, streams: bool = False) -> Subwords:
@@ -46,11 +49,17 @@ def _sample(documents: Documents, stride: int) -> Iterator[bytes]:
 
 
 def _trained(sample: Iterator[bytes], vocab_size: int) -> str:
+    """The JSON of a tokenizer. Words longer than `LONGEST` (DNA, base64) are trained on in pieces, and encoded whole."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Rust
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
+    texts = [document.decode(errors="replace") for document in sample]
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust = Rust(models.BPE())
-    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rust.pre_tokenizer = words
+    if any(_LONG.search(text) for text in texts):
+        pieces = pre_tokenizers.Split(Regex(f".{{{LONGEST}}}"), "isolated")
+        rust.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
     rust.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -58,5 +67,6 @@ def _trained(sample: Iterator[bytes], vocab_size: int) -> str:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    rust.train_from_iterator((document.decode(errors="replace") for document in sample), trainer)
+    interruptible(lambda: rust.train_from_iterator(iter(texts), trainer))
+    rust.pre_tokenizer = words
     return str(rust.to_str())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from os.path import isfile
 from pathlib import Path
 
 from trainenv.corpora.tokenizers import END_OF_TEXT, Subwords
+from trainenv.paths import expanded
 from trainenv.types import UserError
 
 REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the present and the former name, which old caches have
@@ -19,12 +21,12 @@ def load(path: Path | None) -> Subwords:
     if path is None:
         file = _from_hub()
         return Subwords(file.read_text(encoding="utf-8"), str(file))
-    path = path.expanduser()
+    path = expanded(path)
     for file in (path, path / "tokenizer.json"):
-        if file.is_file():
+        if isfile(file):
             return Subwords(file.read_text(encoding="utf-8", errors="replace"), str(file))
     vocabulary, merges = path / "vocab.json", path / "merges.txt"
-    if vocabulary.is_file() and merges.is_file():
+    if isfile(vocabulary) and isfile(merges):
         return Subwords(_from_pair(vocabulary, merges), str(path))
     raise UserError(
         f"expected a tokenizer.json, or a folder with one or with vocab.json and merges.txt, at corpus.tokenizer_path {path}, "

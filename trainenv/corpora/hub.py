@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from trainenv.corpora import local
 from trainenv.corpora.documents import Documents, Source
+from trainenv.paths import expanded
 from trainenv.types import UserError
 
 WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"
@@ -28,8 +30,8 @@ def wikitext(path: Path | None) -> Source:
     if path is None:
         parts = [_hub_split(WIKITEXT, WIKITEXT_CONFIG, split) for split in ("train", "validation")]
     else:
-        parts = _local_copy(path.expanduser(), WIKITEXT_CONFIG)
-    train, *validation = (Documents((str(place),), partial(_articles, part)) for place, part in enumerate(parts))
+        parts = _local_copy(expanded(path), WIKITEXT_CONFIG)
+    train, *validation = (Documents((str(place),), partial(_articles, part), part.left_out) for place, part in enumerate(parts))
     return Source(train, validation[0] if validation else None)
 
 
@@ -42,7 +44,7 @@ def c4(path: Path | None) -> Source:
     if path is None:
         train, validation = (Documents(names, partial(_hub_shard, names)) for names in (C4_TRAIN, C4_VALIDATION))
         return Source(train, validation, streams=True)
-    parts = _local_copy(path.expanduser(), C4_CONFIG)
+    parts = _local_copy(expanded(path), C4_CONFIG)
     if len(parts) == 1:
         raise UserError(
             f"expected a validation split of C4 at corpus.path {path}, found only training files; "
@@ -53,10 +55,10 @@ def c4(path: Path | None) -> Source:
 
 def _local_copy(path: Path, config: str) -> list[Documents]:
     """The training rows and, where there are any, the validation rows of a copy on disk."""
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if isfile(path / "dataset_dict.json") or isfile(path / "state.json"):
         return _saved(path)
-    train, validation = local.find(path, config)
-    return [local.documents(files) for files in (train, validation) if files]
+    train, validation, left_out = local.find(path, config)
+    return [local.documents(files, left_out) for files in (train, validation) if files]
 
 
 def _saved(path: Path) -> list[Documents]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from os.path import isdir, isfile
 from pathlib import Path
 
-from trainenv.corpora.documents import Documents
+from trainenv.corpora.documents import Documents, LeftOut, files_below
 from trainenv.types import UserError
 
 SUFFIXES = {
@@ -20,8 +21,10 @@ SUFFIXES = {
 NAMING = "train-00000-of-00001.parquet, c4-train.00000-of-01024.json.gz or wiki.train.raw.txt"
 
 
-def find(path: Path, config: str) -> tuple[list[Path], list[Path]]:
-    """The training and the validation files of the copy at `path`, in order; a single file is all training.
+def find(path: Path, config: str) -> tuple[list[Path], list[Path], list[LeftOut]]:
+    """The training and the validation files of the copy at `path`, in order, and what could not be looked into.
+
+    A single file is all training. Linked folders are followed.
 
     Args:
         path: a file or a folder.
@@ -30,24 +33,27 @@ def find(path: Path, config: str) -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: nothing there, or no file named like a training split.
     """
-    if path.is_file():
-        return [path], []
-    if not path.is_dir():
+    if isfile(path):
+        return [path], [], []
+    if not isdir(path):
         raise UserError(f"expected a local copy at corpus.path {path}, found nothing; give a path that exists or leave it out")
     root = path / config if (path / config).is_dir() else path
-    files = sorted(file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
+    names, others = files_below(root)
+    files = sorted(root / name for name in names)
+    left_out = [one for one in others if one.why != "hidden"]
     for suffixes in SUFFIXES.values():
         same = [file for file in files if file.name.endswith(suffixes)]
         train = [file for file in same if "train" in file.name]
         if train:
-            return train, [file for file in same if "valid" in file.name]
-    found = ", ".join(file.name for file in files[:3]) or "an empty folder"
+            return train, [file for file in same if "valid" in file.name], left_out
+    found = ", ".join([*(file.name for file in files[:3]), *(str(one) for one in left_out[:3])]) or "an empty folder"
     raise UserError(f"expected training files named like {NAMING} below {root}, found {found}; rename them so")
 
 
-def documents(files: list[Path]) -> Documents:
+def documents(files: list[Path], left_out: Sequence[LeftOut] = ()) -> Documents:
     """A shard a file. The rows' `text` (a line's text, in plain text files) are the documents."""
-    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)))
+    sizes = tuple(file.stat().st_size for file in files)
+    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)), tuple(left_out), sizes)
 
 
 def _rows(files: tuple[Path, ...], shard: int) -> Iterator[bytes]:
@@ -65,7 +71,8 @@ def _rows(files: tuple[Path, ...], shard: int) -> Iterator[bytes]:
 def _parquet(file: Path) -> Iterator[bytes]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(file) as table:
+    # An open file, no path: pyarrow takes one with a colon for an address.
+    with file.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as table:
         _check_columns(file, table.schema_arrow.names)
         for batch in table.iter_batches(batch_size=4096, columns=["text"]):
             for row in batch.column(0).to_pylist():

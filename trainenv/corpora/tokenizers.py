@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import xxhash
 from trainenv.types import UserError
 
 IntArray = npt.NDArray[np.integer[Any]]
+T = TypeVar("T")
 END_OF_TEXT = "<|endoftext|>"
 _ROUND_TRIP = "def f(x):\n\treturn x  # naïve – 日本語 🙂\n"
 
@@ -38,6 +40,29 @@ class Tokenizer(Protocol):
     def decode(self, tokens: IntArray) -> str:
         """Text of tokens; what is no UTF-8 becomes U+FFFD."""
         ...
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """The result of `work`, which Ctrl-C can end the wait for: compiled code hears of no signal until it returns.
+
+    It runs in a thread that ends with the process, or on its own where the wait for it was ended.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # not for ever: another thread may have been handed the signal
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def dtype(vocab_size: int) -> np.dtype[Any]:
@@ -114,7 +139,7 @@ class Subwords:
 
     def encode(self, documents: Sequence[bytes]) -> list[IntArray]:
         texts = [document.decode(errors="replace") for document in documents]
-        encoded = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = interruptible(lambda: self._rust.encode_batch_fast(texts, add_special_tokens=False))
         return [np.array(encoding.ids, dtype(self.vocab_size)) for encoding in encoded]
 
     def decode(self, tokens: IntArray) -> str:

@@ -18,6 +18,12 @@ from trainenv.types import Snapshot, UserError
 Observation = NDArray[np.float32]
 
 
+class NoSuchRenderMode(UserError, TypeError):
+    """A render mode that an environment lacks. A `TypeError` too: Stable-Baselines3 asks for `rgb_array`, and does without
+    on that one alone.
+    """
+
+
 class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
     """An environment whose actions are interventions and whose observations are `Features`.
 
@@ -28,7 +34,7 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     def __init__(self, interventions: InterventionConfig, environment: EnvironmentConfig, render_mode: str | None) -> None:
         if render_mode is not None:
-            raise UserError(f"there is nothing to render: render_mode must be None, found {render_mode!r}")
+            raise NoSuchRenderMode(f"there is nothing to render: render_mode must be None, found {render_mode!r}; leave it out")
         self.codec, self.environment = ActionCodec(interventions), environment
         self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
         self.action_space = spaces.MultiDiscrete(list(self.codec.sizes))

@@ -16,6 +16,7 @@ import yaml
 from trainenv.checkpoints import FOLDER
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import CheckpointConfig, TrainingConfig
+from trainenv.paths import expanded
 from trainenv.records.history import last_saved
 from trainenv.records.lines import append_line, plain, read_lines
 from trainenv.records.parquet import TelemetryLog
@@ -35,40 +36,55 @@ class RunFolder:
     | `validation.jsonl` | step, line and validation loss |
     | `lines.jsonl` | where history started anew: number of the line, the step it starts from, and the rewinds behind it |
     | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
+    | `checkpoints/made_of.json` | what the run is trained with, see `records.resuming` |
     | `summary.json` | the result, once the run has ended |
     """
 
     def __init__(self, path: Path, line: int = 0, rewinds: int = 0) -> None:
         self.path, self.line, self.rewinds = path, line, rewinds
         self.telemetry = TelemetryLog(path / "telemetry")
+        self.flags: tuple[str, ...] = ()  # of `trainenv run`, that make who steers
+        self.changes: tuple[str, ...] | None = ()  # since the run was saved, in words; None: that can't be told
         self._resumed: list[str] | None = None  # digests of the checkpoints there were, for a run that goes on
 
     @classmethod
-    def create(cls, path: Path | None, config: TrainingConfig) -> RunFolder:
-        """A new folder: `path`, or the first free `runs/NAME`, `runs/NAME-2`, …
+    def create(cls, path: str | Path | None, config: TrainingConfig) -> RunFolder:
+        """A new folder: `path`, or the first free `runs/NAME`, `runs/NAME-2`, … No two processes are given the same.
 
         Raises:
             UserError: `path` already holds something.
         """
-        if path is None:
-            path = next(free for free in _numbered(Path("runs") / config.name) if not free.exists())
+        wanted = Path("runs") / config.name if path is None else expanded(path)
         try:
-            occupied = path.is_dir() and any(path.iterdir())
-            path.mkdir(parents=True, exist_ok=True)
+            if path is None:
+                folder = _made_first(wanted)
+            else:
+                folder = wanted
+                folder.mkdir(parents=True, exist_ok=True)
+            occupied = any(folder.iterdir())
         except OSError as error:
-            raise UserError(f"{path} must be a folder to record in, found: {error.strerror}; give another --out") from None
+            raise UserError(f"{wanted} must be a folder to record in, found: {error.strerror}; give another --out") from None
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        try:
+            if not occupied:
+                with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+                    file.write(text)
+        except FileExistsError:  # another process has just begun there
+            occupied = True
+        except OSError as error:
+            raise UserError(f"{folder} must be a folder to record in, found: {error.strerror}; give another --out") from None
         if occupied:
-            raise UserError(f"{path} is not empty; give another --out, or --resume to go on with the run in it")
-        (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-        return cls(path)
+            raise UserError(f"{folder} is not empty; give another --out, or --resume to go on with the run in it")
+        return cls(folder)
 
     @classmethod
-    def resume(cls, path: Path) -> tuple[RunFolder, Snapshot]:
+    def resume(cls, path: str | Path) -> tuple[RunFolder, Snapshot]:
         """The folder of a run that stopped, however it did, and its newest whole checkpoint. Nothing is written yet.
 
         Raises:
             UserError: there is nothing to resume, or the run had ended.
         """
+        path = expanded(path)
         if (path / "summary.json").is_file():
             raise UserError(f"the run in {path} has ended; give another --out for a new one")
         store = CheckpointStore(path / FOLDER)
@@ -125,11 +141,17 @@ def _digests(store: CheckpointStore) -> list[str]:
     return [entry.digest for entry in store.entries()]
 
 
-def _numbered(path: Path) -> Iterator[Path]:
-    """`path`, `path-2`, `path-3`, …"""
-    yield path
-    for count in itertools.count(2):
-        yield path.with_name(f"{path.name}-{count}")
+def _made_first(path: Path) -> Path:
+    """The first of `path`, `path-2`, `path-3`, … that this process, and no other, has made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for count in itertools.count(1):
+        free = path if count == 1 else path.with_name(f"{path.name}-{count}")
+        try:
+            free.mkdir()
+        except FileExistsError:
+            continue
+        return free
+    raise AssertionError("there is always another number")
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

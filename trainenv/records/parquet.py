@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -104,10 +104,21 @@ class TelemetryLog:
             return
         path = self._folder / f"part-{self._next:05d}.parquet"
         temporary = path.with_suffix(".tmp")
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=arrow_schema()), temporary, compression="zstd")
+        with temporary.open("wb") as file:  # not a path: pyarrow takes one with a colon for an address
+            pq.write_table(pa.Table.from_pylist(self._rows, schema=arrow_schema()), file, compression="zstd")
         temporary.replace(path)
         self._next += 1
         self._rows = []
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part, or the named columns of it.
+
+    Raises:
+        OSError, pa.ArrowException: it is torn or can't be read.
+    """
+    with path.open("rb") as file:  # not a path: pyarrow takes one with a colon for an address
+        return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
 def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFrame:
@@ -121,7 +132,7 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
     parts = sorted((folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet"))
     if not parts:
         raise UserError(f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run")
-    rows: pd.DataFrame = pa.concat_tables([pq.read_table(part) for part in parts]).to_pandas()
+    rows: pd.DataFrame = pa.concat_tables([read_part(part) for part in parts]).to_pandas()
     if not kept_only:
         return rows
     main = rows[rows["purpose"] == "main"]

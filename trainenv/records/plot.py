@@ -50,7 +50,7 @@ def plot_run(folder: Path, path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.15)
         axes.legend(loc="upper right", frameon=False, fontsize=8)
-    losses.set_title(f"{folder.name}", loc="left", fontsize=11)
+    losses.set_title(folder.name, loc="left", fontsize=11, parse_math=False)  # a name may have a $
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path

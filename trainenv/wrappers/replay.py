@@ -21,6 +21,7 @@ from trainenv import devices
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import RunConfig
 from trainenv.records.decisions import NAME
+from trainenv.records.resuming import check_corpus
 from trainenv.run import TrainingRun
 from trainenv.types import Branch, Candidate, Estimate, Forecast, Outcome, Plan, UserError, Verdict
 from trainenv.wrappers.record import FOLDER, interventions_of
@@ -88,6 +89,7 @@ class Replay:
         if checkpoint is None:
             raise UserError(f"decision {step} was recorded without its checkpoint; set branching.replayable: true for later ones")
         run = TrainingRun.from_config(RunConfig.load(folder / "config.yaml", overrides))
+        check_corpus(folder, run)
         snapshot = CheckpointStore(where).load(began, exact=True)
         run.restore(snapshot)
         saved, now = snapshot.state["numerics"], devices.numerics(run.model, run.optimizer, run.device, run.config)

@@ -57,14 +57,15 @@ def write(rows: Sequence[Mapping[str, Any]], table: str, path: Path) -> None:
     floats = [field.name for field in whole.schema if field.type == pa.float64()]
     # Telemetry is float32 in float64: byte by byte, half of it is zero.
     strings = [field.name for field in whole.schema if field.name not in floats]
-    pq.write_table(
-        whole,
-        path,
-        compression="zstd",
-        use_dictionary=strings,
-        use_byte_stream_split=floats,
-        write_page_checksum=True,
-    )
+    with path.open("wb") as file:  # not a path: pyarrow takes one with a colon for an address
+        pq.write_table(
+            whole,
+            file,
+            compression="zstd",
+            use_dictionary=strings,
+            use_byte_stream_split=floats,
+            write_page_checksum=True,
+        )
 
 
 def read(path: Path, table: str) -> pa.Table:
@@ -74,7 +75,8 @@ def read(path: Path, table: str) -> pa.Table:
         UserError: the file is not there, is torn or damaged, or is not of this table and version.
     """
     try:
-        found = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        with path.open("rb") as file:
+            found = pq.read_table(file, page_checksum_verification=True, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"expected the table {table} in {path}, found a file that can't be read ({reason}); {REMEDY}") from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from trainenv.records.lines import plain, read_lines
@@ -27,6 +26,7 @@ from trainenv.records.metrics.instability import (
     instability,
     recovery,
 )
+from trainenv.records.parquet import read_part
 from trainenv.types import UserError
 
 _COLUMNS = ["line", "purpose", "step", "loss", "probe_loss", "stressors"]
@@ -128,7 +128,7 @@ def read_rows(folder: Path, note: Note) -> list[Row]:
     parts = []
     for path in sorted((folder / "telemetry").glob("part-*.parquet")):
         try:
-            parts.append(pq.read_table(path, columns=_COLUMNS).to_pydict())
+            parts.append(read_part(path, _COLUMNS).to_pydict())
         except (OSError, pa.ArrowException, KeyError) as error:
             note(f"telemetry/{path.name} is passed over: {type(error).__name__}")
     if not parts:

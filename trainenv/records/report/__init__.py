@@ -8,6 +8,7 @@ from trainenv.records.report.comparison import is_comparison, read_comparison
 from trainenv.records.report.comparison_page import comparison_page
 from trainenv.records.report.record import read_run
 from trainenv.records.report.run_page import run_page
+from trainenv.types import UserError
 
 __all__ = ["write_report"]
 
@@ -24,6 +25,9 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     """
     path = path or folder / "report.html"
     text = comparison_page(read_comparison(folder)) if is_comparison(folder) else run_page(read_run(folder))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} must be a file to write the report to, found: {error.strerror}; give another --out") from None
     return path

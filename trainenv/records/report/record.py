@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import read_events, read_validation
 from trainenv.records.history import last_kept
 from trainenv.records.lines import read_lines
+from trainenv.records.parquet import read_part
 from trainenv.types import UserError
 
 COLUMNS = ("line", "step", "loss", "lr", "volatility", "entropy", "disagreement", "index", "threshold", "fired")
@@ -108,7 +108,7 @@ def _steps(folder: Path) -> pd.DataFrame:
     tables = []
     for part in sorted(folder.glob("part-*.parquet")):
         try:
-            table = pq.read_table(part, columns=[*COLUMNS, "purpose"])
+            table = read_part(part, [*COLUMNS, "purpose"])
         except (OSError, pa.ArrowException):  # what a crash left of it
             continue
         tables.append(table)
