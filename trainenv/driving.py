@@ -177,7 +177,7 @@ def _train(
         steps = _steps_to_boundary(run)
         window = run.advance(min(steps, responder.within(run)) if responder else steps)
         taken += len(window)
-        sound = _record(folder, window, sound)
+        sound = _record(folder, window, sound, diverged=run.diverged)
         response = responder.respond(run, window) if responder else Response()
         rewound = False
         for event in response.events:
@@ -186,7 +186,7 @@ def _train(
                 rewound, before = True, event.detail["to"]
             folder.event(event)
         taken += len(response.kept)
-        sound = _record(folder, response.kept, sound)
+        sound = _record(folder, response.kept, sound, diverged=run.diverged)
         window = list(response.kept) or window
         watch(run, window)
         if run.diverged:
@@ -207,13 +207,14 @@ def _train(
     return "budget spent", taken
 
 
-def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool) -> bool:
+def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool, *, diverged: bool) -> bool:
     """Put steps on record. A stretch of losses that are not finite is noted once, where it begins.
 
     Args:
         folder: of the run.
         window: its next steps.
         sound: whether the loss of the step before them was finite.
+        diverged: whether the run has, which is noted by itself.
 
     Returns:
         Whether the last of them was.
@@ -221,7 +222,7 @@ def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool) -> bool
     folder.telemetry.append(window, line=folder.line)
     for telemetry in window:
         before, sound = sound, math.isfinite(telemetry.loss)
-        if before and not sound:
+        if before and not sound and not diverged:
             folder.event(Event(telemetry.step, "non_finite", {"reason": "the loss is not finite"}))
         if telemetry.reading.fired:
             folder.event(Event(telemetry.step, "fired", {"index": telemetry.reading.index, "loss": telemetry.loss}))

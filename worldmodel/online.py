@@ -93,6 +93,18 @@ class OnlineModel:
             self._learned.append(columns)
             self.learn_examples(examples_of(columns))
 
+    def price(self, rollouts: int) -> float:
+        """FLOPs that `learn` takes of so many rollouts, at most."""
+        if self._waiting + rollouts < self.how.refresh:
+            return 0.0
+        kept = min(self.how.keep, rollouts + (0 if self._kept is None else len(self._kept)))
+        return self._refreshing(max(2 * len(self._rehearsal), len(self._rehearsal) + 4 * kept))
+
+    def _refreshing(self, examples: int) -> float:
+        """FLOPs of fitting the networks to so many."""
+        weights = sum(p.numel() for p in self._pretrained.networks.parameters())
+        return 6.0 * DECISIONS * weights * examples * self.how.training.epochs
+
     def state_dict(self) -> dict[str, Any]:
         """What `learn` took in, as JSON values: learned again, it comes to the same."""
         return {"learned": self._learned}
@@ -129,8 +141,7 @@ class OnlineModel:
         times = max(1, round(len(old) / len(self._kept)))  # new and old weigh alike, but no rollout more than it did at first
         both = concatenated([old, *[self._kept] * min(times, 4)])
         networks = fit(both, self.how.training, start=self._pretrained.networks)
-        weights = sum(p.numel() for p in networks.parameters())
-        self.flops += 6.0 * DECISIONS * weights * len(both) * self.how.training.epochs
+        self.flops += self._refreshing(len(both))
         self.model = Model(networks, self.model.calibrations, self.model.card)
 
     def _recalibrated(self, calibrations: Calibrations, fresh: Examples) -> Calibrations:

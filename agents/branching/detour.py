@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.run import TrainingRun
-from trainenv.types import Branch, Candidate, Intervention, Outcome, Plan, Snapshot, Telemetry, Verdict
+from trainenv.types import Branch, Candidate, Intervention, Outcome, Plan, Snapshot, Telemetry, UserError, Verdict
 from trainenv.wrappers.rules import Better
 from trainenv.wrappers.verification import Verification
 
@@ -68,20 +68,23 @@ class Detour:
         return rollouts, verification.verify(rollouts, self.plan, horizon=4 * self.steps, steps=self.steps, control=known)
 
 
-def detour(run: TrainingRun, rising: int, snapshots: Sequence[Snapshot], history: Sequence[Telemetry]) -> Detour | None:
-    """The way round harm that was first seen at step `rising`; None: no snapshot is from before it, or steps since are unknown.
+def detour(run: TrainingRun, rising: int, snapshots: Sequence[Snapshot], history: Sequence[Telemetry]) -> Detour:
+    """The way round harm that was first seen at step `rising`.
 
     Args:
         run: where it is now.
         rising: step of the first look that saw harm.
         snapshots: of the run as it came here, the newest last.
         history: its last steps.
+
+    Raises:
+        UserError: there is no snapshot from before it, or not every step since is known.
     """
     between = run.config.monitor.probe_every
     before = [snapshot for snapshot in snapshots if snapshot.step <= rising - between]
     since = tuple(t for t in history if before and t.step > before[-1].step)
     if not before or len(since) != run.step - before[-1].step:
-        return None
+        raise UserError(f"there is no state to go back to from step {rising - between} or before, the last look that saw no harm")
     start = run.fork("verify")
     start.restore(before[-1])
     start.flag({*(t.data_index for t in since), *run.upcoming(between)})

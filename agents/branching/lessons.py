@@ -48,8 +48,12 @@ class Lessons:
         return asdict(self)
 
 
-def teach(model: Learner, run: str, history: RunHistory, verdict: Verdict) -> float:
-    """Hand what was measured to a model that learns, where it has a place for it. Returns the FLOPs that learning took."""
+def teach(model: Learner, run: str, history: RunHistory, verdict: Verdict, left: float = math.inf) -> float:
+    """Hand what was measured to a model that learns, where it has a place for it. Returns the FLOPs that learning took.
+
+    A model may have a method `price(rollouts)`, the FLOPs that learning from so many takes at most: beyond what is `left` it
+    does not learn.
+    """
     looks = DECISIONS * history.decision_steps / LOOKS
     near = abs(verdict.steps - looks) <= 0.25 * looks
     rollouts = [
@@ -64,6 +68,9 @@ def teach(model: Learner, run: str, history: RunHistory, verdict: Verdict) -> fl
         if not branch.lost and ((near and math.isfinite(branch.delta)) or math.isfinite(branch.annealed_delta))
     ]
     if verdict.control.lost or not rollouts:
+        return 0.0
+    price = getattr(model, "price", None)
+    if price is not None and price(len(rollouts)) > left:
         return 0.0
     before = float(getattr(model, "flops", 0.0))
     model.learn(rollouts)

@@ -156,9 +156,18 @@ class Branching(Responder):
             self._purse = Purse.of(run, self._settings.share)
             if run.step and folder.telemetry.written:  # steps taken before, by hand, are on no record
                 self._read_history(folder, _HISTORY)
-            for event in insured(run) if self._settings.insure else []:
+            for event in [*(insured(run) if self._settings.insure else []), *self._forkable(run)]:
                 folder.event(event)
             self._remember(run)
+
+    def _forkable(self, run: TrainingRun) -> list[Event]:
+        """Nothing is decided in a run that can't be forked, and that is said before it is trained."""
+        try:
+            run.check_forkable()
+        except UserError as error:
+            self._alarms.gave_up = True
+            return [Event(run.step, "skipped", {"number": 0, "why": "asked", "reason": str(error), "fault": True})]
+        return []
 
     def within(self, run: TrainingRun, /) -> int:
         """See `Responder`. Harm is answered where it is seen, at the look itself."""
@@ -289,17 +298,17 @@ class Branching(Responder):
         """Draft, verify, put on record."""
         urgent = when["why"] in _URGENT
         verifying, steps = self._asked(ready)
-        least = self._price(run, verifying, 1, steps)
-        left = self._left_for(run, urgent=urgent)
-        if least > left:
+        least, left = self._price(run, verifying, 1, steps), self._left_for(run)
+        if least > left or not self._spares(run, verifying, 1, steps, urgent=urgent):
             return _Skipped(reason=self._no_budget(run, least, urgent=urgent))
         history, problem = self._problem(run, left - least)
         plan = ready or (self._draft(run, problem) if problem.budget.futures != 0 else None)
-        left = self._left_for(run, urgent=urgent)
+        left = self._left_for(run)
 
         def price(branches: int) -> float:
             flops = self._price(run, verifying, branches, steps)
-            return flops if flops <= left else math.inf
+            spared = flops <= left and self._spares(run, verifying, branches, steps, urgent=urgent)
+            return flops if spared else math.inf
 
         width = self._purse.widest(self._lessons.branches(verifying.top_k), price)
         if plan is None or not width:
@@ -369,10 +378,13 @@ class Branching(Responder):
         """FLOPs that a verification throws away at most, where all is lost the control too."""
         return verifying.thrown_away(run, branches, steps) + steps * run.flops_ahead + run.flops_per_evaluation
 
-    def _left_for(self, run: TrainingRun, *, urgent: bool) -> float:
-        """FLOPs that may be thrown away now."""
-        left = (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed
-        return min(self._purse.available(run, urgent=urgent), left)
+    def _spares(self, run: TrainingRun, verifying: Verification, branches: int, steps: int, *, urgent: bool) -> bool:
+        """Whether a verification leaves alone what is kept for harm, unless the control is lost too."""
+        return verifying.thrown_away(run, branches, steps) <= self._purse.available(run, urgent=urgent)
+
+    def _left_for(self, run: TrainingRun) -> float:
+        """FLOPs that may be thrown away, and that the run has."""
+        return min(self._purse.left, (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed)
 
     def _no_budget(self, run: TrainingRun, flops: float, *, urgent: bool) -> str:
         """Why something that may throw away so many FLOPs is not done."""
@@ -399,7 +411,7 @@ class Branching(Responder):
             self._lessons.learn(verdict)
         if isinstance(self.model, Learner):
             try:
-                flops = teach(self.model, f"{run.config.name}-{run.config.seed}", found.history, verdict)
+                flops = teach(self.model, f"{run.config.name}-{run.config.seed}", found.history, verdict, self._purse.left)
             except Exception as error:  # the model is as it was, or near it; the run does not hang on it
                 faults.append(f"the model did not learn: {_told(error)}")
             else:
@@ -421,10 +433,11 @@ class Branching(Responder):
     def _go_round(self, run: TrainingRun, events: list[Event]) -> Response | _Skipped:
         """Try another way to where the run is, and take it if less harm lies on it."""
         at, harm, what = run.step, self._alarms.harm, {"number": self._number, "why": "harm"}
-        way = detour(run, self._alarms.met(), self._remembered, self._history)
-        if way is None:
-            return _Skipped(reason="there is no state to go back to from before the harm")
-        if way.price(run) > self._left_for(run, urgent=True):
+        try:
+            way = detour(run, self._alarms.met(), self._remembered, self._history)
+        except UserError as error:  # there is none
+            return _Skipped(reason=str(error))
+        if way.price(run) > self._left_for(run):
             return _Skipped(reason=self._no_budget(run, way.price(run), urgent=True))
         found = self._tried(run, way, what | {"at": at, "harm": harm})
         verdict, kept = found.verdict, self._commit(run, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -196,6 +197,13 @@ class Pupil:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """What another had learned."""
         self.taken = list(state["taken"])
+
+
+def ruin(model: Any) -> None:
+    """No weight of it is a finite number any more."""
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.fill_(math.nan)
 
 
 def alarm_at(*steps: int) -> Callable[[Any, Telemetry], Reading]:

@@ -17,6 +17,7 @@ from steered_runs import (
     Promising,
     Steered,
     refused,
+    ruin,
     steered,
     toy,
 )
@@ -142,13 +143,6 @@ def test_an_alarm_in_the_steps_of_a_branch_counts(alarms: Callable[..., None]) -
     assert [(event["step"] > 50, event["detail"]["to"] <= 42) for event in found.of("rewind")][:1] == [(True, True)]
 
 
-def ruin(model: Any) -> None:
-    """No weight of it is a finite number any more."""
-    with torch.no_grad():
-        for weights in model.parameters():
-            weights.fill_(math.nan)
-
-
 def loses(run: TrainingRun, *steps: int) -> TrainingRun:
     """The weights are lost while these steps are trained, and in every branch that starts there."""
     objective: Any = run.objective
@@ -209,11 +203,14 @@ def test_with_nothing_to_go_back_to_the_divergence_is_told(monkeypatch: pytest.M
     assert found.of("rewind") == []
 
 
-def test_a_run_that_is_lost_from_the_start_ends_with_its_budget() -> None:
-    run = toy(40, branching={"triggers": ["fired"]})
+def test_a_run_that_is_lost_from_the_start_is_not_taken_back_for_ever() -> None:
+    run = toy(40, branching={"triggers": ["fired"], "share": 0.5})
     found = steered(loses(run, *range(1, 100)), Branching(planner=planners.make("grid"), model=Dreamer()))
-    assert (found.summary["ended"], found.run.step) == ("budget spent", 0)
-    assert len(found.of("rewind")) == 10  # blocks of four
+    assert found.summary["ended"] == "diverged"
+    assert found.of("rewind")
+    purse = found.responder.state_dict()["purse"]
+    assert 0 < purse["wasted"] <= purse["allowed"]
+    assert found.of("skipped")[-1]["detail"]["reason"].startswith("the run has diverged, and going back throws away 4 steps")
 
 
 @pytest.mark.parametrize("steps", [0, 5])  # that are left of it
@@ -229,7 +226,7 @@ def test_little_telemetry_is_a_fault_that_is_told(steps: int) -> None:
     lost = loses(toy(60, branching={"rewind": 1}, checkpoints={"every": 5}), steps + 4)
     responder = Branching(planner=Promising(), model=Refusing(), drafting=Drafting(allow=as_risk_asks))
     found = steered(lost, responder)
-    assert found.summary["ended"] == "budget spent"
+    assert found.summary["ended"] == "diverged"  # at the same step each time, until nothing may be thrown away any more
     assert found.of("skipped")[0]["detail"]["reason"] == "at least 16 steps"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from steered_runs import (
     Pupil,
     Steered,
     refused,
+    ruin,
     steered,
     toy,
 )
@@ -122,7 +122,9 @@ def test_a_run_that_is_lost_again_and_again_spends_no_more_either(tmp_path_facto
     objective: Any = run.objective
 
     def wild(model: Any, micro: Any, /) -> Any:
-        return objective(model, micro) * (math.nan if run.step >= 60 else 1.0)
+        if run.step >= 60:
+            ruin(model)
+        return objective(model, micro)
 
     run.objective = wild
     found = steered(run, planner=Promising())

@@ -198,7 +198,7 @@ class Verification:
         ranks = {place: self.rule.rank(judged[place]) for place in passed}
         best = min(passed, key=lambda place: math.inf if math.isnan(ranks[place]) else ranks[place])
         branches = [replace(b, fate="accepted") if place == best else b for place, b in enumerate(judged)]
-        reason = "doing nothing diverged, this holds up" if judged[0].lost else f"accepted, of {len(judged) - 1} verified"
+        reason = "doing nothing failed, this holds up" if judged[0].lost else f"accepted, of {len(judged) - 1} verified"
         return Verdict(branches=tuple(branches), accepted=best, reason=reason, steps=steps, cost=cost)
 
 
