@@ -87,7 +87,7 @@ class TrainingRun:
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()
-        self.index = UncertaintyIndex(config.monitor.uncertainty)
+        self.index = UncertaintyIndex(config.monitor.uncertainty, steps=config.steps)
         self.horizon = schedules.Horizon(end=config.steps, since=min(config.schedule.warmup, config.steps))
         self._batches, self._validation, self._probe_batch = batches, tuple(validation), probe
         self._schedule = schedule or schedules.make(config.schedule)
@@ -352,7 +352,8 @@ class TrainingRun:
     def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
         """Take on an expanded state but for the model, the optimizer and the objective. Keeps none of its tensors."""
         try:
-            index, clipper = UncertaintyIndex(self.config.monitor.uncertainty), self._new_clipper(state["clip"]["name"])
+            index = UncertaintyIndex(self.config.monitor.uncertainty, steps=self.config.steps)
+            clipper = self._new_clipper(state["clip"]["name"])
             index.load_state_dict(state["monitor"])
             clipper.load_state_dict(state["clip"]["state"])
             applied = tuple((step, Intervention(**values)) for step, values in state["applied"])
