@@ -8,6 +8,10 @@ alarm to the moment the rise of the validation loss reached half its height; *de
 The plain z-score is of the training loss against its moving mean and deviation over the index's window, with the index's rule
 (3 in a row over 2.5, or one over 3.2), and with the threshold raised until it gives as few false alarms on the clean runs.
 
+Runs are trained once and kept where `--cache` says, one file each; the index is then replayed over what they measured, so that
+a change of it is judged in seconds and an interrupted generation goes on. `--no-probe` replays them as a loop without a probe
+would give them.
+
     python benchmarks/detection.py --json
 """
 
@@ -17,19 +21,23 @@ import argparse
 import json
 import math
 import multiprocessing
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainenv import TrainingRun
+from trainenv import TrainingRun, UncertaintyIndex
 from trainenv.types import Telemetry
 
 STEPS, HORIZON, WATCH, LOOKS = 1200, 60, 4, 3
 KINDS = ("lr_spike", "random_tokens", "rare_tokens", "weight_kick", "lost_moments")
 LEARNING_RATES = (1e-3, 3e-3, 6e-3)
+PROBE = ("probe_loss", "attention_entropy", "activation_entropy", "embedding_rms", "shortcut_ratio")
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,37 @@ def trial(job: tuple[int, bool]) -> Trial:
     return Trial(seed, telemetry, tuple(seen))
 
 
+def kept(job: tuple[int, bool], cache: Path | None) -> Trial:
+    """The trial of `job`, from its file in the cache where there is one."""
+    if cache is None:
+        return trial(job)
+    path = cache / f"{job[0]}-{'events' if job[1] else 'clean'}.json"
+    if not path.exists():
+        made = trial(job)
+        names = [field.name for field in fields(Telemetry) if field.name != "reading"]
+        known = {
+            "telemetry": [{name: getattr(t, name) for name in names} for t in made.telemetry],
+            "events": [asdict(event) for event in made.events],
+        }
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(known))
+        unfinished.replace(path)
+    known = json.loads(path.read_text())
+    telemetry = [Telemetry(**{**row, "stressors": tuple(row["stressors"])}) for row in known["telemetry"]]
+    return Trial(job[0], telemetry, tuple(Planted(**event) for event in known["events"]))
+
+
+def replayed(one: Trial, *, probe: bool) -> Trial:
+    """The trial with the readings of today's index."""
+    index = UncertaintyIndex(steps=STEPS)
+    telemetry = []
+    for t in one.telemetry:
+        unseen: dict[str, Any] = {} if probe else dict.fromkeys(PROBE, math.nan)
+        seen = replace(t, **unseen)
+        telemetry.append(replace(seen, reading=index.update(seen)))
+    return replace(one, telemetry=telemetry)
+
+
 def strike(run: TrainingRun, event: Planted) -> None:
     """Harm the weights or the optimizer; the other kinds are planted in the data and the schedule."""
     if event.kind == "weight_kick":
@@ -124,7 +163,7 @@ def alarms_over(values: Sequence[float], threshold: float, single: float, consec
     """The index's rule on any series of z-scores; lenient at the start like the index."""
     alarms, running, quiet = [], 0, 0
     for step, value in enumerate(values, start=1):
-        leniency = 1.0 if step >= 300 else 2.0 - step / 300
+        leniency = max(1.0, 2.0 - step / (0.2 * STEPS))
         running = running + 1 if value >= threshold * leniency else 0
         if (running >= consecutive or value >= single * leniency) and step > quiet:
             alarms.append(step)
@@ -224,22 +263,34 @@ def results(trials: Sequence[Trial], harm: float) -> dict[str, Any]:
     return found
 
 
+def made(jobs: Sequence[tuple[int, bool]], cache: Path | None, workers: int) -> Iterator[Trial]:
+    """The trials of the jobs in order, from `workers` processes."""
+    if workers == 1:
+        yield from (kept(job, cache) for job in jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(partial(kept, cache=cache), jobs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=24, help="runs with events; as many clean ones beside them")
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--harm", type=float, nargs="+", default=[0.1, 0.05], help="rise of the validation loss, nats")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", type=Path, help="folder for what the runs measured; those already there are not trained anew")
+    parser.add_argument("--no-probe", action="store_true", help="leave out what the probe measured")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.runs)
     jobs = [(seed, eventful) for seed in seeds for eventful in (True, False)]
+    if args.cache is not None:
+        args.cache.mkdir(parents=True, exist_ok=True)
     trials = []
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for one in pool.imap(trial, jobs):
-            trials.append(one)
-            if not args.json:
-                print(f"\r{len(trials)} of {len(jobs)} runs", end="", flush=True)
+    for one in made(jobs, args.cache, args.workers):
+        trials.append(replayed(one, probe=not args.no_probe))
+        if not args.json:
+            print(f"\r{len(trials)} of {len(jobs)} runs", end="", flush=True)
     report = {f"harm {harm:g} nats": results(trials, harm) for harm in args.harm}
     if args.json:
         print(json.dumps({"benchmark": "detection", "runs": args.runs, "clean_steps": args.runs * STEPS, "results": report}))

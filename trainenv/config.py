@@ -187,7 +187,10 @@ class UncertaintyConfig(Config):
     single: Positive
     lenient: Annotated[float, Field(ge=1)]
     lenient_steps: Annotated[int, Field(ge=0)]
+    lenient_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     refractory: Annotated[int, Field(ge=0)]
+    shift_drift: Annotated[float, Field(ge=0)] = 0.5
+    shift_limit: Positive = 8.0
 
     @model_validator(mode="after")
     def _ordered(self) -> UncertaintyConfig:

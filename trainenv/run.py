@@ -134,7 +134,7 @@ class TrainingRun:
         self._rng = RandomState(self.config.seed, self.device)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self._recorder, self._statistics = Recorder(), Statistics()
-        self.index = UncertaintyIndex(self.config.monitor.uncertainty)
+        self.index = UncertaintyIndex(self.config.monitor.uncertainty, steps=self.config.steps)
         monitor, probe = self.config.monitor, self._probe_batch
         watched = monitor.enabled and monitor.probe_every and probe is not None
         self._probe = Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro))) if watched else None

@@ -29,15 +29,30 @@ class Track:
         tail: percentile that sets the spread; the window should hold several residuals beyond it.
         follow: whether the average follows a jump at once, as what is measured on clean data should: the model *is* elsewhere
             then. Otherwise it follows a jump as if it were `_WINSOR` standard deviations.
+        finest: least spread, where the signal's own unit says what is small: one that never moved may begin to.
+
+    Attributes:
+        entered: the newest value as it joined the history, a spike within its bounds. NaN before the first.
     """
 
-    def __init__(self, window: int, decay: float, least: int, *, tail: float = 98.0, follow: bool = False) -> None:
+    def __init__(
+        self,
+        window: int,
+        decay: float,
+        least: int,
+        *,
+        tail: float = 98.0,
+        follow: bool = False,
+        finest: float = 0.0,
+    ) -> None:
+        self._finest = finest
         self._window, self._decay, self._least, self._follow = window, decay, least, follow
         self._tail, self._tail_z = tail, NormalDist().inv_cdf(tail / 100)
         self._residuals = np.zeros(window)
         self._count = 0
         self._average = math.nan
         self._median = self._above = self._below = 0.0
+        self.entered = math.nan
 
     @property
     def speaks(self) -> bool:
@@ -49,14 +64,16 @@ class Track:
         if not math.isfinite(value):
             return BEYOND
         if math.isnan(self._average):
-            self._average = value
+            self._average = self.entered = value
             return 0.0
         residual = value - self._average
-        z, kept = 0.0, residual
+        z, kept, self.entered = 0.0, residual, value
         if self.speaks:
             spread = self._above if residual > self._median else self._below
             z = max(-BEYOND, min(BEYOND, (residual - self._median) / spread))
             kept = self._median + max(-_WINSOR, min(_WINSOR, z)) * spread
+            if abs(z) > _WINSOR:
+                self.entered = self._average + kept
         self._residuals[self._count % self._window] = kept
         self._count += 1
         if self._count % _REFRESH == 0 or self._count == self._least:
@@ -69,8 +86,8 @@ class Track:
         known = self._residuals[: min(self._count, self._window)]
         low, self._median, high = (float(q) for q in np.percentile(known, (100 - self._tail, 50, self._tail)))
         deviation = 1.4826 * float(np.median(np.abs(known - self._median)))
-        self._above = max(deviation, (high - self._median) / self._tail_z) + 1e-9
-        self._below = max(deviation, (self._median - low) / self._tail_z) + 1e-9
+        self._above = max(deviation, (high - self._median) / self._tail_z, self._finest) + 1e-9
+        self._below = max(deviation, (self._median - low) / self._tail_z, self._finest) + 1e-9
 
     def state_dict(self) -> dict[str, Any]:
         average = None if math.isnan(self._average) else self._average
