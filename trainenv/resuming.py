@@ -21,10 +21,8 @@ def take_on(run: TrainingRun, step: int, state: Mapping[str, Any]) -> None:
         UserError: a part of the run cannot take its part of the state; the run is as it was.
     """
     try:
-        index, clipper = (
-            UncertaintyIndex(run.config.monitor.uncertainty, steps=run.config.steps),
-            run._new_clipper(state["clip"]["name"]),
-        )
+        index = UncertaintyIndex(run.config.monitor.uncertainty, steps=run.config.steps)
+        clipper = run._new_clipper(state["clip"]["name"])
         index.load_state_dict(state["monitor"])
         clipper.load_state_dict(state["clip"]["state"])
         applied = tuple((at, Intervention(**values)) for at, values in state["applied"])
