@@ -269,9 +269,10 @@ class BranchingConfig(Config):
     which one is saved every `save_every` steps. Where half of what an alarm has done is still there `quiet` steps later, the run
     goes back to `rewind` steps before the alarm. Forecasts look `horizon` steps ahead. The `top_k` best drafts that
     promise to be better than doing nothing by `worth` nats are trained for `verify_steps` and judged by `rule`. They raise the
-    learning rate to at most `reach` times the rate that the start of the run has found to suit. What is thrown away is at most
-    `share` of the budget. For `quiet` steps after a decision no other alarm is answered; after `patience` decisions in a row
-    that accepted nothing it waits twice as long between decisions, and after as many again it gives up. `keep` rewind points
+    learning rate to at most `reach` times the rate that the start of the run has found to suit. Of a draft that lowers it, the
+    rule `agreement` asks `cut_gain` nats at once: a little better it always is at first. What is thrown away is at most `share`
+    of the budget. For `quiet` steps after a decision no other alarm is answered; after `patience` decisions in a row that
+    accepted nothing it waits twice as long between decisions, and after as many again it gives up. `keep` rewind points
     are held in memory; with `replayable` each decision's start is on disk.
 
     Models too wide to be folded (on a CPU: above 48) are verified in turn, or over as many processes as there are `workers`, to
@@ -294,6 +295,7 @@ class BranchingConfig(Config):
     verify_steps: Count = 50
     rule: Literal["agreement", "annealed", "better", "risk"] = "agreement"
     worth: Annotated[float, Field(ge=0)] = 0.001
+    cut_gain: Annotated[float, Field(ge=0)] = 0.005
     reach: Annotated[float, Field(ge=1)] = 2.0
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     quiet: Annotated[int, Field(ge=0)] = 500

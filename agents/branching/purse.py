@@ -10,7 +10,7 @@ from typing import Any
 from trainenv.config import BranchingConfig
 from trainenv.run import TrainingRun
 
-_KEPT, _LATE = 0.5, 0.8  # share of what may be thrown away that is kept for harm, until this share of the run is over
+_KEPT, _LATE = 0.5, 0.8  # of what may be thrown away, the share that trials leave for harm until this share of the run is over
 _WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
@@ -74,11 +74,13 @@ class Purse:
         allowed: that may be thrown away: branches that were not taken, cool-downs, evaluations and steps that were rewound.
         wasted: thrown away so far.
         owed: spent beside the run's own steps, but not yet taken off its budget: less than a step's.
+        trials: thrown away in decisions that no harm has called for.
     """
 
     allowed: float
     wasted: float = 0.0
     owed: float = 0.0
+    trials: float = 0.0
 
     @classmethod
     def of(cls, run: TrainingRun, share: float) -> Purse:
@@ -90,23 +92,18 @@ class Purse:
         """FLOPs that may still be thrown away."""
         return max(0.0, self.allowed - self.wasted)
 
-    def available(self, run: TrainingRun, *, urgent: bool) -> float:
-        """FLOPs that may be thrown away now: until late in the run, a part of what is left is kept for what is urgent.
-
-        Args:
-            run: as far as it is.
-            urgent: for a run that something is wrong with.
-        """
-        kept = 0.0 if urgent or run.step >= _LATE * run.horizon.end else _KEPT * self.allowed
-        return max(0.0, self.left - kept)
+    def spares(self, run: TrainingRun) -> bool:
+        """Whether a trial may begin: until late in the run, trials that nothing calls for leave half for what does."""
+        return self.trials < _KEPT * self.allowed or run.step >= _LATE * run.horizon.end
 
     def widest(self, most: int, price: Callable[[int], float]) -> int:
         """The greatest K up to `most` whose price, FLOPs thrown away at most, is left; 0 where none is."""
         return next((k for k in range(most, 0, -1) if price(k) <= self.left), 0)
 
-    def throw_away(self, flops: float) -> None:
-        """Note what was thrown away; who did it takes it off the run's budget."""
+    def throw_away(self, flops: float, *, trial: bool = False) -> None:
+        """Note what was thrown away, in a trial or otherwise; who did it takes it off the run's budget."""
         self.wasted += flops
+        self.trials += flops * trial
 
     def owe(self, run: TrainingRun, flops: float) -> None:
         """Take FLOPs off the run's budget, in whole steps; the rest is owed."""

@@ -50,7 +50,7 @@ from trainenv.wrappers.rules import make as make_rule
 from trainenv.wrappers.verification import Verification, adopt
 
 _FEWEST = 8  # futures that a draft must be able to look at
-_URGENT = ("diverged", "harm", "fired", "regression")  # calls of a run that something is wrong with
+_TRIALS = ("warmup", "checkpoint")  # decisions that no harm has called for
 _HISTORY = 512  # steps: what a forecast looks at
 _SHOWS = 4  # times as long a branch is trained where it must show that it is better
 
@@ -118,6 +118,7 @@ class Branching(Responder):
 
     def _forget(self) -> None:
         """All that is remembered of a run."""
+        self._trial = False  # whether no harm has called for the decision that is being taken
         self._number, self._settled = 0, 0.0  # FLOPs of the ledger that are on the purse, or the run's own
         self._lessons, self._purse = Lessons(), Purse(0.0)
         self._validation = math.nan  # the newest
@@ -254,7 +255,7 @@ class Branching(Responder):
 
     def _answered(self, run: TrainingRun, why: str, events: list[Event]) -> Response:
         """A decision, or what kept it from being taken."""
-        self._number, self._settled = self._number + 1, run.ledger.total
+        self._number, self._settled, self._trial = self._number + 1, run.ledger.total, why in _TRIALS
         try:
             found = self._go_round(run, events) if why == "harm" else self._decide(run, why, events)
         except Exception as error:
@@ -296,23 +297,23 @@ class Branching(Responder):
 
     def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> _Draft | _Skipped:
         """Draft, verify, put on record."""
-        urgent = when["why"] in _URGENT
         verifying, steps = self._asked(ready)
         least, left = self._price(run, verifying, 1, steps), self._left_for(run)
-        if least > left or not self._spares(run, verifying, 1, steps, urgent=urgent):
-            return _Skipped(reason=self._no_budget(run, least, urgent=urgent))
+        if least > left:
+            return _Skipped(reason=self._no_budget(run, least))
+        if self._trial and not self._purse.spares(run):
+            return _Skipped(reason="no budget is left for trials: they have had their half, the rest is kept for harm")
         history, problem = self._problem(run, left - least)
         plan = ready or (self._draft(run, problem) if problem.budget.futures != 0 else None)
         left = self._left_for(run)
 
         def price(branches: int) -> float:
             flops = self._price(run, verifying, branches, steps)
-            spared = flops <= left and self._spares(run, verifying, branches, steps, urgent=urgent)
-            return flops if spared else math.inf
+            return flops if flops <= left else math.inf
 
         width = self._purse.widest(self._lessons.branches(verifying.top_k), price)
         if plan is None or not width:
-            return _Skipped(reason=self._no_budget(run, least, urgent=urgent))
+            return _Skipped(reason=self._no_budget(run, least))
         verification = replace(verifying, top_k=width, width=self._lessons.width)
         if not verification.chosen(plan):
             return _Skipped(reason="; ".join(plan.faults) or "no draft promises enough", fault=bool(plan.faults))
@@ -378,21 +379,17 @@ class Branching(Responder):
         """FLOPs that a verification throws away at most, where all is lost the control too."""
         return verifying.thrown_away(run, branches, steps) + steps * run.flops_ahead + run.flops_per_evaluation
 
-    def _spares(self, run: TrainingRun, verifying: Verification, branches: int, steps: int, *, urgent: bool) -> bool:
-        """Whether a verification leaves alone what is kept for harm, unless the control is lost too."""
-        return verifying.thrown_away(run, branches, steps) <= self._purse.available(run, urgent=urgent)
-
     def _left_for(self, run: TrainingRun) -> float:
         """FLOPs that may be thrown away, and that the run has."""
         return min(self._purse.left, (run.horizon.end - run.step) * run.flops_ahead - self._purse.owed)
 
-    def _no_budget(self, run: TrainingRun, flops: float, *, urgent: bool) -> str:
+    def _no_budget(self, run: TrainingRun, flops: float) -> str:
         """Why something that may throw away so many FLOPs is not done."""
-        worth, left = flops / run.flops_ahead, self._purse.available(run, urgent=urgent) / run.flops_ahead
+        worth, left = flops / run.flops_ahead, self._purse.left / run.flops_ahead
         return f"no budget is left: {worth:.0f} steps' worth may be thrown away, of {left:.0f}"
 
     def _throw_away(self, run: TrainingRun, flops: float) -> None:
-        self._purse.throw_away(flops)
+        self._purse.throw_away(flops, trial=self._trial)
         self._purse.owe(run, flops)
 
     def _collapsed(self, run: TrainingRun, why: str, began: int, found: _Draft) -> list[Event]:
@@ -438,7 +435,7 @@ class Branching(Responder):
         except UserError as error:  # there is none
             return _Skipped(reason=str(error))
         if way.price(run) > self._left_for(run):
-            return _Skipped(reason=self._no_budget(run, way.price(run), urgent=True))
+            return _Skipped(reason=self._no_budget(run, way.price(run)))
         found = self._tried(run, way, what | {"at": at, "harm": harm})
         verdict, kept = found.verdict, self._commit(run, found)
         if verdict.winner is not None:
@@ -516,7 +513,7 @@ def _verification(settings: BranchingConfig) -> Verification:
     return Verification(
         top_k=settings.top_k,
         verify_steps=settings.verify_steps,
-        rule=make_rule(settings.rule),
+        rule=make_rule(settings.rule, **({"cut": settings.cut_gain} if settings.rule == "agreement" else {})),
         workers=settings.workers,
         worth=settings.worth,
     )

@@ -48,6 +48,7 @@ QUICK: dict[str, Any] = {
     "quiet": 8,
     "share": 0.5,
     "worth": 0.0,
+    "cut_gain": 0.0,
     "replayable": False,
 }
 
