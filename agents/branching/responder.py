@@ -302,7 +302,7 @@ class Branching(Responder):
         if least > left:
             return _Skipped(reason=self._no_budget(run, least))
         if self._trial and not self._purse.spares(run):
-            return _Skipped(reason="no budget is left for trials: they have had their half, the rest is kept for harm")
+            return _Skipped(reason="no budget is left: trials have had their half of it, and the rest is kept for harm")
         history, problem = self._problem(run, left - least)
         plan = ready or (self._draft(run, problem) if problem.budget.futures != 0 else None)
         left = self._left_for(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import trainenv  # noqa: F401  (registers the environments)
 from agents.branching import BranchingAgent, Drafting
 from trainenv.config import BranchingConfig
 from trainenv.records.decisions import read_decisions
+from trainenv.records.parquet import read_telemetry
 from trainenv.records.tree import RunReport
 from trainenv.types import UserError
 from trainenv.wrappers import SpeculativeVerification
@@ -90,3 +92,27 @@ def test_what_cannot_be_trained_is_refused_and_left_as_it_is(tmp_path: Path) -> 
     (tmp_path / "run" / "mine.txt").write_text("here")
     with pytest.raises(UserError, match="not empty"):
         BranchingAgent(env, planner=Promising()).run(40, out=tmp_path / "run")
+
+
+def test_a_run_that_was_stepped_before_is_steered_from_there(tmp_path: Path) -> None:
+    env: Any = made()
+    env.reset(seed=0)
+    env.step([0, 0, 0, 0, 0, 0])
+    began = env.unwrapped.run.step
+    report = BranchingAgent(env, planner=Promising(), model=Dreamer()).run(60, out=tmp_path / "run")
+    assert (report.summary["ended"], began > 0) == ("budget spent", True)
+    assert "decision 1" in report.tree()
+    assert report.html().is_file()
+    assert read_telemetry(tmp_path / "run")["step"].min() == began + 1
+
+
+def test_a_run_that_cannot_be_forked_is_trained_and_not_decided_on(tmp_path: Path) -> None:
+    env: Any = made()
+    env.reset(seed=0)
+    env.unwrapped.run.model.lock = threading.Lock()
+    report = BranchingAgent(env, planner=Promising(), model=Dreamer()).run(60, out=tmp_path / "run")
+    assert (report.summary["ended"], report.summary["step"]) == ("budget spent", 60)
+    (fault,) = report.summary["faults"]
+    assert fault["step"] == 0
+    assert "lock" in fault["reason"]
+    assert report.tree(300).count("cannot be forked") == 1

@@ -149,6 +149,47 @@ def test_the_widest_is_the_widest_that_is_left(allowed: float, spent: list[float
     assert Purse(**purse.state_dict()) == purse
 
 
+def test_trials_leave_half_for_harm_until_late_in_the_run() -> None:
+    run, purse = toy(100), Purse(1000.0)
+    purse.throw_away(400.0)  # for harm
+    purse.throw_away(499.0, trial=True)
+    assert purse.spares(run)
+    purse.throw_away(1.0, trial=True)
+    assert not purse.spares(run)
+    run.advance(80)
+    assert purse.spares(run)
+    assert Purse(allowed=9.0, wasted=1.0, owed=0.0).spares(toy())  # as older checkpoints have it
+
+
+def test_drafting_is_within_what_was_stated() -> None:
+    """A model that costs as much as the run: most of what may be thrown away would go into drafts."""
+    for futures in (37, 10**6):  # as was asked, and more than that
+        found = steered(toy(branching={"share": 0.2}), planner=Promising(futures=futures), model=Dreamer(flops_per_future=900.0))
+        stated = Branching(planner=Promising()).statement(found.run).steps * found.run.flops_per_step
+        flops = found.summary["flops"]
+        purse = found.responder.state_dict()["purse"]
+        assert flops["plan"] > 0
+        assert purse["wasted"] >= flops["plan"] + flops["verify"] + flops["rewound"]
+        assert futures > 100 or purse["wasted"] <= stated + found.run.flops_per_step
+
+
+def test_a_planner_is_told_how_many_futures_it_can_afford() -> None:
+    planner = Promising(futures=1)
+    steered(toy(branching={"share": 0.2}), planner=planner, model=Dreamer(flops_per_future=900.0))
+    counts = [problem.budget.futures or 0 for problem in planner.problems]
+    assert counts
+    assert max(counts) < 128
+    assert min(counts) >= 8
+
+
+def test_the_statement_says_what_can_be_afforded() -> None:
+    rich = Branching(planner=Promising()).statement(toy(2000))
+    assert rich.affords.startswith(f"that is enough for about {int(rich.steps / rich.decision)} decisions")
+    poor = Branching(planner=Promising()).statement(toy(branching={"share": 0.01}))
+    assert poor.affords.startswith("that is too little for more than 0 decision(s), each of which may cost")
+    assert "raise branching.share" in poor.affords
+
+
 @given(flops=st.lists(st.floats(0, 3e4), max_size=20))
 def test_what_is_owed_is_taken_off_in_whole_steps(flops: list[float]) -> None:
     run, purse = toy(10_000), Purse(1e9)

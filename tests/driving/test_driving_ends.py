@@ -175,3 +175,43 @@ def test_driving_on_in_the_same_process(folder: RunFolder) -> None:
     assert drive(run, folder)["step"] == 40
     assert list(read_telemetry(folder.path)["step"]) == list(range(1, 41))
     assert not (folder.path / "lines.jsonl").exists()
+
+
+@pytest.mark.parametrize("place", [7, 8, 9, 16, 40])  # a block of telemetry is 8 steps long
+def test_a_batch_without_labels_is_noted_and_gone_over(place: int, monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    run = masked(toy(40), monkeypatch, place, place)
+    summary = drive(run, folder)
+    assert (summary["ended"], summary["step"]) == ("budget spent", 40)
+    assert summary["faults"] == [{"reason": "the loss is not finite", "step": place, "times": 1}]
+    assert math.isfinite(summary["final_validation_loss"])
+
+
+def test_a_stretch_of_them_is_noted_once(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    summary = drive(masked(toy(120), monkeypatch, 11, 50), folder)
+    assert (summary["ended"], summary["step"]) == ("budget spent", 120)
+    assert [event["step"] for event in read_events(folder.path) if event["kind"] == "non_finite"] == [11]
+
+
+def test_a_run_that_learns_nothing_for_long_has_diverged(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+    """Its weights are finite, and nothing that is clean was looked at."""
+    summary = drive(masked(toy(200), monkeypatch, 11, 200), folder)
+    assert (summary["ended"], summary["step"]) == ("diverged", 64)  # the end of the block in which 50 steps were without a loss
+
+
+def test_unless_a_look_at_clean_data_says_that_it_has_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = toy(200, monitor={"block": 8, "probe_every": 4})
+    run = TrainingRun(run.model, run.optimizer, tokens, run.config, validation=[tokens(10**6)], probe=tokens(10**6 + 1))
+    summary = drive(masked(run, monkeypatch, 11, 190), RunFolder.create(tmp_path / "probed", run.config))
+    assert (summary["ended"], summary["step"]) == ("budget spent", 200)
+
+
+def masked(run: TrainingRun, monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> TrainingRun:
+    """No token has a label in the batches of these steps: the loss is NaN, and its gradient is 0."""
+    objective = run.objective
+
+    def blind(model: nn.Module, micro: Any, /) -> Tensor:
+        loss = objective(model, micro)
+        return loss * 0.0 + math.nan if loss.requires_grad and first <= run.step + 1 <= last else loss
+
+    monkeypatch.setattr(run, "objective", blind)
+    return run

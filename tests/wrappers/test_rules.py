@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,29 @@ def test_what_is_accepted(rule: AcceptRule, found: Branch, refused: str) -> None
     said = rule.objection(found, CONTROL)
     assert bool(said) == bool(refused)
     assert refused in said
+
+
+@pytest.mark.parametrize(
+    ("scales", "delta", "accepted"),
+    [
+        ((0.8,), -0.002, False),  # a lower rate is that much better at first in any run
+        ((0.8,), -0.006, True),
+        ((0.8,) * 4, 0.0004, False),
+        ((0.8, 1.1), -0.002, False),
+        ((0.8, 1.25), -0.002, True),  # back where it was
+        ((1.1,), 0.001, True),
+        ((1.0,), 0.001, True),
+    ],
+)
+def test_more_is_asked_of_a_lower_learning_rate(scales: tuple[float, ...], delta: float, accepted: bool) -> None:
+    found = replace(branch(delta), interventions=tuple(Intervention(lr_scale=scale) for scale in scales))
+    said = Agreement(cut=0.005).objection(found, CONTROL)
+    assert (said == "") == accepted
+    assert accepted or "better at first" in said
+    assert Agreement().objection(found, CONTROL) == ""
+    for wrong in (-0.1, NAN, math.inf):
+        with pytest.raises(UserError, match="cut must be a finite number"):
+            Agreement(cut=wrong)
 
 
 def test_beside_a_control_that_diverged_anything_is_calm() -> None:
