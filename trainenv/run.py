@@ -128,6 +128,7 @@ class TrainingRun:
         self._validation = trial.try_out(self)
         self._view()  # which a snapshot takes: what could not be saved is refused now
         parts.train(own.model)
+        optimizers.own_rates(own.optimizer)
 
     def _equip(self) -> None:
         """Make what a run has for itself alone: random state, monitor, clipper."""
@@ -169,9 +170,7 @@ class TrainingRun:
         The device is read every `monitor.block` steps. Past the end of the budget training goes on at the schedule's last value.
         Where it is interrupted or fails, the steps of the block are unaccounted for: go on from a snapshot.
         """
-        if steps < 0:
-            raise UserError(f"steps must be 0 or more, found {steps}")
-        steps = as_whole(steps, "steps")
+        steps = as_whole(steps, "steps", least=0)
         if self.folded:
             raise UserError("expected a run by itself, found one that is folded with others; call `advance` of its `Folded`")
         self._take_in()
@@ -262,7 +261,7 @@ class TrainingRun:
 
     def upcoming(self, steps: int) -> tuple[int, ...]:
         """Data indices that the next `steps` steps will see."""
-        return tuple(self._order.index(self.step + k) for k in range(steps))
+        return tuple(self._order.index(self.step + k) for k in range(as_whole(steps, "steps")))
 
     @property
     def base_lr(self) -> float:
