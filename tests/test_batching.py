@@ -288,8 +288,10 @@ def test_whether_labels_are_shifted_is_decided_for_all_micro_batches_together() 
 def test_a_tuple_of_numpy_arrays_is_one_batch() -> None:
     inputs, targets = np.arange(12.0).reshape(4, 3), np.arange(4.0).reshape(4, 1)
     first, second = as_batch((inputs, targets), 0, 2).micro
-    assert np.array_equal(first[0], inputs[:2]) and np.array_equal(first[1], targets[:2])
-    assert np.array_equal(second[0], inputs[2:]) and np.array_equal(second[1], targets[2:])
+    assert np.array_equal(first[0], inputs[:2])
+    assert np.array_equal(first[1], targets[:2])
+    assert np.array_equal(second[0], inputs[2:])
+    assert np.array_equal(second[1], targets[2:])
 
 
 def test_numpy_arrays_that_cannot_be_one_batch_are_micro_batches() -> None:

@@ -6,7 +6,6 @@ import logging
 import threading
 from typing import Any
 
-import torch
 from own_runs import adamw, go, net, run_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -53,4 +52,5 @@ def test_what_a_hook_holds_and_cannot_be_copied_is_shared() -> None:
     before = len(calls)
     fork = run.fork()
     fork.advance(1)
-    assert len(calls) == before and go(run, 2)[1]
+    assert len(calls) == before
+    assert go(run, 2)[1]
