@@ -26,7 +26,7 @@ from trainenv.driving import Responder, Response
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.spelling import nearest
-from trainenv.types import CLIP_NAMES, ClipName, Event, Intervention, Snapshot, Telemetry, UserError
+from trainenv.types import CLIP_NAMES, ClipName, Event, Intervention, Snapshot, Telemetry, UserError, as_bool, as_number, as_whole
 
 _FULL_LENGTH = 16_000  # steps of the run that a small one stands for
 
@@ -97,6 +97,13 @@ class ByHand(Responder):
     _resumed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        try:
+            for name in ("rewind", "every", "keep", "skip", "patience", "clip_from"):
+                setattr(self, name, as_whole(getattr(self, name), name))
+            self.lr_scale, self.drops = as_number(self.lr_scale, "lr_scale"), as_bool(self.drops, "drops")
+            self.repeats = None if self.repeats is None else as_whole(self.repeats, "repeats", least=1)
+        except UserError as error:
+            raise UserError(f"{error}, in {self!r}") from None
         if min(self.rewind, self.every, self.keep) < 1 or self.skip < 0 or not 0 < self.lr_scale <= 1:
             raise UserError(f"rewind, every and keep must be at least 1, skip at least 0 and lr_scale in (0, 1], found {self!r}")
         if self.clip is not None and self.clip not in CLIP_NAMES:
@@ -111,7 +118,7 @@ class ByHand(Responder):
         """
         if name not in STYLES:
             raise UserError(f"style must be one of {', '.join(STYLES)}, found {name!r}{nearest(name, tuple(STYLES))}")
-        style, scale = STYLES[name], steps / _FULL_LENGTH
+        style, scale = STYLES[name], as_whole(steps, "steps", least=1) / _FULL_LENGTH
         return cls(
             rewind=max(1, round(style.rewind * scale)),
             every=max(1, round(style.every * scale)),

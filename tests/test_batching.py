@@ -283,3 +283,16 @@ def test_whether_labels_are_shifted_is_decided_for_all_micro_batches_together() 
     assert labelled([two]) == [0]
     assert labelled([one, two]) == [6, 1]
     assert labelled([{"input_ids": IDS, "labels": SAME}, two, IDS]) == [4, 0, 14]
+
+
+def test_a_tuple_of_numpy_arrays_is_one_batch() -> None:
+    inputs, targets = np.arange(12.0).reshape(4, 3), np.arange(4.0).reshape(4, 1)
+    first, second = as_batch((inputs, targets), 0, 2).micro
+    assert np.array_equal(first[0], inputs[:2])
+    assert np.array_equal(first[1], targets[:2])
+    assert np.array_equal(second[0], inputs[2:])
+    assert np.array_equal(second[1], targets[2:])
+
+
+def test_numpy_arrays_that_cannot_be_one_batch_are_micro_batches() -> None:
+    assert as_batch((np.ones((3, 2)), np.ones((5, 2))), 0, 2).micro[1].shape == (5, 2)

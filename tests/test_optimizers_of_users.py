@@ -58,6 +58,16 @@ class Lookahead(Optimizer):
                 p.copy_(slow.lerp_(p, 0.5))
 
 
+class Delegating(Lookahead):
+    """One whose state is saved and loaded by the optimizer inside."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+
+
 class Averaging(Optimizer):
     """Schedule-free SGD (Defazio 2024): trains at one point, and stands for another."""
 
@@ -112,6 +122,7 @@ def scheduled(model: nn.Module) -> Optimizer:
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "attributes": lambda model: Noisy(model.parameters(), 0.1),
     "around another": lambda model: Lookahead(adamw(model)),
+    "around another that saves and loads": lambda model: Delegating(adamw(model)),
     "averaging": lambda model: Averaging(model.parameters()),
     "a hook": hooked,
     "a scheduler": scheduled,
@@ -242,3 +253,12 @@ def test_its_own_weights_are_exported(ending: str, tmp_path: Path) -> None:
         other.advance(2)
         load_weights(other, path)
         assert all(torch.equal(a, b) for a, b in zip(other.model.parameters(), run.model.parameters()))
+
+
+def test_a_wrapper_s_rates_reach_the_optimizer_inside_after_a_restore() -> None:
+    model = net()
+    wrapper = Delegating(adamw(model))
+    run = run_of(model, wrapper)
+    run.restore(run.snapshot())
+    assert wrapper.inner.param_groups is wrapper.param_groups
+    assert wrapper.inner.state is wrapper.state

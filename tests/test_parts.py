@@ -316,3 +316,49 @@ def test_a_pair_is_one_micro_batch_where_the_data_are_pairs() -> None:
         return run_of(nn.Linear(3, 1), batches=pairs, objective=squared, validation=validation).evaluate()
 
     assert evaluated(pairs(9)) == evaluated(list(pairs(9))) == evaluated([pairs(9)])
+
+
+# ── what torch would refuse at the first step ───────────────────────────────────────────────────────────────────────
+
+
+class Listless(torch.optim.SGD):
+    """Saves no groups."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": {}, "param_groups": []}
+
+
+LATE: dict[str, tuple[Optimize, str]] = {
+    "capturable": (lambda model: torch.optim.AdamW(model.parameters(), capturable=True), "capturable=True needs a GPU"),
+    "differentiable": (lambda model: torch.optim.SGD(model.parameters(), differentiable=True), "leave out differentiable"),
+    "no groups saved": (lambda model: Listless(model.parameters()), r"expected groups of \[3\] parameters, found \[\]"),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_optimizers_that_would_fail_later_are_refused(name: str) -> None:
+    optimize, message = LATE[name]
+    model = net()
+    refused(message, model=model, optimizer=optimize(model))
+
+
+def test_models_that_would_fail_later_are_refused() -> None:
+    with pytest.deprecated_call():
+        scripted = torch.jit.script(net())
+    refused("give the one it was made from", model=scripted)
+    wave = net()
+    wave[1].bias = nn.Parameter(torch.zeros(8, dtype=torch.complex64))
+    refused("trained parameters must be real", model=wave)
+
+
+def test_a_validation_set_without_any_label_is_refused() -> None:
+    def loss(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        logits, labels = model(data["input_ids"]), data["labels"]
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+    def labelled(index: int) -> dict[str, Tensor]:
+        return {"input_ids": tokens(index), "labels": tokens(index + 1)}
+
+    bare = labelled(9) | {"labels": torch.full_like(tokens(9), -100)}
+    refused("validation must have labelled tokens", batches=labelled, objective=loss, validation=[bare])
+    run_of(batches=labelled, objective=loss, validation=[bare, labelled(8)])

@@ -130,12 +130,12 @@ def _is_one_batch(data: list[Any] | tuple[Any, ...], accumulation: int, bare: bo
     lengths = [len(array) for array in _arrays(data) if array.ndim]
     if bare or max(lengths, default=0) < accumulation:
         return False
-    kinds = {(part.dtype, part.dim()) if isinstance(part, Tensor) else type(part) for part in data}
+    kinds = {(part.dtype, part.ndim) if isinstance(part, Tensor | np.ndarray) else type(part) for part in data}
     if hasattr(data, "_fields"):
         return True
     if len(kinds) > 1:
         return isinstance(data, tuple) or all(list(_arrays(part)) for part in data)
-    if isinstance(data, list) or not isinstance(data[0], Tensor):
+    if isinstance(data, list) or not isinstance(data[0], Tensor | np.ndarray):
         return False
     return len(data) != accumulation or len(set(lengths)) == 1
 

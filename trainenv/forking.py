@@ -7,8 +7,11 @@ a function holds in its closure it shares: a hook of the copy would then change 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
-from types import CellType, FunctionType
+from contextlib import suppress
+from logging import Logger
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -97,18 +100,27 @@ def _follow(original: Any, memo: Memo) -> None:
             if isinstance(value, FunctionType):
                 made.__dict__[name] = _followed(value, memo)
             elif isinstance(value, dict) and "hooks" in name:
-                value.update({key: _followed(hook, memo) for key, hook in value.items()})
+                value.update({key: _followed(hook, memo, stateful=True) for key, hook in value.items()})
         if getattr(holder, "_compiled_call_impl", None) is not None:
             made._compiled_call_impl = _compiled_alike(holder, made)
 
 
-def _followed(function: Any, memo: Memo) -> Any:
-    """The function with copies in its closure and defaults where it has originals; itself where it has none."""
+def _followed(function: Any, memo: Memo, *, stateful: bool = False) -> Any:
+    """The function with copies in its closure and defaults where it has originals; itself where it has none.
+
+    Args:
+        function: anything; what is no function is returned as it is.
+        memo: copies that were made so far.
+        stateful: copy what the closure holds of its own too, as that of a hook that averages the weights.
+    """
     if not isinstance(function, FunctionType):
         return function
     cells = function.__closure__ or ()
     held = [_content(cell) for cell in cells]
     defaults = function.__defaults__ or ()
+    if stateful:
+        for part in (*held, *defaults):
+            _copy_state(part, memo)
     if not any(id(part) in memo for part in (*held, *defaults)):
         return function
     closure = tuple(CellType(memo[id(part)]) if id(part) in memo else cell for cell, part in zip(cells, held))
@@ -117,6 +129,18 @@ def _followed(function: Any, memo: Memo) -> Any:
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     return made
+
+
+def _copy_state(value: Any, memo: Memo) -> None:
+    """Put a copy of a module, a tensor, a container or a plain object into the memo; what cannot be copied stays shared."""
+    if id(value) in memo or not (isinstance(value, Tensor | dict | list | set | deque) or hasattr(value, "__dict__")):
+        return
+    if isinstance(value, type | FunctionType | ModuleType | Logger):
+        return
+    tried = dict(memo)
+    with suppress(Exception):
+        copy.deepcopy(value, tried)
+        memo.update(tried)
 
 
 def _content(cell: CellType) -> Any:
@@ -150,7 +174,7 @@ def _copy_hooks(parameters: list[Tensor], memo: Memo) -> None:
         ):
             for hook in (hooks or {}).values():
                 made.requires_grad_()  # a frozen one takes no hook
-                register(_followed(hook, memo) if isinstance(hook, FunctionType) else copy.deepcopy(hook, memo))
+                register(_followed(hook, memo, stateful=True) if isinstance(hook, FunctionType) else copy.deepcopy(hook, memo))
         made.requires_grad_(trained)
 
 

@@ -48,6 +48,13 @@ def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_
             group["weight_decay"] = weight_decay * weight_decay_factor
 
 
+def own_rates(optimizer: Optimizer) -> None:
+    """Give each group a learning rate of its own where it is a tensor: one given to several groups, or runs, is one tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].clone()
+
+
 def has_modes(optimizer: Optimizer) -> bool:
     """Look for `train()` and `eval()`: such an optimizer evaluates other weights than it trains (Defazio 2024)."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
@@ -112,24 +119,25 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's own. It also casts state to
     the dtype of the parameters and makes new tensors of those in the groups: both are put right after it.
     """
-    copies, live_groups, live_state = Copies(), optimizer.param_groups, optimizer.state
+    copies, live = Copies(), [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[Any, Any] = {}
     with torch.no_grad():
-        groups = [copies.of(saved, live) for live, saved in zip(optimizer.param_groups, state["param_groups"])]
+        groups = [copies.of(saved, now) for now, saved in zip(optimizer.param_groups, state["param_groups"])]
         owners = dict(zip((place for group in groups for place in group["params"]), parameters))
         for key, saved in state["state"].items():
             place = int(key) if str(key).isdigit() else key  # not every key is a parameter's place
             entries[place] = copies.of(saved, optimizer.state.get(owners.get(place, place)))
         rest = {name: copies.of(part, None) for name, part in state.items() if name not in _OURS}
     optimizer.load_state_dict(rest | {"state": entries, "param_groups": groups})
+    for one, live_groups, live_state in live:
+        _keep_shared(one, live_groups, live_state)
     for loaded, group in zip(optimizer.param_groups, groups):
         loaded.update({name: value for name, value in group.items() if any(True for _ in tensors_of(value))})
     for place, parameter in owners.items():
         loaded = optimizer.state.get(parameter, {})
         for name in entries.get(place, {}).keys() & loaded.keys() - {"step"}:  # whose dtype depends on `fused` and `capturable`
             loaded[name] = _uncast(entries[place][name], loaded[name])
-    _keep_shared(optimizer, live_groups, live_state)
     attributes = state.get("attributes", {})
     if attributes:
         now = optimizer.state_dict()["state"]  # an attribute may be a tensor of the state
@@ -173,6 +181,12 @@ def _like(value: Any, live: Any) -> Any:
         live.set_state(value["generator"])
         return live
     return value
+
+
+def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer and those that it is made around, which may share its groups and its state."""
+    inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+    return [optimizer, *(deeper for one in inner for deeper in _with_inner(one))]
 
 
 def _keep_shared(optimizer: Optimizer, groups: list[dict[str, Any]], state: Any) -> None:

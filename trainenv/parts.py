@@ -91,6 +91,8 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         made = "; give an instance, model=Model(…)" if isinstance(model, type) else "; load or build it first"
         raise UserError(f"model must be a torch.nn.Module, found {_kind(model)}{made}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"model must be a module of Python, found {_kind(model)} of torch.jit; give the one it was made from")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise UserError(
@@ -152,12 +154,35 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     saved = optimizer.state_dict()
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise UserError(f"{name}.state_dict() must hold 'state' and 'param_groups', so that a run can be saved; add them to it")
+    sizes, kept = (
+        [len(group.get("params", ())) for group in groups] for groups in (optimizer.param_groups, saved["param_groups"])
+    )
+    if sizes != kept:
+        raise UserError(
+            f"{name}.state_dict() must hold its parameter groups, so that a run can be saved, expected groups of {sizes} "
+            f"parameters, found {kept}; put all of them under 'param_groups'"
+        )
+    _check_updates(optimizer)
     for inner in getattr(optimizer, "__dict__", {}).values():
         apart = isinstance(inner, Optimizer) and inner.state is not optimizer.state
         if apart and getattr(type(optimizer), "state_dict", None) is Optimizer.state_dict:
             raise UserError(f"{name}.state_dict() must hold the state of the optimizer inside; share its state, or add it")
     _check_rates(optimizer)
     return optimizer  # type: ignore[no-any-return]
+
+
+def _check_updates(optimizer: Optimizer) -> None:
+    """Refuse what torch itself, or a clip policy, refuses at the first step."""
+    for place, group in enumerate(optimizer.param_groups):
+        trained = [p for p in group["params"] if p.requires_grad]
+        if group.get("differentiable"):
+            raise UserError(f"optimizer must not be differentiable, found group {place} that is; leave out differentiable=True")
+        if group.get("capturable") and any(p.is_cpu for p in trained):
+            raise UserError(f"capturable=True needs a GPU, found group {place} of parameters on the CPU; leave it out")
+        if any(p.is_complex() for p in trained):
+            raise UserError(
+                f"trained parameters must be real, found complex ones in group {place}; hold them as pairs (torch.view_as_real)"
+            )
 
 
 def _check_rates(optimizer: Optimizer) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
+_NEAR, _POINTS = 20_000, 1024  # steps ahead whose rates are computed one by one, and points beyond them
 _MANY_STEPS, _MANY_SHARE = 50, 20  # steps with a loss that is not finite: so many, and one in so many of the budget
 _NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
 
@@ -128,6 +130,7 @@ class TrainingRun:
         self._validation = trial.try_out(self)
         self._view()  # which a snapshot takes: what could not be saved is refused now
         parts.train(own.model)
+        optimizers.own_rates(own.optimizer)
 
     def _equip(self) -> None:
         """Make what a run has for itself alone: random state, monitor, clipper."""
@@ -169,9 +172,7 @@ class TrainingRun:
         The device is read every `monitor.block` steps. Past the end of the budget training goes on at the schedule's last value.
         Where it is interrupted or fails, the steps of the block are unaccounted for: go on from a snapshot.
         """
-        if steps < 0:
-            raise UserError(f"steps must be 0 or more, found {steps}")
-        steps = as_whole(steps, "steps")
+        steps = as_whole(steps, "steps", least=0)
         if self.folded:
             raise UserError("expected a run by itself, found one that is folded with others; call `advance` of its `Folded`")
         self._take_in()
@@ -262,7 +263,7 @@ class TrainingRun:
 
     def upcoming(self, steps: int) -> tuple[int, ...]:
         """Data indices that the next `steps` steps will see."""
-        return tuple(self._order.index(self.step + k) for k in range(steps))
+        return tuple(self._order.index(self.step + k) for k in range(as_whole(steps, "steps")))
 
     @property
     def base_lr(self) -> float:
@@ -272,10 +273,16 @@ class TrainingRun:
     def lrs_ahead(self) -> list[float]:
         """The learning rate of each step left in the budget if nobody intervenes again; one step's where none is left.
 
-        Planted stress is left out: it is not planned.
+        Planted stress is left out: it is not planned. Those far ahead lie on straight lines between some that are computed.
         """
-        steps = range(self.step, max(self.horizon.end, self.step + 1))
-        return [self.base_lr * self._lr_factor(step) for step in steps]
+        end = max(self.horizon.end, self.step + 1)
+        near = range(self.step, min(end, self.step + _NEAR))
+        rates = [self.base_lr * self._lr_factor(step) for step in near]
+        if near.stop < end:  # a schedule is asked in Python, which takes seconds for a million steps
+            points = np.unique(np.linspace(near.stop, end - 1, _POINTS).round().astype(np.int64))
+            known = [self.base_lr * self._lr_factor(step) for step in points.tolist()]
+            rates += np.interp(np.arange(near.stop, end), points, known).tolist()
+        return rates
 
     @torch.inference_mode(False)
     def evaluate(self) -> float:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from trainenv import devices, names
-from trainenv.backward import as_loss
-from trainenv.batching import as_batch, placed
+from trainenv.backward import as_loss, mean_of
+from trainenv.batching import as_batch, labelled, placed
 from trainenv.monitor.probe import evaluating
 from trainenv.objectives import NextToken
 from trainenv.types import Batch, LossSum, UserError
@@ -49,6 +49,7 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
         micro = batch.micro[0]
         _check_loss(run, micro, "batches(0)")
         validation = _like_training(validation, micro)
+        _check_labels(run, validation)
         for name, other in (("validation", validation[:1]), ("probe", () if probe is None else (probe,))):
             for one in other:
                 if not _alike(one, micro):
@@ -148,6 +149,19 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
 
 
 # ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
+    """Refuse a validation set whose loss would be NaN throughout the run, for nothing in it has a label."""
+    if not validation or any(labelled(validation)):
+        return
+    with torch.no_grad(), evaluating(names.unwrapped(run.model)):
+        losses = [mean_of(as_loss(run.objective(run.model, placed(micro, run.device)))) for micro in validation]
+    if not any(bool(loss.isfinite()) for loss in losses):
+        raise UserError(
+            f"validation must have labelled tokens, found none in its {len(losses)} micro-batch(es), so that its loss is NaN; "
+            "give labels other than -100, or leave the validation set out"
+        )
 
 
 def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:

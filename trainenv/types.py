@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -79,7 +80,7 @@ def _scalar(value: object) -> object:
     if isinstance(value, bool | int | float) and type(value) in (bool, int, float):
         return value
     try:
-        return value.item()  # type: ignore[attr-defined]
+        return float(value) if isinstance(value, Decimal) else value.item()  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError, RuntimeError):  # it has none, or more than one
         return value
 

@@ -37,6 +37,8 @@ from trainenv.types import (
     Telemetry,
     UserError,
     Verdict,
+    as_number,
+    as_whole,
 )
 from trainenv.wrappers.rules import make as make_rule
 from trainenv.wrappers.stopping import Losing, paired
@@ -78,6 +80,12 @@ class Verification:
     width: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "verify_steps", "workers"):
+            object.__setattr__(self, name, as_whole(getattr(self, name), name))
+        if self.worth != math.inf:  # which no draft promises
+            object.__setattr__(self, "worth", as_number(self.worth, "worth"))
+        if self.cooldown is not None:
+            object.__setattr__(self, "cooldown", as_whole(self.cooldown, "cooldown", least=0))
         if self.top_k < 1 or self.verify_steps < 1:
             raise UserError(f"top_k and verify_steps must be at least 1, found {self.top_k} and {self.verify_steps}")
         if self.workers < 0:
