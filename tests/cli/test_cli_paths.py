@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,8 @@ def test_text_is_taken_as_it_is_typed_and_all_else_as_yaml(pair: str, value: Any
         ("name: ..", ("name of a folder", "'..'")),
         ("corpus: {name: text, path: 7}", ("corpus.path", "7", "quote it")),
         ("name: " + "[" * 4000, ("not valid YAML",)),
+        ("optimizer: &a {betas: *a}", ("not valid YAML", "holds itself")),
+        ("clip: &a {options: {zclip: [1, *a]}}", ("not valid YAML", "holds itself")),
     ],
 )
 def test_values_that_yaml_reads_otherwise_cost_a_sentence(
@@ -138,3 +142,12 @@ def test_a_path_on_a_command_line_is_one_argument() -> None:
     for name in ODD:
         assert shlex.split(typed(Path(name))) in ([name], [f"./{name}"])
     assert typed(Path("-x")) == "./-x"
+
+
+def test_a_letter_that_the_terminal_lacks_does_not_stop_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["run", "tiny", *sets(steps=2, name="é"), "--out", "é", "--json"]) == 0
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert main(["report", "é"]) == 0
+    sys.stdout.flush()
+    assert rb"report: \xe9/report.html" in shown.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import warnings
@@ -32,6 +33,8 @@ __all__ = ["INTERRUPTED", "USER_ERROR", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 a fault was found, 2 a mistake to mend, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no reason to stop
     args = _parser().parse_args(arguments)
     try:
         for name, value in vars(args).items():
