@@ -75,6 +75,24 @@ def test_a_path_that_is_too_long_costs_a_sentence(command: list[str], tmp_path: 
     assert_one_sentence([*command, "x" * 300], ("x" * 300,), tmp_path, capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["run", "tiny", *sets(), "--out=a\0b"], "zero byte"),
+        (["run", "tiny", *sets(), "--set", "corpus.path=a\0b"], "zero byte"),
+        (["run", "a\0b.yaml"], "zero byte"),
+        (["report", "a\0b"], "zero byte"),
+        (["run", "tiny", *sets(), "--out=--"], "./--"),
+        (["compare", "quick", "--methods", ""], "found none in"),
+        (["compare", "quick", "--trunks", " , "], "found none in"),
+    ],
+)
+def test_what_is_no_name_costs_a_sentence(
+    arguments: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_sentence(arguments, (word,), tmp_path, capsys)
+
+
 def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run", "tiny", *sets(), "--out="])

@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, value in vars(args).items():
             if isinstance(value, Path):
                 setattr(args, name, expanded(value))  # a shell leaves the ~ of --out=~/mine alone
+            elif value == [] and name != "set":  # as argparse reads it
+                raise UserError(f"expected a value in --{name}=--, found none; write ./-- if that is a name")
         with _warnings_in_sentences():
             result, code = args.command(args)
     except UserError as error:
