@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -18,6 +19,7 @@ from trainenv.cli import main
 from trainenv.cli.asking import overrides_of
 from trainenv.config import RunConfig
 from trainenv.paths import typed
+from trainenv.records.folder import RunFolder
 
 ODD = ["lr:3e-4", "run-12:30", "file:x", "s3:x", "a::b", "-x", "a%20b#c?d*[e]{f}", "a\nb", "ünï", "a 'b'", "$a_$b"]
 
@@ -169,3 +171,15 @@ def test_a_letter_that_the_terminal_lacks_does_not_stop_a_command(monkeypatch: p
     assert main(["report", "é"]) == 0
     sys.stdout.flush()
     assert rb"report: \xe9/report.html" in shown.getvalue()
+
+
+def test_a_disk_that_is_full_costs_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(folder: RunFolder, step: int, loss: float) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "validation", full)
+    assert main(["run", "tiny", *sets(steps=2), "--out", "mine", "--json"]) == cli.USER_ERROR
+    assert (
+        capsys.readouterr().err
+        == "trainenv: a file can't be written: No space left on device; make room, or give another folder\n"
+    )

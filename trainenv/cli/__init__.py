@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import sys
@@ -48,9 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trainenv: {error}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        if not error.filename:  # no file of the user's: a broken pipe, say
+        if error.filename:
+            print(f"trainenv: {error.filename}: {error.strerror}; give another path, or mend that one", file=sys.stderr)
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write does not say where
+            print(f"trainenv: a file can't be written: {error.strerror}; make room, or give another folder", file=sys.stderr)
+        else:  # no file of the user's: a broken pipe, say
             raise
-        print(f"trainenv: {error.filename}: {error.strerror}; give another path, or mend that one", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

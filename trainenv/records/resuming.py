@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,15 +66,17 @@ class MadeOf:
         """What the run recorded in a folder was made of; None where the folder does not say."""
         try:
             found = json.loads((path / FOLDER / MADE_OF).read_text(encoding="utf-8"))
-            made = cls(**{field.name: found[field.name] for field in fields(cls)})
+            if not isinstance(found["flags"], list):
+                return None
+            made = cls(**{field.name: found[field.name] for field in fields(cls)} | {"flags": tuple(found["flags"])})
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return replace(made, flags=tuple(made.flags)) if made._is_sound() else None
+        return made if made._is_sound() else None
 
     def _is_sound(self) -> bool:
         """Whether the parts of what was read are what `of` makes; more parts, of a later version, do no harm."""
         steered = self.responder is None or (isinstance(self.responder, dict) and isinstance(self.responder.get("class"), str))
-        flags = isinstance(self.flags, list) and all(isinstance(flag, str) for flag in self.flags)
+        flags = all(isinstance(flag, str) for flag in self.flags)
         return isinstance(self.config, dict) and isinstance(self.corpus, str | None) and steered and flags
 
     def write(self, path: Path) -> None:
