@@ -99,17 +99,27 @@ def drive(
         raise UserError(f"responder must be a Responder, found {responder!r:.80}; an agent goes in as agents.Acting(agent=…)")
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
-        MadeOf.of(run, responder, folder.flags).write(folder.path)
+        made = MadeOf.of(run, responder, folder.flags)
+        if not store.steps():
+            made.write(folder.path)
+
+        def save(**how: Any) -> None:
+            """The record is true of the newest checkpoint: one that has changed waits for the first that it is true of."""
+            changed = MadeOf.read(folder.path) != made
+            store.save(_state(run, folder, responder), **(how | {"wait": True} if changed else how))
+            if changed:
+                made.write(folder.path)
+
         if responder is not None:
             responder.begin(run, folder, store)
         if not run.done and run.step not in store.steps():
-            store.save(_state(run, folder, responder))  # there is something to go back to from the first step on
-        ended, taken = _train(run, folder, store, responder, watch, stop)
+            save()  # there is something to go back to from the first step on
+        ended, taken = _train(run, folder, store, save, responder, watch, stop)
         folder.telemetry.flush()
         try:
             store.wait()
         finally:  # that the last save failed is no reason not to try this one
-            store.save(_state(run, folder, responder), moments="exact", wait=True)
+            save(moments="exact", wait=True)
     summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
     assert isinstance(summary, dict)
     if ended != "interrupted":
@@ -156,7 +166,19 @@ def resume(
     run.restore(snapshot)
     run.ledger.load(snapshot.state["ledger"])
     if responder is not None:
-        responder.load_state_dict(state)
+        try:
+            responder.load_state_dict(state)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if not accept_changes:
+                raise UserError(
+                    f"the run in {folder.path} was steered by another responder than {now.responder_class}, which can't take on "
+                    f"what that remembered ({error!r:.80}); resume it with the responder that it had, or accept the change "
+                    "(--accept-changes)"
+                ) from None
+            responder.load_state_dict({})
+            same = False
+    if remembered is not None and made is None and (responder is None or not same):
+        folder.changes = (f"who steered it is on no record, it is steered by {now.responder_class}",)
     return folder, snapshot
 
 
@@ -164,6 +186,7 @@ def _train(
     run: TrainingRun,
     folder: RunFolder,
     store: CheckpointStore,
+    save: Callable[[], None],
     responder: Responder | None,
     watch: Watch,
     stop: Callable[[], bool],
@@ -203,7 +226,7 @@ def _train(
         # What a rewind has left behind is not to be gone on with, so the new line is saved at once.
         if not run.done and (rewound or response.save or store.due(before, run.step)):
             folder.telemetry.flush()
-            store.save(_state(run, folder, responder))
+            save()
     return "budget spent", taken
 
 

@@ -12,8 +12,10 @@ def expanded(path: str | Path) -> Path:
     """The path with `~` and `~name` at its start expanded; a name that no user has is part of a file's name, as in a shell.
 
     Raises:
-        UserError: the user has no home folder.
+        UserError: the user has no home folder, or it is no path at all.
     """
+    if "\0" in str(path):
+        raise UserError(f"expected a path, found {str(path)!r}, which has a zero byte in it; give another")
     try:
         return Path(path).expanduser()
     except RuntimeError:

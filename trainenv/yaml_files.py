@@ -107,7 +107,14 @@ def listed(names: Sequence[str]) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing keys that stand twice and reading 3e-4 as the number it is."""
+    """YAML's safe loader, refusing keys that stand twice, values that hold themselves, and reading 3e-4 as the number it is."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        _check_finite(node, [], set())
+        return self.construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -116,6 +123,18 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+def _check_finite(node: yaml.Node, above: list[int], seen: set[int]) -> None:
+    """Refuse a value that holds itself, as an alias inside of its own anchor makes it. Each node is looked at once."""
+    if id(node) in above:
+        raise yaml.constructor.ConstructorError(None, None, "a value holds itself", node.start_mark)
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+        return
+    seen.add(id(node))
+    for part in node.value:
+        for below in part if isinstance(part, tuple) else (part,):
+            _check_finite(below, [*above, id(node)], seen)
 
 
 _StrictLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}

@@ -216,7 +216,13 @@ class Branching(Responder):
         }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """See `Responder`; `begin` takes it on."""
+        """See `Responder`; `begin` takes it on.
+
+        Raises:
+            KeyError: another responder remembers that.
+        """
+        if state and "purse" not in state:
+            raise KeyError("purse")
         self._loaded = state
 
     def _resume(self, state: dict[str, Any], folder: RunFolder, store: CheckpointStore) -> None:

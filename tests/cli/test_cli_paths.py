@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from trainenv.cli import main
 from trainenv.cli.asking import overrides_of
 from trainenv.config import RunConfig
 from trainenv.paths import typed
+from trainenv.records.folder import RunFolder
 
 ODD = ["lr:3e-4", "run-12:30", "file:x", "s3:x", "a::b", "-x", "a%20b#c?d*[e]{f}", "a\nb", "ünï", "a 'b'", "$a_$b"]
 
@@ -73,6 +77,24 @@ def test_a_path_that_is_too_long_costs_a_sentence(command: list[str], tmp_path: 
     assert_one_sentence([*command, "x" * 300], ("x" * 300,), tmp_path, capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["run", "tiny", *sets(), "--out=a\0b"], "zero byte"),
+        (["run", "tiny", *sets(), "--set", "corpus.path=a\0b"], "zero byte"),
+        (["run", "a\0b.yaml"], "zero byte"),
+        (["report", "a\0b"], "zero byte"),
+        (["run", "tiny", *sets(), "--out=--"], "./--"),
+        (["compare", "quick", "--methods", ""], "found none in"),
+        (["compare", "quick", "--trunks", " , "], "found none in"),
+    ],
+)
+def test_what_is_no_name_costs_a_sentence(
+    arguments: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_sentence(arguments, (word,), tmp_path, capsys)
+
+
 def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run", "tiny", *sets(), "--out="])
@@ -113,6 +135,8 @@ def test_text_is_taken_as_it_is_typed_and_all_else_as_yaml(pair: str, value: Any
         ("name: ..", ("name of a folder", "'..'")),
         ("corpus: {name: text, path: 7}", ("corpus.path", "7", "quote it")),
         ("name: " + "[" * 4000, ("not valid YAML",)),
+        ("optimizer: &a {betas: *a}", ("not valid YAML", "holds itself")),
+        ("clip: &a {options: {zclip: [1, *a]}}", ("not valid YAML", "holds itself")),
     ],
 )
 def test_values_that_yaml_reads_otherwise_cost_a_sentence(
@@ -138,3 +162,24 @@ def test_a_path_on_a_command_line_is_one_argument() -> None:
     for name in ODD:
         assert shlex.split(typed(Path(name))) in ([name], [f"./{name}"])
     assert typed(Path("-x")) == "./-x"
+
+
+def test_a_letter_that_the_terminal_lacks_does_not_stop_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["run", "tiny", *sets(steps=2, name="é"), "--out", "é", "--json"]) == 0
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert main(["report", "é"]) == 0
+    sys.stdout.flush()
+    assert rb"report: \xe9/report.html" in shown.getvalue()
+
+
+def test_a_disk_that_is_full_costs_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(folder: RunFolder, step: int, loss: float) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "validation", full)
+    assert main(["run", "tiny", *sets(steps=2), "--out", "mine", "--json"]) == cli.USER_ERROR
+    assert (
+        capsys.readouterr().err
+        == "trainenv: a file can't be written: No space left on device; make room, or give another folder\n"
+    )

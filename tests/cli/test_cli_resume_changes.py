@@ -13,7 +13,7 @@ from trainenv import cli, corpora
 from trainenv.cli import main
 from trainenv.records.resuming import MadeOf, check_corpus
 from trainenv.run import TrainingRun
-from trainenv.types import UserError
+from trainenv.types import Telemetry, UserError
 
 WORDS = "the of and to in is you that it he was for\n"
 RESUME = ["run", "--resume", "--out", "mine"]
@@ -139,7 +139,21 @@ def test_settings_that_change_no_bit_may_be_edited(
     assert said(capsys) == "going on from step 12, to the bit as it was (exact)"
 
 
-@pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"config": 3, "corpus": null, "responder": null, "flags": []}'])
+NO_RECORDS = [
+    None,
+    "",
+    "[]",
+    "{}",
+    "[" * 9000,
+    '{"config": 3, "corpus": null, "responder": null, "flags": []}',
+    '{"config": {}, "corpus": null, "responder": {}, "flags": []}',
+    '{"config": {}, "corpus": null, "responder": {"class": 3}, "flags": []}',
+    '{"config": {}, "corpus": null, "responder": null, "flags": "--by-hand"}',
+    '{"config": {}, "corpus": 3, "responder": null, "flags": []}',
+]
+
+
+@pytest.mark.parametrize("record", NO_RECORDS)
 def test_a_folder_that_does_not_say_is_resumed_unchecked(
     record: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +164,49 @@ def test_a_folder_that_does_not_say_is_resumed_unchecked(
         RECORD.write_text(record, encoding="utf-8")
     assert "its folder does not say what they were" in said(capsys)
     assert MadeOf.read(Path("mine")) is not None
+
+
+def test_a_record_of_a_later_version_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(monkeypatch, capsys)
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    RECORD.write_text(json.dumps({**record, "version": 2}), encoding="utf-8")
+    assert said(capsys) == "going on from step 12, to the bit as it was (exact)"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is saved on the way out."""
+
+
+def test_an_accepted_change_is_on_record_once_a_checkpoint_has_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed before that, the newest checkpoint is still one of the text that was before."""
+    interrupted(monkeypatch, capsys, "--set", "checkpoints.every=8")
+    words = text.read_text(encoding="utf-8")
+    text.write_text(words.upper(), encoding="utf-8")
+
+    def killed(run: TrainingRun, steps: int) -> list[Telemetry]:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "advance", killed)
+        with pytest.raises(Killed):
+            main([*RESUME, "--accept-changes"])
+    capsys.readouterr()
+    assert_one_sentence(RESUME, ("digest of the corpus",), tmp_path, capsys)
+    text.write_text(words, encoding="utf-8")
+    corpora._load.cache_clear()
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, 16)
+        assert main(RESUME) == cli.INTERRUPTED
+    assert "to the bit as it was (exact)" in capsys.readouterr().out
+    text.write_text(words.upper(), encoding="utf-8")
+    corpora._load.cache_clear()
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, 20)
+        assert main([*RESUME, "--accept-changes"]) == cli.INTERRUPTED
+    capsys.readouterr()
+    assert said(capsys) == "going on from step 20, to the bit as it was (exact)"
 
 
 def test_accepting_changes_of_a_new_run_makes_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +254,20 @@ def test_a_steered_run_whose_folder_does_not_say_by_what(
     interrupted(monkeypatch, capsys, "--by-hand")
     RECORD.unlink()
     assert_one_sentence(RESUME, ("is steered", "found nobody", "--branching", "--by-hand"), tmp_path, capsys)
-    assert "to the bit as it was" in said(capsys, "--by-hand")
+    assert_one_sentence([*RESUME, "--branching"], ("another responder", "agents.branching", "--accept-changes"), tmp_path, capsys)
+    assert "to the bit as it was (exact), if text" in said(capsys, "--by-hand")
+
+
+@pytest.mark.parametrize(
+    ("flags", "others"), [(("--by-hand",), ()), (("--by-hand",), BRANCHING), (BRANCHING, ()), (BRANCHING, ("--by-hand",))]
+)
+def test_other_steering_where_the_folder_does_not_say_is_accepted_by_name(
+    flags: tuple[str, ...], others: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(monkeypatch, capsys, *flags)
+    RECORD.unlink()
+    assert main([*RESUME, *others, "--accept-changes"]) == 0
+    assert "not to the bit as it was: who steered it is on no record" in capsys.readouterr().out
 
 
 def test_a_planner_without_a_loop_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,6 +227,15 @@ def test_what_follows_a_torn_line_is_read(folder: RunFolder) -> None:
     assert [event["step"] for event in read_events(folder.path)] == [3, 5, 6]
 
 
+@pytest.mark.parametrize("rest", [b"\0" * 40, b"\xff\xfe", b'{"step": "\xe9"}', b"3"])
+def test_a_line_that_a_power_cut_left_is_passed_over(folder: RunFolder, rest: bytes) -> None:
+    folder.event(Event(3, "fired"))
+    with (folder.path / "events.jsonl").open("ab") as file:
+        file.write(rest)
+    folder.event(Event(5, "fired"))
+    assert [event["step"] for event in read_events(folder.path)] == [3, 5]
+
+
 def test_nothing_to_resume(folder: RunFolder, tmp_path: Path) -> None:
     for path in (folder.path, tmp_path / "gone"):
         with pytest.raises(
@@ -234,6 +243,8 @@ def test_nothing_to_resume(folder: RunFolder, tmp_path: Path) -> None:
         ):
             RunFolder.resume(path)
     assert not (tmp_path / "gone").exists()
+    with pytest.raises(UserError, match="delete the folder: the run in it stopped before its first one"):
+        RunFolder.resume(folder.path)  # which can't be recorded in either
 
 
 def test_a_finished_run_is_not_resumed(folder: RunFolder) -> None:

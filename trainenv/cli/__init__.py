@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import sys
 import warnings
@@ -32,20 +34,27 @@ __all__ = ["INTERRUPTED", "USER_ERROR", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 a fault was found, 2 a mistake to mend, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no reason to stop
     args = _parser().parse_args(arguments)
     try:
         for name, value in vars(args).items():
             if isinstance(value, Path):
                 setattr(args, name, expanded(value))  # a shell leaves the ~ of --out=~/mine alone
+            elif value == [] and name != "set":  # as argparse reads it
+                raise UserError(f"expected a value in --{name}=--, found none; write ./-- if that is a name")
         with _warnings_in_sentences():
             result, code = args.command(args)
     except UserError as error:
         print(f"trainenv: {error}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        if not error.filename:  # no file of the user's: a broken pipe, say
+        if error.filename:
+            print(f"trainenv: {error.filename}: {error.strerror}; give another path, or mend that one", file=sys.stderr)
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write does not say where
+            print(f"trainenv: a file can't be written: {error.strerror}; make room, or give another folder", file=sys.stderr)
+        else:  # no file of the user's: a broken pipe, say
             raise
-        print(f"trainenv: {error.filename}: {error.strerror}; give another path, or mend that one", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

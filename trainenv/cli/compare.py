@@ -21,9 +21,9 @@ def compare_command(args: argparse.Namespace) -> Result:
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
-    chosen = _names(args.methods)
+    chosen = _names("methods", args.methods)
     check_known("method", chosen or (), METHODS)
-    suite = load_suite(args.suite).select(methods=chosen, trunks=_names(args.trunks), seeds=args.seeds)
+    suite = load_suite(args.suite).select(methods=chosen, trunks=_names("trunks", args.trunks), seeds=args.seeds)
     folder = args.out or Path("runs") / f"compare-{suite.name}"
     total = len(suite.trunks) * suite.seeds * len(suite.played)
     with interruptible() as stop, Screen("compare", total, quiet=args.json) as screen:
@@ -44,6 +44,11 @@ def compare_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _names(listed: str | None) -> Sequence[str] | None:
+def _names(what: str, listed: str | None) -> Sequence[str] | None:
     """`a,b` as names; None where nothing was listed."""
-    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
+    if listed is None:
+        return None
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"a comparison needs {what}, found none in {listed!r}; name at least one, or leave the option out")
+    return names

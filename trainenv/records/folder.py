@@ -89,8 +89,11 @@ class RunFolder:
             raise UserError(f"the run in {path} has ended; give another --out for a new one")
         store = CheckpointStore(path / FOLDER)
         if not store.folder.is_dir() or not store.steps():
+            early = (
+                " and delete the folder: the run in it stopped before its first one" if (path / "config.yaml").is_file() else ""
+            )
             raise UserError(
-                f"expected an interrupted run with checkpoints in {path}, found none; leave out --resume to start one"
+                f"expected an interrupted run with checkpoints in {path}, found none; leave out --resume to start one{early}"
             )
         digests, snapshot = _digests(store), store.load()
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]

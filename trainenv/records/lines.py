@@ -23,10 +23,10 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines; torn ones never happened."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line.decode())
+        except ValueError:  # no UTF-8 either: a power cut leaves blocks of anything
             continue
         if isinstance(record, dict):
             records.append(record)

@@ -66,10 +66,18 @@ class MadeOf:
         """What the run recorded in a folder was made of; None where the folder does not say."""
         try:
             found = json.loads((path / FOLDER / MADE_OF).read_text(encoding="utf-8"))
-            made = cls(**{**found, "flags": tuple(found["flags"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            if not isinstance(found["flags"], list):
+                return None
+            made = cls(**{field.name: found[field.name] for field in fields(cls)} | {"flags": tuple(found["flags"])})
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return made if isinstance(made.config, dict) else None
+        return made if made._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether the parts of what was read are what `of` makes; more parts, of a later version, do no harm."""
+        steered = self.responder is None or (isinstance(self.responder, dict) and isinstance(self.responder.get("class"), str))
+        flags = all(isinstance(flag, str) for flag in self.flags)
+        return isinstance(self.config, dict) and isinstance(self.corpus, str | None) and steered and flags
 
     def write(self, path: Path) -> None:
         """Keep it in a run's folder, whole or not at all.
@@ -90,8 +98,11 @@ class MadeOf:
     @property
     def steered_by(self) -> str:
         """Who steers, in words."""
-        if self.flags:
-            return " ".join(self.flags)
+        return " ".join(self.flags) or self.responder_class
+
+    @property
+    def responder_class(self) -> str:
+        """The class of who steers, in words."""
         return "nobody" if self.responder is None else str(self.responder["class"])
 
     def changes(self, now: MadeOf) -> tuple[str, ...]:
