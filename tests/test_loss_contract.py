@@ -211,7 +211,8 @@ def test_validation_is_over_labelled_tokens() -> None:
     assert run.evaluate() == pytest.approx((16 * found[0] + found[1]) / 17, rel=1e-12)
     for objective in OBJECTIVES.values():
         assert run_of(full, objective, validation=[full, none, short]).evaluate() == pytest.approx(run.evaluate(), rel=1e-12)
-        assert math.isnan(run_of(full, objective, validation=[none]).evaluate())
+        with pytest.raises(UserError, match="validation must have labelled tokens"):
+            run_of(full, objective, validation=[none])
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))

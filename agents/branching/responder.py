@@ -118,6 +118,7 @@ class Branching(Responder):
 
     def _forget(self) -> None:
         """All that is remembered of a run."""
+        self._unsaid = ""  # a fault that was met where nothing can be noted
         self._trial = False  # whether no harm has called for the decision that is being taken
         self._number, self._settled = 0, 0.0  # FLOPs of the ledger that are on the purse, or the run's own
         self._lessons, self._purse = Lessons(), Purse(0.0)
@@ -182,12 +183,21 @@ class Branching(Responder):
         self._history.extend(window)
         self._alarms.see(window)
         events = self._due(run)
+        if self._unsaid:
+            said = {"number": self._number, "why": "asked", "reason": self._unsaid, "fault": True}
+            events.append(Event(run.step, "skipped", said))
+            self._unsaid = ""
         at, before, lost = run.step, run.step - len(window), run.diverged
-        busy = bool(self._pending)
-        why = "diverged" if lost else self._alarms.why(run, window, least=4 * self._verifying.verify_steps, busy=busy)
+        sound, why = math.isfinite(window[-1].loss), ""
+        if lost:
+            why = "diverged"
+        elif sound:  # nothing can be forecast from a loss that is not finite: what is due waits for the next
+            least, busy = 4 * self._verifying.verify_steps, bool(self._pending)
+            why = self._alarms.why(run, window, least=least, busy=busy)
         response = self._answered(run, why, events) if why else Response(events=events)
-        self._alarms.passed(at)
-        rewound, sound = any(event.kind == "rewind" for event in response.events), math.isfinite(window[-1].loss)
+        if lost or sound:
+            self._alarms.passed(at)
+        rewound = any(event.kind == "rewind" for event in response.events)
         save = sound and self._worth_saving(run)
         # Just what is saved: a run that is gone on with has these to go back to.
         if rewound or save or (sound and self._store.due(before, run.step)):
@@ -212,8 +222,18 @@ class Branching(Responder):
             "purse": self._purse.state_dict(),
             "validation": self._validation,
             "found": self._found,
-            "learned": self.model.state_dict() if isinstance(self.model, Learner) else None,
+            "learned": self._learned(),
         }
+
+    def _learned(self) -> dict[str, Any] | None:
+        """What the model has learned; where it can't say, a resumed run starts with what it knew at first."""
+        if not isinstance(self.model, Learner):
+            return None
+        try:
+            return dict(self.model.state_dict())
+        except Exception as error:  # a save of the run does not hang on it
+            self._unsaid = f"what the model has learned can't be saved: {_told(error)}"
+            return None
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """See `Responder`; `begin` takes it on.

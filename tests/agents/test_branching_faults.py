@@ -110,6 +110,17 @@ def test_a_learner_that_fails_to_learn_is_told_of_beside_the_decision() -> None:
     assert all("faults" not in event["detail"] for event in steered(toy(), planner=Promising(), model=Pupil()).of("decision"))
 
 
+def test_a_learner_whose_state_cannot_be_saved_is_told_of_and_the_run_goes_on() -> None:
+    class Secretive(Pupil):
+        def state_dict(self) -> dict[str, Any]:
+            raise RuntimeError("no words for it")
+
+    found = steered(toy(), planner=Promising(), model=Secretive())
+    assert found.summary["ended"] == "budget spent"
+    reason = "what the model has learned can't be saved: RuntimeError: no words for it"
+    assert [fault["reason"] for fault in found.summary["faults"]] == [reason]
+
+
 def test_a_rule_that_raises_loses_the_decision_and_not_the_run() -> None:
     class Judge:
         measure = "horizon"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ from trainenv.wrappers.verification import Verification
 pytestmark = pytest.mark.usefixtures("alarms")
 
 STEPS = 400
-HOW: dict[str, Any] = {"share": 0.1, "every": 20, "verify_steps": 3, "top_k": 2, "insure": True}
+EXAMPLES = int(os.environ.get("FAULT_EXAMPLES", "6"))  # beside those that are always tried
+HOW: dict[str, Any] = {"share": 0.08, "every": 20, "verify_steps": 3, "top_k": 2, "insure": True}
 MESSAGE = "it broke"  # what every fault says
 
 
@@ -62,7 +64,7 @@ class Stage:
     def __init__(self, fault: Fault) -> None:
         self.fault, self.met, self.verifying = fault, 0, False
         self.roles: dict[int, str] = {}  # by model
-        self.run = toy(STEPS, 1e-2, HOW, validation={"every": 50}, checkpoints={"every": 25, "moments": "exact"})
+        self.run = toy(STEPS, 2e-2, HOW, validation={"every": 50}, checkpoints={"every": 25, "moments": "exact"})
         self._wrap(self.run)
         objective: Any = self.run.objective
         batches = self.run._batches
@@ -198,7 +200,7 @@ FAULTS = st.sampled_from(sorted(PARTS)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fault=FAULTS)
 @example(Fault("objective", "masked", "run", 101, 101))
 @example(Fault("objective", "nan", "run", 101, 140))

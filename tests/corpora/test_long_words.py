@@ -56,9 +56,12 @@ def test_an_interrupt_ends_the_wait_for_compiled_code(monkeypatch: pytest.Monkey
         signal.raise_signal(signal.SIGINT)  # heard by the main thread, which waits
         time.sleep(20)
 
-    start = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(work)
+    start, before = time.perf_counter(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:  # a shell starts what runs in the background with the signal ignored
+        with pytest.raises(KeyboardInterrupt):
+            interruptible(work)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - start < 10
 
 

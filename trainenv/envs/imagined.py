@@ -19,6 +19,7 @@ from trainenv.interventions import ActionVector
 from trainenv.types import DECISIONS, Inference, Intervention, RunHistory, UserError, WorldModel
 
 Divergence = Literal["sampled", "expected"]
+_LEAST = 1e-300  # a loss: below it a quotient of losses is no number
 
 
 class Step(NamedTuple):
@@ -200,7 +201,7 @@ class WorldModelEnv(SteeredEnv):
             fall = (fall - risk.hazard * lost) / (1 - risk.hazard)
         cap = max(self.environment.divergence_loss * uniform, run.validation)
         # Where the loss passes the cap it is the cap, to the bit.
-        validation = run.validation * math.exp(-fall) if fall > math.log(run.validation / cap) else cap
+        validation = max(run.validation * math.exp(-fall), _LEAST) if fall > math.log(run.validation / cap) else cap
         fall, diverged = math.log(run.validation / validation), drawn or not validation < cap
         spent = run.step >= run.root.horizon.end
         reached = self.reach is not None and len(run.taken) >= self.reach
