@@ -7,13 +7,23 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 import numpy as np
 
 from agents.branching.alarms import Alarms
+from agents.branching.decision import (
+    FEWEST,
+    Draft,
+    Skipped,
+    Verified,
+    describe_error,
+    first_lost,
+    per_future,
+    verification_of,
+    within,
+)
 from agents.branching.detour import Detour, detour
 from agents.branching.drafting import Drafting
 from agents.branching.lessons import Lessons, teach
@@ -27,7 +37,6 @@ from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.records.folder import RunFolder
 from trainenv.records.parquet import read_telemetry, telemetry_of
-from trainenv.rollouts import Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import (
     Budget,
@@ -41,51 +50,15 @@ from trainenv.types import (
     Snapshot,
     Telemetry,
     UserError,
-    Verdict,
     WorldModel,
 )
 from trainenv.wrappers import record
 from trainenv.wrappers.rules import Better
-from trainenv.wrappers.rules import make as make_rule
 from trainenv.wrappers.verification import Verification, adopt
 
-_FEWEST = 8  # futures that a draft must be able to look at
 _TRIALS = ("warmup", "checkpoint")  # decisions that no harm has called for
 _HISTORY = 512  # steps: what a forecast looks at
 _SHOWS = 4  # times as long a branch is trained where it must show that it is better
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Skipped:
-    """A decision that was not taken.
-
-    Attributes:
-        reason: for that, in words.
-        fault: something has failed.
-        vain: doing nothing failed too, as it would again.
-    """
-
-    reason: str
-    fault: bool = False
-    vain: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Verified:
-    """Branches that were trained, judged and put on record; none is committed yet."""
-
-    rollouts: Rollouts
-    verdict: Verdict
-    where: Path
-    told: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Draft(_Verified):
-    """Those of a draft."""
-
-    plan: Plan
-    history: RunHistory
 
 
 @dataclass(kw_only=True)
@@ -131,10 +104,10 @@ class Branching(Responder):
     def statement(self, run: TrainingRun) -> Statement:
         """What steering a run may cost at most, and what it can afford."""
         settings = self.config or run.config.branching
-        verification = self.verification or _verification(settings)
+        verification = self.verification or verification_of(settings)
         model = self.model.model if isinstance(self.model, Learner) else self.model
-        futures = Budget().futures if self.drafting.allow is None else _FEWEST
-        decision = self._price(run, verification, 1, verification.verify_steps) + (futures or 0) * _per_future(model)
+        futures = Budget().futures if self.drafting.allow is None else FEWEST
+        decision = self._price(run, verification, 1, verification.verify_steps) + (futures or 0) * per_future(model)
         return Statement.of(
             run, settings, width=verification.top_k, workers=verification.workers, decision=decision / run.flops_ahead
         )
@@ -146,7 +119,7 @@ class Branching(Responder):
         state, self._loaded = self._loaded, {}
         self._folder, self._store = folder.path, store
         self._settings = self.config or run.config.branching
-        self._verifying = self.verification or _verification(self._settings)
+        self._verifying = self.verification or verification_of(self._settings)
         self._codec = ActionCodec(run.config.interventions)
         if not state and self._stood == (run, run.step):
             return  # it goes on in the same process, and knows all that it needs
@@ -232,7 +205,7 @@ class Branching(Responder):
         try:
             return dict(self.model.state_dict())
         except Exception as error:  # a save of the run does not hang on it
-            self._unsaid = f"what the model has learned can't be saved: {_told(error)}"
+            self._unsaid = f"what the model has learned can't be saved: {describe_error(error)}"
             return None
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
@@ -285,8 +258,8 @@ class Branching(Responder):
         try:
             found = self._go_round(run, events) if why == "harm" else self._decide(run, why, events)
         except Exception as error:
-            found = _Skipped(reason=_told(error), fault=True)
-        if not isinstance(found, _Skipped):
+            found = Skipped(reason=describe_error(error), fault=True)
+        if not isinstance(found, Skipped):
             return found
         self._throw_away(run, run.ledger.total - self._settled)
         said = {"number": self._number, "why": why, "reason": found.reason} | ({"fault": True} if found.fault else {})
@@ -297,17 +270,17 @@ class Branching(Responder):
             events += calmed(run, self._codec)
         return Response(events=events)
 
-    def _decide(self, run: TrainingRun, why: str, events: list[Event]) -> Response | _Skipped:
+    def _decide(self, run: TrainingRun, why: str, events: list[Event]) -> Response | Skipped:
         at, harm, lost = run.step, self._alarms.harm, why == "diverged"
         ready = self._alarms.range_test.draft(at) if why == "warmup" else None
         alarm = self._alarms.answered(at, lost=lost)
         if alarm is not None:
-            events += self._go_back(run, min(alarm, _first_lost(self._history, alarm)), harm, lost=lost)
+            events += self._go_back(run, min(alarm, first_lost(self._history, alarm)), harm, lost=lost)
             if lost and run.step == at:
-                return _Skipped(reason=f"the run has diverged, and {self._no_way_back(run)}")
+                return Skipped(reason=f"the run has diverged, and {self._no_way_back(run)}")
         began, self._settled = run.step, run.ledger.total
         found = self._verified(run, {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}, ready)
-        if isinstance(found, _Skipped):
+        if isinstance(found, Skipped):
             return found
         kept = self._commit(run, found)
         if not kept:  # the control has diverged, and nothing held up
@@ -317,18 +290,18 @@ class Branching(Responder):
         try:
             events += self._collapsed(run, why, began, found)
         except Exception as error:  # the branch has become the run, whatever could not be noted or learned of it
-            said = {"number": self._number, "why": why, "reason": _told(error), "fault": True}
+            said = {"number": self._number, "why": why, "reason": describe_error(error), "fault": True}
             events.append(Event(run.step, "skipped", said))
         return Response(events=events, kept=kept)
 
-    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> _Draft | _Skipped:
+    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> Draft | Skipped:
         """Draft, verify, put on record."""
         verifying, steps = self._asked(ready)
         least, left = self._price(run, verifying, 1, steps), self._left_for(run)
         if least > left:
-            return _Skipped(reason=self._no_budget(run, least))
+            return Skipped(reason=self._no_budget(run, least))
         if self._trial and not self._purse.spares(run):
-            return _Skipped(reason="no budget is left: trials have had their half of it, and the rest is kept for harm")
+            return Skipped(reason="no budget is left: trials have had their half of it, and the rest is kept for harm")
         history, problem = self._problem(run, left - least)
         plan = ready or (self._draft(run, problem) if problem.budget.futures != 0 else None)
         left = self._left_for(run)
@@ -339,10 +312,10 @@ class Branching(Responder):
 
         width = self._purse.widest(self._lessons.branches(verifying.top_k), price)
         if plan is None or not width:
-            return _Skipped(reason=self._no_budget(run, least))
+            return Skipped(reason=self._no_budget(run, least))
         verification = replace(verifying, top_k=width, width=self._lessons.width)
         if not verification.chosen(plan):
-            return _Skipped(reason="; ".join(plan.faults) or "no draft promises enough", fault=bool(plan.faults))
+            return Skipped(reason="; ".join(plan.faults) or "no draft promises enough", fault=bool(plan.faults))
         rollouts = verification.rollouts(run, decision_steps=history.decision_steps, limit=left)
         where = record.folder_of(self._folder, run.step, self._number)
         start = start_of(run, where, replayable=self._settings.replayable)
@@ -350,13 +323,13 @@ class Branching(Responder):
         if error := verdict.control.outcome.error:
             rmtree(where, ignore_errors=True)
             reason = f"doing nothing could not be trained to compare with, so nothing is done: {error}"
-            return _Skipped(reason=reason, fault=True, vain=True)
+            return Skipped(reason=reason, fault=True, vain=True)
         told = record.record_of(verdict, plan, verification) | when
         told |= {"start": start, "decision_steps": history.decision_steps, "end": {"fingerprint": ""}}
         record.write(where, told)  # what can't be put on record is not done
-        return _Draft(rollouts=rollouts, verdict=verdict, where=where, told=told, plan=plan, history=history)
+        return Draft(rollouts=rollouts, verdict=verdict, where=where, told=told, plan=plan, history=history)
 
-    def _commit(self, run: TrainingRun, found: _Verified) -> tuple[Telemetry, ...]:
+    def _commit(self, run: TrainingRun, found: Verified) -> tuple[Telemetry, ...]:
         """The run becomes what was accepted; where that fails it is as it was."""
         before = run.snapshot()
         try:
@@ -388,14 +361,14 @@ class Branching(Responder):
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
         drafting = replace(self.drafting, parts=self._settings.parts, highest=self._highest)
         problem = drafting.problem(run, history, self._codec, model, generator)
-        return history, replace(problem, budget=_within(problem.budget, flops, _per_future(model)))
+        return history, replace(problem, budget=within(problem.budget, flops, per_future(model)))
 
     def _draft(self, run: TrainingRun, problem: PlanningProblem) -> Plan:
         """What the planner makes of it."""
         plan = self.planner.plan(problem)
         if not isinstance(plan, Plan):
             raise UserError(f"a planner must return a Plan, found {plan!r:.80}")
-        flops = plan.cost.futures * _per_future(problem.model)
+        flops = plan.cost.futures * per_future(problem.model)
         run.ledger.charge("plan", flops)
         self._throw_away(run, flops)
         self._settled = run.ledger.total
@@ -418,7 +391,7 @@ class Branching(Responder):
         self._purse.throw_away(flops, trial=self._trial)
         self._purse.owe(run, flops)
 
-    def _collapsed(self, run: TrainingRun, why: str, began: int, found: _Draft) -> list[Event]:
+    def _collapsed(self, run: TrainingRun, why: str, began: int, found: Draft) -> list[Event]:
         """The run has become one of its futures: what follows from that, and is learned from it."""
         verdict, steps = found.verdict, found.history.decision_steps
         became = verdict.winner or verdict.control
@@ -436,7 +409,7 @@ class Branching(Responder):
             try:
                 flops = teach(self.model, f"{run.config.name}-{run.config.seed}", found.history, verdict, self._purse.left)
             except Exception as error:  # the model is as it was, or near it; the run does not hang on it
-                faults.append(f"the model did not learn: {_told(error)}")
+                faults.append(f"the model did not learn: {describe_error(error)}")
             else:
                 run.ledger.charge("model", flops)
                 self._throw_away(run, flops)
@@ -446,22 +419,22 @@ class Branching(Responder):
             events.append(Event(run.step, "gave_up", {"reason": reason}))
         return events
 
-    def _became(self, run: TrainingRun, found: _Verified) -> None:
+    def _became(self, run: TrainingRun, found: Verified) -> None:
         """Put on record what the run has become."""
         with suppress(OSError):  # it is on record but for this
             record.write(found.where, found.told | {"end": {"fingerprint": run.fingerprint()}})
 
     # ── harm that has begun ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _go_round(self, run: TrainingRun, events: list[Event]) -> Response | _Skipped:
+    def _go_round(self, run: TrainingRun, events: list[Event]) -> Response | Skipped:
         """Try another way to where the run is, and take it if less harm lies on it."""
         at, harm, what = run.step, self._alarms.harm, {"number": self._number, "why": "harm"}
         try:
             way = detour(run, self._alarms.met(), self._remembered, self._history)
         except UserError as error:  # there is none
-            return _Skipped(reason=str(error))
+            return Skipped(reason=str(error))
         if way.price(run) > self._left_for(run):
-            return _Skipped(reason=self._no_budget(run, way.price(run)))
+            return Skipped(reason=self._no_budget(run, way.price(run)))
         found = self._tried(run, way, what | {"at": at, "harm": harm})
         verdict, kept = found.verdict, self._commit(run, found)
         if verdict.winner is not None:
@@ -477,7 +450,7 @@ class Branching(Responder):
             events.append(in_force(run, verdict.winner.interventions[-1], pending=True))
         return Response(events=events, kept=kept)
 
-    def _tried(self, run: TrainingRun, way: Detour, when: dict[str, Any]) -> _Verified:
+    def _tried(self, run: TrainingRun, way: Detour, when: dict[str, Any]) -> Verified:
         """A detour that was trained, judged and put on record."""
         where = record.folder_of(self._folder, way.start.step, self._number)
         start = start_of(way.start, where, replayable=self._settings.replayable)
@@ -486,7 +459,7 @@ class Branching(Responder):
         told = record.record_of(verdict, way.plan, verification, control="recorded") | when
         told |= {"step": way.start.step, "start": start, "decision_steps": way.steps, "end": {"fingerprint": ""}}
         record.write(where, told)
-        return _Verified(rollouts=rollouts, verdict=verdict, where=where, told=told)
+        return Verified(rollouts=rollouts, verdict=verdict, where=where, told=told)
 
     # ── what is done to the run ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -533,38 +506,3 @@ class Branching(Responder):
                 if not one.does_nothing:
                     events.append(in_force(run, one, pending=True))
         return events
-
-
-def _verification(settings: BranchingConfig) -> Verification:
-    return Verification(
-        top_k=settings.top_k,
-        verify_steps=settings.verify_steps,
-        rule=make_rule(settings.rule, **({"cut": settings.cut_gain} if settings.rule == "agreement" else {})),
-        workers=settings.workers,
-        worth=settings.worth,
-    )
-
-
-def _within(budget: Budget, flops: float, per_future: float) -> Budget:
-    """A planner's budget, cut to FLOPs; to no future at all where hardly any could be looked at."""
-    if not per_future or (budget.futures is not None and budget.futures * per_future <= flops):
-        return budget
-    futures = int(max(flops, 0.0) // per_future)
-    return replace(budget, futures=futures if futures >= _FEWEST else 0)
-
-
-def _per_future(model: WorldModel | None) -> float:
-    return float(getattr(model, "flops_per_future", 0.0))
-
-
-def _first_lost(history: Sequence[Telemetry], step: int) -> int:
-    """The first of the steps in a row, up to the newest, whose loss is not finite; `step` where there is none."""
-    for telemetry in reversed(history):
-        if math.isfinite(telemetry.loss):
-            break
-        step = telemetry.step
-    return step
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
