@@ -194,7 +194,7 @@ FAULTS = st.sampled_from(sorted(PARTS)).flatmap(
         part=st.sampled_from(PARTS[how]),
         how=st.just(how),
         who=st.sampled_from(("control", "branch") if how == "raises" else ("run", "control", "branch")),
-        first=st.integers(2, 300),
+        first=st.integers(2, 80),
         last=st.one_of(st.integers(0, 60), st.just(math.inf)),
     ).map(lambda fault: replace(fault, last=fault.first + fault.last))
 )

@@ -50,3 +50,17 @@ def test_an_event_without_detail_is_no_fault() -> None:
     bare = [{"step": 3, "kind": kind} for kind in ("skipped", "decision", "fired")]
     assert faults_of(bare) == []
     assert [one["kind"] for one in each_once(bare)] == ["skipped", "decision", "fired"]
+
+
+def test_decisions_in_a_row_that_are_skipped_for_one_reason_are_one() -> None:
+    skips = [event(step, "skipped", reason="no budget is left") for step in (4, 8, 12)]
+    other, fired = event(16, "skipped", reason="no draft promises enough"), event(10, "fired", index=3.0, loss=2.5)
+    shown = each_once([*skips[:2], fired, skips[2], other, event(20, "decision", number=1), skips[0] | {"step": 24}])
+    assert [(one["step"], one["kind"], one["detail"].get("times", 1)) for one in shown] == [
+        (4, "skipped", 3),
+        (10, "fired", 1),
+        (16, "skipped", 1),
+        (20, "decision", 1),
+        (24, "skipped", 1),
+    ]
+    assert "times" not in skips[0]["detail"]

@@ -155,12 +155,17 @@ def told(event: Mapping[str, Any]) -> str:
             became = "a branch became the run" if detail.get("accepted") else "the run went on as it was"
             return f"decision {detail.get('number')}: {became}" + (f"; {detail['reason']}" if detail.get("reason") else "")
         case "skipped":
-            return f"no decision: {detail.get('reason') or 'no reason was noted'}"
+            return f"no decision: {detail.get('reason') or 'no reason was noted'}{_often(detail)}"
         case "fault":
-            return f"fault: {detail['reason']}" + (f" ({detail['times']} times)" if detail["times"] > 1 else "")
+            return f"fault: {detail['reason']}{_often(detail)}"
         case "gave_up":
             return f"gave up drafting: {detail.get('reason') or 'no reason was noted'}"
     return f"{event['kind']}" + (f": {detail['reason']}" if detail.get("reason") else "")
+
+
+def _often(detail: Mapping[str, Any]) -> str:
+    """The number of times, where it is more than one."""
+    return f" ({detail['times']} times)" if detail.get("times", 1) > 1 else ""
 
 
 def _data(record: RunRecord) -> dict[str, Any]:
