@@ -147,6 +147,10 @@ FORMS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], float]]] = {
         lambda self: [torch.Generator().manual_seed(3)],
         lambda self: float(torch.rand((), generator=self._kept[0])),
     ),
+    "a tensor whose elements are one": (
+        lambda self: torch.zeros(1).expand(3),
+        replaced(lambda kept: (kept[:1] + 0.1).expand(3), lambda kept: kept.sum()),
+    ),
     "a parameter of its own": (
         lambda self: nn.Parameter(torch.ones(2)),
         lambda self: float(self._kept.detach().mul_(1.1).sum()),
@@ -253,6 +257,7 @@ def test_what_cannot_be_saved_is_left_as_it_is() -> None:
     loop: list[Any] = []
     loop.append(loop)
     optimizer._lock, optimizer._loop, optimizer._odd, optimizer._count = threading.Lock(), loop, [object()], 1
+    optimizer._sparse, optimizer._masked = torch.eye(2).to_sparse(), np.ma.masked_array([1, 2], [True, False])
     snapshot = run.snapshot()
     lock, optimizer._count = optimizer._lock, 2
     run.restore(snapshot)

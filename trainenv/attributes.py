@@ -10,6 +10,7 @@ import json
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -22,7 +23,6 @@ from torch.optim import Optimizer
 from trainenv.copies import Copies
 from trainenv.types import TENSOR
 
-UNSAVED = "<unsaved>"  # among saved attributes: names of those that were there and could not be saved
 _TORCH = (  # attributes that torch itself gives an optimizer
     "defaults",
     "state",
@@ -57,40 +57,40 @@ class _Unsaved(Exception):
 
 def saved_attributes(optimizer: Optimizer) -> dict[str, Any]:
     """Attributes of an optimizer that training may change, as tensors and JSON; empty for torch's own optimizers."""
-    saved, unsaved = {}, []
+    saved = {}
     writer = _Writer(optimizer)
     for name, value in vars(optimizer).items():
-        if name in _TORCH or name.startswith("_optimizer_"):
-            continue
-        try:
-            saved[name] = writer.attribute(name, value)
-        except _Unsaved:
-            if not callable(value):  # a scheduler's `step`, which a fork lacks
-                unsaved.append(name)
-    if saved or unsaved or not type(optimizer).__module__.startswith("torch.optim"):
-        saved[UNSAVED] = sorted(unsaved)
+        if name not in _TORCH and not name.startswith("_optimizer_"):
+            with suppress(_Unsaved):
+                saved[name] = writer.attribute(name, value)
     return saved
+
+
+def attribute_names(optimizer: Optimizer) -> list[str] | None:
+    """Names of an optimizer's attributes, saved or not; None for one of torch's own without any."""
+    names = sorted(name for name in vars(optimizer) if name not in _TORCH and not name.startswith("_optimizer_"))
+    return names if names or not type(optimizer).__module__.startswith("torch.optim") else None
+
+
+def drop_later_attributes(optimizer: Optimizer, names: Iterable[str]) -> None:
+    """Delete the attributes that could be saved and are not among `names`: a step after the saved state made them."""
+    for name in saved_attributes(optimizer).keys() - set(names):
+        delattr(optimizer, name)
 
 
 def load_attributes(optimizer: Optimizer, saved: Mapping[str, Any], copies: Copies) -> None:
     """Set attributes as they were saved, in the containers, tensors and generators that are there.
-
-    Those that came later than the saved state go, unless it was saved before their names were known.
 
     Args:
         optimizer: its state and groups are loaded.
         saved: what `saved_attributes` returned, perhaps through a file.
         copies: of the tensors that were loaded.
     """
-    if UNSAVED in saved:
-        for name in saved_attributes(optimizer).keys() - saved.keys() - set(saved[UNSAVED]):
-            delattr(optimizer, name)
     reader = _Reader(optimizer, copies)
     with torch.no_grad():
         for name, value in saved.items():
-            if name == UNSAVED or callable(getattr(type(optimizer), name, None)):  # a method, which no snapshot replaces
-                continue
-            setattr(optimizer, name, reader.of(value, vars(optimizer).get(name), name))
+            if not callable(getattr(type(optimizer), name, None)):  # a method, which no snapshot of ours replaces
+                setattr(optimizer, name, reader.of(value, vars(optimizer).get(name), name))
 
 
 def held_optimizers(optimizer: Optimizer) -> list[Optimizer]:
@@ -180,7 +180,7 @@ class _Writer:
             return self._mapping(value, path)
         if isinstance(value, bytearray):
             return {"<bytearray>": value.hex()}
-        if isinstance(value, np.ndarray):
+        if type(value) is np.ndarray:  # a masked one is more than its bytes
             dtype, shape, order, data = _bytes_of(value)
             return {"<array>": [dtype, shape, order, torch.from_numpy(np.frombuffer(data, np.uint8).copy())]}
         if isinstance(value, torch.Generator):
@@ -198,7 +198,8 @@ class _Writer:
     def _tensor(self, value: Tensor) -> Any:
         if id(value) in self._places:
             return {"<parameter>": self._places[id(value)]}
-        if value.layout != torch.strided or value.dtype not in _DTYPES or value.is_meta:
+        whole = value.layout == torch.strided and value.dtype in _DTYPES and not value.is_meta
+        if not whole or type(value).__torch_dispatch__ != Tensor.__torch_dispatch__:  # one made of others
             raise _Unsaved
         return {"<own parameter>": [value.requires_grad, value]} if isinstance(value, nn.Parameter) else value
 
@@ -256,7 +257,7 @@ class _Reader:
 
     def of(self, saved: Any, live: Any, path: str) -> Any:
         if isinstance(saved, Tensor):
-            return self._copies.of(saved, live)
+            return self._copies.of(saved, live if _writable(live) else None)
         if isinstance(saved, list):  # a tuple or the like too, in snapshots from before tags
             return self._read_tuple(saved, live, path) if isinstance(live, tuple) else self._list(saved, live, path)
         if not isinstance(saved, Mapping):
@@ -385,7 +386,7 @@ class _Reader:
         return id(self._parameters[saved])
 
     def _read_own_parameter(self, saved: Any, live: Any, path: str) -> Any:
-        found = self._copies.of(saved[1], live)
+        found = self._copies.of(saved[1], live if _writable(live) else None)
         return found if isinstance(found, nn.Parameter) else nn.Parameter(found, requires_grad=saved[0])
 
     def _read_enum(self, saved: Any, live: Any, path: str) -> Any:
@@ -422,6 +423,11 @@ def _bytes_of(array: Any) -> tuple[str, list[int], str, bytes]:
 
 def _order(array: Any) -> Any:
     return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+
+
+def _writable(live: Any) -> bool:
+    """Tell tensors that can be copied into from those whose elements share memory, and from those made in inference mode."""
+    return isinstance(live, Tensor) and not live.is_inference() and (live.numel() < 2 or 0 not in live.stride())
 
 
 def _bits(name: str) -> Any:

@@ -10,13 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from trainenv.attributes import UNSAVED, held_optimizers, load_attributes, saved_attributes
+from trainenv.attributes import attribute_names, drop_later_attributes, held_optimizers, load_attributes, saved_attributes
 from trainenv.config import OptimizerConfig
 from trainenv.copies import Copies
 from trainenv.snapshots import tensors_of
 
 Rates = Sequence[tuple[float, float]]  # learning rate and weight decay of each parameter group
-_OURS = ("kind", "state", "param_groups", "attributes")  # of a saved state; the rest is what a class of optimizers adds
+_OURS = (
+    "kind",
+    "state",
+    "param_groups",
+    "attributes",
+    "attribute_names",
+)  # of a saved state; the rest is what a class of optimizers adds
 _INNER = "<inner>"  # among saved attributes: what optimizers inside have of their own
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
 
@@ -143,8 +149,12 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     if saved:
         now = optimizer.state_dict()["state"]  # an attribute may be a tensor of the state
         copies.follow(state["state"], {str(place): entry for place, entry in now.items()})
+    every = _with_inner(optimizer)
+    for one, names in zip(every, state.get("attribute_names", ())):
+        if names is not None:
+            drop_later_attributes(one, names)
     load_attributes(optimizer, {name: value for name, value in saved.items() if name != _INNER}, copies)
-    for inner, part in zip(_with_inner(optimizer)[1:], saved.get(_INNER, ())):
+    for inner, part in zip(every[1:], saved.get(_INNER, ())):
         if "state" in part:
             load_state(inner, part)
         elif part:
@@ -161,10 +171,19 @@ def state_of(optimizer: Optimizer) -> dict[str, Any]:
     return state | {"attributes": attributes} if attributes else state
 
 
+def names_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Names of all attributes, of the optimizer and of those inside it, to be saved beside its state; none for torch's own.
+
+    By them a restore knows which attributes came later. No step depends on them, so that they are in no fingerprint.
+    """
+    names = [attribute_names(one) for one in _with_inner(optimizer)]
+    return {"attribute_names": names} if any(found is not None for found in names) else {}
+
+
 def _inner_state(outer: Optimizer, inner: Optimizer) -> dict[str, Any]:
     """The part of an optimizer's state that the state dict of the one around it lacks."""
     attributes = saved_attributes(inner)
-    part = {"attributes": attributes} if attributes.keys() - {UNSAVED} else {}
+    part = {"attributes": attributes} if attributes else {}
     if inner.state is outer.state or type(outer).state_dict is not Optimizer.state_dict:
         return part
     return {"kind": type(inner).__name__, **inner.state_dict(), **part}
