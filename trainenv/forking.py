@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
+from trainenv.attributes import held_optimizers
 from trainenv.types import UserError
 
 Memo = dict[int, Any]  # as `copy.deepcopy` has it: the id of what was copied → its copy
@@ -79,14 +81,29 @@ def _copy_optimizer(optimizer: Any, memo: Memo) -> Any:
     if id(optimizer) in memo or (own and isinstance(optimizer, Optimizer)):
         return copy.deepcopy(optimizer, memo)
     made = memo[id(optimizer)] = object.__new__(kind)
-    for inner in vars(optimizer).values():
-        if isinstance(inner, Optimizer):
-            _copy_optimizer(inner, memo)
+    for inner in held_optimizers(optimizer):
+        _copy_optimizer(inner, memo)
     for name, value in vars(optimizer).items():
         if not hasattr(value, "_wrapped_by_lr_sched"):  # a scheduler's `step`, which steps the original
             vars(made)[name] = copy.deepcopy(value, memo)
+            if name not in ("state", "param_groups", "defaults"):
+                _rekey(vars(made)[name], [id(p) for group in optimizer.param_groups for p in group["params"]], memo)
     _follow(optimizer, memo)
     return made
+
+
+def _rekey(made: Any, ids: list[int], memo: Memo) -> None:
+    """Key a copied dict by the copies of parameters, where it is keyed by their ids, or weakly by themselves."""
+    renamed: dict[Any, Any] = {}
+    if isinstance(made, WeakIdKeyDictionary):
+        renamed = {key: memo[id(key)] for key in made if id(key) in memo}
+    elif isinstance(made, dict):
+        renamed = {place: id(memo[place]) for place in ids if place in made and place in memo}
+    if renamed:
+        items = list(made.items())
+        made.clear()
+        for key, value in items:
+            made[renamed.get(key, key)] = value
 
 
 def _follow(original: Any, memo: Memo) -> None:

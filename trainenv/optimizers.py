@@ -6,17 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from trainenv.attributes import attribute_names, drop_later_attributes, held_optimizers, load_attributes, saved_attributes
 from trainenv.config import OptimizerConfig
 from trainenv.copies import Copies
 from trainenv.snapshots import tensors_of
 
 Rates = Sequence[tuple[float, float]]  # learning rate and weight decay of each parameter group
-_OURS = ("kind", "state", "param_groups", "attributes")  # of a saved state; the rest is what a class of optimizers adds
+_OURS = (
+    "kind",
+    "state",
+    "param_groups",
+    "attributes",
+    "attribute_names",
+)  # of a saved state; the rest is what a class of optimizers adds
+_INNER = "<inner>"  # among saved attributes: what optimizers inside have of their own
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
 
 
@@ -138,55 +145,56 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         loaded = optimizer.state.get(parameter, {})
         for name in entries.get(place, {}).keys() & loaded.keys() - {"step"}:  # whose dtype depends on `fused` and `capturable`
             loaded[name] = _uncast(entries[place][name], loaded[name])
-    attributes = state.get("attributes", {})
-    if attributes:
+    saved = state.get("attributes", {})
+    if saved:
         now = optimizer.state_dict()["state"]  # an attribute may be a tensor of the state
         copies.follow(state["state"], {str(place): entry for place, entry in now.items()})
-    for name, value in attributes.items():
-        if callable(getattr(type(optimizer), name, None)):  # a method, which no snapshot of ours replaces
-            continue
-        setattr(optimizer, name, _like(copies.of(value, getattr(optimizer, name, None)), getattr(optimizer, name, None)))
+    every = _with_inner(optimizer)
+    for one, names in zip(every, state.get("attribute_names", ())):
+        if names is not None:
+            drop_later_attributes(one, names)
+    load_attributes(optimizer, {name: value for name, value in saved.items() if name != _INNER}, copies)
+    for inner, part in zip(every[1:], saved.get(_INNER, ())):
+        if "state" in part:
+            load_state(inner, part)
+        elif part:
+            load_attributes(inner, part["attributes"], copies)
 
 
 def state_of(optimizer: Optimizer) -> dict[str, Any]:
-    """All of an optimizer that training may change: its kind, its state dict, and attributes of its own that are plain values."""
-    attributes = {name: _saved(value) for name, value in vars(optimizer).items() if _is_own(name, value)}
+    """All of an optimizer that training may change: its kind, its state dict, attributes of its own, and those inside it."""
+    attributes = saved_attributes(optimizer)
+    inner = [_inner_state(optimizer, one) for one in _with_inner(optimizer)[1:]]
+    if any(inner):
+        attributes[_INNER] = inner
     state = {"kind": type(optimizer).__name__, **optimizer.state_dict()}
     return state | {"attributes": attributes} if attributes else state
 
 
-def _is_own(name: str, value: Any) -> bool:
-    """Tell attributes that can be saved from those of torch and private ones."""
-    if name.startswith("_") or name in ("defaults", "state", "param_groups") or isinstance(value, Optimizer):
-        return False
-    return isinstance(value, torch.Generator) or _is_plain(value)
+def names_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Names of all attributes, of the optimizer and of those inside it, to be saved beside its state; none for torch's own.
+
+    By them a restore knows which attributes came later. No step depends on them, so that they are in no fingerprint.
+    """
+    names = [attribute_names(one) for one in _with_inner(optimizer)]
+    return {"attribute_names": names} if any(found is not None for found in names) else {}
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and "/" not in key and _is_plain(part) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    tensor = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-    return tensor or isinstance(value, bool | int | float | str | np.generic | None)
-
-
-def _saved(value: Any) -> Any:
-    return {"generator": value.get_state()} if isinstance(value, torch.Generator) else value
-
-
-def _like(value: Any, live: Any) -> Any:
-    """A saved attribute as it was: a generator goes on from its state."""
-    if isinstance(live, torch.Generator):
-        live.set_state(value["generator"])
-        return live
-    return value
+def _inner_state(outer: Optimizer, inner: Optimizer) -> dict[str, Any]:
+    """The part of an optimizer's state that the state dict of the one around it lacks."""
+    attributes = saved_attributes(inner)
+    part = {"attributes": attributes} if attributes else {}
+    if inner.state is outer.state or type(outer).state_dict is not Optimizer.state_dict:
+        return part
+    return {"kind": type(inner).__name__, **inner.state_dict(), **part}
 
 
 def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
     """An optimizer and those that it is made around, which may share its groups and its state."""
-    inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
-    return [optimizer, *(deeper for one in inner for deeper in _with_inner(one))]
+    found = [optimizer]
+    for one in found:  # grows meanwhile
+        found += [inner for inner in held_optimizers(one) if all(inner is not other for other in found)]
+    return found
 
 
 def _keep_shared(optimizer: Optimizer, groups: list[dict[str, Any]], state: Any) -> None:

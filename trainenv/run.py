@@ -355,6 +355,7 @@ class TrainingRun:
             beside: parts of the state of whoever steers the run, by name; `restore` leaves them alone.
         """
         state = self._state()
+        state["optimizer"] |= optimizers.names_of(self.optimizer)
         if clash := sorted(state.keys() & (beside or {}).keys()):
             raise UserError(f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them")
         if averaged := evaluated(self.model, self.optimizer):

@@ -103,7 +103,7 @@ def _on_the_host(value: Any) -> Any:
 
 def _as_torch_has_it(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """An optimizer's state dict as it was before it went through JSON: places are numbers, and betas a tuple."""
-    state = _on_the_host({key: value for key, value in optimizer.items() if key not in ("kind", "attributes")})
+    state = _on_the_host({key: value for key, value in optimizer.items() if key not in ("kind", "attributes", "attribute_names")})
     state["state"] = {int(place) if place.isdigit() else place: entry for place, entry in state["state"].items()}
     for group in state["param_groups"]:
         group |= {key: tuple(value) for key, value in group.items() if isinstance(value, list) and key != "params"}
