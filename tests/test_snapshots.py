@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ states = st.dictionaries(names, nested, max_size=4)
 
 
 @given(state=states, step=st.integers(0, 10**9))
-@settings(max_examples=150)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_expand_undoes_capture(state: dict[str, Any], step: int) -> None:
     snapshot = capture(step, state)
     assert snapshot.step == step
