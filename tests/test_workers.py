@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.branching.responder import _verification
+from agents.branching.decision import verification_of
 from trainenv import beside, snapshots
 from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
 from trainenv.futures import Future, Start, Together, side_by_side
@@ -305,7 +305,7 @@ def test_likeness_is_of_the_parts_not_the_state(run: TrainingRun) -> None:
 
 def test_a_configuration_of_the_loop_says_how_many() -> None:
     assert BranchingConfig().workers == 0
-    assert _verification(BranchingConfig(workers=3)).workers == 3
+    assert verification_of(BranchingConfig(workers=3)).workers == 3
 
 
 def test_counts_below_what_makes_sense(run: TrainingRun) -> None:
