@@ -45,7 +45,6 @@ from trainenv.types import (
     Learner,
     Plan,
     Planner,
-    PlanningProblem,
     RunHistory,
     Snapshot,
     Telemetry,
@@ -302,8 +301,8 @@ class Branching(Responder):
             return Skipped(reason=self._no_budget(run, least))
         if self._trial and not self._purse.spares(run):
             return Skipped(reason="no budget is left: trials have had their half of it, and the rest is kept for harm")
-        history, problem = self._problem(run, left - least)
-        plan = ready or (self._draft(run, problem) if problem.budget.futures != 0 else None)
+        history = self._known(run)
+        plan = ready or self._draft(run, history, left - least)
         left = self._left_for(run)
 
         def price(branches: int) -> float:
@@ -353,24 +352,26 @@ class Branching(Responder):
             return replace(usual, top_k=1, rule=Better(), worth=0.0), _SHOWS * usual.verify_steps
         return usual, self._lessons.steps(usual.verify_steps)
 
-    def _problem(self, run: TrainingRun, flops: float) -> tuple[RunHistory, PlanningProblem]:
-        """What is known now, and what is asked of the planner, which may spend so many FLOPs."""
+    def _known(self, run: TrainingRun) -> RunHistory:
+        """What is known now."""
         # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most drafts promise nothing.
-        history = history_of(run, list(self._history), horizon=self._settings.horizon, validation=self._validation)
+        return history_of(run, list(self._history), horizon=self._settings.horizon, validation=self._validation)
+
+    def _draft(self, run: TrainingRun, history: RunHistory, flops: float) -> Plan | None:
+        """What the planner makes of it for so many FLOPs at most; None: that is too little to draft for."""
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
         drafting = replace(self.drafting, parts=self._settings.parts, highest=self._highest)
         problem = drafting.problem(run, history, self._codec, model, generator)
-        return history, replace(problem, budget=within(problem.budget, flops, per_future(model)))
-
-    def _draft(self, run: TrainingRun, problem: PlanningProblem) -> Plan:
-        """What the planner makes of it."""
+        problem = replace(problem, budget=within(problem.budget, flops, per_future(model)))
+        if problem.budget.futures == 0:
+            return None
         plan = self.planner.plan(problem)
         if not isinstance(plan, Plan):
             raise UserError(f"a planner must return a Plan, found {plan!r:.80}")
-        flops = plan.cost.futures * per_future(problem.model)
-        run.ledger.charge("plan", flops)
-        self._throw_away(run, flops)
+        spent = plan.cost.futures * per_future(problem.model)
+        run.ledger.charge("plan", spent)
+        self._throw_away(run, spent)
         self._settled = run.ledger.total
         return plan
 

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steered_runs import SMALL, Promising, Steered, steered, toy
 
-from agents.branching import Branching
+from agents.branching import Branching, Drafting
 from agents.branching.range_test import RangeTest
 from trainenv.config import RunConfig
 from trainenv.driving import drive
 from trainenv.interventions import PARTS
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
-from trainenv.types import Telemetry
+from trainenv.types import Telemetry, UserError
 from trainenv.wrappers.replay import Replay
 
 COSINES = st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), max_size=130)
@@ -219,3 +219,16 @@ def test_a_warm_up_of_a_tiny_model_is_decided_and_replayed(tmp_path: Path) -> No
     replay = Replay.of(tmp_path / "run", "20")
     assert replay.agrees
     assert replay.accepted == (1, 1)
+
+
+def test_neither_planner_nor_model_is_asked_where_the_warm_up_has_a_draft() -> None:
+    """A model refuses a history of a few steps, and a warm-up is short."""
+
+    def refuse(*_: object) -> Any:
+        raise UserError("at least 16 steps")
+
+    settings = {"triggers": ["warmup"], "verify_steps": 3, "share": 0.9}
+    run = toy(160, lr=20.0, schedule={"warmup": 40}, branching=settings)
+    found = steered(run, planner=Promising(), drafting=Drafting(allow=refuse))
+    assert found.decisions[0]["accepted"] == 1
+    assert found.summary["faults"] == []
