@@ -29,7 +29,7 @@ _NUMBERS = {f.name for f in fields(Telemetry)} - {"clip", "stressors", "reading"
 
 @dataclass
 class _Memory:
-    """What is remembered between decisions."""
+    """State kept between two decisions."""
 
     validation: float = math.nan
     before: float = math.nan
@@ -170,7 +170,7 @@ def _worded(value: Any) -> Any:
 
 
 def _read(values: dict[str, Any]) -> Telemetry:
-    """What `_written` gave."""
+    """Read a step back from what `_written` returns."""
     reading = {name: _number(value) for name, value in values["reading"].items()}
     known = {name: _number(value) if name in _NUMBERS else value for name, value in values.items()}
     return Telemetry(**known | {"stressors": tuple(values["stressors"]), "reading": Reading(**reading)})

@@ -69,7 +69,7 @@ class Alarms:
             self._regressed = self._regression.validated(step, loss) or self._regressed
 
     def why(self, run: TrainingRun, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
-        """What calls for a decision after a window that was seen; empty: nothing.
+        """Name what calls for a decision after a window that was seen; empty: nothing does.
 
         Args:
             run: where it ended.
@@ -94,7 +94,7 @@ class Alarms:
         return "checkpoint" if "checkpoint" in triggers and due and not busy else ""
 
     def _stays(self, step: int) -> bool:
-        """Whether an alarm has done harm that does not heal by itself: half of the worst is still there `quiet` steps later.
+        """Tell whether harm stays: half of the worst after an alarm is still there `quiet` steps later.
 
         Most spikes heal sooner than the steps that going back throws away would be trained again.
         """
@@ -145,7 +145,7 @@ class Alarms:
         return f"doing nothing failed {_VAIN} times in a row, so that nothing can be compared"
 
     def judged(self, *, accepted: bool) -> str:
-        """Whether a draft was accepted. Returns why it gives up now; empty: it does not."""
+        """Take in whether a draft was accepted. Returns why it gives up now; empty: it does not."""
         self.in_row, self._vain = (0 if accepted else self.in_row + 1), 0
         if self.gave_up or self.in_row < 2 * self._settings.patience:
             return ""
@@ -153,7 +153,7 @@ class Alarms:
         return f"{self.in_row} drafts in a row were not accepted"
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """State as JSON values."""
         return {
             "careful": self.careful,
             "gave_up": self.gave_up,

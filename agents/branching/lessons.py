@@ -1,4 +1,4 @@
-"""What verified branches teach: how often drafts are accepted, how wide their intervals must be, and a model that learns."""
+"""Lessons of verified branches: how often drafts are accepted, how wide their intervals must be, and a model that learns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MISSED, _RATE = 0.1, 0.5  # share of branches that may lie outside their interv
 
 @dataclass
 class Lessons:
-    """What is learned of drafts, beside what a model learns.
+    """Acceptance rate and interval width, learned from verified drafts.
 
     Attributes:
         accepted: share of the drafts that were accepted, the newest weighing most.
@@ -36,15 +36,15 @@ class Lessons:
             self.width *= math.exp(_RATE * (sum(missed) / len(missed) - _MISSED))
 
     def branches(self, most: int) -> int:
-        """How many are worth verifying: fewer where drafts are mostly accepted."""
+        """Number of branches worth verifying: fewer where drafts are mostly accepted."""
         return max(1, round(most * (1 - self.accepted)))
 
     def steps(self, usual: int) -> int:
-        """How long each is trained: shorter where drafts are mostly accepted."""
+        """Steps that each branch is trained: fewer where drafts are mostly accepted."""
         return max(1, round(usual * (1.25 - 0.5 * self.accepted)))
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """State as JSON values."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""What may be thrown away, and what the budget is owed for it: stated before the run, never exceeded."""
+"""Compute that may be thrown away, and that the budget is owed: stated before the run, never exceeded."""
 
 from __future__ import annotations
 
