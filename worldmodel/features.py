@@ -1,7 +1,7 @@
 """From the history of a run and the interventions tried on it to numbers that mean the same for every model size.
 
 Ratios, logarithms, slopes and z-scores throughout, times in units of a decision, NaN where nothing was measured. `GROUPS` says
-which feature belongs where, so that each group can be left out (`benchmarks/worldmodel.py`).
+which feature belongs where, so that each group can be left out (`benchmarks/worldmodel_quality.py`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "planners.py"
+PATH = Path(__file__).parents[2] / "benchmarks" / "planner_speed.py"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ the state, with actions dealt out anew, without the law, without a group of feat
 *Speed*: 128 candidates, and one step of 64 states, on one core (process time, least and median of 50).
 
     trainenv worldmodel build --out runs/worldmodel
-    python benchmarks/worldmodel.py --folder runs/worldmodel --json
+    python benchmarks/worldmodel_quality.py --folder runs/worldmodel --json
 """
 
 # ruff: noqa: E402  (see below)

@@ -1,6 +1,6 @@
 """How fast the planners are, and what their choices cost against the best that there was.
 
-    OMP_NUM_THREADS=1 python benchmarks/planners.py [--json] [--repeats 30] [--folder runs/worldmodel]
+    OMP_NUM_THREADS=1 python benchmarks/planner_speed.py [--json] [--repeats 30] [--folder runs/worldmodel]
 
 *Speed*: CPU times of this process, all its threads together, the least and the median over repeats. One function a planner. The
 model and the executor are next to free there, but for the rows with the loaded model.

@@ -1,0 +1,194 @@
+"""Prove that a refactor changed nothing: digests of what twelve configurations train, measure and decide.
+
+Record them before the change, and compare after each step of it:
+
+    python benchmarks/fingerprints.py --out before.json
+    python benchmarks/fingerprints.py --against before.json
+
+Every configuration has a digest of its state (`run.fingerprint()`), of its telemetry and, where it is steered, of its decision
+records, with wall-clock times left out. They are equal on one machine with one set of packages; other machines round otherwise.
+Exit code 1 where one differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trainenv import Intervention, RunFolder, Telemetry, TrainingRun, drive
+from trainenv.cli.loop import branching
+from trainenv.driving import resume
+from trainenv.folded import Folded
+from trainenv.rollouts import Rollouts
+
+SMALL: dict[str, Any] = {
+    "steps": 60,
+    "batch_size": 4,
+    "model.width": 32,
+    "model.context": 32,
+    "schedule.warmup": 10,
+    "validation.every": 20,
+    "validation.sequences": 8,
+    "checkpoints.every": 20,
+}
+STRESSED: dict[str, Any] = {
+    "stressors.rare_tokens": 0.1,
+    "stressors.long_sequence": 0.1,
+    "stressors.artefacts": 0.1,
+    "stressors.block_shuffle": 0.3,
+    "stressors.harsh_warmup_steps": 5,
+}
+STEERED: dict[str, Any] = SMALL | {
+    "steps": 400,
+    "optimizer.lr": 1e-2,
+    "clip.policy": "none",
+    "stressors.planted": [
+        {"at": 170, "kind": "random_tokens", "steps": 8},
+        {"at": 260, "kind": "lr_spike", "steps": 8, "size": 20},
+    ],
+    "branching.every": 40,
+    "branching.rewind": 24,
+    "branching.save_every": 8,
+    "branching.horizon": 60,
+    "branching.verify_steps": 6,
+    "branching.quiet": 16,
+    "branching.share": 0.4,
+}
+_TIMES = ("seconds", "ms_per_step", "at", "folder", "time")
+
+
+def digest(value: Any) -> str:
+    """A hash of JSON values, in which times and paths count for nothing."""
+    return hashlib.sha256(json.dumps(timeless(value), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def timeless(value: Any) -> Any:
+    """JSON values without those that are of the clock or of a folder."""
+    if isinstance(value, Mapping):
+        return {str(name): timeless(one) for name, one in value.items() if name not in _TIMES}
+    if isinstance(value, list | tuple):
+        return [timeless(one) for one in value]
+    return value
+
+
+def of_run(run: TrainingRun, telemetry: Sequence[Telemetry]) -> dict[str, Any]:
+    """The digests of a run and of what it measured."""
+    return {"state": run.fingerprint(), "telemetry": digest([asdict(step) for step in telemetry]), "loss": telemetry[-1].loss}
+
+
+def trained(**overrides: Any) -> dict[str, Any]:
+    """A run that nobody steers, a change of the learning rate aside."""
+    run = TrainingRun.from_config("tiny", SMALL | overrides)
+    telemetry = run.advance(30)
+    run.apply(Intervention(lr_scale=0.8, momentum_reset=True))
+    return of_run(run, telemetry + run.advance(30))
+
+
+def steered() -> dict[str, Any]:
+    """A run with the whole loop, in which harm is planted, so that it rewinds and leaps."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = TrainingRun.from_config("tiny", STEERED)
+        telemetry: list[Telemetry] = []
+        drive(
+            run,
+            RunFolder.create(Path(folder) / "run", run.config),
+            responder=branching(),
+            watch=lambda run, window: telemetry.extend(window),
+        )
+        return of_run(run, telemetry) | records(Path(folder) / "run")
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """The digests of what a steered run has on record."""
+    decisions = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("branches/*/decision.json"))]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = [event["kind"] for event in events]
+    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    return {"decisions": digest(decisions), "events": digest(events), "counts": counts | {"decisions": len(decisions)}}
+
+
+def resumed() -> dict[str, Any]:
+    """A steered run that is stopped in the middle, and gone on with in a new run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        run = TrainingRun.from_config("tiny", STEERED)
+        drive(run, RunFolder.create(path, run.config), responder=branching(), stop=lambda: run.step >= 200)
+        again, responder = TrainingRun.from_config("tiny", STEERED), branching()
+        telemetry: list[Telemetry] = []
+        reopened, _ = resume(path, again, responder)
+        drive(again, reopened, responder=responder, watch=lambda run, window: telemetry.extend(window))
+        return of_run(again, telemetry) | records(path)
+
+
+def folded() -> dict[str, Any]:
+    """Three forks folded into one, each steered by itself."""
+    run = TrainingRun.from_config("tiny", SMALL)
+    run.advance(20)
+    together = Folded([run.fork() for _ in range(3)])
+    for number, fork in enumerate(together.runs):
+        fork.apply(Intervention(lr_scale=1 - 0.2 * number))
+    telemetry = together.advance(20)
+    return {
+        "state": [fork.fingerprint() for fork in together.runs],
+        "telemetry": digest([[asdict(step) for step in one] for one in telemetry]),
+        "loss": together.evaluate(),
+    }
+
+
+def workers() -> dict[str, Any]:
+    """Futures trained in two processes, of which one is adopted."""
+    run = TrainingRun.from_config("tiny", SMALL | {"model.width": 64})
+    run.advance(20)
+    rollouts = Rollouts(run, decision_steps=10, cooldown=5, workers=2)
+    lower = (Intervention(lr_scale=0.8),)
+    outcomes = rollouts.run([(Intervention(),), lower, (Intervention(clip="zclip"),)], 20, measure="annealed")
+    telemetry = rollouts.adopt(lower, 20)
+    return of_run(run, telemetry) | {"outcomes": digest([asdict(outcome) for outcome in outcomes])}
+
+
+CONFIGURATIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": trained,
+    "accumulation": lambda: trained(accumulation=2),
+    "bf16": lambda: trained(precision="bf16"),
+    "clip none": lambda: trained(**{"clip.policy": "none"}),
+    "clip zclip": lambda: trained(**{"clip.policy": "zclip", "optimizer.lr": 0.03}),
+    "clip arc": lambda: trained(**{"clip.policy": "arc", "accumulation": 2}),
+    "clip spam": lambda: trained(**{"clip.policy": "spam"}),
+    "stressors": lambda: trained(**STRESSED),
+    "steered": steered,
+    "resumed": resumed,
+    "folded": folded,
+    "workers": workers,
+}
+
+
+def main() -> int:
+    """Record the digests, or compare them with those of before."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where the digests are written")
+    parser.add_argument("--against", type=Path, help="digests from before, to compare with")
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="configurations")
+    args = parser.parse_args()
+    digests = {}
+    for name in args.only:
+        digests[name] = CONFIGURATIONS[name]()
+        print(f"{name:14} {json.dumps(digests[name])}", flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+    if args.against:
+        before = json.loads(args.against.read_text(encoding="utf-8"))
+        changed = [name for name in args.only if json.loads(json.dumps(digests[name])) != before.get(name)]
+        print(f"changed: {', '.join(changed)}" if changed else f"all {len(digests)} are as before")
+        return 1 if changed else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
