@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.contract import Agent, Observation
-from agents.tab import Tab
+from trainenv.agents.contract import Agent, Observation
+from trainenv.agents.tab import Tab
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.driving import Responder, Response
 from trainenv.envs.observation import Situation, observe

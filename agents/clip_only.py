@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.contract import Action, Observation
+from trainenv.agents.contract import Action, Observation
 from trainenv.interventions import ActionCodec
 from trainenv.types import ClipName, Intervention
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.contract import Action, Observation
+from trainenv.agents.contract import Action, Observation
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.acting import different
-from agents.branching.drafting import after
-from agents.tab import Tab
+from trainenv.agents.acting import different
+from trainenv.agents.branching.drafting import after
+from trainenv.agents.tab import Tab
 from trainenv.driving import Responder, Response
 from trainenv.interventions import ActionCodec
 from trainenv.rollouts import Rollouts

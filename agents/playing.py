@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.contract import Action, Agent, Observation
+from trainenv.agents.contract import Action, Agent, Observation
 from trainenv.types import UserError
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from agents.acting import Acting
-from agents.sb3 import Trained, train_in_model, train_in_run
-from agents.sb3_learners import DQN, PPO, SEEDS, Learner
-from agents.tab import Tab
+from trainenv.agents.acting import Acting
+from trainenv.agents.sb3 import Trained, train_in_model, train_in_run
+from trainenv.agents.sb3_learners import DQN, PPO, SEEDS, Learner
+from trainenv.agents.tab import Tab
 from trainenv.config import RunConfig
 from trainenv.driving import Responder, Response, Watch, drive
 from trainenv.envs.observation import FEATURES

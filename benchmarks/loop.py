@@ -15,7 +15,6 @@
 Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap intervals over trunks and seeds.
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
@@ -28,10 +27,8 @@ from pathlib import Path
 from typing import Any
 
 # Scripts beside this one are named like packages.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent.resolve()]
-
-from agents.branching import Branching
-from agents.branching.drafting import ramps
+from trainenv.agents.branching import Branching
+from trainenv.agents.branching.drafting import ramps
 from trainenv.cli.loop import branching
 from trainenv.cli.methods import METHODS
 from trainenv.compare import compare, load_suite

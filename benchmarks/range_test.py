@@ -8,7 +8,6 @@ loss at equal compute. The rate that suits these runs is × 1: a test that works
 leaves it alone.
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
@@ -16,15 +15,12 @@ import itertools
 import json
 import math
 import multiprocessing
-import sys
 import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 # Scripts beside this one are named like packages.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
 from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
 from trainenv.config import RunConfig

@@ -10,7 +10,6 @@ each had a core to itself: where other programs keep the cores busy, go by that.
     python benchmarks/verification.py --json
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
@@ -18,14 +17,9 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-# Python looks in this folder first, where another script would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import psutil
 import torch

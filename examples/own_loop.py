@@ -12,10 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import agents
-import planners
-import worldmodel
-from trainenv import TrainingConfig, TrainingRun
+from trainenv import TrainingConfig, TrainingRun, agents, planners, worldmodel
 from trainenv.driving import drive
 from trainenv.records.folder import RunFolder
 from trainenv.records.tree import RunReport

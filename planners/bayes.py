@@ -19,11 +19,11 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from planners.draft import Draft
-from planners.futures import NOTHING, Sequenced, canonical, factor, values
-from planners.hyperparameters import choice, whole
-from planners.judging import JUDGES, Judge, look
 from trainenv.interventions import PARTS
+from trainenv.planners.draft import Draft
+from trainenv.planners.futures import NOTHING, Sequenced, canonical, factor, values
+from trainenv.planners.hyperparameters import choice, whole
+from trainenv.planners.judging import JUDGES, Judge, look
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from planners.hyperparameters import choice, number
+from trainenv.planners.hyperparameters import choice, number
 from trainenv.types import Estimate, Forecast, Measure, Outcome
 
 _Z90 = 1.6448536269514722  # an interval that holds 90 of 100 reaches so many standard deviations to each side

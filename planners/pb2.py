@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planners.futures import Sequenced
-from planners.gaussian_process import Floats, fit, squared_exponential
+from trainenv.planners.futures import Sequenced
+from trainenv.planners.gaussian_process import Floats, fit, squared_exponential
 from trainenv.types import CLIP_NAMES, Intervention
 
 _EPSILON = 0.1

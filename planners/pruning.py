@@ -9,7 +9,7 @@ dropped. Hand in a forecaster that knows of the learning rate (the multi-power l
 drops none. Forecast errors of candidates have the same sign, mostly, so taking them as independent of one another errs on the
 side of keeping.
 
-    CurvePruner(forecaster=worldmodel.curves.make("anchored-multi-power"), history=worldmodel.curves.History)
+    CurvePruner(forecaster=trainenv.worldmodel.curves.make("anchored-multi-power"), history=trainenv.worldmodel.curves.History)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from planners.hyperparameters import number, whole
+from trainenv.planners.hyperparameters import number, whole
 from trainenv.types import Intervention, RunHistory
 
 Floats = NDArray[np.float64]
@@ -46,7 +46,7 @@ class FittedCurve(Protocol):
 
 
 class CurveForecaster(Protocol):
-    """What forecasts loss curves: those of `worldmodel.curves`, for instance."""
+    """What forecasts loss curves: those of `trainenv.worldmodel.curves`, for instance."""
 
     def fit(self, history: Any, /) -> FittedCurve:
         """Learn from one curve."""

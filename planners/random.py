@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planners.draft import Draft
-from planners.futures import NOTHING, some, uniform
-from planners.hyperparameters import choice, whole
-from planners.judging import JUDGES, Judge, look, room
+from trainenv.planners.draft import Draft
+from trainenv.planners.futures import NOTHING, some, uniform
+from trainenv.planners.hyperparameters import choice, whole
+from trainenv.planners.judging import JUDGES, Judge, look, room
 from trainenv.types import Plan, PlanningProblem
 
 

@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import planners
-from planners import Score
+from trainenv import planners
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import TrainingConfig
 from trainenv.folded import Folded
@@ -25,6 +24,7 @@ from trainenv.futures import InTurn
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.ledger import Ledger
+from trainenv.planners import Score
 from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Budget, Intervention, Measure, Outcome, PlanningProblem, Snapshot, Telemetry, UserError

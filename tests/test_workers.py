@@ -19,8 +19,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.branching.decision import verification_of
 from trainenv import beside, snapshots
+from trainenv.agents.branching.decision import verification_of
 from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
 from trainenv.futures import Future, Start, Together, side_by_side
 from trainenv.ledger import Ledger

@@ -700,7 +700,7 @@ class PlanningProblem:
         criterion: what is to be small; None for the default, `planners.Score()`.
         budget: what the plan may cost.
         masks_after: the masks at the decision that follows a sequence; None: those of now hold on.
-        proposals: sequences to look at first, after doing nothing (`planners.proposals` makes some). Illegal ones are dropped.
+        proposals: sequences to look at first, after doing nothing (`trainenv.planners.proposals` makes some). Illegal ones are dropped.
         pruner: drops candidates before the model sees them; None for none.
         previous: the plan of the decision before, for planners that go on from it; None at the first.
         taken: what was done after the previous plan.
@@ -821,7 +821,7 @@ class Planner(Protocol):
     before what would exceed it (a call that is under way when the seconds end is let finish).
 
     A model or executor that fails, or that returns what is no number, raises nothing: the plan is of what was scored before, at
-    least doing nothing, and its `faults` say what happened. `planners.Draft` does all that; `planners.testing` checks it.
+    least doing nothing, and its `faults` say what happened. `planners.Draft` does all that; `trainenv.planners.testing` checks it.
     """
 
     def plan(self, problem: PlanningProblem, /) -> Plan:

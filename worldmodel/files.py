@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from trainenv.types import UserError
-from worldmodel.calibration import Calibrations
-from worldmodel.examples import Examples
-from worldmodel.features import ACTION, STATE
-from worldmodel.model import Model
-from worldmodel.networks import Architecture, Networks
+from trainenv.worldmodel.calibration import Calibrations
+from trainenv.worldmodel.examples import Examples
+from trainenv.worldmodel.features import ACTION, STATE
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.networks import Architecture, Networks
 
 FORMAT = "trainenv world model 1"
 WEIGHTS, CARD = "model.safetensors", "card.json"

@@ -21,13 +21,13 @@ from torch import Tensor
 from trainenv.config import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.types import Estimate, Forecast, Inference, Intervention, RunHistory, UserError
-from worldmodel import features
-from worldmodel.calibration import Calibrations, nats, strata_of
-from worldmodel.curves import CurveForecaster, MultiPower
-from worldmodel.examples import LEVELS, Examples, Predictions
-from worldmodel.features import ACTION, DECISIONS, STATE, Floats
-from worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
-from worldmodel.prior import prior
+from trainenv.worldmodel import features
+from trainenv.worldmodel.calibration import Calibrations, nats, strata_of
+from trainenv.worldmodel.curves import CurveForecaster, MultiPower
+from trainenv.worldmodel.examples import LEVELS, Examples, Predictions
+from trainenv.worldmodel.features import ACTION, DECISIONS, STATE, Floats
+from trainenv.worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
+from trainenv.worldmodel.prior import prior
 
 _CHUNK = 4096  # branches at a time
 

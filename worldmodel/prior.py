@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.curves import History, Law
-from worldmodel.curves.history import LARGEST_LOSS
-from worldmodel.curves.law import gain, gather, loss
-from worldmodel.curves.law_fit import CENTRE, Curve, Scale, curve, to_law
-from worldmodel.features import DECISIONS, Columns, Floats, Now
+from trainenv.worldmodel.curves import History, Law
+from trainenv.worldmodel.curves.history import LARGEST_LOSS
+from trainenv.worldmodel.curves.law import gain, gather, loss
+from trainenv.worldmodel.curves.law_fit import CENTRE, Curve, Scale, curve, to_law
+from trainenv.worldmodel.features import DECISIONS, Columns, Floats, Now
 
 COOLDOWN_SHARE = 0.1  # of the budget: the reference cool-down
 _SEGMENTS = 4  # of a decision

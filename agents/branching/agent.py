@@ -9,8 +9,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from agents.branching.drafting import Drafting
-from agents.branching.responder import Branching
+from trainenv.agents.branching.drafting import Drafting
+from trainenv.agents.branching.responder import Branching
 from trainenv.config import BranchingConfig
 from trainenv.driving import Watch, drive
 from trainenv.envs.training import TrainingEnv

@@ -1,4 +1,4 @@
-"""The loop on a run that is driven: trigger, rewind, draft, verify, collapse. See `agents.branching`."""
+"""The loop on a run that is driven: trigger, rewind, draft, verify, collapse. See `trainenv.agents.branching`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.branching.alarms import Alarms
-from agents.branching.decision import (
+from trainenv.agents.branching.alarms import Alarms
+from trainenv.agents.branching.decision import (
     FEWEST,
     Draft,
     Skipped,
@@ -24,12 +24,12 @@ from agents.branching.decision import (
     verification_of,
     within,
 )
-from agents.branching.detour import Detour, detour
-from agents.branching.drafting import Drafting
-from agents.branching.lessons import Lessons, teach
-from agents.branching.purse import Purse, Statement
-from agents.branching.recording import event_of, failures, forget_decisions, start_of
-from agents.branching.undrafted import calmed, in_force, insured
+from trainenv.agents.branching.detour import Detour, detour
+from trainenv.agents.branching.drafting import Drafting
+from trainenv.agents.branching.lessons import Lessons, teach
+from trainenv.agents.branching.purse import Purse, Statement
+from trainenv.agents.branching.recording import event_of, failures, forget_decisions, start_of
+from trainenv.agents.branching.undrafted import calmed, in_force, insured
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import BranchingConfig
 from trainenv.driving import Responder, Response

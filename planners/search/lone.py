@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from planners.search.contract import Picker, Recurrent
-from planners.search.growth import check_shapes
-from planners.search.nodes import Nodes, softmax
+from trainenv.planners.search.contract import Picker, Recurrent
+from trainenv.planners.search.growth import check_shapes
+from trainenv.planners.search.nodes import Nodes, softmax
 
 
 class LoneTree:

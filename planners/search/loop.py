@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from planners.search.contract import Bools, Chooser, Recurrent, Root, Rule, Searched, Tree
-from planners.search.growth import Growth
-from planners.search.lone import LoneGrowth
-from planners.search.nodes import Nodes, harvest, plant
-from planners.search.tree import without
+from trainenv.planners.search.contract import Bools, Chooser, Recurrent, Root, Rule, Searched, Tree
+from trainenv.planners.search.growth import Growth
+from trainenv.planners.search.lone import LoneGrowth
+from trainenv.planners.search.nodes import Nodes, harvest, plant
+from trainenv.planners.search.tree import without
 from trainenv.types import UserError
 
 

@@ -14,7 +14,7 @@ import torch
 from bigram import Bigram
 from torch import Tensor
 
-from agents.branching import Branching
+from trainenv.agents.branching import Branching
 from trainenv.config import TrainingConfig
 from trainenv.driving import Watch, drive
 from trainenv.records.decisions import read_decisions

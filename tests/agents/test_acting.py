@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import Acting, ClipOnly, DoNothing
-from agents.acting import _read, _written
-from agents.contract import Action, Observation
-from agents.tab import Tab
 from trainenv import RunConfig, Telemetry, TrainingRun
+from trainenv.agents import Acting, ClipOnly, DoNothing
+from trainenv.agents.acting import _read, _written
+from trainenv.agents.contract import Action, Observation
+from trainenv.agents.tab import Tab
 from trainenv.config import find, read_yaml
 from trainenv.driving import drive, resume
 from trainenv.envs.training import TrainingEnv

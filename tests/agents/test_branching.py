@@ -22,9 +22,9 @@ from steered_runs import (
     toy,
 )
 
-import planners
-from agents.branching import Branching, Drafting
-from agents.branching.drafting import after, ramps
+from trainenv import planners
+from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching.drafting import after, ramps
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli.loop import as_risk_asks
 from trainenv.interventions import PARTS, ActionCodec

@@ -11,7 +11,7 @@ import pytest
 from steered_runs import QUICK, SMALL, Dreamer, Promising
 
 import trainenv  # noqa: F401  (registers the environments)
-from agents.branching import BranchingAgent, Drafting
+from trainenv.agents.branching import BranchingAgent, Drafting
 from trainenv.config import BranchingConfig
 from trainenv.records.decisions import read_decisions
 from trainenv.records.parquet import read_telemetry

@@ -22,8 +22,8 @@ from steered_runs import (
     toy,
 )
 
-from agents.branching import Branching
-from agents.branching.purse import Purse
+from trainenv.agents.branching import Branching
+from trainenv.agents.branching.purse import Purse
 from trainenv.config import RunConfig
 from trainenv.driving import drive
 from trainenv.records.folder import RunFolder

@@ -17,8 +17,8 @@ from steered_runs import (
     toy,
 )
 
-import planners
-from agents.branching import Branching, Drafting
+from trainenv import planners
+from trainenv.agents.branching import Branching, Drafting
 from trainenv.checkpoints.disk import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli.loop import as_risk_asks

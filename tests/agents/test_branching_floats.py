@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from steered_runs import QUICK, Promising, steered
 from torch import Tensor, nn
 
-from agents.branching import Branching
+from trainenv.agents.branching import Branching
 from trainenv.config import TrainingConfig
 from trainenv.rollouts import Rollouts
 from trainenv.run import TrainingRun

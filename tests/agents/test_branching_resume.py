@@ -22,7 +22,7 @@ from steered_runs import (
     toy,
 )
 
-from agents.branching import Branching
+from trainenv.agents.branching import Branching
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.driving import drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex

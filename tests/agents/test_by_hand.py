@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.by_hand import STYLES, ByHand
 from trainenv import CheckpointStore, TrainingConfig, TrainingRun
+from trainenv.agents.by_hand import STYLES, ByHand
 from trainenv.config import CheckpointConfig
 from trainenv.driving import Responder, Response, drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex

@@ -11,7 +11,7 @@ import pytest
 from steered_runs import LOWER, SMALL, Promising, Steered, steered, tokens, toy
 from torch import Tensor
 
-from agents.branching import Branching, detour
+from trainenv.agents.branching import Branching, detour
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import RunConfig
 from trainenv.driving import drive

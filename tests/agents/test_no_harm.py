@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 
 import trainenv.rollouts
-from agents.branching import Branching
+from trainenv.agents.branching import Branching
 from trainenv.driving import drive, resume
 from trainenv.futures import Start, Together
 from trainenv.records.folder import RunFolder

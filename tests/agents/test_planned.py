@@ -15,9 +15,8 @@ import torch
 from bigram import tokens
 from torch import Tensor, nn
 
-import planners
-from agents import Planned, population
-from trainenv import Intervention, Telemetry, TrainingConfig, TrainingRun, UserError
+from trainenv import Intervention, Telemetry, TrainingConfig, TrainingRun, UserError, planners
+from trainenv.agents import Planned, population
 from trainenv.driving import Responder, drive, resume
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.parquet import read_telemetry

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steered_runs import SMALL, Promising, Steered, steered, toy
 
-from agents.branching import Branching, Drafting
-from agents.branching.range_test import RangeTest
+from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching.range_test import RangeTest
 from trainenv.config import RunConfig
 from trainenv.driving import drive
 from trainenv.interventions import PARTS

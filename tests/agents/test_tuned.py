@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agents import Tuned
 from trainenv import RunConfig, TrainingRun, UserError
+from trainenv.agents import Tuned
 from trainenv.records.folder import RunFolder
 from trainenv.records.parquet import read_telemetry
 

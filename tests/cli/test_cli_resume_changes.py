@@ -254,7 +254,9 @@ def test_a_steered_run_whose_folder_does_not_say_by_what(
     interrupted(monkeypatch, capsys, "--by-hand")
     RECORD.unlink()
     assert_one_sentence(RESUME, ("is steered", "found nobody", "--branching", "--by-hand"), tmp_path, capsys)
-    assert_one_sentence([*RESUME, "--branching"], ("another responder", "agents.branching", "--accept-changes"), tmp_path, capsys)
+    assert_one_sentence(
+        [*RESUME, "--branching"], ("another responder", "trainenv.agents.Branching", "--accept-changes"), tmp_path, capsys
+    )
     assert "to the bit as it was (exact), if text" in said(capsys, "--by-hand")
 
 

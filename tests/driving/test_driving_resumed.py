@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from driven_runs import toy
 
-from agents import Acting, ByHand
 from trainenv import TrainingConfig, TrainingRun
+from trainenv.agents import Acting, ByHand
 from trainenv.driving import RESPONDER, Responder, Response, drive, resume
 from trainenv.records.folder import RunFolder
 from trainenv.records.resuming import MadeOf

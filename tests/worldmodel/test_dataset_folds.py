@@ -17,13 +17,13 @@ from trainenv.config import InterventionConfig
 from trainenv.folded import Folded
 from trainenv.interventions import ActionCodec
 from trainenv.types import Intervention
-from worldmodel.dataset import Dataset, Design, Run, Size, generate
-from worldmodel.dataset.branches import PHASES, Plan, Played, plans, play_all
-from worldmodel.dataset.corpora import CORPORA
-from worldmodel.dataset.faults import Fault
-from worldmodel.dataset.generate import cost
-from worldmodel.dataset.points import Trained, train_trunk
-from worldmodel.dataset.tables import Tables, collect
+from trainenv.worldmodel.dataset import Dataset, Design, Run, Size, generate
+from trainenv.worldmodel.dataset.branches import PHASES, Plan, Played, plans, play_all
+from trainenv.worldmodel.dataset.corpora import CORPORA
+from trainenv.worldmodel.dataset.faults import Fault
+from trainenv.worldmodel.dataset.generate import cost
+from trainenv.worldmodel.dataset.points import Trained, train_trunk
+from trainenv.worldmodel.dataset.tables import Tables, collect
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FAULTS = (

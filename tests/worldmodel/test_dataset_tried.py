@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from toy_runs import SMALL, make_run, trunks
 
-from planners import Score, make
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
+from trainenv.planners import Score, make
 from trainenv.types import Budget, Intervention, PlanningProblem, UserError
-from worldmodel import features
-from worldmodel.dataset import Dataset, effects, generate
-from worldmodel.dataset.histories import recorded_history, telemetry_of
-from worldmodel.dataset.tried import Tried, exhaustive_snapshots
-from worldmodel.examples import Examples
+from trainenv.worldmodel import features
+from trainenv.worldmodel.dataset import Dataset, effects, generate
+from trainenv.worldmodel.dataset.histories import recorded_history, telemetry_of
+from trainenv.worldmodel.dataset.tried import Tried, exhaustive_snapshots
+from trainenv.worldmodel.examples import Examples
 
 TEXTS: dict[str, dict[str, str]] = {"stdlib": {}, "topics": {}, "words": {}}  # toy runs read none
 

@@ -15,12 +15,12 @@ from made_models import calibration_examples, history, model
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
-import worldmodel
+from trainenv import worldmodel
 from trainenv.types import Intervention, UserError
-from worldmodel import files
-from worldmodel.examples import Examples
-from worldmodel.files import CARD, WEIGHTS, load, load_rehearsal, save
-from worldmodel.model import Model
+from trainenv.worldmodel import files
+from trainenv.worldmodel.examples import Examples
+from trainenv.worldmodel.files import CARD, WEIGHTS, load, load_rehearsal, save
+from trainenv.worldmodel.model import Model
 
 TRIED = [Intervention(), Intervention(lr_scale=0.8), Intervention(momentum_reset=True, clip="zclip")]
 

@@ -11,7 +11,7 @@ import torch
 
 import trainenv
 from trainenv.types import Batch, Telemetry
-from worldmodel.dataset import Design, Run, Size, Trunk, sample
+from trainenv.worldmodel.dataset import Design, Run, Size, Trunk, sample
 
 VOCABULARY = 23
 SIZE = Size(width=16, layers=1, heads=2, context=8, batch_size=4)

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from branched_runs import SMALL, draft, forecast, lr
 
-from agents.branching.responder import Branching
+from trainenv.agents.branching.responder import Branching
 from trainenv.cli.replay import replay_command
 from trainenv.config import RunConfig
 from trainenv.driving import drive

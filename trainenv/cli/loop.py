@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trainenv.types import Budget, Intervention, RunHistory, WorldModel
 
 if TYPE_CHECKING:
-    from agents.branching import Branching
+    from trainenv.agents.branching import Branching
 
 _REFRESH = 512  # verified branches from one refresh of the networks to the next: one costs as much as a small run's hundred steps
 _CALM_FUTURES = 24  # doing nothing, every change of the learning rate alone and repeated, and a few more
@@ -20,11 +20,10 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
         planner: a name in `planners.NAMES`, or one that is installed.
         learn: whether the model goes on learning from what is verified.
     """
-    import planners
-    import worldmodel
-    from agents.branching import Branching, Drafting
-    from worldmodel.files import load_rehearsal, pretrained
-    from worldmodel.online import Online
+    from trainenv import planners, worldmodel
+    from trainenv.agents.branching import Branching, Drafting
+    from trainenv.worldmodel.files import load_rehearsal, pretrained
+    from trainenv.worldmodel.online import Online
 
     model = worldmodel.load_pretrained()
     learner = worldmodel.OnlineModel(model, load_rehearsal(pretrained()), Online(refresh=_REFRESH)) if learn else model
@@ -34,7 +33,7 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
 
 def as_risk_asks(history: RunHistory, model: WorldModel | None) -> Budget:
     """More futures where the risk of going on as now is higher."""
-    import planners
+    from trainenv import planners
 
     forecast = model.forecast(history, [Intervention()])[0] if model is not None else None
     risk = planners.risk_of(forecast, history.telemetry[-1].reading)

@@ -11,7 +11,7 @@ from trainenv.cli.asking import INTERRUPTED, Result, interruptible
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
-    from worldmodel.dataset.lockstep import Lockstep
+    from trainenv.worldmodel.dataset.lockstep import Lockstep
 
 
 def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
@@ -31,8 +31,8 @@ def fold_runs(runs: Sequence[Any]) -> Lockstep:
 def build_command(args: argparse.Namespace) -> Result:
     """Make a world model: branch, train, calibrate, judge."""
     from trainenv.progress import Progress
-    from worldmodel.build import Recipe, build
-    from worldmodel.dataset import Progress as Made
+    from trainenv.worldmodel.build import Recipe, build
+    from trainenv.worldmodel.dataset import Progress as Made
 
     recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed)
     folder = args.out or Path("runs/worldmodel")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ _NO_MATTER = (
     "branching.workers",
     "branching.replayable",
 )
+_ONCE_AT_THE_TOP = ("agents", "planners", "worldmodel")  # packages of their own before they were part of trainenv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class MadeOf:
             if not isinstance(found["flags"], list):
                 return None
             made = cls(**{field.name: found[field.name] for field in fields(cls)} | {"flags": tuple(found["flags"])})
+            made = replace(made, responder=_renamed(made.responder))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
         return made if made._is_sound() else None
@@ -170,8 +172,8 @@ def same_kind(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
 
 def _settings(value: object) -> dict[str, Any]:
     """The class of an object and those of its settings that can be told: numbers, names, and frozen dataclasses of those."""
-    found: dict[str, Any] = {"class": f"{type(value).__module__}.{type(value).__qualname__}"}
-    if not is_dataclass(value) or not (_is_frozen(value) or found["class"].startswith("agents.")):
+    found: dict[str, Any] = {"class": _class_name(f"{type(value).__module__}.{type(value).__qualname__}")}
+    if not is_dataclass(value) or not (_is_frozen(value) or found["class"].startswith("trainenv.agents.")):
         return found  # it may count in its fields
     for field in fields(value):
         part = getattr(value, field.name, None)
@@ -180,6 +182,23 @@ def _settings(value: object) -> dict[str, Any]:
         elif field.init and _is_frozen(part):
             found[field.name] = _settings(part)
     return found
+
+
+def _class_name(path: str) -> str:
+    """The name of a class without the module that it lies in, if it is one of ours: modules are moved, classes stay."""
+    parts = path.split(".")
+    if parts[0] in _ONCE_AT_THE_TOP:
+        parts = ["trainenv", *parts]
+    return ".".join([*parts[:2], parts[-1]]) if parts[0] == "trainenv" and len(parts) > 2 else path
+
+
+def _renamed(settings: Any) -> Any:
+    """Settings as an earlier version has recorded them, with the class names of now."""
+    if not isinstance(settings, dict):
+        return settings
+    named = settings.get("class")
+    renamed = {key: _renamed(one) for key, one in settings.items()}
+    return renamed | {"class": _class_name(named)} if isinstance(named, str) else renamed
 
 
 def _is_frozen(value: object) -> bool:

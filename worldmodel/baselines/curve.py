@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainenv.types import UserError
-from worldmodel import curves
-from worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
-from worldmodel.baselines.risk import Rates, Risk
-from worldmodel.examples import LEVELS, Examples, Floats
-from worldmodel.features import DECISIONS, STATE
+from trainenv.worldmodel import curves
+from trainenv.worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
+from trainenv.worldmodel.baselines.risk import Rates, Risk
+from trainenv.worldmodel.examples import LEVELS, Examples, Floats
+from trainenv.worldmodel.features import DECISIONS, STATE
 
 NAMES = ("pow3", "exponential", "ensemble")
 _SPANS = (1, 4, 16)  # decisions over which slopes are known
@@ -31,7 +31,7 @@ _TOLERANCE = 0.01  # of ln loss: as good as its best
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One forecaster of `worldmodel.curves`.
+    """One forecaster of `trainenv.worldmodel.curves`.
 
     Args:
         forecaster: `pow3`, `exponential` or `ensemble`.

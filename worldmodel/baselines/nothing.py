@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
-from worldmodel.baselines.risk import Rates
-from worldmodel.examples import Examples
+from trainenv.worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
+from trainenv.worldmodel.baselines.risk import Rates
+from trainenv.worldmodel.examples import Examples
 
 
 @dataclass(frozen=True, kw_only=True)

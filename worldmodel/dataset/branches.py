@@ -19,14 +19,14 @@ import numpy as np
 from trainenv.cooldown import cool_down
 from trainenv.interventions import ActionCodec
 from trainenv.types import Intervention, Telemetry
-from worldmodel.dataset.actions import Draw, spread
-from worldmodel.dataset.contract import Run
-from worldmodel.dataset.design import DECISIONS, Design, Lengths
-from worldmodel.dataset.faults import Fault, train
-from worldmodel.dataset.lockstep import Alone, Fold, Lockstep
-from worldmodel.dataset.points import Point
-from worldmodel.dataset.streams import stream
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.actions import Draw, spread
+from trainenv.worldmodel.dataset.contract import Run
+from trainenv.worldmodel.dataset.design import DECISIONS, Design, Lengths
+from trainenv.worldmodel.dataset.faults import Fault, train
+from trainenv.worldmodel.dataset.lockstep import Alone, Fold, Lockstep
+from trainenv.worldmodel.dataset.points import Point
+from trainenv.worldmodel.dataset.streams import stream
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 Kind = Literal["control", "nudged", "reordered", "single", "sequence", "every"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainenv.types import UserError
-from worldmodel.dataset.contract import MakeRun
-from worldmodel.dataset.corpora import write_texts
-from worldmodel.dataset.crew import Crew, Job, make_shard
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.lockstep import Fold
-from worldmodel.dataset.store import Shards
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.contract import MakeRun
+from trainenv.worldmodel.dataset.corpora import write_texts
+from trainenv.worldmodel.dataset.crew import Crew, Job, make_shard
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.dataset.store import Shards
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 _EVERY = 100  # legal actions, about
 

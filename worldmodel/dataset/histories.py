@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from trainenv import schedules
 from trainenv.config import ScheduleConfig
 from trainenv.types import TELEMETRY_FIELDS, Reading, RunHistory, Telemetry
-from worldmodel.dataset.dataset import Dataset
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.dataset import Dataset
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 if TYPE_CHECKING:
     import pandas as pd

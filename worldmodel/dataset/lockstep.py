@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from trainenv.types import Telemetry
-from worldmodel.dataset.contract import Run
+from trainenv.worldmodel.dataset.contract import Run
 
 
 class Lockstep(Protocol):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from trainenv.types import Snapshot, Telemetry
-from worldmodel.dataset.contract import Run
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.faults import train
-from worldmodel.dataset.lockstep import Alone
-from worldmodel.dataset.streams import stream
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.contract import Run
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.faults import train
+from trainenv.worldmodel.dataset.lockstep import Alone
+from trainenv.worldmodel.dataset.streams import stream
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 Origin = Literal["random", "after_fault", "fired", "rewound"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)

@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 
 from trainenv.types import UserError
-from worldmodel.dataset import schema
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset import schema
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 _HEADER = "dataset.json"
 

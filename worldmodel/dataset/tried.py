@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from trainenv.interventions import ActionCodec
 from trainenv.types import ActionSpace, Cost, Intervention, Masks, Measure, Outcome, UserError
-from worldmodel.dataset.dataset import Dataset
-from worldmodel.dataset.design import DECISIONS
+from trainenv.worldmodel.dataset.dataset import Dataset
+from trainenv.worldmodel.dataset.design import DECISIONS
 
 KINDS = ("control", "every")
 _Branch = tuple[Intervention, int]  # what was done, and the draw
