@@ -25,7 +25,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.driving import Responder, Response
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, Event, Intervention, Snapshot, Telemetry, UserError, as_bool, as_number, as_whole
 
 _FULL_LENGTH = 16_000  # steps of the run that a small one stands for

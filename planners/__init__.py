@@ -30,7 +30,7 @@ from trainenv.planners.proposals import hypergradient
 from trainenv.planners.pruning import CurvePruner
 from trainenv.planners.random import RandomSearch
 from trainenv.planners.width import AdaptiveWidth, risk_of
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import Planner, UserError
 
 GROUP = "trainenv.planners"

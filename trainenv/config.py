@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trainenv.paths import absolute
-from trainenv.spelling import nearest
+from trainenv.tools.paths import absolute
+from trainenv.tools.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, UserError
 from trainenv.yaml_files import find, listed, merge, nest, read_yaml, resolve
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.faults import faults_of
 from trainenv.records.folder import REWINDS, RunFolder, read_events, read_validation
-from trainenv.records.lines import plain
 from trainenv.records.resuming import MadeOf, check_responder, same_kind
 from trainenv.run import TrainingRun
+from trainenv.tools.json_lines import plain
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
 Watch = Callable[[TrainingRun, Sequence[Telemetry]], None]

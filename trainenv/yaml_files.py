@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from trainenv.paths import expanded
-from trainenv.spelling import nearest
+from trainenv.tools.paths import expanded
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
 _NO_RUNS = ("uncertainty", "state_schema_v1")  # shipped files that configure no run

@@ -22,7 +22,7 @@ from trainenv.config import find, read_yaml
 from trainenv.driving import drive, resume
 from trainenv.envs.training import TrainingEnv
 from trainenv.records.folder import RunFolder, read_events
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 from trainenv.types import Reading, UserError
 
 NERVOUS = read_yaml(find("uncertainty")) | {

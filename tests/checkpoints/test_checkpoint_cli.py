@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from trainenv import cli
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli import main
-from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.snapshots import fingerprint
+from trainenv.tools.json_lines import read_lines
 
 SMALL: dict[str, Any] = {
     "device": "cpu",

@@ -21,9 +21,9 @@ from trainenv.config import RunConfig
 from trainenv.driving import drive
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun
+from trainenv.tools.json_lines import read_lines
 from trainenv.types import Reading
 
 

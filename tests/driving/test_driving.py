@@ -17,8 +17,8 @@ from trainenv import TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.driving import Responder, Response, drive, resume
 from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_telemetry
+from trainenv.tools.json_lines import read_lines
 from trainenv.types import Event, Telemetry
 
 # ── blocks and validation ───────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ import torch
 from made_examples import LR, quiet, world
 from made_models import SMALL, calibration_examples, history, model
 
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 from trainenv.types import Intervention, UserError
 from trainenv.worldmodel.baselines.scale import unsquash
 from trainenv.worldmodel.calibration import ALPHA, Calibrations, strata_of

@@ -23,7 +23,7 @@ from trainenv.cli.replay import replay_command
 from trainenv.cli.report import report_command
 from trainenv.cli.run import run_command
 from trainenv.cli.worldmodel import build_command
-from trainenv.paths import expanded
+from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.asking import INTERRUPTED, Result, interruptible
-from trainenv.paths import typed
+from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:

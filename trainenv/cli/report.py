@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from trainenv.cli.asking import Result
-from trainenv.paths import typed
+from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 

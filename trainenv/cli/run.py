@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.asking import INTERRUPTED, Result, interruptible, overrides_of
-from trainenv.paths import typed
+from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from trainenv.compare.results import results
 from trainenv.compare.suite import Suite, check_known
 from trainenv.compare.trunks import Trunk
 from trainenv.config import with_whole_paths
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
 _STARTUP = 8.0  # seconds until a process has loaded what it needs

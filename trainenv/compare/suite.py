@@ -21,8 +21,8 @@ from typing import Any
 
 from trainenv.compare.trunks import Trunk
 from trainenv.config import with_whole_paths
-from trainenv.paths import expanded
-from trainenv.spelling import nearest
+from trainenv.tools.paths import expanded
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 from trainenv.yaml_files import configs_folder, merge, read_yaml
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import xxhash
 
-from trainenv.paths import absolute
+from trainenv.tools.paths import absolute
 from trainenv.types import UserError
 
 FORMAT = "trainenv corpus cache 1"

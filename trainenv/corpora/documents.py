@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from trainenv.paths import expanded
+from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "__pycache__"}

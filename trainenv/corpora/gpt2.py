@@ -6,7 +6,7 @@ from os.path import isfile
 from pathlib import Path
 
 from trainenv.corpora.tokenizers import END_OF_TEXT, Subwords
-from trainenv.paths import expanded
+from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
 REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the present and the former name, which old caches have

@@ -16,7 +16,7 @@ from typing import Any
 
 from trainenv.corpora import local
 from trainenv.corpora.documents import Documents, Source
-from trainenv.paths import expanded
+from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
 WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"

@@ -16,10 +16,10 @@ import yaml
 from trainenv.checkpoints import FOLDER
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config import CheckpointConfig, TrainingConfig
-from trainenv.paths import expanded
 from trainenv.records.history import last_saved
-from trainenv.records.lines import append_line, plain, read_lines
 from trainenv.records.parquet import TelemetryLog
+from trainenv.tools.json_lines import append_line, plain, read_lines
+from trainenv.tools.paths import expanded
 from trainenv.types import Event, Snapshot, UserError
 
 REWINDS = "rewinds"  # part of a checkpoint: how many of them lie behind it, if any

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainenv.records.history import last_kept
-from trainenv.records.lines import read_lines
+from trainenv.tools.json_lines import read_lines
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 from trainenv.yaml_files import configs_folder
 

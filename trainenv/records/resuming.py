@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainenv import corpora
 from trainenv.checkpoints import FOLDER, MADE_OF
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainenv.records.decisions import NAME
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 from trainenv.types import Branch, Intervention, Plan, UserError, Verdict
 from trainenv.wrappers.rules import name_of
 from trainenv.wrappers.verification import Verification

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 from trainenv.worldmodel.baselines.ablations import ActionShuffled, Blind
 from trainenv.worldmodel.baselines.contract import Baseline, Fitted

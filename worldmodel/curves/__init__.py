@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 from trainenv.worldmodel.curves.contract import CurveForecast, CurveForecaster, FittedCurve
 from trainenv.worldmodel.curves.ensemble import Ensemble

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from trainenv.records.lines import plain, read_lines
 from trainenv.records.metrics.decisions import Decisions, decisions_of, judge
 from trainenv.records.metrics.harm import Harm
 from trainenv.records.metrics.instability import (
@@ -27,6 +26,7 @@ from trainenv.records.metrics.instability import (
     recovery,
 )
 from trainenv.records.parquet import read_part
+from trainenv.tools.json_lines import plain, read_lines
 from trainenv.types import UserError
 
 _COLUMNS = ["line", "purpose", "step", "loss", "probe_loss", "stressors"]

@@ -17,8 +17,8 @@ import yaml
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import read_events, read_validation
 from trainenv.records.history import last_kept
-from trainenv.records.lines import read_lines
 from trainenv.records.parquet import read_part
+from trainenv.tools.json_lines import read_lines
 from trainenv.types import UserError
 
 COLUMNS = ("line", "step", "loss", "lr", "volatility", "entropy", "disagreement", "index", "threshold", "fired")

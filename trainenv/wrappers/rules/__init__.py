@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import AcceptRule, UserError
 from trainenv.wrappers.rules.agreement import Agreement
 from trainenv.wrappers.rules.annealed import Annealed

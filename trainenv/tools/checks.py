@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
 
