@@ -25,12 +25,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from trainenv.agents.sb3_learners import DQN, LEARNERS, PPO, Learner, stable_baselines3, useful
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.imagined import Divergence, WorldModelEnv
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
 from trainenv.interventions import PARTS, ActionCodec
-from trainenv.rng import exclusive
+from trainenv.training.rng import exclusive
 from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel
 
 __all__ = ["DQN", "PPO", "Policy", "Trained", "train_in_model", "train_in_run"]

@@ -25,14 +25,14 @@ from trainenv.agents.acting import Acting
 from trainenv.agents.sb3 import Trained, train_in_model, train_in_run
 from trainenv.agents.sb3_learners import DQN, PPO, SEEDS, Learner
 from trainenv.agents.tab import Tab
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.driving import Responder, Response, Watch, drive
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.roots import LEAST_STEPS
 from trainenv.history import history_of
-from trainenv.ledger import PURPOSES
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
+from trainenv.training.ledger import PURPOSES
 from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel
 
 DECISION_SHARE = 0.03  # of the budget, from one decision to the next: what the world model has learned from

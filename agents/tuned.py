@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.driving import Watch, drive
-from trainenv.ledger import Ledger
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
+from trainenv.training.ledger import Ledger
 from trainenv.types import CLIP_NAMES, ClipName, UserError
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from trainenv.cli.loop import branching
 from trainenv.cli.methods import METHODS
 from trainenv.compare import compare, load_suite
 from trainenv.compare.measuring import measure_cell
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.driving import drive
 from trainenv.records.folder import RunFolder
 from trainenv.rollouts import NOTHING, Rollouts

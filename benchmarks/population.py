@@ -21,7 +21,7 @@ from typing import Any
 from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
 from trainenv.compare.bootstrap import figure
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 
 TRUNKS = ("calm", "lr-3x", "lr-10x", "lr-third", "rare-tokens", "unclipped-bursts")
 MEMBERS = 4

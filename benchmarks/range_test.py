@@ -23,7 +23,7 @@ from typing import Any
 # Scripts beside this one are named like packages.
 from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.records.decisions import accepted_branch, read_decisions
 
 WARMUPS, FACTORS = (15, 30, 60, 120), (0.1, 0.3, 1.0, 3.0, 10.0)

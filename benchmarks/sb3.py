@@ -23,7 +23,7 @@ import torch
 from trainenv import worldmodel
 from trainenv.agents.sb3 import train_in_model
 from trainenv.agents.sb3_learners import DQN, MOVING, PPO, Learner
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.envs.imagined import Divergence, WorldModelEnv
 from trainenv.envs.observation import FEATURES
 from trainenv.history import history_of

@@ -11,7 +11,7 @@ import pytest
 
 from trainenv.checkpoints.schema import SCHEMA, check_state
 from trainenv.cli import _parser
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.run import TrainingRun
 

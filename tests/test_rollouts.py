@@ -18,15 +18,15 @@ from torch import Tensor
 
 from trainenv import planners
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
 from trainenv.folded import Folded
 from trainenv.futures import InTurn
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
-from trainenv.ledger import Ledger
 from trainenv.planners import Score
 from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.run import TrainingRun
+from trainenv.training.ledger import Ledger
 from trainenv.types import Budget, Intervention, Measure, Outcome, PlanningProblem, Snapshot, Telemetry, UserError
 
 SMALL: dict[str, Any] = run_settings.SMALL | {"block_steps": 2}

@@ -19,16 +19,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainenv import beside, snapshots
+from trainenv import beside
 from trainenv.agents.branching.decision import verification_of
-from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
+from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
 from trainenv.futures import Future, Start, Together, side_by_side
-from trainenv.ledger import Ledger
 from trainenv.likeness import likeness
 from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.run import TrainingRun
-from trainenv.schedules import Constant
 from trainenv.serving import answered, packed, unpacked
+from trainenv.training import snapshots
+from trainenv.training.ledger import Ledger
+from trainenv.training.schedules import Constant
 from trainenv.types import CLIP_NAMES, Candidate, Intervention, Measure, Plan, Snapshot, Telemetry, UserError
 from trainenv.workers import Lost, Worker, Workers, _no_script
 from trainenv.wrappers.verification import Verification

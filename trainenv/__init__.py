@@ -16,7 +16,7 @@ from trainenv.types import Intervention, LossSum, Reading, Snapshot, Telemetry, 
 if TYPE_CHECKING:
     from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
-    from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
+    from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
     from trainenv.driving import drive
     from trainenv.monitor.uncertainty import UncertaintyIndex
     from trainenv.records.folder import RunFolder
@@ -46,12 +46,12 @@ __all__ = [
 ]
 
 _LAZY = {
-    "BranchingConfig": "trainenv.config",
+    "BranchingConfig": "trainenv.config.schema",
     "CheckpointStore": "trainenv.checkpoints.store",
-    "RunConfig": "trainenv.config",
+    "RunConfig": "trainenv.config.schema",
     "RunFolder": "trainenv.records.folder",
     "RunReport": "trainenv.records.tree",
-    "TrainingConfig": "trainenv.config",
+    "TrainingConfig": "trainenv.config.schema",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",
     "drive": "trainenv.driving",

@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.futures import Start, forked, told
-from trainenv.ledger import Ledger
 from trainenv.likeness import likeness
 from trainenv.serving import Answer, Command, Parcel, answered, packed, unpacked
+from trainenv.training.ledger import Ledger
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 from trainenv.workers import Lost, Worker, Workers
 

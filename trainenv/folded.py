@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from trainenv import devices, snapshots
-from trainenv.backward import Pass
-from trainenv.batching import token_count
 from trainenv.objectives import NextToken
+from trainenv.training import numerics, snapshots
+from trainenv.training.backward import Pass
+from trainenv.training.micro_batches import token_count
 from trainenv.types import Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Folded:
         measured: list[list[Telemetry]] = [[] for _ in runs]
         block = self.runs[0].config.monitor.block
         try:
-            with devices.settings(self.runs[0].config):
+            with numerics.settings(self.runs[0].config):
                 for count in range(1, steps + 1):
                     self._step(numbers)
                     if count % block == 0 or count == steps:
@@ -121,7 +121,7 @@ class Folded:
         if not runs[0]._validation:
             raise UserError("these runs have no validation set; pass validation=[micro_batch, …] to TrainingRun")
         sets = zip(*(run._validation for run in runs), strict=True)
-        with torch.no_grad(), devices.settings(self.runs[0].config):
+        with torch.no_grad(), numerics.settings(self.runs[0].config):
             losses = [self._losses(numbers, self._together(micro)) for micro in sets]  # [M][K]
         return [run._validated(list(row)) for run, row in zip(runs, torch.stack(losses, dim=1))]
 

@@ -13,8 +13,8 @@ import torch
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
-    from trainenv.ledger import Ledger
     from trainenv.run import TrainingRun
+    from trainenv.training.ledger import Ledger
 
 FOLDS_UP_TO = 48  # width; wider models gain nothing on a CPU (2.8 times at 16, 2.0 at 48, 1.0 at 64)
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from trainenv import snapshots
-from trainenv.batching import as_batch
 from trainenv.objectives import NextToken
+from trainenv.training import snapshots
+from trainenv.training.micro_batches import as_batch
 from trainenv.types import UserError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from trainenv.cooldown import cool_down
 from trainenv.futures import Future, Growing, Sequenced, Start, Together, asked, forked, over, side_by_side, told
-from trainenv.ledger import Ledger
+from trainenv.training.ledger import Ledger
 from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.futures import Start, forked, told
 from trainenv.likeness import likeness
 from trainenv.run import TrainingRun

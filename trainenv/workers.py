@@ -16,7 +16,7 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from typing import Self
 
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
 
 _PATIENCE = 5.0  # seconds that a process has to end
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.types import Estimate, Forecast, Inference, Intervention, RunHistory, UserError
 from trainenv.worldmodel import features

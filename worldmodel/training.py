@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainenv import rng
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
+from trainenv.training import rng
 from trainenv.types import UserError
 from trainenv.worldmodel import features, losses
 from trainenv.worldmodel.examples import Examples

@@ -11,7 +11,7 @@ import gymnasium as gym
 
 from trainenv.agents.branching.drafting import Drafting
 from trainenv.agents.branching.responder import Branching
-from trainenv.config import BranchingConfig
+from trainenv.config.schema import BranchingConfig
 from trainenv.driving import Watch, drive
 from trainenv.envs.training import TrainingEnv
 from trainenv.records.folder import RunFolder

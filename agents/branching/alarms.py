@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainenv.agents.branching.range_test import RangeTest
-from trainenv.config import BranchingConfig
+from trainenv.config.schema import BranchingConfig
 from trainenv.monitor.regression import RegressionTrigger
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainenv.config import BranchingConfig
+from trainenv.config.schema import BranchingConfig
 from trainenv.rollouts import Rollouts
 from trainenv.types import Budget, Plan, RunHistory, Telemetry, UserError, Verdict, WorldModel
 from trainenv.wrappers.rules import make as make_rule

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainenv.config import BranchingConfig
+from trainenv.config.schema import BranchingConfig
 from trainenv.run import TrainingRun
 
 _KEPT, _LATE = 0.5, 0.8  # of what may be thrown away, the share that trials leave for harm until this share of the run is over

@@ -31,7 +31,7 @@ from trainenv.agents.branching.purse import Purse, Statement
 from trainenv.agents.branching.recording import event_of, failures, forget_decisions, start_of
 from trainenv.agents.branching.undrafted import calmed, in_force, insured
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import BranchingConfig
+from trainenv.config.schema import BranchingConfig
 from trainenv.driving import Responder, Response
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec

@@ -15,7 +15,7 @@ from bigram import Bigram
 from torch import Tensor
 
 from trainenv.agents.branching import Branching
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
 from trainenv.driving import Watch, drive
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import RunFolder, read_events

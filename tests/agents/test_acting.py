@@ -18,7 +18,7 @@ from trainenv.agents import Acting, ClipOnly, DoNothing
 from trainenv.agents.acting import _read, _written
 from trainenv.agents.contract import Action, Observation
 from trainenv.agents.tab import Tab
-from trainenv.config import find, read_yaml
+from trainenv.config.schema import find, read_yaml
 from trainenv.driving import drive, resume
 from trainenv.envs.training import TrainingEnv
 from trainenv.records.folder import RunFolder, read_events

@@ -12,7 +12,7 @@ from steered_runs import QUICK, SMALL, Dreamer, Promising
 
 import trainenv  # noqa: F401  (registers the environments)
 from trainenv.agents.branching import BranchingAgent, Drafting
-from trainenv.config import BranchingConfig
+from trainenv.config.schema import BranchingConfig
 from trainenv.records.decisions import read_decisions
 from trainenv.records.parquet import read_telemetry
 from trainenv.records.tree import RunReport

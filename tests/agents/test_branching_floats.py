@@ -11,7 +11,7 @@ from steered_runs import QUICK, Promising, steered
 from torch import Tensor, nn
 
 from trainenv.agents.branching import Branching
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
 from trainenv.rollouts import Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainenv.agents.branching import Branching, detour
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.driving import drive
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import RunFolder

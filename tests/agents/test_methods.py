@@ -12,7 +12,7 @@ import pytest
 
 from trainenv import RunConfig, TrainingRun
 from trainenv.cli.methods import METHODS
-from trainenv.config import find, read_yaml
+from trainenv.config.schema import find, read_yaml
 from trainenv.records.folder import read_events, read_validation
 from trainenv.records.parquet import read_telemetry
 

@@ -13,7 +13,7 @@ import pytest
 from trainenv import UserError, agents
 from trainenv.agents import Agent, ClipOnly, DoNothing, play
 from trainenv.agents.contract import Action, Observation
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
 

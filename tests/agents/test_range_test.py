@@ -16,7 +16,7 @@ from steered_runs import SMALL, Promising, Steered, steered, toy
 
 from trainenv.agents.branching import Branching, Drafting
 from trainenv.agents.branching.range_test import RangeTest
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.driving import drive
 from trainenv.interventions import PARTS
 from trainenv.records.folder import RunFolder

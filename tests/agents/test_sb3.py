@@ -22,7 +22,7 @@ from trainenv.agents.sb3 import Policy, train_in_model, train_in_run
 from trainenv.agents.sb3_learners import DQN, MOVING, PPO, USEFUL, Learner, useful
 from trainenv.agents.sb3_methods import Apprentice, dqn_model, ppo_model, ppo_real, shortened
 from trainenv.compare.allowance import allowance
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.driving import drive
 from trainenv.envs.imagined import WorldModelEnv
 from trainenv.envs.observation import FEATURES

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from test_planes import SHAPES, noise
 from torch import Tensor
 
-from trainenv import snapshots
 from trainenv.checkpoints import file, planes
 from trainenv.checkpoints.disk import Disk
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
+from trainenv.training import snapshots
 from trainenv.types import Snapshot, Tier, UserError
 
 FLIPS = 12_000

@@ -17,7 +17,7 @@ from strict_json import strict
 from trainenv import cli
 from trainenv.cli import main
 from trainenv.cli.asking import overrides_of
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.records.folder import RunFolder
 from trainenv.tools.paths import typed
 

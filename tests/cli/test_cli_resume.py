@@ -17,7 +17,7 @@ from strict_json import strict
 from trainenv import cli
 from trainenv.cli import main
 from trainenv.cli.asking import interruptible
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.driving import drive
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder, read_events, read_validation

@@ -18,7 +18,7 @@ from trainenv.compare.cells import MEASURED, Cell, Task, play, read, write
 from trainenv.compare.comparing import Estimate, cells, expected_seconds
 from trainenv.compare.measuring import measure_cell
 from trainenv.compare.trunks import Trunk
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.driving import drive
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun

@@ -16,8 +16,8 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.driving import drive, resume
 from trainenv.records.folder import RunFolder
 from trainenv.records.parquet import read_telemetry
-from trainenv.snapshots import fingerprint
 from trainenv.tools.json_lines import read_lines
+from trainenv.training.snapshots import fingerprint
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from known_world import UNIFORM, Known, history
 
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.imagined import WorldModelEnv
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.roots import FORECAST, KNOWN, Root, record_histories

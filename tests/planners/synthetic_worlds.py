@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.envs.law import REFERENCE
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.planners.testing.toy import history

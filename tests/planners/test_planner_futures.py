@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.planners.futures import NOTHING, Legality, count, even, exhaustive, factor, some, uniform, values
 from trainenv.planners.testing import ToyWorld

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.planners.autolrs import AutoLRS, extrapolated
 from trainenv.planners.futures import NOTHING

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from trainenv.compare.cells import write_json
 from trainenv.compare.suite import Suite
 from trainenv.compare.trunks import Trunk
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.records.folder import RunFolder
 from trainenv.records.parquet import arrow_schema
 from trainenv.types import Event

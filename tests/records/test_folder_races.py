@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.records.folder import RunFolder
 from trainenv.types import UserError
 

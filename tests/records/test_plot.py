@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.records.folder import RunFolder
 from trainenv.records.plot import plot_run
 from trainenv.types import Event, Reading, Telemetry, UserError

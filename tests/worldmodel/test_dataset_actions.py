@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.types import Intervention, UserError
 from trainenv.worldmodel.dataset import Randomised

@@ -13,7 +13,7 @@ import pytest
 from toy_runs import SIZE, SMALL, Beside, make_gpt2, make_run, trunks
 
 import trainenv
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.folded import Folded
 from trainenv.interventions import ActionCodec
 from trainenv.types import Intervention

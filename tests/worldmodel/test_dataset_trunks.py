@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.types import CLIP_NAMES, UserError
 from trainenv.worldmodel.dataset import SIZES, Trunk, sample
 from trainenv.worldmodel.dataset.corpora import CORPORA, write_texts

@@ -58,7 +58,7 @@ def gpt2() -> torch.nn.Module:
     """The least one that can be folded."""
     from transformers import GPT2Config
 
-    from trainenv.gpt2 import GPT2
+    from trainenv.models.gpt2 import GPT2
 
     shape = {"vocab_size": VOCABULARY, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2, "use_cache": False}
     ends = {"bos_token_id": 0, "eos_token_id": 0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -10,7 +10,7 @@ import torch
 from bigram import Bigram, tokens
 from torch import Tensor
 
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
 from trainenv.rollouts import NOTHING
 from trainenv.run import TrainingRun
 from trainenv.types import Candidate, Estimate, Forecast, Intervention, Plan

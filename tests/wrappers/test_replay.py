@@ -17,7 +17,8 @@ from branched_runs import SMALL, draft, forecast, lr
 
 from trainenv.agents.branching.responder import Branching
 from trainenv.cli.replay import replay_command
-from trainenv.config import RunConfig
+from trainenv.config.presets import configs_folder
+from trainenv.config.schema import RunConfig
 from trainenv.driving import drive
 from trainenv.records.decisions import NAME, read_decisions
 from trainenv.records.folder import RunFolder
@@ -26,7 +27,6 @@ from trainenv.types import Plan, PlanningProblem, UserError
 from trainenv.wrappers.replay import Replay
 from trainenv.wrappers.rules import Annealed
 from trainenv.wrappers.verification import Verification
-from trainenv.yaml_files import configs_folder
 
 Change = Callable[[dict[str, Any]], Any]
 BRANCHING = {"triggers": ["checkpoint"], "every": 30, "horizon": 32, "top_k": 3, "verify_steps": 6, "share": 0.9, "worth": 0.0}

@@ -9,9 +9,9 @@ from typing import Any
 
 from trainenv.checkpoints import FOLDER, convert, file
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import CheckpointConfig, Config, validate
+from trainenv.config.presets import merge, read_yaml
+from trainenv.config.schema import CheckpointConfig, Config, validate
 from trainenv.types import UserError
-from trainenv.yaml_files import merge, read_yaml
 
 Say = Callable[[str], None]
 Result = tuple[dict[str, Any], int]

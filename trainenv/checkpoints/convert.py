@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import names, optimizers, snapshots
+from trainenv.training import optimizers, parameter_names, snapshots
 from trainenv.types import Snapshot, UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def load_weights(run: TrainingRun, path: str | Path) -> None:
     weights = _fitted(run.model, weights, f"{path} does not fit the model")
     state = None if optimizer is None else _fitted_optimizer(run.optimizer, optimizer, f"{path} does not fit the optimizer")
     # Nothing has been changed so far, and nothing from here on can be refused.
-    names.load_state(run.model, weights)
+    parameter_names.load_state(run.model, weights)
     if state is None:
         optimizers.reset_moments(run.optimizer)
     else:
@@ -178,8 +178,8 @@ def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[
     Raises:
         UserError: names the first that is missing, unknown or of another shape, and says how many more there are.
     """
-    ours = names.state_of(model)
-    weights = names.fitted(model, weights)
+    ours = parameter_names.state_of(model)
+    weights = parameter_names.fitted(model, weights)
     first_name: dict[tuple[int, torch.Size], str] = {}  # of each memory of which the file has one
     for name, tensor in ours.items():
         if isinstance(tensor, Tensor) and name in weights:

@@ -20,8 +20,8 @@ Result = tuple[dict[str, Any], int]
 
 def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` pairs. Names, paths and choices are text as it is typed, or quoted; other values are read as YAML."""
-    from trainenv.config import takes_text
-    from trainenv.yaml_files import parse_value
+    from trainenv.config.presets import parse_value
+    from trainenv.config.schema import takes_text
 
     overrides = {}
     for pair in pairs:

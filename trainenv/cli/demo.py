@@ -14,7 +14,7 @@ from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.run import TrainingRun
 
 _METHODS = ("left alone", "branching")
@@ -86,7 +86,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     Raises:
         UserError: there is nothing to go on with.
     """
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
 
     if not args.resume:
         return RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.driving import Responder, Watch
     from trainenv.run import TrainingRun
 
@@ -38,7 +38,7 @@ def as_set(
     lr_factor: float = 1.0,
 ) -> dict[str, Any]:
     """A run left alone, with some values of the configuration set otherwise from the start."""
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
 
     changed = RunConfig.load(config, {"optimizer.lr": config.optimizer.lr * lr_factor} | dict(overrides or {}))
     return _driven(_fresh(changed), path, watch, stop)
@@ -112,7 +112,7 @@ def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[st
 def branching(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0) -> dict[str, Any]:
     """The whole loop, at a share of the budget."""
     from trainenv.cli.loop import branching
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
 
     run = _fresh(RunConfig.load(config, {"steps": round(share * config.steps)}))
     return _driven(run, path, watch, stop, branching())

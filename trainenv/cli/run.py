@@ -20,7 +20,7 @@ _BRANCHING, _BY_HAND, _PLANNER = "--branching", "--by-hand", "grid"
 
 def run_command(args: argparse.Namespace) -> Result:
     """Train, or go on with a run that was interrupted."""
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.driving import drive
     from trainenv.progress import Progress
     from trainenv.records.folder import RunFolder
@@ -92,7 +92,7 @@ def _responder(flags: Sequence[str]) -> Any:
 
 def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[TrainingRun, RunFolder, Any, str]:
     """The run in the folder, steered as it was; and how close it is to one that was never interrupted, in words."""
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.driving import RESPONDER, resume
     from trainenv.records.folder import RunFolder
     from trainenv.records.resuming import MadeOf
@@ -122,9 +122,9 @@ def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[Training
 
 def _closeness(run: TrainingRun, snapshot: Snapshot, folder: RunFolder, others: Sequence[str]) -> str:
     """How close a resumed run is to one that was never interrupted, in words."""
-    from trainenv import devices
+    from trainenv.training import numerics
 
-    saved, now = snapshot.state["numerics"], devices.numerics(run.model, run.optimizer, run.device, run.config)
+    saved, now = snapshot.state["numerics"], numerics.numerics(run.model, run.optimizer, run.device, run.config)
     changed = [f"{name} was {saved.get(name)}, is {now[name]}" for name in now if saved.get(name) != now[name]]
     changed = [*others, *(folder.changes or ()), *changed]
     if changed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 
 _VOCABULARIES = {"bytes": 256, "gpt2": 50257}  # a BPE has as many tokens as it is asked for
 
@@ -10,9 +10,9 @@ _VOCABULARIES = {"bytes": 256, "gpt2": 50257}  # a BPE has as many tokens as it 
 def allowance(config: RunConfig) -> float:
     """FLOPs that the run spends when it is left alone: its steps, its validations and its monitor's looks.
 
-    As the ledger counts them (`trainenv.ledger.flops_per_token`): a forward pass is a third of a step's, token for token.
+    As the ledger counts them (`trainenv.training.ledger.flops_per_token`): a forward pass is a third of a step's, token for token.
     """
-    from trainenv.models import parameter_count, positions
+    from trainenv.models.build import parameter_count, positions
 
     model, every, monitor = config.model, config.validation.every, config.monitor
     vocabulary = _VOCABULARIES.get(config.corpus.tokenizer, config.corpus.vocab_size)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainenv import __version__, corpora
+from trainenv import __version__, data
 from trainenv.checkpoints.lock import NAME as LOCK
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare.cells import Cell, Row, Task, play, read, write_json
@@ -20,7 +20,7 @@ from trainenv.compare.crew import Crew
 from trainenv.compare.results import results
 from trainenv.compare.suite import Suite, check_known
 from trainenv.compare.trunks import Trunk
-from trainenv.config import with_whole_paths
+from trainenv.config.schema import with_whole_paths
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
@@ -204,7 +204,7 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
 def _digests(suite: Suite) -> dict[str, str]:
     """The digests of the texts that lie in files of the user's, by trunk."""
     configs = {trunk.name: trunk.config(0).corpus for trunk in suite.trunks}
-    return {name: corpora.identity(corpora.load(config)) for name, config in configs.items() if config.path is not None}
+    return {name: data.identity(data.load(config)) for name, config in configs.items() if config.path is not None}
 
 
 @dataclass(kw_only=True)

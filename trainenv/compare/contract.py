@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.run import TrainingRun
     from trainenv.types import Telemetry
 

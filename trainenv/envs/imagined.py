@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
 from trainenv.envs.roots import Imagined, Root
 from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run
 from trainenv.interventions import ActionVector

@@ -25,8 +25,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.order import DataOrder
-from trainenv.schedules import Cosine, Horizon
+from trainenv.training.data_order import DataOrder
+from trainenv.training.schedules import Cosine, Horizon
 from trainenv.types import ClipName, UserError
 
 Number = TypeVar("Number", float, NDArray[np.float64])

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv import schedules
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import BOUND, FEATURES, Situation, observe
 from trainenv.envs.steered import Observation
 from trainenv.history import history_of
 from trainenv.run import TrainingRun
+from trainenv.training import schedules
 from trainenv.types import CLIP_NAMES, DECISIONS, Intervention, RunHistory, Telemetry, UserError
 
 KNOWN = (

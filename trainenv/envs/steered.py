@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from trainenv.config import EnvironmentConfig, InterventionConfig
+from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.interventions import ActionCodec, Steered
 from trainenv.types import Snapshot, UserError

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.alike import check_snapshot
-from trainenv.config import EnvironmentConfig, InterventionConfig
+from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_path
 from trainenv.envs.observation import FEATURES, Features
 from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.interventions import ActionVector
-from trainenv.order import DataOrder, flagged_with
-from trainenv.schedules import Horizon
+from trainenv.training.compatibility import check_snapshot
+from trainenv.training.data_order import DataOrder, flagged_with
+from trainenv.training.schedules import Horizon
 from trainenv.types import CLIP_NAMES, ClipName, Intervention, Snapshot, UserError, as_whole
 
 

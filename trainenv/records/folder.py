@@ -15,7 +15,7 @@ import yaml
 
 from trainenv.checkpoints import FOLDER
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import CheckpointConfig, TrainingConfig
+from trainenv.config.schema import CheckpointConfig, TrainingConfig
 from trainenv.records.history import last_saved
 from trainenv.records.parquet import TelemetryLog
 from trainenv.tools.json_lines import append_line, plain, read_lines

@@ -17,10 +17,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainenv.config.presets import configs_folder
 from trainenv.records.history import last_kept
 from trainenv.tools.json_lines import read_lines
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
-from trainenv.yaml_files import configs_folder
 
 _ARROW = {
     "number": pa.float64(),

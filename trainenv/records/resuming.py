@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv import corpora
+from trainenv import data
 from trainenv.checkpoints import FOLDER, MADE_OF
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
@@ -57,7 +57,7 @@ class MadeOf:
         corpus = getattr(run._batches, "corpus", None)
         return cls(
             config=_json(run.config.model_dump(mode="json")),
-            corpus=corpora.identity(corpus) if isinstance(corpus, corpora.Corpus) else None,
+            corpus=data.identity(corpus) if isinstance(corpus, data.Corpus) else None,
             responder=None if responder is None else _json(_settings(responder)),
             flags=tuple(flags),
         )

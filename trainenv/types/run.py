@@ -9,7 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from trainenv.types.errors import UserError
-from trainenv.types.numbers import scalar, as_bool, as_whole
+from trainenv.types.numbers import as_bool, as_whole, scalar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

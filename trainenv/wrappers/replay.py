@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainenv import devices
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.records.decisions import NAME
 from trainenv.records.resuming import check_corpus
 from trainenv.run import TrainingRun
+from trainenv.training import numerics as devices
 from trainenv.types import Branch, Candidate, Estimate, Forecast, Outcome, Plan, UserError, Verdict
 from trainenv.wrappers.record import FOLDER, interventions_of
 from trainenv.wrappers.rules import make as make_rule

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv import schedules
-from trainenv.config import ScheduleConfig
+from trainenv.config.schema import ScheduleConfig
+from trainenv.training import schedules
 from trainenv.types import TELEMETRY_FIELDS, Reading, RunHistory, Telemetry
 from trainenv.worldmodel.dataset.dataset import Dataset
 from trainenv.worldmodel.dataset.trunks import Trunk

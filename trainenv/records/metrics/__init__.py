@@ -39,8 +39,8 @@ Second family, from `branches/*/decision.json`; null where there is no such fold
 What is missing or torn is passed over, NaN (null in JSON) or left out of the counts, and the notes say so.
 """
 
+from trainenv.monitor.harm import Harm, HarmWatch
 from trainenv.records.metrics.decisions import Decisions
-from trainenv.records.metrics.harm import Harm, HarmWatch
 from trainenv.records.metrics.instability import (
     Cluster,
     HarmEvent,

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from trainenv.monitor.harm import Harm
 from trainenv.records.metrics.decisions import Decisions, decisions_of, judge
-from trainenv.records.metrics.harm import Harm
 from trainenv.records.metrics.instability import (
     Cluster,
     HarmEvent,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainenv.ledger import PURPOSES
 from trainenv.records.report import words
 from trainenv.records.report.svg import element, escaped
+from trainenv.training.ledger import PURPOSES
 
 
 def ledger_bar(flops: Mapping[str, float]) -> str:

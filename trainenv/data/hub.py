@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainenv.corpora import local
-from trainenv.corpora.documents import Documents, Source
+from trainenv.data import local
+from trainenv.data.documents import Documents, Source
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 

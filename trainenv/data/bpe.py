@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainenv.corpora import cache
-from trainenv.corpora.documents import Documents, Survey
-from trainenv.corpora.tokenizers import END_OF_TEXT, Subwords, interruptible
+from trainenv.data import cache
+from trainenv.data.documents import Documents, Survey
+from trainenv.data.tokenizers import END_OF_TEXT, Subwords, interruptible
 from trainenv.types import UserError
 
 SAMPLE = 8 << 20  # bytes of text that a BPE is trained on, at most: a few seconds

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainenv import devices, names
-from trainenv.backward import as_loss, mean_of
-from trainenv.batching import as_batch, labelled, placed
 from trainenv.monitor.probe import evaluating
 from trainenv.objectives import NextToken
+from trainenv.training import numerics, parameter_names
+from trainenv.training.backward import as_loss, mean_of
+from trainenv.training.micro_batches import as_batch, labelled, placed
 from trainenv.types import Batch, LossSum, UserError
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
     validation, probe = run._validation, run._probe_batch
     with ExitStack() as context:
         context.enter_context(run._rng.active(keep=False))
-        context.enter_context(devices.settings(run.config))
+        context.enter_context(numerics.settings(run.config))
         context.enter_context(torch.enable_grad())
         context.enter_context(untouched(run.model, run.objective))
-        if devices.is_compiled(run.model):  # compiling for one look takes minutes
+        if numerics.is_compiled(run.model):  # compiling for one look takes minutes
             context.enter_context(torch.compiler.set_stance("force_eager"))
         batch = _drawn(run)
         if not batch.micro:
@@ -155,7 +155,7 @@ def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
     """Refuse a validation set whose loss would be NaN throughout the run, for nothing in it has a label."""
     if not validation or any(labelled(validation)):
         return
-    with torch.no_grad(), evaluating(names.unwrapped(run.model)):
+    with torch.no_grad(), evaluating(parameter_names.unwrapped(run.model)):
         losses = [mean_of(as_loss(run.objective(run.model, placed(micro, run.device)))) for micro in validation]
     if not any(bool(loss.isfinite()) for loss in losses):
         raise UserError(
@@ -165,7 +165,7 @@ def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
 
 
 def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
-    model, objective = names.unwrapped(run.model), run.objective  # DDP waits for a backward pass after each forward
+    model, objective = parameter_names.unwrapped(run.model), run.objective  # DDP waits for a backward pass after each forward
 
     def compute() -> Any:
         with run._autocast():

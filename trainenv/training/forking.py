@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from trainenv.attributes import held_optimizers
+from trainenv.training.optimizer_attributes import held_optimizers
 from trainenv.types import UserError
 
 Memo = dict[int, Any]  # as `copy.deepcopy` has it: the id of what was copied → its copy

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainenv import corpora, devices, models, optimizers
-from trainenv.config import RunConfig
-from trainenv.parts import check_model
-from trainenv.stressors import Stressors
+from trainenv import data
+from trainenv.config.schema import RunConfig
+from trainenv.data.stressors import Stressors
+from trainenv.models import build
+from trainenv.training import numerics, optimizers
+from trainenv.training.parts import check_model
 from trainenv.types import UserError
 
 OWN_PARTS = ("model", "optimizer", "batches", "schedule", "objective", "validation", "probe")
@@ -26,15 +28,15 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: part for name, part in own.items() if part is not None}
     if "model" in own:
         check_model(own["model"])
-    device = devices.pick(config.device)
+    device = numerics.pick(config.device)
     parts: dict[str, Any] = dict(own)
     if "batches" in own:
         if "model" not in own:
             raise UserError("with batches of your own, pass the model too: its vocabulary must fit them")
         parts.setdefault("validation", ())
     else:
-        corpus = corpora.load(config.corpus)
-        batches = corpora.CorpusBatches(
+        corpus = data.load(config.corpus)
+        batches = data.CorpusBatches(
             corpus=corpus,
             context=config.model.context,
             batch_size=config.batch_size,
@@ -56,7 +58,7 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         if "model" in own:
             _check_vocabulary(own["model"], corpus.vocab_size)
         else:
-            parts["model"] = models.build(config, corpus.vocab_size, device)
+            parts["model"] = build.build(config, corpus.vocab_size, device)
         micro = config.batch_size // config.accumulation
         sequences = torch.from_numpy(corpus.validation_sequences(config.model.context, config.validation.sequences))
         parts.setdefault("validation", [chunk.to(device) for chunk in sequences.split(micro)])

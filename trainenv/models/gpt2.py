@@ -1,6 +1,6 @@
 """GPT-2 as transformers has it, with a short way through for training.
 
-Importing this module imports transformers; `trainenv.models` does so only when a model is built.
+Importing this module imports transformers; `trainenv.models.build` does so only when a model is built.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import names, optimizers
-from trainenv.copies import Copies
-from trainenv.snapshots import same_bits
+from trainenv.training import optimizers, parameter_names
+from trainenv.training.copies import Copies
+from trainenv.training.snapshots import same_bits
 
 
 class Weights:
@@ -31,7 +31,7 @@ class Weights:
 
     def state(self, model: nn.Module, optimizer: Optimizer, objective: object) -> dict[str, Any]:
         """Parts of a run's state, nothing cloned."""
-        state: dict[str, Any] = {"model": names.state_of(model)}
+        state: dict[str, Any] = {"model": parameter_names.state_of(model)}
         changed = {
             name: buffer
             for name, _, _, buffer in _unsaved(model, objective)
@@ -42,9 +42,9 @@ class Weights:
 
     def load(self, model: nn.Module, optimizer: Optimizer, objective: object, state: Mapping[str, Any]) -> None:
         """Take on what `state` gave, of this run or of one built alike. Keeps none of its tensors."""
-        live = names.state_of(model)
-        live.update(Copies().of(names.fitted(model, state["model"]), live))  # which has written the weights
-        names.load_state(model, live)  # runs the model's hooks
+        live = parameter_names.state_of(model)
+        live.update(Copies().of(parameter_names.fitted(model, state["model"]), live))  # which has written the weights
+        parameter_names.load_state(model, live)  # runs the model's hooks
         saved = self._buffers | state.get("buffers", {})
         for name, module, key, buffer in _unsaved(model, objective):
             if name in saved and not _same(buffer, saved[name]):
@@ -59,9 +59,9 @@ def evaluated(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Copies of the weights that are others in evaluation, under plain names; none for most optimizers."""
     if not optimizers.has_modes(optimizer):
         return {}
-    trained = {name: _cloned(value) for name, value in names.state_of(model).items() if isinstance(value, Tensor)}
+    trained = {name: _cloned(value) for name, value in parameter_names.state_of(model).items() if isinstance(value, Tensor)}
     with optimizers.evaluating(optimizer):
-        now = names.state_of(model)
+        now = parameter_names.state_of(model)
         return {name: now[name].detach().clone() for name, value in trained.items() if not _same(now[name], value)}
 
 
@@ -70,7 +70,7 @@ def _unsaved(model: nn.Module, objective: object) -> Iterator[tuple[str, nn.Modu
     for where, root in (("model", model), ("objective", objective)):
         for above, module in root.named_modules() if isinstance(root, nn.Module) else ():
             for key in sorted(module._non_persistent_buffers_set):
-                name = names.plain(root, f"{above}.{key}" if above else key)  # type: ignore[arg-type]
+                name = parameter_names.plain(root, f"{above}.{key}" if above else key)  # type: ignore[arg-type]
                 yield f"{where}.{name}", module, key, module._buffers.get(key)
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from trainenv.config import CorpusConfig
-from trainenv.corpora import bpe, cache, gpt2, hub
-from trainenv.corpora.batches import CorpusBatches, epoch_steps
-from trainenv.corpora.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
-from trainenv.corpora.documents import Documents, Source, Survey, listed, standard_library, text_files
-from trainenv.corpora.stream import TokenStream
-from trainenv.corpora.tokenizers import Bytes, IntArray, Tokenizer, dtype
+from trainenv.config.schema import CorpusConfig
+from trainenv.data import bpe, cache, gpt2_tokens, hub
+from trainenv.data.batches import CorpusBatches, epoch_steps
+from trainenv.data.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
+from trainenv.data.documents import Documents, Source, Survey, listed, standard_library, text_files
+from trainenv.data.token_stream import TokenStream
+from trainenv.data.tokenizers import Bytes, IntArray, Tokenizer, dtype
 from trainenv.types import UserError
 
 __all__ = ["Corpus", "CorpusBatches", "Split", "TokenStream", "epoch_steps", "identity", "load", "source", "tokenizer"]
@@ -76,7 +76,7 @@ def tokenizer(config: CorpusConfig, text: Source, folder: Path) -> Tokenizer:
     if config.tokenizer == "bytes":
         return Bytes()
     if config.tokenizer == "gpt2":
-        return gpt2.load(config.tokenizer_path)
+        return gpt2_tokens.load(config.tokenizer_path)
     return bpe.train(text.train, config.vocab_size, folder, streams=text.streams)
 
 

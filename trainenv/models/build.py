@@ -9,12 +9,12 @@ import psutil
 import torch
 from torch import nn
 
-from trainenv.config import RunConfig
-from trainenv.rng import seeded
+from trainenv.config.schema import RunConfig
+from trainenv.training.rng import seeded
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.gpt2 import GPT2
+    from trainenv.models.gpt2 import GPT2
 
 
 def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
@@ -26,7 +26,7 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
     check_memory(config, vocab_size, device)
     from transformers import GPT2Config
 
-    from trainenv.gpt2 import GPT2
+    from trainenv.models.gpt2 import GPT2
 
     shape = config.model
     settings: dict[str, Any] = {
@@ -105,7 +105,7 @@ def _initialise_stably(model: GPT2) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=std / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else std)
-    from trainenv.gpt2 import ScaledEmbedding
+    from trainenv.models.gpt2 import ScaledEmbedding
 
     embedding = ScaledEmbedding(model.config.vocab_size, width)
     embedding.weight = model.transformer.wte.weight

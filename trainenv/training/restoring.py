@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainenv.monitor.statistics import Statistics
+from trainenv.monitor.last_values import Statistics
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.schedules import Horizon
+from trainenv.training.schedules import Horizon
 from trainenv.types import Intervention, UserError
 
 if TYPE_CHECKING:

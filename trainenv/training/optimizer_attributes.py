@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv.copies import Copies
+from trainenv.training.copies import Copies
 from trainenv.types import TENSOR
 
 _TORCH = (  # attributes that torch itself gives an optimizer

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainenv.corpora.tokenizers import IntArray
+from trainenv.data.tokenizers import IntArray
 from trainenv.types import UserError
 
 Indices = npt.NDArray[np.int64]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainenv.corpora.corpus import Corpus, Growing, Indices, Split
-from trainenv.stressors import Stressors, philox
+from trainenv.data.corpus import Corpus, Growing, Indices, Split
+from trainenv.data.stressors import Stressors, philox
 from trainenv.types import Batch, UserError
 
 STREAM_EPOCH = 10_000  # steps that count as an epoch of a stream whose length is unknown

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainenv import rng
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
+from trainenv.training import rng
 from trainenv.types import UserError
 
 

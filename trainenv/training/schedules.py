@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from trainenv.config import ScheduleConfig
+from trainenv.config.schema import ScheduleConfig
 from trainenv.types import Schedule
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from trainenv.config import PlantKind, StressorConfig
+from trainenv.config.schema import PlantKind, StressorConfig
 
 Tokens = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

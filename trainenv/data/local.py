@@ -10,7 +10,7 @@ from functools import partial
 from os.path import isdir, isfile
 from pathlib import Path
 
-from trainenv.corpora.documents import Documents, LeftOut, files_below
+from trainenv.data.documents import Documents, LeftOut, files_below
 from trainenv.types import UserError
 
 SUFFIXES = {

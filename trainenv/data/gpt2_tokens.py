@@ -5,7 +5,7 @@ from __future__ import annotations
 from os.path import isfile
 from pathlib import Path
 
-from trainenv.corpora.tokenizers import END_OF_TEXT, Subwords
+from trainenv.data.tokenizers import END_OF_TEXT, Subwords
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import names
-from trainenv.optimizers import MOMENTS
+from trainenv.training import parameter_names
+from trainenv.training.optimizers import MOMENTS
 from trainenv.types import Snapshot, UserError
 
 
@@ -32,8 +32,8 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
     """
     if "model" not in state or "optimizer" not in state:
         raise UserError(f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}")
-    ours = names.state_of(model)
-    theirs = names.fitted(model, state["model"])
+    ours = parameter_names.state_of(model)
+    theirs = parameter_names.fitted(model, state["model"])
     for name in sorted({*ours, *theirs}):
         found, expected = theirs.get(name), ours.get(name)
         if name.rpartition(".")[2] == "_extra_state" and name in ours and name in theirs:
@@ -100,9 +100,9 @@ def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
             "restore it without exact=True, or save with moments='exact'"
         )
     saved = snapshot.state.get("numerics", {})
-    names = [name for name in sorted({*saved, *numerics}) if saved.get(name) != numerics.get(name)]
-    if names:
-        listed = ", ".join(f"{name} {saved.get(name)!r} (here {numerics.get(name)!r})" for name in names)
+    parameter_names = [name for name in sorted({*saved, *numerics}) if saved.get(name) != numerics.get(name)]
+    if parameter_names:
+        listed = ", ".join(f"{name} {saved.get(name)!r} (here {numerics.get(name)!r})" for name in parameter_names)
         raise UserError(
             f"the snapshot was taken under other numeric settings, found {listed}: it would not go on bit for bit; "
             "restore it where they are the same, or without exact=True"

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trainenv.config.presets import find, listed, merge, nest, read_yaml, resolve
 from trainenv.tools.paths import absolute
 from trainenv.tools.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, UserError
-from trainenv.yaml_files import find, listed, merge, nest, read_yaml, resolve
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

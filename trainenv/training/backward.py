@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from trainenv.batching import host_reads_are_free, labelled, pass_size
+from trainenv.training.micro_batches import host_reads_are_free, labelled, pass_size
 from trainenv.types import LossSum, UserError
 
 

@@ -18,9 +18,10 @@ _NO_RUNS = ("uncertainty", "state_schema_v1")  # shipped files that configure no
 
 
 def configs_folder() -> Path:
-    """The shipped `configs` folder: inside the installed package, or beside it in a checkout."""
-    packaged = Path(__file__).parent / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+    """The shipped `configs` folder: inside the installed package, or next to it in a checkout."""
+    package = Path(__file__).parents[1]
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parent / "configs"
 
 
 def presets() -> list[str]:

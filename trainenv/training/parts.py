@@ -13,9 +13,9 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from trainenv.config import TrainingConfig, validate
+from trainenv.config.schema import TrainingConfig, validate
 from trainenv.objectives import NextToken
-from trainenv.optimizers import Rates, base_rates
+from trainenv.training.optimizers import Rates, base_rates
 from trainenv.types import Batch, Batches, Objective, Schedule, UserError, as_number
 
 _SPARSE = (nn.Embedding, nn.EmbeddingBag)
@@ -306,7 +306,7 @@ def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _micro_batches(validation: object) -> Iterator[Any]:
-    """Micro-batches of a validation set; a tensor or a mapping is left for `trainenv.trial`, which knows the training data."""
+    """Micro-batches of a validation set; a tensor or a mapping is left for `trainenv.training.trial`, which knows the training data."""
     if validation is None:
         return
     if isinstance(validation, Batch | Tensor | Mapping):

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from trainenv.attributes import attribute_names, drop_later_attributes, held_optimizers, load_attributes, saved_attributes
-from trainenv.config import OptimizerConfig
-from trainenv.copies import Copies
-from trainenv.snapshots import tensors_of
+from trainenv.config.schema import OptimizerConfig
+from trainenv.training.copies import Copies
+from trainenv.training.optimizer_attributes import (
+    attribute_names,
+    drop_later_attributes,
+    held_optimizers,
+    load_attributes,
+    saved_attributes,
+)
+from trainenv.training.snapshots import tensors_of
 
 Rates = Sequence[tuple[float, float]]  # learning rate and weight decay of each parameter group
 _OURS = (

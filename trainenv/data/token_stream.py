@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainenv.corpora import cache
-from trainenv.corpora.corpus import Indices
-from trainenv.corpora.documents import Documents
-from trainenv.corpora.tokenizers import IntArray, Tokenizer, dtype
+from trainenv.data import cache
+from trainenv.data.corpus import Indices
+from trainenv.data.documents import Documents
+from trainenv.data.tokenizers import IntArray, Tokenizer, dtype
 
 CHUNK = 1 << 20  # tokens of a chunk
 _KEPT = 4  # chunks kept in memory
