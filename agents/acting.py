@@ -1,4 +1,4 @@
-"""An agent in a run that `trainenv.driving.drive` drives: with records, checkpoints, and going on after a kill.
+"""An agent in a run that `trainenv.loop.drive` drives: with records, checkpoints, and going on after a kill.
 
     drive(run, folder, responder=Acting(agent=MyAgent()))
 
@@ -17,9 +17,9 @@ import numpy as np
 from trainenv.agents.contract import Agent, Observation
 from trainenv.agents.tab import Tab
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import Responder, Response
 from trainenv.envs.observation import Situation, observe
 from trainenv.interventions import ActionCodec
+from trainenv.loop import Responder, Response
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Intervention, Reading, Telemetry, UserError

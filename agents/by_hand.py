@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import Responder, Response
+from trainenv.loop import Responder, Response
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.tools.spelling import nearest
@@ -64,7 +64,7 @@ STYLES: Mapping[str, Style] = {
 
 @dataclass(kw_only=True)
 class ByHand(Responder):
-    """Acts on a run whenever its uncertainty index fires. A responder for `trainenv.driving.drive`.
+    """Acts on a run whenever its uncertainty index fires. A responder for `trainenv.loop.drive`.
 
     Args:
         rewind: steps to go back behind the alarm; the newest snapshot at least that old is taken.

@@ -3,7 +3,7 @@
     drive(run, folder, responder=Planned(planner=planners.make("autolrs"), decision_steps=15, every=150))
     drive(run, folder, responder=population(run, planners.make("pbt", population=4, generations=5)))
 
-At each plan forks of the run are trained (`trainenv.rollouts`), the best of them becomes the run, and whatever else was spent,
+At each plan forks of the run are trained (`trainenv.rollouts.executor`), the best of them becomes the run, and whatever else was spent,
 validations included, comes off the run's budget: it ends, annealed, that much earlier, and has cost what a run left alone does.
 
 AutoLRS (Jin et al. 2021, arXiv:2105.10762): each stage of τ steps begins with short tries of learning rates. Deviation: the short
@@ -25,9 +25,9 @@ import numpy as np
 from trainenv.agents.acting import different
 from trainenv.agents.branching.drafting import after
 from trainenv.agents.tab import Tab
-from trainenv.driving import Responder, Response
 from trainenv.interventions import ActionCodec
-from trainenv.rollouts import Rollouts
+from trainenv.loop import Responder, Response
+from trainenv.rollouts.executor import Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import (
     Budget,

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from trainenv.agents.sb3_learners import DQN, LEARNERS, PPO, Learner, stable_baselines3, useful
 from trainenv.config.schema import RunConfig, TrainingConfig
-from trainenv.envs.imagined import Divergence, WorldModelEnv
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
+from trainenv.envs.world_model import Divergence, WorldModelEnv
 from trainenv.interventions import PARTS, ActionCodec
 from trainenv.training.rng import exclusive
 from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel

@@ -17,11 +17,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from trainenv.envs.imagined import WorldModelEnv
+from trainenv.envs.imagined_run import Imagined
 from trainenv.envs.observation import FEATURES
-from trainenv.envs.roots import Imagined
-from trainenv.envs.steered import Observation
+from trainenv.envs.spaces import Observation
 from trainenv.envs.training import TrainingEnv
+from trainenv.envs.world_model import WorldModelEnv
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from trainenv.envs.imagined_run import FORECAST, KNOWN
 from trainenv.envs.observation import FEATURES
-from trainenv.envs.roots import FORECAST, KNOWN
 from trainenv.interventions import ActionCodec
 from trainenv.types import Intervention, UserError
 

@@ -26,10 +26,10 @@ from trainenv.agents.sb3 import Trained, train_in_model, train_in_run
 from trainenv.agents.sb3_learners import DQN, PPO, SEEDS, Learner
 from trainenv.agents.tab import Tab
 from trainenv.config.schema import RunConfig
-from trainenv.driving import Responder, Response, Watch, drive
+from trainenv.envs.imagined_run import LEAST_STEPS
 from trainenv.envs.observation import FEATURES
-from trainenv.envs.roots import LEAST_STEPS
 from trainenv.history import history_of
+from trainenv.loop import Responder, Response, Watch, drive
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.training.ledger import PURPOSES

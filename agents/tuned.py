@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv.config.schema import RunConfig
-from trainenv.driving import Watch, drive
+from trainenv.loop import Watch, drive
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.training.ledger import Ledger

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 
 from trainenv import TrainingRun
-from trainenv.folded import Folded
+from trainenv.rollouts.folded import Folded
 from trainenv.worldmodel.dataset import SIZES, Dataset, Design, Progress, Run, Trunk, effects, generate, sample
 from trainenv.worldmodel.dataset.corpora import Texts, write_texts
 from trainenv.worldmodel.dataset.lockstep import Fold

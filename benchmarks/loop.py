@@ -34,9 +34,9 @@ from trainenv.cli.methods import METHODS
 from trainenv.compare import compare, load_suite
 from trainenv.compare.measuring import measure_cell
 from trainenv.config.schema import RunConfig
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory
 

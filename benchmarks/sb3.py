@@ -24,8 +24,8 @@ from trainenv import worldmodel
 from trainenv.agents.sb3 import train_in_model
 from trainenv.agents.sb3_learners import DQN, MOVING, PPO, Learner
 from trainenv.config.schema import RunConfig
-from trainenv.envs.imagined import Divergence, WorldModelEnv
 from trainenv.envs.observation import FEATURES
+from trainenv.envs.world_model import Divergence, WorldModelEnv
 from trainenv.history import history_of
 from trainenv.run import TrainingRun
 from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel

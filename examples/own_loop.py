@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun, agents, planners, worldmodel
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder
 from trainenv.records.tree import RunReport
 

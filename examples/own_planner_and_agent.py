@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv import Intervention, TrainingRun, agents, planners, worldmodel
-from trainenv.driving import Responder, drive
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
+from trainenv.loop import Responder, drive
 from trainenv.planners import testing
 from trainenv.records.folder import RunFolder
 from trainenv.records.tree import RunReport

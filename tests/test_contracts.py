@@ -27,7 +27,7 @@ HEAVY = (
     "safetensors",
     "rich",
 )
-TORCHS_OWN_FILES = "trainenv/checkpoints/convert.py"  # comes and goes in the format of others, which is a pickle
+TORCHS_OWN_FILES = "trainenv/checkpoints/interop.py"  # comes and goes in the format of others, which is a pickle
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainenv.config.presets import find, read_yaml
-from trainenv.folded import Folded, forward
 from trainenv.objectives import NextToken
+from trainenv.rollouts.folded import Folded, forward
 from trainenv.run import TrainingRun
 from trainenv.training.ledger import Ledger
 from trainenv.types import CLIP_NAMES, Batch, Intervention, Telemetry, UserError

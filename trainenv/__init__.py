@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
     from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
-    from trainenv.driving import drive
+    from trainenv.loop import drive
     from trainenv.monitor.uncertainty import UncertaintyIndex
     from trainenv.records.folder import RunFolder
     from trainenv.records.tree import RunReport
@@ -54,7 +54,7 @@ _LAZY = {
     "TrainingConfig": "trainenv.config.schema",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",
-    "drive": "trainenv.driving",
+    "drive": "trainenv.loop",
 }
 _MODULES = ("clipping", "wrappers")
 

@@ -108,7 +108,9 @@ class TrainingRun:
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
-        self.folded = False  # by `trainenv.folded`: weights and moments are then rows of a matrix, and trained from there
+        self.folded = (
+            False  # by `trainenv.rollouts.folded`: weights and moments are then rows of a matrix, and trained from there
+        )
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()

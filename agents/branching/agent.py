@@ -12,8 +12,8 @@ import gymnasium as gym
 from trainenv.agents.branching.drafting import Drafting
 from trainenv.agents.branching.responder import Branching
 from trainenv.config.schema import BranchingConfig
-from trainenv.driving import Watch, drive
 from trainenv.envs.training import TrainingEnv
+from trainenv.loop import Watch, drive
 from trainenv.records.folder import RunFolder
 from trainenv.records.tree import RunReport
 from trainenv.types import Learner, Planner, UserError, WorldModel

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trainenv.config.schema import BranchingConfig
-from trainenv.rollouts import Rollouts
+from trainenv.rollouts.executor import Rollouts
 from trainenv.types import Budget, Plan, RunHistory, Telemetry, UserError, Verdict, WorldModel
-from trainenv.wrappers.rules import make as make_rule
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.rules import make as make_rule
+from trainenv.verification.verify import Verification
 
 FEWEST = 8  # futures that a draft must be able to look at
 

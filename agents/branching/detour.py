@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Branch, Candidate, Intervention, Outcome, Plan, Snapshot, Telemetry, UserError, Verdict
-from trainenv.wrappers.rules import Better
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.rules import Better
+from trainenv.verification.verify import Verification
 
 _RATE = 1 / 3  # of the learning rate, on the way
 _MARGIN = 0.01  # ln loss by which it must be better where the run is now; harm is 0.1 nats or more, about three times as much

@@ -9,7 +9,7 @@ from there does harm that no later correction undoes. Where a rate is too low, i
 
 W are the steps of the warm-up; ½ s/W makes the height half of the rate at which the mean was down. Both signs have other causes
 too, and see a step ahead. So they ask, and decide nothing: the other rate becomes the run only if it is better at once
-(`trainenv.wrappers.rules.better`), which it is not where the rate was right.
+(`trainenv.verification.rules.better`), which it is not where the rate was right.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.decisions import NAME
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Verdict
-from trainenv.wrappers import record
+from trainenv.verification import record
 
 
 def start_of(run: TrainingRun, folder: Path, *, replayable: bool) -> dict[str, Any]:

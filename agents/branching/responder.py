@@ -32,9 +32,9 @@ from trainenv.agents.branching.recording import event_of, failures, forget_decis
 from trainenv.agents.branching.undrafted import calmed, in_force, insured
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
-from trainenv.driving import Responder, Response
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
+from trainenv.loop import Responder, Response
 from trainenv.records.folder import RunFolder
 from trainenv.records.parquet import read_telemetry, telemetry_of
 from trainenv.run import TrainingRun
@@ -51,9 +51,9 @@ from trainenv.types import (
     UserError,
     WorldModel,
 )
-from trainenv.wrappers import record
-from trainenv.wrappers.rules import Better
-from trainenv.wrappers.verification import Verification, adopt
+from trainenv.verification import record
+from trainenv.verification.rules import Better
+from trainenv.verification.verify import Verification, adopt
 
 _TRIALS = ("warmup", "checkpoint")  # decisions that no harm has called for
 _HISTORY = 512  # steps: what a forecast looks at
@@ -62,7 +62,7 @@ _SHOWS = 4  # times as long a branch is trained where it must show that it is be
 
 @dataclass(kw_only=True)
 class Branching(Responder):
-    """Steers a run whenever it is called for. A responder for `trainenv.driving.drive`.
+    """Steers a run whenever it is called for. A responder for `trainenv.loop.drive`.
 
     Args:
         planner: drafts futures.

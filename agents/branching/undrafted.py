@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainenv.interventions import ActionCodec
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Intervention
-from trainenv.wrappers import record
+from trainenv.verification import record
 
 
 def insured(run: TrainingRun) -> list[Event]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainenv.agents.branching import Branching
 from trainenv.config.schema import TrainingConfig
-from trainenv.driving import Watch, drive
+from trainenv.loop import Watch, drive
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import RunFolder, read_events
 from trainenv.run import TrainingRun

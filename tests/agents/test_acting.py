@@ -19,8 +19,8 @@ from trainenv.agents.acting import _read, _written
 from trainenv.agents.contract import Action, Observation
 from trainenv.agents.tab import Tab
 from trainenv.config.schema import find, read_yaml
-from trainenv.driving import drive, resume
 from trainenv.envs.training import TrainingEnv
+from trainenv.loop import drive, resume
 from trainenv.records.folder import RunFolder, read_events
 from trainenv.tools.json_lines import plain
 from trainenv.types import Reading, UserError

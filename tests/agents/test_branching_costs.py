@@ -25,7 +25,7 @@ from steered_runs import (
 from trainenv.agents.branching import Branching
 from trainenv.agents.branching.purse import Purse
 from trainenv.config.schema import RunConfig
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 

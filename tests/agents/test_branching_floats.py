@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainenv.agents.branching import Branching
 from trainenv.config.schema import TrainingConfig
-from trainenv.rollouts import Rollouts
+from trainenv.rollouts.executor import Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention
 

@@ -24,13 +24,13 @@ from steered_runs import (
 
 from trainenv.agents.branching import Branching
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import drive, resume
+from trainenv.loop import drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import RunFolder, read_events
 from trainenv.run import TrainingRun
 from trainenv.types import UserError
-from trainenv.wrappers import record
+from trainenv.verification import record
 
 pytestmark = pytest.mark.usefixtures("alarms")
 
@@ -175,7 +175,7 @@ import sys
 from pathlib import Path
 from trainenv.monitor.uncertainty import UncertaintyIndex
 import steered_runs, test_branching_resume as resumed
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder
 UncertaintyIndex.update = steered_runs.alarm_at(61)
 run, responder = resumed.eventful()

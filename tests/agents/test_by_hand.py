@@ -18,7 +18,7 @@ from torch import nn
 from trainenv import CheckpointStore, TrainingConfig, TrainingRun
 from trainenv.agents.by_hand import STYLES, ByHand
 from trainenv.config.schema import CheckpointConfig
-from trainenv.driving import Responder, Response, drive, resume
+from trainenv.loop import Responder, Response, drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder, read_events
 from trainenv.records.parquet import read_telemetry

@@ -14,14 +14,14 @@ from torch import Tensor
 from trainenv.agents.branching import Branching, detour
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import RunConfig
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.records.decisions import read_decisions
 from trainenv.records.folder import RunFolder
 from trainenv.records.metrics import measure
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention, UserError
-from trainenv.wrappers.replay import Replay
+from trainenv.verification.replay import Replay
 
 pytestmark = pytest.mark.usefixtures("alarms")
 HARM: dict[str, Any] = {"triggers": ["harm"], "insure": False}

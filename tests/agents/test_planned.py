@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainenv import Intervention, Telemetry, TrainingConfig, TrainingRun, UserError, planners
 from trainenv.agents import Planned, population
-from trainenv.driving import Responder, drive, resume
+from trainenv.loop import Responder, drive, resume
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.parquet import read_telemetry
 from trainenv.types import Candidate, Cost, Plan, PlanningProblem

@@ -17,12 +17,12 @@ from steered_runs import SMALL, Promising, Steered, steered, toy
 from trainenv.agents.branching import Branching, Drafting
 from trainenv.agents.branching.range_test import RangeTest
 from trainenv.config.schema import RunConfig
-from trainenv.driving import drive
 from trainenv.interventions import PARTS
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry, UserError
-from trainenv.wrappers.replay import Replay
+from trainenv.verification.replay import Replay
 
 COSINES = st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), max_size=130)
 

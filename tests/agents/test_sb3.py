@@ -23,10 +23,10 @@ from trainenv.agents.sb3_learners import DQN, MOVING, PPO, USEFUL, Learner, usef
 from trainenv.agents.sb3_methods import Apprentice, dqn_model, ppo_model, ppo_real, shortened
 from trainenv.compare.allowance import allowance
 from trainenv.config.schema import RunConfig, TrainingConfig
-from trainenv.driving import drive
-from trainenv.envs.imagined import WorldModelEnv
 from trainenv.envs.observation import FEATURES
+from trainenv.envs.world_model import WorldModelEnv
 from trainenv.interventions import ActionCodec
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder, read_events
 from trainenv.records.parquet import read_telemetry
 from trainenv.run import TrainingRun

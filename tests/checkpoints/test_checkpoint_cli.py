@@ -48,7 +48,7 @@ def sets(**more: Any) -> list[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that was stopped at step 24: checkpoints of steps 0, 8, 16 and 24."""
     from trainenv.config.schema import RunConfig
-    from trainenv.driving import drive
+    from trainenv.loop import drive
     from trainenv.records.folder import RunFolder
 
     config = RunConfig.load("tiny", SMALL)

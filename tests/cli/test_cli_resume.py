@@ -18,7 +18,7 @@ from trainenv import cli
 from trainenv.cli import main
 from trainenv.cli.asking import interruptible
 from trainenv.config.schema import RunConfig
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.parquet import read_telemetry

@@ -19,7 +19,7 @@ from trainenv.compare.comparing import Estimate, cells, expected_seconds
 from trainenv.compare.measuring import measure_cell
 from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import RunConfig
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import UserError

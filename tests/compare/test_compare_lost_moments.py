@@ -9,7 +9,7 @@ import torch
 
 from trainenv.config.schema import Plant, StressorConfig
 from trainenv.data.stressors import Stressors
-from trainenv.folded import Folded
+from trainenv.rollouts.folded import Folded
 from trainenv.run import TrainingRun
 from trainenv.training.optimizers import lose_moments
 

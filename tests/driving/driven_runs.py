@@ -11,7 +11,7 @@ from bigram import Bigram, tokens
 
 from trainenv import Intervention, TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import Responder, Response
+from trainenv.loop import Responder, Response
 from trainenv.records.folder import RunFolder
 from trainenv.types import Event, Snapshot, Telemetry
 

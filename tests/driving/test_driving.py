@@ -15,7 +15,7 @@ from strict_json import strict
 
 from trainenv import TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import Responder, Response, drive, resume
+from trainenv.loop import Responder, Response, drive, resume
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.parquet import read_telemetry
 from trainenv.tools.json_lines import read_lines

@@ -14,7 +14,7 @@ from strict_json import strict
 from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun
-from trainenv.driving import drive
+from trainenv.loop import drive
 from trainenv.records.folder import RunFolder, read_events, read_validation
 from trainenv.records.parquet import read_telemetry
 from trainenv.tools.json_lines import read_lines

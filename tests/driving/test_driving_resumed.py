@@ -13,7 +13,7 @@ from driven_runs import toy
 
 from trainenv import TrainingConfig, TrainingRun
 from trainenv.agents import Acting, ByHand
-from trainenv.driving import RESPONDER, Responder, Response, drive, resume
+from trainenv.loop import RESPONDER, Responder, Response, drive, resume
 from trainenv.records.folder import RunFolder
 from trainenv.records.resuming import MadeOf
 from trainenv.types import Telemetry, UserError

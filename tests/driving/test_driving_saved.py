@@ -11,9 +11,9 @@ import pytest
 from driven_runs import Rewinder, newest, toy
 
 from trainenv import TrainingRun
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import drive, resume
+from trainenv.loop import drive, resume
 from trainenv.records.folder import RunFolder
 from trainenv.records.parquet import read_telemetry
 from trainenv.tools.json_lines import read_lines

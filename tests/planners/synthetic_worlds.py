@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.config.schema import InterventionConfig
-from trainenv.envs.law import REFERENCE
 from trainenv.envs.synthetic import SyntheticEnv
+from trainenv.envs.synthetic_law import REFERENCE
 from trainenv.planners.testing.toy import history
 from trainenv.types import Cost, Estimate, Forecast, Inference, Intervention, Measure, Outcome, PlanningProblem, RunHistory
 

@@ -12,7 +12,7 @@ from trainenv import RunReport, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli.loop import branching
 from trainenv.config.schema import RunConfig
-from trainenv.driving import drive, resume
+from trainenv.loop import drive, resume
 from trainenv.records.report import write_report
 from trainenv.records.resuming import MadeOf
 

@@ -14,8 +14,8 @@ import torch
 from toy_runs import SIZE, SMALL, make_run, trunks
 
 import trainenv
-from trainenv.cooldown import cool_down
 from trainenv.interventions import ActionCodec
+from trainenv.rollouts.cooldown import cool_down
 from trainenv.worldmodel.dataset import Design, Trunk, sample
 from trainenv.worldmodel.dataset.branches import KINDS, Plan, nudge, plans, play_all, recovery
 from trainenv.worldmodel.dataset.corpora import CORPORA

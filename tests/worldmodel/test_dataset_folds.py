@@ -14,8 +14,8 @@ from toy_runs import SIZE, SMALL, Beside, make_gpt2, make_run, trunks
 
 import trainenv
 from trainenv.config.schema import InterventionConfig
-from trainenv.folded import Folded
 from trainenv.interventions import ActionCodec
+from trainenv.rollouts.folded import Folded
 from trainenv.types import Intervention
 from trainenv.worldmodel.dataset import Dataset, Design, Run, Size, generate
 from trainenv.worldmodel.dataset.branches import PHASES, Plan, Played, plans, play_all

@@ -86,7 +86,7 @@ def make_run(overrides: Mapping[str, Any], model_of: Callable[[], torch.nn.Modul
 
 
 def make_gpt2(overrides: Mapping[str, Any]) -> Run:
-    """As `make_run`, a run that `trainenv.folded` takes."""
+    """As `make_run`, a run that `trainenv.rollouts.folded` takes."""
     return make_run(overrides, gpt2)
 
 

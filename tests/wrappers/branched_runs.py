@@ -11,7 +11,7 @@ from bigram import Bigram, tokens
 from torch import Tensor
 
 from trainenv.config.schema import TrainingConfig
-from trainenv.rollouts import NOTHING
+from trainenv.rollouts.executor import NOTHING
 from trainenv.run import TrainingRun
 from trainenv.types import Candidate, Estimate, Forecast, Intervention, Plan
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from trainenv.config.presets import configs_folder
 from trainenv.records.decisions import NAME, read_decisions
 from trainenv.types import CLIP_NAMES, Intervention, UserError
-from trainenv.wrappers import record
-from trainenv.wrappers.rules import NAMES, make
-from trainenv.wrappers.stopping import Losing
-from trainenv.wrappers.verification import Verification
+from trainenv.verification import record
+from trainenv.verification.early_stopping import Losing
+from trainenv.verification.rules import NAMES, make
+from trainenv.verification.verify import Verification
 
 interventions = st.builds(
     Intervention,

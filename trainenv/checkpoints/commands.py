@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainenv.checkpoints import FOLDER, convert, file
+from trainenv.checkpoints import FOLDER, file, interop
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.presets import merge, read_yaml
 from trainenv.config.schema import CheckpointConfig, Config, validate
@@ -95,7 +95,7 @@ def collect(path: Path, say: Say, *, dry_run: bool, keep_last: int | None) -> Re
 def export(path: Path, say: Say, *, out: Path, step: int | None) -> Result:
     """Write the weights of a checkpoint, the newest if no step is given, as plain torch and transformers load them."""
     snapshot = open_store(path).load(step)
-    convert.export(snapshot, out)
+    interop.export(snapshot, out)
     what = "the weights" if out.suffix == ".safetensors" else "the weights and the optimizer's state"
     rounded = ", whose moments were rounded to 8 bits" if snapshot.tier == "8bit" and out.suffix == ".pt" else ""
     say(f"wrote {what} of step {snapshot.step}{rounded} to {out} ({_size(out.stat().st_size)})")

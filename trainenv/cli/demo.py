@@ -58,7 +58,7 @@ def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool],
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
     from trainenv.cli.loop import branching
-    from trainenv.driving import drive, resume
+    from trainenv.loop import drive, resume
     from trainenv.progress import Progress
     from trainenv.records.folder import RunFolder
 

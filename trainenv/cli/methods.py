@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainenv.config.schema import RunConfig
-    from trainenv.driving import Responder, Watch
+    from trainenv.loop import Responder, Watch
     from trainenv.run import TrainingRun
 
 Stop = Callable[[], bool]
@@ -149,7 +149,7 @@ def _fresh(config: RunConfig) -> TrainingRun:
 
 
 def _driven(run: TrainingRun, path: Path, watch: Watch, stop: Stop, responder: Responder | None = None) -> dict[str, Any]:
-    from trainenv.driving import drive
+    from trainenv.loop import drive
     from trainenv.records.folder import RunFolder
 
     return drive(run, RunFolder.create(path, run.config), responder=responder, watch=watch, stop=stop)

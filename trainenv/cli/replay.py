@@ -14,7 +14,7 @@ def replay_command(args: argparse.Namespace) -> Result:
     from rich.table import Table
 
     from trainenv.records.report.words import sequence
-    from trainenv.wrappers.replay import Replay
+    from trainenv.verification.replay import Replay
 
     console = Console(quiet=args.json, highlight=False)
     replay = Replay.of(args.folder, args.step, overrides_of(args.set))

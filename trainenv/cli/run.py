@@ -21,7 +21,7 @@ _BRANCHING, _BY_HAND, _PLANNER = "--branching", "--by-hand", "grid"
 def run_command(args: argparse.Namespace) -> Result:
     """Train, or go on with a run that was interrupted."""
     from trainenv.config.schema import RunConfig
-    from trainenv.driving import drive
+    from trainenv.loop import drive
     from trainenv.progress import Progress
     from trainenv.records.folder import RunFolder
     from trainenv.run import TrainingRun
@@ -43,7 +43,7 @@ def run_command(args: argparse.Namespace) -> Result:
         config = RunConfig.load(args.config, overrides_of(args.set))
         run = TrainingRun.from_config(config)
         if args.weights:
-            from trainenv.checkpoints.convert import load_weights
+            from trainenv.checkpoints.interop import load_weights
 
             load_weights(run, args.weights)
             said.append(f"starting from the weights in {args.weights}")
@@ -93,7 +93,7 @@ def _responder(flags: Sequence[str]) -> Any:
 def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[TrainingRun, RunFolder, Any, str]:
     """The run in the folder, steered as it was; and how close it is to one that was never interrupted, in words."""
     from trainenv.config.schema import RunConfig
-    from trainenv.driving import RESPONDER, resume
+    from trainenv.loop import RESPONDER, resume
     from trainenv.records.folder import RunFolder
     from trainenv.records.resuming import MadeOf
     from trainenv.run import TrainingRun

@@ -23,7 +23,7 @@ def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
 
 def fold_runs(runs: Sequence[Any]) -> Lockstep:
     """Runs side by side, likewise."""
-    from trainenv.folded import Folded
+    from trainenv.rollouts.folded import Folded
 
     return Folded(runs)
 

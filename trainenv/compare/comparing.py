@@ -16,11 +16,11 @@ from trainenv.checkpoints.lock import NAME as LOCK
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare.cells import Cell, Row, Task, play, read, write_json
 from trainenv.compare.contract import Measure, Method, Stop
-from trainenv.compare.crew import Crew
 from trainenv.compare.results import results
 from trainenv.compare.suite import Suite, check_known
 from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import with_whole_paths
+from trainenv.distributed.job_pool import Crew
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainenv.config.schema import RunConfig
 from trainenv.envs.observation import Situation, observe
-from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run, snapshot_among
+from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.interventions import ActionVector
 from trainenv.run import TrainingRun
 from trainenv.training.compatibility import check_snapshot

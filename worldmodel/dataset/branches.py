@@ -16,8 +16,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from trainenv.cooldown import cool_down
 from trainenv.interventions import ActionCodec
+from trainenv.rollouts.cooldown import cool_down
 from trainenv.types import Intervention, Telemetry
 from trainenv.worldmodel.dataset.actions import Draw, spread
 from trainenv.worldmodel.dataset.contract import Run

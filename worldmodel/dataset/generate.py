@@ -84,7 +84,7 @@ def generate(
         trunks: all that are wanted; different names.
         make_run: configuration → run. With workers, a function at the top of a module, so that other processes can import it.
         design: of the branches; the default one if left out.
-        fold: puts runs side by side, `trainenv.folded.Folded`; without it branches are trained one after the other. With
+        fold: puts runs side by side, `trainenv.rollouts.folded.Folded`; without it branches are trained one after the other. With
             workers, at the top of a module too.
         workers: processes; 0 builds in this one. Each trains on one thread.
         progress: called after each trunk.

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.envs.training import TrainingEnv
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.types import (
     AcceptRule,
     Branch,
@@ -40,8 +40,8 @@ from trainenv.types import (
     as_number,
     as_whole,
 )
-from trainenv.wrappers.rules import make as make_rule
-from trainenv.wrappers.stopping import Losing, paired
+from trainenv.verification.early_stopping import Losing, paired
+from trainenv.verification.rules import make as make_rule
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
@@ -56,7 +56,7 @@ class Verification:
     Args:
         top_k: K, candidates that are trained beside the control.
         verify_steps: real steps of each.
-        rule: says which may become the run; `trainenv.wrappers.rules.make(name)`, or one of your own.
+        rule: says which may become the run; `trainenv.verification.rules.make(name)`, or one of your own.
         cooldown: steps of the cool-down where the rule wants one; None for 2 % of the budget.
         stopping: the sequential test that ends clear losers early; None for none.
         fold: whether tiny models are trained folded into one.
@@ -92,7 +92,7 @@ class Verification:
             raise UserError(f"workers must be 0 or more, found {self.workers}")
         if not isinstance(self.rule, AcceptRule):
             raise UserError(
-                f"rule must be an AcceptRule, found {self.rule!r:.80}; take trainenv.wrappers.rules.make('agreement')"
+                f"rule must be an AcceptRule, found {self.rule!r:.80}; take trainenv.verification.rules.make('agreement')"
             )
 
     def rollouts(

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from trainenv.checkpoints import planes, quantiser, schema
+from trainenv.checkpoints import compression, quantiser, schema
 from trainenv.types import TENSOR, Snapshot, Tier, UserError
 
 FORMAT = "trainenv checkpoint"
@@ -80,13 +80,13 @@ class Part(NamedTuple):
     @property
     def pieces(self) -> list[slice]:
         """The words of each chunk."""
-        step = planes.CHUNK_BYTES // self.word_size
+        step = compression.CHUNK_BYTES // self.word_size
         return [slice(start, min(start + step, self.words)) for start in range(0, self.words, step)]
 
     @property
     def room(self) -> int:
         """Bytes of its lines in the manifest: of every chunk a checksum, and a length a plane."""
-        return (21 + 8 * self.word_size) * -(-self.words * self.word_size // planes.CHUNK_BYTES)
+        return (21 + 8 * self.word_size) * -(-self.words * self.word_size // compression.CHUNK_BYTES)
 
 
 class Chunk(NamedTuple):
@@ -255,7 +255,7 @@ def _named(state: Any) -> set[str]:
 
 
 def _checked(name: str, dtype: str, shape: list[int]) -> tuple[str, tuple[int, ...]]:
-    if dtype not in planes.DTYPES:
+    if dtype not in compression.DTYPES:
         raise ValueError(f"{short(name)} has the unknown dtype {short(dtype)}")
     if len(shape) > 64 or any(not 0 <= size < 2**48 for size in shape) or math.prod(max(size, 1) for size in shape) >= 2**60:
         raise ValueError(f"{short(name)} has an impossible shape")
@@ -338,11 +338,11 @@ def _layout(tensors: Mapping[str, tuple[str, tuple[int, ...]]], rounded: Mapping
     """The arrays of a file in their order."""
     parts = []
     for name, (dtype, shape) in tensors.items():
-        count, size = math.prod(shape), planes.DTYPES[dtype].itemsize
+        count, size = math.prod(shape), compression.DTYPES[dtype].itemsize
         if name in rounded:
             parts += [Part(f"{name}/codes", count, 1), Part(f"{name}/scales", quantiser.scale_count(count), 4)]
         else:
-            word = planes.word_size(planes.DTYPES[dtype])
+            word = compression.word_size(compression.DTYPES[dtype])
             parts.append(Part(name, count * size // word, word))
     return parts
 
@@ -359,7 +359,7 @@ def room(layout: Sequence[Part]) -> int:
 
 def _memory(tensors: Mapping[str, tuple[str, tuple[int, ...]]], layout: Sequence[Part]) -> int:
     """Bytes that loading allocates: every tensor, and beside it the codes and scales of rounded ones."""
-    whole = sum(math.prod(shape) * planes.DTYPES[dtype].itemsize for dtype, shape in tensors.values())
+    whole = sum(math.prod(shape) * compression.DTYPES[dtype].itemsize for dtype, shape in tensors.values())
     return whole + sum(part.words * part.word_size for part in layout if part.name not in tensors)
 
 
@@ -372,6 +372,6 @@ def _digest(front: bytes, manifest: bytes) -> bytes:
 
 def _dtype_name(name: str, tensor: Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in planes.DTYPES or tensor.layout != torch.strided:
+    if dtype not in compression.DTYPES or tensor.layout != torch.strided:
         raise UserError(f"{name} has the dtype {dtype} and the layout {tensor.layout}, which a checkpoint can't hold")
     return dtype

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainenv.checkpoints import MADE_OF, file, lock, manifest
-from trainenv.checkpoints.front import BrokenCheckpoint
+from trainenv.checkpoints.header import BrokenCheckpoint
 from trainenv.checkpoints.manifest import Entry, Manifest
 from trainenv.checkpoints.retention import Deletion
 from trainenv.types import Snapshot, UserError

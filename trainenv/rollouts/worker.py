@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 
 from trainenv.config.schema import RunConfig
-from trainenv.futures import Start, forked, told
-from trainenv.likeness import likeness
+from trainenv.rollouts.future import Start, forked, told
+from trainenv.rollouts.parts_digest import likeness
 from trainenv.run import TrainingRun
 from trainenv.types import Snapshot, Tier, UserError
 

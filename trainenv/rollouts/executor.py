@@ -4,8 +4,8 @@
     outcomes = rollouts.run([(Intervention(),), (Intervention(lr_scale=0.8),)], 50, measure="annealed")
     rollouts.adopt((Intervention(lr_scale=0.8),), 50)          # the run becomes that future: those steps are not trained again
 
-Tiny models are folded into one (`trainenv.folded`), others are trained in turn, a stretch each, or in worker processes
-(`trainenv.beside`). What a future has come to is kept, so that going on with it costs only what is new. A future that fails (out
+Tiny models are folded into one (`trainenv.rollouts.folded`), others are trained in turn, a stretch each, or in worker processes
+(`trainenv.rollouts.remote`). What a future has come to is kept, so that going on with it costs only what is new. A future that fails (out
 of memory, an error of the model's) says so in its outcome and the others go on; one whose validation loss is not finite, or
 beyond all bounds, has diverged and is not trained further. With `stopping`, a clear loser against doing nothing is stopped early.
 """
@@ -18,8 +18,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trainenv.cooldown import cool_down
-from trainenv.futures import Future, Growing, Sequenced, Start, Together, asked, forked, over, side_by_side, told
+from trainenv.rollouts.cooldown import cool_down
+from trainenv.rollouts.future import Future, Growing, Sequenced, Start, Together, asked, forked, over, side_by_side, told
 from trainenv.training.ledger import Ledger
 from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
 

@@ -1,4 +1,4 @@
-"""Worker processes that hold forks of a run, as seen from the process of the run. `trainenv.beside` puts forks into them."""
+"""Worker processes that hold forks of a run, as seen from the process of the run. `trainenv.rollouts.remote` puts forks into them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainenv.serving import Answer, Command, serve
+from trainenv.rollouts.worker import Answer, Command, serve
 from trainenv.types import UserError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from trainenv.records.decisions import NAME
 from trainenv.tools.json_lines import plain
 from trainenv.types import Branch, Intervention, Plan, UserError, Verdict
-from trainenv.wrappers.rules import name_of
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.rules import name_of
+from trainenv.verification.verify import Verification
 
 SCHEMA = 1
 FOLDER = "branches"

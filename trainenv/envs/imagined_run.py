@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import BOUND, FEATURES, Situation, observe
-from trainenv.envs.steered import Observation
+from trainenv.envs.spaces import Observation
 from trainenv.history import history_of
 from trainenv.run import TrainingRun
 from trainenv.training import schedules

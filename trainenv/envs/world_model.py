@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.config.schema import TrainingConfig
-from trainenv.envs.roots import Imagined, Root
-from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run
+from trainenv.envs.imagined_run import Imagined, Root
+from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run
 from trainenv.interventions import ActionVector
 from trainenv.types import DECISIONS, Inference, Intervention, RunHistory, UserError, WorldModel
 

@@ -17,7 +17,7 @@ class Cooled(Protocol):
 
 
 class Together(Protocol):
-    """Runs trained side by side. `trainenv.folded.Folded` is one."""
+    """Runs trained side by side. `trainenv.rollouts.folded.Folded` is one."""
 
     @property
     def runs(self) -> Sequence[Cooled]:

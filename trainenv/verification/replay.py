@@ -24,10 +24,10 @@ from trainenv.records.resuming import check_corpus
 from trainenv.run import TrainingRun
 from trainenv.training import numerics as devices
 from trainenv.types import Branch, Candidate, Estimate, Forecast, Outcome, Plan, UserError, Verdict
-from trainenv.wrappers.record import FOLDER, interventions_of
-from trainenv.wrappers.rules import make as make_rule
-from trainenv.wrappers.stopping import Losing
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.early_stopping import Losing
+from trainenv.verification.record import FOLDER, interventions_of
+from trainenv.verification.rules import make as make_rule
+from trainenv.verification.verify import Verification
 
 CLOSE = 1e-3  # nats, under other numeric settings: rounding grows to less over the steps of a branch
 _ESTIMATES = ("horizon", "annealed", "final", "recovery")

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
 
 from trainenv.config.schema import RunConfig
-from trainenv.futures import Start, forked, told
-from trainenv.likeness import likeness
-from trainenv.serving import Answer, Command, Parcel, answered, packed, unpacked
+from trainenv.rollouts.future import Start, forked, told
+from trainenv.rollouts.parts_digest import likeness
+from trainenv.rollouts.pool import Lost, Worker, Workers
+from trainenv.rollouts.worker import Answer, Command, Parcel, answered, packed, unpacked
 from trainenv.training.ledger import Ledger
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
-from trainenv.workers import Lost, Worker, Workers
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
@@ -89,7 +89,7 @@ class Away:
 
 
 class Beside:
-    """Forks in worker processes: a `trainenv.futures.Together`.
+    """Forks in worker processes: a `trainenv.rollouts.future.Together`.
 
     Args:
         run: what they are forks of. It is forked here for those whose worker is lost.

@@ -19,10 +19,10 @@ from typing import Any
 
 from trainenv.tools.spelling import nearest
 from trainenv.types import AcceptRule, UserError
-from trainenv.wrappers.rules.agreement import Agreement
-from trainenv.wrappers.rules.annealed import Annealed
-from trainenv.wrappers.rules.better import Better
-from trainenv.wrappers.rules.risk import Risk
+from trainenv.verification.rules.agreement import Agreement
+from trainenv.verification.rules.annealed import Annealed
+from trainenv.verification.rules.better import Better
+from trainenv.verification.rules.risk import Risk
 
 RULES: Mapping[str, type[Any]] = {"agreement": Agreement, "annealed": Annealed, "better": Better, "risk": Risk}
 NAMES: tuple[str, ...] = tuple(RULES)

@@ -1,4 +1,4 @@
-"""Futures as they are trained: together or in turn, where each has come to, and one in the making. For `trainenv.rollouts`."""
+"""Futures as they are trained: together or in turn, where each has come to, and one in the making. For `trainenv.rollouts.executor`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Steered(Protocol):
 
 
 class Together(Protocol):
-    """Forks side by side. `trainenv.folded.Folded` is one, and `trainenv.beside.Beside`."""
+    """Forks side by side. `trainenv.rollouts.folded.Folded` is one, and `trainenv.rollouts.remote.Beside`."""
 
     @property
     def runs(self) -> Sequence[Steered]:
@@ -95,12 +95,12 @@ def side_by_side(run: TrainingRun, starts: Sequence[Start], *, fold: bool, worke
     """Forks of a run: folded where that is faster, else in worker processes if there are any, else in turn."""
     width = getattr(getattr(run.model, "config", None), "n_embd", math.inf)
     if fold and (run.device.type == "cuda" or width <= FOLDS_UP_TO):
-        from trainenv.folded import Folded
+        from trainenv.rollouts.folded import Folded
 
         with suppress(UserError):  # it says what can't be folded: these are trained one by one
             return Folded([forked(run, start) for start in starts])
     if workers and len(starts) > 1:
-        from trainenv.beside import beside
+        from trainenv.rollouts.remote import beside
 
         if together := beside(run, starts, workers):
             return together

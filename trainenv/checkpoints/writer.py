@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from trainenv.checkpoints import file, manifest, reading
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints import file, manifest, reader
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.checkpoints.manifest import Entry, Manifest
 from trainenv.checkpoints.retention import Deletion, without
@@ -64,13 +64,13 @@ class Writer:
             self._disk.make_folder(self.folder)
             self._lock.take()
             try:
-                self._listed, left_out = reading.read_listed(self.folder)
+                self._listed, left_out = reader.read_listed(self.folder)
                 self._doomed = set()
                 if left_out is not None:
                     self._set_aside(left_out)
                     self._commit(self._listed)
                 if sweep:
-                    self._delete(orphan.file for orphan in reading.orphans(self.folder, self._listed.entries))
+                    self._delete(orphan.file for orphan in reader.orphans(self.folder, self._listed.entries))
             except BaseException:
                 self._lock.release()
                 raise
