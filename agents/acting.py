@@ -20,7 +20,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.envs.observation import Situation, observe
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Responder, Response
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Intervention, Reading, Telemetry, UserError
 

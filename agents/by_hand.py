@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.loop import Responder, Response
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.tools.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, Event, Intervention, Snapshot, Telemetry, UserError, as_bool, as_number, as_whole

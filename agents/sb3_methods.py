@@ -30,7 +30,7 @@ from trainenv.envs.imagined_run import LEAST_STEPS
 from trainenv.envs.observation import FEATURES
 from trainenv.history import history_of
 from trainenv.loop import Responder, Response, Watch, drive
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.training.ledger import PURPOSES
 from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainenv.config.schema import RunConfig
 from trainenv.loop import Watch, drive
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.training.ledger import Ledger
 from trainenv.types import CLIP_NAMES, ClipName, UserError

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trainenv import Intervention, RunFolder, Telemetry, TrainingRun, drive
-from trainenv.cli.loop import branching
+from trainenv.composition.default_loop import branching
 from trainenv.loop import resume
 from trainenv.rollouts.executor import Rollouts
 from trainenv.rollouts.folded import Folded

@@ -29,13 +29,13 @@ from typing import Any
 # Scripts beside this one are named like packages.
 from trainenv.agents.branching import Branching
 from trainenv.agents.branching.drafting import ramps
-from trainenv.cli.loop import branching
-from trainenv.cli.methods import METHODS
 from trainenv.compare import compare, load_suite
 from trainenv.compare.measuring import measure_cell
+from trainenv.composition.default_loop import branching
+from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
 from trainenv.loop import drive
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory

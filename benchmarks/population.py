@@ -17,10 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Scripts beside this one are named like packages.
-from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
 from trainenv.compare.bootstrap import figure
+
+# Scripts beside this one are named like packages.
+from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
 
 TRUNKS = ("calm", "lr-3x", "lr-10x", "lr-third", "rare-tokens", "unclipped-bursts")

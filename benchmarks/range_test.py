@@ -20,11 +20,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-# Scripts beside this one are named like packages.
-from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
+
+# Scripts beside this one are named like packages.
+from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
-from trainenv.records.decisions import accepted_branch, read_decisions
+from trainenv.records.decision_files import accepted_branch, read_decisions
 
 WARMUPS, FACTORS = (15, 30, 60, 120), (0.1, 0.3, 1.0, 3.0, 10.0)
 LENGTH = 20  # warm-ups a run

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun, agents, planners, worldmodel
 from trainenv.loop import drive
-from trainenv.records.folder import RunFolder
-from trainenv.records.tree import RunReport
+from trainenv.records.run_folder import RunFolder
+from trainenv.report.run.run_report import RunReport
 
 VOCABULARY = 32
 

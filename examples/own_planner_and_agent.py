@@ -22,8 +22,8 @@ from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Responder, drive
 from trainenv.planners import testing
-from trainenv.records.folder import RunFolder
-from trainenv.records.tree import RunReport
+from trainenv.records.run_folder import RunFolder
+from trainenv.report.run.run_report import RunReport
 from trainenv.types import Branch, Measure, Plan, PlanningProblem
 from trainenv.wrappers import Verification
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
     from trainenv.loop import drive
     from trainenv.monitor.uncertainty import UncertaintyIndex
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.tree import RunReport
+    from trainenv.records.run_folder import RunFolder
+    from trainenv.report.run.run_report import RunReport
     from trainenv.run import TrainingRun
 
 __version__ = "0.1.0"
@@ -49,8 +49,8 @@ _LAZY = {
     "BranchingConfig": "trainenv.config.schema",
     "CheckpointStore": "trainenv.checkpoints.store",
     "RunConfig": "trainenv.config.schema",
-    "RunFolder": "trainenv.records.folder",
-    "RunReport": "trainenv.records.tree",
+    "RunFolder": "trainenv.records.run_folder",
+    "RunReport": "trainenv.report.run.run_report",
     "TrainingConfig": "trainenv.config.schema",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.faults import faults_of
-from trainenv.records.folder import REWINDS, RunFolder, read_events, read_validation
-from trainenv.records.resuming import MadeOf, check_responder, same_kind
+from trainenv.records.made_of import MadeOf, check_responder, same_kind
+from trainenv.records.run_folder import REWINDS, RunFolder, read_events, read_validation
 from trainenv.run import TrainingRun
 from trainenv.tools.json_lines import plain
 from trainenv.types import Event, Snapshot, Telemetry, UserError

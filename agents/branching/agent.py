@@ -14,8 +14,8 @@ from trainenv.agents.branching.responder import Branching
 from trainenv.config.schema import BranchingConfig
 from trainenv.envs.training import TrainingEnv
 from trainenv.loop import Watch, drive
-from trainenv.records.folder import RunFolder
-from trainenv.records.tree import RunReport
+from trainenv.records.run_folder import RunFolder
+from trainenv.report.run.run_report import RunReport
 from trainenv.types import Learner, Planner, UserError, WorldModel
 from trainenv.wrappers import SpeculativeVerification
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.records.decisions import NAME
+from trainenv.records.decision_files import NAME
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Verdict
 from trainenv.verification import record

@@ -35,8 +35,8 @@ from trainenv.config.schema import BranchingConfig
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Responder, Response
-from trainenv.records.folder import RunFolder
-from trainenv.records.parquet import read_telemetry, telemetry_of
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import read_telemetry, telemetry_of
 from trainenv.run import TrainingRun
 from trainenv.types import (
     Budget,

@@ -21,7 +21,7 @@ from trainenv.agents.tab import Tab
 from trainenv.config.schema import find, read_yaml
 from trainenv.envs.training import TrainingEnv
 from trainenv.loop import drive, resume
-from trainenv.records.folder import RunFolder, read_events
+from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.tools.json_lines import plain
 from trainenv.types import Reading, UserError
 

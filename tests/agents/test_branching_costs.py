@@ -26,7 +26,7 @@ from trainenv.agents.branching import Branching
 from trainenv.agents.branching.purse import Purse
 from trainenv.config.schema import RunConfig
 from trainenv.loop import drive
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 
 OFTEN = settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,9 +21,9 @@ from trainenv import planners
 from trainenv.agents.branching import Branching, Drafting
 from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.cli.loop import as_risk_asks
-from trainenv.records.decisions import read_decisions
-from trainenv.records.parquet import read_telemetry
+from trainenv.composition.default_loop import as_risk_asks
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, Telemetry, UserError
 from trainenv.verification import record
 

@@ -26,8 +26,8 @@ from trainenv.agents.branching import Branching
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.loop import drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.records.decisions import read_decisions
-from trainenv.records.folder import RunFolder, read_events
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.run import TrainingRun
 from trainenv.types import UserError
 from trainenv.verification import record
@@ -176,7 +176,7 @@ from pathlib import Path
 from trainenv.monitor.uncertainty import UncertaintyIndex
 import steered_runs, test_branching_resume as resumed
 from trainenv.loop import drive
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 UncertaintyIndex.update = steered_runs.alarm_at(61)
 run, responder = resumed.eventful()
 drive(run, RunFolder.create(Path(sys.argv[1]), run.config), responder=resumed.Doomed(responder, int(sys.argv[2])))

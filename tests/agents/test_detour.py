@@ -15,10 +15,10 @@ from trainenv.agents.branching import Branching, detour
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import RunConfig
 from trainenv.loop import drive
-from trainenv.records.decisions import read_decisions
-from trainenv.records.folder import RunFolder
+from trainenv.records.decision_files import read_decisions
 from trainenv.records.metrics import measure
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention, UserError
 from trainenv.verification.replay import Replay

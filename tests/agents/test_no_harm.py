@@ -19,7 +19,7 @@ from steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 
 from trainenv.agents.branching import Branching
 from trainenv.loop import drive, resume
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts import executor
 from trainenv.rollouts.future import Start, Together
 from trainenv.run import TrainingRun
@@ -231,7 +231,7 @@ def test_whatever_fails_no_more_is_thrown_away_than_was_stated(fault: Fault) -> 
 
 
 def test_each_fault_is_named_once_in_tree_summary_and_report() -> None:
-    from trainenv.records.tree import RunReport
+    from trainenv.report.run.run_report import RunReport
 
     stage = Stage(Fault("model", "raises", "branch", 1, math.inf))
     with stage.set():

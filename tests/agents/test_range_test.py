@@ -19,7 +19,7 @@ from trainenv.agents.branching.range_test import RangeTest
 from trainenv.config.schema import RunConfig
 from trainenv.interventions import PARTS
 from trainenv.loop import drive
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry, UserError
 from trainenv.verification.replay import Replay

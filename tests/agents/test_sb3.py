@@ -21,14 +21,14 @@ from known_world import Known, history, telemetry
 from trainenv.agents.sb3 import Policy, train_in_model, train_in_run
 from trainenv.agents.sb3_learners import DQN, MOVING, PPO, USEFUL, Learner, useful
 from trainenv.agents.sb3_methods import Apprentice, dqn_model, ppo_model, ppo_real, shortened
-from trainenv.compare.allowance import allowance
+from trainenv.compare.allowed_flops import allowance
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.world_model import WorldModelEnv
 from trainenv.interventions import ActionCodec
 from trainenv.loop import drive
-from trainenv.records.folder import RunFolder, read_events
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder, read_events
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.types import DECISIONS, Intervention, UserError
 

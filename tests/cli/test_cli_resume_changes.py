@@ -11,7 +11,7 @@ from strict_json import strict
 
 from trainenv import cli, data
 from trainenv.cli import main
-from trainenv.records.resuming import MadeOf, check_corpus
+from trainenv.records.made_of import MadeOf, check_corpus
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry, UserError
 

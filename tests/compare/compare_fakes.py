@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from trainenv.compare.allowance import allowance
+from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.contract import Stop, Watch
 from trainenv.compare.suite import Suite, suite_of
 from trainenv.config.schema import RunConfig

@@ -10,7 +10,7 @@ from compare_fakes import METHODS, measure, suite
 from trainenv import data
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare import compare
-from trainenv.compare.comparing import begin
+from trainenv.compare.runner import begin
 from trainenv.types import UserError
 
 

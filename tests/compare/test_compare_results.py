@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from compare_fakes import suite
 
+from trainenv.cli.comparison_screen import Screen, counts, minutes
 from trainenv.compare.results import groups_of, is_static, results
-from trainenv.compare.show import Screen, counts, minutes
 from trainenv.compare.suite import Suite
 from trainenv.tools.json_lines import plain
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun
 from trainenv.loop import drive
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.tools.json_lines import read_lines
 
 

@@ -16,8 +16,8 @@ from trainenv.compare.cells import write_json
 from trainenv.compare.suite import Suite
 from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import RunConfig
-from trainenv.records.folder import RunFolder
-from trainenv.records.parquet import arrow_schema
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import arrow_schema
 from trainenv.types import Event
 
 CANDIDATES: list[list[dict[str, Any]]] = [

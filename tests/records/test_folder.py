@@ -14,8 +14,8 @@ from torch import nn, optim
 
 from trainenv.checkpoints.file import BrokenCheckpoint
 from trainenv.config.schema import CheckpointConfig, RunConfig, TrainingConfig
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.tools.json_lines import read_lines
 from trainenv.training.snapshots import fingerprint

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from trainenv.config.schema import RunConfig
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 from trainenv.types import UserError
 
 AT_ONCE = 8

@@ -10,11 +10,11 @@ import pytest
 
 from trainenv import RunReport, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.cli.loop import branching
+from trainenv.composition.default_loop import branching
 from trainenv.config.schema import RunConfig
 from trainenv.loop import drive, resume
-from trainenv.records.report import write_report
-from trainenv.records.resuming import MadeOf
+from trainenv.records.made_of import MadeOf
+from trainenv.report import write_report
 
 OLD = Path(__file__).parents[1] / "data" / "old_run"
 

@@ -50,7 +50,7 @@ def test_a_recorded_history_is_that_of_the_run() -> None:
     import pandas as pd
     import pyarrow as pa
 
-    from trainenv.records.parquet import arrow_schema, row
+    from trainenv.records.telemetry_log import arrow_schema, row
 
     trunk = trunks(1, seed=5)[0]
     run = make_run(trunk.overrides(TEXTS))

@@ -20,8 +20,8 @@ from trainenv.cli.replay import replay_command
 from trainenv.config.presets import configs_folder
 from trainenv.config.schema import RunConfig
 from trainenv.loop import drive
-from trainenv.records.decisions import NAME, read_decisions
-from trainenv.records.folder import RunFolder
+from trainenv.records.decision_files import NAME, read_decisions
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Plan, PlanningProblem, UserError
 from trainenv.verification.replay import Replay

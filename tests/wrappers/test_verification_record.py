@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainenv.config.presets import configs_folder
-from trainenv.records.decisions import NAME, read_decisions
+from trainenv.records.decision_files import NAME, read_decisions
 from trainenv.types import CLIP_NAMES, Intervention, UserError
 from trainenv.verification import record
 from trainenv.verification.early_stopping import Losing

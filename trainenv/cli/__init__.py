@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv import __version__
-from trainenv.cli.asking import INTERRUPTED, USER_ERROR, Result
 from trainenv.cli.checkpoint import checkpoint_command
 from trainenv.cli.compare import compare_command
 from trainenv.cli.demo import demo_command
 from trainenv.cli.doctor import doctor_command
+from trainenv.cli.options import INTERRUPTED, USER_ERROR, Result
 from trainenv.cli.replay import replay_command
 from trainenv.cli.report import report_command
 from trainenv.cli.run import run_command

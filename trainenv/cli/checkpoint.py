@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from trainenv.cli.asking import Result
+from trainenv.cli.options import Result
 
 
 def checkpoint_command(args: argparse.Namespace) -> Result:
     """Verify, show, collect or export."""
     from trainenv.checkpoints import commands
-    from trainenv.progress import Progress
+    from trainenv.cli.progress import Progress
 
     say = Progress(args.action, 1, quiet=args.json).say
     if args.action == "verify":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from trainenv.cli.asking import Result
+from trainenv.cli.options import Result
 
 
 def doctor_command(args: argparse.Namespace) -> Result:
     """Say what was found, and what to do about it."""
+    from trainenv.cli.progress import Progress
     from trainenv.doctor import examine
-    from trainenv.progress import Progress
 
     with Progress("doctor", 1, quiet=args.json) as progress:
         findings = examine()

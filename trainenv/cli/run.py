@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.asking import INTERRUPTED, Result, interruptible, overrides_of
+from trainenv.cli.options import INTERRUPTED, Result, interruptible, overrides_of
 from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.records.folder import RunFolder
+    from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
     from trainenv.types import Snapshot
 
@@ -20,10 +20,10 @@ _BRANCHING, _BY_HAND, _PLANNER = "--branching", "--by-hand", "grid"
 
 def run_command(args: argparse.Namespace) -> Result:
     """Train, or go on with a run that was interrupted."""
+    from trainenv.cli.progress import Progress
     from trainenv.config.schema import RunConfig
     from trainenv.loop import drive
-    from trainenv.progress import Progress
-    from trainenv.records.folder import RunFolder
+    from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
     said, flags = [], _flags(args)
@@ -80,7 +80,7 @@ def _flags(args: argparse.Namespace) -> tuple[str, ...]:
 def _responder(flags: Sequence[str]) -> Any:
     """Who steers the run; None: nobody."""
     if _BRANCHING in flags:
-        from trainenv.cli.loop import branching
+        from trainenv.composition.default_loop import branching
 
         return branching(planner=flags[-1])
     if _BY_HAND in flags:
@@ -94,8 +94,8 @@ def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[Training
     """The run in the folder, steered as it was; and how close it is to one that was never interrupted, in words."""
     from trainenv.config.schema import RunConfig
     from trainenv.loop import RESPONDER, resume
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.resuming import MadeOf
+    from trainenv.records.made_of import MadeOf
+    from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
     _, snapshot = RunFolder.resume(args.out)  # what there is to go on with is found out before anything is built

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.asking import INTERRUPTED, Result, interruptible
+from trainenv.cli.options import INTERRUPTED, Result, interruptible
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
@@ -30,7 +30,7 @@ def fold_runs(runs: Sequence[Any]) -> Lockstep:
 
 def build_command(args: argparse.Namespace) -> Result:
     """Make a world model: branch, train, calibrate, judge."""
-    from trainenv.progress import Progress
+    from trainenv.cli.progress import Progress
     from trainenv.worldmodel.build import Recipe, build
     from trainenv.worldmodel.dataset import Progress as Made
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainenv.records.folder import read_events, read_validation
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainenv.records.decisions import NAME
+from trainenv.records.decision_files import NAME
 from trainenv.tools.json_lines import plain
 from trainenv.types import Branch, Intervention, Plan, UserError, Verdict
 from trainenv.verification.rules import name_of

@@ -19,8 +19,8 @@ from typing import Any
 
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import RunConfig
-from trainenv.records.decisions import NAME
-from trainenv.records.resuming import check_corpus
+from trainenv.records.decision_files import NAME
+from trainenv.records.made_of import check_corpus
 from trainenv.run import TrainingRun
 from trainenv.training import numerics as devices
 from trainenv.types import Branch, Candidate, Estimate, Forecast, Outcome, Plan, UserError, Verdict

@@ -54,7 +54,7 @@ def recorded_history(data: Dataset, row: int) -> RunHistory:
 
 
 def telemetry_of(steps: pd.DataFrame) -> list[Telemetry]:
-    """The telemetry that rows were made of, such as `Dataset.trunk_steps` has; the inverse of `trainenv.records.parquet.row`."""
+    """The telemetry that rows were made of, such as `Dataset.trunk_steps` has; the inverse of `trainenv.records.telemetry_log.row`."""
     return [
         Telemetry(
             **{name: row[name] for name in _PLAIN},

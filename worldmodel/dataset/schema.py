@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainenv.config.presets import configs_folder
-from trainenv.records.parquet import arrow_schema as telemetry_schema
+from trainenv.records.telemetry_log import arrow_schema as telemetry_schema
 from trainenv.types import UserError
 
 VERSION = "trainenv branches 1"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from trainenv.records.parquet import row
+from trainenv.records.telemetry_log import row
 from trainenv.types import Telemetry
 from trainenv.worldmodel.dataset.branches import PHASES, Played, plans, play_all, recovery
 from trainenv.worldmodel.dataset.contract import MakeRun, Run
