@@ -13,15 +13,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainenv.agents.acting import Acting
+    from trainenv.agents.agent_callback import Acting
+    from trainenv.agents.baselines.clip_only import ClipOnly
+    from trainenv.agents.baselines.do_nothing import DoNothing
+    from trainenv.agents.baselines.planner_driven import Planned, population
+    from trainenv.agents.baselines.rollback_rule import STYLES, ByHand
+    from trainenv.agents.baselines.tuned_schedule import Tuned
     from trainenv.agents.branching import Branching, BranchingAgent, Drafting
-    from trainenv.agents.by_hand import STYLES, ByHand
-    from trainenv.agents.clip_only import ClipOnly
     from trainenv.agents.contract import Agent
-    from trainenv.agents.do_nothing import DoNothing
-    from trainenv.agents.planned import Planned, population
-    from trainenv.agents.playing import Episode, play
-    from trainenv.agents.tuned import Tuned
+    from trainenv.agents.play import Episode, play
 
 __all__ = [
     "STYLES",
@@ -41,20 +41,20 @@ __all__ = [
 ]
 
 _LAZY = {
-    "STYLES": "trainenv.agents.by_hand",
-    "Acting": "trainenv.agents.acting",
+    "STYLES": "trainenv.agents.baselines.rollback_rule",
+    "Acting": "trainenv.agents.agent_callback",
     "Agent": "trainenv.agents.contract",
     "Branching": "trainenv.agents.branching",
     "BranchingAgent": "trainenv.agents.branching",
-    "ByHand": "trainenv.agents.by_hand",
-    "ClipOnly": "trainenv.agents.clip_only",
-    "DoNothing": "trainenv.agents.do_nothing",
+    "ByHand": "trainenv.agents.baselines.rollback_rule",
+    "ClipOnly": "trainenv.agents.baselines.clip_only",
+    "DoNothing": "trainenv.agents.baselines.do_nothing",
     "Drafting": "trainenv.agents.branching",
-    "Episode": "trainenv.agents.playing",
-    "Planned": "trainenv.agents.planned",
-    "Tuned": "trainenv.agents.tuned",
-    "play": "trainenv.agents.playing",
-    "population": "trainenv.agents.planned",
+    "Episode": "trainenv.agents.play",
+    "Planned": "trainenv.agents.baselines.planner_driven",
+    "Tuned": "trainenv.agents.baselines.tuned_schedule",
+    "play": "trainenv.agents.play",
+    "population": "trainenv.agents.baselines.planner_driven",
 }
 
 

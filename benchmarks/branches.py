@@ -30,9 +30,9 @@ import torch
 from trainenv import TrainingRun
 from trainenv.rollouts.folded import Folded
 from trainenv.worldmodel.dataset import SIZES, Dataset, Design, Progress, Run, Trunk, effects, generate, sample
-from trainenv.worldmodel.dataset.corpora import Texts, write_texts
 from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.tables import collect
+from trainenv.worldmodel.dataset.texts import Texts, write_texts
 
 WIDTHS = {16: 400, 32: 400, 48: 400, 64: 400, 96: 300, 128: 200}
 """Width → budget of the trunk that is timed, in steps: as in a data set, but for the number of snapshots."""

@@ -28,7 +28,7 @@ from typing import Any
 
 # Scripts beside this one are named like packages.
 from trainenv.agents.branching import Branching
-from trainenv.agents.branching.drafting import ramps
+from trainenv.agents.branching.problems import ramps
 from trainenv.compare import compare, load_suite
 from trainenv.compare.measuring import measure_cell
 from trainenv.composition.default_loop import branching

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainenv.planners.search import Root
     from trainenv.types import Budget, Forecast, Intervention, Plan, Planner, PlanningProblem, RunHistory, WorldModel
     from trainenv.worldmodel.dataset import Dataset
-    from trainenv.worldmodel.dataset.tried import Tried
+    from trainenv.worldmodel.dataset.recorded_executor import Tried
 
 Floats = NDArray[np.float32]
 Row = dict[str, Any]
@@ -277,8 +277,8 @@ def judged(
     """Of each rule what it chose at each snapshot (regret by target, and what it spent), and the trunks of the snapshots."""
     from trainenv.planners import Score
     from trainenv.types import Budget, Intervention
-    from trainenv.worldmodel.dataset.histories import recorded_history
-    from trainenv.worldmodel.dataset.tried import Tried
+    from trainenv.worldmodel.dataset.recorded_executor import Tried
+    from trainenv.worldmodel.dataset.run_histories import recorded_history
 
     truth, score = truths(data), Score()
     found: dict[str, list[Row]] = {}
@@ -354,12 +354,12 @@ def summary(found: Mapping[str, Sequence[Row]], trunks: Sequence[str], resamples
 
 def regret(args: argparse.Namespace, say: Callable[[str], None]) -> Row:
     """The comparison on the exhaustive part of the data set in `--folder`."""
-    from trainenv.worldmodel import files
+    from trainenv.worldmodel import serialization
     from trainenv.worldmodel.build import Recipe, split
     from trainenv.worldmodel.dataset import Dataset
-    from trainenv.worldmodel.dataset.tried import exhaustive_snapshots
+    from trainenv.worldmodel.dataset.recorded_executor import exhaustive_snapshots
 
-    data, model = Dataset.open(args.folder / "branches"), files.load(args.folder / "model")
+    data, model = Dataset.open(args.folder / "branches"), serialization.load(args.folder / "model")
     parts, of = split(data, Recipe().seed), data.snapshots["trunk"].to_numpy()
     every, used = exhaustive_snapshots(data), ["test"]
     if np.isin(of[every], parts["test"]).sum() < ENOUGH:
@@ -401,9 +401,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     result: Row = {}
     if args.repeats:
-        from trainenv.worldmodel import files
+        from trainenv.worldmodel import serialization
 
-        model = files.load(args.folder / "model") if args.folder else None
+        model = serialization.load(args.folder / "model") if args.folder else None
         result |= {name: speed(args.repeats, model) for name, speed in SPEEDS.items()}
     for planner, rows in result.items():
         for name, row in rows.items():

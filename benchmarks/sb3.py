@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from trainenv import worldmodel
-from trainenv.agents.sb3 import train_in_model
-from trainenv.agents.sb3_learners import DQN, MOVING, PPO, Learner
+from trainenv.agents.rl.learners import DQN, MOVING, PPO, Learner
+from trainenv.agents.rl.policy import train_in_model
 from trainenv.config.schema import RunConfig
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.world_model import Divergence, WorldModelEnv

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from trainenv import TrainingRun
 from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
-from trainenv.worldmodel import files
+from trainenv.worldmodel import serialization
 from trainenv.worldmodel.baselines import BASELINES, ActionShuffled, Baseline, Blind
 from trainenv.worldmodel.build import Recipe, split
 from trainenv.worldmodel.dataset import Dataset, leave_action_out, leave_out
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     data = Dataset.open(args.folder / "branches")
     recipe = Recipe(trunks=max(60, len(data.trunks)))
-    examples, model = Examples.of(data), files.load(args.folder / "model")
+    examples, model = Examples.of(data), serialization.load(args.folder / "model")
     result: dict[str, Any] = {"benchmark": "worldmodel", "speed": speed(model)}
     say(json.dumps(result["speed"]))
     result |= table(data, examples, model, recipe, args.workers, say, args.quick)

@@ -18,18 +18,18 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from trainenv.planners.adaptive_width import AdaptiveWidth, risk_of
 from trainenv.planners.autolrs import AutoLRS
 from trainenv.planners.bandit import Bandit
 from trainenv.planners.bayes import Bayes
-from trainenv.planners.criteria import Score
-from trainenv.planners.draft import Draft
+from trainenv.planners.curve_pruner import CurvePruner
 from trainenv.planners.grid import Grid
 from trainenv.planners.mcts import MCTS
 from trainenv.planners.pbt import PBT
 from trainenv.planners.proposals import hypergradient
-from trainenv.planners.pruning import CurvePruner
-from trainenv.planners.random import RandomSearch
-from trainenv.planners.width import AdaptiveWidth, risk_of
+from trainenv.planners.random_search import RandomSearch
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.score import Score
 from trainenv.tools.spelling import nearest
 from trainenv.types import Planner, UserError
 

@@ -20,10 +20,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trainenv.interventions import PARTS
-from trainenv.planners.draft import Draft
-from trainenv.planners.futures import NOTHING, Sequenced, canonical, factor, values
 from trainenv.planners.hyperparameters import choice, whole
-from trainenv.planners.judging import JUDGES, Judge, look
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.scoring import JUDGES, Judge, look
+from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, factor, values
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import math
 import numpy as np
 
 from trainenv.interventions import PARTS
-from trainenv.planners.futures import Sequenced, factor, values
 from trainenv.planners.hyperparameters import number, whole
+from trainenv.planners.support.sequences import Sequenced, factor, values
 from trainenv.types import ActionSpace, Masks, RunHistory
 
 _LR = PARTS.index("lr_scale")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from own_runs import net, run_of
 
-from trainenv.agents.by_hand import ByHand
+from trainenv.agents.baselines.rollback_rule import ByHand
 from trainenv.types import Intervention, UserError
 from trainenv.verification.verify import Verification
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainenv.types import Rollout
-    from trainenv.worldmodel.files import load, load_pretrained, save
     from trainenv.worldmodel.model import Model
     from trainenv.worldmodel.online import OnlineModel
+    from trainenv.worldmodel.serialization import load, load_pretrained, save
 
 __all__ = ["Model", "OnlineModel", "Rollout", "load", "load_pretrained", "save"]
 
@@ -23,9 +23,9 @@ _LAZY = {
     "Model": "trainenv.worldmodel.model",
     "OnlineModel": "trainenv.worldmodel.online",
     "Rollout": "trainenv.types",
-    "load": "trainenv.worldmodel.files",
-    "load_pretrained": "trainenv.worldmodel.files",
-    "save": "trainenv.worldmodel.files",
+    "load": "trainenv.worldmodel.serialization",
+    "load_pretrained": "trainenv.worldmodel.serialization",
+    "save": "trainenv.worldmodel.serialization",
 }
 
 

@@ -27,9 +27,9 @@ from trainenv.worldmodel.dataset import Dataset, Design, Generated, MakeRun, Pro
 from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.evaluation import evaluate, seed_noise
 from trainenv.worldmodel.examples import TARGETS, Examples
-from trainenv.worldmodel.files import load, save
 from trainenv.worldmodel.model import Model
 from trainenv.worldmodel.networks import Architecture
+from trainenv.worldmodel.serialization import load, save
 from trainenv.worldmodel.training import Training, fit
 
 SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}

@@ -26,8 +26,8 @@ from trainenv.worldmodel.calibration import Calibrations, nats, strata_of
 from trainenv.worldmodel.curves import CurveForecaster, MultiPower
 from trainenv.worldmodel.examples import LEVELS, Examples, Predictions
 from trainenv.worldmodel.features import ACTION, DECISIONS, STATE, Floats
+from trainenv.worldmodel.law_prior import prior
 from trainenv.worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
-from trainenv.worldmodel.prior import prior
 
 _CHUNK = 4096  # branches at a time
 

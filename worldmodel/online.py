@@ -26,8 +26,8 @@ from trainenv.worldmodel.calibration import ALPHA, Calibrations, strata_of, unit
 from trainenv.worldmodel.conformal import AdaptiveLevel, Calibration
 from trainenv.worldmodel.examples import LOOKS, TARGETS, Examples
 from trainenv.worldmodel.features import DECISIONS, STATE
+from trainenv.worldmodel.law_prior import prior
 from trainenv.worldmodel.model import Model, action_features
-from trainenv.worldmodel.prior import prior
 from trainenv.worldmodel.training import Training, fit
 
 _MEASURED = ("states", "actions", "law", "looks", "annealed", "final")

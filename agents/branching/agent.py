@@ -9,8 +9,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from trainenv.agents.branching.drafting import Drafting
-from trainenv.agents.branching.responder import Branching
+from trainenv.agents.branching.branching_loop import Branching
+from trainenv.agents.branching.problems import Drafting
 from trainenv.config.schema import BranchingConfig
 from trainenv.envs.training import TrainingEnv
 from trainenv.loop import Watch, drive

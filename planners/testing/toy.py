@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.interventions import ActionCodec
-from trainenv.planners.futures import canonical
+from trainenv.planners.support.sequences import canonical
 from trainenv.types import (
     CLIP_NAMES,
     ClipName,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trainenv import RunConfig, Telemetry, TrainingRun
 from trainenv.agents import Acting, ClipOnly, DoNothing
-from trainenv.agents.acting import _read, _written
+from trainenv.agents.agent_callback import _read, _written
 from trainenv.agents.contract import Action, Observation
 from trainenv.agents.tab import Tab
 from trainenv.config.schema import find, read_yaml

@@ -24,7 +24,7 @@ from steered_runs import (
 
 from trainenv import planners
 from trainenv.agents.branching import Branching, Drafting
-from trainenv.agents.branching.drafting import after, ramps
+from trainenv.agents.branching.problems import after, ramps
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import as_risk_asks
 from trainenv.interventions import PARTS, ActionCodec

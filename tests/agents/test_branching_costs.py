@@ -23,7 +23,7 @@ from steered_runs import (
 )
 
 from trainenv.agents.branching import Branching
-from trainenv.agents.branching.purse import Purse
+from trainenv.agents.waste_budget import Purse
 from trainenv.config.schema import RunConfig
 from trainenv.loop import drive
 from trainenv.records.run_folder import RunFolder

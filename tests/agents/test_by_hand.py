@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainenv import CheckpointStore, TrainingConfig, TrainingRun
-from trainenv.agents.by_hand import STYLES, ByHand
+from trainenv.agents.baselines.rollback_rule import STYLES, ByHand
 from trainenv.config.schema import CheckpointConfig
 from trainenv.loop import Responder, Response, drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from steered_runs import SMALL, Promising, Steered, steered, toy
 
 from trainenv.agents.branching import Branching, Drafting
-from trainenv.agents.branching.range_test import RangeTest
+from trainenv.agents.branching.lr_range import RangeTest
 from trainenv.config.schema import RunConfig
 from trainenv.interventions import PARTS
 from trainenv.loop import drive

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from trainenv.planners import bayes as module
 from trainenv.planners.bayes import Bayes, Space, quiet_study
-from trainenv.planners.futures import NOTHING
+from trainenv.planners.support.sequences import NOTHING
 from trainenv.planners.testing import ToyWorld, watched
 from trainenv.types import Intervention, UserError
 

@@ -13,7 +13,7 @@ import pytest
 
 from trainenv import planners
 from trainenv.planners import Draft, testing
-from trainenv.planners.futures import NOTHING
+from trainenv.planners.support.sequences import NOTHING
 from trainenv.types import Candidate, Intervention, Plan, Planner, PlanningProblem, UserError
 
 # Small where the default takes long: what is checked does not depend on it.

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv.planners import Draft
-from trainenv.planners.account import Account
-from trainenv.planners.futures import NOTHING, canonical
+from trainenv.planners.support.budget_account import Account
+from trainenv.planners.support.sequences import NOTHING, canonical
 from trainenv.planners.testing import ToyWorld, watched
 from trainenv.types import Budget, Cost, Intervention
 

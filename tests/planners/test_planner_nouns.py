@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainenv.planners import Score
-from trainenv.planners.futures import NOTHING
+from trainenv.planners.support.sequences import NOTHING
 from trainenv.planners.testing import InForce, ToyWorld
 from trainenv.types import Budget, Candidate, Cost, Intervention, Outcome, Plan, PlanningProblem, UserError
 

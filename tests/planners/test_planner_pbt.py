@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.planners.autolrs import AutoLRS, extrapolated
-from trainenv.planners.futures import NOTHING
-from trainenv.planners.gaussian_process import fit, squared_exponential
-from trainenv.planners.pb2 import Improvements, chosen, features, time_varying
 from trainenv.planners.pbt import PBT, perturbed, tuned_only
+from trainenv.planners.support.gaussian_process import fit, squared_exponential
+from trainenv.planners.support.pb2_explore import Improvements, chosen, features, time_varying
+from trainenv.planners.support.sequences import NOTHING
 from trainenv.planners.testing import InForce, ToyWorld, watched
 from trainenv.types import Budget, Intervention, Outcome
 

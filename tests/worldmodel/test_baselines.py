@@ -13,9 +13,9 @@ from made_examples import LR, RESET, SENSITIVE, examples, squash, world
 
 from trainenv.types import UserError
 from trainenv.worldmodel.baselines import BASELINES, NAMES, Baseline, Fitted, Trees, make
-from trainenv.worldmodel.baselines.curve import drawn
 from trainenv.worldmodel.baselines.folds import folds
 from trainenv.worldmodel.baselines.groups import groups
+from trainenv.worldmodel.baselines.learning_curve import drawn
 from trainenv.worldmodel.baselines.points import offsets
 from trainenv.worldmodel.baselines.risk import Rates, hazards, shares
 from trainenv.worldmodel.baselines.scale import outcomes, unsquash

@@ -18,12 +18,12 @@ from trainenv.interventions import ActionCodec
 from trainenv.rollouts.folded import Folded
 from trainenv.types import Intervention
 from trainenv.worldmodel.dataset import Dataset, Design, Run, Size, generate
+from trainenv.worldmodel.dataset.branch_points import Trained, train_trunk
 from trainenv.worldmodel.dataset.branches import PHASES, Plan, Played, plans, play_all
-from trainenv.worldmodel.dataset.corpora import CORPORA
 from trainenv.worldmodel.dataset.faults import Fault
 from trainenv.worldmodel.dataset.generate import cost
-from trainenv.worldmodel.dataset.points import Trained, train_trunk
 from trainenv.worldmodel.dataset.tables import Tables, collect
+from trainenv.worldmodel.dataset.texts import CORPORA
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FAULTS = (

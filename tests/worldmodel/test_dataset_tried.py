@@ -15,8 +15,8 @@ from trainenv.planners import Score, make
 from trainenv.types import Budget, Intervention, PlanningProblem, UserError
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, effects, generate
-from trainenv.worldmodel.dataset.histories import recorded_history, telemetry_of
-from trainenv.worldmodel.dataset.tried import Tried, exhaustive_snapshots
+from trainenv.worldmodel.dataset.recorded_executor import Tried, exhaustive_snapshots
+from trainenv.worldmodel.dataset.run_histories import recorded_history, telemetry_of
 from trainenv.worldmodel.examples import Examples
 
 TEXTS: dict[str, dict[str, str]] = {"stdlib": {}, "topics": {}, "words": {}}  # toy runs read none

@@ -11,8 +11,8 @@ import pytest
 from trainenv.config.schema import RunConfig
 from trainenv.types import CLIP_NAMES, UserError
 from trainenv.worldmodel.dataset import SIZES, Trunk, sample
-from trainenv.worldmodel.dataset.corpora import CORPORA, write_texts
 from trainenv.worldmodel.dataset.faults import FAULT_KINDS, Fault
+from trainenv.worldmodel.dataset.texts import CORPORA, write_texts
 from trainenv.worldmodel.dataset.trunks import STRESSORS, VALIDATION_TOKENS
 
 

@@ -16,7 +16,7 @@ from trainenv import cli
 from trainenv.types import Intervention, UserError
 from trainenv.worldmodel import build as building
 from trainenv.worldmodel.build import Recipe, build
-from trainenv.worldmodel.files import load, load_rehearsal
+from trainenv.worldmodel.serialization import load, load_rehearsal
 from trainenv.worldmodel.training import Training
 
 TRUNKS = 20

@@ -15,14 +15,14 @@ from trainenv.history import history_of
 from trainenv.types import CLIP_NAMES, Intervention, RunHistory, Telemetry
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, Design, Run, Trunk, generate
-from trainenv.worldmodel.dataset.corpora import CORPORA
 from trainenv.worldmodel.dataset.faults import Fault, train
-from trainenv.worldmodel.dataset.histories import scheduled
 from trainenv.worldmodel.dataset.lockstep import Alone
+from trainenv.worldmodel.dataset.run_histories import scheduled
+from trainenv.worldmodel.dataset.texts import CORPORA
 from trainenv.worldmodel.examples import Examples
 from trainenv.worldmodel.features import ACTION, STATE
+from trainenv.worldmodel.law_prior import prior
 from trainenv.worldmodel.model import action_features
-from trainenv.worldmodel.prior import prior
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FLAGGED = STATE.index("flagged")

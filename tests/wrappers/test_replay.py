@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from branched_runs import SMALL, draft, forecast, lr
 
-from trainenv.agents.branching.responder import Branching
+from trainenv.agents.branching.branching_loop import Branching
 from trainenv.cli.replay import replay_command
 from trainenv.config.presets import configs_folder
 from trainenv.config.schema import RunConfig

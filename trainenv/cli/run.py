@@ -84,7 +84,7 @@ def _responder(flags: Sequence[str]) -> Any:
 
         return branching(planner=flags[-1])
     if _BY_HAND in flags:
-        from trainenv.agents.by_hand import ByHand
+        from trainenv.agents.baselines.rollback_rule import ByHand
 
         return ByHand()
     return None

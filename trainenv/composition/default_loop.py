@@ -22,8 +22,8 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
     """
     from trainenv import planners, worldmodel
     from trainenv.agents.branching import Branching, Drafting
-    from trainenv.worldmodel.files import load_rehearsal, pretrained
     from trainenv.worldmodel.online import Online
+    from trainenv.worldmodel.serialization import load_rehearsal, pretrained
 
     model = worldmodel.load_pretrained()
     learner = worldmodel.OnlineModel(model, load_rehearsal(pretrained()), Online(refresh=_REFRESH)) if learn else model

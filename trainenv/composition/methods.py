@@ -46,7 +46,7 @@ def as_set(
 
 def by_hand(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str) -> dict[str, Any]:
     """Rewind and change something whenever the index fires, as a team wrote down that it did."""
-    from trainenv.agents.by_hand import ByHand
+    from trainenv.agents.baselines.rollback_rule import ByHand
 
     return _driven(_fresh(config), path, watch, stop, ByHand.in_style(style, config.steps))
 
@@ -54,7 +54,7 @@ def by_hand(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: s
 def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str) -> dict[str, Any]:
     """A population that shares the budget."""
     from trainenv import planners
-    from trainenv.agents.planned import population
+    from trainenv.agents.baselines.planner_driven import population
 
     run = _fresh(config)
     planner = planners.make("pbt", population=_MEMBERS, generations=_GENERATIONS, explore=explore)
@@ -72,7 +72,7 @@ def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explo
 def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
     """Learning rates tried for real at the start of each tenth of the run, once it has warmed up."""
     from trainenv import planners
-    from trainenv.agents.planned import Planned
+    from trainenv.agents.baselines.planner_driven import Planned
 
     decision = max(1, round(config.steps / _STAGES / 10))  # the paper's tries take a tenth of a stage
     responder = Planned(
@@ -88,7 +88,7 @@ def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str
 
 def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
     """Half of the budget finds the learning rate and the clip policy, the other half trains with them."""
-    from trainenv.agents.tuned import Tuned
+    from trainenv.agents.baselines.tuned_schedule import Tuned
 
     return Tuned(seed=config.seed).train(config, path, watch=watch, stop=stop)
 
@@ -96,7 +96,7 @@ def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, 
 def learned(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str) -> dict[str, Any]:
     """An agent of Stable-Baselines3 that learns in the world model while the run goes on."""
     from trainenv import worldmodel
-    from trainenv.agents.sb3_methods import dqn_model, ppo_model
+    from trainenv.agents.rl.rl_methods import dqn_model, ppo_model
 
     method = {"ppo": ppo_model, "dqn": dqn_model}[algorithm]
     return method(config, path, watch, stop, model=worldmodel.load_pretrained())
@@ -104,7 +104,7 @@ def learned(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorith
 
 def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
     """The same, learning in short real runs of its own for half of the budget."""
-    from trainenv.agents.sb3_methods import ppo_real
+    from trainenv.agents.rl.rl_methods import ppo_real
 
     return ppo_real(config, path, watch, stop)
 

@@ -16,11 +16,11 @@ from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 from trainenv.worldmodel.baselines.ablations import ActionShuffled, Blind
 from trainenv.worldmodel.baselines.contract import Baseline, Fitted
-from trainenv.worldmodel.baselines.curve import Curve
 from trainenv.worldmodel.baselines.last_value import LastValue
-from trainenv.worldmodel.baselines.law import MultiPowerLaw
+from trainenv.worldmodel.baselines.learning_curve import Curve
 from trainenv.worldmodel.baselines.mean_by_action import MeanByAction
-from trainenv.worldmodel.baselines.nothing import DoNothing
+from trainenv.worldmodel.baselines.multi_power_law import MultiPowerLaw
+from trainenv.worldmodel.baselines.no_effect import DoNothing
 from trainenv.worldmodel.baselines.ridge import Ridge
 from trainenv.worldmodel.baselines.spikes import SpikeThreshold
 from trainenv.worldmodel.baselines.trees import Trees

@@ -17,11 +17,11 @@ from typing import Any
 
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
-from trainenv.worldmodel.dataset.corpora import Texts
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.store import Shards
 from trainenv.worldmodel.dataset.tables import collect
+from trainenv.worldmodel.dataset.texts import Texts
 from trainenv.worldmodel.dataset.trunks import Trunk
 
 Note = Callable[[str, str, int, float], None]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
-from trainenv.worldmodel.dataset.corpora import write_texts
 from trainenv.worldmodel.dataset.crew import Crew, Job, make_shard
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.store import Shards
+from trainenv.worldmodel.dataset.texts import write_texts
 from trainenv.worldmodel.dataset.trunks import Trunk
 
 _EVERY = 100  # legal actions, about

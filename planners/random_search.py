@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainenv.planners.draft import Draft
-from trainenv.planners.futures import NOTHING, some, uniform
 from trainenv.planners.hyperparameters import choice, whole
-from trainenv.planners.judging import JUDGES, Judge, look, room
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.scoring import JUDGES, Judge, look, room
+from trainenv.planners.support.sequences import NOTHING, some, uniform
 from trainenv.types import Plan, PlanningProblem
 
 

@@ -11,7 +11,7 @@ from trainenv.worldmodel.dataset.contract import Run
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.faults import train
 from trainenv.worldmodel.dataset.lockstep import Alone
-from trainenv.worldmodel.dataset.streams import stream
+from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.dataset.trunks import Trunk
 
 Origin = Literal["random", "after_fault", "fired", "rewound"]

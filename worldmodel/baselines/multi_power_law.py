@@ -1,6 +1,6 @@
 """The multi-power law (Luo et al. 2025, arXiv:2503.12811), whose Δ's stand in the examples.
 
-    anchored    Δ as the law of `trainenv.worldmodel.prior` says it, from the loss now
+    anchored    Δ as the law of `trainenv.worldmodel.law_prior` says it, from the loss now
     pooled      b·Δ on the scale of `scale`, with one b a target for all runs, by least squares: how strong the law really is
 
 Deviation: the law by itself, without the anchor, is not told apart. The anchor is the same in every branch, so it cancels in a

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainenv.agents.branching.range_test import RangeTest
+from trainenv.agents.branching.lr_range import RangeTest
 from trainenv.config.schema import BranchingConfig
 from trainenv.monitor.regression import RegressionTrigger
 from trainenv.run import TrainingRun

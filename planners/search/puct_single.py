@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import log, sqrt
 
-from trainenv.planners.search.lone import LoneTree
+from trainenv.planners.search.single_tree import LoneTree
 
 LEAST_RANGE = 1e-8  # of returns: below it they count as equal, since their differences may be rounding
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from trainenv.planners.draft import Draft
-from trainenv.planners.futures import Sequenced, count
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.sequences import Sequenced, count
 from trainenv.types import UserError
 
 Judge = Literal["model", "executor", "either"]

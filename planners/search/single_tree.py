@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainenv.planners.search.contract import Picker, Recurrent
-from trainenv.planners.search.growth import check_shapes
-from trainenv.planners.search.nodes import Nodes, softmax
+from trainenv.planners.search.batched_tree import check_shapes
+from trainenv.planners.search.node_arrays import Nodes, softmax
+from trainenv.planners.search.rules import Picker, Recurrent
 
 
 class LoneTree:

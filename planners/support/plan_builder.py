@@ -15,9 +15,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from trainenv.planners.account import Account, needed, told
-from trainenv.planners.criteria import Score
-from trainenv.planners.futures import NOTHING, Legality, Sequenced, canonical
+from trainenv.planners.support.budget_account import Account, needed, told
+from trainenv.planners.support.score import Score
+from trainenv.planners.support.sequences import NOTHING, Legality, Sequenced, canonical
 from trainenv.types import (
     Candidate,
     Cost,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trainenv.agents.branching.alarms import Alarms
+from trainenv.agents.branching.acceptance import Lessons, teach
 from trainenv.agents.branching.decision import (
     FEWEST,
     Draft,
@@ -24,12 +24,12 @@ from trainenv.agents.branching.decision import (
     verification_of,
     within,
 )
-from trainenv.agents.branching.detour import Detour, detour
-from trainenv.agents.branching.drafting import Drafting
-from trainenv.agents.branching.lessons import Lessons, teach
-from trainenv.agents.branching.purse import Purse, Statement
-from trainenv.agents.branching.recording import event_of, failures, forget_decisions, start_of
-from trainenv.agents.branching.undrafted import calmed, in_force, insured
+from trainenv.agents.branching.decision_records import event_of, failures, forget_decisions, start_of
+from trainenv.agents.branching.problems import Drafting
+from trainenv.agents.branching.rollback import Detour, detour
+from trainenv.agents.branching.standing_rules import calmed, in_force, insured
+from trainenv.agents.branching.triggers import Alarms
+from trainenv.agents.waste_budget import Purse, Statement
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
 from trainenv.history import history_of

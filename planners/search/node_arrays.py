@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search.contract import Floats, Ints, Root, Tree
+from trainenv.planners.search.rules import Floats, Ints, Root, Tree
 
 LEAST_PRIOR = 1e-30  # a probability that is lost in rounding would make 0/0 of the mean over visited actions
 

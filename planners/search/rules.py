@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from trainenv.planners.search.lone import LoneTree
-    from trainenv.planners.search.nodes import Nodes
+    from trainenv.planners.search.node_arrays import Nodes
+    from trainenv.planners.search.single_tree import LoneTree
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Ints: TypeAlias = NDArray[np.intp]

@@ -24,7 +24,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from trainenv.agents.sb3_learners import DQN, LEARNERS, PPO, Learner, stable_baselines3, useful
+from trainenv.agents.rl.learners import DQN, LEARNERS, PPO, Learner, stable_baselines3, useful
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
@@ -162,7 +162,7 @@ def train_in_model(
         stop: asked after each decision.
     """
     stable_baselines3()
-    from trainenv.agents.sb3_envs import ImaginedEpisodes
+    from trainenv.agents.rl.env_views import ImaginedEpisodes
 
     learner = learner or PPO()
     env = WorldModelEnv(model, histories, config, divergence=divergence, reach=reach)
@@ -201,7 +201,7 @@ def train_in_run(
         stop: asked after each decision.
     """
     stable_baselines3()
-    from trainenv.agents.sb3_envs import Viewed
+    from trainenv.agents.rl.env_views import Viewed
 
     learner = learner or PPO(sees=FEATURES, rollout=16, batch=16)
     env = TrainingEnv(config)
@@ -244,7 +244,7 @@ def _learn(learner: Learner, env: Any, stop: Callable[[Any], bool]) -> tuple[Any
 
 def _view(learner: Learner, codec: ActionCodec) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
     """How a learner sees an environment, and the action vectors that it chooses from."""
-    from trainenv.agents.sb3_envs import View
+    from trainenv.agents.rl.env_views import View
 
     if isinstance(learner, PPO):
         return View(sees=learner.sees, scale=learner.scale), None

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from trainenv.agents.acting import Acting
-from trainenv.agents.sb3 import Trained, train_in_model, train_in_run
-from trainenv.agents.sb3_learners import DQN, PPO, SEEDS, Learner
+from trainenv.agents.agent_callback import Acting
+from trainenv.agents.rl.learners import DQN, PPO, SEEDS, Learner
+from trainenv.agents.rl.policy import Trained, train_in_model, train_in_run
 from trainenv.agents.tab import Tab
 from trainenv.config.schema import RunConfig
 from trainenv.envs.imagined_run import LEAST_STEPS

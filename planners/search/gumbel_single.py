@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import exp, inf
 
-from trainenv.planners.search.lone import LoneTree
+from trainenv.planners.search.single_tree import LoneTree
 
 LEAST_RANGE = 1e-8  # of q̂: below it all actions count as equally good
 

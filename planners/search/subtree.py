@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search.contract import Bools, Ints, Tree
+from trainenv.planners.search.rules import Bools, Ints, Tree
 
 
 def subtree(tree: Tree, actions: Ints) -> Tree:

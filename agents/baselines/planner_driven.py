@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from trainenv.agents.acting import different
-from trainenv.agents.branching.drafting import after
+from trainenv.agents.agent_callback import different
+from trainenv.agents.branching.problems import after
 from trainenv.agents.tab import Tab
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Responder, Response

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from trainenv.planners.search.contract import Bools, Chooser, Recurrent, Root, Rule, Searched, Tree
-from trainenv.planners.search.growth import Growth
-from trainenv.planners.search.lone import LoneGrowth
-from trainenv.planners.search.nodes import Nodes, harvest, plant
-from trainenv.planners.search.tree import without
+from trainenv.planners.search.batched_tree import Growth
+from trainenv.planners.search.node_arrays import Nodes, harvest, plant
+from trainenv.planners.search.rules import Bools, Chooser, Recurrent, Root, Rule, Searched, Tree
+from trainenv.planners.search.single_tree import LoneGrowth
+from trainenv.planners.search.subtree import without
 from trainenv.types import UserError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search.contract import Bools, Floats, Ints, Root, Stepped, Tree
+from trainenv.planners.search.rules import Bools, Floats, Ints, Root, Stepped, Tree
 from trainenv.types import Inference, Intervention, Masks, PlanningProblem, UserError, WorldModel
 
 FORBIDDEN = 100.0  # nats below the least likely candidate: no return makes up for that

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search.contract import Chooser, Floats, Ints, Recurrent
-from trainenv.planners.search.nodes import Nodes, softmax
+from trainenv.planners.search.node_arrays import Nodes, softmax
+from trainenv.planners.search.rules import Chooser, Floats, Ints, Recurrent
 from trainenv.types import UserError
 
 

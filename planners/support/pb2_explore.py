@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainenv.planners.futures import Sequenced
-from trainenv.planners.gaussian_process import Floats, fit, squared_exponential
+from trainenv.planners.support.gaussian_process import Floats, fit, squared_exponential
+from trainenv.planners.support.sequences import Sequenced
 from trainenv.types import CLIP_NAMES, Intervention
 
 _EPSILON = 0.1
