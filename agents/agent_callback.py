@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trainenv.agents.contract import Agent, Observation
-from trainenv.agents.tab import Tab
+from trainenv.agents.waste_budget import Tab
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.envs.observation import Situation, observe
 from trainenv.interventions import ActionCodec

@@ -26,8 +26,8 @@ from trainenv.agents.rl.policy import train_in_model
 from trainenv.config.schema import RunConfig
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.world_model import Divergence, WorldModelEnv
-from trainenv.history import history_of
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
 from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel
 
 Act = Callable[[np.ndarray, Any], np.ndarray]

@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainenv import TrainingRun
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
+from trainenv.training.history import history_of
 from trainenv.worldmodel import serialization
 from trainenv.worldmodel.baselines import BASELINES, ActionShuffled, Baseline, Blind
 from trainenv.worldmodel.build import Recipe, split

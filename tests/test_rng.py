@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainenv.training.rng import RandomState
+from trainenv.tools.rng import RandomState
 from trainenv.training.snapshots import capture, expand
 
 CPU = torch.device("cpu")

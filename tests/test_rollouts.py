@@ -19,13 +19,13 @@ from torch import Tensor
 from trainenv import planners
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import TrainingConfig
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.planners import Score
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.rollouts.folded import Folded
 from trainenv.rollouts.future import InTurn
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
 from trainenv.training.ledger import Ledger
 from trainenv.types import Budget, Intervention, Measure, Outcome, PlanningProblem, Snapshot, Telemetry, UserError
 

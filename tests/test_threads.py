@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.models import build
 from trainenv.run import TrainingRun
-from trainenv.training import rng
-from trainenv.training.rng import exclusive, seeded
+from trainenv.tools import rng
+from trainenv.tools.rng import exclusive, seeded
 from trainenv.types import Intervention
 
 SMALL: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from trainenv.tools.version import VERSION
 from trainenv.types import Intervention, LossSum, Reading, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from trainenv.report.run.run_report import RunReport
     from trainenv.run import TrainingRun
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BranchingConfig",

@@ -24,6 +24,7 @@ from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.recorder import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
+from trainenv.tools.rng import RandomState, exclusive
 from trainenv.training import forking, numerics, optimizers, parts, schedules, snapshots, trial
 from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
 from trainenv.training.compatibility import check_alike, check_exact, check_snapshot
@@ -32,7 +33,6 @@ from trainenv.training.ledger import PURPOSES, Ledger, Purpose, flops_per_token
 from trainenv.training.micro_batches import as_batch, pass_size, placed
 from trainenv.training.parameter_names import unwrapped
 from trainenv.training.restoring import take_on
-from trainenv.training.rng import RandomState, exclusive
 from trainenv.training.weights import Weights, evaluated
 from trainenv.types import (
     Batch,

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
-from trainenv.training import rng
+from trainenv.tools import rng
 from trainenv.types import UserError
 from trainenv.worldmodel import features, losses
 from trainenv.worldmodel.examples import Examples

@@ -24,7 +24,7 @@ import numpy as np
 
 from trainenv.agents.agent_callback import different
 from trainenv.agents.branching.problems import after
-from trainenv.agents.tab import Tab
+from trainenv.agents.waste_budget import Tab
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Responder, Response
 from trainenv.rollouts.executor import Rollouts

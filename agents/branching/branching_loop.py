@@ -32,12 +32,12 @@ from trainenv.agents.branching.triggers import Alarms
 from trainenv.agents.waste_budget import Purse, Statement
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Responder, Response
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
 from trainenv.types import (
     Budget,
     Event,

@@ -30,7 +30,7 @@ from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
 from trainenv.envs.world_model import Divergence, WorldModelEnv
 from trainenv.interventions import PARTS, ActionCodec
-from trainenv.training.rng import exclusive
+from trainenv.tools.rng import exclusive
 from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel
 
 __all__ = ["DQN", "PPO", "Policy", "Trained", "train_in_model", "train_in_run"]

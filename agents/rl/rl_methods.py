@@ -24,14 +24,14 @@ import numpy as np
 from trainenv.agents.agent_callback import Acting
 from trainenv.agents.rl.learners import DQN, PPO, SEEDS, Learner
 from trainenv.agents.rl.policy import Trained, train_in_model, train_in_run
-from trainenv.agents.tab import Tab
+from trainenv.agents.waste_budget import Tab
 from trainenv.config.schema import RunConfig
 from trainenv.envs.imagined_run import LEAST_STEPS
 from trainenv.envs.observation import FEATURES
-from trainenv.history import history_of
 from trainenv.loop import Responder, Response, Watch, drive
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
 from trainenv.training.ledger import PURPOSES
 from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel
 

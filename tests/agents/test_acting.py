@@ -17,7 +17,7 @@ from trainenv import RunConfig, Telemetry, TrainingRun
 from trainenv.agents import Acting, ClipOnly, DoNothing
 from trainenv.agents.agent_callback import _read, _written
 from trainenv.agents.contract import Action, Observation
-from trainenv.agents.tab import Tab
+from trainenv.agents.waste_budget import Tab
 from trainenv.config.schema import find, read_yaml
 from trainenv.envs.training import TrainingEnv
 from trainenv.loop import drive, resume

@@ -18,9 +18,9 @@ from trainenv.envs.imagined_run import FORECAST, KNOWN, Root, record_histories
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.training import TrainingEnv
 from trainenv.envs.world_model import WorldModelEnv
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
 from trainenv.types import Intervention, RunHistory, UserError
 
 NOTHING = [0, 0, 0, 0, 0, 0]

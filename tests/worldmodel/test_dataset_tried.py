@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toy_runs import SMALL, make_run, trunks
 
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
 from trainenv.planners import Score, make
+from trainenv.training.history import history_of
 from trainenv.types import Budget, Intervention, PlanningProblem, UserError
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, effects, generate

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toy_runs import SMALL, make_run, trunks
 
-from trainenv.history import history_of
+from trainenv.training.history import history_of
 from trainenv.types import CLIP_NAMES, Intervention, RunHistory, Telemetry
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, Design, Run, Trunk, generate

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainenv import __version__, data
+from trainenv import data
 from trainenv.checkpoints.lock import NAME as LOCK
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare.cells import Cell, Row, Task, play, read, write_json
@@ -22,6 +22,7 @@ from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import with_whole_paths
 from trainenv.distributed.job_pool import Crew
 from trainenv.tools.json_lines import plain
+from trainenv.tools.version import VERSION
 from trainenv.types import UserError
 
 _STARTUP = 8.0  # seconds until a process has loaded what it needs
@@ -166,7 +167,7 @@ def begin(folder: Path, suite: Suite) -> None:
     Raises:
         UserError: see `check_folder`, or it can't be written.
     """
-    write_json(folder / "suite.json", {"schema": 1, "version": __version__, **check_folder(folder, suite)})
+    write_json(folder / "suite.json", {"schema": 1, "version": VERSION, **check_folder(folder, suite)})
 
 
 def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import BOUND, FEATURES, Situation, observe
 from trainenv.envs.spaces import Observation
-from trainenv.history import history_of
 from trainenv.run import TrainingRun
 from trainenv.training import schedules
+from trainenv.training.history import history_of
 from trainenv.types import CLIP_NAMES, DECISIONS, Intervention, RunHistory, Telemetry, UserError
 
 KNOWN = (

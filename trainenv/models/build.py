@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainenv.config.schema import RunConfig
-from trainenv.training.rng import seeded
+from trainenv.tools.rng import seeded
 from trainenv.types import UserError
 
 if TYPE_CHECKING:

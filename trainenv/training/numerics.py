@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainenv.config.schema import TrainingConfig
-from trainenv.training import rng
+from trainenv.tools import rng
 from trainenv.types import UserError
 
 

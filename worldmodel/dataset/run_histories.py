@@ -30,7 +30,7 @@ _PLAIN = tuple(name for name in TELEMETRY_FIELDS if name not in ("stressors", "r
 
 
 def recorded_history(data: Dataset, row: int) -> RunHistory:
-    """The history of a run up to a snapshot, as `trainenv.history.history_of` would have made it of the run itself.
+    """The history of a run up to a snapshot, as `trainenv.training.history.history_of` would have made it of the run itself.
 
     Args:
         data: the data set.

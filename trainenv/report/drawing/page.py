@@ -10,8 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from trainenv import __version__
 from trainenv.report.drawing.svg import element, escaped
+from trainenv.tools.version import VERSION
 
 
 @cache
@@ -32,7 +32,7 @@ def page(title: str, body: str, data: Mapping[str, Any] | None = None) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     # "<" never stands in the data as itself, so that nothing in it can end the element that it stands in.
-    about = f"Written by trainenv {escaped(__version__)}. Losses are in nats per token; lower is better."
+    about = f"Written by trainenv {escaped(VERSION)}. Losses are in nats per token; lower is better."
     held = json.dumps(data or {}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
         "<!doctype html>\n"

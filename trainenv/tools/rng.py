@@ -61,7 +61,7 @@ class RandomState:
         else:
             warnings.warn(
                 "another thread is training while this run is made; if the weights of its model were drawn just now, neither "
-                "run is reproducible: make model and run inside `with trainenv.training.rng.exclusive():`",
+                "run is reproducible: make model and run inside `with trainenv.tools.rng.exclusive():`",
                 stacklevel=4,
             )
         with exclusive(), self._restored(_read(device)):
