@@ -1,6 +1,6 @@
-"""An agent in a run that `trainenv.loop.drive` drives: with records, checkpoints, and going on after a kill.
+"""An agent in a run that `trainenv.loop.train` drives: with records, checkpoints, and going on after a kill.
 
-    drive(run, folder, responder=Acting(agent=MyAgent()))
+    train(run, folder, callback=AgentCallback(agent=MyAgent()))
 
 At every decision it is shown what `trainenv.envs.training.TrainingEnv` would show it, bit for bit, over the same run.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from trainenv.agents.contract import Agent, Observation
-from trainenv.agents.waste_budget import Tab
+from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.envs.observation import Situation, observe
 from trainenv.interventions import ActionCodec
-from trainenv.loop import Responder, Response
+from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Event, Intervention, Reading, Telemetry, UserError
@@ -39,7 +39,7 @@ class _Memory:
 
 
 @dataclass(kw_only=True)
-class Acting(Responder):
+class AgentCallback(Callback):
     """Steers a run by an agent: it decides before the first step and then at each multiple of `environment.decision_steps`.
 
     Where a block of telemetry ends past such a step, it decides there. Each decision's validation is charged to *evaluate*.
@@ -56,26 +56,26 @@ class Acting(Responder):
     agent: Agent
     pays: bool = False
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False)
-    _tab: Tab = field(default_factory=Tab, init=False, repr=False)
+    _tab: ComputeDebt = field(default_factory=ComputeDebt, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.agent, Agent):
             raise UserError(f"an agent needs a method act(observation, info), found {self.agent!r:.200}")
 
-    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+    def on_train_begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
         """The decision before the first step. A run that goes on had it, and whatever came up to its last checkpoint."""
         if math.isnan(self._memory.validation) and not run.done:
             for event in self._decide(run):
                 folder.event(event)
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         """Decide, if a decision's steps are over."""
         memory, every = self._memory, run.config.environment.decision_steps
         memory.window += window
         before = memory.window[0].step - 1
         if run.done or run.diverged or run.step // every == before // every:
-            return Response()
-        return Response(events=self._decide(run))
+            return CallbackResult()
+        return CallbackResult(events=self._decide(run))
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, and the agent's own where it has one."""
@@ -90,12 +90,12 @@ class Acting(Responder):
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
-        if not state:  # the run was interrupted under another responder, or under none
+        if not state:  # the run was interrupted under another callback, or under none
             return
         validation, before, gradient, owed = (float(value) for value in state["losses"])
         window = [_read(telemetry) for telemetry in state["window"]]
         self._memory = _Memory(validation, before, gradient, tuple(state["masked"]), window)
-        self._tab = Tab(owed)
+        self._tab = ComputeDebt(owed)
         if "agent" in state:
             self.agent.load_state_dict(state["agent"])  # type: ignore[attr-defined]
 

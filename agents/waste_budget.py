@@ -15,7 +15,7 @@ _WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statement:
+class CostEstimate:
     """What a loop may cost at most, said before the run; going back from a lost loss is not counted, or the run is over.
 
     Attributes:
@@ -31,16 +31,16 @@ class Statement:
     decision: float
 
     @classmethod
-    def of(cls, run: TrainingRun, settings: BranchingConfig, *, width: int, workers: int, decision: float) -> Statement:
+    def of(cls, run: TrainingRun, settings: BranchingConfig, *, width: int, workers: int, decision: float) -> CostEstimate:
         """Of a run that is not steered yet, with so many branches and processes at once."""
         weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
         state = 3 * weights  # with both moments; a fork has gradients beside it
         forks = (width + 1) * (2 * state + weights)  # and what each has come to
         budget = max(run.config.steps, run.horizon.end)
-        decisions = budget // settings.every + budget // max(1, settings.quiet)
+        decisions = budget // settings.every + budget // max(1, settings.refractory_steps)
         return cls(
-            steps=round(settings.share * budget),
-            memory=forks + (settings.keep + 1) * state + workers * _WORKER,
+            steps=round(settings.max_waste * budget),
+            memory=forks + (settings.rewind_points + 1) * state + workers * _WORKER,
             disk=decisions * state * settings.replayable,
             decision=decision,
         )
@@ -53,7 +53,7 @@ class Statement:
             return f"that is enough for about {count} decisions, of which half are kept for harm until late in the run"
         return (
             f"that is too little for more than {count} decision(s), each of which may cost {self.decision:.0f} steps: "
-            "raise branching.share, or lower validation.sequences or branching.verify_steps"
+            "raise branching.max_waste, or lower validation.sequences or branching.verify_steps"
         )
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ def _size(count: int) -> str:
 
 
 @dataclass
-class Purse:
+class WasteBudget:
     """FLOPs of one run's loop.
 
     Attributes:
@@ -83,7 +83,7 @@ class Purse:
     trials: float = 0.0
 
     @classmethod
-    def of(cls, run: TrainingRun, share: float) -> Purse:
+    def of(cls, run: TrainingRun, share: float) -> WasteBudget:
         """A share of the budget of a run that is not steered yet."""
         return cls(share * run.horizon.end * run.flops_ahead)
 
@@ -118,7 +118,7 @@ class Purse:
 
 
 @dataclass
-class Tab:
+class ComputeDebt:
     """FLOPs that were spent and not yet taken off the budget: below 0 what was taken off too much, less than a step."""
 
     owed: float = 0.0

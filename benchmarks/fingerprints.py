@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainenv import Intervention, RunFolder, Telemetry, TrainingRun, drive
+from trainenv import Intervention, RunFolder, Telemetry, TrainingRun, train
 from trainenv.composition.default_loop import branching
 from trainenv.loop import resume
 from trainenv.rollouts.executor import Rollouts
@@ -58,8 +58,8 @@ STEERED: dict[str, Any] = SMALL | {
     "branching.save_every": 8,
     "branching.horizon": 60,
     "branching.verify_steps": 6,
-    "branching.quiet": 16,
-    "branching.share": 0.4,
+    "branching.refractory_steps": 16,
+    "branching.max_waste": 0.4,
 }
 _TIMES = ("seconds", "ms_per_step", "at", "folder", "time")
 
@@ -96,10 +96,10 @@ def steered() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun.from_config("tiny", STEERED)
         telemetry: list[Telemetry] = []
-        drive(
+        train(
             run,
             RunFolder.create(Path(folder) / "run", run.config),
-            responder=branching(),
+            callback=branching(),
             watch=lambda run, window: telemetry.extend(window),
         )
         return of_run(run, telemetry) | records(Path(folder) / "run")
@@ -119,11 +119,11 @@ def resumed() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         run = TrainingRun.from_config("tiny", STEERED)
-        drive(run, RunFolder.create(path, run.config), responder=branching(), stop=lambda: run.step >= 200)
-        again, responder = TrainingRun.from_config("tiny", STEERED), branching()
+        train(run, RunFolder.create(path, run.config), callback=branching(), stop=lambda: run.step >= 200)
+        again, callback = TrainingRun.from_config("tiny", STEERED), branching()
         telemetry: list[Telemetry] = []
-        reopened, _ = resume(path, again, responder)
-        drive(again, reopened, responder=responder, watch=lambda run, window: telemetry.extend(window))
+        reopened, _ = resume(path, again, callback)
+        train(again, reopened, callback=callback, watch=lambda run, window: telemetry.extend(window))
         return of_run(again, telemetry) | records(path)
 
 

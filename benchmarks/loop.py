@@ -34,7 +34,7 @@ from trainenv.compare.measuring import measure_cell
 from trainenv.composition.default_loop import branching
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
@@ -77,17 +77,17 @@ def play(
 ) -> dict[str, Any]:
     """The loop with something else in it."""
     config = RunConfig.load(config, dict(overrides))
-    responder = branching(planner="mcts") if variant == "mcts" else branching()
+    callback = branching(planner="mcts") if variant == "mcts" else branching()
     if variant == "mcts":
-        responder.planner = replace(responder.planner, rank_by="forecast")  # type: ignore[type-var]
+        callback.planner = replace(callback.planner, rank_by="forecast")  # type: ignore[type-var]
     if variant == "oracle":
-        responder = Oracle(planner=responder.planner, model=responder.model, drafting=responder.drafting)
+        callback = Oracle(planner=callback.planner, model=callback.model, drafting=callback.drafting)
     if variant == "unverified":
         from trainenv.wrappers import Verification
 
-        responder.verification = Verification(top_k=1, verify_steps=1, rule=Anything(), stopping=None)
+        callback.verification = Verification(top_k=1, verify_steps=1, rule=Anything(), stopping=None)
     run = TrainingRun.from_config(config)
-    return drive(run, RunFolder.create(path, config), responder=responder, watch=watch, stop=stop)
+    return train(run, RunFolder.create(path, config), callback=callback, watch=watch, stop=stop)
 
 
 PARTS = ["lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"]
@@ -101,7 +101,7 @@ VARIANTS: dict[str, Any] = {
     "all-parts": partial(play, overrides={"branching.parts": PARTS}),
     "alarms-only": partial(play, overrides={"branching.triggers": ["fired", "regression"]}),
     "corrections-only": partial(play, overrides={"branching.triggers": ["checkpoint"]}),
-    "uninsured": partial(play, overrides={"branching.insure": False}),
+    "uninsured": partial(play, overrides={"branching.default_clip": False}),
     "oracle-draft": partial(play, overrides={}, variant="oracle"),
 }
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainenv.planners.search import Root
     from trainenv.types import Budget, Forecast, Intervention, Plan, Planner, PlanningProblem, RunHistory, WorldModel
     from trainenv.worldmodel.dataset import Dataset
-    from trainenv.worldmodel.dataset.recorded_executor import Tried
+    from trainenv.worldmodel.dataset.recorded_executor import RecordedExecutor
 
 Floats = NDArray[np.float32]
 Row = dict[str, Any]
@@ -210,7 +210,7 @@ class Contender:
     alone: bool = True
 
 
-def contenders(tried: Tried, futures: int, branches: int) -> dict[str, Contender]:
+def contenders(tried: RecordedExecutor, futures: int, branches: int) -> dict[str, Contender]:
     """The planners at a snapshot, by name: who asks the model, who asks both, who tries for real."""
     from trainenv.planners import make
 
@@ -240,7 +240,7 @@ def contenders(tried: Tried, futures: int, branches: int) -> dict[str, Contender
 
 
 def chosen(
-    contender: Contender, tried: Tried, history: RunHistory, model: WorldModel, budget: Budget, seed: Sequence[int]
+    contender: Contender, tried: RecordedExecutor, history: RunHistory, model: WorldModel, budget: Budget, seed: Sequence[int]
 ) -> Plan:
     """The plan of a contender where these interventions were tried."""
     from trainenv.interventions import ActionCodec
@@ -277,13 +277,13 @@ def judged(
     """Of each rule what it chose at each snapshot (regret by target, and what it spent), and the trunks of the snapshots."""
     from trainenv.planners import Score
     from trainenv.types import Budget, Intervention
-    from trainenv.worldmodel.dataset.recorded_executor import Tried
+    from trainenv.worldmodel.dataset.recorded_executor import RecordedExecutor
     from trainenv.worldmodel.dataset.run_histories import recorded_history
 
     truth, score = truths(data), Score()
     found: dict[str, list[Row]] = {}
     for row in rows:
-        tried, history = Tried(data, row), recorded_history(data, row)
+        tried, history = RecordedExecutor(data, row), recorded_history(data, row)
         options = list(tried.rows)
         outcomes = truth[list(tried.rows.values())]  # [m, 3]
         regrets = outcomes - outcomes.min(axis=0)  # NaN throughout where one is unknown

@@ -35,7 +35,13 @@ SMALL = {
     "clip.policy": "none",
     "schedule.warmup": 10,
     "validation.sequences": 16,
-    "branching": {"every": 40, "rewind": 40, "horizon": 24, "verify_steps": 5, "quiet": 20},  # a look ahead of 12 % of the run
+    "branching": {
+        "every": 40,
+        "rewind": 40,
+        "horizon": 24,
+        "verify_steps": 5,
+        "refractory_steps": 20,
+    },  # a look ahead of 12 % of the run
 }
 env = gym.make("trainenv/GPT2-Tiny-v0", overrides=SMALL)
 observation, info = env.reset(seed=0)

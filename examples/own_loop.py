@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun, agents, planners, worldmodel
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.report.run.run_report import RunReport
 
@@ -62,7 +62,7 @@ CONFIG = TrainingConfig.model_validate(
         "validation": {"every": 50},
         "checkpoints": {"every": 25, "moments": "exact"},
         # The defaults are for 16 000 steps. Look ahead 12 % of yours, as the pretrained model does, and scale the rest alike.
-        "branching": {"every": 50, "rewind": 25, "horizon": 48, "verify_steps": 6, "quiet": 20},
+        "branching": {"every": 50, "rewind": 25, "horizon": 48, "verify_steps": 6, "refractory_steps": 20},
     }
 )
 
@@ -81,12 +81,12 @@ def fresh_run() -> TrainingRun:
 
 def main() -> None:
     with TemporaryDirectory() as temporary:  # in earnest a folder that stays: `trainenv report` reads it
-        alone = drive(fresh_run(), RunFolder.create(Path(temporary) / "alone", CONFIG))
+        alone = train(fresh_run(), RunFolder.create(Path(temporary) / "alone", CONFIG))
 
         loop = agents.Branching(planner=planners.make("grid"), model=worldmodel.load_pretrained())
         run, folder = fresh_run(), RunFolder.create(Path(temporary) / "steered", CONFIG)
-        print(loop.statement(run))
-        steered = drive(run, folder, responder=loop)
+        print(loop.cost_estimate(run))
+        steered = train(run, folder, callback=loop)
         print(RunReport(folder.path).tree())
     for name, summary in {"left alone": alone, "steered": steered}.items():
         print(f"{name}: {summary['final_validation_loss']:.3f} nats after {summary['step']} steps")

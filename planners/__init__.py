@@ -8,7 +8,7 @@ One file a planner. A planner of your own is a frozen dataclass with a method `p
     [project.entry-points."trainenv.planners"]        # in your pyproject.toml
     mine = "my_package:MyPlanner"
 
-`trainenv.planners.testing` checks that it keeps the contract, and `planners.Draft` keeps most of it for you.
+`trainenv.planners.testing` checks that it keeps the contract, and `planners.PlanBuilder` keeps most of it for you.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainenv.planners.mcts import MCTS
 from trainenv.planners.pbt import PBT
 from trainenv.planners.proposals import hypergradient
 from trainenv.planners.random_search import RandomSearch
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
 from trainenv.tools.spelling import nearest
 from trainenv.types import Planner, UserError
@@ -56,8 +56,8 @@ __all__ = [
     "Bandit",
     "Bayes",
     "CurvePruner",
-    "Draft",
     "Grid",
+    "PlanBuilder",
     "RandomSearch",
     "Score",
     "hypergradient",

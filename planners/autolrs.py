@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trainenv.planners.hyperparameters import number, whole
 from trainenv.planners.support.gaussian_process import fit
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
 from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, values
 from trainenv.types import Intervention, Plan, PlanningProblem
@@ -59,7 +59,7 @@ class AutoLRS:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank learning rates by the loss that they are forecast to have after the stage."""
-        draft = Draft(problem, "autolrs", criterion=Score(measure="horizon"))
+        draft = PlanBuilder(problem, "autolrs", criterion=Score(measure="horizon"))
         _ = draft.executor  # its absence is told before anything is spent
         tau = max(1, min(self.stage * problem.history.decision_steps, len(problem.history.lrs_ahead)))
         steps = max(1, round(self.share * tau))
@@ -101,7 +101,7 @@ def _rates(problem: PlanningProblem) -> dict[Sequenced, float]:
     return rates
 
 
-def _forecast(draft: Draft, one: Sequenced, steps: int, tau: int) -> float:
+def _forecast(draft: PlanBuilder, one: Sequenced, steps: int, tau: int) -> float:
     """Δ ln of the loss forecast at τ, against doing nothing; the price of a divergence where one of them diverged."""
     outcome, control = draft.outcome(one, steps), draft.outcome(NOTHING, steps)
     if outcome is None or control is None or outcome.diverged or control.diverged:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.planners.hyperparameters import choice, number, whole
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import branch_steps
 from trainenv.planners.support.sequences import Sequenced, even, some
 from trainenv.types import Cost, Plan, PlanningProblem
@@ -74,7 +74,7 @@ class Bandit:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank candidates by what is believed of them in the end."""
-        draft = Draft(problem, "bandit")
+        draft = PlanBuilder(problem, "bandit")
         _ = draft.executor  # its absence is told before anything is spent
         arms, steps = self._arms(draft), self.steps or branch_steps(draft, 1)
         if self.method == "halving":
@@ -85,7 +85,7 @@ class Bandit:
             draft.rank([(arms[place].sequence, mean) for mean, place in sorted(believed)])
         return draft.plan()
 
-    def _arms(self, draft: Draft) -> list[_Arm]:
+    def _arms(self, draft: PlanBuilder) -> list[_Arm]:
         """The arms, the most promising first."""
         problem = draft.problem
         limit = self.arms if problem.model is None else self.candidates
@@ -100,7 +100,7 @@ class Bandit:
         best = np.argsort(means, kind="stable")[: self.arms]
         return [_Arm(known[place][0], float(means[place]), float(variances[place]), forecast=True) for place in best]
 
-    def _pull(self, draft: Draft, arms: list[_Arm], steps: int) -> None:
+    def _pull(self, draft: PlanBuilder, arms: list[_Arm], steps: int) -> None:
         generator, pulls = draft.problem.generator, 0
         cut, draft.exhausted = draft.exhausted, False  # fewer forecasts than wanted are no reason not to pull
         while arms and pulls < self.pulls and not draft.over and not draft.exhausted:
@@ -165,7 +165,7 @@ def _bayes_ucb(arms: list[_Arm], size: int, time: int) -> list[_Arm]:
     return sorted(arms, key=lambda arm: arm.mean - z * math.sqrt(arm.variance))[:size]
 
 
-def _halved(draft: Draft, arms: list[Sequenced], steps: int) -> list[tuple[Sequenced, float]]:
+def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple[Sequenced, float]]:
     """Sequences with their last score, those that went furthest first."""
     ahead = len(draft.problem.history.lrs_ahead)
     alive, last = _payable(draft, arms, steps), dict[Sequenced, float]()
@@ -184,7 +184,7 @@ def _halved(draft: Draft, arms: list[Sequenced], steps: int) -> list[tuple[Seque
     return [(one, last[one]) for one in [*alive, *reversed(out)] if one in last]
 
 
-def _payable(draft: Draft, arms: list[Sequenced], steps: int) -> list[Sequenced]:
+def _payable(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[Sequenced]:
     """As many arms, the first ones, as can go through all rounds within the budget; two at least, or what there is of them."""
     size = len(arms)
     while size > 2:

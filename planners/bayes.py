@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trainenv.interventions import PARTS
 from trainenv.planners.hyperparameters import choice, whole
-from trainenv.planners.support.plan_builder import Draft
-from trainenv.planners.support.scoring import JUDGES, Judge, look
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.scoring import JUDGES, Scorer, look
 from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, factor, values
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
@@ -59,7 +59,7 @@ class Bayes:
     decisions: int = 1
     batch: int = 1
     startup: int = 10
-    judge: Judge = "either"
+    judge: Scorer = "either"
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Bayes:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank what was asked."""
-        draft = Draft(problem, "bayes")
+        draft = PlanBuilder(problem, "bayes")
         decisions = min(self.decisions, problem.decisions_left)
         space = Space(problem, decisions)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainenv.planners.hyperparameters import choice, whole
-from trainenv.planners.support.plan_builder import Draft
-from trainenv.planners.support.scoring import JUDGES, Judge, look, room
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.scoring import JUDGES, Scorer, look, room
 from trainenv.planners.support.sequences import NOTHING, even, some
 from trainenv.types import Plan, PlanningProblem
 
@@ -34,7 +34,7 @@ class Grid:
 
     candidates: int = 128
     decisions: int = 1
-    judge: Judge = "either"
+    judge: Scorer = "either"
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Grid:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank them."""
-        draft = Draft(problem, "grid")
+        draft = PlanBuilder(problem, "grid")
         decisions = min(self.decisions, problem.decisions_left)
         most = room(draft, self.candidates, self.judge, decisions)
         listed = list(dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, even)]))

@@ -30,7 +30,7 @@ from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.search import PUCT, Gumbel, Recurrent, Root, Searched, Tree, search, subtree
 from trainenv.planners.search.model_states import Imagined, ModelFailed, Path, State
 from trainenv.planners.search.rules import Floats
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import NOTHING, count, exhaustive
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
@@ -86,7 +86,7 @@ class MCTS:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Search, and rank what was found."""
-        draft = Draft(problem, "mcts")
+        draft = PlanBuilder(problem, "mcts")
         model = draft.model
         if count(problem.masks) == 1:
             return draft.plan()
@@ -107,7 +107,7 @@ class MCTS:
             self._rank(draft, imagined, found)
         return draft.plan(memory=_Memory(tree=found.tree, imagined=imagined) if self.reuse and found else None)
 
-    def _search(self, draft: Draft, root: Root, model: Recurrent, legal: NDArray[np.bool_], below: Tree | None) -> Searched:
+    def _search(self, draft: PlanBuilder, root: Root, model: Recurrent, legal: NDArray[np.bool_], below: Tree | None) -> Searched:
         simulations = int(min(self.simulations, draft.futures_left))
         draft.exhausted = draft.exhausted or simulations < self.simulations
         gumbel, puct = Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale), PUCT(noise=self.noise, untried="node")
@@ -124,7 +124,7 @@ class MCTS:
             stop=lambda: draft.over,
         )
 
-    def _rank(self, draft: Draft, imagined: Imagined, found: Searched) -> None:
+    def _rank(self, draft: PlanBuilder, imagined: Imagined, found: Searched) -> None:
         """Of each candidate list the best sequence that begins with it, scored against doing nothing."""
         returns = _returns(found.tree, self.discount)
         idle = found.tree.children[0, 0, 0]
@@ -191,7 +191,9 @@ def _left_over(problem: PlanningProblem, considered: int) -> _LeftOver | None:
     )
 
 
-def _choose_candidates(draft: Draft, imagined: Imagined, logits: Floats, considered: int, old: _LeftOver | None) -> Tree | None:
+def _choose_candidates(
+    draft: PlanBuilder, imagined: Imagined, logits: Floats, considered: int, old: _LeftOver | None
+) -> Tree | None:
     """Sample candidates, number 0 doing nothing; where a tree is left over, only for those that it never tried."""
     if old is None:
         nothing = np.zeros((1, len(draft.problem.codec.sizes)), dtype=np.int64)
@@ -206,7 +208,7 @@ def _choose_candidates(draft: Draft, imagined: Imagined, logits: Floats, conside
     return replace(old.tree, logits=imagined.policy(range(len(old.states)))[None])
 
 
-def _sampled(draft: Draft, logits: Floats, wanted: int, known: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sampled(draft: PlanBuilder, logits: Floats, wanted: int, known: NDArray[np.int64]) -> NDArray[np.int64]:
     """Legal action vectors [≤ wanted, parts] besides the known ones: those that are proposed, then by the policy.
 
     Drawn one after the other without replacement, which is taking the highest of logits plus Gumbel noise (Kool et al. 2019).
@@ -226,7 +228,7 @@ def _sampled(draft: Draft, logits: Floats, wanted: int, known: NDArray[np.int64]
     return sampled
 
 
-def _looked_at(draft: Draft, imagined: Imagined) -> NDArray[np.bool_]:
+def _looked_at(draft: PlanBuilder, imagined: Imagined) -> NDArray[np.bool_]:
     """Which candidates are legal now and not pruned, [A]."""
     legal = imagined.allowed(())
     kept = set(draft.kept([(one,) for one, allowed in zip(imagined.interventions[1:], legal[1:]) if allowed]))

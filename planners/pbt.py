@@ -26,7 +26,7 @@ import numpy as np
 from trainenv.interventions import PARTS
 from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.support.pb2_explore import Improvements, chosen
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, even, exhaustive, factor, some, values
 from trainenv.types import Intervention, Masks, Plan, PlanningProblem
 
@@ -68,7 +68,7 @@ class PBT:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank the last population."""
-        draft, ahead = Draft(problem, "pbt"), max(1, len(problem.history.lrs_ahead))
+        draft, ahead = PlanBuilder(problem, "pbt"), max(1, len(problem.history.lrs_ahead))
         _ = draft.executor  # its absence is told before anything is spent
         members, starts, seen = self._first(draft), [0.0] * self.population, Improvements()
         for generation in range(self.generations):
@@ -85,7 +85,7 @@ class PBT:
             members, starts = self._next(draft, members, scores, decisions, seen)
         return draft.plan()
 
-    def _first(self, draft: Draft) -> list[Sequenced]:
+    def _first(self, draft: PlanBuilder) -> list[Sequenced]:
         """Doing nothing, the proposals, and an even choice of single changes of hyperparameters."""
         problem = draft.problem
         tuned = replace(problem, masks=tuned_only(problem.masks))
@@ -93,7 +93,7 @@ class PBT:
         return members + [NOTHING] * (self.population - len(members))
 
     def _next(
-        self, draft: Draft, members: list[Sequenced], scores: list[float], decisions: int, seen: Improvements
+        self, draft: PlanBuilder, members: list[Sequenced], scores: list[float], decisions: int, seen: Improvements
     ) -> tuple[list[Sequenced], list[float]]:
         """The members of the next generation and the scores that they start with: exploit, then explore."""
         problem, order = draft.problem, np.argsort(scores, kind="stable")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainenv.planners.hyperparameters import choice, whole
-from trainenv.planners.support.plan_builder import Draft
-from trainenv.planners.support.scoring import JUDGES, Judge, look, room
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.scoring import JUDGES, Scorer, look, room
 from trainenv.planners.support.sequences import NOTHING, some, uniform
 from trainenv.types import Plan, PlanningProblem
 
@@ -27,7 +27,7 @@ class RandomSearch:
 
     candidates: int = 128
     decisions: int = 1
-    judge: Judge = "either"
+    judge: Scorer = "either"
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class RandomSearch:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank them."""
-        draft = Draft(problem, "random")
+        draft = PlanBuilder(problem, "random")
         decisions = min(self.decisions, problem.decisions_left)
         most = room(draft, self.candidates, self.judge, decisions)
         listed = list(dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, uniform)]))

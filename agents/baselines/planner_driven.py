@@ -1,7 +1,7 @@
 """Whole runs steered by a planner that tries things for real: AutoLRS stage by stage, PBT and PB2 as one population.
 
-    drive(run, folder, responder=Planned(planner=planners.make("autolrs"), decision_steps=15, every=150))
-    drive(run, folder, responder=population(run, planners.make("pbt", population=4, generations=5)))
+    train(run, folder, callback=PlannerCallback(planner=planners.make("autolrs"), decision_steps=15, every=150))
+    train(run, folder, callback=population(run, planners.make("pbt", population=4, generations=5)))
 
 At each plan forks of the run are trained (`trainenv.rollouts.executor`), the best of them becomes the run, and whatever else was spent,
 validations included, comes off the run's budget: it ends, annealed, that much earlier, and has cost what a run left alone does.
@@ -24,9 +24,9 @@ import numpy as np
 
 from trainenv.agents.agent_callback import different
 from trainenv.agents.branching.problems import after
-from trainenv.agents.waste_budget import Tab
+from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.interventions import ActionCodec
-from trainenv.loop import Responder, Response
+from trainenv.loop import Callback, CallbackResult
 from trainenv.rollouts.executor import Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import (
@@ -45,7 +45,7 @@ from trainenv.types import (
 
 
 @dataclass(kw_only=True)
-class Planned(Responder):
+class PlannerCallback(Callback):
     """Asks a planner what to do with a run, gives it real forks to find out with, and does the best that it found.
 
     Args:
@@ -75,7 +75,7 @@ class Planned(Responder):
     share: float = 0.5
     seed: int = 0
     _due: int | None = field(default=None, init=False, repr=False)
-    _tab: Tab = field(default_factory=Tab, init=False, repr=False)
+    _tab: ComputeDebt = field(default_factory=ComputeDebt, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if (
@@ -90,10 +90,10 @@ class Planned(Responder):
             )
         self._due = self.start
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         """Plan and follow, if it is time."""
         if self._due is None or run.step < self._due or run.done or run.diverged:
-            return Response()
+            return CallbackResult()
         self._due = None if self.every is None else run.step + self.every
         before, end, left = self._spent(run), run.horizon.end, run.horizon.end - run.step
         if self.short is not None:
@@ -112,9 +112,9 @@ class Planned(Responder):
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
         if state:
-            self._due, self._tab = state["due"], Tab(float(state["owed"]))
+            self._due, self._tab = state["due"], ComputeDebt(float(state["owed"]))
 
-    def _follow(self, run: TrainingRun, rollouts: Rollouts, best: Candidate) -> Response:
+    def _follow(self, run: TrainingRun, rollouts: Rollouts, best: Candidate) -> CallbackResult:
         """Make the run what the best candidate has come to; where that was lost, begin like it."""
         start, sequence = run.step, best.interventions
         steps = best.outcomes[-1].looks[-1] if best.outcomes and best.outcomes[-1].looks else 0
@@ -130,7 +130,7 @@ class Planned(Responder):
             for place, one in enumerate(taken)
             if not one.does_nothing
         ]
-        return Response(events=events, kept=kept)
+        return CallbackResult(events=events, kept=kept)
 
     def _problem(self, run: TrainingRun, window: Sequence[Telemetry], rollouts: Rollouts, budget: Budget) -> PlanningProblem:
         space = run.config.interventions
@@ -176,8 +176,8 @@ def population(
     criterion: Criterion | None = None,
     first: tuple[float, ...] = (0.1, 0.3, 3.0),
     seed: int = 0,
-) -> Planned:
-    """A population that shares the budget of a run, to be handed to `drive` with it.
+) -> PlannerCallback:
+    """A population that shares the budget of a run, to be handed to `train` with it.
 
     Its generations are so long that those of all members and one more of the best one, with their evaluations, are the budget.
 
@@ -193,7 +193,7 @@ def population(
     left = 0.98 * (run.horizon.end - run.config.monitor.block)  # the monitor's probes take a hundredth
     evaluations = (members * generations + 1) * run.flops_per_evaluation / run.flops_ahead
     interval = max(1, int((left - evaluations) / (members * generations + 1)))
-    return Planned(
+    return PlannerCallback(
         planner=planner,
         decision_steps=interval,
         criterion=criterion,

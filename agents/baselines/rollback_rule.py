@@ -1,6 +1,6 @@
 """The rule that people follow at night: roll back, drop the data around the spike, cut the learning rate.
 
-Two teams wrote down how they did it, each in its own style (`STYLES`; the default settings of `ByHand` are a blend of both):
+Two teams wrote down how they did it, each in its own style (`STYLES`; the default settings of `RollbackRule` are a blend of both):
 
     palm   Chowdhery 2022 (arXiv:2204.02311), §5.1: restart from about 100 steps before the spike, skip 200 to 500 batches that
            were seen before and during it, leave the learning rate alone; about 20 spikes in the largest run
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.loop import Responder, Response
+from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.tools.spelling import nearest
@@ -63,8 +63,8 @@ STYLES: Mapping[str, Style] = {
 
 
 @dataclass(kw_only=True)
-class ByHand(Responder):
-    """Acts on a run whenever its uncertainty index fires. A responder for `trainenv.loop.drive`.
+class RollbackRule(Callback):
+    """Acts on a run whenever its uncertainty index fires. A callback for `trainenv.loop.train`.
 
     Args:
         rewind: steps to go back behind the alarm; the newest snapshot at least that old is taken.
@@ -131,7 +131,7 @@ class ByHand(Responder):
             repeats=style.repeats,
         )
 
-    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+    def on_train_begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
         """A run that goes on can go back to its regular checkpoints, where there are no snapshots in memory."""
         if self._run is not None and self._run is not run:
             self._forget()
@@ -143,7 +143,7 @@ class ByHand(Responder):
                 if 0 < step <= run.step and step % store.every == 0 and self._due(step):
                     self._keep(store.load(step))
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         """Go back and intervene if the index fired in the window; otherwise remember the run as it is."""
         self._seen.extend((t.step, t.data_index) for t in window)
         while len(self._seen) > self.skip + len(window):
@@ -153,14 +153,14 @@ class ByHand(Responder):
         if alarm is None:
             if self._due(run.step):
                 self._keep(run.snapshot())
-            return Response()
+            return CallbackResult()
         behind = [s for s in self._snapshots if s.step <= alarm.step - self.rewind]
         # Going back costs as many steps of the budget as it undoes: near its end the run would stop short of annealing.
         if not behind or run.horizon.end - run.step < run.step - behind[-1].step or self._tired(alarm):
-            return Response()
+            return CallbackResult()
         self._answered += 1
         self._here.append(alarm.step)
-        return Response(events=[self._go_back(run, behind[-1], alarm)])
+        return CallbackResult(events=[self._go_back(run, behind[-1], alarm)])
 
     def state_dict(self) -> dict[str, Any]:
         """What was answered and seen; snapshots are not in it."""

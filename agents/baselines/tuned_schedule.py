@@ -3,7 +3,7 @@
 TPE (Bergstra et al. 2011) as Optuna implements it. Half of the budget goes into trials, each a short full run with warm-up and
 annealing of its own; the other half trains the run with the best setting. So tuning costs what it finds.
 
-    summary = Tuned(trials=8).train(config, folder)
+    summary = TunedSchedule(trials=8).train(config, folder)
 
 Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the first one is the configuration
 as it stands. What is planted at certain steps is planted there in the short runs too, or after their end.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv.config.schema import RunConfig
-from trainenv.loop import Watch, drive
+from trainenv.loop import Watch, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.training.ledger import Ledger
@@ -46,7 +46,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
+class TunedSchedule:
     """Tunes the learning rate and the clip policy, then trains, all within the budget of one run.
 
     Args:
@@ -84,7 +84,7 @@ class Tuned:
         watch: Watch = lambda run, window: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Tune, then train in a new folder; the summary of `drive`, with the trials under `tuned`.
+        """Tune, then train in a new folder; the summary of `train`, with the trials under `tuned`.
 
         Args:
             config: the run; its steps are the budget of everything.
@@ -104,7 +104,7 @@ class Tuned:
         run = TrainingRun.from_config(chosen)
         run.ledger = ledger
         folder = RunFolder.create(path, chosen)
-        summary = drive(run, folder, watch=watch, stop=stop)
+        summary = train(run, folder, watch=watch, stop=stop)
         summary["tuned"] = {"lr_factor": best.lr_factor, "clip": best.clip, "trials": [vars(setting) for setting in tried]}
         if summary["ended"] != "interrupted":
             folder.finish(summary)

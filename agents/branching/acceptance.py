@@ -1,4 +1,4 @@
-"""Lessons of verified branches: how often drafts are accepted, how wide their intervals must be, and a model that learns."""
+"""AcceptanceStats of verified branches: how often drafts are accepted, how wide their intervals must be, and a model that learns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MISSED, _RATE = 0.1, 0.5  # share of branches that may lie outside their interv
 
 
 @dataclass
-class Lessons:
+class AcceptanceStats:
     """Acceptance rate and interval width, learned from verified drafts.
 
     Attributes:
@@ -48,7 +48,7 @@ class Lessons:
         return asdict(self)
 
 
-def teach(model: Learner, run: str, history: RunHistory, verdict: Verdict, left: float = math.inf) -> float:
+def update_model(model: Learner, run: str, history: RunHistory, verdict: Verdict, left: float = math.inf) -> float:
     """Hand what was measured to a model that learns, where it has a place for it. Returns the FLOPs that learning took.
 
     A model may have a method `price(rollouts)`, the FLOPs that learning from so many takes at most: beyond what is `left` it

@@ -13,7 +13,7 @@ from trainenv.agents.branching.branching_loop import Branching
 from trainenv.agents.branching.problems import Drafting
 from trainenv.config.schema import BranchingConfig
 from trainenv.envs.training import TrainingEnv
-from trainenv.loop import Watch, drive
+from trainenv.loop import Watch, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.report.run.run_report import RunReport
 from trainenv.types import Learner, Planner, UserError, WorldModel
@@ -51,7 +51,7 @@ class BranchingAgent:
         if not isinstance(training, TrainingEnv):
             raise UserError(f"expected an environment of a training run, found {training!r}; take trainenv/GPT2-Tiny-v0")
         self._env = training
-        self.responder = Branching(
+        self.callback = Branching(
             planner=planner,
             model=model,
             config=config,
@@ -85,7 +85,7 @@ class BranchingAgent:
             raise UserError(f"expected a budget of more steps than the {run.step} taken, found {budget}; give a greater one")
         run.end_at(budget)
         folder = RunFolder.create(out or Path(mkdtemp(prefix="trainenv-")), run.config)
-        drive(run, folder, responder=self.responder, watch=watch, stop=stop)
+        train(run, folder, callback=self.callback, watch=watch, stop=stop)
         return RunReport(folder.path)
 
     def _fresh(self) -> Any:

@@ -57,7 +57,7 @@ def verification_of(settings: BranchingConfig) -> Verification:
         verify_steps=settings.verify_steps,
         rule=make_rule(settings.rule, **({"cut": settings.cut_gain} if settings.rule == "agreement" else {})),
         workers=settings.workers,
-        worth=settings.worth,
+        worth=settings.min_gain,
     )
 
 

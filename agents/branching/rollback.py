@@ -27,7 +27,7 @@ _SIGN = -1e-9  # the score of a draft that no model has seen: before doing nothi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detour:
+class Rollback:
     """One that could be taken.
 
     Attributes:
@@ -68,7 +68,7 @@ class Detour:
         return rollouts, verification.verify(rollouts, self.plan, horizon=4 * self.steps, steps=self.steps, control=known)
 
 
-def detour(run: TrainingRun, rising: int, snapshots: Sequence[Snapshot], history: Sequence[Telemetry]) -> Detour:
+def plan_rollback(run: TrainingRun, rising: int, snapshots: Sequence[Snapshot], history: Sequence[Telemetry]) -> Rollback:
     """The way round harm that was first seen at step `rising`.
 
     Args:
@@ -92,4 +92,4 @@ def detour(run: TrainingRun, rising: int, snapshots: Sequence[Snapshot], history
     rate = min(run.lr_scale, start.lr_scale) / start.lr_scale
     clip = next((one.clip for _, one in reversed(run.applied[len(start.applied) :]) if one.clip), None)
     way = Intervention(lr_scale=rate * _RATE, clip=clip, skip_batch=True), Intervention(lr_scale=1 / _RATE)
-    return Detour(start=start, since=since, way=way)
+    return Rollback(start=start, since=since, way=way)

@@ -8,7 +8,7 @@ from trainenv.types import Event, Intervention
 from trainenv.verification import record
 
 
-def insured(run: TrainingRun) -> list[Event]:
+def enable_default_clipping(run: TrainingRun) -> list[Event]:
     """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch.
 
     From the first step on, whose gradient is the largest of many runs: a step later it is in the moments of the optimizer, and a
@@ -18,7 +18,7 @@ def insured(run: TrainingRun) -> list[Event]:
     return [] if chosen or run.clip != "none" else [in_force(run, Intervention(clip="zclip"))]
 
 
-def calmed(run: TrainingRun, codec: ActionCodec) -> list[Event]:
+def back_off(run: TrainingRun, codec: ActionCodec) -> list[Event]:
     """After a loss that was lost, with no draft to go by: what people do by hand, a lower learning rate and clipping."""
     legal = codec.masks(run)[0]
     lowest = min(scale for scale, allowed in zip(run.config.interventions.lr_scales, legal) if allowed)

@@ -16,7 +16,7 @@ _VAIN = 2  # verifications in a row in which doing nothing failed: the next woul
 _LAST = 0.03  # share of the budget at its end in which nothing is decided
 
 
-class Alarms:
+class Triggers:
     """Watches a run, and says why it calls for a decision.
 
     Args:
@@ -63,7 +63,7 @@ class Alarms:
         if fired is not None and not self._alarm:
             self._alarm = [fired, 0.0]
 
-    def validated(self, step: int, loss: float) -> None:
+    def on_evaluate(self, step: int, loss: float) -> None:
         """Take in a validation; a loss that is no finite number above 0 can't be compared with others."""
         if 0 < loss < math.inf:
             self._regressed = self._regression.validated(step, loss) or self._regressed
@@ -101,7 +101,7 @@ class Alarms:
         if not self._alarm:
             return False
         self._alarm[1] = max(self._alarm[1], 0.0 if math.isnan(self.harm) else self.harm)
-        if step < self._alarm[0] + self._settings.quiet:
+        if step < self._alarm[0] + self._settings.refractory_steps:
             return False
         if self.harm >= max(self._settings.harm, 0.5 * self._alarm[1]):
             return True
@@ -111,8 +111,10 @@ class Alarms:
     def answered(self, step: int, *, lost: bool) -> int | None:
         """A decision is being taken. Returns the step of the alarm to go back behind; None: there is no need to."""
         self._regressed = ""
-        self._quiet_until = step + self._settings.quiet
-        stays = bool(self._alarm) and step >= self._alarm[0] + self._settings.quiet and self.harm >= self._settings.harm
+        self._quiet_until = step + self._settings.refractory_steps
+        stays = (
+            bool(self._alarm) and step >= self._alarm[0] + self._settings.refractory_steps and self.harm >= self._settings.harm
+        )
         if not (lost or stays):
             return None
         alarm, self._alarm = int(self._alarm[0]) if self._alarm else step, []
@@ -127,7 +129,7 @@ class Alarms:
     def gone_round(self, step: int) -> None:
         """The run has gone round it, and is at `step` again."""
         self._alarm, self._regressed = [], ""
-        self._quiet_until = step + self._settings.quiet
+        self._quiet_until = step + self._settings.refractory_steps
 
     def passed(self, step: int) -> None:
         """A window has ended at `step`: the next checkpoint is due an interval later, or two once drafts keep failing."""

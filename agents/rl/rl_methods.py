@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from trainenv.agents.agent_callback import Acting
+from trainenv.agents.agent_callback import AgentCallback
 from trainenv.agents.rl.learners import DQN, PPO, SEEDS, Learner
 from trainenv.agents.rl.policy import Trained, train_in_model, train_in_run
-from trainenv.agents.waste_budget import Tab
+from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.config.schema import RunConfig
 from trainenv.envs.imagined_run import LEAST_STEPS
 from trainenv.envs.observation import FEATURES
-from trainenv.loop import Responder, Response, Watch, drive
+from trainenv.loop import Callback, CallbackResult, Watch, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.training.history import history_of
@@ -48,17 +48,17 @@ Stop = Callable[[], bool]
 
 
 def ppo_model(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel) -> dict[str, Any]:
-    """PPO, trained in the world model, again and again. See the module; returns the summary as `drive` does."""
+    """PPO, trained in the world model, again and again. See the module; returns the summary as `train` does."""
     return _in_model(config, folder, watch, stop, model, PPO(decisions=6000, seed=config.seed % SEEDS))
 
 
 def dqn_model(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel) -> dict[str, Any]:
-    """DQN, trained in the world model, again and again. See the module; returns the summary as `drive` does."""
+    """DQN, trained in the world model, again and again. See the module; returns the summary as `train` does."""
     return _in_model(config, folder, watch, stop, model, DQN(decisions=3000, seed=config.seed % SEEDS))
 
 
 def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> dict[str, Any]:
-    """PPO, trained on real runs. See the module; returns the summary as `drive` does."""
+    """PPO, trained on real runs. See the module; returns the summary as `train` does."""
     config = _steered(config)
     run, recorded = TrainingRun.from_config(config), RunFolder.create(folder, config)
     learner = PPO(sees=FEATURES, rollout=16, batch=16, seed=config.seed % SEEDS)
@@ -66,7 +66,7 @@ def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> di
     trained = train_in_run(shortened(config, SHORTER), learner, flops=half, stop=stop)
     trained.policy.save(folder / _POLICY)
     _pay(run, trained)
-    return drive(run, recorded, responder=Acting(agent=trained.policy, pays=True), watch=watch, stop=stop)
+    return train(run, recorded, callback=AgentCallback(agent=trained.policy, pays=True), watch=watch, stop=stop)
 
 
 def shortened(config: RunConfig, times: int) -> RunConfig:
@@ -98,7 +98,7 @@ def shortened(config: RunConfig, times: int) -> RunConfig:
 
 
 @dataclass(kw_only=True)
-class Apprentice(Responder):
+class Apprentice(Callback):
     """Watches the first steps of a run, trains a policy on what a world model makes of them, lets it steer, and trains anew.
 
     Args:
@@ -110,15 +110,15 @@ class Apprentice(Responder):
     train: Callable[[Sequence[RunHistory]], Trained]
     until: int
     again: int
-    acting: Acting | None = None
+    acting: AgentCallback | None = None
     _telemetry: list[Telemetry] = field(default_factory=list, init=False, repr=False)
     _histories: list[RunHistory] = field(default_factory=list, init=False, repr=False)
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         """Watch, train if it is time to, and let the policy act if there is one."""
         sound = bool(np.isfinite([window[-1].loss, window[-1].grad_norm]).all())
         if run.done or not sound:
-            return Response()
+            return CallbackResult()
         decision, first = run.config.environment.decision_steps, self.acting is None
         self._watch(run, window, decision)
         if run.step >= self.until and self._histories and (first or run.horizon.end - run.step > self.again):
@@ -126,12 +126,12 @@ class Apprentice(Responder):
             trained = self.train(self._histories)
             _pay(run, trained)
             if self.acting is None:
-                self.acting = Acting(agent=trained.policy, pays=True)
+                self.acting = AgentCallback(agent=trained.policy, pays=True)
             self.acting.agent = trained.policy
         if self.acting is None:
-            return Response()
+            return CallbackResult()
         # Of the steps before there was a policy, it is shown those of one decision.
-        return self.acting.respond(run, self._telemetry[-decision:] if first else window)
+        return self.acting.on_block_end(run, self._telemetry[-decision:] if first else window)
 
     def _watch(self, run: TrainingRun, window: Sequence[Telemetry], decision: int) -> None:
         """Keep what a history needs, and the newest histories."""
@@ -145,15 +145,15 @@ def _in_model(config: RunConfig, folder: Path, watch: Watch, stop: Stop, model: 
     config = _steered(config)
     run, recorded = TrainingRun.from_config(config), RunFolder.create(folder, config)
 
-    def train(histories: Sequence[RunHistory]) -> Trained:
+    def train_policy(histories: Sequence[RunHistory]) -> Trained:
         limit = TRAINING_SHARE * config.steps * run.flops_ahead
         trained = train_in_model(model, histories, config, learner, flops=limit, stop=stop)
         trained.policy.save(folder / _POLICY)
         return trained
 
     until, again = round(WATCHED_SHARE * config.steps), max(1, round(AGAIN_SHARE * config.steps))
-    responder = Apprentice(train=train, until=until, again=again)
-    return drive(run, recorded, responder=responder, watch=watch, stop=stop)
+    callback = Apprentice(train=train_policy, until=until, again=again)
+    return train(run, recorded, callback=callback, watch=watch, stop=stop)
 
 
 def _steered(config: RunConfig) -> RunConfig:
@@ -165,4 +165,4 @@ def _pay(run: TrainingRun, trained: Trained) -> None:
     """Charge a policy's training to the run, and take as much off its budget."""
     for purpose in PURPOSES:
         run.ledger.charge(purpose, trained.flops.get(purpose, 0.0))
-    run.spend(Tab().settle(run, sum(trained.flops.values())))
+    run.spend(ComputeDebt().settle(run, sum(trained.flops.values())))

@@ -1,6 +1,6 @@
 """A plan in the making: every planner looks at futures through this, so that all of them keep the same promises.
 
-    draft = Draft(problem, "mine")
+    draft = PlanBuilder(problem, "mine")
     scores = draft.forecast([(Intervention(lr_scale=0.9),)])     # by the model: NaN where there is no score
     scores = draft.run([(Intervention(lr_scale=0.9),)], 50)      # for real, beside a control on the same batches
     return draft.plan()
@@ -36,7 +36,7 @@ from trainenv.types import (
 _BLOCK = 32  # entries a forecast where seconds are limited: the clock is looked at between
 
 
-class Draft(Account):
+class PlanBuilder(Account):
     """What one call of `Planner.plan` has seen and spent so far.
 
     Args:

@@ -59,25 +59,25 @@ def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool],
     from trainenv.checkpoints.store import CheckpointStore
     from trainenv.cli.progress import Progress
     from trainenv.composition.default_loop import branching
-    from trainenv.loop import drive, resume
+    from trainenv.loop import resume, train
     from trainenv.records.run_folder import RunFolder
 
     path = root / method.replace(" ", "-")
     if (path / "summary.json").is_file():
         ended: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         return ended
-    responder = branching() if method == "branching" else None
+    callback = branching() if method == "branching" else None
     if path.is_dir() and CheckpointStore(path / FOLDER).steps():
-        folder, _ = resume(path, run, responder, accept_changes=args.accept_changes)
+        folder, _ = resume(path, run, callback, accept_changes=args.accept_changes)
     else:  # what was stopped before its first checkpoint had not begun
         shutil.rmtree(path, ignore_errors=True)
         folder = RunFolder.create(path, run.config)
     with Progress(method, run.config.steps, quiet=args.json) as progress:
-        if responder is not None:
-            statement = responder.statement(run)
-            progress.say(str(statement))
-            progress.say(statement.affords)
-        return drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
+        if callback is not None:
+            cost_estimate = callback.cost_estimate(run)
+            progress.say(str(cost_estimate))
+            progress.say(cost_estimate.affords)
+        return train(run, folder, callback=callback, watch=progress.watch, stop=stop)
 
 
 def _config(args: argparse.Namespace) -> RunConfig:

@@ -66,7 +66,7 @@ class Progress:
         self._out.print(sentence, soft_wrap=True, markup=False)
 
     def table(self, title: str, summaries: Sequence[Mapping[str, Any]]) -> None:
-        """Summaries as `drive` returns them, a row each."""
+        """Summaries as `train` returns them, a row each."""
         rows = [{**summary, "wasted": _wasted(summary["flops"])} for summary in summaries]
         shown = [key for key in _COLUMNS if any(key in row for row in rows)]
         if all(row["ended"] == "budget spent" for row in rows):

@@ -28,7 +28,7 @@ class Method(Protocol):
             stop: asked after each block.
 
         Returns:
-            The summary as `trainenv.loop.drive` returns it; `ended` is `interrupted` where `stop` has ended it.
+            The summary as `trainenv.loop.train` returns it; `ended` is `interrupted` where `stop` has ended it.
         """
         ...
 

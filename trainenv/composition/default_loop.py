@@ -14,7 +14,7 @@ _CALM_FUTURES = 24  # doing nothing, every change of the learning rate alone and
 
 
 def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
-    """The branching agent as a responder of `drive`, with the shipped model.
+    """The branching agent as a callback of `train`, with the shipped model.
 
     Args:
         planner: a name in `planners.NAMES`, or one that is installed.

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainenv.config.schema import RunConfig
-    from trainenv.loop import Responder, Watch
+    from trainenv.loop import Callback, Watch
     from trainenv.run import TrainingRun
 
 Stop = Callable[[], bool]
 Method = Callable[["RunConfig", Path, "Watch", Stop], dict[str, Any]]
-"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `drive`."""
+"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `train`."""
 
 _CLIP_AT_ONE = {"clip.policy": "none", "clip.options": {"none": {"max_norm": 1.0}}}
 _MEMBERS, _GENERATIONS = 4, 5
@@ -46,9 +46,9 @@ def as_set(
 
 def by_hand(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str) -> dict[str, Any]:
     """Rewind and change something whenever the index fires, as a team wrote down that it did."""
-    from trainenv.agents.baselines.rollback_rule import ByHand
+    from trainenv.agents.baselines.rollback_rule import RollbackRule
 
-    return _driven(_fresh(config), path, watch, stop, ByHand.in_style(style, config.steps))
+    return _driven(_fresh(config), path, watch, stop, RollbackRule.in_style(style, config.steps))
 
 
 def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explo
 
     run = _fresh(config)
     planner = planners.make("pbt", population=_MEMBERS, generations=_GENERATIONS, explore=explore)
-    responder = population(
+    callback = population(
         run,
         planner,
         members=_MEMBERS,
@@ -66,16 +66,16 @@ def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explo
         criterion=planners.Score(measure="horizon"),
         seed=config.seed,
     )
-    return _driven(run, path, watch, stop, responder)
+    return _driven(run, path, watch, stop, callback)
 
 
 def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
     """Learning rates tried for real at the start of each tenth of the run, once it has warmed up."""
     from trainenv import planners
-    from trainenv.agents.baselines.planner_driven import Planned
+    from trainenv.agents.baselines.planner_driven import PlannerCallback
 
     decision = max(1, round(config.steps / _STAGES / 10))  # the paper's tries take a tenth of a stage
-    responder = Planned(
+    callback = PlannerCallback(
         planner=planners.make("autolrs", stage=10, tries=_TRIES, share=0.1),
         decision_steps=decision,
         start=config.schedule.warmup,
@@ -83,14 +83,14 @@ def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str
         first=(0.1, 0.18, 0.32, 0.56, 1.8, 3.2),
         seed=config.seed,
     )
-    return _driven(_fresh(config), path, watch, stop, responder)
+    return _driven(_fresh(config), path, watch, stop, callback)
 
 
 def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
     """Half of the budget finds the learning rate and the clip policy, the other half trains with them."""
-    from trainenv.agents.baselines.tuned_schedule import Tuned
+    from trainenv.agents.baselines.tuned_schedule import TunedSchedule
 
-    return Tuned(seed=config.seed).train(config, path, watch=watch, stop=stop)
+    return TunedSchedule(seed=config.seed).train(config, path, watch=watch, stop=stop)
 
 
 def learned(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def _fresh(config: RunConfig) -> TrainingRun:
     return TrainingRun.from_config(config)
 
 
-def _driven(run: TrainingRun, path: Path, watch: Watch, stop: Stop, responder: Responder | None = None) -> dict[str, Any]:
-    from trainenv.loop import drive
+def _driven(run: TrainingRun, path: Path, watch: Watch, stop: Stop, callback: Callback | None = None) -> dict[str, Any]:
+    from trainenv.loop import train
     from trainenv.records.run_folder import RunFolder
 
-    return drive(run, RunFolder.create(path, run.config), responder=responder, watch=watch, stop=stop)
+    return train(run, RunFolder.create(path, run.config), callback=callback, watch=watch, stop=stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
@@ -14,6 +15,17 @@ from trainenv.tools.paths import expanded
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
+RENAMED_KEYS: Mapping[str, Mapping[str, str]] = {
+    "branching": {
+        "insure": "default_clip",
+        "worth": "min_gain",
+        "reach": "max_lr_factor",
+        "share": "max_waste",
+        "quiet": "refractory_steps",
+        "keep": "rewind_points",
+    },
+}
+"""Section → old spelling → new spelling of its keys. The old one is read for one version."""
 _NO_RUNS = ("uncertainty", "state_schema_v1")  # shipped files that configure no run
 
 
@@ -73,6 +85,31 @@ def parse_value(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
+def with_new_keys(values: Mapping[str, Any], *, section: str = "", warn: bool = True) -> dict[str, Any]:
+    """Give keys in their old spelling their new one, with a warning that names it. An old key next to its new one wins.
+
+    Args:
+        values: Configuration as nested mappings, or one section of it.
+        section: Name of the section that `values` is; empty for a whole configuration.
+        warn: True to warn for each old key.
+    """
+    if not section:
+        sections = {
+            name: with_new_keys(values[name], section=name, warn=warn)
+            for name in RENAMED_KEYS
+            if isinstance(values.get(name), Mapping)
+        }
+        return {**values, **sections}
+    renamed = dict(values)
+    for old, new in RENAMED_KEYS.get(section, {}).items():
+        if old in renamed:
+            renamed[new] = renamed.pop(old)
+            if warn:
+                text = f"the key {section}.{old} is now called {section}.{new}; the old name will go in the next version"
+                warnings.warn(text, FutureWarning, stacklevel=2)
+    return renamed
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `over` on top, mapping by mapping."""
     merged = dict(base)
@@ -87,7 +124,7 @@ def resolve(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path} extends itself through {' → '.join(str(p) for p in seen)}; remove one `extends`")
-    values = read_yaml(path)
+    values = with_new_keys(read_yaml(path))
     base = values.pop("extends", None)
     if base is None:
         return {"name": path.stem, **values}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trainenv.config.presets import find, listed, merge, nest, read_yaml, resolve
+from trainenv.config.presets import find, listed, merge, nest, read_yaml, resolve, with_new_keys
 from trainenv.tools.paths import absolute
 from trainenv.tools.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, UserError
@@ -266,25 +266,25 @@ class BranchingConfig(Config):
     It acts where the `warmup`, or what follows it, shows that the learning rate does not suit, where `harm` has begun, that many
     nats on the clean probe or more, where the uncertainty index has `fired`, where validation or stability has regressed, and
     every `every` steps, as continuous correction (`checkpoint`). Harm that has begun is gone round from a state before it, of
-    which one is saved every `save_every` steps. Where half of what an alarm has done is still there `quiet` steps later, the run
+    which one is saved every `save_every` steps. Where half of what an alarm has done is still there `refractory_steps` steps later, the run
     goes back to `rewind` steps before the alarm. Forecasts look `horizon` steps ahead. The `top_k` best drafts that
-    promise to be better than doing nothing by `worth` nats are trained for `verify_steps` and judged by `rule`. They raise the
-    learning rate to at most `reach` times the rate that the start of the run has found to suit. Of a draft that lowers it, the
-    rule `agreement` asks `cut_gain` nats at once: a little better it always is at first. What is thrown away is at most `share`
-    of the budget. For `quiet` steps after a decision no other alarm is answered; after `patience` decisions in a row that
-    accepted nothing it waits twice as long between decisions, and after as many again it gives up. `keep` rewind points
+    promise to be better than doing nothing by `min_gain` nats are trained for `verify_steps` and judged by `rule`. They raise the
+    learning rate to at most `max_lr_factor` times the rate that the start of the run has found to suit. Of a draft that lowers it, the
+    rule `agreement` asks `cut_gain` nats at once: a little better it always is at first. What is thrown away is at most `max_waste`
+    of the budget. For `refractory_steps` steps after a decision no other alarm is answered; after `patience` decisions in a row that
+    accepted nothing it waits twice as long between decisions, and after as many again it gives up. `rewind_points` rewind points
     are held in memory; with `replayable` each decision's start is on disk.
 
     Models too wide to be folded (on a CPU: above 48) are verified in turn, or over as many processes as there are `workers`, to
     the same bits. They take a core each, with `threads: 1`.
 
     Drafts change only the `parts` of an intervention that have measured well: a momentum reset or another weight decay looks
-    good for a few steps and costs at the end. With `insure` ZClip is put in force at the start where nothing clips.
+    good for a few steps and costs at the end. With `default_clip` ZClip is put in force at the start where nothing clips.
     """
 
     triggers: tuple[Trigger, ...] = ("warmup", "harm", "fired", "regression", "checkpoint")
     parts: tuple[ActionPart, ...] = ("lr_scale", "clip")
-    insure: bool = True
+    default_clip: bool = True
     every: Count = 1000
     rewind: Count = 1000
     save_every: Count = 250
@@ -294,14 +294,19 @@ class BranchingConfig(Config):
     workers: Annotated[int, Field(ge=0)] = 0
     verify_steps: Count = 50
     rule: Literal["agreement", "annealed", "better", "risk"] = "agreement"
-    worth: Annotated[float, Field(ge=0)] = 0.001
+    min_gain: Annotated[float, Field(ge=0)] = 0.001
     cut_gain: Annotated[float, Field(ge=0)] = 0.005
-    reach: Annotated[float, Field(ge=1)] = 2.0
-    share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
-    quiet: Annotated[int, Field(ge=0)] = 500
+    max_lr_factor: Annotated[float, Field(ge=1)] = 2.0
+    max_waste: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    refractory_steps: Annotated[int, Field(ge=0)] = 500
     patience: Count = 5
-    keep: Count = 8
+    rewind_points: Count = 8
     replayable: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, values: Any) -> Any:
+        return with_new_keys(values, section="branching") if isinstance(values, Mapping) else values
 
 
 class TrainingConfig(Config):
@@ -370,7 +375,7 @@ class RunConfig(TrainingConfig):
         values = source.model_dump(mode="python") if isinstance(source, RunConfig) else resolve(find(str(source)))
         for key, value in (overrides or {}).items():
             *path, last = key.split(".")
-            values = merge(values, nest([*path, last], value))
+            values = merge(values, with_new_keys(nest([*path, last], value)))
         return validate(cls, values, str(source) if not isinstance(source, RunConfig) else source.name)
 
 

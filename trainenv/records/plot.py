@@ -57,7 +57,7 @@ def plot_run(folder: Path, path: Path) -> Path:
 
 
 def _mark_events(folder: Path, losses: Axes, index: Axes) -> None:
-    """Alarms as triangles under the index, rewinds as bands from where the run was to where it went back to."""
+    """Triggers as triangles under the index, rewinds as bands from where the run was to where it went back to."""
     events = read_events(folder)
     alarms = [e["step"] for e in events if e["kind"] == "fired"]
     if alarms:

@@ -33,7 +33,7 @@ class Steered(Protocol):
 
 
 class Together(Protocol):
-    """Forks side by side. `trainenv.rollouts.folded.Folded` is one, and `trainenv.rollouts.remote.Beside`."""
+    """Forks side by side. `trainenv.rollouts.folded.Folded` is one, and `trainenv.rollouts.remote.RemoteGroup`."""
 
     @property
     def runs(self) -> Sequence[Steered]:

@@ -18,7 +18,7 @@ from trainenv.config.schema import RunConfig
 from trainenv.rollouts.future import Start, forked, told
 from trainenv.rollouts.parts_digest import likeness
 from trainenv.rollouts.pool import Lost, Worker, Workers
-from trainenv.rollouts.worker import Answer, Command, Parcel, answered, packed, unpacked
+from trainenv.rollouts.worker import Answer, Command, WireSnapshot, answered, packed, unpacked
 from trainenv.training.ledger import Ledger
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 
@@ -33,7 +33,7 @@ _kept: WeakKeyDictionary[TrainingRun, Workers | None] = WeakKeyDictionary()
 """The workers of each run, from its first verification on; None where it can't have any."""
 
 
-def beside(run: TrainingRun, starts: Sequence[Start], count: int) -> Beside | None:
+def beside(run: TrainingRun, starts: Sequence[Start], count: int) -> RemoteGroup | None:
     """Forks of a run in worker processes, which are kept for the run until it is collected; None where it can't have any.
 
     Args:
@@ -46,7 +46,7 @@ def beside(run: TrainingRun, starts: Sequence[Start], count: int) -> Beside | No
         return None
     try:
         workers = workers if workers and (workers.config, workers.count) == (run.config, count) else _made(run, count)
-        return Beside(run, workers, starts)
+        return RemoteGroup(run, workers, starts)
     except UserError as error:
         _kept[run] = None
         warnings.warn(f"branches are trained in turn: {error}", stacklevel=2)
@@ -68,10 +68,10 @@ def _made(run: TrainingRun, count: int) -> Workers:
     return workers
 
 
-class Away:
+class RemoteRun:
     """A fork in a worker process, as it is steered from here."""
 
-    def __init__(self, together: Beside, number: int) -> None:
+    def __init__(self, together: RemoteGroup, number: int) -> None:
         self._together, self._number = together, number
 
     def apply(self, intervention: Intervention) -> None:
@@ -88,7 +88,7 @@ class Away:
         self._together.steer("scale", self._number, scale)
 
 
-class Beside:
+class RemoteGroup:
     """Forks in worker processes: a `trainenv.rollouts.future.Together`.
 
     Args:
@@ -113,7 +113,7 @@ class Beside:
         self._here: dict[int, TrainingRun] = {}  # those whose worker was lost
         self.failed: dict[int, str] = {}
         self.scales = [1.0] * len(starts)
-        self.runs = tuple(Away(self, number) for number in range(len(starts)))
+        self.runs = tuple(RemoteRun(self, number) for number in range(len(starts)))
         self._mourned: set[Lost] = set()
         parcels = {id(start.state): packed(start.state) for start in starts}  # most start from the same
         self._do("start", {number: (parcels[id(one.state)], one.draw, one.ledger) for number, one in enumerate(starts)})
@@ -134,8 +134,8 @@ class Beside:
         if number in self.failed:
             raise RuntimeError(self.failed[number])
         found = answers[number].value
-        assert isinstance(found, Snapshot | Parcel)
-        return unpacked(found) if isinstance(found, Parcel) else found
+        assert isinstance(found, Snapshot | WireSnapshot)
+        return unpacked(found) if isinstance(found, WireSnapshot) else found
 
     def steer(self, command: Command, number: int, argument: Any) -> None:
         """Change what is in force for one.

@@ -24,7 +24,7 @@ Command = Literal["start", "apply", "scale", "advance", "evaluate", "snapshot"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class WireSnapshot:
     """A snapshot on its way, each tensor as its type, shape and bytes."""
 
     step: int
@@ -33,16 +33,16 @@ class Parcel:
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], bytes]]
 
 
-def packed(snapshot: Snapshot) -> Parcel:
+def packed(snapshot: Snapshot) -> WireSnapshot:
     """To be sent."""
     tensors = {
         name: (one.dtype, tuple(one.shape), one.flatten().view(torch.uint8).numpy().tobytes())
         for name, one in snapshot.tensors.items()
     }
-    return Parcel(step=snapshot.step, state=snapshot.state, tier=snapshot.tier, tensors=tensors)
+    return WireSnapshot(step=snapshot.step, state=snapshot.state, tier=snapshot.tier, tensors=tensors)
 
 
-def unpacked(parcel: Parcel) -> Snapshot:
+def unpacked(parcel: WireSnapshot) -> Snapshot:
     """As it was packed, to the bit."""
     tensors = {
         name: torch.frombuffer(bytearray(data), dtype=dtype).view(shape) if data else torch.empty(shape, dtype=dtype)

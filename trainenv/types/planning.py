@@ -310,7 +310,7 @@ class Planner(Protocol):
     before what would exceed it (a call that is under way when the seconds end is let finish).
 
     A model or executor that fails, or that returns what is no number, raises nothing: the plan is of what was scored before, at
-    least doing nothing, and its `faults` say what happened. `planners.Draft` does all that; `trainenv.planners.testing` checks it.
+    least doing nothing, and its `faults` say what happened. `planners.PlanBuilder` does all that; `trainenv.planners.testing` checks it.
     """
 
     def plan(self, problem: PlanningProblem, /) -> Plan:

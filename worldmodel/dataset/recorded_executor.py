@@ -4,7 +4,7 @@ At some snapshots every legal intervention was tried, each by itself and then no
 a planner that is offered just these can be told what it would have measured, at what it would have cost, and its choice be
 compared with the best that there was.
 
-    tried = Tried(data, row)
+    tried = RecordedExecutor(data, row)
     problem = PlanningProblem(masks=tried.masks, masks_after=tried.masks_after, executor=tried, …)
     data.branches.iloc[tried.rows[plan.best.interventions[0]]]      # what became of the choice
 
@@ -34,7 +34,7 @@ KINDS = ("control", "every")
 _Branch = tuple[Intervention, int]  # what was done, and the draw
 
 
-class Tried:
+class RecordedExecutor:
     """What was tried at a snapshot, as a `trainenv.types.Executor`.
 
     Args:
@@ -71,7 +71,7 @@ class Tried:
         self._ran: dict[_Branch, int] = {}
         self._cooled: set[_Branch] = set()
 
-    def fresh(self) -> Tried:
+    def fresh(self) -> RecordedExecutor:
         """The same with nothing paid for yet: for the next planner."""
         found = copy.copy(self)
         found._ran, found._cooled = {}, set()

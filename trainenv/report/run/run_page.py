@@ -64,7 +64,7 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     numbers = [
         ("Validation loss", formatting.number(facts.loss), "nats per token"),
         ("Steps", formatting.whole(facts.steps), f"{budget}{'; ' if budget else ''}{facts.ended}"),
-        ("Alarms", str(facts.alarms), formatting.counted(facts.rewinds, "rewind")),
+        ("Triggers", str(facts.alarms), formatting.counted(facts.rewinds, "rewind")),
     ]
     if facts.verified:
         numbers.append(("Accepted", f"{facts.accepted} of {facts.verified}", "verified decisions"))
