@@ -1,11 +1,12 @@
 """Agents: whatever acts in the environment.
 
-    agents.play(gymnasium.make("trainenv/GPT2-Tiny-v0"), agents.ClipOnly("zclip"), seed=0)      # in an environment
-    train(run, folder, callback=agents.AgentCallback(agent=agents.DoNothing()))                      # in a run that is recorded
-    train(run, folder, callback=agents.RollbackRule.in_style("palm", run.config.steps))             # by a rule for whole runs
+    agents.play(gymnasium.make("trainenv/GPT2-Tiny-v0"), agents.ClipOnly("zclip"), seed=0)      # in
+    an environment train(run, folder, callback=agents.AgentCallback(agent=agents.DoNothing()))
+    # in a run that is recorded train(run, folder, callback=agents.RollbackRule.in_style("palm",
+    run.config.steps))             # by a rule for whole runs
 
-`Agent` is the contract of one of your own. Planners and models come in as arguments. Each is loaded when it is first used.
-"""
+`Agent` is the contract of one of your own. Planners and models come in as arguments. Each is loaded
+when it is first used."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     train(run, folder, callback=AgentCallback(agent=MyAgent()))
 
-At every decision it is shown what `trainenv.envs.training.TrainingEnv` would show it, bit for bit, over the same run.
-"""
+At every decision it is shown what `trainenv.envs.training.TrainingEnv` would show it, bit for bit,
+over the same run."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ class _Memory:
 class AgentCallback(Callback):
     """Steers a run by an agent: it decides before the first step and then at each multiple of `environment.decision_steps`.
 
-    Where a block of telemetry ends past such a step, it decides there. Each decision's validation is charged to *evaluate*.
+    Where a block of telemetry ends past such a step, it decides there. Each decision's validation
+    is charged to *evaluate*.
 
     Args:
         agent: what decides; it may keep a state of its own, see `agents.Agent`.
-        pays: take these validations off the run's budget, in whole steps; for comparisons at equal compute. Then the annealing is
-            as much faster, and observations are those of a run that ends as early.
+        pays: take these validations off the run's budget, in whole steps; for comparisons at equal
+            compute. Then the annealing is as much faster, and observations are those of a run that
+            ends as early.
 
     Raises:
         UserError: what was given as an agent has no method `act`.
@@ -60,10 +62,17 @@ class AgentCallback(Callback):
 
     def __post_init__(self) -> None:
         if not isinstance(self.agent, Agent):
-            raise UserError(f"an agent needs a method act(observation, info), found {self.agent!r:.200}")
+            raise UserError(
+                f"an agent needs a method act(observation, info), found {self.agent!r:.200}"
+            )
 
-    def on_train_begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
-        """The decision before the first step. A run that goes on had it, and whatever came up to its last checkpoint."""
+    def on_train_begin(
+        self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
+    ) -> None:
+        """The decision before the first step.
+
+        A run that goes on had it, and whatever came up to its last checkpoint.
+        """
         if math.isnan(self._memory.validation) and not run.done:
             for event in self._decide(run):
                 folder.event(event)
@@ -81,7 +90,10 @@ class AgentCallback(Callback):
         """The memory, and the agent's own where it has one."""
         memory = self._memory
         state = {
-            "losses": [repr(value) for value in (memory.validation, memory.before, memory.gradient, self._tab.owed)],
+            "losses": [
+                repr(value)
+                for value in (memory.validation, memory.before, memory.gradient, self._tab.owed)
+            ],
             "masked": list(memory.masked),
             "window": [_written(telemetry) for telemetry in memory.window],
         }
@@ -117,7 +129,11 @@ class AgentCallback(Callback):
         }
         intervention, memory.masked = codec.legal(self.agent.act(observation, info), run)
         run.apply(intervention)
-        return [] if intervention.does_nothing else [Event(run.step, "intervention", different(intervention))]
+        return (
+            []
+            if intervention.does_nothing
+            else [Event(run.step, "intervention", different(intervention))]
+        )
 
     def _look(self, run: TrainingRun) -> None:
         """Measure the validation loss; what is lost, or worse than the environment's bound, counts as that bound."""
@@ -148,7 +164,11 @@ class AgentCallback(Callback):
 
 def different(intervention: Intervention) -> dict[str, Any]:
     """The fields of an intervention that differ from their defaults."""
-    return {name: value for name, value in asdict(intervention).items() if value != getattr(Intervention(), name)}
+    return {
+        name: value
+        for name, value in asdict(intervention).items()
+        if value != getattr(Intervention(), name)
+    }
 
 
 def _mean_gradient(window: Sequence[Telemetry]) -> float:
@@ -173,7 +193,9 @@ def _read(values: dict[str, Any]) -> Telemetry:
     """Read a step back from what `_written` returns."""
     reading = {name: _number(value) for name, value in values["reading"].items()}
     known = {name: _number(value) if name in _NUMBERS else value for name, value in values.items()}
-    return Telemetry(**known | {"stressors": tuple(values["stressors"]), "reading": Reading(**reading)})
+    return Telemetry(
+        **known | {"stressors": tuple(values["stressors"]), "reading": Reading(**reading)}
+    )
 
 
 def _number(value: Any) -> Any:

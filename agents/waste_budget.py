@@ -10,7 +10,12 @@ from typing import Any
 from trainenv.config.schema import BranchingConfig
 from trainenv.run import TrainingRun
 
-_KEPT, _LATE = 0.5, 0.8  # of what may be thrown away, the share that trials leave for harm until this share of the run is over
+_KEPT, _LATE = (
+    0.5,
+    0.8,
+    # of what may be thrown away, the share that trials leave for harm until this share of the run
+    # is over
+)
 _WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
@@ -31,7 +36,15 @@ class CostEstimate:
     decision: float
 
     @classmethod
-    def of(cls, run: TrainingRun, settings: BranchingConfig, *, width: int, workers: int, decision: float) -> CostEstimate:
+    def of(
+        cls,
+        run: TrainingRun,
+        settings: BranchingConfig,
+        *,
+        width: int,
+        workers: int,
+        decision: float,
+    ) -> CostEstimate:
         """Of a run that is not steered yet, with so many branches and processes at once."""
         weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
         state = 3 * weights  # with both moments; a fork has gradients beside it
@@ -71,9 +84,11 @@ class WasteBudget:
     """FLOPs of one run's loop.
 
     Attributes:
-        allowed: that may be thrown away: branches that were not taken, cool-downs, evaluations and steps that were rewound.
+        allowed: that may be thrown away: branches that were not taken, cool-downs, evaluations and
+            steps that were rewound.
         wasted: thrown away so far.
-        owed: spent beside the run's own steps, but not yet taken off its budget: less than a step's.
+        owed: spent beside the run's own steps, but not yet taken off its budget: less than a
+            step's.
         trials: thrown away in decisions that no harm has called for.
     """
 

@@ -12,8 +12,8 @@
 | `uninsured` | not clipping where nothing clips |
 | `oracle-draft` | a draft that has seen how each learning-rate change ends at the end of the run (16 futures, uncharged) |
 
-Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap intervals over trunks and seeds.
-"""
+Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap
+intervals over trunks and seeds."""
 
 from __future__ import annotations
 
@@ -48,13 +48,24 @@ class Oracle(Branching):
 
     def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
         history, _ = super()._draft(run)
-        ledger, listed = run.ledger.as_dict(), [NOTHING, *ramps(self._codec, self._codec.masks(run))]
+        ledger, listed = (
+            run.ledger.as_dict(),
+            [NOTHING, *ramps(self._codec, self._codec.masks(run))],
+        )
         steps = run.horizon.end - run.step
-        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(listed, steps, measure="horizon")
+        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(
+            listed, steps, measure="horizon"
+        )
         run.ledger.load(ledger)
-        losses = [o.validation[-1] if not o.error and not o.diverged else run.uniform_loss for o in outcomes]
+        losses = [
+            o.validation[-1] if not o.error and not o.diverged else run.uniform_loss
+            for o in outcomes
+        ]
         ranked = sorted(
-            (Candidate(interventions=one, score=loss / losses[0] - 1) for one, loss in zip(listed, losses)),
+            (
+                Candidate(interventions=one, score=loss / losses[0] - 1)
+                for one, loss in zip(listed, losses)
+            ),
             key=lambda candidate: candidate.score,
         )
         return history, Plan(planner="oracle", candidates=tuple(ranked))
@@ -73,7 +84,13 @@ class Anything:
 
 
 def play(
-    config: RunConfig, path: Path, watch: Any, stop: Any, *, overrides: Mapping[str, Any], variant: str = ""
+    config: RunConfig,
+    path: Path,
+    watch: Any,
+    stop: Any,
+    *,
+    overrides: Mapping[str, Any],
+    variant: str = "",
 ) -> dict[str, Any]:
     """The loop with something else in it."""
     config = RunConfig.load(config, dict(overrides))
@@ -81,11 +98,15 @@ def play(
     if variant == "mcts":
         callback.planner = replace(callback.planner, rank_by="forecast")  # type: ignore[type-var]
     if variant == "oracle":
-        callback = Oracle(planner=callback.planner, model=callback.model, drafting=callback.drafting)
+        callback = Oracle(
+            planner=callback.planner, model=callback.model, drafting=callback.drafting
+        )
     if variant == "unverified":
         from trainenv.wrappers import Verification
 
-        callback.verification = Verification(top_k=1, verify_steps=1, rule=Anything(), stopping=None)
+        callback.verification = Verification(
+            top_k=1, verify_steps=1, rule=Anything(), stopping=None
+        )
     run = TrainingRun.from_config(config)
     return train(run, RunFolder.create(path, config), callback=callback, watch=watch, stop=stop)
 
@@ -106,11 +127,18 @@ VARIANTS: dict[str, Any] = {
 }
 
 
-def measure(out: Path, seeds: int, workers: int, names: Sequence[str], trunks: Sequence[str]) -> dict[str, Any]:
-    suite = replace(load_suite("quick").select(methods=names, trunks=trunks, seeds=seeds), hindsight=())
+def measure(
+    out: Path, seeds: int, workers: int, names: Sequence[str], trunks: Sequence[str]
+) -> dict[str, Any]:
+    suite = replace(
+        load_suite("quick").select(methods=names, trunks=trunks, seeds=seeds), hindsight=()
+    )
 
     def tell(progress: Any) -> None:
-        print(f"{progress.done} of {progress.total}, {progress.seconds_left / 60:.0f} minutes left", file=sys.stderr)
+        print(
+            f"{progress.done} of {progress.total}, {progress.seconds_left / 60:.0f} minutes left",
+            file=sys.stderr,
+        )
 
     found = compare(out, suite, VARIANTS, measure_cell, workers=workers, progress=tell)
     rows = [row for row in found["methods"] if row["group"] in ("all", "calm", "stressed")]
@@ -118,15 +146,24 @@ def measure(out: Path, seeds: int, workers: int, names: Sequence[str], trunks: S
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cells; the same call goes on from there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the cells; the same call goes on from there",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--trunks", default=",".join(TRUNKS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args.out, args.seeds, args.workers, args.variants.split(","), args.trunks.split(","))
+    found = measure(
+        args.out, args.seeds, args.workers, args.variants.split(","), args.trunks.split(",")
+    )
     print(json.dumps(found) if args.json else json.dumps(found, indent=1))
 
 

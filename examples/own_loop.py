@@ -19,7 +19,7 @@ from trainenv.report.run.run_report import RunReport
 
 VOCABULARY = 32
 
-# ── what you have: any module, optimizer and loss, and data by its index ─────────────────────────────────────────────────
+# ── what you have: any module, optimizer and loss, and data by its index ──────────────────────────
 
 
 class Recurrent(nn.Module):
@@ -47,10 +47,12 @@ def batches(index: int) -> Tensor:
 
 def loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """Mean cross-entropy in nats a token, with a little label smoothing."""
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01)
+    return F.cross_entropy(
+        model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01
+    )
 
 
-# ── what makes it a run ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what makes it a run ───────────────────────────────────────────────────────────────────────────
 
 CONFIG = TrainingConfig.model_validate(
     {
@@ -61,8 +63,15 @@ CONFIG = TrainingConfig.model_validate(
         "schedule": {"warmup": 20},
         "validation": {"every": 50},
         "checkpoints": {"every": 25, "moments": "exact"},
-        # The defaults are for 16 000 steps. Look ahead 12 % of yours, as the pretrained model does, and scale the rest alike.
-        "branching": {"every": 50, "rewind": 25, "horizon": 48, "verify_steps": 6, "refractory_steps": 20},
+        # The defaults are for 16 000 steps. Look ahead 12 % of yours, as the pretrained model does,
+        # and scale the rest alike.
+        "branching": {
+            "every": 50,
+            "rewind": 25,
+            "horizon": 48,
+            "verify_steps": 6,
+            "refractory_steps": 20,
+        },
     }
 )
 
@@ -73,14 +82,18 @@ def fresh_run() -> TrainingRun:
     model = Recurrent()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     held_out = [batches(10**6 + place) for place in range(4)]
-    return TrainingRun(model, optimizer, batches, CONFIG, objective=loss, validation=held_out, probe=held_out[0])
+    return TrainingRun(
+        model, optimizer, batches, CONFIG, objective=loss, validation=held_out, probe=held_out[0]
+    )
 
 
-# ── what adds the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what adds the loop ────────────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
-    with TemporaryDirectory() as temporary:  # in earnest a folder that stays: `trainenv report` reads it
+    with (
+        TemporaryDirectory() as temporary
+    ):  # in earnest a folder that stays: `trainenv report` reads it
         alone = train(fresh_run(), RunFolder.create(Path(temporary) / "alone", CONFIG))
 
         loop = agents.Branching(planner=planners.make("grid"), model=worldmodel.load_pretrained())

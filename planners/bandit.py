@@ -1,20 +1,21 @@
 """Bandits over candidates: the model gives the prior, real probes are the pulls.
 
-An arm is a candidate, its reward the score that a short real branch measures, a normal number of unknown mean θ around which
-pulls on different orders of the data to come scatter with standard deviation `noise`:
+An arm is a candidate, its reward the score that a short real branch measures, a normal number of
+unknown mean θ around which pulls on different orders of the data to come scatter with standard
+deviation `noise`:
 
-    prior      θ ~ N(score that the model expects, its standard deviation²), shrunk towards the mean of all candidates
-    posterior  1/s² = 1/s₀² + n/noise²,  m = s²·(m₀/s₀² + Σ scores/noise²)
+    prior      θ ~ N(score that the model expects, its standard deviation²), shrunk towards the mean
+    of all candidates posterior  1/s² = 1/s₀² + n/noise²,  m = s²·(m₀/s₀² + Σ scores/noise²)
 
 *Thompson sampling* (Thompson 1933; Russo et al. 2018, arXiv:1707.02038) pulls the arm that is best in a draw from the posterior.
 *UCB* is Bayes-UCB (Kaufmann et al. 2012): it pulls the arm with the best quantile 1 − 1/t of its posterior.
 *Halving* is successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) of real steps: all arms are run for `steps`, the
 better half goes on to twice as many, and so on to the last one.
 
-Deviations: the best `arms` candidates by the prior are the arms, not all candidates. The control is no arm: it is run beside
-every draw, since scores are differences to it. Pull n of an arm takes draw n − 1, so that the first is on the batches that the
-run itself would see. An arm that was given up on, and what was no arm, never ranks before those that outlived it.
-"""
+Deviations: the best `arms` candidates by the prior are the arms, not all candidates. The control is
+no arm: it is run beside every draw, since scores are differences to it. Pull n of an arm takes draw
+n − 1, so that the first is on the batches that the run itself would see. An arm that was given up
+on, and what was no arm, never ranks before those that outlived it."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Bandit:
 
     Args:
         method: `thompson`, `ucb` or `halving`.
-        candidates: so many are forecast to find the arms; without a model the arms are an even choice.
+        candidates: so many are forecast to find the arms; without a model the arms are an even
+            choice.
         arms: so many are pulled.
         pulls: probes altogether, with `thompson` and `ucb`.
         batch: arms that are probed at once.
@@ -81,7 +83,9 @@ class Bandit:
             draft.rank(_halved(draft, [arm.sequence for arm in arms], steps))
         else:
             self._pull(draft, arms, steps)
-            believed = [(arm.mean, place) for place, arm in enumerate(arms) if arm.pulls or arm.forecast]
+            believed = [
+                (arm.mean, place) for place, arm in enumerate(arms) if arm.pulls or arm.forecast
+            ]
             draft.rank([(arms[place].sequence, mean) for mean, place in sorted(believed)])
         return draft.plan()
 
@@ -96,13 +100,21 @@ class Bandit:
         known = [(one, forecast) for one in pool if (forecast := draft.forecast_of(one))]
         expected = np.array([draft.criterion.expected(forecast) for _, forecast in known])
         spreads = np.array([draft.criterion.spread(forecast) for _, forecast in known])
-        means, variances = shrunk(expected, np.where(np.isfinite(spreads), spreads, self.prior), least=self.noise)
+        means, variances = shrunk(
+            expected, np.where(np.isfinite(spreads), spreads, self.prior), least=self.noise
+        )
         best = np.argsort(means, kind="stable")[: self.arms]
-        return [_Arm(known[place][0], float(means[place]), float(variances[place]), forecast=True) for place in best]
+        return [
+            _Arm(known[place][0], float(means[place]), float(variances[place]), forecast=True)
+            for place in best
+        ]
 
     def _pull(self, draft: PlanBuilder, arms: list[_Arm], steps: int) -> None:
         generator, pulls = draft.problem.generator, 0
-        cut, draft.exhausted = draft.exhausted, False  # fewer forecasts than wanted are no reason not to pull
+        cut, draft.exhausted = (
+            draft.exhausted,
+            False,
+        )  # fewer forecasts than wanted are no reason not to pull
         while arms and pulls < self.pulls and not draft.over and not draft.exhausted:
             size = min(self.batch, self.pulls - pulls, len(arms))
             if self.method == "thompson":
@@ -110,12 +122,19 @@ class Bandit:
             else:
                 chosen = _bayes_ucb(arms, size, 1 + pulls // self.batch)
             pulls += size
-            groups = {draw: [arm for arm in chosen if arm.pulls == draw] for draw in sorted({arm.pulls for arm in chosen})}
+            groups = {
+                draw: [arm for arm in chosen if arm.pulls == draw]
+                for draw in sorted({arm.pulls for arm in chosen})
+            }
             for draw, group in groups.items():  # one call for those whose next draw is the same
-                for arm, score in zip(group, draft.run([arm.sequence for arm in group], steps, draw=draw), strict=True):
+                for arm, score in zip(
+                    group, draft.run([arm.sequence for arm in group], steps, draw=draw), strict=True
+                ):
                     if math.isfinite(score):
                         arm.see(score, self.noise)
-                    elif not (draft.over or draft.exhausted):  # it failed; otherwise it was not run at all
+                    elif not (
+                        draft.over or draft.exhausted
+                    ):  # it failed; otherwise it was not run at all
                         arms.remove(arm)
         draft.exhausted = draft.exhausted or cut
 
@@ -141,11 +160,11 @@ class _Arm:
 def shrunk(expected: Floats, spreads: Floats, *, least: float) -> tuple[Floats, Floats]:
     """Means and variances of what candidates are worth, given what a model expects of each: [n] each.
 
-    The best of many forecasts is the one with the luckiest error. So candidates are taken to differ as N(μ, τ²), with μ the mean
-    of what is expected and τ² its variance less that of the errors (empirical Bayes; Efron and Morris 1973). τ is at least
-    `least`, the noise of a real run: a model so vague that its forecasts differ by less than their errors knows nothing of how
-    candidates differ, and is not to outweigh what is measured.
-    """
+    The best of many forecasts is the one with the luckiest error. So candidates are taken to differ
+    as N(μ, τ²), with μ the mean of what is expected and τ² its variance less that of the errors
+    (empirical Bayes; Efron and Morris 1973). τ is at least `least`, the noise of a real run: a
+    model so vague that its forecasts differ by less than their errors knows nothing of how
+    candidates differ, and is not to outweigh what is measured."""
     if len(expected) < 3:
         return expected, spreads**2
     between = max(float(expected.var() - (spreads**2).mean()), least**2)
@@ -155,7 +174,10 @@ def shrunk(expected: Floats, spreads: Floats, *, least: float) -> tuple[Floats, 
 
 def _thompson(arms: list[_Arm], size: int, generator: np.random.Generator) -> list[_Arm]:
     """The `size` arms that are best in one draw from all posteriors."""
-    drawn = [arm.mean + math.sqrt(arm.variance) * z for arm, z in zip(arms, generator.standard_normal(len(arms)))]
+    drawn = [
+        arm.mean + math.sqrt(arm.variance) * z
+        for arm, z in zip(arms, generator.standard_normal(len(arms)))
+    ]
     return [arms[place] for place in np.argsort(drawn, kind="stable")[:size]]
 
 
@@ -173,7 +195,9 @@ def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple
     while alive and not draft.over:
         scores = dict(zip(alive, draft.run(alive, steps), strict=True))
         last |= {one: score for one, score in scores.items() if math.isfinite(score)}
-        ranked = sorted((one for one in alive if math.isfinite(scores[one])), key=scores.__getitem__)
+        ranked = sorted(
+            (one for one in alive if math.isfinite(scores[one])), key=scores.__getitem__
+        )
         if not ranked:
             break
         kept = ranked[: -(-len(ranked) // 2)]

@@ -1,4 +1,7 @@
-"""Random search (Bergstra and Bengio 2012): look at candidates drawn with equal chances, and rank. What others must beat."""
+"""Random search (Bergstra and Bengio 2012): look at candidates drawn with equal chances, and rank.
+
+What others must beat.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ class RandomSearch:
     """Rank candidates that are drawn at random, each once.
 
     Args:
-        candidates: so many are looked at, doing nothing and proposals among them; fewer where there are not so many.
+        candidates: so many are looked at, doing nothing and proposals among them; fewer where there
+            are not so many.
         decisions: how many decisions a candidate spans; from 1 to 4, as the model forecasts.
         judge: `model`, `executor`, or `either`: the model where there is one.
-        steps: real steps of a branch where the executor is the judge; None for one decision for each that the candidate spans.
+        steps: real steps of a branch where the executor is the judge; None for one decision for
+            each that the candidate spans.
 
     Raises:
         UserError: a hyperparameter is out of range.
@@ -42,6 +47,8 @@ class RandomSearch:
         draft = PlanBuilder(problem, "random")
         decisions = min(self.decisions, problem.decisions_left)
         most = room(draft, self.candidates, self.judge, decisions)
-        listed = list(dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, uniform)]))
+        listed = list(
+            dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, uniform)])
+        )
         look(draft, listed[:most], self.judge, self.steps, decisions)
         return draft.plan()

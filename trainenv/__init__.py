@@ -1,8 +1,8 @@
 """A language-model training run as an environment that can be saved, forked, simulated and steered.
 
-Importing this package registers the Gymnasium environments `trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and
-`trainenv/Synthetic-v0`. Everything heavy is loaded when it is first used.
-"""
+Importing this package registers the Gymnasium environments
+`trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and `trainenv/Synthetic-v0`. Everything heavy is loaded
+when it is first used."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from trainenv.tools.json_lines import plain
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
 Watch = Callable[[TrainingRun, Sequence[Telemetry]], None]
-CALLBACK_STATE = "responder"  # part of a snapshot: the state of the callback, as JSON; callbacks were once called so
+# part of a snapshot: the state of the callback, as JSON; callbacks were once called so
+CALLBACK_STATE = "responder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,10 @@ class CallbackResult:
     """Changes that a callback has made to the run.
 
     Attributes:
-        events: Events to record, in order. One of kind `rewind` starts a new line of history from the step `to` of its detail.
-        kept: Telemetry of steps that the callback has trained itself and that are now part of the run, after the rewind if
-            there was one.
+        events: Events to record, in order. One of kind `rewind` starts a new line of history from
+            the step `to` of its detail.
+        kept: Telemetry of steps that the callback has trained itself and that are now part of the
+            run, after the rewind if there was one.
         save: True to save a checkpoint now, whether one is due or not.
     """
 
@@ -40,7 +42,9 @@ class CallbackResult:
 
 
 class Callback(Protocol):
-    """Observer of a run while it trains, which may rewind it and intervene. Inherit from it and override what you need.
+    """Observer of a run while it trains, which may rewind it and intervene.
+
+    Inherit from it and override what you need.
 
     `train` calls the methods in this order:
 
@@ -53,16 +57,27 @@ class Callback(Protocol):
                    └── state_dict()                  only where a checkpoint is saved
     """
 
-    def on_train_begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
-        """Prepare for a run. Called once before the first step; in a resumed run after `load_state_dict`."""
+    def on_train_begin(
+        self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
+    ) -> None:
+        """Prepare for a run.
+
+        Called once before the first step; in a resumed run after `load_state_dict`.
+        """
         return
 
     def next_block(self, run: TrainingRun, /) -> int:
-        """Return the largest number of steps to train before the next `on_block_end`, at least 1. Called before each block."""
+        """Return the largest number of steps to train before the next `on_block_end`, at least 1.
+
+        Called before each block.
+        """
         return run.config.monitor.block
 
     def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
-        """Act on the run after a block of telemetry. Called after each block, before validation and checkpoints."""
+        """Act on the run after a block of telemetry.
+
+        Called after each block, before validation and checkpoints.
+        """
         ...
 
     def on_evaluate(self, step: int, loss: float, /) -> None:
@@ -70,11 +85,17 @@ class Callback(Protocol):
         return
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values. Called for every checkpoint, so that a resumed run ends with the same bits."""
+        """Return the state as JSON values.
+
+        Called for every checkpoint, so that a resumed run ends with the same bits.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Take on the state that `state_dict` returned. Called before `on_train_begin` when a run is resumed."""
+        """Take on the state that `state_dict` returned.
+
+        Called before `on_train_begin` when a run is resumed.
+        """
         return
 
 
@@ -88,9 +109,10 @@ def train(
 ) -> dict[str, Any]:
     """Train until the budget is spent, the run diverges or `stop()` says so; returns the summary.
 
-    When stopped, the exact state is in the folder and `summary["ended"]` is `interrupted`: the run can be resumed. While it
-    trains, `config.checkpoints` says when its state is saved, in the background, and how closely: killed at any moment, the run
-    can be resumed from the last of these.
+    When stopped, the exact state is in the folder and `summary["ended"]` is `interrupted`: the run
+    can be resumed. While it trains, `config.checkpoints` says when its state is saved, in the
+    background, and how closely: killed at any moment, the run can be resumed from the last of
+    these.
 
     Args:
         run: the run; goes on from where it is.
@@ -100,13 +122,17 @@ def train(
         stop: asked after each block.
 
     Raises:
-        UserError: another process records in the folder, or a checkpoint could not be saved; before the first step, if the
-            disk shows it then. Or folder or callback are something else.
+        UserError: another process records in the folder, or a checkpoint could not be saved; before
+            the first step, if the disk shows it then. Or folder or callback are something else.
     """
     if not isinstance(folder, RunFolder):
-        raise UserError(f"folder must be a RunFolder, found {folder!r:.80}; take RunFolder.create(path, run.config)")
+        raise UserError(
+            f"folder must be a RunFolder, found {folder!r:.80}; take RunFolder.create(path, run.config)"
+        )
     if callback is not None and not hasattr(callback, "on_block_end"):
-        raise UserError(f"callback must be a Callback, found {callback!r:.80}; an agent goes in as agents.AgentCallback(agent=…)")
+        raise UserError(
+            f"callback must be a Callback, found {callback!r:.80}; an agent goes in as agents.AgentCallback(agent=…)"
+        )
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
         made = MadeOf.of(run, callback, folder.flags)
@@ -137,9 +163,15 @@ def train(
     return summary
 
 
-def drive(run: TrainingRun, folder: RunFolder, *, responder: Callback | None = None, **rest: Any) -> dict[str, Any]:
+def drive(
+    run: TrainingRun, folder: RunFolder, *, responder: Callback | None = None, **rest: Any
+) -> dict[str, Any]:
     """Call `train`, by its name and argument of earlier versions."""
-    warnings.warn("trainenv.drive(…, responder=…) is now trainenv.train(…, callback=…)", DeprecationWarning, stacklevel=2)
+    warnings.warn(
+        "trainenv.drive(…, responder=…) is now trainenv.train(…, callback=…)",
+        DeprecationWarning,
+        stacklevel=2,
+    )
     return train(run, folder, callback=responder, **rest)
 
 
@@ -159,10 +191,12 @@ def resume(
         path: the run's folder.
         run: built from the folder's `config.yaml`.
         callback: as it was when the run was recorded.
-        accept_changes: whether to go on where text, configuration or callback have changed since: not to the bit as it was.
+        accept_changes: whether to go on where text, configuration or callback have changed since:
+            not to the bit as it was.
 
     Raises:
-        UserError: there is nothing to resume, the run had ended, or what it is made of has changed. Nothing was changed.
+        UserError: there is nothing to resume, the run had ended, or what it is made of has changed.
+            Nothing was changed.
     """
     folder, snapshot = RunFolder.resume(path)
     made, now = MadeOf.read(folder.path), MadeOf.of(run, callback)
@@ -264,7 +298,13 @@ def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool, *, dive
         if before and not sound and not diverged:
             folder.event(Event(telemetry.step, "non_finite", {"reason": "the loss is not finite"}))
         if telemetry.reading.fired:
-            folder.event(Event(telemetry.step, "fired", {"index": telemetry.reading.index, "loss": telemetry.loss}))
+            folder.event(
+                Event(
+                    telemetry.step,
+                    "fired",
+                    {"index": telemetry.reading.index, "loss": telemetry.loss},
+                )
+            )
     return sound
 
 
@@ -274,8 +314,13 @@ def _evaluate(run: TrainingRun, folder: RunFolder) -> float:
     return loss
 
 
-def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
-    """What became of the run. Triggers and rewinds are counted over the whole of its folder, lines that were left included."""
+def _summary(
+    run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float
+) -> dict[str, Any]:
+    """What became of the run.
+
+    Triggers and rewinds are counted over the whole of its folder, lines that were left included.
+    """
     events = read_events(folder.path)
     kinds = [event["kind"] for event in events]
     losses = [validation["loss"] for validation in read_validation(folder.path)]

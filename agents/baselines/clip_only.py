@@ -19,7 +19,8 @@ class ClipOnly:
     """Asks for a clip policy at every decision; where it is in force the environment masks that, and nothing is done.
 
     Args:
-        policy: `zclip`, `arc`, `none`, or `spam` where the configuration allows it (`interventions.allow_spam`).
+        policy: `zclip`, `arc`, `none`, or `spam` where the configuration allows it
+            (`interventions.allow_spam`).
         codec: of the action space.
     """
 

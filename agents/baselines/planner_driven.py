@@ -1,18 +1,21 @@
 """Whole runs steered by a planner that tries things for real: AutoLRS stage by stage, PBT and PB2 as one population.
 
-    train(run, folder, callback=PlannerCallback(planner=planners.make("autolrs"), decision_steps=15, every=150))
-    train(run, folder, callback=population(run, planners.make("pbt", population=4, generations=5)))
+    train(run, folder, callback=PlannerCallback(planner=planners.make("autolrs"), decision_steps=15,
+    every=150)) train(run, folder, callback=population(run, planners.make("pbt", population=4,
+    generations=5)))
 
-At each plan forks of the run are trained (`trainenv.rollouts.executor`), the best of them becomes the run, and whatever else was spent,
-validations included, comes off the run's budget: it ends, annealed, that much earlier, and has cost what a run left alone does.
+At each plan forks of the run are trained (`trainenv.rollouts.executor`), the best of them becomes
+the run, and whatever else was spent, validations included, comes off the run's budget: it ends,
+annealed, that much earlier, and has cost what a run left alone does.
 
-AutoLRS (Jin et al. 2021, arXiv:2105.10762): each stage of τ steps begins with short tries of learning rates. Deviation: the short
-run of the rate that was chosen is gone on with, where the paper starts the stage again.
-PBT (Jaderberg et al. 2017, arXiv:1711.09846), PB2 (Parker-Holder et al. 2020, arXiv:2002.02518): the members share the budget and
-so train a short run each, to the same end of the schedule. Deviations: they start from a common first block of steps; after the
-last generation the best one trains to the end alone, an interval or so. Where doing nothing has died out among the members, a
-fork of it is still trained to compare with, and the population ends about a generation earlier.
-"""
+AutoLRS (Jin et al. 2021, arXiv:2105.10762): each stage of τ steps begins with short tries of
+learning rates. Deviation: the short run of the rate that was chosen is gone on with, where the
+paper starts the stage again. PBT (Jaderberg et al. 2017, arXiv:1711.09846), PB2 (Parker-Holder et
+al. 2020, arXiv:2002.02518): the members share the budget and so train a short run each, to the same
+end of the schedule. Deviations: they start from a common first block of steps; after the last
+generation the best one trains to the end alone, an interval or so. Where doing nothing has died out
+among the members, a fork of it is still trained to compare with, and the population ends about a
+generation earlier."""
 
 from __future__ import annotations
 
@@ -54,9 +57,11 @@ class PlannerCallback(Callback):
         criterion: what the planner is to make small; None for its own default.
         start: steps before the first plan.
         every: steps from one plan to the next; None for a single plan.
-        first: factors on the learning rate that the first decision of a plan may take beside those of the action space.
+        first: factors on the learning rate that the first decision of a plan may take beside those
+            of the action space.
         proposes: whether these are proposed, to be looked at before others.
-        short: steps that the run is to have from the plan on while the planner looks at it; None for all that are left.
+        short: steps that the run is to have from the plan on while the planner looks at it; None
+            for all that are left.
         share: of what is left of the budget, that a plan may cost.
         seed: of the planner's random choices.
 
@@ -120,8 +125,15 @@ class PlannerCallback(Callback):
         steps = best.outcomes[-1].looks[-1] if best.outcomes and best.outcomes[-1].looks else 0
         future = rollouts.future(sequence, steps)
         kept: Sequence[Telemetry] = ()
-        if steps and future.state is not None and not (future.diverged or future.error or future.stopped):
-            kept, taken = rollouts.adopt(sequence, steps), sequence[: -(-steps // self.decision_steps)]
+        if (
+            steps
+            and future.state is not None
+            and not (future.diverged or future.error or future.stopped)
+        ):
+            kept, taken = (
+                rollouts.adopt(sequence, steps),
+                sequence[: -(-steps // self.decision_steps)],
+            )
         else:
             run.apply(sequence[0])
             taken = sequence[:1]
@@ -132,7 +144,9 @@ class PlannerCallback(Callback):
         ]
         return CallbackResult(events=events, kept=kept)
 
-    def _problem(self, run: TrainingRun, window: Sequence[Telemetry], rollouts: Rollouts, budget: Budget) -> PlanningProblem:
+    def _problem(
+        self, run: TrainingRun, window: Sequence[Telemetry], rollouts: Rollouts, budget: Budget
+    ) -> PlanningProblem:
         space = run.config.interventions
         usual = len(space.lr_scales)
         codec = ActionCodec(space.model_copy(update={"lr_scales": (*space.lr_scales, *self.first)}))
@@ -159,7 +173,9 @@ class PlannerCallback(Callback):
             criterion=self.criterion,
             budget=budget,
             masks_after=masks_after,
-            proposals=[(Intervention(lr_scale=factor),) for factor in self.first] if self.proposes else (),
+            proposals=[(Intervention(lr_scale=factor),) for factor in self.first]
+            if self.proposes
+            else (),
         )
 
     def _spent(self, run: TrainingRun) -> float:
@@ -179,7 +195,8 @@ def population(
 ) -> PlannerCallback:
     """A population that shares the budget of a run, to be handed to `train` with it.
 
-    Its generations are so long that those of all members and one more of the best one, with their evaluations, are the budget.
+    Its generations are so long that those of all members and one more of the best one, with their
+    evaluations, are the budget.
 
     Args:
         run: before its first step.
@@ -187,10 +204,13 @@ def population(
         members: of the population.
         generations: of it.
         criterion: what members are compared by.
-        first: factors on the learning rate that members differ by at first, beside other single changes.
+        first: factors on the learning rate that members differ by at first, beside other single
+            changes.
         seed: of the planner's random choices.
     """
-    left = 0.98 * (run.horizon.end - run.config.monitor.block)  # the monitor's probes take a hundredth
+    left = 0.98 * (
+        run.horizon.end - run.config.monitor.block
+    )  # the monitor's probes take a hundredth
     evaluations = (members * generations + 1) * run.flops_per_evaluation / run.flops_ahead
     interval = max(1, int((left - evaluations) / (members * generations + 1)))
     return PlannerCallback(

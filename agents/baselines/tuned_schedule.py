@@ -1,13 +1,14 @@
 """The static schedule tuned before the run: learning rate and clip policy, by the Tree-structured Parzen Estimator.
 
-TPE (Bergstra et al. 2011) as Optuna implements it. Half of the budget goes into trials, each a short full run with warm-up and
-annealing of its own; the other half trains the run with the best setting. So tuning costs what it finds.
+TPE (Bergstra et al. 2011) as Optuna implements it. Half of the budget goes into trials, each a
+short full run with warm-up and annealing of its own; the other half trains the run with the best
+setting. So tuning costs what it finds.
 
     summary = TunedSchedule(trials=8).train(config, folder)
 
-Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the first one is the configuration
-as it stands. What is planted at certain steps is planted there in the short runs too, or after their end.
-"""
+Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the
+first one is the configuration as it stands. What is planted at certain steps is planted there in
+the short runs too, or after their end."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Setting:
     Attributes:
         lr_factor: on the configuration's learning rate.
         clip: the clip policy.
-        loss: validation loss at the end of the trial, nats per token; twice that of a uniform guess where it diverged.
+        loss: validation loss at the end of the trial, nats per token; twice that of a uniform guess
+            where it diverged.
     """
 
     lr_factor: float
@@ -74,7 +76,9 @@ class TunedSchedule:
                 f"found {self.trials}, {self.share} and {self.lr_factors}"
             )
         if unknown := [clip for clip in self.clips if clip not in CLIP_NAMES]:
-            raise UserError(f"clips must be among {', '.join(CLIP_NAMES)}, found {', '.join(unknown)}")
+            raise UserError(
+                f"clips must be among {', '.join(CLIP_NAMES)}, found {', '.join(unknown)}"
+            )
 
     def train(
         self,
@@ -90,7 +94,8 @@ class TunedSchedule:
             config: the run; its steps are the budget of everything.
             path: of the run's folder, new or empty.
             watch: called after each block of the last run.
-            stop: asked before each trial, then after each block; the run is stopped after a block at the earliest.
+            stop: asked before each trial, then after each block; the run is stopped after a block
+                at the earliest.
 
         Raises:
             UserError: optuna is not installed.
@@ -98,21 +103,33 @@ class TunedSchedule:
         ledger, tried = Ledger(), list[Setting]()
         budget = self._budget(config)
         self._try(config, budget, ledger, tried, stop)
-        best = min(tried, key=lambda setting: setting.loss, default=Setting(lr_factor=1.0, clip=config.clip.policy))
+        best = min(
+            tried,
+            key=lambda setting: setting.loss,
+            default=Setting(lr_factor=1.0, clip=config.clip.policy),
+        )
         steps = max(1, int((budget.total - ledger.total) / budget.step))
         chosen = _shorter(config, steps, best)
         run = TrainingRun.from_config(chosen)
         run.ledger = ledger
         folder = RunFolder.create(path, chosen)
         summary = train(run, folder, watch=watch, stop=stop)
-        summary["tuned"] = {"lr_factor": best.lr_factor, "clip": best.clip, "trials": [vars(setting) for setting in tried]}
+        summary["tuned"] = {
+            "lr_factor": best.lr_factor,
+            "clip": best.clip,
+            "trials": [vars(setting) for setting in tried],
+        }
         if summary["ended"] != "interrupted":
             folder.finish(summary)
         return summary
 
     def _budget(self, config: RunConfig) -> _Budget:
         run, monitor = TrainingRun.from_config(config), config.monitor
-        probe = monitor.probe_sequences * config.model.context / (3 * config.batch_size * config.model.context)
+        probe = (
+            monitor.probe_sequences
+            * config.model.context
+            / (3 * config.batch_size * config.model.context)
+        )
         looks = 1 / monitor.probe_every if monitor.enabled and monitor.probe_every else 0.0
         step = run.flops_ahead * (1 + probe * looks)
         total = config.steps * step
@@ -121,10 +138,20 @@ class TunedSchedule:
         steps = int((spare / trials - run.flops_per_evaluation) / step) if trials else 0
         return _Budget(total=total, step=step, trials=trials, steps=steps)
 
-    def _try(self, config: RunConfig, budget: _Budget, ledger: Ledger, tried: list[Setting], stop: Callable[[], bool]) -> None:
+    def _try(
+        self,
+        config: RunConfig,
+        budget: _Budget,
+        ledger: Ledger,
+        tried: list[Setting],
+        stop: Callable[[], bool],
+    ) -> None:
         if not budget.trials:
             return
-        study, clips = _study(self.seed, startup=max(2, self.trials // 2)), list(dict.fromkeys([config.clip.policy, *self.clips]))
+        study, clips = (
+            _study(self.seed, startup=max(2, self.trials // 2)),
+            list(dict.fromkeys([config.clip.policy, *self.clips])),
+        )
         study.enqueue_trial({"lr_factor": 1.0, "clip": config.clip.policy})
         for _ in range(budget.trials):
             if stop():
@@ -177,10 +204,14 @@ def _study(seed: int, startup: int) -> optuna.Study:
     try:
         import optuna
     except ImportError:
-        raise UserError("tuning needs optuna; install it with: pip install 'trainenv[bayes]'") from None
+        raise UserError(
+            "tuning needs optuna; install it with: pip install 'trainenv[bayes]'"
+        ) from None
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
-        return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup))
+        return optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+        )
     finally:
         optuna.logging.set_verbosity(before)

@@ -1,4 +1,7 @@
-"""The loop on a run that is driven: trigger, rewind, draft, verify, collapse. See `trainenv.agents.branching`."""
+"""The loop on a run that is driven: trigger, rewind, draft, verify, collapse.
+
+See `trainenv.agents.branching`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,12 @@ from trainenv.agents.branching.decision import (
     verification_of,
     within,
 )
-from trainenv.agents.branching.decision_records import event_of, failures, forget_decisions, start_of
+from trainenv.agents.branching.decision_records import (
+    event_of,
+    failures,
+    forget_decisions,
+    start_of,
+)
 from trainenv.agents.branching.problems import Drafting
 from trainenv.agents.branching.rollback import Rollback, plan_rollback
 from trainenv.agents.branching.standing_rules import back_off, enable_default_clipping, in_force
@@ -66,8 +74,8 @@ class Branching(Callback):
 
     Args:
         planner: drafts futures.
-        model: forecasts them: a `WorldModel`, or a `Learner` that goes on learning from what is verified; None: the planner
-            must do without.
+        model: forecasts them: a `WorldModel`, or a `Learner` that goes on learning from what is
+            verified; None: the planner must do without.
         config: when and how much; the run's own where left out.
         verification: how; made of the configuration where left out.
         drafting: what goes into a planning problem beside the run.
@@ -81,18 +89,29 @@ class Branching(Callback):
 
     def __post_init__(self) -> None:
         if not isinstance(self.planner, Planner):
-            raise UserError(f"a planner needs a method plan(problem), found {self.planner!r:.80}; take planners.make('grid')")
-        if not (self.model is None or isinstance(self.model, Learner) or hasattr(self.model, "forecast")):
-            raise UserError(f"a model needs a method forecast, found {self.model!r:.80}; take worldmodel.load_pretrained()")
+            raise UserError(
+                f"a planner needs a method plan(problem), found {self.planner!r:.80}; take planners.make('grid')"
+            )
+        if not (
+            self.model is None or isinstance(self.model, Learner) or hasattr(self.model, "forecast")
+        ):
+            raise UserError(
+                f"a model needs a method forecast, found {self.model!r:.80}; take worldmodel.load_pretrained()"
+            )
         self._loaded: dict[str, Any] = {}
-        self._stood: tuple[TrainingRun, int] | None = None  # the run and its step when it last responded
+        self._stood: tuple[TrainingRun, int] | None = (
+            None  # the run and its step when it last responded
+        )
         self._forget()
 
     def _forget(self) -> None:
         """All that is remembered of a run."""
         self._unsaid = ""  # a fault that was met where nothing can be noted
         self._trial = False  # whether no harm has called for the decision that is being taken
-        self._number, self._settled = 0, 0.0  # FLOPs of the ledger that are on the purse, or the run's own
+        self._number, self._settled = (
+            0,
+            0.0,
+        )  # FLOPs of the ledger that are on the purse, or the run's own
         self._acceptance, self._waste = AcceptanceStats(), WasteBudget(0.0)
         self._validation = math.nan  # the newest
         self._found = 1.0  # factor on the base learning rate that the start of the run has found
@@ -106,14 +125,22 @@ class Branching(Callback):
         verification = self.verification or verification_of(settings)
         model = self.model.model if isinstance(self.model, Learner) else self.model
         futures = Budget().futures if self.drafting.allow is None else FEWEST
-        decision = self._price(run, verification, 1, verification.verify_steps) + (futures or 0) * per_future(model)
+        decision = self._price(run, verification, 1, verification.verify_steps) + (
+            futures or 0
+        ) * per_future(model)
         return CostEstimate.of(
-            run, settings, width=verification.top_k, workers=verification.workers, decision=decision / run.flops_ahead
+            run,
+            settings,
+            width=verification.top_k,
+            workers=verification.workers,
+            decision=decision / run.flops_ahead,
         )
 
-    # ── a callback ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── a callback ────────────────────────────────────────────────────────────────────────────────
 
-    def on_train_begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+    def on_train_begin(
+        self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
+    ) -> None:
         """See `Callback`."""
         state, self._loaded = self._loaded, {}
         self._folder, self._store = folder.path, store
@@ -128,9 +155,14 @@ class Branching(Callback):
             self._resume(state, folder, store)
         else:
             self._waste = WasteBudget.of(run, self._settings.max_waste)
-            if run.step and folder.telemetry.written:  # steps taken before, by hand, are on no record
+            if (
+                run.step and folder.telemetry.written
+            ):  # steps taken before, by hand, are on no record
                 self._read_history(folder, _HISTORY)
-            for event in [*(enable_default_clipping(run) if self._settings.default_clip else []), *self._forkable(run)]:
+            for event in [
+                *(enable_default_clipping(run) if self._settings.default_clip else []),
+                *self._forkable(run),
+            ]:
                 folder.event(event)
             self._remember(run)
 
@@ -140,7 +172,13 @@ class Branching(Callback):
             run.check_forkable()
         except UserError as error:
             self._triggers.gave_up = True
-            return [Event(run.step, "skipped", {"number": 0, "why": "asked", "reason": str(error), "fault": True})]
+            return [
+                Event(
+                    run.step,
+                    "skipped",
+                    {"number": 0, "why": "asked", "reason": str(error), "fault": True},
+                )
+            ]
         return []
 
     def next_block(self, run: TrainingRun, /) -> int:
@@ -151,7 +189,10 @@ class Branching(Callback):
         return (1 - run.step) % monitor.probe_every or monitor.probe_every
 
     def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
-        """See `Callback`. Whatever a planner, a model, a rule or a full disk may raise: the run goes on."""
+        """See `Callback`.
+
+        Whatever a planner, a model, a rule or a full disk may raise: the run goes on.
+        """
         self._history.extend(window)
         self._triggers.see(window)
         events = self._due(run)
@@ -163,7 +204,9 @@ class Branching(Callback):
         sound, why = math.isfinite(window[-1].loss), ""
         if lost:
             why = "diverged"
-        elif sound:  # nothing can be forecast from a loss that is not finite: what is due waits for the next
+        elif (
+            sound
+        ):  # nothing can be forecast from a loss that is not finite: what is due waits for the next
             least, busy = 4 * self._verifying.verify_steps, bool(self._pending)
             why = self._triggers.why(run, window, least=least, busy=busy)
         response = self._answered(run, why, events) if why else CallbackResult(events=events)
@@ -236,7 +279,9 @@ class Branching(Callback):
 
     def _read_history(self, folder: RunFolder, steps: int) -> None:
         if steps:
-            self._history.extend(telemetry_of(read_telemetry(folder.path, kept_only=True).tail(steps)))
+            self._history.extend(
+                telemetry_of(read_telemetry(folder.path, kept_only=True).tail(steps))
+            )
 
     def _remember(self, run: TrainingRun) -> None:
         """Keep a point to go back to."""
@@ -253,11 +298,15 @@ class Branching(Callback):
         last = self._remembered[-1].step if self._remembered else 0
         return run.step - last >= self._settings.save_every
 
-    # ── a decision ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── a decision ────────────────────────────────────────────────────────────────────────────────
 
     def _answered(self, run: TrainingRun, why: str, events: list[Event]) -> CallbackResult:
         """A decision, or what kept it from being taken."""
-        self._number, self._settled, self._trial = self._number + 1, run.ledger.total, why in _TRIALS
+        self._number, self._settled, self._trial = (
+            self._number + 1,
+            run.ledger.total,
+            why in _TRIALS,
+        )
         try:
             found = self._go_round(run, events) if why == "harm" else self._decide(run, why, events)
         except Exception as error:
@@ -265,7 +314,9 @@ class Branching(Callback):
         if not isinstance(found, Skipped):
             return found
         self._throw_away(run, run.ledger.total - self._settled)
-        said = {"number": self._number, "why": why, "reason": found.reason} | ({"fault": True} if found.fault else {})
+        said = {"number": self._number, "why": why, "reason": found.reason} | (
+            {"fault": True} if found.fault else {}
+        )
         events.append(Event(run.step, "skipped", said))
         if found.vain and (reason := self._triggers.in_vain()):
             events.append(Event(run.step, "gave_up", {"reason": reason}))
@@ -278,11 +329,15 @@ class Branching(Callback):
         ready = self._triggers.range_test.draft(at) if why == "warmup" else None
         alarm = self._triggers.answered(at, lost=lost)
         if alarm is not None:
-            events += self._go_back(run, min(alarm, first_lost(self._history, alarm)), harm, lost=lost)
+            events += self._go_back(
+                run, min(alarm, first_lost(self._history, alarm)), harm, lost=lost
+            )
             if lost and run.step == at:
                 return Skipped(reason=f"the run has diverged, and {self._no_way_back(run)}")
         began, self._settled = run.step, run.ledger.total
-        found = self._verified(run, {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}, ready)
+        found = self._verified(
+            run, {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}, ready
+        )
         if isinstance(found, Skipped):
             return found
         kept = self._commit(run, found)
@@ -292,19 +347,30 @@ class Branching(Callback):
         self._triggers.see(kept)
         try:
             events += self._collapsed(run, why, began, found)
-        except Exception as error:  # the branch has become the run, whatever could not be noted or learned of it
-            said = {"number": self._number, "why": why, "reason": describe_error(error), "fault": True}
+        except (
+            Exception
+        ) as error:  # the branch has become the run, whatever could not be noted or learned of it
+            said = {
+                "number": self._number,
+                "why": why,
+                "reason": describe_error(error),
+                "fault": True,
+            }
             events.append(Event(run.step, "skipped", said))
         return CallbackResult(events=events, kept=kept)
 
-    def _verified(self, run: TrainingRun, when: dict[str, Any], ready: Plan | None) -> Draft | Skipped:
+    def _verified(
+        self, run: TrainingRun, when: dict[str, Any], ready: Plan | None
+    ) -> Draft | Skipped:
         """Draft, verify, put on record."""
         verifying, steps = self._asked(ready)
         least, left = self._price(run, verifying, 1, steps), self._left_for(run)
         if least > left:
             return Skipped(reason=self._no_budget(run, least))
         if self._trial and not self._waste.spares(run):
-            return Skipped(reason="no budget is left: trials have had their half of it, and the rest is kept for harm")
+            return Skipped(
+                reason="no budget is left: trials have had their half of it, and the rest is kept for harm"
+            )
         history = self._known(run)
         plan = ready or self._draft(run, history, left - least)
         left = self._left_for(run)
@@ -318,19 +384,31 @@ class Branching(Callback):
             return Skipped(reason=self._no_budget(run, least))
         verification = replace(verifying, top_k=width, width=self._acceptance.width)
         if not verification.chosen(plan):
-            return Skipped(reason="; ".join(plan.faults) or "no draft promises enough", fault=bool(plan.faults))
+            return Skipped(
+                reason="; ".join(plan.faults) or "no draft promises enough", fault=bool(plan.faults)
+            )
         rollouts = verification.rollouts(run, decision_steps=history.decision_steps, limit=left)
         where = record.folder_of(self._folder, run.step, self._number)
         start = start_of(run, where, replayable=self._settings.replayable)
-        verdict = verification.verify(rollouts, plan, horizon=4 * history.decision_steps, steps=steps)
+        verdict = verification.verify(
+            rollouts, plan, horizon=4 * history.decision_steps, steps=steps
+        )
         if error := verdict.control.outcome.error:
             rmtree(where, ignore_errors=True)
-            reason = f"doing nothing could not be trained to compare with, so nothing is done: {error}"
+            reason = (
+                f"doing nothing could not be trained to compare with, so nothing is done: {error}"
+            )
             return Skipped(reason=reason, fault=True, vain=True)
         told = record.record_of(verdict, plan, verification) | when
-        told |= {"start": start, "decision_steps": history.decision_steps, "end": {"fingerprint": ""}}
+        told |= {
+            "start": start,
+            "decision_steps": history.decision_steps,
+            "end": {"fingerprint": ""},
+        }
         record.write(where, told)  # what can't be put on record is not done
-        return Draft(rollouts=rollouts, verdict=verdict, where=where, told=told, plan=plan, history=history)
+        return Draft(
+            rollouts=rollouts, verdict=verdict, where=where, told=told, plan=plan, history=history
+        )
 
     def _commit(self, run: TrainingRun, found: Verified) -> tuple[Telemetry, ...]:
         """The run becomes what was accepted; where that fails it is as it was."""
@@ -352,14 +430,21 @@ class Branching(Callback):
     def _asked(self, ready: Plan | None) -> tuple[Verification, int]:
         """How a draft is verified, and for how many steps."""
         usual = self._verifying
-        if ready is not None:  # no model foresees it, so real steps must show that it is better: more of them, of one branch
+        if (
+            ready is not None
+            # no model foresees it, so real steps must show that it is better: more of them, of one
+            # branch
+        ):
             return replace(usual, top_k=1, rule=Better(), worth=0.0), _SHOWS * usual.verify_steps
         return usual, self._acceptance.steps(usual.verify_steps)
 
     def _known(self, run: TrainingRun) -> RunHistory:
         """What is known now."""
-        # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most drafts promise nothing.
-        return history_of(run, list(self._history), horizon=self._settings.horizon, validation=self._validation)
+        # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most
+        # drafts promise nothing.
+        return history_of(
+            run, list(self._history), horizon=self._settings.horizon, validation=self._validation
+        )
 
     def _draft(self, run: TrainingRun, history: RunHistory, flops: float) -> Plan | None:
         """What the planner makes of it for so many FLOPs at most; None: that is too little to draft for."""
@@ -381,11 +466,17 @@ class Branching(Callback):
 
     def _price(self, run: TrainingRun, verifying: Verification, branches: int, steps: int) -> float:
         """FLOPs that a verification throws away at most, where all is lost the control too."""
-        return verifying.thrown_away(run, branches, steps) + steps * run.flops_ahead + run.flops_per_evaluation
+        return (
+            verifying.thrown_away(run, branches, steps)
+            + steps * run.flops_ahead
+            + run.flops_per_evaluation
+        )
 
     def _left_for(self, run: TrainingRun) -> float:
         """FLOPs that may be thrown away, and that the run has."""
-        return min(self._waste.left, (run.horizon.end - run.step) * run.flops_ahead - self._waste.owed)
+        return min(
+            self._waste.left, (run.horizon.end - run.step) * run.flops_ahead - self._waste.owed
+        )
 
     def _no_budget(self, run: TrainingRun, flops: float) -> str:
         """Why something that may throw away so many FLOPs is not done."""
@@ -402,9 +493,15 @@ class Branching(Callback):
         became = verdict.winner or verdict.control
         self._validation = math.nan if became.lost else became.outcome.validation[-1]
         self._became(run, found)
-        if verdict.winner is not None:  # its later parts come due a decision apart; those within the branch are in force already
+        if (
+            verdict.winner is not None
+            # its later parts come due a decision apart; those within the branch are in force
+            # already
+        ):
             later = enumerate(verdict.winner.interventions)
-            self._pending = [(began + k * steps, one) for k, one in later if k * steps >= verdict.steps]
+            self._pending = [
+                (began + k * steps, one) for k, one in later if k * steps >= verdict.steps
+            ]
         faults = [*found.plan.faults, *failures(verdict)]
         if why == "warmup":  # it says nothing of the planner's drafts
             self._found = run.lr_scale
@@ -412,14 +509,25 @@ class Branching(Callback):
             self._acceptance.learn(verdict)
         if isinstance(self.model, Learner):
             try:
-                flops = update_model(self.model, f"{run.config.name}-{run.config.seed}", found.history, verdict, self._waste.left)
-            except Exception as error:  # the model is as it was, or near it; the run does not hang on it
+                flops = update_model(
+                    self.model,
+                    f"{run.config.name}-{run.config.seed}",
+                    found.history,
+                    verdict,
+                    self._waste.left,
+                )
+            except (
+                Exception
+            ) as error:  # the model is as it was, or near it; the run does not hang on it
                 faults.append(f"the model did not learn: {describe_error(error)}")
             else:
                 run.ledger.charge("model", flops)
                 self._throw_away(run, flops)
         where = str(found.where.relative_to(self._folder))
-        events = [event_of(began, verdict, {"number": self._number, "why": why, "folder": where}, faults), *self._due(run)]
+        events = [
+            event_of(began, verdict, {"number": self._number, "why": why, "folder": where}, faults),
+            *self._due(run),
+        ]
         if reason := self._triggers.judged(accepted=verdict.accepted is not None):
             events.append(Event(run.step, "gave_up", {"reason": reason}))
         return events
@@ -429,7 +537,7 @@ class Branching(Callback):
         with suppress(OSError):  # it is on record but for this
             record.write(found.where, found.told | {"end": {"fingerprint": run.fingerprint()}})
 
-    # ── harm that has begun ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── harm that has begun ───────────────────────────────────────────────────────────────────────
 
     def _go_round(self, run: TrainingRun, events: list[Event]) -> CallbackResult | Skipped:
         """Try another way to where the run is, and take it if less harm lies on it."""
@@ -450,7 +558,9 @@ class Branching(Callback):
             self._validation = verdict.winner.outcome.validation[-1]
         self._became(run, found)
         where = str(found.where.relative_to(self._folder))
-        events.append(event_of(way.start.step, verdict, what | {"folder": where}, failures(verdict)))
+        events.append(
+            event_of(way.start.step, verdict, what | {"folder": where}, failures(verdict))
+        )
         if verdict.winner is not None:
             events.append(in_force(run, verdict.winner.interventions[-1], pending=True))
         return CallbackResult(events=events, kept=kept)
@@ -462,11 +572,16 @@ class Branching(Callback):
         verification = way.verification(self._verifying)
         rollouts, verdict = way.verified(run, verification)
         told = record.record_of(verdict, way.plan, verification, control="recorded") | when
-        told |= {"step": way.start.step, "start": start, "decision_steps": way.steps, "end": {"fingerprint": ""}}
+        told |= {
+            "step": way.start.step,
+            "start": start,
+            "decision_steps": way.steps,
+            "end": {"fingerprint": ""},
+        }
         record.write(where, told)
         return Verified(rollouts=rollouts, verdict=verdict, where=where, told=told)
 
-    # ── what is done to the run ─────────────────────────────────────────────────────────────────────────────────────
+    # ── what is done to the run ───────────────────────────────────────────────────────────────────
 
     def _go_back(self, run: TrainingRun, alarm: int, harm: float, *, lost: bool) -> list[Event]:
         """Rewind to before the alarm where a snapshot and the purse allow it; a run that is lost also to the newest snapshot."""
@@ -498,12 +613,16 @@ class Branching(Callback):
         self._history = deque((t for t in self._history if t.step <= start), maxlen=_HISTORY)
         self._validation = math.nan
         self._pending = [(step, one) for step, one in self._pending if step <= start]
-        return Event(at, "rewind", {"to": start, "lr_scale": snapshot.state["lr_scale"], "harm": harm})
+        return Event(
+            at, "rewind", {"to": start, "lr_scale": snapshot.state["lr_scale"], "harm": harm}
+        )
 
     def _due(self, run: TrainingRun) -> list[Event]:
         """Put in force what an accepted sequence has left for now."""
         due = [one for step, one in self._pending if step <= run.step]
-        due = [one for one in due if one.lr_scale <= 1 or run.lr_scale * one.lr_scale <= self._highest]
+        due = [
+            one for one in due if one.lr_scale <= 1 or run.lr_scale * one.lr_scale <= self._highest
+        ]
         self._pending = [(step, one) for step, one in self._pending if step > run.step]
         events = []
         for one in due:

@@ -25,7 +25,11 @@ def start_of(run: TrainingRun, folder: Path, *, replayable: bool) -> dict[str, A
         with CheckpointStore(folder, keep_last=1, moments="exact") as store:
             store.save(run.snapshot(), wait=True)
     checkpoint = "." if replayable else None
-    return {"fingerprint": run.fingerprint(), "flagged": list(run.flagged), "checkpoint": checkpoint}
+    return {
+        "fingerprint": run.fingerprint(),
+        "flagged": list(run.flagged),
+        "checkpoint": checkpoint,
+    }
 
 
 def event_of(step: int, verdict: Verdict, where: Mapping[str, Any], faults: Sequence[str]) -> Event:
@@ -34,7 +38,9 @@ def event_of(step: int, verdict: Verdict, where: Mapping[str, Any], faults: Sequ
     detail = {
         **where,
         "accepted": winner is not None,
-        "interventions": [] if winner is None else [record.changes(one) for one in winner.interventions],
+        "interventions": []
+        if winner is None
+        else [record.changes(one) for one in winner.interventions],
         "reason": verdict.reason,
     }
     return Event(step, "decision", detail | ({"faults": list(faults)} if faults else {}))
@@ -42,7 +48,9 @@ def event_of(step: int, verdict: Verdict, where: Mapping[str, Any], faults: Sequ
 
 def failures(verdict: Verdict) -> list[str]:
     """Errors of branches that failed, each once."""
-    errors = dict.fromkeys(b.outcome.error for b in verdict.branches if b.fate == "failed" and b.outcome.error)
+    errors = dict.fromkeys(
+        b.outcome.error for b in verdict.branches if b.fate == "failed" and b.outcome.error
+    )
     return [f"a branch failed: {error}" for error in errors]
 
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainenv.interventions import PARTS, ActionCodec, Steered
-from trainenv.types import DECISIONS, Budget, Intervention, Masks, PlanningProblem, Pruner, RunHistory, WorldModel
+from trainenv.types import (
+    DECISIONS,
+    Budget,
+    Intervention,
+    Masks,
+    PlanningProblem,
+    Pruner,
+    RunHistory,
+    WorldModel,
+)
 
 Sequenced = tuple[Intervention, ...]
 Propose = Callable[[RunHistory, ActionCodec, Masks], Sequence[Sequence[Intervention]]]
@@ -36,11 +45,20 @@ class Drafting:
     highest: float = math.inf
 
     def problem(
-        self, run: Steered, history: RunHistory, codec: ActionCodec, model: WorldModel | None, generator: np.random.Generator
+        self,
+        run: Steered,
+        history: RunHistory,
+        codec: ActionCodec,
+        model: WorldModel | None,
+        generator: np.random.Generator,
     ) -> PlanningProblem:
         """The planning problem of a run that is where its history ends."""
         masks = self._masks(codec, run)
-        proposed = [] if self.propose is None else [tuple(one) for one in self.propose(history, codec, masks)]
+        proposed = (
+            []
+            if self.propose is None
+            else [tuple(one) for one in self.propose(history, codec, masks)]
+        )
         return PlanningProblem(
             history=history,
             codec=codec,
@@ -56,8 +74,13 @@ class Drafting:
     def _masks(self, codec: ActionCodec, run: Steered) -> Masks:
         legal = dict(zip(PARTS, codec.masks(run)))
         scales = np.array(codec.config.lr_scales)
-        legal["lr_scale"] = legal["lr_scale"] & ((scales <= 1) | (run.lr_scale * scales <= self.highest))
-        return tuple(mask if part in self.parts else np.arange(len(mask)) == 0 for part, mask in legal.items())
+        legal["lr_scale"] = legal["lr_scale"] & (
+            (scales <= 1) | (run.lr_scale * scales <= self.highest)
+        )
+        return tuple(
+            mask if part in self.parts else np.arange(len(mask)) == 0
+            for part, mask in legal.items()
+        )
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ class Triggers:
 
     Attributes:
         range_test: what the warm-up says of the rate.
-        careful: the run has been hurt. It may be hurt again, by what no model of its present foresees, and a higher learning
-            rate would make it worse.
+        careful: the run has been hurt. It may be hurt again, by what no model of its present
+            foresees, and a higher learning rate would make it worse.
         in_row: drafts in a row that were not accepted.
         gave_up: nothing is decided any more.
     """
@@ -40,7 +40,9 @@ class Triggers:
         self._regression, self._regressed = RegressionTrigger(), ""
         self._met = -1  # step of the first look at the harm that was answered last
         self._quiet_until, self._next = 0, (start // settings.every + 1) * settings.every
-        self._alarm: list[float] = []  # step and worst harm of an alarm whose harm may yet heal by itself
+        self._alarm: list[
+            float
+        ] = []  # step and worst harm of an alarm whose harm may yet heal by itself
 
     @property
     def harm(self) -> float:
@@ -54,7 +56,11 @@ class Triggers:
         return None if rising == self._met else rising
 
     def see(self, window: Sequence[Telemetry]) -> None:
-        """Take in steps. Those whose loss is not finite say nothing: `TrainingRun.diverged` tells whether they do harm."""
+        """Take in steps.
+
+        Those whose loss is not finite say nothing: `TrainingRun.diverged` tells whether they do
+        harm.
+        """
         window = [t for t in window if math.isfinite(t.loss)]
         self.range_test.see(window)
         self._regressed = self._regression.windowed(window) or self._regressed
@@ -75,7 +81,8 @@ class Triggers:
             run: where it ended.
             window: the steps since it was last asked.
             least: steps that must be left in the budget.
-            busy: whether an accepted sequence is still being put in force: then no checkpoint is due.
+            busy: whether an accepted sequence is still being put in force: then no checkpoint is
+                due.
         """
         triggers, stays = self._settings.triggers, self._stays(run.step)
         due = run.step >= self._next
@@ -109,11 +116,16 @@ class Triggers:
         return False
 
     def answered(self, step: int, *, lost: bool) -> int | None:
-        """A decision is being taken. Returns the step of the alarm to go back behind; None: there is no need to."""
+        """A decision is being taken.
+
+        Returns the step of the alarm to go back behind; None: there is no need to.
+        """
         self._regressed = ""
         self._quiet_until = step + self._settings.refractory_steps
         stays = (
-            bool(self._alarm) and step >= self._alarm[0] + self._settings.refractory_steps and self.harm >= self._settings.harm
+            bool(self._alarm)
+            and step >= self._alarm[0] + self._settings.refractory_steps
+            and self.harm >= self._settings.harm
         )
         if not (lost or stays):
             return None
@@ -139,7 +151,10 @@ class Triggers:
             ) * self._settings.every
 
     def in_vain(self) -> str:
-        """A verification in which doing nothing failed too. Returns why it gives up now; empty: it does not."""
+        """A verification in which doing nothing failed too.
+
+        Returns why it gives up now; empty: it does not.
+        """
         self._vain += 1
         if self.gave_up or self._vain < _VAIN:
             return ""
@@ -172,7 +187,11 @@ class Triggers:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
-        self.careful, self.gave_up, self.in_row = state["careful"], state["gave_up"], state["in_row"]
+        self.careful, self.gave_up, self.in_row = (
+            state["careful"],
+            state["gave_up"],
+            state["in_row"],
+        )
         self._vain = state.get("vain", 0)
         self._regressed, self._alarm = state["regressed"], state["alarm"]
         self._quiet_until, self._next, self._met = state["quiet_until"], state["next"], state["met"]

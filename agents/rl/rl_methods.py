@@ -7,10 +7,10 @@
 | `ppo_model`, `dqn_model` | in the world model, once the run's first tenth is done, and anew as it goes on |
 | `ppo_real` | on short real runs, for half of the budget, before the run starts |
 
-What training the policy costs comes off the run's budget at once: what is left of the annealing is as much faster. In the world
-model it is trained anew with the newest states as roots, since the model is to be trusted for four decisions only: what was
-learned from the first tenth alone says little of what the run becomes, and steers it worse.
-"""
+What training the policy costs comes off the run's budget at once: what is left of the annealing is
+as much faster. In the world model it is trained anew with the newest states as roots, since the
+model is to be trusted for four decisions only: what was learned from the first tenth alone says
+little of what the run becomes, and steers it worse."""
 
 from __future__ import annotations
 
@@ -35,26 +35,43 @@ from trainenv.training.history import history_of
 from trainenv.training.ledger import PURPOSES
 from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel
 
-DECISION_SHARE = 0.03  # of the budget, from one decision to the next: what the world model has learned from
+DECISION_SHARE = (
+    0.03  # of the budget, from one decision to the next: what the world model has learned from
+)
 WATCHED_SHARE = 0.1  # of the budget, before a policy is trained in the world model
 AGAIN_SHARE = 0.15  # of the budget, from one such training to the next
 TRAINING_SHARE = 0.02  # of the budget: what one of them may cost
 ROOTS = 16  # the newest histories, that a training starts from
-SHORTER = 16  # times, than the budget: a real episode to learn from; so half of the budget makes about eight
+# times, than the budget: a real episode to learn from; so half of the budget makes about eight
+SHORTER = 16
 _LOOKED_AT = 512, 40  # steps and decisions of telemetry, the more of the two: see `RunHistory`
 _POLICY = "policy"
 
 Stop = Callable[[], bool]
 
 
-def ppo_model(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel) -> dict[str, Any]:
-    """PPO, trained in the world model, again and again. See the module; returns the summary as `train` does."""
-    return _in_model(config, folder, watch, stop, model, PPO(decisions=6000, seed=config.seed % SEEDS))
+def ppo_model(
+    config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel
+) -> dict[str, Any]:
+    """PPO, trained in the world model, again and again.
+
+    See the module; returns the summary as `train` does.
+    """
+    return _in_model(
+        config, folder, watch, stop, model, PPO(decisions=6000, seed=config.seed % SEEDS)
+    )
 
 
-def dqn_model(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel) -> dict[str, Any]:
-    """DQN, trained in the world model, again and again. See the module; returns the summary as `train` does."""
-    return _in_model(config, folder, watch, stop, model, DQN(decisions=3000, seed=config.seed % SEEDS))
+def dqn_model(
+    config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel
+) -> dict[str, Any]:
+    """DQN, trained in the world model, again and again.
+
+    See the module; returns the summary as `train` does.
+    """
+    return _in_model(
+        config, folder, watch, stop, model, DQN(decisions=3000, seed=config.seed % SEEDS)
+    )
 
 
 def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> dict[str, Any]:
@@ -66,7 +83,13 @@ def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> di
     trained = train_in_run(shortened(config, SHORTER), learner, flops=half, stop=stop)
     trained.policy.save(folder / _POLICY)
     _pay(run, trained)
-    return train(run, recorded, callback=AgentCallback(agent=trained.policy, pays=True), watch=watch, stop=stop)
+    return train(
+        run,
+        recorded,
+        callback=AgentCallback(agent=trained.policy, pays=True),
+        watch=watch,
+        stop=stop,
+    )
 
 
 def shortened(config: RunConfig, times: int) -> RunConfig:
@@ -92,7 +115,9 @@ def shortened(config: RunConfig, times: int) -> RunConfig:
             "stressors.harsh_warmup_steps": scaled(config.stressors.harsh_warmup_steps),
             "stressors.planted": tuple(plant.model_dump() for plant in plants),
             "environment.decision_steps": max(1, scaled(config.environment.decision_steps)),
-            "validation.sequences": min(config.validation.sequences, max(4, config.validation.sequences // times)),
+            "validation.sequences": min(
+                config.validation.sequences, max(4, config.validation.sequences // times)
+            ),
         },
     )
 
@@ -103,8 +128,10 @@ class Apprentice(Callback):
 
     Args:
         train: histories → a trained policy.
-        until: step after which it trains: at the end of a block of telemetry, and where there is a history to start from.
-        again: steps from one training to the next; near the end, within so many steps, there is none any more.
+        until: step after which it trains: at the end of a block of telemetry, and where there is a
+            history to start from.
+        again: steps from one training to the next; near the end, within so many steps, there is
+            none any more.
     """
 
     train: Callable[[Sequence[RunHistory]], Trained]
@@ -121,7 +148,11 @@ class Apprentice(Callback):
             return CallbackResult()
         decision, first = run.config.environment.decision_steps, self.acting is None
         self._watch(run, window, decision)
-        if run.step >= self.until and self._histories and (first or run.horizon.end - run.step > self.again):
+        if (
+            run.step >= self.until
+            and self._histories
+            and (first or run.horizon.end - run.step > self.again)
+        ):
             self.until = run.step + self.again
             trained = self.train(self._histories)
             _pay(run, trained)
@@ -135,13 +166,17 @@ class Apprentice(Callback):
 
     def _watch(self, run: TrainingRun, window: Sequence[Telemetry], decision: int) -> None:
         """Keep what a history needs, and the newest histories."""
-        self._telemetry = [*self._telemetry, *window][-max(_LOOKED_AT[0], _LOOKED_AT[1] * decision) :]
+        self._telemetry = [*self._telemetry, *window][
+            -max(_LOOKED_AT[0], _LOOKED_AT[1] * decision) :
+        ]
         if len(self._telemetry) >= LEAST_STEPS:
             history = history_of(run, tuple(self._telemetry), horizon=DECISIONS * decision)
             self._histories = [*self._histories, history][-ROOTS:]
 
 
-def _in_model(config: RunConfig, folder: Path, watch: Watch, stop: Stop, model: WorldModel, learner: Learner) -> dict[str, Any]:
+def _in_model(
+    config: RunConfig, folder: Path, watch: Watch, stop: Stop, model: WorldModel, learner: Learner
+) -> dict[str, Any]:
     config = _steered(config)
     run, recorded = TrainingRun.from_config(config), RunFolder.create(folder, config)
 
@@ -158,7 +193,9 @@ def _in_model(config: RunConfig, folder: Path, watch: Watch, stop: Stop, model: 
 
 def _steered(config: RunConfig) -> RunConfig:
     """The same run, with decisions as long as the world model knows them."""
-    return RunConfig.load(config, {"environment.decision_steps": max(1, round(DECISION_SHARE * config.steps))})
+    return RunConfig.load(
+        config, {"environment.decision_steps": max(1, round(DECISION_SHARE * config.steps))}
+    )
 
 
 def _pay(run: TrainingRun, trained: Trained) -> None:

@@ -19,7 +19,15 @@ class Growth:
         evaluations: states that the model was asked for so far.
     """
 
-    def __init__(self, nodes: Nodes, model: Recurrent, chooser: Chooser, *, depth: int | None, discount: float) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        model: Recurrent,
+        chooser: Chooser,
+        *,
+        depth: int | None,
+        discount: float,
+    ) -> None:
         self.nodes, self.model, self.chooser = nodes, model, chooser
         self.depth, self.discount = depth, discount
         self.evaluations = 0
@@ -31,7 +39,9 @@ class Growth:
         levels = nodes.capacity + 1
         self._path = np.zeros((levels, nodes.batch), dtype=np.intp)  # [level, B] rows
         self._path[0] = nodes.roots
-        self._returns = np.zeros((levels, nodes.batch))  # [level, B] from the choice at that level on
+        self._returns = np.zeros(
+            (levels, nodes.batch)
+        )  # [level, B] from the choice at that level on
 
     def simulate(self) -> Ints:
         """One simulation; returns the rows passed, [R], each once, the B roots first."""
@@ -81,7 +91,9 @@ class Growth:
         of.logits[:, node], of.latent[:, node] = logits, latent
         priors = softmax(of.logits[:, node].T.copy())
         of.priors[:, node] = priors.T
-        of.edges[:, node] = (nodes.roots + node) * self._actions + priors.argmax(0)  # until it is visited; then its rule chooses
+        of.edges[:, node] = (nodes.roots + node) * self._actions + priors.argmax(
+            0
+        )  # until it is visited; then its rule chooses
         self._node += 1
         self.evaluations += len(last)
 
@@ -93,11 +105,19 @@ class Growth:
             later = returns[level]
             if self.discount != 1.0:
                 later = np.where(path[level] > 0, self.discount * later, later)
-            np.add(later, self.nodes.rewards.take(path[level]), out=returns[level - 1])  # row 0 has no reward
+            np.add(
+                later, self.nodes.rewards.take(path[level]), out=returns[level - 1]
+            )  # row 0 has no reward
         passed = path.ravel().nonzero()[0]
         rows = path.ravel().take(passed)
-        slots = 3 * self.nodes.edges.take(rows)  # of the visits, in the flat facts; the mean comes next
-        count, mean, found = self._facts.take(slots) + 1.0, self._facts.take(slots + 1), returns.ravel().take(passed)
+        slots = 3 * self.nodes.edges.take(
+            rows
+        )  # of the visits, in the flat facts; the mean comes next
+        count, mean, found = (
+            self._facts.take(slots) + 1.0,
+            self._facts.take(slots + 1),
+            returns.ravel().take(passed),
+        )
         self._facts[slots] = count
         found -= mean
         found /= count
@@ -113,12 +133,22 @@ class _ByTree:
         def view(flat: NDArray[Any]) -> NDArray[Any]:
             return flat[1:].reshape(nodes.batch, nodes.capacity, *flat.shape[1:])
 
-        self.actions, self.rewards, self.values = view(nodes.actions), view(nodes.rewards), view(nodes.values)
-        self.logits, self.latent, self.edges = view(nodes.logits), view(nodes.latent), view(nodes.edges)
+        self.actions, self.rewards, self.values = (
+            view(nodes.actions),
+            view(nodes.rewards),
+            view(nodes.values),
+        )
+        self.logits, self.latent, self.edges = (
+            view(nodes.logits),
+            view(nodes.latent),
+            view(nodes.edges),
+        )
         self.priors = view(nodes.facts)[:, :, :, 2]
 
 
-def check_shapes(nodes: Nodes, rewards: Floats, values: Floats, logits: Floats, latent: NDArray[Any]) -> None:
+def check_shapes(
+    nodes: Nodes, rewards: Floats, values: Floats, logits: Floats, latent: NDArray[Any]
+) -> None:
     """Check what a model returned.
 
     Raises:
@@ -128,4 +158,6 @@ def check_shapes(nodes: Nodes, rewards: Floats, values: Floats, logits: Floats, 
     batch = (nodes.batch,)
     expected = batch, batch, batch + nodes.logits.shape[1:], batch + nodes.latent.shape[1:]
     if found != expected:
-        raise UserError(f"the model must return reward, value, logits and latent of the shapes {expected}, found {found}")
+        raise UserError(
+            f"the model must return reward, value, logits and latent of the shapes {expected}, found {found}"
+        )

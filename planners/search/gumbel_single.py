@@ -15,12 +15,15 @@ class GumbelPicker:
     Args:
         tree: what to choose in.
         base: g + logits of the root's actions, −inf where illegal.
-        turns: for each simulation, the visits in this search that an action must have for being chosen.
+        turns: for each simulation, the visits in this search that an action must have for being
+            chosen.
         offset: c_visit.
         scale: c_scale.
     """
 
-    def __init__(self, tree: LoneTree, base: list[float], turns: list[int], *, offset: float, scale: float) -> None:
+    def __init__(
+        self, tree: LoneTree, base: list[float], turns: list[int], *, offset: float, scale: float
+    ) -> None:
         self.tree, self.base, self.offset, self.scale = tree, base, offset, scale
         self._turns = iter(turns)
         self._legal = [action for action, score in enumerate(base) if score > -inf]
@@ -28,12 +31,19 @@ class GumbelPicker:
 
     def at_root(self) -> int:
         """The best of those whose turn it is, by g + logits + σ(q̂)."""
-        turn, visits, q, before = next(self._turns), self.tree.visits[0], self.tree.q[0], self._before
+        turn, visits, q, before = (
+            next(self._turns),
+            self.tree.visits[0],
+            self.tree.q[0],
+            self._before,
+        )
         mixed, highest, scale, _ = self._range(0, len(self._legal))
         best, chosen = -inf, self._legal[0]
         for action in self._legal:
             if visits[action] == before[action] + turn:
-                score = self.base[action] + ((q[action] if visits[action] else mixed) - highest) * scale
+                score = (
+                    self.base[action] + ((q[action] if visits[action] else mixed) - highest) * scale
+                )
                 if score > best:
                     best, chosen = score, action
         return chosen
@@ -77,4 +87,9 @@ class GumbelPicker:
         mixed = (value + total * (weighted / mass)) / (1 + total)
         if len(tried) < actions:
             lowest, highest = min(lowest, mixed), max(highest, mixed)
-        return mixed, highest, (self.offset + most) * self.scale / max(highest - lowest, LEAST_RANGE), mass
+        return (
+            mixed,
+            highest,
+            (self.offset + most) * self.scale / max(highest - lowest, LEAST_RANGE),
+            mass,
+        )

@@ -1,9 +1,9 @@
 """The loop of a search from a single root, on Python numbers.
 
-A call of NumPy takes about a microsecond however few numbers it looks at, and a simulation needs some eighty of them. For one
-root plain Python is several times faster, because it can leave out what it need not look at: actions that were never tried
-all have the same q̂, so that only the likeliest of them can be chosen. The trees are those that `Growth` grows.
-"""
+A call of NumPy takes about a microsecond however few numbers it looks at, and a simulation needs
+some eighty of them. For one root plain Python is several times faster, because it can leave out
+what it need not look at: actions that were never tried all have the same q̂, so that only the
+likeliest of them can be chosen. The trees are those that `Growth` grows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class LoneTree:
         self.children: list[list[int]] = np.maximum(nodes.children[rows] - 1, 0).tolist()
         self.visits: list[list[int]] = nodes.visits[rows].astype(np.intp).tolist()
         self.q: list[list[float]] = nodes.q[rows].tolist()
-        self.tried = [[action for action, count in enumerate(counts) if count] for counts in self.visits]
+        self.tried = [
+            [action for action, count in enumerate(counts) if count] for counts in self.visits
+        ]
         self._priors: list[list[float] | None] = list(nodes.priors[rows].tolist())
         self._untried: list[list[int] | None] = [None] * nodes.used
         seen = [q[action] for q, tried in zip(self.q, self.tried) for action in tried]
@@ -89,7 +91,9 @@ class LoneTree:
 class LoneGrowth:
     """Grows the tree by at most one node a simulation; see `Growth`."""
 
-    def __init__(self, nodes: Nodes, model: Recurrent, *, depth: int | None, discount: float) -> None:
+    def __init__(
+        self, nodes: Nodes, model: Recurrent, *, depth: int | None, discount: float
+    ) -> None:
         self.tree = LoneTree(nodes)
         self.nodes, self.model, self.discount = nodes, model, discount
         self.depth = nodes.capacity if depth is None else depth
@@ -117,7 +121,11 @@ class LoneGrowth:
         """Write the lists into the arrays."""
         nodes, tree, count = self.nodes, self.tree, len(self.tree.values)
         rows, children = slice(1, 1 + count), np.array(tree.children)
-        nodes.values[rows], nodes.rewards[rows], nodes.depths[rows] = tree.values, tree.rewards, tree.depths
+        nodes.values[rows], nodes.rewards[rows], nodes.depths[rows] = (
+            tree.values,
+            tree.rewards,
+            tree.depths,
+        )
         nodes.children[rows] = np.where(children > 0, children + 1, 0)
         nodes.visits[rows], nodes.q[rows] = tree.visits, tree.q
         parents, actions = children.nonzero()
@@ -127,7 +135,9 @@ class LoneGrowth:
     def _ask(self, parent: int, action: int) -> int:
         """Ask the model what comes of an action, and add the node."""
         nodes = self.nodes
-        rewards, values, logits, latent = self.model(nodes.latent[1 + parent : 2 + parent], np.array([action]))
+        rewards, values, logits, latent = self.model(
+            nodes.latent[1 + parent : 2 + parent], np.array([action])
+        )
         check_shapes(nodes, rewards, values, logits, latent)
         node = self.tree.add(parent, action, float(rewards[0]), float(values[0]))
         nodes.logits[1 + node], nodes.latent[1 + node] = logits[0], latent[0]

@@ -13,7 +13,13 @@ Scorer = Literal["model", "executor", "either"]
 JUDGES: tuple[Scorer, ...] = get_args(Scorer)
 
 
-def look(draft: PlanBuilder, sequences: Sequence[Sequenced], judge: Scorer, steps: int | None, decisions: int) -> list[float]:
+def look(
+    draft: PlanBuilder,
+    sequences: Sequence[Sequenced],
+    judge: Scorer,
+    steps: int | None,
+    decisions: int,
+) -> list[float]:
     """Score sequences, as far as the budget goes; NaN where there is none.
 
     Args:
@@ -27,7 +33,9 @@ def look(draft: PlanBuilder, sequences: Sequence[Sequenced], judge: Scorer, step
         UserError: the problem does not have that judge.
     """
     if draft.problem.model is None and draft.problem.executor is None:
-        raise UserError(f"{draft.planner} needs a model or an executor, found neither in the problem; hand one in")
+        raise UserError(
+            f"{draft.planner} needs a model or an executor, found neither in the problem; hand one in"
+        )
     if _by_model(draft, judge):
         return draft.forecast(sequences)
     return draft.run(sequences, steps or branch_steps(draft, decisions))

@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 class Disk:
-    """The real file system. Files are written at a path of their own, flushed, and only then renamed to where they belong."""
+    """The real file system.
+
+    Files are written at a path of their own, flushed, and only then renamed to where they belong.
+    """
 
     def make_folder(self, folder: Path) -> None:
         """Make a folder and those above it, to last; nothing happens where it is there."""
@@ -18,7 +21,11 @@ class Disk:
 
     def create(self, path: Path) -> int:
         """Open a new file for writing; what lay there (a leftover of a process that died) is replaced."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        return os.open(
+            path,
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            0o644,
+        )
 
     def write(self, file: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """Write at `offset`; returns how many bytes the system took, which may be fewer than were given."""

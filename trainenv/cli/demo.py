@@ -30,7 +30,10 @@ def demo_command(args: argparse.Namespace) -> Result:
 
     config = _config(args)
     run = TrainingRun.from_config(config)  # before anything is written: it may not fit
-    start, root = run.snapshot(), RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
+    start, root = (
+        run.snapshot(),
+        RunFolder(args.out) if args.resume else RunFolder.create(args.out, config),
+    )
     summaries: list[dict[str, Any]] = []
     with interruptible() as stop:
         for method in _METHODS:
@@ -53,7 +56,9 @@ def demo_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace) -> dict[str, Any]:
+def _played(
+    method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace
+) -> dict[str, Any]:
     """The summary of one of the two, trained now, or to its end, or before."""
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
@@ -93,5 +98,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     if args.out is None or args.steps is not None:
         raise UserError("--resume goes on with a demo as it was: give --out FOLDER, and no --steps")
     if (args.out / "summary.json").is_file() or not (args.out / "config.yaml").is_file():
-        raise UserError(f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one")
+        raise UserError(
+            f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one"
+        )
     return RunConfig.load(args.out / "config.yaml")

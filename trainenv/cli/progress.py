@@ -38,9 +38,22 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, *, quiet: bool) -> None:
-        self._out, self._err = Console(quiet=quiet, highlight=False), Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description:>11}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=self._err, disable=not self._err.is_terminal)
+        self._out, self._err = (
+            Console(quiet=quiet, highlight=False),
+            Console(stderr=True, highlight=False),
+        )
+        columns = (
+            TextColumn("{task.description:>11}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(
+            *columns,
+            TextColumn("{task.fields[note]}"),
+            console=self._err,
+            disable=not self._err.is_terminal,
+        )
         self._task = self._bar.add_task(title, total=total, note="")
         self._title, self._total, self._tenth = title, total, 0
 
@@ -48,7 +61,12 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.stop()
 
     def watch(self, run: TrainingRun, window: Sequence[Telemetry]) -> None:
@@ -73,7 +91,11 @@ class Progress:
             shown.remove("ended")  # nothing to tell
         table = Table(title=title, title_justify="left", title_style="bold")
         for key in shown:
-            table.add_column(_COLUMNS[key], no_wrap=True, justify="left" if key in ("method", "ended") else "right")
+            table.add_column(
+                _COLUMNS[key],
+                no_wrap=True,
+                justify="left" if key in ("method", "ended") else "right",
+            )
         for row in rows:
             table.add_row(*(_cell(row.get(key)) for key in shown))
         self._out.print(table)

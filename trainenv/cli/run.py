@@ -38,7 +38,9 @@ def run_command(args: argparse.Namespace) -> Result:
         if args.config is None:
             raise UserError("run needs a CONFIG: a preset such as tiny, or the path of a YAML file")
         if args.accept_changes:
-            raise UserError("--accept-changes goes with --resume: a new run has nothing that could have changed; leave it out")
+            raise UserError(
+                "--accept-changes goes with --resume: a new run has nothing that could have changed; leave it out"
+            )
         callback = _responder(flags)
         config = RunConfig.load(args.config, overrides_of(args.set))
         run = TrainingRun.from_config(config)
@@ -52,7 +54,10 @@ def run_command(args: argparse.Namespace) -> Result:
     if _BRANCHING in folder.flags:
         cost_estimate = callback.cost_estimate(run)
         said += [str(cost_estimate), cost_estimate.affords]
-    with interruptible() as stop, Progress(run.config.name, run.config.steps, quiet=args.json) as progress:
+    with (
+        interruptible() as stop,
+        Progress(run.config.name, run.config.steps, quiet=args.json) as progress,
+    ):
         for sentence in said:
             progress.say(sentence)
         summary = train(run, folder, callback=callback, watch=progress.watch, stop=stop)
@@ -61,7 +66,9 @@ def run_command(args: argparse.Namespace) -> Result:
         progress.say(f"from step {fault['step']} on, {fault['times']} time(s): {fault['reason']}")
     if summary["ended"] == "interrupted":
         rescue = "".join(f" {flag}" for flag in folder.flags)
-        progress.say(f"interrupted; go on with: trainenv run --resume --out {typed(folder.path)}{rescue}")
+        progress.say(
+            f"interrupted; go on with: trainenv run --resume --out {typed(folder.path)}{rescue}"
+        )
         return summary, INTERRUPTED
     return summary, 0
 
@@ -71,7 +78,9 @@ def _flags(args: argparse.Namespace) -> tuple[str, ...]:
     if args.by_hand and args.branching:
         raise UserError("a run is steered by one: give --by-hand or --branching, not both")
     if args.planner is not None and not args.branching:
-        raise UserError(f"--planner {args.planner} drafts for --branching, found no --branching; give it too, or neither")
+        raise UserError(
+            f"--planner {args.planner} drafts for --branching, found no --branching; give it too, or neither"
+        )
     if args.branching:
         return (_BRANCHING, "--planner", args.planner or _PLANNER)
     return (_BY_HAND,) if args.by_hand else ()
@@ -90,7 +99,9 @@ def _responder(flags: Sequence[str]) -> Any:
     return None
 
 
-def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[TrainingRun, RunFolder, Any, str]:
+def _resumed(
+    args: argparse.Namespace, flags: tuple[str, ...]
+) -> tuple[TrainingRun, RunFolder, Any, str]:
     """The run in the folder, steered as it was; and how close it is to one that was never interrupted, in words."""
     from trainenv.config.schema import RunConfig
     from trainenv.loop import CALLBACK_STATE, resume
@@ -98,7 +109,9 @@ def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[Training
     from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
-    _, snapshot = RunFolder.resume(args.out)  # what there is to go on with is found out before anything is built
+    _, snapshot = RunFolder.resume(
+        args.out
+    )  # what there is to go on with is found out before anything is built
     made, others = MadeOf.read(args.out), []
     before = made.flags if made is not None else ()
     if not flags or (flags[0] == _BRANCHING and args.planner is None and before[:1] == flags[:1]):
@@ -120,12 +133,21 @@ def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[Training
     return run, folder, callback, _closeness(run, snapshot, folder, others)
 
 
-def _closeness(run: TrainingRun, snapshot: Snapshot, folder: RunFolder, others: Sequence[str]) -> str:
+def _closeness(
+    run: TrainingRun, snapshot: Snapshot, folder: RunFolder, others: Sequence[str]
+) -> str:
     """How close a resumed run is to one that was never interrupted, in words."""
     from trainenv.training import numerics
 
-    saved, now = snapshot.state["numerics"], numerics.numerics(run.model, run.optimizer, run.device, run.config)
-    changed = [f"{name} was {saved.get(name)}, is {now[name]}" for name in now if saved.get(name) != now[name]]
+    saved, now = (
+        snapshot.state["numerics"],
+        numerics.numerics(run.model, run.optimizer, run.device, run.config),
+    )
+    changed = [
+        f"{name} was {saved.get(name)}, is {now[name]}"
+        for name in now
+        if saved.get(name) != now[name]
+    ]
     changed = [*others, *(folder.changes or ()), *changed]
     if changed:
         return f"not to the bit as it was: {'; '.join(changed)}"

@@ -41,7 +41,11 @@ class Table:
         found = []
         for trunk in trunks:
             theirs = {row["seed"]: row for row in self.sound([trunk], other)}
-            found += [(row, theirs[row["seed"]]) for row in self.sound([trunk], one) if row["seed"] in theirs]
+            found += [
+                (row, theirs[row["seed"]])
+                for row in self.sound([trunk], one)
+                if row["seed"] in theirs
+            ]
         return found
 
     def losses(self, trunk: str, method: str) -> dict[int, float]:
@@ -52,7 +56,8 @@ class Table:
         """Of ln final loss, `one` less `other`, run by run; nothing where they are the same method."""
         pairs = self.pairs(trunks, one, other) if one != other else []
         return figure(
-            [mine["log_final_loss"] - theirs["log_final_loss"] for mine, theirs in pairs], [mine["trunk"] for mine, _ in pairs]
+            [mine["log_final_loss"] - theirs["log_final_loss"] for mine, theirs in pairs],
+            [mine["trunk"] for mine, _ in pairs],
         )
 
 

@@ -2,10 +2,9 @@
 
     summary = METHODS["autolrs"](config, folder, watch, stop)
 
-The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the validations of
-`validation.every` is paid for by fewer steps. All are functions at the top of this module, so that processes that are spawned
-find them.
-"""
+The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the
+validations of `validation.every` is paid for by fewer steps. All are functions at the top of this
+module, so that processes that are spawned find them."""
 
 from __future__ import annotations
 
@@ -40,18 +39,24 @@ def as_set(
     """A run left alone, with some values of the configuration set otherwise from the start."""
     from trainenv.config.schema import RunConfig
 
-    changed = RunConfig.load(config, {"optimizer.lr": config.optimizer.lr * lr_factor} | dict(overrides or {}))
+    changed = RunConfig.load(
+        config, {"optimizer.lr": config.optimizer.lr * lr_factor} | dict(overrides or {})
+    )
     return _driven(_fresh(changed), path, watch, stop)
 
 
-def by_hand(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str) -> dict[str, Any]:
+def by_hand(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str
+) -> dict[str, Any]:
     """Rewind and change something whenever the index fires, as a team wrote down that it did."""
     from trainenv.agents.baselines.rollback_rule import RollbackRule
 
     return _driven(_fresh(config), path, watch, stop, RollbackRule.in_style(style, config.steps))
 
 
-def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str) -> dict[str, Any]:
+def population(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str
+) -> dict[str, Any]:
     """A population that shares the budget."""
     from trainenv import planners
     from trainenv.agents.baselines.planner_driven import population
@@ -74,7 +79,9 @@ def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str
     from trainenv import planners
     from trainenv.agents.baselines.planner_driven import PlannerCallback
 
-    decision = max(1, round(config.steps / _STAGES / 10))  # the paper's tries take a tenth of a stage
+    decision = max(
+        1, round(config.steps / _STAGES / 10)
+    )  # the paper's tries take a tenth of a stage
     callback = PlannerCallback(
         planner=planners.make("autolrs", stage=10, tries=_TRIES, share=0.1),
         decision_steps=decision,
@@ -93,7 +100,9 @@ def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, 
     return TunedSchedule(seed=config.seed).train(config, path, watch=watch, stop=stop)
 
 
-def learned(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str) -> dict[str, Any]:
+def learned(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str
+) -> dict[str, Any]:
     """An agent of Stable-Baselines3 that learns in the world model while the run goes on."""
     from trainenv import worldmodel
     from trainenv.agents.rl.rl_methods import dqn_model, ppo_model
@@ -109,7 +118,9 @@ def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[st
     return ppo_real(config, path, watch, stop)
 
 
-def branching(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0) -> dict[str, Any]:
+def branching(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0
+) -> dict[str, Any]:
     """The whole loop, at a share of the budget."""
     from trainenv.composition.default_loop import branching
     from trainenv.config.schema import RunConfig
@@ -148,7 +159,9 @@ def _fresh(config: RunConfig) -> TrainingRun:
     return TrainingRun.from_config(config)
 
 
-def _driven(run: TrainingRun, path: Path, watch: Watch, stop: Stop, callback: Callback | None = None) -> dict[str, Any]:
+def _driven(
+    run: TrainingRun, path: Path, watch: Watch, stop: Stop, callback: Callback | None = None
+) -> dict[str, Any]:
     from trainenv.loop import train
     from trainenv.records.run_folder import RunFolder
 

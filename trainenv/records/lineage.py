@@ -31,11 +31,13 @@ def last_kept(steps: pd.DataFrame, begun: Iterable[Mapping[str, Any]]) -> dict[i
 def last_saved(begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     """The last step of each line that was not lost with its process, -inf for a line that was lost as a whole.
 
-    A run that is resumed knows of as many rewinds as its checkpoint. Lines with more behind them are lost, and of those with as
-    many what came after the checkpoint. Steps that a rewind left behind did happen.
+    A run that is resumed knows of as many rewinds as its checkpoint. Lines with more behind them
+    are lost, and of those with as many what came after the checkpoint. Steps that a rewind left
+    behind did happen.
 
     Args:
-        begun: the records of `lines.jsonl`, in order; of those that say nothing of rewinds nothing is lost.
+        begun: the records of `lines.jsonl`, in order; of those that say nothing of rewinds nothing
+            is lost.
     """
     saved, rewinds = {0: math.inf}, {0: 0}
     before = 0
@@ -44,7 +46,9 @@ def last_saved(begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
         if "rewinds" in record and behind <= before:  # a rewind would have made it one more
             for earlier in saved:
                 if rewinds[earlier] >= behind:
-                    saved[earlier] = min(saved[earlier], record["step"] if rewinds[earlier] == behind else -math.inf)
+                    saved[earlier] = min(
+                        saved[earlier], record["step"] if rewinds[earlier] == behind else -math.inf
+                    )
         saved[line], rewinds[line], before = math.inf, behind, behind
     return saved
 

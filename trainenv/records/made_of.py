@@ -1,8 +1,7 @@
 """What a run was trained with, beside its checkpoints: resumed with anything else, it would not go on as it was.
 
-`checkpoints/made_of.json` holds the configuration, the digest of the text and who steers. Folders that were written before
-there was such a file are resumed all the same, unchecked.
-"""
+`checkpoints/made_of.json` holds the configuration, the digest of the text and who steers. Folders
+that were written before there was such a file are resumed all the same, unchecked."""
 
 from __future__ import annotations
 
@@ -21,7 +20,8 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
-# Settings that change no bit, or whose effect is compared elsewhere: a path by its text's digest, a device by its numerics.
+# Settings that change no bit, or whose effect is compared elsewhere: a path by its text's digest, a
+# device by its numerics.
 _NO_MATTER = (
     "name",
     "device",
@@ -39,7 +39,11 @@ _ONCE_CALLED = {
     "Planned": "PlannerCallback",
     "Tuned": "TunedSchedule",
 }
-_ONCE_AT_THE_TOP = ("agents", "planners", "worldmodel")  # packages of their own before they were part of trainenv
+_ONCE_AT_THE_TOP = (
+    "agents",
+    "planners",
+    "worldmodel",
+)  # packages of their own before they were part of trainenv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,8 @@ class MadeOf:
         config: the configuration, as JSON values.
         corpus: digest of text and tokenizer; None where the batches are the user's own.
         callback: class and settings of who steers, as JSON values; None where nobody does.
-        flags: arguments of `trainenv run` that make the callback; empty where it was made in Python.
+        flags: arguments of `trainenv run` that make the callback; empty where it was made in
+            Python.
     """
 
     config: Mapping[str, Any]
@@ -78,18 +83,30 @@ class MadeOf:
                 return None
             if "responder" in found:  # as callbacks were once called
                 found["callback"] = found["responder"]
-            made = cls(**{field.name: found[field.name] for field in fields(cls)} | {"flags": tuple(found["flags"])})
+            made = cls(
+                **{field.name: found[field.name] for field in fields(cls)}
+                | {"flags": tuple(found["flags"])}
+            )
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
         if not made._is_sound():
             return None
-        return replace(made, config=with_new_keys(made.config, warn=False), callback=_renamed(made.callback))
+        return replace(
+            made, config=with_new_keys(made.config, warn=False), callback=_renamed(made.callback)
+        )
 
     def _is_sound(self) -> bool:
         """Whether the parts of what was read are what `of` makes; more parts, of a later version, do no harm."""
-        steered = self.callback is None or (isinstance(self.callback, dict) and isinstance(self.callback.get("class"), str))
+        steered = self.callback is None or (
+            isinstance(self.callback, dict) and isinstance(self.callback.get("class"), str)
+        )
         flags = all(isinstance(flag, str) for flag in self.flags)
-        return isinstance(self.config, dict) and isinstance(self.corpus, str | None) and steered and flags
+        return (
+            isinstance(self.config, dict)
+            and isinstance(self.corpus, str | None)
+            and steered
+            and flags
+        )
 
     def write(self, path: Path) -> None:
         """Keep it in a run's folder, whole or not at all.
@@ -105,7 +122,9 @@ class MadeOf:
             temporary.write_text(json.dumps(vars(self), indent=1) + "\n", encoding="utf-8")
             temporary.replace(place)
         except OSError as error:
-            raise UserError(f"{place} can't be written: {error.strerror}; make room, or give another folder") from None
+            raise UserError(
+                f"{place} can't be written: {error.strerror}; make room, or give another folder"
+            ) from None
 
     @property
     def steered_by(self) -> str:
@@ -125,11 +144,16 @@ class MadeOf:
             if not any(key == name or key.startswith(f"{name}.") for name in _NO_MATTER)
         ]
         if self.corpus is not None and now.corpus != self.corpus:
-            found.append(f"the digest of the corpus (text and tokenizer) was {self.corpus}, is {now.corpus}")
+            found.append(
+                f"the digest of the corpus (text and tokenizer) was {self.corpus}, is {now.corpus}"
+            )
         if now.callback is not None and self.steered_by != "nobody":
             before, after = (made.callback or {} for made in (self, now))
             if before.get("class") == after.get("class"):
-                found += [f"the callback's {key} was {a!r}, is {b!r}" for key, a, b in _differing(before, after)]
+                found += [
+                    f"the callback's {key} was {a!r}, is {b!r}"
+                    for key, a, b in _differing(before, after)
+                ]
         return tuple(found)
 
 
@@ -162,7 +186,9 @@ def check_callback(path: Path, made: MadeOf | None, now: MadeOf, *, has_state: b
     if not has_state:
         return  # whoever steered it remembered nothing
     then = made.callback if made is not None else None
-    steered = f"by {made.steered_by}" if made is not None and then is not None else "when it was saved"
+    steered = (
+        f"by {made.steered_by}" if made is not None and then is not None else "when it was saved"
+    )
     if now.callback is None:
         raise UserError(
             f"the run in {path} is steered {steered}, found nobody to steer it on; resume it with the callback that it had, "
@@ -182,8 +208,12 @@ def same_kind(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
 
 def _settings(value: object) -> dict[str, Any]:
     """The class of an object and those of its settings that can be told: numbers, names, and frozen dataclasses of those."""
-    found: dict[str, Any] = {"class": _class_name(f"{type(value).__module__}.{type(value).__qualname__}")}
-    if not is_dataclass(value) or not (_is_frozen(value) or found["class"].startswith("trainenv.agents.")):
+    found: dict[str, Any] = {
+        "class": _class_name(f"{type(value).__module__}.{type(value).__qualname__}")
+    }
+    if not is_dataclass(value) or not (
+        _is_frozen(value) or found["class"].startswith("trainenv.agents.")
+    ):
         return found  # it may count in its fields
     for field in fields(value):
         part = getattr(value, field.name, None)
@@ -216,7 +246,9 @@ def _is_frozen(value: object) -> bool:
     return parameters is not None and bool(parameters.frozen)
 
 
-def _differing(one: Mapping[str, Any], two: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differing(
+    one: Mapping[str, Any], two: Mapping[str, Any], above: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """Dotted keys that both have, with the two values where they differ: a key that only one version knows is no change."""
     for key in one:
         if key not in two or one[key] == two[key]:

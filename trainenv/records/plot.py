@@ -13,7 +13,13 @@ from trainenv.records.telemetry_log import read_telemetry
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"loss": "#9db4c9", "smooth": "#1f5a8a", "validation": "#c2410c", "index": "#5b3f8c", "threshold": "#888888"}
+_COLOURS = {
+    "loss": "#9db4c9",
+    "smooth": "#1f5a8a",
+    "validation": "#c2410c",
+    "index": "#5b3f8c",
+    "threshold": "#888888",
+}
 
 
 def plot_run(folder: Path, path: Path) -> Path:
@@ -26,7 +32,14 @@ def plot_run(folder: Path, path: Path) -> Path:
     FigureCanvasAgg(figure)
     losses, index = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
 
-    losses.plot(everything["step"], everything["loss"], ".", ms=2, color=_COLOURS["loss"], label="training, each step")
+    losses.plot(
+        everything["step"],
+        everything["loss"],
+        ".",
+        ms=2,
+        color=_COLOURS["loss"],
+        label="training, each step",
+    )
     smooth = kept["loss"].where(np.isfinite(kept["loss"])).ewm(alpha=0.05).mean()
     losses.plot(kept["step"], smooth, color=_COLOURS["smooth"], lw=1.6, label="training, smoothed")
     validation = read_validation(folder)
@@ -39,10 +52,17 @@ def plot_run(folder: Path, path: Path) -> Path:
         losses.set_ylim(low - 0.1, max(high, low + 0.5) + 0.3)
 
     index.plot(
-        everything["step"], everything["index"].clip(-3, 15), ".", ms=2.5, color=_COLOURS["index"], label="uncertainty index"
+        everything["step"],
+        everything["index"].clip(-3, 15),
+        ".",
+        ms=2.5,
+        color=_COLOURS["index"],
+        label="uncertainty index",
     )
     threshold = kept["threshold"].where(np.isfinite(kept["threshold"]))
-    index.plot(kept["step"], threshold, color=_COLOURS["threshold"], lw=1, ls="--", label="threshold")
+    index.plot(
+        kept["step"], threshold, color=_COLOURS["threshold"], lw=1, ls="--", label="threshold"
+    )
     index.set_ylabel("z")
     index.set_xlabel("optimizer steps")
     _mark_events(folder, losses, index)
@@ -61,9 +81,19 @@ def _mark_events(folder: Path, losses: Axes, index: Axes) -> None:
     events = read_events(folder)
     alarms = [e["step"] for e in events if e["kind"] == "fired"]
     if alarms:
-        index.plot(alarms, [14.5] * len(alarms), "v", ms=7, color="#b91c1c", label="alarm", clip_on=False)
+        index.plot(
+            alarms, [14.5] * len(alarms), "v", ms=7, color="#b91c1c", label="alarm", clip_on=False
+        )
     for count, event in enumerate(e for e in events if e["kind"] == "rewind"):
         label = "rewound" if count == 0 else None
-        losses.axvspan(event["detail"]["to"], event["step"], color="#b91c1c", alpha=0.10, lw=0, label=label)
+        losses.axvspan(
+            event["detail"]["to"], event["step"], color="#b91c1c", alpha=0.10, lw=0, label=label
+        )
         note = f"LR ×{event['detail']['lr_scale']:.2g}"
-        losses.annotate(note, (event["detail"]["to"], 0.02), xycoords=("data", "axes fraction"), fontsize=7, color="#7f1d1d")
+        losses.annotate(
+            note,
+            (event["detail"]["to"], 0.02),
+            xycoords=("data", "axes fraction"),
+            fontsize=7,
+            color="#7f1d1d",
+        )

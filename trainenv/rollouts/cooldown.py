@@ -1,4 +1,7 @@
-"""The reference cool-down: what a run's loss would be if it were annealed from here. It ranks futures where raw losses lie."""
+"""The reference cool-down: what a run's loss would be if it were annealed from here.
+
+It ranks futures where raw losses lie.
+"""
 
 from __future__ import annotations
 

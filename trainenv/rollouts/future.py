@@ -1,4 +1,7 @@
-"""Futures as they are trained: together or in turn, where each has come to, and one in the making. For `trainenv.rollouts.executor`."""
+"""Futures as they are trained: together or in turn, where each has come to, and one in the making.
+
+For `trainenv.rollouts.executor`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
     from trainenv.run import TrainingRun
     from trainenv.training.ledger import Ledger
 
-FOLDS_UP_TO = 48  # width; wider models gain nothing on a CPU (2.8 times at 16, 2.0 at 48, 1.0 at 64)
+FOLDS_UP_TO = (
+    48  # width; wider models gain nothing on a CPU (2.8 times at 16, 2.0 at 48, 1.0 at 64)
+)
 
 Answer = TypeVar("Answer")
 Sequenced = tuple[Intervention, ...]
@@ -33,7 +38,10 @@ class Steered(Protocol):
 
 
 class Together(Protocol):
-    """Forks side by side. `trainenv.rollouts.folded.Folded` is one, and `trainenv.rollouts.remote.RemoteGroup`."""
+    """Forks side by side.
+
+    `trainenv.rollouts.folded.Folded` is one, and `trainenv.rollouts.remote.RemoteGroup`.
+    """
 
     @property
     def runs(self) -> Sequence[Steered]:
@@ -91,7 +99,9 @@ def forked(run: TrainingRun, start: Start) -> TrainingRun:
     return fork
 
 
-def side_by_side(run: TrainingRun, starts: Sequence[Start], *, fold: bool, workers: int) -> Together:
+def side_by_side(
+    run: TrainingRun, starts: Sequence[Start], *, fold: bool, workers: int
+) -> Together:
     """Forks of a run: folded where that is faster, else in worker processes if there are any, else in turn."""
     width = getattr(getattr(run.model, "config", None), "n_embd", math.inf)
     if fold and (run.device.type == "cuda" or width <= FOLDS_UP_TO):
@@ -163,7 +173,11 @@ class Growing:
             self.error = told(error)
 
     def see(self, fresh: Sequence[Telemetry]) -> None:
-        """Take in steps. Not their losses but the validation loss tells a divergence: a batch without labels has none."""
+        """Take in steps.
+
+        Not their losses but the validation loss tells a divergence: a batch without labels has
+        none.
+        """
         self.telemetry += fresh
         self.steps += len(fresh)
         self.new_steps += len(fresh)
@@ -189,12 +203,18 @@ class Growing:
 
 
 def asked(
-    together: Together, branches: Sequence[Growing], numbers: list[int], ask: Callable[[list[int]], list[Answer]]
+    together: Together,
+    branches: Sequence[Growing],
+    numbers: list[int],
+    ask: Callable[[list[int]], list[Answer]],
 ) -> list[tuple[int, Answer]]:
-    """What `ask` answers for each number. Where runs are not folded into one, one that fails is marked, and the others go on.
+    """What `ask` answers for each number.
+
+    Where runs are not folded into one, one that fails is marked, and the others go on.
 
     Raises:
-        torch.OutOfMemoryError: the device has no room for a step beside so many forks; that is no fault of the one that asked.
+        torch.OutOfMemoryError: the device has no room for a step beside so many forks; that is no
+            fault of the one that asked.
     """
     if not isinstance(together, InTurn):
         answered = list(zip(numbers, ask(numbers)))

@@ -25,11 +25,19 @@ def likeness(run: TrainingRun) -> dict[str, str]:
     return {
         "class": _kind(run),
         "model": _hash(_kind(run.model), str(run.model), _settings(run.model)),
-        "optimizer": _hash(_kind(run.optimizer), run._base, [sorted(_plain(g).items()) for g in run.optimizer.param_groups]),
+        "optimizer": _hash(
+            _kind(run.optimizer),
+            run._base,
+            [sorted(_plain(g).items()) for g in run.optimizer.param_groups],
+        ),
         "objective": f"{_kind(run.objective)} {run.objective!r}",
         "schedule": _hash([run._schedule(step, step / run.config.steps) for step in steps]),
-        "stress": _hash(stress and [stress(step) for step in steps], lost and [lost(step) for step in steps]),
-        "data": _hash(_kind(run._batches), *(_tensors(list(_micro(run, index))) for index in indices)),
+        "stress": _hash(
+            stress and [stress(step) for step in steps], lost and [lost(step) for step in steps]
+        ),
+        "data": _hash(
+            _kind(run._batches), *(_tensors(list(_micro(run, index))) for index in indices)
+        ),
         "validation set": _tensors(list(run._validation)),
         "probe": _tensors(run._probe_batch),
     } | {name: repr(value) for name, value in run._numerics().items()}
@@ -46,8 +54,12 @@ def _settings(model: Any) -> Any:
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
     """Settings of an optimizer group that stay as they were."""
-    kept = {name: value for name, value in group.items() if name not in ("params", "lr", "weight_decay")}
-    return {name: json.dumps(value, default=repr) for name, value in kept.items()}  # a tuple is a list once it was restored
+    kept = {
+        name: value for name, value in group.items() if name not in ("params", "lr", "weight_decay")
+    }
+    return {
+        name: json.dumps(value, default=repr) for name, value in kept.items()
+    }  # a tuple is a list once it was restored
 
 
 def _micro(run: TrainingRun, index: int) -> Any:

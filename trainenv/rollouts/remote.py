@@ -1,8 +1,8 @@
 """Forks in worker processes, side by side: to steer and to train as if they were here, and to the same bits.
 
-A fork whose worker is lost is trained again here, from what it was told so far. What the worker had answered for is charged
-already and is not charged again, so that a decision, and what it has cost, do not hang on a process that was killed.
-"""
+A fork whose worker is lost is trained again here, from what it was told so far. What the worker had
+answered for is charged already and is not charged again, so that a decision, and what it has cost,
+do not hang on a process that was killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
-_FAULTS = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL, -getattr(signal, "SIGBUS", signal.SIGSEGV)}
+_FAULTS = {
+    -signal.SIGSEGV,
+    -signal.SIGABRT,
+    -signal.SIGFPE,
+    -signal.SIGILL,
+    -getattr(signal, "SIGBUS", signal.SIGSEGV),
+}
 """Exit codes of a process that has brought itself down: what did that would bring this one down too."""
 _CHANGES = ("apply", "scale", "advance")  # commands that the future depends on
 
@@ -45,7 +51,11 @@ def beside(run: TrainingRun, starts: Sequence[Start], count: int) -> RemoteGroup
     if run in _kept and workers is None:  # and it was said why
         return None
     try:
-        workers = workers if workers and (workers.config, workers.count) == (run.config, count) else _made(run, count)
+        workers = (
+            workers
+            if workers and (workers.config, workers.count) == (run.config, count)
+            else _made(run, count)
+        )
         return RemoteGroup(run, workers, starts)
     except UserError as error:
         _kept[run] = None
@@ -61,7 +71,9 @@ def dismiss(run: TrainingRun) -> None:
 
 def _made(run: TrainingRun, count: int) -> Workers:
     if not isinstance(run.config, RunConfig):
-        raise UserError("worker processes build a run from its RunConfig, found a run of your own parts; take workers: 0")
+        raise UserError(
+            "worker processes build a run from its RunConfig, found a run of your own parts; take workers: 0"
+        )
     dismiss(run)
     workers = _kept[run] = Workers(run.config, count)
     finalize(run, workers.close)  # at the end of the process too
@@ -108,15 +120,25 @@ class RemoteGroup:
     def __init__(self, run: TrainingRun, workers: Workers, starts: Sequence[Start]) -> None:
         present = workers.ready(likeness(run))
         self._run, self._workers, self._starts = run, workers, tuple(starts)
-        self._where: dict[int, Worker] = {number: present[number % len(present)] for number in range(len(starts))}
+        self._where: dict[int, Worker] = {
+            number: present[number % len(present)] for number in range(len(starts))
+        }
         self._told: list[list[tuple[Command, Any]]] = [[] for _ in starts]
         self._here: dict[int, TrainingRun] = {}  # those whose worker was lost
         self.failed: dict[int, str] = {}
         self.scales = [1.0] * len(starts)
         self.runs = tuple(RemoteRun(self, number) for number in range(len(starts)))
         self._mourned: set[Lost] = set()
-        parcels = {id(start.state): packed(start.state) for start in starts}  # most start from the same
-        self._do("start", {number: (parcels[id(one.state)], one.draw, one.ledger) for number, one in enumerate(starts)})
+        parcels = {
+            id(start.state): packed(start.state) for start in starts
+        }  # most start from the same
+        self._do(
+            "start",
+            {
+                number: (parcels[id(one.state)], one.draw, one.ledger)
+                for number, one in enumerate(starts)
+            },
+        )
 
     def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
         """See `Together`; no steps of one that fails."""
@@ -149,7 +171,9 @@ class RemoteGroup:
 
     def _do(self, command: Command, arguments: Mapping[int, Any]) -> dict[int, Answer]:
         """Have a command done for each number that has not failed; the workers do it at the same time."""
-        alive = {number: argument for number, argument in arguments.items() if number not in self.failed}
+        alive = {
+            number: argument for number, argument in arguments.items() if number not in self.failed
+        }
         parcels: dict[Worker, dict[int, Any]] = {}
         for number in alive:
             if number not in self._here:
@@ -189,7 +213,10 @@ class RemoteGroup:
     def _mourn(self, lost: Lost) -> None:
         if lost not in self._mourned:
             self._mourned.add(lost)
-            warnings.warn(f"{lost}: what it trained is trained in turn, and the next verification starts another", stacklevel=2)
+            warnings.warn(
+                f"{lost}: what it trained is trained in turn, and the next verification starts another",
+                stacklevel=2,
+            )
 
     def _bring_here(self, number: int) -> None:
         """Train a fork here to where it was when its worker was lost."""

@@ -1,7 +1,7 @@
 """A worker process at work: it builds the run of a configuration once, and then does what it is told for forks of it.
 
-Tensors go over as bytes. Left to the connection they would go as handles of memory, which the death of a worker takes away.
-"""
+Tensors go over as bytes. Left to the connection they would go as handles of memory, which the death
+of a worker takes away."""
 
 from __future__ import annotations
 
@@ -39,13 +39,17 @@ def packed(snapshot: Snapshot) -> WireSnapshot:
         name: (one.dtype, tuple(one.shape), one.flatten().view(torch.uint8).numpy().tobytes())
         for name, one in snapshot.tensors.items()
     }
-    return WireSnapshot(step=snapshot.step, state=snapshot.state, tier=snapshot.tier, tensors=tensors)
+    return WireSnapshot(
+        step=snapshot.step, state=snapshot.state, tier=snapshot.tier, tensors=tensors
+    )
 
 
 def unpacked(parcel: WireSnapshot) -> Snapshot:
     """As it was packed, to the bit."""
     tensors = {
-        name: torch.frombuffer(bytearray(data), dtype=dtype).view(shape) if data else torch.empty(shape, dtype=dtype)
+        name: torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+        if data
+        else torch.empty(shape, dtype=dtype)
         for name, (dtype, shape, data) in parcel.tensors.items()
     }
     return Snapshot(step=parcel.step, state=parcel.state, tier=parcel.tier, tensors=tensors)
@@ -72,7 +76,9 @@ class Answer:
 
 def serve(line: Connection, config: RunConfig) -> None:
     """A worker's life: commands, until nobody is there to send any."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first of them ends the others
     torch.set_num_threads(1)
     forks: dict[int, TrainingRun] = {}
     with suppress(OSError, EOFError):
@@ -89,10 +95,16 @@ def serve(line: Connection, config: RunConfig) -> None:
             line.send({n: _served(run, forks, n, command, one) for n, one in arguments.items()})
 
 
-def _served(run: TrainingRun, forks: dict[int, TrainingRun], number: int, command: Command, argument: Any) -> Answer:
+def _served(
+    run: TrainingRun, forks: dict[int, TrainingRun], number: int, command: Command, argument: Any
+) -> Answer:
     if command != "start":
         answer = answered(forks[number], command, argument)
-        return replace(answer, value=packed(answer.value)) if isinstance(answer.value, Snapshot) else answer
+        return (
+            replace(answer, value=packed(answer.value))
+            if isinstance(answer.value, Snapshot)
+            else answer
+        )
     try:
         parcel, draw, ledger = argument
         fork = forks[number] = forked(run, Start(state=unpacked(parcel), draw=draw, ledger=ledger))
@@ -109,7 +121,13 @@ def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
     except Exception as raised:  # whatever a model may raise, memory that is out among it
         refused = command == "apply" and isinstance(raised, UserError)
         error = str(raised) if refused else told(raised)
-    return Answer(value=value, error=error, refused=refused, lr_scale=fork.lr_scale, spent=fork.ledger.as_dict())
+    return Answer(
+        value=value,
+        error=error,
+        refused=refused,
+        lr_scale=fork.lr_scale,
+        spent=fork.ledger.as_dict(),
+    )
 
 
 def _carry_out(fork: TrainingRun, command: Command, argument: Any) -> Any:

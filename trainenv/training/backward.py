@@ -55,7 +55,9 @@ def as_loss(value: Any) -> Tensor | LossSum:
                 f"{_shown(value[1])} as the second; return the loss alone"
             )
         if not isinstance(count, Tensor) and not 0 <= count < math.inf:
-            raise UserError(f"the number of labelled tokens of a loss must be 0 or more, found {count}; count labels, no weights")
+            raise UserError(
+                f"the number of labelled tokens of a loss must be 0 or more, found {count}; count labels, no weights"
+            )
         return LossSum(total, count)
     raise UserError(
         "an objective must return the mean loss as a tensor, or a pair (sum of the losses, number of labelled tokens), found "
@@ -71,7 +73,10 @@ def mean_loss(losses: Sequence[Tensor | LossSum], micro_batches: Sequence[Any]) 
         micro_batches: what plain means are the means over.
     """
     known = labelled(micro_batches)
-    counts = [one.tokens if isinstance(one, LossSum) else count for one, count in zip(losses, known, strict=True)]
+    counts = [
+        one.tokens if isinstance(one, LossSum) else count
+        for one, count in zip(losses, known, strict=True)
+    ]
     found = torch.stack([mean_of(one) for one in losses]).cpu().double()
     weights = torch.tensor([float(count) for count in counts], dtype=torch.float64)
     if not weights.any():  # no label that we know of: the objective may have others
@@ -123,7 +128,9 @@ def backward(
             summed = isinstance(loss, LossSum)
             shares = _Sums(micro_batches, apart) if summed else _Means(micro_batches, apart)
         if isinstance(loss, LossSum) is not summed:
-            raise UserError("an objective must return the mean loss of each micro-batch, or the pair of each; found both")
+            raise UserError(
+                "an objective must return the mean loss of each micro-batch, or the pair of each; found both"
+            )
         part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # which was just checked
         _propagate(part, alive, parameters, scaler)
         if apart and alive is not False:
@@ -173,7 +180,9 @@ class _Means:
         else:
             # Without any label that we know of, the objective has others if its loss is a number.
             alive = count > 0 if total else loss.detach().isfinite()
-            alive = bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
+            alive = (
+                bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
+            )
             part = loss if not total or many * count == total else loss * (many * count / total)
         self._alive.append(alive)
         self._parts.append(_selected(part.detach(), alive) if many > 1 else part.detach())
@@ -229,7 +238,9 @@ class _Sums:
         if self._many == 1:
             return None
         tokens = self.tokens
-        share = (_share_alive([count > 0 for count in self._counts]) if self._apart else None) or 1.0
+        share = (
+            _share_alive([count > 0 for count in self._counts]) if self._apart else None
+        ) or 1.0
         if isinstance(tokens, Tensor):
             wanted: Tensor = share * self._guess / _above_zero(tokens).double()
             return wanted
@@ -247,7 +258,9 @@ class _Sums:
         return _where(self.known, total / _above_zero(self.tokens))
 
 
-def _propagate(part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor], scaler: GradScaler) -> None:
+def _propagate(
+    part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor], scaler: GradScaler
+) -> None:
     """Add a part's gradient to `p.grad` if it is alive."""
     if alive is not False and not part.requires_grad:
         raise UserError(
@@ -281,7 +294,13 @@ def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
 
 def _selected(value: Tensor, alive: bool | Tensor) -> Tensor:
     """The value if it is alive, else 0, whatever it is."""
-    return torch.where(alive, value, 0.0) if isinstance(alive, Tensor) else value if alive else torch.zeros_like(value)
+    return (
+        torch.where(alive, value, 0.0)
+        if isinstance(alive, Tensor)
+        else value
+        if alive
+        else torch.zeros_like(value)
+    )
 
 
 def _any(alive: Sequence[bool | Tensor]) -> bool | Tensor:
@@ -311,12 +330,20 @@ def _above_zero(count: float | Tensor) -> Any:
 
 def _scalar(loss: Tensor) -> Tensor:
     if loss.numel() != 1 or not loss.is_floating_point():
-        raise UserError(f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it with .mean()")
+        raise UserError(
+            f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it with .mean()"
+        )
     return loss if loss.dim() == 0 else loss.reshape(())
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         gradients = " with gradients" if value.requires_grad and value.numel() == 1 else ""
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradients}"
-    return f"{type(value).__name__} of length {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
+        return (
+            f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradients}"
+        )
+    return (
+        f"{type(value).__name__} of length {len(value)}"
+        if isinstance(value, list | tuple)
+        else type(value).__name__
+    )

@@ -37,7 +37,10 @@ def fitted(model: nn.Module, state: Mapping[Any, Any]) -> dict[Any, Any]:
     own = {name: plain(model, name) for name in model.state_dict()}
     short = {name: own.get(name) or str(name).replace("_orig_mod.", "") for name in state}
     plain_names = set(own.values())
-    return {name if name in plain_names or short[name] not in plain_names else short[name]: part for name, part in state.items()}
+    return {
+        name if name in plain_names or short[name] not in plain_names else short[name]: part
+        for name, part in state.items()
+    }
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -51,4 +54,6 @@ def _wrapped_name(module: object) -> str | None:
     """The attribute under which a wrapper holds its module; None for other modules."""
     if isinstance(module, DataParallel | DistributedDataParallel):
         return "module"
-    return "_orig_mod" if type(module).__name__ == "OptimizedModule" else None  # its class is slow to import
+    return (
+        "_orig_mod" if type(module).__name__ == "OptimizedModule" else None
+    )  # its class is slow to import

@@ -1,8 +1,8 @@
 """One look at data and loss before a run starts: a wrong return is refused in a sentence, and nothing of the run is changed.
 
-The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in evaluation mode. Random state,
-buffers, modes, attributes of modules and the objective's state are put back.
-"""
+The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in
+evaluation mode. Random state, buffers, modes, attributes of modules and the objective's state are
+put back."""
 
 from __future__ import annotations
 
@@ -45,12 +45,17 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
             context.enter_context(torch.compiler.set_stance("force_eager"))
         batch = _drawn(run)
         if not batch.micro:
-            raise UserError("a Batch must hold at least one micro-batch, found none at data index 0")
+            raise UserError(
+                "a Batch must hold at least one micro-batch, found none at data index 0"
+            )
         micro = batch.micro[0]
         _check_loss(run, micro, "batches(0)")
         validation = _like_training(validation, micro)
         _check_labels(run, validation)
-        for name, other in (("validation", validation[:1]), ("probe", () if probe is None else (probe,))):
+        for name, other in (
+            ("validation", validation[:1]),
+            ("probe", () if probe is None else (probe,)),
+        ):
             for one in other:
                 if not _alike(one, micro):
                     _check_loss(run, one, f"the {name}'s micro-batch")
@@ -60,13 +65,30 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
 @contextmanager
 def untouched(*parts: Any) -> Iterator[None]:
     """Modules and objects as they were once the block is left: buffers, modes, attributes and what `state_dict` holds."""
-    owners = [getattr(part, "__self__", part) for part in parts]  # of a method, the object that it belongs to
-    holders = [holder for part in owners for holder in (part.modules() if isinstance(part, nn.Module) else [part])]
-    attributes = [(vars(holder), dict(vars(holder))) for holder in holders if hasattr(holder, "__dict__")]
+    owners = [
+        getattr(part, "__self__", part) for part in parts
+    ]  # of a method, the object that it belongs to
+    holders = [
+        holder
+        for part in owners
+        for holder in (part.modules() if isinstance(part, nn.Module) else [part])
+    ]
+    attributes = [
+        (vars(holder), dict(vars(holder))) for holder in holders if hasattr(holder, "__dict__")
+    ]
     registered = [module._buffers for module in holders if isinstance(module, nn.Module)]
-    buffers = [(holder, name, buffer) for holder in registered for name, buffer in holder.items() if buffer is not None]
+    buffers = [
+        (holder, name, buffer)
+        for holder in registered
+        for name, buffer in holder.items()
+        if buffer is not None
+    ]
     bits = [buffer.detach().clone() for _, _, buffer in buffers]
-    stateful = [part for part in owners if not isinstance(part, nn.Module) and hasattr(part, "load_state_dict")]
+    stateful = [
+        part
+        for part in owners
+        if not isinstance(part, nn.Module) and hasattr(part, "load_state_dict")
+    ]
     states = [copy.deepcopy(part.state_dict()) for part in stateful]
     try:
         yield
@@ -74,7 +96,9 @@ def untouched(*parts: Any) -> Iterator[None]:
         for held, before in attributes:
             for name in [name for name in held if name not in before]:
                 del held[name]
-            held.update({name: value for name, value in before.items() if held.get(name) is not value})
+            held.update(
+                {name: value for name, value in before.items() if held.get(name) is not value}
+            )
         for (holder, name, buffer), kept in zip(buffers, bits):
             holder[name] = buffer
             if not torch.equal(buffer, kept):
@@ -84,7 +108,7 @@ def untouched(*parts: Any) -> Iterator[None]:
             part.load_state_dict(state)
 
 
-# ── the data ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the data ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _drawn(run: TrainingRun) -> Batch:
@@ -92,7 +116,9 @@ def _drawn(run: TrainingRun) -> Batch:
     first, again = run._batches(0), run._batches(0)
     if first is None or isinstance(first, Iterator):
         found = "None" if first is None else f"a {type(first).__name__}"
-        raise UserError(f"batches(index) must return the data of that index, found {found}; return it, without yield")
+        raise UserError(
+            f"batches(index) must return the data of that index, found {found}; return it, without yield"
+        )
     if not _equal(first, again):
         raise UserError(
             "batches must be a pure function of the data index, found other data at a second call of batches(0); "
@@ -106,7 +132,9 @@ def _equal(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
             return one.shape == two.shape and one.dtype == two.dtype
-        return bool(torch.equal(one, two)) or bool(torch.equal(one.isnan(), two.isnan()) and _equal_numbers(one, two))
+        return bool(torch.equal(one, two)) or bool(
+            torch.equal(one.isnan(), two.isnan()) and _equal_numbers(one, two)
+        )
     if type(one) is not type(two):
         return False
     if isinstance(one, np.ndarray):
@@ -132,7 +160,9 @@ def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dim() == other.dim() and one.is_floating_point() == other.is_floating_point()
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_alike(part, other[key]) for key, part in one.items())
+        return one.keys() == other.keys() and all(
+            _alike(part, other[key]) for key, part in one.items()
+        )
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_alike, one, other))
     return type(one) is type(other)
@@ -140,7 +170,11 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
     """The validation set, where it was given as one micro-batch or as one tensor of several, as a tuple of micro-batches."""
-    if isinstance(micro, list | tuple) and _alike(validation, micro) and not _alike(validation[0], micro):
+    if (
+        isinstance(micro, list | tuple)
+        and _alike(validation, micro)
+        and not _alike(validation[0], micro)
+    ):
         return (validation,)
     if len(validation) == 1 and isinstance(validation[0], Tensor) and isinstance(micro, Tensor):
         (only,) = validation
@@ -148,7 +182,7 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
     return validation
 
 
-# ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the loss ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
@@ -156,7 +190,10 @@ def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
     if not validation or any(labelled(validation)):
         return
     with torch.no_grad(), evaluating(parameter_names.unwrapped(run.model)):
-        losses = [mean_of(as_loss(run.objective(run.model, placed(micro, run.device)))) for micro in validation]
+        losses = [
+            mean_of(as_loss(run.objective(run.model, placed(micro, run.device))))
+            for micro in validation
+        ]
     if not any(bool(loss.isfinite()) for loss in losses):
         raise UserError(
             f"validation must have labelled tokens, found none in its {len(losses)} micro-batch(es), so that its loss is NaN; "
@@ -165,7 +202,10 @@ def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
 
 
 def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
-    model, objective = parameter_names.unwrapped(run.model), run.objective  # DDP waits for a backward pass after each forward
+    model, objective = (
+        parameter_names.unwrapped(run.model),
+        run.objective,
+    )  # DDP waits for a backward pass after each forward
 
     def compute() -> Any:
         with run._autocast():

@@ -1,12 +1,21 @@
 """Every noun of the project, as frozen dataclasses and protocols. Imports nothing of ours.
 
-One word a thing: an `Intervention` changes a run, `Telemetry` is what one optimizer step measured, a `Snapshot` is the
-whole state of a run at a step, a `Reading` is what the uncertainty index says of a step. *Step* always means an optimizer
-step; *decision* means an environment step. Losses are in nats per token, norms are L2, times are in steps.
-"""
+One word a thing: an `Intervention` changes a run, `Telemetry` is what one optimizer step measured,
+a `Snapshot` is the whole state of a run at a step, a `Reading` is what the uncertainty index says
+of a step. *Step* always means an optimizer step; *decision* means an environment step. Losses are
+in nats per token, norms are L2, times are in steps."""
 
 from trainenv.types.errors import UserError
-from trainenv.types.forecasting import DECISIONS, LOOKS, Estimate, Forecast, Inference, Learner, Rollout, WorldModel
+from trainenv.types.forecasting import (
+    DECISIONS,
+    LOOKS,
+    Estimate,
+    Forecast,
+    Inference,
+    Learner,
+    Rollout,
+    WorldModel,
+)
 from trainenv.types.numbers import as_bool, as_number, as_whole
 from trainenv.types.planning import (
     ActionSpace,

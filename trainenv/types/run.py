@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    get_args,
+    runtime_checkable,
+)
 
 from trainenv.types.errors import UserError
 from trainenv.types.numbers import as_bool, as_whole, scalar
@@ -21,7 +30,8 @@ ClipName = Literal["none", "zclip", "arc", "spam"]
 CLIP_NAMES: tuple[ClipName, ...] = get_args(ClipName)
 
 
-TENSOR = "__tensor__"  # key of the mark that stands for a tensor in `Snapshot.state`: {"__tensor__": its name}
+# key of the mark that stands for a tensor in `Snapshot.state`: {"__tensor__": its name}
+TENSOR = "__tensor__"
 
 
 Tier = Literal["exact", "8bit"]
@@ -32,15 +42,18 @@ class Intervention:
     """A bounded change to a run. `Intervention()` does nothing.
 
     Args:
-        lr_scale: factor on the learning rate in force (cumulative: two of 0.9 make 0.81 of the base schedule).
+        lr_scale: factor on the learning rate in force (cumulative: two of 0.9 make 0.81 of the base
+            schedule).
         weight_decay_scale: factor on the weight decay in force (cumulative).
         clip: clip policy to put in force until changed; None keeps the present one.
-        momentum_reset: zero the optimizer's moments and its step count once, then warm the learning rate up again.
+        momentum_reset: zero the optimizer's moments and its step count once, then warm the learning
+            rate up again.
         data_reorder: shuffle the blocks of data still to come in this epoch.
         skip_batch: drop the batches still to come that the monitor has flagged.
 
     Raises:
-        UserError: a scale is not a finite positive number, the clip policy is unknown, or another part is neither True nor False.
+        UserError: a scale is not a finite positive number, the clip policy is unknown, or another
+            part is neither True nor False.
     """
 
     lr_scale: float = 1.0
@@ -55,10 +68,14 @@ class Intervention:
             value = getattr(self, name)
             scale = scalar(value)
             if not (isinstance(scale, Real) and 0 < float(scale) < math.inf):
-                raise UserError(f"{name} must be a finite number above 0, found {value!r}; 1.0 leaves it as it is")
+                raise UserError(
+                    f"{name} must be a finite number above 0, found {value!r}; 1.0 leaves it as it is"
+                )
             object.__setattr__(self, name, float(scale))
         if self.clip is not None and not (isinstance(self.clip, str) and self.clip in CLIP_NAMES):
-            raise UserError(f"clip must be None (keep) or one of {', '.join(CLIP_NAMES)}, found {self.clip!r}")
+            raise UserError(
+                f"clip must be None (keep) or one of {', '.join(CLIP_NAMES)}, found {self.clip!r}"
+            )
         if self.clip is not None:
             object.__setattr__(self, "clip", str(self.clip))
         for name in ("momentum_reset", "data_reorder", "skip_batch"):
@@ -74,8 +91,10 @@ class Batch:
     """The data of one optimizer step.
 
     Attributes:
-        micro: one entry a micro-batch. Ours are int64 tokens of shape [B, T + 1]: inputs [:, :-1], targets [:, 1:].
-        index: the data index it was made from (never repeats; differs from the step once batches were skipped).
+        micro: one entry a micro-batch. Ours are int64 tokens of shape [B, T + 1]: inputs [:, :-1],
+            targets [:, 1:].
+        index: the data index it was made from (never repeats; differs from the step once batches
+            were skipped).
         stressors: names of what was planted in it, empty for a clean batch.
 
     Raises:
@@ -90,7 +109,9 @@ class Batch:
         micro: Any = self.micro
         if not isinstance(micro, tuple | list):
             found = type(micro).__name__
-            raise UserError(f"a Batch's micro must be a tuple of micro-batches, found {found}; give (data,) for one")
+            raise UserError(
+                f"a Batch's micro must be a tuple of micro-batches, found {found}; give (data,) for one"
+            )
         object.__setattr__(self, "micro", tuple(micro))
         object.__setattr__(self, "index", as_whole(self.index, "a Batch's index"))
 
@@ -110,16 +131,21 @@ class LossSum(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClipReport:
-    """What a clip policy did to one gradient. All 0-dimensional float32 tensors on the gradient's device, so that nothing waits.
+    """What a clip policy did to one gradient.
+
+    All 0-dimensional float32 tensors on the gradient's device, so that nothing waits.
 
     Attributes:
         norm: global norm before clipping (may be inf or NaN).
-        clipped_norm: global norm of what the optimizer sees (always finite unless the policy is `none`).
-        threshold: the norm (SPAM: the mean of its element bounds, 0 for unseen elements) that was in force; inf where nothing
-            could have been clipped.
-        score: the policy's own measure of how odd the norm is (ZClip: z; ARC, and `none` with a fixed norm: norm ÷ threshold;
-            SPAM: share of elements clipped); inf or NaN where the norm is.
-        momentum_reset: the policy asks for the optimizer's moments to be reset before the next update (SPAM).
+        clipped_norm: global norm of what the optimizer sees (always finite unless the policy is
+            `none`).
+        threshold: the norm (SPAM: the mean of its element bounds, 0 for unseen elements) that was
+            in force; inf where nothing could have been clipped.
+        score: the policy's own measure of how odd the norm is (ZClip: z; ARC, and `none` with a
+            fixed norm: norm ÷ threshold; SPAM: share of elements clipped); inf or NaN where the
+            norm is.
+        momentum_reset: the policy asks for the optimizer's moments to be reset before the next
+            update (SPAM).
     """
 
     norm: Tensor
@@ -131,7 +157,10 @@ class ClipReport:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The uncertainty index after one step. Each axis is a z-score against its own history; 0 while there is too little of it."""
+    """The uncertainty index after one step.
+
+    Each axis is a z-score against its own history; 0 while there is too little of it.
+    """
 
     volatility: float = 0.0
     entropy: float = 0.0
@@ -145,8 +174,8 @@ class Reading:
 class Telemetry:
     """What one optimizer step measured, as Python numbers, strings and tuples; NaN where nothing was measured.
 
-    `configs/log_schema.json` gives the unit of each. `step` is the number of steps completed *after* this one.
-    """
+    `configs/log_schema.json` gives the unit of each. `step` is the number of steps completed
+    *after* this one."""
 
     step: int
     data_index: int
@@ -185,16 +214,21 @@ TELEMETRY_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(Telemetry))
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Snapshot:
-    """The whole state of a run at a step, in host memory. Nothing in it is shared with the live run; never write into it.
+    """The whole state of a run at a step, in host memory.
 
-    Snapshots of one run share the tensors that had not changed between them: what is written into one shows in others.
+    Nothing in it is shared with the live run; never write into it.
+
+    Snapshots of one run share the tensors that had not changed between them: what is written into
+    one shows in others.
 
     Attributes:
         step: optimizer steps completed.
-        tensors: flat names ("model/…", "optimizer/…", "clip/…", "rng/…") to tensors that only snapshots hold.
+        tensors: flat names ("model/…", "optimizer/…", "clip/…", "rng/…") to tensors that only
+            snapshots hold.
         state: everything that is no tensor, as JSON values.
-        tier: `exact`, or `8bit` where a compact checkpoint has rounded the optimizer's moments: then a run that is restored
-            from it goes on nearly, not exactly, as the one it was taken of.
+        tier: `exact`, or `8bit` where a compact checkpoint has rounded the optimizer's moments:
+            then a run that is restored from it goes on nearly, not exactly, as the one it was taken
+            of.
     """
 
     step: int
@@ -210,7 +244,10 @@ class Snapshot:
 
 @runtime_checkable
 class Batches(Protocol):
-    """Where a run gets its data. Called once a step by `TrainingRun`; must be a pure function of its argument."""
+    """Where a run gets its data.
+
+    Called once a step by `TrainingRun`; must be a pure function of its argument.
+    """
 
     def __call__(self, index: int, /) -> Any:
         """The data of index `index` ≥ 0: a `Batch`, or anything that the run's objective takes as one micro-batch.
@@ -224,39 +261,48 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A training loss. Called once a micro-batch by `TrainingRun` under autocast, and without gradients for validation."""
+    """A training loss.
 
-    def __call__(self, model: nn.Module, micro_batch: Any, /) -> Tensor | LossSum | tuple[Tensor, Tensor | float]:
+    Called once a micro-batch by `TrainingRun` under autocast, and without gradients for validation.
+    """
+
+    def __call__(
+        self, model: nn.Module, micro_batch: Any, /
+    ) -> Tensor | LossSum | tuple[Tensor, Tensor | float]:
         """Mean loss in nats per token, a scalar with gradients; or a pair (loss sum, labelled tokens).
 
         Micro-batches are weighed by their labelled tokens. Those of a plain mean are counted in the
-        data, by the rule of `trainenv.training.micro_batches.labelled`; where that rule does not fit the data,
-        return a `LossSum` or a plain pair.
-        """
+        data, by the rule of `trainenv.training.micro_batches.labelled`; where that rule does not
+        fit the data, return a `LossSum` or a plain pair."""
         ...
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A learning-rate schedule over the budget. Called once a step by `TrainingRun`; must be a pure function."""
+    """A learning-rate schedule over the budget.
+
+    Called once a step by `TrainingRun`; must be a pure function.
+    """
 
     def __call__(self, step: int, progress: float, /) -> float:
         """Factor on the base learning rate for the step after `step` completed ones.
 
         Args:
             step: optimizer steps completed.
-            progress: share of the budget's annealing done, 0 at the start and 1 at the end of the run. It speeds up
-                when budget is spent elsewhere (on branches, say), so that the run still ends annealed.
+            progress: share of the budget's annealing done, 0 at the start and 1 at the end of the
+                run. It speeds up when budget is spent elsewhere (on branches, say), so that the run
+                still ends annealed.
         """
         ...
 
 
 class ClipPolicy(Protocol):
-    """How a gradient is made safe. Called once a step by `TrainingRun`, after the backward pass and before the optimizer.
+    """How a gradient is made safe.
 
-    A policy is a frozen dataclass of hyperparameters; its state lives in a dict of tensors that `Clipper` keeps, so that
-    one policy can serve many runs and a run's state can be saved.
-    """
+    Called once a step by `TrainingRun`, after the backward pass and before the optimizer.
+
+    A policy is a frozen dataclass of hyperparameters; its state lives in a dict of tensors that
+    `Clipper` keeps, so that one policy can serve many runs and a run's state can be saved."""
 
     needs_workers: ClassVar[bool]
 
@@ -276,10 +322,11 @@ class ClipPolicy(Protocol):
         """Change the gradients and the state in place.
 
         Args:
-            parameters: those with a gradient; `p.grad` holds the mean over micro-batches (or, where `workers` is given,
-                is to be filled with it).
+            parameters: those with a gradient; `p.grad` holds the mean over micro-batches (or, where
+                `workers` is given, is to be filled with it).
             state: what `init` made, changed in place; no value of it is read on the host.
-            workers: the gradients of each micro-batch, [n][parameter], where `needs_workers` and n > 1; else None.
+            workers: the gradients of each micro-batch, [n][parameter], where `needs_workers` and n
+                > 1; else None.
             optimizer: the run's, for policies that look at its moments; may be None.
         """
         ...
@@ -291,7 +338,8 @@ class Event:
 
     Attributes:
         step: optimizer steps completed when it happened.
-        kind: `fired`, `non_finite`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`, `diverged`, `interrupted`.
+        kind: `fired`, `non_finite`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`,
+            `diverged`, `interrupted`.
         detail: numbers and words that belong to it, as JSON values.
     """
 
@@ -305,8 +353,10 @@ class RunHistory:
     """What is known of a run at the moment when its futures are drafted.
 
     Attributes:
-        telemetry: of the steps so far in order, the last one now; the more of them, the better: 512, or 40 decisions, are plenty.
-        lrs_ahead: learning rate of each step still to come if nothing is done: as many entries as there are steps left.
+        telemetry: of the steps so far in order, the last one now; the more of them, the better:
+            512, or 40 decisions, are plenty.
+        lrs_ahead: learning rate of each step still to come if nothing is done: as many entries as
+            there are steps left.
         base_lr: the optimizer's base learning rate.
         uniform_loss: loss of a uniform guess over the vocabulary, nats.
         decision_steps: steps from one decision to the next; a forecast's horizon N is four of them.

@@ -1,6 +1,9 @@
-"""What a run must be able to do to be branched; `trainenv.TrainingRun` can. This package never imports it.
+"""What a run must be able to do to be branched; `trainenv.TrainingRun` can.
 
-def make_run(overrides):                                   # at the top of a module, so that other processes find it
+This package never imports it.
+
+def make_run(overrides):                                   # at the top of a module, so that other
+processes find it
     return TrainingRun.from_config("tiny", overrides)
 """
 
@@ -48,4 +51,7 @@ class Run(Protocol):
 
 
 MakeRun = Callable[[Mapping[str, Any]], Run]
-"""Configuration by dotted key → a fresh run. Called once a trunk, in a process that may be another one."""
+"""Configuration by dotted key → a fresh run.
+
+Called once a trunk, in a process that may be another one.
+"""

@@ -1,4 +1,7 @@
-"""Processes that each make one shard at a time. One that dies is reported with its trunk and replaced."""
+"""Processes that each make one shard at a time.
+
+One that dies is reported with its trunk and replaced.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,11 @@ def make_shard(job: Job, trunk: Trunk) -> tuple[str, int, float]:
         Shards(job.folder).write(trunk.name, tables)
     except Exception as error:  # whatever a run may raise: the other trunks go on
         return f"{type(error).__name__}: {error}", 0, time.process_time() - started
-    return "", len(tables["trunk_steps"]) + len(tables["branch_steps"]), time.process_time() - started
+    return (
+        "",
+        len(tables["trunk_steps"]) + len(tables["branch_steps"]),
+        time.process_time() - started,
+    )
 
 
 @dataclass
@@ -70,7 +77,12 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for worker in self._workers:
             worker.line.close()
             worker.process.terminate()  # a shard is renamed into place whole: nothing is torn
@@ -138,7 +150,9 @@ def _serve(line: Connection, job: Job) -> None:
     """A worker's life: shards, until nobody is there to ask for one."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first of them ends the others
     torch.set_num_threads(1)
     while True:
         try:

@@ -10,7 +10,11 @@ from trainenv.worldmodel.dataset.contract import Run
 
 
 class Lockstep(Protocol):
-    """Runs at the same step. `trainenv.rollouts.folded.Folded` is one; each of `runs` may be steered, snapshot and restored by itself."""
+    """Runs at the same step.
+
+    `trainenv.rollouts.folded.Folded` is one; each of `runs` may be steered, snapshot and restored
+    by itself.
+    """
 
     @property
     def runs(self) -> Sequence[Run]: ...

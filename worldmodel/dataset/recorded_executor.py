@@ -1,18 +1,19 @@
 """Futures that were run when a data set was made, looked up instead of run again: an `Executor` to judge planners with.
 
-At some snapshots every legal intervention was tried, each by itself and then nothing more (branches of the kind `every`). There
-a planner that is offered just these can be told what it would have measured, at what it would have cost, and its choice be
-compared with the best that there was.
+At some snapshots every legal intervention was tried, each by itself and then nothing more (branches
+of the kind `every`). There a planner that is offered just these can be told what it would have
+measured, at what it would have cost, and its choice be compared with the best that there was.
 
     tried = RecordedExecutor(data, row)
     problem = PlanningProblem(masks=tried.masks, masks_after=tried.masks_after, executor=tried, …)
     data.branches.iloc[tried.rows[plan.best.interventions[0]]]      # what became of the choice
 
-What is not on record: looks between those after each eighth of the horizon (a branch goes on to the next one and pays for it),
-cool-downs from elsewhere than the horizon (NaN), the end of the run where branches did not go on so far (NaN), the volatility
-(NaN), steps beyond the horizon and sequences of two interventions (an outcome with an error), other orders of the data: another
-draw gives the numbers of the first again and is paid for again, so that nothing is gained by asking twice.
-"""
+What is not on record: looks between those after each eighth of the horizon (a branch goes on to the
+next one and pays for it), cool-downs from elsewhere than the horizon (NaN), the end of the run
+where branches did not go on so far (NaN), the volatility (NaN), steps beyond the horizon and
+sequences of two interventions (an outcome with an error), other orders of the data: another draw
+gives the numbers of the first again and is paid for again, so that nothing is gained by asking
+twice."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class RecordedExecutor:
     Attributes:
         rows: of each intervention the row in `data.branches`, doing nothing first.
         masks: they allow what was tried and nothing else.
-        horizon, look, cooldown: steps of a branch, from one look to the next, and of the cool-down at its end.
+        horizon, look, cooldown: steps of a branch, from one look to the next, and of the cool-down
+            at its end.
 
     Raises:
         UserError: not every legal intervention was tried at this snapshot.
@@ -55,14 +57,24 @@ class RecordedExecutor:
         snapshot: dict[Any, Any] = data.snapshots.iloc[row].to_dict()
         name, branches = snapshot["trunk"], data.branches
         trunk: dict[Any, Any] = data.trunks[data.trunks["trunk"] == name].to_dict("records")[0]
-        here = (branches["trunk"] == name) & (branches["snapshot"] == snapshot["snapshot"]) & branches["kind"].isin(KINDS)
+        here = (
+            (branches["trunk"] == name)
+            & (branches["snapshot"] == snapshot["snapshot"])
+            & branches["kind"].isin(KINDS)
+        )
         self._branches: dict[Intervention, dict[Any, Any]] = {}
         self.rows: dict[Intervention, int] = {}
         for place in np.flatnonzero(here):
             branch: dict[Any, Any] = branches.iloc[place].to_dict()
             self._branches[_done(branch)], self.rows[_done(branch)] = branch, int(place)
-        self.masks = _masks(codec or ActionCodec(), list(self.rows), f"snapshot {snapshot['snapshot']} of {name}")
-        self.horizon, self.look, self.cooldown = int(trunk["horizon"]), int(trunk["look"]), int(trunk["cooldown"])
+        self.masks = _masks(
+            codec or ActionCodec(), list(self.rows), f"snapshot {snapshot['snapshot']} of {name}"
+        )
+        self.horizon, self.look, self.cooldown = (
+            int(trunk["horizon"]),
+            int(trunk["look"]),
+            int(trunk["cooldown"]),
+        )
         self._rest = max(0, int(trunk["budget"]) - int(snapshot["step"]) - self.horizon)
         self._continued = bool(snapshot["continued"])
         control = self._branches[Intervention()]
@@ -81,18 +93,34 @@ class RecordedExecutor:
         """After the first intervention nothing more was done."""
         return tuple(np.arange(len(mask)) == 0 for mask in self.masks)
 
-    def cost(self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0) -> Cost:
+    def cost(
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
+    ) -> Cost:
         """See `Executor`. What turns out not to be on record costs nothing."""
         new = sum(sum(self._new(sequence[0], steps, measure, draw)) for sequence in sequences)
         return Cost(steps=new, flops=self._flops * new)
 
     def run(
-        self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
     ) -> list[Outcome]:
         """See `Executor`."""
         return [self._one(sequence, steps, measure, draw) for sequence in sequences]
 
-    def _one(self, sequence: Sequence[Intervention], steps: int, measure: Measure, draw: int) -> Outcome:
+    def _one(
+        self, sequence: Sequence[Intervention], steps: int, measure: Measure, draw: int
+    ) -> Outcome:
         done, looked = sequence[0], self._looked(steps)
         branch, decisions = self._branches.get(done), -(-steps * DECISIONS // self.horizon)
         if branch is None or not all(later.does_nothing for later in sequence[1:decisions]):
@@ -111,7 +139,9 @@ class RecordedExecutor:
         return Outcome(
             looks=tuple(range(0, looked + 1, self.look)),
             validation=tuple(losses[: count + 1]),
-            annealed=_number(branch["annealed"]) if measure == "annealed" and looked == self.horizon else math.nan,
+            annealed=_number(branch["annealed"])
+            if measure == "annealed" and looked == self.horizon
+            else math.nan,
             final=_number(branch["final"]) if measure == "final" and self._continued else math.nan,
             diverged=0 <= int(branch["diverged_at"]) <= looked,
             steps=on + cooling,

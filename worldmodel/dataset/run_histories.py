@@ -1,7 +1,7 @@
 """What was known of a run at a snapshot of a data set: what whoever steers it would have had in hand.
 
-history = recorded_history(data, row)                    # a `RunHistory`, of the snapshot in that row of `data.snapshots`
-"""
+history = recorded_history(data, row)                    # a `RunHistory`, of the snapshot in that
+row of `data.snapshots`"""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def recorded_history(data: Dataset, row: int) -> RunHistory:
         row: of the snapshot in `data.snapshots`.
     """
     snapshot: dict[Any, Any] = data.snapshots.iloc[row].to_dict()
-    trunk: dict[Any, Any] = data.trunks[data.trunks["trunk"] == snapshot["trunk"]].to_dict("records")[0]
+    trunk: dict[Any, Any] = data.trunks[data.trunks["trunk"] == snapshot["trunk"]].to_dict(
+        "records"
+    )[0]
     step, recipe = int(snapshot["step"]), Trunk.from_json(json.loads(trunk["recipe"]))
     telemetry = telemetry_of(data.trunk_steps(str(snapshot["trunk"])).iloc[:step])
     last = {name: float(getattr(telemetry[-1], name)) for name in ("lr_scale", "steps_since_reset")}
@@ -67,7 +69,9 @@ def telemetry_of(steps: pd.DataFrame) -> list[Telemetry]:
 
 def scheduled(trunk: Trunk) -> Floats:
     """The learning rate of each step of a trunk that nobody steers, [budget]: what was planned, planted spikes left out."""
-    schedule = schedules.make(ScheduleConfig(kind=trunk.schedule, warmup=trunk.warmup, final=trunk.final))  # type: ignore[arg-type]
+    schedule = schedules.make(
+        ScheduleConfig(kind=trunk.schedule, warmup=trunk.warmup, final=trunk.final)
+    )  # type: ignore[arg-type]
     horizon = schedules.Horizon(end=trunk.steps, since=min(trunk.warmup, trunk.steps))
     base = trunk.size.lr * trunk.lr_factor
     return np.array([base * schedule(step, horizon.progress(step)) for step in range(trunk.steps)])
@@ -86,5 +90,7 @@ def rates_ahead(planned: Floats, at: int, last: Mapping[str, float], reset_warmu
     since = int(last["steps_since_reset"])
     if since >= 0:
         warming = min(len(rates), max(0, reset_warmup - since))
-        rates[:warming] *= [schedules.warmth(since + step, 0, reset_warmup) for step in range(warming)]
+        rates[:warming] *= [
+            schedules.warmth(since + step, 0, reset_warmup) for step in range(warming)
+        ]
     return rates

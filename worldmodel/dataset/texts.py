@@ -42,7 +42,9 @@ def _topics() -> str:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise UserError("expected Python's module pydoc_data.topics, found none; install the whole standard library") from None
+        raise UserError(
+            "expected Python's module pydoc_data.topics, found none; install the whole standard library"
+        ) from None
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
@@ -50,7 +52,9 @@ def _words() -> str:
     """A made-up language, 0.8 MB: each of its 600 words is followed by one of 12, the first of them most often."""
     draw = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
-    words = sorted({"".join(draw.choices(syllables, k=draw.choice((1, 2, 2, 3)))) for _ in range(2 * _WORDS)})
+    words = sorted(
+        {"".join(draw.choices(syllables, k=draw.choice((1, 2, 2, 3)))) for _ in range(2 * _WORDS)}
+    )
     draw.shuffle(words)
     words = words[:_WORDS]
     followers = [draw.sample(range(_WORDS), _FOLLOWERS) for _ in words]

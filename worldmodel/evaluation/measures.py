@@ -12,7 +12,14 @@ from trainenv.worldmodel.evaluation.choices import Choice, choices
 from trainenv.worldmodel.evaluation.errors import MEDIAN, absolute_error, covered, crps, width
 from trainenv.worldmodel.evaluation.noise import matters, truths
 from trainenv.worldmodel.evaluation.regret import DEFAULT, regrets
-from trainenv.worldmodel.evaluation.statistics import AveragePrecision, Floats, Ints, Statistic, mean, share
+from trainenv.worldmodel.evaluation.statistics import (
+    AveragePrecision,
+    Floats,
+    Ints,
+    Statistic,
+    mean,
+    share,
+)
 from trainenv.worldmodel.examples import TARGETS, Examples, Predictions
 
 Path = tuple[str, ...]
@@ -28,20 +35,47 @@ def measures(examples: Examples, predictions: Predictions, noise: Floats, limit:
     found = choices(examples)
     whole: Measures = {}
     for place, target in enumerate(TARGETS):
-        one = _Target(examples, target, noise[:, place], getattr(predictions, target), matters(examples, noise)[:, place])
+        one = _Target(
+            examples,
+            target,
+            noise[:, place],
+            getattr(predictions, target),
+            matters(examples, noise)[:, place],
+        )
         whole |= {(target, *path): statistic for path, statistic in one.errors().items()}
         whole |= {(target, *path): statistic for path, statistic in one.ranking(found).items()}
         picked = _picked(examples, predictions, found)
-        whole |= {(target, "intervals", *path): statistic for path, statistic in one.intervals(picked).items()}
-    whole |= {("divergence", *path): statistic for path, statistic in _divergence(examples, predictions, limit).items()}
-    return whole | {("regret", *path): statistic for path, statistic in _regrets(examples, predictions, noise, found).items()}
+        whole |= {
+            (target, "intervals", *path): statistic
+            for path, statistic in one.intervals(picked).items()
+        }
+    whole |= {
+        ("divergence", *path): statistic
+        for path, statistic in _divergence(examples, predictions, limit).items()
+    }
+    return whole | {
+        ("regret", *path): statistic
+        for path, statistic in _regrets(examples, predictions, noise, found).items()
+    }
 
 
 class _Target:
     """What is said of the forecasts of one target: its true Δ's [n], its noise [n], its quantiles [n, 5]."""
 
-    def __init__(self, examples: Examples, target: str, noise: Floats, quantiles: Floats, matters: NDArray[np.bool_]) -> None:
-        self.examples, self.noise, self.quantiles, self.matters = examples, noise, quantiles, matters
+    def __init__(
+        self,
+        examples: Examples,
+        target: str,
+        noise: Floats,
+        quantiles: Floats,
+        matters: NDArray[np.bool_],
+    ) -> None:
+        self.examples, self.noise, self.quantiles, self.matters = (
+            examples,
+            noise,
+            quantiles,
+            matters,
+        )
         self.outcome: Floats = truths(examples)[:, TARGETS.index(target)]
 
     def mean(self, values: Floats, rows: NDArray[np.bool_]) -> Statistic:
@@ -55,7 +89,9 @@ class _Target:
             for where, rows in (("all", tried), ("mattering", tried & self.matters)):
                 found[where, name] = self.mean(values, rows)
                 found[where, f"{name}_in_noise"] = self.mean(values / self.noise, rows)
-        mattering = np.where(np.isnan(self.outcome + self.noise), np.nan, self.matters.astype(np.float64))
+        mattering = np.where(
+            np.isnan(self.outcome + self.noise), np.nan, self.matters.astype(np.float64)
+        )
         return found | {("mattering", "share"): self.mean(mattering, tried)}
 
     def ranking(self, found: list[Choice]) -> Measures:
@@ -65,24 +101,41 @@ class _Target:
         ranked = [pair for pair in known if len(pair[0]) >= LEAST_RANKED]
         many = [pair for pair in known if len(pair[0]) > TOP]
 
-        def over(score: Callable[[Floats, Floats], float], those: list[tuple[Choice, Floats, Floats]]) -> Statistic:
-            return mean([score(a, b) for _, a, b in those], [choice.trunk for choice, _, _ in those], trunks)
+        def over(
+            score: Callable[[Floats, Floats], float], those: list[tuple[Choice, Floats, Floats]]
+        ) -> Statistic:
+            return mean(
+                [score(a, b) for _, a, b in those], [choice.trunk for choice, _, _ in those], trunks
+            )
 
         return {
             ("ranking", "spearman"): over(ranking.spearman, ranked),
-            ("ranking", "best_in_top_6"): over(lambda a, b: ranking.recall_of_best(a, b, TOP), many),
-            ("ranking", "best_in_top_6_by_chance"): over(lambda _, b: ranking.recall_by_chance(b, TOP), many),
+            ("ranking", "best_in_top_6"): over(
+                lambda a, b: ranking.recall_of_best(a, b, TOP), many
+            ),
+            ("ranking", "best_in_top_6_by_chance"): over(
+                lambda _, b: ranking.recall_by_chance(b, TOP), many
+            ),
         }
 
     def intervals(self, picked: Floats) -> Measures:
-        hit, wide, tried = covered(self.quantiles, self.outcome), width(self.quantiles), self.examples.candidate
+        hit, wide, tried = (
+            covered(self.quantiles, self.outcome),
+            width(self.quantiles),
+            self.examples.candidate,
+        )
         wide = np.where(np.isnan(self.outcome), np.nan, wide)
         strata = self.examples.strata[self.examples.snapshot]
         found: Measures = {}
         groups: dict[Path, NDArray[np.bool_]] = {("marginal",): tried}
-        groups |= {("strata", str(name)): tried & (strata == name) for name in np.unique(strata[tried])}
+        groups |= {
+            ("strata", str(name)): tried & (strata == name) for name in np.unique(strata[tried])
+        }
         for path, rows in groups.items():
-            found[*path, "coverage"], found[*path, "width"] = self.mean(hit, rows), self.mean(wide, rows)
+            found[*path, "coverage"], found[*path, "width"] = (
+                self.mean(hit, rows),
+                self.mean(wide, rows),
+            )
         found["marginal", "width_in_noise"] = self.mean(wide / self.noise, tried)
         known = np.where(np.isnan(self.outcome), np.nan, picked)
         trunk, trunks = self.examples.trunk, len(self.examples.trunks)
@@ -109,7 +162,9 @@ def _divergence(examples: Examples, predictions: Predictions, limit: float) -> M
     return {
         ("rate",): mean(happened, trunk, trunks),
         ("brier",): mean(divergence.brier(chance, happened), trunk, trunks),
-        ("brier_by_decision",): mean(divergence.brier_by_decision(told.hazard, asked.diverged), trunk, trunks),
+        ("brier_by_decision",): mean(
+            divergence.brier_by_decision(told.hazard, asked.diverged), trunk, trunks
+        ),
         ("auprc",): AveragePrecision(scores=chance, labels=happened, trunk=trunk, count=trunks),
         ("caught",): mean(caught, trunk, trunks),
         ("lead_steps",): mean(steps, trunk, trunks),
@@ -117,8 +172,12 @@ def _divergence(examples: Examples, predictions: Predictions, limit: float) -> M
     }
 
 
-def _regrets(examples: Examples, predictions: Predictions, noise: Floats, found: list[Choice]) -> Measures:
-    medians: Mapping[str, Floats] = {target: getattr(predictions, target)[:, MEDIAN] for target in TARGETS}
+def _regrets(
+    examples: Examples, predictions: Predictions, noise: Floats, found: list[Choice]
+) -> Measures:
+    medians: Mapping[str, Floats] = {
+        target: getattr(predictions, target)[:, MEDIAN] for target in TARGETS
+    }
     truth: Mapping[str, Floats] = dict(zip(TARGETS, truths(examples).T))
     result: Measures = {}
     for place, target in enumerate(TARGETS):
@@ -128,5 +187,7 @@ def _regrets(examples: Examples, predictions: Predictions, noise: Floats, found:
         for rule, cost in costs.items():
             result[target, rule, "mean"] = mean(cost, trunk, trunks)
             result[target, rule, "in_noise"] = mean(cost / unit, trunk, trunks)
-        result[target, DEFAULT, "of_nothing"] = share(costs[DEFAULT], costs["nothing"], trunk, trunks)
+        result[target, DEFAULT, "of_nothing"] = share(
+            costs[DEFAULT], costs["nothing"], trunk, trunks
+        )
     return result

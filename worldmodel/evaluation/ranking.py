@@ -1,7 +1,9 @@
-"""Whether the candidates of a snapshot are forecast in their right order. Every function is about one snapshot.
+"""Whether the candidates of a snapshot are forecast in their right order.
 
-Equal forecasts are in no order: they count as if put in any order at random, so a constant forecast gets what chance gets.
-"""
+Every function is about one snapshot.
+
+Equal forecasts are in no order: they count as if put in any order at random, so a constant forecast
+gets what chance gets."""
 
 from __future__ import annotations
 

@@ -32,10 +32,15 @@ def index_panel(record: RunRecord, frame: Frame, top: float, height: float, colu
         axis(frame, scale, 3 if height > 60 else 2, lambda value: formatting.number(value, 0)),
         dots(_placed(ghosts, frame, scale), "dot lost"),
         dots(_placed(cloud(steps, values, 2 * frame.points), frame, scale), "dot axis-dot"),
-        polyline(_placed(bucketed(steps, values, max(frame.points // 4, 8)), frame, scale), f"axis-line {column}"),
+        polyline(
+            _placed(bucketed(steps, values, max(frame.points // 4, 8)), frame, scale),
+            f"axis-line {column}",
+        ),
     ]
     if column == "index":
-        parts.append(polyline(_placed(bucketed(steps, limits, frame.points // 2), frame, scale), "threshold"))
+        parts.append(
+            polyline(_placed(bucketed(steps, limits, frame.points // 2), frame, scale), "threshold")
+        )
     return "".join(parts)
 
 
@@ -44,7 +49,12 @@ def rate_panel(record: RunRecord, frame: Frame, top: float, height: float) -> st
     kept = record.kept
     steps, rates = floats(kept["step"]), floats(kept["lr"])
     known = rates[np.isfinite(rates)]
-    scale = Scale(0.0, 1.05 * float(known.max()) if len(known) and known.max() > 0 else 1.0, top + 17 + height, top + 17)
+    scale = Scale(
+        0.0,
+        1.05 * float(known.max()) if len(known) and known.max() > 0 else 1.0,
+        top + 17 + height,
+        top + 17,
+    )
     return "".join(
         (
             title(top, "Learning rate"),
@@ -55,4 +65,6 @@ def rate_panel(record: RunRecord, frame: Frame, top: float, height: float) -> st
 
 
 def _placed(points: Line, frame: Frame, scale: Scale) -> list[tuple[float, float]]:
-    return [(frame.steps(x), scale.inside(y) if math.isfinite(y) else math.nan) for x, y in zip(*points)]
+    return [
+        (frame.steps(x), scale.inside(y) if math.isfinite(y) else math.nan) for x, y in zip(*points)
+    ]

@@ -43,7 +43,12 @@ def _index_and_rate(record: RunRecord, width: float) -> str:
         parts.append(index_panel(record, frame, top, 54, column))
         top += 17 + 54 + 28
     parts += [rate_panel(record, frame, top, 54), step_axis(frame, top + 17 + 54)]
-    return _drawn(frame, top + 17 + 54 + 36, "Uncertainty index by axis, and the learning rate, over steps", parts)
+    return _drawn(
+        frame,
+        top + 17 + 54 + 36,
+        "Uncertainty index by axis, and the learning rate, over steps",
+        parts,
+    )
 
 
 def _drops(record: RunRecord, frame: Frame, top: float, bottom: float) -> str:
@@ -53,7 +58,10 @@ def _drops(record: RunRecord, frame: Frame, top: float, bottom: float) -> str:
 
 
 def _each_width(record: RunRecord, drawn: Callable[[RunRecord, float], str]) -> str:
-    return "".join(element("div", drawn(record, width), class_=f"only-{name}") for name, width in WIDTHS.items())
+    return "".join(
+        element("div", drawn(record, width), class_=f"only-{name}")
+        for name, width in WIDTHS.items()
+    )
 
 
 def _drawn(frame: Frame, height: float, about: str, parts: list[str]) -> str:
