@@ -6,7 +6,8 @@
     run.config.steps))             # by a rule for whole runs
 
 `Agent` is the contract of one of your own. Planners and models come in as arguments. Each is loaded
-when it is first used."""
+when it is first used.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     train(run, folder, callback=AgentCallback(agent=MyAgent()))
 
 At every decision it is shown what `trainenv.envs.training.TrainingEnv` would show it, bit for bit,
-over the same run."""
+over the same run.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ class Agent(Protocol):
     Called by `agents.play` in an environment and by `agents.AgentCallback` in a run that
     `trainenv.loop.train` drives. An agent that remembers something of the run may have
     `state_dict() -> dict` of JSON values and `load_state_dict(state)`: a driven run that was killed
-    then goes on as if nothing had been."""
+    then goes on as if nothing had been.
+    """
 
     def act(self, observation: Observation, info: Mapping[str, Any], /) -> Action:
         """The action vector of six whole numbers, see `trainenv.interventions`; all zeros does nothing.

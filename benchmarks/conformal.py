@@ -168,7 +168,8 @@ def one_drift(
 
     `fixed` keeps level and scores, `adaptive` moves the level; `recent` moves it and takes its
     scores from the last 80 labels, row by row. No trunk is exchangeable any more then, but the
-    bound of the adaptive level asks for nothing."""
+    bound of the adaptive level asks for nothing.
+    """
     best, fitted = Lowest(), fit_selected(CQR(alpha=ALPHA), trunks(rng, 40), Lowest())
     rule = AdaptiveLevel(alpha=ALPHA)
     states = {name: rule.init() for name in ("adaptive", "recent")}

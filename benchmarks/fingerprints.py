@@ -7,7 +7,8 @@ Record them before the change, and compare after each step of it:
 
 Every configuration has a digest of its state (`run.fingerprint()`), of its telemetry and, where it
 is steered, of its decision records, with wall-clock times left out. They are equal on one machine
-with one set of packages; other machines round otherwise. Exit code 1 where one differs."""
+with one set of packages; other machines round otherwise. Exit code 1 where one differs.
+"""
 
 from __future__ import annotations
 

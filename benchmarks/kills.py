@@ -5,7 +5,8 @@
 One line: how many were killed, at which points; how many folders could not be resumed from, or only
 from an older save than the last acknowledged; how many files were listed and not whole; how many
 loaded and were not, bit for bit, what was saved. The last three must be 0, and are the exit code.
-`tests/checkpoints/killing.py` is the code, for the tests run it too."""
+`tests/checkpoints/killing.py` is the code, for the tests run it too.
+"""
 
 from __future__ import annotations
 

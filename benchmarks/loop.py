@@ -13,7 +13,8 @@
 | `oracle-draft` | a draft that has seen how each learning-rate change ends at the end of the run (16 futures, uncharged) |
 
 Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap
-intervals over trunks and seeds."""
+intervals over trunks and seeds.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     python benchmarks/loop_kills.py --json
 
 Moments are drawn over the whole of the process, start-up, branches and report included. A demo that
-ends before its moment counts no kill and starts over in a new folder."""
+ends before its moment counts no kill and starts over in a new folder.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@
 `trainenv compare` puts methods at equal compute, so there the four members share one budget. Here
 each member trains as long as the loop does, and the population costs four times as much. Printed:
 paired differences of ln final validation loss, loop less population, with a 95 % bootstrap interval
-over trunks and seeds, and both methods' FLOPs."""
+over trunks and seeds, and both methods' FLOPs.
+"""
 
 from __future__ import annotations
 

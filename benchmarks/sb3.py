@@ -7,7 +7,8 @@ seeds are held out. Returns are means over held-out roots, in nats of ln(validat
 run's end as the model tells them (four decisions, and its value from there), less charges, with the
 standard error of the paired difference to doing nothing. `told` is the mean absolute error of the
 whole fall when nothing is done, against what the runs then did. The last line of stdout is one JSON
-object with `--json`. Single process, single thread."""
+object with `--json`. Single process, single thread.
+"""
 
 from __future__ import annotations
 

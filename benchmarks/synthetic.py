@@ -4,7 +4,8 @@
 
 The last line of stdout is one JSON object with `--json`. Returns are means over the same held-out
 seeds, spikes on, in nats of ln(validation loss) less charges. `bound` is `optimum()`: no policy can
-do better. Single process, single thread."""
+do better. Single process, single thread.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ class Climb:
     """A planner: at each decision to come, go on with the change that the model likes best after those before it.
 
     `planners.PlanBuilder` keeps the promises: the budget, the masks, a model that fails, doing
-    nothing as a candidate."""
+    nothing as a candidate.
+    """
 
     decisions: int = 3
     rates: tuple[float, ...] = (1.0, 0.9, 1.1)

@@ -10,7 +10,8 @@ through an entry point:
     mine = "my_package:MyPlanner"
 
 `trainenv.planners.testing` checks that it keeps the contract, and `planners.PlanBuilder` keeps most
-of it for you."""
+of it for you.
+"""
 
 from __future__ import annotations
 

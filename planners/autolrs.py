@@ -18,7 +18,8 @@ bias: lower learning rates look better than they are.
 Deviations: rates are those that the action space reaches now (× 0.8 to × 1.1 by default: few, so
 that all are tried, where the paper searches an interval); the fit is to clean validation losses, so
 there are no outliers to remove before it; the first rates tried are the present one, the lowest and
-the highest; with fewer than four looks, the last loss stands for the forecast."""
+the highest; with fewer than four looks, the last loss stands for the forecast.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ better half goes on to twice as many, and so on to the last one.
 Deviations: the best `arms` candidates by the prior are the arms, not all candidates. The control is
 no arm: it is run beside every draw, since scores are differences to it. Pull n of an arm takes draw
 n − 1, so that the first is on the batches that the run itself would see. An arm that was given up
-on, and what was no arm, never ranks before those that outlived it."""
+on, and what was no arm, never ranks before those that outlived it.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +165,8 @@ def shrunk(expected: Floats, spreads: Floats, *, least: float) -> tuple[Floats, 
     as N(μ, τ²), with μ the mean of what is expected and τ² its variance less that of the errors
     (empirical Bayes; Efron and Morris 1973). τ is at least `least`, the noise of a real run: a
     model so vague that its forecasts differ by less than their errors knows nothing of how
-    candidates differ, and is not to outweigh what is measured."""
+    candidates differ, and is not to outweigh what is measured.
+    """
     if len(expected) < 3:
         return expected, spreads**2
     between = max(float(expected.var() - (spreads**2).mean()), least**2)

@@ -5,7 +5,8 @@ random one (Bousquet et al. 2017, arXiv:1706.03200, show that it wastes fewer lo
 repeats); it is shifted by the seed.
 
 With the model as the judge it is one forecast for all. With the executor as the judge it is the
-oracle: every candidate is run for real, and is charged for."""
+oracle: every candidate is run for real, and is charged for.
+"""
 
 from __future__ import annotations
 

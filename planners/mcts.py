@@ -18,7 +18,8 @@ a candidate, which holds exploration's failures too; means guide the search alon
 So scores are of the end of the run, whatever the problem's criterion. That shows in the forecasts,
 which the best `forecasts` sequences get as far as the budget goes. With `rank_by="forecast"` all
 sequences found are forecast and ranked by the criterion. Of `problem.proposals` the single
-interventions are candidates."""
+interventions are candidates.
+"""
 
 from __future__ import annotations
 
@@ -242,7 +243,8 @@ def _sampled(
     """Legal action vectors [≤ wanted, parts] besides the known ones: those that are proposed, then by the policy.
 
     Drawn one after the other without replacement, which is taking the highest of logits plus Gumbel
-    noise (Kool et al. 2019)."""
+    noise (Kool et al. 2019).
+    """
     codec = draft.problem.codec
     legal = exhaustive(draft.problem.masks)
     firsts = np.concatenate([[0], np.cumsum(codec.sizes)[:-1]])

@@ -19,7 +19,8 @@ force, and *a neighbour* is the next smaller or larger factor beside 1 (the pape
 clip policies have no order, so they are drawn anew or kept. Members of the first generation differ
 from doing nothing by one intervention instead of a fresh draw, and the first of them does nothing.
 What was replaced is recorded as dropped: its short run is not comparable with the others' long
-ones."""
+ones.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ rate would have done better, by hypergradient descent on ln η:
     measured
 
 Where the mean is not at least `certainty` standard errors from 0, nothing is proposed. It looks one
-step ahead, so it shares the short-horizon bias: it proposes, and decides nothing."""
+step ahead, so it shares the short-horizon bias: it proposes, and decides nothing.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Importing this package registers the Gymnasium environments
 `trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and `trainenv/Synthetic-v0`. Everything heavy is loaded
-when it is first used."""
+when it is first used.
+"""
 
 from __future__ import annotations
 

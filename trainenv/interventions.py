@@ -119,7 +119,8 @@ class ActionCodec:
 
         Illegal is what would leave the bounds, what is redundant (setting the policy that is in
         force, skipping where nothing is flagged) and what the configuration does not allow. The
-        first value of each part, doing nothing, is always legal."""
+        first value of each part, doing nothing, is always legal.
+        """
         config = self.config
         lr = [within(run.lr_scale * scale, config.lr_bounds) for scale in config.lr_scales]
         decay = [

@@ -227,7 +227,8 @@ class TrainingRun:
 
         The device is read every `monitor.block` steps. Past the end of the budget training goes on
         at the schedule's last value. Where it is interrupted or fails, the steps of the block are
-        unaccounted for: go on from a snapshot."""
+        unaccounted for: go on from a snapshot.
+        """
         steps = as_whole(steps, "steps", least=0)
         if self.folded:
             raise UserError(
@@ -260,7 +261,8 @@ class TrainingRun:
 
         One loss that is not finite is no divergence: a batch without labels has one, and leaves the
         weights alone. Either the weights are not finite, or the losses of many steps in a row are
-        not, with no finite look at clean data among them."""
+        not, with no finite look at clean data among them.
+        """
         count = self._statistics.non_finite
         if not count:
             return False
@@ -630,9 +632,8 @@ class TrainingRun:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        flops = (
-            sum(pass_size(micro) for micro in batch.micro) * self._per_token
-        )  # padding costs as much as labels
+        # padding costs as much as labels
+        flops = sum(pass_size(micro) for micro in batch.micro) * self._per_token
         self._line_flops += flops
         self.ledger.charge(self.purpose, flops)
         if looks and self._probe is not None:

@@ -9,7 +9,8 @@ Every part is resumable or short.
 | `report.json` | the evaluation on trunks that nothing was fitted on |
 
 The trunks are split once, by setting: on some the networks are trained, on others they are
-calibrated, on the rest judged."""
+calibrated, on the rest judged.
+"""
 
 from __future__ import annotations
 

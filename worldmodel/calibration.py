@@ -4,7 +4,8 @@ Fitted on trunks that the networks have not seen. Intervals are calibrated in un
 0.01)), as wide as the forecast says times what it was wrong by; being monotone, the way back to
 nats keeps their coverage. Strata are what is seen when it is
 forecast: whether the run is alarmed, and whether the interventions raise, lower or leave the
-learning rate."""
+learning rate.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
     train, test = examples.among(parts["train"]), examples.among(parts["test"])
 
 Every Δ is the natural logarithm of a clean validation loss less that of the do-nothing control of
-the same snapshot, on the same batches; a loss counts as at most the data set's cap."""
+the same snapshot, on the same batches; a loss counts as at most the data set's cap.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Ratios, logarithms, slopes and z-scores throughout, times in units of a decision, NaN where nothing
 was measured. `GROUPS` says which feature belongs where, so that each group can be left out
-(`benchmarks/worldmodel_quality.py`)."""
+(`benchmarks/worldmodel_quality.py`).
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 The law sees learning rates alone: an intervention's multiplies those of the steps to come, a
 momentum reset or another clip policy does nothing to it. Its numbers are the default belief of
 `curves`, scaled to the run (sum of learning rates so far, greatest learning rate, loss); they are
-not fitted to the run, which would take a hundred times as long as the rest of a forecast."""
+not fitted to the run, which would take a hundred times as long as the rest of a forecast.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ through a gate, as what the median starts from.
 Everything is an ensemble: M members side by side in batched matrix products, [M, …] first in every
 shape. They share inputs and nothing else. Δ are in *units*: asinh(Δ / 0.01), linear below 1 % and
 logarithmic above, so that a divergence does not drown the rest. Deviations from MuZero: no images,
-so dense layers; latents are layer-normalised instead of scaled to [0, 1]."""
+so dense layers; latents are layer-normalised instead of scaled to [0, 1].
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ of intervals is honest. So scores join the calibrations at once, and the level o
 intervals follows the misses (ACI, `conformal.adaptive`). Networks are refreshed after every
 `refresh` rollouts, always from the pretrained ones, on all rollouts kept and as many branches of
 the pretraining data: going on from the last refresh would drift, going back does not, and costs the
-same few seconds."""
+same few seconds.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@
   actions drawn anew each time.
 
 Each member has its own weights of trunks (Bayesian bootstrap, Rubin 1981), each trunk's branches
-the weight of its snapshots."""
+the weight of its snapshots.
+"""
 
 from __future__ import annotations
 

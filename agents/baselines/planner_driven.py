@@ -15,7 +15,8 @@ al. 2020, arXiv:2002.02518): the members share the budget and so train a short r
 end of the schedule. Deviations: they start from a common first block of steps; after the last
 generation the best one trains to the end alone, an interval or so. Where doing nothing has died out
 among the members, a fork of it is still trained to compare with, and the population ends about a
-generation earlier."""
+generation earlier.
+"""
 
 from __future__ import annotations
 

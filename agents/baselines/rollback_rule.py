@@ -16,7 +16,8 @@ Lengths are shares of the budget: a small run stands for one of 16 000 steps, so
 the papers' are 9 of 1500.
 Deviations: the uncertainty index raises the alarm, not a person; what the OPT paper leaves open is
 ours (half a checkpoint interval back at least, × 0.8 each time); clipping more tightly is ZClip, as
-action spaces set policies and no thresholds; nobody goes back to one place more than twice."""
+action spaces set policies and no thresholds; nobody goes back to one place more than twice.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ setting. So tuning costs what it finds.
 
 Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the
 first one is the configuration as it stands. What is planted at certain steps is planted there in
-the short runs too, or after their end."""
+the short runs too, or after their end.
+"""
 
 from __future__ import annotations
 

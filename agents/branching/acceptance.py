@@ -32,7 +32,8 @@ class AcceptanceStats:
 
         The width follows the misses (adaptive conformal inference, Gibbs and Candès 2021, on its
         logarithm); the branches of one verification share their fate, so together they weigh as
-        one."""
+        one.
+        """
         self.accepted = _DECAY * self.accepted + (1 - _DECAY) * (verdict.accepted is not None)
         missed = [
             not b.expected[0] <= b.delta <= b.expected[2]
@@ -63,7 +64,8 @@ def update_model(
     Returns the FLOPs that learning took.
 
     A model may have a method `price(rollouts)`, the FLOPs that learning from so many takes at most:
-    beyond what is `left` it does not learn."""
+    beyond what is `left` it does not learn.
+    """
     looks = DECISIONS * history.decision_steps / LOOKS
     near = abs(verdict.steps - looks) <= 0.25 * looks
     rollouts = [

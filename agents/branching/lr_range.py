@@ -12,7 +12,8 @@ from there does harm that no later correction undoes. Where a rate is too low, i
 W are the steps of the warm-up; ½ s/W makes the height half of the rate at which the mean was down.
 Both signs have other causes too, and see a step ahead. So they ask, and decide nothing: the other
 rate becomes the run only if it is better at once (`trainenv.verification.rules.better`), which it
-is not where the rate was right."""
+is not where the rate was right.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +29,8 @@ _SPAN, _END = 1 / 2, 3  # warm-ups: the least that is looked at after it, and wh
 _LEAST = 10  # steps of a warm-up, below which it says nothing
 _SAMPLES = 4  # cosines below which their mean says nothing
 _CERTAIN = 2.0  # standard errors above 0, as if steps were independent of one another
-_SIGN = (
-    -1e-9
-)  # the score of a draft that no model has seen: before doing nothing, by no more than a sign
+# the score of a draft that no model has seen: before doing nothing, by no more than a sign
+_SIGN = -1e-9
 
 
 class RangeTest:

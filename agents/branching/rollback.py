@@ -8,7 +8,8 @@ What the run has done since is what it is measured against, and was trained alre
 its own steps, and where it is not taken the run goes on as if nobody had tried. Causes need no
 telling apart: bad data are skipped, and a rate that is too high for a time, by itself or for
 moments that were lost, is lower while it lasts. It is what people do by hand (PaLM, Chowdhery 2022,
-§5.1; OPT, Zhang 2022, §2.5), tried before it is done."""
+§5.1; OPT, Zhang 2022, §2.5), tried before it is done.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +36,8 @@ _RATE = 1 / 3  # of the learning rate, on the way
 # ln loss by which it must be better where the run is now; harm is 0.1 nats or more, about three
 # times as much
 _MARGIN = 0.01
-_SIGN = (
-    -1e-9
-)  # the score of a draft that no model has seen: before doing nothing, by no more than a sign
+# the score of a draft that no model has seen: before doing nothing, by no more than a sign
+_SIGN = -1e-9
 
 
 @dataclass(frozen=True, kw_only=True)

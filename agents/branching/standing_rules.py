@@ -13,7 +13,8 @@ def enable_default_clipping(run: TrainingRun) -> list[Event]:
 
     From the first step on, whose gradient is the largest of many runs: a step later it is in the
     moments of the optimizer, and a model of 25 million parameters was 0.2 nats behind for hundreds
-    of steps."""
+    of steps.
+    """
     chosen = any(one.clip for _, one in run.applied)  # by whoever knows better
     return [] if chosen or run.clip != "none" else [in_force(run, Intervention(clip="zclip"))]
 

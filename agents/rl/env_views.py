@@ -4,7 +4,8 @@ This imports that package, so import this module late.
 
 A `View` says what differs: features that a policy is not to see are 0, rewards are scaled up (nats
 are small beside what learners expect), DQN chooses from a short list in place of vectors, and the
-end of the budget is an end: nothing comes after it that could be bootstrapped from."""
+end of the budget is an end: nothing comes after it that could be bootstrapped from.
+"""
 
 from __future__ import annotations
 

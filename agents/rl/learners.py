@@ -5,7 +5,8 @@ al. 2015) chooses a number, so it is given a short list, `USEFUL`. Neither is to
 the environment leaves those parts out.
 
 Deviations: no discount, for rewards add up to the final loss; rewards are scaled up; PPO starts out
-near doing nothing."""
+near doing nothing.
+"""
 
 from __future__ import annotations
 

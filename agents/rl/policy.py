@@ -271,7 +271,8 @@ def flops_of(model: WorldModel) -> float:
     """FLOPs of a model's call, a state: 2 for each weight of its `networks`; 0 where it has none.
 
     An inference passes through some of the networks and a forecast several times through them, so
-    it is of that order."""
+    it is of that order.
+    """
     networks = getattr(model, "networks", None)
     return (
         0.0

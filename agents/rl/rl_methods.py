@@ -10,7 +10,8 @@
 What training the policy costs comes off the run's budget at once: what is left of the annealing is
 as much faster. In the world model it is trained anew with the newest states as roots, since the
 model is to be trusted for four decisions only: what was learned from the first tenth alone says
-little of what the run becomes, and steers it worse."""
+little of what the run becomes, and steers it worse.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@
     search(…, below=below)
 
 `model` is any callable: (latent [B, …], actions [B]) → (reward [B], value [B], logits [B, A],
-latent [B, …])."""
+latent [B, …]).
+"""
 
 from trainenv.planners.search.gumbel import Gumbel
 from trainenv.planners.search.puct import PUCT

@@ -14,7 +14,8 @@ for all nodes that a simulation passed in one go, and the way down is a chain of
 
 Deviations: illegal actions of the root stand outside of min q̂ and max q̂, as if they did not exist
 (mctx counts their v_mix in). In a tree that is gone on from the halving counts the visits of this
-search alone, while q̂ and max N know all of them. Policy probabilities have a floor of 1e-30."""
+search alone, while q̂ and max N know all of them. Policy probabilities have a floor of 1e-30.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ class _GumbelChooser:
         """Of each row: q̂ [A, R], σ(q̂) − max σ(q̂) [A, R], its facts [3, A, R], ΣN [R].
 
         With the maximum taken off no exponential overflows. `illegal` [A, B] is that of the roots:
-        the rows then begin with them."""
+        the rows then begin with them.
+        """
         facts = self.nodes.columns(rows)
         visits, q, priors = facts
         tried = np.minimum(visits, 1.0)  # 1 or 0

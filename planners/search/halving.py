@@ -2,7 +2,8 @@
 
 All m actions get the same number of visits, then the better half of them, and so on until two are
 left; each of the ⌈log₂ m⌉ rounds has the same share of the n simulations: max(1, ⌊n / (⌈log₂
-m⌉·k)⌋) visits for each of the k actions in it."""
+m⌉·k)⌋) visits for each of the k actions in it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def considered_visits(considered: int, simulations: int) -> tuple[int, ...]:
     """For each simulation, how many visits an action must have so far for being chosen now, [simulations].
 
     Choosing the best action among those with that many makes the halving: who has fewer has dropped
-    out."""
+    out.
+    """
     if considered <= 1:
         return tuple(range(simulations))
     rounds, left, done, sequence = ceil(log2(considered)), considered, 0, list[int]()

@@ -3,7 +3,8 @@
 The search's actions are columns of a fixed list of candidates, action vectors [A, 6]; its latent
 [B, 1] is a place in the lists here, where each state keeps the model's own latent, the model's
 logits and the interventions that led to it. The policy over the candidates is the model's,
-renormalised; candidates that the masks forbid in a state get next to no probability there."""
+renormalised; candidates that the masks forbid in a state get next to no probability there.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Row 1 + b·N + n is node n of root b. Row 0 stands for "no node": it has no children, no reward, and
 nobody visits it, so that a path that has ended can go on there while others are still on their way,
-and no step needs a mask."""
+and no step needs a mask.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ policy the first action that is no disaster is then the only one ever tried. So 
 
 Deviations: ties go to the lowest action; as long as all returns seen agree to 1e-8, Q̂ is 0, not
 the bare return. Actions are ranked by visits, equal ones by their mean return, then by prior; with
-`temperature` T > 0 the action taken is drawn from visits^(1/T)."""
+`temperature` T > 0 the action taken is drawn from visits^(1/T).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Tree search in a learned model (MuZero), for many roots at once, with one call of the model a simulation.
 
 Each simulation goes down every tree by the rule's choices until an action that was not tried, asks
-the model for what comes of it, adds that node, and tells the nodes it passed what was found."""
+the model for what comes of it, adds that node, and tells the nodes it passed what was found.
+"""
 
 from __future__ import annotations
 

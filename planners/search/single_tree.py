@@ -3,7 +3,8 @@
 A call of NumPy takes about a microsecond however few numbers it looks at, and a simulation needs
 some eighty of them. For one root plain Python is several times faster, because it can leave out
 what it need not look at: actions that were never tried all have the same q̂, so that only the
-likeliest of them can be chosen. The trees are those that `Growth` grows."""
+likeliest of them can be chosen. The trees are those that `Growth` grows.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ shrinks the uncertainty around them.
 
 Deviations: actions are few, so the maximum is found by trying them all; the clip policy is a
 coordinate a policy (0 or 1), where the paper handles numbers only; inputs are standardised over the
-data."""
+data.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@
 
 It keeps the budget, the masks and the pruner, catches what the model and the executor raise, and
 always ranks doing nothing. Sequences that differ only by doing nothing at their end are one and the
-same."""
+same.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +169,8 @@ class PlanBuilder(Account):
         """Run as many of the sequences as the budget allows, the first ones; their measured scores, NaN where there is none.
 
         Doing nothing is run with them, and counted, where it was not before for as many steps and
-        this draw."""
+        this draw.
+        """
         wanted, executor = [canonical(sequence) for sequence in sequences], self.executor
         fresh = self._fresh(wanted, steps, draw)
         if fresh and not self.over:
@@ -277,7 +279,8 @@ class PlanBuilder(Account):
         """Rank sequences in the order given, and after them all others but doing nothing, which stays where its score puts it.
 
         A score that is better than one before it is raised to that one: what was given up on early,
-        after a shorter look, is not to come before what outlived it."""
+        after a shorter look, is not to come before what outlived it.
+        """
         level, first = -math.inf, [(canonical(sequence), score) for sequence, score in ranked]
         named = {NOTHING, *(one for one, _ in first)}
         others = sorted(

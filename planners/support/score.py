@@ -11,7 +11,8 @@ default is `annealed`, the loss after a reference cool-down; `final` is that at 
 
 A diverged branch scores `divergence_cost`, doing nothing included, so that getting away from a
 divergence counts for as much as running into one costs. Beside a control that has diverged, the
-others are compared with the loss of now."""
+others are compared with the loss of now.
+"""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ def even(
     The additive recurrence of Roberts (2018, "The unreasonable effectiveness of quasirandom
     sequences"): point n is shift + n·(1/φ, 1/φ², …, 1/φ^d) mod 1, where φ > 1 solves φ^(d+1) = φ +
     1; the shift is drawn (Cranley and Patterson 1976). Parts with one legal value take no
-    dimension."""
+    dimension.
+    """
     free = np.tile([np.count_nonzero(mask) > 1 for mask in masks], decisions)
     dimensions = int(np.count_nonzero(free))
     phi = 2.0
@@ -144,7 +145,8 @@ def some(
     """Up to `wanted` different sequences that do something: all of them, shuffled, where there are no more, else drawn by `draw`.
 
     Later decisions are drawn under the masks of now; who looks at the sequences drops what is
-    illegal then."""
+    illegal then.
+    """
     masks, decode = problem.masks, problem.codec.decode
     if count(masks, decisions) - 1 <= wanted and decisions == 1:
         yield from (

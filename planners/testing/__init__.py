@@ -1,7 +1,8 @@
 """The planners' contract as checks for anybody's planner, and a world without a training run to try planners on.
 
 trainenv.planners.testing.check(MyPlanner())                    # all of it; CHECKS has the checks
-one by one plan = MyPlanner().plan(ToyWorld(seed=1).problem(seed=0))"""
+one by one plan = MyPlanner().plan(ToyWorld(seed=1).problem(seed=0))
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@
         check(MyPlanner())
 
 They need no data, no GPU and no pytest, and take about a second a planner on a toy world
-(`trainenv.planners.testing.ToyWorld`)."""
+(`trainenv.planners.testing.ToyWorld`).
+"""
 
 from __future__ import annotations
 

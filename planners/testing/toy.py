@@ -8,7 +8,8 @@ in force,
     of resets, reorders and skips
 
 x*, y* and clip(·) are drawn from the seed. A policy that is `unsafe` makes every branch diverge
-that puts it in force."""
+that puts it in force.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ class Termination:
     """SIGTERM as `SystemExit(143)`, so that the blocks it comes in unwind as they would by any other exception.
 
     Only on the main thread, and only where SIGTERM would do what it does by default. A child made
-    by fork has the default again."""
+    by fork has the default again.
+    """
 
     def __init__(self) -> None:
         self._begun = self._deferred = self._came = False

@@ -10,7 +10,8 @@ No pickle either way.
 Where a chunk lies follows from the lengths before it, so chunks can't overlap or leave gaps. The
 manifest holds the checksum of every chunk and the digest covers the manifest: each byte of the file
 is accounted for. A file is read only as far as what was checked before allows: its length, the
-front's lengths, the digest, the schema, the memory it asks for, each chunk."""
+front's lengths, the digest, the schema, the memory it asks for, each chunk.
+"""
 
 from __future__ import annotations
 

@@ -21,9 +21,8 @@ from trainenv.types import TENSOR, Snapshot, Tier, UserError
 FORMAT = "trainenv checkpoint"
 # as PNG's: a byte that is no text, and line ends that a careless copy would change
 MAGIC = b"\x93trenv\r\n"
-FIXED_MEMORY = (
-    256 << 20
-)  # bytes that reading may take beside what the header declares; what follows sees to it
+# bytes that reading may take beside what the header declares; what follows sees to it
+FIXED_MEMORY = 256 << 20
 FRONT_MOST = 8 << 20  # bytes that a header or a manifest may have
 PARSED_MOST = 96 << 20  # bytes that either may become as Python objects
 # What CPython allocates, at most, for a list, an object, an element, a pair and half a text.

@@ -2,7 +2,8 @@
 
 `.safetensors` holds weights alone. `.pt` holds `{"model": state dict, "optimizer": state dict,
 "step": n}` as torch writes it; it is a pickle, so it is read with `weights_only=True`, which runs
-no code."""
+no code.
+"""
 
 from __future__ import annotations
 

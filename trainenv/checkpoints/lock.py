@@ -23,7 +23,8 @@ class FolderLock:
     What is written in that file names the holder, for people, and locks nothing.
 
     The file is never deleted: whoever waited on a deleted one would hold a lock that nobody else
-    sees."""
+    sees.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / NAME

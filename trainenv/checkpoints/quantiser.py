@@ -12,7 +12,8 @@ to zero would make the next update explode. On 124 M parameters the update after
 | `signed` | any other moment m | m = scale · sign(code) · (code/127)² | −127 … 127 |
 
 Zero decodes to zero. Everything is NumPy, so that no setting of torch but `set_flush_denormal`
-changes a bit."""
+changes a bit.
+"""
 
 from __future__ import annotations
 
@@ -51,18 +52,16 @@ def kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
             chosen[name] = "root"
         elif last in ("exp_avg", "momentum_buffer"):
             second = tensors.get(f"{area}/exp_avg_sq")
-            beside = (
+            fits = (
                 last == "exp_avg"
                 and second is not None
                 and second.dtype == tensor.dtype
                 and second.shape == tensor.shape
             )
+            chosen[name] = "signed"
             # Where v underflowed to zero there is no direction to keep m by.
-            chosen[name] = (
-                "direction"
-                if beside and not bool((tensor.ne(0) & second.eq(0)).any())
-                else "signed"
-            )  # type: ignore[union-attr]
+            if fits and not bool((tensor.ne(0) & second.eq(0)).any()):  # type: ignore[union-attr]
+                chosen[name] = "direction"
     return chosen
 
 

@@ -1,7 +1,8 @@
 """Does a state, or a checkpoint's header, have exactly the fields that `configs/state_schema_v1.yaml` names?
 
 Asked before a file is written and after one is read. What was read may be anything: the answer is
-yes or a `UserError`."""
+yes or a `UserError`.
+"""
 
 from __future__ import annotations
 

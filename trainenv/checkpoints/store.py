@@ -236,9 +236,8 @@ class CheckpointStore:
                 self.folder, reader.of_step(self.folder, entries, step), entries, exact=exact
             )
         except FileNotFoundError:
-            entries = (
-                self._listed()
-            )  # a writer deleted it since; what the list names now is there, or else it was lost
+            # a writer deleted it since; what the list names now is there, or else it was lost
+            entries = self._listed()
             return reader.load(
                 self.folder,
                 reader.of_step(self.folder, entries, step),

@@ -38,9 +38,8 @@ class Writer:
         self.folder, self.notes = folder, notes
         self._disk, self._lock, self._pid = disk, FolderLock(folder), os.getpid()
         self._listed = Manifest()
-        self._doomed: set[str] = (
-            set()
-        )  # names of files that the list has dropped, and that may still be there
+        # names of files that the list has dropped, and that may still be there
+        self._doomed: set[str] = set()
 
     @property
     def entries(self) -> tuple[Entry, ...] | None:

@@ -7,7 +7,8 @@ With ‖g‖ the global L2 norm and M = `max_norm`:
 the same bits as `torch.nn.utils.clip_grad_norm_`. Deviations: none.
 
 A gradient that is not finite passes: unchanged without `max_norm`, and with it as in torch (norm
-inf: finite elements become 0 and infinite ones NaN; norm NaN: all become NaN)."""
+inf: finite elements become 0 and infinite ones NaN; norm NaN: all become NaN).
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 No value is read on the host, one on the CPU aside.
 
 The tensors of one call live on one device. Everything goes through torch's foreach functions: on a
-GPU a whole list is a handful of kernels, on the CPU the loop runs in C++."""
+GPU a whole list is a handful of kernels, on the CPU the loop runs in C++.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def is_finite(norm: Tensor) -> Tensor:
     """Whether a norm is neither inf nor NaN, as a bool tensor of its shape: one comparison, which NaN fails too.
 
     A gradient of finite elements whose squares overflow float32 (from 1.8e19 on) has norm inf, and
-    counts as non-finite."""
+    counts as non-finite.
+    """
     return norm < math.inf
 
 

@@ -108,9 +108,8 @@ class ZClip:
         z = ((norm - state["mean"]) / (deviation + self.eps)).masked_fill_(warm, 0.0)
         odd = self._target(state["mean"], deviation, z, warm)
         threshold = odd if self.max_norm is None else odd.clamp(max=self.max_norm)
-        coefficient = (
-            (threshold / norm).clamp_(max=1.0).nan_to_num_(0.0)
-        )  # 0 for inf and NaN; norm 0 gives inf, then 1
+        # 0 for inf and NaN; norm 0 gives inf, then 1
+        coefficient = (threshold / norm).clamp_(max=1.0).nan_to_num_(0.0)
         scale_or_zero_(gradients, coefficient)
         self._update(state, torch.minimum(norm, odd), is_finite(norm), warm)
         return ClipReport(norm, (norm * coefficient).nan_to_num_(0.0), threshold, z)

@@ -11,7 +11,8 @@ def allowance(config: RunConfig) -> float:
     """FLOPs that the run spends when it is left alone: its steps, its validations and its monitor's looks.
 
     As the ledger counts them (`trainenv.training.ledger.flops_per_token`): a forward pass is a
-    third of a step's, token for token."""
+    third of a step's, token for token.
+    """
     from trainenv.models.build import parameter_count, positions
 
     model, every, monitor = config.model, config.validation.every, config.monitor

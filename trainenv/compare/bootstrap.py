@@ -5,7 +5,8 @@ replacement. Each trunk weighs alike, however many of its seeds are there. A dra
 the runs: what is compared on the same runs is weighed by the same draws, and a difference is taken
 run by run before it is resampled, so that pairs stay pairs. Resampling at both stages counts the
 noise of seeds a little twice: intervals are slightly too wide where trunks are all alike, and, as
-any percentile interval of a mean, too narrow where there are only a few trunks that differ."""
+any percentile interval of a mean, too narrow where there are only a few trunks that differ.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +99,8 @@ def weights(counts: tuple[int, ...], resamples: int = RESAMPLES, seed: int = 0) 
         np.int64
     )  # (R, T, S)
     place = (np.cumsum(runs) - runs)[trunk][..., None] + drawn
-    taken = (
-        np.arange(max(counts)) < runs[trunk][..., None]
-    )  # as many draws of a trunk as it has seeds
+    # as many draws of a trunk as it has seeds
+    taken = np.arange(max(counts)) < runs[trunk][..., None]
     share = np.where(taken, 1 / (many * runs[trunk][..., None]), 0.0)
     row = np.arange(resamples)[:, None, None] * runs.sum()
     sums: Floats = np.bincount(

@@ -1,7 +1,8 @@
 """Cells: a method that has trained a run, measured and kept as one JSON file.
 
 cells/{trunk}/{seed}/{method}.json     what was measured runs/{trunk}/{seed}/{method}/          the
-run's folder, deleted once it is measured unless it is to be kept"""
+run's folder, deleted once it is measured unless it is to be kept
+"""
 
 from __future__ import annotations
 

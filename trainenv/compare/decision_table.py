@@ -20,7 +20,8 @@ def decision_rows(
     Figures: `invoked` (decisions per 1000 steps taken), `accepted` (share of the decisions that
     were verified), `gap` (between draft and measurement, nats of ln loss, mean over verified
     branches), `coverage` (of the draft's 90 % intervals), `verify_steps` (steps of verification a
-    verified decision) and `verify_cost` (compute of verification, share of all of it)."""
+    verified decision) and `verify_cost` (compute of verification, share of all of it).
+    """
     return [
         found
         for group in among

@@ -17,7 +17,8 @@
 A figure is {value, low, high, pairs, trunks}: see `trainenv.compare.bootstrap`. Differences are of
 the natural logarithm of the final validation loss, on the same trunk and seed; −0.01 is about 1 %
 better. A run that diverged counts with the loss of a uniform guess; a cell that failed counts
-nowhere but among the failed."""
+nowhere but among the failed.
+"""
 
 from __future__ import annotations
 

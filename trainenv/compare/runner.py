@@ -165,7 +165,8 @@ def cells(suite: Suite) -> Iterator[tuple[Trunk, Cell]]:
     """Every cell, with its trunk, in the order in which they are played: whatever is there when it is interrupted is balanced.
 
     All methods of a run come together, and a run of each trunk before the second of any; seeds take
-    turns."""
+    turns.
+    """
     for turn in range(suite.seeds):
         for place, trunk in enumerate(suite.trunks):
             for method in suite.played:

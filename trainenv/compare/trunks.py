@@ -83,9 +83,8 @@ class Trunk:
 
     def config(self, seed: int) -> RunConfig:
         """Of its run number `seed`: the same for every method, so that all see the same weights at the start, data and faults."""
-        derived = (
-            xxhash.xxh3_64_intdigest(f"{self.name}/{seed}".encode()) >> 33
-        )  # below 2³¹: what every library takes
+        # below 2³¹: what every library takes
+        derived = xxhash.xxh3_64_intdigest(f"{self.name}/{seed}".encode()) >> 33
         return self._config.model_copy(update={"seed": derived})
 
     @cached_property

@@ -4,7 +4,8 @@
 
 The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the
 validations of `validation.every` is paid for by fewer steps. All are functions at the top of this
-module, so that processes that are spawned find them."""
+module, so that processes that are spawned find them.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunConfig`. A file may
 start from another with
 `extends: tiny` and state only what differs. Every step count is in optimizer steps, every rate a
-share of batches."""
+share of batches.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ class CorpusConfig(Config):
 
     Paths are kept absolute, so that a recorded configuration means the same files wherever it is
     read: `~` is the home folder, and a relative path starts from the current folder, also one that
-    stands in a YAML file."""
+    stands in a YAML file.
+    """
 
     name: Literal["stdlib", "text", "wikitext-103", "c4"] = "stdlib"
     path: Path | None = None
@@ -254,7 +256,8 @@ class MonitorConfig(Config):
 
     The hypergradient is taken at every second look, since it passes over all of the optimizer's
     state; for the first three times the length of the warm-up at least 16 times in each, where it
-    shows whether the learning rate suits."""
+    shows whether the learning rate suits.
+    """
 
     enabled: bool = True
     block: Count = 16
@@ -338,7 +341,8 @@ class BranchingConfig(Config):
 
     Drafts change only the `parts` of an intervention that have measured well: a momentum reset or
     another weight decay looks good for a few steps and costs at the end. With `default_clip` ZClip
-    is put in force at the start where nothing clips."""
+    is put in force at the start where nothing clips.
+    """
 
     triggers: tuple[Trigger, ...] = ("warmup", "harm", "fired", "regression", "checkpoint")
     parts: tuple[ActionPart, ...] = ("lr_scale", "clip")
@@ -374,7 +378,8 @@ class TrainingConfig(Config):
 
     `threads` fixes the CPU threads of the run, and with them its bits; `block_steps` are the data
     indices that a reorder keeps together; after a momentum reset the learning rate warms up over
-    `reset_warmup` steps."""
+    `reset_warmup` steps.
+    """
 
     name: Annotated[str, Field(pattern=r"^[^/\\\\]+$")] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -1,7 +1,8 @@
 """Text → tokens → batches.
 
 `load` makes a `Corpus` from its configuration; `CorpusBatches` makes the batches of a run from it,
-a pure function of the data index."""
+a pure function of the data index.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +118,8 @@ def _streamed(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Pat
     """A corpus whose training tokens are made on demand.
 
     Its digest covers the held-out text, the beginning of the training text and the names of its
-    shards."""
+    shards.
+    """
     assert text.validation is not None, "a stream has a validation split of its own"
     array = _concatenated(text.validation, tokens, HELD_OUT)
     head = Survey.of(islice(iter(text.train), _HEAD))

@@ -79,7 +79,8 @@ class CorpusBatches:
         """The batch of data index `index` ≥ 0: `accumulation` tensors [batch_size ÷ accumulation, context + 1], int64.
 
         Where a long sequence hits, the same number of tokens comes as [… ÷ long_factor, context ·
-        long_factor + 1]."""
+        long_factor + 1].
+        """
         names: tuple[str, ...] = ()
         factor = 1
         if self._long_factor > 1 and self.stressors is not None and self.stressors.is_long(index):

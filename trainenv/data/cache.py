@@ -5,7 +5,8 @@ Written whole or not at all, checked when read.
 An entry is a data file and a JSON sidecar `<name>.json` with its size and hash. Data and sidecar
 are each written to a temporary name and renamed, the data first: an entry without a matching
 sidecar was never finished, and counts as absent. What an entry holds is a pure function of its
-name, so processes that write the same entry at once do no harm."""
+name, so processes that write the same entry at once do no harm.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def folder(configured: Path | None) -> Path:
     """Where entries live: the configuration's `cache`, else $TRAINENV_CACHE, else ~/.cache/trainenv.
 
     Where there is no home folder, or it can't be written, they live in the temporary folder, and a
-    warning says so."""
+    warning says so.
+    """
     chosen = configured or os.environ.get("TRAINENV_CACHE")
     if chosen:
         return absolute(chosen)

@@ -158,7 +158,8 @@ def files_below(root: Path) -> tuple[list[str], list[LeftOut]]:
     """Names of the regular files below `root`, sorted, relative to it, with forward slashes; and what else is there.
 
     Each folder is read once, under its own name rather than a link's, whatever links there are:
-    links may form a circle."""
+    links may form a circle.
+    """
     names: list[str] = []
     left_out: list[LeftOut] = []
     read: set[tuple[int, int]] = set()

@@ -2,7 +2,8 @@
 
 The cache holds chunks of one fixed size. Each notes where in the text the next one starts, so that
 a stream resumes where it stopped, and a chunk that was torn is made again. A chunk is the same
-whoever makes it, so runs may share a folder."""
+whoever makes it, so runs may share a folder.
+"""
 
 from __future__ import annotations
 

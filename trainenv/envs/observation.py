@@ -1,7 +1,8 @@
 """From telemetry to the observation: a float32 vector whose features mean the same for every model size.
 
 Ratios and logarithms throughout, NaN (nothing measured) becomes 0, and every feature is clipped to
-[−10, 10]."""
+[−10, 10].
+"""
 
 from __future__ import annotations
 

@@ -100,9 +100,8 @@ class SyntheticEnv(SteeredEnv):
             raise episode_over()
         intervention, masked = self.codec.legal(action, state)
         state = self._applied(state, intervention)
-        idle = (
-            state.decision >= state.horizon.end
-        )  # what was left of the budget went elsewhere since the last decision
+        # what was left of the budget went elsewhere since the last decision
+        idle = state.decision >= state.horizon.end
         r = self.world.base * state.schedule(state.decision) * state.lr_scale
         data = state.order.index(state.decision) % EPOCH
         spiked = self.spikes and not idle and self.world.draws[data] < self.law.chance(r)
@@ -221,14 +220,16 @@ class SyntheticEnv(SteeredEnv):
         With spikes it is an upper bound: the same actions meet the same r, and a spike only adds
             excess, slows gain and is
         charged (a reorder or a skip changes nothing but spikes). Takes about 0.1 s for 60
-        decisions, and memory as decisions ^ (number of learning-rate factors)."""
+        decisions, and memory as decisions ^ (number of learning-rate factors).
+        """
         return self._planned(toll=0.0, clip="none")
 
     def reference(self, toll: float = 4.0) -> list[Intervention]:
         """A good plan where there are spikes, not an optimal one: as `optimum`, with ZClip and `toll` progress lost a spike.
 
         It knows the hidden base learning rate but not which data spikes, and does not react to what
-        happens."""
+        happens.
+        """
         return self._planned(toll=toll, clip="zclip")[1]
 
     def _planned(self, *, toll: float, clip: ClipName) -> tuple[float, list[Intervention]]:

@@ -14,7 +14,8 @@ noise, the hills of the river valley (Wen 2024), so that the final loss depends 
 *one sum*, and `optimum` can be exact. It follows that short horizons lie: cutting the learning rate
 gives D back at once and costs gain for good. Above the critical learning rate progress stalls and
 spikes set in steeply (Cohen 2021, the edge of stability). How far the base learning rate is off is
-hidden, drawn at reset."""
+hidden, drawn at reset.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Each is a linear regression on the same few features of the recent losses, fitted by recursive least
 squares with its own forgetting factor: they agree while the loss keeps its habits, and part when it
-breaks them, each as fast as it forgets."""
+breaks them, each as fast as it forgets.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Forecasters:
 
     `update(x)` first learns from `x`, then forecasts: it returns the standard deviation of the
     forecasts across the ensemble divided by the typical size of a forecast's error, both in the
-    units of `x`."""
+    units of `x`.
+    """
 
     def __init__(self) -> None:
         count = len(_FORGETTING)

@@ -20,9 +20,8 @@ _WARM, _WARMUP_LOOKS = (
     3,
     16,
 )  # warm-ups at the start, in each of which the gradient is compared with the last update so often
-_CHUNK = (
-    2**24
-)  # elements handled at a time, so that the temporary copies of a large model stay small
+# elements handled at a time, so that the temporary copies of a large model stay small
+_CHUNK = 2**24
 
 
 def due(step: int, monitor: MonitorConfig, warmup: int) -> bool:

@@ -4,7 +4,8 @@ A corrupted batch has a high loss of its own, so harm is judged here, on data th
 Entropies are shares of their maximum, in [0, 1]. Attention collapse (Zhai 2023) shows as falling
 attention entropy; dying or exploding features as falling activation entropy; the two conditions of
 Takase 2024 as `embedding_rms` (shortcut too small below about 1) and `shortcut_ratio` (sub-layers
-too large when it falls)."""
+too large when it falls).
+"""
 
 from __future__ import annotations
 
@@ -126,7 +127,8 @@ def attention_entropy(queries: Tensor, keys: Tensor) -> Tensor:
     """Mean entropy of causal attention over [B, H, T, D] queries and keys, each position's as a share of ln(position + 1).
 
     Of long sequences only `_QUERIES` positions, evenly spaced up to the last, are looked at: the
-    cost stays linear in T."""
+    cost stays linear in T.
+    """
     length = queries.shape[-2]
     stride = max(1, length // _QUERIES)
     positions = torch.arange((length - 1) % stride, length, stride, device=queries.device)

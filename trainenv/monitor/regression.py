@@ -17,7 +17,8 @@ chance makes of the old rate: more than the E that it gives by over `chance` · 
 Without that a run that is as it always was would fire at every other window. After firing, what is recent begins anew.
 
 A step at or below the last says that the run was rewound: validations from there on are forgotten,
-and the steps count as taken again."""
+and the steps count as taken again.
+"""
 
 from __future__ import annotations
 

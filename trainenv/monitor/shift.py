@@ -10,7 +10,8 @@ deviation, and p the probe's z on a step with a look,
 Each z enters within ±2, the probe's within ±6: one odd step can't do it alone, a look that is far
 out can. On recent mean and
 deviation: the z of a young run are off, since the history they are judged against falls faster than
-the loss does now."""
+the loss does now.
+"""
 
 from __future__ import annotations
 

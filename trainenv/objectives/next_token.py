@@ -13,7 +13,8 @@ class NextToken:
     """Mean cross-entropy of each token given those before it.
 
     The model takes int64 tokens [B, T] and returns logits [B, T, V], bare or as the `logits` of a
-    transformers output."""
+    transformers output.
+    """
 
     def __call__(self, model: nn.Module, tokens: Tensor, /) -> Tensor:
         """Loss of `tokens` [B, T + 1] as a scalar, in nats per token; computed in float32 whatever the autocast."""

@@ -29,7 +29,8 @@ def each_once(events: Iterable[Record]) -> list[dict[str, Any]]:
     """The events, with each fault named where it was first met, by an event of kind `fault`, and nowhere else.
 
     Decisions in a row that were skipped for one reason are one event, with the `times` in its
-    detail."""
+    detail.
+    """
     events = list(events)
     shown, named = list[dict[str, Any]](), {fault["reason"]: fault for fault in faults_of(events)}
     skipped: dict[str, Any] | None = None  # the newest of those in a row

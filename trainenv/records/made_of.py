@@ -1,7 +1,8 @@
 """What a run was trained with, beside its checkpoints: resumed with anything else, it would not go on as it was.
 
 `checkpoints/made_of.json` holds the configuration, the digest of the text and who steers. Folders
-that were written before there was such a file are resumed all the same, unchecked."""
+that were written before there was such a file are resumed all the same, unchecked.
+"""
 
 from __future__ import annotations
 

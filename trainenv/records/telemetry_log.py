@@ -1,7 +1,8 @@
 """Telemetry as Parquet, following `configs/log_schema.json`.
 
 A folder of parts, each written whole and renamed into place: whatever stops the process, the parts
-that are there are whole."""
+that are there are whole.
+"""
 
 from __future__ import annotations
 

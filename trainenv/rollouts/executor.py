@@ -12,7 +12,8 @@ each, or in worker processes (`trainenv.rollouts.remote`). What a future has com
 that going on with it costs only what is new. A future that fails (out of memory, an error of the
 model's) says so in its outcome and the others go on; one whose validation loss is not finite, or
 beyond all bounds, has diverged and is not trained further. With `stopping`, a clear loser against
-doing nothing is stopped early."""
+doing nothing is stopped early.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ to fork it does not: `advance` and `fork` of its own are refused.
 
 Deviations from a run by itself: sums are taken in another order, so bits differ, and losses drift
 apart as they do after a change of one unit in the last place. Only what is folded alike (as many
-runs, of which as many take part) is comparable to the bit."""
+runs, of which as many take part) is comparable to the bit.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A fork whose worker is lost is trained again here, from what it was told so far. What the worker had
 answered for is charged already and is not charged again, so that a decision, and what it has cost,
-do not hang on a process that was killed."""
+do not hang on a process that was killed.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A worker process at work: it builds the run of a configuration once, and then does what it is told for forks of it.
 
 Tensors go over as bytes. Left to the connection they would go as handles of memory, which the death
-of a worker takes away."""
+of a worker takes away.
+"""
 
 from __future__ import annotations
 

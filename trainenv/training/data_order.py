@@ -2,7 +2,8 @@
 
 Data indices are counted over epochs without end. In each epoch they come in blocks of
 `block_steps`; a reorder shuffles the whole blocks still to come in its epoch, a skip drops single
-indices wherever the order has put them."""
+indices wherever the order has put them.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 `copy.deepcopy` alone loses some of it: all attributes of an optimizer but three, hooks on
 parameters, compiled calls. And what a function holds in its closure it shares: a hook of the copy
-would then change the original."""
+would then change the original.
+"""
 
 from __future__ import annotations
 

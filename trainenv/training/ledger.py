@@ -65,7 +65,8 @@ def flops_per_token(model: nn.Module, context: int | None = None) -> float:
 
     N counts each parameter once, less position embeddings. The attention term needs a
     transformers-style `model.config` and a context length; without them it is left out. Never 0:
-    budgets are divided by it."""
+    budgets are divided by it.
+    """
     parameters = max(1, sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name))
     config = getattr(model, "config", None)
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)

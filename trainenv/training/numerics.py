@@ -38,7 +38,8 @@ def settings(config: TrainingConfig) -> Iterator[None]:
     They are the process's: of its threads, one at a time is inside.
 
     Bits depend on the number of threads. On the CPU our kernels never vary from call to call; on a
-    GPU some do unless told."""
+    GPU some do unless told.
+    """
     with rng.exclusive():
         threads, wanted = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -62,7 +63,8 @@ def numerics(
     """Everything that a run's bits depend on beside its state, as JSON values: a run restored under the same goes on to the bit.
 
     `matmul` is torch's word for how float32 products may be rounded ("tf32", "bf16"; None where
-    torch cannot say)."""
+    torch cannot say).
+    """
     modules = list(model.modules())
     dtypes = {p.dtype for module in modules for p in module.parameters(recurse=False)}
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)

@@ -1,7 +1,8 @@
 """Attributes of an optimizer as tensors and JSON, and back: containers with any keys, arrays, generators of random numbers.
 
 What JSON lacks is a mapping with one key, its tag: `{"<deque>": […]}`. Parameters are named by
-their place in the optimizer."""
+their place in the optimizer.
+"""
 
 from __future__ import annotations
 

@@ -147,7 +147,8 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
     `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's
     own. It also casts state to the dtype of the parameters and makes new tensors of those in the
-    groups: both are put right after it."""
+    groups: both are put right after it.
+    """
     copies, live = Copies(), [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[Any, Any] = {}
@@ -206,7 +207,8 @@ def names_of(optimizer: Optimizer) -> dict[str, Any]:
     """Names of all attributes, of the optimizer and of those inside it, to be saved beside its state; none for torch's own.
 
     By them a restore knows which attributes came later. No step depends on them, so that they are
-    in no fingerprint."""
+    in no fingerprint.
+    """
     names = [attribute_names(one) for one in _with_inner(optimizer)]
     return {"attribute_names": names} if any(found is not None for found in names) else {}
 

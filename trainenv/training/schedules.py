@@ -1,7 +1,8 @@
 """Learning-rate schedules, defined over the budget rather than over steps.
 
 A run may spend compute on branches that are thrown away. Its `Horizon` then comes nearer, and the
-annealing that is left is compressed into the steps that are left: the run still ends annealed."""
+annealing that is left is compressed into the steps that are left: the run still ends annealed.
+"""
 
 from __future__ import annotations
 

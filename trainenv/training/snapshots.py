@@ -34,7 +34,8 @@ def capture(step: int, state: Mapping[str, Any], since: Snapshot | None = None) 
     two snapshots share that one. Bits are compared, no version counters: `tensor.data` is written
     past those. It costs next to nothing where a tensor has changed, for the comparison ends at the
     first difference. A tensor on a GPU is always copied, to pinned host memory: to compare it would
-    cost the transfer that comparing is to save."""
+    cost the transfer that comparing is to save.
+    """
     known = {} if since is None else since.tensors
     copying: set[torch.device] = set()
 

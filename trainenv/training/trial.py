@@ -2,7 +2,8 @@
 
 The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in
 evaluation mode. Random state, buffers, modes, attributes of modules and the objective's state are
-put back."""
+put back.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 One word a thing: an `Intervention` changes a run, `Telemetry` is what one optimizer step measured,
 a `Snapshot` is the whole state of a run at a step, a `Reading` is what the uncertainty index says
 of a step. *Step* always means an optimizer step; *decision* means an environment step. Losses are
-in nats per token, norms are L2, times are in steps."""
+in nats per token, norms are L2, times are in steps.
+"""
 
 from trainenv.types.errors import UserError
 from trainenv.types.forecasting import (

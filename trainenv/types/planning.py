@@ -125,7 +125,8 @@ class Executor(Protocol):
     A sequence is put in force one intervention a decision (`RunHistory.decision_steps`), the first
     now; what would come at or after `steps` is left out. All sequences of all calls with one `draw`
     see the same batches. What it has run it may keep: a sequence that goes on from one that was
-    run, or the same for more steps, then costs only what is new."""
+    run, or the same for more steps, then costs only what is new.
+    """
 
     def cost(
         self,
@@ -372,7 +373,8 @@ class Planner(Protocol):
 
     A model or executor that fails, or that returns what is no number, raises nothing: the plan is
     of what was scored before, at least doing nothing, and its `faults` say what happened.
-    `planners.PlanBuilder` does all that; `trainenv.planners.testing` checks it."""
+    `planners.PlanBuilder` does all that; `trainenv.planners.testing` checks it.
+    """
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank futures.

@@ -175,7 +175,8 @@ class Telemetry:
     """What one optimizer step measured, as Python numbers, strings and tuples; NaN where nothing was measured.
 
     `configs/log_schema.json` gives the unit of each. `step` is the number of steps completed
-    *after* this one."""
+    *after* this one.
+    """
 
     step: int
     data_index: int
@@ -273,7 +274,8 @@ class Objective(Protocol):
 
         Micro-batches are weighed by their labelled tokens. Those of a plain mean are counted in the
         data, by the rule of `trainenv.training.micro_batches.labelled`; where that rule does not
-        fit the data, return a `LossSum` or a plain pair."""
+        fit the data, return a `LossSum` or a plain pair.
+        """
         ...
 
 
@@ -302,7 +304,8 @@ class ClipPolicy(Protocol):
     Called once a step by `TrainingRun`, after the backward pass and before the optimizer.
 
     A policy is a frozen dataclass of hyperparameters; its state lives in a dict of tensors that
-    `Clipper` keeps, so that one policy can serve many runs and a run's state can be saved."""
+    `Clipper` keeps, so that one policy can serve many runs and a run's state can be saved.
+    """
 
     needs_workers: ClassVar[bool]
 

@@ -8,7 +8,8 @@ bound is a loss:
     4: 4 looks (Bonferroni)
 
 After a few steps the standard error is itself uncertain: with the normal quantile, noise alone
-would be stopped five times as often as α says."""
+would be stopped five times as often as α says.
+"""
 
 from __future__ import annotations
 

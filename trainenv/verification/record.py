@@ -116,7 +116,8 @@ def folder_of(run_folder: Path, step: int, number: int) -> Path:
     """Where the decision with this number is recorded: `branches/STEP`, or the first free `branches/STEP-2`, …
 
     A folder that holds no whole record, or one of this number or a later one, was left behind by a
-    run that was killed and has come by again: it is taken anew."""
+    run that was killed and has come by again: it is taken anew.
+    """
     place = 1
     while True:
         path = run_folder / FOLDER / (str(step) if place == 1 else f"{step}-{place}")

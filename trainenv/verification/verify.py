@@ -11,7 +11,8 @@ doing nothing, on identical batches:
 
 Branches that are not committed leave no trace but in the ledger. A branch that fails (out of
 memory, a loss that is lost, a dead worker) is marked, and the others go on; one that clearly loses
-is stopped early, and the steps it did not take are not charged."""
+is stopped early, and the steps it did not take are not charged.
+"""
 
 from __future__ import annotations
 
@@ -283,7 +284,8 @@ def expected(forecast: Forecast, share: float, width: float = 1.0) -> tuple[floa
 
     So scaled, the 90 % interval held Δ in 0.90 to 0.92 of the branches of runs that the model had
     not learned from, at each eighth of the horizon (× √share: 0.84 at the first): what reordered
-    batches change is there from the first steps on."""
+    batches change is there from the first steps on.
+    """
     scale, estimate = min(max(share, 0.0), 1.0) ** 0.25, forecast.horizon
     median = scale * estimate.median
     return (
@@ -360,7 +362,8 @@ class SpeculativeVerification(gym.Wrapper[Any, Any, Any, Any]):
         """The run becomes the accepted branch, or else the control, whose steps are as good as its own; what they measured.
 
         Where the control is lost and nothing was accepted, the run stays as it was and nothing is
-        returned."""
+        returned.
+        """
         if self._rollouts is None:
             raise UserError(
                 "there is no verdict of this environment to commit; call verify(plan) first"

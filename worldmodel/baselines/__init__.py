@@ -4,7 +4,8 @@
     evaluate(test, fitted.predict(test))
 
 One file a baseline. Where a baseline has no quantiles of its own, they are what it was off by on
-held-out trunks (`points`)."""
+held-out trunks (`points`).
+"""
 
 from __future__ import annotations
 

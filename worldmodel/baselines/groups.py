@@ -2,7 +2,8 @@
 
 A group is what a branch did over its four decisions, taken together: the learning rate's factor in
 one of seven ranges, the weight decay's direction, which clip policies were set, whether there was a
-momentum reset, a reorder, a skip."""
+momentum reset, a reorder, a skip.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def main_actions(examples: Examples) -> Floats:
     The learning rate's ln factor at first, at last and on average, with its cuts alone and its
     rises alone; the weight decay's at last and on average; momentum resets, at first and in all;
     each clip policy, reorder and skip, if at any decision; at which share of the decisions anything
-    was done."""
+    was done.
+    """
     actions = examples.actions
     rate, decay = (
         np.cumsum(actions[:, :, ACTION.index(name)], axis=1)

@@ -2,7 +2,8 @@
 its best stays above it.
 
 Taken literally, the last two would be forecasts of 0 and 1. What is used instead is how often each
-came true where it was so, and where it was not: the strongest form of the claim."""
+came true where it was so, and where it was not: the strongest form of the claim.
+"""
 
 from __future__ import annotations
 

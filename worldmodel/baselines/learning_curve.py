@@ -7,7 +7,8 @@ divergence is how near the run is to it.
 
 Deviation: examples keep features, not curves. The curve is drawn from those: its level now, and the
 slopes of ln loss over 1, 4 and 16 decisions, taken as the slopes in the middle of these stretches,
-linear in ln(distance) between them. Losses are in units of a uniform guess's."""
+linear in ln(distance) between them. Losses are in units of a uniform guess's.
+"""
 
 from __future__ import annotations
 

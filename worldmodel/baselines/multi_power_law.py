@@ -7,7 +7,8 @@
 Deviation: the law by itself, without the anchor, is not told apart. The anchor is the same in every
 branch, so it cancels in a difference of losses; of ln losses all but the few percent by which the
 law's loss and the true one differ. Pooling is what is left to gain. The law sees learning rates
-alone: of any other action it says Δ = 0."""
+alone: of any other action it says Δ = 0.
+"""
 
 from __future__ import annotations
 

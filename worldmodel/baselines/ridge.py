@@ -6,7 +6,8 @@ X holds the standardised state s, the actions of each decision, their summary m,
 all m_i·s_j and m_i·law_j: what an action does may depend on the state. m is scaled but not centred,
 so that a product is 0 where nothing is done. y holds each target on the scale of `scale`; and, for
 all branches, whether one diverged, whether the index fired and how long it took to recover. Solved
-in closed form, by the eigenvectors of XᵀX or of XXᵀ, whichever is smaller, for all λ at once."""
+in closed form, by the eigenvectors of XᵀX or of XXᵀ, whichever is smaller, for all λ at once.
+"""
 
 from __future__ import annotations
 

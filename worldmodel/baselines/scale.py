@@ -2,7 +2,8 @@
 
 Most interventions move ln loss by a hundredth, and a branch that diverges by 1: on the scale of Δ
 itself, least squares would see nothing but divergence. Medians and quantiles pass through a
-monotone scale unchanged."""
+monotone scale unchanged.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ They see all there is of a branch: the state, the actions of each decision and s
 quantile and target, by the pinball loss, on the scale of `scale`; quantiles that cross are sorted
 (Chernozhukov, Fernández-Val & Galichon 2010). Divergence is a discrete-time hazard: one row a
 decision that a branch was still sound at. The number of trees is where the loss on held-out trunks
-is lowest; then all trunks are learned from."""
+is lowest; then all trunks are learned from.
+"""
 
 from __future__ import annotations
 

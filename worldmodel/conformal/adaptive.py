@@ -21,7 +21,8 @@ labels with at most D intervals waiting at a time (the paper's proposition 4.1 h
 counted, not covered. After a drift beyond all past scores the level alone keeps its promise by
 infinite intervals (67 % of them in `benchmarks/conformal.py`, 19 % where the scores are those of
 recent labels): calibrate on recent labels as well. The bound allows it, whatever the intervals are
-made of."""
+made of.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ class AdaptiveLevel:
         """What was measured: labels, misses, their share (0 of no labels), the bound on it (1 where vacuous), and the rest.
 
         `worst_run` is the greatest share of misses of any one run: the level is pooled, and so is
-        what it promises."""
+        what it promises.
+        """
         labels, misses = (sum(counts[i] for counts in state["runs"].values()) for i in (0, 1))
         slack = self.alpha + self.gamma * (1 - self.alpha) * state["most_waiting"]
         return {

@@ -23,7 +23,8 @@ exchangeable:
   Back-off looks at numbers of trunks, never at scores.
 
 Deviations: forecast bounds that cross are swapped; bounds that would cross after shrinking meet in
-their middle (a point more than the empty set); `support` caps what is known to be possible."""
+their middle (a point more than the empty set); `support` caps what is known to be possible.
+"""
 
 from __future__ import annotations
 

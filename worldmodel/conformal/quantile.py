@@ -7,7 +7,8 @@ trunks of N_k rows:
 
 With one row a trunk it is the ⌈(n + 1)(1 − α)⌉-th smallest score. Where K + 1 < 1/α it is ∞. A
 random row of a new trunk, exchangeable with the K, has a score at or below it with probability ≥ 1
-− α, however the rows of a trunk depend on one another."""
+− α, however the rows of a trunk depend on one another.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ loss). Pass only the rows that diverged, and it bounds the share of divergences 
 among trunks that have any.
 
 `disagreement_limit` is a conformal quantile: a random row of a new trunk disagrees more with
-probability ≤ α. It says how rarely one abstains without need, not how wrong the rest is."""
+probability ≤ α. It says how rarely one abstains without need, not how wrong the rest is.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Platt:
 
     Each trunk has the mass of one, so K₊ and K₋ (which sum to the number of trunks K) are effective
     numbers of diverged and sound trunks, and the targets (K₊ + 1)/(K₊ + 2) and 1/(K₋ + 2) keep any
-    risk off 0 and 1."""
+    risk off 0 and 1.
+    """
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -56,7 +58,8 @@ class Platt:
         """From forecast probabilities and what happened (0 or 1), [n] each.
 
         With fewer than `least_positives` trunks that diverged the slope stays 1; one that would
-        reverse the ranking becomes 0."""
+        reverse the ranking becomes 0.
+        """
         p, y, mass, codes = _labelled(risk, diverged, trunks)
         x = _logit(p)
         positive, negative = float(mass @ y), float(mass @ (1 - y))
@@ -86,7 +89,8 @@ class Isotonic:
     """The non-decreasing step fit of least squares (pool adjacent violators), linear between its corners, trunks of mass one.
 
     Kept between 1/(K + 2) and its complement for K trunks: none that diverged at a risk is no proof
-    that none would."""
+    that none would.
+    """
 
     risk: tuple[float, ...]
     calibrated: tuple[float, ...]

@@ -8,7 +8,8 @@
 One file a forecaster. Only the multi-power law knows of the learning rate. Where that changes, mean
 absolute errors 2000 steps ahead on published curves were 69e-3 nats for the last value, 41e-3 for
 the ensemble, 15e-3 for the anchored law fitted to that run alone, and 5e-3 with a law from other
-schedules of the model (`MultiPower().pooled`): `benchmarks/curves.py`."""
+schedules of the model (`MultiPower().pooled`): `benchmarks/curves.py`.
+"""
 
 from __future__ import annotations
 

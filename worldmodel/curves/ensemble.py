@@ -10,7 +10,8 @@ and its weight ∝ 1/e_i², then on all of them. The error of a forecast is take
 ahead it looks, beyond the distance at which the family was tested.
 
 These curves know nothing of the learning rate: they forecast that a schedule goes on as it did. Use
-them to drop what has gone wrong, not to choose between learning rates."""
+them to drop what has gone wrong, not to choose between learning rates.
+"""
 
 from __future__ import annotations
 
@@ -81,9 +82,8 @@ class Ensemble:
         errors = [
             _rms(_bounded(early(x[split:]), highest) - losses[split:]) for early in fits(split)
         ]
-        squares = (
-            np.maximum(errors, max(np.sqrt(now.noise), 1e-9 * highest)) ** 2
-        )  # below the noise all are alike
+        # below the noise all are alike
+        squares = np.maximum(errors, max(np.sqrt(now.noise), 1e-9 * highest)) ** 2
         return FittedEnsemble(
             history=history,
             now=now,

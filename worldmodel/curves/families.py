@@ -14,7 +14,8 @@ steps completed plus 1.
 Fitted by weighted least squares. The paper samples all parameters with MCMC; here a and c follow
 from the others by regression (separable least squares: Golub & Pereyra 1973), and these are
 searched on a grid that zooms in, with a ≥ 0. The last three of the table are linear regressions. So
-every fit ends, and ends the same."""
+every fit ends, and ends the same.
+"""
 
 from __future__ import annotations
 

@@ -62,9 +62,8 @@ class FittedLaw:
         values = self._values(ahead, many, knots)  # [K, P + 1]
         change = values - values[:, :1]
         start = float(values[0, 0])
-        variance = (
-            self.offset.variance + self.offset.walk * (times - times[0]) / self.history.gap
-        )  # [P + 1]
+        # [P + 1]
+        variance = self.offset.variance + self.offset.walk * (times - times[0]) / self.history.gap
         if self.anchored:
             start += self.offset.mean
         else:

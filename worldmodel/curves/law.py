@@ -16,7 +16,8 @@ and exact where only one of them is not 0.
 
 Deviations from the paper: η_k^−γ has a floor on η_k, since the learning rate may be 0; the rise of
 the learning rate during the warm-up is no change (as in the paper's code), while a later rise (a
-re-warm-up) is one, with Δ < 0."""
+re-warm-up) is one, with Δ < 0.
+"""
 
 from __future__ import annotations
 

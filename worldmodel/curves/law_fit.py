@@ -6,7 +6,8 @@ coordinates without units, from several starts. A constant learning rate says no
 curve: its residual is δ where the coordinate is a width off its centre. Rows that say anything
 outvote it. Deviations from the paper's fit: the beliefs; δ is the noise of the rows where that is
 more than 1e-3 (else noisy rows would weigh more than they know); trust-region least squares with
-exact derivatives in place of L-BFGS."""
+exact derivatives in place of L-BFGS.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +71,8 @@ def curve(history: History, *, recent: float = 0.0) -> Curve:
     Blocks before the share `recent` of S are left out, but for their changes.
     """
     rising = np.diff(history.lrs) > 0
-    start = (
-        len(rising) if rising.all() else int(np.argmin(rising))
-    )  # the end of the warm-up, if there was one
+    # the end of the warm-up, if there was one
+    start = len(rising) if rising.all() else int(np.argmin(rising))
     sums, lrs = history.lr_sums, history.lrs
     ends = blocks(len(lrs) - start, ROWS)
     gaps = np.diff(history.steps[start:], prepend=history.steps[start])

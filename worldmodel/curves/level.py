@@ -2,7 +2,8 @@
 
 The best linear estimate is an exponentially weighted mean; its gain g follows from how much of the
 variance F of the one-step errors is noise, R = (1 − g)F, and how much is the walk, Q = g²F a row.
-So the gain is chosen by one-step errors, and both variances follow from it."""
+So the gain is chosen by one-step errors, and both variances follow from it.
+"""
 
 from __future__ import annotations
 

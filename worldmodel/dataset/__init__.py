@@ -2,7 +2,8 @@
 
 `sample` draws trunks, `generate` trains and branches them into a folder, `Dataset.open` reads it,
 `by_trunk` and `leave_out` split it, `effects` compares every branch with the do-nothing control
-beside it."""
+beside it.
+"""
 
 from trainenv.worldmodel.dataset.actions import Randomised
 from trainenv.worldmodel.dataset.contract import MakeRun, Run

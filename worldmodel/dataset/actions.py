@@ -4,7 +4,8 @@ A draw is of one of four families: *nothing*; *rate*, a learning-rate factor, lo
 wide range; *part*, one part of the action changed; *joint*, any legal action but doing nothing, all
 alike. An action that two families can give has the sum of their probabilities: what is logged is
 the chance of the intervention, not of the family, so that it can be weighed against that under
-another policy."""
+another policy.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ class Randomised:
         """The intervention at `uniform` in [0, 1) of the policy's distribution in the state of `run`.
 
         Near numbers give the same or a near intervention: numbers spread evenly over [0, 1) give
-        interventions that differ."""
+        interventions that differ.
+        """
         actions, chances = self.table(codec, run)
         rate = max(0.0, 1.0 - float(chances.sum()))
         if uniform < rate or not len(actions):
@@ -125,6 +127,7 @@ def spread(rng: np.random.Generator, count: int, decisions: int) -> NDArray[np.f
     """Numbers in [0, 1), [count, decisions]: each uniform, and those of a column spread evenly (systematic sampling).
 
     Branches of one snapshot so seldom try the same thing twice, and each one's probabilities are
-    what they would be if alone."""
+    what they would be if alone.
+    """
     columns = [(rng.permutation(count) + rng.random()) / count for _ in range(decisions)]
     return np.stack(columns, axis=1) if count else np.zeros((0, decisions))

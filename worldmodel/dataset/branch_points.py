@@ -66,7 +66,8 @@ def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
     """Train a fresh run to the end of its budget, or until its weights are lost.
 
     Points lie where a whole branch fits before the end of the budget. The run is left as the trunk
-    ends."""
+    ends.
+    """
     lengths = design.lengths(trunk.steps)
     last = trunk.steps - lengths.horizon  # a whole branch fits after it
     planned = _planned(trunk, design, last)

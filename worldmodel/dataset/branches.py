@@ -2,7 +2,8 @@
 
 All branches of a snapshot see the same batches (but where they reorder or skip) and stand beside a
 do-nothing control. One after the other, the control is bit for bit the trunk going on; folded into
-one batched program, it is within rounding of it, and folded as all that it is compared with."""
+one batched program, it is within rounding of it, and folded as all that it is compared with.
+"""
 
 from __future__ import annotations
 

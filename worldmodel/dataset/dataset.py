@@ -3,7 +3,8 @@
 data = Dataset.open("branches") data.branches                                            # a row a
 branch; see configs/branches_schema.json data.windows(["loss", "grad_norm", "lr"])                #
 [snapshots, 64, 3]: what was known before each data.arrays().actions
-# [branches, 4, 6]"""
+# [branches, 4, 6]
+"""
 
 from __future__ import annotations
 

@@ -168,7 +168,8 @@ def cost(trunk: Trunk, design: Design) -> float:
     """About how many milliseconds of a core a trunk takes: to weigh trunks against each other.
 
     A step: 1 ms + 1.3 ms a layer + 20 ms a GFLOP, as measured for widths 16–128 on one core; half
-    of it in a fold."""
+    of it in a fold.
+    """
     lengths, size = design.lengths(trunk.steps), trunk.size
     snapshots = (
         design.random

@@ -13,7 +13,8 @@ next one and pays for it), cool-downs from elsewhere than the horizon (NaN), the
 where branches did not go on so far (NaN), the volatility (NaN), steps beyond the horizon and
 sequences of two interventions (an outcome with an error), other orders of the data: another draw
 gives the numbers of the first again and is paid for again, so that nothing is gained by asking
-twice."""
+twice.
+"""
 
 from __future__ import annotations
 

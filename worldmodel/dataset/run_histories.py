@@ -1,7 +1,8 @@
 """What was known of a run at a snapshot of a data set: what whoever steers it would have had in hand.
 
 history = recorded_history(data, row)                    # a `RunHistory`, of the snapshot in that
-row of `data.snapshots`"""
+row of `data.snapshots`
+"""
 
 from __future__ import annotations
 
@@ -70,8 +71,12 @@ def telemetry_of(steps: pd.DataFrame) -> list[Telemetry]:
 def scheduled(trunk: Trunk) -> Floats:
     """The learning rate of each step of a trunk that nobody steers, [budget]: what was planned, planted spikes left out."""
     schedule = schedules.make(
-        ScheduleConfig(kind=trunk.schedule, warmup=trunk.warmup, final=trunk.final)
-    )  # type: ignore[arg-type]
+        ScheduleConfig(
+            kind=trunk.schedule,  # type: ignore[arg-type]
+            warmup=trunk.warmup,
+            final=trunk.final,
+        )
+    )
     horizon = schedules.Horizon(end=trunk.steps, since=min(trunk.warmup, trunk.steps))
     base = trunk.size.lr * trunk.lr_factor
     return np.array([base * schedule(step, horizon.progress(step)) for step in range(trunk.steps)])

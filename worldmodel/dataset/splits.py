@@ -1,7 +1,8 @@
 """Splits by trunk, never by window: the branches of a run share their future.
 
 Every function takes tables of a `Dataset` and returns names of trunks or masks of branches, so that
-any model can use them."""
+any model can use them.
+"""
 
 from __future__ import annotations
 

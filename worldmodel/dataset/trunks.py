@@ -2,7 +2,8 @@
 
 Every property has a list of levels. In each block of as many trunks as there are levels, each level
 comes once, in an order of its own: `sample(100)` starts with `sample(10)`, and both are balanced. A
-quarter of the trunks is clean and well set."""
+quarter of the trunks is clean and well set.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A control is no candidate. Doing nothing stands for it, with Δ = 0 that every model knows; and so it
 does for candidates that did nothing at any decision. Of candidates with the same actions the first
-is kept."""
+is kept.
+"""
 
 from __future__ import annotations
 

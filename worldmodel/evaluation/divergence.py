@@ -4,7 +4,8 @@ All of it is forecast at the snapshot. The *alarm* is the first decision by whos
 chance of having diverged, 1 − Π (1 − hazard), is at or above the limit. Of a branch that diverged
 in decision d, an alarm at k ≤ d *caught* it, with a lead of d − k decisions; a later alarm, or
 none, did not. A model that says "at once" of everything has the longest leads: read them beside the
-false alarms and the Brier score by decision."""
+false alarms and the Brier score by decision.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@
 root mean square tells of; the factor makes it the standard deviation of a normal law. The greater,
 because in a calm run a nudge changes nothing for hundreds of steps, which does not make the order
 of its data matter. Taken of the same trunk where that has 4 replicas of a kind, else of the same
-stratum (setting/origin), else of the same setting, else of all."""
+stratum (setting/origin), else of the same setting, else of all.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def seed_noise(examples: Examples) -> Floats:
     """[n, 3] seed noise of each branch's Δ ln loss, in the order of `TARGETS`; NaN for a target that no replica measured.
 
     Taken of few trunks it is rough: take it of the whole data set, and then the rows that are
-    evaluated."""
+    evaluated.
+    """
     strata = examples.strata[examples.snapshot]
     settings = np.array([name.partition("/")[0] for name in strata], dtype=str)
     everyone = np.zeros(len(examples), dtype=np.int64)

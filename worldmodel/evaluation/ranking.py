@@ -3,7 +3,8 @@
 Every function is about one snapshot.
 
 Equal forecasts are in no order: they count as if put in any order at random, so a constant forecast
-gets what chance gets."""
+gets what chance gets.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Bootstrap over trunks (Efron 1979; of whole clusters: Davison & Hinkley 1997, section 3.8): the rows
 of a trunk share its future, so trunks are what is drawn, with replacement. A draw gives each trunk
-a whole-number weight. Two models that are weighed by the same draws give paired differences."""
+a whole-number weight. Two models that are weighed by the same draws give paired differences.
+"""
 
 from __future__ import annotations
 

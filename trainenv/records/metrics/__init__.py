@@ -41,7 +41,8 @@ Second family, from `branches/*/decision.json`; null where there is no such fold
 - *verification cost*: steps and FLOPs that decisions say they cost, committed branches included, and their share of all FLOPs.
 
 What is missing or torn is passed over, NaN (null in JSON) or left out of the counts, and the notes
-say so."""
+say so.
+"""
 
 from trainenv.monitor.harm import Harm, HarmWatch
 from trainenv.records.metrics.decision_metrics import Decisions

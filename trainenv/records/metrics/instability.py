@@ -57,7 +57,8 @@ class Instability:
     """Events in all steps taken, and per 100 000 of them (NaN where none were taken, or harm could not be seen).
 
     `cut_short` counts rises beside these that a rewind left behind before they had lasted long
-    enough to be events."""
+    enough to be events.
+    """
 
     events: int
     steps: int

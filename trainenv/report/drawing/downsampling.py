@@ -47,7 +47,8 @@ def cloud(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
 
     A point stands out that lies further from the median of its stretch than 6 times the median
     distance: a spike of one step is never lost. Of each stretch at most its lowest and its highest
-    point are added. NaN and infinities are left out."""
+    point are added. NaN and infinities are left out.
+    """
     known = np.isfinite(y)
     x, y = x[known], y[known]
     if len(x) <= count:

@@ -30,9 +30,8 @@ FATES = {
 def decision_card(decision: Mapping[str, Any], *, opened: bool) -> str:
     """The card: a line that is always seen, and what opens below it."""
     head = element("summary", _head(decision))
-    picture = (
-        "" if formatting.recorded(decision) else rollouts(decision)
-    )  # its steps saw other batches
+    # its steps saw other batches
+    picture = "" if formatting.recorded(decision) else rollouts(decision)
     caption = "<figcaption>Real steps: training loss less doing nothing’s on the same batches, running mean, nats</figcaption>"
     side = element("figure", picture, caption, class_="rollouts") if picture else ""
     told = element("div", element("div", _why(decision), class_="told"), side, class_="split")

@@ -2,7 +2,8 @@
 
 Branches are drawn larger than life along the steps (25 steps of 100 000 could not be seen) and,
 across, by what they measured: worse than doing nothing goes up, better goes down, as losses do. A
-branch that became the run leads back into the line."""
+branch that became the run leads back into the line.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@
 | `better` | it is better at once | the measured loss |
 
 `agreement` is the default: it measured best at the end of runs (`benchmarks/loop.py`). A raw loss
-after a few steps prefers low learning rates, which every run gets anyway when it anneals."""
+after a few steps prefers low learning rates, which every run gets anyway when it anneals.
+"""
 
 from __future__ import annotations
 

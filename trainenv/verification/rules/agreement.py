@@ -11,7 +11,8 @@ its own choice, it is asked whether the draft can be trusted here. What a few st
 rank futures by how they end; the draft was trained to.
 
 A lower learning rate is better at first in almost every run, and worse at the end of most: that a
-cut measures a little better says nothing. More is asked of it."""
+cut measures a little better says nothing. More is asked of it.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     accept  ⇔  Δ ln validation loss after the cool-down < −margin
 
 It is the most expensive rule: every branch, the control among them, pays for the cool-down and
-throws it away."""
+throws it away.
+"""
 
 from __future__ import annotations
 

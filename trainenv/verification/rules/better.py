@@ -8,7 +8,8 @@ were skipped, Δt is left out.
 
 A few steps show what goes wrong now, not how a run ends: late in a run every lower learning rate
 looks better. The rule is for questions whose answer shows at once, such as whether a rate that is
-still warming up is too high already."""
+still warming up is too high already.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
     validation loss < the control's)
 
 Of those accepted the one with the lowest validation loss is taken. It shares the bias of short
-looks: a lower learning rate looks better than it is."""
+looks: a lower learning rate looks better than it is.
+"""
 
 from __future__ import annotations
 
