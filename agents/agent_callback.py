@@ -80,7 +80,8 @@ class AgentCallback(Callback):
 
     def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         """Decide, if a decision's steps are over."""
-        memory, every = self._memory, run.config.environment.decision_steps
+        memory = self._memory
+        every = run.config.environment.decision_steps
         memory.window += window
         before = memory.window[0].step - 1
         if run.done or run.diverged or run.step // every == before // every:
@@ -115,8 +116,10 @@ class AgentCallback(Callback):
     def _decide(self, run: TrainingRun) -> list[Event]:
         memory = self._memory
         self._look(run)
-        observation, fired = self._observation(run), sum(t.reading.fired for t in memory.window)
-        memory.gradient, memory.window = _mean_gradient(memory.window), []
+        observation = self._observation(run)
+        fired = sum(t.reading.fired for t in memory.window)
+        memory.gradient = _mean_gradient(memory.window)
+        memory.window = []
         if run.done:  # what was owed has taken the rest of the budget
             return []
         codec = ActionCodec(run.config.interventions)
@@ -138,7 +141,8 @@ class AgentCallback(Callback):
 
     def _look(self, run: TrainingRun) -> None:
         """Measure the validation loss; what is lost, or worse than the environment's bound, counts as that bound."""
-        memory, measured = self._memory, math.nan
+        memory = self._memory
+        measured = math.nan
         if not run.diverged:
             measured = run.evaluate()
             if self.pays:

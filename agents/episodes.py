@@ -61,7 +61,8 @@ def play(
     if not isinstance(agent, Agent):
         raise UserError(f"an agent needs a method act(observation, info), found {agent!r:.200}")
     observation, info = env.reset(seed=seed, options=options)
-    rewards, actions = list[float](), list[tuple[int, ...]]()
+    rewards = list[float]()
+    actions = list[tuple[int, ...]]()
     terminated = truncated = False
     while not (terminated or truncated) and (decisions is None or len(rewards) < decisions):
         action = np.asarray(agent.act(observation, _masks(env) | info))

@@ -70,7 +70,8 @@ class CostEstimate:
         )
 
     def __str__(self) -> str:
-        memory, disk = _size(self.memory), _size(self.disk)
+        memory = _size(self.memory)
+        disk = _size(self.disk)
         return f"steering costs at most {self.steps} steps, {memory} of memory and {disk} on disk"
 
 

@@ -114,7 +114,8 @@ def _rates(problem: PlanningProblem) -> dict[Sequenced, float]:
 
 def _forecast(draft: PlanBuilder, one: Sequenced, steps: int, tau: int) -> float:
     """Δ ln of the loss forecast at τ, against doing nothing; the price of a divergence where one of them diverged."""
-    outcome, control = draft.outcome(one, steps), draft.outcome(NOTHING, steps)
+    outcome = draft.outcome(one, steps)
+    control = draft.outcome(NOTHING, steps)
     if outcome is None or control is None or outcome.diverged or control.diverged:
         return draft.measured(one, steps)
     return math.log(
@@ -134,9 +135,11 @@ def extrapolated(steps: ArrayLike, losses: ArrayLike, at: float) -> float:
         losses: [n] nats per token.
         at: step, at or after the last.
     """
-    t, y = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    t = np.asarray(steps, dtype=np.float64)
+    y = np.asarray(losses, dtype=np.float64)
     known = np.isfinite(y)
-    t, y = t[known], y[known]
+    t = t[known]
+    y = y[known]
     if len(t) < 4 or at <= t[-1]:
         return float(y[-1])
     rates = np.geomspace(0.05, 20.0, 40)
@@ -149,7 +152,8 @@ def extrapolated(steps: ArrayLike, losses: ArrayLike, at: float) -> float:
 def _fitted(t: Floats, y: Floats, rates: Floats, at: float) -> tuple[float, float]:
     """The value at `at` of the exponential with the best of some rates −b [R], and that rate; the last of y if none falls."""
     shapes = np.exp(-np.multiply.outer(rates, t - t[0]))  # [R, n]
-    centred, rest = shapes - shapes.mean(axis=1, keepdims=True), y - y.mean()
+    centred = shapes - shapes.mean(axis=1, keepdims=True)
+    rest = y - y.mean()
     a = centred @ rest / (centred**2).sum(axis=1)  # [R]
     errors = np.where(a > 0, ((rest - a[:, None] * centred) ** 2).sum(axis=1), np.inf)
     best = int(np.argmin(errors))

@@ -79,7 +79,8 @@ class Bandit:
         """Rank candidates by what is believed of them in the end."""
         draft = PlanBuilder(problem, "bandit")
         _ = draft.executor  # its absence is told before anything is spent
-        arms, steps = self._arms(draft), self.steps or branch_steps(draft, 1)
+        arms = self._arms(draft)
+        steps = self.steps or branch_steps(draft, 1)
         if self.method == "halving":
             draft.rank(_halved(draft, [arm.sequence for arm in arms], steps))
         else:
@@ -111,11 +112,11 @@ class Bandit:
         ]
 
     def _pull(self, draft: PlanBuilder, arms: list[_Arm], steps: int) -> None:
-        generator, pulls = draft.problem.generator, 0
-        cut, draft.exhausted = (
-            draft.exhausted,
-            False,
-        )  # fewer forecasts than wanted are no reason not to pull
+        generator = draft.problem.generator
+        pulls = 0
+        # fewer forecasts than wanted are no reason not to pull
+        cut = draft.exhausted
+        draft.exhausted = False
         while arms and pulls < self.pulls and not draft.over and not draft.exhausted:
             size = min(self.batch, self.pulls - pulls, len(arms))
             if self.method == "thompson":
@@ -192,7 +193,8 @@ def _bayes_ucb(arms: list[_Arm], size: int, time: int) -> list[_Arm]:
 def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple[Sequenced, float]]:
     """Sequences with their last score, those that went furthest first."""
     ahead = len(draft.problem.history.lrs_ahead)
-    alive, last = _payable(draft, arms, steps), dict[Sequenced, float]()
+    alive = _payable(draft, arms, steps)
+    last = dict[Sequenced, float]()
     out: list[Sequenced] = []  # the first out of them first
     while alive and not draft.over:
         scores = dict(zip(alive, draft.run(alive, steps), strict=True))
@@ -204,7 +206,9 @@ def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple
             break
         kept = ranked[: -(-len(ranked) // 2)]
         out += [one for one in alive if one not in ranked] + ranked[len(kept) :][::-1]
-        finished, alive, steps = len(ranked) == 1 or steps >= ahead, kept, min(2 * steps, ahead)
+        finished = len(ranked) == 1 or steps >= ahead
+        alive = kept
+        steps = min(2 * steps, ahead)
         if finished:
             break
     return [(one, last[one]) for one in [*alive, *reversed(out)] if one in last]
@@ -214,12 +218,16 @@ def _payable(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[Sequ
     """As many arms, the first ones, as can go through all rounds within the budget; two at least, or what there is of them."""
     size = len(arms)
     while size > 2:
-        alive, length, needed = size, steps, Cost()
+        alive = size
+        length = steps
+        needed = Cost()
         while alive:
             price = draft.price(arms[:alive], length)
             if price is None:
                 return arms
-            needed, alive, length = needed + price, -(-alive // 2) if alive > 1 else 0, 2 * length
+            needed = needed + price
+            alive = -(-alive // 2) if alive > 1 else 0
+            length = 2 * length
         if draft.covers(needed):
             break
         size -= 1

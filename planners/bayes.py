@@ -116,7 +116,8 @@ class Space:
     def __init__(self, problem: PlanningProblem, decisions: int) -> None:
         from optuna.distributions import CategoricalDistribution, IntDistribution
 
-        self._codec, self._decisions = problem.codec, decisions
+        self._codec = problem.codec
+        self._decisions = decisions
         self._legal = [
             sorted(legal.tolist(), key=partial(factor, problem.codec, part))
             if PARTS[part] in _ORDERED

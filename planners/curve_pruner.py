@@ -96,7 +96,8 @@ class CurvePruner:
         )
         lrs = np.stack([_lrs(history, path, ends) for path in paths])  # [K, H]
         end = self._fitted(history).predict(now + ends[1:], lrs, at=[-1])
-        mean, std = np.asarray(end.mean)[:, 0], np.asarray(end.std)[:, 0]
+        mean = np.asarray(end.mean)[:, 0]
+        std = np.asarray(end.std)[:, 0]
         best = int(np.argmin(mean))
         apart = np.sqrt(std**2 + std[best] ** 2)
         better = [

@@ -132,10 +132,8 @@ class MCTS:
     ) -> Searched:
         simulations = int(min(self.simulations, draft.futures_left))
         draft.exhausted = draft.exhausted or simulations < self.simulations
-        gumbel, puct = (
-            Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale),
-            PUCT(noise=self.noise, untried="node"),
-        )
+        gumbel = Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale)
+        puct = PUCT(noise=self.noise, untried="node")
         return search(
             root,
             model,
@@ -175,10 +173,12 @@ class MCTS:
 
 def _returns(tree: Tree, discount: float) -> NDArray[np.float64]:
     """What the model says of the sequence that leads to each node, [N]: its rewards, and the value where it ends."""
-    returns, so_far = np.full(tree.parents.shape[1], -np.inf), np.zeros(tree.parents.shape[1])
+    returns = np.full(tree.parents.shape[1], -np.inf)
+    so_far = np.zeros(tree.parents.shape[1])
     returns[0] = tree.raw_values[0, 0]
     for node in np.flatnonzero(tree.parents[0] >= 0):  # parents come first
-        above, weight = tree.parents[0, node], discount ** (tree.depths[0, node] - 1)
+        above = tree.parents[0, node]
+        weight = discount ** (tree.depths[0, node] - 1)
         so_far[node] = so_far[above] + weight * tree.rewards[0, node]
         returns[node] = so_far[node] + discount * weight * tree.raw_values[0, node]
     return returns
@@ -206,7 +206,8 @@ def _left_over(problem: PlanningProblem, considered: int) -> _LeftOver | None:
     memory = problem.previous.memory if problem.previous else None
     if not isinstance(memory, _Memory) or problem.taken not in memory.imagined.interventions:
         return None
-    column, vectors = memory.imagined.interventions.index(problem.taken), memory.imagined.vectors
+    column = memory.imagined.interventions.index(problem.taken)
+    vectors = memory.imagined.vectors
     if memory.tree.children[0, 0, column] < 0 or len(vectors) != min(
         considered, count(problem.masks)
     ):

@@ -86,9 +86,12 @@ class PBT:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank the last population."""
-        draft, ahead = PlanBuilder(problem, "pbt"), max(1, len(problem.history.lrs_ahead))
+        draft = PlanBuilder(problem, "pbt")
+        ahead = max(1, len(problem.history.lrs_ahead))
         _ = draft.executor  # its absence is told before anything is spent
-        members, starts, seen = self._first(draft), [0.0] * self.population, Improvements()
+        members = self._first(draft)
+        starts = [0.0] * self.population
+        seen = Improvements()
         for generation in range(self.generations):
             decisions = (generation + 1) * self.interval
             steps = min(decisions * problem.history.decision_steps, ahead)
@@ -123,9 +126,12 @@ class PBT:
         seen: Improvements,
     ) -> tuple[list[Sequenced], list[float]]:
         """The members of the next generation and the scores that they start with: exploit, then explore."""
-        problem, order = draft.problem, np.argsort(scores, kind="stable")
+        problem = draft.problem
+        order = np.argsort(scores, kind="stable")
         size = max(1, round(self.quantile * len(members)))
-        after, starts, pending = list(members), list(scores), list[tuple[float, Sequenced]]()
+        after = list(members)
+        starts = list(scores)
+        pending = list[tuple[float, Sequenced]]()
         for place in order[len(order) - size :]:
             parent = int(order[problem.generator.integers(size)])
             source = members[parent] + (Intervention(),) * (decisions - len(members[parent]))
@@ -147,7 +153,8 @@ class PBT:
 
 def perturbed(problem: PlanningProblem, masks: Masks, resample: float) -> Intervention:
     """Explore: each hyperparameter drawn anew with probability `resample`, else moved to a neighbour, up or down."""
-    generator, codec = problem.generator, problem.codec
+    generator = problem.generator
+    codec = problem.codec
     vector = np.zeros(len(masks), dtype=np.int64)
     for part, legal in enumerate(values(masks)):
         if generator.random() < resample:

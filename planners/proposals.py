@@ -60,7 +60,8 @@ def hypergradient(
     cosines = cosines[np.isfinite(cosines)]
     if len(cosines) < 2:
         return []
-    mean, error = float(cosines.mean()), float(cosines.std(ddof=1)) / math.sqrt(len(cosines))
+    mean = float(cosines.mean())
+    error = float(cosines.std(ddof=1)) / math.sqrt(len(cosines))
     if mean == 0 or abs(mean) < certainty * error:
         return []
     wanted = gain * mean

@@ -27,7 +27,16 @@ from trainenv.rollouts.future import InTurn
 from trainenv.run import TrainingRun
 from trainenv.training.history import history_of
 from trainenv.training.ledger import Ledger
-from trainenv.types import Budget, Intervention, Measure, Outcome, PlanningProblem, Snapshot, Telemetry, UserError
+from trainenv.types import (
+    Budget,
+    Intervention,
+    Measure,
+    Outcome,
+    PlanningProblem,
+    Snapshot,
+    Telemetry,
+    UserError,
+)
 
 SMALL: dict[str, Any] = run_settings.SMALL | {"block_steps": 2}
 LOWER, HIGHER = (Intervention(lr_scale=0.5),), (Intervention(lr_scale=1.1),)

@@ -31,7 +31,16 @@ from trainenv.run import TrainingRun
 from trainenv.training import snapshots
 from trainenv.training.ledger import Ledger
 from trainenv.training.schedules import Constant
-from trainenv.types import CLIP_NAMES, Candidate, Intervention, Measure, Plan, Snapshot, Telemetry, UserError
+from trainenv.types import (
+    CLIP_NAMES,
+    Candidate,
+    Intervention,
+    Measure,
+    Plan,
+    Snapshot,
+    Telemetry,
+    UserError,
+)
 from trainenv.verification.verify import Verification
 
 SMALL: dict[str, Any] = run_settings.SMALL | {

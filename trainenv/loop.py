@@ -199,7 +199,8 @@ def resume(
             Nothing was changed.
     """
     folder, snapshot = RunFolder.resume(path)
-    made, now = MadeOf.read(folder.path), MadeOf.of(run, callback)
+    made = MadeOf.read(folder.path)
+    now = MadeOf.of(run, callback)
     folder.flags = made.flags if made is not None else ()
     folder.changes = made.changes(now) if made is not None else None
     remembered = snapshot.state.get(CALLBACK_STATE)
@@ -242,7 +243,8 @@ def _train_to_end(
     stop: Callable[[], bool],
 ) -> tuple[str, int]:
     """How it ended, and how many steps were trained."""
-    taken, sound = 0, True
+    taken = 0
+    sound = True
     if not read_validation(folder.path):
         _evaluate(run, folder)
     while not run.done:
@@ -256,7 +258,8 @@ def _train_to_end(
         for event in response.events:
             if event.kind == "rewind":
                 folder.rewound(event.detail["to"])
-                rewound, before = True, event.detail["to"]
+                rewound = True
+                before = event.detail["to"]
             folder.event(event)
         taken += len(response.kept)
         sound = _record(folder, response.kept, sound, diverged=run.diverged)
@@ -294,7 +297,8 @@ def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool, *, dive
     """
     folder.telemetry.append(window, line=folder.line)
     for telemetry in window:
-        before, sound = sound, math.isfinite(telemetry.loss)
+        before = sound
+        sound = math.isfinite(telemetry.loss)
         if before and not sound and not diverged:
             folder.event(Event(telemetry.step, "non_finite", {"reason": "the loss is not finite"}))
         if telemetry.reading.fired:

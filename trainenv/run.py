@@ -52,14 +52,12 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-_NEAR, _POINTS = (
-    20_000,
-    1024,
-)  # steps ahead whose rates are computed one by one, and points beyond them
-_MANY_STEPS, _MANY_SHARE = (
-    50,
-    20,
-)  # steps with a loss that is not finite: so many, and one in so many of the budget
+# steps ahead whose rates are computed one by one, and points beyond them
+_NEAR = 20_000
+_POINTS = 1024
+# steps with a loss that is not finite: so many, and one in so many of the budget
+_MANY_STEPS = 50
+_MANY_SHARE = 20
 _NOT_THE_FUTURE = (
     "ledger",
     "numerics",
@@ -129,12 +127,10 @@ class TrainingRun:
             stress,
             moments_lost,
         )
-        self.model, self.optimizer, self.objective, self.config = (
-            own.model,
-            own.optimizer,
-            own.objective,
-            own.config,
-        )
+        self.model = own.model
+        self.optimizer = own.optimizer
+        self.objective = own.objective
+        self.config = own.config
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
@@ -147,19 +143,20 @@ class TrainingRun:
         self.horizon = schedules.Horizon(
             end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps)
         )
-        self._batches, self._validation, self._probe_batch = own.batches, own.validation, own.probe
+        self._batches = own.batches
+        self._validation = own.validation
+        self._probe_batch = own.probe
         self._schedule = own.schedule or schedules.make(own.config.schedule)
-        self._stress, self._moments_lost = own.stress, own.moments_lost
+        self._stress = own.stress
+        self._moments_lost = own.moments_lost
         self._reset_at: int | None = None
         self._line_flops = 0.0
         if purpose not in PURPOSES:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
         self._parameters, self._base = parts.trained(own.model, own.optimizer, own.objective)
         self.device = self._parameters[0].device
-        self._weights, self._recent = (
-            Weights(own.model, own.optimizer, own.objective),
-            snapshots.Recent(),
-        )
+        self._weights = Weights(own.model, own.optimizer, own.objective)
+        self._recent = snapshots.Recent()
         self._per_token = float(
             flops_per_token(unwrapped(own.model), getattr(batches, "context", None))
         )
@@ -182,9 +179,11 @@ class TrainingRun:
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.config.precision == "fp16"
         )
-        self._recorder, self._statistics = Recorder(), Statistics()
+        self._recorder = Recorder()
+        self._statistics = Statistics()
         self.index = UncertaintyIndex(self.config.monitor.uncertainty, steps=self.config.steps)
-        monitor, probe = self.config.monitor, self._probe_batch
+        monitor = self.config.monitor
+        probe = self._probe_batch
         watched = monitor.enabled and monitor.probe_every and probe is not None
         self._probe = (
             Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro)))
@@ -396,7 +395,9 @@ class TrainingRun:
             if changes_clip and intervention.clip
             else self._clipper
         )
-        self.lr_scale, self.weight_decay_scale, self._clipper = lr_scale, decay, clipper
+        self.lr_scale = lr_scale
+        self.weight_decay_scale = decay
+        self._clipper = clipper
         if intervention.momentum_reset:
             self._reset_momentum()
         if intervention.data_reorder:
@@ -416,12 +417,10 @@ class TrainingRun:
         The steps since are charged to *rewound*, and the horizon comes nearer by as many.
         """
         check_snapshot(snapshot)
-        flagged, end, thrown_away, line = (
-            self.flagged,
-            self.horizon.end,
-            self.step - snapshot.step,
-            self._line_flops,
-        )
+        flagged = self.flagged
+        end = self.horizon.end
+        thrown_away = self.step - snapshot.step
+        line = self._line_flops
         if thrown_away < 0:
             raise UserError(
                 f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}"

@@ -103,7 +103,8 @@ def build(
     Raises:
         UserError: the folder holds something else, or trunks failed.
     """
-    folder, started = Path(folder), time.perf_counter()
+    folder = Path(folder)
+    started = time.perf_counter()
     say(f"generating branches of {recipe.trunks} runs")
     made = generate(
         folder / "branches",
@@ -164,10 +165,8 @@ def assemble(
     bare = rounded(Model(networks))
     held = examples.among(parts["calibrate"])
     model = Model(bare.networks, Calibrations.fit(held, bare.raw(held)))
-    test, noise = (
-        examples.among(parts["test"]),
-        seed_noise(examples)[_rows(examples, parts["test"])],
-    )
+    test = examples.among(parts["test"])
+    noise = seed_noise(examples)[_rows(examples, parts["test"])]
     report = {
         "branches": len(examples),
         "trunks": {part: len(names) for part, names in parts.items()},

@@ -73,13 +73,17 @@ class Calibrations:
             how: the score of intervals.
         """
         rows = np.flatnonzero(examples.candidate)
-        some, said = examples.where(rows), raw.where(rows)
+        some = examples.where(rows)
+        said = raw.where(rows)
         strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
-        intervals, picked = {}, {}
+        intervals = {}
+        picked = {}
         for target in TARGETS:
-            outcome, quantiles = units(getattr(some, target)), units(getattr(said, target))
+            outcome = units(getattr(some, target))
+            quantiles = units(getattr(said, target))
             known = np.isfinite(outcome)
-            lower, upper = quantiles[:, 0], quantiles[:, -1]
+            lower = quantiles[:, 0]
+            upper = quantiles[:, -1]
             intervals[target] = how.fit(
                 lower[known],
                 upper[known],
@@ -112,7 +116,8 @@ class Calibrations:
         paths, place = np.unique(strata, return_inverse=True)
         for target in TARGETS:
             quantiles = units(getattr(raw, target))
-            low, high = quantiles[:, 0], quantiles[:, -1]
+            low = quantiles[:, 0]
+            high = quantiles[:, -1]
             corrections = [self._correction(target, str(path), picks) for path in paths]
             # With too few trunks to calibrate on, everything is possible.
             down, up = (

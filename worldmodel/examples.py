@@ -136,7 +136,8 @@ class Examples:
 
     def shuffled(self, rng: np.random.Generator) -> Examples:
         """The same with each snapshot's actions dealt out anew among its candidates: they say nothing of the outcomes."""
-        actions, law = self.actions.copy(), self.law.copy()
+        actions = self.actions.copy()
+        law = self.law.copy()
         for snapshot in np.unique(self.snapshot):
             rows = np.flatnonzero((self.snapshot == snapshot) & self.candidate)
             dealt = rng.permutation(rows)
@@ -146,7 +147,8 @@ class Examples:
     @classmethod
     def of(cls, data: Dataset) -> Examples:
         """The examples of a data set; some minutes for a large one."""
-        arrays, branches = data.arrays(), data.branches
+        arrays = data.arrays()
+        branches = data.branches
         cap = data.design.divergence * data.trunks["uniform_loss"].to_numpy()[arrays.trunk]
         falls, values = _losses(data, cap)
         states = np.full((len(data.snapshots), len(STATE)), math.nan)

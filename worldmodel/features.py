@@ -183,7 +183,8 @@ def action(intervention: Intervention) -> tuple[float, ...]:
 
 
 def _time(columns: Columns, now: Now) -> dict[str, float]:
-    done, left = columns["step"][-1], len(now.lrs_ahead)
+    done = columns["step"][-1]
+    left = len(now.lrs_ahead)
     return {
         "progress": done / (done + left),
         "left": math.log(left / now.decision),
@@ -193,7 +194,8 @@ def _time(columns: Columns, now: Now) -> dict[str, float]:
 
 
 def _rates(columns: Columns, now: Now) -> dict[str, float]:
-    ahead, lr = now.lrs_ahead, columns["lr"]
+    ahead = now.lrs_ahead
+    lr = columns["lr"]
     horizon = DECISIONS * now.decision
     first = max(float(ahead[0]), 1e-12 * now.base_lr)
     behind = float(lr.mean()) * columns["step"][-1]
@@ -224,7 +226,8 @@ def _steering(columns: Columns, now: Now) -> dict[str, float]:
 
 def _losses(columns: Columns, now: Now) -> dict[str, float]:
     d = now.decision
-    loss, probe = _logs(columns["loss"]), _logs(columns["probe_loss"])
+    loss = _logs(columns["loss"])
+    probe = _logs(columns["probe_loss"])
     seen = probe[np.isfinite(probe)]
     blocks = _blocks(loss, d)
     level = (
@@ -254,12 +257,14 @@ def _losses(columns: Columns, now: Now) -> dict[str, float]:
 
 def _gradients(columns: Columns, now: Now) -> dict[str, float]:
     d = now.decision
-    raw, kept = _logs(columns["grad_norm"]), _logs(columns["grad_norm_clipped"])
+    raw = _logs(columns["grad_norm"])
+    kept = _logs(columns["grad_norm_clipped"])
     depth = np.maximum(raw - kept, 0.0)  # 0 where nothing was clipped
     clipped = np.where(np.isfinite(depth), depth > 1e-6, True).astype(np.float64)
     cosine = columns["hypergradient_cosine"]
     update = _logs(columns["update_ratio"]) / math.log(10) + 3
-    recent, before = _mean(update[-2 * d :]), _mean(update[: -2 * d])
+    recent = _mean(update[-2 * d :])
+    before = _mean(update[: -2 * d])
     lr = _logs(columns["lr"])
     with_update = np.isfinite(update)
     return {
@@ -282,7 +287,8 @@ def _gradients(columns: Columns, now: Now) -> dict[str, float]:
 
 
 def _inside(columns: Columns, now: Now) -> dict[str, float]:
-    d, values = now.decision, {}
+    d = now.decision
+    values = {}
     scaled = {
         "attention": 4 * (columns["attention_entropy"] - 0.5),
         "activation": 4 * (columns["activation_entropy"] - 0.5),
@@ -296,7 +302,8 @@ def _inside(columns: Columns, now: Now) -> dict[str, float]:
 
 
 def _readings(columns: Columns, now: Now) -> dict[str, float]:
-    d, values = now.decision, {}
+    d = now.decision
+    values = {}
     for name in READINGS[:4]:
         column = np.minimum(columns[name], 20.0) / 2.5
         values[f"{name}_most"], values[f"{name}_mean"] = (

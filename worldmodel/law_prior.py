@@ -93,7 +93,9 @@ def prior(columns: Columns, now: Now, ln_lr: Floats) -> Floats:
 
 def _known(columns: Columns) -> tuple[Law, Curve, float] | None:
     """The law scaled to a run, the run as it sees it and the loss now; None where there is nothing to scale by."""
-    steps, losses, lrs = columns["step"], columns["loss"], columns["lr"]
+    steps = columns["step"]
+    losses = columns["loss"]
+    lrs = columns["lr"]
     finite = losses[(losses > 0) & (losses < LARGEST_LOSS)]
     known = np.isfinite(lrs).all() and lrs.min() >= 0 and _SENSIBLE[0] < lrs.max() < _SENSIBLE[1]
     if not known or not len(finite):
@@ -106,13 +108,15 @@ def _known(columns: Columns) -> tuple[Law, Curve, float] | None:
         lrs=lrs,
         first_lr_sum=float(lrs.mean()) * (steps[0] - 1) + float(lrs[0]),
     )
-    behind, level = curve(history), float(finite[-8:].mean())
+    behind = curve(history)
+    level = float(finite[-8:].mean())
     return to_law(CENTRE, Scale(behind.last_sum, behind.greatest_lr, level)), behind, level
 
 
 def _paths(now: Now) -> tuple[_Path, _Path]:
     """On to the end of the run; and to the horizon, then down to a learning rate of 0."""
-    left, horizon = len(now.lrs_ahead), DECISIONS * now.decision
+    left = len(now.lrs_ahead)
+    horizon = DECISIONS * now.decision
     near = _whole(np.arange(1, DECISIONS * _SEGMENTS + 1) * now.decision / _SEGMENTS)
     far = _whole(np.linspace(horizon, max(left, horizon + 1), _REST + 1)[1:])
     cooling = max(_COOLING, round(COOLDOWN_SHARE * (now.done + left)))

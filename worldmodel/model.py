@@ -57,11 +57,9 @@ class Model:
         *,
         actions: InterventionConfig | None = None,
     ) -> None:
-        self.networks, self.calibrations, self.card = (
-            networks.eval().requires_grad_(False),
-            calibrations,
-            dict(card or {}),
-        )
+        self.networks = networks.eval().requires_grad_(False)
+        self.calibrations = calibrations
+        self.card = dict(card or {})
         self._codec = ActionCodec(actions or InterventionConfig())
         self._vectors: dict[
             bytes, tuple[float, ...]
@@ -102,10 +100,8 @@ class Model:
             strata = strata_of(
                 np.broadcast_to(state, (len(actions), len(state))), actions[..., 0].sum(axis=1)
             )
-            raw, limit = (
-                self.calibrations.apply(raw, strata, picks=picks),
-                self.calibrations.disagreement,
-            )
+            raw = self.calibrations.apply(raw, strata, picks=picks)
+            limit = self.calibrations.disagreement
         return _forecasts(raw, nothing, now.decision, limit)
 
     @property
@@ -144,10 +140,9 @@ class Model:
         """Of n sequences of actions [n, 4, A], each from the state numbered `which` [n] among [S, F]."""
         networks = self.networks
         used, place = np.unique(which, return_inverse=True)
-        start, rows = (
-            networks.represent(_float(states[used])),
-            torch.from_numpy(place),
-        )  # (M, S', W)
+        # (M, S', W)
+        start = networks.represent(_float(states[used]))
+        rows = torch.from_numpy(place)
         # Doing nothing goes on beside the rest, once for each state.
         end = torch.cat([start[:, rows], start], dim=1)
         tried = torch.cat([_float(actions), torch.zeros(len(used), DECISIONS, len(ACTION))])
@@ -155,7 +150,8 @@ class Model:
             end = networks.step(end, tried[:, decision])
         end, nothing = end.split([len(actions), len(used)], dim=1)
         if len(used) > 1:
-            start, nothing = start[:, rows], nothing[:, rows]
+            start = start[:, rows]
+            nothing = nothing[:, rows]
         return _collect(networks.forecast(start, end, nothing, to_units(_float(law))))
 
     @torch.inference_mode()

@@ -127,10 +127,8 @@ class Perceptron(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.first, self.second = (
-            Linear(members, inputs, hidden),
-            Linear(members, hidden, outputs, gain=gain),
-        )
+        self.first = Linear(members, inputs, hidden)
+        self.second = Linear(members, hidden, outputs, gain=gain)
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +153,8 @@ class Judge(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.own, self.shared = Linear(members, own, hidden), Linear(members, shared, hidden)
+        self.own = Linear(members, own, hidden)
+        self.shared = Linear(members, shared, hidden)
         self.second = Linear(members, hidden, outputs, gain=0.1)
         self.dropout = dropout
 
@@ -200,7 +199,9 @@ class Networks(nn.Module):
     def __init__(self, shape: Architecture, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.shape = shape
-        members, width, hidden = shape.members, shape.width, shape.hidden
+        members = shape.members
+        width = shape.width
+        hidden = shape.hidden
         self.representation = Perceptron(members, len(STATE), hidden, width, dropout=dropout)
         if shape.dynamics == "mlp":
             self.dynamics: nn.Module = Perceptron(
@@ -275,7 +276,8 @@ class Networks(nn.Module):
         effect = self.effect(own, start) - self.effect(None, start)  # 0 where nothing is done
         median = effect[..., :TARGETS] + torch.sigmoid(self.gate(start)) * law  # (M, B, 3)
         gaps = F.softplus(self.spread(own, start) - 1.0).unflatten(-1, (TARGETS, QUANTILES - 1))
-        below, above = gaps[..., :2], gaps[..., 2:]
+        below = gaps[..., :2]
+        above = gaps[..., 2:]
         quantiles = torch.stack(
             [
                 median - below.sum(-1),

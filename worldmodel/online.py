@@ -78,7 +78,8 @@ class OnlineModel:
 
     def __init__(self, pretrained: Model, rehearsal: Examples, how: Online | None = None) -> None:
         self.how = how or Online()
-        self._pretrained, self._rehearsal = pretrained, rehearsal
+        self._pretrained = pretrained
+        self._rehearsal = rehearsal
         self._start()
 
     def _start(self) -> None:
@@ -164,7 +165,8 @@ class OnlineModel:
         raw = self.model.raw(some)
         strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
         said = calibrations.apply(raw, strata)
-        intervals, alpha = dict(calibrations.intervals), dict(calibrations.alpha)
+        intervals = dict(calibrations.intervals)
+        alpha = dict(calibrations.alpha)
         for target in TARGETS:
             outcome = getattr(some, target)
             known = np.isfinite(outcome)
@@ -229,7 +231,8 @@ def read(rollouts: Sequence[Rollout]) -> dict[str, Any]:
 
 def examples_of(columns: Mapping[str, Any]) -> Examples:
     """Columns as `read` gives them, as branches of a data set; null counts as NaN, and so does what rollouts never measure."""
-    count, runs = len(columns["run"]), sorted(set(columns["run"]))
+    count = len(columns["run"])
+    runs = sorted(set(columns["run"]))
     given = {
         name: np.array(columns[name], dtype=np.float64)
         for name in ("states", "actions", "law", "looks", "annealed", "final")

@@ -31,7 +31,8 @@ from trainenv.worldmodel.model import Model
 from trainenv.worldmodel.networks import Architecture, Networks
 
 FORMAT = "trainenv world model 1"
-WEIGHTS, CARD = "model.safetensors", "card.json"
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
 _REMEDY = "copy both files anew from where they were built, or build them with `trainenv worldmodel build`"
 _LARGEST = 16 * 2**20  # bytes of either file that are read
 _REHEARSED = "rehearsal"  # prefix of tensors
@@ -173,7 +174,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             ) from None
     try:
         card = json.loads(contents[0])
-        version, digest, names = card["format"], card["digest"], (card["state"], card["action"])
+        version = card["format"]
+        digest = card["digest"]
+        names = (card["state"], card["action"])
         whole = contents[0] == _text(card) and digest == _digest(contents[1], card)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(

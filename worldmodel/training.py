@@ -145,7 +145,8 @@ def fit(
         for epoch in range(how.epochs):
             if epoch % how.reanalyse == 0:
                 policies, reached = _reanalyse(slow, data, generator)
-            order, total = torch.randperm(len(examples), generator=generator), 0.0
+            order = torch.randperm(len(examples), generator=generator)
+            total = 0.0
             for rows in order.split(how.batch):
                 loss = _loss(networks, data, rows, policies, reached, how)
                 optimizer.zero_grad(set_to_none=True)
@@ -178,7 +179,8 @@ def _loss(
     reached: Tensor,
     how: Training,
 ) -> Tensor:
-    actions, law = data.actions[rows], data.law[rows]
+    actions = data.actions[rows]
+    law = data.law[rows]
     state = data.states[data.snapshot[rows]]  # (B, F)
     noisy = state + how.noise * networks.deviation * torch.randn_like(state)
     start = networks.represent(noisy)
@@ -254,7 +256,8 @@ def improved(networks: Networks, states: Tensor, vectors: Tensor, table: Tensor)
         vectors: [A, 6] action vectors to choose among.
         table: [A, 9] their features.
     """
-    count, actions = len(states), len(table)
+    count = len(states)
+    actions = len(table)
     latent = networks.represent(states)  # (M, S, W)
     _, parts = networks.judge(latent)
     logits = _joint(parts, vectors)  # (M, S, A)
@@ -263,7 +266,8 @@ def improved(networks: Networks, states: Tensor, vectors: Tensor, table: Tensor)
     reward = networks.expected(networks.rewards(wide, after))
     value = networks.expected(networks.judge(after)[0])
     q = (reward + value).view(len(latent), count, actions).mean(0)  # (S, A)
-    low, high = q.min(1, keepdim=True).values, q.max(1, keepdim=True).values
+    low = q.min(1, keepdim=True).values
+    high = q.max(1, keepdim=True).values
     sigma = _VISITS * 0.1 * (q - low) / (high - low).clamp(min=1e-6)
     joint = torch.softmax(logits.mean(0) + sigma, dim=-1)
     margins = [
@@ -306,7 +310,8 @@ def _moments(examples: Examples) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature over the snapshots used; what was never measured has 0 and 1."""
     used = examples.states[np.unique(examples.snapshot)]
     known = np.isfinite(used).any(0)
-    mean, deviation = np.zeros(used.shape[1]), np.ones(used.shape[1])
+    mean = np.zeros(used.shape[1])
+    deviation = np.ones(used.shape[1])
     mean[known], deviation[known] = (
         np.nanmean(used[:, known], axis=0),
         np.nanstd(used[:, known], axis=0),

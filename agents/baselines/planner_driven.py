@@ -101,7 +101,9 @@ class PlannerCallback(Callback):
         if self._due is None or run.step < self._due or run.done or run.diverged:
             return CallbackResult()
         self._due = None if self.every is None else run.step + self.every
-        before, end, left = self._spent(run), run.horizon.end, run.horizon.end - run.step
+        before = self._spent(run)
+        end = run.horizon.end
+        left = run.horizon.end - run.step
         if self.short is not None:
             run.spend(max(0, left - self.short))
         rollouts = Rollouts(run, decision_steps=self.decision_steps)
@@ -118,11 +120,13 @@ class PlannerCallback(Callback):
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
         if state:
-            self._due, self._tab = state["due"], ComputeDebt(float(state["owed"]))
+            self._due = state["due"]
+            self._tab = ComputeDebt(float(state["owed"]))
 
     def _follow(self, run: TrainingRun, rollouts: Rollouts, best: Candidate) -> CallbackResult:
         """Make the run what the best candidate has come to; where that was lost, begin like it."""
-        start, sequence = run.step, best.interventions
+        start = run.step
+        sequence = best.interventions
         steps = best.outcomes[-1].looks[-1] if best.outcomes and best.outcomes[-1].looks else 0
         future = rollouts.future(sequence, steps)
         kept: Sequence[Telemetry] = ()
@@ -131,10 +135,8 @@ class PlannerCallback(Callback):
             and future.state is not None
             and not (future.diverged or future.error or future.stopped)
         ):
-            kept, taken = (
-                rollouts.adopt(sequence, steps),
-                sequence[: -(-steps // self.decision_steps)],
-            )
+            kept = rollouts.adopt(sequence, steps)
+            taken = sequence[: -(-steps // self.decision_steps)]
         else:
             run.apply(sequence[0])
             taken = sequence[:1]

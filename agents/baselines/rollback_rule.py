@@ -122,10 +122,8 @@ class RollbackRule(Callback):
         try:
             for name in ("rewind", "every", "keep", "skip", "patience", "clip_from"):
                 setattr(self, name, as_whole(getattr(self, name), name))
-            self.lr_scale, self.drops = (
-                as_number(self.lr_scale, "lr_scale"),
-                as_bool(self.drops, "drops"),
-            )
+            self.lr_scale = as_number(self.lr_scale, "lr_scale")
+            self.drops = as_bool(self.drops, "drops")
             self.repeats = (
                 None if self.repeats is None else as_whole(self.repeats, "repeats", least=1)
             )
@@ -155,7 +153,8 @@ class RollbackRule(Callback):
             raise UserError(
                 f"style must be one of {', '.join(STYLES)}, found {name!r}{nearest(name, tuple(STYLES))}"
             )
-        style, scale = STYLES[name], as_whole(steps, "steps", least=1) / _FULL_LENGTH
+        style = STYLES[name]
+        scale = as_whole(steps, "steps", least=1) / _FULL_LENGTH
         return cls(
             rewind=max(1, round(style.rewind * scale)),
             every=max(1, round(style.every * scale)),
@@ -221,12 +220,11 @@ class RollbackRule(Callback):
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
         self._forget()
-        self._run, self._resumed = None, True
+        self._run = None
+        self._resumed = True
         if state:
-            self._answered, self._here = (
-                int(state["answered"]),
-                [int(step) for step in state["here"]],
-            )
+            self._answered = int(state["answered"])
+            self._here = [int(step) for step in state["here"]]
             self._seen.extend((int(step), int(index)) for step, index in state["seen"])
 
     def _tired(self, alarm: Telemetry) -> bool:
@@ -238,12 +236,14 @@ class RollbackRule(Callback):
         )
 
     def _forget(self) -> None:
-        self._answered, self._here = 0, []
+        self._answered = 0
+        self._here = []
         self._snapshots.clear()
         self._seen.clear()
 
     def _go_back(self, run: TrainingRun, snapshot: Snapshot, alarm: Telemetry) -> Event:
-        seen_at, harmful = run.step, set[int]()
+        seen_at = run.step
+        harmful = set[int]()
         if self.drops:
             seen = [index for step, index in self._seen if alarm.step - self.skip < step]
             harmful = {*seen, *run.upcoming(max(0, alarm.step + self.skip - run.step))}

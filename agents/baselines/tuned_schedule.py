@@ -101,7 +101,8 @@ class TunedSchedule:
         Raises:
             UserError: optuna is not installed.
         """
-        ledger, tried = Ledger(), list[Setting]()
+        ledger = Ledger()
+        tried = list[Setting]()
         budget = self._budget(config)
         self._try(config, budget, ledger, tried, stop)
         best = min(
@@ -125,7 +126,8 @@ class TunedSchedule:
         return summary
 
     def _budget(self, config: RunConfig) -> _Budget:
-        run, monitor = TrainingRun.from_config(config), config.monitor
+        run = TrainingRun.from_config(config)
+        monitor = config.monitor
         probe = (
             monitor.probe_sequences
             * config.model.context
@@ -149,10 +151,8 @@ class TunedSchedule:
     ) -> None:
         if not budget.trials:
             return
-        study, clips = (
-            _study(self.seed, startup=max(2, self.trials // 2)),
-            list(dict.fromkeys([config.clip.policy, *self.clips])),
-        )
+        study = _study(self.seed, startup=max(2, self.trials // 2))
+        clips = list(dict.fromkeys([config.clip.policy, *self.clips]))
         study.enqueue_trial({"lr_factor": 1.0, "clip": config.clip.policy})
         for _ in range(budget.trials):
             if stop():

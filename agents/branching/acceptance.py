@@ -9,10 +9,9 @@ from typing import Any
 from trainenv.types import DECISIONS, LOOKS, Learner, Rollout, RunHistory, Verdict
 
 _DECAY = 0.7  # of the acceptance rate
-_MISSED, _RATE = (
-    0.1,
-    0.5,
-)  # share of branches that may lie outside their intervals; how fast the width follows
+# share of branches that may lie outside their intervals; how fast the width follows
+_MISSED = 0.1
+_RATE = 0.5
 
 
 @dataclass

@@ -108,11 +108,11 @@ class Branching(Callback):
         """All that is remembered of a run."""
         self._unsaid = ""  # a fault that was met where nothing can be noted
         self._trial = False  # whether no harm has called for the decision that is being taken
-        self._number, self._settled = (
-            0,
-            0.0,
-        )  # FLOPs of the ledger that are on the purse, or the run's own
-        self._acceptance, self._waste = AcceptanceStats(), WasteBudget(0.0)
+        # FLOPs of the ledger that are on the purse, or the run's own
+        self._number = 0
+        self._settled = 0.0
+        self._acceptance = AcceptanceStats()
+        self._waste = WasteBudget(0.0)
         self._validation = math.nan  # the newest
         self._found = 1.0  # factor on the base learning rate that the start of the run has found
         self._pending: list[tuple[int, Intervention]] = []
@@ -142,8 +142,10 @@ class Branching(Callback):
         self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
     ) -> None:
         """See `Callback`."""
-        state, self._loaded = self._loaded, {}
-        self._folder, self._store = folder.path, store
+        state = self._loaded
+        self._loaded = {}
+        self._folder = folder.path
+        self._store = store
         self._settings = self.config or run.config.branching
         self._verifying = self.verification or verification_of(self._settings)
         self._codec = ActionCodec(run.config.interventions)
@@ -200,14 +202,18 @@ class Branching(Callback):
             said = {"number": self._number, "why": "asked", "reason": self._unsaid, "fault": True}
             events.append(Event(run.step, "skipped", said))
             self._unsaid = ""
-        at, before, lost = run.step, run.step - len(window), run.diverged
-        sound, why = math.isfinite(window[-1].loss), ""
+        at = run.step
+        before = run.step - len(window)
+        lost = run.diverged
+        sound = math.isfinite(window[-1].loss)
+        why = ""
         if lost:
             why = "diverged"
         elif (
             sound
         ):  # nothing can be forecast from a loss that is not finite: what is due waits for the next
-            least, busy = 4 * self._verifying.verify_steps, bool(self._pending)
+            least = 4 * self._verifying.verify_steps
+            busy = bool(self._pending)
             why = self._triggers.why(run, window, least=least, busy=busy)
         response = self._answered(run, why, events) if why else CallbackResult(events=events)
         if lost or sound:
@@ -261,11 +267,9 @@ class Branching(Callback):
         self._loaded = state
 
     def _resume(self, state: dict[str, Any], folder: RunFolder, store: CheckpointStore) -> None:
-        self._number, self._acceptance, self._waste = (
-            state["number"],
-            AcceptanceStats(**state["lessons"]),
-            WasteBudget(**state["purse"]),
-        )
+        self._number = state["number"]
+        self._acceptance = AcceptanceStats(**state["lessons"])
+        self._waste = WasteBudget(**state["purse"])
         self._pending = [(step, Intervention(**fields)) for step, fields in state["pending"]]
         self._triggers.load_state_dict(state["alarms"])
         self._validation = math.nan if state["validation"] is None else state["validation"]
@@ -302,11 +306,9 @@ class Branching(Callback):
 
     def _answered(self, run: TrainingRun, why: str, events: list[Event]) -> CallbackResult:
         """A decision, or what kept it from being taken."""
-        self._number, self._settled, self._trial = (
-            self._number + 1,
-            run.ledger.total,
-            why in _TRIALS,
-        )
+        self._number = self._number + 1
+        self._settled = run.ledger.total
+        self._trial = why in _TRIALS
         try:
             found = self._go_round(run, events) if why == "harm" else self._decide(run, why, events)
         except Exception as error:
@@ -325,7 +327,9 @@ class Branching(Callback):
         return CallbackResult(events=events)
 
     def _decide(self, run: TrainingRun, why: str, events: list[Event]) -> CallbackResult | Skipped:
-        at, harm, lost = run.step, self._triggers.harm, why == "diverged"
+        at = run.step
+        harm = self._triggers.harm
+        lost = why == "diverged"
         ready = self._triggers.range_test.draft(at) if why == "warmup" else None
         alarm = self._triggers.answered(at, lost=lost)
         if alarm is not None:
@@ -334,7 +338,8 @@ class Branching(Callback):
             )
             if lost and run.step == at:
                 return Skipped(reason=f"the run has diverged, and {self._no_way_back(run)}")
-        began, self._settled = run.step, run.ledger.total
+        began = run.step
+        self._settled = run.ledger.total
         found = self._verified(
             run, {"number": self._number, "why": why, "at": at, "step": began, "harm": harm}, ready
         )
@@ -364,7 +369,8 @@ class Branching(Callback):
     ) -> Draft | Skipped:
         """Draft, verify, put on record."""
         verifying, steps = self._asked(ready)
-        least, left = self._price(run, verifying, 1, steps), self._left_for(run)
+        least = self._price(run, verifying, 1, steps)
+        left = self._left_for(run)
         if least > left:
             return Skipped(reason=self._no_budget(run, least))
         if self._trial and not self._waste.spares(run):
@@ -480,7 +486,8 @@ class Branching(Callback):
 
     def _no_budget(self, run: TrainingRun, flops: float) -> str:
         """Why something that may throw away so many FLOPs is not done."""
-        worth, left = flops / run.flops_ahead, self._waste.left / run.flops_ahead
+        worth = flops / run.flops_ahead
+        left = self._waste.left / run.flops_ahead
         return f"no budget is left: {worth:.0f} steps' worth may be thrown away, of {left:.0f}"
 
     def _throw_away(self, run: TrainingRun, flops: float) -> None:
@@ -489,7 +496,8 @@ class Branching(Callback):
 
     def _collapsed(self, run: TrainingRun, why: str, began: int, found: Draft) -> list[Event]:
         """The run has become one of its futures: what follows from that, and is learned from it."""
-        verdict, steps = found.verdict, found.history.decision_steps
+        verdict = found.verdict
+        steps = found.history.decision_steps
         became = verdict.winner or verdict.control
         self._validation = math.nan if became.lost else became.outcome.validation[-1]
         self._became(run, found)
@@ -541,7 +549,9 @@ class Branching(Callback):
 
     def _go_round(self, run: TrainingRun, events: list[Event]) -> CallbackResult | Skipped:
         """Try another way to where the run is, and take it if less harm lies on it."""
-        at, harm, what = run.step, self._triggers.harm, {"number": self._number, "why": "harm"}
+        at = run.step
+        harm = self._triggers.harm
+        what = {"number": self._number, "why": "harm"}
         try:
             way = plan_rollback(run, self._triggers.met(), self._remembered, self._history)
         except UserError as error:  # there is none
@@ -549,7 +559,8 @@ class Branching(Callback):
         if way.price(run) > self._left_for(run):
             return Skipped(reason=self._no_budget(run, way.price(run)))
         found = self._tried(run, way, what | {"at": at, "harm": harm})
-        verdict, kept = found.verdict, self._commit(run, found)
+        verdict = found.verdict
+        kept = self._commit(run, found)
         if verdict.winner is not None:
             events.append(self._left(at, way.start.snapshot(), way.steps * run.flops_ahead, harm))
             self._triggers.gone_round(at)
@@ -588,7 +599,8 @@ class Branching(Callback):
         behind = [s for s in self._remembered if s.step <= alarm - self._settings.rewind][-1:]
         behind += list(self._remembered)[-1:] if lost else []
         for snapshot in behind:
-            at, flops = run.step, (run.step - snapshot.step) * run.flops_ahead
+            at = run.step
+            flops = (run.step - snapshot.step) * run.flops_ahead
             if snapshot.step < at and flops <= self._waste.left:
                 run.rewind(snapshot)
                 return [self._left(at, snapshot, flops, harm)]

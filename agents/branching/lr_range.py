@@ -24,8 +24,13 @@ from typing import Any
 
 from trainenv.types import Candidate, Intervention, Plan, Telemetry
 
-_TURN, _FIRST, _LAST = 1 / 5, 1 / 4, 5 / 6  # shares of the warm-up: a window, and where it may end
-_SPAN, _END = 1 / 2, 3  # warm-ups: the least that is looked at after it, and where that ends
+# shares of the warm-up: a window, and where it may end
+_TURN = 1 / 5
+_FIRST = 1 / 4
+_LAST = 5 / 6
+# warm-ups: the least that is looked at after it, and where that ends
+_SPAN = 1 / 2
+_END = 3
 _LEAST = 10  # steps of a warm-up, below which it says nothing
 _SAMPLES = 4  # cosines below which their mean says nothing
 _CERTAIN = 2.0  # standard errors above 0, as if steps were independent of one another
@@ -86,7 +91,8 @@ class RangeTest:
             Candidate(interventions=(other,), score=_SIGN),
             Candidate(interventions=(Intervention(),), score=0.0),
         )
-        self.asks, self._since = None, step
+        self.asks = None
+        self._since = step
         return Plan(planner="range-test", candidates=candidates)
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,4 +102,5 @@ class RangeTest:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
         self._cosines = [(int(step), float(cosine)) for step, cosine in state["cosines"]]
-        self._since, self.asks = state["since"], state["asks"]
+        self._since = state["since"]
+        self.asks = state["asks"]

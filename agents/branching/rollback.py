@@ -70,10 +70,8 @@ class Rollback:
     @property
     def plan(self) -> Plan:
         """As a draft of one."""
-        way, nothing = (
-            Candidate(interventions=self.way, score=_SIGN),
-            Candidate(interventions=NOTHING, score=0.0),
-        )
+        way = Candidate(interventions=self.way, score=_SIGN)
+        nothing = Candidate(interventions=NOTHING, score=0.0)
         return Plan(planner="detour", candidates=(way, nothing))
 
     def verification(self, usual: Verification) -> Verification:
@@ -84,7 +82,8 @@ class Rollback:
 
     def verified(self, run: TrainingRun, verification: Verification) -> tuple[Rollouts, Verdict]:
         """Train it, and judge it by what the run has come to."""
-        flops, loss = run.flops_per_evaluation, run.evaluate()
+        flops = run.flops_per_evaluation
+        loss = run.evaluate()
         outcome = Outcome(looks=(self.steps,), validation=(loss,), flops=flops)
         known = Branch(
             interventions=NOTHING,

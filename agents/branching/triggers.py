@@ -37,9 +37,11 @@ class Triggers:
         self.range_test = RangeTest(warmup)
         self.careful = self.gave_up = False
         self.in_row = self._vain = 0
-        self._regression, self._regressed = RegressionTrigger(), ""
+        self._regression = RegressionTrigger()
+        self._regressed = ""
         self._met = -1  # step of the first look at the harm that was answered last
-        self._quiet_until, self._next = 0, (start // settings.every + 1) * settings.every
+        self._quiet_until = 0
+        self._next = (start // settings.every + 1) * settings.every
         self._alarm: list[
             float
         ] = []  # step and worst harm of an alarm whose harm may yet heal by itself
@@ -84,7 +86,8 @@ class Triggers:
             busy: whether an accepted sequence is still being put in force: then no checkpoint is
                 due.
         """
-        triggers, stays = self._settings.triggers, self._stays(run.step)
+        triggers = self._settings.triggers
+        stays = self._stays(run.step)
         due = run.step >= self._next
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
             return ""
@@ -129,7 +132,8 @@ class Triggers:
         )
         if not (lost or stays):
             return None
-        alarm, self._alarm = int(self._alarm[0]) if self._alarm else step, []
+        alarm = int(self._alarm[0]) if self._alarm else step
+        self._alarm = []
         return alarm
 
     def met(self) -> int:
@@ -140,7 +144,8 @@ class Triggers:
 
     def gone_round(self, step: int) -> None:
         """The run has gone round it, and is at `step` again."""
-        self._alarm, self._regressed = [], ""
+        self._alarm = []
+        self._regressed = ""
         self._quiet_until = step + self._settings.refractory_steps
 
     def passed(self, step: int) -> None:
@@ -163,7 +168,8 @@ class Triggers:
 
     def judged(self, *, accepted: bool) -> str:
         """Take in whether a draft was accepted. Returns why it gives up now; empty: it does not."""
-        self.in_row, self._vain = (0 if accepted else self.in_row + 1), 0
+        self.in_row = 0 if accepted else self.in_row + 1
+        self._vain = 0
         if self.gave_up or self.in_row < 2 * self._settings.patience:
             return ""
         self.gave_up = True
@@ -187,13 +193,14 @@ class Triggers:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
-        self.careful, self.gave_up, self.in_row = (
-            state["careful"],
-            state["gave_up"],
-            state["in_row"],
-        )
+        self.careful = state["careful"]
+        self.gave_up = state["gave_up"]
+        self.in_row = state["in_row"]
         self._vain = state.get("vain", 0)
-        self._regressed, self._alarm = state["regressed"], state["alarm"]
-        self._quiet_until, self._next, self._met = state["quiet_until"], state["next"], state["met"]
+        self._regressed = state["regressed"]
+        self._alarm = state["alarm"]
+        self._quiet_until = state["quiet_until"]
+        self._next = state["next"]
+        self._met = state["met"]
         self._regression.load_state_dict(state["regression"])
         self.range_test.load_state_dict(state["range_test"])

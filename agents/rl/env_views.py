@@ -68,9 +68,12 @@ class Viewed(gym.Wrapper[Observation, Any, Observation, NDArray[np.int64]]):
 
     def __init__(self, env: TrainingEnv, view: View) -> None:
         super().__init__(env)
-        self.view, self.action_space = view, view.choices(env.action_space)
+        self.view = view
+        self.action_space = view.choices(env.action_space)
         self.returns = list[float]()
-        self._earlier, self._return, self._total = Counter[str](), 0.0, 0.0
+        self._earlier = Counter[str]()
+        self._return = 0.0
+        self._total = 0.0
         self._reset_cost = self._step_cost = 0.0
 
     @property
@@ -90,13 +93,15 @@ class Viewed(gym.Wrapper[Observation, Any, Observation, NDArray[np.int64]]):
         if self._total:
             self._earlier.update(self.env.run.ledger.as_dict())
         observation, info = self.env.reset(seed=seed, options=options)
-        self._return, self._total = 0.0, self.env.run.ledger.total
+        self._return = 0.0
+        self._total = self.env.run.ledger.total
         self._reset_cost = max(self._reset_cost, self._total)
         return self.view.shown(observation), info
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(self.view.vector(action))
-        before, self._total = self._total, self.env.run.ledger.total
+        before = self._total
+        self._total = self.env.run.ledger.total
         self._step_cost = max(self._step_cost, self._total - before)
         self._return += reward
         if terminated or truncated:
@@ -120,7 +125,8 @@ class ImaginedEpisodes(VecEnv):
     """
 
     def __init__(self, env: WorldModelEnv, view: View, *, episodes: int, seed: int) -> None:
-        self.env, self.view = env, view
+        self.env = env
+        self.view = view
         super().__init__(episodes, env.observation_space, view.choices(env.action_space))
         self.returns = list[float]()
         self._generator = np.random.default_rng(seed)
@@ -131,10 +137,8 @@ class ImaginedEpisodes(VecEnv):
 
     def reset(self) -> Observation:
         started = [self._started() for _ in range(self.num_envs)]
-        self._states, self._latents = (
-            [state for state, _ in started],
-            np.stack([latent for _, latent in started]),
-        )
+        self._states = [state for state, _ in started]
+        self._latents = np.stack([latent for _, latent in started])
         self._returned[:] = 0
         return self._observations()
 
@@ -146,10 +150,8 @@ class ImaginedEpisodes(VecEnv):
     ) -> tuple[Observation, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         steps = self.env.imagine(self._states, self._latents, self._chosen, self._generator)
         infos: list[dict[str, Any]] = [{} for _ in steps]
-        rewards, overs = (
-            np.array([step.reward for step in steps]),
-            np.array([step.after.over for step in steps]),
-        )
+        rewards = np.array([step.reward for step in steps])
+        overs = np.array([step.after.over for step in steps])
         self._returned += rewards
         for place, step in enumerate(steps):
             self._states[place], self._latents[place] = step.after, step.latent

@@ -95,7 +95,8 @@ class PPO:
 
     def learner(self, env: Any) -> Any:
         """SB3's, over an environment."""
-        sizes, alone = env.action_space.nvec, not hasattr(env, "num_envs")
+        sizes = env.action_space.nvec
+        alone = not hasattr(env, "num_envs")
         together = self.rollout * (1 if alone else env.num_envs)
         made = stable_baselines3().PPO(
             "MlpPolicy",

@@ -36,7 +36,8 @@ from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel
 __all__ = ["DQN", "PPO", "Policy", "Trained", "train_in_model", "train_in_run"]
 
 FORMAT = "trainenv policy 1"
-_CARD, _WEIGHTS = "policy.json", "policy.safetensors"
+_CARD = "policy.json"
+_WEIGHTS = "policy.safetensors"
 _LARGEST = 1 << 26  # bytes of either file
 
 
@@ -101,10 +102,8 @@ class Policy:
                 raise UserError(
                     f"expected files of at most {_LARGEST} bytes in {folder}, found {max(sizes_of_files)}"
                 )
-            card, weights = (
-                json.loads((folder / _CARD).read_text(encoding="utf-8")),
-                (folder / _WEIGHTS).read_bytes(),
-            )
+            card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+            weights = (folder / _WEIGHTS).read_bytes()
             if (card["format"], card["features"]) != (FORMAT, list(FEATURES)):
                 raise UserError(
                     f"expected {FORMAT!r} over this version's features in {folder}, found another; train it anew"
@@ -283,7 +282,8 @@ def flops_of(model: WorldModel) -> float:
 
 def _learn(learner: Learner, env: Any, stop: Callable[[Any], bool]) -> tuple[Any, bool]:
     """SB3's learner when it is done, and whether it was stopped; `stop` is told of it after each decision."""
-    made, asked = learner.learner(env), False
+    made = learner.learner(env)
+    asked = False
 
     def go_on(_: Any, __: Any) -> bool:
         nonlocal asked
@@ -315,10 +315,8 @@ def _network(
     from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.dqn.policies import DQNPolicy
 
-    observations, layers = (
-        spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32),
-        [learner.width, learner.width],
-    )
+    observations = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
+    layers = [learner.width, learner.width]
     with _contained():
         if actions is None:
             made: Any = ActorCriticPolicy(

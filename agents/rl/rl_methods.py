@@ -78,7 +78,8 @@ def dqn_model(
 def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> dict[str, Any]:
     """PPO, trained on real runs. See the module; returns the summary as `train` does."""
     config = _steered(config)
-    run, recorded = TrainingRun.from_config(config), RunFolder.create(folder, config)
+    run = TrainingRun.from_config(config)
+    recorded = RunFolder.create(folder, config)
     learner = PPO(sees=FEATURES, rollout=16, batch=16, seed=config.seed % SEEDS)
     half = run.flops_ahead * config.steps / 2
     trained = train_in_run(shortened(config, SHORTER), learner, flops=half, stop=stop)
@@ -147,7 +148,8 @@ class Apprentice(Callback):
         sound = bool(np.isfinite([window[-1].loss, window[-1].grad_norm]).all())
         if run.done or not sound:
             return CallbackResult()
-        decision, first = run.config.environment.decision_steps, self.acting is None
+        decision = run.config.environment.decision_steps
+        first = self.acting is None
         self._watch(run, window, decision)
         if (
             run.step >= self.until
@@ -179,7 +181,8 @@ def _in_model(
     config: RunConfig, folder: Path, watch: Watch, stop: Stop, model: WorldModel, learner: Learner
 ) -> dict[str, Any]:
     config = _steered(config)
-    run, recorded = TrainingRun.from_config(config), RunFolder.create(folder, config)
+    run = TrainingRun.from_config(config)
+    recorded = RunFolder.create(folder, config)
 
     def train_policy(histories: Sequence[RunHistory]) -> Trained:
         limit = TRAINING_SHARE * config.steps * run.flops_ahead
@@ -187,7 +190,8 @@ def _in_model(
         trained.policy.save(folder / _POLICY)
         return trained
 
-    until, again = round(WATCHED_SHARE * config.steps), max(1, round(AGAIN_SHARE * config.steps))
+    until = round(WATCHED_SHARE * config.steps)
+    again = max(1, round(AGAIN_SHARE * config.steps))
     callback = Apprentice(train=train_policy, until=until, again=again)
     return train(run, recorded, callback=callback, watch=watch, stop=stop)
 

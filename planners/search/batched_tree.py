@@ -28,13 +28,17 @@ class Growth:
         depth: int | None,
         discount: float,
     ) -> None:
-        self.nodes, self.model, self.chooser = nodes, model, chooser
-        self.depth, self.discount = depth, discount
+        self.nodes = nodes
+        self.model = model
+        self.chooser = chooser
+        self.depth = depth
+        self.discount = discount
         self.evaluations = 0
         self._node = nodes.used  # number of the next node of each root
         self._actions = nodes.children.shape[1]
         self._facts = nodes.facts.ravel()  # views, these and the next
-        self._children, self._ways = nodes.children.ravel(), nodes.ways.ravel()
+        self._children = nodes.children.ravel()
+        self._ways = nodes.ways.ravel()
         self._by_tree = _ByTree(nodes)
         levels = nodes.capacity + 1
         self._path = np.zeros((levels, nodes.batch), dtype=np.intp)  # [level, B] rows
@@ -54,7 +58,9 @@ class Growth:
 
     def _descend(self) -> Ints:
         """Follow the choices until all paths have ended; [level, B] rows, 0 where a path has ended before."""
-        path, follow, before_step = self._path, self.nodes.follow, self.chooser.before_step
+        path = self._path
+        follow = self.nodes.follow
+        before_step = self.chooser.before_step
         level = 0
         while True:
             before_step(path[level])
@@ -82,7 +88,8 @@ class Growth:
 
     def _ask(self, last: Ints, edges: Ints) -> None:
         """Ask the model and write what it says into the next row of each root."""
-        nodes, node = self.nodes, self._node
+        nodes = self.nodes
+        node = self._node
         actions = edges - last * self._actions
         rewards, values, logits, latent = self.model(nodes.latent.take(last, 0), actions)
         check_shapes(nodes, rewards, values, logits, latent)
@@ -113,11 +120,9 @@ class Growth:
         slots = 3 * self.nodes.edges.take(
             rows
         )  # of the visits, in the flat facts; the mean comes next
-        count, mean, found = (
-            self._facts.take(slots) + 1.0,
-            self._facts.take(slots + 1),
-            returns.ravel().take(passed),
-        )
+        count = self._facts.take(slots) + 1.0
+        mean = self._facts.take(slots + 1)
+        found = returns.ravel().take(passed)
         self._facts[slots] = count
         found -= mean
         found /= count
@@ -133,16 +138,12 @@ class _ByTree:
         def view(flat: NDArray[Any]) -> NDArray[Any]:
             return flat[1:].reshape(nodes.batch, nodes.capacity, *flat.shape[1:])
 
-        self.actions, self.rewards, self.values = (
-            view(nodes.actions),
-            view(nodes.rewards),
-            view(nodes.values),
-        )
-        self.logits, self.latent, self.edges = (
-            view(nodes.logits),
-            view(nodes.latent),
-            view(nodes.edges),
-        )
+        self.actions = view(nodes.actions)
+        self.rewards = view(nodes.rewards)
+        self.values = view(nodes.values)
+        self.logits = view(nodes.logits)
+        self.latent = view(nodes.latent)
+        self.edges = view(nodes.edges)
         self.priors = view(nodes.facts)[:, :, :, 2]
 
 

@@ -89,7 +89,10 @@ class _GumbelChooser:
     def __init__(
         self, *, rule: Gumbel, nodes: Nodes, base: Floats, illegal: Bools | None, schedule: Ints
     ) -> None:
-        self.rule, self.nodes, self.base, self.illegal = rule, nodes, base, illegal
+        self.rule = rule
+        self.nodes = nodes
+        self.base = base
+        self.illegal = illegal
         self.before = nodes.visits[nodes.roots].T.copy()
         self.schedule = schedule  # [simulations, B]
         self._turns = iter(schedule)
@@ -114,7 +117,8 @@ class _GumbelChooser:
 
     def alone(self, tree: LoneTree, /) -> Picker:
         """The same on Python numbers."""
-        base, turns = self.base[:, 0].tolist(), self.schedule[:, 0].tolist()
+        base = self.base[:, 0].tolist()
+        turns = self.schedule[:, 0].tolist()
         return GumbelPicker(
             tree, base, turns, offset=self.rule.visit_offset, scale=self.rule.value_scale
         )

@@ -24,11 +24,15 @@ def considered_visits(considered: int, simulations: int) -> tuple[int, ...]:
     """
     if considered <= 1:
         return tuple(range(simulations))
-    rounds, left, done, sequence = ceil(log2(considered)), considered, 0, list[int]()
+    rounds = ceil(log2(considered))
+    left = considered
+    done = 0
+    sequence = list[int]()
     while len(sequence) < simulations:
         extra = max(1, simulations // (rounds * left))
         sequence += [done + visit for visit in range(extra) for _ in range(left)]
-        done, left = done + extra, max(2, left // 2)
+        done = done + extra
+        left = max(2, left // 2)
     return tuple(sequence[:simulations])
 
 

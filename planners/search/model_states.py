@@ -48,7 +48,9 @@ class Imagined:
         spend: Callable[[int], None],
         known: Sequence[State] = (),
     ) -> None:
-        self._problem, self._model, self._spend = problem, model, spend
+        self._problem = problem
+        self._model = model
+        self._spend = spend
         self.states = list(known)
         self.choose(np.zeros((1, len(problem.codec.sizes)), dtype=np.int64))
 
@@ -88,7 +90,8 @@ class Imagined:
         Raises:
             ModelFailed: see there.
         """
-        before, vectors = latent[:, 0].tolist(), self.vectors[actions]
+        before = latent[:, 0].tolist()
+        vectors = self.vectors[actions]
         paths = [
             (*self.states[place][2], self.interventions[action])
             for place, action in zip(before, actions.tolist())
@@ -124,7 +127,8 @@ class Imagined:
         self, ask: Callable[[], Inference], paths: Sequence[Path]
     ) -> tuple[Floats, Floats, list[int]]:
         """Rewards and values [B], and the places of the new states."""
-        first, batch = len(self.states), len(paths)
+        first = len(self.states)
+        batch = len(paths)
         try:
             found = ask()
             shapes = [np.shape(part) for part in (found.reward, found.value, found.logits)]

@@ -137,7 +137,8 @@ def harvest(nodes: Nodes) -> Tree:
     def by_root(flat: NDArray[Any]) -> NDArray[Any]:
         return flat[1:].reshape(nodes.batch, nodes.capacity, *flat.shape[1:])
 
-    parents, children = by_root(nodes.parents), by_root(nodes.children)
+    parents = by_root(nodes.parents)
+    children = by_root(nodes.children)
     actions = np.where(parents > 0, by_root(nodes.actions), -1)
     for rows in (parents, children):
         rows -= nodes.roots.reshape(-1, *[1] * (rows.ndim - 1))

@@ -103,10 +103,14 @@ class _PUCTChooser:
     def __init__(
         self, *, rule: PUCT, nodes: Nodes, illegal: Bools, generator: np.random.Generator
     ) -> None:
-        self.rule, self.nodes, self.illegal, self.generator = rule, nodes, illegal, generator
+        self.rule = rule
+        self.nodes = nodes
+        self.illegal = illegal
+        self.generator = generator
         self._ones = np.ones(illegal.shape[1])
         by_tree = (nodes.batch, -1)
-        seen, q = nodes.visits[1:].reshape(by_tree) > 0, nodes.q[1:].reshape(by_tree)
+        seen = nodes.visits[1:].reshape(by_tree) > 0
+        q = nodes.q[1:].reshape(by_tree)
         self.lowest = np.where(seen, q, np.inf).min(axis=1)
         self.highest = np.where(seen, q, -np.inf).max(axis=1)
 
@@ -123,7 +127,8 @@ class _PUCTChooser:
         score /= visits + 1.0
         if self.rule.untried == "node":
             mean = (self.nodes.values.take(rows) + self._ones.dot(visits * q)) / count
-            q, visits = np.where(visits > 0, q, mean), self._ones[:, None]
+            q = np.where(visits > 0, q, mean)
+            visits = self._ones[:, None]
         score += self._scaled(visits, q, trees)
         if rows[0] == self.nodes.roots[0]:
             np.copyto(score, -np.inf, where=self.illegal.T)
@@ -148,8 +153,11 @@ class _PUCTChooser:
 
     def conclude(self) -> Verdicts:
         """The most visited first; see `Verdicts`."""
-        nodes, roots = self.nodes, self.nodes.roots
-        visits, q, priors = nodes.visits[roots], nodes.q[roots], nodes.priors[roots]
+        nodes = self.nodes
+        roots = self.nodes.roots
+        visits = nodes.visits[roots]
+        q = nodes.q[roots]
+        priors = nodes.priors[roots]
         ranking = np.lexsort((-priors, -q, -visits, self.illegal), axis=1)
         action = ranking[:, 0].copy()
         if self.rule.temperature > 0:

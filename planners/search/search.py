@@ -66,7 +66,8 @@ def search(
         )
     first = 1 if below is None else below.parents.shape[1]
     _check_finite(nodes, first)
-    verdicts, tree = chooser.conclude(), harvest(nodes)
+    verdicts = chooser.conclude()
+    tree = harvest(nodes)
     return Searched(
         action=verdicts.action,
         ranking=verdicts.ranking,
@@ -164,10 +165,8 @@ def _check(
                 f"root {int(legal.any(axis=1).argmin())} has no legal action; allow at least one, doing nothing say"
             )
     if below is not None:
-        has, needs = (
-            (*below.children.shape[::2], *below.latent.shape[2:]),
-            (*shape, *root.latent.shape[1:]),
-        )
+        has = (*below.children.shape[::2], *below.latent.shape[2:])
+        needs = (*shape, *root.latent.shape[1:])
         if has != needs:
             raise UserError(
                 f"the trees to go on from must be for roots, actions and latents of {needs}, found {has}"

@@ -44,7 +44,8 @@ class LoneTree:
         self._priors: list[list[float] | None] = list(nodes.priors[rows].tolist())
         self._untried: list[list[int] | None] = [None] * nodes.used
         seen = [q[action] for q, tried in zip(self.q, self.tried) for action in tried]
-        self.lowest, self.highest = min(seen, default=np.inf), max(seen, default=-np.inf)
+        self.lowest = min(seen, default=np.inf)
+        self.highest = max(seen, default=-np.inf)
 
     def priors(self, node: int) -> list[float]:
         """Of each action, worked out when first asked for: most nodes are never passed."""
@@ -57,14 +58,16 @@ class LoneTree:
         """Actions without visits, the likeliest last; of equal ones the first action comes later."""
         found = self._untried[node]
         if found is None:
-            priors, visits = self.priors(node), self.visits[node]
+            priors = self.priors(node)
+            visits = self.visits[node]
             left = [action for action in range(len(visits) - 1, -1, -1) if not visits[action]]
             found = self._untried[node] = sorted(left, key=priors.__getitem__)
         return found
 
     def add(self, parent: int, action: int, reward: float, value: float) -> int:
         """A new node below an action that was not tried; its number."""
-        node, actions = len(self.values), len(self.visits[0])
+        node = len(self.values)
+        actions = len(self.visits[0])
         self.values.append(value)
         self.rewards.append(reward)
         self.depths.append(self.depths[parent] + 1)
@@ -83,10 +86,12 @@ class LoneTree:
 
     def see(self, node: int, action: int, found: float) -> None:
         """Take a return into the mean of an action."""
-        visits, q = self.visits[node], self.q[node]
+        visits = self.visits[node]
+        q = self.q[node]
         visits[action] += 1
         mean = q[action] = q[action] + (found - q[action]) / visits[action]
-        self.lowest, self.highest = min(self.lowest, mean), max(self.highest, mean)
+        self.lowest = min(self.lowest, mean)
+        self.highest = max(self.highest, mean)
 
 
 class LoneGrowth:
@@ -96,14 +101,17 @@ class LoneGrowth:
         self, nodes: Nodes, model: Recurrent, *, depth: int | None, discount: float
     ) -> None:
         self.tree = LoneTree(nodes)
-        self.nodes, self.model, self.discount = nodes, model, discount
+        self.nodes = nodes
+        self.model = model
+        self.discount = discount
         self.depth = nodes.capacity if depth is None else depth
         self.evaluations = 0
 
     def simulate(self, picker: Picker) -> None:
         """One simulation."""
         tree = self.tree
-        node, action = 0, picker.at_root()
+        node = 0
+        action = picker.at_root()
         path = [(0, action)]
         while end := tree.children[node][action]:
             if tree.depths[end] == self.depth:
@@ -120,8 +128,11 @@ class LoneGrowth:
 
     def finish(self) -> None:
         """Write the lists into the arrays."""
-        nodes, tree, count = self.nodes, self.tree, len(self.tree.values)
-        rows, children = slice(1, 1 + count), np.array(tree.children)
+        nodes = self.nodes
+        tree = self.tree
+        count = len(self.tree.values)
+        rows = slice(1, 1 + count)
+        children = np.array(tree.children)
         nodes.values[rows], nodes.rewards[rows], nodes.depths[rows] = (
             tree.values,
             tree.rewards,

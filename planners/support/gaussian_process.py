@@ -74,7 +74,8 @@ def fit(
         noise: variance of a value, in parts of the variance of all; above 0.
         widths: of the kernel, to choose from.
     """
-    mean, scale = float(values.mean()), float(values.std()) or 1.0
+    mean = float(values.mean())
+    scale = float(values.std()) or 1.0
     standard = (values - mean) / scale
     best: tuple[float, float, Floats, Floats] | None = None
     for width in widths:

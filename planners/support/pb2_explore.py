@@ -94,12 +94,14 @@ def chosen(
     """
     if not seen.gains:
         return legal[0]
-    points, gains = np.array(seen.points), np.array(seen.gains)
+    points = np.array(seen.points)
+    gains = np.array(seen.gains)
     asked = np.array([features(time, start, (*source, change)) for change in legal])  # [A, d]
     copies = np.array([features(time, *copy) for copy in pending]).reshape(
         len(pending), points.shape[1]
     )
-    centre, spread = points[:, 1:].mean(0), points[:, 1:].std(0)
+    centre = points[:, 1:].mean(0)
+    spread = points[:, 1:].std(0)
     spread[spread < 1e-9] = 1.0
     for rows in (points, asked, copies):
         rows[:, 1:] = (rows[:, 1:] - centre) / spread

@@ -59,7 +59,8 @@ class PlanBuilder(Account):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(problem.budget, clock)
-        self.problem, self.planner = problem, planner
+        self.problem = problem
+        self.planner = planner
         self.criterion: Criterion = criterion or problem.criterion or Score()
         self.legality = Legality(problem)
         self._scores: dict[Sequenced, float] = {}
@@ -171,7 +172,8 @@ class PlanBuilder(Account):
         Doing nothing is run with them, and counted, where it was not before for as many steps and
         this draw.
         """
-        wanted, executor = [canonical(sequence) for sequence in sequences], self.executor
+        wanted = [canonical(sequence) for sequence in sequences]
+        executor = self.executor
         fresh = self._fresh(wanted, steps, draw)
         if fresh and not self.over:
             self._run(executor, fresh, steps, draw)
@@ -197,7 +199,8 @@ class PlanBuilder(Account):
         self, sequences: Iterable[Sequence[Intervention]], steps: int, *, draw: int = 0
     ) -> Cost | None:
         """What `run` would spend at most on all of these; None where the executor fails to say."""
-        executor, fresh = self.executor, self._fresh(map(canonical, sequences), steps, draw)
+        executor = self.executor
+        fresh = self._fresh(map(canonical, sequences), steps, draw)
         try:
             return executor.cost(fresh, steps, measure=self.criterion.measure, draw=draw)
         except Exception as error:
@@ -281,7 +284,8 @@ class PlanBuilder(Account):
         A score that is better than one before it is raised to that one: what was given up on early,
         after a shorter look, is not to come before what outlived it.
         """
-        level, first = -math.inf, [(canonical(sequence), score) for sequence, score in ranked]
+        level = -math.inf
+        first = [(canonical(sequence), score) for sequence, score in ranked]
         named = {NOTHING, *(one for one, _ in first)}
         others = sorted(
             ((one, score) for one, score in self._scores.items() if one not in named),

@@ -55,7 +55,8 @@ class Score:
 
     def spread(self, forecast: Forecast, /) -> float:
         """Standard deviation of the score, nats: from the interval, the ensemble's disagreement and the chance of diverging."""
-        p, estimate = forecast.divergence, self._estimate(forecast)
+        p = forecast.divergence
+        estimate = self._estimate(forecast)
         inside = ((estimate.high - estimate.low) / (2 * _Z90)) ** 2 + forecast.disagreement**2
         variance = (1 - p) * inside + p * (1 - p) * (self.divergence_cost - estimate.mean) ** 2
         return (
@@ -70,11 +71,11 @@ class Score:
             return math.nan
         if outcome.diverged:
             return self.divergence_cost
-        loss, base = (
-            self._loss(outcome),
+        loss = self._loss(outcome)
+        base = (
             outcome.validation[0]
             if control.diverged and outcome.validation
-            else self._loss(control),
+            else self._loss(control)
         )
         return math.log(loss / base) if 0 < loss < math.inf and 0 < base < math.inf else math.nan
 

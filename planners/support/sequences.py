@@ -147,7 +147,8 @@ def some(
     Later decisions are drawn under the masks of now; who looks at the sequences drops what is
     illegal then.
     """
-    masks, decode = problem.masks, problem.codec.decode
+    masks = problem.masks
+    decode = problem.codec.decode
     if count(masks, decisions) - 1 <= wanted and decisions == 1:
         yield from (
             (decode(vector),) for vector in problem.generator.permutation(exhaustive(masks)[1:])

@@ -59,10 +59,8 @@ def ranks_doing_nothing(planner: Planner) -> None:
 
 def is_deterministic(planner: Planner) -> None:
     """The same seed gives an equal plan; nothing but the generator and the executor is changed, no global state is used."""
-    world, before = (
-        ToyWorld(seed=3, noise=0.01),
-        (copy.deepcopy(planner), random.getstate(), _numpy_state()),
-    )
+    world = ToyWorld(seed=3, noise=0.01)
+    before = (copy.deepcopy(planner), random.getstate(), _numpy_state())
     first, again = (planner.plan(world.problem(11)) for _ in range(2))
     assert first == again, "expected equal plans of equal seeds"
     assert before[0] == planner, "expected the planner as it was"
@@ -70,7 +68,8 @@ def is_deterministic(planner: Planner) -> None:
         "expected no global random state to be used"
     )
     problem = world.problem(11)
-    masks, history = copy.deepcopy(problem.masks), copy.deepcopy(problem.history)
+    masks = copy.deepcopy(problem.masks)
+    history = copy.deepcopy(problem.history)
     planner.plan(problem)
     assert repr(problem.history.telemetry) == repr(history.telemetry), (
         "expected the history as it was"
@@ -170,7 +169,8 @@ def survives_a_broken_model(planner: Planner) -> None:
     """A fault at any call: no exception, a sound plan, and what happened is told."""
     for fault, at in product(MODEL_FAULTS, (0, 1, 3)):
         problem, model, _ = watched(ToyWorld(seed=2).problem(2))
-        model.fault, model.at = fault, at
+        model.fault = fault
+        model.at = at
         plan = planner.plan(problem)
         _sound(plan)
         if model.calls > at and fault in ("raises", "nan"):
@@ -186,7 +186,8 @@ def survives_a_broken_executor(planner: Planner) -> None:
     """A fault at any call: no exception, a sound plan, what happened is told, and what was measured before is kept."""
     for fault, at in product(EXECUTOR_FAULTS, (0, 1, 3)):
         problem, _, executor = watched(ToyWorld(seed=2).problem(2, budget=Budget(steps=100_000)))
-        executor.fault, executor.at = fault, at
+        executor.fault = fault
+        executor.at = at
         plan = planner.plan(problem)
         _sound(plan)
         assert plan.cost.steps == executor.steps, (
@@ -285,5 +286,5 @@ def _sound(plan: Plan) -> None:
 def _numpy_state() -> list[Any]:
     return [
         part.tolist() if isinstance(part, np.ndarray) else part
-        for part in np.random.get_state(legacy=True)
-    ]  # noqa: NPY002
+        for part in np.random.get_state(legacy=True)  # noqa: NPY002  (the state that a planner must leave alone)
+    ]

@@ -108,7 +108,8 @@ class ToyWorld:
         for place in range(HORIZON):
             if place < len(sequence):
                 done = sequence[place]
-                x, y = x + math.log(done.lr_scale), y + math.log(done.weight_decay_scale)
+                x = x + math.log(done.lr_scale)
+                y = y + math.log(done.weight_decay_scale)
                 clip = clip if done.clip is None else 1 + CLIP_NAMES.index(done.clip)
                 total += once(done)
             total += self.rate(x, y, clip) / HORIZON
@@ -164,7 +165,8 @@ class ToyModel:
         ]
 
     def _one(self, sequence: Sequence[Intervention]) -> Forecast:
-        delta, p = self.world.delta(sequence), 0.9 if self.world.diverges(sequence) else 0.01
+        delta = self.world.delta(sequence)
+        p = 0.9 if self.world.diverges(sequence) else 0.01
         sure = Estimate(delta, delta, delta - 0.01, delta + 0.01)
         late = Estimate(
             float(HORIZON * DECISION), float(HORIZON * DECISION), 0.0, float(HORIZON * DECISION)
@@ -188,7 +190,8 @@ class ToyModel:
     def recurrent_inference(
         self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /
     ) -> Inference:
-        after, rewards = latent.copy(), np.zeros(len(latent))
+        after = latent.copy()
+        rewards = np.zeros(len(latent))
         for row, action in enumerate(actions):
             done = self.world.codec.decode(action)
             after[row, 0] += math.log(done.lr_scale)

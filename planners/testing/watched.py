@@ -101,7 +101,8 @@ class WatchedModel:
 
     def _count(self, futures: int) -> bool:
         """Note a call; whether it is to fail."""
-        self.calls, self.futures = self.calls + 1, self.futures + futures
+        self.calls = self.calls + 1
+        self.futures = self.futures + futures
         time.sleep(self.pause * futures)
         fails = self.fault is not None and self.calls > self.at
         if fails and isinstance(self.fault, BaseException):
@@ -196,7 +197,8 @@ def watched(problem: PlanningProblem) -> tuple[PlanningProblem, WatchedModel, Wa
     """The same problem with its model and its executor watched."""
     assert problem.model is not None
     assert problem.executor is not None
-    model, executor = WatchedModel(problem.model), WatchedExecutor(problem.executor)
+    model = WatchedModel(problem.model)
+    executor = WatchedExecutor(problem.executor)
     return replace(problem, model=model, executor=executor), model, executor
 
 

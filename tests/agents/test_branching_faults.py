@@ -24,7 +24,15 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import as_risk_asks
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
-from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, Telemetry, UserError
+from trainenv.types import (
+    Candidate,
+    Intervention,
+    Plan,
+    PlanningProblem,
+    RunHistory,
+    Telemetry,
+    UserError,
+)
 from trainenv.verification import record
 
 pytestmark = pytest.mark.usefixtures("alarms")

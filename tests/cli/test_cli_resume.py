@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, newest, sets
+from command_line import (
+    RUN_FILES,
+    SMALL,
+    asks_to_stop_at,
+    assert_one_sentence,
+    files,
+    final,
+    newest,
+    sets,
+)
 from strict_json import strict
 
 from trainenv import cli

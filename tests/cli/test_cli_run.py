@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 from alarms import fires_at
-from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, sets, tree
+from command_line import (
+    RUN_FILES,
+    SMALL,
+    asks_to_stop_at,
+    assert_one_sentence,
+    files,
+    final,
+    sets,
+    tree,
+)
 from strict_json import strict
 
 import trainenv

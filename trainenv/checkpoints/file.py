@@ -114,7 +114,8 @@ def _write_all(disk: Disk, file: int, data: bytes, offset: int) -> None:
         taken = disk.write(file, rest, offset)
         if taken <= 0:
             raise OSError(f"the disk took none of {len(rest)} bytes")
-        rest, offset = rest[taken:], offset + taken
+        rest = rest[taken:]
+        offset = offset + taken
 
 
 def _arrays(
@@ -126,7 +127,8 @@ def _arrays(
             yield compression.words(tensor)
             continue
         second = tensors.get(quantiser.second_of(name))
-        kind, flat = rounded[name], compression.words(tensor).view("f4")
+        kind = rounded[name]
+        flat = compression.words(tensor).view("f4")
         codes, scales = quantiser.quantise(
             name, kind, flat, compression.words(second).view("f4") if second is not None else None
         )

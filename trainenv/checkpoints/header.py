@@ -338,10 +338,12 @@ def _chunks(layout: Sequence[Part], table: Any, length: int, offset: int) -> lis
         raise ValueError(
             f"its manifest should list {expected} chunks, found {len(table) if isinstance(table, list) else short(table)}"
         )
-    chunks, lines = [], iter(table)
+    chunks = []
+    lines = iter(table)
     for place, part in enumerate(layout):
         for piece in part.pieces:
-            line, raw = next(lines), piece.stop - piece.start
+            line = next(lines)
+            raw = piece.stop - piece.start
             if not (
                 isinstance(line, list)
                 and len(line) == 1 + part.word_size
@@ -351,10 +353,9 @@ def _chunks(layout: Sequence[Part], table: Any, length: int, offset: int) -> lis
                 raise ValueError(
                     f"its manifest has no checksum and {part.word_size} lengths for a chunk of {short(part.name)}"
                 )
-            checksum, lengths = (
-                line.pop(0),
-                line,
-            )  # of which a manifest may have so many that a copy would count
+            # of which a manifest may have so many that a copy would count
+            checksum = line.pop(0)
+            lengths = line
             if not all(type(size) is int and 0 < size <= raw for size in lengths):
                 raise ValueError(
                     f"its manifest has impossible lengths for a chunk of {short(part.name)}"
@@ -393,7 +394,8 @@ def _layout(
     """The arrays of a file in their order."""
     parts = []
     for name, (dtype, shape) in tensors.items():
-        count, size = math.prod(shape), compression.DTYPES[dtype].itemsize
+        count = math.prod(shape)
+        size = compression.DTYPES[dtype].itemsize
         if name in rounded:
             parts += [
                 Part(f"{name}/codes", count, 1),

@@ -274,7 +274,9 @@ def _fitted_optimizer(
         UserError: it is of another kind of optimizer or of other parameters.
     """
     remedy = "give a file with the weights alone, or make the optimizer as it was when it was saved"
-    entries, groups, live = state.get("state"), state.get("param_groups"), optimizer.param_groups
+    entries = state.get("state")
+    groups = state.get("param_groups")
+    live = optimizer.param_groups
     if not (
         isinstance(entries, Mapping)
         and isinstance(groups, list)

@@ -27,7 +27,8 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / NAME
+        self.folder = folder
+        self.path = folder / NAME
         self._file: int | None = None
 
     @property
@@ -80,7 +81,8 @@ class FolderLock:
     def release(self) -> None:
         """Let go; nothing happens where the lock is not held."""
         if self._file is not None:
-            file, self._file = self._file, None
+            file = self._file
+            self._file = None
             _OPEN.discard(self)
             with suppress(OSError):
                 os.ftruncate(file, 0)
@@ -114,7 +116,9 @@ def _holder(file: int) -> str:
     """Who a lock file says holds it, in words."""
     try:
         found = json.loads(os.pread(file, _MOST, 0))
-        host, pid, since = str(found["host"]), int(found["pid"]), str(found["since"])
+        host = str(found["host"])
+        pid = int(found["pid"])
+        since = str(found["since"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "a process that has not said which"
     if pid == os.getpid() and host == socket.gethostname():

@@ -167,7 +167,8 @@ def read(folder: Path) -> Manifest:
 
 def rebuild(folder: Path) -> tuple[Manifest, dict[str, str]]:
     """A manifest from the headers of the files themselves, each held by `REBUILT`; and what was left out, with the reason."""
-    entries, left_out = [], {}
+    entries = []
+    left_out = {}
     for name in names_in(folder):
         match = re.fullmatch(_CHECKPOINT, name)
         if match is None:

@@ -87,7 +87,8 @@ def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tupl
     Raises:
         UserError: an element is not finite, or a second moment is negative.
     """
-    codes, scales = np.empty(len(moment), np.uint8), np.empty(scale_count(len(moment)), np.float32)
+    codes = np.empty(len(moment), np.uint8)
+    scales = np.empty(scale_count(len(moment)), np.float32)
     for start in range(0, len(moment), STRETCH):
         piece = slice(start, start + STRETCH)
         x = moment[piece]

@@ -212,7 +212,8 @@ def orphans(folder: Path, entries: Sequence[Entry]) -> list[Deletion]:
 def verify(folder: Path) -> list[Finding]:
     """Read every chunk of every file; the manifest comes first, then the checkpoints in order of saving, then the rest."""
     try:
-        listed, findings = manifest.read(folder), [Finding(file=manifest.NAME, entry=None, ok=True)]
+        listed = manifest.read(folder)
+        findings = [Finding(file=manifest.NAME, entry=None, ok=True)]
     except (FileNotFoundError, manifest.Damaged) as error:
         missing = isinstance(error, FileNotFoundError)
         listed, _ = manifest.rebuild(folder)

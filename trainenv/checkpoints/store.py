@@ -90,7 +90,8 @@ class CheckpointStore:
             else _positive("max_bytes", max_bytes, "bytes (None: no limit)")
         )
         self.on_error = _among("on_error", on_error, get_args(OnError))
-        self._background, self._termination = Background(), Termination()
+        self._background = Background()
+        self._termination = Termination()
         self._writer = Writer(self.folder, Disk() if disk is None else disk, self._background.notes)
         self._live: dict[
             str, set[str]

@@ -35,8 +35,11 @@ class Writer:
     """
 
     def __init__(self, folder: Path, disk: Disk, notes: list[str]) -> None:
-        self.folder, self.notes = folder, notes
-        self._disk, self._lock, self._pid = disk, FolderLock(folder), os.getpid()
+        self.folder = folder
+        self.notes = notes
+        self._disk = disk
+        self._lock = FolderLock(folder)
+        self._pid = os.getpid()
         self._listed = Manifest()
         # names of files that the list has dropped, and that may still be there
         self._doomed: set[str] = set()
@@ -90,7 +93,8 @@ class Writer:
         Raises:
             UserError: it failed. What was listed before is listed still.
         """
-        before, sequence = self._listed.entries, self._listed.next_sequence
+        before = self._listed.entries
+        sequence = self._listed.next_sequence
         name = manifest.checkpoint_name(snapshot.step)
         if os.path.lexists(self.folder / name):  # history was rewound and came by again
             name = manifest.checkpoint_name(snapshot.step, sequence)

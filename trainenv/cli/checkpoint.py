@@ -84,7 +84,8 @@ def show(path: Path, say: Say) -> Result:
     entries = store.entries()
     say(f"{'step':>9}  {'sequence':>8}  {'tier':>5}  {'size':>10}  {'file':<16}  held by")
     for entry in entries:
-        size, holders = _size(entry.bytes), ", ".join(entry.holders)
+        size = _size(entry.bytes)
+        holders = ", ".join(entry.holders)
         say(
             f"{entry.step:>9}  {entry.sequence:>8}  {entry.tier:>5}  {size:>10}  {entry.file:<16}  {holders}".rstrip()
         )
@@ -182,7 +183,9 @@ def _folder(path: Path) -> Path:
 
 def _size(count: int) -> str:
     """Bytes, as people read them."""
-    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    size = float(count)
+    units = ["B", "KiB", "MiB", "GiB"]
     while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
+        size = size / 1024
+        units = units[1:]
     return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

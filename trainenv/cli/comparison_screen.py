@@ -17,7 +17,9 @@ from rich.table import Table
 from trainenv.compare.runner import Progress
 
 _TOLD = 20  # lines of progress where nobody watches
-_ABREAST, _WIDEST = 7, 1000  # faults beside one another; characters of any table
+# faults beside one another; characters of any table
+_ABREAST = 7
+_WIDEST = 1000
 _FAILED = 10  # failed cells that are told one by one
 
 
@@ -44,7 +46,8 @@ class Screen:
         )
         self._bar = Bar(*columns, console=self._err, disable=not self._err.is_terminal)
         self._task = self._bar.add_task(title, total=total, note="")
-        self._title, self._told = title, 0
+        self._title = title
+        self._told = 0
 
     def __enter__(self) -> Screen:
         self._bar.start()
@@ -60,7 +63,8 @@ class Screen:
 
     def progress(self, progress: Progress) -> None:
         """Show where the comparison is, after a cell; one that failed always has its line."""
-        row, left = progress.row, f"about {minutes(progress.seconds_left)} left"
+        row = progress.row
+        left = f"about {minutes(progress.seconds_left)} left"
         note = f"{left}, {row['method']} on {row['trunk']}"
         self._bar.update(self._task, completed=progress.done, total=progress.total, note=note)
         if row["error"]:
@@ -105,7 +109,8 @@ class Screen:
 
 def counts(found: Mapping[str, Any]) -> str:
     """How many cells there are, failed and diverged, and which failed, in sentences."""
-    cells, failed = found["cells"], found["failed"]
+    cells = found["cells"]
+    failed = found["failed"]
     said = f"{cells['there']} of {cells['wanted']} cells, {cells['diverged']} diverged, {cells['failed']} failed."
     for cell in failed[:_FAILED]:
         said += f"\n  {cell['method']} on {cell['trunk']}, seed {cell['seed']}: {cell['error']}"

@@ -30,10 +30,8 @@ def demo_command(args: argparse.Namespace) -> Result:
 
     config = _config(args)
     run = TrainingRun.from_config(config)  # before anything is written: it may not fit
-    start, root = (
-        run.snapshot(),
-        RunFolder(args.out) if args.resume else RunFolder.create(args.out, config),
-    )
+    start = run.snapshot()
+    root = RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
     summaries: list[dict[str, Any]] = []
     with interruptible() as stop:
         for method in _METHODS:

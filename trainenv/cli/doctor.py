@@ -64,7 +64,8 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    found, missing = [], []
+    found = []
+    missing = []
     for name in _PACKAGES:
         try:
             found.append(f"{name} {version(name)}")

@@ -12,7 +12,8 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
+INTERRUPTED = 130
 _NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML spells it
 Result = tuple[dict[str, Any], int]
 """What a command prints with `--json`, and its exit code."""

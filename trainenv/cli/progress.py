@@ -38,10 +38,8 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, *, quiet: bool) -> None:
-        self._out, self._err = (
-            Console(quiet=quiet, highlight=False),
-            Console(stderr=True, highlight=False),
-        )
+        self._out = Console(quiet=quiet, highlight=False)
+        self._err = Console(stderr=True, highlight=False)
         columns = (
             TextColumn("{task.description:>11}", markup=False),
             BarColumn(),
@@ -55,7 +53,9 @@ class Progress:
             disable=not self._err.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total, note="")
-        self._title, self._total, self._tenth = title, total, 0
+        self._title = title
+        self._total = total
+        self._tenth = 0
 
     def __enter__(self) -> Progress:
         self._bar.start()

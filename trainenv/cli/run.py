@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from trainenv.run import TrainingRun
     from trainenv.types import Snapshot
 
-_BRANCHING, _BY_HAND, _PLANNER = "--branching", "--by-hand", "grid"
+_BRANCHING = "--branching"
+_BY_HAND = "--by-hand"
+_PLANNER = "grid"
 
 
 def run_command(args: argparse.Namespace) -> Result:
@@ -26,7 +28,8 @@ def run_command(args: argparse.Namespace) -> Result:
     from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
-    said, flags = [], _flags(args)
+    said = []
+    flags = _flags(args)
     if args.resume:
         if args.out is None or args.config is not None or args.set or args.weights:
             raise UserError(
@@ -112,7 +115,8 @@ def _resumed(
     _, snapshot = RunFolder.resume(
         args.out
     )  # what there is to go on with is found out before anything is built
-    made, others = MadeOf.read(args.out), []
+    made = MadeOf.read(args.out)
+    others = []
     before = made.flags if made is not None else ()
     if not flags or (flags[0] == _BRANCHING and args.planner is None and before[:1] == flags[:1]):
         flags = before
@@ -139,10 +143,8 @@ def _closeness(
     """How close a resumed run is to one that was never interrupted, in words."""
     from trainenv.training import numerics
 
-    saved, now = (
-        snapshot.state["numerics"],
-        numerics.numerics(run.model, run.optimizer, run.device, run.config),
-    )
+    saved = snapshot.state["numerics"]
+    now = numerics.numerics(run.model, run.optimizer, run.device, run.config)
     changed = [
         f"{name} was {saved.get(name)}, is {now[name]}"
         for name in now

@@ -127,7 +127,9 @@ class ZClip:
 
     def _update(self, state: dict[str, Tensor], fed: Tensor, finite: Tensor, warm: Tensor) -> None:
         """Move mean and variance towards the norm `fed`: with weight 1/n in the warm-up, 1 − α afterwards, 0 if not finite."""
-        mean, variance, seen = state["mean"], state["variance"], state["seen"]
+        mean = state["mean"]
+        variance = state["variance"]
+        seen = state["seen"]
         seen.add_(finite)
         weight = seen.reciprocal().masked_fill_(~warm, 1 - self.alpha).masked_fill_(~finite, 0.0)
         fed = torch.where(finite, fed, mean)

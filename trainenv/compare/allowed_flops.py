@@ -15,7 +15,9 @@ def allowance(config: RunConfig) -> float:
     """
     from trainenv.models.build import parameter_count, positions
 
-    model, every, monitor = config.model, config.validation.every, config.monitor
+    model = config.model
+    every = config.validation.every
+    monitor = config.monitor
     vocabulary = _VOCABULARIES.get(config.corpus.tokenizer, config.corpus.vocab_size)
     parameters = parameter_count(config, vocabulary) - positions(config) * model.width
     per_token = 6.0 * parameters + 12.0 * model.layers * model.width * model.context

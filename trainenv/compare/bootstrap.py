@@ -93,7 +93,9 @@ def weights(counts: tuple[int, ...], resamples: int = RESAMPLES, seed: int = 0) 
         resamples: R.
         seed: of the draws.
     """
-    rng, many, runs = np.random.default_rng(seed), len(counts), np.array(counts)
+    rng = np.random.default_rng(seed)
+    many = len(counts)
+    runs = np.array(counts)
     trunk = rng.integers(many, size=(resamples, many))  # (R, T)
     drawn = np.floor(rng.random((resamples, many, max(counts))) * runs[trunk][..., None]).astype(
         np.int64

@@ -81,7 +81,8 @@ def play(task: Task, stop: Stop = lambda: False) -> Row | None:
 
     Whatever the method raises is a failed cell.
     """
-    cell, here = task.cell, task.cell.run_folder(task.folder)
+    cell = task.cell
+    here = task.cell.run_folder(task.folder)
     shutil.rmtree(here, ignore_errors=True)  # what a process that was killed has left
     here.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -153,7 +154,8 @@ def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
         "error": "",
         "budget": budget,
     }
-    loss, total = measured["log_final_loss"], measured["total_flops"]
+    loss = measured["log_final_loss"]
+    total = measured["total_flops"]
     if not (isinstance(loss, int | float) and math.isfinite(loss)):
         return row | {
             "ended": "failed",

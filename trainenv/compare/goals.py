@@ -11,8 +11,11 @@ from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table, number
 
 HARMLESS = 0.002  # of ln loss: what a calm run may be worse by
 FEWER = 0.8  # of the instability events
-WASTED, DRAFTING = 0.1, 0.01  # shares of compute, at most
-POPULATION, QUARTER = "pbt", "branching-quarter"
+# shares of compute, at most
+WASTED = 0.1
+DRAFTING = 0.01
+POPULATION = "pbt"
+QUARTER = "branching-quarter"
 QUARTERED = 0.25  # of the population's compute
 
 
@@ -23,11 +26,9 @@ def goals(
 
     Where a goal speaks of an interval, the whole of it must keep the goal, else the measured value.
     """
-    calm, stressed, every = (
-        groups.get("calm", ()),
-        groups.get("stressed", ()),
-        groups.get("all", ()),
-    )
+    calm = groups.get("calm", ())
+    stressed = groups.get("stressed", ())
+    every = groups.get("all", ())
     others = [method for method in methods if method not in (SUBJECT, QUARTER)]
     found = []
     for other in others:
@@ -39,7 +40,8 @@ def goals(
     found.append(
         _goal(what, f"at most {HARMLESS:g}, interval and all", calmly, calmly.high <= HARMLESS)
     )
-    quarter, share = table.difference(every, QUARTER, POPULATION), _compute(table, every)
+    quarter = table.difference(every, QUARTER, POPULATION)
+    share = _compute(table, every)
     fewer = _fewer(table, stressed)
     wasted, drafting = (_share(table, every, name) for name in ("wasted", "drafting"))
     return [

@@ -10,7 +10,8 @@ from typing import Any
 from trainenv.compare.bootstrap import Figure, figure
 from trainenv.compare.cells import Row
 
-UNTOUCHED, SUBJECT = "nothing", "branching"
+UNTOUCHED = "nothing"
+SUBJECT = "branching"
 """The method that all are compared with, and the one that is compared with all."""
 
 

@@ -146,7 +146,8 @@ def method_row(
         the budget); `hindsight`: no competitor, only a reference.
     """
     names = tuple(trunks)
-    there, rows = table.cells(names, method), table.sound(names, method)
+    there = table.cells(names, method)
+    rows = table.sound(names, method)
     of = [row["trunk"] for row in rows]
     figures = {
         "against_nothing": table.difference(names, method, UNTOUCHED),
@@ -173,7 +174,8 @@ def method_row(
 def _regret(
     table: Table, trunks: Sequence[str], method: str, best: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
-    values, of = [], []
+    values = []
+    of = []
     for trunk in trunks:
         reference = table.losses(trunk, best[trunk]["method"]) if trunk in best else {}
         for seed, loss in table.losses(trunk, method).items():

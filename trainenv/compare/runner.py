@@ -205,7 +205,8 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
         UserError: it holds something else, or a comparison of other trunks, or of other text, under
             the same names.
     """
-    path, asked = folder / "suite.json", json.loads(json.dumps(suite.to_json()))
+    path = folder / "suite.json"
+    asked = json.loads(json.dumps(suite.to_json()))
     digests = _digests(suite)
     if path.is_file():
         try:
@@ -214,7 +215,8 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
                 trunk["name"]: {**trunk, "corpus": with_whole_paths(trunk["corpus"])}
                 for trunk in there["trunks"]
             }
-            name, trained_on = there["name"], dict(there.get("corpora", {}))
+            name = there["name"]
+            trained_on = dict(there.get("corpora", {}))
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path} is no suite of ours; give another --out") from None
         differing = next((t["name"] for t in asked["trunks"] if known.get(t["name"], t) != t), None)
@@ -288,7 +290,8 @@ class Estimate:
 
 
 def _ratio(pairs: list[tuple[float, float]]) -> float:
-    expected, took = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+    expected = sum(pair[0] for pair in pairs)
+    took = sum(pair[1] for pair in pairs)
     return took / expected if expected and took else 1.0
 
 

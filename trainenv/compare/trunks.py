@@ -106,7 +106,8 @@ class Trunk:
         """About how long a core takes to train it: 2.6 ms + 1.7 ms a layer + 22 ms a GFLOP for each step, as measured
         for widths 32 to 64 with checkpoints every 25 steps.
         """
-        model, corpus = self._config.model, self._config.corpus
+        model = self._config.model
+        corpus = self._config.corpus
         vocabulary = 256 if corpus.tokenizer == "bytes" else corpus.vocab_size
         parameters = vocabulary * model.width + 12 * model.layers * model.width**2
         gigaflops = 6e-9 * parameters * self._config.batch_size * model.context

@@ -24,8 +24,10 @@ Method = Callable[["RunConfig", Path, "Watch", Stop], dict[str, Any]]
 """(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `train`."""
 
 _CLIP_AT_ONE = {"clip.policy": "none", "clip.options": {"none": {"max_norm": 1.0}}}
-_MEMBERS, _GENERATIONS = 4, 5
-_STAGES, _TRIES = 10, 6
+_MEMBERS = 4
+_GENERATIONS = 5
+_STAGES = 10
+_TRIES = 6
 
 
 def as_set(

@@ -55,7 +55,8 @@ def load(config: CorpusConfig) -> Corpus:
 
 @lru_cache(maxsize=4)
 def _load(config: CorpusConfig) -> Corpus:
-    text, folder = source(config), cache.folder(config.cache)
+    text = source(config)
+    folder = cache.folder(config.cache)
     if left_out := text.train.left_out:
         found = f"{len(left_out)} left out: {listed(left_out)}"
         warnings.warn(
@@ -181,7 +182,9 @@ def _as_bytes(documents: Documents, separator: bytes, limit: int | None) -> tupl
 
 def _concatenated(documents: Documents, tokens: Tokenizer, limit: int | None) -> IntArray:
     """The first `limit` tokens of a text, the separator after each document."""
-    parts, size, rows = [np.zeros(0, dtype(tokens.vocab_size))], 0, iter(documents)
+    parts = [np.zeros(0, dtype(tokens.vocab_size))]
+    size = 0
+    rows = iter(documents)
     while (limit is None or size < limit) and (together := list(islice(rows, _TOGETHER))):
         for part in tokens.encode(together):
             parts += [part, tokens.separator]

@@ -84,12 +84,14 @@ class CorpusBatches:
         names: tuple[str, ...] = ()
         factor = 1
         if self._long_factor > 1 and self.stressors is not None and self.stressors.is_long(index):
-            factor, names = self._long_factor, ("long_sequence",)
+            factor = self._long_factor
+            names = ("long_sequence",)
         tokens = self._tokens(index, factor)
         if self.stressors is not None:
             tokens, more = self.stressors(tokens, index)
             names += more
-        rows, whole = len(tokens) // self.accumulation, torch.from_numpy(tokens)
+        rows = len(tokens) // self.accumulation
+        whole = torch.from_numpy(tokens)
         micro = tuple(whole[start : start + rows] for start in range(0, len(tokens), rows))
         return Batch(micro=micro, index=index, stressors=names)
 

@@ -17,7 +17,9 @@ Run = tuple[int, int]
 
 # segments after which the pattern of the split repeats: 2 of them are validation, 1 is probe
 PERIOD = 80
-VALIDATION, PROBE = (19, 59), (39,)  # places of held-out segments in a period
+# places of held-out segments in a period
+VALIDATION = (19, 59)
+PROBE = (39,)
 PERIODS = 8  # at most, where segments are long enough
 LONG_ENOUGH = 16384  # tokens of a segment: long sequences fit into it
 FEWEST = 8 * PERIOD  # tokens of the shortest text that can be split
@@ -77,7 +79,8 @@ class Split:
 
     def cut(self, starts: Indices, length: int) -> Indices:
         """The `length` tokens from each start, [n, length] int64."""
-        tokens, item = self.tokens, self.tokens.itemsize
+        tokens = self.tokens
+        item = self.tokens.itemsize
         # Overlapping rows over the same memory: one indexing operation copies what it needs.
         rows: IntArray = np.ndarray(
             (len(tokens) - length + 1, length), tokens.dtype, tokens, 0, (item, item)

@@ -88,7 +88,9 @@ class Survey:
 
     @classmethod
     def of(cls, documents: Iterator[bytes]) -> Survey:
-        digest, size, count = xxhash.xxh3_128(), 0, 0
+        digest = xxhash.xxh3_128()
+        size = 0
+        count = 0
         for document in documents:
             digest.update(
                 len(document).to_bytes(8, "little")
@@ -125,7 +127,8 @@ def text_files(path: Path | None) -> Source:
     path = expanded(path)
     left_out: list[LeftOut] = []
     if os.path.isfile(path):
-        root, names = path.parent, [path.name]
+        root = path.parent
+        names = [path.name]
         _check_readable(path)
     elif os.path.isdir(path):
         root, (there, left_out) = path, files_below(path)

@@ -28,7 +28,8 @@ def load(path: Path | None) -> Subwords:
     for file in (path, path / "tokenizer.json"):
         if isfile(file):
             return Subwords(file.read_text(encoding="utf-8", errors="replace"), str(file))
-    vocabulary, merges = path / "vocab.json", path / "merges.txt"
+    vocabulary = path / "vocab.json"
+    merges = path / "merges.txt"
     if isfile(vocabulary) and isfile(merges):
         return Subwords(_from_pair(vocabulary, merges), str(path))
     raise UserError(

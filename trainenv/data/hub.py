@@ -20,8 +20,10 @@ from trainenv.data.documents import Documents, Source
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
-WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"
-C4, C4_CONFIG = "allenai/c4", "en"
+WIKITEXT = "Salesforce/wikitext"
+WIKITEXT_CONFIG = "wikitext-103-raw-v1"
+C4 = "allenai/c4"
+C4_CONFIG = "en"
 C4_TRAIN = tuple(f"c4-train.{shard:05d}-of-01024.json.gz" for shard in range(1024))
 C4_VALIDATION = tuple(f"c4-validation.{shard:05d}-of-00008.json.gz" for shard in range(8))
 

@@ -56,13 +56,11 @@ class TokenStream:
         limit: int | None = None,
         chunk: int = CHUNK,
     ):
-        self.documents, self.tokenizer, self.folder, self.limit, self.chunk = (
-            documents,
-            tokenizer,
-            folder,
-            limit,
-            chunk,
-        )
+        self.documents = documents
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.limit = limit
+        self.chunk = chunk
         self._kept: OrderedDict[int, tuple[IntArray, Position]] = OrderedDict()
         self._open: tuple[int, list[Piece], Iterator[Piece]] | None = (
             None  # the next chunk, what is left over, what comes
@@ -89,7 +87,8 @@ class TokenStream:
         )
 
     def _slice(self, start: int, stop: int) -> IntArray:
-        first, last = start // self.chunk, (stop - 1) // self.chunk
+        first = start // self.chunk
+        last = (stop - 1) // self.chunk
         if first == last:
             return self._chunk(first)[start - first * self.chunk : stop - first * self.chunk]
         tokens = np.concatenate([self._chunk(place) for place in range(first, last + 1)])
@@ -137,7 +136,8 @@ class TokenStream:
             self._open = (place, [], self._pieces(position))
         _, left_over, pieces = self._open
         self._open = None  # what a failure leaves half read is not read on
-        parts, missing = [], self.chunk
+        parts = []
+        missing = self.chunk
         for position, piece in chain(left_over, pieces):
             parts.append(piece[:missing])
             if len(piece) >= missing:
@@ -165,7 +165,8 @@ class TokenStream:
             while together := list(islice(rows, _TOGETHER)):
                 for tokens in self.tokenizer.encode(together):
                     yield Position(shard, first, drop), np.concatenate([tokens, separator])[drop:]
-                    first, drop = first + 1, 0
+                    first = first + 1
+                    drop = 0
 
     def _path(self, place: int) -> Path:
         return self.folder / f"{self.chunk}-{place:06d}.tokens"

@@ -66,8 +66,10 @@ class Root:
                 f"a root needs telemetry and learning rates ahead, found {len(history.telemetry)} and {len(history.lrs_ahead)}; "
                 "record histories with record_histories or history_of"
             )
-        last, steps = history.telemetry[-1], history.decision_steps
-        window, earlier = history.telemetry[-steps:], history.telemetry[-2 * steps : -steps]
+        last = history.telemetry[-1]
+        steps = history.decision_steps
+        window = history.telemetry[-steps:]
+        earlier = history.telemetry[-2 * steps : -steps]
         end = last.step + len(history.lrs_ahead)
         # Until the warm-up is over, annealing has not begun.
         since = (
@@ -164,7 +166,9 @@ class Imagined:
         return seen
 
     def _moving(self) -> list[float]:
-        root, step, last = self.root, self.step, self.step - 1
+        root = self.root
+        step = self.step
+        last = self.step - 1
         lr = (
             root.rates[last - root.step]
             * self.lr_scale
@@ -204,19 +208,19 @@ def record_histories(
     every = decision if every is None else every
     if runs < 1 or every < 1:
         raise UserError(f"runs and every must be at least 1, found {runs} and {every}")
-    histories, flops = [], 0.0
+    histories = []
+    flops = 0.0
     for number in range(runs):
-        run, telemetry = (
-            TrainingRun.from_config(config.model_copy(update={"seed": seed + number})),
-            list[Telemetry](),
-        )
+        run = TrainingRun.from_config(config.model_copy(update={"seed": seed + number}))
+        telemetry = list[Telemetry]()
         while not run.done:
             telemetry += run.advance(min(every, run.horizon.end - run.step))
             if run.diverged:
                 break
             sound = math.isfinite(telemetry[-1].loss) and math.isfinite(telemetry[-1].grad_norm)
             if sound and run.step >= LEAST_STEPS and not run.done:
-                horizon, validation = DECISIONS * decision, run.evaluate()
+                horizon = DECISIONS * decision
+                validation = run.evaluate()
                 histories.append(
                     history_of(run, tuple(telemetry), horizon=horizon, validation=validation)
                 )

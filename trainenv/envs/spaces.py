@@ -44,7 +44,8 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
             raise NoSuchRenderMode(
                 f"there is nothing to render: render_mode must be None, found {render_mode!r}; leave it out"
             )
-        self.codec, self.environment = ActionCodec(interventions), environment
+        self.codec = ActionCodec(interventions)
+        self.environment = environment
         self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
         self.action_space = spaces.MultiDiscrete(list(self.codec.sizes))
         self.render_mode = render_mode

@@ -53,7 +53,9 @@ class SyntheticEnv(SteeredEnv):
         super().__init__(
             interventions or InterventionConfig(), environment or EnvironmentConfig(), render_mode
         )
-        self.decisions, self.spikes, self.law = decisions, spikes, law or Law()
+        self.decisions = decisions
+        self.spikes = spikes
+        self.law = law or Law()
         if decisions < 1:
             raise UserError(f"decisions must be 1 or more, found {decisions}")
         if self.environment.divergence_loss <= 1.2:
@@ -95,7 +97,8 @@ class SyntheticEnv(SteeredEnv):
         return Features(**features).vector(), self._info(False, ())
 
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        state, cap = self.state, self.environment.divergence_loss * REFERENCE
+        state = self.state
+        cap = self.environment.divergence_loss * REFERENCE
         if state.over:
             raise episode_over()
         intervention, masked = self.codec.legal(action, state)
@@ -136,7 +139,8 @@ class SyntheticEnv(SteeredEnv):
 
     def spend(self, decisions: int) -> None:
         """Take `decisions` decisions' worth off the budget: the run ends, annealed, that much earlier. Charged with the next."""
-        state, decisions = self.state, as_whole(decisions, "decisions", least=0)
+        state = self.state
+        decisions = as_whole(decisions, "decisions", least=0)
         horizon = state.horizon.spend(state.decision, decisions)
         self._current = replace(
             state, horizon=horizon, owed=state.owed + decisions / self.decisions
@@ -178,7 +182,8 @@ class SyntheticEnv(SteeredEnv):
         fork = SyntheticEnv(
             self.decisions, spikes, self.codec.config, self.environment, self.law, self.render_mode
         )
-        fork._seed, fork._current = self._seed, self.state
+        fork._seed = self._seed
+        fork._current = self.state
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
 
@@ -188,7 +193,8 @@ class SyntheticEnv(SteeredEnv):
             raise UserError(
                 "expected a snapshot of a synthetic environment, found one of a training run; TrainingEnv takes it"
             )
-        seed, saved = int(snapshot.state["seed"]), snapshot.state["synthetic"]
+        seed = int(snapshot.state["seed"])
+        saved = snapshot.state["synthetic"]
         order = DataOrder(seed=seed, epoch_steps=EPOCH, block_steps=1).load_state_dict(
             saved["order"]
         )
@@ -233,11 +239,12 @@ class SyntheticEnv(SteeredEnv):
         return self._planned(toll=toll, clip="zclip")[1]
 
     def _planned(self, *, toll: float, clip: ClipName) -> tuple[float, list[Intervention]]:
-        state, law, world, config = self.state, self.law, self.world, self.codec.config
-        first, steps = (
-            state.decision,
-            0 if state.over else max(0, state.horizon.end - state.decision),
-        )
+        state = self.state
+        law = self.law
+        world = self.world
+        config = self.codec.config
+        first = state.decision
+        steps = 0 if state.over else max(0, state.horizon.end - state.decision)
 
         def rate_value(k: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
             r = world.base * state.schedule(first + k) * scale
@@ -283,7 +290,9 @@ class SyntheticEnv(SteeredEnv):
 
     def _trained(self, state: State, r: float, spike: float) -> State:
         """The state after a decision at learning rate `r` that met a spike of `spike` nats (0: none)."""
-        law, place, reset = self.law, CLIP_NAMES.index(state.clip), state.reset_at == state.decision
+        law = self.law
+        place = CLIP_NAMES.index(state.clip)
+        reset = state.reset_at == state.decision
         excess = (
             state.excess * (law.recovery_reset if reset else law.recovery)
             + spike * law.damping[place]

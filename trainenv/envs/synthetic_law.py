@@ -123,11 +123,9 @@ class World:
         rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
         base = math.exp(rng.uniform(math.log(1 / 4), math.log(6)))
         decay = float(rng.integers(-2, 3))
-        draws, sizes, noise = (
-            rng.random(EPOCH),
-            0.8 * np.exp(0.5 * rng.standard_normal(EPOCH)),
-            rng.standard_normal(EPOCH),
-        )
+        draws = rng.random(EPOCH)
+        sizes = 0.8 * np.exp(0.5 * rng.standard_normal(EPOCH))
+        noise = rng.standard_normal(EPOCH)
         return World(
             base, decay, tuple(draws.tolist()), tuple(sizes.tolist()), tuple(noise.tolist())
         )
@@ -214,7 +212,8 @@ def best_path(
         options = np.stack([values[tuple(slice(i, i + k + 1) for i in first)] for first in starts])
         best = options.max(0)
         choices.append(options.argmax(0).astype(np.int8))
-    path, used = [], [0] * len(factors)
+    path = []
+    used = [0] * len(factors)
     for choice in reversed(choices):
         taken = int(choice[tuple(used)])
         path.append(scales[taken])

@@ -62,7 +62,8 @@ class TrainingEnv(SteeredEnv):
         super().__init__(self.config.interventions, self.config.environment, render_mode)
         self._run: TrainingRun | None = None
         self._memory = _Memory(validation=math.nan, validation_before=math.nan)
-        self._over, self._is_branch = True, False
+        self._over = True
+        self._is_branch = False
 
     @property
     def run(self) -> TrainingRun:
@@ -153,10 +154,8 @@ class TrainingEnv(SteeredEnv):
         saved = snapshot.state.get("environment")
         if saved is None:
             validation = self._capped(self.run.evaluate())
-            self._memory, self._over = (
-                _Memory(validation=validation, validation_before=validation),
-                self.run.done,
-            )
+            self._memory = _Memory(validation=validation, validation_before=validation)
+            self._over = self.run.done
         else:
             self._memory = _Memory(*(math.nan if v is None else v for v in saved["memory"]))
             self._over = bool(saved["over"])
@@ -171,7 +170,9 @@ class TrainingEnv(SteeredEnv):
         """
         fork = TrainingEnv(self.config, render_mode=self.render_mode)
         fork._run = self.run.fork()
-        fork._memory, fork._over, fork._is_branch = self._memory, self._over, True
+        fork._memory = self._memory
+        fork._over = self._over
+        fork._is_branch = True
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
 

@@ -122,7 +122,9 @@ class WorldModelEnv(SteeredEnv):
             raise UserError(
                 "imagined episodes need histories to start from, found none; make some with record_histories"
             )
-        self.model, self.divergence, self.reach = model, divergence, reach
+        self.model = model
+        self.divergence = divergence
+        self.reach = reach
         self.roots = tuple(Root.of(history, config) for history in histories)
         self._latents = model.initial_inference(histories).latent
         self.futures = len(histories)
@@ -161,7 +163,8 @@ class WorldModelEnv(SteeredEnv):
         if self.state.over:
             raise episode_over()
         (done,) = self.imagine([self.state], self._latent[None], [action], self.np_random)
-        self._current, self._latent = done.after, done.latent
+        self._current = done.after
+        self._latent = done.latent
         return done.after.observation, done.reward, done.diverged, done.ended, done.info
 
     def fork(self) -> WorldModelEnv:
@@ -200,7 +203,8 @@ class WorldModelEnv(SteeredEnv):
         said = self.model.recurrent_inference(latents, vectors)
         self.futures += len(vectors)
         after = [_applied(state, intervention) for state, (intervention, _) in zip(states, legal)]
-        risks, draws = self._risks(after), generator.random(len(after))
+        risks = self._risks(after)
+        draws = generator.random(len(after))
         return [
             self._judged(run, said, place, risks[place], float(draws[place]), masked)
             for place, (run, (_, masked)) in enumerate(zip(after, legal))
@@ -216,7 +220,8 @@ class WorldModelEnv(SteeredEnv):
         masked: tuple[str, ...],
     ) -> Step:
         """A decision of the run at `place` in what the model says."""
-        fall, uniform = float(said.reward[place]), run.root.history.uniform_loss
+        fall = float(said.reward[place])
+        uniform = run.root.history.uniform_loss
         if not math.isfinite(fall):
             raise UserError(
                 f"expected finite rewards of the model, found {fall}; build or load the model anew"
@@ -236,7 +241,8 @@ class WorldModelEnv(SteeredEnv):
             if fall > math.log(run.validation / cap)
             else cap
         )
-        fall, diverged = math.log(run.validation / validation), drawn or not validation < cap
+        fall = math.log(run.validation / validation)
+        diverged = drawn or not validation < cap
         spent = run.step >= run.root.horizon.end
         reached = self.reach is not None and len(run.taken) >= self.reach
         ended = (spent or reached) and not diverged

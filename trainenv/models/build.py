@@ -75,7 +75,8 @@ def positions(config: RunConfig) -> int:
 
 def parameter_count(config: RunConfig, vocab_size: int) -> int:
     """Parameters of the model of a configuration; the output layer shares the token embedding."""
-    width, layers = config.model.width, config.model.layers
+    width = config.model.width
+    layers = config.model.layers
     return (
         (vocab_size + positions(config)) * width + layers * (12 * width**2 + 13 * width) + 2 * width
     )
@@ -113,7 +114,8 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
 
 def _initialise_stably(model: GPT2) -> None:
     """Small sub-layers, large shortcut (Takase 2024): σ = √(2 / 5d), output projections × 1/√(2N), embeddings × √d."""
-    width, layers = model.config.n_embd, model.config.n_layer
+    width = model.config.n_embd
+    layers = model.config.n_layer
     std = math.sqrt(2 / (5 * width))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:

@@ -16,10 +16,9 @@ Row = tuple[
     Tensor, dict[str, Any], dict[str, Any]
 ]  # a parameter, its optimizer state and its group
 
-_WARM, _WARMUP_LOOKS = (
-    3,
-    16,
-)  # warm-ups at the start, in each of which the gradient is compared with the last update so often
+# warm-ups at the start, in each of which the gradient is compared with the last update so often
+_WARM = 3
+_WARMUP_LOOKS = 16
 # elements handled at a time, so that the temporary copies of a large model stay small
 _CHUNK = 2**24
 
@@ -83,10 +82,12 @@ def _square(tensors: Sequence[Tensor]) -> Tensor:
 
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Consecutive rows of at most `_CHUNK` elements together (a larger single row stands alone)."""
-    start, size = 0, 0
+    start = 0
+    size = 0
     for end, (parameter, _, _) in enumerate(rows):
         if end > start and size + parameter.numel() > _CHUNK:
             yield rows[start:end]
-            start, size = end, 0
+            start = end
+            size = 0
         size += parameter.numel()
     yield rows[start:]

@@ -47,7 +47,9 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, tokens: Any, loss: Callable[[Any], Tensor]) -> None:
-        self._model, self._tokens, self._loss = model, tokens, loss
+        self._model = model
+        self._tokens = tokens
+        self._loss = loss
         self.activations: Tensor | None = None
         lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
         self._blocks: list[nn.Module] = max(lists, key=len, default=[])
@@ -101,17 +103,17 @@ class _Seen:
         self.embedding: Tensor | None = None
 
     def block(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        before, after = (
-            inputs[0] if inputs else None,
-            output[0] if isinstance(output, tuple) else output,
-        )  # (B, T, W)
+        # (B, T, W)
+        before = inputs[0] if inputs else None
+        after = output[0] if isinstance(output, tuple) else output
         if (
             not isinstance(before, Tensor)
             or not isinstance(after, Tensor)
             or before.shape != after.shape
         ):
             return  # no block with a shortcut around it
-        before, after = before.float(), after.float()
+        before = before.float()
+        after = after.float()
         every = max(1, after.shape[1] // _QUERIES) if after.dim() == 3 else 1
         hidden = after[:, every - 1 :: every]
         self.activation.append(activation_entropy(hidden))
@@ -153,7 +155,8 @@ def activation_entropy(hidden: Tensor) -> Tensor:
 def _attention_hooks(block: nn.Module, seen: _Seen) -> list[RemovableHandle]:
     """A hook on the fused query–key–value projection of a GPT-2 block, if it has one."""
     attention = getattr(block, "attn", None)
-    fused, heads = getattr(attention, "c_attn", None), getattr(attention, "num_heads", None)
+    fused = getattr(attention, "c_attn", None)
+    heads = getattr(attention, "num_heads", None)
     if not isinstance(fused, nn.Module) or heads is None:
         return []
 

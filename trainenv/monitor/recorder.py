@@ -37,8 +37,11 @@ class Recorder:
                 [t if t.dtype == torch.float32 else t.float() for t in self._device]
             ).tolist()
         )
-        host, names = self._host, self._names
-        self._host, self._device, self._names = [], [], []
+        host = self._host
+        names = self._names
+        self._host = []
+        self._device = []
+        self._names = []
         for known, measured in zip(host, names):
             read = {name: next(values) for name in measured}
             if "tokens" in read:  # counted on the device

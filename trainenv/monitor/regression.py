@@ -167,7 +167,8 @@ class RegressionTrigger:
         count = len(self._recent)
         if count < self.config.events or start < self.config.baseline:
             return ""
-        recent, before = count / self.config.recent, self._earlier / start
+        recent = count / self.config.recent
+        before = self._earlier / start
         usual = before * self.config.recent
         if recent <= self.config.rate * before or count <= usual + self.config.chance * math.sqrt(
             usual

@@ -39,8 +39,13 @@ class Shift:
     """
 
     def __init__(self, *, drift: float, limit: float, memory: int) -> None:
-        self._drift, self._limit, self._memory = drift, limit, memory
-        self._mean, self._variance, self._sum, self._count = 0.0, 1.0, 0.0, 0
+        self._drift = drift
+        self._limit = limit
+        self._memory = memory
+        self._mean = 0.0
+        self._variance = 1.0
+        self._sum = 0.0
+        self._count = 0
 
     def update(self, z: float, look: float | None) -> float:
         """The sum over its limit after one more step: 1 and more is a shift.

@@ -75,7 +75,9 @@ class UncertaintyIndex:
             self._lenient_steps = min(
                 self._lenient_steps, self.config.lenient_share * _whole("steps", steps, least=1)
             )
-        window, decay, least = self.config.window, self.config.decay, self.config.min_history
+        window = self.config.window
+        decay = self.config.decay
+        least = self.config.min_history
         self._tracks = {name: Track(window, decay, least) for name in _EVERY_STEP}
         self._tracks["strain"] = Track(window, decay, least, finest=_STRAIN_LEAST)
         self._tracks |= {
@@ -87,10 +89,9 @@ class UncertaintyIndex:
             drift=self.config.shift_drift, limit=self.config.shift_limit, memory=least
         )
         self._probed: dict[str, float] = {}  # the newest z of what the probe could measure
-        self._unlooked, self._gap = (
-            0,
-            0,
-        )  # steps since the last look, and from it to the one before; 0: not known
+        # steps since the last look, and from it to the one before; 0: not known
+        self._unlooked = 0
+        self._gap = 0
         self._strain = 0.0
         self._saturated = dict.fromkeys(
             _AXES, 0
@@ -137,7 +138,9 @@ class UncertaintyIndex:
                 for name in _PROBED
                 if not math.isnan(value := _number(name, getattr(telemetry, name)))
             }
-            step, loss, grad_norm = telemetry.step, telemetry.loss, telemetry.grad_norm
+            step = telemetry.step
+            loss = telemetry.loss
+            grad_norm = telemetry.grad_norm
         elif loss is None:
             raise UserError(
                 "update needs the step's telemetry or its loss, found neither; pass loss=…"
@@ -162,7 +165,8 @@ class UncertaintyIndex:
         gradient_z = 0.0 if grad_norm is None else self._tracks["grad_norm"].update(_log(grad_norm))
         spread = self._forecasters.update(self._tracks["loss"].entered)
         apart = 0.0 if math.isnan(spread) else self._tracks["disagreement"].update(_log(spread))
-        volatility, shift = None, 0.0
+        volatility = None
+        shift = 0.0
         if self._tracks["loss"].speaks:
             odd = grad_norm is not None and not math.isfinite(grad_norm)
             strain = 0.0 if odd else self._strained(loss_z, gradient_z)
@@ -223,7 +227,8 @@ class UncertaintyIndex:
         leniency = self._leniency(step)
         threshold = self.config.threshold * leniency
         if lost:
-            index, fired = BEYOND, step > max(self._silent_until, self._lost_until)
+            index = BEYOND
+            fired = step > max(self._silent_until, self._lost_until)
             self._lost_until = step + self.config.refractory if fired else self._lost_until
         else:
             self._mean = min(self._weighted(axes), self._mean + rise)
@@ -271,7 +276,9 @@ class UncertaintyIndex:
 
     def _go_back(self, step: int) -> None:
         """Forget alarms, exceedances and looks that belong to steps taken anew."""
-        self._running, self._mean, self._strain = 0, 0.0, 0.0
+        self._running = 0
+        self._mean = 0.0
+        self._strain = 0.0
         self._saturated = dict.fromkeys(_AXES, 0)
         self._probed.clear()
         self._shift.begin_anew()
@@ -304,11 +311,9 @@ class UncertaintyIndex:
         self._probed = dict(state["probed"])
         self._strain, self._running, self._silent_until = state["counts"]
         lately = state.get("lately") or UncertaintyIndex(self.config).state_dict()["lately"]
-        self._step, self._mean, self._lost_until = (
-            lately["step"],
-            lately["mean"],
-            lately["lost_until"],
-        )
+        self._step = lately["step"]
+        self._mean = lately["mean"]
+        self._lost_until = lately["lost_until"]
         self._unlooked, self._gap = lately["looks"]
         self._saturated = dict(lately["saturated"])
         self._shift.resume(lately["shift"])

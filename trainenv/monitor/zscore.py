@@ -52,8 +52,12 @@ class Track:
         finest: float = 0.0,
     ) -> None:
         self._finest = finest
-        self._window, self._decay, self._least, self._follow = window, decay, least, follow
-        self._tail, self._tail_z = tail, NormalDist().inv_cdf(tail / 100)
+        self._window = window
+        self._decay = decay
+        self._least = least
+        self._follow = follow
+        self._tail = tail
+        self._tail_z = NormalDist().inv_cdf(tail / 100)
         self._residuals = np.zeros(window)
         self._count = 0
         self._average = math.nan
@@ -73,7 +77,9 @@ class Track:
             self._average = self.entered = value
             return 0.0
         residual = value - self._average
-        z, kept, self.entered = 0.0, residual, value
+        z = 0.0
+        kept = residual
+        self.entered = value
         if self.speaks:
             spread = self._above if residual > self._median else self._below
             z = max(-BEYOND, min(BEYOND, (residual - self._median) / spread))

@@ -32,7 +32,8 @@ def each_once(events: Iterable[Record]) -> list[dict[str, Any]]:
     detail.
     """
     events = list(events)
-    shown, named = list[dict[str, Any]](), {fault["reason"]: fault for fault in faults_of(events)}
+    shown = list[dict[str, Any]]()
+    named = {fault["reason"]: fault for fault in faults_of(events)}
     skipped: dict[str, Any] | None = None  # the newest of those in a row
     lost = {_place(event) for event in events if event["kind"] == "non_finite"}
     for event in events:

@@ -164,7 +164,8 @@ def check_corpus(path: Path, run: TrainingRun) -> None:
     Raises:
         UserError: names both digests.
     """
-    made, now = MadeOf.read(path), MadeOf.of(run, None)
+    made = MadeOf.read(path)
+    now = MadeOf.of(run, None)
     if made is not None and made.corpus is not None and made.corpus != now.corpus:
         raise UserError(
             f"the digest of the corpus (text and tokenizer) of the run in {path} was {made.corpus}, is {now.corpus}; put the "

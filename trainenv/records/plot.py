@@ -27,7 +27,8 @@ def plot_run(folder: Path, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    everything, kept = read_telemetry(folder), read_telemetry(folder, kept_only=True)
+    everything = read_telemetry(folder)
+    kept = read_telemetry(folder, kept_only=True)
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     losses, index = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -43,12 +44,14 @@ def plot_run(folder: Path, path: Path) -> Path:
     smooth = kept["loss"].where(np.isfinite(kept["loss"])).ewm(alpha=0.05).mean()
     losses.plot(kept["step"], smooth, color=_COLOURS["smooth"], lw=1.6, label="training, smoothed")
     validation = read_validation(folder)
-    steps, values = [v["step"] for v in validation], [v["loss"] for v in validation]
+    steps = [v["step"] for v in validation]
+    values = [v["loss"] for v in validation]
     losses.plot(steps, values, "o", ms=4, color=_COLOURS["validation"], label="validation")
     losses.set_ylabel("loss, nats per token")
     finite = everything["loss"][np.isfinite(everything["loss"])]
     if len(finite):
-        low, high = finite.min(), finite.quantile(0.995)
+        low = finite.min()
+        high = finite.quantile(0.995)
         losses.set_ylim(low - 0.1, max(high, low + 0.5) + 0.3)
 
     index.plot(

@@ -41,7 +41,9 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, line: int = 0, rewinds: int = 0) -> None:
-        self.path, self.line, self.rewinds = path, line, rewinds
+        self.path = path
+        self.line = line
+        self.rewinds = rewinds
         self.telemetry = TelemetryLog(path / "telemetry")
         self.flags: tuple[str, ...] = ()  # of `trainenv run`, that make who steers
         self.changes: (
@@ -109,7 +111,8 @@ class RunFolder:
             raise UserError(
                 f"expected an interrupted run with checkpoints in {path}, found none; leave out --resume to start one{early}"
             )
-        digests, snapshot = _digests(store), store.load()
+        digests = _digests(store)
+        snapshot = store.load()
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
         folder = cls(path, line=max(lines, default=0), rewinds=int(snapshot.state.get(REWINDS, 0)))
         folder._resumed = digests

@@ -87,7 +87,8 @@ class TelemetryLog:
     """
 
     def __init__(self, folder: Path, part_rows: int = 2000) -> None:
-        self._folder, self._part_rows = folder, part_rows
+        self._folder = folder
+        self._part_rows = part_rows
         folder.mkdir(parents=True, exist_ok=True)
         self._rows: list[dict[str, Any]] = []
         self._next = 1 + max(

@@ -38,7 +38,8 @@ def cool_down(together: Together, steps: int, among: Sequence[int] = (0,)) -> li
     runs = [together.runs[number] for number in among]
     if not runs:
         return measured
-    scales, done = [run.lr_scale for run in runs], 0
+    scales = [run.lr_scale for run in runs]
+    done = 0
     for bound in sorted({round(stair * steps / _STAIRS) for stair in range(1, _STAIRS + 1)} - {0}):
         # No interventions: they are bounded below, and would stand in the run's record.
         middle = (done + bound) / 2

@@ -97,9 +97,16 @@ class Rollouts:
             raise UserError(
                 f"start must be a snapshot of step {run.step} or before, found step {start.step}"
             )
-        self._run, self._decision, self._cooldown, self._look = run, decision_steps, cooldown, look
-        self._stopping, self._fold, self._workers, self._limit = stopping, fold, workers, limit
-        self._start, self._validation = run.snapshot() if start is None else start, validation
+        self._run = run
+        self._decision = decision_steps
+        self._cooldown = cooldown
+        self._look = look
+        self._stopping = stopping
+        self._fold = fold
+        self._workers = workers
+        self._limit = limit
+        self._start = run.snapshot() if start is None else start
+        self._validation = validation
         self.past = start is not None
         self._standing = run.step, run.applied, run.horizon
         # A loss that is not of tokens has no scale that we know: any finite one may be usual.
@@ -125,14 +132,18 @@ class Rollouts:
         draw: int = 0,
     ) -> Cost:
         """See `Executor`."""
-        run, taken, probed, looked = self._run, 0, 0.0, 0 if math.isfinite(self._validation) else 1
+        run = self._run
+        taken = 0
+        probed = 0.0
+        looked = 0 if math.isfinite(self._validation) else 1
         for padded in dict.fromkeys(self._padded(sequence, steps) for sequence in sequences):
             known = self._known(padded, steps, draw)
             if over(known):
                 continue
             end = measure != "horizon" and (draw, padded, steps, measure) not in self._ends
             trained = steps - known.steps + self._after(steps, measure) * end
-            taken, probed = taken + trained, probed + run.flops_of_probes(trained)
+            taken = taken + trained
+            probed = probed + run.flops_of_probes(trained)
             looked += self._looks(known.steps, steps) + end
         return Cost(
             steps=taken, flops=taken * run.flops_ahead + probed + looked * run.flops_per_evaluation
@@ -200,7 +211,8 @@ class Rollouts:
             )
         if self.past:
             self._run.rewind(self._start)
-        flagged, end = self._run.flagged, self._run.horizon.end
+        flagged = self._run.flagged
+        end = self._run.horizon.end
         self._run.restore(future.state)
         if (
             self.past
@@ -317,9 +329,11 @@ class Rollouts:
 
     def _horizon(self, together: Together, branches: Sequence[Growing], steps: int) -> list[int]:
         """Train to `steps`; the numbers of those that got there."""
-        sound, done = list(range(len(branches))), branches[0].steps
+        sound = list(range(len(branches)))
+        done = branches[0].steps
         control = next((b for b in branches if all(part.does_nothing for part in b.sequence)), None)
-        start, quarter = done, max(1, (steps - done) // 4)
+        start = done
+        quarter = max(1, (steps - done) // 4)
         while done < steps and sound:
             if done % self._decision == 0:
                 for number in sound:

@@ -72,7 +72,8 @@ class Folded:
         for run in self.runs:
             _check(run, first)
         shape: Any = first.model.config
-        self._heads, self._layers = int(shape.n_head), int(shape.n_layer)
+        self._heads = int(shape.n_head)
+        self._layers = int(shape.n_layer)
         self._layout = _layout(first)
         self._rows: list[Tensor] = []  # [K, P] of each group, leaves
         grouped = [[group["params"] for group in run.optimizer.param_groups] for run in self.runs]
@@ -143,9 +144,12 @@ class Folded:
     def _unfolded(self, run: TrainingRun) -> dict[str, Any]:
         """The state of a run's optimizer with the moments of each parameter apart."""
         folded = run.optimizer.state_dict()
-        groups, states, first = [], dict[int, Any](), 0
+        groups = []
+        states = dict[int, Any]()
+        first = 0
         for row, (layout, group) in enumerate(zip(self._layout, folded["param_groups"])):
-            places, known = range(first, first + len(layout)), folded["state"].get(row)
+            places = range(first, first + len(layout))
+            known = folded["state"].get(row)
             groups.append({**group, "params": list(places)})
             first += len(layout)
             if known is None:  # there was no step yet
@@ -227,7 +231,9 @@ class Folded:
                     for name in _MOMENTS
                 }
                 optimizer.state[row] = {"step": known[0]["step"].clone(), **moments}
-        run.optimizer, run._parameters, run.folded = optimizer, [row for row, _ in states], True
+        run.optimizer = optimizer
+        run._parameters = [row for row, _ in states]
+        run.folded = True
 
     def _together(self, micro: Sequence[Tensor]) -> Tensor:
         """Micro-batches [B, T + 1] of several runs as one [K, B, T + 1]."""
@@ -327,7 +333,9 @@ def _check(run: TrainingRun, first: TrainingRun) -> None:
         raise UserError(
             "expected runs that are not folded yet, found one that is; fold a fork taken before"
         )
-    kind, objective, optimizer = type(model).__name__, type(run.objective), type(run.optimizer)
+    kind = type(model).__name__
+    objective = type(run.objective)
+    optimizer = type(run.optimizer)
     expect(kind == "GPT2", "a GPT-2 of ours", kind)
     expect(optimizer is AdamW, "AdamW", optimizer.__name__)
     expect(

@@ -20,7 +20,8 @@ _LOOKS = 8  # data indices that are compared, over the budget
 def likeness(run: TrainingRun) -> dict[str, str]:
     """Each part of a run in a word: equal for runs whose parts are alike, whatever their states are."""
     steps = range(run.config.steps + 1)
-    stress, lost = run._stress, run._moments_lost
+    stress = run._stress
+    lost = run._moments_lost
     indices = range(0, run.config.steps, max(1, run.config.steps // _LOOKS))
     return {
         "class": _kind(run),

@@ -134,7 +134,8 @@ class Workers:
     def __init__(self, config: RunConfig, count: int) -> None:
         if count < 1:
             raise UserError(f"expected 1 worker or more, found {count}")
-        self.config, self.count = config, count
+        self.config = config
+        self.count = count
         self._workers: list[Worker] = []
 
     def __enter__(self) -> Self:
@@ -145,7 +146,8 @@ class Workers:
 
     def close(self) -> None:
         """End the processes; they are started again when they are asked for."""
-        workers, self._workers = self._workers, []
+        workers = self._workers
+        self._workers = []
         for worker in workers:
             worker.end()
 

@@ -85,7 +85,8 @@ class RemoteRun:
     """A fork in a worker process, as it is steered from here."""
 
     def __init__(self, together: RemoteGroup, number: int) -> None:
-        self._together, self._number = together, number
+        self._together = together
+        self._number = number
 
     def apply(self, intervention: Intervention) -> None:
         """See `TrainingRun.apply`."""
@@ -120,7 +121,9 @@ class RemoteGroup:
 
     def __init__(self, run: TrainingRun, workers: Workers, starts: Sequence[Start]) -> None:
         present = workers.ready(likeness(run))
-        self._run, self._workers, self._starts = run, workers, tuple(starts)
+        self._run = run
+        self._workers = workers
+        self._starts = tuple(starts)
         self._where: dict[int, Worker] = {
             number: present[number % len(present)] for number in range(len(starts))
         }
@@ -179,7 +182,8 @@ class RemoteGroup:
         for number in alive:
             if number not in self._here:
                 parcels.setdefault(self._where[number], {})[number] = alive[number]
-        found, answers = self._workers.ask(command, parcels), dict[int, Answer]()
+        found = self._workers.ask(command, parcels)
+        answers = dict[int, Answer]()
         for number, argument in alive.items():
             answer = found.get(number)
             if answer is None or isinstance(answer, Lost):

@@ -116,7 +116,9 @@ def _served(
 
 def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
     """What a command comes to."""
-    value, error, refused = None, "", False
+    value = None
+    error = ""
+    refused = False
     try:
         value = _carry_out(fork, command, argument)
     except Exception as raised:  # whatever a model may raise, memory that is out among it

@@ -43,7 +43,8 @@ def as_loss(value: Any) -> Tensor | LossSum:
     if isinstance(value, Tensor):
         return _scalar(value)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
-        total, count = _scalar(value[0]), value[1]
+        total = _scalar(value[0])
+        count = value[1]
         if isinstance(count, Tensor) and count.numel() == 1 and not count.requires_grad:
             count = count.reshape(())
             count = count.item() if host_reads_are_free(count) else count
@@ -120,7 +121,10 @@ def backward(
     Raises:
         UserError: the objective returns a mean for one micro-batch and a pair for another.
     """
-    several, workers, shares, summed = len(micro_batches) > 1, list[list[Tensor]](), None, False
+    several = len(micro_batches) > 1
+    workers = list[list[Tensor]]()
+    shares = None
+    summed = False
     apart = apart and several
     for place, micro in enumerate(micro_batches):
         loss = loss_of(micro)
@@ -161,7 +165,8 @@ class _Means:
 
     def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
         self._counts = labelled(micro_batches)
-        self._apart, self._parts = apart, list[Tensor]()
+        self._apart = apart
+        self._parts = list[Tensor]()
         self._alive: list[bool | Tensor] = []
         self.tokens: float | Tensor = sum(self._counts)
 
@@ -170,7 +175,9 @@ class _Means:
         if isinstance(self.tokens, Tensor) and host_reads_are_free(loss):
             self._counts = [int(count) for count in self._counts]
             self.tokens = sum(self._counts)
-        count, total, many = self._counts[place], self.tokens, len(self._counts)
+        count = self._counts[place]
+        total = self.tokens
+        many = len(self._counts)
         if isinstance(total, Tensor):
             total = total.to(loss.device)
             count = torch.as_tensor(count, device=loss.device)
@@ -213,9 +220,11 @@ class _Sums:
     """
 
     def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
-        self._many, self._apart = len(micro_batches), apart
+        self._many = len(micro_batches)
+        self._apart = apart
         self._guess = sum(pass_size(micro) for micro in micro_batches)
-        self._totals, self._counts = list[Tensor](), list[float | Tensor]()
+        self._totals = list[Tensor]()
+        self._counts = list[float | Tensor]()
 
     def part(self, place: int, loss: LossSum) -> tuple[Tensor, bool | Tensor]:
         """What to propagate of a micro-batch, and whether it contributes at all."""

@@ -44,7 +44,8 @@ def check_alike(
     ours = parameter_names.state_of(model)
     theirs = parameter_names.fitted(model, state["model"])
     for name in sorted({*ours, *theirs}):
-        found, expected = theirs.get(name), ours.get(name)
+        found = theirs.get(name)
+        expected = ours.get(name)
         if name.rpartition(".")[2] == "_extra_state" and name in ours and name in theirs:
             continue  # whatever the module makes of it
         if (

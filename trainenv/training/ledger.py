@@ -69,5 +69,6 @@ def flops_per_token(model: nn.Module, context: int | None = None) -> float:
     """
     parameters = max(1, sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name))
     config = getattr(model, "config", None)
-    layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
+    layers = getattr(config, "num_hidden_layers", 0)
+    width = getattr(config, "hidden_size", 0)
     return 6.0 * parameters + 12.0 * layers * width * (context or 0)

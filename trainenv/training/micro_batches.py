@@ -291,7 +291,8 @@ def _counted_by_name(micro: Mapping[Any, Any]) -> int | _Marks:
     if labels is not None:
         if not _is_integer(labels):
             return _rows_of(labels)
-        marks, mask = labels != IGNORED, named.get("loss_mask")
+        marks = labels != IGNORED
+        mask = named.get("loss_mask")
         if mask is not None and mask.shape == marks.shape:
             marks = marks & (mask != 0)
         return _Marks.of(marks, labels, inputs)

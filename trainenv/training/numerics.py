@@ -41,7 +41,8 @@ def settings(config: TrainingConfig) -> Iterator[None]:
     GPU some do unless told.
     """
     with rng.exclusive():
-        threads, wanted = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        threads = torch.get_num_threads()
+        wanted = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         if config.deterministic:
             os.environ.setdefault(

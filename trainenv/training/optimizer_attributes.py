@@ -177,7 +177,8 @@ class _Writer:
         self._alive: list[Any] = []  # what has an id above keeps it
 
     def attribute(self, name: str, value: Any) -> Any:
-        met, self._open = dict(self._met), set()
+        met = dict(self._met)
+        self._open = set()
         try:
             return self._of(value, name)
         except _Unsaved:
@@ -275,13 +276,17 @@ class _Writer:
         return sorted((self._key(part) for part in parts), key=json.dumps)
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
-        parts, left_out = [], 0
+        parts = []
+        left_out = 0
         for place, (key, part) in enumerate(value.items()):
-            met, still_open = dict(self._met), set(self._open)
+            met = dict(self._met)
+            still_open = set(self._open)
             try:
                 saved = self._of(part, f"{path}/{place}")
             except _Unsaved:  # a function, say: what is there stays
-                self._met, self._open, saved = met, still_open, {"<live>": True}
+                self._met = met
+                self._open = still_open
+                saved = {"<live>": True}
                 left_out += 1
             parts.append([self._key(key), saved])
         if left_out and left_out == len(parts):
@@ -322,7 +327,8 @@ class _Reader:
     """Attributes from tensors and JSON, written into what is there: whoever holds a container, as a closure, sees it change."""
 
     def __init__(self, optimizer: Optimizer, copies: Copies) -> None:
-        self._copies, self._parameters = copies, _parameters(optimizer)
+        self._copies = copies
+        self._parameters = _parameters(optimizer)
         self._made = _known(optimizer)  # containers, by path
         self._used = {id(value) for value in self._made.values()}
 
@@ -341,7 +347,8 @@ class _Reader:
         if tag == "generator" and isinstance(
             live, torch.Generator
         ):  # in snapshots from before tags
-            tag, value = "<generator>", [str(live.device), value]
+            tag = "<generator>"
+            value = [str(live.device), value]
         if tag == "<same>":
             return self._made.get(str(value), live)
         read = (

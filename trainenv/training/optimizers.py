@@ -149,7 +149,8 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     own. It also casts state to the dtype of the parameters and makes new tensors of those in the
     groups: both are put right after it.
     """
-    copies, live = Copies(), [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
+    copies = Copies()
+    live = [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[Any, Any] = {}
     with torch.no_grad():

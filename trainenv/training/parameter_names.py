@@ -24,7 +24,8 @@ def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 def plain(model: nn.Module, name: str) -> str:
     """A name in the model's state dict without the parts that wrappers add."""
-    parts, module = [], model
+    parts = []
+    module = model
     for part in name.split("."):
         if _wrapped_name(module) != part:
             parts.append(part)

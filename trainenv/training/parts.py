@@ -56,7 +56,8 @@ def check(
     Raises:
         UserError: names the first that is of a wrong kind, and says what to give.
     """
-    model, config = check_model(model), as_config(config)
+    model = check_model(model)
+    config = as_config(config)
     objective = NextToken() if objective is None else objective
     _check_function("objective", objective, "(model, micro_batch) → loss", (model, None))
     optimizer = check_optimizer(optimizer)

@@ -28,7 +28,8 @@ def take_on(run: TrainingRun, step: int, state: Mapping[str, Any]) -> None:
         index.load_state_dict(state["monitor"])
         clipper.load_state_dict(state["clip"]["state"])
         applied = tuple((at, Intervention(**values)) for at, values in state["applied"])
-        horizon, order = Horizon(**state["horizon"]), run._order.load_state_dict(state["order"])
+        horizon = Horizon(**state["horizon"])
+        order = run._order.load_state_dict(state["order"])
         statistics = Statistics()
         statistics.load_state_dict(state["statistics"])
         run._rng.load_state_dict(
@@ -41,14 +42,17 @@ def take_on(run: TrainingRun, step: int, state: Mapping[str, Any]) -> None:
             f"the snapshot holds what no run of this version would ({error!r:.200}); take an earlier one"
         ) from None
     run._drop_unfinished()
-    run.step, run.index, run._clipper, run._statistics = step, index, clipper, statistics
-    run.lr_scale, run.weight_decay_scale = state["lr_scale"], state["weight_decay_scale"]
-    run.applied, run.flagged, run.horizon, run._order = (
-        applied,
-        tuple(state["flagged"]),
-        horizon,
-        order,
-    )
-    run._reset_at, run._line_flops = state["reset_at"], state["line_flops"]
+    run.step = step
+    run.index = index
+    run._clipper = clipper
+    run._statistics = statistics
+    run.lr_scale = state["lr_scale"]
+    run.weight_decay_scale = state["weight_decay_scale"]
+    run.applied = applied
+    run.flagged = tuple(state["flagged"])
+    run.horizon = horizon
+    run._order = order
+    run._reset_at = state["reset_at"]
+    run._line_flops = state["line_flops"]
     if run._scaler.is_enabled():
         run._scaler.load_state_dict(state["scaler"])

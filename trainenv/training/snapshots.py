@@ -104,7 +104,8 @@ def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:
 
 def _names(state: Any) -> set[str]:
     """Names of the tensors that a state refers to."""
-    names, left = set(), [state]
+    names = set()
+    left = [state]
     while left:
         value = left.pop()
         if isinstance(value, Mapping) and TENSOR in value:
@@ -181,12 +182,16 @@ def same_bits(one: Tensor, two: Tensor) -> bool:
     if one.nbytes <= _SMALL or not one.is_cpu:
         bits = _BITS[one.element_size()]
         return torch.equal(one.view(bits), two.view(bits))
-    ours, theirs = _words(one), _words(two)
-    start, size = 0, 64  # few at first: most tensors that changed differ at once
+    ours = _words(one)
+    theirs = _words(two)
+    # few at first: most tensors that changed differ at once
+    start = 0
+    size = 64
     while start < len(ours):
         if (ours[start : start + size] != theirs[start : start + size]).any():
             return False
-        start, size = start + size, min(8 * size, _CHUNK)
+        start = start + size
+        size = min(8 * size, _CHUNK)
     return True
 
 

@@ -36,7 +36,8 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
     Raises:
         UserError: says what was returned, and what should be.
     """
-    validation, probe = run._validation, run._probe_batch
+    validation = run._validation
+    probe = run._probe_batch
     with ExitStack() as context:
         context.enter_context(run._rng.active(keep=False))
         context.enter_context(numerics.settings(run.config))
@@ -114,7 +115,8 @@ def untouched(*parts: Any) -> Iterator[None]:
 
 def _drawn(run: TrainingRun) -> Batch:
     """The data of index 0, which must be the same twice."""
-    first, again = run._batches(0), run._batches(0)
+    first = run._batches(0)
+    again = run._batches(0)
     if first is None or isinstance(first, Iterator):
         found = "None" if first is None else f"a {type(first).__name__}"
         raise UserError(
@@ -203,10 +205,9 @@ def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
 
 
 def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
-    model, objective = (
-        parameter_names.unwrapped(run.model),
-        run.objective,
-    )  # DDP waits for a backward pass after each forward
+    # DDP waits for a backward pass after each forward
+    model = parameter_names.unwrapped(run.model)
+    objective = run.objective
 
     def compute() -> Any:
         with run._autocast():

@@ -76,7 +76,9 @@ class Inference:
     logits: NDArray[np.float32]
 
 
-DECISIONS, LOOKS = 4, 8  # of a horizon: decisions in it, and looks at the validation loss
+# of a horizon: decisions in it, and looks at the validation loss
+DECISIONS = 4
+LOOKS = 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            value, whole = getattr(self, limit.name), limit.name in ("futures", "steps")
+            value = getattr(self, limit.name)
+            whole = limit.name in ("futures", "steps")
             if value is None:
                 continue
             number: Any = scalar(value)
@@ -261,7 +262,8 @@ class PlanningProblem:
     taken: Intervention | None = None
 
     def __post_init__(self) -> None:
-        sizes, found = self.codec.sizes, tuple(len(mask) for mask in self.masks)
+        sizes = self.codec.sizes
+        found = tuple(len(mask) for mask in self.masks)
         if found != sizes:
             raise UserError(
                 f"masks must have the lengths {sizes} of the codec's parts, found {found}; take codec.masks(run)"

@@ -21,7 +21,8 @@ FOLDER = "branches"
 
 def changes(intervention: Intervention) -> dict[str, Any]:
     """The fields that differ from doing nothing."""
-    ours, still = asdict(intervention), asdict(Intervention())
+    ours = asdict(intervention)
+    still = asdict(Intervention())
     return {name: value for name, value in ours.items() if value != still[name]}
 
 
@@ -133,7 +134,8 @@ def folder_of(run_folder: Path, step: int, number: int) -> Path:
 def write(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write a record, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary, path = folder / ".decision.tmp", folder / NAME
+    temporary = folder / ".decision.tmp"
+    path = folder / NAME
     temporary.write_text(
         json.dumps(plain({"schema": SCHEMA, **record}), indent=1) + "\n", encoding="utf-8"
     )

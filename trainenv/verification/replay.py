@@ -86,14 +86,15 @@ class Replay:
         """
         where, record = _read(folder, step)
         with _as_recorded(where):
-            plan, verification, start = _plan(record), _verification(record), record["start"]
+            plan = _plan(record)
+            verification = _verification(record)
+            start = record["start"]
             control = _control(record)
-            began, decision = int(record["step"]), int(record["decision_steps"])
-            accepted, recorded, checkpoint = (
-                record["accepted"],
-                str(start["fingerprint"]),
-                start["checkpoint"],
-            )
+            began = int(record["step"])
+            decision = int(record["decision_steps"])
+            accepted = record["accepted"]
+            recorded = str(start["fingerprint"])
+            checkpoint = start["checkpoint"]
         if checkpoint is None:
             raise UserError(
                 f"decision {step} was recorded without its checkpoint; set branching.replayable: true for later ones"
@@ -102,10 +103,8 @@ class Replay:
         check_corpus(folder, run)
         snapshot = CheckpointStore(where).load(began, exact=True)
         run.restore(snapshot)
-        saved, now = (
-            snapshot.state["numerics"],
-            devices.numerics(run.model, run.optimizer, run.device, run.config),
-        )
+        saved = snapshot.state["numerics"]
+        now = devices.numerics(run.model, run.optimizer, run.device, run.config)
         fingerprint = run.fingerprint()
         rollouts = verification.rollouts(run, decision_steps=decision)
         verdict = verification.verify(rollouts, plan, horizon=4 * decision, control=control)

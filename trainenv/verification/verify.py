@@ -181,8 +181,10 @@ class Verification:
                 nothing else is trained beside them, and nothing compared step by step, for the
                 batches may be others.
         """
-        steps, chosen = steps or self.verify_steps, self.chosen(plan)
-        recorded, candidates = control is not None, [plan.control, *chosen]
+        steps = steps or self.verify_steps
+        chosen = self.chosen(plan)
+        recorded = control is not None
+        candidates = [plan.control, *chosen]
         sequences = [one.interventions for one in candidates[recorded:]]
         outcomes = rollouts.run(sequences, steps, measure=self.rule.measure)
         trained = zip(candidates[recorded:], outcomes)
@@ -286,7 +288,8 @@ def expected(forecast: Forecast, share: float, width: float = 1.0) -> tuple[floa
     not learned from, at each eighth of the horizon (× √share: 0.84 at the first): what reordered
     batches change is there from the first steps on.
     """
-    scale, estimate = min(max(share, 0.0), 1.0) ** 0.25, forecast.horizon
+    scale = min(max(share, 0.0), 1.0) ** 0.25
+    estimate = forecast.horizon
     median = scale * estimate.median
     return (
         median + width * (scale * estimate.low - median),
@@ -349,7 +352,8 @@ class SpeculativeVerification(gym.Wrapper[Any, Any, Any, Any]):
             plan: the draft.
             horizon: steps that its forecasts look ahead; four decisions if left out.
         """
-        run, steps = self.training.run, self.training.config.environment.decision_steps
+        run = self.training.run
+        steps = self.training.config.environment.decision_steps
         if run.done:
             raise UserError(
                 f"the run's budget was spent at step {run.step}: there is nothing left to verify; call reset()"
@@ -368,7 +372,8 @@ class SpeculativeVerification(gym.Wrapper[Any, Any, Any, Any]):
             raise UserError(
                 "there is no verdict of this environment to commit; call verify(plan) first"
             )
-        rollouts, self._rollouts = self._rollouts, None
+        rollouts = self._rollouts
+        self._rollouts = None
         return adopt(rollouts, verdict)
 
     def step(self, action: NDArray[np.int64]) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -57,7 +57,8 @@ class GroupMeans:
             weight: how many branches what a mean is shrunk to counts for.
         """
         whole = np.zeros((GROUPS, values.shape[1]))
-        wide, fine = ranges(examples), groups(examples)
+        wide = ranges(examples)
+        fine = groups(examples)
         for place, column in enumerate(values.T):
             known = ~np.isnan(column)
             overall = float(column[known].mean()) if known.any() else 0.0

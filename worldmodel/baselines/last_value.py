@@ -57,7 +57,8 @@ class Persisting:
 
     def __call__(self, examples: Examples) -> Risk:
         """See `Risks`."""
-        now, risk = _now(examples, self.tolerance), self.otherwise(examples)
+        now = _now(examples, self.tolerance)
+        risk = self.otherwise(examples)
         for key, rates in self.rates.items():
             rows = now == key
             risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = (

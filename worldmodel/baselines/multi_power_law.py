@@ -41,7 +41,8 @@ class MultiPowerLaw:
         )
 
     def _strength(self, examples: Examples) -> Points:
-        law, seen = squash(examples.law), outcomes(examples)
+        law = squash(examples.law)
+        seen = outcomes(examples)
         with_law = ~np.isnan(seen) * (law != 0)
         products, squares = (
             np.where(with_law, law * other, 0.0).sum(axis=0) for other in (seen, law)

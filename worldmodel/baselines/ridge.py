@@ -191,8 +191,10 @@ def _lines(x: Floats, y: Floats, penalties: Sequence[float]) -> list[Line]:
             Line(offset=0.0, centre=np.zeros(x.shape[1]), weights=np.zeros(x.shape[1]))
             for _ in penalties
         ]
-    centre, offset = x.mean(axis=0), float(y.mean())
-    x, y = x - centre, y - offset
+    centre = x.mean(axis=0)
+    offset = float(y.mean())
+    x = x - centre
+    y = y - offset
     wide = len(x) < x.shape[1]
     values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
     inner = vectors.T @ (y if wide else x.T @ y)

@@ -45,7 +45,8 @@ class SpikeThreshold:
     def fit(self, examples: Examples) -> FittedPoints:
         """See `Baseline`."""
         spread = offsets(examples, held_out(self._law, examples), centred=True)
-        spiking, whole = _spiking(examples, self.threshold), Rates.of(examples)
+        spiking = _spiking(examples, self.threshold)
+        whole = Rates.of(examples)
         spike, calm = (
             Rates.of(examples.where(rows)) if rows.any() else whole for rows in (spiking, ~spiking)
         )
@@ -82,7 +83,8 @@ class _BySpike:
     calm: Rates
 
     def __call__(self, examples: Examples) -> Risk:
-        risk, rows = self.calm(examples), _spiking(examples, self.threshold)
+        risk = self.calm(examples)
+        rows = _spiking(examples, self.threshold)
         risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = (
             self.spike.hazard, self.spike.instability, self.spike.recovery,
         )  # fmt: skip

@@ -66,7 +66,8 @@ class Trees:
     def fit(self, examples: Examples) -> FittedTrees:
         """See `Baseline`; also a `UserError` where scikit-learn is missing."""
         out = next(folds(examples))
-        x, y = columns(examples), outcomes(examples)
+        x = columns(examples)
+        y = outcomes(examples)
         y[~acts(examples)] = np.nan
         late = recovery_times(examples)
         rows, decision, lost = _at_risk(examples)
@@ -80,7 +81,9 @@ class Trees:
     def _quantiles(self, x: Floats, y: Floats, out: Flags) -> list[Any]:
         """A model a level; as many trees for each as the median wants."""
         known = ~np.isnan(y)
-        x, y, out = x[known], y[known], out[known]
+        x = x[known]
+        y = y[known]
+        out = out[known]
         if not len(y) or y.min() == y.max():
             return [Always(float(y[0]) if len(y) else 0.0)] * len(LEVELS)
         count = self._count(_regressor(LEVELS[MEDIAN], self._settings(early=True)), x, y, out)

@@ -62,13 +62,15 @@ class Platt:
         """
         p, y, mass, codes = _labelled(risk, diverged, trunks)
         x = _logit(p)
-        positive, negative = float(mass @ y), float(mass @ (1 - y))
+        positive = float(mass @ y)
+        negative = float(mass @ (1 - y))
         target = np.where(y > 0, (positive + 1) / (positive + 2), 1 / (negative + 2))
         if len(np.unique(codes[y > 0])) < least_positives:
             return cls(slope=1.0, intercept=_newton(x, target, mass, free=False)[1])
         slope, intercept = _newton(x, target, mass, free=True)
         if slope < 0:
-            slope, intercept = 0.0, float(_logit(mass @ target / mass.sum()))
+            slope = 0.0
+            intercept = float(_logit(mass @ target / mass.sum()))
         return cls(slope=slope, intercept=intercept)
 
     def __call__(self, risk: ArrayLike) -> Array:
@@ -156,7 +158,8 @@ def risk_limit(
     # Letting rows through from the least risk upwards; a limit at a row's own risk is the greatest
     # that keeps it out.
     so_far = np.zeros(len(mass))
-    budget, spent = alpha * (codes.max() + 2) - 1 + 1e-9, 0.0
+    budget = alpha * (codes.max() + 2) - 1 + 1e-9
+    spent = 0.0
     if budget < 0:
         return -math.inf
     for row in order.tolist():
@@ -177,7 +180,8 @@ def disagreement_limit(disagreement: ArrayLike, *, alpha: float = 0.1, trunks: A
     (values,) = aligned(disagreement=disagreement)
     limit = conformal_quantile(values, alpha=share("alpha", alpha), trunks=trunks)
     if math.isinf(limit):
-        count, needed = len(np.unique(np.asarray(trunks))), math.ceil(1 / alpha - 1e-9) - 1
+        count = len(np.unique(np.asarray(trunks)))
+        needed = math.ceil(1 / alpha - 1e-9) - 1
         raise UserError(
             f"alpha = {alpha} needs finite disagreements of {needed} trunks, found {count}; raise alpha or add some"
         )
@@ -188,7 +192,8 @@ def _labelled(
     risk: ArrayLike, diverged: ArrayLike, trunks: ArrayLike
 ) -> tuple[Array, Array, Array, Any]:
     """Probabilities, labels, masses (one a trunk) and trunks of the rows, [n] each."""
-    p, y = _probabilities(risk), aligned(risk=risk, diverged=diverged)[1]
+    p = _probabilities(risk)
+    y = aligned(risk=risk, diverged=diverged)[1]
     if not np.isin(y, (0, 1)).all():
         raise UserError(f"diverged must be 0 or 1, found {y[~np.isin(y, (0, 1))][0]:g}")
     codes = trunk_codes(trunks, len(p))
@@ -229,7 +234,8 @@ def _newton(x: Array, target: Array, mass: Array, *, free: bool) -> tuple[float,
         design = np.stack([x * free, np.ones_like(x)])  # [2, n]
         gradient = design @ (mass * (p - target))
         hessian = (design * (mass * p * (1 - p))) @ design.T + 1e-9 * np.eye(2)
-        step, length = np.linalg.solve(hessian, gradient), 1.0
+        step = np.linalg.solve(hessian, gradient)
+        length = 1.0
         while length > 1e-9 and loss(at - length * step) > loss(at):
             length /= 2
         at = at - length * step

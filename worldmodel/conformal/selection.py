@@ -92,7 +92,8 @@ def fit_selected(
     for decision in decisions:
         low, high = _picked(how, decision, rule)
         if joint and len(low):
-            low, high = low.max(keepdims=True), high.max(keepdims=True)
+            low = low.max(keepdims=True)
+            high = high.max(keepdims=True)
         rows += [
             (a, b, str(decision.trunk), decision.stratum)
             for a, b in zip(low.tolist(), high.tolist())

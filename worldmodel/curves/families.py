@@ -64,15 +64,19 @@ class Separable:
         width = high - low
         best = (low + high) / 2
         for _ in range(_ZOOMS):
-            first, last = np.maximum(low, best - width / 2), np.minimum(high, best + width / 2)
+            first = np.maximum(low, best - width / 2)
+            last = np.minimum(high, best + width / 2)
             axes = [np.linspace(*ends, _CELLS) for ends in zip(first, last)]
             grid = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])  # [d, G]
             a, c, errors = self._regress(
                 self.shape(x / now, np.exp(grid)[:, :, None]), losses, weights
             )
             chosen = int(np.argmin(errors))
-            best, width = grid[:, chosen], width * _CLOSER
-        parameters, scale, offset = np.exp(best)[:, None, None], float(a[chosen]), float(c[chosen])
+            best = grid[:, chosen]
+            width = width * _CLOSER
+        parameters = np.exp(best)[:, None, None]
+        scale = float(a[chosen])
+        offset = float(c[chosen])
 
         def fitted(at: Floats) -> Floats:
             losses: Floats = offset + scale * self.shape(at / now, parameters)[0]

@@ -95,7 +95,9 @@ def fitted(
     history: History, law: Law | None, *, anchored: bool = True, relative_error: float
 ) -> FittedLaw:
     """A law that goes on from a history; without one, its level now."""
-    known, rows, sums = curve(history), history.measured, history.lr_sums
+    known = curve(history)
+    rows = history.measured
+    sums = history.lr_sums
     series = history.losses
     if law is not None:
         rows &= (sums >= known.first_sum) & (sums > 0)

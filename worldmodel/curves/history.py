@@ -96,7 +96,8 @@ class History:
 
     def means(self, most: int) -> tuple[Floats, Floats]:
         """Mean step and mean loss of at most `most` groups of neighbouring measured rows, [m] each."""
-        steps, losses = self.steps[self.measured], self.losses[self.measured]
+        steps = self.steps[self.measured]
+        losses = self.losses[self.measured]
         starts = np.unique(np.arange(most) * len(steps) // most)
         counts = np.diff(starts, append=len(steps))
         return np.add.reduceat(steps, starts) / counts, np.add.reduceat(losses, starts) / counts

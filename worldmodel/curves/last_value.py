@@ -26,7 +26,8 @@ class LastValue:
         """Find the level."""
         steps, losses = history.means(_ROWS)
         recent = slice(-max(2, len(steps) // 4), None)
-        x, y = steps[recent] - steps[recent].mean(), losses[recent]
+        x = steps[recent] - steps[recent].mean()
+        y = losses[recent]
         slope = float(x @ y / (x @ x)) if len(steps) > 1 else 0.0
         return FittedLastValue(
             history=history, now=level(history.losses[history.measured][-ROWS:]), slope=slope

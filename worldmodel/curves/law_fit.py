@@ -73,7 +73,8 @@ def curve(history: History, *, recent: float = 0.0) -> Curve:
     rising = np.diff(history.lrs) > 0
     # the end of the warm-up, if there was one
     start = len(rising) if rising.all() else int(np.argmin(rising))
-    sums, lrs = history.lr_sums, history.lrs
+    sums = history.lr_sums
+    lrs = history.lrs
     ends = blocks(len(lrs) - start, ROWS)
     gaps = np.diff(history.steps[start:], prepend=history.steps[start])
     changes, _ = gather(lrs[start], sums[start], gaps, lrs[start:], ends)
@@ -104,7 +105,8 @@ def blocks(rows: int, most: int) -> Ends:
 
 def to_law(x: Floats, scale: Scale) -> Law:
     """The law with coordinates `x` [7] at a scale."""
-    alpha, gamma = float(np.exp(x[2])), float(x[6])
+    alpha = float(np.exp(x[2]))
+    gamma = float(x[6])
     power = float(np.exp(x[1])) * scale.loss
     return Law(
         L0=float(x[0]) * scale.loss,
@@ -195,11 +197,16 @@ def fit(
 
 def _logarithms(x: Floats, one: Curve, scale: Scale) -> tuple[Floats, Floats]:
     """Logarithm of the loss L, by the law with coordinates `x` at each row of a curve, [n], and its derivatives, [n, 7]."""
-    alpha, rate, beta, gamma = np.exp(x[2]), np.exp(x[4]), np.exp(x[5]), x[6]
+    alpha = np.exp(x[2])
+    rate = np.exp(x[4])
+    beta = np.exp(x[5])
+    gamma = x[6]
     power = np.exp(x[1]) * scale.loss
     logs = np.log(one.sums / scale.sum)
     left = power * np.exp(-alpha * logs)  # [n] A·S^−α
-    drop, lr = one.changes.drop / scale.lr, np.log(one.changes.lr / scale.lr)  # [M]
+    # [M]
+    drop = one.changes.drop / scale.lr
+    lr = np.log(one.changes.lr / scale.lr)
     since = np.maximum(one.sums[:, None] - one.changes.position, 0.0) / scale.sum  # [n, M]
     z = rate * np.exp(-gamma * lr) * since
     u = np.log1p(z)

@@ -90,7 +90,9 @@ class Randomised:
             np.meshgrid(*(np.flatnonzero(mask) for mask in masks), indexing="ij"), axis=-1
         ).reshape(-1, len(masks))
         changed = (grid != 0).sum(axis=1)  # [A] how many parts an action changes
-        nothing, single, some = changed == 0, changed == 1, changed > 0
+        nothing = changed == 0
+        single = changed == 1
+        some = changed > 0
         low, high = self._range(codec, run)
         weights = {
             "nothing": self.nothing,

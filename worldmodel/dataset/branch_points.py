@@ -74,7 +74,8 @@ def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
     grid = {*range(0, trunk.steps, lengths.decision), trunk.steps}
     log = _Log(run, cap=design.divergence * run.uniform_loss)
     behind: list[Point] = []  # the run as it was at the last decisions, to rewind to
-    fired_left, rewound_left = design.fired, design.rewound
+    fired_left = design.fired
+    rewound_left = design.rewound
     for stop in sorted(grid | planned.keys() | set(range(0, trunk.steps, _WATCH))):
         firings = log.train(stop - run.step, trunk)
         if stop in planned:
@@ -107,7 +108,9 @@ class _Log:
     """What is noted while a trunk is trained."""
 
     def __init__(self, run: Run, *, cap: float) -> None:
-        self._run, self._alone, self._cap = run, Alone(run), cap
+        self._run = run
+        self._alone = Alone(run)
+        self._cap = cap
         self.telemetry: list[Telemetry] = []
         self.validations: dict[int, float] = {}
         self.points: list[Point] = []

@@ -103,7 +103,8 @@ def plans(trunk: Trunk, design: Design, place: int, run: Run) -> tuple[list[Plan
             for kind in noise
             for replica in range(design.replicas)
         ]
-    singles, sequences = spread(rng, design.singles, 1), spread(rng, design.sequences, DECISIONS)
+    singles = spread(rng, design.singles, 1)
+    sequences = spread(rng, design.sequences, DECISIONS)
     listed += [
         Plan(kind="single", replica=k, uniforms=tuple(row))
         for k, row in enumerate(singles.tolist())
@@ -179,7 +180,8 @@ def _play(
     to_end: bool,
 ) -> list[Played]:
     """Branches side by side, from runs that are in the state of the point."""
-    lengths, runs = design.lengths(trunk.steps), together.runs
+    lengths = design.lengths(trunk.steps)
+    runs = together.runs
     branches = [Played(plan=plan, validation=[point.validation]) for plan in listed]
     for run, plan in zip(runs, listed):
         if plan.kind == "nudged":
@@ -213,7 +215,8 @@ class _Meter:
     """What each branch has spent since it was last asked."""
 
     def __init__(self, runs: Sequence[Run], branches: Sequence[Played]) -> None:
-        self._runs, self._branches = runs, branches
+        self._runs = runs
+        self._branches = branches
         self._before = [run.ledger.total for run in runs]
 
     def read(self, phase: Phase) -> None:
@@ -242,11 +245,9 @@ def _horizon(
     Returns those whose weights were not lost.
     """
     runs = together.runs
-    codec, start, cap = (
-        ActionCodec(runs[0].config.interventions),
-        runs[0].step,
-        design.divergence * runs[0].uniform_loss,
-    )
+    codec = ActionCodec(runs[0].config.interventions)
+    start = runs[0].step
+    cap = design.divergence * runs[0].uniform_loss
     sound = list(range(len(branches)))
     for decision in range(DECISIONS):
         for number in sound:
@@ -259,7 +260,8 @@ def _horizon(
             for number, telemetry, loss in zip(
                 sound, fresh, together.evaluate(sound) if sound else ()
             ):
-                played, run = branches[number], runs[number]
+                played = branches[number]
+                run = runs[number]
                 played.validation.append(loss)
                 if played.diverged_at < 0:
                     lost = [t.step - start for t in telemetry if not math.isfinite(t.loss)]

@@ -71,7 +71,8 @@ class Crew:
     """A number of worker processes. Use it in a `with` block: on leaving it they are ended."""
 
     def __init__(self, job: Job, workers: int) -> None:
-        self._job, self._count = job, workers
+        self._job = job
+        self._count = workers
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Crew:
@@ -95,7 +96,9 @@ class Crew:
         Raises:
             UserError: the processes die before any of them has made anything.
         """
-        waiting, made, deaths = deque(trunks), 0, 0
+        waiting = deque(trunks)
+        made = 0
+        deaths = 0
         while waiting or any(worker.trunk for worker in self._workers):
             if stop():
                 return True

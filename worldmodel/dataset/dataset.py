@@ -88,8 +88,11 @@ class Dataset:
         snapshots: pd.DataFrame,
         branches: pd.DataFrame,
     ) -> None:
-        self._shards, self.design = shards, design
-        self.trunks, self.snapshots, self.branches = trunks, snapshots, branches
+        self._shards = shards
+        self.design = design
+        self.trunks = trunks
+        self.snapshots = snapshots
+        self.branches = branches
         self._telemetry = lru_cache(maxsize=2)(self._read_telemetry)
 
     @classmethod
@@ -101,7 +104,8 @@ class Dataset:
                 itself.
         """
         shards = Shards(Path(folder))
-        design, names = shards.design(), shards.names()
+        design = shards.design()
+        names = shards.names()
         if not names:
             raise UserError(f"expected shards in {folder}, found none yet; go on building it")
         tables: dict[str, list[pa.Table]] = {

@@ -72,7 +72,8 @@ def train(
     runs = [together.runs[number] for number in among]
     if not runs:
         return measured
-    here, end = runs[0].step, runs[0].step + steps
+    here = runs[0].step
+    end = runs[0].step + steps
     blows = [fault for fault in faults if fault.kind not in PLANTED and here <= fault.at < end]
     for stop, blow in [
         *((blow.at, blow) for blow in sorted(blows, key=lambda fault: fault.at)),

@@ -112,7 +112,8 @@ def generate(
         )
     shards = Shards.begin(Path(folder), design)
     texts = write_texts(shards.folder / "corpora")
-    report, started = Generated(), time.perf_counter()
+    report = Generated()
+    started = time.perf_counter()
     waiting = []
     for trunk in trunks:
         if shards.holds(trunk):
@@ -131,7 +132,8 @@ def generate(
         else:
             report.made.append(name)
         spent += costs.pop(name)
-        report.steps, report.core_seconds = report.steps + steps, report.core_seconds + core_seconds
+        report.steps = report.steps + steps
+        report.core_seconds = report.core_seconds + core_seconds
         seconds = time.perf_counter() - started
         progress(
             Progress(
@@ -170,7 +172,8 @@ def cost(trunk: Trunk, design: Design) -> float:
     A step: 1 ms + 1.3 ms a layer + 20 ms a GFLOP, as measured for widths 16–128 on one core; half
     of it in a fold.
     """
-    lengths, size = design.lengths(trunk.steps), trunk.size
+    lengths = design.lengths(trunk.steps)
+    size = trunk.size
     snapshots = (
         design.random
         + min(design.after_faults, len(trunk.faults))

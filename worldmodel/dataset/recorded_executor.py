@@ -56,7 +56,8 @@ class RecordedExecutor:
 
     def __init__(self, data: Dataset, row: int, codec: ActionSpace | None = None) -> None:
         snapshot: dict[Any, Any] = data.snapshots.iloc[row].to_dict()
-        name, branches = snapshot["trunk"], data.branches
+        name = snapshot["trunk"]
+        branches = data.branches
         trunk: dict[Any, Any] = data.trunks[data.trunks["trunk"] == name].to_dict("records")[0]
         here = (
             (branches["trunk"] == name)
@@ -71,11 +72,9 @@ class RecordedExecutor:
         self.masks = _masks(
             codec or ActionCodec(), list(self.rows), f"snapshot {snapshot['snapshot']} of {name}"
         )
-        self.horizon, self.look, self.cooldown = (
-            int(trunk["horizon"]),
-            int(trunk["look"]),
-            int(trunk["cooldown"]),
-        )
+        self.horizon = int(trunk["horizon"])
+        self.look = int(trunk["look"])
+        self.cooldown = int(trunk["cooldown"])
         self._rest = max(0, int(trunk["budget"]) - int(snapshot["step"]) - self.horizon)
         self._continued = bool(snapshot["continued"])
         control = self._branches[Intervention()]
@@ -87,7 +86,8 @@ class RecordedExecutor:
     def fresh(self) -> RecordedExecutor:
         """The same with nothing paid for yet: for the next planner."""
         found = copy.copy(self)
-        found._ran, found._cooled = {}, set()
+        found._ran = {}
+        found._cooled = set()
         return found
 
     def masks_after(self, sequence: Sequence[Intervention]) -> Masks:
@@ -122,16 +122,21 @@ class RecordedExecutor:
     def _one(
         self, sequence: Sequence[Intervention], steps: int, measure: Measure, draw: int
     ) -> Outcome:
-        done, looked = sequence[0], self._looked(steps)
-        branch, decisions = self._branches.get(done), -(-steps * DECISIONS // self.horizon)
+        done = sequence[0]
+        looked = self._looked(steps)
+        branch = self._branches.get(done)
+        decisions = -(-steps * DECISIONS // self.horizon)
         if branch is None or not all(later.does_nothing for later in sequence[1:decisions]):
             return Outcome(error=f"this was not tried: {sequence!r:.200}")
         if looked > self.horizon:
             return Outcome(error=f"tried for {self.horizon} steps, asked for {steps}")
         on, cooling = self._new(done, steps, measure, draw)
-        lost, ran, key = int(branch["steps"]), self._ran.get((done, draw), 0), (done, draw)
+        lost = int(branch["steps"])
+        ran = self._ran.get((done, draw), 0)
+        key = (done, draw)
         if lost < self.horizon:  # the weights were lost there: no step after it was taken
-            on, cooling = max(0, min(on, lost - ran)), 0
+            on = max(0, min(on, lost - ran))
+            cooling = 0
         self._ran[key] = ran + on
         if measure == "annealed" and looked == self.horizon:
             self._cooled.add(key)
@@ -151,7 +156,8 @@ class RecordedExecutor:
 
     def _new(self, done: Intervention, steps: int, measure: Measure, draw: int) -> tuple[int, int]:
         """Steps of the branch itself that were not paid for before, and those of its cool-down; where it is not lost."""
-        looked, key = self._looked(steps), (done, draw)
+        looked = self._looked(steps)
+        key = (done, draw)
         if looked > self.horizon or done not in self._branches:
             return 0, 0
         end = self.horizon + self._rest if measure == "final" and self._continued else looked

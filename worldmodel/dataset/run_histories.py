@@ -41,7 +41,8 @@ def recorded_history(data: Dataset, row: int) -> RunHistory:
     trunk: dict[Any, Any] = data.trunks[data.trunks["trunk"] == snapshot["trunk"]].to_dict(
         "records"
     )[0]
-    step, recipe = int(snapshot["step"]), Trunk.from_json(json.loads(trunk["recipe"]))
+    step = int(snapshot["step"])
+    recipe = Trunk.from_json(json.loads(trunk["recipe"]))
     telemetry = telemetry_of(data.trunk_steps(str(snapshot["trunk"])).iloc[:step])
     last = {name: float(getattr(telemetry[-1], name)) for name in ("lr_scale", "steps_since_reset")}
     validation = snapshot["validation"]

@@ -110,5 +110,6 @@ def leave_action_out(
         raise UserError(
             f"a trunk must be in one part only, found {both[0]} in both; take parts that by_trunk has made"
         )
-    used, trunk = uses(branches, family), branches["trunk"]
+    used = uses(branches, family)
+    trunk = branches["trunk"]
     return trunk.isin(train).to_numpy() & ~used, trunk.isin(test).to_numpy() & used

@@ -69,7 +69,8 @@ class Shards:
         path = self.folder / _HEADER
         try:
             header = json.loads(path.read_text(encoding="utf-8"))
-            version, values = header["format"], header["design"]
+            version = header["format"]
+            values = header["design"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"expected a data set of branches in {self.folder}, found no {_HEADER} of one; give its folder"

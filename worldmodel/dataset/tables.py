@@ -62,7 +62,8 @@ def _steps(telemetry: Sequence[Telemetry], *, purpose: str) -> Rows:
 
 
 def _trunk_row(run: Run, trunk: Trunk, design: Design, trained: Trained) -> dict[str, Any]:
-    lengths, size = design.lengths(trunk.steps), trunk.size
+    lengths = design.lengths(trunk.steps)
+    size = trunk.size
     steps, losses = zip(*trained.validations)
     snapshot = run.snapshot()
     return {

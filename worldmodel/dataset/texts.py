@@ -11,7 +11,9 @@ from typing import Any
 from trainenv.types import UserError
 
 CORPORA = ("stdlib", "topics", "words")
-_WORDS, _FOLLOWERS, _SENTENCES = 600, 12, 12_000
+_WORDS = 600
+_FOLLOWERS = 12
+_SENTENCES = 12_000
 
 Texts = Mapping[str, Mapping[str, Any]]
 """A corpus of ours → what the run's configuration says of it under `corpus`."""
@@ -59,7 +61,8 @@ def _words() -> str:
     words = words[:_WORDS]
     followers = [draw.sample(range(_WORDS), _FOLLOWERS) for _ in words]
     weights = [1 / (place + 1) for place in range(_FOLLOWERS)]
-    lines, word = [], 0
+    lines = []
+    word = 0
     for _ in range(_SENTENCES):
         sentence = []
         for _ in range(draw.randint(4, 16)):

@@ -223,10 +223,8 @@ def sample(
 
 def _trunk(index: int, seed: int, sizes: Sequence[Size], steps: tuple[int, int]) -> Trunk:
     rng = stream(seed, "trunk", index)
-    setting, size = (
-        _level(_SETTING_LEVELS, seed, "setting", index),
-        _level(sizes, seed, "size", index),
-    )
+    setting = _level(_SETTING_LEVELS, seed, "setting", index)
+    size = _level(sizes, seed, "size", index)
     budget = round(
         math.exp(
             rng.uniform(math.log(steps[0]), math.log(max(steps[0], min(steps[1], size.most_steps))))

@@ -70,12 +70,10 @@ class _Target:
         quantiles: Floats,
         matters: NDArray[np.bool_],
     ) -> None:
-        self.examples, self.noise, self.quantiles, self.matters = (
-            examples,
-            noise,
-            quantiles,
-            matters,
-        )
+        self.examples = examples
+        self.noise = noise
+        self.quantiles = quantiles
+        self.matters = matters
         self.outcome: Floats = truths(examples)[:, TARGETS.index(target)]
 
     def mean(self, values: Floats, rows: NDArray[np.bool_]) -> Statistic:
@@ -95,7 +93,8 @@ class _Target:
         return found | {("mattering", "share"): self.mean(mattering, tried)}
 
     def ranking(self, found: list[Choice]) -> Measures:
-        median, trunks = self.quantiles[:, MEDIAN], len(self.examples.trunks)
+        median = self.quantiles[:, MEDIAN]
+        trunks = len(self.examples.trunks)
         pairs = [(choice, choice.values(median), choice.values(self.outcome)) for choice in found]
         known = [pair for pair in pairs if not np.isnan(pair[2]).any()]
         ranked = [pair for pair in known if len(pair[0]) >= LEAST_RANKED]
@@ -119,11 +118,9 @@ class _Target:
         }
 
     def intervals(self, picked: Floats) -> Measures:
-        hit, wide, tried = (
-            covered(self.quantiles, self.outcome),
-            width(self.quantiles),
-            self.examples.candidate,
-        )
+        hit = covered(self.quantiles, self.outcome)
+        wide = width(self.quantiles)
+        tried = self.examples.candidate
         wide = np.where(np.isnan(self.outcome), np.nan, wide)
         strata = self.examples.strata[self.examples.snapshot]
         found: Measures = {}
@@ -138,7 +135,8 @@ class _Target:
             )
         found["marginal", "width_in_noise"] = self.mean(wide / self.noise, tried)
         known = np.where(np.isnan(self.outcome), np.nan, picked)
-        trunk, trunks = self.examples.trunk, len(self.examples.trunks)
+        trunk = self.examples.trunk
+        trunks = len(self.examples.trunks)
         for name, values in (("coverage", hit), ("width", wide)):
             found["selected", name] = share(values * picked, known, trunk, trunks)
         return found
@@ -146,7 +144,8 @@ class _Target:
 
 def _picked(examples: Examples, predictions: Predictions, found: list[Choice]) -> Floats:
     """[n] whether a branch is the candidate with the lowest median of `annealed`: 1, 0, or a share of a tie; else NaN."""
-    median, picked = predictions.annealed[:, MEDIAN], np.full(len(examples), np.nan)
+    median = predictions.annealed[:, MEDIAN]
+    picked = np.full(len(examples), np.nan)
     for choice in found:
         lowest = median[choice.rows] == median[choice.rows].min()
         picked[choice.rows] = lowest / lowest.sum()
@@ -155,9 +154,12 @@ def _picked(examples: Examples, predictions: Predictions, found: list[Choice]) -
 
 def _divergence(examples: Examples, predictions: Predictions, limit: float) -> Measures:
     rows = divergence.risky(examples)
-    asked, told = examples.where(rows), predictions.where(rows)
-    trunk, trunks = asked.trunk, len(examples.trunks)
-    happened, chance = asked.diverged >= 0, told.divergence
+    asked = examples.where(rows)
+    told = predictions.where(rows)
+    trunk = asked.trunk
+    trunks = len(examples.trunks)
+    happened = asked.diverged >= 0
+    chance = told.divergence
     caught, steps, false_alarm = divergence.leads(asked, told, limit)
     return {
         ("rate",): mean(happened, trunk, trunks),
@@ -182,7 +184,8 @@ def _regrets(
     result: Measures = {}
     for place, target in enumerate(TARGETS):
         known, costs = regrets(found, medians, truth, target)
-        trunk, trunks = [choice.trunk for choice in known], len(examples.trunks)
+        trunk = [choice.trunk for choice in known]
+        trunks = len(examples.trunks)
         unit = np.array([noise[choice.rows[0], place] for choice in known])  # one a snapshot
         for rule, cost in costs.items():
             result[target, rule, "mean"] = mean(cost, trunk, trunks)

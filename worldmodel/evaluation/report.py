@@ -156,8 +156,10 @@ def _leaf(statistic: Statistic, weights: Floats) -> dict[str, Any]:
 
 
 def _difference(one: Statistic, other: Statistic, weights: Floats) -> dict[str, Any]:
-    a, b = value(one), value(other)
-    many, others = one.of(weights), other.of(weights)
+    a = value(one)
+    b = value(other)
+    many = one.of(weights)
+    others = other.of(weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = bounds(many - others)
         ratio = np.float64(a) / np.float64(b)

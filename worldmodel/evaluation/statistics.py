@@ -88,11 +88,13 @@ class AveragePrecision:
         ends = np.flatnonzero(
             np.diff(self.scores[order], append=-math.inf)
         )  # the last row of each distinct score
-        trunk, labels = self.trunk[order], self.labels[order]
+        trunk = self.trunk[order]
+        labels = self.labels[order]
         found = np.full(len(weights), math.nan)
         for place, weight in enumerate(weights):
             mass = weight[trunk]  # [n]
-            taken, hits = np.cumsum(mass)[ends], np.cumsum(mass * labels)[ends]
+            taken = np.cumsum(mass)[ends]
+            hits = np.cumsum(mass * labels)[ends]
             if len(ends) and hits[-1] > 0:
                 found[place] = (
                     np.diff(hits, prepend=0.0) @ np.nan_to_num(_divided(hits, taken)) / hits[-1]
@@ -107,7 +109,8 @@ def mean(values: ArrayLike, trunk: ArrayLike, count: int) -> Ratio:
 
 def share(above: ArrayLike, below: ArrayLike, trunk: ArrayLike, count: int) -> Ratio:
     """Σ above ÷ Σ below over units [u]; one that is NaN in either is left out."""
-    over, under = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    over = np.asarray(above, dtype=np.float64)
+    under = np.asarray(below, dtype=np.float64)
     of = np.asarray(trunk, dtype=np.int64)
     known = ~(np.isnan(over) | np.isnan(under))
     sums = [

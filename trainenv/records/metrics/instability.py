@@ -147,7 +147,8 @@ def recovery(events: Sequence[HarmEvent]) -> Recovery:
 
 def _kaplan_meier(durations: Sequence[tuple[int, bool]]) -> float:
     """The first time by which at most half are still going on (Kaplan & Meier 1958); NaN where that is not known."""
-    going, share = len(durations), 1.0
+    going = len(durations)
+    share = 1.0
     for lasted, group in groupby(sorted(durations), key=lambda duration: duration[0]):
         ended = [recovered for _, recovered in group]
         share *= 1 - sum(ended) / going

@@ -86,7 +86,8 @@ def verdict(comparison: Comparison) -> str:
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
-    cells, goals = comparison.found["cells"], comparison.found["goals"]
+    cells = comparison.found["cells"]
+    goals = comparison.found["goals"]
     left = cells["wanted"] - cells["there"]
     seeds = len({seed for seeds in comparison.table.rows.values() for seed in seeds})
     numbers = [

@@ -76,7 +76,8 @@ def pairs(comparison: Comparison, trunks: Sequence[str], method: str) -> tuple[f
 
 def clear(figure: Mapping[str, Any]) -> int:
     """−1 where the whole interval of a figure is below 0, 1 where it is above, else 0."""
-    low, high = formatting.finite(figure.get("low")), formatting.finite(figure.get("high"))
+    low = formatting.finite(figure.get("low"))
+    high = formatting.finite(figure.get("high"))
     if low is None or high is None:
         return 0
     return -1 if high < 0 else 1 if low > 0 else 0
@@ -96,7 +97,8 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
 
 
 def _interval(row: Mapping[str, Any], points: tuple[float, ...]) -> Interval:
-    name, figure = row["method"], row["against_nothing"]
+    name = row["method"]
+    figure = row["against_nothing"]
     if name == UNTOUCHED:
         return Interval(
             dot=0.0, class_="control", said=f"{name}: what the others are measured against"
@@ -113,7 +115,8 @@ def _interval(row: Mapping[str, Any], points: tuple[float, ...]) -> Interval:
 
 def _numbers(row: Mapping[str, Any]) -> list[str]:
     """What stands beside the plot, in the order of `TITLES`."""
-    change, regret = row["against_nothing"], row["regret"]
+    change = row["against_nothing"]
+    regret = row["regret"]
     lost = row["diverged"] + row["failed"]
     return [
         f"{formatting.change(change['value'])}<small>{_bounds(change)}</small>",

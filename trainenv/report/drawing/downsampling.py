@@ -20,7 +20,8 @@ def floats(values: pd.Series[Any]) -> NDArray[np.float64]:
 def smoothed(values: pd.Series[float], alpha: float = 0.12) -> pd.Series[float]:
     """Exponential average over the steps before and after, so that it does not lag; what is not finite is passed over."""
     known = values.where(np.isfinite(values))
-    before, after = known.ewm(alpha=alpha).mean(), known[::-1].ewm(alpha=alpha).mean()[::-1]
+    before = known.ewm(alpha=alpha).mean()
+    after = known[::-1].ewm(alpha=alpha).mean()[::-1]
     place = np.arange(len(known))
     weight = 1 - (1 - alpha) ** (
         place + 1
@@ -50,7 +51,8 @@ def cloud(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
     point are added. NaN and infinities are left out.
     """
     known = np.isfinite(y)
-    x, y = x[known], y[known]
+    x = x[known]
+    y = y[known]
     if len(x) <= count:
         return x, y
     chosen = set(range(0, len(x), -(-len(x) // count)))

@@ -9,7 +9,9 @@ from trainenv.report.drawing import formatting
 from trainenv.report.drawing.panels import decimals
 from trainenv.report.drawing.svg import Scale, drawing, element, label, line, titled
 
-WIDTH, HEIGHT, EDGE = 220.0, 30.0, 14.0
+WIDTH = 220.0
+HEIGHT = 30.0
+EDGE = 14.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,8 @@ def interval_row(row: Interval, scale: Scale) -> str:
     ]
     kind = f" {row.class_}" if row.class_ else ""
     if row.low is not None and row.high is not None:
-        x1, x2 = scale.inside(row.low), scale.inside(row.high)
+        x1 = scale.inside(row.low)
+        x2 = scale.inside(row.high)
         parts.append(
             element(
                 "rect",

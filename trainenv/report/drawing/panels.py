@@ -9,7 +9,8 @@ from itertools import pairwise
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.svg import Scale, element, escaped, label, line
 
-LEFT, RIGHT = 46.0, 16.0
+LEFT = 46.0
+RIGHT = 16.0
 WIDTHS = {
     "wide": 1080.0,
     "middle": 680.0,

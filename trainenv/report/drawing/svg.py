@@ -66,7 +66,8 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
 
 def polyline(points: Iterable[tuple[float, float]], class_: str, *children: str) -> str:
     """A line through points; where one is not finite the line breaks."""
-    parts, pen = [], "M"
+    parts = []
+    pen = "M"
     for x, y in points:
         if not (math.isfinite(x) and math.isfinite(y)):
             pen = "M"
@@ -132,7 +133,8 @@ class Scale:
         rough = span / max(count, 1)
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.7 * rough)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
         return [round(place * step, 12) for place in range(first, last + 1)]
 
 
@@ -141,7 +143,8 @@ def spread(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return 0.0, 1.0
-    low, high = min(finite), max(finite)
+    low = min(finite)
+    high = max(finite)
     room = pad * (high - low) or abs(low) * 0.05 or 1.0
     return low - room, high + room
 

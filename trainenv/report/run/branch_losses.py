@@ -22,7 +22,12 @@ from trainenv.report.drawing.svg import (
     titled,
 )
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 170.0, 46.0, 12.0, 12.0, 24.0
+WIDTH = 330.0
+HEIGHT = 170.0
+LEFT = 46.0
+RIGHT = 12.0
+TOP = 12.0
+BOTTOM = 24.0
 
 
 def rollouts(decision: Mapping[str, Any]) -> str:

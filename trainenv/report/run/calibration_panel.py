@@ -15,7 +15,10 @@ from trainenv.report.drawing.panels import decimals
 from trainenv.report.drawing.svg import Scale, drawing, element, label, line, titled
 
 NOMINAL = 0.9
-SIZE, LEFT, BOTTOM, EDGE = 330.0, 46.0, 40.0, 12.0
+SIZE = 330.0
+LEFT = 46.0
+BOTTOM = 40.0
+EDGE = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,8 @@ def calibration(decisions: Sequence[Mapping[str, Any]]) -> str:
         _coverage("of those that became the run", accepted) if accepted else ""
     )
     errors = [pair.measured - pair.median for pair in found]
-    bias, size = sum(errors) / len(errors), sorted(abs(e) for e in errors)[len(errors) // 2]
+    bias = sum(errors) / len(errors)
+    size = sorted(abs(e) for e in errors)[len(errors) // 2]
     told += element(
         "p",
         f"The draft’s median was {formatting.change(size).lstrip('+')} off in the middle case; on average the measurement lay "
@@ -130,13 +134,16 @@ def _scatter(found: Sequence[Pair]) -> str:
     """Drafted median across, measured upwards; on the diagonal the draft was right."""
     sizes = sorted(max(abs(pair.median), abs(pair.measured)) for pair in found)
     bound = 1.1 * min(sizes[-1], 3 * sizes[int(0.9 * (len(sizes) - 1))]) or 0.01
-    across, up = Scale(-bound, bound, LEFT, SIZE - EDGE), Scale(-bound, bound, SIZE - BOTTOM, EDGE)
+    across = Scale(-bound, bound, LEFT, SIZE - EDGE)
+    up = Scale(-bound, bound, SIZE - BOTTOM, EDGE)
     percent = Scale(-100 * bound, 100 * bound, LEFT, SIZE - EDGE)
     ticks = percent.ticks(4)
     digits = decimals(ticks)
     parts = []
     for value in ticks:
-        name, x, y = formatting.number(value, digits), across(value / 100), up(value / 100)
+        name = formatting.number(value, digits)
+        x = across(value / 100)
+        y = up(value / 100)
         class_ = "zero" if value == 0 else "grid"
         parts += [line(LEFT, y, SIZE - EDGE, y, class_), line(x, EDGE, x, SIZE - BOTTOM, class_)]
         parts += [
@@ -147,7 +154,8 @@ def _scatter(found: Sequence[Pair]) -> str:
     stride = max(len(found) // 800, 1)
     for pair in found[::stride]:
         class_ = f"pair-dot{' accepted' if pair.accepted else ''}{'' if pair.held else ' outside'}"
-        x, y = across.inside(pair.median), up.inside(pair.measured)
+        x = across.inside(pair.median)
+        y = up.inside(pair.measured)
         parts.append(
             element(
                 "circle",

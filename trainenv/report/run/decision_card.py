@@ -100,7 +100,8 @@ def _draft(planner: Mapping[str, Any]) -> str:
 
 
 def _verification(decision: Mapping[str, Any]) -> str:
-    verification, cost = decision.get("verification") or {}, decision.get("cost") or {}
+    verification = decision.get("verification") or {}
+    cost = decision.get("cost") or {}
     run = formatting.counted(len(decision["branches"]), "branch", "branches")
     text = f"{run}, {formatting.whole(verification.get('verify_steps'))} real steps each"
     if verification.get("cooldown"):
@@ -131,7 +132,9 @@ def _branches(decision: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
-    fate, expected, paired = str(branch.get("fate")), _expected(branch), branch.get("paired") or {}
+    fate = str(branch.get("fate"))
+    expected = _expected(branch)
+    paired = branch.get("paired") or {}
     reason = formatting.reason(branch)
     drafted = f"{formatting.change(expected.get('median'))}<small>{formatting.interval(expected.get('low'), expected.get('high'))}</small>"
     training = f"{formatting.change(paired.get('mean'))}<small>± {formatting.change(paired.get('error')).lstrip('+')}</small>"

@@ -12,13 +12,16 @@ from trainenv.report.drawing.panels import Frame, axis, title
 from trainenv.report.drawing.svg import Scale, dots, polyline
 from trainenv.report.run.run_record import RunRecord
 
-LOWEST, HIGHEST = -3.0, 10.0  # z; what is beyond lies on the edge
+# z; what is beyond lies on the edge
+LOWEST = -3.0
+HIGHEST = 10.0
 
 
 def index_panel(record: RunRecord, frame: Frame, top: float, height: float, column: str) -> str:
     """One of `index`, `volatility`, `entropy`, `disagreement`: dots of all steps, the mean as a line, and the threshold."""
     kept = record.kept
-    steps, values = floats(kept["step"]), floats(kept[column])
+    steps = floats(kept["step"])
+    values = floats(kept[column])
     known = values[np.isfinite(values)]
     limits = floats(kept["threshold"])
     limit = float(limits[np.isfinite(limits)].max(initial=0.0)) if column == "index" else 0.0
@@ -47,7 +50,8 @@ def index_panel(record: RunRecord, frame: Frame, top: float, height: float, colu
 def rate_panel(record: RunRecord, frame: Frame, top: float, height: float) -> str:
     """The learning rate of each kept step, from 0."""
     kept = record.kept
-    steps, rates = floats(kept["step"]), floats(kept["lr"])
+    steps = floats(kept["step"])
+    rates = floats(kept["lr"])
     known = rates[np.isfinite(rates)]
     scale = Scale(
         0.0,

@@ -43,7 +43,8 @@ def rewind_bands(record: RunRecord, frame: Frame, top: float, height: float) -> 
         to = formatting.finite((event.get("detail") or {}).get("to"))
         if event["kind"] != "rewind" or to is None:
             continue
-        x, end = frame.steps.inside(to), frame.steps.inside(event["step"])
+        x = frame.steps.inside(to)
+        end = frame.steps.inside(event["step"])
         said = titled(
             f"rewound from step {formatting.whole(event['step'])} to {formatting.whole(to)}"
         )
@@ -100,7 +101,8 @@ def _line(points: Line, frame: Frame, scale: Scale) -> list[tuple[float, float]]
 
 def _kept(record: RunRecord, frame: Frame, scale: Scale) -> tuple[str, str]:
     """Dots and line of the history that was kept."""
-    steps, losses = floats(record.kept["step"]), record.kept["loss"]
+    steps = floats(record.kept["step"])
+    losses = record.kept["loss"]
     line = bucketed(steps, floats(smoothed(losses)), frame.points)
     points = cloud(steps, floats(losses), 2 * frame.points)
     return dots(_dots(points, record, frame, scale), "dot"), polyline(
@@ -115,7 +117,8 @@ def _lost(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
     count = max(frame.points // max(len(lines), 1), 8)
     parts = []
     for group in lines[-LINES:]:
-        steps, losses = floats(group["step"]), group["loss"]
+        steps = floats(group["step"])
+        losses = group["loss"]
         parts.append(
             dots(_dots(cloud(steps, floats(losses), count), record, frame, scale), "dot lost")
         )
@@ -155,7 +158,8 @@ def _alarms(record: RunRecord, frame: Frame, top: float) -> list[str]:
     fired = [event for event in record.events if event["kind"] == "fired"]
     parts = []
     for event in fired[: int(frame.width - LEFT - RIGHT)]:
-        x, index = frame.steps.inside(event["step"]), (event.get("detail") or {}).get("index")
+        x = frame.steps.inside(event["step"])
+        index = (event.get("detail") or {}).get("index")
         said = titled(
             f"step {formatting.whole(event['step'])}: alarm, index {formatting.number(index, 1)}"
         )

@@ -23,7 +23,8 @@ NARROWEST = 9.0  # pixels below which a fan is a mark: nothing in it could be to
 
 def tree_panel(record: RunRecord, frame: Frame, top: float, height: float) -> str:
     """The panel, from `top` downwards: its title, then `height` pixels of tree."""
-    middle, reach = top + 16 + height / 2, height / 2 - 14
+    middle = top + 16 + height / 2
+    reach = height / 2 - 14
     across = usual(record.decisions)
     widest = 58.0 if frame.width > 900 else 40.0 if frame.width > 500 else 26.0
     starts = [frame.steps.inside(decision["step"]) for decision in record.decisions]
@@ -99,15 +100,18 @@ def fan(
 def _curve(
     branch: Mapping[str, Any], x: float, middle: float, room: float, reach: float, across: float
 ) -> str:
-    fate, delta = str(branch.get("fate")), formatting.finite(branch.get("delta"))
+    fate = str(branch.get("fate"))
+    delta = formatting.finite(branch.get("delta"))
     failed = fate == "failed" or delta is None
     height = -reach if delta is None else -reach * math.tanh(0.55 * math.asinh(delta / across))
-    y, bend = middle + height, 0.5 * room
+    y = middle + height
+    bend = 0.5 * room
     about = titled(
         f"{formatting.sequence(branch.get('interventions') or [])}: {formatting.change(delta)}, {fate}. {formatting.reason(branch)}"
     )
     if fate == "accepted":
-        quarter, half = x + 0.25 * room, x + 0.5 * room
+        quarter = x + 0.25 * room
+        half = x + 0.5 * room
         path = f"M{x:.1f} {middle:.1f}C{quarter:.1f} {middle:.1f} {quarter:.1f} {y:.1f} {half:.1f} {y:.1f}"
         path += f"S{x + 0.75 * room:.1f} {middle:.1f} {x + room:.1f} {middle:.1f}"
         dot = element("circle", about, cx=half, cy=y, r=3.2, class_="tip accepted")
@@ -130,7 +134,8 @@ def _rewinds(record: RunRecord, frame: Frame, top: float) -> list[str]:
         to = formatting.finite((event.get("detail") or {}).get("to"))
         if event["kind"] != "rewind" or to is None:
             continue
-        start, end = frame.steps.inside(event["step"]), frame.steps.inside(to)
+        start = frame.steps.inside(event["step"])
+        end = frame.steps.inside(to)
         lift = min(9.0, 3 + 0.2 * (start - end))
         path = f"M{start:.1f} {top:.1f}C{start:.1f} {top - lift:.1f} {end:.1f} {top - lift:.1f} {end:.1f} {top:.1f}"
         about = titled(
