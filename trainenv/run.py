@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,10 +17,10 @@ from torch.optim import Optimizer
 from trainenv import clipping
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
+from trainenv.models.spec import spec_of
 from trainenv.monitor.hypergradient import due, hypergradient
-from trainenv.monitor.last_values import Statistics
+from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
-from trainenv.monitor.recorder import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
 from trainenv.tools.rng import RandomState, exclusive
@@ -29,10 +28,10 @@ from trainenv.training import forking, numerics, optimizers, parts, schedules, s
 from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
 from trainenv.training.compatibility import check_alike, check_exact, check_snapshot
 from trainenv.training.data_order import DataOrder, flagged_with
-from trainenv.training.ledger import Ledger, flops_per_token
+from trainenv.training.ledger import Ledger
 from trainenv.training.micro_batches import as_batch, pass_size, placed
 from trainenv.training.parameter_names import unwrapped
-from trainenv.training.restoring import take_on
+from trainenv.training.rates import PlannedRates, ahead
 from trainenv.training.weights import Weights, evaluated
 from trainenv.types import (
     PURPOSES,
@@ -47,7 +46,6 @@ from trainenv.types import (
     Snapshot,
     Telemetry,
     UserError,
-    as_number,
     as_whole,
 )
 
@@ -55,9 +53,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-# steps ahead whose rates are computed one by one, and points beyond them
-_NEAR = 20_000
-_POINTS = 1024
+
 # steps with a loss that is not finite: so many, and one in so many of the budget
 _MANY_STEPS = 50
 _MANY_SHARE = 20
@@ -149,8 +145,11 @@ class TrainingRun:
         self._batches = own.batches
         self._validation = own.validation
         self._probe_batch = own.probe
-        self._schedule = own.schedule or schedules.make(own.config.schedule)
-        self._stress = own.stress
+        self._rates = PlannedRates(
+            schedule=own.schedule or schedules.make(own.config.schedule),
+            reset_warmup=own.config.reset_warmup,
+            stress=own.stress,
+        )
         self._moments_lost = own.moments_lost
         self._reset_at: int | None = None
         self._line_flops = 0.0
@@ -160,9 +159,9 @@ class TrainingRun:
         self.device = self._parameters[0].device
         self._weights = Weights(own.model, own.optimizer, own.objective)
         self._recent = snapshots.Recent()
-        self._per_token = float(
-            flops_per_token(unwrapped(own.model), getattr(batches, "context", None))
-        )
+        model = unwrapped(own.model)
+        context = getattr(batches, "context", None)
+        self._per_token = float(spec_of(model).flops_per_token(model, context))
         epochs = (
             getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
         )
@@ -171,7 +170,7 @@ class TrainingRun:
             seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps
         )
         self._equip()
-        self._validation = trial.try_out(self)
+        self._validation = trial.try_out(own, self._rng, self.device)
         self._view()  # which a snapshot takes: what could not be saved is refused now
         parts.train(own.model)
         optimizers.own_rates(own.optimizer)
@@ -182,18 +181,17 @@ class TrainingRun:
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.config.precision == "fp16"
         )
-        self._recorder = Recorder()
-        self._statistics = Statistics()
-        self.index = UncertaintyIndex(self.config.monitor.uncertainty, steps=self.config.steps)
-        monitor = self.config.monitor
-        probe = self._probe_batch
-        watched = monitor.enabled and monitor.probe_every and probe is not None
-        self._probe = (
-            Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro)))
-            if watched
-            else None
+        self._monitor = Monitor(
+            self.config.monitor, steps=self.config.steps, probe=self._new_probe()
         )
         self._clipper = self._new_clipper(self.config.clip.policy)
+
+    def _new_probe(self) -> Probe | None:
+        monitor = self.config.monitor
+        if self._probe_batch is None or not (monitor.enabled and monitor.probe_every):
+            return None
+        batch = placed(self._probe_batch, self.device)
+        return Probe(self.model, batch, lambda micro: mean_of(self._loss(micro)))
 
     @classmethod
     def from_config(
@@ -265,11 +263,16 @@ class TrainingRun:
         weights alone. Either the weights are not finite, or the losses of many steps in a row are
         not, with no finite look at clean data among them.
         """
-        count = self._statistics.non_finite
+        count = self._monitor.statistics.non_finite
         if not count:
             return False
         long = max(_MANY_STEPS, self.config.steps // _MANY_SHARE)
         return count >= long or not all(bool(p.isfinite().all()) for p in self._parameters)
+
+    @property
+    def index(self) -> UncertaintyIndex:
+        """Uncertainty index of the run."""
+        return self._monitor.index
 
     @property
     def clip(self) -> str:
@@ -284,9 +287,8 @@ class TrainingRun:
     @property
     def vocabulary(self) -> int | None:
         """Number of tokens that the model knows; None where it has no embedding."""
-        known = getattr(getattr(unwrapped(self.model), "config", None), "vocab_size", None)
-        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
-        return int(known) if known else max(sizes, default=None)
+        model = unwrapped(self.model)
+        return spec_of(model).shape(model).vocabulary
 
     @property
     def uniform_loss(self) -> float:
@@ -304,23 +306,23 @@ class TrainingRun:
         if known := self.flops_per_step:
             return known
         with self._rng.active(keep=False):  # the batches may draw from it, or seed it
-            return sum(pass_size(micro) for micro in self._coming_batch().micro) * self._per_token
+            return self._flops_of(self._coming_batch().micro)
 
     @property
     def flops_per_evaluation(self) -> float:
         """FLOPs of one `evaluate`: a forward pass is a third of a step's two passes."""
-        return sum(pass_size(micro) for micro in self._validation) * self._per_token / 3
+        return self._flops_of(self._validation) / 3
 
     def flops_of_probes(self, steps: int) -> float:
         """FLOPs of the monitor's probes over so many steps, at most."""
-        if self._probe is None:
+        if self._monitor.probe is None:
             return 0.0
-        return (
-            -(-steps // self.config.monitor.probe_every)
-            * pass_size(self._probe_batch)
-            * self._per_token
-            / 3
-        )
+        probes = -(-steps // self.config.monitor.probe_every)
+        return probes * self._flops_of([self._probe_batch]) / 3
+
+    def _flops_of(self, micros: Iterable[Any]) -> float:
+        """Return the FLOPs of a forward and backward pass; padding costs as much as labels."""
+        return sum(pass_size(micro) for micro in micros) * self._per_token
 
     @property
     def epoch(self) -> int:
@@ -349,15 +351,7 @@ class TrainingRun:
             some that are computed.
         """
         end = max(self.horizon.end, self.step + 1)
-        near = range(self.step, min(end, self.step + _NEAR))
-        rates = [self.base_lr * self._lr_factor(step) for step in near]
-        if (
-            near.stop < end
-        ):  # a schedule is asked in Python, which takes seconds for a million steps
-            points = np.unique(np.linspace(near.stop, end - 1, _POINTS).round().astype(np.int64))
-            known = [self.base_lr * self._lr_factor(step) for step in points.tolist()]
-            rates += np.interp(np.arange(near.stop, end), points, known).tolist()
-        return rates
+        return ahead(lambda step: self.base_lr * self._lr_factor(step), self.step, end)
 
     @torch.inference_mode(False)
     def evaluate(self) -> float:
@@ -492,7 +486,7 @@ class TrainingRun:
         check_alike(self.model, self.optimizer, self.config.seed, state)
         if exact:
             check_exact(snapshot, self._numerics())
-        take_on(self, snapshot.step, state)
+        self._take_on(snapshot.step, state)
         self._weights.load(self.model, self.optimizer, self.objective, state)
         optimizers.load_state(self.optimizer, state["optimizer"])
         if state["objective"] is not None:
@@ -523,7 +517,7 @@ class TrainingRun:
         fork._recent = copy.copy(self._recent)
         fork._equip()
         fork._take_in()
-        take_on(fork, self.step, snapshots.expand(self._view()))
+        fork._take_on(self.step, snapshots.expand(self._view()))
         return fork
 
     def check_forkable(self) -> None:
@@ -566,7 +560,7 @@ class TrainingRun:
             "line_flops": self._line_flops,
             "ledger": self.ledger.as_dict(),
             "numerics": self._numerics(),
-            "statistics": {"epoch": self.epoch, **self._statistics.state_dict()},
+            "statistics": {"epoch": self.epoch, **self._monitor.statistics.state_dict()},
         }
 
     def _numerics(self) -> dict[str, Any]:
@@ -602,14 +596,10 @@ class TrainingRun:
 
     def _update(self, batch: Batch, done: Pass) -> None:
         """A step from its gradients on: clip them, set the rates, update the weights, note what was measured."""
-        monitor = self.config.monitor
-        looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
+        monitor = self._monitor
+        probes = monitor.probes(self.step)
         progress = self.horizon.progress(self.step)
-        stress = (
-            1.0
-            if self._stress is None
-            else as_number(self._stress(self.step), "what stress(step) returns")
-        )
+        stress = self._rates.planted(self.step)
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
@@ -627,7 +617,9 @@ class TrainingRun:
         )
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if done.known is not False and due(self.step, monitor, self.config.schedule.warmup):
+        if done.known is not False and due(
+            self.step, self.config.monitor, self.config.schedule.warmup
+        ):
             measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(
                 parameters, self.optimizer
             )
@@ -639,15 +631,13 @@ class TrainingRun:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        # padding costs as much as labels
-        flops = sum(pass_size(micro) for micro in batch.micro) * self._per_token
+        flops = self._flops_of(batch.micro)
         self._line_flops += flops
         self.ledger.charge(self.purpose, flops)
-        if looks and self._probe is not None:
+        if probes:
             with optimizers.evaluating(self.optimizer):
-                measured |= self._probe.measure()
-            self._statistics.activations = self._probe.activations
-            self.ledger.charge("evaluate", pass_size(self._probe_batch) * self._per_token / 3)
+                measured |= monitor.measure()
+            self.ledger.charge("evaluate", self._flops_of([self._probe_batch]) / 3)
         known = {
             "step": self.step,
             "data_index": batch.index,
@@ -668,46 +658,75 @@ class TrainingRun:
             measured["tokens"] = done.tokens.to(self.device)
         else:
             known["tokens"] = round(done.tokens)
-        self._recorder.append(known, measured)
+        monitor.append(known, measured)
 
     def _lr_factor(self, step: int) -> float:
         """Factor on the base learning rate of the step after `step` completed ones, as planned."""
-        warmth = schedules.warmth(step, self._reset_at, self.config.reset_warmup)
-        factor = as_number(
-            self._schedule(step, self.horizon.progress(step)),
-            "what schedule(step, progress) returns",
+        return self._rates.factor(
+            step, self.horizon, lr_scale=self.lr_scale, reset_at=self._reset_at
         )
-        return factor * self.lr_scale * warmth
 
     def _loss(self, micro: Any) -> Tensor | LossSum:
-        with self._autocast():
+        with numerics.autocast(self.config, self.device):
             return as_loss(self.objective(self.model, placed(micro, self.device)))
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(
-            self.device.type, torch.bfloat16 if self.config.precision == "bf16" else torch.float16
-        )
-
     def _read_block(self) -> list[Telemetry]:
-        """The telemetry of the steps since the last block."""
-        return [self._read(t) for t in self._recorder.drain()]
+        """Fetch the telemetry since the last block; data read while the index was high is flagged."""
+        block = self._monitor.read()
+        if self.config.monitor.enabled:
+            high = (t.data_index for t in block if t.reading.index >= t.reading.threshold)
+            self.flag(high)
+        return block
 
-    def _read(self, telemetry: Telemetry) -> Telemetry:
-        """Telemetry with the index's reading; data read under alarm is flagged."""
-        self._statistics.update(telemetry)
-        if not self.config.monitor.enabled:
-            return telemetry
-        reading = self.index.update(telemetry)
-        if reading.index >= reading.threshold:
-            self.flag((telemetry.data_index,))
-        return replace(telemetry, reading=reading)
+    def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
+        """Take on an expanded state except for model, optimizer and objective, whole or not at all.
+
+        Raises:
+            UserError: A part of the run cannot take its part of the state; the run is unchanged.
+        """
+        monitor = Monitor(self.config.monitor, steps=self.config.steps, probe=self._monitor.probe)
+        try:
+            clipper = self._new_clipper(state["clip"]["name"])
+            monitor.index.load_state_dict(state["monitor"])
+            monitor.statistics.load_state_dict(state["statistics"])
+            clipper.load_state_dict(state["clip"]["state"])
+            applied = tuple((at, Intervention(**values)) for at, values in state["applied"])
+            horizon = schedules.Horizon(**state["horizon"])
+            order = self._order.load_state_dict(state["order"])
+            self._rng.load_state_dict(state["rng"])  # last, because it changes the run at once
+        except UserError:
+            raise
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
+            raise UserError(
+                f"the snapshot holds what no run of this version would ({error!r:.200}); "
+                "take an earlier one"
+            ) from None
+        self._drop_unfinished()
+        self._monitor = monitor
+        self._clipper = clipper
+        self._order = order
+        self.step = step
+        self.lr_scale = state["lr_scale"]
+        self.weight_decay_scale = state["weight_decay_scale"]
+        self.applied = applied
+        self.flagged = tuple(state["flagged"])
+        self.horizon = horizon
+        self._reset_at = state["reset_at"]
+        self._line_flops = state["line_flops"]
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
 
     def _drop_unfinished(self) -> None:
         """Forget what a step that did not end has left: gradients, telemetry that was not read, the scaler's notes."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._recorder = Recorder()
+        self._monitor.forget_unread()
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             self._scaler = torch.amp.GradScaler(self.device.type)

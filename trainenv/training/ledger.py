@@ -5,8 +5,6 @@ Compute that was spent stays spent: restoring a snapshot never takes anything of
 
 from __future__ import annotations
 
-from torch import nn
-
 from trainenv.types import PURPOSES, Purpose, UserError, as_number
 
 
@@ -53,17 +51,3 @@ class Ledger:
             f"{purpose} {flops:.3g}" for purpose, flops in self._flops.items() if flops
         )
         return f"Ledger({spent or 'empty'})"
-
-
-def flops_per_token(model: nn.Module, context: int | None = None) -> float:
-    """FLOPs of a forward and backward pass for one token: 6N + 12·L·W·T (Chowdhery 2022, PaLM, appendix B).
-
-    N counts each parameter once, less position embeddings. The attention term needs a
-    transformers-style `model.config` and a context length; without them it is left out. Never 0:
-    budgets are divided by it.
-    """
-    parameters = max(1, sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name))
-    config = getattr(model, "config", None)
-    layers = getattr(config, "num_hidden_layers", 0)
-    width = getattr(config, "hidden_size", 0)
-    return 6.0 * parameters + 12.0 * layers * width * (context or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -110,3 +110,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which losses are computed at the precision that is configured."""
+    if config.precision == "fp32":
+        return nullcontext()
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    return torch.autocast(device.type, kind)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from trainenv.config.schema import OptimizerConfig
+from trainenv.models.spec import spec_of
 from trainenv.training.copies import Copies
 from trainenv.training.optimizer_attributes import (
     attribute_names,
@@ -40,9 +41,10 @@ MOMENTS = (
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Fused AdamW (Loshchilov & Hutter 2019); matrices decay; biases, norms and position embeddings don't."""
+    spec = spec_of(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.dim() >= 2 and "wpe" not in name]
-    kept = [p for name, p in named if p.dim() < 2 or "wpe" in name]
+    decayed = [p for name, p in named if spec.decays(name, p)]
+    kept = [p for name, p in named if not spec.decays(name, p)]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": kept, "weight_decay": 0.0},

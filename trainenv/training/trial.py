@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from trainenv.monitor.probe import evaluating
 from trainenv.objectives import NextToken
+from trainenv.tools.rng import RandomState
 from trainenv.training import numerics, parameter_names
 from trainenv.training.backward import as_loss, mean_of
 from trainenv.training.micro_batches import as_batch, labelled, placed
+from trainenv.training.parts import Parts
 from trainenv.types import Batch, LossSum, UserError
 
-if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
 
-
-def try_out(run: TrainingRun) -> tuple[Any, ...]:
+def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, ...]:
     """Refuse data, loss, validation set and probe that do not fit each other.
 
     Returns:
@@ -36,31 +35,31 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
     Raises:
         UserError: says what was returned, and what should be.
     """
-    validation = run._validation
-    probe = run._probe_batch
+    validation = parts.validation
+    probe = parts.probe
     with ExitStack() as context:
-        context.enter_context(run._rng.active(keep=False))
-        context.enter_context(numerics.settings(run.config))
+        context.enter_context(rng.active(keep=False))
+        context.enter_context(numerics.settings(parts.config))
         context.enter_context(torch.enable_grad())
-        context.enter_context(untouched(run.model, run.objective))
-        if numerics.is_compiled(run.model):  # compiling for one look takes minutes
+        context.enter_context(untouched(parts.model, parts.objective))
+        if numerics.is_compiled(parts.model):  # compiling for one look takes minutes
             context.enter_context(torch.compiler.set_stance("force_eager"))
-        batch = _drawn(run)
+        batch = _drawn(parts)
         if not batch.micro:
             raise UserError(
                 "a Batch must hold at least one micro-batch, found none at data index 0"
             )
         micro = batch.micro[0]
-        _check_loss(run, micro, "batches(0)")
+        _check_loss(parts, device, micro, "batches(0)")
         validation = _like_training(validation, micro)
-        _check_labels(run, validation)
+        _check_labels(parts, device, validation)
         for name, other in (
             ("validation", validation[:1]),
             ("probe", () if probe is None else (probe,)),
         ):
             for one in other:
                 if not _alike(one, micro):
-                    _check_loss(run, one, f"the {name}'s micro-batch")
+                    _check_loss(parts, device, one, f"the {name}'s micro-batch")
     return validation
 
 
@@ -113,10 +112,10 @@ def untouched(*parts: Any) -> Iterator[None]:
 # ── the data ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _drawn(run: TrainingRun) -> Batch:
+def _drawn(parts: Parts) -> Batch:
     """The data of index 0, which must be the same twice."""
-    first = run._batches(0)
-    again = run._batches(0)
+    first = parts.batches(0)
+    again = parts.batches(0)
     if first is None or isinstance(first, Iterator):
         found = "None" if first is None else f"a {type(first).__name__}"
         raise UserError(
@@ -127,7 +126,9 @@ def _drawn(run: TrainingRun) -> Batch:
             "batches must be a pure function of the data index, found other data at a second call of batches(0); "
             "index a list instead of next(…), and draw from torch.Generator().manual_seed(index)"
         )
-    return as_batch(first, 0, run.config.accumulation, bare=isinstance(run.objective, NextToken))
+    return as_batch(
+        first, 0, parts.config.accumulation, bare=isinstance(parts.objective, NextToken)
+    )
 
 
 def _equal(one: Any, two: Any) -> bool:
@@ -188,13 +189,13 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
 # ── the loss ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
+def _check_labels(parts: Parts, device: torch.device, validation: tuple[Any, ...]) -> None:
     """Refuse a validation set whose loss would be NaN throughout the run, for nothing in it has a label."""
     if not validation or any(labelled(validation)):
         return
-    with torch.no_grad(), evaluating(parameter_names.unwrapped(run.model)):
+    with torch.no_grad(), evaluating(parameter_names.unwrapped(parts.model)):
         losses = [
-            mean_of(as_loss(run.objective(run.model, placed(micro, run.device))))
+            mean_of(as_loss(parts.objective(parts.model, placed(micro, device))))
             for micro in validation
         ]
     if not any(bool(loss.isfinite()) for loss in losses):
@@ -204,14 +205,14 @@ def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
         )
 
 
-def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
+def _check_loss(parts: Parts, device: torch.device, micro: Any, where: str) -> None:
     # DDP waits for a backward pass after each forward
-    model = parameter_names.unwrapped(run.model)
-    objective = run.objective
+    model = parameter_names.unwrapped(parts.model)
+    objective = parts.objective
 
     def compute() -> Any:
-        with run._autocast():
-            return objective(model, placed(micro, run.device))
+        with numerics.autocast(parts.config, device):
+            return objective(model, placed(micro, device))
 
     try:
         with evaluating(model), ExitStack() as modes:
