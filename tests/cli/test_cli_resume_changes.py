@@ -269,7 +269,7 @@ def test_other_steering_where_the_folder_does_not_say_is_accepted_by_name(
     interrupted(monkeypatch, capsys, *flags)
     RECORD.unlink()
     assert main([*RESUME, *others, "--accept-changes"]) == 0
-    assert "not to the bit as it was: who steered it is on no record" in capsys.readouterr().out
+    assert "not to the bit as it was: the callback that steered it is not recorded" in capsys.readouterr().out
 
 
 def test_a_planner_without_a_loop_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
