@@ -103,7 +103,7 @@ def test_the_run_is_only_read(tiny: TrainingRun, fold: bool, measure: Measure) -
 @pytest.mark.parametrize("sequence", [NOTHING, LOWER, RESET, (*LOWER, *HIGHER)])
 def test_the_run_becomes_the_future_to_the_bit(tiny: TrainingRun, sequence: tuple[Intervention, ...]) -> None:
     run, twin = own(tiny), own(tiny)
-    rollouts = Rollouts(run, decision_steps=4, look=3, fold=False)
+    rollouts = Rollouts(run, decision_steps=4, evaluate_every=3, fold=False)
     rollouts.run([NOTHING, (Intervention(lr_scale=0.9),), sequence], 7, measure="horizon")
     kept = rollouts.adopt(sequence, 7)
     measured = []
@@ -200,12 +200,12 @@ def test_futures_that_differ_only_later_are_trained_and_charged_once() -> None:
         min_size=1,
         max_size=4,
     ),
-    look=st.sampled_from([None, 2, 3, 5]),
+    every=st.sampled_from([None, 2, 3, 5]),
 )
-def test_the_cost_is_what_is_spent(calls: list[Any], look: int | None) -> None:
+def test_the_cost_is_what_is_spent(calls: list[Any], every: int | None) -> None:
     run = toy(steps=30, taken=4)
     before = run.fingerprint()
-    rollouts = Rollouts(run, decision_steps=4, cooldown=3, look=look)
+    rollouts = Rollouts(run, decision_steps=4, cooldown=3, evaluate_every=every)
     for sequences, steps, measure, draw in calls:
         spent = run.ledger["verify"] + run.ledger["evaluate"]
         price = rollouts.cost(sequences, steps, measure=measure, draw=draw)
@@ -332,7 +332,7 @@ def test_a_loss_that_is_lost_is_a_divergence(tiny: TrainingRun, fold: bool) -> N
 
 def test_a_loss_beyond_the_cap_is_a_divergence_and_the_end_of_it() -> None:
     run = toy(interventions={"lr_bounds": (0.01, 1e5)}, environment={"divergence_loss": 1.5})
-    rollouts, wild = Rollouts(run, decision_steps=5, look=5), (Intervention(lr_scale=3e3),)
+    rollouts, wild = Rollouts(run, decision_steps=5, evaluate_every=5), (Intervention(lr_scale=3e3),)
     outcomes = rollouts.run([NOTHING, wild], 20, measure="horizon")
     assert [o.diverged for o in outcomes] == [False, True]
     assert outcomes[1].looks == (0, 5)
@@ -354,7 +354,7 @@ def test_a_run_that_diverges_on_the_way_to_its_end_has_diverged() -> None:
 # ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("wrong", [{"decision_steps": 0}, {"cooldown": -1}, {"look": 0}])
+@pytest.mark.parametrize("wrong", [{"decision_steps": 0}, {"cooldown": -1}, {"evaluate_every": 0}])
 def test_step_counts_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least"):
         Rollouts(toy(), **({"decision_steps": 5} | wrong))  # type: ignore[arg-type]
@@ -449,7 +449,7 @@ def contents(snapshot: Snapshot) -> tuple[Any, ...]:
 def test_planners_run_on_it(name: str, hyper: dict[str, Any]) -> None:
     run = toy(steps=100, taken=10)
     telemetry: list[Telemetry] = run.advance(10)
-    rollouts, codec, before = Rollouts(run, decision_steps=5, look=1), ActionCodec(run.config.interventions), state(run)
+    rollouts, codec, before = Rollouts(run, decision_steps=5, evaluate_every=1), ActionCodec(run.config.interventions), state(run)
     spent = run.ledger["verify"] + run.ledger["evaluate"]
     plan = planners.make(name, **hyper).plan(
         PlanningProblem(

@@ -109,7 +109,7 @@ def no_gain(future: Sequence[Telemetry], control: Sequence[Telemetry]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("measure", "more"), [("annealed", {}), ("final", {}), ("horizon", {"draw": 1, "look": 4, "stopping": no_gain})]
+    ("measure", "more"), [("annealed", {}), ("final", {}), ("horizon", {"draw": 1, "evaluate_every": 4, "stopping": no_gain})]
 )
 def test_branches_in_workers_are_those_in_turn_to_the_bit(run: TrainingRun, measure: Measure, more: dict[str, Any]) -> None:
     before = run.fingerprint()
@@ -269,7 +269,7 @@ def test_what_can_not_be_trained_here_either_fails_in_words(run: TrainingRun, mo
     monkeypatch.setattr(second, "receive", lost)
     monkeypatch.setattr(TrainingRun, "advance", no_memory)
     with pytest.warns(UserWarning, match="exit code −9"):
-        outcomes = rollouts(run, 2, look=3).run([NOTHING, LOWER, RESET], 4, measure="horizon")
+        outcomes = rollouts(run, 2, evaluate_every=3).run([NOTHING, LOWER, RESET], 4, measure="horizon")
     assert [outcome.error for outcome in outcomes[::2]] == ["", ""]
     assert outcomes[1].error == "the worker ended with exit code −9; then, in turn: RuntimeError: MemoryError: no more"
 
@@ -388,7 +388,7 @@ def test_the_lost_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, config: RunConfig) -> None:
             self.alive = True
 
-        def check(self, alike: Any) -> None:
+        def check(self, digest: Any) -> None:
             assert self.alive
 
     monkeypatch.setattr("trainenv.rollouts.pool.Worker", Paper)
