@@ -31,25 +31,33 @@ class _Memory:
 
 
 class TrainingEnv(SteeredEnv):
-    """Steer a language-model training run, a decision every `environment.decision_steps` optimizer steps.
+    """Steer the training run of a language model.
 
-    **Action** — `MultiDiscrete([4, 3, 5, 2, 2, 2])`: see `trainenv.interventions`. All zeros does nothing. Parts that
-    `action_masks()` forbids are left out and named in `info["masked"]`.
+    A decision is taken every `environment.decision_steps` optimizer steps.
 
-    **Observation** — `Box(-10, 10, (32,), float32)`: see `trainenv.envs.observation.Features`.
+    **Action** — `MultiDiscrete([4, 3, 5, 2, 2, 2])`, see `trainenv.interventions`. All zeros does
+    nothing. Parts that `action_masks()` forbids are left out and named in `info["masked"]`.
 
-    **Reward** — float, the fall in ln(validation loss) over the decision, less `instability_charge` for each time that the
-    uncertainty index fired and `compute_charge` × the share of the budget that went into branches. Without the charges the
-    rewards of an episode add up to ln(first validation loss ÷ last). The loss counts as at most `divergence_loss` × ln V.
+    **Observation** — `Box(-10, 10, (32,), float32)`, see `trainenv.envs.observation.Features`.
 
-    **Termination** — the run diverged: a loss that is not finite, or a validation loss above that cap. **Truncation** — the
-    budget is spent.
+    **Reward** — float, the fall in ln(validation loss) over the decision, less charges:
+    `instability_charge` for each time that the uncertainty index fired, and `compute_charge` × the
+    share of the budget that was spent on branches. Without charges the rewards of an episode add up
+    to ln(first validation loss ÷ last). The loss counts as at most `divergence_loss` × ln V.
 
-    **Reset** — a fresh run, seeded from `seed`; or `options={"snapshot": s}` goes on from what `snapshot()` returned.
+    **Termination** — the run diverged: a loss is not finite, or the validation loss is above that
+    cap. **Truncation** — the budget is spent.
+
+    **Reset** — a fresh run, seeded from `seed`; or `options={"snapshot": s}` to continue from a
+    snapshot that `snapshot()` returned.
 
     Args:
-        config: a preset's name, a YAML file or a `RunConfig`.
-        overrides: values on top, by dotted key.
+        config: Name of a preset, path of a YAML file, or `RunConfig`.
+        overrides: Changes of the configuration, by dotted key.
+        render_mode: None; nothing is rendered.
+
+    Attributes:
+        config: Configuration of the run.
     """
 
     def __init__(
@@ -67,14 +75,14 @@ class TrainingEnv(SteeredEnv):
 
     @property
     def run(self) -> TrainingRun:
-        """The run inside. Exists after the first `reset`."""
+        """The training run. It exists after the first `reset`."""
         if self._run is None:
             raise no_run()
         return self._run
 
     @property
     def started(self) -> bool:
-        """Whether there is a run yet."""
+        """True after the first `reset`."""
         return self._run is not None
 
     def reset(
@@ -132,23 +140,22 @@ class TrainingEnv(SteeredEnv):
         return self.run
 
     def snapshot(self) -> Snapshot:
-        """The whole state of the environment, for `restore` or `reset(options={"snapshot": …})`."""
+        """Return the whole state, for `restore` or `reset(options={"snapshot": …})`."""
         memory = [None if math.isnan(v) else v for v in vars(self._memory).values()]
         return self.run.snapshot({"environment": {"memory": memory, "over": self._over}})
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot, of this environment or of a bare run with the same configuration."""
+        """Go back to a snapshot of this environment, or of a run with the same configuration."""
         check_snapshot(snapshot)
         if "model" not in snapshot.state:
             raise UserError(
-                "expected a snapshot of a training run, found one of a synthetic environment; SyntheticEnv takes it"
+                "expected a snapshot of a training run, found one of a synthetic environment; "
+                "give it to a SyntheticEnv"
             )
         seed = int(snapshot.state["seed"])
-        run = (
-            self._run
-            if self._run is not None and self._run.config.seed == seed
-            else self._fresh(seed)
-        )
+        run = self._run
+        if run is None or run.config.seed != seed:
+            run = self._fresh(seed)
         run.restore(snapshot)
         self._run = run
         saved = snapshot.state.get("environment")
@@ -159,14 +166,13 @@ class TrainingEnv(SteeredEnv):
         else:
             self._memory = _Memory(*(math.nan if v is None else v for v in saved["memory"]))
             self._over = bool(saved["over"])
-        # The ledger is no part of a snapshot: what other branches spent before is not this one's to
-        # be charged for.
+        # The ledger is not in a snapshot: this run is not charged for what other branches spent.
         self._memory = replace(self._memory, elsewhere=self._elsewhere())
 
     def fork(self) -> TrainingEnv:
-        """An independent environment in the same state: a branch.
+        """Return an independent environment in the same state: a branch.
 
-        Its steps are charged to this one, not to itself.
+        Its steps are charged to this environment, not to itself.
         """
         fork = TrainingEnv(self.config, render_mode=self.render_mode)
         fork._run = self.run.fork()
@@ -185,12 +191,19 @@ class TrainingEnv(SteeredEnv):
         return self.environment.divergence_loss * self._reference
 
     def _capped(self, loss: float) -> float:
-        return min(loss, self._cap) if math.isfinite(loss) else self._cap
+        if not math.isfinite(loss):
+            return self._cap
+        return min(loss, self._cap)
 
     def _elsewhere(self) -> float:
-        """FLOPs that went into anything but the run's own steps and its evaluation; none for a branch, whose parent pays."""
+        """Return the FLOPs spent on anything but the run's own steps and its evaluation.
+
+        They are 0 for a branch, which is charged to its parent.
+        """
+        if self._is_branch:
+            return 0.0
         ledger = self.run.ledger
-        return 0.0 if self._is_branch else ledger.total - ledger["main"] - ledger["evaluate"]
+        return ledger.total - ledger["main"] - ledger["evaluate"]
 
     def _fresh(self, seed: int) -> TrainingRun:
         return TrainingRun.from_config(self.config.model_copy(update={"seed": seed}))

@@ -137,7 +137,8 @@ class Verification:
         """Return the steps of the cool-down for a run."""
         if self.cooldown is not None:
             return self.cooldown
-        return max(1, int(round(_COOLDOWN_SHARE * run.config.steps)))
+        budget: int = run.config.steps
+        return max(1, round(_COOLDOWN_SHARE * budget))
 
     def thrown_away(self, run: Run, branches: int, steps: int) -> float:
         """Return the most FLOPs that a verification wastes.
