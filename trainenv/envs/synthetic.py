@@ -11,13 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.observation import FEATURES, Features
 from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run, snapshot_among
-from trainenv.envs.synthetic_law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_path
+from trainenv.envs.synthetic_law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_plan
 from trainenv.interventions import ActionVector
 from trainenv.training.compatibility import check_snapshot
 from trainenv.training.data_order import DataOrder, flagged_with
@@ -144,7 +141,7 @@ class SyntheticEnv(SteeredEnv):
         return self.state
 
     def flag(self, data_indices: Iterable[int]) -> None:
-        """Flag data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` keeps them."""
+        """Flag harmful data indices, for `Intervention(skip_batch=True)`; `rewind` keeps them."""
         self._current = replace(self.state, flagged=flagged_with(self.state.flagged, data_indices))
 
     def spend(self, decisions: int) -> None:
@@ -245,7 +242,7 @@ class SyntheticEnv(SteeredEnv):
         Each reset costs half a gain, so none is made; policy `none` costs nothing. The multipliers
         on learning rate and weight decay are in different sums, and different parts of the action
         change them. Each sum is hence maximised alone, by dynamic programming over all multipliers
-        that can be reached (`best_path`).
+        that can be reached (see `best_path`).
 
         If you use your own law, keep `reset_gain` ≤ 1 and no clip cost below that of `none`.
 
@@ -270,36 +267,7 @@ class SyntheticEnv(SteeredEnv):
     def _planned(self, *, toll: float, clip: ClipName) -> tuple[float, list[Intervention]]:
         """Return the return without spikes of the best plan, and the plan."""
         state = self.state
-        law = self.law
-        world = self.world
-        config = self.codec.config
-        first = state.decision
-        steps = max(0, state.horizon.end - state.decision)
-        if state.over:
-            steps = 0
-
-        def rate_value(k: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-            r = world.base * state.schedule(first + k) * scale
-            still_hidden = law.memory ** (steps - 1 - k) * (1 - law.memory) * (first + k + 1)
-            return law.gain(r) - still_hidden * law.hidden(r) - toll * law.chance(r)
-
-        def decay_value(k: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-            return -law.decay_cost * state.schedule(first + k) * (np.log2(scale) - world.decay) ** 2
-
-        rates = best_path(config.lr_scales, state.lr_scale, config.lr_bounds, steps, rate_value)
-        decays = best_path(
-            config.weight_decay_scales,
-            state.weight_decay_scale,
-            config.weight_decay_bounds,
-            steps,
-            decay_value,
-        )
-        plan = [
-            Intervention(lr_scale=rate, weight_decay_scale=decay)
-            for rate, decay in zip(rates, decays)
-        ]
-        if plan and state.clip != clip:
-            plan[0] = replace(plan[0], clip=clip)
+        plan = best_plan(self.law, self.world, state, self.codec.config, toll=toll, clip=clip)
         calm = self._fork(spikes=False)
         calm._current = replace(state, excess=0.0, owed=0.0)
         gained = [calm.step(self.codec.encode(intervention))[1] for intervention in plan]

@@ -23,16 +23,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.config.schema import InterventionConfig
 from trainenv.training.data_order import DataOrder
 from trainenv.training.schedules import Cosine, Horizon
-from trainenv.types import ClipName, UserError
+from trainenv.types import ClipName, Intervention, UserError
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 
@@ -187,6 +188,54 @@ class State:
     def schedule(self, decision: int) -> float:
         """Return the factor of the schedule at a decision."""
         return SCHEDULE(decision, self.horizon.progress(decision))
+
+
+def best_plan(
+    law: Law,
+    world: World,
+    state: State,
+    config: InterventionConfig,
+    *,
+    toll: float,
+    clip: ClipName,
+) -> list[Intervention]:
+    """Return the interventions, one for each decision left, that maximise the final progress.
+
+    Args:
+        law: Constants of the law.
+        world: Hidden constants of the run.
+        state: State of the run.
+        config: Configuration of the action space.
+        toll: Progress lost for each spike.
+        clip: Name of the clip policy.
+    """
+    first = state.decision
+    steps = max(0, state.horizon.end - state.decision)
+    if state.over:
+        steps = 0
+
+    def rate_value(k: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+        r = world.base * state.schedule(first + k) * scale
+        still_hidden = law.memory ** (steps - 1 - k) * (1 - law.memory) * (first + k + 1)
+        return law.gain(r) - still_hidden * law.hidden(r) - toll * law.chance(r)
+
+    def decay_value(k: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+        return -law.decay_cost * state.schedule(first + k) * (np.log2(scale) - world.decay) ** 2
+
+    rates = best_path(config.lr_scales, state.lr_scale, config.lr_bounds, steps, rate_value)
+    decays = best_path(
+        config.weight_decay_scales,
+        state.weight_decay_scale,
+        config.weight_decay_bounds,
+        steps,
+        decay_value,
+    )
+    plan = [
+        Intervention(lr_scale=rate, weight_decay_scale=decay) for rate, decay in zip(rates, decays)
+    ]
+    if plan and state.clip != clip:
+        plan[0] = replace(plan[0], clip=clip)
+    return plan
 
 
 def best_path(
