@@ -177,15 +177,15 @@ class Folded:
         batches = {number: self.runs[number]._coming_batch() for number in numbers}
         # By the shape of the batch: runs whose data were reordered meet long sequences at other
         # steps.
-        alike = defaultdict(list)
+        by_shape = defaultdict(list)
         for number, batch in batches.items():
             if len(batch.micro) != 1:
                 raise UserError(
                     f"to be folded, a run needs one micro-batch a step, found {len(batch.micro)}; "
                     "train it by itself"
                 )
-            alike[batch.micro[0].shape].append(number)
-        for members in alike.values():
+            by_shape[batch.micro[0].shape].append(number)
+        for members in by_shape.values():
             losses = self._losses(
                 members, self._together([batches[number].micro[0] for number in members])
             )
