@@ -17,6 +17,7 @@ import torch
 from checkpoint_files import MARK, PROLOGUE, TIERS, adam, apart, bits, content, holding, small, snapshot, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lengths import either
 from test_planes import SHAPES, noise
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from trainenv.checkpoints.disk import Disk
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
 from trainenv.types import Snapshot, Tier, UserError
 
-FLIPS = 12_000
+FLIPS = either(short=2_000, long=12_000)
 tensors = st.builds(noise, st.sampled_from([*planes.DTYPES.values()]), st.sampled_from(SHAPES), st.integers(0, 99))
 plain = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text(max_size=5)
 nested = st.recursive(
@@ -48,7 +49,7 @@ def there_and_back(original: Snapshot, folder: Path, tier: Tier = "exact") -> Sn
     step=st.integers(0, 2**63 - 1),
     tier=st.sampled_from(TIERS),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=either(short=100, long=400), deadline=None)
 def test_anything_comes_back(
     held: dict[str, Tensor], state: Any, step: int, tier: Tier, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
