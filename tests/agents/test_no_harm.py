@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from lengths import either
 from steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 
 import trainenv.rollouts
@@ -30,7 +31,7 @@ from trainenv.wrappers.verification import Verification
 
 pytestmark = pytest.mark.usefixtures("alarms")
 
-STEPS = 400
+STEPS = either(short=300, long=400)
 EXAMPLES = int(os.environ.get("FAULT_EXAMPLES", "3"))  # beside those that are always tried
 HOW: dict[str, Any] = {"share": 0.08, "every": 20, "verify_steps": 3, "top_k": 2, "insure": True}
 MESSAGE = "it broke"  # what every fault says
