@@ -1,10 +1,12 @@
 """Agents: whatever acts in the environment.
 
-    agents.play(gymnasium.make("trainenv/GPT2-Tiny-v0"), agents.ClipOnly("zclip"), seed=0)      # in an environment
-    drive(run, folder, responder=agents.Acting(agent=agents.DoNothing()))                      # in a run that is recorded
-    drive(run, folder, responder=agents.ByHand.in_style("palm", run.config.steps))             # by a rule for whole runs
+    agents.play(gymnasium.make("trainenv/GPT2-Tiny-v0"), agents.ClipOnly("zclip"), seed=0)      # in
+    an environment train(run, folder, callback=agents.AgentCallback(agent=agents.DoNothing()))
+    # in a run that is recorded train(run, folder, callback=agents.RollbackRule.in_style("palm",
+    run.config.steps))             # by a rule for whole runs
 
-`Agent` is the contract of one of your own. Planners and models come in as arguments. Each is loaded when it is first used.
+`Agent` is the contract of one of your own. Planners and models come in as arguments. Each is loaded
+when it is first used.
 """
 
 from __future__ import annotations
@@ -13,48 +15,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.acting import Acting
-    from agents.branching import Branching, BranchingAgent, Drafting
-    from agents.by_hand import STYLES, ByHand
-    from agents.clip_only import ClipOnly
-    from agents.contract import Agent
-    from agents.do_nothing import DoNothing
-    from agents.planned import Planned, population
-    from agents.playing import Episode, play
-    from agents.tuned import Tuned
+    from trainenv.agents.agent_callback import AgentCallback
+    from trainenv.agents.baselines.clip_only import ClipOnly
+    from trainenv.agents.baselines.do_nothing import DoNothing
+    from trainenv.agents.baselines.planner_driven import PlannerCallback, population
+    from trainenv.agents.baselines.rollback_rule import STYLES, RollbackRule
+    from trainenv.agents.baselines.tuned_schedule import TunedSchedule
+    from trainenv.agents.branching import Branching, BranchingAgent, Drafting
+    from trainenv.agents.contract import Agent
+    from trainenv.agents.episodes import Episode, play
 
 __all__ = [
     "STYLES",
-    "Acting",
     "Agent",
+    "AgentCallback",
     "Branching",
     "BranchingAgent",
-    "ByHand",
     "ClipOnly",
     "DoNothing",
     "Drafting",
     "Episode",
-    "Planned",
-    "Tuned",
+    "PlannerCallback",
+    "RollbackRule",
+    "TunedSchedule",
     "play",
     "population",
 ]
 
 _LAZY = {
-    "STYLES": "agents.by_hand",
-    "Acting": "agents.acting",
-    "Agent": "agents.contract",
-    "Branching": "agents.branching",
-    "BranchingAgent": "agents.branching",
-    "ByHand": "agents.by_hand",
-    "ClipOnly": "agents.clip_only",
-    "DoNothing": "agents.do_nothing",
-    "Drafting": "agents.branching",
-    "Episode": "agents.playing",
-    "Planned": "agents.planned",
-    "Tuned": "agents.tuned",
-    "play": "agents.playing",
-    "population": "agents.planned",
+    "STYLES": "trainenv.agents.baselines.rollback_rule",
+    "AgentCallback": "trainenv.agents.agent_callback",
+    "Agent": "trainenv.agents.contract",
+    "Branching": "trainenv.agents.branching",
+    "BranchingAgent": "trainenv.agents.branching",
+    "RollbackRule": "trainenv.agents.baselines.rollback_rule",
+    "ClipOnly": "trainenv.agents.baselines.clip_only",
+    "DoNothing": "trainenv.agents.baselines.do_nothing",
+    "Drafting": "trainenv.agents.branching",
+    "Episode": "trainenv.agents.episodes",
+    "PlannerCallback": "trainenv.agents.baselines.planner_driven",
+    "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",
+    "play": "trainenv.agents.episodes",
+    "population": "trainenv.agents.baselines.planner_driven",
 }
 
 
@@ -62,3 +64,9 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'agents' has no attribute {name!r}")
+
+
+if __name__ == "agents":  # in a checkout: one copy of every class
+    from trainenv.tools.checkout import alias
+
+    alias(__name__)

@@ -11,12 +11,10 @@ the state, with actions dealt out anew, without the law, without a group of feat
     python benchmarks/worldmodel_quality.py --folder runs/worldmodel --json
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,29 +22,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# Python looks in this folder first, where this file would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainenv import TrainingRun
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
-from worldmodel import files
-from worldmodel.baselines import BASELINES, ActionShuffled, Baseline, Blind
-from worldmodel.build import Recipe, split
-from worldmodel.dataset import Dataset, leave_action_out, leave_out
-from worldmodel.evaluation import compare, evaluate, seed_noise
-from worldmodel.examples import TARGETS, Examples, Predictions
-from worldmodel.features import GROUPS
-from worldmodel.model import Model
-from worldmodel.networks import Architecture
-from worldmodel.online import Online, OnlineModel
-from worldmodel.training import Training, fit
+from trainenv.training.history import history_of
+from trainenv.worldmodel import serialization
+from trainenv.worldmodel.baselines import BASELINES, ActionShuffled, Baseline, Blind
+from trainenv.worldmodel.build import Recipe, split
+from trainenv.worldmodel.dataset import Dataset, leave_action_out, leave_out
+from trainenv.worldmodel.evaluation import compare, evaluate, seed_noise
+from trainenv.worldmodel.examples import TARGETS, Examples, Predictions
+from trainenv.worldmodel.features import GROUPS
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.networks import Architecture
+from trainenv.worldmodel.online import Online, OnlineModel
+from trainenv.worldmodel.training import Training, fit
 
-LEFT_OUT = (("width", "64"), ("corpus", "words"), ("stressor", "rare_tokens"), ("faults", "lr_spike"))
+LEFT_OUT = (
+    ("width", "64"),
+    ("corpus", "words"),
+    ("stressor", "rare_tokens"),
+    ("faults", "lr_spike"),
+)
 FAMILIES = ("clip", "momentum_reset")
 
 
@@ -96,7 +96,9 @@ def ablations(recipe: Recipe) -> dict[str, Baseline]:
     }
 
 
-def predicted(name: str, baseline: Baseline, train: Examples, test: Examples) -> tuple[str, Predictions, float]:
+def predicted(
+    name: str, baseline: Baseline, train: Examples, test: Examples
+) -> tuple[str, Predictions, float]:
     """Fit and predict, in a process of its own; with the seconds of its core that it took."""
     torch.set_num_threads(1)
     started = time.process_time()
@@ -105,7 +107,9 @@ def predicted(name: str, baseline: Baseline, train: Examples, test: Examples) ->
 
 
 def all_predicted(
-    tasks: Sequence[tuple[str, Baseline, Examples, Examples]], workers: int, say: Callable[[str], None]
+    tasks: Sequence[tuple[str, Baseline, Examples, Examples]],
+    workers: int,
+    say: Callable[[str], None],
 ) -> dict[str, Predictions]:
     """Every task's predictions, by name."""
     found = {}
@@ -118,7 +122,13 @@ def all_predicted(
 
 
 def table(
-    data: Dataset, examples: Examples, model: Model, recipe: Recipe, workers: int, say: Callable[[str], None], quick: bool
+    data: Dataset,
+    examples: Examples,
+    model: Model,
+    recipe: Recipe,
+    workers: int,
+    say: Callable[[str], None],
+    quick: bool,
 ) -> dict[str, Any]:
     """The model, the baselines and the ablations, on the test trunks."""
     parts = split(data, recipe.seed)
@@ -129,7 +139,11 @@ def table(
     found = {"model": model.predict(test), **all_predicted(tasks, workers, say)}
     reports = {name: evaluate(test, one, noise=noise) for name, one in found.items()}
     picks = evaluate(test, model.predict(test, picks=True), noise=noise)
-    beside = {name: _summary(compare(test, found["model"], one, noise=noise)) for name, one in found.items() if name != "model"}
+    beside = {
+        name: _summary(compare(test, found["model"], one, noise=noise))
+        for name, one in found.items()
+        if name != "model"
+    }
     return {
         "models": reports,
         "model_against": beside,
@@ -151,7 +165,11 @@ def left_out(
 ) -> dict[str, dict[str, Any]]:
     """Trained without something and judged on it: the networks, the trees and doing nothing."""
     learned = Learned(training=recipe.training, architecture=recipe.architecture)
-    tried: dict[str, Baseline] = {"networks": learned, "trees": BASELINES["trees"], "nothing": BASELINES["nothing"]}
+    tried: dict[str, Baseline] = {
+        "networks": learned,
+        "trees": BASELINES["trees"],
+        "nothing": BASELINES["nothing"],
+    }
     noise, cases = seed_noise(examples), {}
 
     def rows_of(names: Sequence[str]) -> NDArray[np.bool_]:
@@ -163,7 +181,9 @@ def left_out(
                 cases[f"{column} {level}"] = rows_of(others), rows_of(those)
     parts = split(data, recipe.seed)
     for family in FAMILIES:
-        rows, test = leave_action_out(data.branches, family, train=parts["train"] + parts["calibrate"], test=parts["test"])
+        rows, test = leave_action_out(
+            data.branches, family, train=parts["train"] + parts["calibrate"], test=parts["test"]
+        )
         cases[f"action {family}"] = rows, test
     tasks = [
         (f"{case}|{name}", one, examples.where(train), examples.where(test))
@@ -175,7 +195,9 @@ def left_out(
     for case, (_, test) in cases.items():
         result[case] = {}
         for name in tried:
-            report = evaluate(examples.where(test), found[f"{case}|{name}"], noise=noise[test], resamples=300)
+            report = evaluate(
+                examples.where(test), found[f"{case}|{name}"], noise=noise[test], resamples=300
+            )
             result[case][name] = {
                 "annealed mae mattering": report["annealed"]["mattering"]["mae"],
                 "annealed crps": report["annealed"]["all"]["crps"],
@@ -187,12 +209,16 @@ def left_out(
 def online(data: Dataset, examples: Examples, recipe: Recipe) -> dict[str, Any]:
     """A model that never saw a corpus meets it: error before and after, there and on what it knew."""
     level = "words"
-    others, those = next((others, those) for found, others, those in leave_out(data.trunks, "corpus") if found == level)
+    others, those = next(
+        (others, those)
+        for found, others, those in leave_out(data.trunks, "corpus")
+        if found == level
+    )
     parts = split(data, recipe.seed)
     known = [name for name in others if name in parts["train"]]
     held = examples.among([name for name in others if name in parts["calibrate"]])
     old = examples.among([name for name in others if name in parts["test"]])
-    from worldmodel.calibration import Calibrations
+    from trainenv.worldmodel.calibration import Calibrations
 
     start = Model(fit(examples.among(known), recipe.training, recipe.architecture))
     start = Model(start.networks, Calibrations.fit(held, start.raw(held)))
@@ -241,9 +267,16 @@ def _timed(call: Callable[[], Any], repeats: int = 50) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/worldmodel"), help="what `trainenv worldmodel build` made")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/worldmodel"),
+        help="what `trainenv worldmodel build` made",
+    )
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="no ablations, nothing left out, nothing online")
+    parser.add_argument(
+        "--quick", action="store_true", help="no ablations, nothing left out, nothing online"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -254,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     data = Dataset.open(args.folder / "branches")
     recipe = Recipe(trunks=max(60, len(data.trunks)))
-    examples, model = Examples.of(data), files.load(args.folder / "model")
+    examples, model = Examples.of(data), serialization.load(args.folder / "model")
     result: dict[str, Any] = {"benchmark": "worldmodel", "speed": speed(model)}
     say(json.dumps(result["speed"]))
     result |= table(data, examples, model, recipe, args.workers, say, args.quick)
@@ -266,7 +299,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for name, report in result["models"].items():
         print(f"{name:22}", _row(report))
-    print(json.dumps({key: value for key, value in result.items() if key not in ("models", "model_against")}, indent=1))
+    print(
+        json.dumps(
+            {key: value for key, value in result.items() if key not in ("models", "model_against")},
+            indent=1,
+        )
+    )
 
 
 def _row(report: Mapping[str, Any]) -> str:

@@ -3,12 +3,14 @@
     plan = planners.make("grid", candidates=64).plan(problem)
     plan.best.interventions, plan.best.score, plan.cost
 
-One file a planner. A planner of your own is a frozen dataclass with a method `plan`, found by name through an entry point:
+One file a planner. A planner of your own is a frozen dataclass with a method `plan`, found by name
+through an entry point:
 
     [project.entry-points."trainenv.planners"]        # in your pyproject.toml
     mine = "my_package:MyPlanner"
 
-`planners.testing` checks that it keeps the contract, and `planners.Draft` keeps most of it for you.
+`trainenv.planners.testing` checks that it keeps the contract, and `planners.PlanBuilder` keeps most
+of it for you.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from planners.autolrs import AutoLRS
-from planners.bandit import Bandit
-from planners.bayes import Bayes
-from planners.criteria import Score
-from planners.draft import Draft
-from planners.grid import Grid
-from planners.mcts import MCTS
-from planners.pbt import PBT
-from planners.proposals import hypergradient
-from planners.pruning import CurvePruner
-from planners.random import RandomSearch
-from planners.width import AdaptiveWidth, risk_of
-from trainenv.spelling import nearest
+from trainenv.planners.adaptive_width import AdaptiveWidth, risk_of
+from trainenv.planners.autolrs import AutoLRS
+from trainenv.planners.bandit import Bandit
+from trainenv.planners.bayes import Bayes
+from trainenv.planners.curve_pruner import CurvePruner
+from trainenv.planners.grid import Grid
+from trainenv.planners.mcts import MCTS
+from trainenv.planners.pbt import PBT
+from trainenv.planners.proposals import hypergradient
+from trainenv.planners.random_search import RandomSearch
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.score import Score
+from trainenv.tools.spelling import nearest
 from trainenv.types import Planner, UserError
 
 GROUP = "trainenv.planners"
@@ -56,8 +58,8 @@ __all__ = [
     "Bandit",
     "Bayes",
     "CurvePruner",
-    "Draft",
     "Grid",
+    "PlanBuilder",
     "RandomSearch",
     "Score",
     "hypergradient",
@@ -76,8 +78,8 @@ def make(name: str, **hyperparameters: Any) -> Planner:
     """The planner of that name, ours or one that is installed; what is left out of its hyperparameters is at its default.
 
     Raises:
-        UserError: no such planner or hyperparameter (the nearest valid one is named), a value out of range, or an installed
-            planner that cannot be loaded or is none.
+        UserError: no such planner or hyperparameter (the nearest valid one is named), a value out
+            of range, or an installed planner that cannot be loaded or is none.
     """
     kind = PLANNERS[name] if name in PLANNERS else _loaded(name)
     if is_dataclass(kind):
@@ -89,7 +91,9 @@ def make(name: str, **hyperparameters: Any) -> Planner:
                 )
     planner = kind(**hyperparameters)
     if not isinstance(planner, Planner):
-        raise UserError(f"the entry point {name!r} must make a planner, found {planner!r}; give it a method plan(problem)")
+        raise UserError(
+            f"the entry point {name!r} must make a planner, found {planner!r}; give it a method plan(problem)"
+        )
     return planner
 
 
@@ -97,9 +101,19 @@ def _loaded(name: str) -> Any:
     others = installed()
     if name not in others:
         names = (*NAMES, *others)
-        raise UserError(f"planner must be one of {', '.join(names)}, found {name!r}{nearest(name, names)}")
+        raise UserError(
+            f"planner must be one of {', '.join(names)}, found {name!r}{nearest(name, names)}"
+        )
     try:
         return others[name].load()
     except Exception as error:
         value = others[name].value
-        raise UserError(f"the planner {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"the planner {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+if __name__ == "planners":  # in a checkout: one copy of every class
+    from trainenv.tools.checkout import alias
+
+    alias(__name__)

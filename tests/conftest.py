@@ -10,7 +10,7 @@ import pytest
 
 
 def pytest_collection_finish() -> None:
-    """Exempt the imported libraries and the tests themselves from garbage collection, which would visit them again and again."""
+    """Exempt what was imported and collected from garbage collection, which else visits it often."""
     gc.collect()
     gc.freeze()
 

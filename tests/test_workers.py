@@ -19,19 +19,33 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.branching.decision import verification_of
-from trainenv import beside, snapshots
-from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
-from trainenv.futures import Future, Start, Together, side_by_side
-from trainenv.ledger import Ledger
-from trainenv.likeness import likeness
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.agents.branching.decision import verification_of
+from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
+from trainenv.rollouts import remote
+from trainenv.rollouts.executor import NOTHING, Rollouts
+from trainenv.rollouts.fork import Start
+from trainenv.rollouts.future import Future
+from trainenv.rollouts.parts_digest import parts_digest
+from trainenv.rollouts.placement import side_by_side
+from trainenv.rollouts.pool import Lost, Worker, Workers, _no_script
+from trainenv.rollouts.worker import answered, packed, unpacked
 from trainenv.run import TrainingRun
-from trainenv.schedules import Constant
-from trainenv.serving import answered, packed, unpacked
-from trainenv.types import CLIP_NAMES, Candidate, Intervention, Measure, Plan, Snapshot, Telemetry, UserError
-from trainenv.workers import Lost, Worker, Workers, _no_script
-from trainenv.wrappers.verification import Verification
+from trainenv.training import snapshots
+from trainenv.training.ledger import Ledger
+from trainenv.training.schedules import Constant
+from trainenv.types import (
+    CLIP_NAMES,
+    Branchable,
+    Candidate,
+    Intervention,
+    Measure,
+    Plan,
+    RunGroup,
+    Snapshot,
+    Telemetry,
+    UserError,
+)
+from trainenv.verification.verify import Verification
 
 SMALL: dict[str, Any] = run_settings.SMALL | {
     "steps": 48,
@@ -55,7 +69,7 @@ def run() -> Iterator[TrainingRun]:
     run = made()
     run.advance(10)
     yield run
-    beside.dismiss(run)
+    remote.dismiss(run)
 
 
 def rollouts(run: TrainingRun, workers: int, **more: Any) -> Rollouts:
@@ -82,7 +96,7 @@ def measured(run: TrainingRun, workers: int, sequences: Sequence[Any], steps: in
 
 def present(run: TrainingRun) -> list[Worker]:
     """The workers of a run that live."""
-    workers = beside._kept[run]
+    workers = remote._kept[run]
     assert workers is not None
     return [worker for worker in workers._workers if worker.alive]
 
@@ -201,7 +215,7 @@ def test_what_a_worker_raises_is_told_of_that_branch_alone(run: TrainingRun) -> 
     assert answered(fork, "scale", 0.5).lr_scale == fork.lr_scale == 0.5
 
 
-def followed(together: Together) -> list[str]:
+def followed(together: RunGroup[Branchable]) -> list[str]:
     """What a fork says to one command after the other."""
     fork = together.runs[1]
     fork.apply(Intervention(lr_scale=0.5, momentum_reset=True))
@@ -288,19 +302,19 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
 @pytest.mark.parametrize("name", PARTS)
 def test_likeness_names_the_part_that_differs(run: TrainingRun, name: str) -> None:
     overrides, parts, odd = PARTS[name]
-    ours, theirs = likeness(run), likeness(made(overrides, **parts))
+    ours, theirs = parts_digest(run), parts_digest(made(overrides, **parts))
     assert {name for name in ours if ours[name] != theirs[name]} == odd
 
 
 def test_likeness_is_of_the_parts_not_the_state(run: TrainingRun) -> None:
-    assert likeness(run) == likeness(made())
+    assert parts_digest(run) == parts_digest(made())
     fork = run.fork()
     fork.restore(run.snapshot())
     fork.apply(Intervention(lr_scale=0.5, momentum_reset=True))
     fork.advance(2)
-    assert likeness(fork) == likeness(run)
+    assert parts_digest(fork) == parts_digest(run)
     fork.objective = lambda model, micro: model(micro).mean()
-    assert likeness(fork) != likeness(run)
+    assert parts_digest(fork) != parts_digest(run)
 
 
 def test_a_configuration_of_the_loop_says_how_many() -> None:
@@ -336,8 +350,8 @@ def test_workers_end_with_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
     monkeypatch.setattr(Workers, "close", lambda self: closed.append(self))
     short_lived = made()
-    workers = beside._made(short_lived, 2)
-    assert beside._kept[short_lived] is workers
+    workers = remote._made(short_lived, 2)
+    assert remote._kept[short_lived] is workers
     del short_lived
     gc.collect()
     assert closed == [workers]
@@ -377,7 +391,7 @@ def test_the_lost_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         def check(self, alike: Any) -> None:
             assert self.alive
 
-    monkeypatch.setattr("trainenv.workers.Worker", Paper)
+    monkeypatch.setattr("trainenv.rollouts.pool.Worker", Paper)
     workers = Workers(RunConfig.load("tiny", SMALL), 3)
     first, second, third = workers.ready({})
     assert list(workers.ready({})) == [first, second, third]
@@ -390,12 +404,12 @@ def test_the_lost_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_are_closed_and_refuse_another_run(run: TrainingRun) -> None:
     """The last: it ends the workers of this module."""
-    workers = beside._kept[run]
+    workers = remote._kept[run]
     assert workers is not None
     here = present(run)
     assert here
     with pytest.raises(UserError, match="build a run with another probe; state it in the configuration"):
-        here[0].check(likeness(run) | {"probe": "another"})
+        here[0].check(parts_digest(run) | {"probe": "another"})
     with workers:
         pass
     assert not [worker for worker in here if worker.alive or (worker.pid and psutil.pid_exists(worker.pid))]

@@ -1,7 +1,8 @@
 """A language-model training run as an environment that can be saved, forked, simulated and steered.
 
-Importing this package registers the Gymnasium environments `trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and
-`trainenv/Synthetic-v0`. Everything heavy is loaded when it is first used.
+Importing this package registers the Gymnasium environments
+`trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and `trainenv/Synthetic-v0`. Everything heavy is loaded
+when it is first used.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from trainenv.tools.version import VERSION
 from trainenv.types import Intervention, LossSum, Reading, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
-    from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
-    from trainenv.driving import drive
+    from trainenv.composition.default_loop import branching
+    from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
+    from trainenv.loop import drive, train
     from trainenv.monitor.uncertainty import UncertaintyIndex
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.tree import RunReport
+    from trainenv.records.run_folder import RunFolder
+    from trainenv.report.run.run_report import RunReport
     from trainenv.run import TrainingRun
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BranchingConfig",
@@ -40,21 +43,25 @@ __all__ = [
     "TrainingRun",
     "UncertaintyIndex",
     "UserError",
+    "branching",
     "clipping",
     "drive",
+    "train",
     "wrappers",
 ]
 
 _LAZY = {
-    "BranchingConfig": "trainenv.config",
+    "BranchingConfig": "trainenv.config.schema",
     "CheckpointStore": "trainenv.checkpoints.store",
-    "RunConfig": "trainenv.config",
-    "RunFolder": "trainenv.records.folder",
-    "RunReport": "trainenv.records.tree",
-    "TrainingConfig": "trainenv.config",
+    "RunConfig": "trainenv.config.schema",
+    "RunFolder": "trainenv.records.run_folder",
+    "RunReport": "trainenv.report.run.run_report",
+    "TrainingConfig": "trainenv.config.schema",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",
-    "drive": "trainenv.driving",
+    "branching": "trainenv.composition.default_loop",
+    "drive": "trainenv.loop",
+    "train": "trainenv.loop",
 }
 _MODULES = ("clipping", "wrappers")
 

@@ -15,29 +15,34 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import clipping, devices, forking, optimizers, parts, schedules, snapshots, trial
-from trainenv.alike import check_alike, check_exact, check_snapshot
-from trainenv.backward import Pass, as_loss, backward, mean_loss, mean_of
-from trainenv.batching import as_batch, pass_size, placed
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv import clipping
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
-from trainenv.ledger import PURPOSES, Ledger, Purpose, flops_per_token
 from trainenv.monitor.hypergradient import due, hypergradient
+from trainenv.monitor.last_values import Statistics
 from trainenv.monitor.probe import Probe, evaluating
-from trainenv.monitor.statistics import Statistics
-from trainenv.monitor.telemetry import Recorder
+from trainenv.monitor.recorder import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.names import unwrapped
 from trainenv.objectives import NextToken
-from trainenv.order import DataOrder, flagged_with
-from trainenv.resuming import take_on
-from trainenv.rng import RandomState, exclusive
+from trainenv.tools.rng import RandomState, exclusive
+from trainenv.training import forking, numerics, optimizers, parts, schedules, snapshots, trial
+from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
+from trainenv.training.compatibility import check_alike, check_exact, check_snapshot
+from trainenv.training.data_order import DataOrder, flagged_with
+from trainenv.training.ledger import Ledger, flops_per_token
+from trainenv.training.micro_batches import as_batch, pass_size, placed
+from trainenv.training.parameter_names import unwrapped
+from trainenv.training.restoring import take_on
+from trainenv.training.weights import Weights, evaluated
 from trainenv.types import (
+    PURPOSES,
     Batch,
     Batches,
     Intervention,
     LossSum,
     Objective,
+    Purpose,
+    Run,
     Schedule,
     Snapshot,
     Telemetry,
@@ -45,37 +50,48 @@ from trainenv.types import (
     as_number,
     as_whole,
 )
-from trainenv.weights import Weights, evaluated
 
 if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-_NEAR, _POINTS = 20_000, 1024  # steps ahead whose rates are computed one by one, and points beyond them
-_MANY_STEPS, _MANY_SHARE = 50, 20  # steps with a loss that is not finite: so many, and one in so many of the budget
-_NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
+# steps ahead whose rates are computed one by one, and points beyond them
+_NEAR = 20_000
+_POINTS = 1024
+# steps with a loss that is not finite: so many, and one in so many of the budget
+_MANY_STEPS = 50
+_MANY_SHARE = 20
+_NOT_THE_FUTURE = (
+    "ledger",
+    "numerics",
+    "statistics",
+)  # parts of a snapshot that its fingerprint leaves out
 
 
 class TrainingRun:
     """Trains a model one optimizer step at a time, and is a value in between.
 
-    `snapshot → restore → advance(n)` gives the same bits as `advance(n)`, two forks advanced alike stay equal, and a failed
-    branch leaves its parent untouched. `fingerprint()` proves it.
+    `snapshot → restore → advance(n)` gives the same bits as `advance(n)`, two forks advanced alike
+    stay equal, and a failed branch leaves its parent untouched. `fingerprint()` proves it.
 
     Args:
-        model: any module; `objective(model, micro_batch)` is its loss: a mean, or a `LossSum`. One that is in evaluation mode as
-            a whole, as `from_pretrained` of transformers returns it, is put into training mode; a part alone that is stays in it.
-            What training changes belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
-        optimizer: over the model's parameters. The learning rates and weight decays that its groups hold now are the base
-            values; those in force are base × schedule × intervention. A scheduler that is attached to it has no further effect:
-            the base is then the rate from before it (`initial_lr`). Parameters may be unfrozen, and groups added, between steps.
+        model: any module; `objective(model, micro_batch)` is its loss: a mean, or a `LossSum`. One
+            that is in evaluation mode as a whole, as `from_pretrained` of transformers returns it,
+            is put into training mode; a part alone that is stays in it. What training changes
+            belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
+        optimizer: over the model's parameters. The learning rates and weight decays that its groups
+            hold now are the base values; those in force are base × schedule × intervention. A
+            scheduler that is attached to it has no further effect: the base is then the rate from
+            before it (`initial_lr`). Parameters may be unfrozen, and groups added, between steps.
             One with `train()` and `eval()` is evaluated, probed and exported in `eval()`.
         batches: a pure function of the data index; see `trainenv.types.Batches`.
         config: how to train, or a mapping of its keys.
-        objective: the loss; next-token prediction if left out. It is computed once before the run starts, to check it.
+        objective: the loss; next-token prediction if left out. It is computed once before the run
+            starts, to check it.
         schedule: factor on the base learning rate; the configuration's if left out.
         validation: micro-batches that `evaluate` averages over.
-        probe: a small clean micro-batch that the monitor looks at; without one there are no entropies.
+        probe: a small clean micro-batch that the monitor looks at; without one there are no
+            entropies.
         stress: factor on the learning rate by step, for planting instability.
         moments_lost: whether the optimizer's moments are gone before a step, likewise.
         purpose: what this run's steps are charged to.
@@ -102,30 +118,58 @@ class TrainingRun:
         purpose: Purpose = "main",
         ledger: Ledger | None = None,
     ) -> None:
-        own = parts.check(model, optimizer, batches, config, objective, schedule, validation, probe, stress, moments_lost)
-        self.model, self.optimizer, self.objective, self.config = own.model, own.optimizer, own.objective, own.config
+        own = parts.check(
+            model,
+            optimizer,
+            batches,
+            config,
+            objective,
+            schedule,
+            validation,
+            probe,
+            stress,
+            moments_lost,
+        )
+        self.model = own.model
+        self.optimizer = own.optimizer
+        self.objective = own.objective
+        self.config = own.config
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
-        self.folded = False  # by `trainenv.folded`: weights and moments are then rows of a matrix, and trained from there
+        # by `trainenv.rollouts.folded`: weights and moments are then rows of a matrix, and trained
+        # from there
+        self.folded = False
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()
-        self.horizon = schedules.Horizon(end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps))
-        self._batches, self._validation, self._probe_batch = own.batches, own.validation, own.probe
+        self.horizon = schedules.Horizon(
+            end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps)
+        )
+        self._batches = own.batches
+        self._validation = own.validation
+        self._probe_batch = own.probe
         self._schedule = own.schedule or schedules.make(own.config.schedule)
-        self._stress, self._moments_lost = own.stress, own.moments_lost
+        self._stress = own.stress
+        self._moments_lost = own.moments_lost
         self._reset_at: int | None = None
         self._line_flops = 0.0
         if purpose not in PURPOSES:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
         self._parameters, self._base = parts.trained(own.model, own.optimizer, own.objective)
         self.device = self._parameters[0].device
-        self._weights, self._recent = Weights(own.model, own.optimizer, own.objective), snapshots.Recent()
-        self._per_token = float(flops_per_token(unwrapped(own.model), getattr(batches, "context", None)))
-        epochs = getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
+        self._weights = Weights(own.model, own.optimizer, own.objective)
+        self._recent = snapshots.Recent()
+        self._per_token = float(
+            flops_per_token(unwrapped(own.model), getattr(batches, "context", None))
+        )
+        epochs = (
+            getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
+        )
         epoch = as_whole(epochs, "epoch_steps of batches", least=1)
-        self._order = DataOrder(seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps)
+        self._order = DataOrder(
+            seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps
+        )
         self._equip()
         self._validation = trial.try_out(self)
         self._view()  # which a snapshot takes: what could not be saved is refused now
@@ -135,53 +179,70 @@ class TrainingRun:
     def _equip(self) -> None:
         """Make what a run has for itself alone: random state, monitor, clipper."""
         self._rng = RandomState(self.config.seed, self.device)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
-        self._recorder, self._statistics = Recorder(), Statistics()
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.config.precision == "fp16"
+        )
+        self._recorder = Recorder()
+        self._statistics = Statistics()
         self.index = UncertaintyIndex(self.config.monitor.uncertainty, steps=self.config.steps)
-        monitor, probe = self.config.monitor, self._probe_batch
+        monitor = self.config.monitor
+        probe = self._probe_batch
         watched = monitor.enabled and monitor.probe_every and probe is not None
-        self._probe = Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro))) if watched else None
+        self._probe = (
+            Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro)))
+            if watched
+            else None
+        )
         self._clipper = self._new_clipper(self.config.clip.policy)
 
     @classmethod
-    def from_config(cls, source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None, **parts: Any) -> Self:
+    def from_config(
+        cls,
+        source: str | Path | RunConfig,
+        overrides: Mapping[str, Any] | None = None,
+        **parts: Any,
+    ) -> Self:
         """A run from a preset's name, a YAML file or a `RunConfig`.
 
         Args:
             source: `"tiny"`, `"my.yaml"`, a configuration.
             overrides: values on top, by dotted key: `{"optimizer.lr": 1e-3, "steps": 300}`.
-            parts: `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation` or `probe` of your own, in place of
-                those that the configuration describes.
+            parts: `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation` or `probe`
+                of your own, in place of those that the configuration describes.
 
         Raises:
-            UserError: the configuration, the corpus or the machine's memory does not allow it; nothing was started.
+            UserError: the configuration, the corpus or the machine's memory does not allow it;
+                nothing was started.
         """
-        from trainenv.building import build_parts
+        from trainenv.training.assemble import build_parts
 
         config = RunConfig.load(source, overrides)
         # A model of ours is made while no other thread trains; one of the user's was made before.
         with exclusive() if parts.get("model") is None else nullcontext():
             return cls(config=config, **build_parts(config, parts))
 
-    # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── training ──────────────────────────────────────────────────────────────────────────────────
 
     @torch.inference_mode(False)
     def advance(self, steps: int) -> list[Telemetry]:
         """Train for `steps` optimizer steps and return what each measured.
 
-        The device is read every `monitor.block` steps. Past the end of the budget training goes on at the schedule's last value.
-        Where it is interrupted or fails, the steps of the block are unaccounted for: go on from a snapshot.
+        The device is read every `monitor.block` steps. Past the end of the budget training goes on
+        at the schedule's last value. Where it is interrupted or fails, the steps of the block are
+        unaccounted for: go on from a snapshot.
         """
         steps = as_whole(steps, "steps", least=0)
         if self.folded:
-            raise UserError("expected a run by itself, found one that is folded with others; call `advance` of its `Folded`")
+            raise UserError(
+                "expected a run by itself, found one that is folded with others; call `advance` of its `Folded`"
+            )
         self._take_in()
         parts.train(self.model)
         optimizers.train(self.optimizer)
         measured: list[Telemetry] = []
         block = self.config.monitor.block
         try:
-            with torch.enable_grad(), self._rng.active(), devices.settings(self.config):
+            with torch.enable_grad(), self._rng.active(), numerics.settings(self.config):
                 for count in range(1, steps + 1):
                     self._train_step()
                     if count % block == 0 or count == steps:
@@ -200,8 +261,9 @@ class TrainingRun:
     def diverged(self) -> bool:
         """Whether training is of no use any more, as of the newest step.
 
-        One loss that is not finite is no divergence: a batch without labels has one, and leaves the weights alone. Either the
-        weights are not finite, or the losses of many steps in a row are not, with no finite look at clean data among them.
+        One loss that is not finite is no divergence: a batch without labels has one, and leaves the
+        weights alone. Either the weights are not finite, or the losses of many steps in a row are
+        not, with no finite look at clean data among them.
         """
         count = self._statistics.non_finite
         if not count:
@@ -213,6 +275,11 @@ class TrainingRun:
     def clip(self) -> str:
         """The clip policy in force."""
         return self._clipper.name
+
+    @property
+    def batches(self) -> Batches:
+        """Training data, a pure function of the data index."""
+        return self._batches
 
     @property
     def vocabulary(self) -> int | None:
@@ -248,7 +315,12 @@ class TrainingRun:
         """FLOPs of the monitor's probes over so many steps, at most."""
         if self._probe is None:
             return 0.0
-        return -(-steps // self.config.monitor.probe_every) * pass_size(self._probe_batch) * self._per_token / 3
+        return (
+            -(-steps // self.config.monitor.probe_every)
+            * pass_size(self._probe_batch)
+            * self._per_token
+            / 3
+        )
 
     @property
     def epoch(self) -> int:
@@ -273,12 +345,15 @@ class TrainingRun:
     def lrs_ahead(self) -> list[float]:
         """The learning rate of each step left in the budget if nobody intervenes again; one step's where none is left.
 
-        Planted stress is left out: it is not planned. Those far ahead lie on straight lines between some that are computed.
+        Planted stress is left out: it is not planned. Those far ahead lie on straight lines between
+            some that are computed.
         """
         end = max(self.horizon.end, self.step + 1)
         near = range(self.step, min(end, self.step + _NEAR))
         rates = [self.base_lr * self._lr_factor(step) for step in near]
-        if near.stop < end:  # a schedule is asked in Python, which takes seconds for a million steps
+        if (
+            near.stop < end
+        ):  # a schedule is asked in Python, which takes seconds for a million steps
             points = np.unique(np.linspace(near.stop, end - 1, _POINTS).round().astype(np.int64))
             known = [self.base_lr * self._lr_factor(step) for step in points.tolist()]
             rates += np.interp(np.arange(near.stop, end), points, known).tolist()
@@ -286,30 +361,51 @@ class TrainingRun:
 
     @torch.inference_mode(False)
     def evaluate(self) -> float:
-        """Validation loss in nats per token, over the fixed validation set. Changes nothing that the future depends on."""
+        """Validation loss in nats per token, over the fixed validation set.
+
+        Changes nothing that the future depends on.
+        """
         if not self._validation:
-            raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
+            raise UserError(
+                "this run has no validation set; pass validation=[micro_batch, …] to TrainingRun"
+            )
         averaged = optimizers.evaluating(self.optimizer)
-        with torch.no_grad(), averaged, evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
+        with (
+            torch.no_grad(),
+            averaged,
+            evaluating(self.model),
+            self._rng.active(keep=False),
+            numerics.settings(self.config),
+        ):
             return self._validated([self._loss(micro) for micro in self._validation])
 
-    # ── steering ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── steering ──────────────────────────────────────────────────────────────────────────────────
 
     def apply(self, intervention: Intervention) -> None:
-        """Put an intervention in force from the next step on. Either the whole of it, or nothing and an error.
+        """Put an intervention in force from the next step on.
+
+        Either the whole of it, or nothing and an error.
 
         Raises:
             UserError: a multiplier would leave its bounds.
         """
         if not isinstance(intervention, Intervention):
-            raise UserError(f"expected an Intervention, found {type(intervention).__name__}; give Intervention(lr_scale=…)")
+            raise UserError(
+                f"expected an Intervention, found {type(intervention).__name__}; give Intervention(lr_scale=…)"
+            )
         bounds = self.config.interventions
         lr_scale = bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
         decay = self.weight_decay_scale * intervention.weight_decay_scale
         decay = bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
         changes_clip = intervention.clip is not None and intervention.clip != self.clip
-        clipper = self._new_clipper(intervention.clip) if changes_clip and intervention.clip else self._clipper
-        self.lr_scale, self.weight_decay_scale, self._clipper = lr_scale, decay, clipper
+        clipper = (
+            self._new_clipper(intervention.clip)
+            if changes_clip and intervention.clip
+            else self._clipper
+        )
+        self.lr_scale = lr_scale
+        self.weight_decay_scale = decay
+        self._clipper = clipper
         if intervention.momentum_reset:
             self._reset_momentum()
         if intervention.data_reorder:
@@ -329,9 +425,14 @@ class TrainingRun:
         The steps since are charged to *rewound*, and the horizon comes nearer by as many.
         """
         check_snapshot(snapshot)
-        flagged, end, thrown_away, line = self.flagged, self.horizon.end, self.step - snapshot.step, self._line_flops
+        flagged = self.flagged
+        end = self.horizon.end
+        thrown_away = self.step - snapshot.step
+        line = self._line_flops
         if thrown_away < 0:
-            raise UserError(f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}")
+            raise UserError(
+                f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}"
+            )
         self.restore(snapshot)
         self.flag(flagged)
         self.ledger.move(self.purpose, "rewound", line - self._line_flops)
@@ -343,21 +444,28 @@ class TrainingRun:
 
     def end_at(self, step: int) -> None:
         """Set the step at which the budget is spent, now at the earliest; it may be later than it was."""
-        self.horizon = self.horizon.spend(self.step, self.horizon.end - as_whole(step, "the last step"))
+        self.horizon = self.horizon.spend(
+            self.step, self.horizon.end - as_whole(step, "the last step")
+        )
 
-    # ── the run as a value ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── the run as a value ────────────────────────────────────────────────────────────────────────
 
     @torch.inference_mode(False)
     def snapshot(self, beside: Mapping[str, Any] | None = None) -> Snapshot:
-        """The whole state. Tensors that are as they were in the snapshot last taken or restored are shared with it.
+        """The whole state.
+
+        Tensors that are as they were in the snapshot last taken or restored are shared with it.
 
         Args:
-            beside: parts of the state of whoever steers the run, by name; `restore` leaves them alone.
+            beside: parts of the state of whoever steers the run, by name; `restore` leaves them
+                alone.
         """
         state = self._state()
         state["optimizer"] |= optimizers.names_of(self.optimizer)
         if clash := sorted(state.keys() & (beside or {}).keys()):
-            raise UserError(f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them")
+            raise UserError(
+                f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them"
+            )
         if averaged := evaluated(self.model, self.optimizer):
             state["evaluated"] = averaged
         snapshot = snapshots.capture(self.step, state | dict(beside or {}), self._recent.newest())
@@ -366,15 +474,18 @@ class TrainingRun:
 
     @torch.inference_mode(False)
     def restore(self, snapshot: Snapshot, *, exact: bool = False) -> None:
-        """Take on the state of a snapshot of this run or of one built alike. The ledger keeps what was spent.
+        """Take on the state of a snapshot of this run or of one built alike.
+
+        The ledger keeps what was spent.
 
         Args:
             snapshot: what `snapshot` returned, or a checkpoint as it was loaded.
-            exact: refuse a snapshot that the run would not go on from bit for bit: one with rounded moments, or one that was
-                taken under other numeric settings.
+            exact: refuse a snapshot that the run would not go on from bit for bit: one with rounded
+                moments, or one that was taken under other numeric settings.
 
         Raises:
-            UserError: the snapshot is of a different model or optimizer, or not exact; the run is as it was.
+            UserError: the snapshot is of a different model or optimizer, or not exact; the run is
+                as it was.
         """
         check_snapshot(snapshot)
         state = snapshots.expand(snapshot)
@@ -385,7 +496,9 @@ class TrainingRun:
         self._weights.load(self.model, self.optimizer, self.objective, state)
         optimizers.load_state(self.optimizer, state["optimizer"])
         if state["objective"] is not None:
-            theirs = state["objective"]  # a module copies what it is given; of anything else we don't know
+            theirs = state[
+                "objective"
+            ]  # a module copies what it is given; of anything else we don't know
             theirs = theirs if isinstance(self.objective, nn.Module) else copy.deepcopy(theirs)
             self.objective.load_state_dict(theirs)  # type: ignore[attr-defined]
         self._recent.add(snapshot)
@@ -393,12 +506,19 @@ class TrainingRun:
     @exclusive()
     @torch.inference_mode(False)
     def fork(self, purpose: Purpose = "verify") -> Self:
-        """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
+        """An independent run in the same state, charging the same ledger under `purpose`.
+
+        Data and settings are shared.
+        """
         if self.folded:
-            raise UserError("expected a run by itself, found one that is folded with others; fork before folding")
+            raise UserError(
+                "expected a run by itself, found one that is folded with others; fork before folding"
+            )
         self._take_in()
         fork = copy.copy(self)
-        fork.model, fork.optimizer, fork.objective = forking.copy_trained(self.model, self.optimizer, self.objective)
+        fork.model, fork.optimizer, fork.objective = forking.copy_trained(
+            self.model, self.optimizer, self.objective
+        )
         fork.purpose = purpose
         fork._recent = copy.copy(self._recent)
         fork._equip()
@@ -407,10 +527,13 @@ class TrainingRun:
         return fork
 
     def check_forkable(self) -> None:
-        """Refuse a run of which no fork can be made. To be asked before a run is steered; it changes nothing.
+        """Refuse a run of which no fork can be made.
+
+        To be asked before a run is steered; it changes nothing.
 
         Raises:
-            UserError: names what in the model, the optimizer or the objective cannot be copied, and what to do.
+            UserError: names what in the model, the optimizer or the objective cannot be copied, and
+                what to do.
         """
         forking.check_forkable(self.model, self.optimizer, self.objective)
 
@@ -447,24 +570,28 @@ class TrainingRun:
         }
 
     def _numerics(self) -> dict[str, Any]:
-        return devices.numerics(self.model, self.optimizer, self.device, self.config)
+        return numerics.numerics(self.model, self.optimizer, self.device, self.config)
 
     def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
         """The mean loss over the validation set's labelled tokens; the passes are charged."""
         self.ledger.charge("evaluate", self.flops_per_evaluation)
         return mean_loss(losses, self._validation)
 
-    # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── one step ──────────────────────────────────────────────────────────────────────────────────
 
     def _take_in(self) -> None:
         """Take in what was done to model and optimizer since the last step: parameters unfrozen, groups added."""
-        self._parameters, self._base = parts.trained(self.model, self.optimizer, self.objective, self._base)
+        self._parameters, self._base = parts.trained(
+            self.model, self.optimizer, self.objective, self._base
+        )
         self.optimizer.zero_grad(set_to_none=True)  # what joins may hold gradients of steps before
 
     def _train_step(self) -> None:
         batch = self._coming_batch()
         apart = self._clipper.policy.needs_workers
-        done = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
+        done = backward(
+            batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart
+        )
         self._update(batch, done)
 
     def _coming_batch(self) -> Batch:
@@ -478,20 +605,32 @@ class TrainingRun:
         monitor = self.config.monitor
         looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
         progress = self.horizon.progress(self.step)
-        stress = 1.0 if self._stress is None else as_number(self._stress(self.step), "what stress(step) returns")
+        stress = (
+            1.0
+            if self._stress is None
+            else as_number(self._stress(self.step), "what stress(step) returns")
+        )
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
-        parameters = self._parameters if done.workers else [p for p in self._parameters if p.grad is not None]
+        parameters = (
+            self._parameters
+            if done.workers
+            else [p for p in self._parameters if p.grad is not None]
+        )
         measured = {"loss": done.loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
-        report = self._clipper(parameters, workers=done.workers, optimizer=self.optimizer, known=done.known)
+        report = self._clipper(
+            parameters, workers=done.workers, optimizer=self.optimizer, known=done.known
+        )
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
         if done.known is not False and due(self.step, monitor, self.config.schedule.warmup):
-            measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
+            measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(
+                parameters, self.optimizer
+            )
         if report.momentum_reset:
             self._reset_momentum()
         lr_factor = self._lr_factor(self.step) * stress
@@ -500,7 +639,8 @@ class TrainingRun:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        flops = sum(pass_size(micro) for micro in batch.micro) * self._per_token  # padding costs as much as labels
+        # padding costs as much as labels
+        flops = sum(pass_size(micro) for micro in batch.micro) * self._per_token
         self._line_flops += flops
         self.ledger.charge(self.purpose, flops)
         if looks and self._probe is not None:
@@ -518,7 +658,11 @@ class TrainingRun:
             "weight_decay_scale": self.weight_decay_scale,
             "steps_since_reset": -1 if self._reset_at is None else self.step - self._reset_at,
             "progress": progress,
-            "stressors": (*batch.stressors, *["lr_spike"] * (stress != 1.0), *["lost_moments"] * lost),
+            "stressors": (
+                *batch.stressors,
+                *["lr_spike"] * (stress != 1.0),
+                *["lost_moments"] * lost,
+            ),
         }
         if isinstance(done.tokens, Tensor):
             measured["tokens"] = done.tokens.to(self.device)
@@ -529,7 +673,10 @@ class TrainingRun:
     def _lr_factor(self, step: int) -> float:
         """Factor on the base learning rate of the step after `step` completed ones, as planned."""
         warmth = schedules.warmth(step, self._reset_at, self.config.reset_warmup)
-        factor = as_number(self._schedule(step, self.horizon.progress(step)), "what schedule(step, progress) returns")
+        factor = as_number(
+            self._schedule(step, self.horizon.progress(step)),
+            "what schedule(step, progress) returns",
+        )
         return factor * self.lr_scale * warmth
 
     def _loss(self, micro: Any) -> Tensor | LossSum:
@@ -539,7 +686,9 @@ class TrainingRun:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.config.precision == "bf16" else torch.float16)
+        return torch.autocast(
+            self.device.type, torch.bfloat16 if self.config.precision == "bf16" else torch.float16
+        )
 
     def _read_block(self) -> list[Telemetry]:
         """The telemetry of the steps since the last block."""
@@ -571,3 +720,8 @@ class TrainingRun:
         """Reset the moments and warm the learning rate up again: bare resets cost 0.16 to 0.25 nats at the end of a run."""
         optimizers.reset_moments(self.optimizer)
         self._reset_at = self.step
+
+
+def make_run(source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None) -> Run:
+    """Build a run from a configuration; see `TrainingRun.from_config`."""
+    return TrainingRun.from_config(source, overrides)

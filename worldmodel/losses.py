@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.examples import LEVELS
-from worldmodel.networks import POLICY, two_hot
+from trainenv.worldmodel.examples import LEVELS
+from trainenv.worldmodel.networks import POLICY, two_hot
 
 
 def pinball(quantiles: Tensor, outcome: Tensor) -> Tensor:
@@ -69,7 +69,9 @@ def categorical(logits: Tensor, nats: Tensor, bins: Tensor) -> Tensor:
         bins: [bins] rescaled.
     """
     known = torch.isfinite(nats)
-    each = -(two_hot(torch.nan_to_num(nats), bins) * F.log_softmax(logits, dim=-1)).sum(-1)  # (M, B, D)
+    each = -(two_hot(torch.nan_to_num(nats), bins) * F.log_softmax(logits, dim=-1)).sum(
+        -1
+    )  # (M, B, D)
     return (each * known).sum(-1) / known.sum(-1).clamp(min=1)
 
 

@@ -19,10 +19,12 @@ from trainenv.cli import main
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """What ademo of 200 steps that nobody interrupted gave, and what it said on the way."""
-    out, err = io.StringIO(), io.StringIO()
+    """Result and progress messages of an uninterrupted demo of 200 steps."""
+    folder = tmp_path_factory.mktemp("demo") / "whole"
+    out = io.StringIO()
+    err = io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        assert main(["demo", "--steps", "200", "--json", "--out", str(tmp_path_factory.mktemp("demo") / "whole")]) == 0
+        assert main(["demo", "--steps", "200", "--json", "--out", str(folder)]) == 0
     return strict(out.getvalue()), err.getvalue()
 
 
@@ -52,7 +54,10 @@ def test_demo_for_people_says_what_it_may_cost_and_shows_the_tree(capsys: pytest
 
 
 def test_interrupted_demo_goes_on_to_the_same_end(
-    whole: tuple[dict[str, Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: tuple[dict[str, Any], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 96, once="here/branching")
@@ -76,7 +81,7 @@ def test_a_demo_that_cannot_be_gone_on_with_says_so(arguments: list[str], capsys
 def test_too_little_memory_for_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trainenv.models.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    monkeypatch.setattr("trainenv.models.build.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
     assert_one_sentence(["demo"], ("GiB", "found 0.0 GiB free"), tmp_path, capsys)
 
 

@@ -11,19 +11,28 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, newest, sets
+from command_line import (
+    RUN_FILES,
+    SMALL,
+    asks_to_stop_at,
+    assert_one_sentence,
+    files,
+    final,
+    newest,
+    sets,
+)
 from strict_json import strict
 
 from trainenv import cli
 from trainenv.cli import main
-from trainenv.cli.asking import interruptible
-from trainenv.config import RunConfig
-from trainenv.driving import drive
+from trainenv.cli.options import interruptible
+from trainenv.config.schema import RunConfig
+from trainenv.loop import train
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.lines import read_lines
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
+from trainenv.tools.json_lines import read_lines
 from trainenv.types import Reading
 
 
@@ -41,7 +50,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("stop_at", [4, 8, 12, 16])
 def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
-    stop_at: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stop_at: int,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     straight = strict((whole / "summary.json").read_text(encoding="utf-8"))
     with monkeypatch.context() as patch:
@@ -87,7 +100,7 @@ def test_resuming_a_run_that_was_stopped_in_python(tmp_path: Path, capsys: pytes
     config = RunConfig.load("tiny", SMALL)
     folder = RunFolder.create(tmp_path / "mine", config)
     asked = iter([False, False, True])
-    summary = drive(TrainingRun.from_config(config), folder, stop=lambda: next(asked))
+    summary = train(TrainingRun.from_config(config), folder, stop=lambda: next(asked))
     assert (summary["ended"], summary["step"]) == ("interrupted", 12)
     assert main(["run", "--resume", "--out", "mine"]) == 0
     straight = TrainingRun.from_config(config)

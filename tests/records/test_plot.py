@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainenv.config import RunConfig
-from trainenv.records.folder import RunFolder
+from trainenv.config.schema import RunConfig
 from trainenv.records.plot import plot_run
+from trainenv.records.run_folder import RunFolder
 from trainenv.types import Event, Reading, Telemetry, UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"

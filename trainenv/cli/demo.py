@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.asking import INTERRUPTED, Result, interruptible
-from trainenv.paths import typed
+from trainenv.cli.options import INTERRUPTED, Result, interruptible
+from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.run import TrainingRun
 
 _METHODS = ("left alone", "branching")
@@ -22,15 +22,16 @@ _METHODS = ("left alone", "branching")
 
 def demo_command(args: argparse.Namespace) -> Result:
     """Train twice with one budget: left alone, and steered; both from the same start, on the same data."""
-    from trainenv.progress import Progress
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.report import write_report
-    from trainenv.records.tree import RunReport
+    from trainenv.cli.progress import Progress
+    from trainenv.records.run_folder import RunFolder
+    from trainenv.report import write_report
+    from trainenv.report.run.run_report import RunReport
     from trainenv.run import TrainingRun
 
     config = _config(args)
     run = TrainingRun.from_config(config)  # before anything is written: it may not fit
-    start, root = run.snapshot(), RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
+    start = run.snapshot()
+    root = RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
     summaries: list[dict[str, Any]] = []
     with interruptible() as stop:
         for method in _METHODS:
@@ -53,31 +54,33 @@ def demo_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace) -> dict[str, Any]:
+def _played(
+    method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace
+) -> dict[str, Any]:
     """The summary of one of the two, trained now, or to its end, or before."""
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
-    from trainenv.cli.loop import branching
-    from trainenv.driving import drive, resume
-    from trainenv.progress import Progress
-    from trainenv.records.folder import RunFolder
+    from trainenv.cli.progress import Progress
+    from trainenv.composition.default_loop import branching
+    from trainenv.loop import resume, train
+    from trainenv.records.run_folder import RunFolder
 
     path = root / method.replace(" ", "-")
     if (path / "summary.json").is_file():
         ended: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         return ended
-    responder = branching() if method == "branching" else None
+    callback = branching() if method == "branching" else None
     if path.is_dir() and CheckpointStore(path / FOLDER).steps():
-        folder, _ = resume(path, run, responder, accept_changes=args.accept_changes)
+        folder, _ = resume(path, run, callback, accept_changes=args.accept_changes)
     else:  # what was stopped before its first checkpoint had not begun
         shutil.rmtree(path, ignore_errors=True)
         folder = RunFolder.create(path, run.config)
     with Progress(method, run.config.steps, quiet=args.json) as progress:
-        if responder is not None:
-            statement = responder.statement(run)
-            progress.say(str(statement))
-            progress.say(statement.affords)
-        return drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
+        if callback is not None:
+            cost_estimate = callback.cost_estimate(run)
+            progress.say(str(cost_estimate))
+            progress.say(cost_estimate.affords)
+        return train(run, folder, callback=callback, watch=progress.watch, stop=stop)
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
@@ -86,12 +89,14 @@ def _config(args: argparse.Namespace) -> RunConfig:
     Raises:
         UserError: there is nothing to go on with.
     """
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
 
     if not args.resume:
         return RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})
     if args.out is None or args.steps is not None:
         raise UserError("--resume goes on with a demo as it was: give --out FOLDER, and no --steps")
     if (args.out / "summary.json").is_file() or not (args.out / "config.yaml").is_file():
-        raise UserError(f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one")
+        raise UserError(
+            f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one"
+        )
     return RunConfig.load(args.out / "config.yaml")

@@ -3,7 +3,8 @@
     fitted = make("trees").fit(train)
     evaluate(test, fitted.predict(test))
 
-One file a baseline. Where a baseline has no quantiles of its own, they are what it was off by on held-out trunks (`points`).
+One file a baseline. Where a baseline has no quantiles of its own, they are what it was off by on
+held-out trunks (`points`).
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
-from worldmodel.baselines.ablations import ActionShuffled, Blind
-from worldmodel.baselines.contract import Baseline, Fitted
-from worldmodel.baselines.curve import Curve
-from worldmodel.baselines.last_value import LastValue
-from worldmodel.baselines.law import MultiPowerLaw
-from worldmodel.baselines.mean_by_action import MeanByAction
-from worldmodel.baselines.nothing import DoNothing
-from worldmodel.baselines.ridge import Ridge
-from worldmodel.baselines.spikes import SpikeThreshold
-from worldmodel.baselines.trees import Trees
+from trainenv.worldmodel.baselines.ablations import ActionShuffled, Blind
+from trainenv.worldmodel.baselines.contract import Baseline, Fitted
+from trainenv.worldmodel.baselines.last_value import LastValue
+from trainenv.worldmodel.baselines.learning_curve import Curve
+from trainenv.worldmodel.baselines.mean_by_action import MeanByAction
+from trainenv.worldmodel.baselines.multi_power_law import MultiPowerLaw
+from trainenv.worldmodel.baselines.no_effect import DoNothing
+from trainenv.worldmodel.baselines.ridge import Ridge
+from trainenv.worldmodel.baselines.spikes import SpikeThreshold
+from trainenv.worldmodel.baselines.trees import Trees
 
 BASELINES: Mapping[str, Any] = {
     "nothing": DoNothing(),
@@ -67,10 +68,13 @@ def make(name: str, **hyperparameters: Any) -> Baseline:
     """The baseline of that name; what is left out of its hyperparameters stays as it is there.
 
     Raises:
-        UserError: no such baseline or hyperparameter (the nearest valid one is named), or a value out of range.
+        UserError: no such baseline or hyperparameter (the nearest valid one is named), or a value
+            out of range.
     """
     if name not in BASELINES:
-        raise UserError(f"baseline must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}")
+        raise UserError(
+            f"baseline must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}"
+        )
     valid = [field.name for field in fields(BASELINES[name])]
     for wrong in hyperparameters:
         if wrong not in valid:

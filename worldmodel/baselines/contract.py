@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from worldmodel.examples import Examples, Predictions
+from trainenv.worldmodel.examples import Examples, Predictions
 
 
 class Fitted(Protocol):
     """A baseline that has learned."""
 
     def predict(self, examples: Examples) -> Predictions:
-        """Of each branch, from its state, its actions and the law's Δ alone. Whatever does nothing has Δ = 0 at all levels."""
+        """Of each branch, from its state, its actions and the law's Δ alone.
+
+        Whatever does nothing has Δ = 0 at all levels.
+        """
         ...
 
 

@@ -1,8 +1,8 @@
 """What is so now stays so: the loss keeps its value in every branch, and Δ = 0; an index that fires goes on firing, a loss above
 its best stays above it.
 
-Taken literally, the last two would be forecasts of 0 and 1. What is used instead is how often each came true where it was so, and
-where it was not: the strongest form of the claim.
+Taken literally, the last two would be forecasts of 0 and 1. What is used instead is how often each
+came true where it was so, and where it was not: the strongest form of the claim.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
-from worldmodel.baselines.risk import Rates, Risk
-from worldmodel.examples import Examples, Ints
-from worldmodel.features import STATE
+from trainenv.worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
+from trainenv.worldmodel.baselines.risk import Rates, Risk
+from trainenv.worldmodel.examples import Examples, Ints
+from trainenv.worldmodel.features import STATE
 
 LEAST = 20  # branches from which a frequency is taken
 
@@ -35,7 +35,11 @@ class LastValue:
         """See `Baseline`."""
         now = _now(examples, self.tolerance)
         groups = {int(key): now == key for key in np.unique(now)}
-        rates = {key: Rates.of(examples.where(rows)) for key, rows in groups.items() if rows.sum() >= LEAST}
+        rates = {
+            key: Rates.of(examples.where(rows))
+            for key, rows in groups.items()
+            if rows.sum() >= LEAST
+        }
         return FittedPoints(
             points=no_difference,
             offsets=offsets(examples, held_out(lambda _: no_difference, examples), centred=True),
@@ -53,10 +57,15 @@ class Persisting:
 
     def __call__(self, examples: Examples) -> Risk:
         """See `Risks`."""
-        now, risk = _now(examples, self.tolerance), self.otherwise(examples)
+        now = _now(examples, self.tolerance)
+        risk = self.otherwise(examples)
         for key, rates in self.rates.items():
             rows = now == key
-            risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = rates.hazard, rates.instability, rates.recovery
+            risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = (
+                rates.hazard,
+                rates.instability,
+                rates.recovery,
+            )
         return risk
 
 

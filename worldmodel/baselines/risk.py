@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.examples import LEVELS, Examples, Floats
-from worldmodel.features import DECISIONS
+from trainenv.worldmodel.examples import LEVELS, Examples, Floats
+from trainenv.worldmodel.features import DECISIONS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,5 +73,7 @@ def hazards(chance: Floats, shares: Floats) -> Floats:
 
 def shares(examples: Examples) -> Floats:
     """[4] in which decision divergences fall; all alike where there was none."""
-    counts = np.bincount(examples.diverged[examples.diverged >= 0], minlength=DECISIONS).astype(np.float64)
+    counts = np.bincount(examples.diverged[examples.diverged >= 0], minlength=DECISIONS).astype(
+        np.float64
+    )
     return counts / counts.sum() if counts.sum() else np.full(DECISIONS, 1 / DECISIONS)

@@ -1,12 +1,14 @@
 """What a decision costs against the best branch there was.
 
-At a snapshot a rule chooses among doing nothing and the candidates; its *regret* is the true Δ of what it chose less the lowest
-true Δ, in nats of ln loss, at the horizon, annealed, or at the end of the run. The oracle has none.
+At a snapshot a rule chooses among doing nothing and the candidates; its *regret* is the true Δ of
+what it chose less the lowest true Δ, in nats of ln loss, at the horizon, annealed, or at the end of
+the run. The oracle has none.
 
-    horizon, annealed, final     the model's lowest median of that target; doing nothing unless something is lower
-    nothing, random              do nothing; any of them, all alike
-    best_look                    the lowest *true* loss at the horizon: a perfect look at +N, which is what lies (see the method)
-    best_annealed                the lowest *true* annealed loss: a perfect forecast of what planners rank by
+    horizon, annealed, final     the model's lowest median of that target; doing nothing unless
+    something is lower nothing, random              do nothing; any of them, all alike best_look
+    the lowest *true* loss at the horizon: a perfect look at +N, which is what lies (see the method)
+    best_annealed                the lowest *true* annealed loss: a perfect forecast of what
+    planners rank by
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from worldmodel.evaluation.choices import Choice
-from worldmodel.evaluation.ranking import pick
-from worldmodel.evaluation.statistics import Floats
+from trainenv.worldmodel.evaluation.choices import Choice
+from trainenv.worldmodel.evaluation.ranking import pick
+from trainenv.worldmodel.evaluation.statistics import Floats
 
 Rule = Callable[[Choice, Mapping[str, Floats], Mapping[str, Floats]], Floats]
 """Of a choice, medians by target [n] and true Δ's by target [n]: the chance of each option, [m]."""
@@ -42,7 +44,10 @@ def regrets(
     outcomes = [choice.values(truth[target]) for choice in known]
     return known, {
         name: np.array(
-            [float(rule(choice, medians, truth) @ outcome - outcome.min()) for choice, outcome in zip(known, outcomes)]
+            [
+                float(rule(choice, medians, truth) @ outcome - outcome.min())
+                for choice, outcome in zip(known, outcomes)
+            ]
         )
         for name, rule in RULES.items()
     }

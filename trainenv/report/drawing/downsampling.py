@@ -1,0 +1,68 @@
+"""Fewer points that look the same: a run of 100 000 steps draws as small as one of a thousand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Line = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def floats(values: pd.Series[Any]) -> NDArray[np.float64]:
+    """A column as numbers; what is missing is NaN."""
+    return np.asarray(values, dtype=np.float64)
+
+
+def smoothed(values: pd.Series[float], alpha: float = 0.12) -> pd.Series[float]:
+    """Exponential average over the steps before and after, so that it does not lag; what is not finite is passed over."""
+    known = values.where(np.isfinite(values))
+    before = known.ewm(alpha=alpha).mean()
+    after = known[::-1].ewm(alpha=alpha).mean()[::-1]
+    place = np.arange(len(known))
+    weight = 1 - (1 - alpha) ** (
+        place + 1
+    )  # of what is before; at the ends one of the two is an average of next to nothing
+    both: pd.Series[float] = (before * weight + after * weight[::-1]) / (weight + weight[::-1])
+    return both
+
+
+def bucketed(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
+    """The mean of each of at most `count` stretches of equally many points, NaN left out; the first and the last point stay."""
+    if len(x) <= count:
+        return x, y
+    edges = np.linspace(0, len(x), count - 1).astype(np.int64)
+    known = np.isfinite(y)
+    sums = np.add.reduceat(np.where(known, y, 0.0), edges[:-1])
+    counts = np.add.reduceat(known.astype(np.float64), edges[:-1])
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    middles = x[(edges[:-1] + edges[1:] - 1) // 2]
+    return np.concatenate((x[:1], middles, x[-1:])), np.concatenate((y[:1], means, y[-1:]))
+
+
+def cloud(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
+    """About `count` points that look like all of them, in order: every n-th, and whatever stands out of its stretch.
+
+    A point stands out that lies further from the median of its stretch than 6 times the median
+    distance: a spike of one step is never lost. Of each stretch at most its lowest and its highest
+    point are added. NaN and infinities are left out.
+    """
+    known = np.isfinite(y)
+    x = x[known]
+    y = y[known]
+    if len(x) <= count:
+        return x, y
+    chosen = set(range(0, len(x), -(-len(x) // count)))
+    edges = np.linspace(0, len(x), max(count // 2, 1) + 1).astype(np.int64)
+    for a, b in pairwise(edges.tolist()):
+        part = y[a:b]
+        distance = np.abs(part - np.median(part))
+        far = 6 * float(np.median(distance))
+        chosen |= {
+            a + int(place) for place in (part.argmin(), part.argmax()) if distance[place] > far
+        }
+    places = sorted(chosen)
+    return x[places], y[places]

@@ -1,0 +1,60 @@
+"""Weights under plain names, whatever wraps the model: `torch.compile`, `DataParallel` and DDP each lengthen them.
+
+A snapshot, a file and another run then fit whether the model is wrapped or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """The model's state dict under plain names."""
+    return {plain(model, name): value for name, value in model.state_dict().items()}
+
+
+def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a state dict with plain names."""
+    model.load_state_dict({name: state[plain(model, name)] for name in model.state_dict()})
+
+
+def plain(model: nn.Module, name: str) -> str:
+    """A name in the model's state dict without the parts that wrappers add."""
+    parts = []
+    module = model
+    for part in name.split("."):
+        if _wrapped_name(module) != part:
+            parts.append(part)
+        module = getattr(module, "_modules", {}).get(part)  # type: ignore[assignment]
+    return ".".join(parts)
+
+
+def fitted(model: nn.Module, state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A state dict of others under plain names, as far as they are the model's: a wrapped or compiled one may have saved it."""
+    own = {name: plain(model, name) for name in model.state_dict()}
+    short = {name: own.get(name) or str(name).replace("_orig_mod.", "") for name in state}
+    plain_names = set(own.values())
+    return {
+        name if name in plain_names or short[name] not in plain_names else short[name]: part
+        for name, part in state.items()
+    }
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers."""
+    while inner := _wrapped_name(model):
+        model = getattr(model, inner)
+    return model
+
+
+def _wrapped_name(module: object) -> str | None:
+    """The attribute under which a wrapper holds its module; None for other modules."""
+    if isinstance(module, DataParallel | DistributedDataParallel):
+        return "module"
+    return (
+        "_orig_mod" if type(module).__name__ == "OptimizedModule" else None
+    )  # its class is slow to import

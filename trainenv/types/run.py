@@ -1,0 +1,292 @@
+"""Nouns of a training run: its state, its history, and `Run`, the protocol of a run that can be steered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
+
+from trainenv.types.step import Batches, Intervention, Telemetry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+TENSOR = "__tensor__"
+Tier = Literal["exact", "8bit"]
+Purpose = Literal["main", "rewound", "verify", "plan", "evaluate", "model"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Snapshot:
+    """The whole state of a run at a step, in host memory.
+
+    Nothing in it is shared with the live run; never write into it.
+
+    Snapshots of one run share the tensors that had not changed between them: what is written into
+    one shows in others.
+
+    Attributes:
+        step: optimizer steps completed.
+        tensors: flat names ("model/…", "optimizer/…", "clip/…", "rng/…") to tensors that only
+            snapshots hold.
+        state: everything that is no tensor, as JSON values.
+        tier: `exact`, or `8bit` where a compact checkpoint has rounded the optimizer's moments:
+            then a run that is restored from it goes on nearly, not exactly, as the one it was taken
+            of.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    state: Mapping[str, Any] = field(repr=False)
+    tier: Tier = "exact"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors in bytes, those shared with other snapshots included."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a run and that a person would want to see marked on its curve.
+
+    Attributes:
+        step: optimizer steps completed when it happened.
+        kind: `fired`, `non_finite`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`,
+            `diverged`, `interrupted`.
+        detail: numbers and words that belong to it, as JSON values.
+    """
+
+    step: int
+    kind: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHistory:
+    """What is known of a run at the moment when its futures are drafted.
+
+    Attributes:
+        telemetry: of the steps so far in order, the last one now; the more of them, the better:
+            512, or 40 decisions, are plenty.
+        lrs_ahead: learning rate of each step still to come if nothing is done: as many entries as
+            there are steps left.
+        base_lr: the optimizer's base learning rate.
+        uniform_loss: loss of a uniform guess over the vocabulary, nats.
+        decision_steps: steps from one decision to the next; a forecast's horizon N is four of them.
+        validation: clean validation loss now, nats per token; NaN where it was not measured.
+        flagged_ahead: how many data indices that were flagged are still to come.
+    """
+
+    telemetry: Sequence[Telemetry] = field(repr=False)
+    lrs_ahead: Sequence[float] = field(repr=False)
+    base_lr: float
+    uniform_loss: float
+    decision_steps: int
+    validation: float = math.nan
+    flagged_ahead: int = 0
+
+
+class InForce(Protocol):
+    """Interventions in force in a run, on which the legal actions depend."""
+
+    @property
+    def lr_scale(self) -> float:
+        """Factor on the scheduled learning rate."""
+        ...
+
+    @property
+    def weight_decay_scale(self) -> float:
+        """Factor on the configured weight decay."""
+        ...
+
+    @property
+    def clip(self) -> str:
+        """Name of the clip policy."""
+        ...
+
+    @property
+    def flagged_ahead(self) -> tuple[int, ...]:
+        """Data indices that the monitor flagged and that are still to come, after a rewind."""
+        ...
+
+
+class Horizon(Protocol):
+    """Budget of a run."""
+
+    @property
+    def end(self) -> int:
+        """Step at which the budget is spent."""
+        ...
+
+    def progress(self, step: int, /) -> float:
+        """Return the share of the budget's annealing that is done after `step` steps, 0 to 1."""
+        ...
+
+
+class Run(Protocol):
+    """A training run as a value: what agents, rollouts and records use of it.
+
+    `trainenv.TrainingRun` is one; a run attached to somebody else's trainer is another. Every
+    member means what it means there. FLOPs are counted by the run's own ledger.
+    """
+
+    lr_scale: float
+    purpose: Purpose
+    ledger: Any  # a `trainenv.training.ledger.Ledger`, or one like it: `total`, `ledger["main"]`, `charge`, `move`
+    model: nn.Module
+    optimizer: Optimizer
+
+    @property
+    def config(self) -> Any:
+        """Configuration, a `trainenv.config.TrainingConfig`."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps that were completed."""
+        ...
+
+    @property
+    def horizon(self) -> Horizon:
+        """Budget: the step at which it is spent, and the progress of its annealing."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        ...
+
+    @property
+    def batches(self) -> Batches:
+        """Training data, a pure function of the data index."""
+        ...
+
+    @property
+    def weight_decay_scale(self) -> float:
+        """Factor on the configured weight decay."""
+        ...
+
+    @property
+    def clip(self) -> str:
+        """Name of the clip policy in force."""
+        ...
+
+    @property
+    def applied(self) -> tuple[tuple[int, Intervention], ...]:
+        """Interventions so far, each with the step it was applied at."""
+        ...
+
+    @property
+    def flagged(self) -> tuple[int, ...]:
+        """Data indices that the monitor flagged as harmful."""
+        ...
+
+    @property
+    def flagged_ahead(self) -> tuple[int, ...]:
+        """Flagged data indices that are still to come, after a rewind."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """True once the budget is spent."""
+        ...
+
+    @property
+    def diverged(self) -> bool:
+        """True if further training is useless."""
+        ...
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model knows; None without an embedding."""
+        ...
+
+    @property
+    def uniform_loss(self) -> float:
+        """Loss of a uniform guess over the vocabulary, in nats per token."""
+        ...
+
+    @property
+    def base_lr(self) -> float:
+        """Base learning rate of the first parameter group, before schedule and interventions."""
+        ...
+
+    @property
+    def flops_per_step(self) -> float:
+        """Mean FLOPs of a step so far; 0 before the first."""
+        ...
+
+    @property
+    def flops_ahead(self) -> float:
+        """FLOPs of a step to come."""
+        ...
+
+    @property
+    def flops_per_evaluation(self) -> float:
+        """FLOPs of one `evaluate`."""
+        ...
+
+    def flops_of_probes(self, steps: int, /) -> float:
+        """Return the most FLOPs that the monitor's probes take over `steps` steps."""
+        ...
+
+    def lrs_ahead(self) -> list[float]:
+        """Return the scheduled learning rate of each step left in the budget."""
+        ...
+
+    def upcoming(self, steps: int, /) -> tuple[int, ...]:
+        """Return the data indices of the next `steps` steps."""
+        ...
+
+    def advance(self, steps: int, /) -> list[Telemetry]:
+        """Train for `steps` optimizer steps and return what each measured."""
+        ...
+
+    def evaluate(self) -> float:
+        """Return the validation loss in nats per token."""
+        ...
+
+    def apply(self, intervention: Intervention, /) -> None:
+        """Put an intervention in force from the next step on, whole or not at all."""
+        ...
+
+    def flag(self, data_indices: Iterable[int], /) -> None:
+        """Mark data indices as harmful."""
+        ...
+
+    def rewind(self, snapshot: Snapshot, /) -> None:
+        """Go back to a snapshot of this run; flagged data and spent compute are kept."""
+        ...
+
+    def spend(self, steps: int, /) -> None:
+        """Take the compute of `steps` steps off the budget."""
+        ...
+
+    def end_at(self, step: int, /) -> None:
+        """Set the step at which the budget is spent."""
+        ...
+
+    def snapshot(self, beside: Mapping[str, Any] | None = None, /) -> Snapshot:
+        """Return the whole state, with further parts by name."""
+        ...
+
+    def restore(self, snapshot: Snapshot, /) -> None:
+        """Take on the state of a snapshot; the ledger keeps what was spent."""
+        ...
+
+    def fork(self, purpose: Purpose = "verify", /) -> Self:
+        """Return an independent run in the same state that charges the same ledger for `purpose`."""
+        ...
+
+    def check_forkable(self) -> None:
+        """Raise `UserError` if the run cannot be forked."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that the future depends on."""
+        ...
