@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lengths import either
 from safetensors.torch import load_file
 
 from trainenv import cli
@@ -35,6 +36,8 @@ SMALL: dict[str, Any] = {
     "schedule.warmup": 4,
     "checkpoints.every": 8,
 }
+STEPS = either(short=300, long=400)  # of the run that is killed
+KILLED_AT = either(short=(16, 120), long=(16, 120, 240))
 NOT_THE_FUTURE = ("ledger", "numerics", "statistics")
 AS_A_USER_SEES_THEM = pytest.mark.filterwarnings("default")  # warnings, else errors in tests
 
@@ -329,8 +332,8 @@ def reached(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments, resume = ["run", "tiny", *sets(steps=400), "--out", "mine"], ["run", "--resume", "--out", "mine"]
-    for step in (16, 120, 240):
+    arguments, resume = ["run", "tiny", *sets(steps=STEPS), "--out", "mine"], ["run", "--resume", "--out", "mine"]
+    for step in KILLED_AT:
         process = child(arguments)
         try:
             reached(tmp_path / "mine", step, process)
@@ -345,8 +348,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
         arguments = resume
     assert main(resume) == 0
     straight = TrainingRun.from_config("mine/config.yaml")
-    straight.advance(400)
+    straight.advance(STEPS)
     assert fingerprint(CheckpointStore("mine/checkpoints").load(), NOT_THE_FUTURE) == straight.fingerprint()
-    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, 401))
-    assert len(read_lines(tmp_path / "mine" / "lines.jsonl")) == 3
+    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, STEPS + 1))
+    assert len(read_lines(tmp_path / "mine" / "lines.jsonl")) == len(KILLED_AT)
     assert all(finding.ok for finding in CheckpointStore("mine/checkpoints").verify())

@@ -80,7 +80,8 @@ def test_other_tokens_of_the_same_text_are_refused(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tokenizer at a path is another one, as a new version of it would be."""
-    assert main(["run", "tiny", *sets(steps=1), "--set", "corpus={tokenizer: bpe, vocab_size: 260}"]) == 0
+    on = "corpus={name: text, path: a.txt, tokenizer: bpe, vocab_size: 260}"
+    assert main(["run", "tiny", *sets(steps=1), "--set", on]) == 0
     made = next(cache.glob("bpe-*-260.json"))
     Path("t.json").write_text(made.read_text(encoding="utf-8"), encoding="utf-8")
     interrupted(monkeypatch, capsys, *("--set", "corpus.tokenizer=gpt2", "--set", "corpus.tokenizer_path=t.json"))
