@@ -17,10 +17,10 @@ from trainenv.types import Telemetry
 
 
 class Monitor:
-    """Records the steps of a run, probes its model and reads the uncertainty index.
+    """Recorder of a run's steps, with a probe of its model and its uncertainty index.
 
     Args:
-        config: When to probe, and the numbers of the index.
+        config: Monitor settings: the steps between probes, and the numbers of the index.
         steps: Budget of the run in optimizer steps.
         probe: Probe of the model; None to measure training alone.
 
@@ -49,7 +49,7 @@ class Monitor:
         return measured
 
     def append(self, known: Mapping[str, Any], measured: Mapping[str, Tensor]) -> None:
-        """Record a step: values that are known here, and tensors that are still on the device."""
+        """Record a step: values known on the host, and tensors that are still on the device."""
         self._recorder.append(known, measured)
 
     def read(self) -> list[Telemetry]:
@@ -57,7 +57,7 @@ class Monitor:
         return [self._with_reading(telemetry) for telemetry in self._recorder.drain()]
 
     def forget_unread(self) -> None:
-        """Drop recorded steps that were not read: one of them did not end."""
+        """Drop recorded steps that were not read, because one of them did not end."""
         self._recorder = Recorder()
 
     def _with_reading(self, telemetry: Telemetry) -> Telemetry:

@@ -1,7 +1,8 @@
-"""Attributes of an optimizer as tensors and JSON, and back: containers with any keys, arrays, generators of random numbers.
+"""Attributes of an optimizer as tensors and JSON values, and back.
 
-What JSON lacks is a mapping with one key, its tag: `{"<deque>": […]}`. Parameters are named by
-their place in the optimizer.
+They may be containers with any keys, arrays, and generators of random numbers. A value that JSON
+lacks is a mapping with one key, its tag: `{"<deque>": […]}`. Parameters are named by their place in
+the optimizer.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ _MAPPINGS: dict[str, Callable[[], dict[Any, Any]]] = {
 
 
 class _Unsaved(Exception):
-    """The value is neither plain nor of a form known here."""
+    """Signal that a value has no known form and is not saved."""
 
 
 def saved_attributes(optimizer: Optimizer) -> dict[str, Any]:
-    """Attributes of an optimizer that training may change, as tensors and JSON; empty for torch's own optimizers."""
+    """Return the attributes that training may change; none for torch's own optimizers."""
     saved = {}
     writer = _Writer(optimizer)
     for name, value in vars(optimizer).items():
@@ -87,7 +88,7 @@ def saved_attributes(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def attribute_names(optimizer: Optimizer) -> list[str] | None:
-    """Names of an optimizer's attributes, saved or not; None for one of torch's own without any."""
+    """Return the names of all attributes; None for a torch optimizer without its own."""
     names = sorted(
         name
         for name in vars(optimizer)
@@ -97,18 +98,21 @@ def attribute_names(optimizer: Optimizer) -> list[str] | None:
 
 
 def drop_later_attributes(optimizer: Optimizer, names: Iterable[str]) -> None:
-    """Delete the attributes that could be saved and are not among `names`: a step after the saved state made them."""
+    """Delete attributes that could be saved and are not among `names`.
+
+    A step after the saved state has made them.
+    """
     for name in saved_attributes(optimizer).keys() - set(names):
         delattr(optimizer, name)
 
 
 def load_attributes(optimizer: Optimizer, saved: Mapping[str, Any], copies: Copies) -> None:
-    """Set attributes as they were saved, in the containers, tensors and generators that are there.
+    """Set attributes as they were saved, in the existing containers, tensors and generators.
 
     Args:
-        optimizer: its state and groups are loaded.
-        saved: what `saved_attributes` returned, perhaps through a file.
-        copies: of the tensors that were loaded.
+        optimizer: Optimizer whose state and groups are loaded already.
+        saved: Return value of `saved_attributes`, perhaps read from a file.
+        copies: Copies of the loaded tensors.
     """
     reader = _Reader(optimizer, copies)
     with torch.no_grad():
@@ -120,7 +124,7 @@ def load_attributes(optimizer: Optimizer, saved: Mapping[str, Any], copies: Copi
 
 
 def held_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """Other optimizers in the attributes of one, also in lists, tuples and dicts; each once."""
+    """Return other optimizers in the attributes of one, also in containers; each once."""
     found = {}
     for value in vars(optimizer).values():
         parts = (
@@ -141,7 +145,7 @@ def held_optimizers(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _known(optimizer: Optimizer) -> dict[str, Any]:
-    """Containers that the state dict covers, by path: an attribute may be one of them."""
+    """Return the containers that the state dict covers, by path."""
     places = {id(p): place for place, p in enumerate(_parameters(optimizer))}
     entries = {
         f"state/{places[id(p)]}": entry for p, entry in optimizer.state.items() if id(p) in places
@@ -166,7 +170,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 class _Writer:
-    """Attributes to tensors and JSON. A container met twice is written once."""
+    """Writer of attributes to tensors and JSON values. A container met twice is written once."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._places = {id(p): place for place, p in enumerate(_parameters(optimizer))}
@@ -272,7 +276,7 @@ class _Writer:
         return [self._of(part, f"{path}/{place}") for place, part in enumerate(parts)]
 
     def _sorted(self, parts: Iterable[Any]) -> list[Any]:
-        """Members of a set in an order that depends on nothing else."""
+        """Return the members of a set in an order that depends on nothing else."""
         return sorted((self._key(part) for part in parts), key=json.dumps)
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
@@ -302,7 +306,7 @@ class _Writer:
         return {"<dict>": parts}
 
     def _key(self, key: Any) -> Any:
-        """A key, or a member of a set: hashable, so that nothing in it is changed."""
+        """Write a key, or a member of a set: it is hashable, so nothing in it is changed."""
         if isinstance(key, Enum) and isinstance(key, int | str):
             return key.value
         if type(key) is int and key in self._places:
@@ -324,7 +328,10 @@ class _Writer:
 
 
 class _Reader:
-    """Attributes from tensors and JSON, written into what is there: whoever holds a container, as a closure, sees it change."""
+    """Reader of attributes, which writes into the existing containers.
+
+    Whoever holds one of them, such as a closure, sees the change.
+    """
 
     def __init__(self, optimizer: Optimizer, copies: Copies) -> None:
         self._copies = copies
@@ -361,7 +368,7 @@ class _Reader:
         return read(value, live, path)
 
     def _claim(self, live: Any, kind: Any, path: str, fresh: Any) -> Any:
-        """What is to be written into: what is there, where it is of the kind and nothing else's."""
+        """Return the existing object if it is of the kind and not yet taken; else None."""
         made = live if isinstance(live, kind) and id(live) not in self._used else fresh()
         self._used.add(id(made))
         self._made[path] = made
@@ -526,7 +533,7 @@ class _Reader:
 
 
 def _bytes_of(array: Any) -> tuple[str, list[int], str, bytes]:
-    """The dtype, the shape, the order and the bytes of an array."""
+    """Return the dtype, the shape, the memory order and the bytes of an array."""
     if array.dtype.hasobject or array.dtype.names is not None:
         raise _Unsaved
     return array.dtype.str, list(array.shape), _order(array), array.tobytes(order=_order(array))
@@ -537,7 +544,10 @@ def _order(array: Any) -> Any:
 
 
 def _writable(live: Any) -> bool:
-    """Tell tensors that can be copied into from those whose elements share memory, and from those made in inference mode."""
+    """Return True if a tensor can be copied into.
+
+    Not one whose elements share memory, nor one made in inference mode.
+    """
     return (
         isinstance(live, Tensor)
         and not live.is_inference()
