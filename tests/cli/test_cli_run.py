@@ -133,7 +133,7 @@ def test_branching_drafts_verifies_and_goes_on(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 56)
         assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
-    hint = shlex.split(capsys.readouterr().out.partition("interrupted; go on with: trainenv ")[2].strip())
+    hint = shlex.split(capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip())
     assert hint == ["run", "--resume", "--out", "mine", "--branching", "--planner", (planner or ["grid"])[-1]]
     assert main([*hint, "--json"]) == 0
     assert final("mine") == final("straight")

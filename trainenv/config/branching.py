@@ -69,9 +69,9 @@ class BranchingConfig(Config):
     )
     workers: CountOrZero = Field(
         default=0,
-        description="Processes that train candidates, one core each with `threads: 1`. 0 trains"
-        " them in turn, with equal bits. Models up to width 48 need none: their candidates are"
-        " folded into one.",
+        description="Processes that train candidates, one core each with `threads: 1`; 0 trains"
+        " them in turn, with equal bits. Models up to width 48 need none, because their candidates"
+        " are folded into one.",
     )
     verify_steps: Count = Field(
         default=50,

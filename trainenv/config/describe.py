@@ -237,7 +237,7 @@ def _sections(model: type[Config], values: Config | None, name: str) -> Iterator
 
 def _is_named(key: str, name: str) -> bool:
     """Tell if a name is that of a key, of the section around it, or the last part of either."""
-    return f".{name}." in f".{key.replace('[]', '')}."
+    return f".{name}.".replace("[]", "") in f".{key}.".replace("[]", "")
 
 
 def _row(key: Key) -> str:

@@ -76,7 +76,7 @@ class TrainingConfig(Config):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="Device of the run. `auto` takes the GPU where torch finds one. A model of your"
+        description="Device of the run; `auto` takes the GPU where torch finds one. A model of your"
         " own stays where it is.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
