@@ -24,7 +24,7 @@ def add_compare(commands: Any) -> None:
         nargs="?",
         default="quick",
         metavar="CONFIG",
-        help="quick, full, or a YAML file (default: quick)",
+        help="quick, full, or a YAML file (default: %(default)s)",
     )
     compare.add_argument(
         "--out",
@@ -49,7 +49,7 @@ def add_compare(commands: Any) -> None:
         type=int,
         default=2,
         metavar="N",
-        help="number of processes, one core each; 0 uses this process (default: 2)",
+        help="number of processes, one core each; 0 uses this process (default: %(default)s)",
     )
     compare.add_argument(
         "--keep", action="store_true", help="keep the folders of all runs (default: delete them)"

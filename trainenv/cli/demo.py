@@ -39,7 +39,10 @@ def add_demo(commands: Any) -> None:
         help="with --resume: resume even if text or configuration have changed",
     )
     demo.add_argument(
-        "--steps", type=int, metavar="N", help="budget in optimizer steps (default: 1200)"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="budget in optimizer steps (default: that of the preset demo)",
     )
 
 

@@ -43,16 +43,18 @@ def add_worldmodel(commands: Any) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="number of runs to branch (default: 200, an hour on two cores)",
+        help="number of runs to branch (default: %(default)s, an hour on two cores)",
     )
     build.add_argument(
         "--workers",
         type=int,
         default=2,
         metavar="N",
-        help="number of processes, one core each (default: 2)",
+        help="number of processes, one core each (default: %(default)s)",
     )
-    build.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    build.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
+    )
 
 
 def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
