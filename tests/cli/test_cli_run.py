@@ -201,7 +201,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
             yield f"{parser.prog} {action.metavar or action.dest}", action.help or ""
 
 
-@pytest.mark.parametrize(("place", "text"), arguments_of(make_parser()))
+@pytest.mark.parametrize(("place", "text"), list(arguments_of(make_parser())))
 def test_each_argument_is_explained_by_a_phrase_of_its_own(place: str, text: str) -> None:
     assert re.match(r"[a-zA-Z-]+ ", text), place
     assert text.split()[0] not in ("of", "that", "where", "what", "as", "also", "only")

@@ -24,7 +24,7 @@ def add_compare(commands: Any) -> None:
         nargs="?",
         default="quick",
         metavar="CONFIG",
-        help="quick, full, or a YAML file (default: %(default)s)",
+        help="suite to train: quick, full, or a YAML file (default: %(default)s)",
     )
     compare.add_argument(
         "--out",
