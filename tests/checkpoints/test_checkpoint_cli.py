@@ -242,7 +242,7 @@ def test_mistakes(arguments: list[str], words: tuple[str, ...], run: Path, capsy
 
 def test_resuming_says_from_where_and_how_closely(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--resume", "--out", "mine"]) == 0
-    assert capsys.readouterr().out.startswith("going on from step 24, to the bit as it was (exact)\n")
+    assert capsys.readouterr().out.startswith("resuming from step 24, bit-exact\n")
 
 
 def test_resuming_from_rounded_moments_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +251,7 @@ def test_resuming_from_rounded_moments_says_so(run: Path, capsys: pytest.Capture
     store.close()
     assert main(["run", "--resume", "--out", "mine"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("going on from step 24, nearly as it was (8bit): the optimizer's moments were rounded")
+    assert out.startswith("resuming from step 24, nearly exact (8bit): the optimizer's moments were rounded")
 
 
 def test_resuming_under_other_settings_says_so(
@@ -259,7 +259,7 @@ def test_resuming_under_other_settings_says_so(
 ) -> None:
     monkeypatch.setattr("platform.python_version", lambda: "9.9")
     assert main(["run", "--resume", "--out", "mine"]) == 0
-    assert "going on from step 24, not to the bit as it was: python was 3." in (out := capsys.readouterr().out)
+    assert "resuming from step 24, not bit-exact: python was 3." in (out := capsys.readouterr().out)
     assert ", is 9.9\n" in out
 
 
@@ -268,7 +268,7 @@ def test_a_torn_checkpoint_is_passed_over_in_a_sentence(run: Path, capsys: pytes
     tear(run / "checkpoints" / "cp_24.ptz")
     assert main(["run", "--resume", "--out", "mine"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("going on from step 16, ")
+    assert out.startswith("resuming from step 16, ")
     (sentence,) = [line for line in err.splitlines() if "cp_24.ptz" in line]
     assert sentence.startswith("trainenv: ")
     assert "cp_16.ptz" in sentence

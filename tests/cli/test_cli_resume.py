@@ -118,11 +118,11 @@ def test_what_an_interrupted_run_says_how_to_go_on_gives_the_same_run(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 12)
         assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
-    hint = capsys.readouterr().out.partition("interrupted; go on with: trainenv ")[2].strip()
+    hint = capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip()
     assert shlex.split(hint) == ["run", "--resume", "--out", "mine", *by_hand]
     assert main(shlex.split(hint)) == 0
     assert final("mine") == final("straight")
-    assert "go on with" not in capsys.readouterr().out
+    assert "resume with" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("spoilt", ["optimizer: {lr: -1}", "seed: 1\nsteps: 24", "", None])
