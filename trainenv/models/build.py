@@ -90,7 +90,9 @@ def memory_needed(config: RunConfig, vocab_size: int) -> int:
     """
     shape = config.model
     tokens = config.batch_size // config.accumulation * shape.context
-    size = 4 if config.precision == "fp32" else 2
+    size = 2
+    if config.precision == "fp32":
+        size = 4
     layer = 16 * shape.width * size  # inputs kept for the backward pass of one block, per token
     activations = (
         shape.width * size * shape.layers + layer

@@ -113,7 +113,9 @@ DEFAULT = ModelSpec()
 def spec_of(model: nn.Module) -> ModelSpec:
     """Return the model's own `spec`, or the default one."""
     spec = getattr(model, "spec", None)
-    return spec if isinstance(spec, ModelSpec) else DEFAULT
+    if isinstance(spec, ModelSpec):
+        return spec
+    return DEFAULT
 
 
 def transformer_flops(parameters: int, *, layers: int, width: int, context: int) -> float:

@@ -96,7 +96,9 @@ def mean_of(loss: Tensor | LossSum) -> Tensor:
     total, count = loss
     if isinstance(count, Tensor):
         return torch.where(count > 0, total / _above_zero(count), math.nan)
-    return total / count if count else torch.full_like(total, math.nan)
+    if count:
+        return total / count
+    return torch.full_like(total, math.nan)
 
 
 def backward(
@@ -207,13 +209,17 @@ class _Means:
     @property
     def factor(self) -> float | Tensor | None:
         """Return the factor on the gradients after the last micro-batch."""
-        return _share_alive(self._alive) if self._apart else None
+        if self._apart:
+            return _share_alive(self._alive)
+        return None
 
     @property
     def mean(self) -> Tensor:
         """Mean over all labelled tokens."""
         many = len(self._parts)
-        return _where(self.known, torch.stack(self._parts).mean()) if many > 1 else self._parts[0]
+        if many > 1:
+            return _where(self.known, torch.stack(self._parts).mean())
+        return self._parts[0]
 
 
 class _Sums:
@@ -257,7 +263,9 @@ class _Sums:
         if isinstance(tokens, Tensor):
             wanted: Tensor = share * self._guess / _above_zero(tokens).double()
             return wanted
-        return share * self._guess / tokens if tokens and tokens != share * self._guess else None
+        if tokens and tokens != share * self._guess:
+            return share * self._guess / tokens
+        return None
 
     @property
     def known(self) -> bool | Tensor:
@@ -321,25 +329,33 @@ def _any(alive: Sequence[bool | Tensor]) -> bool | Tensor:
     if any(one is True for one in alive):
         return True
     waiting = [one for one in alive if isinstance(one, Tensor)]
-    return torch.stack(waiting).any() if waiting else False
+    if waiting:
+        return torch.stack(waiting).any()
+    return False
 
 
 def _share_alive(alive: Sequence[bool | Tensor]) -> float | None:
     """Return the share of micro-batches that contribute; None if all do."""
     kept = sum(one is not False for one in alive)
-    return kept / len(alive) if 0 < kept < len(alive) else None
+    if 0 < kept < len(alive):
+        return kept / len(alive)
+    return None
 
 
 def _where(known: bool | Tensor, value: Tensor) -> Tensor:
     """Return the value if it is known, else NaN."""
     if isinstance(known, Tensor):
         return torch.where(known, value, math.nan)
-    return value if known else torch.full_like(value, math.nan)
+    if known:
+        return value
+    return torch.full_like(value, math.nan)
 
 
 def _above_zero(count: float | Tensor) -> Any:
     """Return the count if it is above 0, else 1."""
-    return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, count, 1)
+    return count or 1
 
 
 def _scalar(loss: Tensor) -> Tensor:
@@ -348,17 +364,19 @@ def _scalar(loss: Tensor) -> Tensor:
             f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it "
             "with .mean()"
         )
-    return loss if loss.dim() == 0 else loss.reshape(())
+    if loss.dim() == 0:
+        return loss
+    return loss.reshape(())
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
-        gradients = " with gradients" if value.requires_grad and value.numel() == 1 else ""
+        gradients = ""
+        if value.requires_grad and value.numel() == 1:
+            gradients = " with gradients"
         return (
             f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradients}"
         )
-    return (
-        f"{type(value).__name__} of length {len(value)}"
-        if isinstance(value, list | tuple)
-        else type(value).__name__
-    )
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of length {len(value)}"
+    return type(value).__name__

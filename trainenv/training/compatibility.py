@@ -149,4 +149,6 @@ def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
 def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return "absent" if value is None else type(value).__name__
+    if value is None:
+        return "absent"
+    return type(value).__name__

@@ -31,7 +31,9 @@ class Copies:
                 self._copies[id(saved)] = self._copy(saved, live)
             return self._copies[id(saved)]
         if isinstance(saved, dict):
-            have = live if isinstance(live, Mapping) else {}
+            have: Mapping[Any, Any] = {}
+            if isinstance(live, Mapping):
+                have = live
             return {key: self.of(part, have.get(key)) for key, part in saved.items()}
         if isinstance(saved, list | tuple):
             fits = isinstance(live, list | tuple) and len(live) == len(saved)
@@ -39,7 +41,9 @@ class Copies:
                 self.of(part, old)
                 for part, old in zip(saved, live if fits else [None] * len(saved))
             ]
-            return tuple(parts) if isinstance(live, tuple) else parts
+            if isinstance(live, tuple):
+                return tuple(parts)
+            return parts
         return saved
 
     def follow(self, saved: Any, live: Any) -> None:

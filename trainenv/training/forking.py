@@ -248,7 +248,9 @@ def _copy_hooks(parameters: list[Tensor], memo: Memo) -> None:
 
 
 def _parameters(model: nn.Module, optimizer: Any, objective: Any) -> list[Tensor]:
-    own = objective.parameters() if isinstance(objective, nn.Module) else ()
+    own: list[Tensor] = []
+    if isinstance(objective, nn.Module):
+        own = list(objective.parameters())
     every = [
         *model.parameters(),
         *own,
@@ -275,7 +277,9 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Mapping):
         parts = [*value.keys(), *value.values()]
     else:
-        parts = list(value) if isinstance(value, list | tuple | set | frozenset) else []
+        parts = []
+        if isinstance(value, list | tuple | set | frozenset):
+            parts = list(value)
     for part in (*parts, *vars(value).values()) if hasattr(value, "__dict__") else parts:
         yield from _tensors(part, seen)
 

@@ -67,7 +67,9 @@ def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) ->
 def placed(micro: Any, device: torch.device) -> Any:
     """Return a micro-batch with its tensors on `device`."""
     if isinstance(micro, Tensor):
-        return micro if micro.device == device else micro.to(device, non_blocking=True)
+        if micro.device == device:
+            return micro
+        return micro.to(device, non_blocking=True)
     if isinstance(micro, Mapping):
         return {key: placed(part, device) for key, part in micro.items()}
     if isinstance(micro, list | tuple):
@@ -201,12 +203,16 @@ def _cut(data: Any, parts: int) -> tuple[Any, ...]:
 def _rows(data: Any, rows: int, which: slice) -> Any:
     """Return some rows of everything that has `rows` of them."""
     if isinstance(data, Tensor | np.ndarray):
-        return data[which] if data.ndim and len(data) == rows else data
+        if data.ndim and len(data) == rows:
+            return data[which]
+        return data
     if isinstance(data, Mapping):
         return {key: _rows(part, rows, which) for key, part in data.items()}
     if isinstance(data, list | tuple):
         if not list(_arrays(data)):
-            return data[which] if len(data) == rows else data
+            if len(data) == rows:
+                return data[which]
+            return data
         return _alike(data, [_rows(part, rows, which) for part in data])
     return data
 
@@ -225,14 +231,18 @@ def _indivisible(data: Any, parts: int) -> UserError:
 
 
 def _alike(data: list[Any] | tuple[Any, ...], parts: list[Any]) -> Any:
-    return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
+    if hasattr(data, "_fields"):
+        return type(data)(*parts)
+    return type(data)(parts)
 
 
 # ── counting ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _rows_of(array: Tensor | np.ndarray) -> int:
-    return max(1, len(array)) if array.ndim else 1
+    if array.ndim:
+        return max(1, len(array))
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +273,9 @@ class _Marks:
             count = self.marks[:, 1:].sum()
         else:
             count = torch.where(torch.as_tensor(shifted), self.marks[:, 1:].sum(), self.marks.sum())
-        return int(count) if host_reads_are_free(count) else count
+        if host_reads_are_free(count):
+            return int(count)
+        return count
 
 
 def _counted(micro: Any) -> int | _Marks:
@@ -326,4 +338,6 @@ def _is_integer(array: Tensor | np.ndarray) -> bool:
 
 
 def _tensor(array: Tensor | np.ndarray) -> Tensor:
-    return array if isinstance(array, Tensor) else torch.as_tensor(array)
+    if isinstance(array, Tensor):
+        return array
+    return torch.as_tensor(array)

@@ -94,7 +94,9 @@ def attribute_names(optimizer: Optimizer) -> list[str] | None:
         for name in vars(optimizer)
         if name not in _TORCH and not name.startswith("_optimizer_")
     )
-    return names if names or not type(optimizer).__module__.startswith("torch.optim") else None
+    if names or not type(optimizer).__module__.startswith("torch.optim"):
+        return names
+    return None
 
 
 def drop_later_attributes(optimizer: Optimizer, names: Iterable[str]) -> None:
@@ -198,7 +200,9 @@ class _Writer:
             dtype, _, _, data = _bytes_of(np.asarray(value))
             return {"<scalar>": [dtype, data.hex()]}
         if isinstance(value, int) and not isinstance(value, bool):
-            return int(value) if -(2**63) <= value < 2**63 else {"<int>": str(int(value))}
+            if -(2**63) <= value < 2**63:
+                return int(value)
+            return {"<int>": str(int(value))}
         if value is None or isinstance(value, bool | float | str):
             return value
         if isinstance(value, bytes):
@@ -266,11 +270,9 @@ class _Writer:
             not whole or type(value).__torch_dispatch__ != Tensor.__torch_dispatch__
         ):  # one made of others
             raise _Unsaved
-        return (
-            {"<own parameter>": [value.requires_grad, value]}
-            if isinstance(value, nn.Parameter)
-            else value
-        )
+        if isinstance(value, nn.Parameter):
+            return {"<own parameter>": [value.requires_grad, value]}
+        return value
 
     def _row(self, parts: Iterable[Any], path: str) -> list[Any]:
         return [self._of(part, f"{path}/{place}") for place, part in enumerate(parts)]
@@ -313,11 +315,9 @@ class _Writer:
             return {"<id>": self._places[key]}
         if isinstance(key, tuple | frozenset):
             parts = [self._key(part) for part in key]
-            return (
-                {"<tuple>": parts}
-                if isinstance(key, tuple)
-                else {"<frozenset>": sorted(parts, key=json.dumps)}
-            )
+            if isinstance(key, tuple):
+                return {"<tuple>": parts}
+            return {"<frozenset>": sorted(parts, key=json.dumps)}
         known = isinstance(
             key,
             np.generic | int | float | str | bytes | complex | torch.device | torch.dtype | None,
@@ -343,11 +343,9 @@ class _Reader:
         if isinstance(saved, Tensor):
             return self._copies.of(saved, live if _writable(live) else None)
         if isinstance(saved, list):  # a tuple or the like too, in snapshots from before tags
-            return (
-                self._read_tuple(saved, live, path)
-                if isinstance(live, tuple)
-                else self._list(saved, live, path)
-            )
+            if isinstance(live, tuple):
+                return self._read_tuple(saved, live, path)
+            return self._list(saved, live, path)
         if not isinstance(saved, Mapping):
             return saved
         tag, value = next(iter(saved.items())) if len(saved) == 1 else ("", None)
@@ -358,11 +356,9 @@ class _Reader:
             value = [str(live.device), value]
         if tag == "<same>":
             return self._made.get(str(value), live)
-        read = (
-            getattr(self, "_read_" + tag[1:-1].replace(" ", "_"), None)
-            if tag.startswith("<")
-            else None
-        )
+        read = None
+        if tag.startswith("<"):
+            read = getattr(self, "_read_" + tag[1:-1].replace(" ", "_"), None)
         if read is None:
             return self._pairs([[key, part] for key, part in saved.items()], live, path)
         return read(value, live, path)
@@ -387,10 +383,14 @@ class _Reader:
         parts = self._row(saved, live if isinstance(live, tuple) else (), path)
         if hasattr(type(live), "_make") and len(live) == len(parts):
             return type(live)._make(parts)
-        return torch.Size(parts) if isinstance(live, torch.Size) else tuple(parts)
+        if isinstance(live, torch.Size):
+            return torch.Size(parts)
+        return tuple(parts)
 
     def _pairs(self, saved: Any, live: Any, path: str) -> Any:
-        have = live if isinstance(live, Mapping) else {}
+        have: Mapping[Any, Any] = {}
+        if isinstance(live, Mapping):
+            have = live
         parts = []
         for place, (key, part) in enumerate(saved):
             known = self.of(key, None, "")
@@ -416,8 +416,12 @@ class _Reader:
 
     def _read_deque(self, saved: Any, live: Any, path: str) -> Any:
         maxlen, parts = saved
-        have = list(live) if isinstance(live, deque) else []
-        fits = live if isinstance(live, deque) and live.maxlen == maxlen else None
+        have = []
+        if isinstance(live, deque):
+            have = list(live)
+        fits = None
+        if isinstance(live, deque) and live.maxlen == maxlen:
+            fits = live
         made = self._claim(fits, deque, path, lambda: deque(maxlen=maxlen))
         row = self._row(parts, have, path)
         made.clear()
@@ -457,7 +461,9 @@ class _Reader:
         return made
 
     def _read_numpy_generator(self, saved: Any, live: Any, path: str) -> Any:
-        inner = live.bit_generator if isinstance(live, np.random.Generator) else None
+        inner = None
+        if isinstance(live, np.random.Generator):
+            inner = live.bit_generator
         bits = self.of(saved, inner, f"{path}/bits")
         return self._claim(
             live if bits is inner else None,
@@ -469,14 +475,18 @@ class _Reader:
     def _read_bit_generator(self, saved: Any, live: Any, path: str) -> Any:
         state = self.of(saved, None, f"{path}/state")
         name = str(state["bit_generator"])
-        fits = live if type(live).__name__ == name else None
+        fits = None
+        if type(live).__name__ == name:
+            fits = live
         made = self._claim(fits, np.random.BitGenerator, path, lambda: _bits(name))
         made.state = state
         return made
 
     def _read_random_state(self, saved: Any, live: Any, path: str) -> Any:
         state = self.of(saved, None, f"{path}/state")
-        fits = live if isinstance(live, np.random.RandomState) and _same_kind(live, state) else None
+        fits = None
+        if isinstance(live, np.random.RandomState) and _same_kind(live, state):
+            fits = live
         name = str(state["bit_generator"])
         made = self._claim(
             fits, np.random.RandomState, path, lambda: np.random.RandomState(_bits(name))
@@ -497,18 +507,14 @@ class _Reader:
 
     def _read_own_parameter(self, saved: Any, live: Any, path: str) -> Any:
         found = self._copies.of(saved[1], live if _writable(live) else None)
-        return (
-            found
-            if isinstance(found, nn.Parameter)
-            else nn.Parameter(found, requires_grad=saved[0])
-        )
+        if isinstance(found, nn.Parameter):
+            return found
+        return nn.Parameter(found, requires_grad=saved[0])
 
     def _read_enum(self, saved: Any, live: Any, path: str) -> Any:
-        return (
-            type(live)[saved]
-            if isinstance(live, Enum) and saved in type(live).__members__
-            else live
-        )
+        if isinstance(live, Enum) and saved in type(live).__members__:
+            return type(live)[saved]
+        return live
 
     def _read_int(self, saved: Any, live: Any, path: str) -> Any:
         return int(saved)
@@ -529,7 +535,9 @@ class _Reader:
 
     def _read_dtype(self, saved: Any, live: Any, path: str) -> Any:
         found = getattr(torch, saved, None)
-        return found if isinstance(found, torch.dtype) else live
+        if isinstance(found, torch.dtype):
+            return found
+        return live
 
 
 def _bytes_of(array: Any) -> tuple[str, list[int], str, bytes]:
@@ -540,7 +548,9 @@ def _bytes_of(array: Any) -> tuple[str, list[int], str, bytes]:
 
 
 def _order(array: Any) -> Any:
-    return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        return "F"
+    return "C"
 
 
 def _writable(live: Any) -> bool:

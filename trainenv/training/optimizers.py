@@ -221,7 +221,9 @@ def state_of(optimizer: Optimizer) -> dict[str, Any]:
     if any(inner):
         attributes[_INNER] = inner
     state = {"kind": type(optimizer).__name__, **optimizer.state_dict()}
-    return state | {"attributes": attributes} if attributes else state
+    if attributes:
+        return state | {"attributes": attributes}
+    return state
 
 
 def names_of(optimizer: Optimizer) -> dict[str, Any]:
@@ -231,13 +233,17 @@ def names_of(optimizer: Optimizer) -> dict[str, Any]:
     fingerprint.
     """
     names = [attribute_names(one) for one in _with_inner(optimizer)]
-    return {"attribute_names": names} if any(found is not None for found in names) else {}
+    if any(found is not None for found in names):
+        return {"attribute_names": names}
+    return {}
 
 
 def _inner_state(outer: Optimizer, inner: Optimizer) -> dict[str, Any]:
     """Return the part of an inner state that the outer state dict lacks."""
     attributes = saved_attributes(inner)
-    part = {"attributes": attributes} if attributes else {}
+    part = {}
+    if attributes:
+        part = {"attributes": attributes}
     if inner.state is outer.state or type(outer).state_dict is not Optimizer.state_dict:
         return part
     return {"kind": type(inner).__name__, **inner.state_dict(), **part}
@@ -272,7 +278,9 @@ def _keep_shared(optimizer: Optimizer, groups: list[dict[str, Any]], state: Any)
 def _uncast(value: Any, cast: Any) -> Any:
     """Return `cast` with the dtypes of the `value` that it was made from."""
     if isinstance(value, Tensor) and isinstance(cast, Tensor):
-        return cast if cast.dtype == value.dtype else value.to(cast.device)
+        if cast.dtype == value.dtype:
+            return cast
+        return value.to(cast.device)
     if isinstance(value, dict) and isinstance(cast, dict):
         return {
             name: _uncast(part, cast[name]) if name in cast else part

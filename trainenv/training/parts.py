@@ -90,11 +90,9 @@ def check(
 def check_model(model: object) -> nn.Module:
     """Check that a model is a module that can be trained as it is."""
     if not isinstance(model, nn.Module):
-        made = (
-            "; give an instance, model=Model(…)"
-            if isinstance(model, type)
-            else "; load or build it first"
-        )
+        made = "; load or build it first"
+        if isinstance(model, type):
+            made = "; give an instance, model=Model(…)"
         raise UserError(f"model must be a torch.nn.Module, found {_kind(model)}{made}")
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError(
@@ -140,11 +138,9 @@ def as_config(config: object) -> TrainingConfig:
         return config
     if isinstance(config, Mapping):
         return validate(TrainingConfig, config, "config")
-    hint = (
-        "for a preset's name or a file, call TrainingRun.from_config"
-        if isinstance(config, str)
-        else "give {'steps': 1000}"
-    )
+    hint = "give {'steps': 1000}"
+    if isinstance(config, str):
+        hint = "for a preset's name or a file, call TrainingRun.from_config"
     raise UserError(
         f"config must be a TrainingConfig, or a mapping of its keys, found {_kind(config)}; {hint}"
     )

@@ -114,4 +114,6 @@ def warmth(step: int, reset_at: int | None, steps: int) -> float:
 
 
 def _warm(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+    if warmup:
+        return min(1.0, (step + 1) / warmup)
+    return 1.0

@@ -139,7 +139,9 @@ def _split(
                 "keys of a state must not hold a slash, found "
                 f"{next(key for key in keys if '/' in key)!r} in {name!r}"
             )
-        above = f"{name}/" if name else ""
+        above = ""
+        if name:
+            above = f"{name}/"
         return {
             key: part
             if isinstance(part, _PLAIN)
@@ -204,18 +206,18 @@ def same_bits(one: Tensor, two: Tensor) -> bool:
 def _words(tensor: Tensor) -> np.ndarray:
     # NumPy compares these as fast as memory can be read; torch.equal takes three times as long.
     flat: np.ndarray = tensor.view(_BITS[tensor.element_size()]).numpy().reshape(-1)
-    return flat if flat.nbytes % 8 else flat.view(np.int64)
+    if flat.nbytes % 8:
+        return flat
+    return flat.view(np.int64)
 
 
 def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [part if isinstance(part, _PLAIN) else _join(part, tensors) for part in value]
     if not isinstance(value, _PLAIN) and isinstance(value, Mapping):
-        return (
-            tensors[value[TENSOR]]
-            if TENSOR in value
-            else {key: _join(part, tensors) for key, part in value.items()}
-        )
+        if TENSOR in value:
+            return tensors[value[TENSOR]]
+        return {key: _join(part, tensors) for key, part in value.items()}
     return value
 
 

@@ -192,7 +192,9 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
         return (validation,)
     if len(validation) == 1 and isinstance(validation[0], Tensor) and isinstance(micro, Tensor):
         (only,) = validation
-        return tuple(only) if only.dim() == micro.dim() + 1 else validation
+        if only.dim() == micro.dim() + 1:
+            return tuple(only)
+        return validation
     return validation
 
 
@@ -248,12 +250,11 @@ def _check_loss(parts: Parts, device: torch.device, micro: Any, where: str) -> N
     if not total.requires_grad:
         raise UserError(
             "the loss carries no gradients: expected one computed from the model's outputs; leave "
-            "out detach(), item() and "
-            "torch.no_grad(), and let the model's parameters require gradients"
+            "out detach(), item() and torch.no_grad(), and let the model's parameters require "
+            "gradients"
         )
     if isinstance(loss, LossSum) and float(loss.tokens) == 0 and float(total.detach()) != 0:
         raise UserError(
             "a pair that an objective returns must be (sum of the losses, number of labelled "
-            "tokens), found a sum of "
-            f"{float(total.detach()):g} over 0 tokens; return the loss alone"
+            f"tokens), found a sum of {float(total.detach()):g} over 0 tokens; return the loss alone"
         )

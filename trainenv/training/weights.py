@@ -131,7 +131,9 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _cloned(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach().clone()
+    if value is None:
+        return None
+    return value.detach().clone()
 
 
 def _same(one: Tensor | None, two: Tensor | None) -> bool:

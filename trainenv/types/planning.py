@@ -76,7 +76,9 @@ class Budget:
             if not (
                 real and 0 <= float(number) < math.inf and (not whole or number == int(number))
             ):
-                kind = "a whole number" if whole else "a finite number"
+                kind = "a finite number"
+                if whole:
+                    kind = "a whole number"
                 raise UserError(
                     f"the budget's {limit.name} must be {kind}, at least 0, or None for no limit, "
                     f"found {value!r}"
@@ -277,7 +279,9 @@ class PlanningProblem:
             )
         for part, mask in enumerate(self.masks):
             if not mask[0]:
-                found_mask = "forbids the first value" if any(mask) else "leaves no value at all"
+                found_mask = "leaves no value at all"
+                if any(mask):
+                    found_mask = "forbids the first value"
                 raise UserError(
                     f"doing nothing is always legal: the mask of part {part} {found_mask}; "
                     "allow its first value"

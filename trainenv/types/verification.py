@@ -76,7 +76,9 @@ class Branch:
         """
         if self.outcome.error:
             return self.outcome.error
-        return "it diverged" if self.outcome.diverged else ""
+        if self.outcome.diverged:
+            return "it diverged"
+        return ""
 
 
 @runtime_checkable
