@@ -26,8 +26,8 @@ def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) ->
 
     - A tensor, a mapping (nested too) or a tuple of tensors is one batch, and is cut into n parts
       with equally many rows. Rows are the first dimension, which all tensors must share. NumPy
-      arrays and lists with one entry a row are cut too. Tensors without a dimension or with a single row,
-      and everything else, go to all parts.
+      arrays and lists with one entry a row are cut too. Tensors without a dimension or with a
+      single row, and everything else, go to all parts.
     - A list of n entries holds the micro-batches, unless its tensors differ in type or number of
       dimensions: that is what a `DataLoader` makes of (inputs, labels), and is one batch.
     - A tuple of n entries holds the micro-batches if it can't be one batch: its tensors have fewer
@@ -103,8 +103,8 @@ def labelled(micro_batches: Sequence[Any]) -> list[int | Tensor]:
     - A single tensor: the predicted tokens, all but the first of each row.
     - A mapping: the entries of `labels` (or `label`, `label_ids`, `targets`, `target`) other than
       −100; if there is a `loss_mask` of that shape, those that it selects. Without labels, the
-      entries selected by `loss_mask`, or else by `attention_mask`; without masks, the tokens of its first
-      integer tensor, as for a single one.
+      entries selected by `loss_mask`, or else by `attention_mask`; without masks, the tokens of its
+      first integer tensor, as for a single one.
     - A tuple or list of at least two tensors: the entries of its last integer tensor other than
       −100; if there is a boolean tensor of that shape, those that it selects.
     - Labels that repeat the inputs (`input_ids`, else the first integer tensor) wherever there is a

@@ -256,5 +256,6 @@ def _check_loss(parts: Parts, device: torch.device, micro: Any, where: str) -> N
     if isinstance(loss, LossSum) and float(loss.tokens) == 0 and float(total.detach()) != 0:
         raise UserError(
             "a pair that an objective returns must be (sum of the losses, number of labelled "
-            f"tokens), found a sum of {float(total.detach()):g} over 0 tokens; return the loss alone"
+            f"tokens), found a sum of {float(total.detach()):g} over 0 tokens; "
+            "return the loss alone"
         )
