@@ -107,7 +107,7 @@ def test_c4_streams_from_a_copy(c4_copy: Path) -> None:
 def test_c4_needs_a_validation_split(c4_copy: Path) -> None:
     next((c4_copy / "en").glob("c4-validation*")).unlink()
     with pytest.raises(
-        UserError, match=r"expected a validation split of C4 .*; put c4-validation.00000-of-00008.json.gz beside them"
+        UserError, match=r"expected a validation split of C4 .*; put c4-validation.00000-of-00008.json.gz next to them"
     ):
         data.load(CorpusConfig(name="c4", path=c4_copy))
 
