@@ -6,7 +6,7 @@ from files is escaped in `svg` and `page`.
 """
 
 from trainenv.report.drawing.intervals import Interval, interval_head, interval_row
-from trainenv.report.drawing.page import head, page, section, style, tiles
+from trainenv.report.drawing.page import head, section, style, tiles
 from trainenv.report.drawing.panels import Frame
 from trainenv.report.drawing.svg import Scale, drawing, element, escaped
 
@@ -20,7 +20,6 @@ __all__ = [
     "head",
     "interval_head",
     "interval_row",
-    "page",
     "section",
     "style",
     "tiles",

@@ -79,3 +79,10 @@ def decimals(ticks: list[float]) -> int:
     return next(
         (digits for digits in range(6) if abs(round(step, digits) - step) <= 1e-6 * step), 6
     )
+
+
+def grid_class(value: float) -> str:
+    """Return the style of a grid line; the one at 0 is stronger."""
+    if value == 0:
+        return "zero"
+    return "grid"

@@ -31,6 +31,13 @@ def element(name: str, *children: str, **attributes: str | float | None) -> str:
     return f"<{name}{written}>{inside}</{name}>"
 
 
+def details(summary: str, *children: str, opened: bool, **attributes: str | None) -> str:
+    """Make an element that opens at a click on its summary."""
+    if opened:
+        attributes["open"] = "open"
+    return element("details", element("summary", summary), *children, **attributes)
+
+
 def escaped(text: object) -> str:
     """Return markup that shows a text literally."""
     return html.escape(str(text))
