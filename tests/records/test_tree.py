@@ -38,7 +38,7 @@ def test_every_decision_and_every_branch_has_its_line(folder: Path) -> None:
     text = "\n".join(lines)
     assert "rolled back to step 500" in text
     assert "alarm: uncertainty index 4.1" in text
-    assert "the budget is used up" in lines[-1]
+    assert "the budget is spent" in lines[-1]
 
 
 def test_what_happened_comes_in_its_order(folder: Path) -> None:

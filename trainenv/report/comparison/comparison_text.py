@@ -32,7 +32,7 @@ def comparison_text(comparison: Comparison) -> Group:
         pad_edge=False,
     )
     table.add_column("method", no_wrap=True)
-    for name in ("change", "95 % interval", "loss", "events", "wasted", "failures"):
+    for name in ("change", "95 % interval", "loss", "events", "wasted", "lost"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in best_first(comparison.rows("all")):
         change = row["against_nothing"]

@@ -111,7 +111,7 @@ def _flops(summary: Mapping[str, Any] | None) -> dict[str, float]:
 def _ended(record: RunRecord, kinds: list[str]) -> str:
     if record.summary is not None:
         ended = str(record.summary.get("ended") or "ended")
-        known = {"budget spent": "the budget is used up", "diverged": "the run diverged"}
+        known = {"budget spent": "the budget is spent", "diverged": "the run diverged"}
         return known.get(ended, ended)
     if kinds[-1:] == ["diverged"]:
         return "the run diverged"
