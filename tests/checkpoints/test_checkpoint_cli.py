@@ -222,7 +222,7 @@ def test_export_writes_what_plain_torch_loads(run: Path, capsys: pytest.CaptureF
         (["gc", "mine", "--keep-last", "0"], ("keep_last", "found 0")),
         (["export", "mine", "w.onnx"], ("w.onnx", ".safetensors")),
         (["export", "mine", "mine/config.pt", "--step", "9"], ("a checkpoint of step 9",)),
-        (["export", "mine", "taken.pt"], ("taken.pt is there already",)),
+        (["export", "mine", "taken.pt"], ("taken.pt already exists",)),
     ],
 )
 def test_mistakes(arguments: list[str], words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,7 +208,7 @@ REFUSED: dict[str, tuple[Callable[[], Snapshot], str]] = {
     "huge int": (lambda: changed(objective=[small().state["objective"], 10**5000]), "does not fit into a checkpoint"),
     "much": (
         lambda: changed(objective=[small().state["objective"], "x" * (9 << 20)]),
-        "needs 9439.* bytes in one piece, 8388608 fit",
+        "would need 9439.* bytes, at most 8388608 fit",
     ),
     "many": (lambda: changed(objective=[small().state["objective"], [[]] * 999_999]), "its JSON has too many parts"),
 }
@@ -371,7 +371,7 @@ def test_memory_that_the_system_does_not_give_is_the_users_to_find(tmp_path: Pat
         raise MemoryError
 
     for where in ("empty", "tensor", "decompress"):
-        monkeypatch.setattr(file.planes, where, refuse)
+        monkeypatch.setattr(file.compression, where, refuse)
         with pytest.raises(UserError, match="cp needs more memory than the system gave"):
             read(tmp_path / "cp")
         monkeypatch.undo()

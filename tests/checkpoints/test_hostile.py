@@ -215,7 +215,7 @@ def test_what_does_not_fit_into_memory_is_not_tried(
     if not missing:
         read(tmp_path / "cp")
         return
-    monkeypatch.setattr(file.planes, "empty", None)
+    monkeypatch.setattr(file.compression, "empty", None)
     with pytest.raises(UserError, match=r"cp needs .* GiB of memory, found .* GiB available; free some"):
         read(tmp_path / "cp")
 
