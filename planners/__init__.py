@@ -16,7 +16,7 @@ of it for you.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -32,7 +32,7 @@ from trainenv.planners.proposals import hypergradient
 from trainenv.planners.random_search import RandomSearch
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
-from trainenv.tools.spelling import nearest
+from trainenv.tools.checks import choice, names
 from trainenv.types import Planner, UserError
 
 GROUP = "trainenv.planners"
@@ -83,12 +83,7 @@ def make(name: str, **hyperparameters: Any) -> Planner:
     """
     kind = PLANNERS[name] if name in PLANNERS else _loaded(name)
     if is_dataclass(kind):
-        valid = [field.name for field in fields(kind)]
-        for wrong in hyperparameters:
-            if wrong not in valid:
-                raise UserError(
-                    f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid) or 'none'}"
-                )
+        names(name, kind, hyperparameters)
     planner = kind(**hyperparameters)
     if not isinstance(planner, Planner):
         raise UserError(
@@ -99,11 +94,7 @@ def make(name: str, **hyperparameters: Any) -> Planner:
 
 def _loaded(name: str) -> Any:
     others = installed()
-    if name not in others:
-        names = (*NAMES, *others)
-        raise UserError(
-            f"planner must be one of {', '.join(names)}, found {name!r}{nearest(name, names)}"
-        )
+    choice("planner", name, (*NAMES, *others))
     try:
         return others[name].load()
     except Exception as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from trainenv.planners.hyperparameters import number, whole
+from trainenv.tools.checks import number, whole
 from trainenv.types import Forecast, Reading, UserError
 
 

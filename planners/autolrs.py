@@ -29,11 +29,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainenv.planners.hyperparameters import number, whole
 from trainenv.planners.support.gaussian_process import fit
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
 from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, values
+from trainenv.tools.checks import number, whole
 from trainenv.types import Intervention, Plan, PlanningProblem
 
 Floats = NDArray[np.float64]

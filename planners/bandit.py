@@ -28,10 +28,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import branch_steps
 from trainenv.planners.support.sequences import Sequenced, even, some
+from trainenv.tools.checks import choice, number, whole
 from trainenv.types import Cost, Plan, PlanningProblem
 
 Floats = NDArray[np.float64]

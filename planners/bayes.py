@@ -22,10 +22,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trainenv.interventions import PARTS
-from trainenv.planners.hyperparameters import choice, whole
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import JUDGES, Scorer, look
 from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, factor, values
+from trainenv.tools.checks import choice, whole
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
 if TYPE_CHECKING:

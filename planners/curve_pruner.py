@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.hyperparameters import number, whole
+from trainenv.tools.checks import number, whole
 from trainenv.types import Intervention, RunHistory
 
 Floats = NDArray[np.float64]

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainenv.planners.hyperparameters import choice, whole
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import JUDGES, Scorer, look, room
 from trainenv.planners.support.sequences import NOTHING, even, some
+from trainenv.tools.checks import choice, whole
 from trainenv.types import Plan, PlanningProblem
 
 

@@ -29,12 +29,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.search import PUCT, Gumbel, Recurrent, Root, Searched, Tree, search, subtree
 from trainenv.planners.search.model_states import Imagined, ModelFailed, Path, State
 from trainenv.planners.search.rules import Floats
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import NOTHING, count, exhaustive
+from trainenv.tools.checks import choice, number, whole
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
 Variant = Literal["gumbel", "puct"]

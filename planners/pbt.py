@@ -31,7 +31,6 @@ from typing import Literal, get_args
 import numpy as np
 
 from trainenv.interventions import PARTS
-from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.support.pb2_explore import Improvements, chosen
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import (
@@ -44,6 +43,7 @@ from trainenv.planners.support.sequences import (
     some,
     values,
 )
+from trainenv.tools.checks import choice, number, whole
 from trainenv.types import Intervention, Masks, Plan, PlanningProblem
 
 Explore = Literal["perturb", "pb2"]

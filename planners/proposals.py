@@ -19,8 +19,8 @@ import math
 import numpy as np
 
 from trainenv.interventions import PARTS
-from trainenv.planners.hyperparameters import number, whole
 from trainenv.planners.support.sequences import Sequenced, factor, values
+from trainenv.tools.checks import number, whole
 from trainenv.types import ActionSpace, Masks, RunHistory
 
 _LR = PARTS.index("lr_scale")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainenv.planners.hyperparameters import choice, whole
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import JUDGES, Scorer, look, room
 from trainenv.planners.support.sequences import NOTHING, some, uniform
+from trainenv.tools.checks import choice, whole
 from trainenv.types import Plan, PlanningProblem
 
 

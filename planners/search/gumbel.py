@@ -19,7 +19,6 @@ search alone, while q̂ and max N know all of them. Policy probabilities have a 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +28,7 @@ from trainenv.planners.search.halving import schedule
 from trainenv.planners.search.node_arrays import Nodes
 from trainenv.planners.search.rules import Bools, Chooser, Floats, Ints, Picker, Verdicts
 from trainenv.planners.search.single_tree import LoneTree
-from trainenv.types import UserError
+from trainenv.tools.checks import number, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +51,9 @@ class Gumbel:
     value_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.considered < 1:
-            raise UserError(f"considered must be at least 1 action, found {self.considered!r}")
+        whole("considered", self.considered, least=1)
         for name in ("gumbel_scale", "visit_offset", "value_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"{name} must be a finite number from 0 on, found {getattr(self, name)!r}"
-                )
+            number(name, getattr(self, name), least=0)
 
     def begin(
         self,

@@ -17,7 +17,6 @@ the bare return. Actions are ranked by visits, equal ones by their mean return, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,7 +26,7 @@ from trainenv.planners.search.node_arrays import Nodes
 from trainenv.planners.search.puct_single import LEAST_RANGE, PUCTPicker
 from trainenv.planners.search.rules import Bools, Chooser, Floats, Ints, Picker, Verdicts
 from trainenv.planners.search.single_tree import LoneTree
-from trainenv.types import UserError
+from trainenv.tools.checks import choice, number
 
 Untried = Literal["lowest", "node"]
 
@@ -57,22 +56,12 @@ class PUCT:
     untried: Untried = "lowest"
 
     def __post_init__(self) -> None:
-        for name in ("c_init", "temperature"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"{name} must be a finite number from 0 on, found {getattr(self, name)!r}"
-                )
-        for name in ("c_base", "concentration"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(
-                    f"{name} must be a finite number above 0, found {getattr(self, name)!r}"
-                )
-        if not 0 <= self.noise <= 1:
-            raise UserError(f"noise must be a share from 0 to 1, found {self.noise!r}")
-        if self.untried not in get_args(Untried):
-            raise UserError(
-                f"untried must be one of {', '.join(get_args(Untried))}, found {self.untried!r}"
-            )
+        number("c_init", self.c_init, least=0)
+        number("c_base", self.c_base, above=0)
+        number("noise", self.noise, least=0, most=1)
+        number("concentration", self.concentration, above=0)
+        number("temperature", self.temperature, least=0)
+        choice("untried", self.untried, get_args(Untried))
 
     def begin(
         self,

@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from trainenv.planners.hyperparameters import choice, number
+from trainenv.tools.checks import choice, number
 from trainenv.types import Estimate, Forecast, Measure, Outcome
 
 # an interval that holds 90 of 100 reaches so many standard deviations to each side

@@ -9,7 +9,6 @@ One file a policy; `Clipper` adds the state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from trainenv.clipping.arc import ARC
@@ -17,9 +16,7 @@ from trainenv.clipping.clipper import Clipper
 from trainenv.clipping.none import NoClip
 from trainenv.clipping.spam import SPAM
 from trainenv.clipping.zclip import ZClip
-from trainenv.tools.checks import choice
-from trainenv.tools.spelling import nearest
-from trainenv.types import UserError
+from trainenv.tools.checks import choice, names
 
 POLICIES: Mapping[str, type[NoClip] | type[ZClip] | type[ARC] | type[SPAM]] = {
     "none": NoClip,
@@ -41,10 +38,5 @@ def make(name: str, **hyperparameters: Any) -> Clipper:
     """
     choice("clip policy", name, NAMES)
     policy: Callable[..., Any] = POLICIES[name]
-    valid = [field.name for field in fields(POLICIES[name])]
-    for wrong in hyperparameters:
-        if wrong not in valid:
-            raise UserError(
-                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid)}"
-            )
+    names(name, POLICIES[name], hyperparameters)
     return Clipper(policy(**hyperparameters), name=name)

@@ -19,7 +19,6 @@ index is the largest of
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any, Literal, SupportsFloat, get_args
 
@@ -28,6 +27,7 @@ from trainenv.config.schema import UncertaintyConfig, validate
 from trainenv.monitor.forecasters import Forecasters
 from trainenv.monitor.shift import Shift, together
 from trainenv.monitor.zscore import BEYOND, Track
+from trainenv.tools.checks import whole
 from trainenv.types import Reading, Telemetry, UserError
 
 _EVERY_STEP = ("loss", "grad_norm", "strain", "disagreement")
@@ -73,7 +73,7 @@ class UncertaintyIndex:
         self._lenient_steps = float(self.config.lenient_steps)
         if steps is not None:
             self._lenient_steps = min(
-                self._lenient_steps, self.config.lenient_share * _whole("steps", steps, least=1)
+                self._lenient_steps, self.config.lenient_share * whole("steps", steps, least=1)
             )
         window = self.config.window
         decay = self.config.decay
@@ -145,7 +145,7 @@ class UncertaintyIndex:
             raise UserError(
                 "update needs the step's telemetry or its loss, found neither; pass loss=…"
             )
-        place = self._step + 1 if step is None else _whole("step", step, least=0)
+        place = self._step + 1 if step is None else whole("step", step, least=0)
         norm = None if grad_norm is None else _number("grad_norm", grad_norm)
         return self._update(place, _number("loss", loss), norm, probed)
 
@@ -339,15 +339,3 @@ def _number(name: str, value: SupportsFloat) -> float:
         raise UserError(
             f"{name} must be a number or a tensor of one element, found {value!r:.80}; pass its mean"
         ) from None
-
-
-def _whole(name: str, value: int, *, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except (TypeError, ValueError):
-        number = least - 1
-    if number < least:
-        raise UserError(
-            f"{name} must be a whole number, at least {least}, found {value!r:.80}; count optimizer steps"
-        )
-    return number
