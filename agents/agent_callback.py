@@ -22,8 +22,7 @@ from trainenv.envs.observation import Situation, observe
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
-from trainenv.run import TrainingRun
-from trainenv.types import Event, Intervention, Reading, Telemetry, UserError
+from trainenv.types import Event, Intervention, Reading, Run, Telemetry, UserError
 
 _NUMBERS = {f.name for f in fields(Telemetry)} - {"clip", "stressors", "reading"}
 
@@ -67,9 +66,7 @@ class AgentCallback(Callback):
                 f"an agent needs a method act(observation, info), found {self.agent!r:.200}"
             )
 
-    def on_train_begin(
-        self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
-    ) -> None:
+    def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
         """The decision before the first step.
 
         A run that goes on had it, and whatever came up to its last checkpoint.
@@ -78,7 +75,7 @@ class AgentCallback(Callback):
             for event in self._decide(run):
                 folder.event(event)
 
-    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Decide, if a decision's steps are over."""
         memory = self._memory
         every = run.config.environment.decision_steps
@@ -113,7 +110,7 @@ class AgentCallback(Callback):
         if "agent" in state:
             self.agent.load_state_dict(state["agent"])  # type: ignore[attr-defined]
 
-    def _decide(self, run: TrainingRun) -> list[Event]:
+    def _decide(self, run: Run) -> list[Event]:
         memory = self._memory
         self._look(run)
         observation = self._observation(run)
@@ -139,7 +136,7 @@ class AgentCallback(Callback):
             else [Event(run.step, "intervention", different(intervention))]
         )
 
-    def _look(self, run: TrainingRun) -> None:
+    def _look(self, run: Run) -> None:
         """Measure the validation loss; what is lost, or worse than the environment's bound, counts as that bound."""
         memory = self._memory
         measured = math.nan
@@ -152,7 +149,7 @@ class AgentCallback(Callback):
         memory.before = validation if math.isnan(memory.validation) else memory.validation
         memory.validation = validation
 
-    def _observation(self, run: TrainingRun) -> Observation:
+    def _observation(self, run: Run) -> Observation:
         memory = self._memory
         situation = Situation(
             reference=run.uniform_loss,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainenv.config.schema import BranchingConfig
-from trainenv.run import TrainingRun
+from trainenv.types import Run
 
 _KEPT, _LATE = (
     0.5,
@@ -38,7 +38,7 @@ class CostEstimate:
     @classmethod
     def of(
         cls,
-        run: TrainingRun,
+        run: Run,
         settings: BranchingConfig,
         *,
         width: int,
@@ -99,7 +99,7 @@ class WasteBudget:
     trials: float = 0.0
 
     @classmethod
-    def of(cls, run: TrainingRun, share: float) -> WasteBudget:
+    def of(cls, run: Run, share: float) -> WasteBudget:
         """A share of the budget of a run that is not steered yet."""
         return cls(share * run.horizon.end * run.flops_ahead)
 
@@ -108,7 +108,7 @@ class WasteBudget:
         """FLOPs that may still be thrown away."""
         return max(0.0, self.allowed - self.wasted)
 
-    def spares(self, run: TrainingRun) -> bool:
+    def spares(self, run: Run) -> bool:
         """Whether a trial may begin: until late in the run, trials that nothing calls for leave half for what does."""
         return self.trials < _KEPT * self.allowed or run.step >= _LATE * run.horizon.end
 
@@ -121,7 +121,7 @@ class WasteBudget:
         self.wasted += flops
         self.trials += flops * trial
 
-    def owe(self, run: TrainingRun, flops: float) -> None:
+    def owe(self, run: Run, flops: float) -> None:
         """Take FLOPs off the run's budget, in whole steps; the rest is owed."""
         self.owed += flops
         steps = int(self.owed // run.flops_ahead)
@@ -139,7 +139,7 @@ class ComputeDebt:
 
     owed: float = 0.0
 
-    def settle(self, run: TrainingRun, flops: float) -> int:
+    def settle(self, run: Run, flops: float) -> int:
         """Add FLOPs and give the steps' worth that is now to come off the budget, rounded up; the rest is kept for next time."""
         self.owed += flops
         each = run.flops_ahead

@@ -29,6 +29,7 @@ import torch
 
 from trainenv import TrainingRun
 from trainenv.rollouts.folded import Folded
+from trainenv.types import Fold
 from trainenv.worldmodel.dataset import (
     SIZES,
     Dataset,
@@ -40,7 +41,6 @@ from trainenv.worldmodel.dataset import (
     generate,
     sample,
 )
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.tables import collect
 from trainenv.worldmodel.dataset.texts import Texts, write_texts
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from trainenv.config.schema import RunConfig
 from trainenv.models import build
-from trainenv.training.ledger import PURPOSES, Ledger, flops_per_token
-from trainenv.types import UserError
+from trainenv.training.ledger import Ledger, flops_per_token
+from trainenv.types import PURPOSES, UserError
 
 
 def test_purposes() -> None:

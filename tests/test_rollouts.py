@@ -23,7 +23,7 @@ from trainenv.interventions import ActionCodec
 from trainenv.planners import Score
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.rollouts.folded import Folded
-from trainenv.rollouts.future import InTurn
+from trainenv.rollouts.group import InTurn
 from trainenv.run import TrainingRun
 from trainenv.training.history import history_of
 from trainenv.training.ledger import Ledger

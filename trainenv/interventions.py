@@ -18,30 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.config.schema import InterventionConfig
-from trainenv.types import CLIP_NAMES, Intervention, UserError
+from trainenv.types import CLIP_NAMES, InForce, Intervention, UserError
 
 PARTS = ("lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch")
 
 ActionVector = Sequence[int] | NDArray[np.integer]
-
-
-class Steered(Protocol):
-    """What masks depend on: the interventions in force. A `TrainingRun` is one."""
-
-    @property
-    def lr_scale(self) -> float: ...
-    @property
-    def weight_decay_scale(self) -> float: ...
-    @property
-    def clip(self) -> str: ...
-    @property
-    def flagged_ahead(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,7 @@ class ActionCodec:
         )
         return np.array(parts, dtype=np.int64)
 
-    def masks(self, run: Steered) -> tuple[NDArray[np.bool_], ...]:
+    def masks(self, run: InForce) -> tuple[NDArray[np.bool_], ...]:
         """For each part, which of its values are legal now: bool arrays of the lengths in `sizes`.
 
         Illegal is what would leave the bounds, what is redundant (setting the policy that is in
@@ -139,7 +125,7 @@ class ActionCodec:
         )
         return tuple(np.array(part, dtype=np.bool_) for part in parts)
 
-    def legal(self, action: ActionVector, run: Steered) -> tuple[Intervention, tuple[str, ...]]:
+    def legal(self, action: ActionVector, run: InForce) -> tuple[Intervention, tuple[str, ...]]:
         """The intervention of an action with its masked parts left out, and the names of those parts."""
         self.decode(action)
         vector = np.asarray(action).astype(np.int64)
@@ -148,7 +134,7 @@ class ActionCodec:
             name for name, out in zip(PARTS, masked) if out
         )
 
-    def all_legal(self, run: Steered) -> Iterator[Intervention]:
+    def all_legal(self, run: InForce) -> Iterator[Intervention]:
         """Every legal intervention, doing nothing first."""
         for action in product(*(np.flatnonzero(mask) for mask in self.masks(run))):
             yield self.decode([int(value) for value in action])

@@ -15,11 +15,10 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.faults import faults_of
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
 from trainenv.records.run_folder import REWINDS, RunFolder, read_events, read_validation
-from trainenv.run import TrainingRun
 from trainenv.tools.json_lines import plain
-from trainenv.types import Event, Snapshot, Telemetry, UserError
+from trainenv.types import Event, Run, Snapshot, Telemetry, UserError
 
-Watch = Callable[[TrainingRun, Sequence[Telemetry]], None]
+Watch = Callable[[Run, Sequence[Telemetry]], None]
 # part of a snapshot: the state of the callback, as JSON; callbacks were once called so
 CALLBACK_STATE = "responder"
 
@@ -57,23 +56,22 @@ class Callback(Protocol):
                    └── state_dict()                  only where a checkpoint is saved
     """
 
-    def on_train_begin(
-        self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
-    ) -> None:
+    def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
         """Prepare for a run.
 
         Called once before the first step; in a resumed run after `load_state_dict`.
         """
         return
 
-    def next_block(self, run: TrainingRun, /) -> int:
+    def next_block(self, run: Run, /) -> int:
         """Return the largest number of steps to train before the next `on_block_end`, at least 1.
 
         Called before each block.
         """
-        return run.config.monitor.block
+        block: int = run.config.monitor.block
+        return block
 
-    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Act on the run after a block of telemetry.
 
         Called after each block, before validation and checkpoints.
@@ -100,7 +98,7 @@ class Callback(Protocol):
 
 
 def train(
-    run: TrainingRun,
+    run: Run,
     folder: RunFolder,
     *,
     callback: Callback | None = None,
@@ -164,7 +162,7 @@ def train(
 
 
 def drive(
-    run: TrainingRun, folder: RunFolder, *, responder: Callback | None = None, **rest: Any
+    run: Run, folder: RunFolder, *, responder: Callback | None = None, **rest: Any
 ) -> dict[str, Any]:
     """Call `train`, by its name and argument of earlier versions."""
     warnings.warn(
@@ -175,7 +173,7 @@ def drive(
     return train(run, folder, callback=responder, **rest)
 
 
-def _state(run: TrainingRun, folder: RunFolder, callback: Callback | None) -> Snapshot:
+def _state(run: Run, folder: RunFolder, callback: Callback | None) -> Snapshot:
     beside: dict[str, Any] = {REWINDS: folder.rewinds} if folder.rewinds else {}
     if callback is not None and (remembered := callback.state_dict()):
         beside[CALLBACK_STATE] = json.dumps(plain(remembered))
@@ -183,7 +181,7 @@ def _state(run: TrainingRun, folder: RunFolder, callback: Callback | None) -> Sn
 
 
 def resume(
-    path: Path, run: TrainingRun, callback: Callback | None = None, *, accept_changes: bool = False
+    path: Path, run: Run, callback: Callback | None = None, *, accept_changes: bool = False
 ) -> tuple[RunFolder, Snapshot]:
     """Bring a run, and whoever steers it, to where the run recorded in a folder was saved last; then `train` them on.
 
@@ -234,7 +232,7 @@ def resume(
 
 
 def _train_to_end(
-    run: TrainingRun,
+    run: Run,
     folder: RunFolder,
     store: CheckpointStore,
     save: Callable[[], None],
@@ -312,15 +310,13 @@ def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool, *, dive
     return sound
 
 
-def _evaluate(run: TrainingRun, folder: RunFolder) -> float:
+def _evaluate(run: Run, folder: RunFolder) -> float:
     loss = run.evaluate()
     folder.validation(run.step, loss)
     return loss
 
 
-def _summary(
-    run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float
-) -> dict[str, Any]:
+def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
     """What became of the run.
 
     Triggers and rewinds are counted over the whole of its folder, lines that were left included.
@@ -348,10 +344,10 @@ def _summary(
     }
 
 
-def _steps_to_boundary(run: TrainingRun) -> int:
+def _steps_to_boundary(run: Run) -> int:
     """Steps to the end of the block, the next checkpoint, the next validation or the end of the budget, whichever comes first."""
     saved = run.config.checkpoints.every
     ends = [run.config.monitor.block, run.horizon.end - run.step, saved - run.step % saved]
     if every := run.config.validation.every:
         ends.append(every - run.step % every)
-    return min(ends)
+    return int(min(ends))

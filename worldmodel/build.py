@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import UserError
+from trainenv.types import Fold, UserError
 from trainenv.worldmodel.calibration import Calibrations
 from trainenv.worldmodel.dataset import (
     Dataset,
@@ -36,7 +36,6 @@ from trainenv.worldmodel.dataset import (
     generate,
     sample,
 )
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.evaluation import evaluate, seed_noise
 from trainenv.worldmodel.examples import TARGETS, Examples
 from trainenv.worldmodel.model import Model

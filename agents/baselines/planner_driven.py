@@ -32,7 +32,6 @@ from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Callback, CallbackResult
 from trainenv.rollouts.executor import Rollouts
-from trainenv.run import TrainingRun
 from trainenv.types import (
     Budget,
     Candidate,
@@ -42,6 +41,7 @@ from trainenv.types import (
     Masks,
     Planner,
     PlanningProblem,
+    Run,
     RunHistory,
     Telemetry,
     UserError,
@@ -96,7 +96,7 @@ class PlannerCallback(Callback):
             )
         self._due = self.start
 
-    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Plan and follow, if it is time."""
         if self._due is None or run.step < self._due or run.done or run.diverged:
             return CallbackResult()
@@ -123,7 +123,7 @@ class PlannerCallback(Callback):
             self._due = state["due"]
             self._tab = ComputeDebt(float(state["owed"]))
 
-    def _follow(self, run: TrainingRun, rollouts: Rollouts, best: Candidate) -> CallbackResult:
+    def _follow(self, run: Run, rollouts: Rollouts, best: Candidate) -> CallbackResult:
         """Make the run what the best candidate has come to; where that was lost, begin like it."""
         start = run.step
         sequence = best.interventions
@@ -148,7 +148,7 @@ class PlannerCallback(Callback):
         return CallbackResult(events=events, kept=kept)
 
     def _problem(
-        self, run: TrainingRun, window: Sequence[Telemetry], rollouts: Rollouts, budget: Budget
+        self, run: Run, window: Sequence[Telemetry], rollouts: Rollouts, budget: Budget
     ) -> PlanningProblem:
         space = run.config.interventions
         usual = len(space.lr_scales)
@@ -181,13 +181,13 @@ class PlannerCallback(Callback):
             else (),
         )
 
-    def _spent(self, run: TrainingRun) -> float:
+    def _spent(self, run: Run) -> float:
         """FLOPs of branches that were thrown away and of evaluations."""
-        return run.ledger["verify"] + run.ledger["evaluate"]
+        return float(run.ledger["verify"] + run.ledger["evaluate"])
 
 
 def population(
-    run: TrainingRun,
+    run: Run,
     planner: Planner,
     *,
     members: int,

@@ -30,13 +30,13 @@ from typing import Any, Self
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
-from trainenv.run import TrainingRun
 from trainenv.tools.spelling import nearest
 from trainenv.types import (
     CLIP_NAMES,
     ClipName,
     Event,
     Intervention,
+    Run,
     Snapshot,
     Telemetry,
     UserError,
@@ -115,7 +115,7 @@ class RollbackRule(Callback):
     _here: list[int] = field(
         default_factory=list, init=False, repr=False
     )  # the alarms in a row that were answered at one place
-    _run: TrainingRun | None = field(default=None, init=False, repr=False)
+    _run: Run | None = field(default=None, init=False, repr=False)
     _resumed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -167,9 +167,7 @@ class RollbackRule(Callback):
             repeats=style.repeats,
         )
 
-    def on_train_begin(
-        self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
-    ) -> None:
+    def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
         """A run that goes on can go back to its regular checkpoints, where there are no snapshots in memory."""
         if self._run is not None and self._run is not run:
             self._forget()
@@ -182,7 +180,7 @@ class RollbackRule(Callback):
                 if 0 < step <= run.step and step % store.every == 0 and self._due(step):
                     self._keep(store.load(step))
 
-    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Go back and intervene if the index fired in the window; otherwise remember the run as it is."""
         self._seen.extend((t.step, t.data_index) for t in window)
         while len(self._seen) > self.skip + len(window):
@@ -241,7 +239,7 @@ class RollbackRule(Callback):
         self._snapshots.clear()
         self._seen.clear()
 
-    def _go_back(self, run: TrainingRun, snapshot: Snapshot, alarm: Telemetry) -> Event:
+    def _go_back(self, run: Run, snapshot: Snapshot, alarm: Telemetry) -> Event:
         seen_at = run.step
         harmful = set[int]()
         if self.drops:

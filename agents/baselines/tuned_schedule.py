@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from trainenv.config.schema import RunConfig
 from trainenv.loop import Watch, train
 from trainenv.records.run_folder import RunFolder
-from trainenv.run import TrainingRun
+from trainenv.run import make_run
 from trainenv.training.ledger import Ledger
-from trainenv.types import CLIP_NAMES, ClipName, UserError
+from trainenv.types import CLIP_NAMES, ClipName, Run, UserError
 
 if TYPE_CHECKING:
     import optuna
@@ -112,7 +112,7 @@ class TunedSchedule:
         )
         steps = max(1, int((budget.total - ledger.total) / budget.step))
         chosen = _shorter(config, steps, best)
-        run = TrainingRun.from_config(chosen)
+        run = make_run(chosen)
         run.ledger = ledger
         folder = RunFolder.create(path, chosen)
         summary = train(run, folder, watch=watch, stop=stop)
@@ -126,7 +126,7 @@ class TunedSchedule:
         return summary
 
     def _budget(self, config: RunConfig) -> _Budget:
-        run = TrainingRun.from_config(config)
+        run = make_run(config)
         monitor = config.monitor
         probe = (
             monitor.probe_sequences
@@ -160,7 +160,7 @@ class TunedSchedule:
             trial = study.ask()
             factor = trial.suggest_float("lr_factor", *self.lr_factors, log=True)
             setting = Setting(lr_factor=factor, clip=trial.suggest_categorical("clip", clips))
-            run = TrainingRun.from_config(_shorter(config, budget.steps, setting))
+            run = make_run(_shorter(config, budget.steps, setting))
             loss = _trained(run)
             ledger.charge("plan", run.ledger.total)
             tried.append(Setting(lr_factor=factor, clip=setting.clip, loss=loss))
@@ -177,7 +177,7 @@ class _Budget:
     steps: int
 
 
-def _trained(run: TrainingRun) -> float:
+def _trained(run: Run) -> float:
     """The loss at the end of a short run; one that is lost or beyond the bound of twice a uniform guess counts as that."""
     cap = 2 * run.uniform_loss
     while not run.done:

@@ -44,7 +44,6 @@ from trainenv.interventions import ActionCodec
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
-from trainenv.run import TrainingRun
 from trainenv.training.history import history_of
 from trainenv.types import (
     Budget,
@@ -53,6 +52,7 @@ from trainenv.types import (
     Learner,
     Plan,
     Planner,
+    Run,
     RunHistory,
     Snapshot,
     Telemetry,
@@ -99,9 +99,7 @@ class Branching(Callback):
                 f"a model needs a method forecast, found {self.model!r:.80}; take worldmodel.load_pretrained()"
             )
         self._loaded: dict[str, Any] = {}
-        self._stood: tuple[TrainingRun, int] | None = (
-            None  # the run and its step when it last responded
-        )
+        self._stood: tuple[Run, int] | None = None  # the run and its step when it last responded
         self._forget()
 
     def _forget(self) -> None:
@@ -119,7 +117,7 @@ class Branching(Callback):
         self._history: deque[Telemetry] = deque(maxlen=_HISTORY)
         self._remembered: deque[Snapshot] = deque()
 
-    def cost_estimate(self, run: TrainingRun) -> CostEstimate:
+    def cost_estimate(self, run: Run) -> CostEstimate:
         """What steering a run may cost at most, and what it can afford."""
         settings = self.config or run.config.branching
         verification = self.verification or verification_of(settings)
@@ -138,9 +136,7 @@ class Branching(Callback):
 
     # ── a callback ────────────────────────────────────────────────────────────────────────────────
 
-    def on_train_begin(
-        self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /
-    ) -> None:
+    def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
         """See `Callback`."""
         state = self._loaded
         self._loaded = {}
@@ -168,7 +164,7 @@ class Branching(Callback):
                 folder.event(event)
             self._remember(run)
 
-    def _forkable(self, run: TrainingRun) -> list[Event]:
+    def _forkable(self, run: Run) -> list[Event]:
         """Nothing is decided in a run that can't be forked, and that is said before it is trained."""
         try:
             run.check_forkable()
@@ -183,14 +179,15 @@ class Branching(Callback):
             ]
         return []
 
-    def next_block(self, run: TrainingRun, /) -> int:
+    def next_block(self, run: Run, /) -> int:
         """See `Callback`. Harm is answered where it is seen, at the look itself."""
         monitor = run.config.monitor
         if not (monitor.enabled and monitor.probe_every and "harm" in self._settings.triggers):
-            return monitor.block
-        return (1 - run.step) % monitor.probe_every or monitor.probe_every
+            return int(monitor.block)
+        every = int(monitor.probe_every)
+        return (1 - run.step) % every or every
 
-    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """See `Callback`.
 
         Whatever a planner, a model, a rule or a full disk may raise: the run goes on.
@@ -287,7 +284,7 @@ class Branching(Callback):
                 telemetry_of(read_telemetry(folder.path, kept_only=True).tail(steps))
             )
 
-    def _remember(self, run: TrainingRun) -> None:
+    def _remember(self, run: Run) -> None:
         """Keep a point to go back to."""
         if self._remembered and self._remembered[-1].step == run.step:
             self._remembered.pop()
@@ -295,7 +292,7 @@ class Branching(Callback):
         if len(self._remembered) > min(self._settings.rewind_points, self._store.keep_last):
             self._remembered.popleft()
 
-    def _worth_saving(self, run: TrainingRun) -> bool:
+    def _worth_saving(self, run: Run) -> bool:
         """Whether this is a state to go back to, and the last one is some time ago."""
         if "harm" not in self._settings.triggers or self._triggers.rising is not None:
             return False
@@ -304,7 +301,7 @@ class Branching(Callback):
 
     # ── a decision ────────────────────────────────────────────────────────────────────────────────
 
-    def _answered(self, run: TrainingRun, why: str, events: list[Event]) -> CallbackResult:
+    def _answered(self, run: Run, why: str, events: list[Event]) -> CallbackResult:
         """A decision, or what kept it from being taken."""
         self._number = self._number + 1
         self._settled = run.ledger.total
@@ -326,7 +323,7 @@ class Branching(Callback):
             events += back_off(run, self._codec)
         return CallbackResult(events=events)
 
-    def _decide(self, run: TrainingRun, why: str, events: list[Event]) -> CallbackResult | Skipped:
+    def _decide(self, run: Run, why: str, events: list[Event]) -> CallbackResult | Skipped:
         at = run.step
         harm = self._triggers.harm
         lost = why == "diverged"
@@ -364,9 +361,7 @@ class Branching(Callback):
             events.append(Event(run.step, "skipped", said))
         return CallbackResult(events=events, kept=kept)
 
-    def _verified(
-        self, run: TrainingRun, when: dict[str, Any], ready: Plan | None
-    ) -> Draft | Skipped:
+    def _verified(self, run: Run, when: dict[str, Any], ready: Plan | None) -> Draft | Skipped:
         """Draft, verify, put on record."""
         verifying, steps = self._asked(ready)
         least = self._price(run, verifying, 1, steps)
@@ -416,7 +411,7 @@ class Branching(Callback):
             rollouts=rollouts, verdict=verdict, where=where, told=told, plan=plan, history=history
         )
 
-    def _commit(self, run: TrainingRun, found: Verified) -> tuple[Telemetry, ...]:
+    def _commit(self, run: Run, found: Verified) -> tuple[Telemetry, ...]:
         """The run becomes what was accepted; where that fails it is as it was."""
         before = run.snapshot()
         try:
@@ -444,7 +439,7 @@ class Branching(Callback):
             return replace(usual, top_k=1, rule=Better(), worth=0.0), _SHOWS * usual.verify_steps
         return usual, self._acceptance.steps(usual.verify_steps)
 
-    def _known(self, run: TrainingRun) -> RunHistory:
+    def _known(self, run: Run) -> RunHistory:
         """What is known now."""
         # The newest validation will do: 2 % off it, forecasts of changes differ by 1e-4, and most
         # drafts promise nothing.
@@ -452,7 +447,7 @@ class Branching(Callback):
             run, list(self._history), horizon=self._settings.horizon, validation=self._validation
         )
 
-    def _draft(self, run: TrainingRun, history: RunHistory, flops: float) -> Plan | None:
+    def _draft(self, run: Run, history: RunHistory, flops: float) -> Plan | None:
         """What the planner makes of it for so many FLOPs at most; None: that is too little to draft for."""
         model = self.model.model if isinstance(self.model, Learner) else self.model
         generator = np.random.default_rng([run.config.seed, run.step, self._number])
@@ -470,7 +465,7 @@ class Branching(Callback):
         self._settled = run.ledger.total
         return plan
 
-    def _price(self, run: TrainingRun, verifying: Verification, branches: int, steps: int) -> float:
+    def _price(self, run: Run, verifying: Verification, branches: int, steps: int) -> float:
         """FLOPs that a verification throws away at most, where all is lost the control too."""
         return (
             verifying.thrown_away(run, branches, steps)
@@ -478,23 +473,23 @@ class Branching(Callback):
             + run.flops_per_evaluation
         )
 
-    def _left_for(self, run: TrainingRun) -> float:
+    def _left_for(self, run: Run) -> float:
         """FLOPs that may be thrown away, and that the run has."""
         return min(
             self._waste.left, (run.horizon.end - run.step) * run.flops_ahead - self._waste.owed
         )
 
-    def _no_budget(self, run: TrainingRun, flops: float) -> str:
+    def _no_budget(self, run: Run, flops: float) -> str:
         """Why something that may throw away so many FLOPs is not done."""
         worth = flops / run.flops_ahead
         left = self._waste.left / run.flops_ahead
         return f"no budget is left: {worth:.0f} steps' worth may be thrown away, of {left:.0f}"
 
-    def _throw_away(self, run: TrainingRun, flops: float) -> None:
+    def _throw_away(self, run: Run, flops: float) -> None:
         self._waste.throw_away(flops, trial=self._trial)
         self._waste.owe(run, flops)
 
-    def _collapsed(self, run: TrainingRun, why: str, began: int, found: Draft) -> list[Event]:
+    def _collapsed(self, run: Run, why: str, began: int, found: Draft) -> list[Event]:
         """The run has become one of its futures: what follows from that, and is learned from it."""
         verdict = found.verdict
         steps = found.history.decision_steps
@@ -540,14 +535,14 @@ class Branching(Callback):
             events.append(Event(run.step, "gave_up", {"reason": reason}))
         return events
 
-    def _became(self, run: TrainingRun, found: Verified) -> None:
+    def _became(self, run: Run, found: Verified) -> None:
         """Put on record what the run has become."""
         with suppress(OSError):  # it is on record but for this
             record.write(found.where, found.told | {"end": {"fingerprint": run.fingerprint()}})
 
     # ── harm that has begun ───────────────────────────────────────────────────────────────────────
 
-    def _go_round(self, run: TrainingRun, events: list[Event]) -> CallbackResult | Skipped:
+    def _go_round(self, run: Run, events: list[Event]) -> CallbackResult | Skipped:
         """Try another way to where the run is, and take it if less harm lies on it."""
         at = run.step
         harm = self._triggers.harm
@@ -576,7 +571,7 @@ class Branching(Callback):
             events.append(in_force(run, verdict.winner.interventions[-1], pending=True))
         return CallbackResult(events=events, kept=kept)
 
-    def _tried(self, run: TrainingRun, way: Rollback, when: dict[str, Any]) -> Verified:
+    def _tried(self, run: Run, way: Rollback, when: dict[str, Any]) -> Verified:
         """A detour that was trained, judged and put on record."""
         where = record.folder_of(self._folder, way.start.step, self._number)
         start = start_of(way.start, where, replayable=self._settings.replayable)
@@ -594,7 +589,7 @@ class Branching(Callback):
 
     # ── what is done to the run ───────────────────────────────────────────────────────────────────
 
-    def _go_back(self, run: TrainingRun, alarm: int, harm: float, *, lost: bool) -> list[Event]:
+    def _go_back(self, run: Run, alarm: int, harm: float, *, lost: bool) -> list[Event]:
         """Rewind to before the alarm where a snapshot and the purse allow it; a run that is lost also to the newest snapshot."""
         behind = [s for s in self._remembered if s.step <= alarm - self._settings.rewind][-1:]
         behind += list(self._remembered)[-1:] if lost else []
@@ -606,7 +601,7 @@ class Branching(Callback):
                 return [self._left(at, snapshot, flops, harm)]
         return []
 
-    def _no_way_back(self, run: TrainingRun) -> str:
+    def _no_way_back(self, run: Run) -> str:
         """Why a run that has diverged is not taken back, and what to do."""
         if not self._remembered:
             return "no state of it is there to go back to"
@@ -629,7 +624,7 @@ class Branching(Callback):
             at, "rewind", {"to": start, "lr_scale": snapshot.state["lr_scale"], "harm": harm}
         )
 
-    def _due(self, run: TrainingRun) -> list[Event]:
+    def _due(self, run: Run) -> list[Event]:
         """Put in force what an accepted sequence has left for now."""
         due = [one for step, one in self._pending if step <= run.step]
         due = [

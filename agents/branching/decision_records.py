@@ -10,12 +10,11 @@ from typing import Any
 
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.decision_files import NAME
-from trainenv.run import TrainingRun
-from trainenv.types import Event, Verdict
+from trainenv.types import Event, Run, Verdict
 from trainenv.verification import record
 
 
-def start_of(run: TrainingRun, folder: Path, *, replayable: bool) -> dict[str, Any]:
+def start_of(run: Run, folder: Path, *, replayable: bool) -> dict[str, Any]:
     """What a replay starts from; with `replayable`, its exact checkpoint is in the decision's folder.
 
     Raises:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainenv.interventions import PARTS, ActionCodec, Steered
+from trainenv.interventions import PARTS, ActionCodec
 from trainenv.types import (
     DECISIONS,
     Budget,
+    InForce,
     Intervention,
     Masks,
     PlanningProblem,
@@ -46,7 +47,7 @@ class Drafting:
 
     def problem(
         self,
-        run: Steered,
+        run: InForce,
         history: RunHistory,
         codec: ActionCodec,
         model: WorldModel | None,
@@ -71,7 +72,7 @@ class Drafting:
             pruner=self.pruner,
         )
 
-    def _masks(self, codec: ActionCodec, run: Steered) -> Masks:
+    def _masks(self, codec: ActionCodec, run: InForce) -> Masks:
         legal = dict(zip(PARTS, codec.masks(run)))
         scales = np.array(codec.config.lr_scales)
         legal["lr_scale"] = legal["lr_scale"] & (
@@ -93,7 +94,7 @@ class _After:
     flagged_ahead: tuple[int, ...]
 
 
-def after(run: Steered, sequence: Sequence[Intervention]) -> Steered:
+def after(run: InForce, sequence: Sequence[Intervention]) -> InForce:
     """What would be in force after a sequence."""
     state = _After(run.lr_scale, run.weight_decay_scale, run.clip, run.flagged_ahead)
     for one in sequence:

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainenv.rollouts.executor import NOTHING, Rollouts
-from trainenv.run import TrainingRun
 from trainenv.types import (
     Branch,
     Candidate,
     Intervention,
     Outcome,
     Plan,
+    Run,
     Snapshot,
     Telemetry,
     UserError,
@@ -50,7 +50,7 @@ class Rollback:
         way: the intervention at the start, and what ends it where the run is now.
     """
 
-    start: TrainingRun
+    start: Run
     since: tuple[Telemetry, ...]
     way: tuple[Intervention, Intervention]
 
@@ -59,7 +59,7 @@ class Rollback:
         """To where the run is now."""
         return len(self.since)
 
-    def price(self, run: TrainingRun) -> float:
+    def price(self, run: Run) -> float:
         """FLOPs that are thrown away at most: its steps or those of the run since, and the looks at its start and both ends."""
         return (
             self.steps * run.flops_ahead
@@ -80,7 +80,7 @@ class Rollback:
             usual, top_k=1, rule=Better(margin=_MARGIN), worth=0.0, stopping=None, fold=False
         )
 
-    def verified(self, run: TrainingRun, verification: Verification) -> tuple[Rollouts, Verdict]:
+    def verified(self, run: Run, verification: Verification) -> tuple[Rollouts, Verdict]:
         """Train it, and judge it by what the run has come to."""
         flops = run.flops_per_evaluation
         loss = run.evaluate()
@@ -100,7 +100,7 @@ class Rollback:
 
 
 def plan_rollback(
-    run: TrainingRun, rising: int, snapshots: Sequence[Snapshot], history: Sequence[Telemetry]
+    run: Run, rising: int, snapshots: Sequence[Snapshot], history: Sequence[Telemetry]
 ) -> Rollback:
     """The way round harm that was first seen at step `rising`.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from trainenv.interventions import ActionCodec
-from trainenv.run import TrainingRun
-from trainenv.types import Event, Intervention
+from trainenv.types import Event, Intervention, Run
 from trainenv.verification import record
 
 
-def enable_default_clipping(run: TrainingRun) -> list[Event]:
+def enable_default_clipping(run: Run) -> list[Event]:
     """Clip where nothing does: it costs nothing that could be measured, and no model of the present foresees a bad batch.
 
     From the first step on, whose gradient is the largest of many runs: a step later it is in the
@@ -19,7 +18,7 @@ def enable_default_clipping(run: TrainingRun) -> list[Event]:
     return [] if chosen or run.clip != "none" else [in_force(run, Intervention(clip="zclip"))]
 
 
-def back_off(run: TrainingRun, codec: ActionCodec) -> list[Event]:
+def back_off(run: Run, codec: ActionCodec) -> list[Event]:
     """After a loss that was lost, with no draft to go by: what people do by hand, a lower learning rate and clipping."""
     legal = codec.masks(run)[0]
     lowest = min(
@@ -30,7 +29,7 @@ def back_off(run: TrainingRun, codec: ActionCodec) -> list[Event]:
     ]
 
 
-def in_force(run: TrainingRun, intervention: Intervention, *, pending: bool = False) -> Event:
+def in_force(run: Run, intervention: Intervention, *, pending: bool = False) -> Event:
     """Put an intervention in force. Returns what is noted of it.
 
     Args:

@@ -9,8 +9,7 @@ from typing import Any
 from trainenv.agents.branching.lr_range import RangeTest
 from trainenv.config.schema import BranchingConfig
 from trainenv.monitor.regression import RegressionTrigger
-from trainenv.run import TrainingRun
-from trainenv.types import Telemetry
+from trainenv.types import Run, Telemetry
 
 _VAIN = 2  # verifications in a row in which doing nothing failed: the next would end alike
 _LAST = 0.03  # share of the budget at its end in which nothing is decided
@@ -60,7 +59,7 @@ class Triggers:
     def see(self, window: Sequence[Telemetry]) -> None:
         """Take in steps.
 
-        Those whose loss is not finite say nothing: `TrainingRun.diverged` tells whether they do
+        Those whose loss is not finite say nothing: `Run.diverged` tells whether they do
         harm.
         """
         window = [t for t in window if math.isfinite(t.loss)]
@@ -76,7 +75,7 @@ class Triggers:
         if 0 < loss < math.inf:
             self._regressed = self._regression.validated(step, loss) or self._regressed
 
-    def why(self, run: TrainingRun, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
+    def why(self, run: Run, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
         """Name what calls for a decision after a window that was seen; empty: nothing does.
 
         Args:

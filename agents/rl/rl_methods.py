@@ -31,10 +31,9 @@ from trainenv.envs.imagined_run import LEAST_STEPS
 from trainenv.envs.observation import FEATURES
 from trainenv.loop import Callback, CallbackResult, Watch, train
 from trainenv.records.run_folder import RunFolder
-from trainenv.run import TrainingRun
+from trainenv.run import make_run
 from trainenv.training.history import history_of
-from trainenv.training.ledger import PURPOSES
-from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel
+from trainenv.types import DECISIONS, PURPOSES, Run, RunHistory, Telemetry, WorldModel
 
 DECISION_SHARE = (
     0.03  # of the budget, from one decision to the next: what the world model has learned from
@@ -78,7 +77,7 @@ def dqn_model(
 def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> dict[str, Any]:
     """PPO, trained on real runs. See the module; returns the summary as `train` does."""
     config = _steered(config)
-    run = TrainingRun.from_config(config)
+    run = make_run(config)
     recorded = RunFolder.create(folder, config)
     learner = PPO(sees=FEATURES, rollout=16, batch=16, seed=config.seed % SEEDS)
     half = run.flops_ahead * config.steps / 2
@@ -143,7 +142,7 @@ class Apprentice(Callback):
     _telemetry: list[Telemetry] = field(default_factory=list, init=False, repr=False)
     _histories: list[RunHistory] = field(default_factory=list, init=False, repr=False)
 
-    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Watch, train if it is time to, and let the policy act if there is one."""
         sound = bool(np.isfinite([window[-1].loss, window[-1].grad_norm]).all())
         if run.done or not sound:
@@ -167,7 +166,7 @@ class Apprentice(Callback):
         # Of the steps before there was a policy, it is shown those of one decision.
         return self.acting.on_block_end(run, self._telemetry[-decision:] if first else window)
 
-    def _watch(self, run: TrainingRun, window: Sequence[Telemetry], decision: int) -> None:
+    def _watch(self, run: Run, window: Sequence[Telemetry], decision: int) -> None:
         """Keep what a history needs, and the newest histories."""
         self._telemetry = [*self._telemetry, *window][
             -max(_LOOKED_AT[0], _LOOKED_AT[1] * decision) :
@@ -181,7 +180,7 @@ def _in_model(
     config: RunConfig, folder: Path, watch: Watch, stop: Stop, model: WorldModel, learner: Learner
 ) -> dict[str, Any]:
     config = _steered(config)
-    run = TrainingRun.from_config(config)
+    run = make_run(config)
     recorded = RunFolder.create(folder, config)
 
     def train_policy(histories: Sequence[RunHistory]) -> Trained:
@@ -203,7 +202,7 @@ def _steered(config: RunConfig) -> RunConfig:
     )
 
 
-def _pay(run: TrainingRun, trained: Trained) -> None:
+def _pay(run: Run, trained: Trained) -> None:
     """Charge a policy's training to the run, and take as much off its budget."""
     for purpose in PURPOSES:
         run.ledger.charge(purpose, trained.flops.get(purpose, 0.0))

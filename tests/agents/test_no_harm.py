@@ -21,9 +21,9 @@ from trainenv.agents.branching import Branching
 from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts import executor
-from trainenv.rollouts.future import Start, Together
+from trainenv.rollouts.fork import Start
 from trainenv.run import TrainingRun
-from trainenv.types import Plan, PlanningProblem, RunHistory
+from trainenv.types import Branchable, Plan, PlanningProblem, RunGroup, RunHistory
 from trainenv.verification import record
 from trainenv.verification.rules import Agreement
 from trainenv.verification.verify import Verification
@@ -113,7 +113,7 @@ class Stage:
         """Forks are told apart, and what verifies them is known to."""
         side_by_side, run, write = executor.side_by_side, executor.Rollouts.run, record.write
 
-        def told_apart(parent: TrainingRun, starts: Sequence[Start], **how: Any) -> Together:
+        def told_apart(parent: TrainingRun, starts: Sequence[Start], **how: Any) -> RunGroup[Branchable]:
             together = side_by_side(parent, starts, **how)
             for place, fork in enumerate(together.runs):
                 assert isinstance(fork, TrainingRun)

@@ -14,7 +14,7 @@ from rich.table import Table
 from trainenv.types import Telemetry
 
 if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
+    from trainenv.types import Run
 
 _COLUMNS = {
     "method": "method",
@@ -69,7 +69,7 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def watch(self, run: TrainingRun, window: Sequence[Telemetry]) -> None:
+    def watch(self, run: Run, window: Sequence[Telemetry]) -> None:
         """Show where the run is, after a block of telemetry."""
         last = window[-1]
         total = max(run.horizon.end, run.step)

@@ -11,7 +11,7 @@ from trainenv.cli.options import INTERRUPTED, Result, interruptible
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
-    from trainenv.worldmodel.dataset.lockstep import Lockstep
+    from trainenv.types import Run, RunGroup
 
 
 def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
@@ -24,7 +24,7 @@ def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
     return TrainingRun.from_config("tiny", overrides)
 
 
-def fold_runs(runs: Sequence[Any]) -> Lockstep:
+def fold_runs(runs: Sequence[Any]) -> RunGroup[Run]:
     """Runs side by side, likewise."""
     from trainenv.rollouts.folded import Folded
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from trainenv.config.schema import RunConfig
-    from trainenv.run import TrainingRun
-    from trainenv.types import Telemetry
+    from trainenv.types import Run, Telemetry
 
-Watch = Callable[["TrainingRun", Sequence["Telemetry"]], None]
+Watch = Callable[["Run", Sequence["Telemetry"]], None]
 Stop = Callable[[], bool]
 
 

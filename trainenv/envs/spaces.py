@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.observation import BOUND, FEATURES
-from trainenv.interventions import ActionCodec, Steered
-from trainenv.types import Snapshot, UserError
+from trainenv.interventions import ActionCodec
+from trainenv.types import InForce, Snapshot, UserError
 
 Observation = NDArray[np.float32]
 
@@ -52,7 +52,7 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     @property
     @abstractmethod
-    def steered(self) -> Steered:
+    def steered(self) -> InForce:
         """What the action masks depend on."""
 
     def action_masks(self) -> NDArray[np.bool_]:

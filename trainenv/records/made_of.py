@@ -19,7 +19,7 @@ from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
+    from trainenv.types import Run
 
 # Settings that change no bit, or whose effect is compared elsewhere: a path by its text's digest, a
 # device by its numerics.
@@ -65,9 +65,9 @@ class MadeOf:
     flags: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, run: TrainingRun, callback: object | None, flags: Sequence[str] = ()) -> MadeOf:
+    def of(cls, run: Run, callback: object | None, flags: Sequence[str] = ()) -> MadeOf:
         """What a run, and who steers it, are made of now."""
-        corpus = getattr(run._batches, "corpus", None)
+        corpus = getattr(run.batches, "corpus", None)
         return cls(
             config=_json(run.config.model_dump(mode="json")),
             corpus=data.identity(corpus) if isinstance(corpus, data.Corpus) else None,
@@ -158,7 +158,7 @@ class MadeOf:
         return tuple(found)
 
 
-def check_corpus(path: Path, run: TrainingRun) -> None:
+def check_corpus(path: Path, run: Run) -> None:
     """Refuse a run that trains on other text than the one recorded in a folder; one whose text is not known is taken.
 
     Raises:

@@ -24,23 +24,26 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trainenv.rollouts.cooldown import cool_down
-from trainenv.rollouts.future import (
-    Future,
-    Growing,
-    Sequenced,
-    Start,
-    Together,
-    asked,
-    forked,
-    over,
-    side_by_side,
-    told,
-)
+from trainenv.rollouts.fork import Start, fork_at
+from trainenv.rollouts.future import Future, Growing, Sequenced, over
+from trainenv.rollouts.group import ask_each
+from trainenv.rollouts.placement import side_by_side
+from trainenv.tools.error_text import describe_error
 from trainenv.training.ledger import Ledger
-from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
+from trainenv.types import (
+    Branchable,
+    Cost,
+    Intervention,
+    Measure,
+    Outcome,
+    RunGroup,
+    Snapshot,
+    Telemetry,
+    UserError,
+)
 
 if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
+    from trainenv.types import Run
 
 NOTHING: Sequenced = (Intervention(),)
 
@@ -76,7 +79,7 @@ class Rollouts:
 
     def __init__(
         self,
-        run: TrainingRun,
+        run: Run,
         *,
         decision_steps: int,
         start: Snapshot | None = None,
@@ -193,7 +196,7 @@ class Rollouts:
 
         Returns what they measured.
 
-        Of futures that start earlier: it goes back there first, as `TrainingRun.rewind` does.
+        Of futures that start earlier: it goes back there first, as `Run.rewind` does.
 
         Raises:
             UserError: it was not run for so many steps, or has ended before; or the run was trained
@@ -227,10 +230,10 @@ class Rollouts:
         try:
             run = self._run
             if self.past:
-                run = forked(run, Start(state=self._start, draw=0, ledger=run.ledger))
+                run = fork_at(run, Start(state=self._start, draw=0, ledger=run.ledger))
             self._validation = run.evaluate()
         except Exception as error:  # whatever a model may raise
-            return told(error)
+            return describe_error(error)
         if math.isfinite(self._validation):
             return ""
         return "the validation loss is not finite where the branches start, so that there is nothing to compare them with"
@@ -255,7 +258,7 @@ class Rollouts:
         try:
             self._go_on(group, steps, measure, draw, spent, fold=self._fold and len(group) > 1)
         except Exception as raised:  # whatever a model may raise, memory that is out among it
-            error = told(raised)
+            error = describe_error(raised)
         if not error:
             return
         if len(group) == 1:
@@ -318,7 +321,7 @@ class Rollouts:
 
     def _forks(
         self, futures: Sequence[Future], draw: int, ledgers: Sequence[Ledger], *, fold: bool
-    ) -> Together:
+    ) -> RunGroup[Branchable]:
         starts = [
             Start(
                 state=future.state or self._start, draw=0 if future.steps else draw, ledger=ledger
@@ -327,7 +330,9 @@ class Rollouts:
         ]
         return side_by_side(self._run, starts, fold=fold, workers=self._workers)
 
-    def _horizon(self, together: Together, branches: Sequence[Growing], steps: int) -> list[int]:
+    def _horizon(
+        self, together: RunGroup[Branchable], branches: Sequence[Growing], steps: int
+    ) -> list[int]:
         """Train to `steps`; the numbers of those that got there."""
         sound = list(range(len(branches)))
         done = branches[0].steps
@@ -345,14 +350,14 @@ class Rollouts:
                 steps - done,
             ]
             stretch = min(*ends, *([self._look - done % self._look] if self._look else []))
-            for number, fresh in asked(
+            for number, fresh in ask_each(
                 together, branches, sound, partial(together.advance, stretch)
             ):
                 branches[number].see(fresh)
             done += stretch
             sound = [number for number in sound if not branches[number].over]
             if sound and (done == steps or (self._look and done % self._look == 0)):
-                for number, loss in asked(together, branches, sound, together.evaluate):
+                for number, loss in ask_each(together, branches, sound, together.evaluate):
                     branches[number].looked(done, loss, self._cap)
             if (
                 control is not None
@@ -370,7 +375,7 @@ class Rollouts:
 
     def _beyond(
         self,
-        together: Together,
+        together: RunGroup[Branchable],
         branches: Sequence[Growing],
         sound: list[int],
         steps: int,
@@ -385,10 +390,10 @@ class Rollouts:
         train = (
             partial(cool_down, together, after) if annealed else partial(together.advance, after)
         )
-        for number, fresh in asked(together, branches, sound, train):
+        for number, fresh in ask_each(together, branches, sound, train):
             branches[number].new_steps += len(fresh)
         sound = [number for number in sound if not branches[number].error]
-        for number, loss in asked(together, branches, sound, together.evaluate):
+        for number, loss in ask_each(together, branches, sound, together.evaluate):
             self._ends[draw, branches[number].sequence, steps, measure] = loss
         for branch in branches:
             if branch.error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _LOOKS = 8  # data indices that are compared, over the budget
 
 
-def likeness(run: TrainingRun) -> dict[str, str]:
+def parts_digest(run: TrainingRun) -> dict[str, str]:
     """Each part of a run in a word: equal for runs whose parts are alike, whatever their states are."""
     steps = range(run.config.steps + 1)
     stress = run._stress

@@ -68,7 +68,7 @@ class Worker:
         """Wait until it has built the run.
 
         Args:
-            alike: `likeness` of the run that it is to hold forks of.
+            alike: `parts_digest` of the run that it is to hold forks of.
 
         Raises:
             Lost: it has ended.
@@ -155,7 +155,7 @@ class Workers:
         """All of them, those that were lost replaced.
 
         Args:
-            alike: `likeness` of the run that they are to be forks of.
+            alike: `parts_digest` of the run that they are to be forks of.
 
         Raises:
             UserError: they can't be started, or build another run.

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
 
 from trainenv.config.schema import RunConfig
-from trainenv.rollouts.future import Start, forked, told
-from trainenv.rollouts.parts_digest import likeness
+from trainenv.rollouts.fork import Start, fork_at
+from trainenv.rollouts.parts_digest import parts_digest
 from trainenv.rollouts.pool import Lost, Worker, Workers
 from trainenv.rollouts.worker import Answer, Command, WireSnapshot, answered, packed, unpacked
+from trainenv.tools.error_text import describe_error
 from trainenv.training.ledger import Ledger
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 
@@ -40,7 +41,7 @@ _kept: WeakKeyDictionary[TrainingRun, Workers | None] = WeakKeyDictionary()
 """The workers of each run, from its first verification on; None where it can't have any."""
 
 
-def beside(run: TrainingRun, starts: Sequence[Start], count: int) -> RemoteGroup | None:
+def remote_group(run: TrainingRun, starts: Sequence[Start], count: int) -> RemoteGroup | None:
     """Forks of a run in worker processes, which are kept for the run until it is collected; None where it can't have any.
 
     Args:
@@ -103,7 +104,7 @@ class RemoteRun:
 
 
 class RemoteGroup:
-    """Forks in worker processes: a `trainenv.rollouts.future.Together`.
+    """Forks in worker processes: a `trainenv.types.RunGroup`.
 
     Args:
         run: what they are forks of. It is forked here for those whose worker is lost.
@@ -120,7 +121,7 @@ class RemoteGroup:
     """
 
     def __init__(self, run: TrainingRun, workers: Workers, starts: Sequence[Start]) -> None:
-        present = workers.ready(likeness(run))
+        present = workers.ready(parts_digest(run))
         self._run = run
         self._workers = workers
         self._starts = tuple(starts)
@@ -145,17 +146,17 @@ class RemoteGroup:
         )
 
     def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
-        """See `Together`; no steps of one that fails."""
+        """See `RunGroup`; no steps of one that fails."""
         answers = self._do("advance", dict.fromkeys(among, steps))
         return [[] if number in self.failed else answers[number].value for number in among]
 
     def evaluate(self, among: Sequence[int]) -> list[float]:
-        """See `Together`; NaN for one that fails."""
+        """See `RunGroup`; NaN for one that fails."""
         answers = self._do("evaluate", dict.fromkeys(among))
         return [math.nan if number in self.failed else answers[number].value for number in among]
 
     def snapshot(self, number: int) -> Snapshot:
-        """See `Together`."""
+        """See `RunGroup`."""
         answers = self._do("snapshot", {number: None})
         if number in self.failed:
             raise RuntimeError(self.failed[number])
@@ -207,7 +208,7 @@ class RemoteGroup:
                 try:
                     self._bring_here(number)
                 except Exception as error:  # whatever a model may raise
-                    why += f"; then, in turn: {told(error)}"
+                    why += f"; then, in turn: {describe_error(error)}"
             if number not in self._here:
                 return Answer(error=why, lr_scale=self.scales[number], spent=ledger.as_dict())
         fork = self._here[number]
@@ -226,7 +227,7 @@ class RemoteGroup:
     def _bring_here(self, number: int) -> None:
         """Train a fork here to where it was when its worker was lost."""
         start = self._starts[number]
-        fork = forked(self._run, replace(start, ledger=Ledger()))
+        fork = fork_at(self._run, replace(start, ledger=Ledger()))
         for command, argument in self._told[number]:
             answer = answered(fork, command, argument)
             if answer.error and not answer.refused:  # what was refused then is refused now

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from trainenv.types import DECISIONS, RunHistory, Telemetry
 
 if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
+    from trainenv.types import Run
 
 
 def history_of(
-    run: TrainingRun, telemetry: Sequence[Telemetry], *, horizon: int, validation: float = math.nan
+    run: Run, telemetry: Sequence[Telemetry], *, horizon: int, validation: float = math.nan
 ) -> RunHistory:
     """The history of a run that is where its telemetry ends.
 

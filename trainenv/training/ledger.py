@@ -5,14 +5,9 @@ Compute that was spent stays spent: restoring a snapshot never takes anything of
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 from torch import nn
 
-from trainenv.types import UserError, as_number
-
-Purpose = Literal["main", "rewound", "verify", "plan", "evaluate", "model"]
-PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+from trainenv.types import PURPOSES, Purpose, UserError, as_number
 
 
 class Ledger:

@@ -17,7 +17,7 @@ from trainenv.types.forecasting import (
     Rollout,
     WorldModel,
 )
-from trainenv.types.numbers import as_bool, as_number, as_whole
+from trainenv.types.numbers import as_bool, as_number, as_whole, scalar
 from trainenv.types.planning import (
     ActionSpace,
     Budget,
@@ -35,24 +35,31 @@ from trainenv.types.planning import (
     Pruner,
 )
 from trainenv.types.run import (
+    PURPOSES,
+    TENSOR,
+    Event,
+    InForce,
+    Purpose,
+    Run,
+    RunHistory,
+    Snapshot,
+    Tier,
+)
+from trainenv.types.run_group import Branchable, Fold, RunGroup
+from trainenv.types.step import (
     CLIP_NAMES,
     TELEMETRY_FIELDS,
-    TENSOR,
     Batch,
     Batches,
     ClipName,
     ClipPolicy,
     ClipReport,
-    Event,
     Intervention,
     LossSum,
     Objective,
     Reading,
-    RunHistory,
     Schedule,
-    Snapshot,
     Telemetry,
-    Tier,
 )
 from trainenv.types.verification import AcceptRule, Branch, Fate, Paired, Verdict
 
@@ -60,6 +67,7 @@ __all__ = [
     "CLIP_NAMES",
     "DECISIONS",
     "LOOKS",
+    "PURPOSES",
     "TELEMETRY_FIELDS",
     "TENSOR",
     "AcceptRule",
@@ -67,6 +75,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Branch",
+    "Branchable",
     "Budget",
     "Candidate",
     "ClipName",
@@ -79,7 +88,10 @@ __all__ = [
     "Event",
     "Executor",
     "Fate",
+    "Fold",
     "Forecast",
+    "Horizon",
+    "InForce",
     "Inference",
     "Intervention",
     "Learner",
@@ -93,8 +105,11 @@ __all__ = [
     "Planner",
     "PlanningProblem",
     "Pruner",
+    "Purpose",
     "Reading",
     "Rollout",
+    "Run",
+    "RunGroup",
     "RunHistory",
     "Schedule",
     "Snapshot",
@@ -106,4 +121,5 @@ __all__ = [
     "as_bool",
     "as_number",
     "as_whole",
+    "scalar",
 ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from trainenv.types.errors import UserError
-from trainenv.types.run import Intervention, RunHistory
+from trainenv.types.run import RunHistory
+from trainenv.types.step import Intervention
 
 if TYPE_CHECKING:
     import numpy as np

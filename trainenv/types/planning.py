@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from trainenv.types.errors import UserError
 from trainenv.types.forecasting import Forecast, WorldModel
 from trainenv.types.numbers import scalar
-from trainenv.types.run import Intervention, RunHistory
+from trainenv.types.run import RunHistory
+from trainenv.types.step import Intervention
 
 if TYPE_CHECKING:
     import numpy as np

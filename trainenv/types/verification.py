@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from trainenv.types.forecasting import Forecast
 from trainenv.types.planning import Cost, Measure, Outcome
-from trainenv.types.run import Intervention
+from trainenv.types.step import Intervention
 
 if TYPE_CHECKING:
     pass

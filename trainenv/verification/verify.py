@@ -47,7 +47,7 @@ from trainenv.verification.early_stopping import Losing, paired
 from trainenv.verification.rules import make as make_rule
 
 if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
+    from trainenv.types import Run
 
 # of the budget, for the rule `annealed`: the world model's reference takes five times as long
 _COOLDOWN_SHARE = 0.02
@@ -106,7 +106,7 @@ class Verification:
 
     def rollouts(
         self,
-        run: TrainingRun,
+        run: Run,
         *,
         decision_steps: int,
         validation: float = math.nan,
@@ -135,7 +135,7 @@ class Verification:
             limit=limit,
         )
 
-    def cooldown_of(self, run: TrainingRun) -> int:
+    def cooldown_of(self, run: Run) -> int:
         """Steps of the cool-down, of a run that needs one."""
         return (
             max(1, round(_COOLDOWN_SHARE * run.config.steps))
@@ -143,7 +143,7 @@ class Verification:
             else self.cooldown
         )
 
-    def thrown_away(self, run: TrainingRun, branches: int, steps: int) -> float:
+    def thrown_away(self, run: Run, branches: int, steps: int) -> float:
         """FLOPs that do not become the run's, at most, if so many branches are trained beside the control, for so many steps.
 
         Where all of them are lost, the control too, it is the steps of one branch more.

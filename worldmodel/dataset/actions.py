@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.interventions import ActionCodec, Steered
-from trainenv.types import Intervention, UserError
+from trainenv.interventions import ActionCodec
+from trainenv.types import InForce, Intervention, UserError
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Randomised:
                 f"lr_factors must be (least, greatest) above 0, found {self.lr_factors}"
             )
 
-    def draw(self, codec: ActionCodec, run: Steered, uniform: float) -> Draw:
+    def draw(self, codec: ActionCodec, run: InForce, uniform: float) -> Draw:
         """The intervention at `uniform` in [0, 1) of the policy's distribution in the state of `run`.
 
         Near numbers give the same or a near intervention: numbers spread evenly over [0, 1) give
@@ -79,7 +79,7 @@ class Randomised:
         return Draw(codec.decode(actions[place].tolist()), float(chances[place]))
 
     def table(
-        self, codec: ActionCodec, run: Steered
+        self, codec: ActionCodec, run: InForce
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Every action vector that has a chance, [A, 6], and its probability, [A].
 
@@ -117,7 +117,7 @@ class Randomised:
         order = np.lexsort((*grid[likely].T[::-1], changed[likely]))
         return grid[likely][order], chances[likely][order] / total
 
-    def _range(self, codec: ActionCodec, run: Steered) -> tuple[float, float]:
+    def _range(self, codec: ActionCodec, run: InForce) -> tuple[float, float]:
         """Factors of the family *rate* that stay within the run's bounds."""
         least, greatest = codec.config.lr_bounds
         return max(self.lr_factors[0], least / run.lr_scale), min(

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from trainenv.rollouts.group import InTurn
 from trainenv.types import Snapshot, Telemetry
 from trainenv.worldmodel.dataset.contract import Run
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.faults import train
-from trainenv.worldmodel.dataset.lockstep import Alone
 from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.dataset.trunks import Trunk
 
@@ -109,7 +109,7 @@ class _Log:
 
     def __init__(self, run: Run, *, cap: float) -> None:
         self._run = run
-        self._alone = Alone(run)
+        self._alone = InTurn([run])
         self._cap = cap
         self.telemetry: list[Telemetry] = []
         self.validations: dict[int, float] = {}

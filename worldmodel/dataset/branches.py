@@ -18,13 +18,12 @@ import numpy as np
 
 from trainenv.interventions import ActionCodec
 from trainenv.rollouts.cooldown import cool_down
-from trainenv.types import Intervention, Telemetry
+from trainenv.rollouts.group import InTurn
+from trainenv.types import Fold, Intervention, Run, RunGroup, Telemetry
 from trainenv.worldmodel.dataset.actions import Draw, spread
 from trainenv.worldmodel.dataset.branch_points import Point
-from trainenv.worldmodel.dataset.contract import Run
 from trainenv.worldmodel.dataset.design import DECISIONS, Design, Lengths
 from trainenv.worldmodel.dataset.faults import Fault, train
-from trainenv.worldmodel.dataset.lockstep import Alone, Fold, Lockstep
 from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.dataset.trunks import Trunk
 
@@ -161,7 +160,7 @@ def _play_alone(
     run: Run, point: Point, plan: Plan, trunk: Trunk, design: Design, *, to_end: bool
 ) -> Played:
     _start(run, point)
-    (played,) = _play(Alone(run), point, [plan], trunk, design, to_end=to_end)
+    (played,) = _play(InTurn([run]), point, [plan], trunk, design, to_end=to_end)
     return played
 
 
@@ -171,7 +170,7 @@ def _start(run: Run, point: Point) -> None:
 
 
 def _play(
-    together: Lockstep,
+    together: RunGroup[Run],
     point: Point,
     listed: Sequence[Plan],
     trunk: Trunk,
@@ -234,7 +233,7 @@ def _note(
 
 
 def _horizon(
-    together: Lockstep,
+    together: RunGroup[Run],
     branches: Sequence[Played],
     lengths: Lengths,
     faults: Sequence[Fault],

@@ -18,10 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trainenv.types import UserError
+from trainenv.types import Fold, UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
 from trainenv.worldmodel.dataset.design import Design
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.store import Shards
 from trainenv.worldmodel.dataset.tables import collect
 from trainenv.worldmodel.dataset.texts import Texts

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from trainenv.types import Telemetry, UserError
-from trainenv.worldmodel.dataset.contract import Run
-from trainenv.worldmodel.dataset.lockstep import Lockstep
+from trainenv.types import Run, RunGroup, Telemetry, UserError
 
 FaultKind = Literal["random_tokens", "rare_tokens", "lr_spike", "weight_kick", "lost_moments"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
@@ -53,7 +51,7 @@ class Fault:
 
 
 def train(
-    together: Lockstep, steps: int, faults: Sequence[Fault], among: Sequence[int] = (0,)
+    together: RunGroup[Run], steps: int, faults: Sequence[Fault], among: Sequence[int] = (0,)
 ) -> list[list[Telemetry]]:
     """Advance, struck on the way by the blows that are due.
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainenv.types import UserError
+from trainenv.types import Fold, UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
 from trainenv.worldmodel.dataset.crew import Crew, Job, make_shard
 from trainenv.worldmodel.dataset.design import Design
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.store import Shards
 from trainenv.worldmodel.dataset.texts import write_texts
 from trainenv.worldmodel.dataset.trunks import Trunk

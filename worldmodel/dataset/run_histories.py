@@ -84,7 +84,7 @@ def scheduled(trunk: Trunk) -> Floats:
 
 
 def rates_ahead(planned: Floats, at: int, last: Mapping[str, float], reset_warmup: int) -> Floats:
-    """The learning rates from step `at` on, as `TrainingRun.lrs_ahead` has them: with what was in force in the last step.
+    """The learning rates from step `at` on, as `Run.lrs_ahead` has them: with what was in force in the last step.
 
     Args:
         planned: as `scheduled` returns it; past its end the last one stands.

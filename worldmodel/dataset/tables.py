@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainenv.records.telemetry_log import row
-from trainenv.types import Telemetry
+from trainenv.types import Fold, Telemetry
 from trainenv.worldmodel.dataset.branch_points import Point, Trained, train_trunk
 from trainenv.worldmodel.dataset.branches import PHASES, Played, plans, play_all, recovery
 from trainenv.worldmodel.dataset.contract import MakeRun, Run
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.faults import PLANTED
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.texts import Texts
 from trainenv.worldmodel.dataset.trunks import Trunk
 

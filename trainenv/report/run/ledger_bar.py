@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.svg import element, escaped
-from trainenv.training.ledger import PURPOSES
+from trainenv.types import PURPOSES
 
 
 def ledger_bar(flops: Mapping[str, float]) -> str:
