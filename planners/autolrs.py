@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from trainenv.planners.support.gaussian_process import fit
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
-from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, values
+from trainenv.planners.support.sequences import NOTHING, Interventions, canonical, values
 from trainenv.tools.checks import number, whole
 from trainenv.types import Intervention, Plan, PlanningProblem
 
@@ -66,30 +66,30 @@ class AutoLRS:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank learning rates by the loss that they are forecast to have after the stage."""
-        draft = PlanBuilder(problem, "autolrs", criterion=Score(measure="horizon"))
-        _ = draft.executor  # its absence is told before anything is spent
+        builder = PlanBuilder(problem, "autolrs", criterion=Score(measure="horizon"))
+        _ = builder.executor  # its absence is told before anything is spent
         tau = max(
             1, min(self.stage * problem.history.decision_steps, len(problem.history.lrs_ahead))
         )
         steps = max(1, round(self.share * tau))
         rates = _rates(problem)  # sequence → ln of its factor
-        tried: dict[Sequenced, float] = {}
-        failed: set[Sequenced] = set()
-        while len(tried) + len(failed) < self.tries and not draft.over and not draft.exhausted:
+        tried: dict[Interventions, float] = {}
+        failed: set[Interventions] = set()
+        while len(tried) + len(failed) < self.tries and not builder.over and not builder.exhausted:
             left = [one for one in rates if one not in tried and one not in failed]
             if not left:
                 break
             one = self._next(rates, tried, left)
-            if math.isfinite(draft.run([one], steps)[0]):
-                tried[one] = _forecast(draft, one, steps, tau)
-                draft.score(one, tried[one])
+            if math.isfinite(builder.run([one], steps)[0]):
+                tried[one] = _forecast(builder, one, steps, tau)
+                builder.score(one, tried[one])
             else:
                 failed.add(one)
-        return draft.plan()
+        return builder.plan()
 
     def _next(
-        self, rates: dict[Sequenced, float], tried: dict[Sequenced, float], left: list[Sequenced]
-    ) -> Sequenced:
+        self, rates: dict[Interventions, float], tried: dict[Interventions, float], left: list[Interventions]
+    ) -> Interventions:
         """The present rate, the lowest, the highest, then by the process."""
         first = [NOTHING, min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)]
         for one in first:
@@ -102,9 +102,9 @@ class AutoLRS:
         return left[int(np.argmin(mean - self.kappa * std))]
 
 
-def _rates(problem: PlanningProblem) -> dict[Sequenced, float]:
+def _rates(problem: PlanningProblem) -> dict[Interventions, float]:
     """What changes the learning rate alone and is legal now, with ln of the factor; doing nothing first."""
-    rates: dict[Sequenced, float] = {}
+    rates: dict[Interventions, float] = {}
     vector = [0] * len(problem.masks)
     for value in values(problem.masks)[0]:
         change: Intervention = problem.codec.decode([int(value), *vector[1:]])
@@ -112,12 +112,12 @@ def _rates(problem: PlanningProblem) -> dict[Sequenced, float]:
     return rates
 
 
-def _forecast(draft: PlanBuilder, one: Sequenced, steps: int, tau: int) -> float:
+def _forecast(builder: PlanBuilder, one: Interventions, steps: int, tau: int) -> float:
     """Δ ln of the loss forecast at τ, against doing nothing; the price of a divergence where one of them diverged."""
-    outcome = draft.outcome(one, steps)
-    control = draft.outcome(NOTHING, steps)
+    outcome = builder.outcome(one, steps)
+    control = builder.outcome(NOTHING, steps)
     if outcome is None or control is None or outcome.diverged or control.diverged:
-        return draft.measured(one, steps)
+        return builder.measured(one, steps)
     return math.log(
         extrapolated(outcome.looks, outcome.validation, tau)
         / extrapolated(control.looks, control.validation, tau)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import branch_steps
-from trainenv.planners.support.sequences import Sequenced, even, some
+from trainenv.planners.support.sequences import Interventions, even, some
 from trainenv.tools.checks import choice, number, whole
 from trainenv.types import Cost, Plan, PlanningProblem
 
@@ -77,31 +77,31 @@ class Bandit:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank candidates by what is believed of them in the end."""
-        draft = PlanBuilder(problem, "bandit")
-        _ = draft.executor  # its absence is told before anything is spent
-        arms = self._arms(draft)
-        steps = self.steps or branch_steps(draft, 1)
+        builder = PlanBuilder(problem, "bandit")
+        _ = builder.executor  # its absence is told before anything is spent
+        arms = self._arms(builder)
+        steps = self.steps or branch_steps(builder, 1)
         if self.method == "halving":
-            draft.rank(_halved(draft, [arm.sequence for arm in arms], steps))
+            builder.rank(_halved(builder, [arm.sequence for arm in arms], steps))
         else:
-            self._pull(draft, arms, steps)
+            self._pull(builder, arms, steps)
             believed = [
                 (arm.mean, place) for place, arm in enumerate(arms) if arm.pulls or arm.forecast
             ]
-            draft.rank([(arms[place].sequence, mean) for mean, place in sorted(believed)])
-        return draft.plan()
+            builder.rank([(arms[place].sequence, mean) for mean, place in sorted(believed)])
+        return builder.plan()
 
-    def _arms(self, draft: PlanBuilder) -> list[_Arm]:
+    def _arms(self, builder: PlanBuilder) -> list[_Arm]:
         """The arms, the most promising first."""
-        problem = draft.problem
+        problem = builder.problem
         limit = self.arms if problem.model is None else self.candidates
-        pool = list(dict.fromkeys([*draft.proposals, *some(problem, limit, 1, even)]))[:limit]
-        if problem.model is None or draft.futures_left == 0:
+        pool = list(dict.fromkeys([*builder.proposals, *some(problem, limit, 1, even)]))[:limit]
+        if problem.model is None or builder.futures_left == 0:
             return [_Arm(one, 0.0, self.prior**2) for one in pool[: self.arms]]
-        draft.forecast(pool)
-        known = [(one, forecast) for one in pool if (forecast := draft.forecast_of(one))]
-        expected = np.array([draft.criterion.expected(forecast) for _, forecast in known])
-        spreads = np.array([draft.criterion.spread(forecast) for _, forecast in known])
+        builder.forecast(pool)
+        known = [(one, forecast) for one in pool if (forecast := builder.forecast_of(one))]
+        expected = np.array([builder.criterion.expected(forecast) for _, forecast in known])
+        spreads = np.array([builder.criterion.spread(forecast) for _, forecast in known])
         means, variances = shrunk(
             expected, np.where(np.isfinite(spreads), spreads, self.prior), least=self.noise
         )
@@ -111,13 +111,13 @@ class Bandit:
             for place in best
         ]
 
-    def _pull(self, draft: PlanBuilder, arms: list[_Arm], steps: int) -> None:
-        generator = draft.problem.generator
+    def _pull(self, builder: PlanBuilder, arms: list[_Arm], steps: int) -> None:
+        generator = builder.problem.generator
         pulls = 0
         # fewer forecasts than wanted are no reason not to pull
-        cut = draft.exhausted
-        draft.exhausted = False
-        while arms and pulls < self.pulls and not draft.over and not draft.exhausted:
+        cut = builder.exhausted
+        builder.exhausted = False
+        while arms and pulls < self.pulls and not builder.over and not builder.exhausted:
             size = min(self.batch, self.pulls - pulls, len(arms))
             if self.method == "thompson":
                 chosen = _thompson(arms, size, generator)
@@ -130,22 +130,22 @@ class Bandit:
             }
             for draw, group in groups.items():  # one call for those whose next draw is the same
                 for arm, score in zip(
-                    group, draft.run([arm.sequence for arm in group], steps, draw=draw), strict=True
+                    group, builder.run([arm.sequence for arm in group], steps, draw=draw), strict=True
                 ):
                     if math.isfinite(score):
                         arm.see(score, self.noise)
                     elif not (
-                        draft.over or draft.exhausted
+                        builder.over or builder.exhausted
                     ):  # it failed; otherwise it was not run at all
                         arms.remove(arm)
-        draft.exhausted = draft.exhausted or cut
+        builder.exhausted = builder.exhausted or cut
 
 
 @dataclass
 class _Arm:
     """What is believed of a candidate: its score is normal with this mean and variance."""
 
-    sequence: Sequenced
+    sequence: Interventions
     mean: float
     variance: float
     pulls: int = 0
@@ -190,14 +190,14 @@ def _bayes_ucb(arms: list[_Arm], size: int, time: int) -> list[_Arm]:
     return sorted(arms, key=lambda arm: arm.mean - z * math.sqrt(arm.variance))[:size]
 
 
-def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple[Sequenced, float]]:
+def _halved(builder: PlanBuilder, arms: list[Interventions], steps: int) -> list[tuple[Interventions, float]]:
     """Sequences with their last score, those that went furthest first."""
-    ahead = len(draft.problem.history.lrs_ahead)
-    alive = _payable(draft, arms, steps)
-    last = dict[Sequenced, float]()
-    out: list[Sequenced] = []  # the first out of them first
-    while alive and not draft.over:
-        scores = dict(zip(alive, draft.run(alive, steps), strict=True))
+    ahead = len(builder.problem.history.lrs_ahead)
+    alive = _payable(builder, arms, steps)
+    last = dict[Interventions, float]()
+    out: list[Interventions] = []  # the first out of them first
+    while alive and not builder.over:
+        scores = dict(zip(alive, builder.run(alive, steps), strict=True))
         last |= {one: score for one, score in scores.items() if math.isfinite(score)}
         ranked = sorted(
             (one for one in alive if math.isfinite(scores[one])), key=scores.__getitem__
@@ -214,7 +214,7 @@ def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple
     return [(one, last[one]) for one in [*alive, *reversed(out)] if one in last]
 
 
-def _payable(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[Sequenced]:
+def _payable(builder: PlanBuilder, arms: list[Interventions], steps: int) -> list[Interventions]:
     """As many arms, the first ones, as can go through all rounds within the budget; two at least, or what there is of them."""
     size = len(arms)
     while size > 2:
@@ -222,13 +222,13 @@ def _payable(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[Sequ
         length = steps
         needed = Cost()
         while alive:
-            price = draft.price(arms[:alive], length)
+            price = builder.price(arms[:alive], length)
             if price is None:
                 return arms
             needed = needed + price
             alive = -(-alive // 2) if alive > 1 else 0
             length = 2 * length
-        if draft.covers(needed):
+        if builder.covers(needed):
             break
         size -= 1
     return arms[:size]

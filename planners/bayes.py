@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from trainenv.interventions import PARTS
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import JUDGES, Scorer, look
-from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, factor, values
+from trainenv.planners.support.sequences import NOTHING, Interventions, canonical, factor, values
 from trainenv.tools.checks import choice, whole
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
@@ -81,22 +81,22 @@ class Bayes:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank what was asked."""
-        draft = PlanBuilder(problem, "bayes")
+        builder = PlanBuilder(problem, "bayes")
         decisions = min(self.decisions, problem.decisions_left)
         space = Space(problem, decisions)
 
-        def judged(sequences: list[Sequenced]) -> list[float]:
-            return look(draft, sequences, self.judge, self.steps, decisions)
+        def judged(sequences: list[Interventions]) -> list[float]:
+            return look(builder, sequences, self.judge, self.steps, decisions)
 
         study = quiet_study(self.sampler, self.startup, int(problem.generator.integers(2**31)))
-        first = list(dict.fromkeys([NOTHING, *draft.proposals]))[: self.candidates]
+        first = list(dict.fromkeys([NOTHING, *builder.proposals]))[: self.candidates]
         _told_before(study, space, first, judged(first))
         asked = len(first)
         while (
             space.distributions
             and asked < self.candidates
-            and not draft.over
-            and not draft.exhausted
+            and not builder.over
+            and not builder.exhausted
         ):
             trials = [
                 study.ask(space.distributions)
@@ -107,7 +107,7 @@ class Bayes:
                 trials, judged([space.sequence(trial.params) for trial in trials]), strict=True
             ):
                 _tell(study, trial, score)
-        return draft.plan()
+        return builder.plan()
 
 
 class Space:
@@ -137,7 +137,7 @@ class Space:
                     )
                     self.distributions[f"{PARTS[part]} {decision}"] = found
 
-    def sequence(self, parameters: dict[str, Any]) -> Sequenced:
+    def sequence(self, parameters: dict[str, Any]) -> Interventions:
         """The sequence that parameters, places among legal values, stand for."""
         rows = [
             [
@@ -148,7 +148,7 @@ class Space:
         ]
         return canonical([self._codec.decode(row) for row in rows])
 
-    def parameters(self, sequence: Sequenced) -> dict[str, int] | None:
+    def parameters(self, sequence: Interventions) -> dict[str, int] | None:
         """The parameters of a sequence; None where it has none here."""
         padded = [*sequence, *(Intervention() for _ in range(self._decisions - len(sequence)))]
         if len(padded) > self._decisions:
@@ -187,7 +187,7 @@ def quiet_study(sampler: Sampler, startup: int, seed: int) -> Study:
 
 
 def _told_before(
-    study: Study, space: Space, sequences: Sequence[Sequenced], scores: Sequence[float]
+    study: Study, space: Space, sequences: Sequence[Interventions], scores: Sequence[float]
 ) -> None:
     """Tell what was looked at without being asked."""
     from optuna.trial import create_trial

@@ -48,11 +48,11 @@ class Grid:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank them."""
-        draft = PlanBuilder(problem, "grid")
+        builder = PlanBuilder(problem, "grid")
         decisions = min(self.decisions, problem.decisions_left)
-        most = room(draft, self.candidates, self.judge, decisions)
+        most = room(builder, self.candidates, self.judge, decisions)
         listed = list(
-            dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, even)])
+            dict.fromkeys([NOTHING, *builder.proposals, *some(problem, most, decisions, even)])
         )
-        look(draft, listed[:most], self.judge, self.steps, decisions)
-        return draft.plan()
+        look(builder, listed[:most], self.judge, self.steps, decisions)
+        return builder.plan()

@@ -29,11 +29,20 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search import PUCT, Gumbel, Recurrent, Root, Searched, Tree, search, subtree
-from trainenv.planners.search.model_states import Imagined, ModelFailed, Path, State
-from trainenv.planners.search.rules import Floats
+from trainenv.planners.search import (
+    PUCT,
+    Gumbel,
+    Recurrent,
+    Root,
+    SearchResult,
+    Tree,
+    search,
+    subtree,
+)
+from trainenv.planners.search.contract import Floats
+from trainenv.planners.search.model_states import ModelFailed, ModelStates, State
 from trainenv.planners.support.plan_builder import PlanBuilder
-from trainenv.planners.support.sequences import NOTHING, count, exhaustive
+from trainenv.planners.support.sequences import NOTHING, Interventions, count, exhaustive
 from trainenv.tools.checks import choice, number, whole
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
@@ -93,45 +102,45 @@ class MCTS:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Search, and rank what was found."""
-        draft = PlanBuilder(problem, "mcts")
-        model = draft.model
+        builder = PlanBuilder(problem, "mcts")
+        model = builder.model
         if count(problem.masks) == 1:
-            return draft.plan()
-        if draft.over or draft.futures_left < 2:
-            draft.exhausted = True
-            return draft.plan()
+            return builder.plan()
+        if builder.over or builder.futures_left < 2:
+            builder.exhausted = True
+            return builder.plan()
         old = _left_over(problem, self.considered) if self.reuse else None
-        imagined = Imagined(
-            problem, model, lambda states: draft.spend(futures=states), old.states if old else ()
+        model_states = ModelStates(
+            problem, model, lambda states: builder.spend(futures=states), old.states if old else ()
         )
         try:
-            value, logits = imagined.begin()
-            below = _choose_candidates(draft, imagined, logits, self.considered, old)
-            legal = _looked_at(draft, imagined)
+            value, logits = model_states.begin()
+            below = _choose_candidates(builder, model_states, logits, self.considered, old)
+            legal = _looked_at(builder, model_states)
             found = (
                 None
-                if draft.faults
-                else self._search(draft, imagined.root(value), imagined, legal, below)
+                if builder.faults
+                else self._search(builder, model_states.root(value), model_states, legal, below)
             )
         except (ModelFailed, UserError) as error:
-            draft.fail(f"the model failed: {error}")
-            return draft.plan()
+            builder.fail(f"the model failed: {error}")
+            return builder.plan()
         if found is not None:
-            self._rank(draft, imagined, found)
-        return draft.plan(
-            memory=_Memory(tree=found.tree, imagined=imagined) if self.reuse and found else None
+            self._rank(builder, model_states, found)
+        return builder.plan(
+            memory=_Memory(tree=found.tree, model_states=model_states) if self.reuse and found else None
         )
 
     def _search(
         self,
-        draft: PlanBuilder,
+        builder: PlanBuilder,
         root: Root,
         model: Recurrent,
         legal: NDArray[np.bool_],
         below: Tree | None,
-    ) -> Searched:
-        simulations = int(min(self.simulations, draft.futures_left))
-        draft.exhausted = draft.exhausted or simulations < self.simulations
+    ) -> SearchResult:
+        simulations = int(min(self.simulations, builder.futures_left))
+        builder.exhausted = builder.exhausted or simulations < self.simulations
         gumbel = Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale)
         puct = PUCT(noise=self.noise, untried="node")
         return search(
@@ -139,36 +148,36 @@ class MCTS:
             model,
             rule=gumbel if self.variant == "gumbel" else puct,
             simulations=simulations,
-            generator=draft.problem.generator,
+            generator=builder.problem.generator,
             legal=legal[None],
-            depth=min(self.depth, draft.problem.decisions_left),
+            depth=min(self.depth, builder.problem.decisions_left),
             discount=self.discount,
             below=below,
-            stop=lambda: draft.over,
+            stop=lambda: builder.over,
         )
 
-    def _rank(self, draft: PlanBuilder, imagined: Imagined, found: Searched) -> None:
+    def _rank(self, builder: PlanBuilder, model_states: ModelStates, found: SearchResult) -> None:
         """Of each candidate list the best sequence that begins with it, scored against doing nothing."""
         returns = _returns(found.tree, self.discount)
         idle = found.tree.children[0, 0, 0]
         nothing = returns[max(idle, 0)]  # where it was not tried: the value of the run as it is
-        best: dict[Intervention, tuple[float, Path]] = {}
+        best: dict[Intervention, tuple[float, Interventions]] = {}
         for node in np.argsort(-returns, kind="stable")[: np.count_nonzero(returns > -np.inf)]:
-            path = imagined.path(found.tree, int(node))
+            path = model_states.path(found.tree, int(node))
             if not all(one.does_nothing for one in path):
                 best.setdefault(path[0], (float(nothing - returns[node]), path))
         every = self.rank_by == "forecast"
         shown = [path for _, path in best.values() if len(path) <= FORECAST_DECISIONS]
         if not every:
             shown = shown[
-                : int(max(0, min(self.forecasts, draft.futures_left - 1)))
+                : int(max(0, min(self.forecasts, builder.futures_left - 1)))
             ]  # one more is for doing nothing
         if shown:
-            draft.forecast(shown)
-        if not (every and draft.forecast_of(NOTHING)):
-            draft.score(NOTHING, 0.0)
+            builder.forecast(shown)
+        if not (every and builder.forecast_of(NOTHING)):
+            builder.score(NOTHING, 0.0)
             for score, path in best.values():
-                draft.score(path, score)
+                builder.score(path, score)
 
 
 def _returns(tree: Tree, discount: float) -> NDArray[np.float64]:
@@ -189,7 +198,7 @@ class _Memory:
     """What a plan remembers for the next one."""
 
     tree: Tree
-    imagined: Imagined
+    model_states: ModelStates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,16 +213,16 @@ class _LeftOver:
 def _left_over(problem: PlanningProblem, considered: int) -> _LeftOver | None:
     """What of the previous plan's tree is below the intervention that was taken; None where there is nothing of use."""
     memory = problem.previous.memory if problem.previous else None
-    if not isinstance(memory, _Memory) or problem.taken not in memory.imagined.interventions:
+    if not isinstance(memory, _Memory) or problem.taken not in memory.model_states.interventions:
         return None
-    column = memory.imagined.interventions.index(problem.taken)
-    vectors = memory.imagined.vectors
+    column = memory.model_states.interventions.index(problem.taken)
+    vectors = memory.model_states.vectors
     if memory.tree.children[0, 0, column] < 0 or len(vectors) != min(
         considered, count(problem.masks)
     ):
         return None
     tree = subtree(memory.tree, np.array([column]))
-    states = [memory.imagined.states[place] for place in tree.latent[0, :, 0]]
+    states = [memory.model_states.states[place] for place in tree.latent[0, :, 0]]
     return _LeftOver(
         tree=replace(tree, latent=np.arange(len(states))[None, :, None]),
         states=[(latent, logits, path[1:]) for latent, logits, path in states],
@@ -222,36 +231,36 @@ def _left_over(problem: PlanningProblem, considered: int) -> _LeftOver | None:
 
 
 def _choose_candidates(
-    draft: PlanBuilder, imagined: Imagined, logits: Floats, considered: int, old: _LeftOver | None
+    builder: PlanBuilder, model_states: ModelStates, logits: Floats, considered: int, old: _LeftOver | None
 ) -> Tree | None:
     """Sample candidates, number 0 doing nothing; where a tree is left over, only for those that it never tried."""
     if old is None:
-        nothing = np.zeros((1, len(draft.problem.codec.sizes)), dtype=np.int64)
-        imagined.choose(np.concatenate([nothing, _sampled(draft, logits, considered - 1, nothing)]))
+        nothing = np.zeros((1, len(builder.problem.codec.sizes)), dtype=np.int64)
+        model_states.choose(np.concatenate([nothing, _sampled(builder, logits, considered - 1, nothing)]))
         return None
     free = ~old.tree.visits[0].any(axis=0)
     free[0] = False
-    fresh = _sampled(draft, logits, int(free.sum()), old.vectors[~free])
+    fresh = _sampled(builder, logits, int(free.sum()), old.vectors[~free])
     vectors = old.vectors.copy()
     vectors[np.flatnonzero(free)[: len(fresh)]] = fresh
-    imagined.choose(vectors)
-    return replace(old.tree, logits=imagined.policy(range(len(old.states)))[None])
+    model_states.choose(vectors)
+    return replace(old.tree, logits=model_states.policy(range(len(old.states)))[None])
 
 
 def _sampled(
-    draft: PlanBuilder, logits: Floats, wanted: int, known: NDArray[np.int64]
+    builder: PlanBuilder, logits: Floats, wanted: int, known: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Legal action vectors [≤ wanted, parts] besides the known ones: those that are proposed, then by the policy.
 
     Drawn one after the other without replacement, which is taking the highest of logits plus Gumbel
     noise (Kool et al. 2019).
     """
-    codec = draft.problem.codec
-    legal = exhaustive(draft.problem.masks)
+    codec = builder.problem.codec
+    legal = exhaustive(builder.problem.masks)
     firsts = np.concatenate([[0], np.cumsum(codec.sizes)[:-1]])
-    score = logits[legal + firsts].sum(axis=1) + draft.problem.generator.gumbel(size=len(legal))
+    score = logits[legal + firsts].sum(axis=1) + builder.problem.generator.gumbel(size=len(legal))
     places = {vector.tobytes(): place for place, vector in enumerate(legal)}
-    proposed = [codec.encode(one).tobytes() for sequence in draft.proposals for one in sequence]
+    proposed = [codec.encode(one).tobytes() for sequence in builder.proposals for one in sequence]
     for rank, vector in enumerate(dict.fromkeys(proposed)):
         if vector in places:
             score[places[vector]] = np.finfo(np.float64).max / (1 + rank)
@@ -261,14 +270,14 @@ def _sampled(
     return sampled
 
 
-def _looked_at(draft: PlanBuilder, imagined: Imagined) -> NDArray[np.bool_]:
+def _looked_at(builder: PlanBuilder, model_states: ModelStates) -> NDArray[np.bool_]:
     """Which candidates are legal now and not pruned, [A]."""
-    legal = imagined.allowed(())
+    legal = model_states.allowed(())
     kept = set(
-        draft.kept(
-            [(one,) for one, allowed in zip(imagined.interventions[1:], legal[1:]) if allowed]
+        builder.kept(
+            [(one,) for one, allowed in zip(model_states.interventions[1:], legal[1:]) if allowed]
         )
     )
     return np.array(
-        [place == 0 or (one,) in kept for place, one in enumerate(imagined.interventions)]
+        [place == 0 or (one,) in kept for place, one in enumerate(model_states.interventions)]
     )

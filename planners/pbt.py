@@ -35,7 +35,7 @@ from trainenv.planners.support.pb2_explore import Improvements, chosen
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import (
     NOTHING,
-    Sequenced,
+    Interventions,
     canonical,
     even,
     exhaustive,
@@ -86,52 +86,52 @@ class PBT:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank the last population."""
-        draft = PlanBuilder(problem, "pbt")
+        builder = PlanBuilder(problem, "pbt")
         ahead = max(1, len(problem.history.lrs_ahead))
-        _ = draft.executor  # its absence is told before anything is spent
-        members = self._first(draft)
+        _ = builder.executor  # its absence is told before anything is spent
+        members = self._first(builder)
         starts = [0.0] * self.population
         seen = Improvements()
         for generation in range(self.generations):
             decisions = (generation + 1) * self.interval
             steps = min(decisions * problem.history.decision_steps, ahead)
-            if draft.over or (generation and not draft.affords(members, steps)):
+            if builder.over or (generation and not builder.affords(members, steps)):
                 break
             scores = [
-                score if math.isfinite(score) else math.inf for score in draft.run(members, steps)
+                score if math.isfinite(score) else math.inf for score in builder.run(members, steps)
             ]
             if min(scores) == math.inf:
                 break
             seen.add(decisions - self.interval, self.interval, starts, scores, members)
-            if generation + 1 == self.generations or draft.exhausted or steps == ahead:
+            if generation + 1 == self.generations or builder.exhausted or steps == ahead:
                 break
-            members, starts = self._next(draft, members, scores, decisions, seen)
-        return draft.plan()
+            members, starts = self._next(builder, members, scores, decisions, seen)
+        return builder.plan()
 
-    def _first(self, draft: PlanBuilder) -> list[Sequenced]:
+    def _first(self, builder: PlanBuilder) -> list[Interventions]:
         """Doing nothing, the proposals, and an even choice of single changes of hyperparameters."""
-        problem = draft.problem
+        problem = builder.problem
         tuned = replace(problem, masks=tuned_only(problem.masks))
         members = list(
-            dict.fromkeys([NOTHING, *draft.proposals, *some(tuned, self.population, 1, even)])
+            dict.fromkeys([NOTHING, *builder.proposals, *some(tuned, self.population, 1, even)])
         )[: self.population]
         return members + [NOTHING] * (self.population - len(members))
 
     def _next(
         self,
-        draft: PlanBuilder,
-        members: list[Sequenced],
+        builder: PlanBuilder,
+        members: list[Interventions],
         scores: list[float],
         decisions: int,
         seen: Improvements,
-    ) -> tuple[list[Sequenced], list[float]]:
+    ) -> tuple[list[Interventions], list[float]]:
         """The members of the next generation and the scores that they start with: exploit, then explore."""
-        problem = draft.problem
+        problem = builder.problem
         order = np.argsort(scores, kind="stable")
         size = max(1, round(self.quantile * len(members)))
         after = list(members)
         starts = list(scores)
-        pending = list[tuple[float, Sequenced]]()
+        pending = list[tuple[float, Interventions]]()
         for place in order[len(order) - size :]:
             parent = int(order[problem.generator.integers(size)])
             source = members[parent] + (Intervention(),) * (decisions - len(members[parent]))
@@ -147,7 +147,7 @@ class PBT:
             pending.append((scores[parent], (*source, change)))
         for one in members:
             if one not in after:
-                draft.drop(one, f"replaced after decision {decisions}")
+                builder.drop(one, f"replaced after decision {decisions}")
         return after, starts
 
 

@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from trainenv.interventions import PARTS
-from trainenv.planners.support.sequences import Sequenced, factor, values
+from trainenv.planners.support.sequences import Interventions, factor, values
 from trainenv.tools.checks import number, whole
 from trainenv.types import ActionSpace, Masks, RunHistory
 
@@ -35,7 +35,7 @@ def hypergradient(
     window: int = 64,
     certainty: float = 2.0,
     most: int = 2,
-) -> list[Sequenced]:
+) -> list[Interventions]:
     """Changes of the learning rate that the hypergradient points to, the nearest to what it asks for first.
 
     Args:

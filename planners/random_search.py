@@ -44,11 +44,11 @@ class RandomSearch:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank them."""
-        draft = PlanBuilder(problem, "random")
+        builder = PlanBuilder(problem, "random")
         decisions = min(self.decisions, problem.decisions_left)
-        most = room(draft, self.candidates, self.judge, decisions)
+        most = room(builder, self.candidates, self.judge, decisions)
         listed = list(
-            dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, uniform)])
+            dict.fromkeys([NOTHING, *builder.proposals, *some(problem, most, decisions, uniform)])
         )
-        look(draft, listed[:most], self.judge, self.steps, decisions)
-        return draft.plan()
+        look(builder, listed[:most], self.judge, self.steps, decisions)
+        return builder.plan()

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainenv.planners.support.gaussian_process import Floats, fit, squared_exponential
-from trainenv.planners.support.sequences import Sequenced
+from trainenv.planners.support.sequences import Interventions
 from trainenv.types import CLIP_NAMES, Intervention
 
 _EPSILON = 0.1
@@ -47,7 +47,7 @@ class Improvements:
         decisions: int,
         starts: Sequence[float],
         scores: Sequence[float],
-        members: Sequence[Sequenced],
+        members: Sequence[Interventions],
     ) -> None:
         """Note a generation.
 
@@ -78,9 +78,9 @@ def chosen(
     seen: Improvements,
     time: int,
     start: float,
-    source: Sequenced,
+    source: Interventions,
     legal: Sequence[Intervention],
-    pending: Sequence[tuple[float, Sequenced]],
+    pending: Sequence[tuple[float, Interventions]],
 ) -> Intervention:
     """The change that promises the greatest improvement, by UCB; the first of equals.
 

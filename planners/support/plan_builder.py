@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from trainenv.planners.support.budget_account import Account, needed, told
 from trainenv.planners.support.score import Score
-from trainenv.planners.support.sequences import NOTHING, Legality, Sequenced, canonical
+from trainenv.planners.support.sequences import NOTHING, Interventions, Legality, canonical
 from trainenv.types import (
     Candidate,
     Cost,
@@ -63,11 +63,11 @@ class PlanBuilder(Account):
         self.planner = planner
         self.criterion: Criterion = criterion or problem.criterion or Score()
         self.legality = Legality(problem)
-        self._scores: dict[Sequenced, float] = {}
-        self._forecasts: dict[Sequenced, Forecast] = {}
-        self._outcomes: dict[Sequenced, list[Outcome]] = {}
-        self._measured: dict[tuple[Sequenced, int, int], Outcome] = {}
-        self._dropped: dict[Sequenced, str] = {}
+        self._scores: dict[Interventions, float] = {}
+        self._forecasts: dict[Interventions, Forecast] = {}
+        self._outcomes: dict[Interventions, list[Outcome]] = {}
+        self._measured: dict[tuple[Interventions, int, int], Outcome] = {}
+        self._dropped: dict[Interventions, str] = {}
 
     # ── what is there ─────────────────────────────────────────────────────────────────────────────
 
@@ -82,7 +82,7 @@ class PlanBuilder(Account):
         return needed(self.planner, "an executor", self.problem.executor)
 
     @property
-    def proposals(self) -> list[Sequenced]:
+    def proposals(self) -> list[Interventions]:
         """What the problem proposes, without what is illegal, which is recorded as dropped."""
         return [
             sequence
@@ -120,7 +120,7 @@ class PlanBuilder(Account):
         """What the model said of a sequence, None where it was not asked or said nothing sound."""
         return self._forecasts.get(canonical(sequence))
 
-    def _forecast(self, model: WorldModel, block: list[Sequenced]) -> None:
+    def _forecast(self, model: WorldModel, block: list[Interventions]) -> None:
         try:
             found = model.forecast(
                 self.problem.history, [one if len(one) > 1 else one[0] for one in block]
@@ -142,11 +142,11 @@ class PlanBuilder(Account):
             else:
                 self._dropped[one] = f"its forecast has the score {score}"
 
-    def _expected(self, sequence: Sequenced) -> float:
+    def _expected(self, sequence: Interventions) -> float:
         forecast = self._forecasts.get(sequence)
         return math.nan if forecast is None else self.criterion.expected(forecast)
 
-    def kept(self, sequences: list[Sequenced]) -> list[Sequenced]:
+    def kept(self, sequences: list[Interventions]) -> list[Interventions]:
         """Those that the pruner does not drop."""
         if self.problem.pruner is None or not sequences or self.over or self.futures_left <= 0:
             return sequences
@@ -215,7 +215,7 @@ class PlanBuilder(Account):
         self.exhausted = self.exhausted or (price is not None and not self.covers(price))
         return price is not None and self.covers(price)
 
-    def _fresh(self, sequences: Iterable[Sequenced], steps: int, draw: int) -> list[Sequenced]:
+    def _fresh(self, sequences: Iterable[Interventions], steps: int, draw: int) -> list[Interventions]:
         """The control and the sequences, without what is known or illegal."""
         unknown = (
             one
@@ -224,7 +224,7 @@ class PlanBuilder(Account):
         )
         return [one for one in unknown if one == NOTHING or self.admitted(one)]
 
-    def _run(self, executor: Executor, fresh: list[Sequenced], steps: int, draw: int) -> None:
+    def _run(self, executor: Executor, fresh: list[Interventions], steps: int, draw: int) -> None:
         measure = self.criterion.measure
         try:
             block = self.affordable(
@@ -252,7 +252,7 @@ class PlanBuilder(Account):
         for one in block[: len(found)]:
             self._settle(one, steps, draw)
 
-    def _settle(self, one: Sequenced, steps: int, draw: int) -> None:
+    def _settle(self, one: Interventions, steps: int, draw: int) -> None:
         score = self.measured(one, steps, draw=draw)
         if math.isfinite(score):
             self._scores[one] = score
@@ -335,7 +335,7 @@ class PlanBuilder(Account):
             memory=memory,
         )
 
-    def admitted(self, sequence: Sequenced) -> bool:
+    def admitted(self, sequence: Interventions) -> bool:
         """Whether a sequence may be looked at; what is illegal is recorded."""
         if sequence in self._scores:
             return True

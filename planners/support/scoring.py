@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from trainenv.planners.support.plan_builder import PlanBuilder
-from trainenv.planners.support.sequences import Sequenced, count
+from trainenv.planners.support.sequences import Interventions, count
 from trainenv.types import UserError
 
 Scorer = Literal["model", "executor", "either"]
@@ -14,8 +14,8 @@ JUDGES: tuple[Scorer, ...] = get_args(Scorer)
 
 
 def look(
-    draft: PlanBuilder,
-    sequences: Sequence[Sequenced],
+    builder: PlanBuilder,
+    sequences: Sequence[Interventions],
     judge: Scorer,
     steps: int | None,
     decisions: int,
@@ -23,7 +23,7 @@ def look(
     """Score sequences, as far as the budget goes; NaN where there is none.
 
     Args:
-        draft: what is charged, and where the scores go.
+        builder: what is charged, and where the scores go.
         sequences: to be looked at, the most promising first.
         judge: `either` is the model where there is one.
         steps: real steps of a branch; None for `decisions` of them, or what is left of the run.
@@ -32,32 +32,32 @@ def look(
     Raises:
         UserError: the problem does not have that judge.
     """
-    if draft.problem.model is None and draft.problem.executor is None:
+    if builder.problem.model is None and builder.problem.executor is None:
         raise UserError(
-            f"{draft.planner} needs a model or an executor, found neither in the problem; hand one in"
+            f"{builder.planner} needs a model or an executor, found neither in the problem; hand one in"
         )
-    if _by_model(draft, judge):
-        return draft.forecast(sequences)
-    return draft.run(sequences, steps or branch_steps(draft, decisions))
+    if _by_model(builder, judge):
+        return builder.forecast(sequences)
+    return builder.run(sequences, steps or branch_steps(builder, decisions))
 
 
-def room(draft: PlanBuilder, candidates: int, judge: Scorer, decisions: int) -> int:
+def room(builder: PlanBuilder, candidates: int, judge: Scorer, decisions: int) -> int:
     """How many candidates to choose: an even choice of few is better than the first few of an even choice of many.
 
     Where the budget allows fewer than are wanted and there are, that is noted.
     """
-    if not _by_model(draft, judge):
+    if not _by_model(builder, judge):
         return candidates
-    if draft.futures_left < min(candidates, count(draft.problem.masks, decisions)):
-        draft.exhausted = True
-    return int(min(candidates, max(1, draft.futures_left)))
+    if builder.futures_left < min(candidates, count(builder.problem.masks, decisions)):
+        builder.exhausted = True
+    return int(min(candidates, max(1, builder.futures_left)))
 
 
-def _by_model(draft: PlanBuilder, judge: Scorer) -> bool:
-    return judge == "model" or (judge == "either" and draft.problem.model is not None)
+def _by_model(builder: PlanBuilder, judge: Scorer) -> bool:
+    return judge == "model" or (judge == "either" and builder.problem.model is not None)
 
 
-def branch_steps(draft: PlanBuilder, decisions: int) -> int:
+def branch_steps(builder: PlanBuilder, decisions: int) -> int:
     """Steps of so many decisions, or of what is left of the run; at least 1."""
-    history = draft.problem.history
+    history = builder.problem.history
     return max(1, min(decisions * history.decision_steps, len(history.lrs_ahead)))

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from trainenv.interventions import PARTS
 from trainenv.types import ActionSpace, Intervention, Masks, PlanningProblem, UserError
 
-Sequenced = tuple[Intervention, ...]
+Interventions = tuple[Intervention, ...]
 
-NOTHING: Sequenced = (Intervention(),)
+NOTHING: Interventions = (Intervention(),)
 
 
-def canonical(sequence: Sequence[Intervention]) -> Sequenced:
+def canonical(sequence: Sequence[Intervention]) -> Interventions:
     """A sequence without doing nothing at its end; of nothing else, one entry is left."""
     end = len(sequence)
     while end > 1 and sequence[end - 1].does_nothing:
@@ -31,7 +31,7 @@ class Legality:
         self._problem = problem
         self._now: dict[Intervention, str] = {}
 
-    def objection(self, sequence: Sequenced) -> str:
+    def objection(self, sequence: Interventions) -> str:
         """Why a sequence may not be proposed; empty where it may.
 
         Asks the later masks only for what is legal now.
@@ -141,7 +141,7 @@ def some(
     wanted: int,
     decisions: int,
     draw: Callable[[Masks, int, int, np.random.Generator], NDArray[np.int64]],
-) -> Iterator[Sequenced]:
+) -> Iterator[Interventions]:
     """Up to `wanted` different sequences that do something: all of them, shuffled, where there are no more, else drawn by `draw`.
 
     Later decisions are drawn under the masks of now; who looks at the sequences drops what is
