@@ -9,7 +9,7 @@ point makes it available by name:
     [project.entry-points."trainenv.planners"]        # in your pyproject.toml
     mine = "my_package:MyPlanner"
 
-`planners.PlanBuilder` keeps most of the contract for you, and `trainenv.planners.testing` checks it.
+`planners.PlanBuilder` keeps most of the contract for you, and `planners.testing` checks it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ deviation `noise`:
                 shrunk towards the mean of all candidates
     posterior   1/s² = 1/s₀² + n/noise²,  m = s²·(m₀/s₀² + Σ scores/noise²)
 
-Methods:
+There are three methods:
 
 - *Thompson sampling* (Thompson 1933; Russo et al. 2018, arXiv:1707.02038) pulls the arm that is
   best in one draw from the posterior.
@@ -260,6 +260,8 @@ def _halving_price(builder: PlanBuilder, arms: list[Interventions], steps: int) 
         if price is None:
             return None
         total = total + price
-        alive = -(-alive // 2) if alive > 1 else 0
+        if alive == 1:
+            break
+        alive = -(-alive // 2)
         steps = 2 * steps
     return total

@@ -2,11 +2,11 @@
 
 MuZero (Schrittwieser et al. 2020) with sampled actions:
 
-    1.  the model's state of the run now, its value and its policy           1 inference
+    1.  the model's state of the run now, its value and its policy          1 inference
     2.  `considered` candidates, sampled from the policy without
         replacement; doing nothing is one of them
-    3.  a search over sequences of candidates, `depth` decisions deep        1 inference a simulation
-    4.  the best sequence found below each candidate, ranked                 1 forecast each, of some
+    3.  a search over sequences of candidates, `depth` decisions deep       1 inference a simulation
+    4.  the best sequence found below each candidate, ranked                1 forecast each, of some
 
 The variant `gumbel` (default) is Gumbel MuZero (Danihelka et al. 2022), `puct` is that of MuZero;
 `trainenv.planners.search` has the formulas. Sampling the actions to search over is Sampled MuZero
@@ -45,6 +45,7 @@ from trainenv.planners.search import (
 )
 from trainenv.planners.search.contract import Floats
 from trainenv.planners.search.model_states import ModelFailed, ModelStates, State
+from trainenv.planners.search.rules import Rule
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import NOTHING, Interventions, count, exhaustive
 from trainenv.tools.checks import choice, number, whole
@@ -113,8 +114,10 @@ class MCTS:
         if builder.over or builder.futures_left < 2:
             builder.exhausted = True
             return builder.plan()
-        old = _reusable(problem, self.considered) if self.reuse else None
-        known = old.states if old else ()
+        old = None
+        known: list[State] = []
+        if self.reuse and (old := _reusable(problem, self.considered)):
+            known = old.states
         states = ModelStates(problem, model, lambda count: builder.spend(futures=count), known)
         try:
             value, logits = states.begin()
@@ -127,8 +130,9 @@ class MCTS:
             builder.fail(f"the model failed: {error}")
             return builder.plan()
         self._rank(builder, states, found)
-        memory = _Memory(tree=found.tree, states=states) if self.reuse else None
-        return builder.plan(memory=memory)
+        if not self.reuse:
+            return builder.plan()
+        return builder.plan(memory=_Memory(tree=found.tree, states=states))
 
     def _search(
         self,
@@ -141,14 +145,13 @@ class MCTS:
         """Search from the run as it is, as far as the budget goes."""
         simulations = int(min(self.simulations, builder.futures_left))
         builder.exhausted = builder.exhausted or simulations < self.simulations
-        rules = {
-            "gumbel": Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale),
-            "puct": PUCT(noise=self.noise, untried="node"),
-        }
+        rule: Rule = Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale)
+        if self.variant == "puct":
+            rule = PUCT(noise=self.noise, untried="node")
         return search(
             root,
             model,
-            rule=rules[self.variant],
+            rule=rule,
             simulations=simulations,
             generator=builder.problem.generator,
             legal=legal[None],
@@ -227,7 +230,9 @@ class _Reusable:
 
 def _reusable(problem: PlanningProblem, considered: int) -> _Reusable | None:
     """Return the previous plan's tree below the intervention taken; None if it is of no use."""
-    memory = problem.previous.memory if problem.previous else None
+    if problem.previous is None:
+        return None
+    memory = problem.previous.memory
     if not isinstance(memory, _Memory) or problem.taken not in memory.states.interventions:
         return None
     column = memory.states.interventions.index(problem.taken)
@@ -313,6 +318,8 @@ def _sample(
 def _searchable(builder: PlanBuilder, states: ModelStates) -> NDArray[np.bool_]:
     """Return the candidates that are legal now and not pruned, bool [A]; doing nothing is one."""
     allowed = states.allowed(())[1:]
-    legal = [(one,) for one, sound in zip(states.interventions[1:], allowed) if sound]
+    legal: list[Interventions] = [
+        (one,) for one, sound in zip(states.interventions[1:], allowed) if sound
+    ]
     kept = set(builder.unpruned(legal))
     return np.array([True, *((one,) in kept for one in states.interventions[1:])])

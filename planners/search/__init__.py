@@ -1,9 +1,9 @@
 """Tree search in a learned model, for many roots at once, in NumPy alone.
 
-    root = Root(value=value, logits=logits, latent=latent)         # B roots
+    root = Root(value=value, logits=logits, latent=latent)                       # B roots
     found = search(root, model, rule=Gumbel(), simulations=50, generator=generator)
-    found.action, found.policy, found.visits                       # [B], [B, A], [B, A]
-    below = subtree(found.tree, found.action)                      # to continue: search(…, below=below)
+    found.action, found.policy, found.q                                          # [B], [B, A] each
+    found = search(root, model, …, below=subtree(found.tree, found.action))      # continue below
 
 `model` is any callable: (latent [B, …], actions [B]) → (reward [B], value [B], logits [B, A],
 latent [B, …]).

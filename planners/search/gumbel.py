@@ -6,7 +6,8 @@
              scored by g + logits + σ(q̂)
     below    argmax of softmax(logits + σ(q̂)) − N / (1 + ΣN)
     σ(q̂)     (visit_offset + max N)·value_scale · (q̂ − min q̂)/(max q̂ − min q̂)
-    q̂        q where an action was tried, else v_mix = (v + ΣN · Σ_tried π·q / Σ_tried π) / (1 + ΣN)
+    q̂        q where an action was tried, otherwise
+             v_mix = (v + ΣN · Σ_tried π·q / Σ_tried π) / (1 + ΣN)
     target   softmax(logits + σ(q̂))
 
 with g standard Gumbel noise × `gumbel_scale`; at 0 the search is deterministic. The action taken is

@@ -14,7 +14,7 @@ class GumbelPicker:
     Args:
         tree: Tree to choose in.
         base: Score g + logits of each action of the root; −inf for illegal actions.
-        turns: For each simulation, the visits in this search that an action must have.
+        turns: Visits in this search that an action must have, for each simulation.
         offset: Offset of the visits in σ, c_visit.
         scale: Factor on q̂ in σ, c_scale.
     """

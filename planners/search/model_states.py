@@ -40,8 +40,8 @@ class ModelStates:
     Attributes:
         vectors: Action vectors of the candidates, [A, parts]; `choose` sets them.
         interventions: Interventions of the candidates.
-        states: For each state the model's latent [1, …], its logits [L] and the interventions that
-            led to it; L is the number of values of all parts together.
+        states: States so far: the model's latent [1, …], its logits [L] and the interventions that
+            led to the state; L is the number of values of all parts together.
     """
 
     def __init__(

@@ -2,13 +2,13 @@
 
     argmax of  Q̂ + P·√N/(1 + n)·(c_init + ln((N + c_base + 1)/c_base))
 
-with n the visits of the action, N those of its node (its own evaluation and all actions), and Q̂ the
-mean return, scaled by the lowest and the highest one seen anywhere in the tree so far. At the root
-P is mixed with Dirichlet noise over the legal actions.
+with n the visits of the action, N those of its node (its own evaluation and all actions), and Q̂
+the mean return, scaled by the lowest and the highest one seen anywhere in the tree so far. At the
+root P is mixed with Dirichlet noise over the legal actions.
 
 For untried actions Q̂ is 0, as in MuZero's pseudocode. With few simulations and a flat policy, the
-first action that is no disaster is then the only one ever tried. `untried="node"` avoids that: Q̂ is
-the scaled mean of all returns of the node.
+first action that is no disaster is then the only one ever tried. `untried="node"` avoids that: Q̂
+is the scaled mean of all returns of the node.
 
 Deviations:
 - Ties go to the lowest action.

@@ -13,7 +13,7 @@ class PUCTPicker:
 
     Args:
         tree: Tree to choose in; the priors of its root contain the noise.
-        illegal: For each action of the root, True if it is illegal.
+        illegal: Truth value a root action, True if it is illegal.
         c_init: Weight of the prior.
         c_base: Visits at which that weight has grown by ln 2.
         by_node: Q̂ of untried actions is the mean return of the node instead of 0.
@@ -34,7 +34,7 @@ class PUCTPicker:
         return self.below(0)
 
     def below(self, node: int, /) -> int:
-        """Return the action with the most Q̂ + P·√N/(1 + n)·(c_init + ln((N + c_base + 1)/c_base))."""
+        """Return the action with the greatest score by the formula of pUCT."""
         tree = self.tree
         untried = tree.untried(node)
         priors = tree.priors(node)

@@ -2,8 +2,8 @@
 
 A call of NumPy takes about a microsecond even for a few numbers, and a simulation needs about
 eighty of them. For one root plain Python is several times faster, because it skips work: all
-untried actions have the same q̂, so only the likeliest of them can be chosen. The trees are equal to
-those of `BatchedSearch`.
+untried actions have the same q̂, so only the likeliest of them can be chosen. The trees are equal
+to those of `BatchedSearch`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class SingleSearch:
         self.nodes = nodes
         self.model = model
         self.discount = discount
-        self.depth = nodes.capacity if depth is None else depth
+        self.depth = depth or nodes.capacity  # no path is longer than the number of nodes
         self.evaluations = 0
 
     def simulate(self, picker: Picker) -> None:

@@ -86,7 +86,8 @@ class Score:
         return estimate
 
     def _loss(self, outcome: Outcome) -> float:
-        if self.measure == "horizon":
-            return outcome.validation[-1] if outcome.validation else math.nan
-        loss: float = getattr(outcome, self.measure)
-        return loss
+        if self.measure == "annealed":
+            return outcome.annealed
+        if self.measure == "final":
+            return outcome.final
+        return outcome.validation[-1] if outcome.validation else math.nan

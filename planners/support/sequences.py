@@ -41,9 +41,11 @@ class Legality:
         if len(sequence) > left:
             return f"illegal: {len(sequence)} decisions where the run has {left} left"
         for place in range(len(sequence)):
-            if found := self._objection_at(place, sequence):
-                where = "" if len(sequence) == 1 else f" at decision {place}"
-                return f"illegal{where}: {found}"
+            found = self._objection_at(place, sequence)
+            if found and len(sequence) == 1:
+                return f"illegal: {found}"
+            if found:
+                return f"illegal at decision {place}: {found}"
         return ""
 
     def _objection_at(self, place: int, sequence: Interventions) -> str:
@@ -68,7 +70,9 @@ class Legality:
             for part, (mask, value) in enumerate(zip(masks, vector, strict=True))
             if not mask[value]
         ]
-        return f"a mask forbids the value of part {', '.join(masked)}" if masked else ""
+        if not masked:
+            return ""
+        return f"a mask forbids the value of part {', '.join(masked)}"
 
 
 def values(masks: Masks) -> list[NDArray[np.int64]]:
