@@ -114,7 +114,7 @@ class MCTS:
         if builder.over or builder.futures_left < 2:
             builder.exhausted = True
             return builder.plan()
-        old = None
+        old: _Reusable | None = None
         known: list[State] = []
         if self.reuse and (old := _reusable(problem, self.considered)):
             known = old.states

@@ -1,9 +1,11 @@
-"""Clip policies: how a gradient is made safe before the optimizer sees it.
+"""Clip policies: each makes a gradient safe before the optimizer uses it.
 
-    clip = make("zclip", z_threshold=3.0) report = clip(model.parameters(), optimizer=optimizer)
-    # after backward, before optimizer.step()
+    clip = make("zclip", z_threshold=3.0)
+    loss.backward()
+    report = clip(model.parameters(), optimizer=optimizer)
+    optimizer.step()
 
-One file a policy; `Clipper` adds the state.
+Each policy has its own file; `Clipper` keeps the state of a policy.
 """
 
 from __future__ import annotations
@@ -30,11 +32,15 @@ __all__ = ["ARC", "NAMES", "POLICIES", "SPAM", "Clipper", "NoClip", "ZClip", "ma
 
 
 def make(name: str, **hyperparameters: Any) -> Clipper:
-    """A fresh clipper with the policy of that name; what is left out of its hyperparameters stays at the default.
+    """Make a fresh clipper with the policy of that name.
+
+    Args:
+        name: Name of the policy, one of `NAMES`.
+        hyperparameters: Hyperparameters by name; the others keep their defaults.
 
     Raises:
-        UserError: no such policy or hyperparameter (the nearest valid one is named), or a value out
-            of range.
+        UserError: There is no such policy or hyperparameter (the error suggests the nearest one),
+            or a value is out of range.
     """
     choice("clip policy", name, NAMES)
     policy: Callable[..., Any] = POLICIES[name]
