@@ -1,4 +1,4 @@
-"""Checks of hyperparameters: each error names the hyperparameter, its valid values and the one found."""
+"""Checks of hyperparameters: each error names the valid values and the one found."""
 
 from __future__ import annotations
 
@@ -23,9 +23,17 @@ def number(
     below: float = math.inf,
     most: float = math.inf,
 ) -> float:
-    """Return a hyperparameter as a finite float with above < value < below and least ≤ value ≤ most.
+    """Return a hyperparameter as a finite float within its limits.
 
-    Numbers of NumPy, and arrays and tensors of one element, are numbers too; True and False are not.
+    Numbers of NumPy, and arrays and tensors of one element, are accepted; True and False are not.
+
+    Args:
+        name: Name of the hyperparameter, for the error.
+        value: Value of the hyperparameter.
+        above: Limit that the value must exceed.
+        least: Least value.
+        below: Limit that the value must stay below.
+        most: Greatest value.
 
     Raises:
         UserError: The value is not such a number.
