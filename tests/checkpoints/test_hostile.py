@@ -38,13 +38,14 @@ from trainenv.types import UserError
 
 # Each file in a process of its own, forked from one that has loaded a checkpoint before: how far its memory grew at most.
 CHILD = """
-import json, os, resource, sys, time, warnings
+import gc, json, os, resource, sys, time, warnings
 from pathlib import Path
 from trainenv.checkpoints import file
 
 warnings.simplefilter("error")
 folder = Path(sys.argv[1])
 file.read(folder / "whole")
+gc.freeze()  # or each child would go through all that torch has made, again and again
 for path in sorted(folder.iterdir()):
     sys.stdout.flush()
     with warnings.catch_warnings(action="ignore"):

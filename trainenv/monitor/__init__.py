@@ -5,8 +5,8 @@
     reading.index, reading.fired
 
 `UncertaintyIndex` fires on sudden trouble. `RegressionTrigger` finds slow harm, with `HarmWatch`
-for lasting rises of the probe loss. `Probe`, `Recorder` and `hypergradient` measure; a training run
-calls them.
+for lasting rises of the probe loss. A training run has a `Monitor`, which records the steps, and
+measures with `Probe` and `hypergradient`.
 """
 
 from trainenv.monitor.harm import Harm, HarmWatch

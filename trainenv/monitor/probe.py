@@ -14,11 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from trainenv.models.spec import Heads, spec_of
 
 _QUERIES = 16  # most positions of a sequence that are measured
 
@@ -34,8 +36,8 @@ PROBE_FIELDS = (
 class Probe:
     """Measures a model on fixed sequences, with forward hooks that exist only during a measurement.
 
-    Attention entropy needs GPT-2's fused `c_attn` projections; it is NaN for other models. Blocks
-    are the members of the longest `nn.ModuleList` of the model.
+    `trainenv.models.spec` finds the blocks, the embedding and the projections of the attention. A
+    measurement is NaN if the architecture does not have its part.
 
     Args:
         model: Model to measure; it is not changed.
@@ -53,9 +55,9 @@ class Probe:
         self._tokens = tokens
         self._loss = loss
         self.activations: Tensor | None = None
-        lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
-        self._blocks: list[nn.Module] = max(lists, key=len, default=[])
-        self._embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+        self._spec = spec_of(model)
+        self._blocks = self._spec.blocks(model)
+        self._embedding = self._spec.embedding(model)
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
@@ -67,8 +69,10 @@ class Probe:
         with ExitStack() as hooks:
             for block in self._blocks:
                 hooks.callback(block.register_forward_hook(seen.block).remove)
-                for handle in _attention_hooks(block, seen):
-                    hooks.callback(handle.remove)
+                if found := self._spec.attention(block):
+                    projection, split = found
+                    hook = partial(seen.projected, split)
+                    hooks.callback(projection.register_forward_hook(hook).remove)
             if self._embedding is not None:
                 hooks.callback(self._embedding.register_forward_hook(seen.embedded).remove)
             hooks.enter_context(evaluating(self._model))
@@ -125,6 +129,12 @@ class _Seen:
         self.moments.append(torch.stack([mean, deviation]))
         self.shortcut.append(before.norm() / (after - before).norm())
 
+    def projected(
+        self, split: Heads, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> None:
+        """Measure the attention of a block from the output of its projection."""
+        self.attention.append(attention_entropy(*split(output)))
+
     def embedded(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Measure the output of the embedding; that of the last call counts."""
         self.embedding = [output.float().square().mean().sqrt()]
@@ -163,23 +173,6 @@ def activation_entropy(hidden: Tensor) -> Tensor:
     p = energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)
     share: Tensor = torch.special.entr(p).sum(-1).mean() / math.log(hidden.shape[-1])
     return share
-
-
-def _attention_hooks(block: nn.Module, seen: _Seen) -> list[RemovableHandle]:
-    """Register a hook on the fused query–key–value projection of a GPT-2 block, if it has one."""
-    attention = getattr(block, "attn", None)
-    fused = getattr(attention, "c_attn", None)
-    heads = getattr(attention, "num_heads", None)
-    if not isinstance(fused, nn.Module) or heads is None:
-        return []
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        queries, keys, _ = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in output.chunk(3, dim=-1)
-        )
-        seen.attention.append(attention_entropy(queries, keys))
-
-    return [fused.register_forward_hook(hook)]
 
 
 def _first(values: object) -> Tensor | None:
