@@ -51,7 +51,7 @@ class Bayes:
         decisions: Number of decisions that a candidate spans; 1 to 4, as the model forecasts.
         batch: Number of asks before the next tell; the executor runs them together.
         startup: Number of random asks before the sampler learns.
-        judge: Scorer: `model`, `executor`, or `either`: the model where there is one.
+        judge: Source of scores: `model`, `executor`, or `either` (the model where there is one).
         steps: Real steps of a branch if the executor is the scorer; None for `decisions` decisions.
 
     Raises:

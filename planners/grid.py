@@ -25,7 +25,7 @@ class Grid:
     Args:
         candidates: Most candidates that are scored, M, doing nothing and proposals included.
         decisions: Number of decisions that a candidate spans; 1 to 4, as the model forecasts.
-        judge: Scorer: `model`, `executor`, or `either`: the model where there is one.
+        judge: Source of scores: `model`, `executor`, or `either` (the model where there is one).
         steps: Real steps of a branch if the executor is the scorer; None for `decisions` decisions.
 
     Raises:
