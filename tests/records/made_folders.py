@@ -12,12 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainenv.compare.cells import write_json
 from trainenv.compare.suite import Suite
 from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import RunConfig
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import arrow_schema
+from trainenv.tools.atomic_files import write_json
 from trainenv.types import Event
 
 CANDIDATES: list[list[dict[str, Any]]] = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.trunks import Trunk
+from trainenv.tools import atomic_files
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
@@ -131,11 +131,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        atomic_files.write_json(path, value)
     except OSError as error:
         raise UserError(
             f"expected to be able to write {path}, found: {error.strerror}; what was measured so far is kept"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trainenv import data
 from trainenv.checkpoints import FOLDER, MADE_OF
 from trainenv.config.presets import with_new_keys
+from trainenv.tools.atomic_files import write_json
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
@@ -118,10 +119,8 @@ class MadeOf:
         if self == MadeOf.read(path):
             return
         place = path / FOLDER / MADE_OF
-        temporary = place.with_name(f".{MADE_OF}.tmp")
         try:
-            temporary.write_text(json.dumps(vars(self), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(place)
+            write_json(place, vars(self))
         except OSError as error:
             raise UserError(
                 f"{place} can't be written: {error.strerror}; make room, or give another folder"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import CheckpointConfig, TrainingConfig
 from trainenv.records.lineage import last_saved
 from trainenv.records.telemetry_log import TelemetryLog
-from trainenv.tools.json_lines import append_line, plain, read_lines
+from trainenv.tools.atomic_files import write_json
+from trainenv.tools.json_lines import append_line, read_lines
 from trainenv.tools.paths import expanded
 from trainenv.types import Event, Snapshot, UserError
 
@@ -158,9 +158,7 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary: the run has ended."""
         self.telemetry.flush()
-        temporary = self.path / ".summary.tmp"
-        temporary.write_text(json.dumps(plain(summary), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.path / "summary.json")
+        write_json(self.path / "summary.json", summary, indent=2)
 
 
 def _digests(store: CheckpointStore) -> list[str]:

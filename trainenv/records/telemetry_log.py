@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from trainenv.config.presets import configs_folder
 from trainenv.records.lineage import last_kept
+from trainenv.tools.atomic_files import replacing
 from trainenv.tools.json_lines import read_lines
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 
@@ -113,14 +114,10 @@ class TelemetryLog:
         if not self._rows:
             return
         path = self._folder / f"part-{self._next:05d}.parquet"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open(
-            "wb"
-        ) as file:  # not a path: pyarrow takes one with a colon for an address
-            pq.write_table(
-                pa.Table.from_pylist(self._rows, schema=arrow_schema()), file, compression="zstd"
-            )
-        temporary.replace(path)
+        table = pa.Table.from_pylist(self._rows, schema=arrow_schema())
+        # An open file, not a path: pyarrow takes a path with a colon for an address.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
         self._next += 1
         self._rows = []
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from trainenv.tools.atomic_files import flush, write_file
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset import schema
 from trainenv.worldmodel.dataset.design import Design
@@ -55,9 +56,7 @@ class Shards:
                 f"{folder} must be a folder to build in, found: {error.strerror}; give another"
             ) from None
         header = {"format": schema.VERSION, "design": design.to_json()}
-        temporary = folder / f".{_HEADER}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / _HEADER)
+        write_file(folder / _HEADER, json.dumps(header, indent=2) + "\n")
         return shards
 
     def design(self) -> Design:
@@ -137,26 +136,17 @@ class Shards:
         for table in schema.TABLES:
             path = temporary / f"{table}.parquet"
             schema.write(tables[table], table, path)
-            _flush(path)
-        _flush(temporary)
+            flush(path)
+        flush(temporary)
         try:
             temporary.rename(place)
         except OSError:
             shutil.rmtree(temporary)
             if not place.is_dir():  # else another process has made the same shard
                 raise
-        _flush(place.parent)
+        flush(place.parent)
 
     def sweep(self, trunk: str) -> None:
         """Remove what an interrupted write of this shard has left."""
         for left in (self.folder / "shards").glob(f".{trunk}.*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

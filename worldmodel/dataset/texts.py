@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainenv.tools.atomic_files import write_file
 from trainenv.types import UserError
 
 CORPORA = ("stdlib", "topics", "words")
@@ -32,9 +32,7 @@ def write_texts(folder: Path) -> Texts:
     for name, make in makers.items():
         path = folder / f"{name}.txt"
         if not path.is_file():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(make(), encoding="utf-8", newline="\n")
-            temporary.replace(path)
+            write_file(path, make())
         texts[name] = {"name": "text", "path": str(path)}
     return texts
 
