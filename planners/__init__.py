@@ -32,6 +32,7 @@ from trainenv.planners.proposals import hypergradient
 from trainenv.planners.random_search import RandomSearch
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
+from trainenv.tools.error_text import describe_error
 from trainenv.tools.spelling import nearest
 from trainenv.types import Planner, UserError
 
@@ -109,7 +110,7 @@ def _loaded(name: str) -> Any:
     except Exception as error:
         value = others[name].value
         raise UserError(
-            f"the planner {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}"
+            f"the planner {name!r} ({value}) cannot be loaded: {describe_error(error)}"
         ) from error
 
 

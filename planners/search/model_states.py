@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.planners.search.rules import Bools, Floats, Ints, Root, Stepped, Tree
+from trainenv.tools.error_text import describe_error
 from trainenv.types import Inference, Intervention, Masks, PlanningProblem, UserError, WorldModel
 
 FORBIDDEN = 100.0  # nats below the least likely candidate: no return makes up for that
@@ -147,4 +148,4 @@ class Imagined:
                 list(range(first, first + batch)),
             )
         except Exception as error:
-            raise ModelFailed(f"{type(error).__name__}: {error}") from error
+            raise ModelFailed(describe_error(error)) from error

@@ -93,8 +93,3 @@ def needed(planner: str, what: str, found: T | None) -> T:
     if found is None:
         raise UserError(f"{planner} needs {what}, found none in the problem; hand one in")
     return found
-
-
-def told(error: Exception) -> str:
-    """An error in words: its kind and what it says."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -15,9 +15,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from trainenv.planners.support.budget_account import Account, needed, told
+from trainenv.planners.support.budget_account import Account, needed
 from trainenv.planners.support.score import Score
 from trainenv.planners.support.sequences import NOTHING, Legality, Sequenced, canonical
+from trainenv.tools.error_text import describe_error
 from trainenv.types import (
     Candidate,
     Cost,
@@ -129,7 +130,7 @@ class PlanBuilder(Account):
                 raise UserError(f"expected {len(block)} forecasts, found {len(found)}")
             scores = [self.criterion.expected(forecast) for forecast in found]
         except Exception as error:
-            self.fail(f"the model failed: {told(error)}")
+            self.fail(f"the model failed: {describe_error(error)}")
             return
         if block[0] == NOTHING and not math.isfinite(
             scores[0]
@@ -155,7 +156,7 @@ class PlanBuilder(Account):
             if len(reasons) != len(sequences):
                 raise UserError(f"expected {len(sequences)} reasons, found {len(reasons)}")
         except Exception as error:
-            self.fail(f"the pruner failed: {told(error)}")
+            self.fail(f"the pruner failed: {describe_error(error)}")
             return []
         self._dropped |= {
             one: reason for one, reason in zip(sequences, reasons, strict=True) if reason
@@ -204,7 +205,7 @@ class PlanBuilder(Account):
         try:
             return executor.cost(fresh, steps, measure=self.criterion.measure, draw=draw)
         except Exception as error:
-            self.fail(f"the executor failed: {told(error)}")
+            self.fail(f"the executor failed: {describe_error(error)}")
             return None
 
     def affords(
@@ -236,7 +237,7 @@ class PlanBuilder(Account):
                 return
             found = list(executor.run(block, steps, measure=measure, draw=draw))
         except Exception as error:
-            self.fail(f"the executor failed: {told(error)}")
+            self.fail(f"the executor failed: {describe_error(error)}")
             return
         for one, outcome in zip(block, found, strict=False):
             if not isinstance(outcome, Outcome) or not outcome.steps >= 0 or not outcome.flops >= 0:

@@ -19,6 +19,7 @@ from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.trunks import Trunk
 from trainenv.tools import atomic_files
+from trainenv.tools.error_text import describe_error
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
@@ -93,8 +94,7 @@ def play(task: Task, stop: Stop = lambda: False) -> Row | None:
             return None
         row = _measured(cell, task.measure(here), allowance(config))
     except Exception as error:  # whatever a method may raise: the other cells go on
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        row = failed(cell, said)
+        row = failed(cell, describe_error(error))
     finally:
         if not task.keep:
             shutil.rmtree(here, ignore_errors=True)

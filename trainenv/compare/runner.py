@@ -14,13 +14,13 @@ from typing import Any
 from trainenv import data
 from trainenv.checkpoints.lock import NAME as LOCK
 from trainenv.checkpoints.lock import FolderLock
-from trainenv.compare.cells import Cell, Row, Task, play, read, write_json
+from trainenv.compare.cells import Cell, Row, Task, failed, play, read, write, write_json
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.results import results
 from trainenv.compare.suite import Suite, check_known
 from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import with_whole_paths
-from trainenv.distributed.job_pool import Crew
+from trainenv.distributed import JobPool
 from trainenv.tools.json_lines import plain
 from trainenv.tools.version import VERSION
 from trainenv.types import UserError
@@ -142,10 +142,17 @@ def _played(
             )
         )
 
+    def note_result(task: Task, row: Row | None) -> None:
+        if row is not None:  # None only where the cell was stopped
+            note(row)
+
+    def note_lost(task: Task, reason: str) -> None:
+        note(write(folder, failed(task.cell, reason)))
+
     try:
         if workers:
-            with Crew(workers) as crew:
-                crew.work(waiting, note, stop)
+            with JobPool(play, workers=workers) as pool:
+                pool.run(waiting, note_result, note_lost, stop)
         else:
             for task in waiting:
                 if stop() or (row := play(task, stop)) is None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainenv.tools.error_text import describe_error
+
 NAME = "decision.json"
 
 
@@ -28,9 +30,7 @@ def read_decisions(
         except FileNotFoundError:
             note(f"branches/{path.name} has no {NAME}: a decision that was never finished")
         except (OSError, ValueError, RecursionError) as error:  # what a crash left of it
-            note(
-                f"branches/{path.name}/{NAME} is passed over: {type(error).__name__}: {error}"[:200]
-            )
+            note(f"branches/{path.name}/{NAME} is passed over: {describe_error(error)}")
         else:
             found.append(decision)
     return sorted(found, key=lambda decision: int(decision["number"]))

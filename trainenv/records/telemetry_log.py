@@ -32,6 +32,7 @@ _ARROW = {
     "array": pa.list_(pa.string()),
 }
 _READING = tuple(f.name for f in fields(Reading))
+_NUMBERS = tuple(name for name in TELEMETRY_FIELDS if name not in ("clip", "stressors", "reading"))
 
 
 @cache
@@ -67,16 +68,29 @@ def row(telemetry: Telemetry, line: int, purpose: str) -> dict[str, Any]:
     return values
 
 
-def telemetry_of(rows: pd.DataFrame) -> list[Telemetry]:
-    """Rows as `read_telemetry` gives them, as the telemetry that they were made of."""
-    found = []
-    for values in rows.to_dict("records"):
-        reading = Reading(**{name: values[name] for name in _READING})
-        named = {
-            name: values[name] for name in TELEMETRY_FIELDS if name not in ("reading", "stressors")
-        }
-        found.append(Telemetry(**named, stressors=tuple(values["stressors"]), reading=reading))
-    return found
+def telemetry_of(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Telemetry]:
+    """Return the telemetry that rows were made of; the inverse of `row`.
+
+    Args:
+        rows: Rows as `read_telemetry` returns them, or mappings with the same names. A number may
+            be None where nothing was measured, or a word: "nan", "inf".
+    """
+    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    return [
+        Telemetry(
+            **{name: _number(values[name]) for name in _NUMBERS},
+            clip=values["clip"],
+            stressors=tuple(values["stressors"]),
+            reading=Reading(**{name: _number(values[name]) for name in _READING}),
+        )
+        for values in records
+    ]
+
+
+def _number(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    return float(value) if isinstance(value, str) else value
 
 
 class TelemetryLog:

@@ -34,8 +34,8 @@ from trainenv.rollouts.future import (
     forked,
     over,
     side_by_side,
-    told,
 )
+from trainenv.tools.error_text import describe_error
 from trainenv.training.ledger import Ledger
 from trainenv.types import Cost, Intervention, Measure, Outcome, Snapshot, Telemetry, UserError
 
@@ -230,7 +230,7 @@ class Rollouts:
                 run = forked(run, Start(state=self._start, draw=0, ledger=run.ledger))
             self._validation = run.evaluate()
         except Exception as error:  # whatever a model may raise
-            return told(error)
+            return describe_error(error)
         if math.isfinite(self._validation):
             return ""
         return "the validation loss is not finite where the branches start, so that there is nothing to compare them with"
@@ -255,7 +255,7 @@ class Rollouts:
         try:
             self._go_on(group, steps, measure, draw, spent, fold=self._fold and len(group) > 1)
         except Exception as raised:  # whatever a model may raise, memory that is out among it
-            error = told(raised)
+            error = describe_error(raised)
         if not error:
             return
         if len(group) == 1:

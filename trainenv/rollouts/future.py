@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
+from trainenv.tools.error_text import describe_error
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Growing:
         try:
             fork.apply(self.sequence[decision])
         except UserError as error:
-            self.error = told(error)
+            self.error = describe_error(error)
 
     def see(self, fresh: Sequence[Telemetry]) -> None:
         """Take in steps.
@@ -229,13 +230,8 @@ def asked(
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) and len(together.runs) > 1:
                 raise
-            branches[number].error = told(error)
+            branches[number].error = describe_error(error)
     return answers
-
-
-def told(error: Exception) -> str:
-    """An error in words."""
-    return f"{type(error).__name__}: {error}"[:300]
 
 
 def over(future: Future) -> bool:

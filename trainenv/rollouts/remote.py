@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
 
 from trainenv.config.schema import RunConfig
-from trainenv.rollouts.future import Start, forked, told
+from trainenv.rollouts.future import Start, forked
 from trainenv.rollouts.parts_digest import likeness
 from trainenv.rollouts.pool import Lost, Worker, Workers
 from trainenv.rollouts.worker import Answer, Command, WireSnapshot, answered, packed, unpacked
+from trainenv.tools.error_text import describe_error
 from trainenv.training.ledger import Ledger
 from trainenv.types import Intervention, Snapshot, Telemetry, UserError
 
@@ -207,7 +208,7 @@ class RemoteGroup:
                 try:
                     self._bring_here(number)
                 except Exception as error:  # whatever a model may raise
-                    why += f"; then, in turn: {told(error)}"
+                    why += f"; then, in turn: {describe_error(error)}"
             if number not in self._here:
                 return Answer(error=why, lr_scale=self.scales[number], spent=ledger.as_dict())
         fork = self._here[number]

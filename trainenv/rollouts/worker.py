@@ -16,9 +16,10 @@ from typing import Any, Literal
 import torch
 
 from trainenv.config.schema import RunConfig
-from trainenv.rollouts.future import Start, forked, told
+from trainenv.rollouts.future import Start, forked
 from trainenv.rollouts.parts_digest import likeness
 from trainenv.run import TrainingRun
+from trainenv.tools.error_text import describe_error
 from trainenv.types import Snapshot, Tier, UserError
 
 Command = Literal["start", "apply", "scale", "advance", "evaluate", "snapshot"]
@@ -86,7 +87,7 @@ def serve(line: Connection, config: RunConfig) -> None:
         try:
             run = TrainingRun.from_config(config)
         except Exception as error:
-            line.send({"error": told(error)})
+            line.send({"error": describe_error(error)})
             return
         line.send(likeness(run))
         while True:
@@ -110,7 +111,7 @@ def _served(
         parcel, draw, ledger = argument
         fork = forks[number] = forked(run, Start(state=unpacked(parcel), draw=draw, ledger=ledger))
     except Exception as error:
-        return Answer(error=told(error))
+        return Answer(error=describe_error(error))
     return Answer(lr_scale=fork.lr_scale, spent=fork.ledger.as_dict())
 
 
@@ -123,7 +124,7 @@ def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
         value = _carry_out(fork, command, argument)
     except Exception as raised:  # whatever a model may raise, memory that is out among it
         refused = command == "apply" and isinstance(raised, UserError)
-        error = str(raised) if refused else told(raised)
+        error = describe_error(raised)
     return Answer(
         value=value,
         error=error,

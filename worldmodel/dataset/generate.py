@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainenv.distributed import JobPool
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
-from trainenv.worldmodel.dataset.crew import Crew, Job, make_shard
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.dataset.shard import ShardMaker, ShardResult
 from trainenv.worldmodel.dataset.store import Shards
 from trainenv.worldmodel.dataset.texts import write_texts
 from trainenv.worldmodel.dataset.trunks import Trunk
@@ -125,20 +126,20 @@ def generate(
     costs = {trunk.name: cost(trunk, design) for trunk in waiting}
     spent = 0.0
 
-    def note(name: str, error: str, steps: int, core_seconds: float) -> None:
+    def note(trunk: Trunk, result: ShardResult) -> None:
         nonlocal spent
-        if error:
-            report.failed[name] = error
+        if result.error:
+            report.failed[trunk.name] = result.error
         else:
-            report.made.append(name)
-        spent += costs.pop(name)
-        report.steps = report.steps + steps
-        report.core_seconds = report.core_seconds + core_seconds
+            report.made.append(trunk.name)
+        spent += costs.pop(trunk.name)
+        report.steps += result.steps
+        report.core_seconds += result.core_seconds
         seconds = time.perf_counter() - started
         progress(
             Progress(
-                trunk=name,
-                error=error,
+                trunk=trunk.name,
+                error=result.error,
                 done=len(report.there) + len(report.made),
                 failed=len(report.failed),
                 total=len(trunks),
@@ -148,17 +149,22 @@ def generate(
             )
         )
 
-    job = Job(folder=shards.folder, design=design, texts=texts, make_run=make_run, fold=fold)
+    def note_lost(trunk: Trunk, reason: str) -> None:
+        note(trunk, ShardResult(error=reason))
+
+    make = ShardMaker(
+        folder=shards.folder, design=design, texts=texts, make_run=make_run, fold=fold
+    )
     try:
         if workers:
-            with Crew(job, workers) as crew:
-                report.interrupted = crew.work(waiting, note, stop)
+            with JobPool(make, workers=workers, tries=1, daemon=True) as pool:
+                report.interrupted = pool.run(waiting, note, note_lost, stop)
         else:
             for trunk in waiting:
                 if stop():
                     report.interrupted = True
                     break
-                note(trunk.name, *make_shard(job, trunk))
+                note(trunk, make(trunk))
     finally:
         for trunk in waiting:
             shards.sweep(trunk.name)

@@ -9,25 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.config.schema import ScheduleConfig
+from trainenv.records.telemetry_log import telemetry_of
 from trainenv.training import schedules
-from trainenv.types import TELEMETRY_FIELDS, Reading, RunHistory, Telemetry
+from trainenv.types import RunHistory
 from trainenv.worldmodel.dataset.dataset import Dataset
 from trainenv.worldmodel.dataset.trunks import Trunk
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Floats = NDArray[np.float64]
-
-_READING = tuple(field.name for field in fields(Reading))
-_PLAIN = tuple(name for name in TELEMETRY_FIELDS if name not in ("stressors", "reading"))
 
 
 def recorded_history(data: Dataset, row: int) -> RunHistory:
@@ -55,18 +49,6 @@ def recorded_history(data: Dataset, row: int) -> RunHistory:
         validation=math.nan if validation is None else float(validation),
         flagged_ahead=int(snapshot["flagged_ahead"]),
     )
-
-
-def telemetry_of(steps: pd.DataFrame) -> list[Telemetry]:
-    """The telemetry that rows were made of, such as `Dataset.trunk_steps` has; the inverse of `trainenv.records.telemetry_log.row`."""
-    return [
-        Telemetry(
-            **{name: row[name] for name in _PLAIN},
-            stressors=tuple(row["stressors"]),
-            reading=Reading(**{name: row[name] for name in _READING}),
-        )
-        for row in steps.to_dict("records")
-    ]
 
 
 def scheduled(trunk: Trunk) -> Floats:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from trainenv.records.decision_files import read_decisions
+from trainenv.tools.error_text import describe_error
 
 _RECENT = 8  # verified decisions that acceptance over time looks back over
 
@@ -97,9 +98,7 @@ def decisions_of(folder: Path, note: Callable[[str], None]) -> list[Decided] | N
         try:
             found.append(decided(record))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            note(
-                f"decision {record['number']} is passed over: {type(error).__name__}: {error}"[:200]
-            )
+            note(f"decision {record['number']} is passed over: {describe_error(error)}")
     return found
 
 
