@@ -150,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help="budget in optimizer steps")
 
     compare = command(
-        "compare", compare_command, "Methods × trunks at equal compute: who trains which run best."
+        "compare",
+        compare_command,
+        "Compare methods on test scenarios, healthy and faulty, each with the same FLOPs.",
     )
     compare.add_argument(
         "suite",
@@ -163,8 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=_path, metavar="FOLDER", help="where to record; runs/compare-NAME by default"
     )
     compare.add_argument("--methods", metavar="A,B", help="methods, in place of the suite's")
-    compare.add_argument("--trunks", metavar="A,B", help="trunks of the suite; all by default")
-    compare.add_argument("--seeds", type=int, metavar="N", help="runs a trunk")
+    compare.add_argument("--scenarios", metavar="A,B", help="scenarios of the suite (default: all)")
+    # The old name of --scenarios, for one version.
+    compare.add_argument("--trunks", dest="scenarios", help=argparse.SUPPRESS)
+    compare.add_argument(
+        "--seeds", type=int, metavar="N", help="runs a scenario (default: the suite's)"
+    )
     compare.add_argument(
         "--workers",
         type=int,

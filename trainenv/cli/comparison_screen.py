@@ -65,11 +65,11 @@ class Screen:
         """Show where the comparison is, after a cell; one that failed always has its line."""
         row = progress.row
         left = f"about {minutes(progress.seconds_left)} left"
-        note = f"{left}, {row['method']} on {row['trunk']}"
+        note = f"{left}, {row['method']} on {row['scenario']}"
         self._bar.update(self._task, completed=progress.done, total=progress.total, note=note)
         if row["error"]:
             self._err.print(
-                f"{row['method']} on {row['trunk']}, seed {row['seed']}, failed: {row['error']}",
+                f"{row['method']} on {row['scenario']}, seed {row['seed']}, failed: {row['error']}",
                 markup=False,
             )
         part = _TOLD * progress.done // max(progress.total, 1)
@@ -92,16 +92,16 @@ class Screen:
                 if row["group"] == group and not row["hindsight"] and row["cells"]
             ]
             if rows:
-                trunks = max(row["regret"]["trunks"] for row in rows)
-                self._out.print(_methods(f"{group.capitalize()} trunks ({trunks})", rows))
-        if found["rows"] and any(trunk["fault"] for trunk in found["trunks"].values()):
+                scenarios = max(row["regret"]["scenarios"] for row in rows)
+                self._out.print(_methods(f"{group.capitalize()} scenarios ({scenarios})", rows))
+        if found["rows"] and any(scenario["fault"] for scenario in found["scenarios"].values()):
             for table in _faults(found):
                 self._out.print(table)
         if rows := [row for row in found["decisions"] if row["group"] in ("stressed", "calm")]:
             self._out.print(_decisions(rows))
         if rows := [goal for goal in found["goals"] if goal["measured"] is not None]:
             self._out.print(_goals(rows))
-        settings = ", ".join(f"{best['trunk']}: {best['method']}" for best in found["hindsight"])
+        settings = ", ".join(f"{best['scenario']}: {best['method']}" for best in found["hindsight"])
         if settings:
             self.say(f"Best static setting in hindsight (regret is against it): {settings}.")
         self.say(counts(found))
@@ -113,7 +113,7 @@ def counts(found: Mapping[str, Any]) -> str:
     failed = found["failed"]
     said = f"{cells['there']} of {cells['wanted']} cells, {cells['diverged']} diverged, {cells['failed']} failed."
     for cell in failed[:_FAILED]:
-        said += f"\n  {cell['method']} on {cell['trunk']}, seed {cell['seed']}: {cell['error']}"
+        said += f"\n  {cell['method']} on {cell['scenario']}, seed {cell['seed']}: {cell['error']}"
     return said + (
         f"\n  and {len(failed) - _FAILED} more, see results.json" if len(failed) > _FAILED else ""
     )
@@ -195,7 +195,7 @@ def _faults(found: Mapping[str, Any]) -> list[Table]:
 def _decisions(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(
         "Decisions",
-        "trunks",
+        "scenarios",
         "method",
         "a 1000 steps",
         "accepted %",

@@ -1,11 +1,11 @@
-"""Intervals by resampling trunks, and within each the seeds (Davison & Hinkley 1997, section 3.8: of clusters, in two stages).
+"""Intervals by resampling scenarios, and within each the seeds (Davison & Hinkley 1997, section 3.8: of clusters, in two stages).
 
-Runs of one trunk are alike, so a draw takes whole trunks with replacement, then seeds of each with
-replacement. Each trunk weighs alike, however many of its seeds are there. A draw is a weighting of
+Runs of one scenario are alike, so a draw takes whole scenarios with replacement, then seeds of each with
+replacement. Each scenario weighs alike, however many of its seeds are there. A draw is a weighting of
 the runs: what is compared on the same runs is weighed by the same draws, and a difference is taken
 run by run before it is resampled, so that pairs stay pairs. Resampling at both stages counts the
-noise of seeds a little twice: intervals are slightly too wide where trunks are all alike, and, as
-any percentile interval of a mean, too narrow where there are only a few trunks that differ.
+noise of seeds a little twice: intervals are slightly too wide where scenarios are all alike, and, as
+any percentile interval of a mean, too narrow where there are only a few scenarios that differ.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Figure:
         value: of the runs that there are.
         low: of the interval; NaN where a single run says nothing of the next.
         high: of the interval.
-        pairs: runs (trunk and seed) that it is of.
-        trunks: of how many trunks they are.
+        pairs: runs (scenario and seed) that it is of.
+        scenarios: of how many scenarios they are.
     """
 
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     pairs: int = 0
-    trunks: int = 0
+    scenarios: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All of it; NaN where there is no number, which files write as null."""
@@ -49,21 +49,21 @@ class Figure:
 
 
 def figure(
-    values: ArrayLike, trunks: Sequence[str], of: Callable[[Floats], Floats] | None = None
+    values: ArrayLike, scenarios: Sequence[str], of: Callable[[Floats], Floats] | None = None
 ) -> Figure:
     """A number made of means over runs, with its interval.
 
     Args:
         values: [n] or [n, k], of each run; runs with a number that is not finite are left out.
-        trunks: [n] names.
+        scenarios: [n] names.
         of: what is made of the means: [R, k] → [R]; the mean itself if left out. NaN where it has
             no value.
     """
-    if not len(trunks):
+    if not len(scenarios):
         return Figure()
-    table = np.asarray(values, dtype=np.float64).reshape(len(trunks), -1)  # (n, k)
+    table = np.asarray(values, dtype=np.float64).reshape(len(scenarios), -1)  # (n, k)
     known = np.isfinite(table @ np.ones(table.shape[1]))
-    names = [name for name, there in zip(trunks, known) if there]
+    names = [name for name, there in zip(scenarios, known) if there]
     if not names:
         return Figure()
     order = sorted(range(len(names)), key=lambda place: names[place])
@@ -75,12 +75,12 @@ def figure(
         drawn = made(weights(counts) @ table)
     drawn = drawn[~np.isnan(drawn)]
     if len(names) == 1 or not len(drawn):
-        return Figure(value=value, pairs=len(names), trunks=len(counts))
+        return Figure(value=value, pairs=len(names), scenarios=len(counts))
     low, high = np.quantile(
         drawn, INTERVAL, method="nearest"
     )  # between infinities nothing can be interpolated
     return Figure(
-        value=value, low=float(low), high=float(high), pairs=len(names), trunks=len(counts)
+        value=value, low=float(low), high=float(high), pairs=len(names), scenarios=len(counts)
     )
 
 
@@ -89,21 +89,21 @@ def weights(counts: tuple[int, ...], resamples: int = RESAMPLES, seed: int = 0) 
     """What each run weighs in each draw, [R, n]; every row sums to 1. Read-only.
 
     Args:
-        counts: runs of each trunk, which lie one trunk after the other.
+        counts: runs of each scenario, which lie one scenario after the other.
         resamples: R.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     many = len(counts)
     runs = np.array(counts)
-    trunk = rng.integers(many, size=(resamples, many))  # (R, T)
-    drawn = np.floor(rng.random((resamples, many, max(counts))) * runs[trunk][..., None]).astype(
+    scenario = rng.integers(many, size=(resamples, many))  # (R, T)
+    drawn = np.floor(rng.random((resamples, many, max(counts))) * runs[scenario][..., None]).astype(
         np.int64
     )  # (R, T, S)
-    place = (np.cumsum(runs) - runs)[trunk][..., None] + drawn
-    # as many draws of a trunk as it has seeds
-    taken = np.arange(max(counts)) < runs[trunk][..., None]
-    share = np.where(taken, 1 / (many * runs[trunk][..., None]), 0.0)
+    place = (np.cumsum(runs) - runs)[scenario][..., None] + drawn
+    # as many draws of a scenario as it has seeds
+    taken = np.arange(max(counts)) < runs[scenario][..., None]
+    share = np.where(taken, 1 / (many * runs[scenario][..., None]), 0.0)
     row = np.arange(resamples)[:, None, None] * runs.sum()
     sums: Floats = np.bincount(
         (row + place).ravel(), share.ravel(), resamples * int(runs.sum())
@@ -114,5 +114,5 @@ def weights(counts: tuple[int, ...], resamples: int = RESAMPLES, seed: int = 0) 
 
 
 def _even(counts: tuple[int, ...]) -> Floats:
-    """Each trunk alike, and its runs alike."""
+    """Each scenario alike, and its runs alike."""
     return np.repeat(1 / (len(counts) * np.array(counts, dtype=np.float64)), counts)

@@ -1,6 +1,6 @@
 """Cells: a method that has trained a run, measured and kept as one JSON file.
 
-cells/{trunk}/{seed}/{method}.json     what was measured runs/{trunk}/{seed}/{method}/          the
+cells/{scenario}/{seed}/{method}.json     what was measured runs/{scenario}/{seed}/{method}/          the
 run's folder, deleted once it is measured unless it is to be kept
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.contract import Measure, Method, Stop
-from trainenv.compare.trunks import Trunk
+from trainenv.compare.scenarios import Scenario
 from trainenv.tools import atomic_files
 from trainenv.tools.error_text import describe_error
 from trainenv.tools.json_lines import plain
@@ -42,27 +42,27 @@ OVERSPENT = (
     0.01  # share of the budget that a method may exceed it by: the last block, the last evaluation
 )
 Row = dict[str, Any]
-"""A cell as it is kept: `trunk`, `seed`, `method`, the keys of `MEASURED`, `error`, `budget` (FLOPs) and `seconds`."""
+"""A cell as it is kept: `scenario`, `seed`, `method`, the keys of `MEASURED`, `error`, `budget` (FLOPs) and `seconds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """Where a method meets a run."""
 
-    trunk: str
+    scenario: str
     seed: int
     method: str
 
     def file(self, folder: Path) -> Path:
         """Of its row."""
-        return folder / "cells" / self.trunk / str(self.seed) / f"{self.method}.json"
+        return folder / "cells" / self.scenario / str(self.seed) / f"{self.method}.json"
 
     def run_folder(self, folder: Path) -> Path:
         """Where its run records."""
-        return folder / "runs" / self.trunk / str(self.seed) / self.method
+        return folder / "runs" / self.scenario / str(self.seed) / self.method
 
     def __str__(self) -> str:
-        return f"{self.method} on {self.trunk}, seed {self.seed}"
+        return f"{self.method} on {self.scenario}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Task:
     """All that a process needs to play a cell."""
 
     cell: Cell
-    trunk: Trunk
+    scenario: Scenario
     method: Method
     measure: Measure
     folder: Path
@@ -88,7 +88,7 @@ def play(task: Task, stop: Stop = lambda: False) -> Row | None:
     here.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        config = task.trunk.config(cell.seed)
+        config = task.scenario.config(cell.seed)
         summary = task.method(config, here, lambda run, window: None, stop)
         if summary.get("ended") == "interrupted":
             return None
@@ -99,6 +99,18 @@ def play(task: Task, stop: Stop = lambda: False) -> Row | None:
         if not task.keep:
             shutil.rmtree(here, ignore_errors=True)
     return write(task.folder, row | {"seconds": round(time.perf_counter() - started, 3)})
+
+
+def measure_cell(folder: Path, /) -> dict[str, Any]:
+    """Measure the run in a folder: a `Measure` with what `trainenv.records.metrics` defines."""
+    from trainenv.records.metrics import measure
+
+    measured = measure(folder).to_json()
+    row = {key: measured[key] for key in MEASURED}
+    if row["decisions"] is not None:
+        # A list as long as the run, which a comparison does not read.
+        row["decisions"] = {k: v for k, v in row["decisions"].items() if k != "over_time"}
+    return row
 
 
 def failed(cell: Cell, error: str) -> Row:
@@ -113,14 +125,18 @@ def read(folder: Path, cell: Cell) -> Row | None:
         row = json.loads(cell.file(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(row, dict) and row.keys() >= {*_named(cell), *MEASURED, "error"}
+    if not isinstance(row, dict):
+        return None
+    if "trunk" in row:  # the name of a scenario, in the version before
+        row = {("scenario" if key == "trunk" else key): value for key, value in row.items()}
+    whole = row.keys() >= {*_named(cell), *MEASURED, "error"}
     return row if whole and _named(cell).items() <= row.items() else None
 
 
 def write(folder: Path, row: Row) -> Row:
     """Keep a row, whole or not at all; returns it as it will be read."""
     row = plain(row)
-    path = Cell(trunk=row["trunk"], seed=row["seed"], method=row["method"]).file(folder)
+    path = Cell(scenario=row["scenario"], seed=row["seed"], method=row["method"]).file(folder)
     write_json(path, row)
     return row
 
@@ -166,4 +182,4 @@ def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
 
 
 def _named(cell: Cell) -> Row:
-    return {"trunk": cell.trunk, "seed": cell.seed, "method": cell.method}
+    return {"scenario": cell.scenario, "seed": cell.seed, "method": cell.method}

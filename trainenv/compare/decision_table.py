@@ -31,11 +31,11 @@ def decision_rows(
     ]
 
 
-def _row(table: Table, group: str, trunks: Sequence[str], method: str) -> dict[str, Any] | None:
-    rows = [row for row in table.sound(trunks, method) if row["decisions"] is not None]
+def _row(table: Table, group: str, scenarios: Sequence[str], method: str) -> dict[str, Any] | None:
+    rows = [row for row in table.sound(scenarios, method) if row["decisions"] is not None]
     if not rows:
         return None
-    of = [row["trunk"] for row in rows]
+    of = [row["scenario"] for row in rows]
     made = [row["decisions"] for row in rows]
     verified = [number(decisions["verified"]) for decisions in made]
     ratios = {

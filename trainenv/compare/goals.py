@@ -33,10 +33,10 @@ def goals(
     found = []
     for other in others:
         better = table.difference(stressed, SUBJECT, other)
-        what = f"{SUBJECT} less {other} on stressed trunks, ln final loss"
+        what = f"{SUBJECT} less {other} on stressed scenarios, ln final loss"
         found.append(_goal(what, "below 0, interval and all", better, better.high < 0))
     calmly = table.difference(calm, SUBJECT, UNTOUCHED)
-    what = f"{SUBJECT} less {UNTOUCHED} on calm trunks, ln final loss"
+    what = f"{SUBJECT} less {UNTOUCHED} on calm scenarios, ln final loss"
     found.append(
         _goal(what, f"at most {HARMLESS:g}, interval and all", calmly, calmly.high <= HARMLESS)
     )
@@ -56,7 +56,7 @@ def goals(
             share.value <= QUARTERED * 1.01,
         ),
         _goal(
-            f"share of the instability events of {UNTOUCHED} that {SUBJECT} avoids, stressed trunks",
+            f"share of the instability events of {UNTOUCHED} that {SUBJECT} avoids, stressed scenarios",
             f"at least {FEWER:g}",
             fewer,
             fewer.value >= FEWER,
@@ -90,28 +90,28 @@ def _goal(what: str, goal: str, found: Figure, met: bool) -> dict[str, Any]:
     }
 
 
-def _fewer(table: Table, trunks: Sequence[str]) -> Figure:
+def _fewer(table: Table, scenarios: Sequence[str]) -> Figure:
     """1 − (events a step) ÷ (events a step of doing nothing)."""
-    pairs = table.pairs(trunks, SUBJECT, UNTOUCHED)
+    pairs = table.pairs(scenarios, SUBJECT, UNTOUCHED)
     rates = [
         [number(row["instability"][key]) for row in pair for key in ("events", "steps")]
         for pair in pairs
     ]
-    return figure(rates, [mine["trunk"] for mine, _ in pairs], _avoided)
+    return figure(rates, [mine["scenario"] for mine, _ in pairs], _avoided)
 
 
 def _avoided(means: Floats) -> Floats:
     return 1 - (means[:, 0] / means[:, 1]) / (means[:, 2] / means[:, 3])
 
 
-def _compute(table: Table, trunks: Sequence[str]) -> Figure:
-    pairs = table.pairs(trunks, QUARTER, POPULATION)
+def _compute(table: Table, scenarios: Sequence[str]) -> Figure:
+    pairs = table.pairs(scenarios, QUARTER, POPULATION)
     spent = [[number(row["total_flops"]) for row in pair] for pair in pairs]
     return figure(
-        spent, [mine["trunk"] for mine, _ in pairs], lambda means: means[:, 0] / means[:, 1]
+        spent, [mine["scenario"] for mine, _ in pairs], lambda means: means[:, 0] / means[:, 1]
     )
 
 
-def _share(table: Table, trunks: Sequence[str], name: str) -> Figure:
-    rows = table.sound(trunks, SUBJECT)
-    return figure([number(row[name]) for row in rows], [row["trunk"] for row in rows])
+def _share(table: Table, scenarios: Sequence[str], name: str) -> Figure:
+    rows = table.sound(scenarios, SUBJECT)
+    return figure([number(row[name]) for row in rows], [row["scenario"] for row in rows])

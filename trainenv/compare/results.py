@@ -6,16 +6,16 @@
 |---|---|
 | `suite`, `finished` | its name; whether every cell is there |
 | `cells` | {wanted, there, failed, diverged, seconds} |
-| `trunks` | by name, {group, fault} |
+| `scenarios` | by name, {group, fault} |
 | `rows` | the cells, as they are kept |
 | `methods` | a row a (group, method), see `method_row`; groups are `all`, `calm`, `stressed` and each fault |
 | `decisions` | likewise, see `trainenv.compare.decision_table` |
-| `hindsight` | the best static setting of each trunk: {trunk, method, log_final_loss, seeds} |
+| `hindsight` | the best static setting of each scenario: {scenario, method, log_final_loss, seeds} |
 | `goals` | see `trainenv.compare.goals` |
-| `failed` | [{trunk, seed, method, error}] |
+| `failed` | [{scenario, seed, method, error}] |
 
-A figure is {value, low, high, pairs, trunks}: see `trainenv.compare.bootstrap`. Differences are of
-the natural logarithm of the final validation loss, on the same trunk and seed; −0.01 is about 1 %
+A figure is {value, low, high, pairs, scenarios}: see `trainenv.compare.bootstrap`. Differences are of
+the natural logarithm of the final validation loss, on the same scenario and seed; −0.01 is about 1 %
 better. A run that diverged counts with the loss of a uniform guess; a cell that failed counts
 nowhere but among the failed.
 """
@@ -50,18 +50,19 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
     groups = groups_of(suite)
     best = hindsight(suite, table)
     return {
-        "schema": 1,
+        "schema": 2,
         "suite": suite.name,
-        "finished": len(rows) == len(suite.trunks) * suite.seeds * len(suite.played),
+        "finished": len(rows) == len(suite.scenarios) * suite.seeds * len(suite.played),
         "cells": {
-            "wanted": len(suite.trunks) * suite.seeds * len(suite.played),
+            "wanted": len(suite.scenarios) * suite.seeds * len(suite.played),
             "there": len(rows),
             "failed": sum(row["ended"] == "failed" for row in rows),
             "diverged": sum(row["ended"] == "diverged" for row in rows),
             "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 1),
         },
-        "trunks": {
-            trunk.name: {"group": trunk.group, "fault": trunk.fault} for trunk in suite.trunks
+        "scenarios": {
+            scenario.name: {"group": scenario.group, "fault": scenario.fault}
+            for scenario in suite.scenarios
         },
         "methods": [
             method_row(table, group, names, method, best, hindsight=method in suite.hindsight)
@@ -72,7 +73,7 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
         "hindsight": list(best.values()),
         "goals": goals(table, groups, suite.methods),
         "failed": [
-            {key: row[key] for key in ("trunk", "seed", "method", "error")}
+            {key: row[key] for key in ("scenario", "seed", "method", "error")}
             for row in rows
             if row["ended"] == "failed"
         ],
@@ -81,14 +82,14 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def groups_of(suite: Suite) -> dict[str, tuple[str, ...]]:
-    """The trunks of `all`, of `calm` and `stressed`, and of each fault."""
-    faults = dict.fromkeys(trunk.fault for trunk in suite.trunks if trunk.fault)
+    """The scenarios of `all`, of `calm` and `stressed`, and of each fault."""
+    faults = dict.fromkeys(scenario.fault for scenario in suite.scenarios if scenario.fault)
     groups = {
-        "all": [trunk.name for trunk in suite.trunks],
-        "calm": [trunk.name for trunk in suite.trunks if trunk.group == "calm"],
-        "stressed": [trunk.name for trunk in suite.trunks if trunk.group == "stressed"],
+        "all": [scenario.name for scenario in suite.scenarios],
+        "calm": [scenario.name for scenario in suite.scenarios if scenario.group == "calm"],
+        "stressed": [scenario.name for scenario in suite.scenarios if scenario.group == "stressed"],
         **{
-            fault: [trunk.name for trunk in suite.trunks if trunk.fault == fault]
+            fault: [scenario.name for scenario in suite.scenarios if scenario.fault == fault]
             for fault in faults
         },
     }
@@ -96,14 +97,16 @@ def groups_of(suite: Suite) -> dict[str, tuple[str, ...]]:
 
 
 def hindsight(suite: Suite, table: Table) -> dict[str, dict[str, Any]]:
-    """The best static setting of each trunk, by its mean over seeds: chosen with the results known, so that it is a bound.
+    """The best static setting of each scenario, by its mean over seeds: chosen with the results known, so that it is a bound.
 
     Settings that lack seeds which others have are passed over.
     """
     best = {}
-    for trunk in suite.trunks:
+    for scenario in suite.scenarios:
         losses = {
-            method: table.losses(trunk.name, method) for method in suite.played if is_static(method)
+            method: table.losses(scenario.name, method)
+            for method in suite.played
+            if is_static(method)
         }
         most = max((len(by_seed) for by_seed in losses.values()), default=0)
         whole = {
@@ -112,8 +115,8 @@ def hindsight(suite: Suite, table: Table) -> dict[str, dict[str, Any]]:
         if whole:
             means = {method: sum(by_seed.values()) / most for method, by_seed in whole.items()}
             method = min(means, key=lambda name: means[name])
-            best[trunk.name] = {
-                "trunk": trunk.name,
+            best[scenario.name] = {
+                "scenario": scenario.name,
                 "method": method,
                 "log_final_loss": means[method],
                 "seeds": most,
@@ -129,26 +132,26 @@ def is_static(method: str) -> bool:
 def method_row(
     table: Table,
     group: str,
-    trunks: Iterable[str],
+    scenarios: Iterable[str],
     method: str,
     best: Mapping[str, Mapping[str, Any]],
     *,
     hindsight: bool = False,
 ) -> dict[str, Any]:
-    """What is found of a method on a group of trunks.
+    """What is found of a method on a group of scenarios.
 
     Returns:
         `cells`, `failed`, `diverged`: how many; `final_loss`: geometric mean, nats per token;
             figures: `against_nothing` (this
         method less doing nothing), `branching_against` (branching less this method), `regret` (this
-        method less the best static setting of the trunk), `instability` (events per 100 000 steps),
+        method less the best static setting of the scenario), `instability` (events per 100 000 steps),
         `recovery` (mean steps), `wasted`, `drafting` (shares of its compute) and `spent` (share of
         the budget); `hindsight`: no competitor, only a reference.
     """
-    names = tuple(trunks)
+    names = tuple(scenarios)
     there = table.cells(names, method)
     rows = table.sound(names, method)
-    of = [row["trunk"] for row in rows]
+    of = [row["scenario"] for row in rows]
     figures = {
         "against_nothing": table.difference(names, method, UNTOUCHED),
         "branching_against": table.difference(names, SUBJECT, method),
@@ -172,16 +175,16 @@ def method_row(
 
 
 def _regret(
-    table: Table, trunks: Sequence[str], method: str, best: Mapping[str, Mapping[str, Any]]
+    table: Table, scenarios: Sequence[str], method: str, best: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
     values = []
     of = []
-    for trunk in trunks:
-        reference = table.losses(trunk, best[trunk]["method"]) if trunk in best else {}
-        for seed, loss in table.losses(trunk, method).items():
+    for scenario in scenarios:
+        reference = table.losses(scenario, best[scenario]["method"]) if scenario in best else {}
+        for seed, loss in table.losses(scenario, method).items():
             if seed in reference:
                 values.append(loss - reference[seed])
-                of.append(trunk)
+                of.append(scenario)
     return figure(values, of)
 
 

@@ -17,8 +17,8 @@ from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare.cells import Cell, Row, Task, failed, play, read, write, write_json
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.results import results
-from trainenv.compare.suite import Suite, check_known
-from trainenv.compare.trunks import Trunk
+from trainenv.compare.scenarios import Scenario
+from trainenv.compare.suite import Suite, check_known, noted_scenarios
 from trainenv.config.schema import with_whole_paths
 from trainenv.distributed import JobPool
 from trainenv.tools.json_lines import plain
@@ -119,21 +119,21 @@ def _played(
     tasks = [
         Task(
             cell=cell,
-            trunk=trunk,
+            scenario=scenario,
             method=methods[cell.method],
             measure=measure,
             folder=folder,
             keep=keep,
         )
-        for trunk, cell in cells(suite)
+        for scenario, cell in cells(suite)
     ]
     rows = {task.cell: row for task in tasks if (row := read(folder, task.cell)) is not None}
     waiting = [task for task in tasks if task.cell not in rows]
     estimate = Estimate(workers=max(1, workers))
-    estimate.expect({task.cell: task.trunk.seconds for task in waiting})
+    estimate.expect({task.cell: task.scenario.seconds for task in waiting})
 
     def note(row: Row) -> None:
-        cell = Cell(trunk=row["trunk"], seed=row["seed"], method=row["method"])
+        cell = Cell(scenario=row["scenario"], seed=row["seed"], method=row["method"])
         rows[cell] = row
         estimate.note(cell, row["seconds"])
         progress(
@@ -168,18 +168,18 @@ def _played(
     return found
 
 
-def cells(suite: Suite) -> Iterator[tuple[Trunk, Cell]]:
-    """Every cell, with its trunk, in the order in which they are played: whatever is there when it is interrupted is balanced.
+def cells(suite: Suite) -> Iterator[tuple[Scenario, Cell]]:
+    """Every cell, with its scenario, in the order in which they are played: whatever is there when it is interrupted is balanced.
 
-    All methods of a run come together, and a run of each trunk before the second of any; seeds take
+    All methods of a run come together, and a run of each scenario before the second of any; seeds take
     turns.
     """
     for turn in range(suite.seeds):
-        for place, trunk in enumerate(suite.trunks):
+        for place, scenario in enumerate(suite.scenarios):
             for method in suite.played:
                 yield (
-                    trunk,
-                    Cell(trunk=trunk.name, seed=(turn + place) % suite.seeds, method=method),
+                    scenario,
+                    Cell(scenario=scenario.name, seed=(turn + place) % suite.seeds, method=method),
                 )
 
 
@@ -187,7 +187,7 @@ def expected_seconds(folder: Path, suite: Suite, workers: int) -> float:
     """About how long the cells will take that are not in the folder yet."""
     estimate = Estimate(workers=max(1, workers))
     estimate.expect(
-        {cell: trunk.seconds for trunk, cell in cells(suite) if read(folder, cell) is None}
+        {cell: scenario.seconds for scenario, cell in cells(suite) if read(folder, cell) is None}
     )
     return estimate.seconds_left()
 
@@ -199,17 +199,17 @@ def begin(folder: Path, suite: Suite) -> None:
         UserError: see `check_folder`, or it can't be written.
     """
     write_json(
-        folder / "suite.json", {"schema": 1, "version": VERSION, **check_folder(folder, suite)}
+        folder / "suite.json", {"schema": 2, "version": VERSION, **check_folder(folder, suite)}
     )
 
 
 def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
-    """What is to be noted in the folder: what is asked, and the trunks that are there.
+    """What is to be noted in the folder: what is asked, and the scenarios that are there.
 
     Nothing is written.
 
     Raises:
-        UserError: it holds something else, or a comparison of other trunks, or of other text, under
+        UserError: it holds something else, or a comparison of other scenarios, or of other text, under
             the same names.
     """
     path = folder / "suite.json"
@@ -219,32 +219,34 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
             known = {
-                trunk["name"]: {**trunk, "corpus": with_whole_paths(trunk["corpus"])}
-                for trunk in there["trunks"]
+                scenario["name"]: {**scenario, "corpus": with_whole_paths(scenario["corpus"])}
+                for scenario in noted_scenarios(there)
             }
             name = there["name"]
             trained_on = dict(there.get("corpora", {}))
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path} is no suite of ours; give another --out") from None
-        differing = next((t["name"] for t in asked["trunks"] if known.get(t["name"], t) != t), None)
+        differing = next(
+            (t["name"] for t in asked["scenarios"] if known.get(t["name"], t) != t), None
+        )
         if name != suite.name or differing is not None:
             what = (
-                f"its trunk {differing!r} is another"
+                f"its scenario {differing!r} is another"
                 if name == suite.name
                 else f"expected {suite.name!r}, found {name!r}"
             )
             raise UserError(
                 f"{folder} holds the cells of another suite ({what}); give another --out"
             )
-        for trunk, digest in digests.items():
-            if trained_on.get(trunk, digest) != digest:
+        for scenario, digest in digests.items():
+            if trained_on.get(scenario, digest) != digest:
                 raise UserError(
-                    f"{folder} holds cells that were trained on other text: the digest of the corpus of trunk {trunk!r} was "
-                    f"{trained_on[trunk]}, is {digest}; put the text back, or give another --out"
+                    f"{folder} holds cells that were trained on other text: the digest of the corpus of scenario {scenario!r} was "
+                    f"{trained_on[scenario]}, is {digest}; put the text back, or give another --out"
                 )
         digests = {**trained_on, **digests}
-        asked["trunks"] = list(
-            {**known, **{trunk["name"]: trunk for trunk in asked["trunks"]}}.values()
+        asked["scenarios"] = list(
+            {**known, **{scenario["name"]: scenario for scenario in asked["scenarios"]}}.values()
         )
     elif folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no comparison; give another --out")
@@ -252,8 +254,8 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
 
 
 def _digests(suite: Suite) -> dict[str, str]:
-    """The digests of the texts that lie in files of the user's, by trunk."""
-    configs = {trunk.name: trunk.config(0).corpus for trunk in suite.trunks}
+    """The digests of the texts that lie in files of the user's, by scenario."""
+    configs = {scenario.name: scenario.config(0).corpus for scenario in suite.scenarios}
     return {
         name: data.identity(data.load(config))
         for name, config in configs.items()
@@ -263,7 +265,7 @@ def _digests(suite: Suite) -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class Estimate:
-    """How long it will take: what is known of a trunk, times what its methods have taken of that so far.
+    """How long it will take: what is known of a scenario, times what its methods have taken of that so far.
 
     Args:
         workers: processes.

@@ -8,25 +8,25 @@ from typing import Any
 from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED
 from trainenv.report.comparison.comparison_record import Comparison
 from trainenv.report.comparison.forest_plot import forest, told
-from trainenv.report.comparison.trunks_table import trunks_table
+from trainenv.report.comparison.scenarios_table import scenarios_table
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.intervals import key
 from trainenv.report.drawing.page import head, page, section, tiles
 from trainenv.report.drawing.svg import element, escaped
 
 METHODS = (
-    "Final validation loss against doing nothing on the same trunk and seed; left of 0 is better. A run that diverged counts as "
+    "Final validation loss against doing nothing on the same scenario and seed; left of 0 is better. A run that diverged counts as "
     "a uniform guess; one that failed is left out. Events are of instability. Regret is against the best static setting of the "
-    "trunk, chosen in hindsight."
+    "scenario, chosen in hindsight."
 )
-TRUNKS = "Mean change of the final loss against doing nothing on each trunk; tinted where its interval is clear of 0."
-DECISIONS = "Of the methods that look into the future, over all trunks."
+SCENARIOS = "Mean change of the final loss against doing nothing on each scenario; tinted where its interval is clear of 0."
+DECISIONS = "Of the methods that look into the future, over all scenarios."
 KEY = [
     ("interval", "95 % bootstrap interval of the mean"),
     ("measured good", "clearly better"),
     ("measured bad", "clearly worse"),
     ("measured", "not told apart"),
-    ("pair", "each trunk and seed"),
+    ("pair", "each scenario and seed"),
 ]
 BAD = 500  # rows of what went wrong
 
@@ -49,13 +49,13 @@ def comparison_page(comparison: Comparison) -> str:
                 ),
             )
         )
-    parts = [element("h3", "All trunks") + forest(comparison, "all", comparison.trunks)]
-    for group, trunks in comparison.groups.items():
-        title = f"{group.capitalize()} trunks: {', '.join(trunks)}"
-        parts.append(element("h3", escaped(title)) + forest(comparison, group, trunks))
+    parts = [element("h3", "All scenarios") + forest(comparison, "all", comparison.scenarios)]
+    for group, scenarios in comparison.groups.items():
+        title = f"{group.capitalize()} scenarios: {', '.join(scenarios)}"
+        parts.append(element("h3", escaped(title)) + forest(comparison, group, scenarios))
     body.append(section("Methods", key(KEY), *parts, about=METHODS))
-    if len(comparison.trunks) > 1:
-        body.append(section("By trunk", trunks_table(comparison), about=TRUNKS))
+    if len(comparison.scenarios) > 1:
+        body.append(section("By scenario", scenarios_table(comparison), about=SCENARIOS))
     if decisions := [row for row in comparison.found["decisions"] if row["group"] == "all"]:
         body.append(section("Decisions", _decisions(decisions), about=DECISIONS))
     if failures := _failures(comparison):
@@ -76,7 +76,7 @@ def verdict(comparison: Comparison) -> str:
         return "No method can be set against doing nothing yet."
     best = min(known, key=lambda name: float(known[name]["value"]))
     said = f"Of {formatting.counted(len(known), 'method')}, {best} ends best: {told(known[best])} against doing nothing, "
-    said += f"over {formatting.counted(known[best]['pairs'], 'pair')} of trunk and seed."
+    said += f"over {formatting.counted(known[best]['pairs'], 'pair')} of scenario and seed."
     if SUBJECT in known and best != SUBJECT:
         said += f" {SUBJECT.capitalize()} stands at {told(known[SUBJECT])}."
     missed = sum(goal["met"] is False for goal in comparison.found["goals"])
@@ -92,7 +92,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     seeds = len({seed for seeds in comparison.table.rows.values() for seed in seeds})
     numbers = [
         ("Methods", str(len(comparison.methods)), "at equal compute"),
-        ("Trunks", str(len(comparison.trunks)), formatting.counted(seeds, "seed")),
+        ("Scenarios", str(len(comparison.scenarios)), formatting.counted(seeds, "seed")),
         (
             "Runs",
             formatting.whole(cells["there"]),
@@ -186,11 +186,11 @@ def _failures(comparison: Comparison) -> str:
     """Cells that failed or diverged, one by one."""
     bad = [row for row in comparison.found["rows"] if row["ended"] in ("failed", "diverged")]
     texts = [
-        (row["method"], row["trunk"], row["seed"], row["ended"], row["error"] or "")
+        (row["method"], row["scenario"], row["seed"], row["ended"], row["error"] or "")
         for row in bad[:BAD]
     ]
     rows = [element("tr", *(element("td", escaped(text)) for text in row)) for row in texts]
-    top = "<thead><tr><th>Method</th><th>Trunk</th><th>Seed</th><th>Ended</th><th>Error</th></tr></thead>"
+    top = "<thead><tr><th>Method</th><th>Scenario</th><th>Seed</th><th>Ended</th><th>Error</th></tr></thead>"
     return (
         element("div", element("table", top, element("tbody", *rows)), class_="box tall")
         if rows

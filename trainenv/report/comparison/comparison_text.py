@@ -22,7 +22,7 @@ MARKS = {False: ("missed", "bold yellow"), None: ("open  ", "dim")}
 def comparison_text(comparison: Comparison) -> Group:
     """To be printed on a rich console."""
     title = (
-        f"Final loss against doing nothing, {formatting.counted(len(comparison.trunks), 'trunk')}"
+        f"Final loss against doing nothing, {formatting.counted(len(comparison.scenarios), 'scenario')}"
     )
     table = Table(
         title=title,

@@ -1,4 +1,4 @@
-"""Methods as a forest plot in a table: their difference to doing nothing on a group of trunks, and the other metrics."""
+"""Methods as a forest plot in a table: their difference to doing nothing on a group of scenarios, and the other metrics."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ TITLES = (
 )
 
 
-def forest(comparison: Comparison, group: str, trunks: Sequence[str]) -> str:
+def forest(comparison: Comparison, group: str, scenarios: Sequence[str]) -> str:
     """A row a method, the best first; what was known in hindsight only comes last."""
     found = best_first(comparison.rows(group))
-    rows = [(row, _interval(row, pairs(comparison, trunks, row["method"]))) for row in found]
+    rows = [(row, _interval(row, pairs(comparison, scenarios, row["method"]))) for row in found]
     scale = scale_of(interval for _, interval in rows)
     top = f"<th>Method</th><th class='plot'>{interval_head(scale)}</th>" + "".join(
         f"<th class='n'>{t}</th>" for t in TITLES
@@ -68,9 +68,9 @@ def best_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=_order)
 
 
-def pairs(comparison: Comparison, trunks: Sequence[str], method: str) -> tuple[float, ...]:
-    """Δ ln final loss of each trunk and seed to doing nothing."""
-    found = comparison.table.pairs(trunks, method, UNTOUCHED) if method != UNTOUCHED else []
+def pairs(comparison: Comparison, scenarios: Sequence[str], method: str) -> tuple[float, ...]:
+    """Δ ln final loss of each scenario and seed to doing nothing."""
+    found = comparison.table.pairs(scenarios, method, UNTOUCHED) if method != UNTOUCHED else []
     return tuple(mine["log_final_loss"] - theirs["log_final_loss"] for mine, theirs in found)
 
 

@@ -1,4 +1,4 @@
-"""Trunks: the runs that every method has to train, each a pure function of its name and a seed."""
+"""Scenarios: the runs that every method has to train, each a pure function of its name and a seed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SUITED = 0.192
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trunk:
+class Scenario:
     """A run that something is wrong with, or nothing.
 
     Attributes:
         name: of it, and of its folder.
         group: `calm` where nothing is wrong, else `stressed`.
-        fault: what is wrong, in a word or two: trunks with the same are told together. Empty for a
+        fault: what is wrong, in a word or two: scenarios with the same are told together. Empty for a
             calm one.
         size: the configuration of its model, its batches and its budget, on top of the preset
             `tiny`.
@@ -56,28 +56,28 @@ class Trunk:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.÷×-]*", self.name):
             raise UserError(
-                f"a trunk's name must be letters, digits, '-', '_' and '.', found {self.name!r}; its folder has it"
+                f"a scenario's name must be letters, digits, '-', '_' and '.', found {self.name!r}; its folder has it"
             )
         if self.group not in GROUPS:
             raise UserError(
-                f"trunk {self.name}: group must be one of {', '.join(GROUPS)}, found {self.group!r}"
+                f"scenario {self.name}: group must be one of {', '.join(GROUPS)}, found {self.group!r}"
             )
         if (self.group == "calm") == bool(self.fault):
             expected = (
-                "no fault in a calm trunk"
+                "no fault in a calm scenario"
                 if self.fault
-                else "a fault, in a word or two, in a stressed trunk"
+                else "a fault, in a word or two, in a stressed scenario"
             )
-            raise UserError(f"trunk {self.name}: expected {expected}, found {self.fault!r}")
+            raise UserError(f"scenario {self.name}: expected {expected}, found {self.fault!r}")
         for name in ("size", "corpus", "stressors", "overrides"):
             if not isinstance(getattr(self, name), Mapping):
                 raise UserError(
-                    f"trunk {self.name}: {name} must be a mapping of keys to values, found {getattr(self, name)!r}"
+                    f"scenario {self.name}: {name} must be a mapping of keys to values, found {getattr(self, name)!r}"
                 )
         number = isinstance(self.lr_factor, int | float) and not isinstance(self.lr_factor, bool)
         if not (number and 0 < self.lr_factor < math.inf):
             raise UserError(
-                f"trunk {self.name}: lr_factor must be a number above 0, found {self.lr_factor!r}; 1 suits"
+                f"scenario {self.name}: lr_factor must be a number above 0, found {self.lr_factor!r}; 1 suits"
             )
         _ = self._config  # a mistake is told before anything is trained
 
@@ -99,7 +99,7 @@ class Trunk:
                 config, {"optimizer.lr": SUITED / config.model.width * self.lr_factor}
             )
         except UserError as error:
-            raise UserError(f"trunk {self.name}: {str(error).removeprefix('tiny: ')}") from None
+            raise UserError(f"scenario {self.name}: {str(error).removeprefix('tiny: ')}") from None
 
     @cached_property
     def seconds(self) -> float:
