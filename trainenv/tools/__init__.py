@@ -1,1 +1,33 @@
-"""Small tools that know nothing of training: files, checks, words."""
+"""Small tools that know nothing of training: files, paths, checks, error sentences.
+
+    write_json(folder / "summary.json", summary)     # whole or not at all
+    lr = number("lr", lr, above=0)                   # or one sentence for the user
+
+The random state of a run is in `trainenv.tools.rng`, which loads torch.
+"""
+
+from trainenv.tools.atomic_files import replacing, write_file, write_json
+from trainenv.tools.checks import choice, count, number
+from trainenv.tools.error_text import describe_error
+from trainenv.tools.json_lines import append_line, plain, read_lines
+from trainenv.tools.paths import absolute, expanded, typed
+from trainenv.tools.spelling import nearest
+from trainenv.tools.version import VERSION
+
+__all__ = [
+    "VERSION",
+    "absolute",
+    "append_line",
+    "choice",
+    "count",
+    "describe_error",
+    "expanded",
+    "nearest",
+    "number",
+    "plain",
+    "read_lines",
+    "replacing",
+    "typed",
+    "write_file",
+    "write_json",
+]

@@ -1,4 +1,4 @@
-"""Checks of hyperparameters, one sentence a mistake."""
+"""Checks of hyperparameters; each mistake is one sentence."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def number(
     below: float = math.inf,
     least: float = -math.inf,
 ) -> float:
-    """`value` as a finite float with above < value < below and value ≥ least.
+    """Return `value` as a finite float with above < value < below and value ≥ least.
 
     Raises:
-        UserError: it is none.
+        UserError: The value is no such number.
     """
     if (
         isinstance(value, int | float)
@@ -39,10 +39,12 @@ def number(
 
 
 def count(name: str, value: object, *, least: int) -> int:
-    """`value` as a whole number from `least` on; 25.0 counts as one, because a configuration file may hold it so.
+    """Return `value` as a whole number, at least `least`.
+
+    A float such as 25.0 counts as whole, because a configuration file may hold one.
 
     Raises:
-        UserError: it is none.
+        UserError: The value is no such number.
     """
     if (
         isinstance(value, int | float)
@@ -52,7 +54,8 @@ def count(name: str, value: object, *, least: int) -> int:
     ):
         return int(value)
     raise UserError(
-        f"{name} must be a whole number, at least {least}, found {value!r}; give one or leave it out"
+        f"{name} must be a whole number, at least {least}, found {value!r}; "
+        "give one or leave it out"
     )
 
 
@@ -60,7 +63,7 @@ def choice(name: str, value: object, valid: tuple[str, ...]) -> None:
     """Refuse a value that is not among the valid ones.
 
     Raises:
-        UserError: it is none of them; the nearest is named.
+        UserError: The value is not valid; the sentence names the nearest that is.
     """
     if value not in valid:
         raise UserError(
