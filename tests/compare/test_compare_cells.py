@@ -225,10 +225,10 @@ def test_another_suite_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         compare(tmp_path, replace(suite(), name="quick"), METHODS, measure)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     (tmp_path / "suite.json").write_text("{}")
-    with pytest.raises(UserError, match="is no suite of ours"):
+    with pytest.raises(UserError, match="expected the suite of a comparison in"):
         played(tmp_path, suite())
     (tmp_path / "suite.json").unlink()
-    with pytest.raises(UserError, match="is not empty and holds no comparison"):
+    with pytest.raises(UserError, match="expected an empty folder or a comparison, found other files"):
         played(tmp_path, suite())
 
 

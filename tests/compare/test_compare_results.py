@@ -200,10 +200,10 @@ def test_decisions_weigh_as_many_as_there_are(found: Found) -> None:
 
 
 def test_goals_are_checked_one_by_one(found: Found) -> None:
-    assert goal(found, "branching less pbt on stressed")["met"] is True
-    assert goal(found, "branching less zclip on stressed")["interval"][1] < 0
+    assert goal(found, "branching against pbt on stressed")["met"] is True
+    assert goal(found, "branching against zclip on stressed")["interval"][1] < 0
     assert goal(found, "on calm scenarios")["met"] is True
-    quarter = goal(found, "branching-quarter less pbt")
+    quarter = goal(found, "branching-quarter against pbt")
     assert (quarter["met"], quarter["measured"]) == (True, pytest.approx(-0.01))
     assert goal(found, "compute of branching-quarter")["measured"] == pytest.approx(0.25)
     assert goal(found, "compute of branching-quarter")["met"] is True
@@ -220,12 +220,12 @@ def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
     for at in rows:
         at["log_final_loss"] += (0.1 if at["seed"] else -0.25) if at["method"] == "branching" else 0.0
     found = results(of, rows)
-    stressed = goal(found, "branching less nothing on stressed")
+    stressed = goal(found, "branching against nothing on stressed")
     assert stressed["measured"] < 0 < stressed["interval"][1]
     assert stressed["met"] is False
     assert goal(found, "on calm scenarios")["met"] is False
-    assert goal(found, "branching-quarter less pbt") == {
-        **goal(found, "branching-quarter less pbt"),
+    assert goal(found, "branching-quarter against pbt") == {
+        **goal(found, "branching-quarter against pbt"),
         "measured": None,
         "interval": None,
         "met": None,

@@ -1,7 +1,9 @@
-"""Cells: a method that has trained a run, measured and kept as one JSON file.
+"""Cells of a comparison: one method on one run. Each is kept as one JSON file.
 
-cells/{scenario}/{seed}/{method}.json     what was measured runs/{scenario}/{seed}/{method}/          the
-run's folder, deleted once it is measured unless it is to be kept
+| path | holds |
+|---|---|
+| `cells/{scenario}/{seed}/{method}.json` | the row of the cell |
+| `runs/{scenario}/{seed}/{method}/` | the folder of the run; deleted after measuring by default |
 """
 
 from __future__ import annotations
@@ -36,29 +38,36 @@ MEASURED = (
     "drafting",
     "decisions",
 )
-"""What a `Measure` says of a run's folder: keys of a cell's row."""
+"""Keys of what a `Measure` returns."""
 
-OVERSPENT = (
-    0.01  # share of the budget that a method may exceed it by: the last block, the last evaluation
-)
+# Share of the budget that a method may overspend, for its last block and its last evaluation.
+OVERSPENT = 0.01
 Row = dict[str, Any]
-"""A cell as it is kept: `scenario`, `seed`, `method`, the keys of `MEASURED`, `error`, `budget` (FLOPs) and `seconds`."""
+"""Row of a cell: `scenario`, `seed`, `method`, the keys of `MEASURED`, `error`, `budget` (FLOPs)
+and `seconds`.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Where a method meets a run."""
+    """One method on one run.
+
+    Attributes:
+        scenario: Name of the scenario.
+        seed: Number of the run, from 0 on.
+        method: Name of the method.
+    """
 
     scenario: str
     seed: int
     method: str
 
     def file(self, folder: Path) -> Path:
-        """Of its row."""
+        """Return the path of the row, in the folder of a comparison."""
         return folder / "cells" / self.scenario / str(self.seed) / f"{self.method}.json"
 
     def run_folder(self, folder: Path) -> Path:
-        """Where its run records."""
+        """Return the folder that the run records in."""
         return folder / "runs" / self.scenario / str(self.seed) / self.method
 
     def __str__(self) -> str:
@@ -67,7 +76,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that a process needs to play a cell."""
+    """All that a process needs to play a cell.
+
+    Attributes:
+        cell: Names and number of the cell.
+        scenario: Scenario to train.
+        method: Method that trains it.
+        measure: Function that measures the folder of the run.
+        folder: Folder of the comparison.
+        keep: Flag: the folder of the run is kept.
+    """
 
     cell: Cell
     scenario: Scenario
@@ -78,13 +96,13 @@ class Task:
 
 
 def play(task: Task, stop: Stop = lambda: False) -> Row | None:
-    """Train and measure a cell, and keep its row; None where `stop` has ended it.
+    """Train and measure a cell, and write its row; return None if `stop` ended it.
 
-    Whatever the method raises is a failed cell.
+    Whatever the method raises makes a failed cell.
     """
     cell = task.cell
     here = task.cell.run_folder(task.folder)
-    shutil.rmtree(here, ignore_errors=True)  # what a process that was killed has left
+    shutil.rmtree(here, ignore_errors=True)  # left by a process that was killed
     here.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
@@ -93,7 +111,7 @@ def play(task: Task, stop: Stop = lambda: False) -> Row | None:
         if summary.get("ended") == "interrupted":
             return None
         row = _measured(cell, task.measure(here), allowance(config))
-    except Exception as error:  # whatever a method may raise: the other cells go on
+    except Exception as error:  # whatever a method may raise: the other cells are still played
         row = failed(cell, describe_error(error))
     finally:
         if not task.keep:
@@ -108,19 +126,19 @@ def measure_cell(folder: Path, /) -> dict[str, Any]:
     measured = measure(folder).to_json()
     row = {key: measured[key] for key in MEASURED}
     if row["decisions"] is not None:
-        # A list as long as the run, which a comparison does not read.
+        # Leave out the list by decisions, which a comparison does not read.
         row["decisions"] = {k: v for k, v in row["decisions"].items() if k != "over_time"}
     return row
 
 
 def failed(cell: Cell, error: str) -> Row:
-    """The row of a cell that could not be played."""
+    """Return the row of a cell that could not be played."""
     nothing = dict.fromkeys(MEASURED) | {"ended": "failed"}
     return {**_named(cell), **nothing, "error": error, "budget": None, "seconds": 0.0}
 
 
 def read(folder: Path, cell: Cell) -> Row | None:
-    """The row of a cell; None where it was not played."""
+    """Return the row of a cell; None if it was not played, or its file is torn or foreign."""
     try:
         row = json.loads(cell.file(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -128,13 +146,14 @@ def read(folder: Path, cell: Cell) -> Row | None:
     if not isinstance(row, dict):
         return None
     if "trunk" in row:  # the name of a scenario, in the version before
-        row = {("scenario" if key == "trunk" else key): value for key, value in row.items()}
+        row = {"scenario": row["trunk"], **row}
+        del row["trunk"]
     whole = row.keys() >= {*_named(cell), *MEASURED, "error"}
     return row if whole and _named(cell).items() <= row.items() else None
 
 
 def write(folder: Path, row: Row) -> Row:
-    """Keep a row, whole or not at all; returns it as it will be read."""
+    """Write a row, whole or not at all; return it as it will be read."""
     row = plain(row)
     path = Cell(scenario=row["scenario"], seed=row["seed"], method=row["method"]).file(folder)
     write_json(path, row)
@@ -142,22 +161,23 @@ def write(folder: Path, row: Row) -> Row:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all.
+    """Write a JSON file, whole or not at all, and the folder for it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_files.write_json(path, value)
     except OSError as error:
         raise UserError(
-            f"expected to be able to write {path}, found: {error.strerror}; what was measured so far is kept"
+            f"expected to be able to write {path}, found: {error.strerror}; make room, then run "
+            "the same command: what was measured so far is kept"
         ) from None
 
 
 def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
-    """The row of what was measured, checked: it has a final loss, and the budget was held."""
+    """Return the row of measured values; failed without a final loss, or over the budget."""
     if missing := [key for key in MEASURED if key not in measured]:
         return failed(
             cell, f"expected the measures {', '.join(MEASURED)}, found no {', '.join(missing)}"
@@ -176,8 +196,9 @@ def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
             "error": f"expected a final validation loss, found {loss!r}",
         }
     if total > budget * (1 + OVERSPENT):
-        over = f"spent {100 * (total / budget - 1):.1f} % more than its budget: {total:.4g} FLOPs of {budget:.4g}"
-        return row | {"ended": "failed", "error": f"not at equal compute: {over}"}
+        over = f"spent {100 * (total / budget - 1):.1f} % more than its budget"
+        error = f"not at equal compute: {over}: {total:.4g} FLOPs of {budget:.4g}"
+        return row | {"ended": "failed", "error": error}
     return row
 
 

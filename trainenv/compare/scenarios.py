@@ -1,4 +1,4 @@
-"""Scenarios: the runs that every method has to train, each a pure function of its name and a seed."""
+"""Scenarios: the runs that every method trains, each a pure function of its name and a seed."""
 
 from __future__ import annotations
 
@@ -17,31 +17,28 @@ from trainenv.types import UserError
 
 Group = Literal["calm", "stressed"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-# the learning rate that suits, times the width: the best of 1.5e-3 … 2.4e-2 halves as the width
-# doubles
+# Suitable learning rate × width: the best of 1.5e-3 … 2.4e-2 halves as the width doubles.
 SUITED = 0.192
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A run that something is wrong with, or nothing.
+    """A run to train, healthy or faulty.
 
     Attributes:
-        name: of it, and of its folder.
-        group: `calm` where nothing is wrong, else `stressed`.
-        fault: what is wrong, in a word or two: scenarios with the same are told together. Empty for a
-            calm one.
-        size: the configuration of its model, its batches and its budget, on top of the preset
-            `tiny`.
-        corpus: `CorpusConfig` of its text.
-        lr_factor: its learning rate over the one that suits its width, 0.192 ÷ width; no meaning
-            where `overrides` state one.
-        stressors: `StressorConfig` of what is planted.
-        overrides: anything else, nested as in a run's YAML.
+        name: Name of the scenario and of its folder.
+        group: `calm` if nothing is wrong, else `stressed`.
+        fault: Fault in a word or two; empty for a calm scenario. Results are given for each fault.
+        size: Configuration of model, batches and budget, on top of the preset `tiny`.
+        corpus: Configuration of the text, see `CorpusConfig`.
+        lr_factor: Learning rate over the suitable one, 0.192 ÷ width; unused if `overrides` state a
+            learning rate.
+        stressors: Configuration of the planted faults, see `StressorConfig`.
+        overrides: All other configuration, nested as in a run's YAML file.
 
     Raises:
-        UserError: no such group, a name that is none for a folder, or a fault where none should be,
-            or the other way round.
+        UserError: The name cannot name a folder, the group is unknown, a calm scenario has a fault
+            or a stressed one has none, or the configuration is wrong.
     """
 
     name: str
@@ -56,34 +53,44 @@ class Scenario:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.÷×-]*", self.name):
             raise UserError(
-                f"a scenario's name must be letters, digits, '-', '_' and '.', found {self.name!r}; its folder has it"
+                f"a scenario's name must be letters, digits, '-', '_' and '.', found "
+                f"{self.name!r}; choose one that can name a folder"
             )
         if self.group not in GROUPS:
             raise UserError(
-                f"scenario {self.name}: group must be one of {', '.join(GROUPS)}, found {self.group!r}"
+                f"scenario {self.name}: group must be one of {', '.join(GROUPS)}, "
+                f"found {self.group!r}"
             )
-        if (self.group == "calm") == bool(self.fault):
-            expected = (
-                "no fault in a calm scenario"
-                if self.fault
-                else "a fault, in a word or two, in a stressed scenario"
+        if self.group == "calm" and self.fault:
+            raise UserError(
+                f"scenario {self.name}: expected no fault in a calm scenario, found {self.fault!r}"
             )
-            raise UserError(f"scenario {self.name}: expected {expected}, found {self.fault!r}")
+        if self.group == "stressed" and not self.fault:
+            raise UserError(
+                f"scenario {self.name}: expected a fault, in a word or two, in a stressed "
+                f"scenario, found {self.fault!r}"
+            )
         for name in ("size", "corpus", "stressors", "overrides"):
-            if not isinstance(getattr(self, name), Mapping):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping):
                 raise UserError(
-                    f"scenario {self.name}: {name} must be a mapping of keys to values, found {getattr(self, name)!r}"
+                    f"scenario {self.name}: {name} must be a mapping of keys to values, "
+                    f"found {value!r}"
                 )
         number = isinstance(self.lr_factor, int | float) and not isinstance(self.lr_factor, bool)
         if not (number and 0 < self.lr_factor < math.inf):
             raise UserError(
-                f"scenario {self.name}: lr_factor must be a number above 0, found {self.lr_factor!r}; 1 suits"
+                f"scenario {self.name}: lr_factor must be a number above 0, "
+                f"found {self.lr_factor!r}; 1 suits"
             )
-        _ = self._config  # a mistake is told before anything is trained
+        _ = self._config  # so that a mistake is found before anything is trained
 
     def config(self, seed: int) -> RunConfig:
-        """Of its run number `seed`: the same for every method, so that all see the same weights at the start, data and faults."""
-        # below 2³¹: what every library takes
+        """Return the configuration of run number `seed`; it is the same for every method.
+
+        So all methods see the same initial weights, data and faults.
+        """
+        # Below 2³¹, as every library accepts it.
         derived = xxhash.xxh3_64_intdigest(f"{self.name}/{seed}".encode()) >> 33
         return self._config.model_copy(update={"seed": derived})
 
@@ -103,8 +110,10 @@ class Scenario:
 
     @cached_property
     def seconds(self) -> float:
-        """About how long a core takes to train it: 2.6 ms + 1.7 ms a layer + 22 ms a GFLOP for each step, as measured
-        for widths 32 to 64 with checkpoints every 25 steps.
+        """Expected seconds that one core takes to train it.
+
+        Each step takes 2.6 ms + 1.7 ms a layer + 22 ms a GFLOP, as measured for widths 32 to 64
+        with checkpoints every 25 steps.
         """
         model = self._config.model
         corpus = self._config.corpus
@@ -114,5 +123,5 @@ class Scenario:
         return self._config.steps * (0.0026 + 0.0017 * model.layers + 0.022 * gigaflops)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all fields as JSON values."""
         return asdict(self)

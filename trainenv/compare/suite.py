@@ -1,15 +1,15 @@
-"""A suite: which scenarios, which methods, how many seeds; from a YAML file.
+"""A suite: scenarios, methods and the number of seeds, read from a YAML file.
 
 seeds: 3
 methods: [nothing, zclip, pbt, branching]
-hindsight: [static-0.1, static-0.3, static-3]   # the best of these, and of the static ones above,
-is the reference of regret
-overrides: {validation: {sequences: 32}}        # of every scenario
+# Regret is against the best of these and of the static methods above.
+hindsight: [static-0.1, static-0.3, static-3]
+overrides: {validation: {sequences: 32}}        # for every scenario
 sizes: {small: {model: {width: 32, layers: 1}, steps: 700}}
 corpora: {bytes: {name: stdlib}}
 scenarios:
-calm: {group: calm, size: small, corpus: bytes}
-too-high: {group: stressed, fault: LR × 10, size: small, corpus: bytes, lr_factor: 10}
+  calm: {group: calm, size: small, corpus: bytes}
+  too-high: {group: stressed, fault: LR × 10, size: small, corpus: bytes, lr_factor: 10}
 """
 
 from __future__ import annotations
@@ -29,27 +29,25 @@ from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
 _KEYS = ("seeds", "methods", "hindsight", "overrides", "sizes", "corpora", "scenarios")
-_OLD_KEY = "trunks"  # of `scenarios`, in the version before
-_NAMED = {
-    "size": "sizes",
-    "corpus": "corpora",
-}  # fields of a scenario that name an entry of the suite
+_OLD_KEY = "trunks"  # name of `scenarios` in the version before
+# Fields of a scenario that name an entry of the suite.
+_NAMED = {"size": "sizes", "corpus": "corpora"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What is compared.
+    """Scenarios and methods to compare.
 
     Attributes:
-        name: of it.
-        scenarios: different names.
-        methods: names of them, in the order of the tables.
-        hindsight: names of methods that are no competitors: what a static setting would have come
-            to, known afterwards.
-        seeds: runs a scenario, from 0 on.
+        name: Name of the suite.
+        scenarios: Scenarios, with different names.
+        methods: Names of the methods, in the order of the tables.
+        hindsight: Names of static methods that do not compete. The best of them, known only after
+            the runs, is the reference of regret.
+        seeds: Number of runs of each scenario and method, numbered from 0 on.
 
     Raises:
-        UserError: nothing to compare, or the same twice.
+        UserError: There is nothing to compare, or a name comes twice.
     """
 
     name: str
@@ -78,7 +76,7 @@ class Suite:
 
     @property
     def played(self) -> tuple[str, ...]:
-        """Every method that is to be played."""
+        """All methods to play."""
         return (*self.methods, *self.hindsight)
 
     def select(
@@ -88,10 +86,15 @@ class Suite:
         scenarios: Sequence[str] | None = None,
         seeds: int | None = None,
     ) -> Suite:
-        """A part of it, or other methods and seeds than it names; None leaves it as it is.
+        """Return a suite with some of the scenarios, other methods or another number of seeds.
+
+        Args:
+            methods: Names of the methods; None for those of this suite.
+            scenarios: Names of scenarios of this suite; None for all.
+            seeds: Number of runs; None for that of this suite.
 
         Raises:
-            UserError: no such scenario.
+            UserError: The suite has no such scenario.
         """
         chosen = self.scenarios
         if scenarios is not None:
@@ -109,7 +112,7 @@ class Suite:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all fields as JSON values."""
         return {
             "name": self.name,
             "seeds": self.seeds,
@@ -120,16 +123,16 @@ class Suite:
 
 
 def suites() -> list[str]:
-    """Names of those that come with the package."""
+    """Return the names of the suites in the package."""
     return sorted(path.stem for path in (configs_folder() / "compare").glob("*.yaml"))
 
 
 def load_suite(source: str | Path) -> Suite:
-    """The suite of a name or of a YAML file.
+    """Return the suite with a name, or in a YAML file.
 
     Raises:
-        UserError: no such suite, or something in it is wrong: the nearest valid name stands in the
-            sentence.
+        UserError: There is no such suite, or something in it is wrong; the sentence names the
+            nearest valid name.
     """
     path = expanded(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -137,20 +140,22 @@ def load_suite(source: str | Path) -> Suite:
         if str(source) not in suites():
             close = nearest(source, suites())
             raise UserError(
-                f"unknown suite {str(source)!r}{close}; suites: {', '.join(suites())}; or give a path ending in .yaml"
+                f"unknown suite {str(source)!r}{close}; suites: {', '.join(suites())}; or give a "
+                "path ending in .yaml"
             )
     elif not isfile(path):
         raise UserError(
-            f"expected a YAML file at {path}, found none; give one that exists, or a suite: {', '.join(suites())}"
+            f"expected a YAML file at {path}, found none; give one that exists, or a suite: "
+            f"{', '.join(suites())}"
         )
     return suite_of(read_yaml(path), path.stem)
 
 
 def suite_of(values: Mapping[str, Any], name: str) -> Suite:
-    """The suite that the mapping in a YAML file describes.
+    """Return the suite that the mapping in a YAML file describes.
 
     Raises:
-        UserError: something in it is wrong.
+        UserError: Something in it is wrong.
     """
     values = _with_new_key(values, name)
     check_known("key", values, _KEYS, name)
@@ -179,15 +184,21 @@ def noted_scenarios(noted: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_known(what: str, names: Iterable[str], valid: Iterable[str], where: str = "") -> None:
-    """Refuse names that are none of the valid ones.
+    """Refuse names that are not valid.
+
+    Args:
+        what: Kind of name, for the sentence.
+        names: Names to check.
+        valid: Valid names.
+        where: Place of the names, for the sentence; empty to leave it out.
 
     Raises:
-        UserError: names the nearest valid one.
+        UserError: A name is unknown; the sentence names the nearest valid one.
     """
     known = list(valid)
+    start = f"{where}: " if where else ""
     for name in names:
         if name not in known:
-            start = f"{where}: " if where else ""
             raise UserError(
                 f"{start}unknown {what} {name!r}{nearest(name, known)}; valid: {', '.join(known)}"
             )
@@ -215,7 +226,7 @@ def _scenario(
     given["overrides"] = merge(
         suite["overrides"], _mapping(given.get("overrides") or {}, f"scenario {name}: overrides")
     )
-    if isinstance(given["corpus"], Mapping):  # else the scenario says what is wrong
+    if isinstance(given["corpus"], Mapping):  # else `Scenario` reports the mistake
         given["corpus"] = with_whole_paths(given["corpus"])
     return Scenario(name=str(name), **given)
 
@@ -229,9 +240,14 @@ def _with_new_key(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             f"{name}: expected scenarios alone, found {_OLD_KEY} too, its old name; move all "
             "entries to scenarios"
         )
-    text = f"{name}: the key {_OLD_KEY} is now called scenarios; the old name will go in the next version"
+    text = (
+        f"{name}: the key {_OLD_KEY} is now called scenarios; the old name will go in the next "
+        "version"
+    )
     warnings.warn(text, FutureWarning, stacklevel=3)
-    return {("scenarios" if key == _OLD_KEY else key): value for key, value in values.items()}
+    renamed = dict(values)
+    renamed["scenarios"] = renamed.pop(_OLD_KEY)
+    return renamed
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

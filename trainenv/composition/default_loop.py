@@ -33,7 +33,7 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
     from trainenv.worldmodel.serialization import load_rehearsal, pretrained
 
     shipped = worldmodel.load_pretrained()
-    model: WorldModel | None = shipped
+    model: worldmodel.Model | worldmodel.OnlineModel = shipped
     if learn:
         online = Online(refresh=_REFRESH)
         model = worldmodel.OnlineModel(shipped, load_rehearsal(pretrained()), online)

@@ -9,7 +9,7 @@ The random state of a run is in `trainenv.tools.rng`, which loads torch.
 from trainenv.tools.atomic_files import replacing, write_file, write_json
 from trainenv.tools.checks import choice, count, number
 from trainenv.tools.error_text import describe_error
-from trainenv.tools.json_lines import append_line, plain, read_lines
+from trainenv.tools.json_lines import append_line, number_or_nan, plain, read_lines
 from trainenv.tools.paths import absolute, expanded, typed
 from trainenv.tools.spelling import nearest
 from trainenv.tools.version import VERSION
@@ -24,6 +24,7 @@ __all__ = [
     "expanded",
     "nearest",
     "number",
+    "number_or_nan",
     "plain",
     "read_lines",
     "replacing",

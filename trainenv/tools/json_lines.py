@@ -40,10 +40,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def plain(value: Any) -> Any:
     """Return a value that strict JSON can hold: non-finite numbers become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     return value
+
+
+def number_or_nan(value: Any) -> float:
+    """Return a number that was read from JSON; NaN for null."""
+    return math.nan if value is None else float(value)
