@@ -3,9 +3,10 @@
     python benchmarks/range_test.py --json
 
 Nothing but the trigger `warmup` is on, so all that differs is what it asks for, what real steps
-measured, and what it costs. Printed per warm-up and learning rate, over scenarios and seeds: what was
-accepted of what was asked for, and Δ ln final validation loss at equal compute. The rate that suits
-these runs is × 1: a test that works lowers those above it, raises those below, and leaves it alone.
+measured, and what it costs. Printed per warm-up and learning rate, over scenarios and seeds: what
+was accepted of what was asked for, and Δ ln final validation loss at equal compute. The rate that
+suits these runs is × 1: a test that works lowers those above it, raises those below, and leaves it
+alone.
 """
 
 from __future__ import annotations

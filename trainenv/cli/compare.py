@@ -1,4 +1,4 @@
-"""`trainenv compare`: methods × scenarios at equal compute."""
+"""`trainenv compare`: methods on test scenarios, each with the same FLOPs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainenv.types import UserError
 
 
 def compare_command(args: argparse.Namespace) -> Result:
-    """Play what of a suite is not there yet, and show what was found."""
+    """Play the missing cells of a suite, and show the results."""
     from trainenv.cli.comparison_screen import Screen, minutes
     from trainenv.compare import compare, load_suite
     from trainenv.compare.cells import measure_cell
@@ -31,8 +31,9 @@ def compare_command(args: argparse.Namespace) -> Result:
     with interruptible() as stop, Screen("compare", total, quiet=args.json) as screen:
         seconds = expected_seconds(folder, suite, args.workers)
         screen.say(
-            f"{len(suite.scenarios)} scenarios × {suite.seeds} seeds × {len(suite.played)} methods: {total} cells in {folder}, "
-            f"about {minutes(seconds)} with {args.workers or 1} process(es)"
+            f"{len(suite.scenarios)} scenarios × {suite.seeds} seeds × {len(suite.played)} "
+            f"methods: {total} cells in {folder}, about {minutes(seconds)} with "
+            f"{args.workers or 1} process(es)"
         )
         found = compare(
             folder,
@@ -51,19 +52,20 @@ def compare_command(args: argparse.Namespace) -> Result:
         **{key: found[key] for key in found if key != "rows"},
     }
     if not found["finished"]:
-        screen.say("interrupted; the same command goes on from there")
+        screen.say("interrupted; the same command continues from there")
         return result, INTERRUPTED
     screen.say(f"all of it: {folder / 'results.json'}")
     return result, 0
 
 
 def _names(what: str, listed: str | None) -> Sequence[str] | None:
-    """`a,b` as names; None where nothing was listed."""
+    """Return the names in `a,b`; None if the option was left out."""
     if listed is None:
         return None
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names:
         raise UserError(
-            f"a comparison needs {what}, found none in {listed!r}; name at least one, or leave the option out"
+            f"a comparison needs {what}, found none in {listed!r}; name at least one, or leave the "
+            "option out"
         )
     return names

@@ -65,10 +65,7 @@ def _ratios(row: Row) -> dict[str, Ratio]:
     steps = number_or_nan(row["instability"]["steps"])
     verify_flops = made.get("verify_flops", row["flops"].get("verify", 0.0))
     return {
-        "invoked": (
-            1000 * number_or_nan(made["invoked"]),
-            number_or_nan(row["instability"]["steps"]),
-        ),
+        "invoked": (1000 * number_or_nan(made["invoked"]), steps),
         "accepted": (number_or_nan(made["accepted"]), verified),
         "gap": _weighted(made["gap"], made.get("compared", verified)),
         "coverage": _weighted(made["coverage"], made.get("covered_of", verified)),

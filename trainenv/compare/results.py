@@ -162,9 +162,7 @@ def method_row(
         "instability": figure([_events(row) for row in rows], of, _per_100k),
         "recovery": figure([_recovery(row) for row in rows], of, _ratio),
         **{share: figure([number_or_nan(row[share]) for row in rows], of) for share in SHARES},
-        "spent": figure(
-            [number_or_nan(row["total_flops"]) / number_or_nan(row["budget"]) for row in rows], of
-        ),
+        "spent": figure([_spent(row) for row in rows], of),
     }
     final_loss = math.nan
     if rows:

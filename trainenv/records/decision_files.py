@@ -30,7 +30,7 @@ def read_decisions(
         except FileNotFoundError:
             note(f"branches/{path.name} has no {NAME}: a decision that was never finished")
         except (OSError, ValueError, RecursionError) as error:  # damaged by a crash
-            note(f"branches/{path.name}/{NAME} is passed over: {describe_error(error)}")
+            note(f"branches/{path.name}/{NAME} is skipped: {describe_error(error)}")
         else:
             found.append(decision)
     return sorted(found, key=lambda decision: int(decision["number"]))

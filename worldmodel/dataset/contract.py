@@ -1,10 +1,9 @@
-"""What a run must be able to do to be branched; `trainenv.TrainingRun` can.
+"""Protocol of the runs that are branched; `trainenv.TrainingRun` is one.
 
-This package never imports it.
+    def make_run(overrides):     # at the top of a module, so that other processes can import it
+        return TrainingRun.from_config("tiny", overrides)
 
-def make_run(overrides):                                   # at the top of a module, so that other
-processes find it
-    return TrainingRun.from_config("tiny", overrides)
+This package never imports `TrainingRun`.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Run(Protocol):
-    """A training run as a value. Every method means what it means for `TrainingRun`."""
+    """A training run as a value; each member is that of `TrainingRun`."""
 
     step: int
     lr_scale: float
     model: nn.Module
     optimizer: Optimizer
-    ledger: Any  # `total`: FLOPs spent so far, for whatever purpose
+    ledger: Any  # `total`: FLOPs spent so far, for all purposes
 
     @property
     def config(self) -> Any: ...
@@ -51,7 +50,7 @@ class Run(Protocol):
 
 
 MakeRun = Callable[[Mapping[str, Any]], Run]
-"""Configuration by dotted key → a fresh run.
+"""Function from configuration overrides, by dotted key, to a fresh run.
 
-Called once a trunk, in a process that may be another one.
+It is called once for each trunk, perhaps in another process.
 """

@@ -125,7 +125,7 @@ def decisions_of(folder: Path, note: Callable[[str], None]) -> list[Decided] | N
         try:
             found.append(decided(record))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            note(f"decision {record['number']} is passed over: {describe_error(error)}")
+            note(f"decision {record['number']} is skipped: {describe_error(error)}")
     return found
 
 

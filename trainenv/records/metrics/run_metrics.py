@@ -170,7 +170,7 @@ def read_rows(folder: Path, note: Note) -> list[Row]:
         try:
             parts.append(read_part(path, _COLUMNS).to_pydict())
         except (OSError, pa.ArrowException, KeyError) as error:
-            note(f"telemetry/{path.name} is passed over: {type(error).__name__}")
+            note(f"telemetry/{path.name} is skipped: {type(error).__name__}")
     if not parts:
         note("there is no telemetry: no step was taken that could be counted")
     return [
@@ -222,7 +222,7 @@ def _validations(folder: Path, note: Note) -> list[dict[str, Any]]:
             record for record in read_lines(folder / "validation.jsonl") if isinstance(record, dict)
         ]
     except (OSError, ValueError, RecursionError) as error:
-        note(f"validation.jsonl is passed over: {type(error).__name__}")
+        note(f"validation.jsonl is skipped: {type(error).__name__}")
         return []
 
 
@@ -234,10 +234,10 @@ def _object(path: Path, parse: Callable[[str], Any], note: Note) -> Mapping[str,
         note(f"there is no {path.name}")
         return {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        note(f"{path.name} is passed over: {type(error).__name__}")
+        note(f"{path.name} is skipped: {type(error).__name__}")
         return {}
     if not isinstance(value, Mapping):
-        note(f"{path.name} is passed over: expected an object, found {type(value).__name__}")
+        note(f"{path.name} is skipped: expected an object, found {type(value).__name__}")
         return {}
     return value
 

@@ -190,7 +190,8 @@ def _failures(comparison: Comparison) -> str:
         for row in bad[:BAD]
     ]
     rows = [element("tr", *(element("td", escaped(text)) for text in row)) for row in texts]
-    top = "<thead><tr><th>Method</th><th>Scenario</th><th>Seed</th><th>Ended</th><th>Error</th></tr></thead>"
+    titles = ("Method", "Scenario", "Seed", "Ended", "Error")
+    top = element("thead", element("tr", *(element("th", title) for title in titles)))
     return (
         element("div", element("table", top, element("tbody", *rows)), class_="box tall")
         if rows

@@ -21,9 +21,8 @@ MARKS = {False: ("missed", "bold yellow"), None: ("open  ", "dim")}
 
 def comparison_text(comparison: Comparison) -> Group:
     """To be printed on a rich console."""
-    title = (
-        f"Final loss against doing nothing, {formatting.counted(len(comparison.scenarios), 'scenario')}"
-    )
+    scenarios = formatting.counted(len(comparison.scenarios), "scenario")
+    title = f"Final loss against doing nothing, {scenarios}"
     table = Table(
         title=title,
         title_justify="left",

@@ -1,4 +1,4 @@
-"""Methods against scenarios: the mean change of the final loss, tinted by whether it is clear of 0."""
+"""Methods × scenarios: mean change of the final loss, tinted where its interval is clear of 0."""
 
 from __future__ import annotations
 
