@@ -456,7 +456,7 @@ def test_torn_decisions_are_noted_and_passed_over(folder: RunFolder, torn: str) 
     assert (found.decisions.invoked, found.decisions.coverage) == (1, 1.0)
     unfinished, broken = found.notes
     assert unfinished == "branches/77 has no decision.json: a decision that was never finished"
-    assert broken.startswith(("branches/800/decision.json is skipped: ", "decision 2 is passed over: "))
+    assert broken.startswith(("branches/800/decision.json is skipped: ", "decision 2 is skipped: "))
 
 
 def test_a_run_without_decisions_has_none_and_one_whose_trigger_never_fired_has_zero(folder: RunFolder) -> None:

@@ -6,13 +6,19 @@
 The random state of a run is in `trainenv.tools.rng`, which loads torch.
 """
 
-from trainenv.tools.atomic_files import replacing, write_file, write_json
-from trainenv.tools.checks import choice, count, number
-from trainenv.tools.error_text import describe_error
-from trainenv.tools.json_lines import append_line, number_or_nan, plain, read_lines
-from trainenv.tools.paths import absolute, expanded, typed
-from trainenv.tools.spelling import nearest
-from trainenv.tools.version import VERSION
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainenv.tools.atomic_files import replacing, write_file, write_json
+    from trainenv.tools.checks import choice, count, number
+    from trainenv.tools.error_text import describe_error
+    from trainenv.tools.json_lines import append_line, number_or_nan, plain, read_lines
+    from trainenv.tools.paths import absolute, expanded, typed
+    from trainenv.tools.spelling import nearest
+    from trainenv.tools.version import VERSION
 
 __all__ = [
     "VERSION",
@@ -32,3 +38,28 @@ __all__ = [
     "write_file",
     "write_json",
 ]
+
+_LAZY = {
+    "VERSION": "version",
+    "absolute": "paths",
+    "append_line": "json_lines",
+    "choice": "checks",
+    "count": "checks",
+    "describe_error": "error_text",
+    "expanded": "paths",
+    "nearest": "spelling",
+    "number": "checks",
+    "number_or_nan": "json_lines",
+    "plain": "json_lines",
+    "read_lines": "json_lines",
+    "replacing": "atomic_files",
+    "typed": "paths",
+    "write_file": "atomic_files",
+    "write_json": "atomic_files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"trainenv.tools.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'trainenv.tools' has no attribute {name!r}")
