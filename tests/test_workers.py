@@ -204,9 +204,9 @@ def test_what_a_worker_raises_is_told_of_that_branch_alone(run: TrainingRun) -> 
     measured(run, 2, [NOTHING, LOWER], 1, "horizon")
     worker = present(run)[0]
     worker.send("advance", {0: -1})
-    assert worker.receive()[0].error == "UserError: steps must be 0 or more, found -1"
+    assert worker.receive()[0].error == "steps must be 0 or more, found -1"
     worker.send("advance", {0: "three"})
-    assert worker.receive()[0].error.startswith("UserError: steps must be a whole number")
+    assert worker.receive()[0].error.startswith("steps must be a whole number")
     worker.send("advance", {0: 3})
     assert [t.step for t in worker.receive()[0].value] == [12, 13, 14]
     assert worker.alive

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import cache
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainenv.tools.atomic_files import write_file
 from trainenv.types import UserError
 from trainenv.worldmodel.calibration import Calibrations
 from trainenv.worldmodel.examples import Examples
@@ -77,8 +77,8 @@ def save(model: Model, folder: str | Path, rehearsal: Examples | None = None) ->
     }
     card = json.loads(_text(_rounded(card)))  # as it will be read: keys are strings
     card["digest"] = _digest(content, card)
-    _write(folder / WEIGHTS, content)
-    _write(folder / CARD, _text(card))
+    write_file(folder / WEIGHTS, content, fsync=True)
+    write_file(folder / CARD, _text(card), fsync=True)
     return folder
 
 
@@ -246,15 +246,6 @@ def _digest(content: bytes, card: Mapping[str, Any]) -> str:
 
 def _text(card: Any) -> bytes:
     return (json.dumps(card, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _rounded(value: Any) -> Any:

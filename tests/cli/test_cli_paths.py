@@ -86,7 +86,7 @@ def test_a_path_that_is_too_long_costs_a_sentence(command: list[str], tmp_path: 
         (["report", "a\0b"], "zero byte"),
         (["run", "tiny", *sets(), "--out=--"], "./--"),
         (["compare", "quick", "--methods", ""], "found none in"),
-        (["compare", "quick", "--trunks", " , "], "found none in"),
+        (["compare", "quick", "--scenarios", " , "], "found none in"),
     ],
 )
 def test_what_is_no_name_costs_a_sentence(

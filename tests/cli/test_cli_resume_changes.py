@@ -254,7 +254,7 @@ def test_a_steered_run_whose_folder_does_not_say_by_what(
 ) -> None:
     interrupted(monkeypatch, capsys, "--by-hand")
     RECORD.unlink()
-    assert_one_sentence(RESUME, ("is steered", "found nobody", "--branching", "--by-hand"), tmp_path, capsys)
+    assert_one_sentence(RESUME, ("is steered", "found no callback", "--branching", "--by-hand"), tmp_path, capsys)
     assert_one_sentence(
         [*RESUME, "--branching"], ("another callback", "trainenv.agents.Branching", "--accept-changes"), tmp_path, capsys
     )

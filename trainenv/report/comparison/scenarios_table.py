@@ -11,12 +11,12 @@ from trainenv.report.drawing.svg import element, escaped
 TINTS = {-1: "n good-cell", 0: "n", 1: "n bad-cell"}
 
 
-def trunks_table(comparison: Comparison) -> str:
+def scenarios_table(comparison: Comparison) -> str:
     """Make a table with one row a method and one column a scenario."""
-    faults = {trunk.name: trunk.fault for trunk in comparison.suite.trunks}
+    faults = {scenario.name: scenario.fault for scenario in comparison.suite.scenarios}
     top = [
         element("th", escaped(t), f"<small>{escaped(faults[t] or 'calm')}</small>", class_="n")
-        for t in comparison.trunks
+        for t in comparison.scenarios
     ]
     rows = [_row(comparison, name) for name in comparison.methods if name != UNTOUCHED]
     table = element(
@@ -30,8 +30,8 @@ def trunks_table(comparison: Comparison) -> str:
 
 def _row(comparison: Comparison, name: str) -> str:
     cells = []
-    for trunk in comparison.trunks:
-        figure = comparison.table.difference([trunk], name, UNTOUCHED).to_json()
+    for scenario in comparison.scenarios:
+        figure = comparison.table.difference([scenario], name, UNTOUCHED).to_json()
         inside = formatting.interval(figure["low"], figure["high"])
         about = f"{inside}, {formatting.counted(figure['pairs'], 'pair')}"
         change = formatting.change(figure["value"])
