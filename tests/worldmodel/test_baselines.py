@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_examples import LR, RESET, SENSITIVE, examples, squash, world
 
-from trainenv.types import UserError
+from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel.baselines import BASELINES, NAMES, Baseline, Fitted, Trees, make
 from trainenv.worldmodel.baselines.folds import folds
 from trainenv.worldmodel.baselines.groups import groups
@@ -21,7 +21,7 @@ from trainenv.worldmodel.baselines.risk import Rates, hazards, shares
 from trainenv.worldmodel.baselines.scale import outcomes, unsquash
 from trainenv.worldmodel.evaluation import evaluate
 from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
-from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.worldmodel.features import ACTION, STATE
 
 QUICK = {"iterations": 25, "learning_rate": 0.2, "patience": 5}
 TRAIN, TEST = 24, 6

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainenv.types import UserError
+from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel import curves
 from trainenv.worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
 from trainenv.worldmodel.baselines.risk import Rates, Risk
 from trainenv.worldmodel.examples import LEVELS, Examples, Floats
-from trainenv.worldmodel.features import DECISIONS, STATE
+from trainenv.worldmodel.features import STATE
 
 NAMES = ("pow3", "exponential", "ensemble")
 _SPANS = (1, 4, 16)  # decisions over which slopes are known

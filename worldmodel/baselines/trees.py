@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import UserError
+from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel.baselines import inputs
 from trainenv.worldmodel.baselines.folds import folds
 from trainenv.worldmodel.baselines.points import predictions
 from trainenv.worldmodel.baselines.risk import Risk, recovery_times
 from trainenv.worldmodel.baselines.scale import acts, outcomes, unsquash
 from trainenv.worldmodel.examples import LEVELS, Examples, Flags, Floats, Predictions
-from trainenv.worldmodel.features import DECISIONS
 
 MEDIAN = LEVELS.index(0.5)
 _UNMEASURED = -1e6
