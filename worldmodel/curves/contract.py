@@ -84,8 +84,8 @@ def check_number(name: str, value: object, *, least: float, below: float = math.
     Raises:
         UserError: the value is no such number.
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and least <= float(value) < below):
+    in_range = isinstance(value, Real) and least <= float(value) < below
+    if isinstance(value, bool) or not in_range:
         limit = f"at least {least:g}"
         if below < math.inf:
             limit += f" and below {below:g}"
