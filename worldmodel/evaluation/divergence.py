@@ -17,7 +17,7 @@ from trainenv.worldmodel.examples import Examples, Predictions
 
 
 def risky(examples: Examples) -> NDArray[np.bool_]:
-    """Return a mask [n] of the branches to evaluate: the candidates and the controls."""
+    """Return a mask [n] of the branches to evaluate: candidates, and controls (doing nothing)."""
     control: NDArray[np.bool_] = examples.kind == "control"
     return examples.candidate | control
 

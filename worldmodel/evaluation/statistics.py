@@ -109,9 +109,9 @@ class AveragePrecision:
 
 
 def mean(values: ArrayLike, trunk: ArrayLike, count: int) -> Ratio:
-    """Return the mean of `values` [u] of the trunks `trunk` [u]; NaN is left out.
+    """Return the mean of `values` [u], which belong to the trunks `trunk` [u] out of `count`.
 
-    `count` is the number of trunks T. Each value has the same weight within its trunk.
+    NaN is left out; all other values have the same weight.
     """
     return share(values, np.ones(np.shape(values)), trunk, count)
 
