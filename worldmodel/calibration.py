@@ -77,7 +77,7 @@ class Calibrations:
         rows = np.flatnonzero(examples.candidate)
         some = examples.where(rows)
         forecast = raw.where(rows)
-        strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
+        strata = branch_strata(some)
         intervals = {}
         picked = {}
         for target in TARGETS:
@@ -211,6 +211,12 @@ def _decisions(
         for rows in groups
         if len(rows)
     ]
+
+
+def branch_strata(examples: Examples) -> NDArray[np.str_]:
+    """Return the stratum of each branch, [n]."""
+    ln_lr = examples.actions[..., 0].sum(axis=1)
+    return strata_of(examples.states[examples.snapshot], ln_lr)
 
 
 def strata_of(states: Floats, ln_lr: Floats) -> NDArray[np.str_]:

@@ -150,7 +150,10 @@ def _checked_columns(telemetry: Sequence[Telemetry]) -> Columns:
             f"a history needs the telemetry of at least {LEAST_STEPS} steps, "
             f"found {len(telemetry)}; train more steps first"
         )
-    columns = columns_of(telemetry)
+    rows = np.array([_ROW(t) for t in telemetry], dtype=np.float64)
+    columns = {name: np.ascontiguousarray(column) for name, column in zip(COLUMNS, rows.T)}
+    codes = [_CLIP_CODES.get(t.clip, -1) for t in telemetry]
+    columns["clip"] = np.array(codes, dtype=np.float64)
     if not np.array_equal(np.diff(columns["step"]), np.ones(len(telemetry) - 1)):
         raise UserError(
             "a history needs the telemetry of consecutive steps, found gaps; "
@@ -162,15 +165,6 @@ def _checked_columns(telemetry: Sequence[Telemetry]) -> Columns:
             f"found {columns['loss'][-1]} and {columns['grad_norm'][-1]} "
             f"at step {columns['step'][-1]:.0f}; rewind to before that"
         )
-    return columns
-
-
-def columns_of(telemetry: Sequence[Telemetry]) -> Columns:
-    """Return telemetry by column."""
-    rows = np.array([_ROW(t) for t in telemetry], dtype=np.float64).reshape(-1, len(COLUMNS))
-    columns = {name: np.ascontiguousarray(column) for name, column in zip(COLUMNS, rows.T)}
-    codes = [_CLIP_CODES.get(t.clip, -1) for t in telemetry]
-    columns["clip"] = np.array(codes, dtype=np.float64)
     return columns
 
 

@@ -31,7 +31,7 @@ from trainenv.types import (
     UserError,
 )
 from trainenv.worldmodel import features
-from trainenv.worldmodel.calibration import Calibrations, nats, strata_of
+from trainenv.worldmodel.calibration import Calibrations, branch_strata, nats, strata_of
 from trainenv.worldmodel.curves import CurveForecaster, MultiPower
 from trainenv.worldmodel.examples import LEVELS, Examples, Predictions
 from trainenv.worldmodel.features import ACTION, STATE, Floats
@@ -122,8 +122,7 @@ class Model:
         raw = self.raw(examples)
         if self.calibrations is None:
             return raw
-        strata = strata_of(examples.states[examples.snapshot], examples.actions[..., 0].sum(axis=1))
-        return self.calibrations.apply(raw, strata, picks=picks)
+        return self.calibrations.apply(raw, branch_strata(examples), picks=picks)
 
     def raw(self, examples: Examples) -> Predictions:
         """Return the forecasts of the networks, without calibration."""

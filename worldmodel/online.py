@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from trainenv.types import DECISIONS, LOOKS, Rollout, UserError
 from trainenv.worldmodel import features
-from trainenv.worldmodel.calibration import ALPHA, Calibrations, strata_of, units
+from trainenv.worldmodel.calibration import ALPHA, Calibrations, branch_strata, units
 from trainenv.worldmodel.conformal import AdaptiveLevel, Calibration
 from trainenv.worldmodel.examples import TARGETS, Examples
 from trainenv.worldmodel.features import STATE
@@ -163,7 +163,7 @@ class OnlineModel:
         if not len(some):
             return calibrations
         raw = self.model.raw(some)
-        strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
+        strata = branch_strata(some)
         calibrated = calibrations.apply(raw, strata)
         intervals = dict(calibrations.intervals)
         alpha = dict(calibrations.alpha)

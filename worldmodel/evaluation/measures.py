@@ -84,9 +84,11 @@ class _Target:
     matters: NDArray[np.bool_]
 
     def mean(self, values: Floats, rows: NDArray[np.bool_]) -> Statistic:
+        """Return the mean of `values` [n] over the branches of a mask."""
         return mean(values[rows], self.examples.trunk[rows], len(self.examples.trunks))
 
     def errors(self) -> Measures:
+        """Return the errors of candidates, of all and of those that matter."""
         found: Measures = {}
         tried = self.examples.candidate
         for name, score in (("mae", absolute_error), ("crps", crps)):
@@ -100,6 +102,7 @@ class _Target:
         return found | {("mattering", "share"): self.mean(mattering, tried)}
 
     def ranking(self, found: list[Choice]) -> Measures:
+        """Return the scores of the order of options at each choice."""
         median = self.quantiles[:, MEDIAN]
         trunks = len(self.examples.trunks)
         known = [choice for choice in found if not np.isnan(choice.values(self.outcome)).any()]
@@ -123,6 +126,7 @@ class _Target:
         }
 
     def intervals(self, picked: Floats) -> Measures:
+        """Return coverage and width of the intervals; for `picked` see `_picked`."""
         hit = covered(self.quantiles, self.outcome)
         wide = width(self.quantiles)
         tried = self.examples.candidate

@@ -29,7 +29,7 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate predictions.
+    """Evaluate predictions: errors, ranking, intervals, divergence and regret.
 
     Args:
         examples: Outcomes of trunks that the model has not seen: the true examples, even if the
