@@ -22,6 +22,7 @@ from trainenv.driving import Watch, drive
 from trainenv.ledger import Ledger
 from trainenv.records.folder import RunFolder
 from trainenv.run import TrainingRun
+from trainenv.tools.optional import require
 from trainenv.types import CLIP_NAMES, ClipName, UserError
 
 if TYPE_CHECKING:
@@ -174,10 +175,9 @@ def _shorter(config: RunConfig, steps: int, setting: Setting) -> RunConfig:
 
 
 def _study(seed: int, startup: int) -> optuna.Study:
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("tuning needs optuna; install it with: pip install 'trainenv[bayes]'") from None
+    require("optuna", "tuning")
+    import optuna
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:

@@ -46,6 +46,7 @@ from torch import Tensor
 from trainenv import Intervention, Snapshot, TrainingRun
 from trainenv.checkpoints import file, quantiser
 from trainenv.optimizers import reset_moments
+from trainenv.tools.optional import is_installed
 
 LAST = 10  # steps that the training loss is averaged over
 FIGURES = ("loss", "validation", "weights")
@@ -94,9 +95,7 @@ def starts() -> dict[str, Start]:
         "lost, bare": lost,
     }
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nobody asked for
-    try:
-        import bitsandbytes  # noqa: F401 — is it there?
-    except ImportError:
+    if not is_installed("bitsandbytes"):
         print("bitsandbytes is not installed, its row is left out; pip install 'trainenv[benchmarks]'", file=sys.stderr)
         del found["bitsandbytes"]
     return found

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from planners.draft import Draft
@@ -24,7 +23,8 @@ from planners.futures import NOTHING, Sequenced, canonical, factor, values
 from planners.hyperparameters import choice, whole
 from planners.judging import JUDGES, Judge, look
 from trainenv.interventions import PARTS
-from trainenv.types import Intervention, Plan, PlanningProblem, UserError
+from trainenv.tools.optional import require
+from trainenv.types import Intervention, Plan, PlanningProblem
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Sampler = Literal["tpe", "gp"]
 
-_NEEDS: dict[Sampler, tuple[str, ...]] = {"tpe": ("optuna",), "gp": ("optuna", "scipy", "torch")}
 _ORDERED = ("lr_scale", "weight_decay_scale")
 
 
@@ -51,7 +50,7 @@ class Bayes:
         steps: real steps of a branch where the executor is the judge; None for one decision for each that the candidate spans.
 
     Raises:
-        UserError: a hyperparameter is out of range, or a package that the sampler needs is not installed.
+        UserError: a hyperparameter is out of range, or optuna is not installed.
     """
 
     sampler: Sampler = "tpe"
@@ -70,8 +69,7 @@ class Bayes:
         if self.steps is not None:
             whole("steps", self.steps, least=1)
         # Optuna itself would say so no sooner than at the first ask after the startup.
-        if missing := [package for package in _NEEDS[self.sampler] if find_spec(package) is None]:
-            raise UserError(f"bayes with {self.sampler} needs {', '.join(missing)}, not installed; pip install 'trainenv[bayes]'")
+        require("optuna", "the planner bayes")
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank what was asked."""

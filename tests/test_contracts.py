@@ -14,19 +14,25 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("trainenv", "planners", "worldmodel", "agents")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-HEAVY = (
-    "transformers",
+HEAVY = {
+    "accelerate",
+    "bitsandbytes",
     "datasets",
-    "tokenizers",
-    "optuna",
-    "stable_baselines3",
-    "ray",
+    "lightning",
     "matplotlib",
+    "optuna",
     "pandas",
     "pyarrow",
-    "safetensors",
+    "ray",
     "rich",
-)
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "stable_baselines3",
+    "tensorboard",
+    "tokenizers",
+    "transformers",
+}
 TORCHS_OWN_FILES = "trainenv/checkpoints/convert.py"  # comes and goes in the format of others, which is a pickle
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -61,11 +67,25 @@ def public(module: ast.Module) -> Iterator[Definition]:
 
 def test_importing_the_package_loads_nothing_heavy_and_little_of_our_own() -> None:
     modules = loaded("import trainenv")
-    assert not modules & set(HEAVY)
+    assert not modules & HEAVY
     ours = {name for name in modules if name.split(".")[0] in PACKAGES}
     assert ours == {"trainenv", "trainenv.types"}
     beside = modules - loaded("import torch, gymnasium") - ours
     assert len(beside) < 20, sorted(beside)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import agents, planners, worldmodel",
+        "import trainenv; trainenv.TrainingRun",
+        "import trainenv; trainenv.CheckpointStore",
+        "import planners; planners.make('mcts')",
+        "import trainenv.cli",
+    ],
+)
+def test_what_is_heavy_is_loaded_when_it_is_used(code: str) -> None:
+    assert not loaded(code) & HEAVY
 
 
 def test_a_run_from_one_s_own_parts_needs_no_transformers() -> None:
@@ -78,8 +98,7 @@ run.advance(2)
 run.fork().advance(1)
 trainenv.clipping.make("spam")
 """
-    heavy = {"transformers", "datasets", "tokenizers", "optuna", "stable_baselines3", "ray", "matplotlib", "pandas", "pyarrow"}
-    assert not loaded(code) & heavy
+    assert not loaded(code) & HEAVY
 
 
 # ── source ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import psutil
 import torch
 
 from trainenv.run import TrainingRun
+from trainenv.tools.optional import EXTRAS, is_installed
 
 Finding = dict[str, Any]
 
-_EXTRAS = {"hub": "datasets", "sb3": "stable_baselines3"}
 _PACKAGES = ("torch", "transformers", "tokenizers", "gymnasium", "numpy", "pyarrow")
 
 
@@ -46,9 +45,10 @@ def _packages() -> Finding:
 
 
 def _extras() -> Finding:
-    there = [extra for extra, module in _EXTRAS.items() if find_spec(module)]
-    absent = [f"pip install 'trainenv[{extra}]'" for extra in _EXTRAS if extra not in there]
-    return _finding("extras", True, ", ".join(there) or "none", "; ".join(absent))
+    absent = {extra for package, extra in EXTRAS.items() if not is_installed(package)}
+    there = sorted(set(EXTRAS.values()) - absent)
+    remedy = f"pip install 'trainenv[{','.join(sorted(absent))}]'" if absent else ""
+    return _finding("extras", True, ", ".join(there) or "none", remedy)
 
 
 def _memory() -> Finding:

@@ -24,12 +24,13 @@ class GPT2(GPT2LMHeadModel):
         """Logits [B, T, V] of int64 tokens [B, T]."""
         masked_inside = self.config._attn_implementation == "sdpa"  # eager attention would need the causal mask
         if input_ids is None or kwargs or self.config.use_cache or not masked_inside:
-            output: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
-            return output
+            usual: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
+            return usual
         body = self.transformer
         hidden = body.drop(body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]])  # (B, T, W)
         for block in body.h:
-            hidden = block(hidden)
+            output = block(hidden)
+            hidden = output[0] if isinstance(output, tuple) else output  # up to transformers 5.2 it is a tuple
         return CausalLMOutputWithCrossAttentions(logits=self.lm_head(body.ln_f(hidden)))
 
 

@@ -51,7 +51,9 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
         if shape.init == "stable":
             _initialise_stably(model)
     if shape.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        # Transformers 5.23 deprecated the second name, the only one that older versions have, for the first.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` is off
     model.train()
     return model

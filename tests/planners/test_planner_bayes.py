@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -97,11 +97,10 @@ def test_optuna_is_left_as_it_was(sampler: Any, capfd: pytest.CaptureFixture[str
     assert out == err == ""
 
 
-@pytest.mark.parametrize(("sampler", "package"), [("tpe", "optuna"), ("gp", "optuna"), ("gp", "scipy"), ("gp", "torch")])
-def test_a_missing_package_is_told_at_once(sampler: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else found(name))
-    with pytest.raises(UserError, match=f"bayes with {sampler} needs {package}, not installed; pip install 'trainenv"):
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_missing_package_is_told_at_once(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"bayes needs the package optuna, found none; pip install 'trainenv\[bayes\]'"):
         Bayes(sampler=sampler)
 
 

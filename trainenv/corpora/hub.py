@@ -17,6 +17,7 @@ from typing import Any
 from trainenv.corpora import local
 from trainenv.corpora.documents import Documents, Source
 from trainenv.paths import expanded
+from trainenv.tools.optional import require
 from trainenv.types import UserError
 
 WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"
@@ -116,10 +117,9 @@ def _articles(rows: Documents, shard: int) -> Iterator[bytes]:
 
 
 def _datasets() -> ModuleType:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("this corpus is read with the package `datasets`, found none; pip install 'trainenv[hub]'") from None
+    require("datasets", "this corpus")
+    import datasets
+
     module: ModuleType = datasets
     return module
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.tools.optional import require
 from trainenv.types import UserError
 from worldmodel.baselines import inputs
 from worldmodel.baselines.folds import folds
@@ -178,10 +179,7 @@ def _classifier(settings: dict[str, Any]) -> Any:
 
 
 def _ensemble() -> Any:
-    try:
-        from sklearn import ensemble
-    except ImportError:
-        raise UserError(
-            "boosted trees need scikit-learn, which is not installed; install it with: pip install 'trainenv[benchmarks]'"
-        ) from None
+    require("sklearn", "this baseline")
+    from sklearn import ensemble
+
     return ensemble
