@@ -13,6 +13,7 @@ memory: it costs no look, but counts among the asks.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -145,7 +146,11 @@ def quiet_study(sampler: Sampler, startup: int, seed: int) -> Study:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
-        return optuna.create_study(sampler=made(seed=seed, n_startup_trials=startup, **options), direction="minimize")
+        with warnings.catch_warnings():
+            # Before Optuna 5, of `multivariate` and of the Gaussian process.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            drawing = made(seed=seed, n_startup_trials=startup, **options)
+        return optuna.create_study(sampler=drawing, direction="minimize")
     finally:
         optuna.logging.set_verbosity(before)
 

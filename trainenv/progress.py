@@ -49,7 +49,8 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich ends its line even so, before version 14
+            self._bar.stop()
 
     def watch(self, run: TrainingRun, window: Sequence[Telemetry]) -> None:
         """Show where the run is, after a block of telemetry."""

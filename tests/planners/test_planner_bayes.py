@@ -105,9 +105,9 @@ def test_a_missing_package_is_told_at_once(sampler: Any, monkeypatch: pytest.Mon
 
 
 def test_it_learns_where_to_ask() -> None:
-    """After the startup, asks are better than at random."""
+    """After the startup, asks are better than at random. Optuna 3 to 4 take more worlds than 5 to show it."""
     asked, drawn = [], []
-    for seed in range(3):
+    for seed in range(12):
         world = ToyWorld(seed=seed, unsafe=None)
         problem, model, _ = watched(world.problem(seed))
         Bayes(candidates=24, startup=8).plan(problem)

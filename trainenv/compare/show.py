@@ -44,7 +44,8 @@ class Screen:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich ends its line even so, before version 14
+            self._bar.stop()
 
     def progress(self, progress: Progress) -> None:
         """Show where the comparison is, after a cell; one that failed always has its line."""
