@@ -8,7 +8,6 @@ at a time is inside (`exclusive`), and each run has the bits that it has alone.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import warnings
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from trainenv.tools import portable
 
 _lock = threading.RLock()  # a global, as the generators and settings are that it guards
 
@@ -48,7 +49,7 @@ def _new_lock() -> None:
     _lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_new_lock)  # a thread that held it is not there to give it back
+portable.after_fork_in_child(_new_lock)  # a thread that held it is not there to give it back
 
 
 class RandomState:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv import names, optimizers, snapshots
+from trainenv.tools import portable
 from trainenv.types import Snapshot, UserError
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
             torch.save(content | ({"model_in_training": trained} if "evaluated" in state else {}), temporary)
         else:
             _save_safetensors(weights, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        portable.sync_file(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
         raise UserError(f"{path} could not be written: {error}") from None

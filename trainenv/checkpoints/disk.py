@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from trainenv.tools import portable
+
 
 class Disk:
     """The real file system. Files are written at a path of their own, flushed, and only then renamed to where they belong."""
@@ -18,11 +20,11 @@ class Disk:
 
     def create(self, path: Path) -> int:
         """Open a new file for writing; what lay there (a leftover of a process that died) is replaced."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        return portable.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def write(self, file: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """Write at `offset`; returns how many bytes the system took, which may be fewer than were given."""
-        return os.pwrite(file, data, offset)
+        return portable.write_at(file, data, offset)
 
     def sync(self, file: int) -> None:
         """Wait until what was written has reached the device."""
@@ -37,11 +39,7 @@ class Disk:
 
     def sync_folder(self, folder: Path) -> None:
         """Make renames and deletions in a folder last."""
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        portable.sync_folder(folder)
 
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -31,6 +31,7 @@ from torch import Tensor
 from trainenv.checkpoints import front, planes, quantiser
 from trainenv.checkpoints.disk import Disk
 from trainenv.checkpoints.front import BrokenCheckpoint, Chunk, Header
+from trainenv.tools import portable
 from trainenv.types import Snapshot, Tier, UserError
 
 _BROKEN = {
@@ -170,7 +171,7 @@ def read_header(path: Path) -> Header:
 def _read_chunks(file: int, path: Path, arrays: Sequence[planes.Words], chunks: Sequence[Chunk]) -> None:
     decompressor = planes.decompressor()
     for chunk in chunks:
-        stored = os.pread(file, sum(chunk.lengths), chunk.offset)
+        stored = portable.read_at(file, sum(chunk.lengths), chunk.offset)
         if xxhash.xxh3_64_hexdigest(stored) != chunk.checksum:
             raise BrokenCheckpoint(
                 f"{path} is damaged: the checksum of the {sum(chunk.lengths)} bytes at {chunk.offset} is wrong"
@@ -217,7 +218,7 @@ def _in_threads(count: int, work: Any) -> None:
 def _opened(path: Path) -> Iterator[int]:
     """A regular file, opened for reading; no link is followed, and nothing waits."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = portable.open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         raise UserError(f"expected a checkpoint at {path}, found no file") from None
     except OSError as error:

@@ -16,6 +16,7 @@ import xxhash
 from torch import Tensor
 
 from trainenv.checkpoints import planes, quantiser, schema
+from trainenv.tools import portable
 from trainenv.types import TENSOR, Snapshot, Tier, UserError
 
 FORMAT = "trainenv checkpoint"
@@ -160,7 +161,7 @@ def parse(file: int, path: Path) -> tuple[Header, list[Part], list[Chunk]]:
         return BrokenCheckpoint(f"{path} is no whole checkpoint: {reason}")
 
     length = os.fstat(file).st_size
-    prologue = os.pread(file, PROLOGUE.size, 0)
+    prologue = portable.read_at(file, PROLOGUE.size, 0)
     if len(prologue) < PROLOGUE.size:
         raise broken(f"it ends after {length} bytes")
     magic, header_length, manifest_length, digest = PROLOGUE.unpack(prologue)
@@ -168,8 +169,8 @@ def parse(file: int, path: Path) -> tuple[Header, list[Part], list[Chunk]]:
         raise broken(f"it starts with {magic!r}, a checkpoint with {MAGIC!r}")
     if max(header_length, manifest_length) > FRONT_MOST or PROLOGUE.size + header_length + manifest_length > length:
         raise broken(f"a header of {header_length} and a manifest of {manifest_length} bytes don't fit into {length}")
-    front = os.pread(file, header_length, PROLOGUE.size)
-    manifest = os.pread(file, manifest_length, PROLOGUE.size + header_length)
+    front = portable.read_at(file, header_length, PROLOGUE.size)
+    manifest = portable.read_at(file, manifest_length, PROLOGUE.size + header_length)
     if _digest(front, manifest) != digest:
         raise broken("the digest of its header and manifest is wrong")
     try:

@@ -1,16 +1,23 @@
-"""One writer a folder: a lock that the kernel frees when its holder dies, however it dies."""
+"""One writer a folder: a lock that the kernel frees when its holder dies, however it dies.
+
+The package filelock locks as this does and is not used here: it does not name the holder, and a
+holder whose lock file was deleted does not notice. Its older versions, which torch is content
+with, free the lock of the parent when a forked child collects its copy.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
+import warnings
 import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
+from trainenv.tools import portable
 from trainenv.types import UserError
 
 NAME = ".lock"
@@ -18,7 +25,7 @@ _MOST = 4096  # bytes of the lock file that are read
 
 
 class FolderLock:
-    """An exclusive `flock` on a file in a folder. What is written in that file names the holder, for people, and locks nothing.
+    """An exclusive lock of a file in a folder. What is written in that file names the holder, for people, and locks nothing.
 
     The file is never deleted: whoever waited on a deleted one would hold a lock that nobody else sees.
     """
@@ -47,14 +54,14 @@ class FolderLock:
             self.release()
             try:
                 # Read and write, or a named pipe in its place would make this wait.
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+                file = portable.open_file(self.path, os.O_RDWR | os.O_CREAT)
             except OSError as error:
                 raise UserError(
                     f"{self.folder} must be a folder to save in, but {NAME} in it can't be opened: {error.strerror}; "
                     "give another folder, or make this one writable"
                 ) from None
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                portable.try_lock(file)
             except BlockingIOError:
                 holder = _holder(file)
                 os.close(file)
@@ -64,10 +71,12 @@ class FolderLock:
             except OSError as error:
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} can't be locked: {error.strerror}; give one on a file system that has flock, as local ones do"
+                    f"{self.folder} can't be locked: {error.strerror}; give one on a file system that has locks, as local ones do"
                 ) from None
             self._file = file
             _OPEN.add(self)
+            if not portable.HAS_LOCKS:
+                _warn_of_no_locks()
         self._name_holder()
 
     def release(self) -> None:
@@ -79,7 +88,7 @@ class FolderLock:
                 os.ftruncate(file, 0)
             with suppress(OSError):
                 # Not left to close(): a copy of the descriptor that a child got past our knowledge would keep the lock.
-                fcntl.flock(file, fcntl.LOCK_UN)
+                portable.unlock(file)
             os.close(file)
 
     def forget(self) -> None:
@@ -94,7 +103,7 @@ class FolderLock:
         text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
         with suppress(OSError):  # a full disk is told of when saving
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, text + b"\n", 0)
+            portable.write_at(self._file, text + b"\n", 0)
 
     def __del__(self) -> None:
         self.release()
@@ -103,13 +112,23 @@ class FolderLock:
 def _holder(file: int) -> str:
     """Who a lock file says holds it, in words."""
     try:
-        found = json.loads(os.pread(file, _MOST, 0))
+        found = json.loads(portable.read_at(file, _MOST, 0))
         host, pid, since = str(found["host"]), int(found["pid"]), str(found["since"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "a process that has not said which"
     if pid == os.getpid() and host == socket.gethostname():
         return f"another CheckpointStore of this very process ({pid})"
     return f"process {pid} on {host[:100]!a} (since {since[:40]!a})"
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    """Warn once a process."""
+    warnings.warn(
+        "this system has no file locks, so a second process that saves in the same folder would "
+        "not be noticed; give each run a folder of its own",
+        stacklevel=2,
+    )
 
 
 _OPEN: weakref.WeakSet[FolderLock] = weakref.WeakSet()
@@ -121,4 +140,4 @@ def _forget_all() -> None:
     _OPEN.clear()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+portable.after_fork_in_child(_forget_all)

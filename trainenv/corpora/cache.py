@@ -21,6 +21,7 @@ from typing import Any
 import xxhash
 
 from trainenv.paths import absolute
+from trainenv.tools import portable
 from trainenv.types import UserError
 
 FORMAT = "trainenv corpus cache 1"
@@ -56,7 +57,7 @@ def _temporary(reason: str) -> Path:
         root = Path(tempfile.gettempdir())
     except OSError:  # not even there: what is to be written will be refused in a sentence
         return Path("trainenv-cache").absolute()
-    path = root / f"trainenv-cache-{os.getuid()}"
+    path = root / f"trainenv-cache-{portable.user_id()}"
     with suppress(OSError):
         path.mkdir(mode=0o700)
     if not _is_ours(path):  # everybody may write there, so somebody else may have made it
@@ -71,7 +72,7 @@ def _is_ours(path: Path) -> bool:
         found = path.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == portable.user_id() and not found.st_mode & 0o022
 
 
 def write(path: Path, data: bytes | memoryview, **facts: Any) -> None:

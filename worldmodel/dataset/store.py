@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from trainenv.tools import portable
 from trainenv.types import UserError
 from worldmodel.dataset import schema
 from worldmodel.dataset.design import Design
@@ -122,26 +123,17 @@ class Shards:
         for table in schema.TABLES:
             path = temporary / f"{table}.parquet"
             schema.write(tables[table], table, path)
-            _flush(path)
-        _flush(temporary)
+            portable.sync_file(path)
+        portable.sync_folder(temporary)
         try:
             temporary.rename(place)
         except OSError:
             shutil.rmtree(temporary)
             if not place.is_dir():  # else another process has made the same shard
                 raise
-        _flush(place.parent)
+        portable.sync_folder(place.parent)
 
     def sweep(self, trunk: str) -> None:
         """Remove what an interrupted write of this shard has left."""
         for left in (self.folder / "shards").glob(f".{trunk}.*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
