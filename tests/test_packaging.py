@@ -23,20 +23,31 @@ import trainenv
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-CONSTRAINTS = [
-    line
-    for written in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    if (line := written.partition("#")[0].strip())
-]
-PINNED = {
-    canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
-    for requirement in map(Requirement, CONSTRAINTS)
-}
+
+
+def lines_of(name: str) -> list[str]:
+    """The lines of a file of constraints that pin something."""
+    written = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [pin for line in written if (pin := line.partition("#")[0].strip())]
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    """The version of each distribution that is pinned."""
+    requirements = [Requirement(line) for line in lines]
+    return {canonicalize_name(one.name): next(iter(one.specifier)).version for one in requirements}
+
+
+CONSTRAINTS, LOWEST = lines_of("constraints.txt"), lines_of("constraints-lowest.txt")
+PINNED, PINNED_LOWEST = pins(CONSTRAINTS), pins(LOWEST)
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 REQUIRED = [
     *PROJECT["build-system"]["requires"],
     *PROJECT["project"]["dependencies"],
     *(written for extra in EXTRAS.values() for written in extra if not written.startswith("trainenv[")),
+]
+OF_USERS = [
+    *PROJECT["project"]["dependencies"],
+    *(written for extra in ("bayes", "hub", "sb3", "tensorboard") for written in EXTRAS[extra]),
 ]
 WHEEL: dict[str, Any] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 
@@ -72,10 +83,20 @@ def test_every_dependency_is_pinned_within_its_bounds(written: str) -> None:
     assert requirement.specifier.contains(pinned)
 
 
-def test_constraints_pin_one_public_version_each() -> None:
-    for line in CONSTRAINTS:
+@pytest.mark.parametrize("written", OF_USERS)
+def test_every_floor_is_the_version_that_is_run(written: str) -> None:
+    """A floor that nothing runs with is a guess."""
+    requirement = Requirement(written)
+    (floor,) = requirement.specifier
+    assert floor.operator == ">="
+    assert Version(PINNED_LOWEST[canonicalize_name(requirement.name)]) == Version(floor.version)
+
+
+@pytest.mark.parametrize("lines", [CONSTRAINTS, LOWEST], ids=["newest", "lowest"])
+def test_constraints_pin_one_public_version_each(lines: list[str]) -> None:
+    for line in lines:
         assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
-    assert len(PINNED) == len(CONSTRAINTS)
+    assert len(pins(lines)) == len(lines)
 
 
 def test_torch_is_the_version_that_was_measured() -> None:
@@ -140,10 +161,11 @@ def test_ci_runs_what_people_run() -> None:
     lines = script.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("#!")
     assert any(re.fullmatch(r"(FUZZ_SECONDS=60 )?(exec )?make test", line.strip()) for line in lines)
+    assert any(re.match(r"(exec )?make test-lowest\b", line.strip()) for line in lines)
 
 
 def test_make_knows_its_targets() -> None:
-    for target in ("demo", "test", "check"):
+    for target in ("demo", "test", "test-lowest", "check"):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
     assert "trainenv demo" in MAKEFILE
     for tool in ("pytest", "ruff check", "ruff format --check", "mypy", "lint-imports"):
