@@ -13,15 +13,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.acting import Acting
-    from agents.branching import Branching, BranchingAgent, Drafting
-    from agents.by_hand import STYLES, ByHand
-    from agents.clip_only import ClipOnly
-    from agents.contract import Agent
-    from agents.do_nothing import DoNothing
-    from agents.planned import Planned, population
-    from agents.playing import Episode, play
-    from agents.tuned import Tuned
+    from trainenv.agents.agent_callback import Acting
+    from trainenv.agents.baselines.clip_only import ClipOnly
+    from trainenv.agents.baselines.do_nothing import DoNothing
+    from trainenv.agents.baselines.planner_driven import Planned, population
+    from trainenv.agents.baselines.rollback_rule import STYLES, ByHand
+    from trainenv.agents.baselines.tuned_schedule import Tuned
+    from trainenv.agents.branching import Branching, BranchingAgent, Drafting
+    from trainenv.agents.contract import Agent
+    from trainenv.agents.play import Episode, play
 
 __all__ = [
     "STYLES",
@@ -41,20 +41,20 @@ __all__ = [
 ]
 
 _LAZY = {
-    "STYLES": "agents.by_hand",
-    "Acting": "agents.acting",
-    "Agent": "agents.contract",
-    "Branching": "agents.branching",
-    "BranchingAgent": "agents.branching",
-    "ByHand": "agents.by_hand",
-    "ClipOnly": "agents.clip_only",
-    "DoNothing": "agents.do_nothing",
-    "Drafting": "agents.branching",
-    "Episode": "agents.playing",
-    "Planned": "agents.planned",
-    "Tuned": "agents.tuned",
-    "play": "agents.playing",
-    "population": "agents.planned",
+    "STYLES": "trainenv.agents.baselines.rollback_rule",
+    "Acting": "trainenv.agents.agent_callback",
+    "Agent": "trainenv.agents.contract",
+    "Branching": "trainenv.agents.branching",
+    "BranchingAgent": "trainenv.agents.branching",
+    "ByHand": "trainenv.agents.baselines.rollback_rule",
+    "ClipOnly": "trainenv.agents.baselines.clip_only",
+    "DoNothing": "trainenv.agents.baselines.do_nothing",
+    "Drafting": "trainenv.agents.branching",
+    "Episode": "trainenv.agents.play",
+    "Planned": "trainenv.agents.baselines.planner_driven",
+    "Tuned": "trainenv.agents.baselines.tuned_schedule",
+    "play": "trainenv.agents.play",
+    "population": "trainenv.agents.baselines.planner_driven",
 }
 
 
@@ -62,3 +62,9 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'agents' has no attribute {name!r}")
+
+
+if __name__ == "agents":  # in a checkout: one copy of every class
+    from trainenv.tools.checkout import alias
+
+    alias(__name__)

@@ -23,7 +23,7 @@ class Agent(Protocol):
                     action[0] = 1                             # 20 % less learning rate
                 return action
 
-    Called by `agents.play` in an environment and by `agents.Acting` in a run that `trainenv.driving.drive` drives. An agent that
+    Called by `agents.play` in an environment and by `agents.Acting` in a run that `trainenv.loop.drive` drives. An agent that
     remembers something of the run may have `state_dict() -> dict` of JSON values and `load_state_dict(state)`: a driven run that
     was killed then goes on as if nothing had been.
     """

@@ -13,31 +13,26 @@ choosing by the early look: final ln loss of the choice less that of the best br
     python benchmarks/branches.py --json
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Python looks in this folder first, where another script would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
 import numpy as np
 import pandas as pd
 import torch
 
 from trainenv import TrainingRun
-from trainenv.folded import Folded
-from worldmodel.dataset import SIZES, Dataset, Design, Progress, Run, Trunk, effects, generate, sample
-from worldmodel.dataset.corpora import Texts, write_texts
-from worldmodel.dataset.lockstep import Fold
-from worldmodel.dataset.tables import collect
+from trainenv.rollouts.folded import Folded
+from trainenv.worldmodel.dataset import SIZES, Dataset, Design, Progress, Run, Trunk, effects, generate, sample
+from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.dataset.tables import collect
+from trainenv.worldmodel.dataset.texts import Texts, write_texts
 
 WIDTHS = {16: 400, 32: 400, 48: 400, 64: 400, 96: 300, 128: 200}
 """Width → budget of the trunk that is timed, in steps: as in a data set, but for the number of snapshots."""

@@ -54,11 +54,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from trainenv import Snapshot, TrainingRun, corpora, models
+from trainenv import Snapshot, TrainingRun, data
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import RunConfig
-from trainenv.optimizers import adamw
-from trainenv.snapshots import tensors_of
+from trainenv.config.schema import RunConfig
+from trainenv.models import build
+from trainenv.training.optimizers import adamw
+from trainenv.training.snapshots import tensors_of
 from trainenv.types import Tier
 
 VOCABULARY = 50257
@@ -91,8 +92,8 @@ class BytePairs:
 
     def __init__(self, config: RunConfig) -> None:
         self.context = config.model.context
-        corpus = corpora.load(config.corpus)
-        self._bytes = corpora.CorpusBatches(corpus=corpus, context=2 * self.context + 1, batch_size=config.batch_size)
+        corpus = data.load(config.corpus)
+        self._bytes = data.CorpusBatches(corpus=corpus, context=2 * self.context + 1, batch_size=config.batch_size)
 
     def __call__(self, index: int) -> Tensor:
         tokens: Tensor = self._bytes(index).micro[0]
@@ -113,7 +114,7 @@ def trained(steps: int) -> TrainingRun:
         "monitor.enabled": False,
     }
     config = RunConfig.load("small", overrides)
-    model = models.build(config, VOCABULARY, torch.device("cpu"))
+    model = build.build(config, VOCABULARY, torch.device("cpu"))
     run = TrainingRun(model, adamw(model, config.optimizer), BytePairs(config), config)
     run.advance(steps)
     return run

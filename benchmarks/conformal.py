@@ -7,22 +7,16 @@ the lowest forecast is low mostly by error. Nominal 90 %: the raw quantiles clai
     python benchmarks/conformal.py --json     # some four minutes on one core
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
-from pathlib import Path
 from typing import Any
-
-# Python looks in this folder first, where another script would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 
-from worldmodel.conformal import CQR, AdaptiveLevel, Calibration, Decision, Lowest, conformal_quantile, fit_selected
+from trainenv.worldmodel.conformal import CQR, AdaptiveLevel, Calibration, Decision, Lowest, conformal_quantile, fit_selected
 
 ALPHA, CANDIDATES, DECISIONS, NORMAL = 0.1, 128, 6, 1.645
 BIAS, SHARED, SPREAD, ODDNESS = 0.25, 0.15, 0.5, 0.5  # of a trunk's error, a decision's, the truth, the (log) sizes of errors

@@ -1,4 +1,4 @@
-"""Forecasts of real loss curves: mean absolute error, coverage and cost of each forecaster of `worldmodel.curves`.
+"""Forecasts of real loss curves: mean absolute error, coverage and cost of each forecaster of `trainenv.worldmodel.curves`.
 
 The curves are those published with the multi-power law (Luo et al. 2025): 9 schedules of a 25M and a 400M model. A forecast is
 made at every `--stride`-th row but the first 16, from the rows so far and the learning rates to come, and compared with the row
@@ -19,25 +19,20 @@ any of that curve):
     python benchmarks/curves.py --data data/loss_curves --json
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import csv
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# Python looks in this folder first, where another script would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
 import numpy as np
 
-from worldmodel.curves import FORECASTERS, CurveForecaster, History, MultiPower
+from trainenv.worldmodel.curves import FORECASTERS, CurveForecaster, History, MultiPower
 
 HORIZONS = (500, 1000, 2000, 4000)
 WARMUP, FIRST = 2160, 16

@@ -45,8 +45,8 @@ from torch import Tensor
 
 from trainenv import Intervention, Snapshot, TrainingRun
 from trainenv.checkpoints import file, quantiser
-from trainenv.optimizers import reset_moments
 from trainenv.tools.optional import is_installed
+from trainenv.training.optimizers import reset_moments
 
 LAST = 10  # steps that the training loss is averaged over
 FIGURES = ("loss", "validation", "weights")

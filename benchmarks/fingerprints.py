@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from trainenv import Intervention, RunFolder, Telemetry, TrainingRun, drive
-from trainenv.cli.loop import branching
-from trainenv.driving import resume
-from trainenv.folded import Folded
-from trainenv.rollouts import Rollouts
+from trainenv.composition.default_loop import branching
+from trainenv.loop import resume
+from trainenv.rollouts.executor import Rollouts
+from trainenv.rollouts.folded import Folded
 
 SMALL: dict[str, Any] = {
     "steps": 60,

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainenv import TrainingRun, models
-from trainenv.config import RunConfig
-from trainenv.ledger import flops_per_token
-from trainenv.optimizers import adamw
+from trainenv import TrainingRun
+from trainenv.config.schema import RunConfig
+from trainenv.models import build as models
+from trainenv.training.ledger import flops_per_token
+from trainenv.training.optimizers import adamw
 
 VOCABULARY = 50304  # GPT-2's, rounded up to a multiple of 64
 

@@ -15,7 +15,6 @@
 Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap intervals over trunks and seeds.
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
@@ -28,18 +27,16 @@ from pathlib import Path
 from typing import Any
 
 # Scripts beside this one are named like packages.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent.resolve()]
-
-from agents.branching import Branching
-from agents.branching.drafting import ramps
-from trainenv.cli.loop import branching
-from trainenv.cli.methods import METHODS
+from trainenv.agents.branching import Branching
+from trainenv.agents.branching.problems import ramps
 from trainenv.compare import compare, load_suite
 from trainenv.compare.measuring import measure_cell
-from trainenv.config import RunConfig
-from trainenv.driving import drive
-from trainenv.records.folder import RunFolder
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.composition.default_loop import branching
+from trainenv.composition.methods import METHODS
+from trainenv.config.schema import RunConfig
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder
+from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory
 

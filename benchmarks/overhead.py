@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainenv import TrainingRun
-from trainenv.config import RunConfig
-from trainenv.optimizers import adamw
+from trainenv.config.schema import RunConfig
+from trainenv.training.optimizers import adamw
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {},

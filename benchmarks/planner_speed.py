@@ -35,14 +35,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Python looks in this folder first, where this file would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
 if TYPE_CHECKING:
-    from planners.search import Root
+    from trainenv.planners.search import Root
     from trainenv.types import Budget, Forecast, Intervention, Plan, Planner, PlanningProblem, RunHistory, WorldModel
-    from worldmodel.dataset import Dataset
-    from worldmodel.dataset.tried import Tried
+    from trainenv.worldmodel.dataset import Dataset
+    from trainenv.worldmodel.dataset.recorded_executor import Tried
 
 Floats = NDArray[np.float32]
 Row = dict[str, Any]
@@ -66,7 +63,7 @@ class Network:
         return cls(**{name: (rng.normal(size=shape) / np.sqrt(WIDTH)).astype(np.float32) for name, shape in shapes.items()})
 
     def root(self, latent: Floats) -> Root:
-        from planners.search import Root
+        from trainenv.planners.search import Root
 
         found = latent @ self.heads
         return Root(value=found[:, 1], logits=found[:, 2:], latent=latent)
@@ -92,7 +89,7 @@ def seconds(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 def mcts(repeats: int, model: WorldModel | None) -> dict[str, Row]:
     """16 actions, 50 simulations, a network 64 wide, the network's time included. Goals: 3 ms for one root, 300 000/s at 64."""
-    from planners.search import PUCT, Gumbel, search
+    from trainenv.planners.search import PUCT, Gumbel, search
 
     rng = np.random.default_rng(0)
     network, result = Network.random(rng), dict[str, Any]()
@@ -130,7 +127,7 @@ class Free:
 
 def toy_problem(model: Any = None) -> PlanningProblem:
     """A calm run of 128 steps, every value of each part legal: 480 interventions; the executor is a formula."""
-    from planners.testing import ToyModel, ToyWorld
+    from trainenv.planners.testing import ToyModel, ToyWorld
     from trainenv.types import Budget, Intervention
 
     world = ToyWorld(unsafe=None)
@@ -143,8 +140,8 @@ def timed(
     variants: Mapping[str, Mapping[str, Any]], planner: str, repeats: int, model: Any = None, *, asks: int = 0
 ) -> dict[str, Row]:
     """Milliseconds a plan of each variant, and an ask of the `asks` of it."""
-    import planners
-    from planners.testing.toy import ToyExecutor, ToyWorld
+    from trainenv import planners
+    from trainenv.planners.testing.toy import ToyExecutor, ToyWorld
 
     rows = {}
     for name, hyper in variants.items():
@@ -215,7 +212,7 @@ class Contender:
 
 def contenders(tried: Tried, futures: int, branches: int) -> dict[str, Contender]:
     """The planners at a snapshot, by name: who asks the model, who asks both, who tries for real."""
-    from planners import make
+    from trainenv.planners import make
 
     whole: dict[str, Any] = {"judge": "executor", "steps": tried.horizon, "candidates": branches}
     # Doing nothing is forecast beside the candidates; with more of them than there are looks, no arm would be pulled.
@@ -246,8 +243,8 @@ def chosen(
     contender: Contender, tried: Tried, history: RunHistory, model: WorldModel, budget: Budget, seed: Sequence[int]
 ) -> Plan:
     """The plan of a contender where these interventions were tried."""
-    from planners import Score
     from trainenv.interventions import ActionCodec
+    from trainenv.planners import Score
     from trainenv.types import PlanningProblem
 
     return contender.planner.plan(
@@ -267,7 +264,7 @@ def chosen(
 
 def truths(data: Dataset) -> NDArray[np.float64]:
     """[branches, 3] Δ ln loss by target; 0 for controls."""
-    from worldmodel.dataset import effects
+    from trainenv.worldmodel.dataset import effects
 
     found = np.zeros((len(data.branches), len(TARGETS)))
     found[(data.branches["kind"] != "control").to_numpy()] = effects(data)[list(TARGETS)].to_numpy()
@@ -278,10 +275,10 @@ def judged(
     data: Dataset, model: WorldModel, rows: Sequence[int], args: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[dict[str, list[Row]], list[str]]:
     """Of each rule what it chose at each snapshot (regret by target, and what it spent), and the trunks of the snapshots."""
-    from planners import Score
+    from trainenv.planners import Score
     from trainenv.types import Budget, Intervention
-    from worldmodel.dataset.histories import recorded_history
-    from worldmodel.dataset.tried import Tried
+    from trainenv.worldmodel.dataset.recorded_executor import Tried
+    from trainenv.worldmodel.dataset.run_histories import recorded_history
 
     truth, score = truths(data), Score()
     found: dict[str, list[Row]] = {}
@@ -328,7 +325,7 @@ def _best(model: WorldModel, history: RunHistory, options: Sequence[Intervention
 
 def summary(found: Mapping[str, Sequence[Row]], trunks: Sequence[str], resamples: int = 2000) -> dict[str, Row]:
     """A row a rule: mean regrets with intervals over trunks, differences to doing nothing and to the grid, what it spent."""
-    from worldmodel.evaluation.statistics import bounds, mean, resampled, value
+    from trainenv.worldmodel.evaluation.statistics import bounds, mean, resampled, value
 
     names = sorted(set(trunks))
     trunk = np.array([names.index(name) for name in trunks])
@@ -357,12 +354,12 @@ def summary(found: Mapping[str, Sequence[Row]], trunks: Sequence[str], resamples
 
 def regret(args: argparse.Namespace, say: Callable[[str], None]) -> Row:
     """The comparison on the exhaustive part of the data set in `--folder`."""
-    from worldmodel import files
-    from worldmodel.build import Recipe, split
-    from worldmodel.dataset import Dataset
-    from worldmodel.dataset.tried import exhaustive_snapshots
+    from trainenv.worldmodel import serialization
+    from trainenv.worldmodel.build import Recipe, split
+    from trainenv.worldmodel.dataset import Dataset
+    from trainenv.worldmodel.dataset.recorded_executor import exhaustive_snapshots
 
-    data, model = Dataset.open(args.folder / "branches"), files.load(args.folder / "model")
+    data, model = Dataset.open(args.folder / "branches"), serialization.load(args.folder / "model")
     parts, of = split(data, Recipe().seed), data.snapshots["trunk"].to_numpy()
     every, used = exhaustive_snapshots(data), ["test"]
     if np.isin(of[every], parts["test"]).sum() < ENOUGH:
@@ -404,9 +401,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     result: Row = {}
     if args.repeats:
-        from worldmodel import files
+        from trainenv.worldmodel import serialization
 
-        model = files.load(args.folder / "model") if args.folder else None
+        model = serialization.load(args.folder / "model") if args.folder else None
         result |= {name: speed(args.repeats, model) for name, speed in SPEEDS.items()}
     for planner, rows in result.items():
         for name, row in rows.items():

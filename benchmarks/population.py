@@ -7,25 +7,22 @@ the loop does, and the population costs four times as much. Printed: paired diff
 population, with a 95 % bootstrap interval over trunks and seeds, and both methods' FLOPs.
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
 import math
 import multiprocessing
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-# Scripts beside this one are named like packages.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
-from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
 from trainenv.compare.bootstrap import figure
-from trainenv.config import RunConfig
+
+# Scripts beside this one are named like packages.
+from trainenv.composition.methods import METHODS
+from trainenv.config.schema import RunConfig
 
 TRUNKS = ("calm", "lr-3x", "lr-10x", "lr-third", "rare-tokens", "unclipped-bursts")
 MEMBERS = 4

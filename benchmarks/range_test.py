@@ -8,7 +8,6 @@ loss at equal compute. The rate that suits these runs is × 1: a test that works
 leaves it alone.
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
@@ -16,19 +15,17 @@ import itertools
 import json
 import math
 import multiprocessing
-import sys
 import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-# Scripts beside this one are named like packages.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
-from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
-from trainenv.config import RunConfig
-from trainenv.records.decisions import accepted_branch, read_decisions
+
+# Scripts beside this one are named like packages.
+from trainenv.composition.methods import METHODS
+from trainenv.config.schema import RunConfig
+from trainenv.records.decision_files import accepted_branch, read_decisions
 
 WARMUPS, FACTORS = (15, 30, 60, 120), (0.1, 0.3, 1.0, 3.0, 10.0)
 LENGTH = 20  # warm-ups a run

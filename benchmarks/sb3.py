@@ -9,31 +9,25 @@ error of the whole fall when nothing is done, against what the runs then did. Th
 `--json`. Single process, single thread.
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
-
-# Python looks in this folder first, where another script would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 import torch
 
-import worldmodel
-from agents.sb3 import train_in_model
-from agents.sb3_learners import DQN, MOVING, PPO, Learner
-from trainenv.config import RunConfig
-from trainenv.envs.imagined import Divergence, WorldModelEnv
+from trainenv import worldmodel
+from trainenv.agents.rl.learners import DQN, MOVING, PPO, Learner
+from trainenv.agents.rl.policy import train_in_model
+from trainenv.config.schema import RunConfig
 from trainenv.envs.observation import FEATURES
-from trainenv.history import history_of
+from trainenv.envs.world_model import Divergence, WorldModelEnv
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
 from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel
 
 Act = Callable[[np.ndarray, Any], np.ndarray]

@@ -10,7 +10,6 @@ each had a core to itself: where other programs keep the cores busy, go by that.
     python benchmarks/verification.py --json
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
@@ -18,22 +17,18 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-# Python looks in this folder first, where another script would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import psutil
 import torch
 
-from trainenv import TrainingRun, beside, futures
-from trainenv.rollouts import NOTHING
+from trainenv import TrainingRun
+from trainenv.rollouts import future, remote
+from trainenv.rollouts.executor import NOTHING
 from trainenv.types import Candidate, Intervention, Plan, Verdict
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.verify import Verification
 
 WIDTHS = (32, 64, 128)
 SCALES = (0.7, 0.8, 0.9, 0.95, 1.05, 1.1)
@@ -89,7 +84,7 @@ def timed(width: int, steps: int, rounds: int, workers: int) -> dict[str, Any]:
                 paths[name].append(path)
                 losses[name] = [branch.losses for branch in verdict.branches]
     finally:
-        beside.dismiss(run)
+        remote.dismiss(run)
     ratios, lengths = over(seconds), over(paths)
     return {
         "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -116,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    futures.FOLDS_UP_TO = max(args.widths)  # models of every width are folded, so that it shows where that pays
+    future.FOLDS_UP_TO = max(args.widths)  # models of every width are folded, so that it shows where that pays
     result: dict[str, Any] = {
         "benchmark": "verification",
         "branches": len(SCALES) + 1,

@@ -11,12 +11,10 @@ the state, with actions dealt out anew, without the law, without a group of feat
     python benchmarks/worldmodel_quality.py --folder runs/worldmodel --json
 """
 
-# ruff: noqa: E402  (see below)
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,27 +22,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# Python looks in this folder first, where this file would be found for the package of the same name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainenv import TrainingRun
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
-from worldmodel import files
-from worldmodel.baselines import BASELINES, ActionShuffled, Baseline, Blind
-from worldmodel.build import Recipe, split
-from worldmodel.dataset import Dataset, leave_action_out, leave_out
-from worldmodel.evaluation import compare, evaluate, seed_noise
-from worldmodel.examples import TARGETS, Examples, Predictions
-from worldmodel.features import GROUPS
-from worldmodel.model import Model
-from worldmodel.networks import Architecture
-from worldmodel.online import Online, OnlineModel
-from worldmodel.training import Training, fit
+from trainenv.training.history import history_of
+from trainenv.worldmodel import serialization
+from trainenv.worldmodel.baselines import BASELINES, ActionShuffled, Baseline, Blind
+from trainenv.worldmodel.build import Recipe, split
+from trainenv.worldmodel.dataset import Dataset, leave_action_out, leave_out
+from trainenv.worldmodel.evaluation import compare, evaluate, seed_noise
+from trainenv.worldmodel.examples import TARGETS, Examples, Predictions
+from trainenv.worldmodel.features import GROUPS
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.networks import Architecture
+from trainenv.worldmodel.online import Online, OnlineModel
+from trainenv.worldmodel.training import Training, fit
 
 LEFT_OUT = (("width", "64"), ("corpus", "words"), ("stressor", "rare_tokens"), ("faults", "lr_spike"))
 FAMILIES = ("clip", "momentum_reset")
@@ -192,7 +187,7 @@ def online(data: Dataset, examples: Examples, recipe: Recipe) -> dict[str, Any]:
     known = [name for name in others if name in parts["train"]]
     held = examples.among([name for name in others if name in parts["calibrate"]])
     old = examples.among([name for name in others if name in parts["test"]])
-    from worldmodel.calibration import Calibrations
+    from trainenv.worldmodel.calibration import Calibrations
 
     start = Model(fit(examples.among(known), recipe.training, recipe.architecture))
     start = Model(start.networks, Calibrations.fit(held, start.raw(held)))
@@ -254,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     data = Dataset.open(args.folder / "branches")
     recipe = Recipe(trunks=max(60, len(data.trunks)))
-    examples, model = Examples.of(data), files.load(args.folder / "model")
+    examples, model = Examples.of(data), serialization.load(args.folder / "model")
     result: dict[str, Any] = {"benchmark": "worldmodel", "speed": speed(model)}
     say(json.dumps(result["speed"]))
     result |= table(data, examples, model, recipe, args.workers, say, args.quick)

@@ -12,10 +12,12 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-import agents
-import planners
-import worldmodel
-from trainenv import Intervention  # importing trainenv registers the environments
+from trainenv import (
+    Intervention,  # importing trainenv registers the environments
+    agents,
+    planners,
+    worldmodel,
+)
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import PARTS
 from trainenv.wrappers import SpeculativeVerification

@@ -12,13 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import agents
-import planners
-import worldmodel
-from trainenv import TrainingConfig, TrainingRun
-from trainenv.driving import drive
-from trainenv.records.folder import RunFolder
-from trainenv.records.tree import RunReport
+from trainenv import TrainingConfig, TrainingRun, agents, planners, worldmodel
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder
+from trainenv.report.run.run_report import RunReport
 
 VOCABULARY = 32
 

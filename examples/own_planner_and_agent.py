@@ -17,16 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-import agents
-import planners
-import planners.testing
-import worldmodel
-from trainenv import Intervention, TrainingRun
-from trainenv.driving import Responder, drive
+from trainenv import Intervention, TrainingRun, agents, planners, worldmodel
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
-from trainenv.records.folder import RunFolder
-from trainenv.records.tree import RunReport
+from trainenv.loop import Responder, drive
+from trainenv.planners import testing
+from trainenv.records.run_folder import RunFolder
+from trainenv.report.run.run_report import RunReport
 from trainenv.types import Branch, Measure, Plan, PlanningProblem
 from trainenv.wrappers import Verification
 
@@ -90,7 +87,7 @@ class Thermostat:
 
 
 def main() -> None:
-    planners.testing.check(Climb())  # thirteen checks; one that fails says what it expected and found
+    testing.check(Climb())  # thirteen checks; one that fails says what it expected and found
     print("the planner keeps its promises")
     loop = agents.Branching(
         planner=Climb(),

@@ -8,7 +8,7 @@ One file a planner. A planner of your own is a frozen dataclass with a method `p
     [project.entry-points."trainenv.planners"]        # in your pyproject.toml
     mine = "my_package:MyPlanner"
 
-`planners.testing` checks that it keeps the contract, and `planners.Draft` keeps most of it for you.
+`trainenv.planners.testing` checks that it keeps the contract, and `planners.Draft` keeps most of it for you.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from planners.autolrs import AutoLRS
-from planners.bandit import Bandit
-from planners.bayes import Bayes
-from planners.criteria import Score
-from planners.draft import Draft
-from planners.grid import Grid
-from planners.mcts import MCTS
-from planners.pbt import PBT
-from planners.proposals import hypergradient
-from planners.pruning import CurvePruner
-from planners.random import RandomSearch
-from planners.width import AdaptiveWidth, risk_of
-from trainenv.spelling import nearest
+from trainenv.planners.adaptive_width import AdaptiveWidth, risk_of
+from trainenv.planners.autolrs import AutoLRS
+from trainenv.planners.bandit import Bandit
+from trainenv.planners.bayes import Bayes
+from trainenv.planners.curve_pruner import CurvePruner
+from trainenv.planners.grid import Grid
+from trainenv.planners.mcts import MCTS
+from trainenv.planners.pbt import PBT
+from trainenv.planners.proposals import hypergradient
+from trainenv.planners.random_search import RandomSearch
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.score import Score
+from trainenv.tools.spelling import nearest
 from trainenv.types import Planner, UserError
 
 GROUP = "trainenv.planners"
@@ -103,3 +103,9 @@ def _loaded(name: str) -> Any:
     except Exception as error:
         value = others[name].value
         raise UserError(f"the planner {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+if __name__ == "planners":  # in a checkout: one copy of every class
+    from trainenv.tools.checkout import alias
+
+    alias(__name__)

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from planners.criteria import Score
-from planners.draft import Draft
-from planners.futures import NOTHING, Sequenced, canonical, values
-from planners.gaussian_process import fit
-from planners.hyperparameters import number, whole
+from trainenv.planners.hyperparameters import number, whole
+from trainenv.planners.support.gaussian_process import fit
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.score import Score
+from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, values
 from trainenv.types import Intervention, Plan, PlanningProblem
 
 Floats = NDArray[np.float64]

@@ -26,10 +26,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from planners.draft import Draft
-from planners.futures import Sequenced, even, some
-from planners.hyperparameters import choice, number, whole
-from planners.judging import branch_steps
+from trainenv.planners.hyperparameters import choice, number, whole
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.scoring import branch_steps
+from trainenv.planners.support.sequences import Sequenced, even, some
 from trainenv.types import Cost, Plan, PlanningProblem
 
 Floats = NDArray[np.float64]

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from planners.draft import Draft
-from planners.futures import NOTHING, Sequenced, canonical, factor, values
-from planners.hyperparameters import choice, whole
-from planners.judging import JUDGES, Judge, look
 from trainenv.interventions import PARTS
+from trainenv.planners.hyperparameters import choice, whole
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.scoring import JUDGES, Judge, look
+from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, factor, values
 from trainenv.tools.optional import require
 from trainenv.types import Intervention, Plan, PlanningProblem
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planners.draft import Draft
-from planners.futures import NOTHING, even, some
-from planners.hyperparameters import choice, whole
-from planners.judging import JUDGES, Judge, look, room
+from trainenv.planners.hyperparameters import choice, whole
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.scoring import JUDGES, Judge, look, room
+from trainenv.planners.support.sequences import NOTHING, even, some
 from trainenv.types import Plan, PlanningProblem
 
 

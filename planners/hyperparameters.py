@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from numbers import Real
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
 

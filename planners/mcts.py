@@ -5,7 +5,7 @@
     3.  a search over sequences of them, `depth` decisions deep                                  1 inference a simulation
     4.  of each candidate the best sequence found that begins with it, ranked                    1 forecast each, of some
 
-Variant `gumbel` (default) is Gumbel MuZero (Danihelka et al. 2022), `puct` that of MuZero; `planners.search` has the formulas.
+Variant `gumbel` (default) is Gumbel MuZero (Danihelka et al. 2022), `puct` that of MuZero; `trainenv.planners.search` has the formulas.
 Sampling the actions to search over is Hubert et al. 2021 (Sampled MuZero); here one sample serves all nodes. What the masks
 forbid later on (`masks_after`) is not chosen there.
 
@@ -26,12 +26,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from planners.draft import Draft
-from planners.futures import NOTHING, count, exhaustive
-from planners.hyperparameters import choice, number, whole
-from planners.search import PUCT, Gumbel, Recurrent, Root, Searched, Tree, search, subtree
-from planners.search.contract import Floats
-from planners.search.imagined import Imagined, ModelFailed, Path, State
+from trainenv.planners.hyperparameters import choice, number, whole
+from trainenv.planners.search import PUCT, Gumbel, Recurrent, Root, Searched, Tree, search, subtree
+from trainenv.planners.search.model_states import Imagined, ModelFailed, Path, State
+from trainenv.planners.search.rules import Floats
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.sequences import NOTHING, count, exhaustive
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
 Variant = Literal["gumbel", "puct"]

@@ -7,7 +7,7 @@ A population of forks trains for real, side by side on the same batches. After e
 
 A member is a sequence of interventions, so a copy of another is a copy of its sequence. All steps of all members are charged.
 Hyperparameters are the learning-rate and the weight-decay multiplier and the clip policy. With `explore="pb2"` a Gaussian
-process over the improvements seen so far chooses what the copies do (`planners.pb2`).
+process over the improvements seen so far chooses what the copies do (`trainenv.planners.support.pb2_explore`).
 
 Deviations: interventions are bounded changes, so *drawn anew* is a legal factor on what is in force, and *a neighbour* is the
 next smaller or larger factor beside 1 (the paper: × 0.8 or × 1.2); clip policies have no order, so they are drawn anew or kept.
@@ -23,11 +23,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from planners.draft import Draft
-from planners.futures import NOTHING, Sequenced, canonical, even, exhaustive, factor, some, values
-from planners.hyperparameters import choice, number, whole
-from planners.pb2 import Improvements, chosen
 from trainenv.interventions import PARTS
+from trainenv.planners.hyperparameters import choice, number, whole
+from trainenv.planners.support.pb2_explore import Improvements, chosen
+from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, even, exhaustive, factor, some, values
 from trainenv.types import Intervention, Masks, Plan, PlanningProblem
 
 Explore = Literal["perturb", "pb2"]

@@ -16,9 +16,9 @@ import math
 
 import numpy as np
 
-from planners.futures import Sequenced, factor, values
-from planners.hyperparameters import number, whole
 from trainenv.interventions import PARTS
+from trainenv.planners.hyperparameters import number, whole
+from trainenv.planners.support.sequences import Sequenced, factor, values
 from trainenv.types import ActionSpace, Masks, RunHistory
 
 _LR = PARTS.index("lr_scale")

@@ -9,7 +9,7 @@ import torch
 from bigram import tokens
 from torch import nn
 
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
 from trainenv.run import TrainingRun
 
 Trace = tuple[list[str], str]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from trainenv import optimizers
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.run import TrainingRun
+from trainenv.training import optimizers
 
 Pair = namedtuple("Pair", "mean count")
 Phase = Enum("Phase", "EARLY LATE")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import BatchEncoding
 
-from trainenv.batching import as_batch, labelled, pass_size, placed, token_count
-from trainenv.snapshots import tensors_of
+from trainenv.training.micro_batches import as_batch, labelled, pass_size, placed, token_count
+from trainenv.training.snapshots import tensors_of
 from trainenv.types import Batch, UserError
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import (
-    CheckpointConfig,
-    InterventionConfig,
-    ModelConfig,
-    RunConfig,
-    UncertaintyConfig,
-    validate,
-)
-from trainenv.models import parameter_count, positions
+from trainenv.config.presets import configs_folder, find, merge, presets, read_yaml
+from trainenv.config.schema import CheckpointConfig, InterventionConfig, ModelConfig, RunConfig, UncertaintyConfig, validate
+from trainenv.models.build import parameter_count, positions
 from trainenv.types import CLIP_NAMES, UserError
-from trainenv.yaml_files import configs_folder, find, merge, presets, read_yaml
 
 Write = Callable[..., Path]
 WHOLE = """

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainenv import doctor
-from trainenv.cli import main
+from trainenv.cli import doctor, main
 from trainenv.run import TrainingRun
 
 CHECKS = ["python", "packages", "extras", "memory", "disk", "device", "exactness", "speed"]
@@ -60,7 +59,7 @@ def test_for_people_a_line_a_finding(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.usefixtures("without_training")
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("trainenv.doctor.psutil.virtual_memory", lambda: SimpleNamespace(available=2**29))
+    monkeypatch.setattr("trainenv.cli.doctor.psutil.virtual_memory", lambda: SimpleNamespace(available=2**29))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "FAIL memory: 0.5 GiB free" in out
@@ -71,7 +70,7 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.mark.usefixtures("without_training")
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainenv.doctor.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr("trainenv.cli.doctor.shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
     found = finding("disk")
     assert found["ok"] is False
     assert "0.0 GiB" in found["found"]

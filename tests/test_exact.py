@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import trainenv
-from trainenv import devices
-from trainenv.config import TrainingConfig
+from trainenv.config.schema import TrainingConfig
 from trainenv.run import TrainingRun
+from trainenv.training import numerics as devices
 from trainenv.types import Snapshot, UserError
 
 SMALL: dict[str, Any] = {

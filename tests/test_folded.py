@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainenv.folded import Folded, forward
-from trainenv.ledger import Ledger
+from trainenv.config.presets import find, read_yaml
 from trainenv.objectives import NextToken
+from trainenv.rollouts.folded import Folded, forward
 from trainenv.run import TrainingRun
+from trainenv.training.ledger import Ledger
 from trainenv.types import CLIP_NAMES, Batch, Intervention, Telemetry, UserError
-from trainenv.yaml_files import find, read_yaml
 
 # An index that speaks, fires and flags within a few steps, so that its readings are compared here.
 NERVOUS = read_yaml(find("uncertainty")) | {"window": 16, "min_history": 4, "threshold": 0.2, "single": 0.5, "lenient": 1.0}
@@ -203,7 +203,7 @@ def test_runs_of_other_seeds_at_other_steps() -> None:
 def test_forward_is_the_forward_of_each_model(heads: int, layers: int, count: int, batch: int, length: int, seed: int) -> None:
     from transformers import GPT2Config
 
-    from trainenv.gpt2 import GPT2
+    from trainenv.models.gpt2 import GPT2
 
     torch.manual_seed(seed)
     shape = {"vocab_size": 11, "n_positions": 9, "n_embd": 8, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False}

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainenv import snapshots
 from trainenv.checkpoints.file import read, write
+from trainenv.config.presets import find, read_yaml
 from trainenv.run import TrainingRun
+from trainenv.training import snapshots
 from trainenv.types import Intervention, Snapshot, Telemetry
-from trainenv.yaml_files import find, read_yaml
 
 # An index that speaks, fires and flags within a few steps, so that its state matters here.
 NERVOUS = read_yaml(find("uncertainty")) | {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import trainenv
-from trainenv.history import history_of
+from trainenv.training.history import history_of
 from trainenv.types import Batch, Intervention
 
 VOCABULARY, STEPS, WARMUP = 11, 40, 6

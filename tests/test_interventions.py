@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import PARTS, ActionCodec, within
 from trainenv.types import CLIP_NAMES, Intervention, UserError
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainenv import models
-from trainenv.config import RunConfig
-from trainenv.ledger import PURPOSES, Ledger, flops_per_token
+from trainenv.config.schema import RunConfig
+from trainenv.models import build
+from trainenv.training.ledger import PURPOSES, Ledger, flops_per_token
 from trainenv.types import UserError
 
 
@@ -87,7 +87,7 @@ def test_flops_of_a_plain_module() -> None:
 
 def test_flops_of_gpt2_by_the_palm_formula() -> None:
     config = RunConfig.load("tiny")
-    model = models.build(config, 256, torch.device("cpu"))
+    model = build.build(config, 256, torch.device("cpu"))
     width, layers, context = 64, 2, 64
     parameters = 256 * width + layers * (12 * width**2 + 13 * width) + 2 * width
     assert flops_per_token(model, context) == 6 * parameters + 12 * layers * width * context

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from padding import LENGTH, OBJECTIVES, mean, padded, run_of, step, weights
 from torch import Tensor
 
-from trainenv import backward, batching
-from trainenv.batching import labelled
+from trainenv.training import backward, micro_batches
+from trainenv.training.micro_batches import labelled
 
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be read on the host but by who reads the telemetry."""
-    for module in (backward, batching):
+    for module in (backward, micro_batches):
         monkeypatch.setattr(module, "host_reads_are_free", lambda tensor: False)
 
 

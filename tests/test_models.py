@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from trainenv import models
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
+from trainenv.models import build
 from trainenv.types import UserError
 
 CPU = torch.device("cpu")
@@ -42,18 +42,18 @@ def count(model: torch.nn.Module) -> int:
 )
 def test_parameter_count_is_the_real_one(overrides: dict[str, Any], vocabulary: int) -> None:
     config = RunConfig.load("tiny", overrides)
-    model = models.build(config, vocabulary, CPU)
-    assert models.parameter_count(config, vocabulary) == count(model)
+    model = build.build(config, vocabulary, CPU)
+    assert build.parameter_count(config, vocabulary) == count(model)
 
 
 @pytest.mark.parametrize(("name", "total"), [("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080)])
 def test_known_totals(name: str, total: int) -> None:
-    assert models.parameter_count(RunConfig.load(name), 50257) == total
+    assert build.parameter_count(RunConfig.load(name), 50257) == total
 
 
 def test_the_model_is_what_the_configuration_says() -> None:
     config = small(model__dropout=0.25)
-    model = models.build(config, 300, CPU)
+    model = build.build(config, 300, CPU)
     assert model.training
     assert {p.device for p in model.parameters()} == {CPU}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -66,7 +66,7 @@ def test_the_model_is_what_the_configuration_says() -> None:
 
 
 def test_the_activation_is_gpt2_s_own() -> None:
-    model = models.build(small(), 256, CPU)
+    model = build.build(small(), 256, CPU)
     x = torch.linspace(-6, 6, 1001)
     expected = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     torch.testing.assert_close(model.transformer.h[0].mlp.act(x), expected)
@@ -77,9 +77,9 @@ def test_a_pure_function_of_the_seed(init: str) -> None:
     built = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        built.append(models.build(small(model__init=init, seed=5), 256, CPU).state_dict())
+        built.append(build.build(small(model__init=init, seed=5), 256, CPU).state_dict())
     assert all(torch.equal(built[0][name], built[1][name]) for name in built[0])
-    other = models.build(small(model__init=init, seed=6), 256, CPU).state_dict()
+    other = build.build(small(model__init=init, seed=6), 256, CPU).state_dict()
     assert not torch.equal(other["transformer.wte.weight"], built[0]["transformer.wte.weight"])
 
 
@@ -87,14 +87,14 @@ def test_building_leaves_the_random_state() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    models.build(small(model__init="stable"), 256, CPU)
+    build.build(small(model__init="stable"), 256, CPU)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_stable_initialisation() -> None:
     width, layers = 128, 3
     config = RunConfig.load("tiny", {"model.width": width, "model.layers": layers, "model.init": "stable"})
-    model = models.build(config, 1000, CPU)
+    model = build.build(config, 1000, CPU)
     std = math.sqrt(2 / (5 * width))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
@@ -115,7 +115,7 @@ def test_stable_initialisation() -> None:
 def test_stable_and_plain_start_near_a_uniform_guess() -> None:
     tokens = torch.randint(0, 256, (4, 16), generator=torch.Generator().manual_seed(0))
     for init in ("gpt2", "stable"):
-        logits = models.build(small(model__init=init), 256, CPU).eval()(tokens).logits
+        logits = build.build(small(model__init=init), 256, CPU).eval()(tokens).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.roll(-1, 1).flatten())
         assert loss.item() == pytest.approx(math.log(256), abs=0.5)
 
@@ -125,7 +125,7 @@ def test_activation_checkpointing_computes_twice_and_gives_the_same_gradients() 
     tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     gradients = []
     for checkpointing in (False, True):
-        model = models.build(small(model__activation_checkpointing=checkpointing), 256, CPU)
+        model = build.build(small(model__activation_checkpointing=checkpointing), 256, CPU)
         passes: list[int] = []
         model.transformer.h[0].attn.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         model(tokens).logits.square().mean().backward()
@@ -141,7 +141,7 @@ def test_the_short_way_gives_the_same_bits(init: str, length: int) -> None:
     tokens = torch.randint(0, 256, (3, length), generator=torch.Generator().manual_seed(0))
     results = []
     for short in (True, False):
-        model = models.build(small(model__init=init, model__dropout=0.2), 256, CPU)
+        model = build.build(small(model__init=init, model__dropout=0.2), 256, CPU)
         torch.manual_seed(4)
         logits = (model(tokens) if short else GPT2LMHeadModel.forward(model, tokens)).logits
         logits.square().mean().backward()
@@ -150,7 +150,7 @@ def test_the_short_way_gives_the_same_bits(init: str, length: int) -> None:
 
 
 def test_it_generates_as_transformers_does() -> None:
-    model = models.build(small(), 256, CPU).eval()
+    model = build.build(small(), 256, CPU).eval()
     start = torch.tensor([[1, 2, 3]])
     whole = model.generate(start, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
     expected = start
@@ -160,7 +160,7 @@ def test_it_generates_as_transformers_does() -> None:
 
 
 def test_no_token_sees_those_after_it() -> None:
-    model = models.build(small(), 256, CPU).eval()
+    model = build.build(small(), 256, CPU).eval()
     tokens = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(0))
     other = tokens.clone()
     other[0, 9:] = 0
@@ -186,30 +186,30 @@ def test_no_token_sees_those_after_it() -> None:
 )
 def test_positions(overrides: dict[str, Any], expected: int) -> None:
     config = RunConfig.load("tiny", overrides)
-    assert models.positions(config) == expected
-    assert models.build(config, 256, CPU).transformer.wpe.num_embeddings == expected
+    assert build.positions(config) == expected
+    assert build.build(config, 256, CPU).transformer.wpe.num_embeddings == expected
 
 
 def test_positions_too_few_for_long_sequences() -> None:
     config = RunConfig.load("tiny", {"stressors.long_sequence": 0.01, "model.positions": 255})
     with pytest.raises(UserError, match=r"model\.positions must be at least 256 .*found 255; raise it or leave it out"):
-        models.build(config, 256, CPU)
+        build.build(config, 256, CPU)
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = models.memory_needed(RunConfig.load("tiny"), 256)
+    needed = build.memory_needed(RunConfig.load("tiny"), 256)
     for free in (needed, needed - 1):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
         if free == needed:
-            models.check_memory(RunConfig.load("tiny"), 256, CPU)
+            build.check_memory(RunConfig.load("tiny"), 256, CPU)
         else:
             with pytest.raises(
                 UserError, match=r"tiny needs at least .* GiB of memory on cpu, found .* GiB free; take a smaller preset"
             ):
-                models.build(RunConfig.load("tiny"), 256, CPU)
+                build.build(RunConfig.load("tiny"), 256, CPU)
 
 
 def test_refusing_a_large_run_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,13 +217,13 @@ def test_refusing_a_large_run_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(
         UserError, match=r"large needs at least \d+\.\d GiB .*found 1\.0 GiB.*accumulation.*activation_checkpointing: true"
     ):
-        models.build(RunConfig.load("large"), 50257, CPU)
+        build.build(RunConfig.load("large"), 50257, CPU)
 
 
 def test_the_remedies_help() -> None:
-    whole = models.memory_needed(RunConfig.load("small"), 50257)
-    assert models.memory_needed(RunConfig.load("tiny"), 50257) < whole
-    assert models.memory_needed(RunConfig.load("small", {"accumulation": 8}), 50257) < whole
-    assert models.memory_needed(RunConfig.load("small", {"model.activation_checkpointing": True}), 50257) < whole
-    assert models.memory_needed(RunConfig.load("small", {"precision": "fp32"}), 50257) > whole
-    assert whole > 16 * models.parameter_count(RunConfig.load("small"), 50257)
+    whole = build.memory_needed(RunConfig.load("small"), 50257)
+    assert build.memory_needed(RunConfig.load("tiny"), 50257) < whole
+    assert build.memory_needed(RunConfig.load("small", {"accumulation": 8}), 50257) < whole
+    assert build.memory_needed(RunConfig.load("small", {"model.activation_checkpointing": True}), 50257) < whole
+    assert build.memory_needed(RunConfig.load("small", {"precision": "fp32"}), 50257) > whole
+    assert whole > 16 * build.parameter_count(RunConfig.load("small"), 50257)

@@ -11,7 +11,7 @@ import torch
 from own_runs import assert_value, net, run_of
 from torch import nn
 
-from trainenv.checkpoints.convert import export, load_weights
+from trainenv.checkpoints.interop import export, load_weights
 from trainenv.run import TrainingRun
 
 # Dynamo itself looks at the gradient of what a compiled part is given.

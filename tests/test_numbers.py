@@ -15,7 +15,7 @@ from bigram import tokens
 from own_runs import assert_value, net, run_of
 
 import trainenv  # noqa: F401  # registers its environments
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.run import TrainingRun
 from trainenv.types import Batch, Budget, Intervention, UserError
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from own_runs import net, run_of
 
-from agents.by_hand import ByHand
+from trainenv.agents.baselines.rollback_rule import ByHand
 from trainenv.types import Intervention, UserError
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.verify import Verification
 
 TWO = [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), 2.0, Decimal(2)]
 TAKEN: dict[str, Callable[[Any], Any]] = {

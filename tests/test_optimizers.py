@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from trainenv import models, optimizers
-from trainenv.config import OptimizerConfig, RunConfig
-from trainenv.snapshots import capture, expand, fingerprint, tensors_of
+from trainenv.config.schema import OptimizerConfig, RunConfig
+from trainenv.models import build
+from trainenv.training import optimizers
+from trainenv.training.snapshots import capture, expand, fingerprint, tensors_of
 from trainenv.types import Snapshot
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def equal(one: list[Tensor], two: list[Tensor]) -> bool:
 
 
 def test_matrices_decay_and_nothing_else() -> None:
-    model = models.build(RunConfig.load("tiny"), 256, CPU)
+    model = build.build(RunConfig.load("tiny"), 256, CPU)
     optimizer = optimizers.adamw(model, OptimizerConfig(lr=1e-3, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters())) == sum(len(group["params"]) for group in optimizer.param_groups)

@@ -14,7 +14,7 @@ from own_runs import adamw, assert_value, go, net, run_of
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv.checkpoints.convert import export, load_weights
+from trainenv.checkpoints.interop import export, load_weights
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention

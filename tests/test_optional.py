@@ -48,4 +48,4 @@ def test_nothing_else_guards_an_import() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and "pip install 'trainenv[" in str(node.value):
                 guards.append(path.relative_to(ROOT).as_posix())
-    assert set(guards) == {"trainenv/tools/optional.py", "trainenv/doctor.py"}
+    assert set(guards) == {"trainenv/tools/optional.py", "trainenv/cli/doctor.py"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.order import DataOrder
+from trainenv.training.data_order import DataOrder
 
 
 def seen(order: DataOrder, steps: int) -> list[int]:

@@ -51,6 +51,8 @@ OF_USERS = [
 ]
 WHEEL: dict[str, Any] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 
+LINKED = ("agents", "planners", "worldmodel")  # at the top of a checkout, linked into trainenv
+
 
 # ── imports ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -65,11 +67,22 @@ def test_imports_run_one_way() -> None:
 
 
 def test_every_package_is_checked() -> None:
-    assert (
-        set(PROJECT["tool"]["importlinter"]["root_packages"])
-        == set(WHEEL["packages"])
-        == set(PROJECT["tool"]["mypy"]["packages"])
-    )
+    assert [PROJECT["tool"]["importlinter"]["root_package"]] == WHEEL["packages"] == PROJECT["tool"]["mypy"]["packages"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_package_at_the_top_is_part_of_trainenv(name: str) -> None:
+    """There is one copy of every class, by whichever name it is imported first."""
+    code = f"import {name}, trainenv.{name} as full; from trainenv import {name} as one; assert {name} is full is one"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=True)
+    assert (ROOT / "trainenv" / name).is_symlink()
+    assert (ROOT / "trainenv" / name).resolve() == ROOT / name
+
+
+def test_modules_at_the_top_are_those_of_trainenv() -> None:
+    code = "import planners.grid as short; import trainenv.planners.grid as full; assert short is full; print(full.__spec__.name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "trainenv.planners.grid"
 
 
 # ── versions ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,13 +138,15 @@ def test_the_command_is_there() -> None:
 
 def test_the_wheel_brings_the_configurations() -> None:
     assert WHEEL["force-include"]["configs"] == "trainenv/configs"
-    for package in WHEEL["packages"]:
+    for package in ("trainenv", *LINKED):
         assert (ROOT / package / "__init__.py").is_file()
 
 
 def test_the_source_distribution_has_what_its_tests_need() -> None:
     included = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
-    assert {"/configs", "/tests", "/Makefile", "/constraints.txt", *(f"/{name}" for name in WHEEL["packages"])} <= set(included)
+    assert {"/configs", "/tests", "/Makefile", "/constraints.txt", *(f"/{name}" for name in ("trainenv", *LINKED))} <= set(
+        included
+    )
     for name in included:
         assert (ROOT / name.removeprefix("/")).exists()
 
@@ -146,9 +161,11 @@ def test_a_wheel_holds_every_module_and_configuration(tmp_path: Path) -> None:
     configs = ROOT / "configs"
     for path in configs.rglob("*"):
         assert path.is_dir() or f"trainenv/configs/{path.relative_to(configs)}" in names
-    for package in WHEEL["packages"]:
+    for package in ("trainenv", *LINKED):
         for module in (ROOT / package).rglob("*.py"):
-            assert module.relative_to(ROOT).as_posix() in names
+            placed = module.relative_to(ROOT).as_posix()
+            assert (f"trainenv/{placed}" if package in LINKED else placed) in names
+    assert {name.split("/")[0] for name in names} == {"trainenv", f"trainenv-{trainenv.__version__}.dist-info"}
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainenv.rng import RandomState
-from trainenv.snapshots import capture, expand
+from trainenv.tools.rng import RandomState
+from trainenv.training.snapshots import capture, expand
 
 CPU = torch.device("cpu")
 SEEDS = [0, 1, 2**32, 2**63 - 1]

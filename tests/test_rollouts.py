@@ -16,17 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import planners
-from planners import Score
+from trainenv import planners
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import TrainingConfig
-from trainenv.folded import Folded
-from trainenv.futures import InTurn
-from trainenv.history import history_of
+from trainenv.config.schema import TrainingConfig
 from trainenv.interventions import ActionCodec
-from trainenv.ledger import Ledger
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.planners import Score
+from trainenv.rollouts.executor import NOTHING, Rollouts
+from trainenv.rollouts.folded import Folded
+from trainenv.rollouts.future import InTurn
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
+from trainenv.training.ledger import Ledger
 from trainenv.types import Budget, Intervention, Measure, Outcome, PlanningProblem, Snapshot, Telemetry, UserError
 
 SMALL: dict[str, Any] = run_settings.SMALL | {"block_steps": 2}
@@ -288,7 +288,7 @@ def test_what_fails_after_a_branch_is_told_and_its_steps_are_not_trained_again(m
         calls.append(tuple(among))
         raise MemoryError("none")
 
-    monkeypatch.setattr("trainenv.rollouts.cool_down", no_memory)
+    monkeypatch.setattr("trainenv.rollouts.executor.cool_down", no_memory)
     rollouts = Rollouts(run, decision_steps=5, cooldown=4)
     outcomes = rollouts.run([NOTHING, LOWER], 5, measure="annealed")
     assert [o.error for o in outcomes] == ["MemoryError: none"] * 2

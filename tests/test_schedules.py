@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainenv.config import ScheduleConfig
-from trainenv.schedules import Constant, Cosine, Horizon, WarmupStableDecay, make
+from trainenv.config.schema import ScheduleConfig
+from trainenv.training.schedules import Constant, Cosine, Horizon, WarmupStableDecay, make
 from trainenv.types import Schedule
 
 spends = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 80)), max_size=8)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainenv import snapshots
 from trainenv.envs.training import TrainingEnv
 from trainenv.run import TrainingRun
-from trainenv.snapshots import capture, fingerprint, view
+from trainenv.training import snapshots
+from trainenv.training.snapshots import capture, fingerprint, view
 from trainenv.types import Snapshot, UserError
 
 SMALL: dict[str, Any] = {

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainenv import snapshots
-from trainenv.snapshots import capture, expand, fingerprint
+from trainenv.training import snapshots
+from trainenv.training.snapshots import capture, expand, fingerprint
 from trainenv.types import Snapshot, UserError
 
 DTYPES = [

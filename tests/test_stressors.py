@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.config import Plant, StressorConfig
-from trainenv.stressors import BLOCK, Stressors, Tokens
+from trainenv.config.schema import Plant, StressorConfig
+from trainenv.data.stressors import BLOCK, Stressors, Tokens
 
 PAPER: dict[str, Any] = {"rare_tokens": 0.02, "long_sequence": 0.01, "artefacts": 0.01, "block_shuffle": 0.05}
 RARE = np.arange(900, 910)

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainenv import models, rng
-from trainenv.config import RunConfig, TrainingConfig
-from trainenv.rng import exclusive, seeded
+from trainenv.config.schema import RunConfig, TrainingConfig
+from trainenv.models import build
 from trainenv.run import TrainingRun
+from trainenv.tools import rng
+from trainenv.tools.rng import exclusive, seeded
 from trainenv.types import Intervention
 
 SMALL: dict[str, Any] = {
@@ -98,14 +99,14 @@ def test_data_that_seed_the_generators_disturb_nobody() -> None:
 
 def test_models_are_made_alike_while_another_thread_trains() -> None:
     config = RunConfig.load("tiny", SMALL)
-    alone = models.build(config, 64, torch.device("cpu")).state_dict()
+    alone = build.build(config, 64, torch.device("cpu")).state_dict()
     run = TrainingRun.from_config("tiny", SMALL)
     straight = run.fork()
 
     def job(number: int) -> Any:
         if number == 0:
             return [run.advance(1) for _ in range(20)]
-        return [models.build(config, 64, torch.device("cpu")).state_dict() for _ in range(5)]
+        return [build.build(config, 64, torch.device("cpu")).state_dict() for _ in range(5)]
 
     for made in at_once(job, 2)[1]:
         assert all(torch.equal(made[name], alone[name]) for name in alone)

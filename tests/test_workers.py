@@ -19,19 +19,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.branching.decision import verification_of
-from trainenv import beside, snapshots
-from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
-from trainenv.futures import Future, Start, Together, side_by_side
-from trainenv.ledger import Ledger
-from trainenv.likeness import likeness
-from trainenv.rollouts import NOTHING, Rollouts
+from trainenv.agents.branching.decision import verification_of
+from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
+from trainenv.rollouts import remote
+from trainenv.rollouts.executor import NOTHING, Rollouts
+from trainenv.rollouts.future import Future, Start, Together, side_by_side
+from trainenv.rollouts.parts_digest import likeness
+from trainenv.rollouts.pool import Lost, Worker, Workers, _no_script
+from trainenv.rollouts.worker import answered, packed, unpacked
 from trainenv.run import TrainingRun
-from trainenv.schedules import Constant
-from trainenv.serving import answered, packed, unpacked
+from trainenv.training import snapshots
+from trainenv.training.ledger import Ledger
+from trainenv.training.schedules import Constant
 from trainenv.types import CLIP_NAMES, Candidate, Intervention, Measure, Plan, Snapshot, Telemetry, UserError
-from trainenv.workers import Lost, Worker, Workers, _no_script
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.verify import Verification
 
 SMALL: dict[str, Any] = run_settings.SMALL | {
     "steps": 48,
@@ -55,7 +56,7 @@ def run() -> Iterator[TrainingRun]:
     run = made()
     run.advance(10)
     yield run
-    beside.dismiss(run)
+    remote.dismiss(run)
 
 
 def rollouts(run: TrainingRun, workers: int, **more: Any) -> Rollouts:
@@ -82,7 +83,7 @@ def measured(run: TrainingRun, workers: int, sequences: Sequence[Any], steps: in
 
 def present(run: TrainingRun) -> list[Worker]:
     """The workers of a run that live."""
-    workers = beside._kept[run]
+    workers = remote._kept[run]
     assert workers is not None
     return [worker for worker in workers._workers if worker.alive]
 
@@ -336,8 +337,8 @@ def test_workers_end_with_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
     monkeypatch.setattr(Workers, "close", lambda self: closed.append(self))
     short_lived = made()
-    workers = beside._made(short_lived, 2)
-    assert beside._kept[short_lived] is workers
+    workers = remote._made(short_lived, 2)
+    assert remote._kept[short_lived] is workers
     del short_lived
     gc.collect()
     assert closed == [workers]
@@ -377,7 +378,7 @@ def test_the_lost_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         def check(self, alike: Any) -> None:
             assert self.alive
 
-    monkeypatch.setattr("trainenv.workers.Worker", Paper)
+    monkeypatch.setattr("trainenv.rollouts.pool.Worker", Paper)
     workers = Workers(RunConfig.load("tiny", SMALL), 3)
     first, second, third = workers.ready({})
     assert list(workers.ready({})) == [first, second, third]
@@ -390,7 +391,7 @@ def test_the_lost_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_are_closed_and_refuse_another_run(run: TrainingRun) -> None:
     """The last: it ends the workers of this module."""
-    workers = beside._kept[run]
+    workers = remote._kept[run]
     assert workers is not None
     here = present(run)
     assert here

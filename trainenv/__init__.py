@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from trainenv.tools.version import VERSION
 from trainenv.types import Intervention, LossSum, Reading, Snapshot, Telemetry, UserError
 
 if TYPE_CHECKING:
     from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
-    from trainenv.config import BranchingConfig, RunConfig, TrainingConfig
-    from trainenv.driving import drive
+    from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
+    from trainenv.loop import drive
     from trainenv.monitor.uncertainty import UncertaintyIndex
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.tree import RunReport
+    from trainenv.records.run_folder import RunFolder
+    from trainenv.report.run.run_report import RunReport
     from trainenv.run import TrainingRun
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BranchingConfig",
@@ -46,15 +47,15 @@ __all__ = [
 ]
 
 _LAZY = {
-    "BranchingConfig": "trainenv.config",
+    "BranchingConfig": "trainenv.config.schema",
     "CheckpointStore": "trainenv.checkpoints.store",
-    "RunConfig": "trainenv.config",
-    "RunFolder": "trainenv.records.folder",
-    "RunReport": "trainenv.records.tree",
-    "TrainingConfig": "trainenv.config",
+    "RunConfig": "trainenv.config.schema",
+    "RunFolder": "trainenv.records.run_folder",
+    "RunReport": "trainenv.report.run.run_report",
+    "TrainingConfig": "trainenv.config.schema",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",
-    "drive": "trainenv.driving",
+    "drive": "trainenv.loop",
 }
 _MODULES = ("clipping", "wrappers")
 

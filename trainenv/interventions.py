@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.types import CLIP_NAMES, Intervention, UserError
 
 PARTS = ("lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch")

@@ -15,23 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import clipping, devices, forking, optimizers, parts, schedules, snapshots, trial
-from trainenv.alike import check_alike, check_exact, check_snapshot
-from trainenv.backward import Pass, as_loss, backward, mean_loss, mean_of
-from trainenv.batching import as_batch, pass_size, placed
-from trainenv.config import RunConfig, TrainingConfig
+from trainenv import clipping
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
-from trainenv.ledger import PURPOSES, Ledger, Purpose, flops_per_token
 from trainenv.monitor.hypergradient import due, hypergradient
+from trainenv.monitor.last_values import Statistics
 from trainenv.monitor.probe import Probe, evaluating
-from trainenv.monitor.statistics import Statistics
-from trainenv.monitor.telemetry import Recorder
+from trainenv.monitor.recorder import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.names import unwrapped
 from trainenv.objectives import NextToken
-from trainenv.order import DataOrder, flagged_with
-from trainenv.resuming import take_on
-from trainenv.rng import RandomState, exclusive
+from trainenv.tools.rng import RandomState, exclusive
+from trainenv.training import forking, numerics, optimizers, parts, schedules, snapshots, trial
+from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
+from trainenv.training.compatibility import check_alike, check_exact, check_snapshot
+from trainenv.training.data_order import DataOrder, flagged_with
+from trainenv.training.ledger import PURPOSES, Ledger, Purpose, flops_per_token
+from trainenv.training.micro_batches import as_batch, pass_size, placed
+from trainenv.training.parameter_names import unwrapped
+from trainenv.training.restoring import take_on
+from trainenv.training.weights import Weights, evaluated
 from trainenv.types import (
     Batch,
     Batches,
@@ -45,7 +47,6 @@ from trainenv.types import (
     as_number,
     as_whole,
 )
-from trainenv.weights import Weights, evaluated
 
 if TYPE_CHECKING:
     from typing import Self
@@ -107,7 +108,9 @@ class TrainingRun:
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
-        self.folded = False  # by `trainenv.folded`: weights and moments are then rows of a matrix, and trained from there
+        self.folded = (
+            False  # by `trainenv.rollouts.folded`: weights and moments are then rows of a matrix, and trained from there
+        )
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()
@@ -156,7 +159,7 @@ class TrainingRun:
         Raises:
             UserError: the configuration, the corpus or the machine's memory does not allow it; nothing was started.
         """
-        from trainenv.building import build_parts
+        from trainenv.training.assemble import build_parts
 
         config = RunConfig.load(source, overrides)
         # A model of ours is made while no other thread trains; one of the user's was made before.
@@ -181,7 +184,7 @@ class TrainingRun:
         measured: list[Telemetry] = []
         block = self.config.monitor.block
         try:
-            with torch.enable_grad(), self._rng.active(), devices.settings(self.config):
+            with torch.enable_grad(), self._rng.active(), numerics.settings(self.config):
                 for count in range(1, steps + 1):
                     self._train_step()
                     if count % block == 0 or count == steps:
@@ -290,7 +293,7 @@ class TrainingRun:
         if not self._validation:
             raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
         averaged = optimizers.evaluating(self.optimizer)
-        with torch.no_grad(), averaged, evaluating(self.model), self._rng.active(keep=False), devices.settings(self.config):
+        with torch.no_grad(), averaged, evaluating(self.model), self._rng.active(keep=False), numerics.settings(self.config):
             return self._validated([self._loss(micro) for micro in self._validation])
 
     # ── steering ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -447,7 +450,7 @@ class TrainingRun:
         }
 
     def _numerics(self) -> dict[str, Any]:
-        return devices.numerics(self.model, self.optimizer, self.device, self.config)
+        return numerics.numerics(self.model, self.optimizer, self.device, self.config)
 
     def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
         """The mean loss over the validation set's labelled tokens; the passes are charged."""

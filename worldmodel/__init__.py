@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainenv.types import Rollout
-    from worldmodel.files import load, load_pretrained, save
-    from worldmodel.model import Model
-    from worldmodel.online import OnlineModel
+    from trainenv.worldmodel.model import Model
+    from trainenv.worldmodel.online import OnlineModel
+    from trainenv.worldmodel.serialization import load, load_pretrained, save
 
 __all__ = ["Model", "OnlineModel", "Rollout", "load", "load_pretrained", "save"]
 
 _LAZY = {
-    "Model": "worldmodel.model",
-    "OnlineModel": "worldmodel.online",
+    "Model": "trainenv.worldmodel.model",
+    "OnlineModel": "trainenv.worldmodel.online",
     "Rollout": "trainenv.types",
-    "load": "worldmodel.files",
-    "load_pretrained": "worldmodel.files",
-    "save": "worldmodel.files",
+    "load": "trainenv.worldmodel.serialization",
+    "load_pretrained": "trainenv.worldmodel.serialization",
+    "save": "trainenv.worldmodel.serialization",
 }
 
 
@@ -33,3 +33,9 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'worldmodel' has no attribute {name!r}")
+
+
+if __name__ == "worldmodel":  # in a checkout: one copy of every class
+    from trainenv.tools.checkout import alias
+
+    alias(__name__)

@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.types import UserError
-from worldmodel.calibration import Calibrations
-from worldmodel.dataset import Dataset, Design, Generated, MakeRun, Progress, by_trunk, generate, sample
-from worldmodel.dataset.lockstep import Fold
-from worldmodel.evaluation import evaluate, seed_noise
-from worldmodel.examples import TARGETS, Examples
-from worldmodel.files import load, save
-from worldmodel.model import Model
-from worldmodel.networks import Architecture
-from worldmodel.training import Training, fit
+from trainenv.worldmodel.calibration import Calibrations
+from trainenv.worldmodel.dataset import Dataset, Design, Generated, MakeRun, Progress, by_trunk, generate, sample
+from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.evaluation import evaluate, seed_noise
+from trainenv.worldmodel.examples import TARGETS, Examples
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.networks import Architecture
+from trainenv.worldmodel.serialization import load, save
+from trainenv.worldmodel.training import Training, fit
 
 SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}
 _REHEARSED = 1000  # branches that come with a model

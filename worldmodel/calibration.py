@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.conformal import CQR, Calibration, Correction, Decision, Lowest, Platt, disagreement_limit, fit_selected
-from worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
-from worldmodel.features import STATE, Floats
-from worldmodel.networks import UNIT
+from trainenv.worldmodel.conformal import CQR, Calibration, Correction, Decision, Lowest, Platt, disagreement_limit, fit_selected
+from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
+from trainenv.worldmodel.features import STATE, Floats
+from trainenv.worldmodel.networks import UNIT
 
 ALARM = 0.3  # of `fired_recency`: the index fired within 1.2 decisions
 RISE = 0.05  # |Σ ln factors on the learning rate| from which it is raised or lowered

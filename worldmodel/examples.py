@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.types import CLIP_NAMES
-from worldmodel.dataset import Dataset, Trunk
-from worldmodel.dataset.dataset import CLIPS
-from worldmodel.dataset.histories import rates_ahead, scheduled
-from worldmodel.features import ACTION, COLUMNS, DECISIONS, GROUPS, STATE, Columns, Now, state
-from worldmodel.prior import prior
+from trainenv.worldmodel.dataset import Dataset, Trunk
+from trainenv.worldmodel.dataset.dataset import CLIPS
+from trainenv.worldmodel.dataset.run_histories import rates_ahead, scheduled
+from trainenv.worldmodel.features import ACTION, COLUMNS, DECISIONS, GROUPS, STATE, Columns, Now, state
+from trainenv.worldmodel.law_prior import prior
 
 if TYPE_CHECKING:
     import pandas as pd

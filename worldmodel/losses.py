@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.examples import LEVELS
-from worldmodel.networks import POLICY, two_hot
+from trainenv.worldmodel.examples import LEVELS
+from trainenv.worldmodel.networks import POLICY, two_hot
 
 
 def pinball(quantiles: Tensor, outcome: Tensor) -> Tensor:

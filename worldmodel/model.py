@@ -18,16 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.types import Estimate, Forecast, Inference, Intervention, RunHistory, UserError
-from worldmodel import features
-from worldmodel.calibration import Calibrations, nats, strata_of
-from worldmodel.curves import CurveForecaster, MultiPower
-from worldmodel.examples import LEVELS, Examples, Predictions
-from worldmodel.features import ACTION, DECISIONS, STATE, Floats
-from worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
-from worldmodel.prior import prior
+from trainenv.worldmodel import features
+from trainenv.worldmodel.calibration import Calibrations, nats, strata_of
+from trainenv.worldmodel.curves import CurveForecaster, MultiPower
+from trainenv.worldmodel.examples import LEVELS, Examples, Predictions
+from trainenv.worldmodel.features import ACTION, DECISIONS, STATE, Floats
+from trainenv.worldmodel.law_prior import prior
+from trainenv.worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
 
 _CHUNK = 4096  # branches at a time
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainenv.types import UserError
-from worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
 
 UNIT = 0.01  # nats: what is small and what is large
 TARGETS = 3  # horizon, annealed, final

@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.types import Rollout, UserError
-from worldmodel import features
-from worldmodel.calibration import ALPHA, Calibrations, strata_of, units
-from worldmodel.conformal import AdaptiveLevel, Calibration
-from worldmodel.examples import LOOKS, TARGETS, Examples
-from worldmodel.features import DECISIONS, STATE
-from worldmodel.model import Model, action_features
-from worldmodel.prior import prior
-from worldmodel.training import Training, fit
+from trainenv.worldmodel import features
+from trainenv.worldmodel.calibration import ALPHA, Calibrations, strata_of, units
+from trainenv.worldmodel.conformal import AdaptiveLevel, Calibration
+from trainenv.worldmodel.examples import LOOKS, TARGETS, Examples
+from trainenv.worldmodel.features import DECISIONS, STATE
+from trainenv.worldmodel.law_prior import prior
+from trainenv.worldmodel.model import Model, action_features
+from trainenv.worldmodel.training import Training, fit
 
 _MEASURED = ("states", "actions", "law", "looks", "annealed", "final")
 _NEW = "online/"  # prefix of the names of runs learned from, beside those of the pretraining data

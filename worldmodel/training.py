@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainenv import rng
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
+from trainenv.tools import rng
 from trainenv.types import UserError
-from worldmodel import features, losses
-from worldmodel.examples import Examples
-from worldmodel.networks import LOOKS, POLICY, Architecture, Networks, to_units
+from trainenv.worldmodel import features, losses
+from trainenv.worldmodel.examples import Examples
+from trainenv.worldmodel.networks import LOOKS, POLICY, Architecture, Networks, to_units
 
 _VISITS = 50.0  # σ(q) = (50 + visits) · 0.1 · q in Gumbel MuZero, at no visits yet
 _DISCOUNT = 1.0

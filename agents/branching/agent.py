@@ -9,13 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 
-from agents.branching.drafting import Drafting
-from agents.branching.responder import Branching
-from trainenv.config import BranchingConfig
-from trainenv.driving import Watch, drive
+from trainenv.agents.branching.branching_loop import Branching
+from trainenv.agents.branching.problems import Drafting
+from trainenv.config.schema import BranchingConfig
 from trainenv.envs.training import TrainingEnv
-from trainenv.records.folder import RunFolder
-from trainenv.records.tree import RunReport
+from trainenv.loop import Watch, drive
+from trainenv.records.run_folder import RunFolder
+from trainenv.report.run.run_report import RunReport
 from trainenv.types import Learner, Planner, UserError, WorldModel
 from trainenv.wrappers import SpeculativeVerification
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainenv.config import BranchingConfig
-from trainenv.rollouts import Rollouts
+from trainenv.config.schema import BranchingConfig
+from trainenv.rollouts.executor import Rollouts
 from trainenv.types import Budget, Plan, RunHistory, Telemetry, UserError, Verdict, WorldModel
-from trainenv.wrappers.rules import make as make_rule
-from trainenv.wrappers.verification import Verification
+from trainenv.verification.rules import make as make_rule
+from trainenv.verification.verify import Verification
 
 FEWEST = 8  # futures that a draft must be able to look at
 

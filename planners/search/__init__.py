@@ -7,10 +7,10 @@
 `model` is any callable: (latent [B, …], actions [B]) → (reward [B], value [B], logits [B, A], latent [B, …]).
 """
 
-from planners.search.contract import Recurrent, Root, Searched, Tree
-from planners.search.gumbel import Gumbel
-from planners.search.loop import search
-from planners.search.puct import PUCT
-from planners.search.tree import subtree
+from trainenv.planners.search.gumbel import Gumbel
+from trainenv.planners.search.puct import PUCT
+from trainenv.planners.search.rules import Recurrent, Root, Searched, Tree
+from trainenv.planners.search.search import search
+from trainenv.planners.search.subtree import subtree
 
 __all__ = ["PUCT", "Gumbel", "Recurrent", "Root", "Searched", "Tree", "search", "subtree"]

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planners.search.contract import Bools, Chooser, Floats, Ints, Picker, Verdicts
-from planners.search.gumbel_alone import LEAST_RANGE, GumbelPicker
-from planners.search.halving import schedule
-from planners.search.lone import LoneTree
-from planners.search.nodes import Nodes
+from trainenv.planners.search.gumbel_single import LEAST_RANGE, GumbelPicker
+from trainenv.planners.search.halving import schedule
+from trainenv.planners.search.node_arrays import Nodes
+from trainenv.planners.search.rules import Bools, Chooser, Floats, Ints, Picker, Verdicts
+from trainenv.planners.search.single_tree import LoneTree
 from trainenv.types import UserError
 
 

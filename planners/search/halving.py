@@ -11,7 +11,7 @@ from math import ceil, log2
 
 import numpy as np
 
-from planners.search.contract import Ints
+from trainenv.planners.search.rules import Ints
 
 
 @lru_cache(maxsize=256)

@@ -21,10 +21,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from planners.search.contract import Bools, Chooser, Floats, Ints, Picker, Verdicts
-from planners.search.lone import LoneTree
-from planners.search.nodes import Nodes
-from planners.search.puct_alone import LEAST_RANGE, PUCTPicker
+from trainenv.planners.search.node_arrays import Nodes
+from trainenv.planners.search.puct_single import LEAST_RANGE, PUCTPicker
+from trainenv.planners.search.rules import Bools, Chooser, Floats, Ints, Picker, Verdicts
+from trainenv.planners.search.single_tree import LoneTree
 from trainenv.types import UserError
 
 Untried = Literal["lowest", "node"]

@@ -1,13 +1,13 @@
 """The planners' contract as checks for anybody's planner, and a world without a training run to try planners on.
 
-planners.testing.check(MyPlanner())                    # all of it; CHECKS has the checks one by one
+trainenv.planners.testing.check(MyPlanner())                    # all of it; CHECKS has the checks one by one
 plan = MyPlanner().plan(ToyWorld(seed=1).problem(seed=0))
 """
 
 from __future__ import annotations
 
-from planners.testing.contract import CHECKS, check
-from planners.testing.toy import InForce, ToyExecutor, ToyModel, ToyWorld
-from planners.testing.watched import WatchedExecutor, WatchedModel, watched
+from trainenv.planners.testing.contract import CHECKS, check
+from trainenv.planners.testing.toy import InForce, ToyExecutor, ToyModel, ToyWorld
+from trainenv.planners.testing.watched import WatchedExecutor, WatchedModel, watched
 
 __all__ = ["CHECKS", "InForce", "ToyExecutor", "ToyModel", "ToyWorld", "WatchedExecutor", "WatchedModel", "check", "watched"]

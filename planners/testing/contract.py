@@ -1,10 +1,10 @@
 """What every planner promises, as checks that raise `AssertionError` and say what was expected.
 
-    @pytest.mark.parametrize("check", planners.testing.CHECKS, ids=lambda check: check.__name__)
+    @pytest.mark.parametrize("check", trainenv.planners.testing.CHECKS, ids=lambda check: check.__name__)
     def test_contract(check):
         check(MyPlanner())
 
-They need no data, no GPU and no pytest, and take about a second a planner on a toy world (`planners.testing.ToyWorld`).
+They need no data, no GPU and no pytest, and take about a second a planner on a toy world (`trainenv.planners.testing.ToyWorld`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from planners.testing.toy import ToyWorld
-from planners.testing.watched import EXECUTOR_FAULTS, MODEL_FAULTS, illegal, watched
+from trainenv.planners.testing.toy import ToyWorld
+from trainenv.planners.testing.watched import EXECUTOR_FAULTS, MODEL_FAULTS, illegal, watched
 from trainenv.types import Budget, Intervention, Plan, Planner, UserError
 
 Check = Callable[[Planner], None]

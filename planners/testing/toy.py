@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planners.futures import canonical
 from trainenv.interventions import ActionCodec
+from trainenv.planners.support.sequences import canonical
 from trainenv.types import (
     CLIP_NAMES,
     ClipName,

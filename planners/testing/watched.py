@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from planners.futures import Legality
+from trainenv.planners.support.sequences import Legality
 from trainenv.types import (
     Cost,
     Estimate,

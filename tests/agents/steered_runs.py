@@ -14,11 +14,11 @@ import torch
 from bigram import Bigram
 from torch import Tensor
 
-from agents.branching import Branching
-from trainenv.config import TrainingConfig
-from trainenv.driving import Watch, drive
-from trainenv.records.decisions import read_decisions
-from trainenv.records.folder import RunFolder, read_events
+from trainenv.agents.branching import Branching
+from trainenv.config.schema import TrainingConfig
+from trainenv.loop import Watch, drive
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.run import TrainingRun
 from trainenv.types import (
     Candidate,

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import Acting, ClipOnly, DoNothing
-from agents.acting import _read, _written
-from agents.contract import Action, Observation
-from agents.tab import Tab
 from trainenv import RunConfig, Telemetry, TrainingRun
-from trainenv.config import find, read_yaml
-from trainenv.driving import drive, resume
+from trainenv.agents import Acting, ClipOnly, DoNothing
+from trainenv.agents.agent_callback import _read, _written
+from trainenv.agents.contract import Action, Observation
+from trainenv.agents.waste_budget import Tab
+from trainenv.config.schema import find, read_yaml
 from trainenv.envs.training import TrainingEnv
-from trainenv.records.folder import RunFolder, read_events
-from trainenv.records.lines import plain
+from trainenv.loop import drive, resume
+from trainenv.records.run_folder import RunFolder, read_events
+from trainenv.tools.json_lines import plain
 from trainenv.types import Reading, UserError
 
 NERVOUS = read_yaml(find("uncertainty")) | {

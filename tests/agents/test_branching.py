@@ -22,14 +22,14 @@ from steered_runs import (
     toy,
 )
 
-import planners
-from agents.branching import Branching, Drafting
-from agents.branching.drafting import after, ramps
+from trainenv import planners
+from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching.problems import after, ramps
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.cli.loop import as_risk_asks
+from trainenv.composition.default_loop import as_risk_asks
 from trainenv.interventions import PARTS, ActionCodec
 from trainenv.monitor.regression import RegressionTrigger
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, UserError
 

@@ -11,11 +11,11 @@ import pytest
 from steered_runs import QUICK, SMALL, Dreamer, Promising
 
 import trainenv  # noqa: F401  (registers the environments)
-from agents.branching import BranchingAgent, Drafting
-from trainenv.config import BranchingConfig
-from trainenv.records.decisions import read_decisions
-from trainenv.records.parquet import read_telemetry
-from trainenv.records.tree import RunReport
+from trainenv.agents.branching import BranchingAgent, Drafting
+from trainenv.config.schema import BranchingConfig
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.telemetry_log import read_telemetry
+from trainenv.report.run.run_report import RunReport
 from trainenv.types import UserError
 from trainenv.wrappers import SpeculativeVerification
 

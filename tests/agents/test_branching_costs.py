@@ -22,11 +22,11 @@ from steered_runs import (
     toy,
 )
 
-from agents.branching import Branching
-from agents.branching.purse import Purse
-from trainenv.config import RunConfig
-from trainenv.driving import drive
-from trainenv.records.folder import RunFolder
+from trainenv.agents.branching import Branching
+from trainenv.agents.waste_budget import Purse
+from trainenv.config.schema import RunConfig
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 
 OFTEN = settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

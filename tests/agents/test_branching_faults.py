@@ -17,15 +17,15 @@ from steered_runs import (
     toy,
 )
 
-import planners
-from agents.branching import Branching, Drafting
-from trainenv.checkpoints.disk import Disk
+from trainenv import planners
+from trainenv.agents.branching import Branching, Drafting
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.cli.loop import as_risk_asks
-from trainenv.records.decisions import read_decisions
-from trainenv.records.parquet import read_telemetry
+from trainenv.composition.default_loop import as_risk_asks
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, Telemetry, UserError
-from trainenv.wrappers import record
+from trainenv.verification import record
 
 pytestmark = pytest.mark.usefixtures("alarms")
 
@@ -131,7 +131,7 @@ def test_a_rule_that_raises_loses_the_decision_and_not_the_run() -> None:
         def rank(self, branch: Any, /) -> float:
             return 0.0
 
-    from trainenv.wrappers.verification import Verification
+    from trainenv.verification.verify import Verification
 
     verification = Verification(rule=Judge(), top_k=2, verify_steps=4)  # type: ignore[arg-type]
     found = steered(toy(branching={"insure": False, "share": 0.2}), planner=Promising(), verification=verification)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from steered_runs import QUICK, Promising, steered
 from torch import Tensor, nn
 
-from agents.branching import Branching
-from trainenv.config import TrainingConfig
-from trainenv.rollouts import Rollouts
+from trainenv.agents.branching import Branching
+from trainenv.config.schema import TrainingConfig
+from trainenv.rollouts.executor import Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention
 

@@ -22,15 +22,15 @@ from steered_runs import (
     toy,
 )
 
-from agents.branching import Branching
+from trainenv.agents.branching import Branching
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import drive, resume
+from trainenv.loop import drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.records.decisions import read_decisions
-from trainenv.records.folder import RunFolder, read_events
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.run import TrainingRun
 from trainenv.types import UserError
-from trainenv.wrappers import record
+from trainenv.verification import record
 
 pytestmark = pytest.mark.usefixtures("alarms")
 
@@ -175,8 +175,8 @@ import sys
 from pathlib import Path
 from trainenv.monitor.uncertainty import UncertaintyIndex
 import steered_runs, test_branching_resume as resumed
-from trainenv.driving import drive
-from trainenv.records.folder import RunFolder
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder
 UncertaintyIndex.update = steered_runs.alarm_at(61)
 run, responder = resumed.eventful()
 drive(run, RunFolder.create(Path(sys.argv[1]), run.config), responder=resumed.Doomed(responder, int(sys.argv[2])))

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.by_hand import STYLES, ByHand
 from trainenv import CheckpointStore, TrainingConfig, TrainingRun
-from trainenv.config import CheckpointConfig
-from trainenv.driving import Responder, Response, drive, resume
+from trainenv.agents.baselines.rollback_rule import STYLES, ByHand
+from trainenv.config.schema import CheckpointConfig
+from trainenv.loop import Responder, Response, drive, resume
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.records.folder import RunFolder, read_events
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder, read_events
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import Event, Reading, Telemetry, UserError
 
 LR, FINAL = 1e-2, 0.1

@@ -11,17 +11,17 @@ import pytest
 from steered_runs import LOWER, SMALL, Promising, Steered, steered, tokens, toy
 from torch import Tensor
 
-from agents.branching import Branching, detour
+from trainenv.agents.branching import Branching, rollback
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config import RunConfig
-from trainenv.driving import drive
-from trainenv.records.decisions import read_decisions
-from trainenv.records.folder import RunFolder
+from trainenv.config.schema import RunConfig
+from trainenv.loop import drive
+from trainenv.records.decision_files import read_decisions
 from trainenv.records.metrics import measure
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.types import Intervention, UserError
-from trainenv.wrappers.replay import Replay
+from trainenv.verification.replay import Replay
 
 pytestmark = pytest.mark.usefixtures("alarms")
 HARM: dict[str, Any] = {"triggers": ["harm"], "insure": False}
@@ -40,7 +40,7 @@ def corrupt(run: TrainingRun, first: int, last: int) -> TrainingRun:
 
 def same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way round is the way that was gone, but for the data."""
-    monkeypatch.setattr(detour, "_RATE", 1.0)
+    monkeypatch.setattr(rollback, "_RATE", 1.0)
 
 
 def the_detour(of: Steered) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_what_was_decided_on_the_way_holds_but_for_a_higher_rate() -> None:
         for one in interventions:
             run.apply(one)
         since += run.advance(2)
-        found = detour.detour(run, 61, [snapshot], since)
+        found = rollback.detour(run, 61, [snapshot], since)
         return found.way[0]
 
     assert way().lr_scale == pytest.approx(1 / 3)
@@ -120,8 +120,8 @@ def test_without_a_state_from_before_it_there_is_no_way() -> None:
         (57, [snapshot], since[1:]),  # nobody knows what the run has done since
     ):
         with pytest.raises(UserError, match="no state to go back to"):
-            detour.detour(run, rising, snapshots, known)
-    assert detour.detour(run, 57, [snapshot], since).steps == 5
+            rollback.detour(run, rising, snapshots, known)
+    assert rollback.detour(run, 57, [snapshot], since).steps == 5
 
 
 # ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,7 +203,7 @@ def test_a_detour_that_fails_is_told_and_the_run_goes_on(monkeypatch: pytest.Mon
     def fails(self: Any, *one: Any, **how: Any) -> Any:
         raise MemoryError("no room for a fork")
 
-    monkeypatch.setattr(detour.Detour, "verified", fails)
+    monkeypatch.setattr(rollback.Detour, "verified", fails)
     found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
     assert [event["detail"]["reason"] for event in found.of("skipped")] == ["MemoryError: no room for a fork"]
     assert (found.run.step, found.decisions) == (120, [])
@@ -221,7 +221,7 @@ def test_a_rate_below_its_bounds_is_no_way() -> None:
 
 @pytest.mark.parametrize("accepted", [1, None])
 def test_it_is_replayed_to_the_bit(accepted: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(detour, "_MARGIN", 0.01 if accepted else 9.0)
+    monkeypatch.setattr(rollback, "_MARGIN", 0.01 if accepted else 9.0)
     planted = {"stressors.planted": [{"at": 63, "kind": "lr_spike", "steps": 1, "size": 20}], "branching": HARM}
     config = RunConfig.load("tiny", SMALL | planted | {"checkpoints.moments": "exact", "branching.share": 0.3})
     run, folder = TrainingRun.from_config(config), RunFolder.create(tmp_path / "run", config)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from trainenv import RunConfig, TrainingRun
-from trainenv.cli.methods import METHODS
-from trainenv.config import find, read_yaml
-from trainenv.records.folder import read_events, read_validation
-from trainenv.records.parquet import read_telemetry
+from trainenv.composition.methods import METHODS
+from trainenv.config.schema import find, read_yaml
+from trainenv.records.run_folder import read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 
 NERVOUS = read_yaml(find("uncertainty")) | {
     "window": 32,

@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 
-import trainenv.rollouts
-from agents.branching import Branching
-from trainenv.driving import drive, resume
-from trainenv.futures import Start, Together
-from trainenv.records.folder import RunFolder
+from trainenv.agents.branching import Branching
+from trainenv.loop import drive, resume
+from trainenv.records.run_folder import RunFolder
+from trainenv.rollouts import executor
+from trainenv.rollouts.future import Start, Together
 from trainenv.run import TrainingRun
 from trainenv.types import Plan, PlanningProblem, RunHistory
-from trainenv.wrappers import record
-from trainenv.wrappers.rules import Agreement
-from trainenv.wrappers.verification import Verification
+from trainenv.verification import record
+from trainenv.verification.rules import Agreement
+from trainenv.verification.verify import Verification
 
 pytestmark = pytest.mark.usefixtures("alarms")
 
@@ -111,7 +111,7 @@ class Stage:
     @contextmanager
     def set(self) -> Iterator[None]:
         """Forks are told apart, and what verifies them is known to."""
-        side_by_side, run, write = trainenv.rollouts.side_by_side, trainenv.rollouts.Rollouts.run, record.write
+        side_by_side, run, write = executor.side_by_side, executor.Rollouts.run, record.write
 
         def told_apart(parent: TrainingRun, starts: Sequence[Start], **how: Any) -> Together:
             together = side_by_side(parent, starts, **how)
@@ -135,8 +135,8 @@ class Stage:
             return write(folder, told)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainenv.rollouts, "side_by_side", told_apart)
-            patch.setattr(trainenv.rollouts.Rollouts, "run", verifying)
+            patch.setattr(executor, "side_by_side", told_apart)
+            patch.setattr(executor.Rollouts, "run", verifying)
             patch.setattr(record, "write", written)
             yield
 
@@ -231,7 +231,7 @@ def test_whatever_fails_no_more_is_thrown_away_than_was_stated(fault: Fault) -> 
 
 
 def test_each_fault_is_named_once_in_tree_summary_and_report() -> None:
-    from trainenv.records.tree import RunReport
+    from trainenv.report.run.run_report import RunReport
 
     stage = Stage(Fault("model", "raises", "branch", 1, math.inf))
     with stage.set():

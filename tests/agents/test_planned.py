@@ -15,12 +15,11 @@ import torch
 from bigram import tokens
 from torch import Tensor, nn
 
-import planners
-from agents import Planned, population
-from trainenv import Intervention, Telemetry, TrainingConfig, TrainingRun, UserError
-from trainenv.driving import Responder, drive, resume
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.parquet import read_telemetry
+from trainenv import Intervention, Telemetry, TrainingConfig, TrainingRun, UserError, planners
+from trainenv.agents import Planned, population
+from trainenv.loop import Responder, drive, resume
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import Candidate, Cost, Plan, PlanningProblem
 
 HALF, DOUBLE = Intervention(lr_scale=0.5), Intervention(lr_scale=2.0)

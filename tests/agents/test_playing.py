@@ -10,11 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import agents
-from agents import Agent, ClipOnly, DoNothing, play
-from agents.contract import Action, Observation
-from trainenv import UserError
-from trainenv.config import InterventionConfig
+from trainenv import UserError, agents
+from trainenv.agents import Agent, ClipOnly, DoNothing, play
+from trainenv.agents.contract import Action, Observation
+from trainenv.config.schema import InterventionConfig
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
 

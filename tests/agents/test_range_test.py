@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steered_runs import SMALL, Promising, Steered, steered, toy
 
-from agents.branching import Branching, Drafting
-from agents.branching.range_test import RangeTest
-from trainenv.config import RunConfig
-from trainenv.driving import drive
+from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching.lr_range import RangeTest
+from trainenv.config.schema import RunConfig
 from trainenv.interventions import PARTS
-from trainenv.records.folder import RunFolder
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry, UserError
-from trainenv.wrappers.replay import Replay
+from trainenv.verification.replay import Replay
 
 COSINES = st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), max_size=130)
 

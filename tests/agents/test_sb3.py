@@ -18,17 +18,17 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent / "envs"))
 from known_world import Known, history, telemetry
 
-from agents.sb3 import Policy, train_in_model, train_in_run
-from agents.sb3_learners import DQN, MOVING, PPO, USEFUL, Learner, useful
-from agents.sb3_methods import Apprentice, dqn_model, ppo_model, ppo_real, shortened
-from trainenv.compare.allowance import allowance
-from trainenv.config import RunConfig, TrainingConfig
-from trainenv.driving import drive
-from trainenv.envs.imagined import WorldModelEnv
+from trainenv.agents.rl.learners import DQN, MOVING, PPO, USEFUL, Learner, useful
+from trainenv.agents.rl.policy import Policy, train_in_model, train_in_run
+from trainenv.agents.rl.rl_methods import Apprentice, dqn_model, ppo_model, ppo_real, shortened
+from trainenv.compare.allowed_flops import allowance
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import FEATURES
+from trainenv.envs.world_model import WorldModelEnv
 from trainenv.interventions import ActionCodec
-from trainenv.records.folder import RunFolder, read_events
-from trainenv.records.parquet import read_telemetry
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder, read_events
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
 from trainenv.types import DECISIONS, Intervention, UserError
 
@@ -108,7 +108,7 @@ def test_what_a_policy_is_not_to_see_changes_nothing() -> None:
 
 
 def test_ppo_starts_near_doing_nothing() -> None:
-    from agents.sb3_envs import ImaginedEpisodes, View
+    from trainenv.agents.rl.env_views import ImaginedEpisodes, View
 
     episodes = ImaginedEpisodes(WorldModelEnv(Known(), [history()], CONFIG), View(sees=MOVING), episodes=2, seed=0)
     for reluctance, low, high in ((0.0, 0.24, 0.26), (3.0, 0.85, 0.89)):
@@ -119,7 +119,7 @@ def test_ppo_starts_near_doing_nothing() -> None:
 
 
 def test_episodes_side_by_side_are_those_of_the_environment() -> None:
-    from agents.sb3_envs import ImaginedEpisodes, View
+    from trainenv.agents.rl.env_views import ImaginedEpisodes, View
 
     env = WorldModelEnv(Known(reward=cuts), [history(left=30)], CONFIG, divergence="expected")
     vectors = np.array([ActionCodec().encode(intervention) for intervention in useful(ActionCodec())])
@@ -303,7 +303,7 @@ def test_methods_stay_within_the_budget_and_steer(name: str, tmp_path: Path, mon
     made = {"PPO": PPO, "DQN": DQN}
     for learner, values in smaller.items():
         little = partial(lambda kind, values, **asked: kind(**asked | values | {"width": 8}), made[learner], values)
-        monkeypatch.setattr(f"agents.sb3_methods.{learner}", little)
+        monkeypatch.setattr(f"trainenv.agents.rl.rl_methods.{learner}", little)
     model = Known(reward=cuts)
     methods = {"ppo-model": partial(ppo_model, model=model), "dqn-model": partial(dqn_model, model=model), "ppo-real": ppo_real}
     folder = tmp_path / "run"

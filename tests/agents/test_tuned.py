@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agents import Tuned
 from trainenv import RunConfig, TrainingRun, UserError
-from trainenv.records.folder import RunFolder
-from trainenv.records.parquet import read_telemetry
+from trainenv.agents import Tuned
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import read_telemetry
 
 CONFIG = RunConfig.load(
     "tiny",

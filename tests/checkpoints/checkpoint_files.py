@@ -14,10 +14,10 @@ import xxhash
 from torch import Tensor
 
 from trainenv.checkpoints import file, schema
-from trainenv.checkpoints.front import FRONT_MOST, MAGIC, _checked, _layout, _memory
-from trainenv.checkpoints.front import room as room_of
+from trainenv.checkpoints.header import FRONT_MOST, MAGIC, _checked, _layout, _memory
+from trainenv.checkpoints.header import room as room_of
+from trainenv.config.presets import configs_folder, read_yaml
 from trainenv.types import Snapshot, Tier
-from trainenv.yaml_files import configs_folder, read_yaml
 
 PROLOGUE = struct.Struct("<8sQQ16s")
 TIERS: tuple[Tier, ...] = ("exact", "8bit")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from small_runs import made
 
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.types import UserError
 

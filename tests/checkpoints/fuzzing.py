@@ -20,7 +20,7 @@ from typing import Any
 import zstandard
 from checkpoint_files import PROLOGUE, apart, chunks, content, line, sums, together
 
-from trainenv.checkpoints import file, planes
+from trainenv.checkpoints import compression, file
 from trainenv.types import UserError
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -44,7 +44,7 @@ ODD: list[Any] = [
     "signed",
 ]
 MORE: list[Any] = [
-    *planes.DTYPES,
+    *compression.DTYPES,
     [],
     {},
     [[]],

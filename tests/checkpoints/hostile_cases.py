@@ -10,7 +10,7 @@ from typing import Any
 from checkpoint_files import MARK, apart, encoded, forged, line, sums, together
 from test_planes import BAD, LENGTH, frame
 
-from trainenv.checkpoints.front import COSTS, FRONT_MOST, PARSED_MOST, TENSORS_MOST
+from trainenv.checkpoints.header import COSTS, FRONT_MOST, PARSED_MOST, TENSORS_MOST
 
 Change = Callable[[dict[str, Any]], Any]
 Case = tuple[Callable[[], bytes], str]  # made when they are needed: some are large

@@ -28,8 +28,9 @@ from pathlib import Path
 
 from small_runs import made, same, seed_of
 
-from trainenv.checkpoints import file, reading
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints import file
+from trainenv.checkpoints import reader as reading
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.types import Snapshot, Tier, UserError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.snapshots import capture, fingerprint
+from trainenv.training.snapshots import capture, fingerprint
 from trainenv.types import Snapshot
 
 TRACKS = (

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from trainenv import cli
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli import main
-from trainenv.records.lines import read_lines
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
-from trainenv.snapshots import fingerprint
+from trainenv.tools.json_lines import read_lines
+from trainenv.training.snapshots import fingerprint
 
 SMALL: dict[str, Any] = {
     "device": "cpu",
@@ -47,9 +47,9 @@ def sets(**more: Any) -> list[str]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that was stopped at step 24: checkpoints of steps 0, 8, 16 and 24."""
-    from trainenv.config import RunConfig
-    from trainenv.driving import drive
-    from trainenv.records.folder import RunFolder
+    from trainenv.config.schema import RunConfig
+    from trainenv.loop import drive
+    from trainenv.records.run_folder import RunFolder
 
     config = RunConfig.load("tiny", SMALL)
     run = TrainingRun.from_config(config)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun
-from trainenv.checkpoints.convert import export, load_weights
 from trainenv.checkpoints.file import read, write
+from trainenv.checkpoints.interop import export, load_weights
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.types import UserError
 

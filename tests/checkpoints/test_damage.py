@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from small_runs import files, filled, flip, made, same, small
 
-from trainenv.checkpoints import file, manifest, reading
+from trainenv.checkpoints import file, manifest
+from trainenv.checkpoints import reader as reading
 from trainenv.checkpoints.file import BrokenCheckpoint
 from trainenv.checkpoints.manifest import Entry
 from trainenv.checkpoints.store import CheckpointStore

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from small_runs import made, same
 
-from trainenv.checkpoints import reading
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints import reader
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.types import UserError
 
@@ -128,7 +128,7 @@ class Outcome:
         # Only where the new list had already taken the old one's place may a save that failed be listed all the same.
         assert not message or self.store.entries() == before or kind in ("rename", "sync_folder")
         assert self.step in self.store.steps() or not (self.folder / f"cp_{self.step}.ptz").exists()  # its space is free again
-        assert reading.verify(self.folder)[0].ok  # the list, as it stands on disk
+        assert reader.verify(self.folder)[0].ok  # the list, as it stands on disk
         self.save()
         self.look(acknowledged=self.step)
         assert [entry.step for entry in self.store.entries()] == sorted(entry.step for entry in self.store.entries())

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from test_planes import SHAPES, noise
 from torch import Tensor
 
-from trainenv import snapshots
-from trainenv.checkpoints import file, planes
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints import compression, file
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
+from trainenv.checkpoints.filesystem import Disk
+from trainenv.training import snapshots
 from trainenv.types import Snapshot, Tier, UserError
 
 FLIPS = 12_000
-tensors = st.builds(noise, st.sampled_from([*planes.DTYPES.values()]), st.sampled_from(SHAPES), st.integers(0, 99))
+tensors = st.builds(noise, st.sampled_from([*compression.DTYPES.values()]), st.sampled_from(SHAPES), st.integers(0, 99))
 plain = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text(max_size=5)
 nested = st.recursive(
     plain, lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=4), below, max_size=3), max_leaves=12
@@ -58,15 +58,15 @@ def test_anything_comes_back(
     assert snapshots.fingerprint(back) == snapshots.fingerprint(original)
 
 
-@pytest.mark.parametrize("dtype", planes.DTYPES.values(), ids=planes.DTYPES)
+@pytest.mark.parametrize("dtype", compression.DTYPES.values(), ids=compression.DTYPES)
 @pytest.mark.parametrize("off", [-1, 0, 1])
 def test_the_edges_of_chunks(dtype: torch.dtype, off: int, tmp_path: Path) -> None:
-    full = planes.CHUNK_BYTES // dtype.itemsize
+    full = compression.CHUNK_BYTES // dtype.itemsize
     held = {"a": noise(dtype, (full + off,)), "b": noise(dtype, (2, full + off), 1)[:, 1:], "c": noise(dtype, (3,))}
     back = there_and_back(holding(held), tmp_path)
     assert all(bits(back.tensors[name]) == bits(tensor) for name, tensor in held.items())
     _, table, _ = apart((tmp_path / "cp").read_bytes())
-    chunks_of_b = math.ceil(2 * (full + off - 1) * dtype.itemsize / planes.CHUNK_BYTES)
+    chunks_of_b = math.ceil(2 * (full + off - 1) * dtype.itemsize / compression.CHUNK_BYTES)
     assert len(table) == (2 if off > 0 else 1) + chunks_of_b + 1 + 3  # and the three that the schema asks for
 
 
@@ -121,7 +121,11 @@ def test_equal_snapshots_give_equal_files(tier: Tier) -> None:
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 64])
 def test_threads_do_not_matter(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = {**adam((1100, 256)), "x": noise(torch.complex64, (3 * planes.CHUNK_BYTES // 8 + 5,)), "y": noise(torch.int16, (9,))}
+    held = {
+        **adam((1100, 256)),
+        "x": noise(torch.complex64, (3 * compression.CHUNK_BYTES // 8 + 5,)),
+        "y": noise(torch.int16, (9,)),
+    }
     for tier in TIERS:
         write(holding(held), tmp_path / tier, tier=tier)
         expected = content(read(tmp_path / tier))

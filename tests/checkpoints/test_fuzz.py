@@ -14,7 +14,7 @@ import pytest
 from checkpoint_files import content
 
 from trainenv.checkpoints import file
-from trainenv.checkpoints.front import FIXED_MEMORY
+from trainenv.checkpoints.header import FIXED_MEMORY
 from trainenv.types import Snapshot
 
 sys.path.append(str(Path(__file__).parent / "corpus"))

@@ -22,7 +22,7 @@ from hostile_cases import FIRST, SECOND, cases, tensor
 
 from trainenv.checkpoints import file
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
-from trainenv.checkpoints.front import FIXED_MEMORY, MAGIC, TENSORS_MOST
+from trainenv.checkpoints.header import FIXED_MEMORY, MAGIC, TENSORS_MOST
 from trainenv.types import UserError
 
 # Each file in a process of its own, forked from one that has loaded a checkpoint before: how far its memory grew at most.

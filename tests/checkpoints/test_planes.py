@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainenv.checkpoints import planes
+from trainenv.checkpoints import compression
 
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (0, 4), (2, 0, 3), (1, 1, 1), (2, 3, 4, 5)]
 # What a copy by value might lose: NaNs of many payloads, both zeros, infinities, denormals. As float32 words.
@@ -30,18 +30,18 @@ def noise(dtype: torch.dtype, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return raw.to(torch.uint8).view(dtype).reshape(shape)
 
 
-def through(tensor: Tensor, chunk: int = planes.CHUNK_BYTES) -> Tensor:
+def through(tensor: Tensor, chunk: int = compression.CHUNK_BYTES) -> Tensor:
     """There and back again."""
-    flat = planes.words(tensor)
-    out = planes.empty(len(flat), planes.word_size(tensor.dtype))
-    compressor, decompressor = zstandard.ZstdCompressor(level=planes.LEVEL), planes.decompressor()
+    flat = compression.words(tensor)
+    out = compression.empty(len(flat), compression.word_size(tensor.dtype))
+    compressor, decompressor = zstandard.ZstdCompressor(level=compression.LEVEL), compression.decompressor()
     step = chunk // flat.itemsize
     for start in range(0, len(flat), step):
-        stored = planes.compress(flat[start : start + step], compressor)
-        assert len(stored) == planes.word_size(tensor.dtype)
+        stored = compression.compress(flat[start : start + step], compressor)
+        assert len(stored) == compression.word_size(tensor.dtype)
         assert all(0 < len(plane) <= len(flat[start : start + step]) for plane in stored)
-        planes.decompress(memoryview(b"".join(stored)), [*map(len, stored)], out[start : start + step], decompressor)
-    return planes.tensor(out, tensor.dtype, tensor.shape)
+        compression.decompress(memoryview(b"".join(stored)), [*map(len, stored)], out[start : start + step], decompressor)
+    return compression.tensor(out, tensor.dtype, tensor.shape)
 
 
 def assert_same(tensor: Tensor) -> None:
@@ -51,25 +51,25 @@ def assert_same(tensor: Tensor) -> None:
 
 
 def test_every_number_that_a_tensor_can_hold_has_a_dtype_here() -> None:
-    ours = set(planes.DTYPES.values())
+    ours = set(compression.DTYPES.values())
     for dtype in (v for v in vars(torch).values() if isinstance(v, torch.dtype)):
         made_by_hand = dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool, *ours)
-        assert not made_by_hand or planes.DTYPES[str(dtype).removeprefix("torch.")] == dtype
-    assert len(ours) == len(planes.DTYPES) == 17
+        assert not made_by_hand or compression.DTYPES[str(dtype).removeprefix("torch.")] == dtype
+    assert len(ours) == len(compression.DTYPES) == 17
 
 
-@pytest.mark.parametrize("dtype", planes.DTYPES.values(), ids=planes.DTYPES)
+@pytest.mark.parametrize("dtype", compression.DTYPES.values(), ids=compression.DTYPES)
 @given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_any_bits_of_any_shape_come_back(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> None:
     assert_same(noise(dtype, shape, seed))
 
 
-@pytest.mark.parametrize("dtype", planes.DTYPES.values(), ids=planes.DTYPES)
+@pytest.mark.parametrize("dtype", compression.DTYPES.values(), ids=compression.DTYPES)
 @pytest.mark.parametrize("off", [-1, 0, 1])
 def test_the_edges_of_chunks(dtype: torch.dtype, off: int) -> None:
     """One element fewer than fill a chunk, as many, one more; and the same about two chunks."""
-    full = planes.CHUNK_BYTES // dtype.itemsize
+    full = compression.CHUNK_BYTES // dtype.itemsize
     assert_same(noise(dtype, (full + off,)))
     assert_same(torch.zeros(2 * full + off, dtype=torch.uint8).to(dtype))
 
@@ -104,17 +104,17 @@ def test_views_that_conjugate_or_negate_only_once_they_are_read() -> None:
 
 def test_words_share_a_plain_tensors_memory() -> None:
     tensor = torch.zeros(8)
-    planes.words(tensor)[3] = 0x3F800000
+    compression.words(tensor)[3] = 0x3F800000
     assert tensor.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
     parameter = torch.nn.Parameter(torch.ones(2))
-    assert planes.words(parameter).tolist() == [0x3F800000] * 2
+    assert compression.words(parameter).tolist() == [0x3F800000] * 2
 
 
 def test_smooth_weights_get_smaller_and_noise_does_not_grow() -> None:
-    compressor = zstandard.ZstdCompressor(level=planes.LEVEL)
+    compressor = zstandard.ZstdCompressor(level=compression.LEVEL)
     weights = torch.randn(1 << 16, generator=torch.Generator().manual_seed(1)) * 0.02
-    assert sum(map(len, planes.compress(planes.words(weights), compressor))) < 0.9 * weights.nbytes
-    assert sum(map(len, planes.compress(planes.words(noise(torch.int32, (5000,))), compressor))) == 20000
+    assert sum(map(len, compression.compress(compression.words(weights), compressor))) < 0.9 * weights.nbytes
+    assert sum(map(len, compression.compress(compression.words(noise(torch.int32, (5000,))), compressor))) == 20000
 
 
 # ── what is no chunk ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,11 +178,11 @@ def test_a_plane_that_is_none_is_refused(name: str, place: int) -> None:
     stored = [good, good]
     stored[place] = BAD[name]
     assert len(BAD[name]) != LENGTH
-    data, out, decompressor = memoryview(b"".join(stored)), planes.empty(LENGTH, 2), planes.decompressor()
+    data, out, decompressor = memoryview(b"".join(stored)), compression.empty(LENGTH, 2), compression.decompressor()
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="a plane "):
-            planes.decompress(data, [*map(len, stored)], out, decompressor)
+            compression.decompress(data, [*map(len, stored)], out, decompressor)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20  # whatever the frame claims or holds
     finally:
         tracemalloc.stop()
@@ -191,18 +191,18 @@ def test_a_plane_that_is_none_is_refused(name: str, place: int) -> None:
 def test_the_frames_that_were_tampered_with_would_have_been_good() -> None:
     """Else what was refused above might have been refused for how it was built."""
     for good in (claiming(LENGTH), with_window(10), frame(bytes(LENGTH), write_checksum=True)):
-        out = planes.empty(LENGTH, 1)
-        planes.decompress(memoryview(good), [len(good)], out, planes.decompressor())
+        out = compression.empty(LENGTH, 1)
+        compression.decompress(memoryview(good), [len(good)], out, compression.decompressor())
         assert not out.any()
 
 
 @given(data=st.binary(min_size=1, max_size=60), length=st.integers(1, 80))
 @settings(max_examples=300, deadline=None)
 def test_anything_else_is_refused_or_fills_its_place(data: bytes, length: int) -> None:
-    out = planes.empty(length, 1)
+    out = compression.empty(length, 1)
     lengths: Sequence[int] = [len(data)]
     try:
-        planes.decompress(memoryview(data), lengths, out, planes.decompressor())
+        compression.decompress(memoryview(data), lengths, out, compression.decompressor())
     except ValueError:
         return
     assert len(data) == length

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from trainenv import Intervention, TrainingConfig, TrainingRun
 from trainenv.checkpoints import schema
 from trainenv.checkpoints.schema import check_header, check_state
+from trainenv.config.presets import configs_folder, read_yaml
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.envs.training import TrainingEnv
 from trainenv.types import UserError
-from trainenv.yaml_files import configs_folder, read_yaml
 
 SMALL: dict[str, Any] = {
     "device": "cpu",

@@ -12,8 +12,8 @@ import pytest
 import torch
 from small_runs import files, filled, made, same, seed_of, small
 
-from trainenv.checkpoints import file, reading
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints import file, reader
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.manifest import Entry
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.types import Snapshot, UserError
@@ -76,7 +76,7 @@ def test_a_rewound_history_comes_by_again(tmp_path: Path) -> None:
     newest = store.load()
     assert (newest.step, seed_of(newest)) == (2, 5)  # saved last, though not the highest step
     assert [seed_of(store.load(step)) for step in (1, 2, 3)] == [0, 5, 4]
-    assert same(reading.read_entry(tmp_path, store.entries()[1]), small(2, 1))  # the old one is intact
+    assert same(reader.read_entry(tmp_path, store.entries()[1]), small(2, 1))  # the old one is intact
 
 
 def test_order_is_that_of_saving_not_of_time_stamps(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from trainenv import cli
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli import main
 from trainenv.run import TrainingRun
-from trainenv.snapshots import fingerprint
+from trainenv.training.snapshots import fingerprint
 from trainenv.types import Snapshot, Telemetry
 
 SMALL: dict[str, Any] = {

@@ -68,7 +68,7 @@ def test_a_demo_that_cannot_be_gone_on_with_says_so(arguments: list[str], capsys
 def test_too_little_memory_for_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trainenv.models.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    monkeypatch.setattr("trainenv.models.build.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
     assert_one_sentence(["demo"], ("GiB", "found 0.0 GiB free"), tmp_path, capsys)
 
 

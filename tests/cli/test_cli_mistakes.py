@@ -100,7 +100,7 @@ def test_a_mistake_costs_one_sentence(name: str, tmp_path: Path, capsys: pytest.
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("trainenv.models.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    monkeypatch.setattr("trainenv.models.build.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
     words = ("tiny needs at least", "GiB", "found 0.0 GiB free", "smaller preset")
     assert_one_sentence(["run", "tiny", "--set", "device=cpu"], words, tmp_path, capsys)
 

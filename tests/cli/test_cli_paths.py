@@ -16,10 +16,10 @@ from strict_json import strict
 
 from trainenv import cli
 from trainenv.cli import main
-from trainenv.cli.asking import overrides_of
-from trainenv.config import RunConfig
-from trainenv.paths import typed
-from trainenv.records.folder import RunFolder
+from trainenv.cli.options import overrides_of
+from trainenv.config.schema import RunConfig
+from trainenv.records.run_folder import RunFolder
+from trainenv.tools.paths import typed
 
 ODD = ["lr:3e-4", "run-12:30", "file:x", "s3:x", "a::b", "-x", "a%20b#c?d*[e]{f}", "a\nb", "ünï", "a 'b'", "$a_$b"]
 

@@ -16,14 +16,14 @@ from strict_json import strict
 
 from trainenv import cli
 from trainenv.cli import main
-from trainenv.cli.asking import interruptible
-from trainenv.config import RunConfig
-from trainenv.driving import drive
+from trainenv.cli.options import interruptible
+from trainenv.config.schema import RunConfig
+from trainenv.loop import drive
 from trainenv.monitor.uncertainty import UncertaintyIndex
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.lines import read_lines
-from trainenv.records.parquet import read_telemetry
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
+from trainenv.tools.json_lines import read_lines
 from trainenv.types import Reading
 
 

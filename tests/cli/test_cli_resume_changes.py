@@ -9,9 +9,9 @@ import pytest
 from command_line import asks_to_stop_at, assert_one_sentence, sets
 from strict_json import strict
 
-from trainenv import cli, corpora
+from trainenv import cli, data
 from trainenv.cli import main
-from trainenv.records.resuming import MadeOf, check_corpus
+from trainenv.records.made_of import MadeOf, check_corpus
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry, UserError
 
@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(autouse=True)
 def text() -> Path:
     """A text to train on; corpora in memory are those of another process."""
-    corpora._load.cache_clear()
+    data._load.cache_clear()
     file = Path("a.txt")
     file.write_text(WORDS * 1000, encoding="utf-8")
     return file
@@ -44,7 +44,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         on = sets(corpus__name="text", corpus__path="a.txt")
         assert main(["run", "tiny", *on, *more, "--out", "mine"]) == cli.INTERRUPTED
     capsys.readouterr()
-    corpora._load.cache_clear()
+    data._load.cache_clear()
 
 
 def said(capsys: pytest.CaptureFixture[str], *more: str) -> str:
@@ -71,7 +71,7 @@ def test_a_decision_on_other_text_is_not_replayed(
     interrupted(monkeypatch, capsys)
     check_corpus(Path("mine"), TrainingRun.from_config("mine/config.yaml"))
     text.write_text(WORDS.upper() * 1000, encoding="utf-8")
-    corpora._load.cache_clear()
+    data._load.cache_clear()
     with pytest.raises(UserError, match=r"was \w+, is \w+; put the text back"):
         check_corpus(Path("mine"), TrainingRun.from_config("mine/config.yaml"))
 
@@ -195,13 +195,13 @@ def test_an_accepted_change_is_on_record_once_a_checkpoint_has_it(
     capsys.readouterr()
     assert_one_sentence(RESUME, ("digest of the corpus",), tmp_path, capsys)
     text.write_text(words, encoding="utf-8")
-    corpora._load.cache_clear()
+    data._load.cache_clear()
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 16)
         assert main(RESUME) == cli.INTERRUPTED
     assert "to the bit as it was (exact)" in capsys.readouterr().out
     text.write_text(words.upper(), encoding="utf-8")
-    corpora._load.cache_clear()
+    data._load.cache_clear()
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 20)
         assert main([*RESUME, "--accept-changes"]) == cli.INTERRUPTED
@@ -254,7 +254,9 @@ def test_a_steered_run_whose_folder_does_not_say_by_what(
     interrupted(monkeypatch, capsys, "--by-hand")
     RECORD.unlink()
     assert_one_sentence(RESUME, ("is steered", "found nobody", "--branching", "--by-hand"), tmp_path, capsys)
-    assert_one_sentence([*RESUME, "--branching"], ("another responder", "agents.branching", "--accept-changes"), tmp_path, capsys)
+    assert_one_sentence(
+        [*RESUME, "--branching"], ("another responder", "trainenv.agents.Branching", "--accept-changes"), tmp_path, capsys
+    )
     assert "to the bit as it was (exact), if text" in said(capsys, "--by-hand")
 
 

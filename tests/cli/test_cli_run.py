@@ -16,10 +16,10 @@ from strict_json import strict
 import trainenv
 from trainenv import cli
 from trainenv.cli import main
-from trainenv.config import RunConfig
-from trainenv.records.decisions import read_decisions
-from trainenv.records.folder import read_events, read_validation
-from trainenv.records.parquet import read_telemetry
+from trainenv.config.schema import RunConfig
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.run_folder import read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 
 # ── run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

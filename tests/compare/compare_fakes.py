@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from trainenv.compare.allowance import allowance
+from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.contract import Stop, Watch
 from trainenv.compare.suite import Suite, suite_of
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.types import UserError
 
 TINY = {"model": {"width": 8, "layers": 1, "heads": 1, "context": 16}, "batch_size": 4, "steps": 40}

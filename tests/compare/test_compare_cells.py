@@ -13,14 +13,14 @@ import pytest
 from compare_fakes import METHODS, measure, suite
 
 from trainenv.compare import Suite, compare
-from trainenv.compare.allowance import allowance
+from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.cells import MEASURED, Cell, Task, play, read, write
-from trainenv.compare.comparing import Estimate, cells, expected_seconds
 from trainenv.compare.measuring import measure_cell
+from trainenv.compare.runner import Estimate, cells, expected_seconds
 from trainenv.compare.trunks import Trunk
-from trainenv.config import RunConfig
-from trainenv.driving import drive
-from trainenv.records.folder import RunFolder
+from trainenv.config.schema import RunConfig
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import UserError
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from compare_fakes import METHODS, TINY, measure
 
-from trainenv.cli import methods as table
-from trainenv.cli.asking import INTERRUPTED
 from trainenv.cli.compare import compare_command
-from trainenv.compare import comparing, measuring
+from trainenv.cli.options import INTERRUPTED
+from trainenv.compare import measuring, runner
+from trainenv.composition import methods as table
 from trainenv.types import UserError
 
 SUITE: dict[str, Any] = {
@@ -92,7 +92,7 @@ def test_stopped_and_gone_on_with(suite: Path, monkeypatch: pytest.MonkeyPatch, 
         answers = iter([False] * 4)
         return comparing_compare(*given, **{**more, "stop": lambda: next(answers, True)})
 
-    comparing_compare = comparing.compare
+    comparing_compare = runner.compare
     monkeypatch.setattr("trainenv.compare.compare", stopped)
     result, code = compare_command(args(suite, Path("out")))
     assert (code, result["cells"]["there"], result["finished"]) == (INTERRUPTED, 4, False)

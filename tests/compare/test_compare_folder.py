@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from compare_fakes import METHODS, measure, suite
 
-from trainenv import corpora
+from trainenv import data
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare import compare
-from trainenv.compare.comparing import begin
+from trainenv.compare.runner import begin
 from trainenv.types import UserError
 
 
@@ -23,7 +23,7 @@ def test_the_text_of_a_trunk_is_a_whole_path_and_stays_the_same(tmp_path: Path, 
     begin(tmp_path / "out", asked)
     begin(tmp_path / "out", asked)
     text.write_text("other words\n" * 2000, encoding="utf-8")
-    corpora._load.cache_clear()
+    data._load.cache_clear()
     with pytest.raises(UserError, match=r"other text: the digest of the corpus of trunk 'calm' was \w+, is \w+"):
         begin(tmp_path / "out", asked)
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from trainenv.config import Plant, StressorConfig
-from trainenv.folded import Folded
-from trainenv.optimizers import lose_moments
+from trainenv.config.schema import Plant, StressorConfig
+from trainenv.data.stressors import Stressors
+from trainenv.rollouts.folded import Folded
 from trainenv.run import TrainingRun
-from trainenv.stressors import Stressors
+from trainenv.training.optimizers import lose_moments
 
 SMALL: dict[str, Any] = {
     "steps": 30,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from compare_fakes import suite
 
+from trainenv.cli.comparison_screen import Screen, counts, minutes
 from trainenv.compare.results import groups_of, is_static, results
-from trainenv.compare.show import Screen, counts, minutes
 from trainenv.compare.suite import Suite
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 
 Found = dict[str, Any]
 

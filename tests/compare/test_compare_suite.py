@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from compare_fakes import TINY, suite
 
-from trainenv.cli.methods import METHODS
 from trainenv.compare import load_suite
 from trainenv.compare.results import is_static
 from trainenv.compare.suite import suites
 from trainenv.compare.trunks import Trunk
+from trainenv.composition.methods import METHODS
 from trainenv.types import UserError
 
 CALM = {"group": "calm", "size": "tiny", "corpus": "bytes"}

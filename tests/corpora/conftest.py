@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig
+from trainenv import data
+from trainenv.config.schema import CorpusConfig
 
 ARTICLES = [
     [" = Homarus gammarus = \n", " Homarus gammarus , the European lobster @-@ {n} , is a species of lobster . \n"],
@@ -24,9 +24,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """Every test has its cache, and no corpus in memory."""
     monkeypatch.setenv("TRAINENV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    corpora._load.cache_clear()
+    data._load.cache_clear()
     yield tmp_path / "cache"
-    corpora._load.cache_clear()
+    data._load.cache_clear()
 
 
 def prose(words: int, seed: int = 0) -> str:
@@ -44,8 +44,8 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def corpus(text: Path) -> corpora.Corpus:
-    return corpora.load(CorpusConfig(name="text", path=text))
+def corpus(text: Path) -> data.Corpus:
+    return data.load(CorpusConfig(name="text", path=text))
 
 
 @pytest.fixture

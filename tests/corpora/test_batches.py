@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.config import Plant, StressorConfig
-from trainenv.corpora import Corpus, CorpusBatches, Split
-from trainenv.corpora.corpus import interleaved
-from trainenv.corpora.tokenizers import Bytes
-from trainenv.stressors import Stressors
+from trainenv.config.schema import Plant, StressorConfig
+from trainenv.data import Corpus, CorpusBatches, Split
+from trainenv.data.corpus import interleaved
+from trainenv.data.stressors import Stressors
+from trainenv.data.tokenizers import Bytes
 from trainenv.types import Batch, UserError
 
 ALL = StressorConfig(rare_tokens=0.3, long_sequence=0.3, artefacts=0.3, block_shuffle=0.3)

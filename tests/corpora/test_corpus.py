@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig
-from trainenv.corpora.corpus import Split, held_out, interleaved, rarest
+from trainenv import data
+from trainenv.config.schema import CorpusConfig
+from trainenv.data.corpus import Split, held_out, interleaved, rarest
 from trainenv.types import UserError
 
 
@@ -63,7 +63,7 @@ def test_long_sequences_stay_in_a_run() -> None:
         split.pulled_in(split.starts(8), 98)
 
 
-def test_held_out_sequences_are_fixed_spread_and_apart(corpus: corpora.Corpus) -> None:
+def test_held_out_sequences_are_fixed_spread_and_apart(corpus: data.Corpus) -> None:
     for part, take in ((corpus.validation, corpus.validation_sequences), (corpus.probe, corpus.probe_sequences)):
         sequences = take(32, 5)
         assert sequences.shape == (5, 33)
@@ -74,7 +74,7 @@ def test_held_out_sequences_are_fixed_spread_and_apart(corpus: corpora.Corpus) -
         assert not (sequences[0] == everything[0]).all()  # in the middle of the first fifth
 
 
-def test_too_many_sequences_are_refused_with_the_numbers(corpus: corpora.Corpus) -> None:
+def test_too_many_sequences_are_refused_with_the_numbers(corpus: data.Corpus) -> None:
     with pytest.raises(
         UserError, match=r"expected 500 probe sequences of 65 tokens, found \d+ in \d+ probe tokens; ask for fewer"
     ):
@@ -89,18 +89,18 @@ def test_rare_tokens_are_the_rarest() -> None:
     assert len(rarest(tokens, 1600)) == 100
 
 
-def test_what_stressors_are_made_of_is_in_the_vocabulary(corpus: corpora.Corpus) -> None:
+def test_what_stressors_are_made_of_is_in_the_vocabulary(corpus: data.Corpus) -> None:
     assert corpus.rare.max() < corpus.vocab_size
     assert corpus.artefacts.max() < corpus.vocab_size
     assert "�" in corpus.artefacts.astype(np.uint8).tobytes().decode()
 
 
-def test_a_copy_shares_the_tokens(corpus: corpora.Corpus) -> None:
+def test_a_copy_shares_the_tokens(corpus: data.Corpus) -> None:
     assert copy.deepcopy(corpus) is corpus
 
 
 def test_max_tokens_cuts_the_text(text: Path) -> None:
-    corpus = corpora.load(CorpusConfig(name="text", path=text, max_tokens=8000))
+    corpus = data.load(CorpusConfig(name="text", path=text, max_tokens=8000))
     assert isinstance(corpus.train, Split)
     assert len(corpus.train.tokens) == 8000
     assert not corpus.train.tokens.flags.writeable

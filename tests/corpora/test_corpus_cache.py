@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainenv.corpora import cache
+from trainenv.data import cache
 
 
 def test_what_was_written_is_there_with_its_facts(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig
-from trainenv.corpora import documents
-from trainenv.corpora.documents import text_files
+from trainenv import data as corpora
+from trainenv.config.schema import CorpusConfig
+from trainenv.data import documents
+from trainenv.data.documents import text_files
 from trainenv.types import UserError
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 200

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig
-from trainenv.corpora import hub
+from trainenv import data
+from trainenv.config.schema import CorpusConfig
+from trainenv.data import hub
 from trainenv.types import UserError
 
 Rows = Callable[..., list[str]]
@@ -66,7 +66,7 @@ def saved(tmp_path: Path, wikitext_rows: Rows) -> Path:
 
 
 def test_wikitext_is_the_same_from_every_kind_of_copy(parquet: Path, raw: Path, saved: Path) -> None:
-    loaded = [corpora.load(CorpusConfig(name="wikitext-103", path=path)) for path in (parquet, raw, saved)]
+    loaded = [data.load(CorpusConfig(name="wikitext-103", path=path)) for path in (parquet, raw, saved)]
     assert len({corpus.digest for corpus in loaded}) == 1
     assert (loaded[0].train.tokens == loaded[1].train.tokens).all()  # type: ignore[union-attr]
 
@@ -81,8 +81,8 @@ def test_wikitext_documents_are_articles(parquet: Path) -> None:
 
 
 def test_wikitext_validation_is_its_own_and_the_probe_the_end_of_it(parquet: Path) -> None:
-    corpus = corpora.load(CorpusConfig(name="wikitext-103", path=parquet))
-    assert isinstance(corpus.train, corpora.Split)
+    corpus = data.load(CorpusConfig(name="wikitext-103", path=parquet))
+    assert isinstance(corpus.train, data.Split)
     assert b"@-@ 58" in corpus.train.tokens.tobytes()
     assert b"@-@ 60" not in corpus.train.tokens.tobytes()
     assert corpus.validation.runs[0][1] == corpus.probe.runs[0][0]
@@ -90,13 +90,13 @@ def test_wikitext_validation_is_its_own_and_the_probe_the_end_of_it(parquet: Pat
 
 
 def test_one_file_is_split_here(raw: Path) -> None:
-    corpus = corpora.load(CorpusConfig(name="wikitext-103", path=raw / "wiki.train.raw"))
+    corpus = data.load(CorpusConfig(name="wikitext-103", path=raw / "wiki.train.raw"))
     assert len(corpus.validation.runs) == 2
 
 
 def test_c4_streams_from_a_copy(c4_copy: Path) -> None:
-    corpus = corpora.load(CorpusConfig(name="c4", path=c4_copy))
-    assert isinstance(corpus.train, corpora.TokenStream)
+    corpus = data.load(CorpusConfig(name="c4", path=c4_copy))
+    assert isinstance(corpus.train, data.TokenStream)
     first = next(iter(hub.c4(c4_copy).train))
     length = len(first) + 2
     assert corpus.train.grow(length) == length
@@ -109,7 +109,7 @@ def test_c4_needs_a_validation_split(c4_copy: Path) -> None:
     with pytest.raises(
         UserError, match=r"expected a validation split of C4 .*; put c4-validation.00000-of-00008.json.gz beside them"
     ):
-        corpora.load(CorpusConfig(name="c4", path=c4_copy))
+        data.load(CorpusConfig(name="c4", path=c4_copy))
 
 
 @pytest.mark.parametrize("name", ["wikitext-103", "c4"])
@@ -122,14 +122,14 @@ def test_without_a_network_a_local_copy_is_the_remedy(name: Any, monkeypatch: py
         r"from the Hugging Face hub, found ConnectionError: Couldn't reach it .*; connect .*, or set corpus.path to a local copy"
     )
     with pytest.raises(UserError, match=expected):
-        corpora.load(CorpusConfig(name=name))
+        data.load(CorpusConfig(name=name))
 
 
 @pytest.mark.parametrize("name", ["wikitext-103", "c4"])
 def test_without_the_package_its_extra_is_the_remedy(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'trainenv\[hub\]'"):
-        corpora.load(CorpusConfig(name=name))
+        data.load(CorpusConfig(name=name))
 
 
 def test_the_hub_is_asked_for_the_right_things(monkeypatch: pytest.MonkeyPatch, wikitext_rows: Rows) -> None:
@@ -141,10 +141,10 @@ def test_the_hub_is_asked_for_the_right_things(monkeypatch: pytest.MonkeyPatch, 
         return [{"text": row} for row in rows] if streaming else datasets.Dataset.from_dict({"text": rows})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    corpora.load(CorpusConfig(name="wikitext-103"))
+    data.load(CorpusConfig(name="wikitext-103"))
     assert asked == [("Salesforce/wikitext", "wikitext-103-raw-v1", split, None, False) for split in ("train", "validation")]
     asked.clear()
-    corpora.load(CorpusConfig(name="c4"))
+    data.load(CorpusConfig(name="c4"))
     assert asked[0] == ("allenai/c4", None, "train", {"train": "en/c4-validation.00000-of-00008.json.gz"}, True)
     assert asked[-1] == ("allenai/c4", None, "train", {"train": "en/c4-train.00000-of-01024.json.gz"}, True)
 
@@ -174,15 +174,15 @@ def test_the_hub_is_asked_for_the_right_things(monkeypatch: pytest.MonkeyPatch, 
 def test_what_is_wrong_with_a_copy_is_said(tmp_path: Path, write: Any, message: str) -> None:
     write(tmp_path / "copy")
     with pytest.raises(UserError, match=message):
-        corpora.load(CorpusConfig(name="wikitext-103", path=tmp_path / "copy"))
+        data.load(CorpusConfig(name="wikitext-103", path=tmp_path / "copy"))
 
 
 def test_a_shard_torn_in_the_middle_is_named(c4_copy: Path) -> None:
     shard = c4_copy / "en" / "c4-train.00001-of-01024.json.gz"
     shard.write_bytes(shard.read_bytes()[:-200])
-    corpus = corpora.load(CorpusConfig(name="c4", path=c4_copy))
+    corpus = data.load(CorpusConfig(name="c4", path=c4_copy))
     with pytest.raises(UserError, match=r"c4-train.00001-of-01024.json.gz to be whole and readable, .*; copy it again"):
-        corpora.CorpusBatches(corpus, context=64, batch_size=4)(10_000)
+        data.CorpusBatches(corpus, context=64, batch_size=4)(10_000)
 
 
 def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path: Path) -> None:
@@ -194,6 +194,6 @@ def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path: Path) -> None:
 
 def test_importing_corpora_imports_no_library_of_the_hub() -> None:
     late = ("datasets", "transformers", "tokenizers", "pyarrow")
-    code = f"import sys, trainenv.corpora; print([name for name in {late} if name in sys.modules])"
+    code = f"import sys, trainenv.data; print([name for name in {late} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert out.stdout.strip() == "[]"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from trainenv.corpora import bpe
-from trainenv.corpora.documents import Documents
-from trainenv.corpora.tokenizers import interruptible
+from trainenv.data import bpe
+from trainenv.data.documents import Documents
+from trainenv.data.tokenizers import interruptible
 
 SIZE = 150_000  # took 9 s when a word's length was unbounded
 DRAW = random.Random(0)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig
-from trainenv.corpora import cache
+from trainenv import data
+from trainenv.config.schema import CorpusConfig
+from trainenv.data import cache
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("homeless")
 def test_a_user_without_a_home_has_a_cache_and_is_told_once(text: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     with pytest.warns(UserWarning, match="there is no home folder, .*; set TRAINENV_CACHE"):
-        corpora.load(CorpusConfig(name="text", path=text, tokenizer="bpe", vocab_size=280))
+        data.load(CorpusConfig(name="text", path=text, tokenizer="bpe", vocab_size=280))
     made = tmp_path / "tmp" / f"trainenv-cache-{os.getuid()}"
     assert any(made.iterdir())
     assert made.stat().st_mode & 0o777 == 0o700

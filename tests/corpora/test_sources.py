@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig
-from trainenv.corpora.documents import Documents, Survey, standard_library, text_files
+from trainenv import data as corpora
+from trainenv.config.schema import CorpusConfig
+from trainenv.data.documents import Documents, Survey, standard_library, text_files
 from trainenv.types import UserError
 
 

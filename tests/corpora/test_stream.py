@@ -14,13 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig, Plant, StressorConfig
-from trainenv.corpora import CorpusBatches, TokenStream
-from trainenv.corpora.corpus import Indices
-from trainenv.corpora.documents import Documents
-from trainenv.corpora.tokenizers import Bytes
-from trainenv.stressors import Stressors
+from trainenv import data
+from trainenv.config.schema import CorpusConfig, Plant, StressorConfig
+from trainenv.data import CorpusBatches, TokenStream
+from trainenv.data.corpus import Indices
+from trainenv.data.documents import Documents
+from trainenv.data.stressors import Stressors
+from trainenv.data.tokenizers import Bytes
 from trainenv.types import UserError
 
 SHARDS = [[bytes([65 + shard, 97 + page % 26]) * (page * 7 % 23) for page in range(40)] for shard in range(3)]
@@ -132,11 +132,11 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def c4(c4_copy: Path) -> corpora.Corpus:
-    return corpora.load(CorpusConfig(name="c4", path=c4_copy))
+def c4(c4_copy: Path) -> data.Corpus:
+    return data.load(CorpusConfig(name="c4", path=c4_copy))
 
 
-def test_batches_of_a_stream_follow_the_text_and_start_again(c4: corpora.Corpus) -> None:
+def test_batches_of_a_stream_follow_the_text_and_start_again(c4: data.Corpus) -> None:
     assert isinstance(c4.train, TokenStream)
     batches = CorpusBatches(c4, context=16, batch_size=4)
     text = c4.train.cut(np.zeros(1, np.int64), c4.train.grow(10**9))[0]
@@ -149,7 +149,7 @@ def test_batches_of_a_stream_follow_the_text_and_start_again(c4: corpora.Corpus)
     assert batches.epoch_steps == 10_000
 
 
-def test_long_sequences_of_a_stream_hold_the_same_text(c4: corpora.Corpus) -> None:
+def test_long_sequences_of_a_stream_hold_the_same_text(c4: data.Corpus) -> None:
     plain = CorpusBatches(c4, context=16, batch_size=8)
     planted = StressorConfig(planted=(Plant(at=2, kind="long_sequence"),))
     long = plain.under(Stressors(planted, c4.rare, c4.artefacts, c4.vocab_size, 0, 100))(2)
@@ -158,30 +158,29 @@ def test_long_sequences_of_a_stream_hold_the_same_text(c4: corpora.Corpus) -> No
 
 
 def test_a_limit_is_the_length_of_an_epoch(c4_copy: Path) -> None:
-    corpus = corpora.load(CorpusConfig(name="c4", path=c4_copy, max_tokens=2000))
+    corpus = data.load(CorpusConfig(name="c4", path=c4_copy, max_tokens=2000))
     batches = CorpusBatches(corpus, context=16, batch_size=4)
     assert batches.epoch_steps == 31
     assert torch.equal(batches(31).micro[0], batches(0).micro[0])
 
 
-def test_a_stream_too_short_for_a_batch_is_refused(c4: corpora.Corpus) -> None:
+def test_a_stream_too_short_for_a_batch_is_refused(c4: data.Corpus) -> None:
     with pytest.raises(UserError, match=r"one batch, found a stream of \d+ tokens, where 10240001 are needed; give more text"):
         CorpusBatches(c4, context=1024, batch_size=10_000)(0)
 
 
-def test_streams_of_different_texts_have_different_digests(c4: corpora.Corpus, c4_copy: Path) -> None:
-    again = corpora.load(CorpusConfig(name="c4", path=c4_copy, cache=c4_copy / "other"))
+def test_streams_of_different_texts_have_different_digests(c4: data.Corpus, c4_copy: Path) -> None:
+    again = data.load(CorpusConfig(name="c4", path=c4_copy, cache=c4_copy / "other"))
     assert again.digest == c4.digest
-    shorter = corpora.load(CorpusConfig(name="c4", path=c4_copy, max_tokens=100))
+    shorter = data.load(CorpusConfig(name="c4", path=c4_copy, max_tokens=100))
     assert shorter.digest != c4.digest
     (c4_copy / "en" / "c4-train.00001-of-01024.json.gz").unlink()
-    assert corpora.load(CorpusConfig(name="c4", path=c4_copy, cache=c4_copy / "third")).digest != c4.digest
+    assert data.load(CorpusConfig(name="c4", path=c4_copy, cache=c4_copy / "third")).digest != c4.digest
 
 
 def test_a_bpe_stream_is_the_same_from_two_caches(c4_copy: Path, tmp_path: Path) -> None:
     loaded = [
-        corpora.load(CorpusConfig(name="c4", path=c4_copy, tokenizer="bpe", vocab_size=300, cache=tmp_path / name))
-        for name in "ab"
+        data.load(CorpusConfig(name="c4", path=c4_copy, tokenizer="bpe", vocab_size=300, cache=tmp_path / name)) for name in "ab"
     ]
     assert loaded[0].digest == loaded[1].digest
     one, two = (CorpusBatches(corpus, context=16, batch_size=4)(7) for corpus in loaded)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv import corpora
-from trainenv.config import CorpusConfig
-from trainenv.corpora import bpe, gpt2
-from trainenv.corpora.documents import Documents
-from trainenv.corpora.tokenizers import Bytes, Subwords, Tokenizer, dtype
+from trainenv import data
+from trainenv.config.schema import CorpusConfig
+from trainenv.data import bpe, gpt2_tokens
+from trainenv.data.documents import Documents
+from trainenv.data.tokenizers import Bytes, Subwords, Tokenizer, dtype
 from trainenv.types import UserError
 
 WORDS = "the quick brown fox jumps over the lazy dog while naïve 日本語 speakers write def f(x): return x\n"
@@ -86,17 +86,17 @@ def test_subwords_pickle(trained: Subwords) -> None:
 
 def test_a_bpe_corpus_is_read_from_the_cache_the_second_time(text: Path, own_cache: Path) -> None:
     config = CorpusConfig(name="text", path=text, tokenizer="bpe", vocab_size=300)
-    first = corpora.load(config)
-    corpora._load.cache_clear()
-    second = corpora.load(config)
+    first = data.load(config)
+    data._load.cache_clear()
+    second = data.load(config)
     assert first.digest == second.digest
     assert (first.train.tokens == second.train.tokens).all()  # type: ignore[union-attr]
     tokens = next(own_cache.glob("tokens-*.bin"))
     reversed_tokens = tokens.read_bytes()[::-1]
     tokens.unlink()  # the corpus above still reads the old file
     tokens.write_bytes(reversed_tokens)
-    corpora._load.cache_clear()
-    assert (first.train.tokens == corpora.load(config).train.tokens).all()  # type: ignore[union-attr]
+    data._load.cache_clear()
+    assert (first.train.tokens == data.load(config).train.tokens).all()  # type: ignore[union-attr]
     assert first.vocab_size == 300
 
 
@@ -116,15 +116,15 @@ def test_gpt2_from_a_folder_a_file_and_the_two_old_files(copied: Path, trained: 
     (old / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     (old / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]), encoding="utf-8")
     for path in (copied, copied / "tokenizer.json", old):
-        loaded = gpt2.load(path)
+        loaded = gpt2_tokens.load(path)
         assert loaded.vocab_size == trained.vocab_size
         assert (loaded.encode([WORDS.encode()])[0] == trained.encode([WORDS.encode()])[0]).all()
 
 
 def test_gpt2_makes_a_corpus(copied: Path, text: Path) -> None:
-    corpus = corpora.load(CorpusConfig(name="text", path=text, tokenizer="gpt2", tokenizer_path=copied))
+    corpus = data.load(CorpusConfig(name="text", path=text, tokenizer="gpt2", tokenizer_path=copied))
     assert corpus.vocab_size == 300
-    assert isinstance(corpus.train, corpora.Split)
+    assert isinstance(corpus.train, data.Split)
     assert corpus.train.tokens.dtype == np.uint16
 
 
@@ -134,7 +134,7 @@ def test_truncation_and_gaps_of_a_tokenizer_do_no_harm(copied: Path) -> None:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     made["added_tokens"].append({"id": 70_000, "content": "<|far|>", **flags})
     (copied / "tokenizer.json").write_text(json.dumps(made))
-    loaded = gpt2.load(copied)
+    loaded = gpt2_tokens.load(copied)
     assert len(loaded.encode([WORDS.encode()])[0]) > 4
     assert loaded.vocab_size > max(loaded._rust.get_vocab().values())
     assert loaded.separator.dtype == dtype(loaded.vocab_size)
@@ -144,18 +144,18 @@ def test_what_is_wrong_with_a_tokenizer_is_said(tmp_path: Path, copied: Path) ->
     with pytest.raises(
         UserError, match=r"at corpus.tokenizer_path .*nowhere, found neither; give a path that exists or leave it out"
     ):
-        gpt2.load(tmp_path / "nowhere")
+        gpt2_tokens.load(tmp_path / "nowhere")
     file = copied / "tokenizer.json"
     whole: dict[str, Any] = json.loads(file.read_text())
     file.write_text("{}")
     with pytest.raises(UserError, match=r"expected a tokenizer.json at .*, found no such thing"):
-        gpt2.load(copied)
+        gpt2_tokens.load(copied)
     file.write_text(json.dumps({**whole, "pre_tokenizer": {"type": "Whitespace"}}))
     with pytest.raises(UserError, match=r"expected a byte-level tokenizer like GPT-2's at .*, found one that does not give back"):
-        gpt2.load(copied)
+        gpt2_tokens.load(copied)
     file.write_text(json.dumps(whole).replace("<|endoftext|>", "<|end|>"))
     with pytest.raises(UserError, match=r"expected a token <\|endoftext\|> in the tokenizer at .*; add it as a special token"):
-        gpt2.load(copied)
+        gpt2_tokens.load(copied)
 
 
 def test_gpt2_without_hub_or_copy_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,10 +167,10 @@ def test_gpt2_without_hub_or_copy_names_the_remedies(monkeypatch: pytest.MonkeyP
     with pytest.raises(
         UserError, match=r"\(ConnectionError\); connect to the network, set corpus.tokenizer_path .* bpe or bytes"
     ):
-        gpt2.load(None)
+        gpt2_tokens.load(None)
 
 
 def test_gpt2_is_taken_from_the_hub_cache_without_a_network(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"gpt2": str(copied / "tokenizer.json")}
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: found.get(name))
-    assert gpt2.load(None).vocab_size == 300
+    assert gpt2_tokens.load(None).vocab_size == 300

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainenv import TrainingConfig
-from trainenv.records.folder import RunFolder
+from trainenv.records.run_folder import RunFolder
 
 
 @pytest.fixture

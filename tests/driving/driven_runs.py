@@ -11,8 +11,8 @@ from bigram import Bigram, tokens
 
 from trainenv import Intervention, TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import Responder, Response
-from trainenv.records.folder import RunFolder
+from trainenv.loop import Responder, Response
+from trainenv.records.run_folder import RunFolder
 from trainenv.types import Event, Snapshot, Telemetry
 
 

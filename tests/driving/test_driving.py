@@ -15,10 +15,10 @@ from strict_json import strict
 
 from trainenv import TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import Responder, Response, drive, resume
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.lines import read_lines
-from trainenv.records.parquet import read_telemetry
+from trainenv.loop import Responder, Response, drive, resume
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
+from trainenv.tools.json_lines import read_lines
 from trainenv.types import Event, Telemetry
 
 # ── blocks and validation ───────────────────────────────────────────────────────────────────────────────────────────

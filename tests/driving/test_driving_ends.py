@@ -14,10 +14,10 @@ from strict_json import strict
 from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun
-from trainenv.driving import drive
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.lines import read_lines
-from trainenv.records.parquet import read_telemetry
+from trainenv.loop import drive
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
+from trainenv.tools.json_lines import read_lines
 
 
 def breaks_at(run: TrainingRun, monkeypatch: pytest.MonkeyPatch, step: int, until: int = 10**9) -> TrainingRun:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from driven_runs import toy
 
-from agents import Acting, ByHand
 from trainenv import TrainingConfig, TrainingRun
-from trainenv.driving import RESPONDER, Responder, Response, drive, resume
-from trainenv.records.folder import RunFolder
-from trainenv.records.resuming import MadeOf
+from trainenv.agents import Acting, ByHand
+from trainenv.loop import RESPONDER, Responder, Response, drive, resume
+from trainenv.records.made_of import MadeOf
+from trainenv.records.run_folder import RunFolder
 from trainenv.types import Telemetry, UserError
 
 

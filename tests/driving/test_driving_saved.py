@@ -11,13 +11,13 @@ import pytest
 from driven_runs import Rewinder, newest, toy
 
 from trainenv import TrainingRun
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.driving import drive, resume
-from trainenv.records.folder import RunFolder
-from trainenv.records.lines import read_lines
-from trainenv.records.parquet import read_telemetry
-from trainenv.snapshots import fingerprint
+from trainenv.loop import drive, resume
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import read_telemetry
+from trainenv.tools.json_lines import read_lines
+from trainenv.training.snapshots import fingerprint
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
 

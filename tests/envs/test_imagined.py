@@ -13,14 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from known_world import UNIFORM, Known, history
 
-from trainenv.config import RunConfig, TrainingConfig
-from trainenv.envs.imagined import WorldModelEnv
+from trainenv.config.schema import RunConfig, TrainingConfig
+from trainenv.envs.imagined_run import FORECAST, KNOWN, Root, record_histories
 from trainenv.envs.observation import FEATURES
-from trainenv.envs.roots import FORECAST, KNOWN, Root, record_histories
 from trainenv.envs.training import TrainingEnv
-from trainenv.history import history_of
+from trainenv.envs.world_model import WorldModelEnv
 from trainenv.interventions import ActionCodec
 from trainenv.run import TrainingRun
+from trainenv.training.history import history_of
 from trainenv.types import Intervention, RunHistory, UserError
 
 NOTHING = [0, 0, 0, 0, 0, 0]

@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 
 import trainenv
-from trainenv.envs.steered import NoSuchRenderMode
+from trainenv.envs.spaces import NoSuchRenderMode
 from trainenv.types import UserError
 
 IDS = ("trainenv/Synthetic-v0", "trainenv/GPT2-Tiny-v0")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from trainenv.config import EnvironmentConfig, InterventionConfig
+from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.synthetic import REFERENCE, Law, SyntheticEnv, World
 from trainenv.interventions import ActionCodec
 from trainenv.types import Snapshot, UserError

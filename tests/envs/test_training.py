@@ -16,14 +16,14 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from trainenv import snapshots
 from trainenv.checkpoints.file import read, write
-from trainenv.config import find, read_yaml
+from trainenv.config.schema import find, read_yaml
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.envs.training import TrainingEnv
 from trainenv.interventions import ActionCodec
 from trainenv.run import TrainingRun
+from trainenv.training import snapshots
 from trainenv.types import Intervention, Snapshot, UserError
 
 NOTHING = [0, 0, 0, 0, 0, 0]

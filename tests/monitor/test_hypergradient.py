@@ -12,8 +12,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainenv.monitor import hypergradient as module
 from trainenv.monitor.hypergradient import hypergradient
-from trainenv.optimizers import reset_moments
 from trainenv.run import TrainingRun
+from trainenv.training.optimizers import reset_moments
 
 LR = 3e-3
 

@@ -13,9 +13,9 @@ import torch
 from strict_json import strict
 
 from trainenv import TrainingRun, UncertaintyIndex
-from trainenv.config import RunConfig, UncertaintyConfig
+from trainenv.config.presets import find, read_yaml
+from trainenv.config.schema import RunConfig, UncertaintyConfig
 from trainenv.types import Telemetry, UserError
-from trainenv.yaml_files import find, read_yaml
 
 NUMBERS = read_yaml(find("uncertainty"))
 

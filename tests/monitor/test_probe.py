@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainenv import models
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
+from trainenv.models import build
 from trainenv.monitor.probe import PROBE_FIELDS, Probe, activation_entropy, attention_entropy
 from trainenv.objectives import NextToken
 
@@ -23,7 +23,7 @@ Parts = tuple[Any, Tensor, Callable[[Any], Tensor]]
 
 def gpt2(**overrides: Any) -> Parts:
     config = RunConfig.load("tiny", {"model.width": 32, "model.context": 24, "model.layers": 3, "model.heads": 4, **overrides})
-    model = models.build(config, 100, CPU)
+    model = build.build(config, 100, CPU)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # sharper attention than at the start

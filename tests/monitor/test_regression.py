@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainenv.monitor.harm import Harm
 from trainenv.monitor.regression import Regression, RegressionTrigger
-from trainenv.records.metrics.harm import Harm
 from trainenv.types import Telemetry, UserError
 
 Losses = st.lists(st.floats(0.01, 20.0), min_size=1, max_size=40)

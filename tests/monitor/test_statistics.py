@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainenv.monitor.statistics import Statistics
+from trainenv.monitor.last_values import Statistics
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainenv.monitor.telemetry import Recorder
+from trainenv.monitor.recorder import Recorder
 from trainenv.types import Telemetry
 
 HOST: dict[str, Any] = {

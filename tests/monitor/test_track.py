@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.monitor.track import BEYOND, Track
+from trainenv.monitor.zscore import BEYOND, Track
 
 
 def reference(values: np.ndarray, window: int, decay: float, least: int, follow: bool) -> list[float]:  # type: ignore[type-arg]

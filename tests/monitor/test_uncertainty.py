@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trainenv
-from trainenv.config import UncertaintyConfig
+from trainenv.config.presets import find, read_yaml
+from trainenv.config.schema import UncertaintyConfig
 from trainenv.monitor import UncertaintyIndex
 from trainenv.types import Reading, Telemetry
-from trainenv.yaml_files import find, read_yaml
 
 
 def telemetry(step: int, loss: float = 3.0, grad_norm: float = 1.0, **more: Any) -> Telemetry:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from search_reference import Node, World
 
-from planners.search import PUCT, Gumbel, Root, Searched, Tree, search
+from trainenv.planners.search import PUCT, Gumbel, Root, Searched, Tree, search
 
 RULES: dict[str, Any] = {"gumbel": Gumbel(), "puct": PUCT()}
 

@@ -1,6 +1,6 @@
 """A second search, to hold the first against: plain recursion over node objects, formulas as they stand in the papers.
 
-It shares nothing with `planners.search`. `search_golden` writes its trees to files.
+It shares nothing with `trainenv.planners.search`. `search_golden` writes its trees to files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class World:
         )
 
     def __call__(self, latent: np.ndarray, actions: np.ndarray) -> tuple[Any, Any, Any, Any]:
-        """The model that `planners.search` takes: latent [B, 1] is the state's number."""
+        """The model that `trainenv.planners.search` takes: latent [B, 1] is the state's number."""
         states = latent[:, 0]
         after = self.follow[states, actions]
         return self.rewards[states, actions], self.values[after], self.logits[after], after[:, None]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planners.testing.toy import history
-from trainenv.config import InterventionConfig
-from trainenv.envs.law import REFERENCE
+from trainenv.config.schema import InterventionConfig
 from trainenv.envs.synthetic import SyntheticEnv
+from trainenv.envs.synthetic_law import REFERENCE
+from trainenv.planners.testing.toy import history
 from trainenv.types import Cost, Estimate, Forecast, Inference, Intervention, Measure, Outcome, PlanningProblem, RunHistory
 
 DECISION = 50  # steps

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planners.bandit import Bandit, _Arm, _bayes_ucb, _thompson, shrunk
-from planners.testing import ToyWorld, watched
+from trainenv.planners.bandit import Bandit, _Arm, _bayes_ucb, _thompson, shrunk
+from trainenv.planners.testing import ToyWorld, watched
 from trainenv.types import Budget, Intervention
 
 ARMS = [(Intervention(lr_scale=scale),) for scale in (0.8, 0.9, 1.1)]

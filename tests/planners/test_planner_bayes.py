@@ -13,10 +13,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import planners.bayes as module
-from planners.bayes import Bayes, Space, quiet_study
-from planners.futures import NOTHING
-from planners.testing import ToyWorld, watched
+from trainenv.planners import bayes as module
+from trainenv.planners.bayes import Bayes, Space, quiet_study
+from trainenv.planners.support.sequences import NOTHING
+from trainenv.planners.testing import ToyWorld, watched
 from trainenv.types import Intervention, UserError
 
 LOWER = (Intervention(lr_scale=0.9),)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import planners
-from planners import Draft, testing
-from planners.futures import NOTHING
+from trainenv import planners
+from trainenv.planners import Draft, testing
+from trainenv.planners.support.sequences import NOTHING
 from trainenv.types import Candidate, Intervention, Plan, Planner, PlanningProblem, UserError
 
 # Small where the default takes long: what is checked does not depend on it.

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planners import Draft
-from planners.account import Account
-from planners.futures import NOTHING, canonical
-from planners.testing import ToyWorld, watched
+from trainenv.planners import Draft
+from trainenv.planners.support.budget_account import Account
+from trainenv.planners.support.sequences import NOTHING, canonical
+from trainenv.planners.testing import ToyWorld, watched
 from trainenv.types import Budget, Cost, Intervention
 
 LOWER, HIGHER = (Intervention(lr_scale=0.9),), (Intervention(lr_scale=1.1),)

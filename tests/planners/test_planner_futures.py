@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planners.futures import NOTHING, Legality, count, even, exhaustive, factor, some, uniform, values
-from planners.testing import ToyWorld
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
+from trainenv.planners.support.sequences import NOTHING, Legality, count, even, exhaustive, factor, some, uniform, values
+from trainenv.planners.testing import ToyWorld
 
 OPEN = InterventionConfig(allow_spam=True, allow_data_reorder=True, allow_skip_batch=True)
 SIZES = ActionCodec().sizes

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planners import Score
-from planners.futures import NOTHING
-from planners.testing import InForce, ToyWorld
+from trainenv.planners import Score
+from trainenv.planners.support.sequences import NOTHING
+from trainenv.planners.testing import InForce, ToyWorld
 from trainenv.types import Budget, Candidate, Cost, Intervention, Outcome, Plan, PlanningProblem, UserError
 
 LOWER = (Intervention(lr_scale=0.9),)

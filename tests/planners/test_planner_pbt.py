@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planners.autolrs import AutoLRS, extrapolated
-from planners.futures import NOTHING
-from planners.gaussian_process import fit, squared_exponential
-from planners.pb2 import Improvements, chosen, features, time_varying
-from planners.pbt import PBT, perturbed, tuned_only
-from planners.testing import InForce, ToyWorld, watched
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
+from trainenv.planners.autolrs import AutoLRS, extrapolated
+from trainenv.planners.pbt import PBT, perturbed, tuned_only
+from trainenv.planners.support.gaussian_process import fit, squared_exponential
+from trainenv.planners.support.pb2_explore import Improvements, chosen, features, time_varying
+from trainenv.planners.support.sequences import NOTHING
+from trainenv.planners.testing import InForce, ToyWorld, watched
 from trainenv.types import Budget, Intervention, Outcome
 
 IDLE = Intervention()
@@ -40,7 +40,7 @@ def test_generations_go_on_from_each_other_and_all_steps_are_charged() -> None:
 
 def test_the_worst_quarter_is_replaced_by_copies_of_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """With exploring switched off, what is replaced turns into what is best."""
-    monkeypatch.setattr("planners.pbt.perturbed", lambda problem, masks, resample: IDLE)
+    monkeypatch.setattr("trainenv.planners.pbt.perturbed", lambda problem, masks, resample: IDLE)
     world = ToyWorld(seed=1)
     plan = PBT(population=8, generations=2).plan(world.problem(1))
     replaced = [one for one in plan.dropped if one.reason == "replaced after decision 1"]

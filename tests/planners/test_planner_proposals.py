@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import planners
-from planners import AdaptiveWidth, CurvePruner, hypergradient, risk_of
-from planners.testing import InForce, ToyWorld, watched
-from planners.testing.toy import history
+from trainenv import planners
 from trainenv.interventions import ActionCodec
+from trainenv.planners import AdaptiveWidth, CurvePruner, hypergradient, risk_of
+from trainenv.planners.testing import InForce, ToyWorld, watched
+from trainenv.planners.testing.toy import history
 from trainenv.types import Intervention, Reading, RunHistory, UserError
-from worldmodel.curves import History, make
-from worldmodel.curves.law import Law, gather, loss
+from trainenv.worldmodel.curves import History, make
+from trainenv.worldmodel.curves.law import Law, gather, loss
 
 CODEC = ActionCodec()
 MASKS = CODEC.masks(InForce())

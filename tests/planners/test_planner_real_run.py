@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-import planners
 import trainenv
-from planners import Score
-from planners.testing import ToyModel, ToyWorld
+from trainenv import planners
 from trainenv.interventions import ActionCodec
+from trainenv.planners import Score
+from trainenv.planners.testing import ToyModel, ToyWorld
 from trainenv.types import Budget, Cost, Intervention, Measure, Outcome, PlanningProblem, RunHistory, Telemetry, UserError
 
 VOCABULARY, DECISION = 17, 6

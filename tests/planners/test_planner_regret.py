@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from synthetic_worlds import RATES, Synthetic
 
-import planners
-from planners import Score
+from trainenv import planners
+from trainenv.planners import Score
 from trainenv.types import Budget, Plan
 
 SEEDS = range(6)

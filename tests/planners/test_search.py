@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from search_cases import RULES, Given, root_of, searched
 from search_reference import World
 
-from planners.search import PUCT, Gumbel, Root, search, subtree
+from trainenv.planners.search import PUCT, Gumbel, Root, search, subtree
 from trainenv.types import UserError
 
 

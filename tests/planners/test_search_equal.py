@@ -12,7 +12,7 @@ from search_cases import Given, assert_same_tree, mask_of, searched
 from search_golden import CASES, GOLDEN, solve
 from search_reference import GumbelReference, Node, PUCTReference, World
 
-from planners.search import PUCT, Gumbel, subtree
+from trainenv.planners.search import PUCT, Gumbel, subtree
 
 
 def random_case(rule: str, seed: int) -> tuple[World, dict[str, Any], list[list[int]], np.ndarray, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planners.grid import Grid
-from planners.mcts import MCTS
-from planners.testing import CHECKS, ToyModel, ToyWorld, watched
 from trainenv.interventions import ActionCodec
+from trainenv.planners.grid import Grid
+from trainenv.planners.mcts import MCTS
+from trainenv.planners.testing import CHECKS, ToyModel, ToyWorld, watched
 from trainenv.types import Budget, Forecast, Inference, Intervention, PlanningProblem, RunHistory, UserError
 
 VARIANTS = (MCTS(variant="puct"), MCTS(rank_by="forecast", simulations=30), MCTS(reuse=True, gumbel_scale=1.0))

@@ -10,8 +10,8 @@ import pytest
 from search_cases import searched
 from search_reference import World
 
-from planners.search import PUCT, Gumbel
-from planners.search.halving import considered_visits
+from trainenv.planners.search import PUCT, Gumbel
+from trainenv.planners.search.halving import considered_visits
 
 
 def test_sequential_halving_by_hand() -> None:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from trainenv.compare.cells import write_json
 from trainenv.compare.suite import Suite
 from trainenv.compare.trunks import Trunk
-from trainenv.config import RunConfig
-from trainenv.records.folder import RunFolder
-from trainenv.records.parquet import arrow_schema
+from trainenv.config.schema import RunConfig
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import arrow_schema
 from trainenv.types import Event
 
 CANDIDATES: list[list[dict[str, Any]]] = [

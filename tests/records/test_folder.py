@@ -13,12 +13,12 @@ import torch
 from torch import nn, optim
 
 from trainenv.checkpoints.file import BrokenCheckpoint
-from trainenv.config import CheckpointConfig, RunConfig, TrainingConfig
-from trainenv.records.folder import RunFolder, read_events, read_validation
-from trainenv.records.lines import read_lines
-from trainenv.records.parquet import read_telemetry
+from trainenv.config.schema import CheckpointConfig, RunConfig, TrainingConfig
+from trainenv.records.run_folder import RunFolder, read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
-from trainenv.snapshots import fingerprint
+from trainenv.tools.json_lines import read_lines
+from trainenv.training.snapshots import fingerprint
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
 CONFIG = RunConfig.load("tiny", {"name": "mine", "stressors.planted": [{"at": 3, "kind": "artefacts"}]})

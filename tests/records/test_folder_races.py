@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainenv.config import RunConfig
-from trainenv.records.folder import RunFolder
+from trainenv.config.schema import RunConfig
+from trainenv.records.run_folder import RunFolder
 from trainenv.types import UserError
 
 AT_ONCE = 8

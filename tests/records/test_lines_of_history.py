@@ -9,7 +9,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainenv.records.history import last_kept, last_saved
+from trainenv.records.lineage import last_kept, last_saved
 
 Step = tuple[int, int]  # line, step
 

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainenv.config import RunConfig, TrainingConfig
-from trainenv.records.folder import RunFolder
+from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.records.metrics import (
     Cluster,
     Harm,
@@ -31,6 +30,7 @@ from trainenv.records.metrics import (
     measure,
     recovery,
 )
+from trainenv.records.run_folder import RunFolder
 from trainenv.types import Telemetry, UserError
 
 EVERY = 8

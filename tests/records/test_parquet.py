@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.records.parquet import TelemetryLog, arrow_schema, log_schema, read_telemetry, row
+from trainenv.config.presets import configs_folder
+from trainenv.records.telemetry_log import TelemetryLog, arrow_schema, log_schema, read_telemetry, row
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
-from trainenv.yaml_files import configs_folder
 
 MAY_BE_NULL = {
     "hypergradient_cosine",

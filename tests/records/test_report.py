@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from made_folders import decision, make_run, rows_of, write_decision, write_rows
 
-from trainenv.records.decisions import read_decisions
-from trainenv.records.folder import RunFolder
-from trainenv.records.parquet import read_telemetry
-from trainenv.records.report import write_report
-from trainenv.records.report.facts import Facts
-from trainenv.records.report.record import read_run
-from trainenv.records.report.run_page import CARDS, told
+from trainenv.records.decision_files import read_decisions
+from trainenv.records.run_folder import RunFolder
+from trainenv.records.telemetry_log import read_telemetry
+from trainenv.report import write_report
+from trainenv.report.run.run_page import CARDS, told
+from trainenv.report.run.run_record import read_run
+from trainenv.report.run.run_summary import Facts
 from trainenv.types import UserError
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

@@ -12,10 +12,10 @@ from made_folders import METHODS, TRUNKS, make_comparison
 from test_report import NASTY, parsed
 
 from trainenv.compare.results import results
-from trainenv.records.report import write_report
-from trainenv.records.report.comparison import read_comparison
-from trainenv.records.report.comparison_page import verdict
-from trainenv.records.report.forest import best_first, clear, pairs
+from trainenv.report import write_report
+from trainenv.report.comparison.comparison_page import verdict
+from trainenv.report.comparison.comparison_record import read_comparison
+from trainenv.report.comparison.forest_plot import best_first, clear, pairs
 from trainenv.types import UserError
 
 

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_folders import decision
 
-from trainenv.records.report import words
-from trainenv.records.report.calibration import calibration, pairs, wilson
-from trainenv.records.report.decision_card import decision_card
-from trainenv.records.report.intervals import WIDTH, Interval, interval_row, scale_of
-from trainenv.records.report.panels import decimals
-from trainenv.records.report.rollouts import rollouts
-from trainenv.records.report.svg import Scale, dots, element, polyline, spread
-from trainenv.records.report.thinning import bucketed, cloud, smoothed
-from trainenv.records.report.tree_panel import NARROWEST, fan
+from trainenv.report.drawing import formatting
+from trainenv.report.drawing.downsampling import bucketed, cloud, smoothed
+from trainenv.report.drawing.intervals import WIDTH, Interval, interval_row, scale_of
+from trainenv.report.drawing.panels import decimals
+from trainenv.report.drawing.svg import Scale, dots, element, polyline, spread
+from trainenv.report.run.branch_losses import rollouts
+from trainenv.report.run.calibration_panel import calibration, pairs, wilson
+from trainenv.report.run.decision_card import decision_card
+from trainenv.report.run.tree_panel import NARROWEST, fan
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -38,7 +38,7 @@ def test_ticks_are_round_inside_and_about_as_many(low: float, span: float, count
 @given(st.floats(1e-5, 1e5), st.integers(2, 8))
 def test_ticks_are_told_apart_by_their_decimals(span: float, count: int) -> None:
     ticks = Scale(0.0, span, 0, 1).ticks(count)
-    written = [words.number(tick, decimals(ticks)) for tick in ticks]
+    written = [formatting.number(tick, decimals(ticks)) for tick in ticks]
     assert len(set(written)) == len(written)
 
 
@@ -126,19 +126,24 @@ def test_smoothing_keeps_constants_and_lines_and_does_not_lag() -> None:
     ],
 )
 def test_interventions_in_words(fields: list[dict[str, object]], said: str) -> None:
-    assert words.sequence(fields) == said
+    assert formatting.sequence(fields) == said
 
 
 def test_numbers_in_words() -> None:
-    assert words.change(math.log(0.99)) == "−1.00 %"
-    assert words.change(1e-9) == "0.00 %"
-    assert words.change(None) == words.change(math.nan) == "–"
-    assert words.change(1e9).endswith("%")
-    assert words.interval(-0.01, 0.01) == "−1.00 to +1.01 %"
-    assert (words.share(0), words.share(0.00021), words.share(0.8), words.share(1e-7)) == ("0 %", "0.021 %", "80 %", "< 0.001 %")
-    assert (words.flops(4.9e11), words.flops(12), words.flops(None)) == ("490 GFLOP", "12 FLOP", "–")
-    assert (words.counted(1, "branch", "branches"), words.counted(0, "alarm")) == ("1 branch", "no alarms")
-    assert (words.duration(0.0041), words.duration(60), words.duration(600)) == ("4.1 ms", "60 s", "10 min")
+    assert formatting.change(math.log(0.99)) == "−1.00 %"
+    assert formatting.change(1e-9) == "0.00 %"
+    assert formatting.change(None) == formatting.change(math.nan) == "–"
+    assert formatting.change(1e9).endswith("%")
+    assert formatting.interval(-0.01, 0.01) == "−1.00 to +1.01 %"
+    assert (formatting.share(0), formatting.share(0.00021), formatting.share(0.8), formatting.share(1e-7)) == (
+        "0 %",
+        "0.021 %",
+        "80 %",
+        "< 0.001 %",
+    )
+    assert (formatting.flops(4.9e11), formatting.flops(12), formatting.flops(None)) == ("490 GFLOP", "12 FLOP", "–")
+    assert (formatting.counted(1, "branch", "branches"), formatting.counted(0, "alarm")) == ("1 branch", "no alarms")
+    assert (formatting.duration(0.0041), formatting.duration(60), formatting.duration(600)) == ("4.1 ms", "60 s", "10 min")
 
 
 @given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=8))

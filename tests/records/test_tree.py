@@ -15,10 +15,10 @@ from made_folders import make_comparison, make_run
 from test_report import Nesting
 
 from trainenv.cli.report import report_command
-from trainenv.records.decisions import read_decisions
-from trainenv.records.report.record import read_run
-from trainenv.records.tensorboard import write_tensorboard
-from trainenv.records.tree import RunReport
+from trainenv.records.decision_files import read_decisions
+from trainenv.report.run.run_record import read_run
+from trainenv.report.run.run_report import RunReport
+from trainenv.trackers.tensorboard import write_tensorboard
 from trainenv.types import UserError
 
 

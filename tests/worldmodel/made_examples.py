@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.baselines.scale import squash, unsquash
-from worldmodel.examples import LEVELS, LOOKS, Examples, Predictions
-from worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.worldmodel.baselines.scale import squash, unsquash
+from trainenv.worldmodel.examples import LEVELS, LOOKS, Examples, Predictions
+from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
 
 LR, RESET = ACTION.index("ln_lr"), ACTION.index("reset")
 SENSITIVE = STATE.index("gradient")  # how much a state minds its learning rate

@@ -12,10 +12,10 @@ import torch
 from made_examples import world
 
 from trainenv.types import Reading, RunHistory, Telemetry
-from worldmodel.calibration import Calibrations
-from worldmodel.examples import Examples
-from worldmodel.model import Model
-from worldmodel.networks import Architecture, Dynamics, Networks
+from trainenv.worldmodel.calibration import Calibrations
+from trainenv.worldmodel.examples import Examples
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.networks import Architecture, Dynamics, Networks
 
 SMALL = Architecture(members=3, width=8, hidden=12)
 

@@ -12,16 +12,16 @@ import pytest
 from made_examples import LR, RESET, SENSITIVE, examples, squash, world
 
 from trainenv.types import UserError
-from worldmodel.baselines import BASELINES, NAMES, Baseline, Fitted, Trees, make
-from worldmodel.baselines.curve import drawn
-from worldmodel.baselines.folds import folds
-from worldmodel.baselines.groups import groups
-from worldmodel.baselines.points import offsets
-from worldmodel.baselines.risk import Rates, hazards, shares
-from worldmodel.baselines.scale import outcomes, unsquash
-from worldmodel.evaluation import evaluate
-from worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
-from worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.worldmodel.baselines import BASELINES, NAMES, Baseline, Fitted, Trees, make
+from trainenv.worldmodel.baselines.folds import folds
+from trainenv.worldmodel.baselines.groups import groups
+from trainenv.worldmodel.baselines.learning_curve import drawn
+from trainenv.worldmodel.baselines.points import offsets
+from trainenv.worldmodel.baselines.risk import Rates, hazards, shares
+from trainenv.worldmodel.baselines.scale import outcomes, unsquash
+from trainenv.worldmodel.evaluation import evaluate
+from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
+from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
 
 QUICK = {"iterations": 25, "learning_rate": 0.2, "patience": 5}
 TRAIN, TEST = 24, 6
@@ -239,7 +239,7 @@ def test_last_value_keeps_what_is_so() -> None:
 
 
 def test_ridge_is_the_normal_equations() -> None:
-    from worldmodel.baselines.ridge import _lines
+    from trainenv.worldmodel.baselines.ridge import _lines
 
     rng = np.random.default_rng(5)
     for rows, columns in ((40, 6), (6, 40)):
@@ -252,7 +252,7 @@ def test_ridge_is_the_normal_equations() -> None:
 
 
 def test_ridge_chooses_a_penalty_that_holds_on_other_trunks() -> None:
-    from worldmodel.baselines.ridge import _line
+    from trainenv.worldmodel.baselines.ridge import _line
 
     rng = np.random.default_rng(6)
     x, trunk = rng.normal(size=(300, 8)), np.repeat(np.arange(30), 10)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv.types import UserError
-from worldmodel.conformal import CQR, Calibration, conformal_quantile
+from trainenv.worldmodel.conformal import CQR, Calibration, conformal_quantile
 
 INF = math.inf
 

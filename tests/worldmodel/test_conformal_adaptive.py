@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv.types import UserError
-from worldmodel.conformal import CQR, AdaptiveLevel
+from trainenv.worldmodel.conformal import CQR, AdaptiveLevel
 
 
 def test_follows_the_papers_recursion() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv.types import UserError
-from worldmodel.conformal import Isotonic, Platt, disagreement_limit, risk_limit
+from trainenv.worldmodel.conformal import Isotonic, Platt, disagreement_limit, risk_limit
 
 
 def sigmoid(x: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainenv.types import UserError
-from worldmodel.conformal import CQR, Calibration, Decision, Lowest, fit_selected
+from trainenv.worldmodel.conformal import CQR, Calibration, Decision, Lowest, fit_selected
 
 Rng = np.random.Generator
 

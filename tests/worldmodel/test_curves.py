@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv.types import UserError
-from worldmodel.curves import FORECASTERS, NAMES, Ensemble, History, LastValue, Law, MultiPower, make
+from trainenv.worldmodel.curves import FORECASTERS, NAMES, Ensemble, History, LastValue, Law, MultiPower, make
 
 LAW = Law(L0=2.0, A=0.5, alpha=0.5, B=60.0, C=0.2, beta=1.2, gamma=0.6)
 VARIANTS = {**FORECASTERS, "held multi-power": MultiPower(law=LAW), "transferred multi-power": MultiPower(law=LAW, spread=0.5)}
@@ -269,5 +269,5 @@ def test_making_one() -> None:
 
 
 def test_scipy_waits_until_it_is_used() -> None:
-    code = "import sys, worldmodel.curves; sys.exit(any(name.split('.')[0] == 'scipy' for name in sys.modules))"
+    code = "import sys, trainenv.worldmodel.curves; sys.exit(any(name.split('.')[0] == 'scipy' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from trainenv.types import UserError
-from worldmodel.curves import History, Law, MultiPower
-from worldmodel.curves.law import gain, gather, loss
-from worldmodel.curves.law_fit import CENTRE, Scale, curve, to_coordinates, to_law
+from trainenv.worldmodel.curves import History, Law, MultiPower
+from trainenv.worldmodel.curves.law import gain, gather, loss
+from trainenv.worldmodel.curves.law_fit import CENTRE, Scale, curve, to_coordinates, to_law
 
 PEAK = 1e-3
 LAW = Law(L0=2.0, A=0.5, alpha=0.45, B=120.0, C=0.3, beta=1.2, gamma=0.5)

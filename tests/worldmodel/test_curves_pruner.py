@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodel.curves import CurveForecast, Ensemble, History, make
-from worldmodel.curves.families import DOMHAN, FAMILIES
-from worldmodel.curves.level import level
+from trainenv.worldmodel.curves import CurveForecast, Ensemble, History, make
+from trainenv.worldmodel.curves.families import DOMHAN, FAMILIES
+from trainenv.worldmodel.curves.level import level
 
 X = np.arange(1.0, 201.0)
 TRUTHS = {

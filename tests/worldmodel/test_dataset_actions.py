@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainenv.config import InterventionConfig
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.types import Intervention, UserError
-from worldmodel.dataset import Randomised
-from worldmodel.dataset.actions import spread
+from trainenv.worldmodel.dataset import Randomised
+from trainenv.worldmodel.dataset.actions import spread
 
 ALL = ActionCodec(InterventionConfig(allow_spam=True, allow_data_reorder=True, allow_skip_batch=True))
 

@@ -14,15 +14,15 @@ import torch
 from toy_runs import SIZE, SMALL, make_run, trunks
 
 import trainenv
-from trainenv.cooldown import cool_down
 from trainenv.interventions import ActionCodec
-from worldmodel.dataset import Design, Trunk, sample
-from worldmodel.dataset.branches import KINDS, Plan, nudge, plans, play_all, recovery
-from worldmodel.dataset.corpora import CORPORA
-from worldmodel.dataset.faults import Fault, train
-from worldmodel.dataset.lockstep import Alone
-from worldmodel.dataset.points import Trained, train_trunk
-from worldmodel.dataset.tables import Tables, collect
+from trainenv.rollouts.cooldown import cool_down
+from trainenv.worldmodel.dataset import Design, Trunk, sample
+from trainenv.worldmodel.dataset.branch_points import Trained, train_trunk
+from trainenv.worldmodel.dataset.branches import KINDS, Plan, nudge, plans, play_all, recovery
+from trainenv.worldmodel.dataset.faults import Fault, train
+from trainenv.worldmodel.dataset.lockstep import Alone
+from trainenv.worldmodel.dataset.tables import Tables, collect
+from trainenv.worldmodel.dataset.texts import CORPORA
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FAULTS = (Fault(kind="weight_kick", at=20, size=40.0), Fault(kind="random_tokens", at=31, steps=4))

@@ -13,17 +13,17 @@ import pytest
 from toy_runs import SIZE, SMALL, Beside, make_gpt2, make_run, trunks
 
 import trainenv
-from trainenv.config import InterventionConfig
-from trainenv.folded import Folded
+from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
+from trainenv.rollouts.folded import Folded
 from trainenv.types import Intervention
-from worldmodel.dataset import Dataset, Design, Run, Size, generate
-from worldmodel.dataset.branches import PHASES, Plan, Played, plans, play_all
-from worldmodel.dataset.corpora import CORPORA
-from worldmodel.dataset.faults import Fault
-from worldmodel.dataset.generate import cost
-from worldmodel.dataset.points import Trained, train_trunk
-from worldmodel.dataset.tables import Tables, collect
+from trainenv.worldmodel.dataset import Dataset, Design, Run, Size, generate
+from trainenv.worldmodel.dataset.branch_points import Trained, train_trunk
+from trainenv.worldmodel.dataset.branches import PHASES, Plan, Played, plans, play_all
+from trainenv.worldmodel.dataset.faults import Fault
+from trainenv.worldmodel.dataset.generate import cost
+from trainenv.worldmodel.dataset.tables import Tables, collect
+from trainenv.worldmodel.dataset.texts import CORPORA
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FAULTS = (

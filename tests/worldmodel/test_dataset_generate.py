@@ -16,7 +16,7 @@ import pytest
 from toy_runs import CRASHES, FAILS, SMALL, Beside, make_run, make_run_or_not, trunks
 
 from trainenv.types import UserError
-from worldmodel.dataset import Dataset, Progress, Run, generate
+from trainenv.worldmodel.dataset import Dataset, Progress, Run, generate
 
 DESIGN = replace(SMALL, singles=1, sequences=1, replicated=0.0)
 TRUNKS = trunks(4, seed=2)
@@ -83,7 +83,7 @@ def test_a_process_that_dies_takes_its_trunk_alone(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
     code = """
 import signal, sys
-from worldmodel.dataset import generate
+from trainenv.worldmodel.dataset import generate
 from toy_runs import make_run_slowly, SMALL, trunks
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits an ignored one

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from toy_runs import SMALL, make_run, trunks
 
-from trainenv.records.parquet import log_schema
+from trainenv.records.telemetry_log import log_schema
 from trainenv.types import UserError
-from worldmodel.dataset import Dataset, Trunk, by_trunk, effects, generate, leave_action_out, leave_out, sample, uses
-from worldmodel.dataset import schema as schemas
-from worldmodel.dataset.dataset import CLIPS
+from trainenv.worldmodel.dataset import Dataset, Trunk, by_trunk, effects, generate, leave_action_out, leave_out, sample, uses
+from trainenv.worldmodel.dataset import schema as schemas
+from trainenv.worldmodel.dataset.dataset import CLIPS
 
 TRUNKS = trunks(4, seed=1)
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from toy_runs import SMALL, make_run, trunks
 
-from planners import Score, make
-from trainenv.history import history_of
 from trainenv.interventions import ActionCodec
+from trainenv.planners import Score, make
+from trainenv.training.history import history_of
 from trainenv.types import Budget, Intervention, PlanningProblem, UserError
-from worldmodel import features
-from worldmodel.dataset import Dataset, effects, generate
-from worldmodel.dataset.histories import recorded_history, telemetry_of
-from worldmodel.dataset.tried import Tried, exhaustive_snapshots
-from worldmodel.examples import Examples
+from trainenv.worldmodel import features
+from trainenv.worldmodel.dataset import Dataset, effects, generate
+from trainenv.worldmodel.dataset.recorded_executor import Tried, exhaustive_snapshots
+from trainenv.worldmodel.dataset.run_histories import recorded_history, telemetry_of
+from trainenv.worldmodel.examples import Examples
 
 TEXTS: dict[str, dict[str, str]] = {"stdlib": {}, "topics": {}, "words": {}}  # toy runs read none
 
@@ -50,7 +50,7 @@ def test_a_recorded_history_is_that_of_the_run() -> None:
     import pandas as pd
     import pyarrow as pa
 
-    from trainenv.records.parquet import arrow_schema, row
+    from trainenv.records.telemetry_log import arrow_schema, row
 
     trunk = trunks(1, seed=5)[0]
     run = make_run(trunk.overrides(TEXTS))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.types import CLIP_NAMES, UserError
-from worldmodel.dataset import SIZES, Trunk, sample
-from worldmodel.dataset.corpora import CORPORA, write_texts
-from worldmodel.dataset.faults import FAULT_KINDS, Fault
-from worldmodel.dataset.trunks import STRESSORS, VALIDATION_TOKENS
+from trainenv.worldmodel.dataset import SIZES, Trunk, sample
+from trainenv.worldmodel.dataset.faults import FAULT_KINDS, Fault
+from trainenv.worldmodel.dataset.texts import CORPORA, write_texts
+from trainenv.worldmodel.dataset.trunks import STRESSORS, VALIDATION_TOKENS
 
 
 def test_a_larger_sample_starts_with_a_smaller_one() -> None:

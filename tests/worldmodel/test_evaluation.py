@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from made_examples import examples, predictions, world
 
 from trainenv.types import UserError
-from worldmodel.evaluation import choices, compare, evaluate, matters, seed_noise
-from worldmodel.evaluation.divergence import alarm, brier_by_decision, leads
-from worldmodel.evaluation.errors import crps
-from worldmodel.evaluation.ranking import pick, recall_by_chance, recall_of_best, spearman
-from worldmodel.evaluation.statistics import AveragePrecision, bounds, mean, resampled, share, value
-from worldmodel.examples import LEVELS
+from trainenv.worldmodel.evaluation import choices, compare, evaluate, matters, seed_noise
+from trainenv.worldmodel.evaluation.divergence import alarm, brier_by_decision, leads
+from trainenv.worldmodel.evaluation.errors import crps
+from trainenv.worldmodel.evaluation.ranking import pick, recall_by_chance, recall_of_best, spearman
+from trainenv.worldmodel.evaluation.statistics import AveragePrecision, bounds, mean, resampled, share, value
+from trainenv.worldmodel.examples import LEVELS
 
 few = st.lists(st.integers(-3, 3), min_size=2, max_size=7)
 

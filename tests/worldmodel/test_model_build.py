@@ -14,10 +14,10 @@ from toy_runs import SMALL, make_run, trunks
 
 from trainenv import cli
 from trainenv.types import Intervention, UserError
-from worldmodel import build as building
-from worldmodel.build import Recipe, build
-from worldmodel.files import load, load_rehearsal
-from worldmodel.training import Training
+from trainenv.worldmodel import build as building
+from trainenv.worldmodel.build import Recipe, build
+from trainenv.worldmodel.serialization import load, load_rehearsal
+from trainenv.worldmodel.training import Training
 
 TRUNKS = 20
 DESIGN = replace(SMALL, random=1, after_faults=0, fired=0, rewound=0, singles=2, sequences=0, replicated=0.3, continued=0.7)

@@ -14,10 +14,10 @@ from made_examples import examples, predictions
 from made_models import calibration_examples, model
 
 from trainenv.types import UserError
-from worldmodel.calibration import ALARM, ALPHA, Calibrations, nats, scaled_hazard, strata_of, units
-from worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
-from worldmodel.features import STATE
-from worldmodel.model import Model
+from trainenv.worldmodel.calibration import ALARM, ALPHA, Calibrations, nats, scaled_hazard, strata_of, units
+from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
+from trainenv.worldmodel.features import STATE
+from trainenv.worldmodel.model import Model
 
 TRIED = 8  # candidates of a snapshot
 QUANTILES = np.array([-1.645, -0.674, 0.0, 0.674, 1.645])

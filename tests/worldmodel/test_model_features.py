@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from made_models import history, telemetry
 
 from trainenv.types import CLIP_NAMES, Intervention, RunHistory, UserError
-from worldmodel import features
-from worldmodel.features import ACTION, GROUPS, LEAST_STEPS, STATE
+from trainenv.worldmodel import features
+from trainenv.worldmodel.features import ACTION, GROUPS, LEAST_STEPS, STATE
 
 
 def state(of: RunHistory) -> dict[str, float]:

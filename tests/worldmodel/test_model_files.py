@@ -15,12 +15,12 @@ from made_models import calibration_examples, history, model
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
-import worldmodel
+from trainenv import worldmodel
 from trainenv.types import Intervention, UserError
-from worldmodel import files
-from worldmodel.examples import Examples
-from worldmodel.files import CARD, WEIGHTS, load, load_rehearsal, save
-from worldmodel.model import Model
+from trainenv.worldmodel import serialization
+from trainenv.worldmodel.examples import Examples
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.serialization import CARD, WEIGHTS, load, load_rehearsal, save
 
 TRIED = [Intervention(), Intervention(lr_scale=0.8), Intervention(momentum_reset=True, clip="zclip")]
 
@@ -47,9 +47,9 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
     card, tensors = json.loads((folder / CARD).read_bytes()), from_bytes((folder / WEIGHTS).read_bytes())
     change(card, tensors)
     content = to_bytes(tensors)
-    card["digest"] = files._digest(content, card)
+    card["digest"] = serialization._digest(content, card)
     (folder / WEIGHTS).write_bytes(content)
-    (folder / CARD).write_bytes(files._text(card))
+    (folder / CARD).write_bytes(serialization._text(card))
 
 
 def test_there_and_back(saved: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_truncated_empty_swapped_missing_or_oversized(name: str, mine: Path) -> 
     with pytest.raises(UserError, match="expected"):
         load(mine)
     with open(mine / name, "wb") as file:
-        file.truncate(files._LARGEST + 1)
+        file.truncate(serialization._LARGEST + 1)
     with pytest.raises(UserError, match="of at most 16777216 bytes, found 16777217"):
         load(mine)
     (mine / name).unlink()
@@ -209,7 +209,7 @@ def test_branches_that_are_none_are_refused(mine: Path) -> None:
 
 
 def test_the_package_comes_with_a_model_of_at_most_2_megabytes() -> None:
-    folder = files.pretrained()
+    folder = serialization.pretrained()
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2 * 2**20
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}  # no pickle
     here = worldmodel.load_pretrained()

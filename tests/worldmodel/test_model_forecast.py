@@ -16,9 +16,9 @@ from made_models import calibration_examples, history, model, networks, telemetr
 
 from trainenv.interventions import ActionCodec
 from trainenv.types import CLIP_NAMES, Forecast, Intervention, RunHistory, UserError, WorldModel
-from worldmodel import features
-from worldmodel.features import ACTION
-from worldmodel.model import Model
+from trainenv.worldmodel import features
+from trainenv.worldmodel.features import ACTION
+from trainenv.worldmodel.model import Model
 
 NOTHING = Intervention()
 TRIED: Any = {

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel import losses
-from worldmodel.examples import LEVELS
-from worldmodel.networks import BINS, POLICY, RECOVERY, two_hot
+from trainenv.worldmodel import losses
+from trainenv.worldmodel.examples import LEVELS
+from trainenv.worldmodel.networks import BINS, POLICY, RECOVERY, two_hot
 
 M, B = 3, 4
 NAN = math.nan

@@ -13,14 +13,14 @@ import torch
 from made_examples import LR, quiet, world
 from made_models import SMALL, calibration_examples, history, model
 
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 from trainenv.types import Intervention, UserError
-from worldmodel.baselines.scale import unsquash
-from worldmodel.calibration import ALPHA, Calibrations, strata_of
-from worldmodel.examples import TARGETS, Examples
-from worldmodel.model import Model
-from worldmodel.online import Online, OnlineModel, Rollout, as_examples, concatenated
-from worldmodel.training import Training, fit
+from trainenv.worldmodel.baselines.scale import unsquash
+from trainenv.worldmodel.calibration import ALPHA, Calibrations, strata_of
+from trainenv.worldmodel.examples import TARGETS, Examples
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.online import Online, OnlineModel, Rollout, as_examples, concatenated
+from trainenv.worldmodel.training import Training, fit
 
 NEVER = Online(refresh=10**6)
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_models import history, telemetry
 
-from worldmodel import features
-from worldmodel.curves import History, MultiPower
-from worldmodel.curves.law_fit import CENTRE, Scale, curve, to_law
-from worldmodel.prior import COOLDOWN_SHARE, prior
+from trainenv.worldmodel import features
+from trainenv.worldmodel.curves import History, MultiPower
+from trainenv.worldmodel.curves.law_fit import CENTRE, Scale, curve, to_law
+from trainenv.worldmodel.law_prior import COOLDOWN_SHARE, prior
 
 SMOOTH = telemetry(120, loss=[3.0 * (step + 1) ** -0.1 for step in range(120)])
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from toy_runs import SMALL, make_run, trunks
 
-from trainenv.history import history_of
+from trainenv.training.history import history_of
 from trainenv.types import CLIP_NAMES, Intervention, RunHistory, Telemetry
-from worldmodel import features
-from worldmodel.dataset import Dataset, Design, Run, Trunk, generate
-from worldmodel.dataset.corpora import CORPORA
-from worldmodel.dataset.faults import Fault, train
-from worldmodel.dataset.histories import scheduled
-from worldmodel.dataset.lockstep import Alone
-from worldmodel.examples import Examples
-from worldmodel.features import ACTION, STATE
-from worldmodel.model import action_features
-from worldmodel.prior import prior
+from trainenv.worldmodel import features
+from trainenv.worldmodel.dataset import Dataset, Design, Run, Trunk, generate
+from trainenv.worldmodel.dataset.faults import Fault, train
+from trainenv.worldmodel.dataset.lockstep import Alone
+from trainenv.worldmodel.dataset.run_histories import scheduled
+from trainenv.worldmodel.dataset.texts import CORPORA
+from trainenv.worldmodel.examples import Examples
+from trainenv.worldmodel.features import ACTION, STATE
+from trainenv.worldmodel.law_prior import prior
+from trainenv.worldmodel.model import action_features
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FLAGGED = STATE.index("flagged")

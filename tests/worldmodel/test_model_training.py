@@ -12,11 +12,11 @@ from made_examples import SENSITIVE, quiet, world
 from made_models import SMALL, networks
 
 from trainenv.types import UserError
-from worldmodel.examples import Examples
-from worldmodel.features import STATE
-from worldmodel.model import Model
-from worldmodel.networks import LOOKS, POLICY, REWARD_SCALE, Networks, rescale
-from worldmodel.training import Training, _table, _tensors, fit, improved
+from trainenv.worldmodel.examples import Examples
+from trainenv.worldmodel.features import STATE
+from trainenv.worldmodel.model import Model
+from trainenv.worldmodel.networks import LOOKS, POLICY, REWARD_SCALE, Networks, rescale
+from trainenv.worldmodel.training import Training, _table, _tensors, fit, improved
 
 QUICK = Training(epochs=2, batch=128, lr=5e-3)
 

@@ -11,7 +11,7 @@ import torch
 
 import trainenv
 from trainenv.types import Batch, Telemetry
-from worldmodel.dataset import Design, Run, Size, Trunk, sample
+from trainenv.worldmodel.dataset import Design, Run, Size, Trunk, sample
 
 VOCABULARY = 23
 SIZE = Size(width=16, layers=1, heads=2, context=8, batch_size=4)
@@ -58,7 +58,7 @@ def gpt2() -> torch.nn.Module:
     """The least one that can be folded."""
     from transformers import GPT2Config
 
-    from trainenv.gpt2 import GPT2
+    from trainenv.models.gpt2 import GPT2
 
     shape = {"vocab_size": VOCABULARY, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2, "use_cache": False}
     ends = {"bos_token_id": 0, "eos_token_id": 0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -86,7 +86,7 @@ def make_run(overrides: Mapping[str, Any], model_of: Callable[[], torch.nn.Modul
 
 
 def make_gpt2(overrides: Mapping[str, Any]) -> Run:
-    """As `make_run`, a run that `trainenv.folded` takes."""
+    """As `make_run`, a run that `trainenv.rollouts.folded` takes."""
     return make_run(overrides, gpt2)
 
 

@@ -10,8 +10,8 @@ import torch
 from bigram import Bigram, tokens
 from torch import Tensor
 
-from trainenv.config import TrainingConfig
-from trainenv.rollouts import NOTHING
+from trainenv.config.schema import TrainingConfig
+from trainenv.rollouts.executor import NOTHING
 from trainenv.run import TrainingRun
 from trainenv.types import Candidate, Estimate, Forecast, Intervention, Plan
 

@@ -15,18 +15,18 @@ import jsonschema
 import pytest
 from branched_runs import SMALL, draft, forecast, lr
 
-from agents.branching.responder import Branching
+from trainenv.agents.branching.branching_loop import Branching
 from trainenv.cli.replay import replay_command
-from trainenv.config import RunConfig
-from trainenv.driving import drive
-from trainenv.records.decisions import NAME, read_decisions
-from trainenv.records.folder import RunFolder
+from trainenv.config.presets import configs_folder
+from trainenv.config.schema import RunConfig
+from trainenv.loop import drive
+from trainenv.records.decision_files import NAME, read_decisions
+from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Plan, PlanningProblem, UserError
-from trainenv.wrappers.replay import Replay
-from trainenv.wrappers.rules import Annealed
-from trainenv.wrappers.verification import Verification
-from trainenv.yaml_files import configs_folder
+from trainenv.verification.replay import Replay
+from trainenv.verification.rules import Annealed
+from trainenv.verification.verify import Verification
 
 Change = Callable[[dict[str, Any]], Any]
 BRANCHING = {"triggers": ["checkpoint"], "every": 30, "horizon": 32, "top_k": 3, "verify_steps": 6, "share": 0.9, "worth": 0.0}

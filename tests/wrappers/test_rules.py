@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainenv.types import AcceptRule, Branch, Estimate, Forecast, Intervention, Outcome, Paired, UserError
-from trainenv.wrappers.rules import NAMES, Agreement, Annealed, Better, Risk, make, name_of
-from trainenv.wrappers.verification import expected
+from trainenv.verification.rules import NAMES, Agreement, Annealed, Better, Risk, make, name_of
+from trainenv.verification.verify import expected
 
 NAN = math.nan
 

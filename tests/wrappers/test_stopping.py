@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trainenv.types import Telemetry, UserError
-from trainenv.wrappers.stopping import Losing, paired
+from trainenv.verification.early_stopping import Losing, paired
 
 
 def telemetry(losses: Sequence[float]) -> list[Telemetry]:

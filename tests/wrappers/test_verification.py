@@ -12,12 +12,12 @@ from bigram import raises
 from branched_runs import SMALL, draft, forecast, lr, plain, toy
 from torch import Tensor
 
-from trainenv.folded import Folded
+from trainenv.rollouts.folded import Folded
 from trainenv.run import TrainingRun
 from trainenv.types import Branch, Intervention, Measure, UserError, Verdict
-from trainenv.wrappers.rules import Annealed, Risk
-from trainenv.wrappers.stopping import Losing
-from trainenv.wrappers.verification import Verification, adopt
+from trainenv.verification.early_stopping import Losing
+from trainenv.verification.rules import Annealed, Risk
+from trainenv.verification.verify import Verification, adopt
 
 FAST = lr(30.0)
 FATAL = lr(1e12)

@@ -13,13 +13,13 @@ from branched_runs import draft, forecast, lr, toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainenv.records.decisions import NAME, read_decisions
+from trainenv.config.presets import configs_folder
+from trainenv.records.decision_files import NAME, read_decisions
 from trainenv.types import CLIP_NAMES, Intervention, UserError
-from trainenv.wrappers import record
-from trainenv.wrappers.rules import NAMES, make
-from trainenv.wrappers.stopping import Losing
-from trainenv.wrappers.verification import Verification
-from trainenv.yaml_files import configs_folder
+from trainenv.verification import record
+from trainenv.verification.early_stopping import Losing
+from trainenv.verification.rules import NAMES, make
+from trainenv.verification.verify import Verification
 
 interventions = st.builds(
     Intervention,

@@ -4,4 +4,4 @@
 """
 
 FOLDER = "checkpoints"  # where they are in the folder of a run
-MADE_OF = "made_of.json"  # beside them: what the run is trained with, see `trainenv.records.resuming`
+MADE_OF = "made_of.json"  # beside them: what the run is trained with, see `trainenv.records.made_of`

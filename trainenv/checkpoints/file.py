@@ -28,9 +28,10 @@ import xxhash
 import zstandard
 from torch import Tensor
 
-from trainenv.checkpoints import front, planes, quantiser
-from trainenv.checkpoints.disk import Disk
-from trainenv.checkpoints.front import BrokenCheckpoint, Chunk, Header
+from trainenv.checkpoints import compression, quantiser
+from trainenv.checkpoints import header as front
+from trainenv.checkpoints.filesystem import Disk
+from trainenv.checkpoints.header import BrokenCheckpoint, Chunk, Header
 from trainenv.tools import portable
 from trainenv.types import Snapshot, Tier, UserError
 
@@ -59,10 +60,10 @@ def write(snapshot: Snapshot, path: Path, *, tier: Tier = "exact", sequence: int
     with _replacing(path, disk) as file:
         offset = front.start(first, layout)
         table: list[list[Any]] = []
-        compressor = zstandard.ZstdCompressor(level=planes.LEVEL)
+        compressor = zstandard.ZstdCompressor(level=compression.LEVEL)
         for part, array in zip(layout, _arrays(snapshot.tensors, header.rounded), strict=True):
             for piece in part.pieces:
-                stored = planes.compress(array[piece], compressor)
+                stored = compression.compress(array[piece], compressor)
                 data = b"".join(stored)
                 _write_all(disk, file, data, offset)
                 offset += len(data)
@@ -106,15 +107,15 @@ def _write_all(disk: Disk, file: int, data: bytes, offset: int) -> None:
         rest, offset = rest[taken:], offset + taken
 
 
-def _arrays(tensors: Mapping[str, Tensor], rounded: Mapping[str, quantiser.Kind]) -> Iterator[planes.Words]:
+def _arrays(tensors: Mapping[str, Tensor], rounded: Mapping[str, quantiser.Kind]) -> Iterator[compression.Words]:
     """What the layout lists, one array after the other."""
     for name, tensor in tensors.items():
         if name not in rounded:
-            yield planes.words(tensor)
+            yield compression.words(tensor)
             continue
         second = tensors.get(quantiser.second_of(name))
-        kind, flat = rounded[name], planes.words(tensor).view("f4")
-        codes, scales = quantiser.quantise(name, kind, flat, planes.words(second).view("f4") if second is not None else None)
+        kind, flat = rounded[name], compression.words(tensor).view("f4")
+        codes, scales = quantiser.quantise(name, kind, flat, compression.words(second).view("f4") if second is not None else None)
         yield codes
         yield scales.view("u4")
 
@@ -139,7 +140,7 @@ def _read(path: Path) -> Snapshot:
     with _opened(path) as file:
         header, layout, chunks = front.parse(file, path)
         _check_memory(header, path)
-        arrays = [planes.empty(part.words, part.word_size) for part in layout]
+        arrays = [compression.empty(part.words, part.word_size) for part in layout]
         _in_threads(len(chunks), lambda places: _read_chunks(file, path, arrays, [chunks[place] for place in places]))
     stored = {part.name: array for part, array in zip(layout, arrays)}
     for name in header.rounded:
@@ -148,12 +149,13 @@ def _read(path: Path) -> Snapshot:
                 f"{path} is no whole checkpoint: {front.short(name)} has scales that are not finite or below 0"
             )
     whole = {
-        name: stored[name] if name in stored else planes.empty(math.prod(shape), 4) for name, (_, shape) in header.tensors.items()
+        name: stored[name] if name in stored else compression.empty(math.prod(shape), 4)
+        for name, (_, shape) in header.tensors.items()
     }
     _expand(header, stored, whole)
     tensors = {}
     for name, (dtype, shape) in header.tensors.items():
-        tensors[name] = planes.tensor(whole.pop(name), planes.DTYPES[dtype], shape)
+        tensors[name] = compression.tensor(whole.pop(name), compression.DTYPES[dtype], shape)
     return Snapshot(step=header.step, tensors=tensors, state=header.state, tier=header.tier)
 
 
@@ -168,8 +170,8 @@ def read_header(path: Path) -> Header:
         return front.parse(file, path)[0]
 
 
-def _read_chunks(file: int, path: Path, arrays: Sequence[planes.Words], chunks: Sequence[Chunk]) -> None:
-    decompressor = planes.decompressor()
+def _read_chunks(file: int, path: Path, arrays: Sequence[compression.Words], chunks: Sequence[Chunk]) -> None:
+    decompressor = compression.decompressor()
     for chunk in chunks:
         stored = portable.read_at(file, sum(chunk.lengths), chunk.offset)
         if xxhash.xxh3_64_hexdigest(stored) != chunk.checksum:
@@ -177,12 +179,12 @@ def _read_chunks(file: int, path: Path, arrays: Sequence[planes.Words], chunks: 
                 f"{path} is damaged: the checksum of the {sum(chunk.lengths)} bytes at {chunk.offset} is wrong"
             )
         try:
-            planes.decompress(memoryview(stored), chunk.lengths, arrays[chunk.part][chunk.piece], decompressor)
+            compression.decompress(memoryview(stored), chunk.lengths, arrays[chunk.part][chunk.piece], decompressor)
         except ValueError as error:
             raise BrokenCheckpoint(f"{path} is damaged at {chunk.offset}: {error}") from None
 
 
-def _expand(header: Header, stored: Mapping[str, planes.Words], whole: Mapping[str, planes.Words]) -> None:
+def _expand(header: Header, stored: Mapping[str, compression.Words], whole: Mapping[str, compression.Words]) -> None:
     """Codes and scales → moments, a stretch at a time."""
     jobs = [
         (name, kind, slice(start, start + quantiser.STRETCH))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
-from trainenv.spelling import nearest
+from trainenv.config.presets import configs_folder, listed, read_yaml
+from trainenv.tools.spelling import nearest
 from trainenv.types import TENSOR, UserError
-from trainenv.yaml_files import configs_folder, listed, read_yaml
 
 VERSION = 1
 SCHEMA = f"state_schema_v{VERSION}.yaml"

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from trainenv.checkpoints import manifest, reading
-from trainenv.checkpoints.background import Background, Termination
-from trainenv.checkpoints.disk import Disk
+from trainenv.checkpoints import manifest, reader
+from trainenv.checkpoints.background_save import Background, Termination
+from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.manifest import Entry
-from trainenv.checkpoints.reading import Finding
+from trainenv.checkpoints.reader import Finding
 from trainenv.checkpoints.retention import Deletion, plan, without
-from trainenv.checkpoints.writing import Writer, told
+from trainenv.checkpoints.writer import Writer, told
 from trainenv.types import Snapshot, Tier, UserError
 
 OnError = Literal["raise", "warn"]
@@ -142,7 +142,7 @@ class CheckpointStore:
         self._background.join()
         if durable:
             self._open()
-        entry = reading.of_step(self.folder, self._listed(), step)[0]
+        entry = reader.of_step(self.folder, self._listed(), step)[0]
         if not durable:
             self._live.setdefault(holder, set()).add(entry.file)
         elif holder not in entry.holders:
@@ -201,11 +201,11 @@ class CheckpointStore:
         self._background.join()
         entries = self._listed()
         try:
-            return reading.load(self.folder, reading.of_step(self.folder, entries, step), entries, exact=exact)
+            return reader.load(self.folder, reader.of_step(self.folder, entries, step), entries, exact=exact)
         except FileNotFoundError:
             entries = self._listed()  # a writer deleted it since; what the list names now is there, or else it was lost
-            return reading.load(
-                self.folder, reading.of_step(self.folder, entries, step), entries, exact=exact, missing_is_broken=True
+            return reader.load(
+                self.folder, reader.of_step(self.folder, entries, step), entries, exact=exact, missing_is_broken=True
             )
 
     def steps(self) -> list[int]:
@@ -225,12 +225,12 @@ class CheckpointStore:
     def verify(self) -> list[Finding]:
         """Read every chunk of every file in the folder, and say what is wrong."""
         self._background.join()
-        return reading.verify(self.folder)
+        return reader.verify(self.folder)
 
     def preview(self) -> list[Deletion]:
         """What `collect` would delete, and why. What another process is saving just now counts as an orphan."""
         entries = self.entries()
-        return reading.orphans(self.folder, entries) + self._plan(entries)
+        return reader.orphans(self.folder, entries) + self._plan(entries)
 
     # ── opening and closing ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -281,7 +281,7 @@ class CheckpointStore:
 
     def _listed(self) -> Sequence[Entry]:
         entries = self._writer.entries
-        return reading.read_listed(self.folder)[0].entries if entries is None else entries
+        return reader.read_listed(self.folder)[0].entries if entries is None else entries
 
     def _note_holders(self, holders: dict[Entry, tuple[str, ...]], what: str) -> None:
         with told(what):

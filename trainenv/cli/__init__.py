@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv import __version__
-from trainenv.cli.asking import INTERRUPTED, USER_ERROR, Result
 from trainenv.cli.checkpoint import checkpoint_command
 from trainenv.cli.compare import compare_command
 from trainenv.cli.demo import demo_command
 from trainenv.cli.doctor import doctor_command
+from trainenv.cli.options import INTERRUPTED, USER_ERROR, Result
 from trainenv.cli.replay import replay_command
 from trainenv.cli.report import report_command
 from trainenv.cli.run import run_command
 from trainenv.cli.worldmodel import build_command
-from trainenv.paths import expanded
+from trainenv.tools.paths import expanded
+from trainenv.tools.version import VERSION
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trainenv", description="Language-model training runs that can be forked and steered.")
-    parser.add_argument("--version", action="version", version=f"trainenv {__version__}")
+    parser.add_argument("--version", action="version", version=f"trainenv {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(

@@ -6,18 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainenv.cli.asking import INTERRUPTED, Result, interruptible
+from trainenv.cli.options import INTERRUPTED, Result, interruptible
 from trainenv.types import UserError
 
 
 def compare_command(args: argparse.Namespace) -> Result:
     """Play what of a suite is not there yet, and show what was found."""
-    from trainenv.cli.methods import METHODS
+    from trainenv.cli.comparison_screen import Screen, minutes
     from trainenv.compare import compare, load_suite
-    from trainenv.compare.comparing import expected_seconds
     from trainenv.compare.measuring import measure_cell
-    from trainenv.compare.show import Screen, minutes
+    from trainenv.compare.runner import expected_seconds
     from trainenv.compare.suite import check_known
+    from trainenv.composition.methods import METHODS
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")

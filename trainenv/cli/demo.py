@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.asking import INTERRUPTED, Result, interruptible
-from trainenv.paths import typed
+from trainenv.cli.options import INTERRUPTED, Result, interruptible
+from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.run import TrainingRun
 
 _METHODS = ("left alone", "branching")
@@ -22,10 +22,10 @@ _METHODS = ("left alone", "branching")
 
 def demo_command(args: argparse.Namespace) -> Result:
     """Train twice with one budget: left alone, and steered; both from the same start, on the same data."""
-    from trainenv.progress import Progress
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.report import write_report
-    from trainenv.records.tree import RunReport
+    from trainenv.cli.progress import Progress
+    from trainenv.records.run_folder import RunFolder
+    from trainenv.report import write_report
+    from trainenv.report.run.run_report import RunReport
     from trainenv.run import TrainingRun
 
     config = _config(args)
@@ -57,10 +57,10 @@ def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool],
     """The summary of one of the two, trained now, or to its end, or before."""
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
-    from trainenv.cli.loop import branching
-    from trainenv.driving import drive, resume
-    from trainenv.progress import Progress
-    from trainenv.records.folder import RunFolder
+    from trainenv.cli.progress import Progress
+    from trainenv.composition.default_loop import branching
+    from trainenv.loop import drive, resume
+    from trainenv.records.run_folder import RunFolder
 
     path = root / method.replace(" ", "-")
     if (path / "summary.json").is_file():
@@ -86,7 +86,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     Raises:
         UserError: there is nothing to go on with.
     """
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
 
     if not args.resume:
         return RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from trainenv.cli.asking import Result, overrides_of
+from trainenv.cli.options import Result, overrides_of
 
 
 def replay_command(args: argparse.Namespace) -> Result:
@@ -13,8 +13,8 @@ def replay_command(args: argparse.Namespace) -> Result:
     from rich.console import Console
     from rich.table import Table
 
-    from trainenv.records.report.words import sequence
-    from trainenv.wrappers.replay import Replay
+    from trainenv.report.drawing.formatting import sequence
+    from trainenv.verification.replay import Replay
 
     console = Console(quiet=args.json, highlight=False)
     replay = Replay.of(args.folder, args.step, overrides_of(args.set))

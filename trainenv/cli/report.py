@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from trainenv.cli.asking import Result
-from trainenv.paths import typed
+from trainenv.cli.options import Result
+from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 
@@ -14,11 +14,11 @@ def report_command(args: argparse.Namespace) -> Result:
     """Write the page, and print the tree or the tables."""
     from rich.console import Console
 
-    from trainenv.records.report import write_report
-    from trainenv.records.report.comparison import is_comparison, read_comparison
-    from trainenv.records.report.comparison_text import comparison_text
-    from trainenv.records.tensorboard import write_tensorboard
-    from trainenv.records.tree import RunReport
+    from trainenv.report import write_report
+    from trainenv.report.comparison.comparison_record import is_comparison, read_comparison
+    from trainenv.report.comparison.comparison_text import comparison_text
+    from trainenv.report.run.run_report import RunReport
+    from trainenv.trackers.tensorboard import write_tensorboard
 
     console = Console(quiet=args.json, highlight=False)
     result: dict[str, Any] = {"command": "report", "folder": str(args.folder)}

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.asking import INTERRUPTED, Result, interruptible, overrides_of
-from trainenv.paths import typed
+from trainenv.cli.options import INTERRUPTED, Result, interruptible, overrides_of
+from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.records.folder import RunFolder
+    from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
     from trainenv.types import Snapshot
 
@@ -20,10 +20,10 @@ _BRANCHING, _BY_HAND, _PLANNER = "--branching", "--by-hand", "grid"
 
 def run_command(args: argparse.Namespace) -> Result:
     """Train, or go on with a run that was interrupted."""
-    from trainenv.config import RunConfig
-    from trainenv.driving import drive
-    from trainenv.progress import Progress
-    from trainenv.records.folder import RunFolder
+    from trainenv.cli.progress import Progress
+    from trainenv.config.schema import RunConfig
+    from trainenv.loop import drive
+    from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
     said, flags = [], _flags(args)
@@ -43,7 +43,7 @@ def run_command(args: argparse.Namespace) -> Result:
         config = RunConfig.load(args.config, overrides_of(args.set))
         run = TrainingRun.from_config(config)
         if args.weights:
-            from trainenv.checkpoints.convert import load_weights
+            from trainenv.checkpoints.interop import load_weights
 
             load_weights(run, args.weights)
             said.append(f"starting from the weights in {args.weights}")
@@ -80,11 +80,11 @@ def _flags(args: argparse.Namespace) -> tuple[str, ...]:
 def _responder(flags: Sequence[str]) -> Any:
     """Who steers the run; None: nobody."""
     if _BRANCHING in flags:
-        from trainenv.cli.loop import branching
+        from trainenv.composition.default_loop import branching
 
         return branching(planner=flags[-1])
     if _BY_HAND in flags:
-        from agents.by_hand import ByHand
+        from trainenv.agents.baselines.rollback_rule import ByHand
 
         return ByHand()
     return None
@@ -92,10 +92,10 @@ def _responder(flags: Sequence[str]) -> Any:
 
 def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[TrainingRun, RunFolder, Any, str]:
     """The run in the folder, steered as it was; and how close it is to one that was never interrupted, in words."""
-    from trainenv.config import RunConfig
-    from trainenv.driving import RESPONDER, resume
-    from trainenv.records.folder import RunFolder
-    from trainenv.records.resuming import MadeOf
+    from trainenv.config.schema import RunConfig
+    from trainenv.loop import RESPONDER, resume
+    from trainenv.records.made_of import MadeOf
+    from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
     _, snapshot = RunFolder.resume(args.out)  # what there is to go on with is found out before anything is built
@@ -122,9 +122,9 @@ def _resumed(args: argparse.Namespace, flags: tuple[str, ...]) -> tuple[Training
 
 def _closeness(run: TrainingRun, snapshot: Snapshot, folder: RunFolder, others: Sequence[str]) -> str:
     """How close a resumed run is to one that was never interrupted, in words."""
-    from trainenv import devices
+    from trainenv.training import numerics
 
-    saved, now = snapshot.state["numerics"], devices.numerics(run.model, run.optimizer, run.device, run.config)
+    saved, now = snapshot.state["numerics"], numerics.numerics(run.model, run.optimizer, run.device, run.config)
     changed = [f"{name} was {saved.get(name)}, is {now[name]}" for name in now if saved.get(name) != now[name]]
     changed = [*others, *(folder.changes or ()), *changed]
     if changed:

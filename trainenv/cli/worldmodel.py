@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.asking import INTERRUPTED, Result, interruptible
+from trainenv.cli.options import INTERRUPTED, Result, interruptible
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
-    from worldmodel.dataset.lockstep import Lockstep
+    from trainenv.worldmodel.dataset.lockstep import Lockstep
 
 
 def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
@@ -23,16 +23,16 @@ def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
 
 def fold_runs(runs: Sequence[Any]) -> Lockstep:
     """Runs side by side, likewise."""
-    from trainenv.folded import Folded
+    from trainenv.rollouts.folded import Folded
 
     return Folded(runs)
 
 
 def build_command(args: argparse.Namespace) -> Result:
     """Make a world model: branch, train, calibrate, judge."""
-    from trainenv.progress import Progress
-    from worldmodel.build import Recipe, build
-    from worldmodel.dataset import Progress as Made
+    from trainenv.cli.progress import Progress
+    from trainenv.worldmodel.build import Recipe, build
+    from trainenv.worldmodel.dataset import Progress as Made
 
     recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed)
     folder = args.out or Path("runs/worldmodel")

@@ -16,9 +16,9 @@ from trainenv.clipping.arc import ARC
 from trainenv.clipping.clipper import Clipper
 from trainenv.clipping.none import NoClip
 from trainenv.clipping.spam import SPAM
-from trainenv.clipping.validation import choice
 from trainenv.clipping.zclip import ZClip
-from trainenv.spelling import nearest
+from trainenv.tools.checks import choice
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
 POLICIES: Mapping[str, type[NoClip] | type[ZClip] | type[ARC] | type[SPAM]] = {

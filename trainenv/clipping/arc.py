@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainenv.clipping.norms import TINY, global_norm, global_norms, gradients_of, is_finite, mean_of, scale_or_zero_
-from trainenv.clipping.validation import count, number
+from trainenv.tools.checks import count, number
 from trainenv.types import ClipReport
 
 

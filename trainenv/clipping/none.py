@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainenv.clipping.norms import constant, global_norm, gradients_of, scale_
-from trainenv.clipping.validation import number
+from trainenv.tools.checks import number
 from trainenv.types import ClipReport
 
 

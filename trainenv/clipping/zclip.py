@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainenv.clipping.norms import global_norm, gradients_of, is_finite, scale_or_zero_
-from trainenv.clipping.validation import choice, count, number
+from trainenv.tools.checks import choice, count, number
 from trainenv.types import ClipReport
 
 Mode = Literal["adaptive", "mean", "percentile"]

@@ -8,8 +8,8 @@ numbers). What it may spend is what the run spends when left alone; one that spe
 Read `suite`, `comparing`, `results`.
 """
 
-from trainenv.compare.comparing import Progress, compare
 from trainenv.compare.contract import Measure, Method
+from trainenv.compare.runner import Progress, compare
 from trainenv.compare.suite import Suite, load_suite
 from trainenv.compare.trunks import Trunk
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainenv.compare.allowance import allowance
+from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.trunks import Trunk
-from trainenv.records.lines import plain
+from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
 MEASURED = (

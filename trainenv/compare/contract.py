@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from trainenv.config import RunConfig
+    from trainenv.config.schema import RunConfig
     from trainenv.run import TrainingRun
     from trainenv.types import Telemetry
 
@@ -28,7 +28,7 @@ class Method(Protocol):
             stop: asked after each block.
 
         Returns:
-            The summary as `trainenv.driving.drive` returns it; `ended` is `interrupted` where `stop` has ended it.
+            The summary as `trainenv.loop.drive` returns it; `ended` is `interrupted` where `stop` has ended it.
         """
         ...
 

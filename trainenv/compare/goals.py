@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainenv.compare.bootstrap import Figure, Floats, figure
-from trainenv.compare.table import SUBJECT, UNTOUCHED, Table, number
+from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table, number
 
 HARMLESS = 0.002  # of ln loss: what a calm run may be worse by
 FEWER = 0.8  # of the instability events

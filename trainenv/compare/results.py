@@ -9,7 +9,7 @@
 | `trunks` | by name, {group, fault} |
 | `rows` | the cells, as they are kept |
 | `methods` | a row a (group, method), see `method_row`; groups are `all`, `calm`, `stressed` and each fault |
-| `decisions` | likewise, see `trainenv.compare.decisions` |
+| `decisions` | likewise, see `trainenv.compare.decision_table` |
 | `hindsight` | the best static setting of each trunk: {trunk, method, log_final_loss, seeds} |
 | `goals` | see `trainenv.compare.goals` |
 | `failed` | [{trunk, seed, method, error}] |
@@ -27,10 +27,10 @@ from typing import Any
 
 from trainenv.compare.bootstrap import Figure, Floats, figure
 from trainenv.compare.cells import Row
-from trainenv.compare.decisions import decision_rows
+from trainenv.compare.decision_table import decision_rows
 from trainenv.compare.goals import goals
+from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table, number
 from trainenv.compare.suite import Suite
-from trainenv.compare.table import SUBJECT, UNTOUCHED, Table, number
 
 SHARES = ("wasted", "drafting")
 _COMPETE = ("nothing", "zclip", "arc", "spam", "clip-1.0")  # static methods that are competitors too

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from trainenv.compare.trunks import Trunk
-from trainenv.config import with_whole_paths
-from trainenv.paths import expanded
-from trainenv.spelling import nearest
+from trainenv.config.presets import configs_folder, merge, read_yaml
+from trainenv.config.schema import with_whole_paths
+from trainenv.tools.paths import expanded
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
-from trainenv.yaml_files import configs_folder, merge, read_yaml
 
 _KEYS = ("seeds", "methods", "hindsight", "overrides", "sizes", "corpora", "trunks")
 _NAMED = {"size": "sizes", "corpus": "corpora"}  # fields of a trunk that name an entry of the suite

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 import xxhash
 
-from trainenv.config import RunConfig
+from trainenv.config.presets import merge
+from trainenv.config.schema import RunConfig
 from trainenv.types import UserError
-from trainenv.yaml_files import merge
 
 Group = Literal["calm", "stressed"]
 GROUPS: tuple[Group, ...] = get_args(Group)

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.alike import check_snapshot
-from trainenv.config import EnvironmentConfig, InterventionConfig
-from trainenv.envs.law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_path
+from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.observation import FEATURES, Features
-from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run, snapshot_among
+from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run, snapshot_among
+from trainenv.envs.synthetic_law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_path
 from trainenv.interventions import ActionVector
-from trainenv.order import DataOrder, flagged_with
-from trainenv.schedules import Horizon
+from trainenv.training.compatibility import check_snapshot
+from trainenv.training.data_order import DataOrder, flagged_with
+from trainenv.training.schedules import Horizon
 from trainenv.types import CLIP_NAMES, ClipName, Intervention, Snapshot, UserError, as_whole
 
 
 class SyntheticEnv(SteeredEnv):
-    """Steer a training run that follows the law of `trainenv.envs.law`.
+    """Steer a training run that follows the law of `trainenv.envs.synthetic_law`.
 
     **Action, observation, reward, termination, truncation and reset** are those of `TrainingEnv`: `MultiDiscrete([4, 3, 5, 2, 2,
     2])`, `Box(-10, 10, (32,), float32)` with 0 for the features that the law does not have (entropies, embedding, shortcut),

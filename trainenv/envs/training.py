@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainenv.alike import check_snapshot
-from trainenv.config import RunConfig
+from trainenv.config.schema import RunConfig
 from trainenv.envs.observation import Situation, observe
-from trainenv.envs.steered import Observation, SteeredEnv, episode_over, no_run, snapshot_among
+from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.interventions import ActionVector
 from trainenv.run import TrainingRun
+from trainenv.training.compatibility import check_snapshot
 from trainenv.types import Snapshot, Telemetry, UserError
 
 

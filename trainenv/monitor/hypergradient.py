@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainenv.config import MonitorConfig
+from trainenv.config.schema import MonitorConfig
 
 Row = tuple[Tensor, dict[str, Any], dict[str, Any]]  # a parameter, its optimizer state and its group
 

@@ -10,7 +10,7 @@ worse looks in a row; so a jump that stays is two, and a loss that only falls ha
 is forgotten when the next is not. At `times` in a row it fires, and for what follows the looks before are lifted by the rise:
 the new height is what is compared with from there on. A loss that is no finite number above 0 fires at once.
 
-*Instability.* Events are those of `trainenv.records.metrics.harm`. Those of the last `recent` steps taken are compared with
+*Instability.* Events are those of `trainenv.monitor.harm`. Those of the last `recent` steps taken are compared with
 those of all steps before these, once there are at least `baseline` of them: it fires where their rate is more than `rate`
 times as high, they are at least `events` of them (a single event is for the uncertainty index to see), and they are more than
 chance makes of the old rate: more than the E that it gives by over `chance` · √E, the standard deviation of a Poisson count.
@@ -30,7 +30,7 @@ from itertools import pairwise
 from statistics import fmean, median, stdev
 from typing import Any
 
-from trainenv.records.metrics.harm import Harm, HarmWatch
+from trainenv.monitor.harm import Harm, HarmWatch
 from trainenv.types import Telemetry, UserError
 
 

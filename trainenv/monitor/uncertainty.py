@@ -21,12 +21,12 @@ import operator
 from collections.abc import Mapping
 from typing import Any, Literal, SupportsFloat, get_args
 
-from trainenv.config import UncertaintyConfig, validate
+from trainenv.config.presets import find, read_yaml
+from trainenv.config.schema import UncertaintyConfig, validate
 from trainenv.monitor.forecasters import Forecasters
 from trainenv.monitor.shift import Shift, together
-from trainenv.monitor.track import BEYOND, Track
+from trainenv.monitor.zscore import BEYOND, Track
 from trainenv.types import Reading, Telemetry, UserError
-from trainenv.yaml_files import find, read_yaml
 
 _EVERY_STEP = ("loss", "grad_norm", "strain", "disagreement")
 _INSIDE = ("attention_entropy", "activation_entropy", "shortcut_ratio")

@@ -12,7 +12,7 @@ def faults_of(events: Sequence[Record]) -> list[dict[str, Any]]:
     """The faults that events tell of, in the order they were first met.
 
     Args:
-        events: as `trainenv.records.folder.read_events` returns them.
+        events: as `trainenv.records.run_folder.read_events` returns them.
 
     Returns:
         For each its `reason`, the `step` that it was first met at, and how many `times` it was met.

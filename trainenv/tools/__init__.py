@@ -1,1 +1,1 @@
-"""Small tools that know nothing of training: imports of optional packages, and files on every platform."""
+"""Small tools that know nothing of training: files, checks, words, what a platform or an installation lacks."""

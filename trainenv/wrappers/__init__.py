@@ -1,5 +1,5 @@
 """Wrappers around the training environment."""
 
-from trainenv.wrappers.verification import SpeculativeVerification, Verification
+from trainenv.verification.verify import SpeculativeVerification, Verification
 
 __all__ = ["SpeculativeVerification", "Verification"]

@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
-from worldmodel.baselines.ablations import ActionShuffled, Blind
-from worldmodel.baselines.contract import Baseline, Fitted
-from worldmodel.baselines.curve import Curve
-from worldmodel.baselines.last_value import LastValue
-from worldmodel.baselines.law import MultiPowerLaw
-from worldmodel.baselines.mean_by_action import MeanByAction
-from worldmodel.baselines.nothing import DoNothing
-from worldmodel.baselines.ridge import Ridge
-from worldmodel.baselines.spikes import SpikeThreshold
-from worldmodel.baselines.trees import Trees
+from trainenv.worldmodel.baselines.ablations import ActionShuffled, Blind
+from trainenv.worldmodel.baselines.contract import Baseline, Fitted
+from trainenv.worldmodel.baselines.last_value import LastValue
+from trainenv.worldmodel.baselines.learning_curve import Curve
+from trainenv.worldmodel.baselines.mean_by_action import MeanByAction
+from trainenv.worldmodel.baselines.multi_power_law import MultiPowerLaw
+from trainenv.worldmodel.baselines.no_effect import DoNothing
+from trainenv.worldmodel.baselines.ridge import Ridge
+from trainenv.worldmodel.baselines.spikes import SpikeThreshold
+from trainenv.worldmodel.baselines.trees import Trees
 
 BASELINES: Mapping[str, Any] = {
     "nothing": DoNothing(),

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worldmodel.baselines.contract import Baseline, Fitted
-from worldmodel.examples import Examples, Floats, Predictions
+from trainenv.worldmodel.baselines.contract import Baseline, Fitted
+from trainenv.worldmodel.examples import Examples, Floats, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)

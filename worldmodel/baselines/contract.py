@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from worldmodel.examples import Examples, Predictions
+from trainenv.worldmodel.examples import Examples, Predictions
 
 
 class Fitted(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from trainenv.types import UserError
-from worldmodel.examples import Examples, Flags
+from trainenv.worldmodel.examples import Examples, Flags
 
 FOLDS = 5
 

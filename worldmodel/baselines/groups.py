@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainenv.types import CLIP_NAMES
-from worldmodel.examples import Examples, Floats, Ints
-from worldmodel.features import ACTION
+from trainenv.worldmodel.examples import Examples, Floats, Ints
+from trainenv.worldmodel.features import ACTION
 
 _EDGES = np.array([-1.0, -0.3, -0.02, 0.02, 0.3, 1.0])  # of ln of the factor
 RANGES = len(_EDGES) + 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from trainenv.types import CLIP_NAMES
-from worldmodel.baselines.scale import squash
-from worldmodel.examples import Examples, Floats
-from worldmodel.features import ACTION
+from trainenv.worldmodel.baselines.scale import squash
+from trainenv.worldmodel.examples import Examples, Floats
+from trainenv.worldmodel.features import ACTION
 
 _ANY = (*(f"set_{name}" for name in CLIP_NAMES), "reorder", "skip")
 

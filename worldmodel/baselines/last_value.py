@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
-from worldmodel.baselines.risk import Rates, Risk
-from worldmodel.examples import Examples, Ints
-from worldmodel.features import STATE
+from trainenv.worldmodel.baselines.points import FittedPoints, held_out, no_difference, offsets
+from trainenv.worldmodel.baselines.risk import Rates, Risk
+from trainenv.worldmodel.examples import Examples, Ints
+from trainenv.worldmodel.features import STATE
 
 LEAST = 20  # branches from which a frequency is taken
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainenv.types import UserError
-from worldmodel.baselines.groups import GroupMeans
-from worldmodel.baselines.points import FittedPoints, held_out, offsets
-from worldmodel.baselines.risk import Rates
-from worldmodel.baselines.scale import outcomes
-from worldmodel.examples import Examples
+from trainenv.worldmodel.baselines.groups import GroupMeans
+from trainenv.worldmodel.baselines.points import FittedPoints, held_out, offsets
+from trainenv.worldmodel.baselines.risk import Rates
+from trainenv.worldmodel.baselines.scale import outcomes
+from trainenv.worldmodel.examples import Examples
 
 
 @dataclass(frozen=True, kw_only=True)

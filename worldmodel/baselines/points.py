@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.baselines.folds import folds
-from worldmodel.baselines.risk import Risks
-from worldmodel.baselines.scale import acts, outcomes, unsquash
-from worldmodel.examples import LEVELS, TARGETS, Examples, Floats, Predictions
+from trainenv.worldmodel.baselines.folds import folds
+from trainenv.worldmodel.baselines.risk import Risks
+from trainenv.worldmodel.baselines.scale import acts, outcomes, unsquash
+from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Floats, Predictions
 
 Points = Callable[[Examples], Floats]
 """Examples → [n, 3] on the scale of `scale`: horizon, annealed, final."""

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainenv.types import UserError
-from worldmodel.baselines import inputs
-from worldmodel.baselines.folds import folds
-from worldmodel.baselines.points import FittedPoints, offsets
-from worldmodel.baselines.risk import Risk, hazards, recovery_times, shares
-from worldmodel.baselines.scale import outcomes
-from worldmodel.examples import LEVELS, TARGETS, Examples, Flags, Floats
-from worldmodel.features import DECISIONS
+from trainenv.worldmodel.baselines import inputs
+from trainenv.worldmodel.baselines.folds import folds
+from trainenv.worldmodel.baselines.points import FittedPoints, offsets
+from trainenv.worldmodel.baselines.risk import Risk, hazards, recovery_times, shares
+from trainenv.worldmodel.baselines.scale import outcomes
+from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Flags, Floats
+from trainenv.worldmodel.features import DECISIONS
 
 _FURTHEST = 4.0  # standard deviations: a line goes on for ever, what it was fitted to does not
 

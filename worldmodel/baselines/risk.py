@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.examples import LEVELS, Examples, Floats
-from worldmodel.features import DECISIONS
+from trainenv.worldmodel.examples import LEVELS, Examples, Floats
+from trainenv.worldmodel.features import DECISIONS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldmodel.evaluation.noise import truths
-from worldmodel.examples import Examples, Flags, Floats
+from trainenv.worldmodel.evaluation.noise import truths
+from trainenv.worldmodel.examples import Examples, Flags, Floats
 
 UNIT = 0.02  # of ln loss
 

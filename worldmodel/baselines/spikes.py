@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainenv.types import UserError
-from worldmodel.baselines.groups import GroupMeans
-from worldmodel.baselines.points import FittedPoints, held_out, offsets
-from worldmodel.baselines.risk import Rates, Risk
-from worldmodel.baselines.scale import outcomes, squash
-from worldmodel.examples import Examples, Flags, Floats
-from worldmodel.features import STATE
+from trainenv.worldmodel.baselines.groups import GroupMeans
+from trainenv.worldmodel.baselines.points import FittedPoints, held_out, offsets
+from trainenv.worldmodel.baselines.risk import Rates, Risk
+from trainenv.worldmodel.baselines.scale import outcomes, squash
+from trainenv.worldmodel.examples import Examples, Flags, Floats
+from trainenv.worldmodel.features import STATE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from trainenv.tools.optional import require
 from trainenv.types import UserError
-from worldmodel.baselines import inputs
-from worldmodel.baselines.folds import folds
-from worldmodel.baselines.points import predictions
-from worldmodel.baselines.risk import Risk, recovery_times
-from worldmodel.baselines.scale import acts, outcomes, unsquash
-from worldmodel.examples import LEVELS, Examples, Flags, Floats, Predictions
-from worldmodel.features import DECISIONS
+from trainenv.worldmodel.baselines import inputs
+from trainenv.worldmodel.baselines.folds import folds
+from trainenv.worldmodel.baselines.points import predictions
+from trainenv.worldmodel.baselines.risk import Risk, recovery_times
+from trainenv.worldmodel.baselines.scale import acts, outcomes, unsquash
+from trainenv.worldmodel.examples import LEVELS, Examples, Flags, Floats, Predictions
+from trainenv.worldmodel.features import DECISIONS
 
 MEDIAN = LEVELS.index(0.5)
 _UNMEASURED = -1e6

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainenv.types import UserError
-from worldmodel.conformal.quantile import share
+from trainenv.worldmodel.conformal.quantile import share
 
 
 @dataclass(frozen=True, kw_only=True)

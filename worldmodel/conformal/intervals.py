@@ -33,7 +33,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainenv.types import UserError
-from worldmodel.conformal.quantile import Array, aligned, checked_weights, conformal_quantile, ordered, plain, share, trunk_codes
+from trainenv.worldmodel.conformal.quantile import (
+    Array,
+    aligned,
+    checked_weights,
+    conformal_quantile,
+    ordered,
+    plain,
+    share,
+    trunk_codes,
+)
 
 Sides = Literal["symmetric", "separate", "lower", "upper"]
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trainenv.types import UserError
-from worldmodel.conformal.quantile import Array, aligned, conformal_quantile, share, trunk_codes
+from trainenv.worldmodel.conformal.quantile import Array, aligned, conformal_quantile, share, trunk_codes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainenv.types import UserError
-from worldmodel.conformal.intervals import CQR, Calibration
-from worldmodel.conformal.quantile import Array, aligned, trunk_codes
+from trainenv.worldmodel.conformal.intervals import CQR, Calibration
+from trainenv.worldmodel.conformal.quantile import Array, aligned, trunk_codes
 
 Rule = Callable[[Mapping[str, Array]], Sequence[int] | NDArray[np.integer[Any]]]
 """Which candidates of a decision are picked: forecasts by name, [M] each → indices. It never sees an outcome."""

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from trainenv.spelling import nearest
+from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
-from worldmodel.curves.contract import CurveForecast, CurveForecaster, FittedCurve
-from worldmodel.curves.ensemble import Ensemble
-from worldmodel.curves.history import History
-from worldmodel.curves.last_value import LastValue
-from worldmodel.curves.law import Law
-from worldmodel.curves.multi_power import MultiPower
+from trainenv.worldmodel.curves.contract import CurveForecast, CurveForecaster, FittedCurve
+from trainenv.worldmodel.curves.ensemble import Ensemble
+from trainenv.worldmodel.curves.history import History
+from trainenv.worldmodel.curves.last_value import LastValue
+from trainenv.worldmodel.curves.law import Law
+from trainenv.worldmodel.curves.multi_power import MultiPower
 
 FORECASTERS: Mapping[str, LastValue | Ensemble | MultiPower] = {
     "last-value": LastValue(),

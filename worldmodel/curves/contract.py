@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trainenv.types import UserError
-from worldmodel.curves.history import Floats, History
+from trainenv.worldmodel.curves.history import Floats, History
 
 
 class CurveForecast(NamedTuple):

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trainenv.types import UserError
-from worldmodel.curves.contract import CurveForecast, number, positive
-from worldmodel.curves.families import DOMHAN, FAMILIES, Fit
-from worldmodel.curves.history import Floats, History, futures, wanted
-from worldmodel.curves.level import Level, level
+from trainenv.worldmodel.curves.contract import CurveForecast, number, positive
+from trainenv.worldmodel.curves.families import DOMHAN, FAMILIES, Fit
+from trainenv.worldmodel.curves.history import Floats, History, futures, wanted
+from trainenv.worldmodel.curves.level import Level, level
 
 _ROWS = 64  # means of neighbours that are fitted
 _FEWEST = 8  # rows below which the level is all that is forecast

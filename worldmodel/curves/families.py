@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from worldmodel.curves.history import Floats
+from trainenv.worldmodel.curves.history import Floats
 
 _CELLS = 10  # of the grid, a dimension
 _ZOOMS = 4

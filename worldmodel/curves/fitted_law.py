@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from worldmodel.curves.contract import CurveForecast, positive
-from worldmodel.curves.history import Floats, History, futures, wanted
-from worldmodel.curves.law import Ends, Law, gain, gather, loss
-from worldmodel.curves.law_fit import Curve, blocks, curve
-from worldmodel.curves.level import ROWS, Level, level
+from trainenv.worldmodel.curves.contract import CurveForecast, positive
+from trainenv.worldmodel.curves.history import Floats, History, futures, wanted
+from trainenv.worldmodel.curves.law import Ends, Law, gain, gather, loss
+from trainenv.worldmodel.curves.law_fit import Curve, blocks, curve
+from trainenv.worldmodel.curves.level import ROWS, Level, level
 
 _EXACT = 48  # rows ahead up to which all are knots
 _KNOTS = 32  # of more rows, at even distances

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from worldmodel.curves.contract import CurveForecast, positive
-from worldmodel.curves.history import History, futures, wanted
-from worldmodel.curves.level import ROWS, Level, level
+from trainenv.worldmodel.curves.contract import CurveForecast, positive
+from trainenv.worldmodel.curves.history import History, futures, wanted
+from trainenv.worldmodel.curves.level import ROWS, Level, level
 
 _ROWS = 64  # means of neighbours, of which the slope is taken
 

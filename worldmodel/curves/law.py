@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainenv.types import UserError
-from worldmodel.curves.history import Floats
+from trainenv.worldmodel.curves.history import Floats
 
 Ends = NDArray[np.intp]
 

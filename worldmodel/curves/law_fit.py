@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldmodel.curves.history import Floats, History
-from worldmodel.curves.law import Changes, Ends, Law, gather
+from trainenv.worldmodel.curves.history import Floats, History
+from trainenv.worldmodel.curves.law import Changes, Ends, Law, gather
 
 ROWS = 96  # of a curve that the fit looks at, each the mean of its neighbours
 _DELTA = 1e-3  # Huber's, in parts of the loss

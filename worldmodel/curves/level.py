@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldmodel.curves.history import Floats
+from trainenv.worldmodel.curves.history import Floats
 
 _GAINS = np.array([1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03])
 ROWS = 256  # older rows say little about now

@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainenv.types import UserError
-from worldmodel.curves.contract import number
-from worldmodel.curves.fitted_law import FittedLaw, fitted
-from worldmodel.curves.history import History
-from worldmodel.curves.law import Law, loss
-from worldmodel.curves.law_fit import CENTRE, WIDTH, Scale, curve, fit, to_coordinates, to_law
+from trainenv.worldmodel.curves.contract import number
+from trainenv.worldmodel.curves.fitted_law import FittedLaw, fitted
+from trainenv.worldmodel.curves.history import History
+from trainenv.worldmodel.curves.law import Law, loss
+from trainenv.worldmodel.curves.law_fit import CENTRE, WIDTH, Scale, curve, fit, to_coordinates, to_law
 
 _STARTS = 5
 

@@ -4,14 +4,14 @@
 split it, `effects` compares every branch with the do-nothing control beside it.
 """
 
-from worldmodel.dataset.actions import Randomised
-from worldmodel.dataset.contract import MakeRun, Run
-from worldmodel.dataset.dataset import Arrays, Dataset
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.effects import effects
-from worldmodel.dataset.generate import Generated, Progress, generate
-from worldmodel.dataset.splits import by_trunk, leave_action_out, leave_out, uses
-from worldmodel.dataset.trunks import SIZES, Size, Trunk, sample
+from trainenv.worldmodel.dataset.actions import Randomised
+from trainenv.worldmodel.dataset.contract import MakeRun, Run
+from trainenv.worldmodel.dataset.dataset import Arrays, Dataset
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.effects import effects
+from trainenv.worldmodel.dataset.generate import Generated, Progress, generate
+from trainenv.worldmodel.dataset.splits import by_trunk, leave_action_out, leave_out, uses
+from trainenv.worldmodel.dataset.trunks import SIZES, Size, Trunk, sample
 
 __all__ = [
     "SIZES",

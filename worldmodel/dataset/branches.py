@@ -16,17 +16,17 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from trainenv.cooldown import cool_down
 from trainenv.interventions import ActionCodec
+from trainenv.rollouts.cooldown import cool_down
 from trainenv.types import Intervention, Telemetry
-from worldmodel.dataset.actions import Draw, spread
-from worldmodel.dataset.contract import Run
-from worldmodel.dataset.design import DECISIONS, Design, Lengths
-from worldmodel.dataset.faults import Fault, train
-from worldmodel.dataset.lockstep import Alone, Fold, Lockstep
-from worldmodel.dataset.points import Point
-from worldmodel.dataset.streams import stream
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.actions import Draw, spread
+from trainenv.worldmodel.dataset.branch_points import Point
+from trainenv.worldmodel.dataset.contract import Run
+from trainenv.worldmodel.dataset.design import DECISIONS, Design, Lengths
+from trainenv.worldmodel.dataset.faults import Fault, train
+from trainenv.worldmodel.dataset.lockstep import Alone, Fold, Lockstep
+from trainenv.worldmodel.dataset.rng_streams import stream
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 Kind = Literal["control", "nudged", "reordered", "single", "sequence", "every"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -16,13 +16,13 @@ from types import TracebackType
 from typing import Any
 
 from trainenv.types import UserError
-from worldmodel.dataset.contract import MakeRun
-from worldmodel.dataset.corpora import Texts
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.lockstep import Fold
-from worldmodel.dataset.store import Shards
-from worldmodel.dataset.tables import collect
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.contract import MakeRun
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.dataset.store import Shards
+from trainenv.worldmodel.dataset.tables import collect
+from trainenv.worldmodel.dataset.texts import Texts
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 Note = Callable[[str, str, int, float], None]
 """(trunk, what was wrong or "", steps trained, core-seconds)"""

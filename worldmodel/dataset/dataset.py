@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from trainenv.interventions import PARTS
 from trainenv.types import CLIP_NAMES, UserError
-from worldmodel.dataset import schema
-from worldmodel.dataset.design import DECISIONS, LOOKS, Design
-from worldmodel.dataset.store import Shards
+from trainenv.worldmodel.dataset import schema
+from trainenv.worldmodel.dataset.design import DECISIONS, LOOKS, Design
+from trainenv.worldmodel.dataset.store import Shards
 
 if TYPE_CHECKING:
     import pandas as pd

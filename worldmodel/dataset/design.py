@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainenv.types import UserError
-from worldmodel.dataset.actions import Randomised
+from trainenv.worldmodel.dataset.actions import Randomised
 
 DECISIONS = 4  # of a sequence: the horizon is as many decisions
 LOOKS = 8  # validations over the horizon, evenly spaced

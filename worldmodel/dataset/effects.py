@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-    from worldmodel.dataset.dataset import Dataset
+    from trainenv.worldmodel.dataset.dataset import Dataset
 
 MEASURES = ("horizon", "annealed", "final")
 

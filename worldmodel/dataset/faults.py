@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from trainenv.types import Telemetry, UserError
-from worldmodel.dataset.contract import Run
-from worldmodel.dataset.lockstep import Lockstep
+from trainenv.worldmodel.dataset.contract import Run
+from trainenv.worldmodel.dataset.lockstep import Lockstep
 
 FaultKind = Literal["random_tokens", "rare_tokens", "lr_spike", "weight_kick", "lost_moments"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainenv.types import UserError
-from worldmodel.dataset.contract import MakeRun
-from worldmodel.dataset.corpora import write_texts
-from worldmodel.dataset.crew import Crew, Job, make_shard
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.lockstep import Fold
-from worldmodel.dataset.store import Shards
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.contract import MakeRun
+from trainenv.worldmodel.dataset.crew import Crew, Job, make_shard
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.dataset.store import Shards
+from trainenv.worldmodel.dataset.texts import write_texts
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 _EVERY = 100  # legal actions, about
 
@@ -84,7 +84,7 @@ def generate(
         trunks: all that are wanted; different names.
         make_run: configuration → run. With workers, a function at the top of a module, so that other processes can import it.
         design: of the branches; the default one if left out.
-        fold: puts runs side by side, `trainenv.folded.Folded`; without it branches are trained one after the other. With
+        fold: puts runs side by side, `trainenv.rollouts.folded.Folded`; without it branches are trained one after the other. With
             workers, at the top of a module too.
         workers: processes; 0 builds in this one. Each trains on one thread.
         progress: called after each trunk.

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from trainenv.types import Telemetry
-from worldmodel.dataset.contract import Run
+from trainenv.worldmodel.dataset.contract import Run
 
 
 class Lockstep(Protocol):
-    """Runs at the same step. `trainenv.folded.Folded` is one; each of `runs` may be steered, snapshot and restored by itself."""
+    """Runs at the same step. `trainenv.rollouts.folded.Folded` is one; each of `runs` may be steered, snapshot and restored by itself."""
 
     @property
     def runs(self) -> Sequence[Run]: ...

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainenv import types
-from trainenv.records.parquet import arrow_schema as telemetry_schema
+from trainenv.config.presets import configs_folder
+from trainenv.records.telemetry_log import arrow_schema as telemetry_schema
 from trainenv.types import UserError
 
 VERSION = "trainenv branches 1"
@@ -26,10 +26,7 @@ _ARROW = {"number": pa.float64(), "integer": pa.int64(), "string": pa.string(), 
 @cache
 def branches_schema() -> Mapping[str, Any]:
     """The JSON schema; a row of each table under `$defs`."""
-    # Inside the installed package, or beside it in a checkout.
-    package = Path(types.__file__).parent
-    folders = (package / "configs", package.parent / "configs")
-    path = next(folder / "branches_schema.json" for folder in folders if (folder / "branches_schema.json").is_file())
+    path = configs_folder() / "branches_schema.json"
     schema: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return schema
 

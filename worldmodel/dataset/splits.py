@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.types import UserError
-from worldmodel.dataset.streams import stream
+from trainenv.worldmodel.dataset.rng_streams import stream
 
 if TYPE_CHECKING:
     import pandas as pd

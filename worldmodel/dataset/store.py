@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from trainenv.tools import portable
 from trainenv.types import UserError
-from worldmodel.dataset import schema
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset import schema
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 _HEADER = "dataset.json"
 

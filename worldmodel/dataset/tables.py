@@ -7,16 +7,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from trainenv.records.parquet import row
+from trainenv.records.telemetry_log import row
 from trainenv.types import Telemetry
-from worldmodel.dataset.branches import PHASES, Played, plans, play_all, recovery
-from worldmodel.dataset.contract import MakeRun, Run
-from worldmodel.dataset.corpora import Texts
-from worldmodel.dataset.design import Design
-from worldmodel.dataset.faults import PLANTED
-from worldmodel.dataset.lockstep import Fold
-from worldmodel.dataset.points import Point, Trained, train_trunk
-from worldmodel.dataset.trunks import Trunk
+from trainenv.worldmodel.dataset.branch_points import Point, Trained, train_trunk
+from trainenv.worldmodel.dataset.branches import PHASES, Played, plans, play_all, recovery
+from trainenv.worldmodel.dataset.contract import MakeRun, Run
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.faults import PLANTED
+from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.dataset.texts import Texts
+from trainenv.worldmodel.dataset.trunks import Trunk
 
 Rows = list[dict[str, Any]]
 Tables = dict[str, Rows]

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 
 from trainenv.types import CLIP_NAMES, ClipName, UserError
-from worldmodel.dataset.corpora import CORPORA, Texts
-from worldmodel.dataset.faults import FAULT_KINDS, PLANTED, Fault, FaultKind
-from worldmodel.dataset.streams import stream
+from trainenv.worldmodel.dataset.faults import FAULT_KINDS, PLANTED, Fault, FaultKind
+from trainenv.worldmodel.dataset.rng_streams import stream
+from trainenv.worldmodel.dataset.texts import CORPORA, Texts
 
 Setting = Literal["clean", "misset", "faulty", "stressed", "mixed"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)

@@ -7,8 +7,8 @@
 Everything here is a pure function of `Examples` and `Predictions`.
 """
 
-from worldmodel.evaluation.choices import Choice, choices
-from worldmodel.evaluation.noise import matters, seed_noise
-from worldmodel.evaluation.report import RISK_LIMIT, compare, evaluate
+from trainenv.worldmodel.evaluation.choices import Choice, choices
+from trainenv.worldmodel.evaluation.noise import matters, seed_noise
+from trainenv.worldmodel.evaluation.report import RISK_LIMIT, compare, evaluate
 
 __all__ = ["RISK_LIMIT", "Choice", "choices", "compare", "evaluate", "matters", "seed_noise"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.evaluation.statistics import Floats, Ints
-from worldmodel.examples import Examples
+from trainenv.worldmodel.evaluation.statistics import Floats, Ints
+from trainenv.worldmodel.examples import Examples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

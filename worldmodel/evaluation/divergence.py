@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.evaluation.statistics import Floats, Ints
-from worldmodel.examples import Examples, Predictions
+from trainenv.worldmodel.evaluation.statistics import Floats, Ints
+from trainenv.worldmodel.examples import Examples, Predictions
 
 
 def risky(examples: Examples) -> NDArray[np.bool_]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.evaluation.statistics import Floats
-from worldmodel.examples import LEVELS
+from trainenv.worldmodel.evaluation.statistics import Floats
+from trainenv.worldmodel.examples import LEVELS
 
 MEDIAN = LEVELS.index(0.5)
 _AT = np.array(LEVELS)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.evaluation import divergence, ranking
-from worldmodel.evaluation.choices import Choice, choices
-from worldmodel.evaluation.errors import MEDIAN, absolute_error, covered, crps, width
-from worldmodel.evaluation.noise import matters, truths
-from worldmodel.evaluation.regret import DEFAULT, regrets
-from worldmodel.evaluation.statistics import AveragePrecision, Floats, Ints, Statistic, mean, share
-from worldmodel.examples import TARGETS, Examples, Predictions
+from trainenv.worldmodel.evaluation import divergence, ranking
+from trainenv.worldmodel.evaluation.choices import Choice, choices
+from trainenv.worldmodel.evaluation.errors import MEDIAN, absolute_error, covered, crps, width
+from trainenv.worldmodel.evaluation.noise import matters, truths
+from trainenv.worldmodel.evaluation.regret import DEFAULT, regrets
+from trainenv.worldmodel.evaluation.statistics import AveragePrecision, Floats, Ints, Statistic, mean, share
+from trainenv.worldmodel.examples import TARGETS, Examples, Predictions
 
 Path = tuple[str, ...]
 Measures = dict[Path, Statistic]

@@ -16,8 +16,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodel.evaluation.statistics import Floats
-from worldmodel.examples import TARGETS, Examples
+from trainenv.worldmodel.evaluation.statistics import Floats
+from trainenv.worldmodel.examples import TARGETS, Examples
 
 REPLICAS = ("nudged", "reordered")
 LEAST_REPLICAS = 4

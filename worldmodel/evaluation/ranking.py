@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from worldmodel.evaluation.statistics import Floats
+from trainenv.worldmodel.evaluation.statistics import Floats
 
 
 def spearman(forecast: Floats, outcome: Floats) -> float:

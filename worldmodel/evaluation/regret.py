@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from worldmodel.evaluation.choices import Choice
-from worldmodel.evaluation.ranking import pick
-from worldmodel.evaluation.statistics import Floats
+from trainenv.worldmodel.evaluation.choices import Choice
+from trainenv.worldmodel.evaluation.ranking import pick
+from trainenv.worldmodel.evaluation.statistics import Floats
 
 Rule = Callable[[Choice, Mapping[str, Floats], Mapping[str, Floats]], Floats]
 """Of a choice, medians by target [n] and true Δ's by target [n]: the chance of each option, [m]."""

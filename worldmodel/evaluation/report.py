@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.types import UserError
-from worldmodel.evaluation.choices import choices
-from worldmodel.evaluation.measures import Measures, Path, measures
-from worldmodel.evaluation.noise import seed_noise
-from worldmodel.evaluation.statistics import Floats, Statistic, bounds, resampled, value
-from worldmodel.examples import TARGETS, Examples, Predictions
+from trainenv.worldmodel.evaluation.choices import choices
+from trainenv.worldmodel.evaluation.measures import Measures, Path, measures
+from trainenv.worldmodel.evaluation.noise import seed_noise
+from trainenv.worldmodel.evaluation.statistics import Floats, Statistic, bounds, resampled, value
+from trainenv.worldmodel.examples import TARGETS, Examples, Predictions
 
 RISK_LIMIT = 0.2
 

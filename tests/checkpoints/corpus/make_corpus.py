@@ -10,12 +10,14 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent))
 from checkpoint_files import holding, small
 
-from trainenv.checkpoints import file, planes
+from trainenv.checkpoints import compression, file
 from trainenv.types import Snapshot, Tier
 
 
 def of_every_dtype() -> Snapshot:
-    return holding({f"model/{name}": torch.tensor([[1, 0, 1]]).to(dtype) for name, dtype in planes.DTYPES.items()}, step=2**40)
+    return holding(
+        {f"model/{name}": torch.tensor([[1, 0, 1]]).to(dtype) for name, dtype in compression.DTYPES.items()}, step=2**40
+    )
 
 
 SEEDS: dict[str, tuple[Snapshot, Tier]] = {

@@ -39,8 +39,8 @@ Second family, from `branches/*/decision.json`; null where there is no such fold
 What is missing or torn is passed over, NaN (null in JSON) or left out of the counts, and the notes say so.
 """
 
-from trainenv.records.metrics.decisions import Decisions
-from trainenv.records.metrics.harm import Harm, HarmWatch
+from trainenv.monitor.harm import Harm, HarmWatch
+from trainenv.records.metrics.decision_metrics import Decisions
 from trainenv.records.metrics.instability import (
     Cluster,
     HarmEvent,
@@ -52,7 +52,7 @@ from trainenv.records.metrics.instability import (
     instability,
     recovery,
 )
-from trainenv.records.metrics.measuring import Metrics, measure
+from trainenv.records.metrics.run_metrics import Metrics, measure
 
 __all__ = [
     "Cluster",

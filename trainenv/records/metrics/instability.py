@@ -9,7 +9,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import NamedTuple
 
-from trainenv.records.metrics.harm import Change, Harm, HarmWatch, Onset
+from trainenv.monitor.harm import Change, Harm, HarmWatch, Onset
 
 NEAR = 16  # steps after a stressor within which an event is read as near it
 

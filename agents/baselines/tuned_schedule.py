@@ -1,0 +1,186 @@
+"""The static schedule tuned before the run: learning rate and clip policy, by the Tree-structured Parzen Estimator.
+
+TPE (Bergstra et al. 2011) as Optuna implements it. Half of the budget goes into trials, each a short full run with warm-up and
+annealing of its own; the other half trains the run with the best setting. So tuning costs what it finds.
+
+    summary = Tuned(trials=8).train(config, folder)
+
+Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the first one is the configuration
+as it stands. What is planted at certain steps is planted there in the short runs too, or after their end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainenv.config.schema import RunConfig
+from trainenv.loop import Watch, drive
+from trainenv.records.run_folder import RunFolder
+from trainenv.run import TrainingRun
+from trainenv.tools.optional import require
+from trainenv.training.ledger import Ledger
+from trainenv.types import CLIP_NAMES, ClipName, UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+_LEAST = 8  # steps of a trial; where there is budget for fewer, there are fewer trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is tuned, and what came of it.
+
+    Attributes:
+        lr_factor: on the configuration's learning rate.
+        clip: the clip policy.
+        loss: validation loss at the end of the trial, nats per token; twice that of a uniform guess where it diverged.
+    """
+
+    lr_factor: float
+    clip: str
+    loss: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """Tunes the learning rate and the clip policy, then trains, all within the budget of one run.
+
+    Args:
+        trials: short runs.
+        share: of the budget that goes into them.
+        lr_factors: lowest and highest factor on the learning rate.
+        clips: policies to choose among, beside the configuration's own.
+        seed: of the sampler.
+
+    Raises:
+        UserError: a number is out of range; there is no such policy.
+    """
+
+    trials: int = 8
+    share: float = 0.5
+    lr_factors: tuple[float, float] = (0.03, 3.0)
+    clips: tuple[ClipName, ...] = ("none", "zclip", "arc")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.lr_factors
+        if self.trials < 1 or not 0 < self.share < 1 or not 0 < low <= 1 <= high < math.inf:
+            raise UserError(
+                "trials must be at least 1, share between 0 and 1 and lr_factors two numbers around 1, "
+                f"found {self.trials}, {self.share} and {self.lr_factors}"
+            )
+        if unknown := [clip for clip in self.clips if clip not in CLIP_NAMES]:
+            raise UserError(f"clips must be among {', '.join(CLIP_NAMES)}, found {', '.join(unknown)}")
+
+    def train(
+        self,
+        config: RunConfig,
+        path: Path,
+        *,
+        watch: Watch = lambda run, window: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """Tune, then train in a new folder; the summary of `drive`, with the trials under `tuned`.
+
+        Args:
+            config: the run; its steps are the budget of everything.
+            path: of the run's folder, new or empty.
+            watch: called after each block of the last run.
+            stop: asked before each trial, then after each block; the run is stopped after a block at the earliest.
+
+        Raises:
+            UserError: optuna is not installed.
+        """
+        ledger, tried = Ledger(), list[Setting]()
+        budget = self._budget(config)
+        self._try(config, budget, ledger, tried, stop)
+        best = min(tried, key=lambda setting: setting.loss, default=Setting(lr_factor=1.0, clip=config.clip.policy))
+        steps = max(1, int((budget.total - ledger.total) / budget.step))
+        chosen = _shorter(config, steps, best)
+        run = TrainingRun.from_config(chosen)
+        run.ledger = ledger
+        folder = RunFolder.create(path, chosen)
+        summary = drive(run, folder, watch=watch, stop=stop)
+        summary["tuned"] = {"lr_factor": best.lr_factor, "clip": best.clip, "trials": [vars(setting) for setting in tried]}
+        if summary["ended"] != "interrupted":
+            folder.finish(summary)
+        return summary
+
+    def _budget(self, config: RunConfig) -> _Budget:
+        run, monitor = TrainingRun.from_config(config), config.monitor
+        probe = monitor.probe_sequences * config.model.context / (3 * config.batch_size * config.model.context)
+        looks = 1 / monitor.probe_every if monitor.enabled and monitor.probe_every else 0.0
+        step = run.flops_ahead * (1 + probe * looks)
+        total = config.steps * step
+        spare = self.share * total
+        trials = min(self.trials, int(spare / (_LEAST * step + run.flops_per_evaluation)))
+        steps = int((spare / trials - run.flops_per_evaluation) / step) if trials else 0
+        return _Budget(total=total, step=step, trials=trials, steps=steps)
+
+    def _try(self, config: RunConfig, budget: _Budget, ledger: Ledger, tried: list[Setting], stop: Callable[[], bool]) -> None:
+        if not budget.trials:
+            return
+        study, clips = _study(self.seed, startup=max(2, self.trials // 2)), list(dict.fromkeys([config.clip.policy, *self.clips]))
+        study.enqueue_trial({"lr_factor": 1.0, "clip": config.clip.policy})
+        for _ in range(budget.trials):
+            if stop():
+                return
+            trial = study.ask()
+            factor = trial.suggest_float("lr_factor", *self.lr_factors, log=True)
+            setting = Setting(lr_factor=factor, clip=trial.suggest_categorical("clip", clips))
+            run = TrainingRun.from_config(_shorter(config, budget.steps, setting))
+            loss = _trained(run)
+            ledger.charge("plan", run.ledger.total)
+            tried.append(Setting(lr_factor=factor, clip=setting.clip, loss=loss))
+            study.tell(trial, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Budget:
+    """FLOPs of everything and of a step with its share of the monitor's probes; how many trials, of how many steps."""
+
+    total: float
+    step: float
+    trials: int
+    steps: int
+
+
+def _trained(run: TrainingRun) -> float:
+    """The loss at the end of a short run; one that is lost or beyond the bound of twice a uniform guess counts as that."""
+    cap = 2 * run.uniform_loss
+    while not run.done:
+        run.advance(min(run.config.monitor.block, run.horizon.end - run.step))
+        if run.diverged:
+            return cap
+    loss = run.evaluate()
+    return min(loss, cap) if math.isfinite(loss) else cap
+
+
+def _shorter(config: RunConfig, steps: int, setting: Setting) -> RunConfig:
+    """The configuration with a setting, for a run of so many steps; the warm-up is as large a share of it."""
+    return RunConfig.load(
+        config,
+        {
+            "steps": steps,
+            "schedule.warmup": round(config.schedule.warmup * steps / config.steps),
+            "optimizer.lr": config.optimizer.lr * setting.lr_factor,
+            "clip.policy": setting.clip,
+        },
+    )
+
+
+def _study(seed: int, startup: int) -> optuna.Study:
+    require("optuna", "tuning")
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup))
+    finally:
+        optuna.logging.set_verbosity(before)

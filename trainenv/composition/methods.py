@@ -1,0 +1,155 @@
+"""The methods that are compared: each trains a run of a configuration at its budget, with everything it does charged to it.
+
+    summary = METHODS["autolrs"](config, folder, watch, stop)
+
+The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the validations of
+`validation.every` is paid for by fewer steps. All are functions at the top of this module, so that processes that are spawned
+find them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainenv.config.schema import RunConfig
+    from trainenv.loop import Responder, Watch
+    from trainenv.run import TrainingRun
+
+Stop = Callable[[], bool]
+Method = Callable[["RunConfig", Path, "Watch", Stop], dict[str, Any]]
+"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `drive`."""
+
+_CLIP_AT_ONE = {"clip.policy": "none", "clip.options": {"none": {"max_norm": 1.0}}}
+_MEMBERS, _GENERATIONS = 4, 5
+_STAGES, _TRIES = 10, 6
+
+
+def as_set(
+    config: RunConfig,
+    path: Path,
+    watch: Watch,
+    stop: Stop,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    lr_factor: float = 1.0,
+) -> dict[str, Any]:
+    """A run left alone, with some values of the configuration set otherwise from the start."""
+    from trainenv.config.schema import RunConfig
+
+    changed = RunConfig.load(config, {"optimizer.lr": config.optimizer.lr * lr_factor} | dict(overrides or {}))
+    return _driven(_fresh(changed), path, watch, stop)
+
+
+def by_hand(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str) -> dict[str, Any]:
+    """Rewind and change something whenever the index fires, as a team wrote down that it did."""
+    from trainenv.agents.baselines.rollback_rule import ByHand
+
+    return _driven(_fresh(config), path, watch, stop, ByHand.in_style(style, config.steps))
+
+
+def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str) -> dict[str, Any]:
+    """A population that shares the budget."""
+    from trainenv import planners
+    from trainenv.agents.baselines.planner_driven import population
+
+    run = _fresh(config)
+    planner = planners.make("pbt", population=_MEMBERS, generations=_GENERATIONS, explore=explore)
+    responder = population(
+        run,
+        planner,
+        members=_MEMBERS,
+        generations=_GENERATIONS,
+        criterion=planners.Score(measure="horizon"),
+        seed=config.seed,
+    )
+    return _driven(run, path, watch, stop, responder)
+
+
+def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
+    """Learning rates tried for real at the start of each tenth of the run, once it has warmed up."""
+    from trainenv import planners
+    from trainenv.agents.baselines.planner_driven import Planned
+
+    decision = max(1, round(config.steps / _STAGES / 10))  # the paper's tries take a tenth of a stage
+    responder = Planned(
+        planner=planners.make("autolrs", stage=10, tries=_TRIES, share=0.1),
+        decision_steps=decision,
+        start=config.schedule.warmup,
+        every=10 * decision,
+        first=(0.1, 0.18, 0.32, 0.56, 1.8, 3.2),
+        seed=config.seed,
+    )
+    return _driven(_fresh(config), path, watch, stop, responder)
+
+
+def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
+    """Half of the budget finds the learning rate and the clip policy, the other half trains with them."""
+    from trainenv.agents.baselines.tuned_schedule import Tuned
+
+    return Tuned(seed=config.seed).train(config, path, watch=watch, stop=stop)
+
+
+def learned(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str) -> dict[str, Any]:
+    """An agent of Stable-Baselines3 that learns in the world model while the run goes on."""
+    from trainenv import worldmodel
+    from trainenv.agents.rl.rl_methods import dqn_model, ppo_model
+
+    method = {"ppo": ppo_model, "dqn": dqn_model}[algorithm]
+    return method(config, path, watch, stop, model=worldmodel.load_pretrained())
+
+
+def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
+    """The same, learning in short real runs of its own for half of the budget."""
+    from trainenv.agents.rl.rl_methods import ppo_real
+
+    return ppo_real(config, path, watch, stop)
+
+
+def branching(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0) -> dict[str, Any]:
+    """The whole loop, at a share of the budget."""
+    from trainenv.composition.default_loop import branching
+    from trainenv.config.schema import RunConfig
+
+    run = _fresh(RunConfig.load(config, {"steps": round(share * config.steps)}))
+    return _driven(run, path, watch, stop, branching())
+
+
+METHODS: dict[str, Method] = {
+    "nothing": as_set,
+    "zclip": partial(as_set, overrides={"clip.policy": "zclip"}),
+    "arc": partial(as_set, overrides={"clip.policy": "arc"}),
+    "spam": partial(as_set, overrides={"clip.policy": "spam"}),
+    "clip-1.0": partial(as_set, overrides=_CLIP_AT_ONE),
+    "palm": partial(by_hand, style="palm"),
+    "opt": partial(by_hand, style="opt"),
+    "pbt": partial(population, explore="perturb"),
+    "pb2": partial(population, explore="pb2"),
+    "autolrs": autolrs,
+    "tuned": tuned,
+    "static-0.1": partial(as_set, lr_factor=0.1),
+    "static-0.3": partial(as_set, lr_factor=0.3),
+    "static-1": partial(as_set, lr_factor=1.0),
+    "static-3": partial(as_set, lr_factor=3.0),
+    "ppo-model": partial(learned, algorithm="ppo"),
+    "dqn-model": partial(learned, algorithm="dqn"),
+    "ppo-real": ppo_real,
+    "branching": branching,
+    "branching-quarter": partial(branching, share=0.25),
+}
+
+
+def _fresh(config: RunConfig) -> TrainingRun:
+    from trainenv.run import TrainingRun
+
+    return TrainingRun.from_config(config)
+
+
+def _driven(run: TrainingRun, path: Path, watch: Watch, stop: Stop, responder: Responder | None = None) -> dict[str, Any]:
+    from trainenv.loop import drive
+    from trainenv.records.run_folder import RunFolder
+
+    return drive(run, RunFolder.create(path, run.config), responder=responder, watch=watch, stop=stop)

@@ -1,0 +1,167 @@
+"""Text → tokens → batches.
+
+`load` makes a `Corpus` from its configuration; `CorpusBatches` makes the batches of a run from it, a pure function of the
+data index.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from trainenv.config.schema import CorpusConfig
+from trainenv.data import bpe, cache, gpt2_tokens, hub
+from trainenv.data.batches import CorpusBatches, epoch_steps
+from trainenv.data.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
+from trainenv.data.documents import Documents, Source, Survey, listed, standard_library, text_files
+from trainenv.data.token_stream import TokenStream
+from trainenv.data.tokenizers import Bytes, IntArray, Tokenizer, dtype
+from trainenv.types import UserError
+
+__all__ = ["Corpus", "CorpusBatches", "Split", "TokenStream", "epoch_steps", "identity", "load", "source", "tokenizer"]
+
+ARTEFACTS = "ï»¿Ã©â€™ï¿½Â\xa0â€œ\ufffd\ufffdÃƒÂ©\u200b\u00ad\ufeffÐ¿Ñ€Ð¸\x00\x7f\u202eä½\xa0å¥½ &amp;#8217; \\u00e9"
+HELD_OUT = 1_000_000  # tokens of a stream's validation split that are read
+_HEAD = 16  # documents of a stream's training split that go into its digest
+_TOGETHER = 256  # documents tokenised in one call, which uses every core
+
+
+def load(config: CorpusConfig) -> Corpus:
+    """The corpus of a configuration. Kept in memory: text that changes on disk is seen by the next process.
+
+    Raises:
+        UserError: the text or the tokenizer cannot be had, or there is too little text.
+    """
+    return _load(config)
+
+
+@lru_cache(maxsize=4)
+def _load(config: CorpusConfig) -> Corpus:
+    text, folder = source(config), cache.folder(config.cache)
+    if left_out := text.train.left_out:
+        found = f"{len(left_out)} left out: {listed(left_out)}"
+        warnings.warn(f"of the files and folders at corpus.path {config.path} {found}", stacklevel=3)
+    tokens = tokenizer(config, text, folder)
+    corpus = _streamed(config, text, tokens, folder) if text.streams else _whole(config, text, tokens, folder)
+    if corpus.validation.size < 2 or corpus.probe.size < 2:
+        raise UserError(f"expected text in the validation split of corpus {config.name}, found none; give a split with text")
+    return corpus
+
+
+def identity(corpus: Corpus) -> str:
+    """A digest that differs where a run would train on other tokens: the corpus's, and the sizes of a stream's files."""
+    train = corpus.train
+    if not isinstance(train, TokenStream):
+        return corpus.digest
+    return _digest(corpus.digest, *(str(size) for size in train.documents.sizes))
+
+
+def source(config: CorpusConfig) -> Source:
+    """The text of a configuration."""
+    if config.name == "stdlib":
+        return standard_library()
+    if config.name == "text":
+        return text_files(config.path)
+    return hub.wikitext(config.path) if config.name == "wikitext-103" else hub.c4(config.path)
+
+
+def tokenizer(config: CorpusConfig, text: Source, folder: Path) -> Tokenizer:
+    """The tokenizer of a configuration; a BPE is trained on `text` (its training part, where it has a split of its own)."""
+    if config.tokenizer == "bytes":
+        return Bytes()
+    if config.tokenizer == "gpt2":
+        return gpt2_tokens.load(config.tokenizer_path)
+    return bpe.train(text.train, config.vocab_size, folder, streams=text.streams)
+
+
+def _whole(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) -> Corpus:
+    """A corpus that is tokenised at once."""
+    array, digest = _tokenised(text.train, tokens, folder, config.max_tokens)
+    if text.validation is None:
+        train, validation, probe = interleaved(array, config.name)
+    else:
+        train = Split(array, ((0, len(array)),))
+        other, other_digest = _tokenised(text.validation, tokens, folder, None)
+        validation, probe = held_out(other)
+        digest += other_digest
+    digest = _digest(tokens.digest, digest, str(config.max_tokens))
+    return _corpus(config, tokens, train, validation, probe, array, digest)
+
+
+def _streamed(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) -> Corpus:
+    """A corpus whose training tokens are made on demand.
+
+    Its digest covers the held-out text, the beginning of the training text and the names of its shards.
+    """
+    assert text.validation is not None, "a stream has a validation split of its own"
+    array = _concatenated(text.validation, tokens, HELD_OUT)
+    head = Survey.of(islice(iter(text.train), _HEAD))
+    if not head.size:
+        raise UserError(f"expected text in corpus {config.name}, found none; give a copy with text")
+    held = xxhash.xxh3_128_hexdigest(array.tobytes())
+    digest = _digest(tokens.digest, held, head.digest, *text.train.shards)
+    stream = TokenStream(text.train, tokens, folder / f"{config.name}-{digest}", config.max_tokens)
+    digest = _digest(digest, str(config.max_tokens))
+    return _corpus(config, tokens, stream, *held_out(array), array, digest)
+
+
+def _corpus(
+    config: CorpusConfig,
+    tokens: Tokenizer,
+    train: Split | Growing,
+    validation: Split,
+    probe: Split,
+    counted: IntArray,
+    digest: str,
+) -> Corpus:
+    artefacts = tokens.encode([ARTEFACTS.encode()])[0]
+    rare = rarest(counted, tokens.vocab_size)
+    return Corpus(config.name, train, validation, probe, tokens.vocab_size, digest, rare, artefacts)
+
+
+def _tokenised(documents: Documents, tokens: Tokenizer, folder: Path, limit: int | None) -> tuple[IntArray, str]:
+    """The first `limit` tokens of a text, read-only, and the digest of all of it. Bytes are made anew, all else is cached."""
+    if isinstance(tokens, Bytes):
+        return _as_bytes(documents, tokens.separator.tobytes(), limit)
+    digest = Survey.of(iter(documents)).digest
+    path = folder / f"tokens-{_digest(tokens.digest, digest, str(limit))}.bin"
+    if cache.facts(path) is None:
+        cache.write(path, _concatenated(documents, tokens, limit).tobytes())
+    if not path.stat().st_size:
+        return np.zeros(0, dtype(tokens.vocab_size)), digest
+    return np.asarray(np.memmap(path, dtype(tokens.vocab_size), mode="r")), digest
+
+
+def _as_bytes(documents: Documents, separator: bytes, limit: int | None) -> tuple[IntArray, str]:
+    joined = bytearray()
+
+    def taken() -> Iterator[bytes]:
+        for document in documents:
+            joined.extend(document)
+            joined.extend(separator)
+            yield document
+
+    digest = Survey.of(taken()).digest
+    tokens = np.frombuffer(joined, np.uint8)[:limit]
+    tokens.flags.writeable = False
+    return tokens, digest
+
+
+def _concatenated(documents: Documents, tokens: Tokenizer, limit: int | None) -> IntArray:
+    """The first `limit` tokens of a text, the separator after each document."""
+    parts, size, rows = [np.zeros(0, dtype(tokens.vocab_size))], 0, iter(documents)
+    while (limit is None or size < limit) and (together := list(islice(rows, _TOGETHER))):
+        for part in tokens.encode(together):
+            parts += [part, tokens.separator]
+            size += len(part) + len(tokens.separator)
+    return np.concatenate(parts)[:limit]
+
+
+def _digest(*parts: str) -> str:
+    return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())

@@ -1,0 +1,89 @@
+"""A comparison from its folder, as far as it went: what was asked, the cells that there are, and what is found in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trainenv.compare.cells import Cell, Row, read
+from trainenv.compare.paired_rows import Table
+from trainenv.compare.results import groups_of, results
+from trainenv.compare.suite import Suite
+from trainenv.compare.trunks import Trunk
+from trainenv.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods on the same trunks and seeds.
+
+    Attributes:
+        path: its folder.
+        suite: what was asked, with all methods that there are cells of.
+        table: the cells.
+        found: see `trainenv.compare.results`.
+    """
+
+    path: Path
+    suite: Suite
+    table: Table = field(repr=False)
+    found: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that have trained something, in the order of the suite."""
+        return [row["method"] for row in self.rows("all") if row["cells"]]
+
+    @property
+    def trunks(self) -> list[str]:
+        """Those that something has been trained on."""
+        there = {trunk for trunk, _ in self.table.rows}
+        return [trunk.name for trunk in self.suite.trunks if trunk.name in there]
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """`stressed` and `calm`, with their trunks; empty where there is one of them only."""
+        groups = {name: trunks for name, trunks in groups_of(self.suite).items() if name in ("stressed", "calm")}
+        return dict(sorted(groups.items(), reverse=True)) if len(groups) > 1 else {}
+
+    def rows(self, group: str) -> list[dict[str, Any]]:
+        """What is found of each method on a group of trunks."""
+        return [row for row in self.found["methods"] if row["group"] == group and row["cells"]]
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder is one that a comparison records in."""
+    return (folder / "suite.json").is_file() or (folder / "cells").is_dir()
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """The comparison in `folder`. Torn cells are passed over.
+
+    Raises:
+        UserError: what was asked can't be read, or no cell has ended yet.
+    """
+    cells = [(path, path.relative_to(folder / "cells").parts) for path in sorted((folder / "cells").glob("*/*/*.json"))]
+    named = [Cell(trunk=trunk, seed=int(seed), method=Path(file).stem) for _, (trunk, seed, file) in cells if seed.isdigit()]
+    rows = [row for cell in named if (row := read(folder, cell)) is not None]
+    if not rows:
+        raise UserError(f"the comparison in {folder} has no cell that ended yet; wait for the first run, or go on with it")
+    suite = _suite(folder, rows)
+    return Comparison(path=folder, suite=suite, table=Table.of(rows), found=results(suite, rows))
+
+
+def _suite(folder: Path, rows: list[Row]) -> Suite:
+    """What was asked, and whatever else there are cells of: methods that were asked for before."""
+    try:
+        asked = json.loads((folder / "suite.json").read_text(encoding="utf-8"))
+        lists = {name: tuple(asked[name]) for name in ("methods", "hindsight")}
+        trunks = tuple(Trunk(**trunk) for trunk in asked["trunks"])
+        suite = Suite(name=asked["name"], seeds=asked["seeds"], trunks=trunks, **lists)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"expected what was asked in {folder / 'suite.json'}, found none that can be read; compare again"
+        ) from None
+    others = dict.fromkeys(row["method"] for row in rows if row["method"] not in suite.played)
+    return replace(suite, methods=(*suite.methods, *others))

@@ -1,0 +1,322 @@
+"""Losses of micro-batches with their numbers of tokens, and the backward pass of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from trainenv.training.micro_batches import host_reads_are_free, labelled, pass_size
+from trainenv.types import LossSum, UserError
+
+
+class Pass(NamedTuple):
+    """Forward and backward passes of one step.
+
+    Attributes:
+        loss: mean over the labelled tokens of all micro-batches, nats; NaN where there are none.
+        tokens: labelled tokens; a scalar tensor where the device holds their number.
+        known: whether any micro-batch has a labelled token, so that the gradient is that of a loss;
+            a scalar bool tensor where only the device knows.
+        workers: unscaled gradients of each micro-batch with labelled tokens, [n][parameter], whose
+            mean is the step's gradient; None unless wanted.
+    """
+
+    loss: Tensor
+    tokens: Tensor | float
+    known: bool | Tensor = True
+    workers: list[list[Tensor]] | None = None
+
+
+def as_loss(value: Any) -> Tensor | LossSum:
+    """An objective's value: a mean loss as a scalar tensor, or a `LossSum` of scalars.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(value, Tensor):
+        return _scalar(value)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
+        total, count = _scalar(value[0]), value[1]
+        if isinstance(count, Tensor) and count.numel() == 1 and not count.requires_grad:
+            count = count.reshape(())
+            count = count.item() if host_reads_are_free(count) else count
+        elif isinstance(count, Real):
+            count = float(count)
+        else:
+            raise UserError(
+                "a pair that an objective returns must be (sum of the losses, number of labelled tokens), found "
+                f"{_shown(value[1])} as the second; return the loss alone"
+            )
+        if not isinstance(count, Tensor) and not 0 <= count < math.inf:
+            raise UserError(f"the number of labelled tokens of a loss must be 0 or more, found {count}; count labels, no weights")
+        return LossSum(total, count)
+    raise UserError(
+        "an objective must return the mean loss as a tensor, or a pair (sum of the losses, number of labelled tokens), found "
+        f"{_shown(value)}; of a model's output return the loss alone"
+    )
+
+
+def mean_loss(losses: Sequence[Tensor | LossSum], micro_batches: Sequence[Any]) -> float:
+    """Mean loss over the labelled tokens of several micro-batches, nats per token; NaN without any.
+
+    Args:
+        losses: of each micro-batch, without gradients.
+        micro_batches: what plain means are the means over.
+    """
+    known = labelled(micro_batches)
+    counts = [one.tokens if isinstance(one, LossSum) else count for one, count in zip(losses, known, strict=True)]
+    found = torch.stack([mean_of(one) for one in losses]).cpu().double()
+    weights = torch.tensor([float(count) for count in counts], dtype=torch.float64)
+    if not weights.any():  # no label that we know of: the objective may have others
+        weights = found.isfinite().double()
+    with_labels = weights > 0
+    return float(found[with_labels] @ weights[with_labels] / weights.sum())
+
+
+def mean_of(loss: Tensor | LossSum) -> Tensor:
+    """The mean of one micro-batch, nats per token; NaN where it has no labelled token."""
+    if not isinstance(loss, LossSum):
+        return loss
+    total, count = loss
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, total / _above_zero(count), math.nan)
+    return total / count if count else torch.full_like(total, math.nan)
+
+
+def backward(
+    micro_batches: Sequence[Any],
+    loss_of: Callable[[Any], Tensor | LossSum],
+    parameters: Sequence[Tensor],
+    scaler: GradScaler,
+    optimizer: Optimizer,
+    *,
+    apart: bool,
+) -> Pass:
+    """Run the passes of a step; the gradient of the mean over all labelled tokens goes to `p.grad`.
+
+    A micro-batch without labelled tokens contributes nothing, whatever its loss and gradient are. A
+    step without any has the gradient 0.
+
+    Args:
+        micro_batches: one or more.
+        loss_of: the loss of a micro-batch.
+        parameters: those that the optimizer updates.
+        scaler: for fp16, scales the gradient; a disabled one does nothing.
+        optimizer: whose gradients are set to zero in between.
+        apart: keep the gradient of each micro-batch, for clip policies that look at them.
+
+    Raises:
+        UserError: the objective returns a mean for one micro-batch and a pair for another.
+    """
+    several, workers, shares, summed = len(micro_batches) > 1, list[list[Tensor]](), None, False
+    apart = apart and several
+    for place, micro in enumerate(micro_batches):
+        loss = loss_of(micro)
+        if shares is None:
+            summed = isinstance(loss, LossSum)
+            shares = _Sums(micro_batches, apart) if summed else _Means(micro_batches, apart)
+        if isinstance(loss, LossSum) is not summed:
+            raise UserError("an objective must return the mean loss of each micro-batch, or the pair of each; found both")
+        part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # which was just checked
+        _propagate(part, alive, parameters, scaler)
+        if apart and alive is not False:
+            workers.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+            optimizer.zero_grad(set_to_none=True)
+        if place == len(micro_batches) - 1 and shares.known is False:
+            _no_gradient(part, parameters)
+    assert shares is not None
+    factor = shares.factor
+    for gradients in workers if apart else [[p.grad for p in parameters if p.grad is not None]]:
+        if factor is not None and gradients:
+            torch._foreach_mul_(gradients, factor)
+    if workers and scaler.is_enabled():
+        # The scaler looks for overflow in `p.grad`; the workers themselves are unscaled here.
+        for place, parameter in enumerate(parameters):
+            parameter.grad = torch.stack([worker[place] for worker in workers]).mean(0)
+        scale = scaler.scale(torch.ones((), device=parameters[0].device))
+        for worker in workers:
+            torch._foreach_div_(worker, scale)
+    return Pass(shares.mean, shares.tokens, shares.known, workers or None)
+
+
+class _Means:
+    """Shares of micro-batches whose losses are plain means, of labels that are counted in the data.
+
+    Equal shares have the bits of a mean over micro-batches.
+    """
+
+    def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
+        self._counts = labelled(micro_batches)
+        self._apart, self._parts = apart, list[Tensor]()
+        self._alive: list[bool | Tensor] = []
+        self.tokens: float | Tensor = sum(self._counts)
+
+    def part(self, place: int, loss: Tensor) -> tuple[Tensor, bool | Tensor]:
+        """What to propagate of a micro-batch, and whether it contributes at all."""
+        if isinstance(self.tokens, Tensor) and host_reads_are_free(loss):
+            self._counts = [int(count) for count in self._counts]
+            self.tokens = sum(self._counts)
+        count, total, many = self._counts[place], self.tokens, len(self._counts)
+        if isinstance(total, Tensor):
+            total = total.to(loss.device)
+            count = torch.as_tensor(count, device=loss.device)
+            alive: bool | Tensor = torch.where(total > 0, count > 0, loss.isfinite())
+            ratio = torch.where(total > 0, many * count.double() / total.clamp_min(1), 1.0)
+            part = loss if many == 1 else loss * ratio.to(loss.dtype)
+        else:
+            # Without any label that we know of, the objective has others if its loss is a number.
+            alive = count > 0 if total else loss.detach().isfinite()
+            alive = bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
+            part = loss if not total or many * count == total else loss * (many * count / total)
+        self._alive.append(alive)
+        self._parts.append(_selected(part.detach(), alive) if many > 1 else part.detach())
+        return part if many == 1 or self._apart else part / many, alive
+
+    @property
+    def known(self) -> bool | Tensor:
+        """See `Pass`."""
+        return _any(self._alive)
+
+    @property
+    def factor(self) -> float | Tensor | None:
+        """What the gradients are to be multiplied by, now that all micro-batches were seen."""
+        return _share_alive(self._alive) if self._apart else None
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over all labelled tokens."""
+        many = len(self._parts)
+        return _where(self.known, torch.stack(self._parts).mean()) if many > 1 else self._parts[0]
+
+
+class _Sums:
+    """Shares of micro-batches whose losses are sums, over tokens that are counted on the way.
+
+    Until the last was seen, gradients are divided by the tokens in the data, so that they are of a
+    usual size for fp16.
+    """
+
+    def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
+        self._many, self._apart = len(micro_batches), apart
+        self._guess = sum(pass_size(micro) for micro in micro_batches)
+        self._totals, self._counts = list[Tensor](), list[float | Tensor]()
+
+    def part(self, place: int, loss: LossSum) -> tuple[Tensor, bool | Tensor]:
+        """What to propagate of a micro-batch, and whether it contributes at all."""
+        total, count = loss
+        alive = count > 0
+        self._totals.append(_selected(total.detach(), alive))
+        self._counts.append(count)
+        if self._many == 1:
+            return total / _above_zero(count), alive
+        return total * (self._many / self._guess if self._apart else 1 / self._guess), alive
+
+    @property
+    def tokens(self) -> float | Tensor:
+        """Labelled tokens of all."""
+        return sum(self._counts)
+
+    @property
+    def factor(self) -> float | Tensor | None:
+        """What the gradients are to be multiplied by, now that all micro-batches were seen."""
+        if self._many == 1:
+            return None
+        tokens = self.tokens
+        share = (_share_alive([count > 0 for count in self._counts]) if self._apart else None) or 1.0
+        if isinstance(tokens, Tensor):
+            wanted: Tensor = share * self._guess / _above_zero(tokens).double()
+            return wanted
+        return share * self._guess / tokens if tokens and tokens != share * self._guess else None
+
+    @property
+    def known(self) -> bool | Tensor:
+        """See `Pass`."""
+        return _any([count > 0 for count in self._counts])
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over all labelled tokens."""
+        total = torch.stack(self._totals).sum() if self._many > 1 else self._totals[0]
+        return _where(self.known, total / _above_zero(self.tokens))
+
+
+def _propagate(part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor], scaler: GradScaler) -> None:
+    """Add a part's gradient to `p.grad` if it is alive."""
+    if alive is not False and not part.requires_grad:
+        raise UserError(
+            "the loss carries no gradients: expected one computed from the model's outputs; leave out detach(), item() and "
+            "torch.no_grad(), and let the model's parameters require gradients"
+        )
+    if not isinstance(alive, Tensor):
+        if alive:
+            scaler.scale(part).backward()
+        return
+
+    def select(gradient: Tensor) -> Tensor:
+        return torch.where(alive.to(gradient.device), gradient, 0.0)
+
+    # Selected where it arrives: the gradient of 0 ÷ 0 is NaN, and NaN × 0 is NaN too.
+    hooks = [p.register_hook(select) for p in parameters if p.layout == torch.strided]
+    try:
+        scaler.scale(torch.where(alive, part, 0.0)).backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Set the gradient 0 for each parameter that the loss depends on; for all if on none."""
+    if part.requires_grad:
+        part.backward()
+    for p in [p for p in parameters if p.grad is not None] or parameters:
+        p.grad = torch.zeros_like(p)
+
+
+def _selected(value: Tensor, alive: bool | Tensor) -> Tensor:
+    """The value if it is alive, else 0, whatever it is."""
+    return torch.where(alive, value, 0.0) if isinstance(alive, Tensor) else value if alive else torch.zeros_like(value)
+
+
+def _any(alive: Sequence[bool | Tensor]) -> bool | Tensor:
+    if any(one is True for one in alive):
+        return True
+    waiting = [one for one in alive if isinstance(one, Tensor)]
+    return torch.stack(waiting).any() if waiting else False
+
+
+def _share_alive(alive: Sequence[bool | Tensor]) -> float | None:
+    """Share of micro-batches whose gradients are kept; None for all of them."""
+    kept = sum(one is not False for one in alive)
+    return kept / len(alive) if 0 < kept < len(alive) else None
+
+
+def _where(known: bool | Tensor, value: Tensor) -> Tensor:
+    """The value if it is known, else NaN."""
+    if isinstance(known, Tensor):
+        return torch.where(known, value, math.nan)
+    return value if known else torch.full_like(value, math.nan)
+
+
+def _above_zero(count: float | Tensor) -> Any:
+    """The count where it is above 0, else 1."""
+    return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise UserError(f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it with .mean()")
+    return loss if loss.dim() == 0 else loss.reshape(())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        gradients = " with gradients" if value.requires_grad and value.numel() == 1 else ""
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradients}"
+    return f"{type(value).__name__} of length {len(value)}" if isinstance(value, list | tuple) else type(value).__name__

@@ -1,0 +1,115 @@
+"""Is a snapshot one of this run, or of one built alike, and would it go on to the bit? Asked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainenv.training import parameter_names
+from trainenv.training.optimizers import MOMENTS
+from trainenv.types import Snapshot, UserError
+
+
+def check_snapshot(snapshot: object) -> None:
+    """Refuse what is no snapshot.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(snapshot, Snapshot):
+        raise UserError(f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}")
+
+
+def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mapping[str, Any]) -> None:
+    """Refuse the state of another model, optimizer or data order.
+
+    Raises:
+        UserError: names the first thing that differs.
+    """
+    if "model" not in state or "optimizer" not in state:
+        raise UserError(f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}")
+    ours = parameter_names.state_of(model)
+    theirs = parameter_names.fitted(model, state["model"])
+    for name in sorted({*ours, *theirs}):
+        found, expected = theirs.get(name), ours.get(name)
+        if name.rpartition(".")[2] == "_extra_state" and name in ours and name in theirs:
+            continue  # whatever the module makes of it
+        if not isinstance(found, Tensor) or expected is None or found.shape != expected.shape or found.dtype != expected.dtype:
+            raise UserError(
+                f"the snapshot is of another model: {name} should be {_kind(expected)}, found {_kind(found)}; "
+                "restore it into a run made from the same configuration"
+            )
+    for name, value in state.get("buffers", {}).items():
+        if value is not None and not isinstance(value, Tensor):
+            raise UserError(f"the snapshot is of another model: buffer {name} should be a tensor, found {_kind(value)}")
+    if state["seed"] != seed:
+        raise UserError(
+            f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {seed}; "
+            "restore it into a run with that seed"
+        )
+    kind = type(optimizer).__name__
+    if state["optimizer"].get("kind") != kind:
+        raise UserError(f"the snapshot is of another optimizer: expected {kind}, found {state['optimizer'].get('kind')}")
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
+        raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
+    _check_moments(optimizer, state["optimizer"])
+
+
+def _check_moments(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """What an optimizer's kernels read without looking must have its parameter's shape: they would read, and write, past it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    places = [place for group in state["param_groups"] for place in group["params"]]
+    for place, parameter in zip(places, parameters):
+        live = optimizer.state.get(parameter, {})
+        for name, found in state["state"].get(str(place), {}).items():
+            if name in MOMENTS:
+                expected = parameter
+                unused = name == "momentum_buffer" and found is None
+                fits = unused or (isinstance(found, Tensor) and found.shape == parameter.shape)
+            elif name == "step":
+                expected = torch.zeros(())
+                fits = not isinstance(found, Tensor) or found.numel() == 1
+            else:
+                expected = live.get(name)
+                fits = not isinstance(expected, Tensor) or (isinstance(found, Tensor) and found.shape == expected.shape)
+            if not fits:
+                raise UserError(
+                    f"the snapshot is of another optimizer: {name} of parameter {place} should be {_kind(expected)}, "
+                    f"found {_kind(found)}; restore it into a run made from the same configuration"
+                )
+
+
+def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
+    """Refuse a snapshot that this run would not go on from bit for bit.
+
+    Args:
+        snapshot: of this run, or of one built alike.
+        numerics: the settings that the bits of this run depend on, as `devices.numerics` gives them.
+
+    Raises:
+        UserError: its moments were rounded, or it was taken under other numeric settings; names each, with both values.
+    """
+    if snapshot.tier != "exact":
+        raise UserError(
+            "expected an exact snapshot: the moments of this snapshot were rounded to 8 bits when it was saved; "
+            "restore it without exact=True, or save with moments='exact'"
+        )
+    saved = snapshot.state.get("numerics", {})
+    parameter_names = [name for name in sorted({*saved, *numerics}) if saved.get(name) != numerics.get(name)]
+    if parameter_names:
+        listed = ", ".join(f"{name} {saved.get(name)!r} (here {numerics.get(name)!r})" for name in parameter_names)
+        raise UserError(
+            f"the snapshot was taken under other numeric settings, found {listed}: it would not go on bit for bit; "
+            "restore it where they are the same, or without exact=True"
+        )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return "absent" if value is None else type(value).__name__

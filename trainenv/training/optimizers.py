@@ -1,0 +1,230 @@
+"""The optimizer: AdamW as we make it, and what any optimizer must let us do: set its rates, reset it, load it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from trainenv.config.schema import OptimizerConfig
+from trainenv.training.copies import Copies
+from trainenv.training.optimizer_attributes import (
+    attribute_names,
+    drop_later_attributes,
+    held_optimizers,
+    load_attributes,
+    saved_attributes,
+)
+from trainenv.training.snapshots import tensors_of
+
+Rates = Sequence[tuple[float, float]]  # learning rate and weight decay of each parameter group
+_OURS = (
+    "kind",
+    "state",
+    "param_groups",
+    "attributes",
+    "attribute_names",
+)  # of a saved state; the rest is what a class of optimizers adds
+_INNER = "<inner>"  # among saved attributes: what optimizers inside have of their own
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
+
+
+def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Fused AdamW (Loshchilov & Hutter 2019); matrices decay; biases, norms and position embeddings don't."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if p.dim() >= 2 and "wpe" not in name]
+    kept = [p for name, p in named if p.dim() < 2 or "wpe" in name]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def base_rates(optimizer: Optimizer) -> Rates:
+    """Learning rate and weight decay of each group: with a scheduler attached, those from before it changed them."""
+    return [
+        (float(group.get("initial_lr", group["lr"])), float(group.get("weight_decay") or 0.0)) for group in optimizer.param_groups
+    ]
+
+
+def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_factor: float) -> None:
+    """Write base × factor into the groups, every step anew: nothing that reloads an optimizer can undo an intervention."""
+    for group, (lr, weight_decay) in zip(optimizer.param_groups, base):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * lr_factor)
+        else:
+            group["lr"] = lr * lr_factor
+        if group.get("weight_decay") is not None:
+            group["weight_decay"] = weight_decay * weight_decay_factor
+
+
+def own_rates(optimizer: Optimizer) -> None:
+    """Give each group a learning rate of its own where it is a tensor: one given to several groups, or runs, is one tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].clone()
+
+
+def has_modes(optimizer: Optimizer) -> bool:
+    """Look for `train()` and `eval()`: such an optimizer evaluates other weights than it trains (Defazio 2024)."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def train(optimizer: Optimizer) -> None:
+    """Make the optimizer ready to train, where it has modes."""
+    if has_modes(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def evaluating(optimizer: Optimizer) -> Iterator[None]:
+    """The weights that the optimizer stands for inside the block, and the very bits of before after it.
+
+    There and back by the optimizer itself is rounded, so that an evaluation would change the run.
+    """
+    if not has_modes(optimizer):
+        yield
+        return
+    kept = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    marks = _marks(optimizer)
+    optimizer.eval()  # type: ignore[attr-defined]
+    was_training = marks != _marks(optimizer) or not all(torch.equal(p, bits) for p, bits in kept)
+    try:
+        yield
+    finally:
+        if was_training:
+            train(optimizer)
+        with torch.no_grad():
+            for parameter, bits in kept:
+                parameter.copy_(bits)
+
+
+def _marks(optimizer: Optimizer) -> list[bool]:
+    """Truth values in which an optimizer may note its mode."""
+    noted = [*vars(optimizer).values(), *(value for group in optimizer.param_groups for value in group.values())]
+    return [value for value in noted if isinstance(value, bool)]
+
+
+def lose_moments(optimizer: Optimizer) -> None:
+    """Zero the moments and nothing else, as a restart without the optimizer's file does: the next updates are too large."""
+    for state in optimizer.state.values():
+        for name in MOMENTS:
+            if isinstance(state.get(name), Tensor):
+                state[name].zero_()
+
+
+def reset_moments(optimizer: Optimizer) -> None:
+    """Zero the moments *and* Adam's step count: with the count kept, updates would be about three times too large."""
+    lose_moments(optimizer)
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"].zero_()
+        elif "step" in state:
+            state["step"] = 0
+
+
+def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state dict that went through JSON, into the tensors that the optimizer has; what it lacks is cloned.
+
+    `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's own. It also casts state to
+    the dtype of the parameters and makes new tensors of those in the groups: both are put right after it.
+    """
+    copies, live = Copies(), [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries: dict[Any, Any] = {}
+    with torch.no_grad():
+        groups = [copies.of(saved, now) for now, saved in zip(optimizer.param_groups, state["param_groups"])]
+        owners = dict(zip((place for group in groups for place in group["params"]), parameters))
+        for key, saved in state["state"].items():
+            place = int(key) if str(key).isdigit() else key  # not every key is a parameter's place
+            entries[place] = copies.of(saved, optimizer.state.get(owners.get(place, place)))
+        rest = {name: copies.of(part, None) for name, part in state.items() if name not in _OURS}
+    optimizer.load_state_dict(rest | {"state": entries, "param_groups": groups})
+    for one, live_groups, live_state in live:
+        _keep_shared(one, live_groups, live_state)
+    for loaded, group in zip(optimizer.param_groups, groups):
+        loaded.update({name: value for name, value in group.items() if any(True for _ in tensors_of(value))})
+    for place, parameter in owners.items():
+        loaded = optimizer.state.get(parameter, {})
+        for name in entries.get(place, {}).keys() & loaded.keys() - {"step"}:  # whose dtype depends on `fused` and `capturable`
+            loaded[name] = _uncast(entries[place][name], loaded[name])
+    saved = state.get("attributes", {})
+    if saved:
+        now = optimizer.state_dict()["state"]  # an attribute may be a tensor of the state
+        copies.follow(state["state"], {str(place): entry for place, entry in now.items()})
+    every = _with_inner(optimizer)
+    for one, names in zip(every, state.get("attribute_names", ())):
+        if names is not None:
+            drop_later_attributes(one, names)
+    load_attributes(optimizer, {name: value for name, value in saved.items() if name != _INNER}, copies)
+    for inner, part in zip(every[1:], saved.get(_INNER, ())):
+        if "state" in part:
+            load_state(inner, part)
+        elif part:
+            load_attributes(inner, part["attributes"], copies)
+
+
+def state_of(optimizer: Optimizer) -> dict[str, Any]:
+    """All of an optimizer that training may change: its kind, its state dict, attributes of its own, and those inside it."""
+    attributes = saved_attributes(optimizer)
+    inner = [_inner_state(optimizer, one) for one in _with_inner(optimizer)[1:]]
+    if any(inner):
+        attributes[_INNER] = inner
+    state = {"kind": type(optimizer).__name__, **optimizer.state_dict()}
+    return state | {"attributes": attributes} if attributes else state
+
+
+def names_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Names of all attributes, of the optimizer and of those inside it, to be saved beside its state; none for torch's own.
+
+    By them a restore knows which attributes came later. No step depends on them, so that they are in no fingerprint.
+    """
+    names = [attribute_names(one) for one in _with_inner(optimizer)]
+    return {"attribute_names": names} if any(found is not None for found in names) else {}
+
+
+def _inner_state(outer: Optimizer, inner: Optimizer) -> dict[str, Any]:
+    """The part of an optimizer's state that the state dict of the one around it lacks."""
+    attributes = saved_attributes(inner)
+    part = {"attributes": attributes} if attributes else {}
+    if inner.state is outer.state or type(outer).state_dict is not Optimizer.state_dict:
+        return part
+    return {"kind": type(inner).__name__, **inner.state_dict(), **part}
+
+
+def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer and those that it is made around, which may share its groups and its state."""
+    found = [optimizer]
+    for one in found:  # grows meanwhile
+        found += [inner for inner in held_optimizers(one) if all(inner is not other for other in found)]
+    return found
+
+
+def _keep_shared(optimizer: Optimizer, groups: list[dict[str, Any]], state: Any) -> None:
+    """Put what was loaded into the groups and the state that were there: an optimizer around another shares them with it."""
+    if optimizer.param_groups is not groups and len(optimizer.param_groups) == len(groups):
+        for group, loaded in zip(groups, optimizer.param_groups):
+            if group is not loaded:
+                kept = dict(loaded)
+                group.clear()
+                group.update(kept)
+        optimizer.param_groups = groups
+    if optimizer.state is not state:
+        entries = list(optimizer.state.items())
+        state.clear()
+        state.update(entries)
+        optimizer.state = state
+
+
+def _uncast(value: Any, cast: Any) -> Any:
+    """`cast` as it was loaded, with the dtypes of the `value` that it was made from."""
+    if isinstance(value, Tensor) and isinstance(cast, Tensor):
+        return cast if cast.dtype == value.dtype else value.to(cast.device)
+    if isinstance(value, dict) and isinstance(cast, dict):
+        return {name: _uncast(part, cast[name]) if name in cast else part for name, part in value.items()}
+    if isinstance(value, list | tuple) and isinstance(cast, list | tuple):
+        return type(cast)(_uncast(part, old) for part, old in zip(value, cast))
+    return cast

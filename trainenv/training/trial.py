@@ -1,0 +1,202 @@
+"""One look at data and loss before a run starts: a wrong return is refused in a sentence, and nothing of the run is changed.
+
+The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in evaluation mode. Random state,
+buffers, modes, attributes of modules and the objective's state are put back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainenv.monitor.probe import evaluating
+from trainenv.objectives import NextToken
+from trainenv.training import numerics, parameter_names
+from trainenv.training.backward import as_loss, mean_of
+from trainenv.training.micro_batches import as_batch, labelled, placed
+from trainenv.types import Batch, LossSum, UserError
+
+if TYPE_CHECKING:
+    from trainenv.run import TrainingRun
+
+
+def try_out(run: TrainingRun) -> tuple[Any, ...]:
+    """Refuse data, loss, validation set and probe that do not fit each other.
+
+    Returns:
+        The validation set as micro-batches like those of the training data.
+
+    Raises:
+        UserError: says what was returned, and what should be.
+    """
+    validation, probe = run._validation, run._probe_batch
+    with ExitStack() as context:
+        context.enter_context(run._rng.active(keep=False))
+        context.enter_context(numerics.settings(run.config))
+        context.enter_context(torch.enable_grad())
+        context.enter_context(untouched(run.model, run.objective))
+        if numerics.is_compiled(run.model):  # compiling for one look takes minutes
+            context.enter_context(torch.compiler.set_stance("force_eager"))
+        batch = _drawn(run)
+        if not batch.micro:
+            raise UserError("a Batch must hold at least one micro-batch, found none at data index 0")
+        micro = batch.micro[0]
+        _check_loss(run, micro, "batches(0)")
+        validation = _like_training(validation, micro)
+        _check_labels(run, validation)
+        for name, other in (("validation", validation[:1]), ("probe", () if probe is None else (probe,))):
+            for one in other:
+                if not _alike(one, micro):
+                    _check_loss(run, one, f"the {name}'s micro-batch")
+    return validation
+
+
+@contextmanager
+def untouched(*parts: Any) -> Iterator[None]:
+    """Modules and objects as they were once the block is left: buffers, modes, attributes and what `state_dict` holds."""
+    owners = [getattr(part, "__self__", part) for part in parts]  # of a method, the object that it belongs to
+    holders = [holder for part in owners for holder in (part.modules() if isinstance(part, nn.Module) else [part])]
+    attributes = [(vars(holder), dict(vars(holder))) for holder in holders if hasattr(holder, "__dict__")]
+    registered = [module._buffers for module in holders if isinstance(module, nn.Module)]
+    buffers = [(holder, name, buffer) for holder in registered for name, buffer in holder.items() if buffer is not None]
+    bits = [buffer.detach().clone() for _, _, buffer in buffers]
+    stateful = [part for part in owners if not isinstance(part, nn.Module) and hasattr(part, "load_state_dict")]
+    states = [copy.deepcopy(part.state_dict()) for part in stateful]
+    try:
+        yield
+    finally:
+        for held, before in attributes:
+            for name in [name for name in held if name not in before]:
+                del held[name]
+            held.update({name: value for name, value in before.items() if held.get(name) is not value})
+        for (holder, name, buffer), kept in zip(buffers, bits):
+            holder[name] = buffer
+            if not torch.equal(buffer, kept):
+                with torch.no_grad():
+                    buffer.copy_(kept)
+        for part, state in zip(stateful, states):
+            part.load_state_dict(state)
+
+
+# ── the data ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _drawn(run: TrainingRun) -> Batch:
+    """The data of index 0, which must be the same twice."""
+    first, again = run._batches(0), run._batches(0)
+    if first is None or isinstance(first, Iterator):
+        found = "None" if first is None else f"a {type(first).__name__}"
+        raise UserError(f"batches(index) must return the data of that index, found {found}; return it, without yield")
+    if not _equal(first, again):
+        raise UserError(
+            "batches must be a pure function of the data index, found other data at a second call of batches(0); "
+            "index a list instead of next(…), and draw from torch.Generator().manual_seed(index)"
+        )
+    return as_batch(first, 0, run.config.accumulation, bare=isinstance(run.objective, NextToken))
+
+
+def _equal(one: Any, two: Any) -> bool:
+    """Compare data to the bit; what cannot be looked into counts as the same."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
+            return one.shape == two.shape and one.dtype == two.dtype
+        return bool(torch.equal(one, two)) or bool(torch.equal(one.isnan(), two.isnan()) and _equal_numbers(one, two))
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, np.ndarray):
+        same = one.dtype == object or (one.shape == two.shape and one.tobytes() == two.tobytes())
+        return bool(same)
+    if isinstance(one, bool | int | float | str | bytes):
+        return bool(one == two or one != one)
+    if isinstance(one, Batch):
+        return _equal(one.micro, two.micro) and one.index == two.index
+    if isinstance(one, Mapping):
+        return one.keys() == two.keys() and all(_equal(part, two[key]) for key, part in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(_equal, one, two))
+    return not hasattr(one, "__dict__") or _equal(vars(one), vars(two))
+
+
+def _equal_numbers(one: Tensor, two: Tensor) -> bool:
+    return bool(torch.equal(one.nan_to_num(), two.nan_to_num()))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Compare the form of data: kinds, keys and dimensions."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dim() == other.dim() and one.is_floating_point() == other.is_floating_point()
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(part, other[key]) for key, part in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return type(one) is type(other)
+
+
+def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
+    """The validation set, where it was given as one micro-batch or as one tensor of several, as a tuple of micro-batches."""
+    if isinstance(micro, list | tuple) and _alike(validation, micro) and not _alike(validation[0], micro):
+        return (validation,)
+    if len(validation) == 1 and isinstance(validation[0], Tensor) and isinstance(micro, Tensor):
+        (only,) = validation
+        return tuple(only) if only.dim() == micro.dim() + 1 else validation
+    return validation
+
+
+# ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
+    """Refuse a validation set whose loss would be NaN throughout the run, for nothing in it has a label."""
+    if not validation or any(labelled(validation)):
+        return
+    with torch.no_grad(), evaluating(parameter_names.unwrapped(run.model)):
+        losses = [mean_of(as_loss(run.objective(run.model, placed(micro, run.device)))) for micro in validation]
+    if not any(bool(loss.isfinite()) for loss in losses):
+        raise UserError(
+            f"validation must have labelled tokens, found none in its {len(losses)} micro-batch(es), so that its loss is NaN; "
+            "give labels other than -100, or leave the validation set out"
+        )
+
+
+def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
+    model, objective = parameter_names.unwrapped(run.model), run.objective  # DDP waits for a backward pass after each forward
+
+    def compute() -> Any:
+        with run._autocast():
+            return objective(model, placed(micro, run.device))
+
+    try:
+        with evaluating(model), ExitStack() as modes:
+            if isinstance(objective, nn.Module):
+                modes.enter_context(evaluating(objective))
+            returned = compute()
+    except (UserError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:  # some models take targets in training mode only
+        try:
+            returned = compute()
+        except (UserError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise UserError(
+                f"objective(model, micro_batch) must compute the loss of {where}, found {type(error).__name__}: {error!s:.200}; "
+                "make data, model and objective fit each other"
+            ) from error
+    loss = as_loss(returned)
+    total = loss.total if isinstance(loss, LossSum) else loss
+    if not total.requires_grad:
+        raise UserError(
+            "the loss carries no gradients: expected one computed from the model's outputs; leave out detach(), item() and "
+            "torch.no_grad(), and let the model's parameters require gradients"
+        )
+    if isinstance(loss, LossSum) and float(loss.tokens) == 0 and float(total.detach()) != 0:
+        raise UserError(
+            "a pair that an objective returns must be (sum of the losses, number of labelled tokens), found a sum of "
+            f"{float(total.detach()):g} over 0 tokens; return the loss alone"
+        )

@@ -1,0 +1,161 @@
+"""Train a trunk and take snapshots of it, where branches are to start."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from trainenv.types import Snapshot, Telemetry
+from trainenv.worldmodel.dataset.contract import Run
+from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.faults import train
+from trainenv.worldmodel.dataset.lockstep import Alone
+from trainenv.worldmodel.dataset.rng_streams import stream
+from trainenv.worldmodel.dataset.trunks import Trunk
+
+Origin = Literal["random", "after_fault", "fired", "rewound"]
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+_WATCH = 4  # steps after which it is asked whether the index has fired
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Where branches start.
+
+    Attributes:
+        step: optimizer steps completed.
+        origin: *random* in progress; just *after_fault*; just after the index *fired*; *rewound* to before it fired, with what
+            the monitor has flagged since then known.
+        event: the step of the fault or of the firing; −1 for a random one.
+        level: the lowest clean validation loss of the trunk up to here, nats per token.
+        validation: the one here.
+        flagged: data indices known to be harmful.
+    """
+
+    step: int
+    origin: Origin
+    event: int
+    level: float
+    validation: float
+    flagged: tuple[int, ...]
+    snapshot: Snapshot = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training a trunk left behind.
+
+    Attributes:
+        telemetry: of every step.
+        validations: (step, nats per token), at every decision and every point.
+        points: where branches start, in order of their steps.
+        diverged_at: the first step that a loss was not finite at or the validation loss beyond the cap; −1 if none.
+        fingerprint: of the run as it ended.
+    """
+
+    telemetry: list[Telemetry]
+    validations: list[tuple[int, float]]
+    points: list[Point]
+    diverged_at: int
+    fingerprint: str
+
+
+def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
+    """Train a fresh run to the end of its budget, or until its weights are lost.
+
+    Points lie where a whole branch fits before the end of the budget. The run is left as the trunk ends.
+    """
+    lengths = design.lengths(trunk.steps)
+    last = trunk.steps - lengths.horizon  # a whole branch fits after it
+    planned = _planned(trunk, design, last)
+    grid = {*range(0, trunk.steps, lengths.decision), trunk.steps}
+    log = _Log(run, cap=design.divergence * run.uniform_loss)
+    behind: list[Point] = []  # the run as it was at the last decisions, to rewind to
+    fired_left, rewound_left = design.fired, design.rewound
+    for stop in sorted(grid | planned.keys() | set(range(0, trunk.steps, _WATCH))):
+        firings = log.train(stop - run.step, trunk)
+        if stop in planned:
+            log.points.append(log.point(*planned[stop]))
+        if firings and rewound_left and behind and behind[0].step <= last:
+            rewound_left -= 1
+            log.points.append(replace(behind[0], event=firings[0], flagged=run.flagged))
+        if firings and fired_left and stop <= last:
+            fired_left -= 1
+            log.points.append(log.point("fired", firings[0]))
+        if stop in grid:
+            if not math.isfinite(log.look()):
+                break  # the weights are lost: there is nothing more to learn
+            behind = [*behind[-1:], log.point("rewound", -1)] if rewound_left and stop < trunk.steps else []
+    points = sorted(log.points, key=lambda point: (point.step, ORIGINS.index(point.origin)))
+    return Trained(
+        telemetry=log.telemetry,
+        validations=sorted(log.validations.items()),
+        points=points,
+        diverged_at=log.diverged_at,
+        fingerprint=run.fingerprint(),
+    )
+
+
+class _Log:
+    """What is noted while a trunk is trained."""
+
+    def __init__(self, run: Run, *, cap: float) -> None:
+        self._run, self._alone, self._cap = run, Alone(run), cap
+        self.telemetry: list[Telemetry] = []
+        self.validations: dict[int, float] = {}
+        self.points: list[Point] = []
+        self.diverged_at = -1
+
+    def train(self, steps: int, trunk: Trunk) -> list[int]:
+        """Train so many steps; at which of them the index has fired."""
+        (fresh,) = train(self._alone, steps, trunk.faults)
+        self.telemetry += fresh
+        if lost := [t.step for t in fresh if not math.isfinite(t.loss)]:
+            self._diverged(lost[0])
+        return [t.step for t in fresh if t.reading.fired]
+
+    def look(self) -> float:
+        """The validation loss here, measured once."""
+        step = self._run.step
+        if step not in self.validations:
+            self.validations[step] = self._run.evaluate()
+            if step and not self.validations[step] < self._cap:  # a fresh model may guess a little worse than uniformly
+                self._diverged(step)
+        return self.validations[step]
+
+    def point(self, origin: Origin, event: int) -> Point:
+        """The run as it is now."""
+        validation = self.look()
+        level = min((loss for loss in self.validations.values() if math.isfinite(loss)), default=validation)
+        return Point(
+            step=self._run.step,
+            origin=origin,
+            event=event,
+            level=level,
+            validation=validation,
+            flagged=self._run.flagged,
+            snapshot=self._run.snapshot(),
+        )
+
+    def _diverged(self, step: int) -> None:
+        if self.diverged_at < 0:
+            self.diverged_at = step
+
+
+def _planned(trunk: Trunk, design: Design, last: int) -> dict[int, tuple[Origin, int]]:
+    """Steps of the points that are known beforehand: one in each of equal stretches of progress, and some just after faults."""
+    rng = stream(trunk.seed, "points")
+    first = trunk.warmup
+    width = max(0, last - first) / max(1, design.random)
+    planned: dict[int, tuple[Origin, int]] = {
+        first + int((place + rng.random()) * width): ("random", -1) for place in range(design.random) if first <= last
+    }
+    chosen = rng.permutation(len(trunk.faults))[: design.after_faults]
+    decision = design.lengths(trunk.steps).decision
+    for fault in sorted((trunk.faults[int(place)] for place in chosen), key=lambda fault: fault.at):
+        # A blow falls on the step after `at`: one step at least must have felt it.
+        step = fault.end + 1 + int(rng.integers(decision))
+        if step <= last:
+            planned[step] = ("after_fault", fault.at)
+    return planned
