@@ -206,8 +206,7 @@ def _expand(header: Header, stored: Mapping[str, compression.Words], whole: Mapp
 
 def _in_threads(count: int, work: Any) -> None:
     """`work(places)` for `count` places, dealt out to as many threads as there are cores; everything in it leaves the GIL."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, 8, count)
+    workers = min(portable.cores(), 8, count)
     if workers <= 1:
         work(range(count))
         return

@@ -125,6 +125,13 @@ def after_fork_in_child(act: Callable[[], None]) -> None:
         os.register_at_fork(after_in_child=act)
 
 
+def cores() -> int:
+    """Count the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def user_id() -> int:
     """The user's number, as `os.stat` has it of files; 0 where users have none."""
     return os.getuid() if hasattr(os, "getuid") else 0
