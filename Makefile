@@ -14,7 +14,13 @@ LOWEST_PYTHON ?= $(shell for python in python3 python3.11 python3.12; do $$pytho
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints-lowest.txt)
 LOWEST := .venv-lowest
 LOWEST_PIP := $(LOWEST)/bin/python $(PIP_INSTALL) --constraint $(LOWEST)/constraints.txt
-LOWEST_TESTS := tests/test_models.py
+LOWEST_TESTS := $(addprefix tests/, test_models.py test_run.py test_folded.py test_own_parts.py test_optimizers.py \
+	test_workers.py test_examples.py test_portable.py \
+	agents/test_branching_agent.py agents/test_sb3.py agents/test_tuned.py \
+	checkpoints/test_convert.py checkpoints/test_schema.py checkpoints/test_store.py \
+	cli/test_cli_paths.py cli/test_cli_run.py corpora/test_hub_copies.py corpora/test_tokenizers.py \
+	envs/test_training.py planners/test_planner_bayes.py records/test_parquet.py records/test_tree.py \
+	worldmodel/test_model_files.py worldmodel/test_model_forecast.py)
 
 .PHONY: demo test test-lowest check format clean
 

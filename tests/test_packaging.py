@@ -189,6 +189,13 @@ def test_make_knows_its_targets() -> None:
         assert tool in MAKEFILE
 
 
+def test_the_tests_of_the_lowest_versions_are_there() -> None:
+    (listed,) = re.findall(r"^LOWEST_TESTS := \$\(addprefix tests/,(.*?)\)$", MAKEFILE, re.MULTILINE | re.DOTALL)
+    names = listed.replace("\\\n", " ").split()
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / "tests" / name).is_file()] == []
+
+
 def test_warnings_are_errors() -> None:
     assert PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"][0] == "error"
 
