@@ -7,8 +7,8 @@ PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 EDITABLE := --no-build-isolation --editable
 
-# The lowest versions have wheels for Python 3.11 and 3.12 only. TORCH=VERSION takes another torch than the lowest,
-# which most indexes have as a CUDA build of 7 GB only.
+# The lowest versions have wheels for Python 3.11 and 3.12 only. TORCH=VERSION takes another torch
+# than the lowest one, whose CUDA build of 7 GB is the only one on most indexes.
 FOR_LOWEST := -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
 LOWEST_PYTHON ?= $(shell for python in python3 python3.11 python3.12; do $$python $(FOR_LOWEST) && { echo $$python; break; }; done)
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints-lowest.txt)

@@ -1,8 +1,9 @@
-"""An agent in a run that `trainenv.loop.drive` drives: with records, checkpoints, and going on after a kill.
+"""An agent in a run that `trainenv.loop.train` drives: with records, checkpoints, and going on after a kill.
 
-    drive(run, folder, responder=Acting(agent=MyAgent()))
+    train(run, folder, callback=AgentCallback(agent=MyAgent()))
 
-At every decision it is shown what `trainenv.envs.training.TrainingEnv` would show it, bit for bit, over the same run.
+At every decision it is shown what `trainenv.envs.training.TrainingEnv` would show it, bit for bit,
+over the same run.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from trainenv.agents.contract import Agent, Observation
-from trainenv.agents.waste_budget import Tab
+from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.envs.observation import Situation, observe
 from trainenv.interventions import ActionCodec
-from trainenv.loop import Responder, Response
+from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
-from trainenv.run import TrainingRun
-from trainenv.types import Event, Intervention, Reading, Telemetry, UserError
+from trainenv.types import Event, Intervention, Reading, Run, Telemetry, UserError
 
 _NUMBERS = {f.name for f in fields(Telemetry)} - {"clip", "stressors", "reading"}
 
@@ -39,15 +39,17 @@ class _Memory:
 
 
 @dataclass(kw_only=True)
-class Acting(Responder):
+class AgentCallback(Callback):
     """Steers a run by an agent: it decides before the first step and then at each multiple of `environment.decision_steps`.
 
-    Where a block of telemetry ends past such a step, it decides there. Each decision's validation is charged to *evaluate*.
+    Where a block of telemetry ends past such a step, it decides there. Each decision's validation
+    is charged to *evaluate*.
 
     Args:
         agent: what decides; it may keep a state of its own, see `agents.Agent`.
-        pays: take these validations off the run's budget, in whole steps; for comparisons at equal compute. Then the annealing is
-            as much faster, and observations are those of a run that ends as early.
+        pays: take these validations off the run's budget, in whole steps; for comparisons at equal
+            compute. Then the annealing is as much faster, and observations are those of a run that
+            ends as early.
 
     Raises:
         UserError: what was given as an agent has no method `act`.
@@ -56,32 +58,41 @@ class Acting(Responder):
     agent: Agent
     pays: bool = False
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False)
-    _tab: Tab = field(default_factory=Tab, init=False, repr=False)
+    _tab: ComputeDebt = field(default_factory=ComputeDebt, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.agent, Agent):
-            raise UserError(f"an agent needs a method act(observation, info), found {self.agent!r:.200}")
+            raise UserError(
+                f"an agent needs a method act(observation, info), found {self.agent!r:.200}"
+            )
 
-    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
-        """The decision before the first step. A run that goes on had it, and whatever came up to its last checkpoint."""
+    def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
+        """The decision before the first step.
+
+        A run that goes on had it, and whatever came up to its last checkpoint.
+        """
         if math.isnan(self._memory.validation) and not run.done:
             for event in self._decide(run):
                 folder.event(event)
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Decide, if a decision's steps are over."""
-        memory, every = self._memory, run.config.environment.decision_steps
+        memory = self._memory
+        every = run.config.environment.decision_steps
         memory.window += window
         before = memory.window[0].step - 1
         if run.done or run.diverged or run.step // every == before // every:
-            return Response()
-        return Response(events=self._decide(run))
+            return CallbackResult()
+        return CallbackResult(events=self._decide(run))
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, and the agent's own where it has one."""
         memory = self._memory
         state = {
-            "losses": [repr(value) for value in (memory.validation, memory.before, memory.gradient, self._tab.owed)],
+            "losses": [
+                repr(value)
+                for value in (memory.validation, memory.before, memory.gradient, self._tab.owed)
+            ],
             "masked": list(memory.masked),
             "window": [_written(telemetry) for telemetry in memory.window],
         }
@@ -90,20 +101,22 @@ class Acting(Responder):
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
-        if not state:  # the run was interrupted under another responder, or under none
+        if not state:  # the run was interrupted under another callback, or under none
             return
         validation, before, gradient, owed = (float(value) for value in state["losses"])
         window = [_read(telemetry) for telemetry in state["window"]]
         self._memory = _Memory(validation, before, gradient, tuple(state["masked"]), window)
-        self._tab = Tab(owed)
+        self._tab = ComputeDebt(owed)
         if "agent" in state:
             self.agent.load_state_dict(state["agent"])  # type: ignore[attr-defined]
 
-    def _decide(self, run: TrainingRun) -> list[Event]:
+    def _decide(self, run: Run) -> list[Event]:
         memory = self._memory
         self._look(run)
-        observation, fired = self._observation(run), sum(t.reading.fired for t in memory.window)
-        memory.gradient, memory.window = _mean_gradient(memory.window), []
+        observation = self._observation(run)
+        fired = sum(t.reading.fired for t in memory.window)
+        memory.gradient = _mean_gradient(memory.window)
+        memory.window = []
         if run.done:  # what was owed has taken the rest of the budget
             return []
         codec = ActionCodec(run.config.interventions)
@@ -117,11 +130,16 @@ class Acting(Responder):
         }
         intervention, memory.masked = codec.legal(self.agent.act(observation, info), run)
         run.apply(intervention)
-        return [] if intervention.does_nothing else [Event(run.step, "intervention", different(intervention))]
+        return (
+            []
+            if intervention.does_nothing
+            else [Event(run.step, "intervention", different(intervention))]
+        )
 
-    def _look(self, run: TrainingRun) -> None:
+    def _look(self, run: Run) -> None:
         """Measure the validation loss; what is lost, or worse than the environment's bound, counts as that bound."""
-        memory, measured = self._memory, math.nan
+        memory = self._memory
+        measured = math.nan
         if not run.diverged:
             measured = run.evaluate()
             if self.pays:
@@ -131,7 +149,7 @@ class Acting(Responder):
         memory.before = validation if math.isnan(memory.validation) else memory.validation
         memory.validation = validation
 
-    def _observation(self, run: TrainingRun) -> Observation:
+    def _observation(self, run: Run) -> Observation:
         memory = self._memory
         situation = Situation(
             reference=run.uniform_loss,
@@ -148,7 +166,11 @@ class Acting(Responder):
 
 def different(intervention: Intervention) -> dict[str, Any]:
     """The fields of an intervention that differ from their defaults."""
-    return {name: value for name, value in asdict(intervention).items() if value != getattr(Intervention(), name)}
+    return {
+        name: value
+        for name, value in asdict(intervention).items()
+        if value != getattr(Intervention(), name)
+    }
 
 
 def _mean_gradient(window: Sequence[Telemetry]) -> float:
@@ -173,7 +195,9 @@ def _read(values: dict[str, Any]) -> Telemetry:
     """Read a step back from what `_written` returns."""
     reading = {name: _number(value) for name, value in values["reading"].items()}
     known = {name: _number(value) if name in _NUMBERS else value for name, value in values.items()}
-    return Telemetry(**known | {"stressors": tuple(values["stressors"]), "reading": Reading(**reading)})
+    return Telemetry(
+        **known | {"stressors": tuple(values["stressors"]), "reading": Reading(**reading)}
+    )
 
 
 def _number(value: Any) -> Any:

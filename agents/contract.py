@@ -23,9 +23,10 @@ class Agent(Protocol):
                     action[0] = 1                             # 20 % less learning rate
                 return action
 
-    Called by `agents.play` in an environment and by `agents.Acting` in a run that `trainenv.loop.drive` drives. An agent that
-    remembers something of the run may have `state_dict() -> dict` of JSON values and `load_state_dict(state)`: a driven run that
-    was killed then goes on as if nothing had been.
+    Called by `agents.play` in an environment and by `agents.AgentCallback` in a run that
+    `trainenv.loop.train` drives. An agent that remembers something of the run may have
+    `state_dict() -> dict` of JSON values and `load_state_dict(state)`: a driven run that was killed
+    then goes on as if nothing had been.
     """
 
     def act(self, observation: Observation, info: Mapping[str, Any], /) -> Action:
@@ -33,8 +34,10 @@ class Agent(Protocol):
 
         Args:
             observation: float32 of shape (32,), see `trainenv.envs.observation.Features`.
-            info: `step` (optimizer steps completed), `validation_loss` (now, nats per token), `fired` (times that the uncertainty
-                index fired since the last decision), `action_masks` (bool, the legal values of each part one part after
-                another), `masked` (the parts of the last action that were left out, being illegal) and `flops` (the ledger).
+            info: `step` (optimizer steps completed), `validation_loss` (now, nats per token),
+                `fired` (times that the uncertainty index fired since the last decision),
+                `action_masks` (bool, the legal values of each part one part after another),
+                `masked` (the parts of the last action that were left out, being illegal) and
+                `flops` (the ledger).
         """
         ...

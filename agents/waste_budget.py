@@ -8,14 +8,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainenv.config.schema import BranchingConfig
-from trainenv.run import TrainingRun
+from trainenv.types import Run
 
-_KEPT, _LATE = 0.5, 0.8  # of what may be thrown away, the share that trials leave for harm until this share of the run is over
+_KEPT, _LATE = (
+    0.5,
+    0.8,
+    # of what may be thrown away, the share that trials leave for harm until this share of the run
+    # is over
+)
 _WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statement:
+class CostEstimate:
     """What a loop may cost at most, said before the run; going back from a lost loss is not counted, or the run is over.
 
     Attributes:
@@ -31,16 +36,24 @@ class Statement:
     decision: float
 
     @classmethod
-    def of(cls, run: TrainingRun, settings: BranchingConfig, *, width: int, workers: int, decision: float) -> Statement:
+    def of(
+        cls,
+        run: Run,
+        settings: BranchingConfig,
+        *,
+        width: int,
+        workers: int,
+        decision: float,
+    ) -> CostEstimate:
         """Of a run that is not steered yet, with so many branches and processes at once."""
         weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
         state = 3 * weights  # with both moments; a fork has gradients beside it
         forks = (width + 1) * (2 * state + weights)  # and what each has come to
         budget = max(run.config.steps, run.horizon.end)
-        decisions = budget // settings.every + budget // max(1, settings.quiet)
+        decisions = budget // settings.every + budget // max(1, settings.refractory_steps)
         return cls(
-            steps=round(settings.share * budget),
-            memory=forks + (settings.keep + 1) * state + workers * _WORKER,
+            steps=round(settings.max_waste * budget),
+            memory=forks + (settings.rewind_points + 1) * state + workers * _WORKER,
             disk=decisions * state * settings.replayable,
             decision=decision,
         )
@@ -53,11 +66,12 @@ class Statement:
             return f"that is enough for about {count} decisions, of which half are kept for harm until late in the run"
         return (
             f"that is too little for more than {count} decision(s), each of which may cost {self.decision:.0f} steps: "
-            "raise branching.share, or lower validation.sequences or branching.verify_steps"
+            "raise branching.max_waste, or lower validation.sequences or branching.verify_steps"
         )
 
     def __str__(self) -> str:
-        memory, disk = _size(self.memory), _size(self.disk)
+        memory = _size(self.memory)
+        disk = _size(self.disk)
         return f"steering costs at most {self.steps} steps, {memory} of memory and {disk} on disk"
 
 
@@ -67,13 +81,15 @@ def _size(count: int) -> str:
 
 
 @dataclass
-class Purse:
+class WasteBudget:
     """FLOPs of one run's loop.
 
     Attributes:
-        allowed: that may be thrown away: branches that were not taken, cool-downs, evaluations and steps that were rewound.
+        allowed: that may be thrown away: branches that were not taken, cool-downs, evaluations and
+            steps that were rewound.
         wasted: thrown away so far.
-        owed: spent beside the run's own steps, but not yet taken off its budget: less than a step's.
+        owed: spent beside the run's own steps, but not yet taken off its budget: less than a
+            step's.
         trials: thrown away in decisions that no harm has called for.
     """
 
@@ -83,7 +99,7 @@ class Purse:
     trials: float = 0.0
 
     @classmethod
-    def of(cls, run: TrainingRun, share: float) -> Purse:
+    def of(cls, run: Run, share: float) -> WasteBudget:
         """A share of the budget of a run that is not steered yet."""
         return cls(share * run.horizon.end * run.flops_ahead)
 
@@ -92,7 +108,7 @@ class Purse:
         """FLOPs that may still be thrown away."""
         return max(0.0, self.allowed - self.wasted)
 
-    def spares(self, run: TrainingRun) -> bool:
+    def spares(self, run: Run) -> bool:
         """Whether a trial may begin: until late in the run, trials that nothing calls for leave half for what does."""
         return self.trials < _KEPT * self.allowed or run.step >= _LATE * run.horizon.end
 
@@ -105,7 +121,7 @@ class Purse:
         self.wasted += flops
         self.trials += flops * trial
 
-    def owe(self, run: TrainingRun, flops: float) -> None:
+    def owe(self, run: Run, flops: float) -> None:
         """Take FLOPs off the run's budget, in whole steps; the rest is owed."""
         self.owed += flops
         steps = int(self.owed // run.flops_ahead)
@@ -118,12 +134,12 @@ class Purse:
 
 
 @dataclass
-class Tab:
+class ComputeDebt:
     """FLOPs that were spent and not yet taken off the budget: below 0 what was taken off too much, less than a step."""
 
     owed: float = 0.0
 
-    def settle(self, run: TrainingRun, flops: float) -> int:
+    def settle(self, run: Run, flops: float) -> int:
         """Add FLOPs and give the steps' worth that is now to come off the budget, rounded up; the rest is kept for next time."""
         self.owed += flops
         each = run.flops_ahead

@@ -1,27 +1,37 @@
 """Checkpoints, snapshots and forks of GPT-2 small (124 M parameters, AdamW), beside what torch and others offer.
 
-The model is trained for some steps first, in bf16 on the standard library's text, so that weights and moments are real ones.
-What is compared is measured in turn, round by round in a rotating order; figures are medians with the least and the greatest,
-ratios are medians over rounds of ours ÷ theirs of the same round.
+The model is trained for some steps first, in bf16 on the standard library's text, so that weights
+and moments are real ones. What is compared is measured in turn, round by round in a rotating order;
+figures are medians with the least and the greatest, ratios are medians over rounds of ours ÷ theirs
+of the same round.
 
-    size        of a file: weights and moments by `torch.save`, `torch.distributed.checkpoint` (dcp), safetensors, and by a
-                `CheckpointStore` exact and with moments in 8 bits
-    save        from memory to a file. Ours waits until the disk has it (fsync), as dcp does by default; torch.save and
-                safetensors don't, so torch.save with an fsync after it is a row of its own. Nothing is left to be written by
-                what came before.
-    load        into memory, from files in the page cache; ours verifies every checksum. *Fresh* is the load call in a process
-                of its own, as in resuming: all memory is touched for the first time. *Warm* is one process that loads again
-                and again, as in rewinding. `CPU` is the time of all cores together: ours uses as many as there are. A loader
-                that only maps its file does the work later: `then read` is one pass over the loaded tensors.
-    stand-still how long training waits for a save, `run.snapshot()` and `store.save(snapshot)`, beside a clone of every tensor
-                of model and optimizer. Also with an earlier snapshot kept, which the new one is then compared with.
-    beside      seconds of a training step while a save is being written, beside those of a step alone; and how many seconds of
+    size        of a file: weights and moments by `torch.save`, `torch.distributed.checkpoint`
+                (dcp), safetensors, and by a `CheckpointStore` exact and with moments in 8 bits
+    save        from memory to a file. Ours waits until the disk has it (fsync), as dcp does by
+    default; torch.save and
+                safetensors don't, so torch.save with an fsync after it is a row of its own. Nothing
+                is left to be written by what came before.
+    load        into memory, from files in the page cache; ours verifies every checksum. *Fresh* is
+    the load call in a process
+                of its own, as in resuming: all memory is touched for the first time. *Warm* is one
+                    process that loads again
+                and again, as in rewinding. `CPU` is the time of all cores together: ours uses as
+                many as there are. A loader that only maps its file does the work later: `then read`
+                is one pass over the loaded tensors.
+    stand-still how long training waits for a save, `run.snapshot()` and `store.save(snapshot)`,
+    beside a clone of every tensor
+                of model and optimizer. Also with an earlier snapshot kept, which the new one is
+                then compared with.
+    beside      seconds of a training step while a save is being written, beside those of a step
+    alone; and how many seconds of
                 training a save costs in all, the stand-still included
-    fork        snapshot and restore, beside a clone of every tensor and a copy back, with a training step between; and
+    fork        snapshot and restore, beside a clone of every tensor and a copy back, with a
+    training step between; and
                 `run.fork()` beside a deepcopy of model and optimizer
 
-Where memory is taken in this process, both sides take new memory: what was freed before has been given back to the system, or
-else luck would decide which of them finds some that has been touched already.
+Where memory is taken in this process, both sides take new memory: what was freed before has been
+given back to the system, or else luck would decide which of them finds some that has been touched
+already.
 
     python benchmarks/checkpoint.py --json
 
@@ -75,7 +85,12 @@ OPPONENTS = {
     "step": "alone",
     "fork": "what people do instead",
 }
-INSTEAD = {"snapshot, restore": "clone, copy back", "snapshot": "clone", "restore": "copy back", "fork": "deepcopy"}
+INSTEAD = {
+    "snapshot, restore": "clone, copy back",
+    "snapshot": "clone",
+    "restore": "copy back",
+    "fork": "deepcopy",
+}
 Times = dict[str, list[float]]  # seconds by what took them, a value a round
 
 
@@ -93,7 +108,9 @@ class BytePairs:
     def __init__(self, config: RunConfig) -> None:
         self.context = config.model.context
         corpus = data.load(config.corpus)
-        self._bytes = data.CorpusBatches(corpus=corpus, context=2 * self.context + 1, batch_size=config.batch_size)
+        self._bytes = data.CorpusBatches(
+            corpus=corpus, context=2 * self.context + 1, batch_size=config.batch_size
+        )
 
     def __call__(self, index: int) -> Tensor:
         tokens: Tensor = self._bytes(index).micro[0]
@@ -139,7 +156,7 @@ def give_back() -> None:
         trim(0)
 
 
-# ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def writers(run: TrainingRun, snapshot: Snapshot) -> dict[str, Callable[[Path], None]]:
@@ -150,7 +167,9 @@ def writers(run: TrainingRun, snapshot: Snapshot) -> dict[str, Callable[[Path], 
 
     def with_torch_and_fsync(path: Path) -> None:
         with path.open("wb") as file:
-            torch.save({"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}, file)
+            torch.save(
+                {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}, file
+            )
             file.flush()
             os.fsync(file.fileno())
 
@@ -191,7 +210,10 @@ def read(kind: str, path: Path) -> list[Tensor]:
 
         reader = dcp.FileSystemReader(path)
         known: dict[str, Any] = reader.read_metadata().state_dict_metadata
-        tensors = {name: torch.empty(found.size, dtype=found.properties.dtype) for name, found in known.items()}
+        tensors = {
+            name: torch.empty(found.size, dtype=found.properties.dtype)
+            for name, found in known.items()
+        }
         dcp.load(tensors, storage_reader=reader, no_dist=True)
         return list(tensors.values())
     return list(tensors_of(torch.load(path)))
@@ -224,7 +246,9 @@ def save_times(run: TrainingRun, folder: Path, rounds: int) -> tuple[Times, dict
 def _check_exact(snapshot: Snapshot, path: Path) -> None:
     loaded = CheckpointStore(path).load(exact=True).tensors
     for name, tensor in snapshot.tensors.items():
-        if not torch.equal(loaded[name].flatten().view(torch.uint8), tensor.flatten().view(torch.uint8)):
+        if not torch.equal(
+            loaded[name].flatten().view(torch.uint8), tensor.flatten().view(torch.uint8)
+        ):
             raise AssertionError(f"{name} came back from an exact checkpoint with other bits")
 
 
@@ -240,7 +264,9 @@ def load_times(folder: Path, rounds: int) -> dict[str, Times]:
     return {
         "fresh": {kind: [load.seconds for load in loads] for kind, loads in fresh.items()},
         "fresh, CPU": {kind: [load.cpu for load in loads] for kind, loads in fresh.items()},
-        "fresh, then read": {kind: [load.then_read for load in loads] for kind, loads in fresh.items()},
+        "fresh, then read": {
+            kind: [load.then_read for load in loads] for kind, loads in fresh.items()
+        },
         "warm": {kind: [found[kind].seconds for found in warm] for kind in kinds},
     }
 
@@ -257,7 +283,10 @@ def _read_through(held: Sequence[Tensor]) -> None:
 def _in_child(kinds: Sequence[str], folder: Path, rounds: int) -> list[dict[str, Load]]:
     command = [sys.executable, __file__, "--child", json.dumps([list(kinds), str(folder), rounds])]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [{kind: Load(*taken) for kind, taken in turn.items()} for turn in json.loads(found.splitlines()[-1])]
+    return [
+        {kind: Load(*taken) for kind, taken in turn.items()}
+        for turn in json.loads(found.splitlines()[-1])
+    ]
 
 
 def child(kinds: Sequence[str], folder: Path, rounds: int) -> list[dict[str, Load]]:
@@ -277,11 +306,14 @@ def child(kinds: Sequence[str], folder: Path, rounds: int) -> list[dict[str, Loa
     return found
 
 
-# ── the training thread ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the training thread ───────────────────────────────────────────────────────────────────────────
 
 
 def stand_still(run: TrainingRun, folder: Path, rounds: int) -> Times:
-    """Seconds that training stands still for a save, and for a clone of everything. The first round warms up."""
+    """Seconds that training stands still for a save, and for a clone of everything.
+
+    The first round warms up.
+    """
     ways = ("clone", *TIERS)
     times: Times = {name: [] for way in ways for name in (way, f"{way}, one kept")}
     with CheckpointStore(folder / "stand-still", keep_last=1) as store:
@@ -292,7 +324,9 @@ def stand_still(run: TrainingRun, folder: Path, rounds: int) -> Times:
             os.sync()
             if way == "clone":
                 return seconds(lambda: held.append(clones(run)))
-            taken = seconds(lambda: store.save(run.snapshot(), moments="exact" if way == "exact" else "8bit"))
+            taken = seconds(
+                lambda: store.save(run.snapshot(), moments="exact" if way == "exact" else "8bit")
+            )
             store.wait()
             return taken
 
@@ -305,7 +339,11 @@ def stand_still(run: TrainingRun, folder: Path, rounds: int) -> Times:
                     taken = once(way)
                     if turn:
                         times[f"{way}, one kept" if kept else way].append(taken)
-                        told(f"stand-still, round {turn} of {rounds}", f"{way}{', one kept' if kept else ''}", taken)
+                        told(
+                            f"stand-still, round {turn} of {rounds}",
+                            f"{way}{', one kept' if kept else ''}",
+                            taken,
+                        )
                 del earlier
     shutil.rmtree(folder / "stand-still")
     return times
@@ -318,7 +356,9 @@ def beside(run: TrainingRun, folder: Path, rounds: int, alone: int = 4) -> dict[
     costs: Times = {tier: [] for tier in TIERS}
     with CheckpointStore(folder / "beside", keep_last=1) as store:
         for turn in range(rounds):
-            steps["alone"].append(statistics.median(seconds(lambda: run.advance(1)) for _ in range(alone)))
+            steps["alone"].append(
+                statistics.median(seconds(lambda: run.advance(1)) for _ in range(alone))
+            )
             for tier in rotated(TIERS, turn):
                 os.sync()
                 others = set(threading.enumerate())
@@ -342,7 +382,9 @@ def fork_times(run: TrainingRun, rounds: int) -> Times:
     """Seconds of ours and of what people do instead. The first round warms up."""
     times: Times = {name: [] for pair in INSTEAD.items() for name in pair}
 
-    def there_and_back(names: Sequence[str], take: Callable[[], Any], put_back: Callable[[Any], Any]) -> dict[str, float]:
+    def there_and_back(
+        names: Sequence[str], take: Callable[[], Any], put_back: Callable[[Any], Any]
+    ) -> dict[str, float]:
         held: list[Any] = []
         taken = seconds(lambda: held.append(take()))
         run.advance(1)
@@ -359,8 +401,12 @@ def fork_times(run: TrainingRun, rounds: int) -> Times:
 
     pairs: list[list[Callable[[], dict[str, float]]]] = [
         [
-            lambda: there_and_back(("snapshot", "restore", "snapshot, restore"), run.snapshot, run.restore),
-            lambda: there_and_back(("clone", "copy back", "clone, copy back"), lambda: clones(run), copy_back),
+            lambda: there_and_back(
+                ("snapshot", "restore", "snapshot, restore"), run.snapshot, run.restore
+            ),
+            lambda: there_and_back(
+                ("clone", "copy back", "clone, copy back"), lambda: clones(run), copy_back
+            ),
         ],
         [
             lambda: made("fork", run.fork),
@@ -378,7 +424,7 @@ def fork_times(run: TrainingRun, rounds: int) -> Times:
     return times
 
 
-# ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── figures ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -397,12 +443,17 @@ def rotated(items: Any, turn: int) -> list[Any]:
 def ratios_to(times: Times, name: str) -> dict[str, float]:
     """Of each, the median over rounds of what it took ÷ what `name` took."""
     return {
-        ours: round(statistics.median(a / b for a, b in zip(taken, times[name], strict=True)), 4) for ours, taken in times.items()
+        ours: round(statistics.median(a / b for a, b in zip(taken, times[name], strict=True)), 4)
+        for ours, taken in times.items()
     }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(values), 4), "min": round(min(values), 4), "max": round(max(values), 4)}
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
 
 
 def goal(what: str, value: float, at_most: float) -> dict[str, Any]:
@@ -430,16 +481,29 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     ratios = {
         "save": ratios_to(saves, "torch.save, fsync"),
         **{f"load {kind}": ratios_to(times, "torch.save") for kind, times in loads.items()},
-        "stand-still": ratios_to({name: times for name, times in still.items() if not name.endswith("kept")}, "clone")
-        | ratios_to({name: times for name, times in still.items() if name.endswith("kept")}, "clone, one kept"),
+        "stand-still": ratios_to(
+            {name: times for name, times in still.items() if not name.endswith("kept")}, "clone"
+        )
+        | ratios_to(
+            {name: times for name, times in still.items() if name.endswith("kept")},
+            "clone, one kept",
+        ),
         "step": ratios_to(slower["step"], "alone"),
         "fork": {ours: ratios_to(forks, theirs)[ours] for ours, theirs in INSTEAD.items()},
     }
     goals = [
-        *(goal(f"size of {tier} ÷ torch.save", shares[tier], most) for tier, most in (("exact", 0.85), ("8bit", 0.45))),
+        *(
+            goal(f"size of {tier} ÷ torch.save", shares[tier], most)
+            for tier, most in (("exact", 0.85), ("8bit", 0.45))
+        ),
         *(goal(f"fresh load of {tier} ÷ torch.load", fresh[tier], 1.5) for tier in TIERS),
-        *(goal(f"stand-still of {tier} ÷ clone", ratios["stand-still"][tier], 1.2) for tier in TIERS),
-        goal("snapshot and restore ÷ clone and copy back", ratios["fork"]["snapshot, restore"], 1.2),
+        *(
+            goal(f"stand-still of {tier} ÷ clone", ratios["stand-still"][tier], 1.2)
+            for tier in TIERS
+        ),
+        goal(
+            "snapshot and restore ÷ clone and copy back", ratios["fork"]["snapshot, restore"], 1.2
+        ),
     ]
     return {
         "benchmark": "checkpoint",
@@ -451,9 +515,15 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
         "bytes_of_torch_save": shares,
         "seconds": {
             "save": {name: spread(times) for name, times in saves.items()},
-            **{f"load {kind}": {name: spread(values) for name, values in times.items()} for kind, times in loads.items()},
+            **{
+                f"load {kind}": {name: spread(values) for name, values in times.items()}
+                for kind, times in loads.items()
+            },
             "stand-still": {name: spread(times) for name, times in still.items()},
-            **{what: {name: spread(values) for name, values in times.items()} for what, times in slower.items()},
+            **{
+                what: {name: spread(values) for name, values in times.items()}
+                for what, times in slower.items()
+            },
             "fork": {name: spread(times) for name, times in forks.items()},
         },
         "ratios": ratios,
@@ -462,7 +532,9 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"GPT-2 small, {result['parameters'] / 1e6:.0f} M parameters, {result['threads']} threads, {result['rounds']} rounds")
+    print(
+        f"GPT-2 small, {result['parameters'] / 1e6:.0f} M parameters, {result['threads']} threads, {result['rounds']} rounds"
+    )
     print(f"\n{'size':30} {'MB':>8} {'÷ torch.save':>14}")
     for name, size in result["bytes"].items():
         print(f"  {name:28} {size / 1e6:8.0f} {result['bytes_of_torch_save'][name]:14.3f}")
@@ -476,7 +548,10 @@ def show(result: dict[str, Any]) -> None:
             print(line if share is None else f"{line} {share:28.3f}")
     print(f"\n{'goal':45} {'found':>8} {'at most':>8}")
     for row in result["goals"]:
-        print(f"  {row['what']:43} {row['value']:8.3f} {row['goal']:8.2f}   {'met' if row['met'] else 'missed'}", flush=True)
+        print(
+            f"  {row['what']:43} {row['value']:8.3f} {row['goal']:8.2f}   {'met' if row['met'] else 'missed'}",
+            flush=True,
+        )
 
 
 def real_disk(folder: Path | None) -> Path:
@@ -486,9 +561,15 @@ def real_disk(folder: Path | None) -> Path:
         candidates = [folder]
     else:
         candidates = [Path(tempfile.gettempdir()), Path.cwd()]
-    chosen = next((found for found in candidates if _filesystem(found) not in ("tmpfs", "ramfs")), candidates[-1])
+    chosen = next(
+        (found for found in candidates if _filesystem(found) not in ("tmpfs", "ramfs")),
+        candidates[-1],
+    )
     if _filesystem(chosen) in ("tmpfs", "ramfs"):
-        print(f"{chosen} is in memory, no disk: saving will look faster than it is; give --folder", file=sys.stderr)
+        print(
+            f"{chosen} is in memory, no disk: saving will look faster than it is; give --folder",
+            file=sys.stderr,
+        )
     return chosen
 
 
@@ -496,7 +577,11 @@ def _filesystem(path: Path) -> str:
     def contains(mountpoint: str) -> bool:
         return path.resolve().is_relative_to(mountpoint)
 
-    mounts = [(len(part.mountpoint), part.fstype) for part in psutil.disk_partitions(all=True) if contains(part.mountpoint)]
+    mounts = [
+        (len(part.mountpoint), part.fstype)
+        for part in psutil.disk_partitions(all=True)
+        if contains(part.mountpoint)
+    ]
     return max(mounts, default=(0, "unknown"))[1]
 
 
@@ -511,8 +596,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="steps to train for first")
-    parser.add_argument("--folder", type=Path, help="where to write; what is written is deleted at the end")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write; what is written is deleted at the end"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on the last line"
+    )
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     _prepare()
@@ -521,10 +610,15 @@ def main() -> int:
         print(json.dumps(child(kinds, Path(folder), rounds)))
         return 0
     if args.rounds < 1 or args.steps < 1:
-        parser.error(f"--rounds and --steps must be 1 or more, found {args.rounds} and {args.steps}")
+        parser.error(
+            f"--rounds and --steps must be 1 or more, found {args.rounds} and {args.steps}"
+        )
     disk = real_disk(args.folder)
     if (free := shutil.disk_usage(disk).free) < DISK_NEEDED:
-        print(f"{disk} should have {DISK_NEEDED >> 30} GiB free, found {free / 2**30:.1f}; give --folder", file=sys.stderr)
+        print(
+            f"{disk} should have {DISK_NEEDED >> 30} GiB free, found {free / 2**30:.1f}; give --folder",
+            file=sys.stderr,
+        )
         return 2
     with tempfile.TemporaryDirectory(dir=disk, prefix="checkpoint-benchmark-") as folder:
         result = measure(Path(folder), args.rounds, args.steps)

@@ -1,8 +1,9 @@
 """Coverage and width of calibrated forecasts, on all candidates and on those that planners pick, in a simulation.
 
-A trunk has an error of its own, which all its forecasts share; so has each of its decisions; and each of the 128 candidates has
-one, of a size that the forecaster knows only roughly. The truth varies less between candidates than the forecasts err, so that
-the lowest forecast is low mostly by error. Nominal 90 %: the raw quantiles claim that, and all calibrations aim at it.
+A trunk has an error of its own, which all its forecasts share; so has each of its decisions; and
+each of the 128 candidates has one, of a size that the forecaster knows only roughly. The truth
+varies less between candidates than the forecasts err, so that the lowest forecast is low mostly by
+error. Nominal 90 %: the raw quantiles claim that, and all calibrations aim at it.
 
     python benchmarks/conformal.py --json     # some four minutes on one core
 """
@@ -16,10 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from trainenv.worldmodel.conformal import CQR, AdaptiveLevel, Calibration, Decision, Lowest, conformal_quantile, fit_selected
+from trainenv.worldmodel.conformal import (
+    CQR,
+    AdaptiveLevel,
+    Calibration,
+    Decision,
+    Lowest,
+    conformal_quantile,
+    fit_selected,
+)
 
 ALPHA, CANDIDATES, DECISIONS, NORMAL = 0.1, 128, 6, 1.645
-BIAS, SHARED, SPREAD, ODDNESS = 0.25, 0.15, 0.5, 0.5  # of a trunk's error, a decision's, the truth, the (log) sizes of errors
+BIAS, SHARED, SPREAD, ODDNESS = (
+    0.25,
+    0.15,
+    0.5,
+    0.5,
+)  # of a trunk's error, a decision's, the truth, the (log) sizes of errors
 Rng = np.random.Generator
 
 
@@ -43,7 +57,10 @@ def trunks(rng: Rng, count: int, first: int = 0) -> list[Decision]:
 
 def arrays(one: Decision) -> dict[str, Any]:
     """Forecasts and outcome by name, [M] each."""
-    return {name: np.asarray(column) for name, column in (*one.forecasts.items(), ("outcome", one.outcome))}
+    return {
+        name: np.asarray(column)
+        for name, column in (*one.forecasts.items(), ("outcome", one.outcome))
+    }
 
 
 def one_random(rng: Rng) -> Any:
@@ -59,13 +76,17 @@ def by_row(calibration: Calibration) -> Calibration:
     )  # fmt: skip
 
 
-def covered(calibration: Calibration | None, decisions: list[Decision], rule: Any) -> dict[str, float]:
+def covered(
+    calibration: Calibration | None, decisions: list[Decision], rule: Any
+) -> dict[str, float]:
     """Share of picks covered, of decisions with all picks covered, mean width, mean height of the upper bound over the mean."""
     hits, all_hit, widths, heights = [], [], [], []
     for one in decisions:
         columns = arrays(one)
         picks = rule(columns)
-        mean, lower, upper, outcome = (columns[name][picks] for name in ("mean", "lower", "upper", "outcome"))
+        mean, lower, upper, outcome = (
+            columns[name][picks] for name in ("mean", "lower", "upper", "outcome")
+        )
         if calibration is not None:
             lower, upper = calibration.interval(lower, upper)
         hit = (lower <= outcome) & (outcome <= upper)
@@ -74,7 +95,10 @@ def covered(calibration: Calibration | None, decisions: list[Decision], rule: An
         widths.append((upper - lower).mean())
         heights.append((upper - mean).mean())
     values = (hits, all_hit, widths, heights)
-    return {name: float(np.mean(value)) for name, value in zip(("coverage", "all_picks", "width", "height"), values)}
+    return {
+        name: float(np.mean(value))
+        for name, value in zip(("coverage", "all_picks", "width", "height"), values)
+    }
 
 
 def one_repetition(rng: Rng, count: int, tested: int) -> dict[str, dict[str, float]]:
@@ -90,9 +114,18 @@ def one_repetition(rng: Rng, count: int, tested: int) -> dict[str, dict[str, flo
         "marginal, best of 128": (marginal, best),
         "selected, best of 128": (picked, best),
         "selected by row, best of 128": (by_row(picked), best),
-        "selected scaled, best of 128": (fit_selected(CQR(alpha=ALPHA, scaled=True), known, best), best),
-        "selected upper bound, best of 128": (fit_selected(CQR(alpha=ALPHA, sides="upper"), known, best), best),
-        "selected separate, best of 128": (fit_selected(CQR(alpha=ALPHA, sides="separate"), known, best), best),
+        "selected scaled, best of 128": (
+            fit_selected(CQR(alpha=ALPHA, scaled=True), known, best),
+            best,
+        ),
+        "selected upper bound, best of 128": (
+            fit_selected(CQR(alpha=ALPHA, sides="upper"), known, best),
+            best,
+        ),
+        "selected separate, best of 128": (
+            fit_selected(CQR(alpha=ALPHA, sides="separate"), known, best),
+            best,
+        ),
         "marginal, top 6": (marginal, six),
         "selected, top 6": (fit_selected(CQR(alpha=ALPHA), known, six), six),
         "selected jointly, top 6": (fit_selected(CQR(alpha=ALPHA), known, six, joint=True), six),
@@ -112,22 +145,30 @@ def band(values: list[float]) -> list[float]:
 def coverage(counts: list[int], repetitions: int, tested: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for count in counts:
-        runs = [one_repetition(np.random.default_rng([count, r]), count, tested) for r in range(repetitions)]
+        runs = [
+            one_repetition(np.random.default_rng([count, r]), count, tested)
+            for r in range(repetitions)
+        ]
         results[str(count)] = {
             name: {
                 **{key: band([run[name][key] for run in runs]) for key in runs[0][name]},
-                "infinite": round(float(np.mean([math.isinf(run[name]["height"]) for run in runs])), 3),
+                "infinite": round(
+                    float(np.mean([math.isinf(run[name]["height"]) for run in runs])), 3
+                ),
             }
             for name in runs[0]
         }
     return results
 
 
-def one_drift(rng: Rng, steps: int = 400, runs: int = 10, late: int = 8, recent: int = 80) -> dict[str, float]:
+def one_drift(
+    rng: Rng, steps: int = 400, runs: int = 10, late: int = 8, recent: int = 80
+) -> dict[str, float]:
     """A stream of picks of ten runs, whose errors grow by 60 % half way; labels come up to `late` decisions later, unordered.
 
-    `fixed` keeps level and scores, `adaptive` moves the level; `recent` moves it and takes its scores from the last 80 labels,
-    row by row. No trunk is exchangeable any more then, but the bound of the adaptive level asks for nothing.
+    `fixed` keeps level and scores, `adaptive` moves the level; `recent` moves it and takes its
+    scores from the last 80 labels, row by row. No trunk is exchangeable any more then, but the
+    bound of the adaptive level asks for nothing.
     """
     best, fitted = Lowest(), fit_selected(CQR(alpha=ALPHA), trunks(rng, 40), Lowest())
     rule = AdaptiveLevel(alpha=ALPHA)
@@ -172,11 +213,16 @@ def one_drift(rng: Rng, steps: int = 400, runs: int = 10, late: int = 8, recent:
 
 
 def one_dependence(rng: Rng, count: int = 12) -> dict[str, float]:
-    """Rows, no picks: errors shared by a trunk, larger in the trunks that have few rows. Coverage of a row of a new trunk."""
+    """Rows, no picks: errors shared by a trunk, larger in the trunks that have few rows.
+
+    Coverage of a row of a new trunk.
+    """
     size = np.exp(rng.normal(0, 0.7, count + 200))
     rows = np.maximum(1, np.rint(20 / size**2)).astype(int)
     owner = np.repeat(np.arange(len(size)), rows)
-    scores = np.abs(size * rng.normal(0, 1, len(size)))[owner] + np.abs(0.3 * rng.normal(0, 1, len(owner)))
+    scores = np.abs(size * rng.normal(0, 1, len(size)))[owner] + np.abs(
+        0.3 * rng.normal(0, 1, len(owner))
+    )
     known, new = owner < count, owner >= count
     weight = 1 / rows[owner[new]] / 200
     limits = {
@@ -192,7 +238,11 @@ def one_gate(rng: Rng) -> dict[str, float]:
     def made(count: int, strange: float) -> tuple[Any, ...]:
         odd = rng.random(count) < strange
         size = np.exp(rng.normal(0, 0.4, count)) * np.where(odd, 4.0, 1.0)
-        return odd, size * np.sqrt(rng.chisquare(4, count) / 4), size * rng.normal(0, 1, count)  # five members
+        return (
+            odd,
+            size * np.sqrt(rng.chisquare(4, count) / 4),
+            size * rng.normal(0, 1, count),
+        )  # five members
 
     _, known, _ = made(40, 0.0)
     limit = conformal_quantile(known, alpha=ALPHA)
@@ -213,7 +263,9 @@ def repeated(trial: Any, repetitions: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--trunks", type=int, nargs="+", default=[10, 20, 40, 80], help="calibration trunks")
+    parser.add_argument(
+        "--trunks", type=int, nargs="+", default=[10, 20, 40, 80], help="calibration trunks"
+    )
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--tested", type=int, default=30, help="new trunks a repetition")
     parser.add_argument("--json", action="store_true")

@@ -1,16 +1,19 @@
 """How well harm is detected: recall, false alarms and lead time of the index, of each axis alone and of a loss z-score.
 
-Runs with planted harmful events and clean runs beside them, on a tiny model. An event is *harmful* if the clean validation loss,
-looked at every 4 steps, stays at least `--harm` nats above its level before for 3 looks in a row within 60 steps; any other is
-left out. An alarm within 60 steps of an event's start belongs to it; alarms in clean runs are false. *Lead* is the steps from the
-alarm to the moment the rise of the validation loss reached half its height; *delay* those from the event's start to the alarm.
+Runs with planted harmful events and clean runs beside them, on a tiny model. An event is *harmful*
+if the clean validation loss, looked at every 4 steps, stays at least `--harm` nats above its level
+before for 3 looks in a row within 60 steps; any other is left out. An alarm within 60 steps of an
+event's start belongs to it; alarms in clean runs are false. *Lead* is the steps from the alarm to
+the moment the rise of the validation loss reached half its height; *delay* those from the event's
+start to the alarm.
 
-The plain z-score is of the training loss against its moving mean and deviation over the index's window, with the index's rule
-(3 in a row over 2.5, or one over 3.2), and with the threshold raised until it gives as few false alarms on the clean runs.
+The plain z-score is of the training loss against its moving mean and deviation over the index's
+window, with the index's rule (3 in a row over 2.5, or one over 3.2), and with the threshold raised
+until it gives as few false alarms on the clean runs.
 
-Runs are trained once and kept where `--cache` says, one file each; the index is then replayed over what they measured, so that
-a change of it is judged in seconds and an interrupted generation goes on. `--no-probe` replays them as a loop without a probe
-would give them.
+Runs are trained once and kept where `--cache` says, one file each; the index is then replayed over
+what they measured, so that a change of it is judged in seconds and an interrupted generation goes
+on. `--no-probe` replays them as a loop without a probe would give them.
 
     python benchmarks/detection.py --json
 """
@@ -74,7 +77,12 @@ def trial(job: tuple[int, bool]) -> Trial:
     torch.set_num_threads(1)
     events = plan(seed) if eventful else []
     planted = [
-        {"at": e.at, "kind": e.kind, "steps": e.steps, "size": e.size if e.kind == "lr_spike" else 1.0}
+        {
+            "at": e.at,
+            "kind": e.kind,
+            "steps": e.steps,
+            "size": e.size if e.kind == "lr_spike" else 1.0,
+        }
         for e in events
         if e.kind not in ("weight_kick", "lost_moments")
     ]
@@ -102,7 +110,11 @@ def trial(job: tuple[int, bool]) -> Trial:
         losses = [loss if math.isfinite(loss) else 10.0 for loss in losses]
         rise = max(min(losses[k : k + LOOKS]) for k in range(len(losses) - LOOKS + 1))
         half = next((k for k, loss in enumerate(losses) if not loss < rise / 2), 0)
-        seen.append(Planted(event.at, event.kind, event.steps, event.size, rise, event.at + WATCH * (half + 1)))
+        seen.append(
+            Planted(
+                event.at, event.kind, event.steps, event.size, rise, event.at + WATCH * (half + 1)
+            )
+        )
     telemetry += run.advance(STEPS - run.step)
     return Trial(seed, telemetry, tuple(seen))
 
@@ -123,7 +135,9 @@ def kept(job: tuple[int, bool], cache: Path | None) -> Trial:
         unfinished.write_text(json.dumps(known))
         unfinished.replace(path)
     known = json.loads(path.read_text())
-    telemetry = [Telemetry(**{**row, "stressors": tuple(row["stressors"])}) for row in known["telemetry"]]
+    telemetry = [
+        Telemetry(**{**row, "stressors": tuple(row["stressors"])}) for row in known["telemetry"]
+    ]
     return Trial(job[0], telemetry, tuple(Planted(**event) for event in known["events"]))
 
 
@@ -159,7 +173,9 @@ def alarms_of_index(telemetry: Sequence[Telemetry]) -> list[int]:
     return [t.step for t in telemetry if t.reading.fired]
 
 
-def alarms_over(values: Sequence[float], threshold: float, single: float, consecutive: int = 3, silent: int = 50) -> list[int]:
+def alarms_over(
+    values: Sequence[float], threshold: float, single: float, consecutive: int = 3, silent: int = 50
+) -> list[int]:
     """The index's rule on any series of z-scores; lenient at the start like the index."""
     alarms, running, quiet = [], 0, 0
     for step, value in enumerate(values, start=1):
@@ -248,7 +264,11 @@ def results(trials: Sequence[Trial], harm: float) -> dict[str, Any]:
 
     keys = {id(one.telemetry): one.seed + (0 if one.events else 10**6) for one in trials}
     axes: dict[str, Detector] = {
-        axis: (lambda telemetry, axis=axis: alarms_over([getattr(t.reading, axis) for t in telemetry], 2.5, 3.2))  # type: ignore[misc]
+        axis: (
+            lambda telemetry, axis=axis: alarms_over(
+                [getattr(t.reading, axis) for t in telemetry], 2.5, 3.2
+            )
+        )  # type: ignore[misc]
         for axis in ("volatility", "entropy", "disagreement")
     }
     found = {"index": judge(trials, alarms_of_index, harm)}
@@ -259,7 +279,10 @@ def results(trials: Sequence[Trial], harm: float) -> dict[str, Any]:
         matched = judge(trials, by_loss(threshold, threshold * 1.28), harm)
         if matched["false_per_10k"] <= most:
             break
-    found["loss z-score, as few false alarms"] = {**matched, "threshold": round(float(threshold), 1)}
+    found["loss z-score, as few false alarms"] = {
+        **matched,
+        "threshold": round(float(threshold), 1),
+    }
     return found
 
 
@@ -274,11 +297,23 @@ def made(jobs: Sequence[tuple[int, bool]], cache: Path | None, workers: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=24, help="runs with events; as many clean ones beside them")
+    parser.add_argument(
+        "--runs", type=int, default=24, help="runs with events; as many clean ones beside them"
+    )
     parser.add_argument("--first-seed", type=int, default=1000)
-    parser.add_argument("--harm", type=float, nargs="+", default=[0.1, 0.05], help="rise of the validation loss, nats")
+    parser.add_argument(
+        "--harm",
+        type=float,
+        nargs="+",
+        default=[0.1, 0.05],
+        help="rise of the validation loss, nats",
+    )
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--cache", type=Path, help="folder for what the runs measured; those already there are not trained anew")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="folder for what the runs measured; those already there are not trained anew",
+    )
     parser.add_argument("--no-probe", action="store_true", help="leave out what the probe measured")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -293,7 +328,16 @@ def main() -> None:
             print(f"\r{len(trials)} of {len(jobs)} runs", end="", flush=True)
     report = {f"harm {harm:g} nats": results(trials, harm) for harm in args.harm}
     if args.json:
-        print(json.dumps({"benchmark": "detection", "runs": args.runs, "clean_steps": args.runs * STEPS, "results": report}))
+        print(
+            json.dumps(
+                {
+                    "benchmark": "detection",
+                    "runs": args.runs,
+                    "clean_steps": args.runs * STEPS,
+                    "results": report,
+                }
+            )
+        )
         return
     for title, found in report.items():
         print(f"\n{title}")

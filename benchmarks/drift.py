@@ -1,25 +1,29 @@
 """What rounding the optimizer's moments costs: how far a run drifts that goes on from a compact checkpoint.
 
-A run is trained into the middle of its budget. From there it goes on over the same batches, once exactly and once from each of:
+A run is trained into the middle of its budget. From there it goes on over the same batches, once
+exactly and once from each of:
 
-    1 ulp           one weight one unit in the last place higher, the moments exact: as little as can differ, so what it grows
+    1 ulp           one weight one unit in the last place higher, the moments exact: as little as
+    can differ, so what it grows
                     to is the floor that any rounding at all drifts to
-    8bit            our tier, through a file and back
-    8bit signed     the same, with m rounded by itself and quadratically (the code `signed`) instead of the direction m/√v
-    bitsandbytes    its dynamic 8-bit codes on m and on √v in blocks of 256 (left out where it is not installed)
-    bf16            m and v rounded to bfloat16
-    lost, warm-up   moments and step count zeroed, the learning rate warmed up again: `Intervention(momentum_reset=True)`
-    lost, bare      moments and step count zeroed, nothing else
+    8bit            our tier, through a file and back 8bit signed     the same, with m rounded by
+    itself and quadratically (the code `signed`) instead of the direction m/√v bitsandbytes    its
+    dynamic 8-bit codes on m and on √v in blocks of 256 (left out where it is not installed) bf16
+    m and v rounded to bfloat16 lost, warm-up   moments and step count zeroed, the learning rate
+    warmed up again: `Intervention(momentum_reset=True)` lost, bare      moments and step count
+    zeroed, nothing else
 
-All four ways to round leave tensors below 4096 elements alone. Of each, at several horizons, against the exact run: the mean
-absolute difference of the training loss over the last 10 steps, the difference of validation loss (above 0: worse), and weight
-drift, ‖w − w_exact‖ ÷ ‖w_exact − w_start‖; after one step this is the error of the first update. The biases of the attention's
-keys are left out of it: no loss depends on them, their gradient is rounding noise, and Adam blows that up to full steps. In
-`tiny` most of the drift is the embedding's: a block of 256 spans four tokens' rows there, frequent and rare ones, which from a
-width of 256 on it never does.
+All four ways to round leave tensors below 4096 elements alone. Of each, at several horizons,
+against the exact run: the mean absolute difference of the training loss over the last 10 steps, the
+difference of validation loss (above 0: worse), and weight drift, ‖w − w_exact‖ ÷ ‖w_exact −
+w_start‖; after one step this is the error of the first update. The biases of the attention's keys
+are left out of it: no loss depends on them, their gradient is rounding noise, and Adam blows that
+up to full steps. In `tiny` most of the drift is the embedding's: a block of 256 spans four tokens'
+rows there, frequent and rare ones, which from a width of 256 on it never does.
 
-Losses are in nats. Figures are means over seeds with the least and the greatest. About five minutes on a quiet core; `mini` has
-batches of 2 × 64 tokens and a tenth of the steps, or it alone would take an hour.
+Losses are in nats. Figures are means over seeds with the least and the greatest. About five minutes
+on a quiet core; `mini` has batches of 2 × 64 tokens and a tenth of the steps, or it alone would
+take an hour.
 
     python benchmarks/drift.py --json
 """
@@ -80,7 +84,7 @@ class Seen:
     weights: Tensor
 
 
-# ── what to go on from ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── what to go on from ────────────────────────────────────────────────────────────────────────────
 
 
 def starts() -> dict[str, Start]:
@@ -94,9 +98,14 @@ def starts() -> dict[str, Start]:
         "lost, warm-up": lost_and_warmed_up,
         "lost, bare": lost,
     }
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns of kernels that nobody asked for
     if not is_installed("bitsandbytes"):
-        print("bitsandbytes is not installed, its row is left out; pip install 'trainenv[benchmarks]'", file=sys.stderr)
+        print(
+            "bitsandbytes is not installed, its row is left out; pip install 'trainenv[benchmarks]'",
+            file=sys.stderr,
+        )
         del found["bitsandbytes"]
     return found
 
@@ -154,15 +163,19 @@ def dynamic(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
     def there_and_back(moment: Tensor, signed: bool) -> Tensor:
         code = bnb.create_dynamic_map(signed=signed)
-        return bnb.dequantize_blockwise(*bnb.quantize_blockwise(moment, code=code, blocksize=quantiser.BLOCK))
+        return bnb.dequantize_blockwise(
+            *bnb.quantize_blockwise(moment, code=code, blocksize=quantiser.BLOCK)
+        )
 
     return there_and_back(m, True), there_and_back(v.sqrt(), False).square()
 
 
-# ── measuring ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── measuring ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def branches(preset: str, seed: int, horizons: Sequence[int], ways: dict[str, Start]) -> dict[str, Any]:
+def branches(
+    preset: str, seed: int, horizons: Sequence[int], ways: dict[str, Start]
+) -> dict[str, Any]:
     """One seed: what the exact run did, and by horizon and way to go on how far that was off."""
     case = CASES[preset]
     overrides = {**case.overrides, "seed": seed, "threads": 1, "monitor.enabled": False}
@@ -177,9 +190,14 @@ def branches(preset: str, seed: int, horizons: Sequence[int], ways: dict[str, St
             off[str(horizon)][name] = {
                 "loss": float((seen.losses - true.losses)[-LAST:].abs().mean()),
                 "validation": seen.validation - true.validation,
-                "weights": float((seen.weights - true.weights).norm() / (true.weights - start).norm()),
+                "weights": float(
+                    (seen.weights - true.weights).norm() / (true.weights - start).norm()
+                ),
             }
-    return {"validation": {"0": before} | {str(h): seen.validation for h, seen in zip(horizons, exact)}, "off": off}
+    return {
+        "validation": {"0": before} | {str(h): seen.validation for h, seen in zip(horizons, exact)},
+        "off": off,
+    }
 
 
 def follow(run: TrainingRun, horizons: Sequence[int]) -> list[Seen]:
@@ -197,16 +215,22 @@ def weights(run: TrainingRun) -> Tensor:
 
     def kept(name: str, parameter: Tensor) -> Tensor:
         flat = parameter.detach().flatten()
-        return torch.cat(flat.chunk(3)[::2]) if name.endswith("c_attn.bias") else flat  # of queries, keys and values
+        return (
+            torch.cat(flat.chunk(3)[::2]) if name.endswith("c_attn.bias") else flat
+        )  # of queries, keys and values
 
-    return torch.cat([kept(name, parameter) for name, parameter in run.model.named_parameters()]).double()
+    return torch.cat(
+        [kept(name, parameter) for name, parameter in run.model.named_parameters()]
+    ).double()
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
 
 
-def measure(preset: str, seeds: Sequence[int], steps: int, ways: dict[str, Start]) -> dict[str, Any]:
+def measure(
+    preset: str, seeds: Sequence[int], steps: int, ways: dict[str, Start]
+) -> dict[str, Any]:
     """Everything about a preset, over seeds."""
     longest = max(1, round(steps * CASES[preset].share))
     horizons = [horizon for horizon in (1, 10, 100, 1000) if horizon < longest] + [longest]
@@ -214,17 +238,29 @@ def measure(preset: str, seeds: Sequence[int], steps: int, ways: dict[str, Start
     for seed in seeds:
         started = time.perf_counter()
         found.append(branches(preset, seed, horizons, ways))
-        print(f"{preset}, seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{preset}, seed {seed}: {time.perf_counter() - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     off = {
         str(horizon): {
-            name: {what: summary([one["off"][str(horizon)][name][what] for one in found]) for what in FIGURES} for name in ways
+            name: {
+                what: summary([one["off"][str(horizon)][name][what] for one in found])
+                for what in FIGURES
+            }
+            for name in ways
         }
         for horizon in horizons
     }
     # Which way to round m drifts less: above 1, ours does. Pairs of the same seed.
     choice = {
         str(horizon): summary(
-            [one["off"][str(horizon)]["8bit signed"]["weights"] / one["off"][str(horizon)]["8bit"]["weights"] for one in found]
+            [
+                one["off"][str(horizon)]["8bit signed"]["weights"]
+                / one["off"][str(horizon)]["8bit"]["weights"]
+                for one in found
+            ]
         )
         for horizon in horizons
     }
@@ -232,23 +268,35 @@ def measure(preset: str, seeds: Sequence[int], steps: int, ways: dict[str, Start
         "start": CASES[preset].start,
         "overrides": CASES[preset].overrides,
         "horizons": horizons,
-        "validation": {at: summary([one["validation"][at] for one in found]) for at in found[0]["validation"]},
+        "validation": {
+            at: summary([one["validation"][at] for one in found]) for at in found[0]["validation"]
+        },
         "off": off,
         "signed_over_8bit": choice,
     }
 
 
-# ── telling ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── telling ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def show(preset: str, result: dict[str, Any]) -> None:
-    validation = ", ".join(f"{at}: {value['mean']:.3f}" for at, value in result["validation"].items())
-    print(f"\n{preset}, from step {result['start']}; validation loss of the exact run after so many more steps: {validation}")
+    validation = ", ".join(
+        f"{at}: {value['mean']:.3f}" for at, value in result["validation"].items()
+    )
+    print(
+        f"\n{preset}, from step {result['start']}; validation loss of the exact run after so many more steps: {validation}"
+    )
     for horizon, rows in result["off"].items():
-        print(f"\n  {f'after {horizon} steps':15} {'|Δ training loss|':>32} {'Δ validation loss':>34} {'weight drift':>32}")
+        print(
+            f"\n  {f'after {horizon} steps':15} {'|Δ training loss|':>32} {'Δ validation loss':>34} {'weight drift':>32}"
+        )
         for name, row in rows.items():
-            print(f"  {name:15} {spread(row['loss']):>32} {spread(row['validation'], '+'):>34} {spread(row['weights']):>32}")
-    pairs = "; ".join(f"{horizon}: {spread(value)}" for horizon, value in result["signed_over_8bit"].items())
+            print(
+                f"  {name:15} {spread(row['loss']):>32} {spread(row['validation'], '+'):>34} {spread(row['weights']):>32}"
+            )
+    pairs = "; ".join(
+        f"{horizon}: {spread(value)}" for horizon, value in result["signed_over_8bit"].items()
+    )
     print(f"\n  weight drift of 8bit signed ÷ 8bit after so many steps: {pairs}", flush=True)
 
 
@@ -258,10 +306,14 @@ def spread(value: dict[str, float], sign: str = "") -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1000, help="the longest horizon; mini goes a tenth of it")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="the longest horizon; mini goes a tenth of it"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--presets", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on the last line"
+    )
     args = parser.parse_args()
     if args.steps < 1:
         parser.error(f"--steps must be 1 or more, found {args.steps}")
@@ -270,7 +322,16 @@ def main() -> None:
         results[preset] = measure(preset, args.seeds, args.steps, ways)
         show(preset, results[preset])
     if args.json:
-        print(json.dumps({"benchmark": "drift", "seeds": args.seeds, "block": quantiser.BLOCK, "presets": results}))
+        print(
+            json.dumps(
+                {
+                    "benchmark": "drift",
+                    "seeds": args.seeds,
+                    "block": quantiser.BLOCK,
+                    "presets": results,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

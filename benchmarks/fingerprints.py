@@ -5,9 +5,9 @@ Record them before the change, and compare after each step of it:
     python benchmarks/fingerprints.py --out before.json
     python benchmarks/fingerprints.py --against before.json
 
-Every configuration has a digest of its state (`run.fingerprint()`), of its telemetry and, where it is steered, of its decision
-records, with wall-clock times left out. They are equal on one machine with one set of packages; other machines round otherwise.
-Exit code 1 where one differs.
+Every configuration has a digest of its state (`run.fingerprint()`), of its telemetry and, where it
+is steered, of its decision records, with wall-clock times left out. They are equal on one machine
+with one set of packages; other machines round otherwise. Exit code 1 where one differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainenv import Intervention, RunFolder, Telemetry, TrainingRun, drive
+from trainenv import Intervention, RunFolder, Telemetry, TrainingRun, train
 from trainenv.composition.default_loop import branching
 from trainenv.loop import resume
 from trainenv.rollouts.executor import Rollouts
@@ -58,15 +58,17 @@ STEERED: dict[str, Any] = SMALL | {
     "branching.save_every": 8,
     "branching.horizon": 60,
     "branching.verify_steps": 6,
-    "branching.quiet": 16,
-    "branching.share": 0.4,
+    "branching.refractory_steps": 16,
+    "branching.max_waste": 0.4,
 }
 _TIMES = ("seconds", "ms_per_step", "at", "folder", "time")
 
 
 def digest(value: Any) -> str:
     """A hash of JSON values, in which times and paths count for nothing."""
-    return hashlib.sha256(json.dumps(timeless(value), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(timeless(value), sort_keys=True, default=str).encode()
+    ).hexdigest()[:16]
 
 
 def timeless(value: Any) -> Any:
@@ -80,7 +82,11 @@ def timeless(value: Any) -> Any:
 
 def of_run(run: TrainingRun, telemetry: Sequence[Telemetry]) -> dict[str, Any]:
     """The digests of a run and of what it measured."""
-    return {"state": run.fingerprint(), "telemetry": digest([asdict(step) for step in telemetry]), "loss": telemetry[-1].loss}
+    return {
+        "state": run.fingerprint(),
+        "telemetry": digest([asdict(step) for step in telemetry]),
+        "loss": telemetry[-1].loss,
+    }
 
 
 def trained(**overrides: Any) -> dict[str, Any]:
@@ -96,10 +102,10 @@ def steered() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun.from_config("tiny", STEERED)
         telemetry: list[Telemetry] = []
-        drive(
+        train(
             run,
             RunFolder.create(Path(folder) / "run", run.config),
-            responder=branching(),
+            callback=branching(),
             watch=lambda run, window: telemetry.extend(window),
         )
         return of_run(run, telemetry) | records(Path(folder) / "run")
@@ -107,11 +113,21 @@ def steered() -> dict[str, Any]:
 
 def records(folder: Path) -> dict[str, Any]:
     """The digests of what a steered run has on record."""
-    decisions = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("branches/*/decision.json"))]
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    decisions = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("branches/*/decision.json"))
+    ]
+    events = [
+        json.loads(line)
+        for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     kinds = [event["kind"] for event in events]
     counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-    return {"decisions": digest(decisions), "events": digest(events), "counts": counts | {"decisions": len(decisions)}}
+    return {
+        "decisions": digest(decisions),
+        "events": digest(events),
+        "counts": counts | {"decisions": len(decisions)},
+    }
 
 
 def resumed() -> dict[str, Any]:
@@ -119,11 +135,18 @@ def resumed() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         run = TrainingRun.from_config("tiny", STEERED)
-        drive(run, RunFolder.create(path, run.config), responder=branching(), stop=lambda: run.step >= 200)
-        again, responder = TrainingRun.from_config("tiny", STEERED), branching()
+        train(
+            run,
+            RunFolder.create(path, run.config),
+            callback=branching(),
+            stop=lambda: run.step >= 200,
+        )
+        again, callback = TrainingRun.from_config("tiny", STEERED), branching()
         telemetry: list[Telemetry] = []
-        reopened, _ = resume(path, again, responder)
-        drive(again, reopened, responder=responder, watch=lambda run, window: telemetry.extend(window))
+        reopened, _ = resume(path, again, callback)
+        train(
+            again, reopened, callback=callback, watch=lambda run, window: telemetry.extend(window)
+        )
         return of_run(again, telemetry) | records(path)
 
 
@@ -148,7 +171,9 @@ def workers() -> dict[str, Any]:
     run.advance(20)
     rollouts = Rollouts(run, decision_steps=10, cooldown=5, workers=2)
     lower = (Intervention(lr_scale=0.8),)
-    outcomes = rollouts.run([(Intervention(),), lower, (Intervention(clip="zclip"),)], 20, measure="annealed")
+    outcomes = rollouts.run(
+        [(Intervention(),), lower, (Intervention(clip="zclip"),)], 20, measure="annealed"
+    )
     telemetry = rollouts.adopt(lower, 20)
     return of_run(run, telemetry) | {"outcomes": digest([asdict(outcome) for outcome in outcomes])}
 
@@ -171,10 +196,18 @@ CONFIGURATIONS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def main() -> int:
     """Record the digests, or compare them with those of before."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="where the digests are written")
     parser.add_argument("--against", type=Path, help="digests from before, to compare with")
-    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="configurations")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CONFIGURATIONS,
+        default=list(CONFIGURATIONS),
+        help="configurations",
+    )
     args = parser.parse_args()
     digests = {}
     for name in args.only:
@@ -184,7 +217,9 @@ def main() -> int:
         args.out.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
     if args.against:
         before = json.loads(args.against.read_text(encoding="utf-8"))
-        changed = [name for name in args.only if json.loads(json.dumps(digests[name])) != before.get(name)]
+        changed = [
+            name for name in args.only if json.loads(json.dumps(digests[name])) != before.get(name)
+        ]
         print(f"changed: {', '.join(changed)}" if changed else f"all {len(digests)} are as before")
         return 1 if changed else 0
     return 0

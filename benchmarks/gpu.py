@@ -1,7 +1,8 @@
 """On a CUDA device: tokens a second and MFU of GPT-2 small and medium in bf16, monitor on and off, beside a bare loop.
 
-Also whether a fork is exact under deterministic settings, and how long a snapshot and a restore take. Synthetic tokens, so that
-nothing but the GPU is measured. MFU counts 6N + 12·L·W·T FLOPs a token (PaLM, appendix B) against `--peak`.
+Also whether a fork is exact under deterministic settings, and how long a snapshot and a restore
+take. Synthetic tokens, so that nothing but the GPU is measured. MFU counts 6N + 12·L·W·T FLOPs a
+token (PaLM, appendix B) against `--peak`.
 
     python benchmarks/gpu.py --json
 """
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from trainenv import TrainingRun
 from trainenv.config.schema import RunConfig
 from trainenv.models import build as models
-from trainenv.training.ledger import flops_per_token
+from trainenv.models.spec import spec_of
 from trainenv.training.optimizers import adamw
 
 VOCABULARY = 50304  # GPT-2's, rounded up to a multiple of 64
@@ -35,11 +36,15 @@ class RandomTokens:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.context = config.model.context
         shape = (8, config.batch_size // config.accumulation, self.context + 1)
-        self._tokens = torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(0)).to(device)
+        self._tokens = torch.randint(
+            0, VOCABULARY, shape, generator=torch.Generator().manual_seed(0)
+        ).to(device)
         self._micro = config.accumulation
 
     def __call__(self, index: int) -> Any:
-        chosen = [self._tokens[(index * self._micro + i) % len(self._tokens)] for i in range(self._micro)]
+        chosen = [
+            self._tokens[(index * self._micro + i) % len(self._tokens)] for i in range(self._micro)
+        ]
         return chosen if self._micro > 1 else chosen[0]
 
 
@@ -49,7 +54,9 @@ def build(preset: str, overrides: dict[str, Any], device: torch.device) -> Train
     batches = RandomTokens(config, device)
     first = batches(0)
     probe = (first[0] if isinstance(first, list) else first)[: config.monitor.probe_sequences]
-    return TrainingRun(model, adamw(model, config.optimizer), batches, config, validation=[probe], probe=probe)
+    return TrainingRun(
+        model, adamw(model, config.optimizer), batches, config, validation=[probe], probe=probe
+    )
 
 
 def bare(preset: str, overrides: dict[str, Any], device: torch.device) -> Callable[[int], None]:
@@ -81,7 +88,12 @@ def bare(preset: str, overrides: dict[str, Any], device: torch.device) -> Callab
 
 
 def throughput(
-    preset: str, overrides: dict[str, Any], device: torch.device, blocks: int, steps: int, peak: float
+    preset: str,
+    overrides: dict[str, Any],
+    device: torch.device,
+    blocks: int,
+    steps: int,
+    peak: float,
 ) -> dict[str, Any]:
     """Three opponents interleaved, block by block."""
     monitored = build(preset, overrides, device)
@@ -103,13 +115,18 @@ def throughput(
     config = monitored.config
     assert isinstance(config, RunConfig)
     tokens = config.batch_size * config.model.context
-    per_token = flops_per_token(monitored.model, config.model.context)
+    per_token = spec_of(monitored.model).flops_per_token(monitored.model, config.model.context)
     found: dict[str, Any] = {"tokens_per_step": tokens}
     for name, values in times.items():
         seconds = statistics.median(values)
-        found[name] = {"tokens_per_s": round(tokens / seconds), "mfu": round(tokens * per_token / seconds / peak, 4)}
+        found[name] = {
+            "tokens_per_s": round(tokens / seconds),
+            "mfu": round(tokens * per_token / seconds / peak, 4),
+        }
     for name in ("monitored", "unmonitored"):
-        found[f"{name}_over_bare"] = round(statistics.median(a / b for a, b in zip(times[name], times["bare"])), 4)
+        found[f"{name}_over_bare"] = round(
+            statistics.median(a / b for a, b in zip(times[name], times["bare"])), 4
+        )
     found |= value_times(monitored, device)
     return found
 
@@ -151,17 +168,29 @@ def exact(preset: str, overrides: dict[str, Any], device: torch.device) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["small", "medium"])
-    parser.add_argument("--set", nargs="*", default=["batch_size=32", "accumulation=1"], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--set", nargs="*", default=["batch_size=32", "accumulation=1"], metavar="KEY=VALUE"
+    )
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--peak", type=float, default=990e12, help="dense bf16 FLOP/s of the device; 990e12 for an H100 or H200")
+    parser.add_argument(
+        "--peak",
+        type=float,
+        default=990e12,
+        help="dense bf16 FLOP/s of the device; 990e12 for an H100 or H200",
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("this benchmark needs a CUDA device, torch finds none; run it on a machine with one", file=sys.stderr)
+        print(
+            "this benchmark needs a CUDA device, torch finds none; run it on a machine with one",
+            file=sys.stderr,
+        )
         return 2
     device = torch.device("cuda")
-    overrides: dict[str, Any] = {key: int(value) for key, value in (pair.split("=") for pair in args.set)}
+    overrides: dict[str, Any] = {
+        key: int(value) for key, value in (pair.split("=") for pair in args.set)
+    }
     report = {}
     for preset in args.presets:
         report[preset] = throughput(preset, overrides, device, args.blocks, args.steps, args.peak)
@@ -171,7 +200,15 @@ def main() -> int:
         if not args.json:
             print(preset, json.dumps(report[preset], indent=2), flush=True)
     if args.json:
-        print(json.dumps({"benchmark": "gpu", "device": torch.cuda.get_device_name(device), "presets": report}))
+        print(
+            json.dumps(
+                {
+                    "benchmark": "gpu",
+                    "device": torch.cuda.get_device_name(device),
+                    "presets": report,
+                }
+            )
+        )
     return 0
 
 

@@ -12,7 +12,8 @@
 | `uninsured` | not clipping where nothing clips |
 | `oracle-draft` | a draft that has seen how each learning-rate change ends at the end of the run (16 futures, uncharged) |
 
-Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap intervals over trunks and seeds.
+Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap
+intervals over trunks and seeds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from trainenv.compare.measuring import measure_cell
 from trainenv.composition.default_loop import branching
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
@@ -48,13 +49,24 @@ class Oracle(Branching):
 
     def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
         history, _ = super()._draft(run)
-        ledger, listed = run.ledger.as_dict(), [NOTHING, *ramps(self._codec, self._codec.masks(run))]
+        ledger, listed = (
+            run.ledger.as_dict(),
+            [NOTHING, *ramps(self._codec, self._codec.masks(run))],
+        )
         steps = run.horizon.end - run.step
-        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(listed, steps, measure="horizon")
+        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(
+            listed, steps, measure="horizon"
+        )
         run.ledger.load(ledger)
-        losses = [o.validation[-1] if not o.error and not o.diverged else run.uniform_loss for o in outcomes]
+        losses = [
+            o.validation[-1] if not o.error and not o.diverged else run.uniform_loss
+            for o in outcomes
+        ]
         ranked = sorted(
-            (Candidate(interventions=one, score=loss / losses[0] - 1) for one, loss in zip(listed, losses)),
+            (
+                Candidate(interventions=one, score=loss / losses[0] - 1)
+                for one, loss in zip(listed, losses)
+            ),
             key=lambda candidate: candidate.score,
         )
         return history, Plan(planner="oracle", candidates=tuple(ranked))
@@ -73,21 +85,31 @@ class Anything:
 
 
 def play(
-    config: RunConfig, path: Path, watch: Any, stop: Any, *, overrides: Mapping[str, Any], variant: str = ""
+    config: RunConfig,
+    path: Path,
+    watch: Any,
+    stop: Any,
+    *,
+    overrides: Mapping[str, Any],
+    variant: str = "",
 ) -> dict[str, Any]:
     """The loop with something else in it."""
     config = RunConfig.load(config, dict(overrides))
-    responder = branching(planner="mcts") if variant == "mcts" else branching()
+    callback = branching(planner="mcts") if variant == "mcts" else branching()
     if variant == "mcts":
-        responder.planner = replace(responder.planner, rank_by="forecast")  # type: ignore[type-var]
+        callback.planner = replace(callback.planner, rank_by="forecast")  # type: ignore[type-var]
     if variant == "oracle":
-        responder = Oracle(planner=responder.planner, model=responder.model, drafting=responder.drafting)
+        callback = Oracle(
+            planner=callback.planner, model=callback.model, drafting=callback.drafting
+        )
     if variant == "unverified":
         from trainenv.wrappers import Verification
 
-        responder.verification = Verification(top_k=1, verify_steps=1, rule=Anything(), stopping=None)
+        callback.verification = Verification(
+            top_k=1, verify_steps=1, rule=Anything(), stopping=None
+        )
     run = TrainingRun.from_config(config)
-    return drive(run, RunFolder.create(path, config), responder=responder, watch=watch, stop=stop)
+    return train(run, RunFolder.create(path, config), callback=callback, watch=watch, stop=stop)
 
 
 PARTS = ["lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"]
@@ -101,16 +123,23 @@ VARIANTS: dict[str, Any] = {
     "all-parts": partial(play, overrides={"branching.parts": PARTS}),
     "alarms-only": partial(play, overrides={"branching.triggers": ["fired", "regression"]}),
     "corrections-only": partial(play, overrides={"branching.triggers": ["checkpoint"]}),
-    "uninsured": partial(play, overrides={"branching.insure": False}),
+    "uninsured": partial(play, overrides={"branching.default_clip": False}),
     "oracle-draft": partial(play, overrides={}, variant="oracle"),
 }
 
 
-def measure(out: Path, seeds: int, workers: int, names: Sequence[str], trunks: Sequence[str]) -> dict[str, Any]:
-    suite = replace(load_suite("quick").select(methods=names, trunks=trunks, seeds=seeds), hindsight=())
+def measure(
+    out: Path, seeds: int, workers: int, names: Sequence[str], trunks: Sequence[str]
+) -> dict[str, Any]:
+    suite = replace(
+        load_suite("quick").select(methods=names, trunks=trunks, seeds=seeds), hindsight=()
+    )
 
     def tell(progress: Any) -> None:
-        print(f"{progress.done} of {progress.total}, {progress.seconds_left / 60:.0f} minutes left", file=sys.stderr)
+        print(
+            f"{progress.done} of {progress.total}, {progress.seconds_left / 60:.0f} minutes left",
+            file=sys.stderr,
+        )
 
     found = compare(out, suite, VARIANTS, measure_cell, workers=workers, progress=tell)
     rows = [row for row in found["methods"] if row["group"] in ("all", "calm", "stressed")]
@@ -118,15 +147,24 @@ def measure(out: Path, seeds: int, workers: int, names: Sequence[str], trunks: S
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cells; the same call goes on from there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the cells; the same call goes on from there",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--trunks", default=",".join(TRUNKS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args.out, args.seeds, args.workers, args.variants.split(","), args.trunks.split(","))
+    found = measure(
+        args.out, args.seeds, args.workers, args.variants.split(","), args.trunks.split(",")
+    )
     print(json.dumps(found) if args.json else json.dumps(found, indent=1))
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/loop_kills.py --json
 
-Moments are drawn over the whole of the process, start-up, branches and report included. A demo that ends before its moment counts
-no kill and starts over in a new folder.
+Moments are drawn over the whole of the process, start-up, branches and report included. A demo that
+ends before its moment counts no kill and starts over in a new folder.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ def measure(kills: int, steps: int, seed: int) -> dict[str, Any]:
             folder = Path(root) / f"killed-{demos}"
             resume = False
             while done < kills:
-                # Each life is long enough to get somewhere: start-up alone takes a good part of the whole.
-                killed = killed_after(started(folder, steps, resume=resume), rng.uniform(0.1, 0.9) * whole)
+                # Each life is long enough to get somewhere: start-up alone takes a good part of the
+                # whole.
+                killed = killed_after(
+                    started(folder, steps, resume=resume), rng.uniform(0.1, 0.9) * whole
+                )
                 if not killed:
                     break
                 done += 1
@@ -68,11 +71,20 @@ def measure(kills: int, steps: int, seed: int) -> dict[str, Any]:
                 failed += started(folder, steps, resume=resume).wait() != 0
             unequal += not (folder / "summary.json").is_file() or ends(folder) != wanted
             print(f"{done} of {kills} kills, {demos} demos, {unequal} unequal", file=sys.stderr)
-    return {"kills": done, "during": during, "demos": demos, "steps": steps, "failed": failed, "unequal": unequal}
+    return {
+        "kills": done,
+        "during": during,
+        "demos": demos,
+        "steps": steps,
+        "failed": failed,
+        "unequal": unequal,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--steps", type=int, default=600, help="budget of the demo")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,9 @@
 """Time of a step in `TrainingRun.advance` with everything monitored, over bare loops of the same arithmetic.
 
-Two opponents, interleaved with ours in one process, block by block: a *bare* loop over the same transformers model, optimizer and
-batches with PyTorch's own gradient clipping; and a *minimal* GPT of the same shape written by hand. The figure is the median over
-blocks of the ratio to the opponent's block beside it.
+Two opponents, interleaved with ours in one process, block by block: a *bare* loop over the same
+transformers model, optimizer and batches with PyTorch's own gradient clipping; and a *minimal* GPT
+of the same shape written by hand. The figure is the median over blocks of the ratio to the
+opponent's block beside it.
 
     python benchmarks/overhead.py --json
 """
@@ -38,7 +39,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        q, k, v = (p.view(batch, length, self.heads, -1).transpose(1, 2) for p in self.mix(x).split(width, dim=2))
+        q, k, v = (
+            p.view(batch, length, self.heads, -1).transpose(1, 2)
+            for p in self.mix(x).split(width, dim=2)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
 
@@ -46,7 +50,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.attention, self.norm2 = nn.LayerNorm(width), Attention(width, heads), nn.LayerNorm(width)
+        self.norm1, self.attention, self.norm2 = (
+            nn.LayerNorm(width),
+            Attention(width, heads),
+            nn.LayerNorm(width),
+        )
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,9 +68,15 @@ class MinimalGPT(nn.Module):
     def __init__(self, config: RunConfig, vocabulary: int) -> None:
         super().__init__()
         shape = config.model
-        self.wte, self.wpe = nn.Embedding(vocabulary, shape.width), nn.Embedding(shape.context, shape.width)
+        self.wte, self.wpe = (
+            nn.Embedding(vocabulary, shape.width),
+            nn.Embedding(shape.context, shape.width),
+        )
         self.blocks = nn.ModuleList([Block(shape.width, shape.heads) for _ in range(shape.layers)])
-        self.norm, self.head = nn.LayerNorm(shape.width), nn.Linear(shape.width, vocabulary, bias=False)
+        self.norm, self.head = (
+            nn.LayerNorm(shape.width),
+            nn.Linear(shape.width, vocabulary, bias=False),
+        )
         self.head.weight = self.wte.weight
         for parameter in self.parameters():
             if parameter.dim() == 2:
@@ -76,7 +90,10 @@ class MinimalGPT(nn.Module):
 
 
 def bare_loop(
-    model: nn.Module, config: RunConfig, batches: Callable[[int], Any], logits: Callable[[Any], Tensor]
+    model: nn.Module,
+    config: RunConfig,
+    batches: Callable[[int], Any],
+    logits: Callable[[Any], Tensor],
 ) -> Callable[[int], None]:
     """What a careful person would write: forward, backward, clip, step. Nothing is read back."""
     optimizer = adamw(model, config.optimizer)
@@ -118,16 +135,24 @@ def measure(overrides: dict[str, Any], blocks: int, steps: int) -> dict[str, flo
                 times[name].append(1000 * (time.perf_counter() - started) / steps)
     return {
         **{f"{name}_ms": round(statistics.median(values), 3) for name, values in times.items()},
-        "over_bare": round(statistics.median(a / b for a, b in zip(times["ours"], times["bare"])), 4),
-        "over_minimal": round(statistics.median(a / b for a, b in zip(times["ours"], times["minimal"])), 4),
-        "bare_over_minimal": round(statistics.median(a / b for a, b in zip(times["bare"], times["minimal"])), 4),
+        "over_bare": round(
+            statistics.median(a / b for a, b in zip(times["ours"], times["bare"])), 4
+        ),
+        "over_minimal": round(
+            statistics.median(a / b for a, b in zip(times["ours"], times["minimal"])), 4
+        ),
+        "bare_over_minimal": round(
+            statistics.median(a / b for a, b in zip(times["bare"], times["minimal"])), 4
+        ),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--blocks", type=int, default=15, help="blocks of steps of each opponent")
-    parser.add_argument("--steps", type=int, default=48, help="steps a block; a multiple of the monitor's 16")
+    parser.add_argument(
+        "--steps", type=int, default=48, help="steps a block; a multiple of the monitor's 16"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--json", action="store_true")
@@ -138,7 +163,11 @@ def main() -> None:
         steps = args.steps if name == "tiny" else max(16, args.steps // 3)
         results[name] = measure(SHAPES[name], args.blocks, steps)
         if not args.json:
-            print(f"{name:10}", "  ".join(f"{key} {value}" for key, value in results[name].items()), flush=True)
+            print(
+                f"{name:10}",
+                "  ".join(f"{key} {value}" for key, value in results[name].items()),
+                flush=True,
+            )
     if args.json:
         print(json.dumps({"benchmark": "overhead", "threads": args.threads, "shapes": results}))
 

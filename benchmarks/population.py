@@ -2,9 +2,10 @@
 
     python benchmarks/population.py --json
 
-`trainenv compare` puts methods at equal compute, so there the four members share one budget. Here each member trains as long as
-the loop does, and the population costs four times as much. Printed: paired differences of ln final validation loss, loop less
-population, with a 95 % bootstrap interval over trunks and seeds, and both methods' FLOPs.
+`trainenv compare` puts methods at equal compute, so there the four members share one budget. Here
+each member trains as long as the loop does, and the population costs four times as much. Printed:
+paired differences of ln final validation loss, loop less population, with a 95 % bootstrap interval
+over trunks and seeds, and both methods' FLOPs.
 """
 
 from __future__ import annotations
@@ -39,14 +40,18 @@ def cell(job: tuple[str, int]) -> dict[str, Any]:
     found: dict[str, Any] = {"trunk": name, "seed": seed}
     with tempfile.TemporaryDirectory() as root:
         for method, own in (("branching", config), ("pbt", RunConfig.load(config, whole))):
-            summary = METHODS[method](own, Path(root) / method, lambda run, window: None, lambda: False)
+            summary = METHODS[method](
+                own, Path(root) / method, lambda run, window: None, lambda: False
+            )
             loss = summary["final_validation_loss"] or summary["uniform_loss"]
             found[method] = {"log_loss": math.log(loss), "flops": sum(summary["flops"].values())}
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true")
@@ -56,15 +61,24 @@ def main() -> None:
         cells = pool.map(cell, jobs, chunksize=1)
     differences = [one["branching"]["log_loss"] - one["pbt"]["log_loss"] for one in cells]
     found = figure(differences, [one["trunk"] for one in cells])
-    compute = sum(one["branching"]["flops"] for one in cells) / sum(one["pbt"]["flops"] for one in cells)
+    compute = sum(one["branching"]["flops"] for one in cells) / sum(
+        one["pbt"]["flops"] for one in cells
+    )
     result = {
         "difference": found.value,
         "interval": [found.low, found.high],
         "compute": compute,
-        "trunks": {name: sum(d for one, d in zip(cells, differences) if one["trunk"] == name) / args.seeds for name in TRUNKS},
+        "trunks": {
+            name: sum(d for one, d in zip(cells, differences) if one["trunk"] == name) / args.seeds
+            for name in TRUNKS
+        },
         "cells": cells,
     }
-    print(json.dumps(result) if args.json else json.dumps({k: v for k, v in result.items() if k != "cells"}, indent=1))
+    print(
+        json.dumps(result)
+        if args.json
+        else json.dumps({k: v for k, v in result.items() if k != "cells"}, indent=1)
+    )
 
 
 if __name__ == "__main__":

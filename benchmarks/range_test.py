@@ -2,10 +2,10 @@
 
     python benchmarks/range_test.py --json
 
-Nothing but the trigger `warmup` is on, so all that differs is what it asks for, what real steps measured, and what it costs.
-Printed per warm-up and learning rate, over trunks and seeds: what was accepted of what was asked for, and Δ ln final validation
-loss at equal compute. The rate that suits these runs is × 1: a test that works lowers those above it, raises those below, and
-leaves it alone.
+Nothing but the trigger `warmup` is on, so all that differs is what it asks for, what real steps
+measured, and what it costs. Printed per warm-up and learning rate, over trunks and seeds: what was
+accepted of what was asked for, and Δ ln final validation loss at equal compute. The rate that suits
+these runs is × 1: a test that works lowers those above it, raises those below, and leaves it alone.
 """
 
 from __future__ import annotations
@@ -49,11 +49,17 @@ def cell(job: tuple[str, int, float, int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
         losses = {}
         for method in ("branching", "nothing"):
-            summary = METHODS[method](config, Path(root) / method, lambda run, window: None, lambda: False)
+            summary = METHODS[method](
+                config, Path(root) / method, lambda run, window: None, lambda: False
+            )
             losses[method] = math.log(summary["final_validation_loss"] or summary["uniform_loss"])
         decisions = read_decisions(Path(root) / "branching")
     asked = [
-        {"step": one["step"], "scale": one["branches"][1]["interventions"][0]["lr_scale"], "accepted": bool(accepted_branch(one))}
+        {
+            "step": one["step"],
+            "scale": one["branches"][1]["interventions"][0]["lr_scale"],
+            "accepted": bool(accepted_branch(one)),
+        }
         for one in decisions
     ]
     return {
@@ -67,7 +73,9 @@ def cell(job: tuple[str, int, float, int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trunks", nargs="+", default=["calm", "calm-subwords"])
     parser.add_argument("--warmups", type=int, nargs="+", default=list(WARMUPS))
     parser.add_argument("--seeds", type=int, default=3)
@@ -77,21 +85,33 @@ def main() -> None:
     jobs = list(itertools.product(args.trunks, args.warmups, FACTORS, range(args.seeds)))
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         cells = pool.map(cell, jobs, chunksize=1)
-    rows = [_row([c for c in cells if (c["warmup"], c["factor"]) == key]) for key in itertools.product(args.warmups, FACTORS)]
+    rows = [
+        _row([c for c in cells if (c["warmup"], c["factor"]) == key])
+        for key in itertools.product(args.warmups, FACTORS)
+    ]
     if args.json:
         print(json.dumps({"rows": rows, "cells": cells}))
         return
-    print(f"{'warm-up':>8} {'LR ×':>6} {'lower':>9} {'higher':>9} {'Δ ln final loss':>16}   accepted of asked, {len(cells)} runs")
+    print(
+        f"{'warm-up':>8} {'LR ×':>6} {'lower':>9} {'higher':>9} {'Δ ln final loss':>16}   accepted of asked, {len(cells)} runs"
+    )
     for row in rows:
         lower, higher = (f"{row[side][0]}/{row[side][1]}" for side in ("lower", "higher"))
-        print(f"{row['warmup']:8d} {row['factor']:6g} {lower:>9} {higher:>9} {row['difference']:+16.4f}")
+        print(
+            f"{row['warmup']:8d} {row['factor']:6g} {lower:>9} {higher:>9} {row['difference']:+16.4f}"
+        )
 
 
 def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """One warm-up and learning rate over trunks and seeds."""
     asked = [one for cell in cells for one in cell["asked"]]
-    sides = {"lower": [one for one in asked if one["scale"] < 1], "higher": [one for one in asked if one["scale"] > 1]}
-    counts = {side: [sum(one["accepted"] for one in ones), len(ones)] for side, ones in sides.items()}
+    sides = {
+        "lower": [one for one in asked if one["scale"] < 1],
+        "higher": [one for one in asked if one["scale"] > 1],
+    }
+    counts = {
+        side: [sum(one["accepted"] for one in ones), len(ones)] for side, ones in sides.items()
+    }
     return {
         "warmup": cells[0]["warmup"],
         "factor": cells[0]["factor"],

@@ -2,11 +2,12 @@
 
     python benchmarks/sb3.py [--json] [--decisions 20000] [--runs 3]
 
-Roots are of short runs of the preset `tiny`, some with a learning rate too high; those of other seeds are held out. Returns are
-means over held-out roots, in nats of ln(validation loss) until the run's end as the model tells them (four decisions, and its
-value from there), less charges, with the standard error of the paired difference to doing nothing. `told` is the mean absolute
-error of the whole fall when nothing is done, against what the runs then did. The last line of stdout is one JSON object with
-`--json`. Single process, single thread.
+Roots are of short runs of the preset `tiny`, some with a learning rate too high; those of other
+seeds are held out. Returns are means over held-out roots, in nats of ln(validation loss) until the
+run's end as the model tells them (four decisions, and its value from there), less charges, with the
+standard error of the paired difference to doing nothing. `told` is the mean absolute error of the
+whole fall when nothing is done, against what the runs then did. The last line of stdout is one JSON
+object with `--json`. Single process, single thread.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ FACTORS = (1.0, 3.0, 10.0)  # on the learning rate of `tiny`
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on the last line"
+    )
     parser.add_argument("--decisions", type=int, default=20_000, help="decisions to learn from")
     parser.add_argument("--runs", type=int, default=3, help="seeds of each learner")
     args = parser.parse_args()
@@ -49,7 +52,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     nothing = returns(env, do_nothing)
     random = returns(env, lambda observation, info: rng.integers(0, [4, 3, 5, 2, 2, 2]))
-    rows: dict[str, Any] = {"nothing": {"return": float(nothing.mean())}, "random": against(nothing, random)}
+    rows: dict[str, Any] = {
+        "nothing": {"return": float(nothing.mean())},
+        "random": against(nothing, random),
+    }
     for name, learner in learners(args.decisions).items():
         found, spent = [], []
         for seed in range(args.runs):
@@ -58,9 +64,15 @@ def main() -> None:
             spent.append((time.process_time() - start, trained.flops["model"]))
             found.append(returns(env, trained.policy.act))
         seconds, flops = np.mean(spent, axis=0)
-        rows[name] = against(nothing, np.mean(found, axis=0)) | {"seconds": float(seconds), "flops": float(flops)}
+        rows[name] = against(nothing, np.mean(found, axis=0)) | {
+            "seconds": float(seconds),
+            "flops": float(flops),
+        }
     whole = returns(imagined(model, unknown, reach=None), do_nothing)
-    told = {"within reach": float(abs(nothing - falls).mean()), "until the end": float(abs(whole - falls).mean())}
+    told = {
+        "within reach": float(abs(nothing - falls).mean()),
+        "until the end": float(abs(whole - falls).mean()),
+    }
     result = {
         "roots": [len(known), len(unknown)],
         "decisions": args.decisions,
@@ -70,7 +82,10 @@ def main() -> None:
     }
     for name, row in rows.items():
         print(f"{name:>20}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
-    print("error of the whole fall told, nats:", {name: round(error, 4) for name, error in told.items()})
+    print(
+        "error of the whole fall told, nats:",
+        {name: round(error, 4) for name, error in told.items()},
+    )
     print("decisions a second:", {name: round(rate) for name, rate in result["speed"].items()})
     if args.json:
         print(json.dumps(result))
@@ -103,17 +118,24 @@ def roots(seed: int) -> tuple[list[RunHistory], np.ndarray]:
     """Of one run for each factor, every third decision: histories, and the fall of ln(validation loss) from each to the end."""
     histories, ends = list[RunHistory](), list[float]()
     for factor in FACTORS:
-        run, telemetry = TrainingRun.from_config(config(factor).model_copy(update={"seed": seed})), list[Telemetry]()
+        run, telemetry = (
+            TrainingRun.from_config(config(factor).model_copy(update={"seed": seed})),
+            list[Telemetry](),
+        )
         while not run.done:
             telemetry += run.advance(min(3 * DECISION, run.horizon.end - run.step))
             if not run.done:
-                here = history_of(run, tuple(telemetry), horizon=DECISIONS * DECISION, validation=run.evaluate())
+                here = history_of(
+                    run, tuple(telemetry), horizon=DECISIONS * DECISION, validation=run.evaluate()
+                )
                 histories.append(here)
         ends += [run.evaluate()] * (len(histories) - len(ends))
     return histories, np.log([history.validation for history in histories]) - np.log(ends)
 
 
-def imagined(model: WorldModel, histories: Sequence[RunHistory], *, reach: int | None = DECISIONS) -> WorldModelEnv:
+def imagined(
+    model: WorldModel, histories: Sequence[RunHistory], *, reach: int | None = DECISIONS
+) -> WorldModelEnv:
     """Where policies are judged: the model's expectation, nothing drawn."""
     return WorldModelEnv(model, histories, config(1.0), divergence="expected", reach=reach)
 
@@ -139,7 +161,11 @@ def returns(env: WorldModelEnv, act: Act) -> np.ndarray:
 def against(nothing: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """A mean return, its difference to doing nothing and that one's standard error over roots."""
     gain = found - nothing
-    return {"return": float(found.mean()), "gain": float(gain.mean()), "error": float(gain.std() / len(gain) ** 0.5)}
+    return {
+        "return": float(found.mean()),
+        "gain": float(gain.mean()),
+        "error": float(gain.std() / len(gain) ** 0.5),
+    }
 
 
 def speeds(model: WorldModel, histories: Sequence[RunHistory]) -> dict[str, float]:
@@ -149,7 +175,9 @@ def speeds(model: WorldModel, histories: Sequence[RunHistory]) -> dict[str, floa
     for divergence in divergences:
         env = WorldModelEnv(model, histories, config(1.0), divergence=divergence)
         for together in (1, 64):
-            rates[f"{divergence}, {together}"] = max(_rate(env, together, 20 if together > 1 else 400) for _ in range(3))
+            rates[f"{divergence}, {together}"] = max(
+                _rate(env, together, 20 if together > 1 else 400) for _ in range(3)
+            )
     return rates
 
 
@@ -166,7 +194,9 @@ def _rate(env: WorldModelEnv, together: int, times: int) -> float:
         steps = env.imagine(states, np.stack(latents), list(chosen), rng)
         assert all(np.isfinite(step.after.observation).all() for step in steps)
         for place, step in enumerate(steps):
-            states[place], latents[place] = fresh() if step.after.over else (step.after, step.latent)
+            states[place], latents[place] = (
+                fresh() if step.after.over else (step.after, step.latent)
+            )
     return together * times / (time.process_time() - start)
 
 

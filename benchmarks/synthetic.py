@@ -2,8 +2,9 @@
 
     python benchmarks/synthetic.py [--json] [--ppo-steps 60000]
 
-The last line of stdout is one JSON object with `--json`. Returns are means over the same held-out seeds, spikes on, in nats of
-ln(validation loss) less charges. `bound` is `optimum()`: no policy can do better. Single process, single thread.
+The last line of stdout is one JSON object with `--json`. Returns are means over the same held-out
+seeds, spikes on, in nats of ln(validation loss) less charges. `bound` is `optimum()`: no policy can
+do better. Single process, single thread.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ NOTHING = np.zeros(6, dtype=np.int64)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on the last line"
+    )
     parser.add_argument("--decisions", type=int, default=20_000, help="decisions to time")
-    parser.add_argument("--ppo-steps", type=int, default=60_000, help="decisions that PPO learns from; 0 leaves it out")
+    parser.add_argument(
+        "--ppo-steps",
+        type=int,
+        default=60_000,
+        help="decisions that PPO learns from; 0 leaves it out",
+    )
     args = parser.parse_args()
 
     result = {"decisions_per_second": speed(args.decisions), **_values_per_second()}
@@ -99,11 +107,22 @@ def ppo(steps: int) -> tuple[float, float]:
 
     torch.set_num_threads(1)
     envs = make_vec_env(SyntheticEnv, n_envs=8, seed=0)
-    model = PPO("MlpPolicy", envs, n_steps=240, batch_size=240, gamma=1.0, ent_coef=0.002, seed=0, device="cpu")
+    model = PPO(
+        "MlpPolicy",
+        envs,
+        n_steps=240,
+        batch_size=240,
+        gamma=1.0,
+        ent_coef=0.002,
+        seed=0,
+        device="cpu",
+    )
     start = time.perf_counter()
     model.learn(steps)
     seconds = time.perf_counter() - start
-    return evaluate(lambda env, observation: model.predict(observation, deterministic=True)[0]), seconds
+    return evaluate(
+        lambda env, observation: model.predict(observation, deterministic=True)[0]
+    ), seconds
 
 
 def _planned(plan: Callable[[SyntheticEnv], list[Intervention]]) -> float:
@@ -121,7 +140,11 @@ def _planned(plan: Callable[[SyntheticEnv], list[Intervention]]) -> float:
 def _values_per_second(times: int = 1000) -> dict[str, float]:
     env, rates = _fresh(0), {}
     snapshot = env.snapshot()
-    for name, call in {"forks": env.fork, "snapshots": env.snapshot, "restores": lambda: env.restore(snapshot)}.items():
+    for name, call in {
+        "forks": env.fork,
+        "snapshots": env.snapshot,
+        "restores": lambda: env.restore(snapshot),
+    }.items():
         start = time.perf_counter()
         for _ in range(times):
             call()

@@ -1,11 +1,13 @@
 """One verification, of six candidates and the control, by how its branches are trained: in turn, folded, over worker processes.
 
-Wall-clock time, for that is what several cores are for. Within a width the ways take turns, so that a slow spell of the machine
-hits all alike, and each round's times are told as ratios to in turn. What the workers need to start, once a run, is told apart.
-Every branch takes all its steps: none is stopped early.
+Wall-clock time, for that is what several cores are for. Within a width the ways take turns, so that
+a slow spell of the machine hits all alike, and each round's times are told as ratios to in turn.
+What the workers need to start, once a run, is told apart. Every branch takes all its steps: none is
+stopped early.
 
-`longest_path` is processor time instead, of this process and of the busiest worker, so what the wall-clock time would come to if
-each had a core to itself: where other programs keep the cores busy, go by that.
+`longest_path` is processor time instead, of this process and of the busiest worker, so what the
+wall-clock time would come to if each had a core to itself: where other programs keep the cores
+busy, go by that.
 
     python benchmarks/verification.py --json
 """
@@ -60,7 +62,9 @@ def processor_time() -> list[float]:
 def verified(run: TrainingRun, verification: Verification) -> tuple[float, float, Verdict]:
     """Seconds that it takes, those of its longest path, and what it comes to."""
     before, started = processor_time(), time.perf_counter()
-    rollouts = verification.rollouts(run, decision_steps=verification.verify_steps, validation=run.uniform_loss)
+    rollouts = verification.rollouts(
+        run, decision_steps=verification.verify_steps, validation=run.uniform_loss
+    )
     verdict = verification.verify(rollouts, PLAN, horizon=4 * verification.verify_steps)
     seconds = time.perf_counter() - started
     ours, *theirs = (after - one for one, after in zip(before, processor_time()))
@@ -90,7 +94,9 @@ def timed(width: int, steps: int, rounds: int, workers: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "seconds": {name: round(statistics.median(took), 3) for name, took in seconds.items()},
         "over_in_turn": {name: statistics.median(took) for name, took in ratios.items()},
-        "longest_path_over_in_turn": {name: statistics.median(took) for name, took in lengths.items()},
+        "longest_path_over_in_turn": {
+            name: statistics.median(took) for name, took in lengths.items()
+        },
         "over_in_turn_by_round": ratios,
         "workers_start_seconds": round(first - again, 2),
         "workers_same_bits": losses["workers"] == losses["in_turn"],
@@ -99,7 +105,10 @@ def timed(width: int, steps: int, rounds: int, workers: int) -> dict[str, Any]:
 
 def over(took: dict[str, list[float]]) -> dict[str, list[float]]:
     """Each round's times as ratios to in turn."""
-    return {name: [round(one / base, 3) for one, base in zip(times, took["in_turn"])] for name, times in took.items()}
+    return {
+        name: [round(one / base, 3) for one, base in zip(times, took["in_turn"])]
+        for name, times in took.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    future.FOLDS_UP_TO = max(args.widths)  # models of every width are folded, so that it shows where that pays
+    future.FOLDS_UP_TO = max(
+        args.widths
+    )  # models of every width are folded, so that it shows where that pays
     result: dict[str, Any] = {
         "benchmark": "verification",
         "branches": len(SCALES) + 1,
@@ -125,8 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for width in args.widths:
         found = result["widths"][str(width)] = timed(width, args.steps, args.rounds, args.workers)
         if not args.json:
-            took = "  ".join(f"{name} {found['seconds'][name]} s (×{ratio})" for name, ratio in found["over_in_turn"].items())
-            print(f"width {width:3}: {took}  start of the workers {found['workers_start_seconds']} s", flush=True)
+            took = "  ".join(
+                f"{name} {found['seconds'][name]} s (×{ratio})"
+                for name, ratio in found["over_in_turn"].items()
+            )
+            print(
+                f"width {width:3}: {took}  start of the workers {found['workers_start_seconds']} s",
+                flush=True,
+            )
     if args.json:
         print(json.dumps(result))
 

@@ -41,7 +41,12 @@ from trainenv.worldmodel.networks import Architecture
 from trainenv.worldmodel.online import Online, OnlineModel
 from trainenv.worldmodel.training import Training, fit
 
-LEFT_OUT = (("width", "64"), ("corpus", "words"), ("stressor", "rare_tokens"), ("faults", "lr_spike"))
+LEFT_OUT = (
+    ("width", "64"),
+    ("corpus", "words"),
+    ("stressor", "rare_tokens"),
+    ("faults", "lr_spike"),
+)
 FAMILIES = ("clip", "momentum_reset")
 
 
@@ -91,7 +96,9 @@ def ablations(recipe: Recipe) -> dict[str, Baseline]:
     }
 
 
-def predicted(name: str, baseline: Baseline, train: Examples, test: Examples) -> tuple[str, Predictions, float]:
+def predicted(
+    name: str, baseline: Baseline, train: Examples, test: Examples
+) -> tuple[str, Predictions, float]:
     """Fit and predict, in a process of its own; with the seconds of its core that it took."""
     torch.set_num_threads(1)
     started = time.process_time()
@@ -100,7 +107,9 @@ def predicted(name: str, baseline: Baseline, train: Examples, test: Examples) ->
 
 
 def all_predicted(
-    tasks: Sequence[tuple[str, Baseline, Examples, Examples]], workers: int, say: Callable[[str], None]
+    tasks: Sequence[tuple[str, Baseline, Examples, Examples]],
+    workers: int,
+    say: Callable[[str], None],
 ) -> dict[str, Predictions]:
     """Every task's predictions, by name."""
     found = {}
@@ -113,7 +122,13 @@ def all_predicted(
 
 
 def table(
-    data: Dataset, examples: Examples, model: Model, recipe: Recipe, workers: int, say: Callable[[str], None], quick: bool
+    data: Dataset,
+    examples: Examples,
+    model: Model,
+    recipe: Recipe,
+    workers: int,
+    say: Callable[[str], None],
+    quick: bool,
 ) -> dict[str, Any]:
     """The model, the baselines and the ablations, on the test trunks."""
     parts = split(data, recipe.seed)
@@ -124,7 +139,11 @@ def table(
     found = {"model": model.predict(test), **all_predicted(tasks, workers, say)}
     reports = {name: evaluate(test, one, noise=noise) for name, one in found.items()}
     picks = evaluate(test, model.predict(test, picks=True), noise=noise)
-    beside = {name: _summary(compare(test, found["model"], one, noise=noise)) for name, one in found.items() if name != "model"}
+    beside = {
+        name: _summary(compare(test, found["model"], one, noise=noise))
+        for name, one in found.items()
+        if name != "model"
+    }
     return {
         "models": reports,
         "model_against": beside,
@@ -146,7 +165,11 @@ def left_out(
 ) -> dict[str, dict[str, Any]]:
     """Trained without something and judged on it: the networks, the trees and doing nothing."""
     learned = Learned(training=recipe.training, architecture=recipe.architecture)
-    tried: dict[str, Baseline] = {"networks": learned, "trees": BASELINES["trees"], "nothing": BASELINES["nothing"]}
+    tried: dict[str, Baseline] = {
+        "networks": learned,
+        "trees": BASELINES["trees"],
+        "nothing": BASELINES["nothing"],
+    }
     noise, cases = seed_noise(examples), {}
 
     def rows_of(names: Sequence[str]) -> NDArray[np.bool_]:
@@ -158,7 +181,9 @@ def left_out(
                 cases[f"{column} {level}"] = rows_of(others), rows_of(those)
     parts = split(data, recipe.seed)
     for family in FAMILIES:
-        rows, test = leave_action_out(data.branches, family, train=parts["train"] + parts["calibrate"], test=parts["test"])
+        rows, test = leave_action_out(
+            data.branches, family, train=parts["train"] + parts["calibrate"], test=parts["test"]
+        )
         cases[f"action {family}"] = rows, test
     tasks = [
         (f"{case}|{name}", one, examples.where(train), examples.where(test))
@@ -170,7 +195,9 @@ def left_out(
     for case, (_, test) in cases.items():
         result[case] = {}
         for name in tried:
-            report = evaluate(examples.where(test), found[f"{case}|{name}"], noise=noise[test], resamples=300)
+            report = evaluate(
+                examples.where(test), found[f"{case}|{name}"], noise=noise[test], resamples=300
+            )
             result[case][name] = {
                 "annealed mae mattering": report["annealed"]["mattering"]["mae"],
                 "annealed crps": report["annealed"]["all"]["crps"],
@@ -182,7 +209,11 @@ def left_out(
 def online(data: Dataset, examples: Examples, recipe: Recipe) -> dict[str, Any]:
     """A model that never saw a corpus meets it: error before and after, there and on what it knew."""
     level = "words"
-    others, those = next((others, those) for found, others, those in leave_out(data.trunks, "corpus") if found == level)
+    others, those = next(
+        (others, those)
+        for found, others, those in leave_out(data.trunks, "corpus")
+        if found == level
+    )
     parts = split(data, recipe.seed)
     known = [name for name in others if name in parts["train"]]
     held = examples.among([name for name in others if name in parts["calibrate"]])
@@ -236,9 +267,16 @@ def _timed(call: Callable[[], Any], repeats: int = 50) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/worldmodel"), help="what `trainenv worldmodel build` made")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/worldmodel"),
+        help="what `trainenv worldmodel build` made",
+    )
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="no ablations, nothing left out, nothing online")
+    parser.add_argument(
+        "--quick", action="store_true", help="no ablations, nothing left out, nothing online"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -261,7 +299,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for name, report in result["models"].items():
         print(f"{name:22}", _row(report))
-    print(json.dumps({key: value for key, value in result.items() if key not in ("models", "model_against")}, indent=1))
+    print(
+        json.dumps(
+            {key: value for key, value in result.items() if key not in ("models", "model_against")},
+            indent=1,
+        )
+    )
 
 
 def _row(report: Mapping[str, Any]) -> str:

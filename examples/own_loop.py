@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainenv import TrainingConfig, TrainingRun, agents, planners, worldmodel
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.report.run.run_report import RunReport
 
 VOCABULARY = 32
 
-# ── what you have: any module, optimizer and loss, and data by its index ─────────────────────────────────────────────────
+# ── what you have: any module, optimizer and loss, and data by its index ──────────────────────────
 
 
 class Recurrent(nn.Module):
@@ -47,10 +47,12 @@ def batches(index: int) -> Tensor:
 
 def loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """Mean cross-entropy in nats a token, with a little label smoothing."""
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01)
+    return F.cross_entropy(
+        model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01
+    )
 
 
-# ── what makes it a run ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what makes it a run ───────────────────────────────────────────────────────────────────────────
 
 CONFIG = TrainingConfig.model_validate(
     {
@@ -61,8 +63,15 @@ CONFIG = TrainingConfig.model_validate(
         "schedule": {"warmup": 20},
         "validation": {"every": 50},
         "checkpoints": {"every": 25, "moments": "exact"},
-        # The defaults are for 16 000 steps. Look ahead 12 % of yours, as the pretrained model does, and scale the rest alike.
-        "branching": {"every": 50, "rewind": 25, "horizon": 48, "verify_steps": 6, "quiet": 20},
+        # The defaults are for 16 000 steps. Look ahead 12 % of yours, as the pretrained model does,
+        # and scale the rest alike.
+        "branching": {
+            "every": 50,
+            "rewind": 25,
+            "horizon": 48,
+            "verify_steps": 6,
+            "refractory_steps": 20,
+        },
     }
 )
 
@@ -73,20 +82,24 @@ def fresh_run() -> TrainingRun:
     model = Recurrent()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     held_out = [batches(10**6 + place) for place in range(4)]
-    return TrainingRun(model, optimizer, batches, CONFIG, objective=loss, validation=held_out, probe=held_out[0])
+    return TrainingRun(
+        model, optimizer, batches, CONFIG, objective=loss, validation=held_out, probe=held_out[0]
+    )
 
 
-# ── what adds the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what adds the loop ────────────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
-    with TemporaryDirectory() as temporary:  # in earnest a folder that stays: `trainenv report` reads it
-        alone = drive(fresh_run(), RunFolder.create(Path(temporary) / "alone", CONFIG))
+    with (
+        TemporaryDirectory() as temporary
+    ):  # in earnest a folder that stays: `trainenv report` reads it
+        alone = train(fresh_run(), RunFolder.create(Path(temporary) / "alone", CONFIG))
 
         loop = agents.Branching(planner=planners.make("grid"), model=worldmodel.load_pretrained())
         run, folder = fresh_run(), RunFolder.create(Path(temporary) / "steered", CONFIG)
-        print(loop.statement(run))
-        steered = drive(run, folder, responder=loop)
+        print(loop.cost_estimate(run))
+        steered = train(run, folder, callback=loop)
         print(RunReport(folder.path).tree())
     for name, summary in {"left alone": alone, "steered": steered}.items():
         print(f"{name}: {summary['final_validation_loss']:.3f} nats after {summary['step']} steps")

@@ -34,7 +34,9 @@ def batches(index: int) -> Tensor:
 
 def loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """Label-smoothed cross-entropy, a loss of one's own."""
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01)
+    return F.cross_entropy(
+        model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01
+    )
 
 
 def main() -> None:
@@ -55,7 +57,9 @@ def main() -> None:
     branch.apply(Intervention(lr_scale=0.5, clip="zclip"))
     run.advance(100)
     branch.advance(100)
-    print(f"left alone {run.evaluate():.3f}, at half the learning rate with ZClip {branch.evaluate():.3f}; {run.ledger}")
+    print(
+        f"left alone {run.evaluate():.3f}, at half the learning rate with ZClip {branch.evaluate():.3f}; {run.ledger}"
+    )
 
 
 if __name__ == "__main__":

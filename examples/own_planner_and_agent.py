@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trainenv import Intervention, TrainingRun, agents, planners, worldmodel
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
-from trainenv.loop import Responder, drive
+from trainenv.loop import Callback, train
 from trainenv.planners import testing
 from trainenv.records.run_folder import RunFolder
 from trainenv.report.run.run_report import RunReport
@@ -34,7 +34,13 @@ SETTINGS = {
     "schedule.warmup": 10,
     "validation.sequences": 16,
     "environment.decision_steps": 20,
-    "branching": {"every": 40, "rewind": 40, "horizon": 24, "verify_steps": 5, "quiet": 20},  # a look ahead of 12 % of the run
+    "branching": {
+        "every": 40,
+        "rewind": 40,
+        "horizon": 24,
+        "verify_steps": 5,
+        "refractory_steps": 20,
+    },  # a look ahead of 12 % of the run
 }
 
 
@@ -42,18 +48,21 @@ SETTINGS = {
 class Climb:
     """A planner: at each decision to come, go on with the change that the model likes best after those before it.
 
-    `planners.Draft` keeps the promises: the budget, the masks, a model that fails, doing nothing as a candidate.
+    `planners.PlanBuilder` keeps the promises: the budget, the masks, a model that fails, doing
+    nothing as a candidate.
     """
 
     decisions: int = 3
     rates: tuple[float, ...] = (1.0, 0.9, 1.1)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        draft = planners.Draft(problem, "climb")
+        draft = planners.PlanBuilder(problem, "climb")
         path: tuple[Intervention, ...] = ()
         for _ in range(min(self.decisions, problem.decisions_left)):
             longer = [(*path, Intervention(lr_scale=rate)) for rate in self.rates]
-            scored = [pair for pair in zip(draft.forecast(longer), longer) if math.isfinite(pair[0])]
+            scored = [
+                pair for pair in zip(draft.forecast(longer), longer) if math.isfinite(pair[0])
+            ]
             if not scored:  # the budget is spent, or the model failed
                 break
             path = min(scored, key=lambda pair: pair[0])[1]
@@ -65,12 +74,18 @@ class NotWorse:
     """An accept rule: on the same batches, the branch's training loss is not above doing nothing's by more than chance."""
 
     errors: float = 1.0
-    measure: ClassVar[Measure] = "horizon"  # the loss where a branch ends; "annealed" costs a cool-down more
+    measure: ClassVar[Measure] = (
+        "horizon"  # the loss where a branch ends; "annealed" costs a cool-down more
+    )
 
     def objection(self, branch: Branch, control: Branch, /) -> str:
         pair = branch.paired
         if pair is None or pair.mean > self.errors * pair.error:
-            return f"training loss {pair.mean:+.4f} ± {pair.error:.4f} nats" if pair else "nothing to compare"
+            return (
+                f"training loss {pair.mean:+.4f} ± {pair.error:.4f} nats"
+                if pair
+                else "nothing to compare"
+            )
         return ""
 
     def rank(self, branch: Branch, /) -> float:
@@ -80,7 +95,9 @@ class NotWorse:
 class Thermostat:
     """An agent: keeps the size of an update near a hundredth of that of the weights, by the learning rate."""
 
-    def act(self, observation: NDArray[np.float32], info: Mapping[str, Any], /) -> NDArray[np.int64]:
+    def act(
+        self, observation: NDArray[np.float32], info: Mapping[str, Any], /
+    ) -> NDArray[np.int64]:
         ratio = dict(zip(FEATURES, observation))["update_ratio"]  # log10(‖update‖ ÷ ‖weights‖) + 3
         rate = 0.8 if ratio > 1.2 else 1.1 if ratio < 0.8 else 1.0
         return ActionCodec().encode(Intervention(lr_scale=rate))
@@ -94,12 +111,22 @@ def main() -> None:
         model=worldmodel.load_pretrained(),
         verification=Verification(top_k=3, verify_steps=5, rule=NotWorse()),
     )
-    responders: dict[str, Responder | None] = {"left alone": None, "thermostat": agents.Acting(agent=Thermostat()), "loop": loop}
+    responders: dict[str, Callback | None] = {
+        "left alone": None,
+        "thermostat": agents.AgentCallback(agent=Thermostat()),
+        "loop": loop,
+    }
     with TemporaryDirectory() as folder:
-        for name, responder in responders.items():
-            run = TrainingRun.from_config("tiny", SETTINGS)  # the same weights and the same batches each time
-            summary = drive(run, RunFolder.create(Path(folder) / name, run.config), responder=responder)
-            print(f"{name}: {summary['final_validation_loss']:.3f} nats after {summary['step']} steps")
+        for name, callback in responders.items():
+            run = TrainingRun.from_config(
+                "tiny", SETTINGS
+            )  # the same weights and the same batches each time
+            summary = train(
+                run, RunFolder.create(Path(folder) / name, run.config), callback=callback
+            )
+            print(
+                f"{name}: {summary['final_validation_loss']:.3f} nats after {summary['step']} steps"
+            )
         print(RunReport(Path(folder) / "loop").tree())
 
 

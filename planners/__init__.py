@@ -3,12 +3,14 @@
     plan = planners.make("grid", candidates=64).plan(problem)
     plan.best.interventions, plan.best.score, plan.cost
 
-One file a planner. A planner of your own is a frozen dataclass with a method `plan`, found by name through an entry point:
+One file a planner. A planner of your own is a frozen dataclass with a method `plan`, found by name
+through an entry point:
 
     [project.entry-points."trainenv.planners"]        # in your pyproject.toml
     mine = "my_package:MyPlanner"
 
-`trainenv.planners.testing` checks that it keeps the contract, and `planners.Draft` keeps most of it for you.
+`trainenv.planners.testing` checks that it keeps the contract, and `planners.PlanBuilder` keeps most
+of it for you.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from trainenv.planners.mcts import MCTS
 from trainenv.planners.pbt import PBT
 from trainenv.planners.proposals import hypergradient
 from trainenv.planners.random_search import RandomSearch
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
 from trainenv.tools.spelling import nearest
 from trainenv.types import Planner, UserError
@@ -56,8 +58,8 @@ __all__ = [
     "Bandit",
     "Bayes",
     "CurvePruner",
-    "Draft",
     "Grid",
+    "PlanBuilder",
     "RandomSearch",
     "Score",
     "hypergradient",
@@ -76,8 +78,8 @@ def make(name: str, **hyperparameters: Any) -> Planner:
     """The planner of that name, ours or one that is installed; what is left out of its hyperparameters is at its default.
 
     Raises:
-        UserError: no such planner or hyperparameter (the nearest valid one is named), a value out of range, or an installed
-            planner that cannot be loaded or is none.
+        UserError: no such planner or hyperparameter (the nearest valid one is named), a value out
+            of range, or an installed planner that cannot be loaded or is none.
     """
     kind = PLANNERS[name] if name in PLANNERS else _loaded(name)
     if is_dataclass(kind):
@@ -89,7 +91,9 @@ def make(name: str, **hyperparameters: Any) -> Planner:
                 )
     planner = kind(**hyperparameters)
     if not isinstance(planner, Planner):
-        raise UserError(f"the entry point {name!r} must make a planner, found {planner!r}; give it a method plan(problem)")
+        raise UserError(
+            f"the entry point {name!r} must make a planner, found {planner!r}; give it a method plan(problem)"
+        )
     return planner
 
 
@@ -97,12 +101,16 @@ def _loaded(name: str) -> Any:
     others = installed()
     if name not in others:
         names = (*NAMES, *others)
-        raise UserError(f"planner must be one of {', '.join(names)}, found {name!r}{nearest(name, names)}")
+        raise UserError(
+            f"planner must be one of {', '.join(names)}, found {name!r}{nearest(name, names)}"
+        )
     try:
         return others[name].load()
     except Exception as error:
         value = others[name].value
-        raise UserError(f"the planner {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"the planner {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 if __name__ == "planners":  # in a checkout: one copy of every class

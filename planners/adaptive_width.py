@@ -54,18 +54,23 @@ def risk_of(forecast: Forecast | None = None, reading: Reading | None = None) ->
     """The risk of going on as now: the greater of what the model and the uncertainty index say, from 0 to 1.
 
     Args:
-        forecast: of doing nothing: its chance that the run diverges or the index fires. An abstaining model is a risk of 1.
-        reading: of the last step: 1 where the index fired, else how far it is on the way to its threshold, half of it counting
-            for nothing and the whole of it for one half.
+        forecast: of doing nothing: its chance that the run diverges or the index fires. An
+            abstaining model is a risk of 1.
+        reading: of the last step: 1 where the index fired, else how far it is on the way to its
+            threshold, half of it counting for nothing and the whole of it for one half.
 
     Raises:
         UserError: neither is given.
     """
     if forecast is None and reading is None:
-        raise UserError("risk is read from a forecast of doing nothing or a reading, found neither; give at least one")
+        raise UserError(
+            "risk is read from a forecast of doing nothing or a reading, found neither; give at least one"
+        )
     found = [0.0]
     if forecast is not None:
-        found.append(1.0 if forecast.abstain else 1 - (1 - forecast.divergence) * (1 - forecast.instability))
+        found.append(
+            1.0 if forecast.abstain else 1 - (1 - forecast.divergence) * (1 - forecast.instability)
+        )
     if reading is not None:
         near = reading.index / reading.threshold if 0 < reading.threshold < math.inf else 0.0
         found.append(1.0 if reading.fired else min(max(near - 0.5, 0.0), 0.5))

@@ -1,17 +1,24 @@
-"""AutoLRS (Jin et al. 2021, arXiv:2105.10762): the learning rate of the next stage by Bayesian optimisation of short real runs.
+"""AutoLRS (Jin et al.
 
-From the run as it is, learning rates are tried one after the other, each for τ/10 steps, where τ is the length of a stage:
+2021, arXiv:2105.10762): the learning rate of the next stage by Bayesian optimisation of short real
+runs.
 
-    an exponential a·e^{bt} + c, b < 0 < a, is fitted to the loss of the short run, and its value at t = τ is the forecast loss
-    a Gaussian process over ln(learning rate) has seen these; the next rate tried is the one with the least mean − κ·std
-    after `tries` of them, the rate with the least forecast loss is the plan, to be run for τ
+From the run as it is, learning rates are tried one after the other, each for τ/10 steps, where τ is
+the length of a stage:
 
-It is the published controller to beat. It judges by the raw loss at τ, whatever the criterion, and so shares the short-horizon
+    an exponential a·e^{bt} + c, b < 0 < a, is fitted to the loss of the short run, and its value at
+    t = τ is the forecast loss a Gaussian process over ln(learning rate) has seen these; the next
+    rate tried is the one with the least mean − κ·std after `tries` of them, the rate with the least
+    forecast loss is the plan, to be run for τ
+
+It is the published controller to beat. It judges by the raw loss at τ, whatever the criterion, and
+so shares the short-horizon
 bias: lower learning rates look better than they are.
 
-Deviations: rates are those that the action space reaches now (× 0.8 to × 1.1 by default: few, so that all are tried, where the
-paper searches an interval); the fit is to clean validation losses, so there are no outliers to remove before it; the first rates
-tried are the present one, the lowest and the highest; with fewer than four looks, the last loss stands for the forecast.
+Deviations: rates are those that the action space reaches now (× 0.8 to × 1.1 by default: few, so
+that all are tried, where the paper searches an interval); the fit is to clean validation losses, so
+there are no outliers to remove before it; the first rates tried are the present one, the lowest and
+the highest; with fewer than four looks, the last loss stands for the forecast.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trainenv.planners.hyperparameters import number, whole
 from trainenv.planners.support.gaussian_process import fit
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
 from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, values
 from trainenv.types import Intervention, Plan, PlanningProblem
@@ -59,9 +66,11 @@ class AutoLRS:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank learning rates by the loss that they are forecast to have after the stage."""
-        draft = Draft(problem, "autolrs", criterion=Score(measure="horizon"))
+        draft = PlanBuilder(problem, "autolrs", criterion=Score(measure="horizon"))
         _ = draft.executor  # its absence is told before anything is spent
-        tau = max(1, min(self.stage * problem.history.decision_steps, len(problem.history.lrs_ahead)))
+        tau = max(
+            1, min(self.stage * problem.history.decision_steps, len(problem.history.lrs_ahead))
+        )
         steps = max(1, round(self.share * tau))
         rates = _rates(problem)  # sequence → ln of its factor
         tried: dict[Sequenced, float] = {}
@@ -78,7 +87,9 @@ class AutoLRS:
                 failed.add(one)
         return draft.plan()
 
-    def _next(self, rates: dict[Sequenced, float], tried: dict[Sequenced, float], left: list[Sequenced]) -> Sequenced:
+    def _next(
+        self, rates: dict[Sequenced, float], tried: dict[Sequenced, float], left: list[Sequenced]
+    ) -> Sequenced:
         """The present rate, the lowest, the highest, then by the process."""
         first = [NOTHING, min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)]
         for one in first:
@@ -101,27 +112,34 @@ def _rates(problem: PlanningProblem) -> dict[Sequenced, float]:
     return rates
 
 
-def _forecast(draft: Draft, one: Sequenced, steps: int, tau: int) -> float:
+def _forecast(draft: PlanBuilder, one: Sequenced, steps: int, tau: int) -> float:
     """Δ ln of the loss forecast at τ, against doing nothing; the price of a divergence where one of them diverged."""
-    outcome, control = draft.outcome(one, steps), draft.outcome(NOTHING, steps)
+    outcome = draft.outcome(one, steps)
+    control = draft.outcome(NOTHING, steps)
     if outcome is None or control is None or outcome.diverged or control.diverged:
         return draft.measured(one, steps)
-    return math.log(extrapolated(outcome.looks, outcome.validation, tau) / extrapolated(control.looks, control.validation, tau))
+    return math.log(
+        extrapolated(outcome.looks, outcome.validation, tau)
+        / extrapolated(control.looks, control.validation, tau)
+    )
 
 
 def extrapolated(steps: ArrayLike, losses: ArrayLike, at: float) -> float:
     """The loss at step `at` by a·e^{bt} + c with b < 0 ≤ a, fitted by least squares; the last loss where it cannot be fitted.
 
-    For each of some b the best a and c follow by linear regression. The result is between the last loss and half of it.
+    For each of some b the best a and c follow by linear regression. The result is between the last
+    loss and half of it.
 
     Args:
         steps: [n] rising.
         losses: [n] nats per token.
         at: step, at or after the last.
     """
-    t, y = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    t = np.asarray(steps, dtype=np.float64)
+    y = np.asarray(losses, dtype=np.float64)
     known = np.isfinite(y)
-    t, y = t[known], y[known]
+    t = t[known]
+    y = y[known]
     if len(t) < 4 or at <= t[-1]:
         return float(y[-1])
     rates = np.geomspace(0.05, 20.0, 40)
@@ -134,7 +152,8 @@ def extrapolated(steps: ArrayLike, losses: ArrayLike, at: float) -> float:
 def _fitted(t: Floats, y: Floats, rates: Floats, at: float) -> tuple[float, float]:
     """The value at `at` of the exponential with the best of some rates −b [R], and that rate; the last of y if none falls."""
     shapes = np.exp(-np.multiply.outer(rates, t - t[0]))  # [R, n]
-    centred, rest = shapes - shapes.mean(axis=1, keepdims=True), y - y.mean()
+    centred = shapes - shapes.mean(axis=1, keepdims=True)
+    rest = y - y.mean()
     a = centred @ rest / (centred**2).sum(axis=1)  # [R]
     errors = np.where(a > 0, ((rest - a[:, None] * centred) ** 2).sum(axis=1), np.inf)
     best = int(np.argmin(errors))

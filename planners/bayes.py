@@ -1,12 +1,14 @@
 """Bayesian optimisation with Optuna's ask and tell: TPE by default, a Gaussian process as an option.
 
-TPE (Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127) keeps a density l(x) of the better tellings and g(x) of the others,
-and asks next where l/g is greatest, here jointly over the parts of the action. The learning-rate and the weight-decay scale are
-ordered, the other parts are categories; only legal values are in the space.
+TPE (Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127) keeps a density l(x) of the better
+tellings and g(x) of the others, and asks next where l/g is greatest, here jointly over the parts of
+the action. The learning-rate and the weight-decay scale are ordered, the other parts are
+categories; only legal values are in the space.
 
-How results are told, which Optuna would otherwise decide by itself (`tell(nan)` fails with a warning, `tell(inf)` is taken for
-a result): a divergence is a number, since the criterion prices it; what has no score (pruned, dropped, a branch that failed)
-is told as FAIL, and teaches nothing. Doing nothing and the proposals are told first. A question asked again is answered from
+How results are told, which Optuna would otherwise decide by itself (`tell(nan)` fails with a
+warning, `tell(inf)` is taken for a result): a divergence is a number, since the criterion prices
+it; what has no score (pruned, dropped, a branch that failed) is told as FAIL, and teaches nothing.
+Doing nothing and the proposals are told first. A question asked again is answered from
 memory: it costs no look, but counts among the asks.
 """
 
@@ -21,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trainenv.interventions import PARTS
 from trainenv.planners.hyperparameters import choice, whole
-from trainenv.planners.support.plan_builder import Draft
-from trainenv.planners.support.scoring import JUDGES, Judge, look
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.scoring import JUDGES, Scorer, look
 from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, factor, values
 from trainenv.tools.optional import require
 from trainenv.types import Intervention, Plan, PlanningProblem
@@ -48,7 +50,8 @@ class Bayes:
         batch: asks at a time, without knowing each other's answer: what the executor runs at once.
         startup: asks at random before the sampler learns.
         judge: `model`, `executor`, or `either`: the model where there is one.
-        steps: real steps of a branch where the executor is the judge; None for one decision for each that the candidate spans.
+        steps: real steps of a branch where the executor is the judge; None for one decision for
+            each that the candidate spans.
 
     Raises:
         UserError: a hyperparameter is out of range, or optuna is not installed.
@@ -59,7 +62,7 @@ class Bayes:
     decisions: int = 1
     batch: int = 1
     startup: int = 10
-    judge: Judge = "either"
+    judge: Scorer = "either"
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class Bayes:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank what was asked."""
-        draft = Draft(problem, "bayes")
+        draft = PlanBuilder(problem, "bayes")
         decisions = min(self.decisions, problem.decisions_left)
         space = Space(problem, decisions)
 
@@ -85,10 +88,20 @@ class Bayes:
         first = list(dict.fromkeys([NOTHING, *draft.proposals]))[: self.candidates]
         _told_before(study, space, first, judged(first))
         asked = len(first)
-        while space.distributions and asked < self.candidates and not draft.over and not draft.exhausted:
-            trials = [study.ask(space.distributions) for _ in range(min(self.batch, self.candidates - asked))]
+        while (
+            space.distributions
+            and asked < self.candidates
+            and not draft.over
+            and not draft.exhausted
+        ):
+            trials = [
+                study.ask(space.distributions)
+                for _ in range(min(self.batch, self.candidates - asked))
+            ]
             asked += len(trials)
-            for trial, score in zip(trials, judged([space.sequence(trial.params) for trial in trials]), strict=True):
+            for trial, score in zip(
+                trials, judged([space.sequence(trial.params) for trial in trials]), strict=True
+            ):
                 _tell(study, trial, score)
         return draft.plan()
 
@@ -99,9 +112,12 @@ class Space:
     def __init__(self, problem: PlanningProblem, decisions: int) -> None:
         from optuna.distributions import CategoricalDistribution, IntDistribution
 
-        self._codec, self._decisions = problem.codec, decisions
+        self._codec = problem.codec
+        self._decisions = decisions
         self._legal = [
-            sorted(legal.tolist(), key=partial(factor, problem.codec, part)) if PARTS[part] in _ORDERED else legal.tolist()
+            sorted(legal.tolist(), key=partial(factor, problem.codec, part))
+            if PARTS[part] in _ORDERED
+            else legal.tolist()
             for part, legal in enumerate(values(problem.masks))
         ]
         self.distributions: dict[str, BaseDistribution] = {}
@@ -110,13 +126,20 @@ class Space:
                 ordered = PARTS[part] in _ORDERED
                 if len(legal) > 1:
                     places = range(len(legal))
-                    found = IntDistribution(0, len(legal) - 1) if ordered else CategoricalDistribution(list(places))
+                    found = (
+                        IntDistribution(0, len(legal) - 1)
+                        if ordered
+                        else CategoricalDistribution(list(places))
+                    )
                     self.distributions[f"{PARTS[part]} {decision}"] = found
 
     def sequence(self, parameters: dict[str, Any]) -> Sequenced:
         """The sequence that parameters, places among legal values, stand for."""
         rows = [
-            [legal[parameters.get(f"{PARTS[part]} {decision}", 0)] for part, legal in enumerate(self._legal)]
+            [
+                legal[parameters.get(f"{PARTS[part]} {decision}", 0)]
+                for part, legal in enumerate(self._legal)
+            ]
             for decision in range(self._decisions)
         ]
         return canonical([self._codec.decode(row) for row in rows])
@@ -127,7 +150,11 @@ class Space:
         if len(padded) > self._decisions:
             return None
         rows = [self._codec.encode(intervention).tolist() for intervention in padded]
-        if any(value not in legal for row in rows for value, legal in zip(row, self._legal, strict=True)):
+        if any(
+            value not in legal
+            for row in rows
+            for value, legal in zip(row, self._legal, strict=True)
+        ):
             return None
         places = {
             f"{PARTS[part]} {decision}": self._legal[part].index(value)
@@ -141,7 +168,9 @@ def quiet_study(sampler: Sampler, startup: int, seed: int) -> Study:
     """A study in memory that minimises; nothing is printed, and Optuna's log level is left as it was."""
     import optuna
 
-    made: Callable[..., Any] = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[sampler]
+    made: Callable[..., Any] = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[
+        sampler
+    ]
     options: dict[str, Any] = {"multivariate": True} if sampler == "tpe" else {}
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
@@ -155,14 +184,18 @@ def quiet_study(sampler: Sampler, startup: int, seed: int) -> Study:
         optuna.logging.set_verbosity(before)
 
 
-def _told_before(study: Study, space: Space, sequences: Sequence[Sequenced], scores: Sequence[float]) -> None:
+def _told_before(
+    study: Study, space: Space, sequences: Sequence[Sequenced], scores: Sequence[float]
+) -> None:
     """Tell what was looked at without being asked."""
     from optuna.trial import create_trial
 
     for sequence, score in zip(sequences, scores, strict=True):
         parameters = space.parameters(sequence)
         if parameters is not None and math.isfinite(score):
-            study.add_trial(create_trial(params=parameters, distributions=space.distributions, value=score))
+            study.add_trial(
+                create_trial(params=parameters, distributions=space.distributions, value=score)
+            )
 
 
 def _tell(study: Study, trial: Trial, score: float) -> None:

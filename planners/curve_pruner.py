@@ -1,15 +1,20 @@
-"""Pruning by learning-curve extrapolation (Domhan et al. 2015): hopeless candidates are dropped before the model sees them.
+"""Pruning by learning-curve extrapolation (Domhan et al.
 
-A forecaster of loss curves is fitted to the history once and extrapolated to the *end of the run* under the learning rates that
-each candidate would bring. A candidate is dropped if P(its final loss is below the best one's) < `chance`.
+2015): hopeless candidates are dropped before the model sees them.
 
-Judged at the end and not N steps ahead, since lower learning rates look better on the way. A curve knows of the learning rate
-only: candidates that differ in anything else share its judgement, and those that leave the learning rate alone are never
-dropped. Hand in a forecaster that knows of the learning rate (the multi-power law); one that does not calls all equal, and
-drops none. Forecast errors of candidates have the same sign, mostly, so taking them as independent of one another errs on the
-side of keeping.
+A forecaster of loss curves is fitted to the history once and extrapolated to the *end of the run*
+under the learning rates that each candidate would bring. A candidate is dropped if P(its final loss
+is below the best one's) < `chance`.
 
-    CurvePruner(forecaster=trainenv.worldmodel.curves.make("anchored-multi-power"), history=trainenv.worldmodel.curves.History)
+Judged at the end and not N steps ahead, since lower learning rates look better on the way. A curve
+knows of the learning rate
+only: candidates that differ in anything else share its judgement, and those that leave the learning
+rate alone are never dropped. Hand in a forecaster that knows of the learning rate (the multi-power
+law); one that does not calls all equal, and drops none. Forecast errors of candidates have the same
+sign, mostly, so taking them as independent of one another errs on the side of keeping.
+
+    CurvePruner(forecaster=trainenv.worldmodel.curves.make("anchored-multi-power"),
+    history=trainenv.worldmodel.curves.History)
 """
 
 from __future__ import annotations
@@ -59,7 +64,8 @@ class CurvePruner:
 
     Args:
         forecaster: of loss curves.
-        history: makes what the forecaster is fitted to, of `steps`, `losses` and `lrs` [n] (keywords).
+        history: makes what the forecaster is fitted to, of `steps`, `losses` and `lrs` [n]
+            (keywords).
         chance: probability of being the better one below which a candidate is dropped; at most 0.5.
         points: how many learning rates stand for the rest of the run.
 
@@ -76,20 +82,28 @@ class CurvePruner:
         number("chance", self.chance, least=0, most=0.5)
         whole("points", self.points, least=2)
 
-    def hopeless(self, history: RunHistory, sequences: Sequence[Sequence[Intervention]], /) -> list[str]:
+    def hopeless(
+        self, history: RunHistory, sequences: Sequence[Sequence[Intervention]], /
+    ) -> list[str]:
         """For each sequence why it is dropped; empty where it stays."""
         factors = [tuple(done.lr_scale for done in sequence) for sequence in sequences]
         paths = list(dict.fromkeys([(1.0,), *factors]))  # doing nothing is the first
         if len(paths) == 1 or not history.lrs_ahead:
             return [""] * len(sequences)
         now = history.telemetry[-1].step
-        ends = np.unique(np.linspace(0, len(history.lrs_ahead), self.points + 1).round().astype(np.int64))
+        ends = np.unique(
+            np.linspace(0, len(history.lrs_ahead), self.points + 1).round().astype(np.int64)
+        )
         lrs = np.stack([_lrs(history, path, ends) for path in paths])  # [K, H]
         end = self._fitted(history).predict(now + ends[1:], lrs, at=[-1])
-        mean, std = np.asarray(end.mean)[:, 0], np.asarray(end.std)[:, 0]
+        mean = np.asarray(end.mean)[:, 0]
+        std = np.asarray(end.std)[:, 0]
         best = int(np.argmin(mean))
         apart = np.sqrt(std**2 + std[best] ** 2)
-        better = [_normal(float((mean[best] - mean[k]) / apart[k])) if k != best else 1.0 for k in range(len(paths))]
+        better = [
+            _normal(float((mean[best] - mean[k]) / apart[k])) if k != best else 1.0
+            for k in range(len(paths))
+        ]
         verdicts = {
             path: f"pruned: P(final loss below that of the best learning rate) = {p:.3f} < {self.chance:g}"
             for path, p in zip(paths, better, strict=True)
@@ -100,7 +114,11 @@ class CurvePruner:
     def _fitted(self, history: RunHistory) -> FittedCurve:
         rows = history.telemetry
         return self.forecaster.fit(
-            self.history(steps=[t.step for t in rows], losses=[t.loss for t in rows], lrs=[t.lr for t in rows])
+            self.history(
+                steps=[t.step for t in rows],
+                losses=[t.loss for t in rows],
+                lrs=[t.lr for t in rows],
+            )
         )
 
 
@@ -109,7 +127,9 @@ def _lrs(history: RunHistory, path: tuple[float, ...], ends: NDArray[np.int64]) 
     scale = np.ones(len(history.lrs_ahead))
     for decision, factor in enumerate(path):
         scale[decision * history.decision_steps :] *= factor
-    blocks: Floats = np.add.reduceat(np.asarray(history.lrs_ahead) * scale, ends[:-1]) / np.diff(ends)
+    blocks: Floats = np.add.reduceat(np.asarray(history.lrs_ahead) * scale, ends[:-1]) / np.diff(
+        ends
+    )
     return blocks
 
 

@@ -20,7 +20,14 @@ def whole(name: str, value: object, *, least: int) -> None:
         raise UserError(f"{name} must be a whole number, at least {least}, found {value!r}")
 
 
-def number(name: str, value: object, *, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> None:
+def number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+) -> None:
     """Refuse what is no finite number with above < value, least ≤ value ≤ most.
 
     Raises:
@@ -28,7 +35,9 @@ def number(name: str, value: object, *, least: float = -math.inf, most: float = 
     """
     sound = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value))
     if not sound or not (above < float(value) and least <= float(value) <= most):  # type: ignore[arg-type]
-        bounds = [f"above {above:g}"] * (above > -math.inf) + [f"at least {least:g}"] * (least > -math.inf)
+        bounds = [f"above {above:g}"] * (above > -math.inf) + [f"at least {least:g}"] * (
+            least > -math.inf
+        )
         bounds += [f"at most {most:g}"] * (most < math.inf)
         raise UserError(f"{name} must be a finite number, {' and '.join(bounds)}, found {value!r}")
 
@@ -40,4 +49,6 @@ def choice(name: str, value: object, valid: Collection[str]) -> None:
         UserError: it is none.
     """
     if value not in valid:
-        raise UserError(f"{name} must be one of {', '.join(valid)}, found {value!r}{nearest(value, valid)}")
+        raise UserError(
+            f"{name} must be one of {', '.join(valid)}, found {value!r}{nearest(value, valid)}"
+        )

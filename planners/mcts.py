@@ -5,17 +5,20 @@
     3.  a search over sequences of them, `depth` decisions deep                                  1 inference a simulation
     4.  of each candidate the best sequence found that begins with it, ranked                    1 forecast each, of some
 
-Variant `gumbel` (default) is Gumbel MuZero (Danihelka et al. 2022), `puct` that of MuZero; `trainenv.planners.search` has the formulas.
-Sampling the actions to search over is Hubert et al. 2021 (Sampled MuZero); here one sample serves all nodes. What the masks
-forbid later on (`masks_after`) is not chosen there.
+Variant `gumbel` (default) is Gumbel MuZero (Danihelka et al. 2022), `puct` that of MuZero;
+`trainenv.planners.search` has the formulas. Sampling the actions to search over is Hubert et al.
+2021 (Sampled MuZero); here one sample serves all nodes. What the masks forbid later on
+(`masks_after`) is not chosen there.
 
-The model is deterministic, so a sequence has one return: its rewards and the value where it ends, the fall of ln loss until the
-end of the run with the divergence that the model foresees in it. The score is the return of doing nothing now less that. It
-is not the mean over all that was tried below a candidate, which holds exploration's failures too; means guide the search alone.
+The model is deterministic, so a sequence has one return: its rewards and the value where it ends,
+the fall of ln loss until the end of the run with the divergence that the model foresees in it. The
+score is the return of doing nothing now less that. It is not the mean over all that was tried below
+a candidate, which holds exploration's failures too; means guide the search alone.
 
-So scores are of the end of the run, whatever the problem's criterion. That shows in the forecasts, which the best `forecasts`
-sequences get as far as the budget goes. With `rank_by="forecast"` all sequences found are forecast and ranked by the criterion.
-Of `problem.proposals` the single interventions are candidates.
+So scores are of the end of the run, whatever the problem's criterion. That shows in the forecasts,
+which the best `forecasts` sequences get as far as the budget goes. With `rank_by="forecast"` all
+sequences found are forecast and ranked by the criterion. Of `problem.proposals` the single
+interventions are candidates.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.search import PUCT, Gumbel, Recurrent, Root, Searched, Tree, search, subtree
 from trainenv.planners.search.model_states import Imagined, ModelFailed, Path, State
 from trainenv.planners.search.rules import Floats
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import NOTHING, count, exhaustive
 from trainenv.types import Intervention, Plan, PlanningProblem, UserError
 
@@ -47,14 +50,16 @@ class MCTS:
         variant: `gumbel` or `puct`.
         simulations: inferences after the first one.
         considered: candidates, doing nothing among them; at least 2.
-        depth: decisions that a sequence may have, or what is left of the run. Those of more than four are not forecast.
+        depth: decisions that a sequence may have, or what is left of the run. Those of more than
+            four are not forecast.
         discount: weight of a return one decision later; 1 for runs of a fixed length.
         gumbel_scale: of the noise at the root of `gumbel`; 0 decides without.
         noise: share of Dirichlet noise at the root of `puct`.
         forecasts: how many of the best sequences are forecast beside.
         rank_by: `search` or `forecast`; see the module.
-        reuse: go on from the tree of `problem.previous`, below what was done since. Old returns then count as much as new ones
-            though they are not from what the run has become: worth it where the model foresees decisions well.
+        reuse: go on from the tree of `problem.previous`, below what was done since. Old returns
+            then count as much as new ones though they are not from what the run has become: worth
+            it where the model foresees decisions well.
 
     Raises:
         UserError: a hyperparameter is out of range.
@@ -79,14 +84,16 @@ class MCTS:
             whole(name, getattr(self, name), least=1)
         whole("forecasts", self.forecasts, least=0)
         if self.rank_by == "forecast" and self.depth > FORECAST_DECISIONS:
-            raise UserError(f"a model forecasts {FORECAST_DECISIONS} decisions: depth must be that or less, found {self.depth}")
+            raise UserError(
+                f"a model forecasts {FORECAST_DECISIONS} decisions: depth must be that or less, found {self.depth}"
+            )
         number("discount", self.discount, above=0.0, most=1.0)
         number("gumbel_scale", self.gumbel_scale, least=0.0)
         number("noise", self.noise, least=0.0, most=1.0)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Search, and rank what was found."""
-        draft = Draft(problem, "mcts")
+        draft = PlanBuilder(problem, "mcts")
         model = draft.model
         if count(problem.masks) == 1:
             return draft.plan()
@@ -94,23 +101,39 @@ class MCTS:
             draft.exhausted = True
             return draft.plan()
         old = _left_over(problem, self.considered) if self.reuse else None
-        imagined = Imagined(problem, model, lambda states: draft.spend(futures=states), old.states if old else ())
+        imagined = Imagined(
+            problem, model, lambda states: draft.spend(futures=states), old.states if old else ()
+        )
         try:
             value, logits = imagined.begin()
             below = _choose_candidates(draft, imagined, logits, self.considered, old)
             legal = _looked_at(draft, imagined)
-            found = None if draft.faults else self._search(draft, imagined.root(value), imagined, legal, below)
+            found = (
+                None
+                if draft.faults
+                else self._search(draft, imagined.root(value), imagined, legal, below)
+            )
         except (ModelFailed, UserError) as error:
             draft.fail(f"the model failed: {error}")
             return draft.plan()
         if found is not None:
             self._rank(draft, imagined, found)
-        return draft.plan(memory=_Memory(tree=found.tree, imagined=imagined) if self.reuse and found else None)
+        return draft.plan(
+            memory=_Memory(tree=found.tree, imagined=imagined) if self.reuse and found else None
+        )
 
-    def _search(self, draft: Draft, root: Root, model: Recurrent, legal: NDArray[np.bool_], below: Tree | None) -> Searched:
+    def _search(
+        self,
+        draft: PlanBuilder,
+        root: Root,
+        model: Recurrent,
+        legal: NDArray[np.bool_],
+        below: Tree | None,
+    ) -> Searched:
         simulations = int(min(self.simulations, draft.futures_left))
         draft.exhausted = draft.exhausted or simulations < self.simulations
-        gumbel, puct = Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale), PUCT(noise=self.noise, untried="node")
+        gumbel = Gumbel(considered=self.considered, gumbel_scale=self.gumbel_scale)
+        puct = PUCT(noise=self.noise, untried="node")
         return search(
             root,
             model,
@@ -124,7 +147,7 @@ class MCTS:
             stop=lambda: draft.over,
         )
 
-    def _rank(self, draft: Draft, imagined: Imagined, found: Searched) -> None:
+    def _rank(self, draft: PlanBuilder, imagined: Imagined, found: Searched) -> None:
         """Of each candidate list the best sequence that begins with it, scored against doing nothing."""
         returns = _returns(found.tree, self.discount)
         idle = found.tree.children[0, 0, 0]
@@ -137,7 +160,9 @@ class MCTS:
         every = self.rank_by == "forecast"
         shown = [path for _, path in best.values() if len(path) <= FORECAST_DECISIONS]
         if not every:
-            shown = shown[: int(max(0, min(self.forecasts, draft.futures_left - 1)))]  # one more is for doing nothing
+            shown = shown[
+                : int(max(0, min(self.forecasts, draft.futures_left - 1)))
+            ]  # one more is for doing nothing
         if shown:
             draft.forecast(shown)
         if not (every and draft.forecast_of(NOTHING)):
@@ -148,10 +173,12 @@ class MCTS:
 
 def _returns(tree: Tree, discount: float) -> NDArray[np.float64]:
     """What the model says of the sequence that leads to each node, [N]: its rewards, and the value where it ends."""
-    returns, so_far = np.full(tree.parents.shape[1], -np.inf), np.zeros(tree.parents.shape[1])
+    returns = np.full(tree.parents.shape[1], -np.inf)
+    so_far = np.zeros(tree.parents.shape[1])
     returns[0] = tree.raw_values[0, 0]
     for node in np.flatnonzero(tree.parents[0] >= 0):  # parents come first
-        above, weight = tree.parents[0, node], discount ** (tree.depths[0, node] - 1)
+        above = tree.parents[0, node]
+        weight = discount ** (tree.depths[0, node] - 1)
         so_far[node] = so_far[above] + weight * tree.rewards[0, node]
         returns[node] = so_far[node] + discount * weight * tree.raw_values[0, node]
     return returns
@@ -179,8 +206,11 @@ def _left_over(problem: PlanningProblem, considered: int) -> _LeftOver | None:
     memory = problem.previous.memory if problem.previous else None
     if not isinstance(memory, _Memory) or problem.taken not in memory.imagined.interventions:
         return None
-    column, vectors = memory.imagined.interventions.index(problem.taken), memory.imagined.vectors
-    if memory.tree.children[0, 0, column] < 0 or len(vectors) != min(considered, count(problem.masks)):
+    column = memory.imagined.interventions.index(problem.taken)
+    vectors = memory.imagined.vectors
+    if memory.tree.children[0, 0, column] < 0 or len(vectors) != min(
+        considered, count(problem.masks)
+    ):
         return None
     tree = subtree(memory.tree, np.array([column]))
     states = [memory.imagined.states[place] for place in tree.latent[0, :, 0]]
@@ -191,7 +221,9 @@ def _left_over(problem: PlanningProblem, considered: int) -> _LeftOver | None:
     )
 
 
-def _choose_candidates(draft: Draft, imagined: Imagined, logits: Floats, considered: int, old: _LeftOver | None) -> Tree | None:
+def _choose_candidates(
+    draft: PlanBuilder, imagined: Imagined, logits: Floats, considered: int, old: _LeftOver | None
+) -> Tree | None:
     """Sample candidates, number 0 doing nothing; where a tree is left over, only for those that it never tried."""
     if old is None:
         nothing = np.zeros((1, len(draft.problem.codec.sizes)), dtype=np.int64)
@@ -206,10 +238,13 @@ def _choose_candidates(draft: Draft, imagined: Imagined, logits: Floats, conside
     return replace(old.tree, logits=imagined.policy(range(len(old.states)))[None])
 
 
-def _sampled(draft: Draft, logits: Floats, wanted: int, known: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sampled(
+    draft: PlanBuilder, logits: Floats, wanted: int, known: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Legal action vectors [≤ wanted, parts] besides the known ones: those that are proposed, then by the policy.
 
-    Drawn one after the other without replacement, which is taking the highest of logits plus Gumbel noise (Kool et al. 2019).
+    Drawn one after the other without replacement, which is taking the highest of logits plus Gumbel
+    noise (Kool et al. 2019).
     """
     codec = draft.problem.codec
     legal = exhaustive(draft.problem.masks)
@@ -226,8 +261,14 @@ def _sampled(draft: Draft, logits: Floats, wanted: int, known: NDArray[np.int64]
     return sampled
 
 
-def _looked_at(draft: Draft, imagined: Imagined) -> NDArray[np.bool_]:
+def _looked_at(draft: PlanBuilder, imagined: Imagined) -> NDArray[np.bool_]:
     """Which candidates are legal now and not pruned, [A]."""
     legal = imagined.allowed(())
-    kept = set(draft.kept([(one,) for one, allowed in zip(imagined.interventions[1:], legal[1:]) if allowed]))
-    return np.array([place == 0 or (one,) in kept for place, one in enumerate(imagined.interventions)])
+    kept = set(
+        draft.kept(
+            [(one,) for one, allowed in zip(imagined.interventions[1:], legal[1:]) if allowed]
+        )
+    )
+    return np.array(
+        [place == 0 or (one,) in kept for place, one in enumerate(imagined.interventions)]
+    )

@@ -1,18 +1,25 @@
-"""Population Based Training (Jaderberg et al. 2017, arXiv:1711.09846) of forks of the run, and PB2 as an option.
+"""Population Based Training (Jaderberg et al.
 
-A population of forks trains for real, side by side on the same batches. After every `interval` decisions they are compared, and
+2017, arXiv:1711.09846) of forks of the run, and PB2 as an option.
 
-    exploit    each member of the bottom 25 % becomes a copy of a random member of the top 25 %: weights and hyperparameters
-    explore    each hyperparameter of the copy is drawn anew with probability 0.25, else moved to a neighbour, within bounds
+A population of forks trains for real, side by side on the same batches. After every `interval`
+decisions they are compared, and
 
-A member is a sequence of interventions, so a copy of another is a copy of its sequence. All steps of all members are charged.
-Hyperparameters are the learning-rate and the weight-decay multiplier and the clip policy. With `explore="pb2"` a Gaussian
-process over the improvements seen so far chooses what the copies do (`trainenv.planners.support.pb2_explore`).
+    exploit    each member of the bottom 25 % becomes a copy of a random member of the top 25 %:
+    weights and hyperparameters explore    each hyperparameter of the copy is drawn anew with
+    probability 0.25, else moved to a neighbour, within bounds
 
-Deviations: interventions are bounded changes, so *drawn anew* is a legal factor on what is in force, and *a neighbour* is the
-next smaller or larger factor beside 1 (the paper: × 0.8 or × 1.2); clip policies have no order, so they are drawn anew or kept.
-Members of the first generation differ from doing nothing by one intervention instead of a fresh draw, and the first of them
-does nothing. What was replaced is recorded as dropped: its short run is not comparable with the others' long ones.
+A member is a sequence of interventions, so a copy of another is a copy of its sequence. All steps
+of all members are charged. Hyperparameters are the learning-rate and the weight-decay multiplier
+and the clip policy. With `explore="pb2"` a Gaussian process over the improvements seen so far
+chooses what the copies do (`trainenv.planners.support.pb2_explore`).
+
+Deviations: interventions are bounded changes, so *drawn anew* is a legal factor on what is in
+force, and *a neighbour* is the next smaller or larger factor beside 1 (the paper: × 0.8 or × 1.2);
+clip policies have no order, so they are drawn anew or kept. Members of the first generation differ
+from doing nothing by one intervention instead of a fresh draw, and the first of them does nothing.
+What was replaced is recorded as dropped: its short run is not comparable with the others' long
+ones.
 """
 
 from __future__ import annotations
@@ -26,8 +33,17 @@ import numpy as np
 from trainenv.interventions import PARTS
 from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.support.pb2_explore import Improvements, chosen
-from trainenv.planners.support.plan_builder import Draft
-from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, even, exhaustive, factor, some, values
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.sequences import (
+    NOTHING,
+    Sequenced,
+    canonical,
+    even,
+    exhaustive,
+    factor,
+    some,
+    values,
+)
 from trainenv.types import Intervention, Masks, Plan, PlanningProblem
 
 Explore = Literal["perturb", "pb2"]
@@ -41,9 +57,11 @@ class PBT:
 
     Args:
         population: members, doing nothing among them.
-        generations: rounds of training, each followed by exploit and explore but the last; fewer where the run ends before.
+        generations: rounds of training, each followed by exploit and explore but the last; fewer
+            where the run ends before.
         interval: decisions a generation.
-        quantile: share of the population that is replaced, and from which copies are taken; above 0, at most 0.5.
+        quantile: share of the population that is replaced, and from which copies are taken; above
+            0, at most 0.5.
         resample: probability that a hyperparameter is drawn anew.
         explore: `perturb`, or `pb2`.
 
@@ -68,15 +86,20 @@ class PBT:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank the last population."""
-        draft, ahead = Draft(problem, "pbt"), max(1, len(problem.history.lrs_ahead))
+        draft = PlanBuilder(problem, "pbt")
+        ahead = max(1, len(problem.history.lrs_ahead))
         _ = draft.executor  # its absence is told before anything is spent
-        members, starts, seen = self._first(draft), [0.0] * self.population, Improvements()
+        members = self._first(draft)
+        starts = [0.0] * self.population
+        seen = Improvements()
         for generation in range(self.generations):
             decisions = (generation + 1) * self.interval
             steps = min(decisions * problem.history.decision_steps, ahead)
             if draft.over or (generation and not draft.affords(members, steps)):
                 break
-            scores = [score if math.isfinite(score) else math.inf for score in draft.run(members, steps)]
+            scores = [
+                score if math.isfinite(score) else math.inf for score in draft.run(members, steps)
+            ]
             if min(scores) == math.inf:
                 break
             seen.add(decisions - self.interval, self.interval, starts, scores, members)
@@ -85,24 +108,36 @@ class PBT:
             members, starts = self._next(draft, members, scores, decisions, seen)
         return draft.plan()
 
-    def _first(self, draft: Draft) -> list[Sequenced]:
+    def _first(self, draft: PlanBuilder) -> list[Sequenced]:
         """Doing nothing, the proposals, and an even choice of single changes of hyperparameters."""
         problem = draft.problem
         tuned = replace(problem, masks=tuned_only(problem.masks))
-        members = list(dict.fromkeys([NOTHING, *draft.proposals, *some(tuned, self.population, 1, even)]))[: self.population]
+        members = list(
+            dict.fromkeys([NOTHING, *draft.proposals, *some(tuned, self.population, 1, even)])
+        )[: self.population]
         return members + [NOTHING] * (self.population - len(members))
 
     def _next(
-        self, draft: Draft, members: list[Sequenced], scores: list[float], decisions: int, seen: Improvements
+        self,
+        draft: PlanBuilder,
+        members: list[Sequenced],
+        scores: list[float],
+        decisions: int,
+        seen: Improvements,
     ) -> tuple[list[Sequenced], list[float]]:
         """The members of the next generation and the scores that they start with: exploit, then explore."""
-        problem, order = draft.problem, np.argsort(scores, kind="stable")
+        problem = draft.problem
+        order = np.argsort(scores, kind="stable")
         size = max(1, round(self.quantile * len(members)))
-        after, starts, pending = list(members), list(scores), list[tuple[float, Sequenced]]()
+        after = list(members)
+        starts = list(scores)
+        pending = list[tuple[float, Sequenced]]()
         for place in order[len(order) - size :]:
             parent = int(order[problem.generator.integers(size)])
             source = members[parent] + (Intervention(),) * (decisions - len(members[parent]))
-            masks = tuned_only(problem.masks if problem.masks_after is None else problem.masks_after(source))
+            masks = tuned_only(
+                problem.masks if problem.masks_after is None else problem.masks_after(source)
+            )
             if self.explore == "pb2":
                 legal = [problem.codec.decode(vector) for vector in exhaustive(masks)]
                 change = chosen(seen, decisions, scores[parent], source, legal, pending)
@@ -118,7 +153,8 @@ class PBT:
 
 def perturbed(problem: PlanningProblem, masks: Masks, resample: float) -> Intervention:
     """Explore: each hyperparameter drawn anew with probability `resample`, else moved to a neighbour, up or down."""
-    generator, codec = problem.generator, problem.codec
+    generator = problem.generator
+    codec = problem.codec
     vector = np.zeros(len(masks), dtype=np.int64)
     for part, legal in enumerate(values(masks)):
         if generator.random() < resample:
@@ -133,4 +169,7 @@ def perturbed(problem: PlanningProblem, masks: Masks, resample: float) -> Interv
 
 def tuned_only(masks: Masks) -> Masks:
     """Masks that leave only hyperparameters to change: what happens once, such as a momentum reset, is none."""
-    return tuple(mask if PARTS[part] in _TUNED else np.arange(len(mask)) == 0 for part, mask in enumerate(masks))
+    return tuple(
+        mask if PARTS[part] in _TUNED else np.arange(len(mask)) == 0
+        for part, mask in enumerate(masks)
+    )

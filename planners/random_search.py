@@ -1,12 +1,15 @@
-"""Random search (Bergstra and Bengio 2012): look at candidates drawn with equal chances, and rank. What others must beat."""
+"""Random search (Bergstra and Bengio 2012): look at candidates drawn with equal chances, and rank.
+
+What others must beat.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from trainenv.planners.hyperparameters import choice, whole
-from trainenv.planners.support.plan_builder import Draft
-from trainenv.planners.support.scoring import JUDGES, Judge, look, room
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.scoring import JUDGES, Scorer, look, room
 from trainenv.planners.support.sequences import NOTHING, some, uniform
 from trainenv.types import Plan, PlanningProblem
 
@@ -16,10 +19,12 @@ class RandomSearch:
     """Rank candidates that are drawn at random, each once.
 
     Args:
-        candidates: so many are looked at, doing nothing and proposals among them; fewer where there are not so many.
+        candidates: so many are looked at, doing nothing and proposals among them; fewer where there
+            are not so many.
         decisions: how many decisions a candidate spans; from 1 to 4, as the model forecasts.
         judge: `model`, `executor`, or `either`: the model where there is one.
-        steps: real steps of a branch where the executor is the judge; None for one decision for each that the candidate spans.
+        steps: real steps of a branch where the executor is the judge; None for one decision for
+            each that the candidate spans.
 
     Raises:
         UserError: a hyperparameter is out of range.
@@ -27,7 +32,7 @@ class RandomSearch:
 
     candidates: int = 128
     decisions: int = 1
-    judge: Judge = "either"
+    judge: Scorer = "either"
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -39,9 +44,11 @@ class RandomSearch:
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Rank them."""
-        draft = Draft(problem, "random")
+        draft = PlanBuilder(problem, "random")
         decisions = min(self.decisions, problem.decisions_left)
         most = room(draft, self.candidates, self.judge, decisions)
-        listed = list(dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, uniform)]))
+        listed = list(
+            dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, uniform)])
+        )
         look(draft, listed[:most], self.judge, self.steps, decisions)
         return draft.plan()

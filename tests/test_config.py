@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config.presets import configs_folder, find, merge, presets, read_yaml
-from trainenv.config.schema import CheckpointConfig, InterventionConfig, ModelConfig, RunConfig, UncertaintyConfig, validate
+from trainenv.config.presets import RENAMED_KEYS, configs_folder, find, merge, presets, read_yaml
+from trainenv.config.schema import (
+    BranchingConfig,
+    CheckpointConfig,
+    InterventionConfig,
+    ModelConfig,
+    RunConfig,
+    UncertaintyConfig,
+    validate,
+)
 from trainenv.models.build import parameter_count, positions
 from trainenv.types import CLIP_NAMES, UserError
 
@@ -486,3 +494,28 @@ def test_stressors_are_off_by_default() -> None:
     assert stressors.harsh_warmup_steps == 0
     assert not stressors.planted
     assert not stressors.lengthens
+
+
+# ── keys in their old spelling ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("section", "keys"), RENAMED_KEYS.items())
+def test_a_key_in_its_old_spelling_is_read_and_the_new_one_named(section: str, keys: Mapping[str, str]) -> None:
+    for old, new in keys.items():
+        value = getattr(getattr(RunConfig.load("tiny"), section), new)
+        changed = (not value) if isinstance(value, bool) else value / 2 if isinstance(value, float) else value + 1
+        changed = changed + 2 if new == "max_lr_factor" else changed
+        with pytest.warns(FutureWarning, match=rf"{section}\.{old} is now called {section}\.{new};"):
+            config = RunConfig.load("tiny", {f"{section}.{old}": changed})
+        assert config == RunConfig.load("tiny", {f"{section}.{new}": changed}) != RunConfig.load("tiny")
+
+
+def test_an_old_key_in_a_file_gives_way_to_an_override(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\nbranching: {quiet: 7}\n")
+    with pytest.warns(FutureWarning, match=r"branching\.refractory_steps"):
+        assert RunConfig.load(path).branching.refractory_steps == 7
+    with pytest.warns(FutureWarning):
+        assert RunConfig.load(path, {"branching.refractory_steps": 9}).branching.refractory_steps == 9
+    with pytest.warns(FutureWarning):
+        assert BranchingConfig(quiet=3).refractory_steps == 3  # type: ignore[call-arg]

@@ -33,14 +33,18 @@ HEAVY = {
     "tokenizers",
     "transformers",
 }
-TORCHS_OWN_FILES = "trainenv/checkpoints/interop.py"  # comes and goes in the format of others, which is a pickle
+TORCHS_OWN_FILES = (
+    "trainenv/checkpoints/interop.py"  # comes and goes in the format of others, which is a pickle
+)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def loaded(code: str) -> set[str]:
     """The modules that are loaded after `code` ran in a process of its own."""
     told = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    child = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120)
+    child = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, timeout=120
+    )
     assert child.returncode == 0, child.stderr
     return set(json.loads(child.stdout.splitlines()[-1]))
 
@@ -117,13 +121,21 @@ def test_nothing_is_pickled(path: Path) -> None:
             assert not {alias.name.split(".")[0] for alias in node.names} & unsafe
         elif isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in unsafe
-            assert node.module != "torch" or not {alias.name for alias in node.names} & {"load", "save"}
+            assert node.module != "torch" or not {alias.name for alias in node.names} & {
+                "load",
+                "save",
+            }
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             used = (node.value.id, node.attr)
             assert used != ("pd", "read_pickle")
-            assert used not in {("torch", "load"), ("torch", "save")} or named(path) == TORCHS_OWN_FILES
+            assert (
+                used not in {("torch", "load"), ("torch", "save")}
+                or named(path) == TORCHS_OWN_FILES
+            )
         elif isinstance(node, ast.keyword):
-            assert node.arg != "allow_pickle" or (isinstance(node.value, ast.Constant) and node.value.value is False)
+            assert node.arg != "allow_pickle" or (
+                isinstance(node.value, ast.Constant) and node.value.value is False
+            )
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

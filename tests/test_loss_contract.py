@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from padding import LENGTH, OBJECTIVES, VOCABULARY, mean, model_of, padded, pair, run_of, step, weights
+from padding import (
+    LENGTH,
+    OBJECTIVES,
+    VOCABULARY,
+    mean,
+    model_of,
+    padded,
+    pair,
+    run_of,
+    step,
+    weights,
+)
 from torch import Tensor, nn
 from transformers import BatchEncoding, GPT2Config, GPT2LMHeadModel
 

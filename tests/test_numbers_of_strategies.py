@@ -11,22 +11,22 @@ import pytest
 import torch
 from own_runs import net, run_of
 
-from trainenv.agents.baselines.rollback_rule import ByHand
+from trainenv.agents.baselines.rollback_rule import RollbackRule
 from trainenv.types import Intervention, UserError
 from trainenv.verification.verify import Verification
 
 TWO = [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), 2.0, Decimal(2)]
 TAKEN: dict[str, Callable[[Any], Any]] = {
-    "rewind": lambda two: ByHand(rewind=two).rewind,
-    "repeats": lambda two: ByHand(repeats=two).repeats,
-    "style": lambda two: ByHand.in_style("palm", two).skip,
+    "rewind": lambda two: RollbackRule(rewind=two).rewind,
+    "repeats": lambda two: RollbackRule(repeats=two).repeats,
+    "style": lambda two: RollbackRule.in_style("palm", two).skip,
     "top_k": lambda two: Verification(top_k=two).top_k,
     "verify_steps": lambda two: Verification(verify_steps=two).verify_steps,
     "cooldown": lambda two: Verification(cooldown=two).cooldown,
 }
 REFUSED: dict[str, Callable[[Any], Any]] = TAKEN | {
-    "lr_scale": lambda value: ByHand(lr_scale=value),
-    "drops": lambda value: ByHand(drops=value),
+    "lr_scale": lambda value: RollbackRule(lr_scale=value),
+    "drops": lambda value: RollbackRule(drops=value),
     "worth": lambda value: Verification(worth=value),
     "workers": lambda value: Verification(workers=value),
     "steps": lambda value: run_of().advance(value),

@@ -32,7 +32,9 @@ def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not is_installed("optuna")
     with pytest.raises(UserError) as refused:
         require("optuna", "tuning")
-    assert str(refused.value) == ("tuning needs the package optuna, found none; pip install 'trainenv[bayes]'")
+    assert str(refused.value) == (
+        "tuning needs the package optuna, found none; pip install 'trainenv[bayes]'"
+    )
 
 
 def test_asking_for_a_package_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

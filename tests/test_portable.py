@@ -1,4 +1,4 @@
-"""Where fcntl, fork and other calls of POSIX are missing: runs train, save and resume all the same."""
+"""Runs train, save and resume where fcntl, fork and other calls of POSIX are missing."""
 
 from __future__ import annotations
 
@@ -165,7 +165,9 @@ def test_a_folder_is_locked_by_msvcrt(tmp_path: Path, windows: list[int]) -> Non
     one, two = FolderLock(tmp_path), FolderLock(tmp_path)
     one.take()
     assert one.held
-    with pytest.raises(UserError, match=rf"another CheckpointStore of this very process \({os.getpid()}\)"):
+    with pytest.raises(
+        UserError, match=rf"another CheckpointStore of this very process \({os.getpid()}\)"
+    ):
         two.take()
     one.release()
     two.take()
@@ -175,7 +177,9 @@ def test_a_folder_is_locked_by_msvcrt(tmp_path: Path, windows: list[int]) -> Non
     assert len(set(windows)) == 1
 
 
-def test_without_locks_it_is_said_once_what_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_it_is_said_once_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("_fcntl", "_msvcrt"):
         monkeypatch.setattr(portable, name, None)
     monkeypatch.setattr(portable, "HAS_LOCKS", False)

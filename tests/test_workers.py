@@ -23,15 +23,28 @@ from trainenv.agents.branching.decision import verification_of
 from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
 from trainenv.rollouts import remote
 from trainenv.rollouts.executor import NOTHING, Rollouts
-from trainenv.rollouts.future import Future, Start, Together, side_by_side
-from trainenv.rollouts.parts_digest import likeness
+from trainenv.rollouts.fork import Start
+from trainenv.rollouts.future import Future
+from trainenv.rollouts.parts_digest import parts_digest
+from trainenv.rollouts.placement import side_by_side
 from trainenv.rollouts.pool import Lost, Worker, Workers, _no_script
 from trainenv.rollouts.worker import answered, packed, unpacked
 from trainenv.run import TrainingRun
 from trainenv.training import snapshots
 from trainenv.training.ledger import Ledger
 from trainenv.training.schedules import Constant
-from trainenv.types import CLIP_NAMES, Candidate, Intervention, Measure, Plan, Snapshot, Telemetry, UserError
+from trainenv.types import (
+    CLIP_NAMES,
+    Branchable,
+    Candidate,
+    Intervention,
+    Measure,
+    Plan,
+    RunGroup,
+    Snapshot,
+    Telemetry,
+    UserError,
+)
 from trainenv.verification.verify import Verification
 
 SMALL: dict[str, Any] = run_settings.SMALL | {
@@ -202,7 +215,7 @@ def test_what_a_worker_raises_is_told_of_that_branch_alone(run: TrainingRun) -> 
     assert answered(fork, "scale", 0.5).lr_scale == fork.lr_scale == 0.5
 
 
-def followed(together: Together) -> list[str]:
+def followed(together: RunGroup[Branchable]) -> list[str]:
     """What a fork says to one command after the other."""
     fork = together.runs[1]
     fork.apply(Intervention(lr_scale=0.5, momentum_reset=True))
@@ -289,19 +302,19 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
 @pytest.mark.parametrize("name", PARTS)
 def test_likeness_names_the_part_that_differs(run: TrainingRun, name: str) -> None:
     overrides, parts, odd = PARTS[name]
-    ours, theirs = likeness(run), likeness(made(overrides, **parts))
+    ours, theirs = parts_digest(run), parts_digest(made(overrides, **parts))
     assert {name for name in ours if ours[name] != theirs[name]} == odd
 
 
 def test_likeness_is_of_the_parts_not_the_state(run: TrainingRun) -> None:
-    assert likeness(run) == likeness(made())
+    assert parts_digest(run) == parts_digest(made())
     fork = run.fork()
     fork.restore(run.snapshot())
     fork.apply(Intervention(lr_scale=0.5, momentum_reset=True))
     fork.advance(2)
-    assert likeness(fork) == likeness(run)
+    assert parts_digest(fork) == parts_digest(run)
     fork.objective = lambda model, micro: model(micro).mean()
-    assert likeness(fork) != likeness(run)
+    assert parts_digest(fork) != parts_digest(run)
 
 
 def test_a_configuration_of_the_loop_says_how_many() -> None:
@@ -396,7 +409,7 @@ def test_processes_are_closed_and_refuse_another_run(run: TrainingRun) -> None:
     here = present(run)
     assert here
     with pytest.raises(UserError, match="build a run with another probe; state it in the configuration"):
-        here[0].check(likeness(run) | {"probe": "another"})
+        here[0].check(parts_digest(run) | {"probe": "another"})
     with workers:
         pass
     assert not [worker for worker in here if worker.alive or (worker.pid and psutil.pid_exists(worker.pid))]

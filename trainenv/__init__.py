@@ -1,7 +1,8 @@
 """A language-model training run as an environment that can be saved, forked, simulated and steered.
 
-Importing this package registers the Gymnasium environments `trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and
-`trainenv/Synthetic-v0`. Everything heavy is loaded when it is first used.
+Importing this package registers the Gymnasium environments
+`trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and `trainenv/Synthetic-v0`. Everything heavy is loaded
+when it is first used.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from trainenv.types import Intervention, LossSum, Reading, Snapshot, Telemetry, 
 if TYPE_CHECKING:
     from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
+    from trainenv.composition.default_loop import branching
     from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
-    from trainenv.loop import drive
+    from trainenv.loop import drive, train
     from trainenv.monitor.uncertainty import UncertaintyIndex
     from trainenv.records.run_folder import RunFolder
     from trainenv.report.run.run_report import RunReport
@@ -41,8 +43,10 @@ __all__ = [
     "TrainingRun",
     "UncertaintyIndex",
     "UserError",
+    "branching",
     "clipping",
     "drive",
+    "train",
     "wrappers",
 ]
 
@@ -55,7 +59,9 @@ _LAZY = {
     "TrainingConfig": "trainenv.config.schema",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",
+    "branching": "trainenv.composition.default_loop",
     "drive": "trainenv.loop",
+    "train": "trainenv.loop",
 }
 _MODULES = ("clipping", "wrappers")
 

@@ -1,6 +1,7 @@
 """The only codec between an `Intervention` and an action vector, with its bounds and masks.
 
-An action is a vector of six small integers, the space `MultiDiscrete([4, 3, 5, 2, 2, 2])` by default; all zeros does nothing.
+An action is a vector of six small integers, the space `MultiDiscrete([4, 3, 5, 2, 2, 2])` by
+default; all zeros does nothing.
 
 | part | values by default |
 |---|---|
@@ -17,30 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.config.schema import InterventionConfig
-from trainenv.types import CLIP_NAMES, Intervention, UserError
+from trainenv.types import CLIP_NAMES, InForce, Intervention, UserError
 
 PARTS = ("lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch")
 
 ActionVector = Sequence[int] | NDArray[np.integer]
-
-
-class Steered(Protocol):
-    """What masks depend on: the interventions in force. A `TrainingRun` is one."""
-
-    @property
-    def lr_scale(self) -> float: ...
-    @property
-    def weight_decay_scale(self) -> float: ...
-    @property
-    def clip(self) -> str: ...
-    @property
-    def flagged_ahead(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,14 @@ class ActionCodec:
     @property
     def sizes(self) -> tuple[int, ...]:
         """How many values each part has; the `nvec` of the Gymnasium space."""
-        return len(self.config.lr_scales), len(self.config.weight_decay_scales), 1 + len(CLIP_NAMES), 2, 2, 2
+        return (
+            len(self.config.lr_scales),
+            len(self.config.weight_decay_scales),
+            1 + len(CLIP_NAMES),
+            2,
+            2,
+            2,
+        )
 
     def decode(self, action: ActionVector) -> Intervention:
         """The intervention of an action vector.
@@ -64,12 +58,18 @@ class ActionCodec:
             vector = np.asarray(action)
         except ValueError:  # ragged
             vector = np.array(None)
-        whole = vector.dtype.kind in "iu" or (vector.dtype.kind == "f" and bool(np.all(vector == np.floor(vector))))
+        whole = vector.dtype.kind in "iu" or (
+            vector.dtype.kind == "f" and bool(np.all(vector == np.floor(vector)))
+        )
         if vector.shape != (len(PARTS),) or not whole:
-            raise UserError(f"an action is {len(PARTS)} whole numbers ({', '.join(PARTS)}), found {action!r}")
+            raise UserError(
+                f"an action is {len(PARTS)} whole numbers ({', '.join(PARTS)}), found {action!r}"
+            )
         for name, value, size in zip(PARTS, vector.tolist(), self.sizes):
             if not 0 <= value < size:
-                raise UserError(f"the action's {name} must be from 0 to {size - 1}, found {value:g} in {vector.tolist()}")
+                raise UserError(
+                    f"the action's {name} must be from 0 to {size - 1}, found {value:g} in {vector.tolist()}"
+                )
         lr, decay, clip, reset, reorder, skip = (int(v) for v in vector)
         return Intervention(
             lr_scale=self.config.lr_scales[lr],
@@ -88,7 +88,11 @@ class ActionCodec:
         """
         parts = (
             _place("lr_scale", intervention.lr_scale, self.config.lr_scales),
-            _place("weight_decay_scale", intervention.weight_decay_scale, self.config.weight_decay_scales),
+            _place(
+                "weight_decay_scale",
+                intervention.weight_decay_scale,
+                self.config.weight_decay_scales,
+            ),
             0 if intervention.clip is None else 1 + CLIP_NAMES.index(intervention.clip),
             int(intervention.momentum_reset),
             int(intervention.data_reorder),
@@ -96,15 +100,19 @@ class ActionCodec:
         )
         return np.array(parts, dtype=np.int64)
 
-    def masks(self, run: Steered) -> tuple[NDArray[np.bool_], ...]:
+    def masks(self, run: InForce) -> tuple[NDArray[np.bool_], ...]:
         """For each part, which of its values are legal now: bool arrays of the lengths in `sizes`.
 
-        Illegal is what would leave the bounds, what is redundant (setting the policy that is in force, skipping where nothing
-        is flagged) and what the configuration does not allow. The first value of each part, doing nothing, is always legal.
+        Illegal is what would leave the bounds, what is redundant (setting the policy that is in
+        force, skipping where nothing is flagged) and what the configuration does not allow. The
+        first value of each part, doing nothing, is always legal.
         """
         config = self.config
         lr = [within(run.lr_scale * scale, config.lr_bounds) for scale in config.lr_scales]
-        decay = [within(run.weight_decay_scale * scale, config.weight_decay_bounds) for scale in config.weight_decay_scales]
+        decay = [
+            within(run.weight_decay_scale * scale, config.weight_decay_bounds)
+            for scale in config.weight_decay_scales
+        ]
         clip = [name != run.clip and (name != "spam" or config.allow_spam) for name in CLIP_NAMES]
         skip = config.allow_skip_batch and bool(run.flagged_ahead)
         parts = (
@@ -117,14 +125,16 @@ class ActionCodec:
         )
         return tuple(np.array(part, dtype=np.bool_) for part in parts)
 
-    def legal(self, action: ActionVector, run: Steered) -> tuple[Intervention, tuple[str, ...]]:
+    def legal(self, action: ActionVector, run: InForce) -> tuple[Intervention, tuple[str, ...]]:
         """The intervention of an action with its masked parts left out, and the names of those parts."""
         self.decode(action)
         vector = np.asarray(action).astype(np.int64)
         masked = [not mask[value] for mask, value in zip(self.masks(run), vector)]
-        return self.decode(np.where(masked, 0, vector).tolist()), tuple(name for name, out in zip(PARTS, masked) if out)
+        return self.decode(np.where(masked, 0, vector).tolist()), tuple(
+            name for name, out in zip(PARTS, masked) if out
+        )
 
-    def all_legal(self, run: Steered) -> Iterator[Intervention]:
+    def all_legal(self, run: InForce) -> Iterator[Intervention]:
         """Every legal intervention, doing nothing first."""
         for action in product(*(np.flatnonzero(mask) for mask in self.masks(run))):
             yield self.decode([int(value) for value in action])
@@ -153,4 +163,6 @@ def _place(name: str, value: float, values: tuple[float, ...]) -> int:
     for place, known in enumerate(values):
         if abs(known - value) <= 1e-9 * known:
             return place
-    raise UserError(f"{name} must be one of {', '.join(f'{v:g}' for v in values)} in this action space, found {value:g}")
+    raise UserError(
+        f"{name} must be one of {', '.join(f'{v:g}' for v in values)} in this action space, found {value:g}"
+    )

@@ -1,10 +1,11 @@
-"""Drive a run to the end of its budget: train, respond, evaluate, record."""
+"""Train a run to the end of its budget: train, call back, evaluate, record."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +13,26 @@ from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.faults import faults_of
-from trainenv.records.made_of import MadeOf, check_responder, same_kind
+from trainenv.records.made_of import MadeOf, check_callback, same_kind
 from trainenv.records.run_folder import REWINDS, RunFolder, read_events, read_validation
-from trainenv.run import TrainingRun
 from trainenv.tools.json_lines import plain
-from trainenv.types import Event, Snapshot, Telemetry, UserError
+from trainenv.types import Event, Run, Snapshot, Telemetry, UserError
 
-Watch = Callable[[TrainingRun, Sequence[Telemetry]], None]
-RESPONDER = "responder"  # part of a snapshot: what the responder remembers, as JSON
+Watch = Callable[[Run, Sequence[Telemetry]], None]
+# part of a snapshot: the state of the callback, as JSON; callbacks were once called so
+CALLBACK_STATE = "responder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Response:
-    """What a responder has done.
+class CallbackResult:
+    """Changes that a callback has made to the run.
 
     Attributes:
-        events: in order. One of kind `rewind` says that history starts anew from the step `to` of its detail.
-        kept: steps that it has trained itself, after the rewind if there was one, and that the run now stands behind.
-        save: whether the state is to be saved, whether a checkpoint is due or not.
+        events: Events to record, in order. One of kind `rewind` starts a new line of history from
+            the step `to` of its detail.
+        kept: Telemetry of steps that the callback has trained itself and that are now part of the
+            run, after the rewind if there was one.
+        save: True to save a checkpoint now, whether one is due or not.
     """
 
     events: Sequence[Event] = ()
@@ -37,84 +40,115 @@ class Response:
     save: bool = False
 
 
-class Responder(Protocol):
-    """Whatever acts on a run while it trains. Called by `drive` after every block of telemetry; may rewind and intervene.
+class Callback(Protocol):
+    """Observer of a run while it trains, which may rewind it and intervene.
 
-    Inherit from it: what is not needed then does nothing.
+    Inherit from it and override what you need.
+
+    `train` calls the methods in this order:
+
+        resume ──► load_state_dict(state)            only if the run is resumed
+        train  ──► on_train_begin(run, folder, store)
+                   ┌─► next_block(run)               steps to train before the next call
+                   │   … the run trains …
+                   │   on_block_end(run, window)     may rewind, intervene, and train steps itself
+                   │   on_evaluate(step, loss)       only where a validation is due
+                   └── state_dict()                  only where a checkpoint is saved
     """
 
-    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
-        """Called before the first step, also of a run that goes on (after `load_state_dict`)."""
+    def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
+        """Prepare for a run.
+
+        Called once before the first step; in a resumed run after `load_state_dict`.
+        """
         return
 
-    def within(self, run: TrainingRun, /) -> int:
-        """Steps after which it wants to be asked, at least 1, if the block of telemetry does not end sooner."""
-        return run.config.monitor.block
+    def next_block(self, run: Run, /) -> int:
+        """Return the largest number of steps to train before the next `on_block_end`, at least 1.
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
-        """Called after each block of telemetry."""
+        Called before each block.
+        """
+        block: int = run.config.monitor.block
+        return block
+
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
+        """Act on the run after a block of telemetry.
+
+        Called after each block, before validation and checkpoints.
+        """
         ...
 
-    def validated(self, step: int, loss: float, /) -> None:
-        """Called after each validation of the run."""
+    def on_evaluate(self, step: int, loss: float, /) -> None:
+        """Take in a validation loss in nats per token. Called after each validation of the run."""
         return
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, as JSON values: saved in every checkpoint, so that a run that was killed goes on to the same end."""
+        """Return the state as JSON values.
+
+        Called for every checkpoint, so that a resumed run ends with the same bits.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Take on what `state_dict` gave."""
+        """Take on the state that `state_dict` returned.
+
+        Called before `on_train_begin` when a run is resumed.
+        """
         return
 
 
-def drive(
-    run: TrainingRun,
+def train(
+    run: Run,
     folder: RunFolder,
     *,
-    responder: Responder | None = None,
+    callback: Callback | None = None,
     watch: Watch = lambda run, window: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train until the budget is spent, the run diverges or `stop()` says so; returns the summary.
 
-    When stopped, the exact state is in the folder and `summary["ended"]` is `interrupted`: the run can be resumed. While it
-    trains, `config.checkpoints` says when its state is saved, in the background, and how closely: killed at any moment, the run
-    can be resumed from the last of these.
+    When stopped, the exact state is in the folder and `summary["ended"]` is `interrupted`: the run
+    can be resumed. While it trains, `config.checkpoints` says when its state is saved, in the
+    background, and how closely: killed at any moment, the run can be resumed from the last of
+    these.
 
     Args:
         run: the run; goes on from where it is.
         folder: where everything is recorded.
-        responder: acts on the run after each block of telemetry.
+        callback: acts on the run after each block of telemetry.
         watch: called after each block, for showing progress.
         stop: asked after each block.
 
     Raises:
-        UserError: another process records in the folder, or a checkpoint could not be saved; before the first step, if the
-            disk shows it then. Or folder or responder are something else.
+        UserError: another process records in the folder, or a checkpoint could not be saved; before
+            the first step, if the disk shows it then. Or folder or callback are something else.
     """
     if not isinstance(folder, RunFolder):
-        raise UserError(f"folder must be a RunFolder, found {folder!r:.80}; take RunFolder.create(path, run.config)")
-    if responder is not None and not hasattr(responder, "begin"):
-        raise UserError(f"responder must be a Responder, found {responder!r:.80}; an agent goes in as agents.Acting(agent=…)")
+        raise UserError(
+            f"folder must be a RunFolder, found {folder!r:.80}; take RunFolder.create(path, run.config)"
+        )
+    if callback is not None and not hasattr(callback, "on_block_end"):
+        raise UserError(
+            f"callback must be a Callback, found {callback!r:.80}; an agent goes in as agents.AgentCallback(agent=…)"
+        )
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
-        made = MadeOf.of(run, responder, folder.flags)
+        made = MadeOf.of(run, callback, folder.flags)
         if not store.steps():
             made.write(folder.path)
 
         def save(**how: Any) -> None:
             """The record is true of the newest checkpoint: one that has changed waits for the first that it is true of."""
             changed = MadeOf.read(folder.path) != made
-            store.save(_state(run, folder, responder), **(how | {"wait": True} if changed else how))
+            store.save(_state(run, folder, callback), **(how | {"wait": True} if changed else how))
             if changed:
                 made.write(folder.path)
 
-        if responder is not None:
-            responder.begin(run, folder, store)
+        if callback is not None:
+            callback.on_train_begin(run, folder, store)
         if not run.done and run.step not in store.steps():
             save()  # there is something to go back to from the first step on
-        ended, taken = _train(run, folder, store, save, responder, watch, stop)
+        ended, taken = _train_to_end(run, folder, store, save, callback, watch, stop)
         folder.telemetry.flush()
         try:
             store.wait()
@@ -127,86 +161,103 @@ def drive(
     return summary
 
 
-def _state(run: TrainingRun, folder: RunFolder, responder: Responder | None) -> Snapshot:
+def drive(
+    run: Run, folder: RunFolder, *, responder: Callback | None = None, **rest: Any
+) -> dict[str, Any]:
+    """Call `train`, by its name and argument of earlier versions."""
+    warnings.warn(
+        "trainenv.drive(…, responder=…) is now trainenv.train(…, callback=…)",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return train(run, folder, callback=responder, **rest)
+
+
+def _state(run: Run, folder: RunFolder, callback: Callback | None) -> Snapshot:
     beside: dict[str, Any] = {REWINDS: folder.rewinds} if folder.rewinds else {}
-    if responder is not None and (remembered := responder.state_dict()):
-        beside[RESPONDER] = json.dumps(plain(remembered))
+    if callback is not None and (remembered := callback.state_dict()):
+        beside[CALLBACK_STATE] = json.dumps(plain(remembered))
     return run.snapshot(beside)
 
 
 def resume(
-    path: Path, run: TrainingRun, responder: Responder | None = None, *, accept_changes: bool = False
+    path: Path, run: Run, callback: Callback | None = None, *, accept_changes: bool = False
 ) -> tuple[RunFolder, Snapshot]:
-    """Bring a run, and whoever steers it, to where the run recorded in a folder was saved last; then `drive` them on.
+    """Bring a run, and whoever steers it, to where the run recorded in a folder was saved last; then `train` them on.
 
     Args:
         path: the run's folder.
         run: built from the folder's `config.yaml`.
-        responder: as it was when the run was recorded.
-        accept_changes: whether to go on where text, configuration or responder have changed since: not to the bit as it was.
+        callback: as it was when the run was recorded.
+        accept_changes: whether to go on where text, configuration or callback have changed since:
+            not to the bit as it was.
 
     Raises:
-        UserError: there is nothing to resume, the run had ended, or what it is made of has changed. Nothing was changed.
+        UserError: there is nothing to resume, the run had ended, or what it is made of has changed.
+            Nothing was changed.
     """
     folder, snapshot = RunFolder.resume(path)
-    made, now = MadeOf.read(folder.path), MadeOf.of(run, responder)
+    made = MadeOf.read(folder.path)
+    now = MadeOf.of(run, callback)
     folder.flags = made.flags if made is not None else ()
     folder.changes = made.changes(now) if made is not None else None
-    remembered = snapshot.state.get(RESPONDER)
+    remembered = snapshot.state.get(CALLBACK_STATE)
     if not accept_changes:
-        check_responder(folder.path, made, now, has_state=remembered is not None)
+        check_callback(folder.path, made, now, has_state=remembered is not None)
         if folder.changes:
             raise UserError(
                 f"the run in {folder.path} can't go on as it was: {'; '.join(folder.changes)}; "
                 "put that back, or accept the changes (--accept-changes)"
             )
-    then = made.responder if made is not None else None
-    same = then is None or now.responder is None or same_kind(then, now.responder)
+    then = made.callback if made is not None else None
+    same = then is None or now.callback is None or same_kind(then, now.callback)
     state = json.loads(remembered) if remembered is not None and same else {}
     run.restore(snapshot)
     run.ledger.load(snapshot.state["ledger"])
-    if responder is not None:
+    if callback is not None:
         try:
-            responder.load_state_dict(state)
+            callback.load_state_dict(state)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if not accept_changes:
                 raise UserError(
-                    f"the run in {folder.path} was steered by another responder than {now.responder_class}, which can't take on "
-                    f"what that remembered ({error!r:.80}); resume it with the responder that it had, or accept the change "
+                    f"the run in {folder.path} was steered by another callback than {now.callback_class}, which can't take on "
+                    f"what that remembered ({error!r:.80}); resume it with the callback that it had, or accept the change "
                     "(--accept-changes)"
                 ) from None
-            responder.load_state_dict({})
+            callback.load_state_dict({})
             same = False
-    if remembered is not None and made is None and (responder is None or not same):
-        folder.changes = (f"who steered it is on no record, it is steered by {now.responder_class}",)
+    if remembered is not None and made is None and (callback is None or not same):
+        folder.changes = (f"who steered it is on no record, it is steered by {now.callback_class}",)
     return folder, snapshot
 
 
-def _train(
-    run: TrainingRun,
+def _train_to_end(
+    run: Run,
     folder: RunFolder,
     store: CheckpointStore,
     save: Callable[[], None],
-    responder: Responder | None,
+    callback: Callback | None,
     watch: Watch,
     stop: Callable[[], bool],
 ) -> tuple[str, int]:
     """How it ended, and how many steps were trained."""
-    taken, sound = 0, True
+    taken = 0
+    sound = True
     if not read_validation(folder.path):
         _evaluate(run, folder)
     while not run.done:
         before = run.step
         steps = _steps_to_boundary(run)
-        window = run.advance(min(steps, responder.within(run)) if responder else steps)
+        window = run.advance(min(steps, callback.next_block(run)) if callback else steps)
         taken += len(window)
         sound = _record(folder, window, sound, diverged=run.diverged)
-        response = responder.respond(run, window) if responder else Response()
+        response = callback.on_block_end(run, window) if callback else CallbackResult()
         rewound = False
         for event in response.events:
             if event.kind == "rewind":
                 folder.rewound(event.detail["to"])
-                rewound, before = True, event.detail["to"]
+                rewound = True
+                before = event.detail["to"]
             folder.event(event)
         taken += len(response.kept)
         sound = _record(folder, response.kept, sound, diverged=run.diverged)
@@ -218,8 +269,8 @@ def _train(
         every = run.config.validation.every
         if run.done or (every and run.step // every > before // every):
             loss = _evaluate(run, folder)
-            if responder is not None:
-                responder.validated(run.step, loss)
+            if callback is not None:
+                callback.on_evaluate(run.step, loss)
         if stop() and not run.done:
             folder.event(Event(run.step, "interrupted"))
             return "interrupted", taken
@@ -244,22 +295,32 @@ def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool, *, dive
     """
     folder.telemetry.append(window, line=folder.line)
     for telemetry in window:
-        before, sound = sound, math.isfinite(telemetry.loss)
+        before = sound
+        sound = math.isfinite(telemetry.loss)
         if before and not sound and not diverged:
             folder.event(Event(telemetry.step, "non_finite", {"reason": "the loss is not finite"}))
         if telemetry.reading.fired:
-            folder.event(Event(telemetry.step, "fired", {"index": telemetry.reading.index, "loss": telemetry.loss}))
+            folder.event(
+                Event(
+                    telemetry.step,
+                    "fired",
+                    {"index": telemetry.reading.index, "loss": telemetry.loss},
+                )
+            )
     return sound
 
 
-def _evaluate(run: TrainingRun, folder: RunFolder) -> float:
+def _evaluate(run: Run, folder: RunFolder) -> float:
     loss = run.evaluate()
     folder.validation(run.step, loss)
     return loss
 
 
-def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
-    """What became of the run. Alarms and rewinds are counted over the whole of its folder, lines that were left included."""
+def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
+    """What became of the run.
+
+    Triggers and rewinds are counted over the whole of its folder, lines that were left included.
+    """
     events = read_events(folder.path)
     kinds = [event["kind"] for event in events]
     losses = [validation["loss"] for validation in read_validation(folder.path)]
@@ -283,10 +344,10 @@ def _summary(run: TrainingRun, folder: RunFolder, ended: str, taken: int, second
     }
 
 
-def _steps_to_boundary(run: TrainingRun) -> int:
+def _steps_to_boundary(run: Run) -> int:
     """Steps to the end of the block, the next checkpoint, the next validation or the end of the budget, whichever comes first."""
     saved = run.config.checkpoints.every
     ends = [run.config.monitor.block, run.horizon.end - run.step, saved - run.step % saved]
     if every := run.config.validation.every:
         ends.append(every - run.step % every)
-    return min(ends)
+    return int(min(ends))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,10 +17,10 @@ from torch.optim import Optimizer
 from trainenv import clipping
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
+from trainenv.models.spec import spec_of
 from trainenv.monitor.hypergradient import due, hypergradient
-from trainenv.monitor.last_values import Statistics
+from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
-from trainenv.monitor.recorder import Recorder
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
 from trainenv.tools.rng import RandomState, exclusive
@@ -29,22 +28,24 @@ from trainenv.training import forking, numerics, optimizers, parts, schedules, s
 from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
 from trainenv.training.compatibility import check_alike, check_exact, check_snapshot
 from trainenv.training.data_order import DataOrder, flagged_with
-from trainenv.training.ledger import PURPOSES, Ledger, Purpose, flops_per_token
+from trainenv.training.ledger import Ledger
 from trainenv.training.micro_batches import as_batch, pass_size, placed
 from trainenv.training.parameter_names import unwrapped
-from trainenv.training.restoring import take_on
+from trainenv.training.rates import PlannedRates, ahead
 from trainenv.training.weights import Weights, evaluated
 from trainenv.types import (
+    PURPOSES,
     Batch,
     Batches,
     Intervention,
     LossSum,
     Objective,
+    Purpose,
+    Run,
     Schedule,
     Snapshot,
     Telemetry,
     UserError,
-    as_number,
     as_whole,
 )
 
@@ -52,31 +53,41 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-_NEAR, _POINTS = 20_000, 1024  # steps ahead whose rates are computed one by one, and points beyond them
-_MANY_STEPS, _MANY_SHARE = 50, 20  # steps with a loss that is not finite: so many, and one in so many of the budget
-_NOT_THE_FUTURE = ("ledger", "numerics", "statistics")  # parts of a snapshot that its fingerprint leaves out
+
+# steps with a loss that is not finite: so many, and one in so many of the budget
+_MANY_STEPS = 50
+_MANY_SHARE = 20
+_NOT_THE_FUTURE = (
+    "ledger",
+    "numerics",
+    "statistics",
+)  # parts of a snapshot that its fingerprint leaves out
 
 
 class TrainingRun:
     """Trains a model one optimizer step at a time, and is a value in between.
 
-    `snapshot → restore → advance(n)` gives the same bits as `advance(n)`, two forks advanced alike stay equal, and a failed
-    branch leaves its parent untouched. `fingerprint()` proves it.
+    `snapshot → restore → advance(n)` gives the same bits as `advance(n)`, two forks advanced alike
+    stay equal, and a failed branch leaves its parent untouched. `fingerprint()` proves it.
 
     Args:
-        model: any module; `objective(model, micro_batch)` is its loss: a mean, or a `LossSum`. One that is in evaluation mode as
-            a whole, as `from_pretrained` of transformers returns it, is put into training mode; a part alone that is stays in it.
-            What training changes belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
-        optimizer: over the model's parameters. The learning rates and weight decays that its groups hold now are the base
-            values; those in force are base × schedule × intervention. A scheduler that is attached to it has no further effect:
-            the base is then the rate from before it (`initial_lr`). Parameters may be unfrozen, and groups added, between steps.
+        model: any module; `objective(model, micro_batch)` is its loss: a mean, or a `LossSum`. One
+            that is in evaluation mode as a whole, as `from_pretrained` of transformers returns it,
+            is put into training mode; a part alone that is stays in it. What training changes
+            belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
+        optimizer: over the model's parameters. The learning rates and weight decays that its groups
+            hold now are the base values; those in force are base × schedule × intervention. A
+            scheduler that is attached to it has no further effect: the base is then the rate from
+            before it (`initial_lr`). Parameters may be unfrozen, and groups added, between steps.
             One with `train()` and `eval()` is evaluated, probed and exported in `eval()`.
         batches: a pure function of the data index; see `trainenv.types.Batches`.
         config: how to train, or a mapping of its keys.
-        objective: the loss; next-token prediction if left out. It is computed once before the run starts, to check it.
+        objective: the loss; next-token prediction if left out. It is computed once before the run
+            starts, to check it.
         schedule: factor on the base learning rate; the configuration's if left out.
         validation: micro-batches that `evaluate` averages over.
-        probe: a small clean micro-batch that the monitor looks at; without one there are no entropies.
+        probe: a small clean micro-batch that the monitor looks at; without one there are no
+            entropies.
         stress: factor on the learning rate by step, for planting instability.
         moments_lost: whether the optimizer's moments are gone before a step, likewise.
         purpose: what this run's steps are charged to.
@@ -103,34 +114,63 @@ class TrainingRun:
         purpose: Purpose = "main",
         ledger: Ledger | None = None,
     ) -> None:
-        own = parts.check(model, optimizer, batches, config, objective, schedule, validation, probe, stress, moments_lost)
-        self.model, self.optimizer, self.objective, self.config = own.model, own.optimizer, own.objective, own.config
+        own = parts.check(
+            model,
+            optimizer,
+            batches,
+            config,
+            objective,
+            schedule,
+            validation,
+            probe,
+            stress,
+            moments_lost,
+        )
+        self.model = own.model
+        self.optimizer = own.optimizer
+        self.objective = own.objective
+        self.config = own.config
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
-        self.folded = (
-            False  # by `trainenv.rollouts.folded`: weights and moments are then rows of a matrix, and trained from there
-        )
+        # by `trainenv.rollouts.folded`: weights and moments are then rows of a matrix, and trained
+        # from there
+        self.folded = False
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()
-        self.horizon = schedules.Horizon(end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps))
-        self._batches, self._validation, self._probe_batch = own.batches, own.validation, own.probe
-        self._schedule = own.schedule or schedules.make(own.config.schedule)
-        self._stress, self._moments_lost = own.stress, own.moments_lost
+        self.horizon = schedules.Horizon(
+            end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps)
+        )
+        self._batches = own.batches
+        self._validation = own.validation
+        self._probe_batch = own.probe
+        self._rates = PlannedRates(
+            schedule=own.schedule or schedules.make(own.config.schedule),
+            reset_warmup=own.config.reset_warmup,
+            stress=own.stress,
+        )
+        self._moments_lost = own.moments_lost
         self._reset_at: int | None = None
         self._line_flops = 0.0
         if purpose not in PURPOSES:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
         self._parameters, self._base = parts.trained(own.model, own.optimizer, own.objective)
         self.device = self._parameters[0].device
-        self._weights, self._recent = Weights(own.model, own.optimizer, own.objective), snapshots.Recent()
-        self._per_token = float(flops_per_token(unwrapped(own.model), getattr(batches, "context", None)))
-        epochs = getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
+        self._weights = Weights(own.model, own.optimizer, own.objective)
+        self._recent = snapshots.Recent()
+        model = unwrapped(own.model)
+        context = getattr(batches, "context", None)
+        self._per_token = float(spec_of(model).flops_per_token(model, context))
+        epochs = (
+            getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
+        )
         epoch = as_whole(epochs, "epoch_steps of batches", least=1)
-        self._order = DataOrder(seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps)
+        self._order = DataOrder(
+            seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps
+        )
         self._equip()
-        self._validation = trial.try_out(self)
+        self._validation = trial.try_out(own, self._rng, self.device)
         self._view()  # which a snapshot takes: what could not be saved is refused now
         parts.train(own.model)
         optimizers.own_rates(own.optimizer)
@@ -138,26 +178,39 @@ class TrainingRun:
     def _equip(self) -> None:
         """Make what a run has for itself alone: random state, monitor, clipper."""
         self._rng = RandomState(self.config.seed, self.device)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
-        self._recorder, self._statistics = Recorder(), Statistics()
-        self.index = UncertaintyIndex(self.config.monitor.uncertainty, steps=self.config.steps)
-        monitor, probe = self.config.monitor, self._probe_batch
-        watched = monitor.enabled and monitor.probe_every and probe is not None
-        self._probe = Probe(self.model, placed(probe, self.device), lambda micro: mean_of(self._loss(micro))) if watched else None
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.config.precision == "fp16"
+        )
+        self._monitor = Monitor(
+            self.config.monitor, steps=self.config.steps, probe=self._new_probe()
+        )
         self._clipper = self._new_clipper(self.config.clip.policy)
 
+    def _new_probe(self) -> Probe | None:
+        monitor = self.config.monitor
+        if self._probe_batch is None or not (monitor.enabled and monitor.probe_every):
+            return None
+        batch = placed(self._probe_batch, self.device)
+        return Probe(self.model, batch, lambda micro: mean_of(self._loss(micro)))
+
     @classmethod
-    def from_config(cls, source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None, **parts: Any) -> Self:
+    def from_config(
+        cls,
+        source: str | Path | RunConfig,
+        overrides: Mapping[str, Any] | None = None,
+        **parts: Any,
+    ) -> Self:
         """A run from a preset's name, a YAML file or a `RunConfig`.
 
         Args:
             source: `"tiny"`, `"my.yaml"`, a configuration.
             overrides: values on top, by dotted key: `{"optimizer.lr": 1e-3, "steps": 300}`.
-            parts: `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation` or `probe` of your own, in place of
-                those that the configuration describes.
+            parts: `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation` or `probe`
+                of your own, in place of those that the configuration describes.
 
         Raises:
-            UserError: the configuration, the corpus or the machine's memory does not allow it; nothing was started.
+            UserError: the configuration, the corpus or the machine's memory does not allow it;
+                nothing was started.
         """
         from trainenv.training.assemble import build_parts
 
@@ -166,18 +219,21 @@ class TrainingRun:
         with exclusive() if parts.get("model") is None else nullcontext():
             return cls(config=config, **build_parts(config, parts))
 
-    # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── training ──────────────────────────────────────────────────────────────────────────────────
 
     @torch.inference_mode(False)
     def advance(self, steps: int) -> list[Telemetry]:
         """Train for `steps` optimizer steps and return what each measured.
 
-        The device is read every `monitor.block` steps. Past the end of the budget training goes on at the schedule's last value.
-        Where it is interrupted or fails, the steps of the block are unaccounted for: go on from a snapshot.
+        The device is read every `monitor.block` steps. Past the end of the budget training goes on
+        at the schedule's last value. Where it is interrupted or fails, the steps of the block are
+        unaccounted for: go on from a snapshot.
         """
         steps = as_whole(steps, "steps", least=0)
         if self.folded:
-            raise UserError("expected a run by itself, found one that is folded with others; call `advance` of its `Folded`")
+            raise UserError(
+                "expected a run by itself, found one that is folded with others; call `advance` of its `Folded`"
+            )
         self._take_in()
         parts.train(self.model)
         optimizers.train(self.optimizer)
@@ -203,14 +259,20 @@ class TrainingRun:
     def diverged(self) -> bool:
         """Whether training is of no use any more, as of the newest step.
 
-        One loss that is not finite is no divergence: a batch without labels has one, and leaves the weights alone. Either the
-        weights are not finite, or the losses of many steps in a row are not, with no finite look at clean data among them.
+        One loss that is not finite is no divergence: a batch without labels has one, and leaves the
+        weights alone. Either the weights are not finite, or the losses of many steps in a row are
+        not, with no finite look at clean data among them.
         """
-        count = self._statistics.non_finite
+        count = self._monitor.statistics.non_finite
         if not count:
             return False
         long = max(_MANY_STEPS, self.config.steps // _MANY_SHARE)
         return count >= long or not all(bool(p.isfinite().all()) for p in self._parameters)
+
+    @property
+    def index(self) -> UncertaintyIndex:
+        """Uncertainty index of the run."""
+        return self._monitor.index
 
     @property
     def clip(self) -> str:
@@ -218,11 +280,15 @@ class TrainingRun:
         return self._clipper.name
 
     @property
+    def batches(self) -> Batches:
+        """Training data, a pure function of the data index."""
+        return self._batches
+
+    @property
     def vocabulary(self) -> int | None:
         """Number of tokens that the model knows; None where it has no embedding."""
-        known = getattr(getattr(unwrapped(self.model), "config", None), "vocab_size", None)
-        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
-        return int(known) if known else max(sizes, default=None)
+        model = unwrapped(self.model)
+        return spec_of(model).shape(model).vocabulary
 
     @property
     def uniform_loss(self) -> float:
@@ -240,18 +306,23 @@ class TrainingRun:
         if known := self.flops_per_step:
             return known
         with self._rng.active(keep=False):  # the batches may draw from it, or seed it
-            return sum(pass_size(micro) for micro in self._coming_batch().micro) * self._per_token
+            return self._flops_of(self._coming_batch().micro)
 
     @property
     def flops_per_evaluation(self) -> float:
         """FLOPs of one `evaluate`: a forward pass is a third of a step's two passes."""
-        return sum(pass_size(micro) for micro in self._validation) * self._per_token / 3
+        return self._flops_of(self._validation) / 3
 
     def flops_of_probes(self, steps: int) -> float:
         """FLOPs of the monitor's probes over so many steps, at most."""
-        if self._probe is None:
+        if self._monitor.probe is None:
             return 0.0
-        return -(-steps // self.config.monitor.probe_every) * pass_size(self._probe_batch) * self._per_token / 3
+        probes = -(-steps // self.config.monitor.probe_every)
+        return probes * self._flops_of([self._probe_batch]) / 3
+
+    def _flops_of(self, micros: Iterable[Any]) -> float:
+        """Return the FLOPs of a forward and backward pass; padding costs as much as labels."""
+        return sum(pass_size(micro) for micro in micros) * self._per_token
 
     @property
     def epoch(self) -> int:
@@ -276,43 +347,59 @@ class TrainingRun:
     def lrs_ahead(self) -> list[float]:
         """The learning rate of each step left in the budget if nobody intervenes again; one step's where none is left.
 
-        Planted stress is left out: it is not planned. Those far ahead lie on straight lines between some that are computed.
+        Planted stress is left out: it is not planned. Those far ahead lie on straight lines between
+            some that are computed.
         """
         end = max(self.horizon.end, self.step + 1)
-        near = range(self.step, min(end, self.step + _NEAR))
-        rates = [self.base_lr * self._lr_factor(step) for step in near]
-        if near.stop < end:  # a schedule is asked in Python, which takes seconds for a million steps
-            points = np.unique(np.linspace(near.stop, end - 1, _POINTS).round().astype(np.int64))
-            known = [self.base_lr * self._lr_factor(step) for step in points.tolist()]
-            rates += np.interp(np.arange(near.stop, end), points, known).tolist()
-        return rates
+        return ahead(lambda step: self.base_lr * self._lr_factor(step), self.step, end)
 
     @torch.inference_mode(False)
     def evaluate(self) -> float:
-        """Validation loss in nats per token, over the fixed validation set. Changes nothing that the future depends on."""
+        """Validation loss in nats per token, over the fixed validation set.
+
+        Changes nothing that the future depends on.
+        """
         if not self._validation:
-            raise UserError("this run has no validation set; pass validation=[micro_batch, …] to TrainingRun")
+            raise UserError(
+                "this run has no validation set; pass validation=[micro_batch, …] to TrainingRun"
+            )
         averaged = optimizers.evaluating(self.optimizer)
-        with torch.no_grad(), averaged, evaluating(self.model), self._rng.active(keep=False), numerics.settings(self.config):
+        with (
+            torch.no_grad(),
+            averaged,
+            evaluating(self.model),
+            self._rng.active(keep=False),
+            numerics.settings(self.config),
+        ):
             return self._validated([self._loss(micro) for micro in self._validation])
 
-    # ── steering ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── steering ──────────────────────────────────────────────────────────────────────────────────
 
     def apply(self, intervention: Intervention) -> None:
-        """Put an intervention in force from the next step on. Either the whole of it, or nothing and an error.
+        """Put an intervention in force from the next step on.
+
+        Either the whole of it, or nothing and an error.
 
         Raises:
             UserError: a multiplier would leave its bounds.
         """
         if not isinstance(intervention, Intervention):
-            raise UserError(f"expected an Intervention, found {type(intervention).__name__}; give Intervention(lr_scale=…)")
+            raise UserError(
+                f"expected an Intervention, found {type(intervention).__name__}; give Intervention(lr_scale=…)"
+            )
         bounds = self.config.interventions
         lr_scale = bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
         decay = self.weight_decay_scale * intervention.weight_decay_scale
         decay = bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
         changes_clip = intervention.clip is not None and intervention.clip != self.clip
-        clipper = self._new_clipper(intervention.clip) if changes_clip and intervention.clip else self._clipper
-        self.lr_scale, self.weight_decay_scale, self._clipper = lr_scale, decay, clipper
+        clipper = (
+            self._new_clipper(intervention.clip)
+            if changes_clip and intervention.clip
+            else self._clipper
+        )
+        self.lr_scale = lr_scale
+        self.weight_decay_scale = decay
+        self._clipper = clipper
         if intervention.momentum_reset:
             self._reset_momentum()
         if intervention.data_reorder:
@@ -332,9 +419,14 @@ class TrainingRun:
         The steps since are charged to *rewound*, and the horizon comes nearer by as many.
         """
         check_snapshot(snapshot)
-        flagged, end, thrown_away, line = self.flagged, self.horizon.end, self.step - snapshot.step, self._line_flops
+        flagged = self.flagged
+        end = self.horizon.end
+        thrown_away = self.step - snapshot.step
+        line = self._line_flops
         if thrown_away < 0:
-            raise UserError(f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}")
+            raise UserError(
+                f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}"
+            )
         self.restore(snapshot)
         self.flag(flagged)
         self.ledger.move(self.purpose, "rewound", line - self._line_flops)
@@ -346,21 +438,28 @@ class TrainingRun:
 
     def end_at(self, step: int) -> None:
         """Set the step at which the budget is spent, now at the earliest; it may be later than it was."""
-        self.horizon = self.horizon.spend(self.step, self.horizon.end - as_whole(step, "the last step"))
+        self.horizon = self.horizon.spend(
+            self.step, self.horizon.end - as_whole(step, "the last step")
+        )
 
-    # ── the run as a value ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── the run as a value ────────────────────────────────────────────────────────────────────────
 
     @torch.inference_mode(False)
     def snapshot(self, beside: Mapping[str, Any] | None = None) -> Snapshot:
-        """The whole state. Tensors that are as they were in the snapshot last taken or restored are shared with it.
+        """The whole state.
+
+        Tensors that are as they were in the snapshot last taken or restored are shared with it.
 
         Args:
-            beside: parts of the state of whoever steers the run, by name; `restore` leaves them alone.
+            beside: parts of the state of whoever steers the run, by name; `restore` leaves them
+                alone.
         """
         state = self._state()
         state["optimizer"] |= optimizers.names_of(self.optimizer)
         if clash := sorted(state.keys() & (beside or {}).keys()):
-            raise UserError(f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them")
+            raise UserError(
+                f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them"
+            )
         if averaged := evaluated(self.model, self.optimizer):
             state["evaluated"] = averaged
         snapshot = snapshots.capture(self.step, state | dict(beside or {}), self._recent.newest())
@@ -369,26 +468,31 @@ class TrainingRun:
 
     @torch.inference_mode(False)
     def restore(self, snapshot: Snapshot, *, exact: bool = False) -> None:
-        """Take on the state of a snapshot of this run or of one built alike. The ledger keeps what was spent.
+        """Take on the state of a snapshot of this run or of one built alike.
+
+        The ledger keeps what was spent.
 
         Args:
             snapshot: what `snapshot` returned, or a checkpoint as it was loaded.
-            exact: refuse a snapshot that the run would not go on from bit for bit: one with rounded moments, or one that was
-                taken under other numeric settings.
+            exact: refuse a snapshot that the run would not go on from bit for bit: one with rounded
+                moments, or one that was taken under other numeric settings.
 
         Raises:
-            UserError: the snapshot is of a different model or optimizer, or not exact; the run is as it was.
+            UserError: the snapshot is of a different model or optimizer, or not exact; the run is
+                as it was.
         """
         check_snapshot(snapshot)
         state = snapshots.expand(snapshot)
         check_alike(self.model, self.optimizer, self.config.seed, state)
         if exact:
             check_exact(snapshot, self._numerics())
-        take_on(self, snapshot.step, state)
+        self._take_on(snapshot.step, state)
         self._weights.load(self.model, self.optimizer, self.objective, state)
         optimizers.load_state(self.optimizer, state["optimizer"])
         if state["objective"] is not None:
-            theirs = state["objective"]  # a module copies what it is given; of anything else we don't know
+            theirs = state[
+                "objective"
+            ]  # a module copies what it is given; of anything else we don't know
             theirs = theirs if isinstance(self.objective, nn.Module) else copy.deepcopy(theirs)
             self.objective.load_state_dict(theirs)  # type: ignore[attr-defined]
         self._recent.add(snapshot)
@@ -396,24 +500,34 @@ class TrainingRun:
     @exclusive()
     @torch.inference_mode(False)
     def fork(self, purpose: Purpose = "verify") -> Self:
-        """An independent run in the same state, charging the same ledger under `purpose`. Data and settings are shared."""
+        """An independent run in the same state, charging the same ledger under `purpose`.
+
+        Data and settings are shared.
+        """
         if self.folded:
-            raise UserError("expected a run by itself, found one that is folded with others; fork before folding")
+            raise UserError(
+                "expected a run by itself, found one that is folded with others; fork before folding"
+            )
         self._take_in()
         fork = copy.copy(self)
-        fork.model, fork.optimizer, fork.objective = forking.copy_trained(self.model, self.optimizer, self.objective)
+        fork.model, fork.optimizer, fork.objective = forking.copy_trained(
+            self.model, self.optimizer, self.objective
+        )
         fork.purpose = purpose
         fork._recent = copy.copy(self._recent)
         fork._equip()
         fork._take_in()
-        take_on(fork, self.step, snapshots.expand(self._view()))
+        fork._take_on(self.step, snapshots.expand(self._view()))
         return fork
 
     def check_forkable(self) -> None:
-        """Refuse a run of which no fork can be made. To be asked before a run is steered; it changes nothing.
+        """Refuse a run of which no fork can be made.
+
+        To be asked before a run is steered; it changes nothing.
 
         Raises:
-            UserError: names what in the model, the optimizer or the objective cannot be copied, and what to do.
+            UserError: names what in the model, the optimizer or the objective cannot be copied, and
+                what to do.
         """
         forking.check_forkable(self.model, self.optimizer, self.objective)
 
@@ -446,7 +560,7 @@ class TrainingRun:
             "line_flops": self._line_flops,
             "ledger": self.ledger.as_dict(),
             "numerics": self._numerics(),
-            "statistics": {"epoch": self.epoch, **self._statistics.state_dict()},
+            "statistics": {"epoch": self.epoch, **self._monitor.statistics.state_dict()},
         }
 
     def _numerics(self) -> dict[str, Any]:
@@ -457,17 +571,21 @@ class TrainingRun:
         self.ledger.charge("evaluate", self.flops_per_evaluation)
         return mean_loss(losses, self._validation)
 
-    # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── one step ──────────────────────────────────────────────────────────────────────────────────
 
     def _take_in(self) -> None:
         """Take in what was done to model and optimizer since the last step: parameters unfrozen, groups added."""
-        self._parameters, self._base = parts.trained(self.model, self.optimizer, self.objective, self._base)
+        self._parameters, self._base = parts.trained(
+            self.model, self.optimizer, self.objective, self._base
+        )
         self.optimizer.zero_grad(set_to_none=True)  # what joins may hold gradients of steps before
 
     def _train_step(self) -> None:
         batch = self._coming_batch()
         apart = self._clipper.policy.needs_workers
-        done = backward(batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart)
+        done = backward(
+            batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart
+        )
         self._update(batch, done)
 
     def _coming_batch(self) -> Batch:
@@ -478,23 +596,33 @@ class TrainingRun:
 
     def _update(self, batch: Batch, done: Pass) -> None:
         """A step from its gradients on: clip them, set the rates, update the weights, note what was measured."""
-        monitor = self.config.monitor
-        looks = monitor.enabled and monitor.probe_every > 0 and self.step % monitor.probe_every == 0
+        monitor = self._monitor
+        probes = monitor.probes(self.step)
         progress = self.horizon.progress(self.step)
-        stress = 1.0 if self._stress is None else as_number(self._stress(self.step), "what stress(step) returns")
+        stress = self._rates.planted(self.step)
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
         # With each micro-batch's gradient apart, the clipper fills in their mean.
-        parameters = self._parameters if done.workers else [p for p in self._parameters if p.grad is not None]
+        parameters = (
+            self._parameters
+            if done.workers
+            else [p for p in self._parameters if p.grad is not None]
+        )
         measured = {"loss": done.loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
-        report = self._clipper(parameters, workers=done.workers, optimizer=self.optimizer, known=done.known)
+        report = self._clipper(
+            parameters, workers=done.workers, optimizer=self.optimizer, known=done.known
+        )
         measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
         measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if done.known is not False and due(self.step, monitor, self.config.schedule.warmup):
-            measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(parameters, self.optimizer)
+        if done.known is not False and due(
+            self.step, self.config.monitor, self.config.schedule.warmup
+        ):
+            measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(
+                parameters, self.optimizer
+            )
         if report.momentum_reset:
             self._reset_momentum()
         lr_factor = self._lr_factor(self.step) * stress
@@ -503,14 +631,13 @@ class TrainingRun:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        flops = sum(pass_size(micro) for micro in batch.micro) * self._per_token  # padding costs as much as labels
+        flops = self._flops_of(batch.micro)
         self._line_flops += flops
         self.ledger.charge(self.purpose, flops)
-        if looks and self._probe is not None:
+        if probes:
             with optimizers.evaluating(self.optimizer):
-                measured |= self._probe.measure()
-            self._statistics.activations = self._probe.activations
-            self.ledger.charge("evaluate", pass_size(self._probe_batch) * self._per_token / 3)
+                measured |= monitor.measure()
+            self.ledger.charge("evaluate", self._flops_of([self._probe_batch]) / 3)
         known = {
             "step": self.step,
             "data_index": batch.index,
@@ -521,47 +648,85 @@ class TrainingRun:
             "weight_decay_scale": self.weight_decay_scale,
             "steps_since_reset": -1 if self._reset_at is None else self.step - self._reset_at,
             "progress": progress,
-            "stressors": (*batch.stressors, *["lr_spike"] * (stress != 1.0), *["lost_moments"] * lost),
+            "stressors": (
+                *batch.stressors,
+                *["lr_spike"] * (stress != 1.0),
+                *["lost_moments"] * lost,
+            ),
         }
         if isinstance(done.tokens, Tensor):
             measured["tokens"] = done.tokens.to(self.device)
         else:
             known["tokens"] = round(done.tokens)
-        self._recorder.append(known, measured)
+        monitor.append(known, measured)
 
     def _lr_factor(self, step: int) -> float:
         """Factor on the base learning rate of the step after `step` completed ones, as planned."""
-        warmth = schedules.warmth(step, self._reset_at, self.config.reset_warmup)
-        factor = as_number(self._schedule(step, self.horizon.progress(step)), "what schedule(step, progress) returns")
-        return factor * self.lr_scale * warmth
+        return self._rates.factor(
+            step, self.horizon, lr_scale=self.lr_scale, reset_at=self._reset_at
+        )
 
     def _loss(self, micro: Any) -> Tensor | LossSum:
-        with self._autocast():
+        with numerics.autocast(self.config, self.device):
             return as_loss(self.objective(self.model, placed(micro, self.device)))
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.config.precision == "bf16" else torch.float16)
-
     def _read_block(self) -> list[Telemetry]:
-        """The telemetry of the steps since the last block."""
-        return [self._read(t) for t in self._recorder.drain()]
+        """Fetch the telemetry since the last block; data read while the index was high is flagged."""
+        block = self._monitor.read()
+        if self.config.monitor.enabled:
+            high = (t.data_index for t in block if t.reading.index >= t.reading.threshold)
+            self.flag(high)
+        return block
 
-    def _read(self, telemetry: Telemetry) -> Telemetry:
-        """Telemetry with the index's reading; data read under alarm is flagged."""
-        self._statistics.update(telemetry)
-        if not self.config.monitor.enabled:
-            return telemetry
-        reading = self.index.update(telemetry)
-        if reading.index >= reading.threshold:
-            self.flag((telemetry.data_index,))
-        return replace(telemetry, reading=reading)
+    def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
+        """Take on an expanded state except for model, optimizer and objective, whole or not at all.
+
+        Raises:
+            UserError: A part of the run cannot take its part of the state; the run is unchanged.
+        """
+        monitor = Monitor(self.config.monitor, steps=self.config.steps, probe=self._monitor.probe)
+        try:
+            clipper = self._new_clipper(state["clip"]["name"])
+            monitor.index.load_state_dict(state["monitor"])
+            monitor.statistics.load_state_dict(state["statistics"])
+            clipper.load_state_dict(state["clip"]["state"])
+            applied = tuple((at, Intervention(**values)) for at, values in state["applied"])
+            horizon = schedules.Horizon(**state["horizon"])
+            order = self._order.load_state_dict(state["order"])
+            self._rng.load_state_dict(state["rng"])  # last, because it changes the run at once
+        except UserError:
+            raise
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            OverflowError,
+        ) as error:
+            raise UserError(
+                f"the snapshot holds what no run of this version would ({error!r:.200}); "
+                "take an earlier one"
+            ) from None
+        self._drop_unfinished()
+        self._monitor = monitor
+        self._clipper = clipper
+        self._order = order
+        self.step = step
+        self.lr_scale = state["lr_scale"]
+        self.weight_decay_scale = state["weight_decay_scale"]
+        self.applied = applied
+        self.flagged = tuple(state["flagged"])
+        self.horizon = horizon
+        self._reset_at = state["reset_at"]
+        self._line_flops = state["line_flops"]
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
 
     def _drop_unfinished(self) -> None:
         """Forget what a step that did not end has left: gradients, telemetry that was not read, the scaler's notes."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._recorder = Recorder()
+        self._monitor.forget_unread()
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             self._scaler = torch.amp.GradScaler(self.device.type)
@@ -574,3 +739,8 @@ class TrainingRun:
         """Reset the moments and warm the learning rate up again: bare resets cost 0.16 to 0.25 nats at the end of a run."""
         optimizers.reset_moments(self.optimizer)
         self._reset_at = self.step
+
+
+def make_run(source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None) -> Run:
+    """Build a run from a configuration; see `TrainingRun.from_config`."""
+    return TrainingRun.from_config(source, overrides)

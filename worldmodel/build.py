@@ -1,4 +1,6 @@
-"""From nothing to a world model: generate, train, calibrate, evaluate, write the files. Every part is resumable or short.
+"""From nothing to a world model: generate, train, calibrate, evaluate, write the files.
+
+Every part is resumable or short.
 
 | in the folder | |
 |---|---|
@@ -6,7 +8,8 @@
 | `model/` | `model.safetensors` and `card.json`, as the package ships them |
 | `report.json` | the evaluation on trunks that nothing was fitted on |
 
-The trunks are split once, by setting: on some the networks are trained, on others they are calibrated, on the rest judged.
+The trunks are split once, by setting: on some the networks are trained, on others they are
+calibrated, on the rest judged.
 """
 
 from __future__ import annotations
@@ -21,10 +24,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import UserError
+from trainenv.types import Fold, UserError
 from trainenv.worldmodel.calibration import Calibrations
-from trainenv.worldmodel.dataset import Dataset, Design, Generated, MakeRun, Progress, by_trunk, generate, sample
-from trainenv.worldmodel.dataset.lockstep import Fold
+from trainenv.worldmodel.dataset import (
+    Dataset,
+    Design,
+    Generated,
+    MakeRun,
+    Progress,
+    by_trunk,
+    generate,
+    sample,
+)
 from trainenv.worldmodel.evaluation import evaluate, seed_noise
 from trainenv.worldmodel.examples import TARGETS, Examples
 from trainenv.worldmodel.model import Model
@@ -62,7 +73,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.trunks < 60:
             # 9 trunks are the fewest that give a finite interval of 90 %, 12 are a fifth of 60.
-            raise UserError(f"trunks must be at least 60, to have some to calibrate and to judge on, found {self.trunks}")
+            raise UserError(
+                f"trunks must be at least 60, to have some to calibrate and to judge on, found {self.trunks}"
+            )
 
 
 def build(
@@ -89,7 +102,8 @@ def build(
     Raises:
         UserError: the folder holds something else, or trunks failed.
     """
-    folder, started = Path(folder), time.perf_counter()
+    folder = Path(folder)
+    started = time.perf_counter()
     say(f"generating branches of {recipe.trunks} runs")
     made = generate(
         folder / "branches",
@@ -103,15 +117,25 @@ def build(
     )
     if made.failed:
         name, why = next(iter(made.failed.items()))
-        raise UserError(f"{len(made.failed)} runs could not be branched, {name} for one: {why}; mend that and build again")
+        raise UserError(
+            f"{len(made.failed)} runs could not be branched, {name} for one: {why}; mend that and build again"
+        )
     if made.interrupted or stop():
-        return {"folder": str(folder), "interrupted": True, "trunks": len(made.there) + len(made.made)}
+        return {
+            "folder": str(folder),
+            "interrupted": True,
+            "trunks": len(made.there) + len(made.made),
+        }
     say("reading them")
     data = Dataset.open(folder / "branches")
     examples = Examples.of(data)
     say("training the networks")
     model, report = assemble(data, examples, recipe, say=say)
-    report |= {"folder": str(folder), "interrupted": False, "seconds": round(time.perf_counter() - started, 1)}
+    report |= {
+        "folder": str(folder),
+        "interrupted": False,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
     report |= {"generated": _generated(made)}
     save(model, folder / "model", _rehearsal(examples, recipe))
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -119,7 +143,11 @@ def build(
 
 
 def assemble(
-    data: Dataset, examples: Examples, recipe: Recipe, *, say: Callable[[str], None] = lambda sentence: None
+    data: Dataset,
+    examples: Examples,
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Model, dict[str, Any]]:
     """Train, calibrate and judge on a data set that is there: the model with its card, and the report.
 
@@ -136,15 +164,20 @@ def assemble(
     bare = rounded(Model(networks))
     held = examples.among(parts["calibrate"])
     model = Model(bare.networks, Calibrations.fit(held, bare.raw(held)))
-    test, noise = examples.among(parts["test"]), seed_noise(examples)[_rows(examples, parts["test"])]
+    test = examples.among(parts["test"])
+    noise = seed_noise(examples)[_rows(examples, parts["test"])]
     report = {
         "branches": len(examples),
         "trunks": {part: len(names) for part, names in parts.items()},
         "parameters": sum(p.numel() for p in networks.parameters()),
         "test": evaluate(test, model.predict(test), noise=noise, seed=recipe.seed),
-        "test_picks": _of_picks(evaluate(test, model.predict(test, picks=True), noise=noise, seed=recipe.seed)),
+        "test_picks": _of_picks(
+            evaluate(test, model.predict(test, picks=True), noise=noise, seed=recipe.seed)
+        ),
     }
-    card = {"data": _data(data, parts), "recipe": _plain(recipe)} | {name: report[name] for name in ("test", "test_picks")}
+    card = {"data": _data(data, parts), "recipe": _plain(recipe)} | {
+        name: report[name] for name in ("test", "test_picks")
+    }
     return Model(model.networks, model.calibrations, card), report
 
 
@@ -207,5 +240,7 @@ def _generated(made: Generated) -> dict[str, Any]:
         "made_now": len(made.made),
         "steps": made.steps,
         "core_seconds": round(made.core_seconds, 1),
-        "steps_per_core_second": round(made.steps / made.core_seconds, 1) if made.core_seconds else None,
+        "steps_per_core_second": round(made.steps / made.core_seconds, 1)
+        if made.core_seconds
+        else None,
     }

@@ -1,8 +1,10 @@
 """What makes the networks' numbers honest: intervals that cover, risks that are frequencies, and when to abstain.
 
-Fitted on trunks that the networks have not seen. Intervals are calibrated in units (asinh(Δ / 0.01)), as wide as the forecast
-says times what it was wrong by; being monotone, the way back to nats keeps their coverage. Strata are what is seen when it is
-forecast: whether the run is alarmed, and whether the interventions raise, lower or leave the learning rate.
+Fitted on trunks that the networks have not seen. Intervals are calibrated in units (asinh(Δ /
+0.01)), as wide as the forecast says times what it was wrong by; being monotone, the way back to
+nats keeps their coverage. Strata are what is seen when it is
+forecast: whether the run is alarmed, and whether the interventions raise, lower or leave the
+learning rate.
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.worldmodel.conformal import CQR, Calibration, Correction, Decision, Lowest, Platt, disagreement_limit, fit_selected
+from trainenv.worldmodel.conformal import (
+    CQR,
+    Calibration,
+    Correction,
+    Decision,
+    Lowest,
+    Platt,
+    disagreement_limit,
+    fit_selected,
+)
 from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
 from trainenv.worldmodel.features import STATE, Floats
 from trainenv.worldmodel.networks import UNIT
@@ -38,7 +49,8 @@ class Calibrations:
         picked: by target, for those that are picked by their median of `annealed`.
         divergence, instability: of probabilities.
         disagreement: in nats, above which the model abstains.
-        alpha: by target, the share of outcomes that intervals may miss: 0.1, unless late labels have moved it.
+        alpha: by target, the share of outcomes that intervals may miss: 0.1, unless late labels
+            have moved it.
     """
 
     intervals: Mapping[str, Calibration]
@@ -47,7 +59,9 @@ class Calibrations:
     instability: Platt
     disagreement: float
     alpha: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TARGETS, ALPHA))
-    _memo: dict[tuple[str, str, bool], Correction] = field(default_factory=dict, init=False, repr=False)
+    _memo: dict[tuple[str, str, bool], Correction] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @classmethod
     def fit(cls, examples: Examples, raw: Predictions, *, how: CQR = CQR_HOW) -> Calibrations:
@@ -59,15 +73,23 @@ class Calibrations:
             how: the score of intervals.
         """
         rows = np.flatnonzero(examples.candidate)
-        some, said = examples.where(rows), raw.where(rows)
+        some = examples.where(rows)
+        said = raw.where(rows)
         strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
-        intervals, picked = {}, {}
+        intervals = {}
+        picked = {}
         for target in TARGETS:
-            outcome, quantiles = units(getattr(some, target)), units(getattr(said, target))
+            outcome = units(getattr(some, target))
+            quantiles = units(getattr(said, target))
             known = np.isfinite(outcome)
-            lower, upper = quantiles[:, 0], quantiles[:, -1]
+            lower = quantiles[:, 0]
+            upper = quantiles[:, -1]
             intervals[target] = how.fit(
-                lower[known], upper[known], outcome[known], trunks=some.trunk[known], strata=list(strata[known])
+                lower[known],
+                upper[known],
+                outcome[known],
+                trunks=some.trunk[known],
+                strata=list(strata[known]),
             )
             decisions = _decisions(some, known, lower, upper, outcome, said)
             picked[target] = fit_selected(how, decisions, Lowest(by="median"))
@@ -79,25 +101,37 @@ class Calibrations:
             disagreement=disagreement_limit(said.disagreement, alpha=ALPHA, trunks=some.trunk),
         )
 
-    def apply(self, raw: Predictions, strata: NDArray[np.str_], *, picks: bool = False) -> Predictions:
+    def apply(
+        self, raw: Predictions, strata: NDArray[np.str_], *, picks: bool = False
+    ) -> Predictions:
         """What the networks said, mended.
 
         Args:
             raw: of n branches.
             strata: [n] as `strata_of` gives them.
-            picks: for candidates that are picked among many by their median, not for candidates as they come.
+            picks: for candidates that are picked among many by their median, not for candidates as
+                they come.
         """
         mended = {}
         paths, place = np.unique(strata, return_inverse=True)
         for target in TARGETS:
             quantiles = units(getattr(raw, target))
-            low, high = quantiles[:, 0], quantiles[:, -1]
+            low = quantiles[:, 0]
+            high = quantiles[:, -1]
             corrections = [self._correction(target, str(path), picks) for path in paths]
             # With too few trunks to calibrate on, everything is possible.
-            down, up = (np.minimum([getattr(one, side) for one in corrections], _EVERYTHING)[place] for side in ("low", "high"))
+            down, up = (
+                np.minimum([getattr(one, side) for one in corrections], _EVERYTHING)[place]
+                for side in ("low", "high")
+            )
             low, high = low - down * (high - low), high + up * (high - low)
             middle = quantiles[:, 1:-1]
-            mended[target] = nats(np.stack([np.minimum(low, middle[:, 0]), *middle.T, np.maximum(high, middle[:, -1])], axis=1))
+            mended[target] = nats(
+                np.stack(
+                    [np.minimum(low, middle[:, 0]), *middle.T, np.maximum(high, middle[:, -1])],
+                    axis=1,
+                )
+            )
         return replace(
             raw,
             **mended,
@@ -108,12 +142,17 @@ class Calibrations:
     def _correction(self, target: str, stratum: str, picks: bool) -> Correction:
         key = target, stratum, picks
         if key not in self._memo:
-            calibration, stratum = (self.picked[target], "") if picks else (self.intervals[target], stratum)
-            # Below 1/(K + 1) the interval of K trunks is everything, which helps nobody: late labels move the level no further.
+            calibration, stratum = (
+                (self.picked[target], "") if picks else (self.intervals[target], stratum)
+            )
+            # Below 1/(K + 1) the interval of K trunks is everything, which helps nobody: late
+            # labels move the level no further.
             trunks = calibration.correction("", alpha=ALPHA).trunks
             alpha = max(self.alpha[target], min(ALPHA, 1 / (trunks + 1)))
             found = calibration.correction(stratum, alpha=alpha)
-            while found.stratum and math.isinf(found.high):  # a level below the one it was made for asks for more trunks
+            while found.stratum and math.isinf(
+                found.high
+            ):  # a level below the one it was made for asks for more trunks
                 found = calibration.correction(found.stratum.rpartition("/")[0], alpha=alpha)
             self._memo[key] = found
         return self._memo[key]
@@ -134,7 +173,9 @@ class Calibrations:
     def from_state(cls, state: Mapping[str, Any]) -> Calibrations:
         """The calibrations that `state` was taken of."""
         return cls(
-            intervals={target: Calibration.from_state(one) for target, one in state["intervals"].items()},
+            intervals={
+                target: Calibration.from_state(one) for target, one in state["intervals"].items()
+            },
             picked={target: Calibration.from_state(one) for target, one in state["picked"].items()},
             divergence=Platt.from_state(state["divergence"]),
             instability=Platt.from_state(state["instability"]),
@@ -151,11 +192,18 @@ def _risk(risk: Floats, happened: NDArray[np.bool_], trunks: NDArray[np.int64]) 
 
 
 def _decisions(
-    some: Examples, known: NDArray[np.bool_], lower: Floats, upper: Floats, outcome: Floats, said: Predictions
+    some: Examples,
+    known: NDArray[np.bool_],
+    lower: Floats,
+    upper: Floats,
+    outcome: Floats,
+    said: Predictions,
 ) -> list[Decision]:
     """The candidates of each snapshot whose outcome is known, as something to pick from."""
     median = said.annealed[:, len(LEVELS) // 2]
-    groups = [np.flatnonzero((some.snapshot == snapshot) & known) for snapshot in np.unique(some.snapshot)]
+    groups = [
+        np.flatnonzero((some.snapshot == snapshot) & known) for snapshot in np.unique(some.snapshot)
+    ]
     return [
         Decision(
             trunk=int(some.trunk[those[0]]),

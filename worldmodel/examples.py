@@ -3,8 +3,8 @@
     examples = Examples.of(Dataset.open("branches"))
     train, test = examples.among(parts["train"]), examples.among(parts["test"])
 
-Every Δ is the natural logarithm of a clean validation loss less that of the do-nothing control of the same snapshot, on the same
-batches; a loss counts as at most the data set's cap.
+Every Δ is the natural logarithm of a clean validation loss less that of the do-nothing control of
+the same snapshot, on the same batches; a loss counts as at most the data set's cap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from trainenv.types import CLIP_NAMES
 from trainenv.worldmodel.dataset import Dataset, Trunk
 from trainenv.worldmodel.dataset.dataset import CLIPS
 from trainenv.worldmodel.dataset.run_histories import rates_ahead, scheduled
-from trainenv.worldmodel.features import ACTION, COLUMNS, DECISIONS, GROUPS, STATE, Columns, Now, state
+from trainenv.worldmodel.features import (
+    ACTION,
+    COLUMNS,
+    DECISIONS,
+    GROUPS,
+    STATE,
+    Columns,
+    Now,
+    state,
+)
 from trainenv.worldmodel.law_prior import prior
 
 if TYPE_CHECKING:
@@ -42,7 +51,9 @@ CANDIDATES = ("single", "sequence", "every")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
-    """n branches of S snapshots. F = len(STATE), A = len(ACTION); a decision is a quarter of the horizon.
+    """n branches of S snapshots.
+
+    F = len(STATE), A = len(ACTION); a decision is a quarter of the horizon.
 
     Attributes:
         trunks: [T] names of the trunks.
@@ -50,17 +61,20 @@ class Examples:
         snapshot: [n] its row in `states`.
         kind: [n] `control`, `nudged`, `reordered`, `single`, `sequence` or `every`.
         states: [S, F] features of the snapshots, NaN where unmeasured.
-        after: [n, 4, F] features after each decision of the branch; NaN throughout where it had been lost.
+        after: [n, 4, F] features after each decision of the branch; NaN throughout where it had
+            been lost.
         actions: [n, 4, A] of each decision; 0 where nothing was done.
         law: [n, 3] Δ ln loss by the anchored multi-power law: horizon, annealed, final.
         looks: [n, 8] Δ ln loss after each eighth of the horizon; the last is the target `horizon`.
         annealed: [n] Δ ln loss after the reference cool-down.
-        final: [n] Δ ln loss at the end of the run; NaN where the branches of the snapshot did not go on so far.
+        final: [n] Δ ln loss at the end of the run; NaN where the branches of the snapshot did not
+            go on so far.
         fall: [n, 4] fall of ln loss over each decision of the branch itself: a search's rewards.
         to_end: [n] fall of ln loss from the horizon to the end of the run; NaN as `final`.
         diverged: [n] decision in which it diverged, 0 to 3; −1 if it did not.
         fired: [n] whether the uncertainty index fired within the horizon.
-        recovery: [n] decisions until the loss was back at its best so far, 0 to 4; NaN where nobody watched.
+        recovery: [n] decisions until the loss was back at its best so far, 0 to 4; NaN where nobody
+            watched.
         recovered: [n] False: `recovery` is as long as it was watched.
         decision_steps: [S] steps of a decision.
         strata: [S] setting of the trunk and origin of the snapshot, "faulty/fired" say.
@@ -122,7 +136,8 @@ class Examples:
 
     def shuffled(self, rng: np.random.Generator) -> Examples:
         """The same with each snapshot's actions dealt out anew among its candidates: they say nothing of the outcomes."""
-        actions, law = self.actions.copy(), self.law.copy()
+        actions = self.actions.copy()
+        law = self.law.copy()
         for snapshot in np.unique(self.snapshot):
             rows = np.flatnonzero((self.snapshot == snapshot) & self.candidate)
             dealt = rng.permutation(rows)
@@ -132,21 +147,33 @@ class Examples:
     @classmethod
     def of(cls, data: Dataset) -> Examples:
         """The examples of a data set; some minutes for a large one."""
-        arrays, branches = data.arrays(), data.branches
+        arrays = data.arrays()
+        branches = data.branches
         cap = data.design.divergence * data.trunks["uniform_loss"].to_numpy()[arrays.trunk]
         falls, values = _losses(data, cap)
         states = np.full((len(data.snapshots), len(STATE)), math.nan)
         after = np.full((len(branches), DECISIONS, len(STATE)), math.nan)
         law = np.zeros((len(branches), len(TARGETS)))
         actions = _actions(arrays.actions)
-        rows_of = {name: np.flatnonzero(arrays.trunk == row) for row, name in enumerate(data.trunks["trunk"])}
+        rows_of = {
+            name: np.flatnonzero(arrays.trunk == row)
+            for row, name in enumerate(data.trunks["trunk"])
+        }
         for name, rows in rows_of.items():
-            for snapshot, state_here, law_here, after_here, those in _of_trunk(data, str(name), rows, arrays, actions):
+            for snapshot, state_here, law_here, after_here, those in _of_trunk(
+                data, str(name), rows, arrays, actions
+            ):
                 states[snapshot], law[those], after[those] = state_here, law_here, after_here
-        decision = data.trunks.set_index("trunk")["decision"].loc[data.snapshots["trunk"]].to_numpy()
+        decision = (
+            data.trunks.set_index("trunk")["decision"].loc[data.snapshots["trunk"]].to_numpy()
+        )
         steps_in = branches["diverged_at"].to_numpy(dtype=np.int64)
         within = decision[arrays.snapshot]
-        settings = data.trunks.set_index("trunk")["setting"].loc[data.snapshots["trunk"]].to_numpy(dtype=str)
+        settings = (
+            data.trunks.set_index("trunk")["setting"]
+            .loc[data.snapshots["trunk"]]
+            .to_numpy(dtype=str)
+        )
         return cls(
             trunks=tuple(str(name) for name in data.trunks["trunk"]),
             trunk=arrays.trunk,
@@ -158,7 +185,9 @@ class Examples:
             law=law,
             **values,
             **falls,
-            diverged=np.where(steps_in >= 0, np.minimum(np.maximum(steps_in - 1, 0) // within, DECISIONS - 1), -1),
+            diverged=np.where(
+                steps_in >= 0, np.minimum(np.maximum(steps_in - 1, 0) // within, DECISIONS - 1), -1
+            ),
             fired=np.array([len(steps) > 0 for steps in branches["fired"]], dtype=np.bool_),
             recovery=arrays.recovery / within,
             recovered=arrays.recovered,
@@ -169,7 +198,9 @@ class Examples:
 
 
 _BY_BRANCH = tuple(
-    field.name for field in fields(Examples) if field.name not in ("trunks", "states", "decision_steps", "strata", "flagged")
+    field.name
+    for field in fields(Examples)
+    if field.name not in ("trunks", "states", "decision_steps", "strata", "flagged")
 )
 
 
@@ -182,7 +213,8 @@ class Predictions:
         hazard: [n, 4] for each decision, the probability of diverging in it if not before.
         instability: [n] probability that the index fires within the horizon.
         recovery: [n, 5] quantiles of the decisions until recovered; 4 stands for 4 or more.
-        disagreement: [n] standard deviation of the median of `annealed` over an ensemble; 0 without one.
+        disagreement: [n] standard deviation of the median of `annealed` over an ensemble; 0 without
+            one.
     """
 
     horizon: Floats
@@ -201,24 +233,37 @@ class Predictions:
 
     def where(self, rows: NDArray[Any]) -> Predictions:
         """Those of the branches at `rows`."""
-        return Predictions(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Predictions(
+            **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        )
 
 
 def _losses(data: Dataset, cap: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """What the branches themselves lost, and what they lost against their controls."""
     arrays = data.arrays()
-    validation = np.log(np.minimum(np.nan_to_num(arrays.validation, nan=np.inf), cap[:, None]))  # [n, 9]
+    validation = np.log(
+        np.minimum(np.nan_to_num(arrays.validation, nan=np.inf), cap[:, None])
+    )  # [n, 9]
     annealed = np.log(np.minimum(np.nan_to_num(arrays.annealed, nan=np.inf), cap))
     going_on = data.snapshots["continued"].to_numpy(dtype=bool)[arrays.snapshot]
-    final = np.where(going_on, np.log(np.minimum(np.nan_to_num(arrays.final, nan=np.inf), cap)), math.nan)
+    final = np.where(
+        going_on, np.log(np.minimum(np.nan_to_num(arrays.final, nan=np.inf), cap)), math.nan
+    )
     control = np.zeros(len(data.snapshots), dtype=np.int64)
     is_control = data.branches["kind"].to_numpy() == "control"
     control[arrays.snapshot[is_control]] = np.flatnonzero(is_control)
     beside = control[arrays.snapshot]
     looks = validation[:, 1:] - validation[beside, 1:]
     per_decision = validation[:, ::2]  # [n, 5]
-    falls = {"fall": per_decision[:, :-1] - per_decision[:, 1:], "to_end": validation[:, -1] - final}
-    return falls, {"looks": looks, "annealed": annealed - annealed[beside], "final": final - final[beside]}
+    falls = {
+        "fall": per_decision[:, :-1] - per_decision[:, 1:],
+        "to_end": validation[:, -1] - final,
+    }
+    return falls, {
+        "looks": looks,
+        "annealed": annealed - annealed[beside],
+        "final": final - final[beside],
+    }
 
 
 def _actions(raw: Floats) -> Floats:
@@ -236,7 +281,9 @@ def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats
     recipe = Trunk.from_json(json.loads(record["recipe"]))
     steps = data.branch_steps(name)
     inside = steps[steps["phase"] == "branch"]
-    pieces = {key: _columns(part) for key, part in inside.groupby(["snapshot", "branch"], sort=False)}
+    pieces = {
+        key: _columns(part) for key, part in inside.groupby(["snapshot", "branch"], sort=False)
+    }
     planned = scheduled(recipe)
     decision = int(record["decision"])
     for snapshot in np.unique(arrays.snapshot[rows]):
@@ -268,11 +315,17 @@ def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats
             for count in range(1, DECISIONS + 1):
                 known = played["step"] <= step + count * decision
                 loss = arrays.validation[branch, 2 * count]
-                if known.sum() < count * decision or not np.isfinite(played["loss"][known]).all() or not math.isfinite(loss):
+                if (
+                    known.sum() < count * decision
+                    or not np.isfinite(played["loss"][known]).all()
+                    or not math.isfinite(loss)
+                ):
                     break
                 whole = {key: np.concatenate([behind[key], played[key][known]]) for key in behind}
                 last = {name: float(column[-1]) for name, column in whole.items()}
-                after[place, count - 1] = state(whole, now(step + count * decision, last, float(loss), 0))
+                after[place, count - 1] = state(
+                    whole, now(step + count * decision, last, float(loss), 0)
+                )
         yield int(snapshot), state(behind, here), law, after, those
 
 

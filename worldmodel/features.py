@@ -1,7 +1,8 @@
 """From the history of a run and the interventions tried on it to numbers that mean the same for every model size.
 
-Ratios, logarithms, slopes and z-scores throughout, times in units of a decision, NaN where nothing was measured. `GROUPS` says
-which feature belongs where, so that each group can be left out (`benchmarks/worldmodel_quality.py`).
+Ratios, logarithms, slopes and z-scores throughout, times in units of a decision, NaN where nothing
+was measured. `GROUPS` says which feature belongs where, so that each group can be left out
+(`benchmarks/worldmodel_quality.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ COLUMNS = (
 )  # fmt: skip
 READINGS = ("volatility", "entropy", "disagreement", "index", "fired")
 
-_ROW = attrgetter(*(f"reading.{name}" if name in READINGS else name for name in COLUMNS))  # of a step's telemetry
+_ROW = attrgetter(
+    *(f"reading.{name}" if name in READINGS else name for name in COLUMNS)
+)  # of a step's telemetry
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "time": ("progress", "left", "past", "decision"),
@@ -54,11 +57,23 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 STATE: tuple[str, ...] = tuple(name for names in GROUPS.values() for name in names)
 
-ACTION = ("ln_lr", "ln_weight_decay", *(f"set_{name}" for name in CLIP_NAMES), "reset", "reorder", "skip")
+ACTION = (
+    "ln_lr",
+    "ln_weight_decay",
+    *(f"set_{name}" for name in CLIP_NAMES),
+    "reset",
+    "reorder",
+    "skip",
+)
 DECISIONS = 4
 LEAST_STEPS = 16  # of telemetry
 _MOST = 1e9  # of a feature: it fits into a float32
-_RECENT = 512, 40  # steps and decisions of a history that are looked at, the more of the two: no run learned from had more
+_RECENT = (
+    512,
+    40,
+    # steps and decisions of a history that are looked at, the more of the two: no run learned from
+    # had more
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +103,22 @@ def read(history: RunHistory) -> tuple[Columns, Now]:
     """The columns of a history and what stands beside them.
 
     Raises:
-        UserError: fewer than 16 steps, steps that are not consecutive, a last loss or gradient norm that is not finite, or no
-            learning rates ahead.
+        UserError: fewer than 16 steps, steps that are not consecutive, a last loss or gradient norm
+            that is not finite, or no learning rates ahead.
     """
     if history.decision_steps < 1:
         raise UserError(f"decision_steps must be at least 1, found {history.decision_steps!r}")
     steps, decisions = _RECENT
     telemetry = list(history.telemetry)[-max(steps, decisions * history.decision_steps) :]
     if len(telemetry) < LEAST_STEPS:
-        raise UserError(f"a history needs the telemetry of at least {LEAST_STEPS} steps, found {len(telemetry)}; train on first")
+        raise UserError(
+            f"a history needs the telemetry of at least {LEAST_STEPS} steps, found {len(telemetry)}; train on first"
+        )
     columns = columns_of(telemetry)
     if not np.array_equal(np.diff(columns["step"]), np.ones(len(telemetry) - 1)):
-        raise UserError("a history needs the telemetry of consecutive steps, found gaps; leave rewound steps out")
+        raise UserError(
+            "a history needs the telemetry of consecutive steps, found gaps; leave rewound steps out"
+        )
     if not (np.isfinite(columns["loss"][-1]) and np.isfinite(columns["grad_norm"][-1])):
         raise UserError(
             f"a history must end with a finite loss and gradient norm, found {columns['loss'][-1]} and "
@@ -108,10 +127,14 @@ def read(history: RunHistory) -> tuple[Columns, Now]:
     ahead = np.asarray(history.lrs_ahead, dtype=np.float64)
     fits = ahead.ndim == 1 and len(ahead) > 0 and bool(np.all(np.isfinite(ahead) & (ahead >= 0)))
     if not fits:
-        raise UserError("lrs_ahead must be learning rates of the steps to come, at least one, finite and 0 or more")
+        raise UserError(
+            "lrs_ahead must be learning rates of the steps to come, at least one, finite and 0 or more"
+        )
     for name in ("base_lr", "uniform_loss"):
         if not 0 < getattr(history, name) < math.inf:
-            raise UserError(f"{name} of a history must be a finite number above 0, found {getattr(history, name)!r}")
+            raise UserError(
+                f"{name} of a history must be a finite number above 0, found {getattr(history, name)!r}"
+            )
     now = Now(
         lrs_ahead=ahead,
         base_lr=history.base_lr,
@@ -128,7 +151,10 @@ def columns_of(telemetry: Sequence[Telemetry]) -> Columns:
     """Telemetry by column."""
     rows = np.array([_ROW(t) for t in telemetry], dtype=np.float64).reshape(-1, len(COLUMNS))
     columns = {name: np.ascontiguousarray(column) for name, column in zip(COLUMNS, rows.T)}
-    columns["clip"] = np.array([CLIP_NAMES.index(t.clip) if t.clip in CLIP_NAMES else -1 for t in telemetry], dtype=np.float64)
+    columns["clip"] = np.array(
+        [CLIP_NAMES.index(t.clip) if t.clip in CLIP_NAMES else -1 for t in telemetry],
+        dtype=np.float64,
+    )
     return columns
 
 
@@ -157,7 +183,8 @@ def action(intervention: Intervention) -> tuple[float, ...]:
 
 
 def _time(columns: Columns, now: Now) -> dict[str, float]:
-    done, left = columns["step"][-1], len(now.lrs_ahead)
+    done = columns["step"][-1]
+    left = len(now.lrs_ahead)
     return {
         "progress": done / (done + left),
         "left": math.log(left / now.decision),
@@ -167,7 +194,8 @@ def _time(columns: Columns, now: Now) -> dict[str, float]:
 
 
 def _rates(columns: Columns, now: Now) -> dict[str, float]:
-    ahead, lr = now.lrs_ahead, columns["lr"]
+    ahead = now.lrs_ahead
+    lr = columns["lr"]
     horizon = DECISIONS * now.decision
     first = max(float(ahead[0]), 1e-12 * now.base_lr)
     behind = float(lr.mean()) * columns["step"][-1]
@@ -187,7 +215,10 @@ def _steering(columns: Columns, now: Now) -> dict[str, float]:
     return {
         "lr_scale": _log(columns["lr_scale"][-1]),
         "weight_decay_scale": _log(columns["weight_decay_scale"][-1]),
-        **{f"clip_{name}": float(columns["clip"][-1] == place) for place, name in enumerate(CLIP_NAMES)},
+        **{
+            f"clip_{name}": float(columns["clip"][-1] == place)
+            for place, name in enumerate(CLIP_NAMES)
+        },
         "reset_recency": math.exp(-since / now.decision) if since >= 0 else 0.0,
         "flagged": math.log1p(now.flagged_ahead),
     }
@@ -195,10 +226,15 @@ def _steering(columns: Columns, now: Now) -> dict[str, float]:
 
 def _losses(columns: Columns, now: Now) -> dict[str, float]:
     d = now.decision
-    loss, probe = _logs(columns["loss"]), _logs(columns["probe_loss"])
+    loss = _logs(columns["loss"])
+    probe = _logs(columns["probe_loss"])
     seen = probe[np.isfinite(probe)]
     blocks = _blocks(loss, d)
-    level = math.log(now.validation) if math.isfinite(now.validation) else _mean(probe[-d:] if len(seen) else loss[-d:])
+    level = (
+        math.log(now.validation)
+        if math.isfinite(now.validation)
+        else _mean(probe[-d:] if len(seen) else loss[-d:])
+    )
     slopes = {f"slope_{n}": 10 * _line(loss[-n * d :])[0] for n in (1, 4, 16)}
     recent = _known(probe[-d:])
     before = _known(probe[-8 * d : -d])
@@ -209,7 +245,9 @@ def _losses(columns: Columns, now: Now) -> dict[str, float]:
         "noise": 10 * _line(loss[-4 * d :])[1],
         "peak_1": _most(loss[-d:]) - _mean(loss[-d:]),
         "peak_4": _most(loss[-4 * d :]) - _mean(loss[-4 * d :]),
-        "above_best": float(blocks[-1] - np.nanmin(blocks)) if len(blocks) and np.isfinite(blocks[-1]) else math.nan,
+        "above_best": float(blocks[-1] - np.nanmin(blocks))
+        if len(blocks) and np.isfinite(blocks[-1])
+        else math.nan,
         "probe_gap": (recent[-1] if len(recent) else math.nan) - _mean(loss[-d:]),
         "probe_change": 10 * (_mean(recent) - _mean(before)),
         "probe_slope": 10 * _line(_known(probe[-4 * d :]))[0],
@@ -219,12 +257,14 @@ def _losses(columns: Columns, now: Now) -> dict[str, float]:
 
 def _gradients(columns: Columns, now: Now) -> dict[str, float]:
     d = now.decision
-    raw, kept = _logs(columns["grad_norm"]), _logs(columns["grad_norm_clipped"])
+    raw = _logs(columns["grad_norm"])
+    kept = _logs(columns["grad_norm_clipped"])
     depth = np.maximum(raw - kept, 0.0)  # 0 where nothing was clipped
     clipped = np.where(np.isfinite(depth), depth > 1e-6, True).astype(np.float64)
     cosine = columns["hypergradient_cosine"]
     update = _logs(columns["update_ratio"]) / math.log(10) + 3
-    recent, before = _mean(update[-2 * d :]), _mean(update[: -2 * d])
+    recent = _mean(update[-2 * d :])
+    before = _mean(update[: -2 * d])
     lr = _logs(columns["lr"])
     with_update = np.isfinite(update)
     return {
@@ -240,12 +280,15 @@ def _gradients(columns: Columns, now: Now) -> dict[str, float]:
         "cosine_16": 10 * _mean(cosine[-16 * d :]),
         "update_ratio": recent,
         "update_change": recent - before,
-        "update_per_lr": float((update - lr / math.log(10))[with_update][-1]) if with_update.any() else math.nan,
+        "update_per_lr": float((update - lr / math.log(10))[with_update][-1])
+        if with_update.any()
+        else math.nan,
     }
 
 
 def _inside(columns: Columns, now: Now) -> dict[str, float]:
-    d, values = now.decision, {}
+    d = now.decision
+    values = {}
     scaled = {
         "attention": 4 * (columns["attention_entropy"] - 0.5),
         "activation": 4 * (columns["activation_entropy"] - 0.5),
@@ -259,10 +302,14 @@ def _inside(columns: Columns, now: Now) -> dict[str, float]:
 
 
 def _readings(columns: Columns, now: Now) -> dict[str, float]:
-    d, values = now.decision, {}
+    d = now.decision
+    values = {}
     for name in READINGS[:4]:
         column = np.minimum(columns[name], 20.0) / 2.5
-        values[f"{name}_most"], values[f"{name}_mean"] = float(column[-d:].max()), float(column[-4 * d :].mean())
+        values[f"{name}_most"], values[f"{name}_mean"] = (
+            float(column[-d:].max()),
+            float(column[-4 * d :].mean()),
+        )
     fired = np.flatnonzero(columns["fired"])
     ago = len(columns["fired"]) - 1 - fired[-1] if len(fired) else math.inf
     values["fired_recency"] = math.exp(-ago / d)
@@ -307,4 +354,8 @@ def _line(values: Floats) -> tuple[float, float]:
 def _blocks(values: Floats, length: int) -> Floats:
     """Means of whole blocks of `length` values, counted from the end, the oldest first."""
     ends = range(len(values), 0, -length)
-    return np.array([_mean(values[start:end]) for end, start in pairwise([*ends, max(0, ends[-1] - length)])][::-1])
+    return np.array(
+        [_mean(values[start:end]) for end, start in pairwise([*ends, max(0, ends[-1] - length)])][
+            ::-1
+        ]
+    )

@@ -1,8 +1,9 @@
 """What physics says of an intervention: the multi-power law's Δ ln loss, anchored at the loss now; the networks only correct it.
 
-The law sees learning rates alone: an intervention's multiplies those of the steps to come, a momentum reset or another clip
-policy does nothing to it. Its numbers are the default belief of `curves`, scaled to the run (sum of learning rates so far,
-greatest learning rate, loss); they are not fitted to the run, which would take a hundred times as long as the rest of a forecast.
+The law sees learning rates alone: an intervention's multiplies those of the steps to come, a
+momentum reset or another clip policy does nothing to it. Its numbers are the default belief of
+`curves`, scaled to the run (sum of learning rates so far, greatest learning rate, loss); they are
+not fitted to the run, which would take a hundred times as long as the rest of a forecast.
 """
 
 from __future__ import annotations
@@ -53,9 +54,14 @@ def prior(columns: Columns, now: Now, ln_lr: Floats) -> Floats:
         return np.zeros((len(ln_lr), 3))
     law, behind, level = known
     seen: dict[bytes, int] = {}  # most candidates share their learning rates with many others
-    place = [seen.setdefault(row.tobytes(), len(seen)) for row in np.ascontiguousarray(ln_lr, dtype=np.float64)]
+    place = [
+        seen.setdefault(row.tobytes(), len(seen))
+        for row in np.ascontiguousarray(ln_lr, dtype=np.float64)
+    ]
     different = np.frombuffer(b"".join(seen), dtype=np.float64).reshape(-1, DECISIONS)
-    steps = np.cumsum(np.concatenate([np.zeros((1, DECISIONS)), different]), axis=1)  # [D + 1, 4]; nothing first
+    steps = np.cumsum(
+        np.concatenate([np.zeros((1, DECISIONS)), different]), axis=1
+    )  # [D + 1, 4]; nothing first
     scales = np.exp(np.clip(steps, -_FARTHEST, _FARTHEST))
     start = loss(law, np.array([behind.last_sum]), behind.changes)  # [1]
     logs = []
@@ -63,32 +69,54 @@ def prior(columns: Columns, now: Now, ln_lr: Floats) -> Floats:
         decision = np.minimum((stops - 1) // now.decision, DECISIONS - 1)
         rates = _rates(now.lrs_ahead, stops) * factors * scales[:, decision]  # [D + 1, H]
         gaps = np.diff(stops, prepend=0).astype(np.float64)
-        changes, sums = gather(np.full(len(rates), behind.last_lr), np.zeros(len(rates)), gaps, rates, np.arange(len(stops)))
+        changes, sums = gather(
+            np.full(len(rates), behind.last_lr),
+            np.zeros(len(rates)),
+            gaps,
+            rates,
+            np.arange(len(stops)),
+        )
         reached = sums[:, asked]
-        change = loss(law, behind.last_sum + reached, behind.changes) - gain(law, reached, changes) - start
+        change = (
+            loss(law, behind.last_sum + reached, behind.changes)
+            - gain(law, reached, changes)
+            - start
+        )
         logs.append(np.log(np.clip(1 + change / level, _LEAST, 1 / _LEAST)))
     horizon_and_end, annealed = logs
-    whole = np.concatenate([horizon_and_end[:, :1], annealed, horizon_and_end[:, 1:]], axis=1)  # [D + 1, 3]
+    whole = np.concatenate(
+        [horizon_and_end[:, :1], annealed, horizon_and_end[:, 1:]], axis=1
+    )  # [D + 1, 3]
     delta: Floats = (whole[1:] - whole[:1])[place]
     return delta
 
 
 def _known(columns: Columns) -> tuple[Law, Curve, float] | None:
     """The law scaled to a run, the run as it sees it and the loss now; None where there is nothing to scale by."""
-    steps, losses, lrs = columns["step"], columns["loss"], columns["lr"]
+    steps = columns["step"]
+    losses = columns["loss"]
+    lrs = columns["lr"]
     finite = losses[(losses > 0) & (losses < LARGEST_LOSS)]
     known = np.isfinite(lrs).all() and lrs.min() >= 0 and _SENSIBLE[0] < lrs.max() < _SENSIBLE[1]
     if not known or not len(finite):
         return None
-    # Of steps before the first known, the learning rates are taken to have been as those that are known.
-    history = History(steps=steps, losses=losses, lrs=lrs, first_lr_sum=float(lrs.mean()) * (steps[0] - 1) + float(lrs[0]))
-    behind, level = curve(history), float(finite[-8:].mean())
+    # Of steps before the first known, the learning rates are taken to have been as those that are
+    # known.
+    history = History(
+        steps=steps,
+        losses=losses,
+        lrs=lrs,
+        first_lr_sum=float(lrs.mean()) * (steps[0] - 1) + float(lrs[0]),
+    )
+    behind = curve(history)
+    level = float(finite[-8:].mean())
     return to_law(CENTRE, Scale(behind.last_sum, behind.greatest_lr, level)), behind, level
 
 
 def _paths(now: Now) -> tuple[_Path, _Path]:
     """On to the end of the run; and to the horizon, then down to a learning rate of 0."""
-    left, horizon = len(now.lrs_ahead), DECISIONS * now.decision
+    left = len(now.lrs_ahead)
+    horizon = DECISIONS * now.decision
     near = _whole(np.arange(1, DECISIONS * _SEGMENTS + 1) * now.decision / _SEGMENTS)
     far = _whole(np.linspace(horizon, max(left, horizon + 1), _REST + 1)[1:])
     cooling = max(_COOLING, round(COOLDOWN_SHARE * (now.done + left)))
@@ -97,7 +125,11 @@ def _paths(now: Now) -> tuple[_Path, _Path]:
     whole = np.union1d(near, far)  # where the run ends at about the horizon, the two overlap
     return (
         _Path(whole, np.ones(len(whole)), [int(np.searchsorted(whole, near[-1])), -1]),
-        _Path(np.concatenate([near, horizon + stairs]), np.concatenate([np.ones(len(near)), line]), [-1]),
+        _Path(
+            np.concatenate([near, horizon + stairs]),
+            np.concatenate([np.ones(len(near)), line]),
+            [-1],
+        ),
     )
 
 

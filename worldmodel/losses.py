@@ -69,7 +69,9 @@ def categorical(logits: Tensor, nats: Tensor, bins: Tensor) -> Tensor:
         bins: [bins] rescaled.
     """
     known = torch.isfinite(nats)
-    each = -(two_hot(torch.nan_to_num(nats), bins) * F.log_softmax(logits, dim=-1)).sum(-1)  # (M, B, D)
+    each = -(two_hot(torch.nan_to_num(nats), bins) * F.log_softmax(logits, dim=-1)).sum(
+        -1
+    )  # (M, B, D)
     return (each * known).sum(-1) / known.sum(-1).clamp(min=1)
 
 

@@ -37,12 +37,14 @@ class Model:
 
     Args:
         networks: trained.
-        calibrations: fitted on trunks that the networks have not seen; None gives what the networks say as it is.
+        calibrations: fitted on trunks that the networks have not seen; None gives what the networks
+            say as it is.
         card: what it was made of, and how good it was found to be; JSON values.
         actions: the action space that a search's action vectors are of.
 
     Attributes:
-        curves: what forecasts absolute losses, over schedules too: the anchored multi-power law, which the networks do not touch.
+        curves: what forecasts absolute losses, over schedules too: the anchored multi-power law,
+            which the networks do not touch.
     """
 
     curves: ClassVar[CurveForecaster] = MultiPower()
@@ -55,9 +57,13 @@ class Model:
         *,
         actions: InterventionConfig | None = None,
     ) -> None:
-        self.networks, self.calibrations, self.card = networks.eval().requires_grad_(False), calibrations, dict(card or {})
+        self.networks = networks.eval().requires_grad_(False)
+        self.calibrations = calibrations
+        self.card = dict(card or {})
         self._codec = ActionCodec(actions or InterventionConfig())
-        self._vectors: dict[bytes, tuple[float, ...]] = {}  # features of action vectors seen so far: a memo, nothing else
+        self._vectors: dict[
+            bytes, tuple[float, ...]
+        ] = {}  # features of action vectors seen so far: a memo, nothing else
 
     def forecast(
         self,
@@ -71,11 +77,14 @@ class Model:
 
         Args:
             history: what is known of the run: at least 16 steps, the last of them finite.
-            interventions: each one intervention now, or one for each of up to four decisions from now on; any number of them.
-            picks: intervals that hold for those that are picked by their median of `annealed`, not for all alike: wider.
+            interventions: each one intervention now, or one for each of up to four decisions from
+                now on; any number of them.
+            picks: intervals that hold for those that are picked by their median of `annealed`, not
+                for all alike: wider.
 
         Raises:
-            UserError: the history is too short or not finite where it counts, or an entry is no intervention.
+            UserError: the history is too short or not finite where it counts, or an entry is no
+                intervention.
         """
         columns, now = features.read(history)
         actions = action_features(interventions)  # [K, 4, A]
@@ -88,8 +97,11 @@ class Model:
         if self.calibrations is None:
             limit = np.inf
         else:
-            strata = strata_of(np.broadcast_to(state, (len(actions), len(state))), actions[..., 0].sum(axis=1))
-            raw, limit = self.calibrations.apply(raw, strata, picks=picks), self.calibrations.disagreement
+            strata = strata_of(
+                np.broadcast_to(state, (len(actions), len(state))), actions[..., 0].sum(axis=1)
+            )
+            raw = self.calibrations.apply(raw, strata, picks=picks)
+            limit = self.calibrations.disagreement
         return _forecasts(raw, nothing, now.decision, limit)
 
     @property
@@ -115,15 +127,22 @@ class Model:
             some = examples.where(np.arange(start, min(start + _CHUNK, len(examples))))
             parts.append(self._predict(some.states, some.snapshot, some.actions, some.law))
         return Predictions(
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Predictions.__dataclass_fields__}
+            **{
+                name: np.concatenate([getattr(part, name) for part in parts])
+                for name in Predictions.__dataclass_fields__
+            }
         )
 
     @torch.inference_mode()
-    def _predict(self, states: Floats, which: NDArray[np.int64], actions: Floats, law: Floats) -> Predictions:
+    def _predict(
+        self, states: Floats, which: NDArray[np.int64], actions: Floats, law: Floats
+    ) -> Predictions:
         """Of n sequences of actions [n, 4, A], each from the state numbered `which` [n] among [S, F]."""
         networks = self.networks
         used, place = np.unique(which, return_inverse=True)
-        start, rows = networks.represent(_float(states[used])), torch.from_numpy(place)  # (M, S', W)
+        # (M, S', W)
+        start = networks.represent(_float(states[used]))
+        rows = torch.from_numpy(place)
         # Doing nothing goes on beside the rest, once for each state.
         end = torch.cat([start[:, rows], start], dim=1)
         tried = torch.cat([_float(actions), torch.zeros(len(used), DECISIONS, len(ACTION))])
@@ -131,25 +150,35 @@ class Model:
             end = networks.step(end, tried[:, decision])
         end, nothing = end.split([len(actions), len(used)], dim=1)
         if len(used) > 1:
-            start, nothing = start[:, rows], nothing[:, rows]
+            start = start[:, rows]
+            nothing = nothing[:, rows]
         return _collect(networks.forecast(start, end, nothing, to_units(_float(law))))
 
     @torch.inference_mode()
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
         """The states that histories are in, as roots of a search."""
         read = [features.read(history) for history in histories]
-        states = np.stack([features.state(*one) for one in read]) if read else np.zeros((0, len(STATE)))
+        states = (
+            np.stack([features.state(*one) for one in read]) if read else np.zeros((0, len(STATE)))
+        )
         latent = self.networks.represent(_float(states))
         return self._inference(latent, np.zeros(len(states), dtype=np.float32))
 
     @torch.inference_mode()
-    def recurrent_inference(self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /) -> Inference:
+    def recurrent_inference(
+        self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /
+    ) -> Inference:
         """What B states become; see `WorldModel.recurrent_inference`. Latents are [B, M·W]."""
         before = (
-            torch.from_numpy(latent).view(len(latent), self.networks.shape.members, self.networks.shape.width).transpose(0, 1)
+            torch.from_numpy(latent)
+            .view(len(latent), self.networks.shape.members, self.networks.shape.width)
+            .transpose(0, 1)
         )
         after = self.networks.step(
-            before, torch.tensor([self._vector(action) for action in actions]).view(len(latent), len(ACTION))
+            before,
+            torch.tensor([self._vector(action) for action in actions]).view(
+                len(latent), len(ACTION)
+            ),
         )
         reward = self.networks.expected(self.networks.rewards(before, after)).mean(0)
         return self._inference(after, reward.numpy())
@@ -177,7 +206,9 @@ def action_features(interventions: Sequence[Intervention | Sequence[Intervention
         UserError: an entry is neither an intervention nor up to four of them.
     """
     if not isinstance(interventions, Sequence):
-        raise UserError(f"expected a list of interventions, found {interventions!r:.120}; put it in brackets")
+        raise UserError(
+            f"expected a list of interventions, found {interventions!r:.120}; put it in brackets"
+        )
     places: list[int] = []  # of decisions among all, K · 4
     rows: list[tuple[float, ...]] = []
     for place, entry in enumerate(interventions):
@@ -216,8 +247,13 @@ def _collect(heads: Heads) -> Predictions:
     )
 
 
-def _forecasts(said: Predictions, nothing: NDArray[np.bool_], decision: int, limit: float) -> list[Forecast]:
-    """As frozen values, one an entry. Doing nothing has Δ 0 by definition, and nothing to disagree about."""
+def _forecasts(
+    said: Predictions, nothing: NDArray[np.bool_], decision: int, limit: float
+) -> list[Forecast]:
+    """As frozen values, one an entry.
+
+    Doing nothing has Δ 0 by definition, and nothing to disagree about.
+    """
     kept = np.where(nothing, 0.0, 1.0)[:, None]
     deltas = [_means(getattr(said, target) * kept) for target in ("horizon", "annealed", "final")]
     recovery = _means(said.recovery * decision)

@@ -1,14 +1,19 @@
-"""The networks, shaped as MuZero's (Schrittwieser et al. 2020, arXiv:1911.08265): representation, dynamics, prediction.
+"""The networks, shaped as MuZero's (Schrittwieser et al.
+
+2020, arXiv:1911.08265): representation, dynamics, prediction.
 
     z_0 = representation(features)                       z_{d+1}, reward = dynamics(z_d, action_d)
-    policy, value = search heads(z_d)                    Δ quantiles, hazard, … = forecast heads(z_4, ẑ_4, z_0, law)
+    policy, value = search heads(z_d)                    Δ quantiles, hazard, … = forecast
+    heads(z_4, ẑ_4, z_0, law)
 
-ẑ_4 is where doing nothing leads: what is forecast is the difference of two futures, and where the two are one it is 0 by
-construction. The anchored multi-power law's Δ enters twice, as an input and, through a gate, as what the median starts from.
+ẑ_4 is where doing nothing leads: what is forecast is the difference of two futures, and where the
+two are one it is 0 by construction. The anchored multi-power law's Δ enters twice, as an input and,
+through a gate, as what the median starts from.
 
-Everything is an ensemble: M members side by side in batched matrix products, [M, …] first in every shape. They share inputs and
-nothing else. Δ are in *units*: asinh(Δ / 0.01), linear below 1 % and logarithmic above, so that a divergence does not drown the
-rest. Deviations from MuZero: no images, so dense layers; latents are layer-normalised instead of scaled to [0, 1].
+Everything is an ensemble: M members side by side in batched matrix products, [M, …] first in every
+shape. They share inputs and nothing else. Δ are in *units*: asinh(Δ / 0.01), linear below 1 % and
+logarithmic above, so that a divergence does not drown the rest. Deviations from MuZero: no images,
+so dense layers; latents are layer-normalised instead of scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -44,8 +49,8 @@ class Architecture:
         members: of the ensemble.
         width: of a latent.
         hidden: of the layer between.
-        dynamics: a residual two-layer perceptron, or a gated recurrent unit (Cho et al. 2014) that sees the run as a learned
-            optimizer sees its problem (Andrychowicz et al. 2016).
+        dynamics: a residual two-layer perceptron, or a gated recurrent unit (Cho et al. 2014) that
+            sees the run as a learned optimizer sees its problem (Andrychowicz et al. 2016).
 
     Raises:
         UserError: a size is below 1 or the dynamics is unknown.
@@ -61,7 +66,9 @@ class Architecture:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, found {getattr(self, name)!r}")
         if self.dynamics not in get_args(Dynamics):
-            raise UserError(f"dynamics must be one of {', '.join(get_args(Dynamics))}, found {self.dynamics!r}")
+            raise UserError(
+                f"dynamics must be one of {', '.join(get_args(Dynamics))}, found {self.dynamics!r}"
+            )
 
 
 class Unrolled(NamedTuple):
@@ -109,9 +116,19 @@ class Linear(nn.Module):
 class Perceptron(nn.Module):
     """Two layers with a SiLU between."""
 
-    def __init__(self, members: int, inputs: int, hidden: int, outputs: int, *, gain: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        members: int,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        gain: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.first, self.second = Linear(members, inputs, hidden), Linear(members, hidden, outputs, gain=gain)
+        self.first = Linear(members, inputs, hidden)
+        self.second = Linear(members, hidden, outputs, gain=gain)
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,9 +142,19 @@ class Perceptron(nn.Module):
 class Judge(nn.Module):
     """A perceptron of two inputs, the second of which many rows of the first may share: [M, B, own] and [M, 1 or B, shared]."""
 
-    def __init__(self, members: int, own: int, shared: int, hidden: int, outputs: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        members: int,
+        own: int,
+        shared: int,
+        hidden: int,
+        outputs: int,
+        *,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.own, self.shared = Linear(members, own, hidden), Linear(members, shared, hidden)
+        self.own = Linear(members, own, hidden)
+        self.shared = Linear(members, shared, hidden)
         self.second = Linear(members, hidden, outputs, gain=0.1)
         self.dropout = dropout
 
@@ -150,7 +177,9 @@ class Gated(nn.Module):
         self.new = Linear(members, inputs + width, width)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        update, reset = torch.sigmoid(self.gates(torch.cat([latent, action], dim=-1))).chunk(2, dim=-1)
+        update, reset = torch.sigmoid(self.gates(torch.cat([latent, action], dim=-1))).chunk(
+            2, dim=-1
+        )
         new = torch.tanh(self.new(torch.cat([reset * latent, action], dim=-1)))
         return latent + update * (new - latent)
 
@@ -170,15 +199,21 @@ class Networks(nn.Module):
     def __init__(self, shape: Architecture, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.shape = shape
-        members, width, hidden = shape.members, shape.width, shape.hidden
+        members = shape.members
+        width = shape.width
+        hidden = shape.hidden
         self.representation = Perceptron(members, len(STATE), hidden, width, dropout=dropout)
         if shape.dynamics == "mlp":
-            self.dynamics: nn.Module = Perceptron(members, width + len(ACTION), hidden, width, gain=0.5, dropout=dropout)
+            self.dynamics: nn.Module = Perceptron(
+                members, width + len(ACTION), hidden, width, gain=0.5, dropout=dropout
+            )
         else:
             self.dynamics = Gated(members, len(ACTION), width)
         self.reward = Perceptron(members, 2 * width, hidden, len(BINS), gain=0.1)
         self.search = Perceptron(members, width, hidden, len(BINS) + sum(POLICY), gain=0.1)
-        self.effect = Judge(members, width + TARGETS, width, hidden, TARGETS + DECISIONS, dropout=dropout)
+        self.effect = Judge(
+            members, width + TARGETS, width, hidden, TARGETS + DECISIONS, dropout=dropout
+        )
         self.spread = Judge(members, width + TARGETS, width, hidden, TARGETS * (QUANTILES - 1))
         self.gate = Linear(members, width, TARGETS, gain=0.1)
         self.risk = Judge(members, width, width, hidden, DECISIONS + 1 + RECOVERY)
@@ -241,7 +276,8 @@ class Networks(nn.Module):
         effect = self.effect(own, start) - self.effect(None, start)  # 0 where nothing is done
         median = effect[..., :TARGETS] + torch.sigmoid(self.gate(start)) * law  # (M, B, 3)
         gaps = F.softplus(self.spread(own, start) - 1.0).unflatten(-1, (TARGETS, QUANTILES - 1))
-        below, above = gaps[..., :2], gaps[..., 2:]
+        below = gaps[..., :2]
+        above = gaps[..., 2:]
         quantiles = torch.stack(
             [
                 median - below.sum(-1),
@@ -252,7 +288,9 @@ class Networks(nn.Module):
             ],
             dim=-1,
         )
-        hazard, instability, recovery = self.risk(end, start).split([DECISIONS, 1, RECOVERY], dim=-1)
+        hazard, instability, recovery = self.risk(end, start).split(
+            [DECISIONS, 1, RECOVERY], dim=-1
+        )
         return Heads(quantiles, effect[..., TARGETS:], hazard, instability[..., 0], recovery)
 
     def expected(self, logits: Tensor) -> Tensor:

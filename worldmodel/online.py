@@ -1,13 +1,17 @@
-"""Keep learning from what was really tried, without forgetting what was known (Liu et al. 2023's online speculative decoding).
+"""Keep learning from what was really tried, without forgetting what was known (Liu et al.
+
+2023's online speculative decoding).
 
     online = OnlineModel(worldmodel.load_pretrained(), rehearsal)
     online.learn([Rollout(run="mine", history=history, interventions=(…,), annealed=-0.012)])
     online.model.forecast(history, interventions)
 
-Every rollout is first forecast with the model as it is, and only then learned: what its error says of intervals is honest. So
-scores join the calibrations at once, and the level of each target's intervals follows the misses (ACI, `conformal.adaptive`).
-Networks are refreshed after every `refresh` rollouts, always from the pretrained ones, on all rollouts kept and as many branches
-of the pretraining data: going on from the last refresh would drift, going back does not, and costs the same few seconds.
+Every rollout is first forecast with the model as it is, and only then learned: what its error says
+of intervals is honest. So scores join the calibrations at once, and the level of each target's
+intervals follows the misses (ACI, `conformal.adaptive`). Networks are refreshed after every
+`refresh` rollouts, always from the pretrained ones, on all rollouts kept and as many branches of
+the pretraining data: going on from the last refresh would drift, going back does not, and costs the
+same few seconds.
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ class OnlineModel:
 
     def __init__(self, pretrained: Model, rehearsal: Examples, how: Online | None = None) -> None:
         self.how = how or Online()
-        self._pretrained, self._rehearsal = pretrained, rehearsal
+        self._pretrained = pretrained
+        self._rehearsal = rehearsal
         self._start()
 
     def _start(self) -> None:
@@ -120,9 +125,15 @@ class OnlineModel:
 
     def learn_examples(self, fresh: Examples) -> None:
         """The same for branches of a data set; names of trunks tell runs apart."""
-        fresh = replace(fresh, trunks=tuple(f"{_NEW}{name.removeprefix(_NEW)}" for name in fresh.trunks))
+        fresh = replace(
+            fresh, trunks=tuple(f"{_NEW}{name.removeprefix(_NEW)}" for name in fresh.trunks)
+        )
         if self.model.calibrations is not None:
-            self.model = Model(self.model.networks, self._recalibrated(self.model.calibrations, fresh), self.model.card)
+            self.model = Model(
+                self.model.networks,
+                self._recalibrated(self.model.calibrations, fresh),
+                self.model.card,
+            )
         kept = fresh if self._kept is None else concatenated([self._kept, fresh])
         self._kept = _used(kept.where(np.arange(len(kept))[-self.how.keep :]))
         self._waiting += len(fresh)
@@ -138,7 +149,9 @@ class OnlineModel:
         assert self._kept is not None
         self._waiting = 0
         old = self._rehearsal
-        times = max(1, round(len(old) / len(self._kept)))  # new and old weigh alike, but no rollout more than it did at first
+        times = max(
+            1, round(len(old) / len(self._kept))
+        )  # new and old weigh alike, but no rollout more than it did at first
         both = concatenated([old, *[self._kept] * min(times, 4)])
         networks = fit(both, self.how.training, start=self._pretrained.networks)
         self.flops += self._refreshing(len(both))
@@ -152,7 +165,8 @@ class OnlineModel:
         raw = self.model.raw(some)
         strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
         said = calibrations.apply(raw, strata)
-        intervals, alpha = dict(calibrations.intervals), dict(calibrations.alpha)
+        intervals = dict(calibrations.intervals)
+        alpha = dict(calibrations.alpha)
         for target in TARGETS:
             outcome = getattr(some, target)
             known = np.isfinite(outcome)
@@ -165,7 +179,9 @@ class OnlineModel:
             assert self._pretrained.calibrations is not None
             first = int(self._pretrained.calibrations.intervals[target].trunks.max()) + 1
             codes = np.array([first + self._runs[run] for run in runs.tolist()])
-            intervals[target] = _joined(intervals[target], quantiles, units(outcome[known]), codes, list(strata[known]))
+            intervals[target] = _joined(
+                intervals[target], quantiles, units(outcome[known]), codes, list(strata[known])
+            )
             bounds = getattr(said, target)[known]
             missed = (outcome[known] < bounds[:, 0]) | (outcome[known] > bounds[:, -1])
             for run in np.unique(runs):
@@ -174,7 +190,10 @@ class OnlineModel:
         return replace(calibrations, intervals=intervals, alpha=alpha)
 
     def _move_level(self, target: str, run: str, missed: NDArray[np.bool_]) -> None:
-        """By the labels of one run that came together. They share its fate, so together they weigh as one."""
+        """By the labels of one run that came together.
+
+        They share its fate, so together they weigh as one.
+        """
         state = self._levels[target]
         rule = replace(self.how.level, gamma=self.how.level.gamma / len(missed))
         tickets = [rule.issue(state, run=run)[0] for _ in missed]
@@ -212,9 +231,11 @@ def read(rollouts: Sequence[Rollout]) -> dict[str, Any]:
 
 def examples_of(columns: Mapping[str, Any]) -> Examples:
     """Columns as `read` gives them, as branches of a data set; null counts as NaN, and so does what rollouts never measure."""
-    count, runs = len(columns["run"]), sorted(set(columns["run"]))
+    count = len(columns["run"])
+    runs = sorted(set(columns["run"]))
     given = {
-        name: np.array(columns[name], dtype=np.float64) for name in ("states", "actions", "law", "looks", "annealed", "final")
+        name: np.array(columns[name], dtype=np.float64)
+        for name in ("states", "actions", "law", "looks", "annealed", "final")
     }
     return Examples(
         trunks=tuple(runs),
@@ -247,20 +268,35 @@ def concatenated(parts: Sequence[Examples]) -> Examples:
         for one in fields(Examples)
         if one.name not in ("trunks", "trunk", "snapshot")
     }
-    trunk = [np.array([names[name] for name in part.trunks], dtype=np.int64)[part.trunk] for part in parts]
+    trunk = [
+        np.array([names[name] for name in part.trunks], dtype=np.int64)[part.trunk]
+        for part in parts
+    ]
     snapshot = [part.snapshot + start for part, start in zip(parts, starts)]
-    return Examples(trunks=tuple(names), trunk=np.concatenate(trunk), snapshot=np.concatenate(snapshot), **columns)
+    return Examples(
+        trunks=tuple(names),
+        trunk=np.concatenate(trunk),
+        snapshot=np.concatenate(snapshot),
+        **columns,
+    )
 
 
 def _used(examples: Examples) -> Examples:
     """The same without the snapshots that no branch is of any more: memory would grow with all that was ever seen."""
     used, snapshot = np.unique(examples.snapshot, return_inverse=True)
-    columns = {name: getattr(examples, name)[used] for name in ("states", "decision_steps", "strata", "flagged")}
+    columns = {
+        name: getattr(examples, name)[used]
+        for name in ("states", "decision_steps", "strata", "flagged")
+    }
     return replace(examples, snapshot=snapshot, **columns)
 
 
 def _joined(
-    old: Calibration, quantiles: NDArray[np.float64], outcome: NDArray[np.float64], runs: NDArray[np.int64], strata: list[str]
+    old: Calibration,
+    quantiles: NDArray[np.float64],
+    outcome: NDArray[np.float64],
+    runs: NDArray[np.int64],
+    strata: list[str],
 ) -> Calibration:
     """A calibration with more rows, of the trunks that `runs` numbers."""
     low, high = old.how.scores(quantiles[:, 0], quantiles[:, -1], outcome)

@@ -1,4 +1,6 @@
-"""A world model as two files in a folder: weights as safetensors, everything else as JSON. No pickle.
+"""A world model as two files in a folder: weights as safetensors, everything else as JSON.
+
+No pickle.
 
 | file | holds |
 |---|---|
@@ -29,7 +31,8 @@ from trainenv.worldmodel.model import Model
 from trainenv.worldmodel.networks import Architecture, Networks
 
 FORMAT = "trainenv world model 1"
-WEIGHTS, CARD = "model.safetensors", "card.json"
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
 _REMEDY = "copy both files anew from where they were built, or build them with `trainenv worldmodel build`"
 _LARGEST = 16 * 2**20  # bytes of either file that are read
 _REHEARSED = "rehearsal"  # prefix of tensors
@@ -37,23 +40,31 @@ _TEXTS = ("trunks", "kind", "strata")  # columns of examples that are strings: i
 
 
 def save(model: Model, folder: str | Path, rehearsal: Examples | None = None) -> Path:
-    """Write a model into a folder, each file whole or not at all. The same model gives the same bytes.
+    """Write a model into a folder, each file whole or not at all.
+
+    The same model gives the same bytes.
 
     Args:
         model: with its card and its calibrations.
         folder: made if it does not exist.
-        rehearsal: branches to go on learning from beside new ones; what was measured after each decision is left out.
+        rehearsal: branches to go on learning from beside new ones; what was measured after each
+            decision is left out.
     """
     from safetensors.torch import save as to_bytes
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"networks/{name}": _half(value) for name, value in model.networks.state_dict().items()}
+    tensors = {
+        f"networks/{name}": _half(value) for name, value in model.networks.state_dict().items()
+    }
     texts: dict[str, list[str]] = {}
     if rehearsal is not None:
         compact = _compact(rehearsal)
         texts = {name: [str(value) for value in compact.pop(name)] for name in _TEXTS}
-        tensors |= {f"{_REHEARSED}/{name}": _half(torch.from_numpy(value)) for name, value in compact.items()}
+        tensors |= {
+            f"{_REHEARSED}/{name}": _half(torch.from_numpy(value))
+            for name, value in compact.items()
+        }
     content = to_bytes(tensors)
     card = {
         **model.card,
@@ -82,12 +93,20 @@ def load(folder: str | Path) -> Model:
         with torch.device("meta"):  # neither memory nor random numbers before it is known to fit
             networks = Networks(Architecture(**card["architecture"]))
         wanted = networks.state_dict()
-        found = {name.removeprefix("networks/"): value for name, value in tensors.items() if name.startswith("networks/")}
-        if {name: value.shape for name, value in wanted.items()} != {name: value.shape for name, value in found.items()}:
+        found = {
+            name.removeprefix("networks/"): value
+            for name, value in tensors.items()
+            if name.startswith("networks/")
+        }
+        if {name: value.shape for name, value in wanted.items()} != {
+            name: value.shape for name, value in found.items()
+        }:
             raise ValueError("weights of other shapes than the card says")
         if not all(bool(torch.isfinite(value).all()) for value in found.values()):
             raise ValueError("weights that are not finite")
-        networks.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+        networks.load_state_dict(
+            {name: value.float() for name, value in found.items()}, assign=True
+        )
         fitted = card["calibrations"]
         calibrations = None if fitted is None else Calibrations.from_state(fitted)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -105,18 +124,29 @@ def load_rehearsal(folder: str | Path) -> Examples:
     """
     card, tensors = _read(Path(folder))
     prefix = f"{_REHEARSED}/"
-    arrays = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    arrays = {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
     if not arrays:
-        raise UserError(f"expected branches to rehearse in {folder}, found none; build the model anew, which writes some")
+        raise UserError(
+            f"expected branches to rehearse in {folder}, found none; build the model anew, which writes some"
+        )
     try:
         return _expanded(arrays, card["rehearsal"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"expected branches to rehearse in {folder}, found others: {error!s:.160}; {_REMEDY}") from None
+        raise UserError(
+            f"expected branches to rehearse in {folder}, found others: {error!s:.160}; {_REMEDY}"
+        ) from None
 
 
 @cache
 def load_pretrained() -> Model:
-    """The model that comes with the package. One object however often it is asked for: a model never changes."""
+    """The model that comes with the package.
+
+    One object however often it is asked for: a model never changes.
+    """
     return load(pretrained())
 
 
@@ -134,7 +164,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         path = folder / name
         try:
             if path.stat().st_size > _LARGEST:
-                raise UserError(f"expected {path} of at most {_LARGEST} bytes, found {path.stat().st_size}; {_REMEDY}")
+                raise UserError(
+                    f"expected {path} of at most {_LARGEST} bytes, found {path.stat().st_size}; {_REMEDY}"
+                )
             contents.append(path.read_bytes())
         except OSError as error:
             raise UserError(
@@ -142,20 +174,32 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             ) from None
     try:
         card = json.loads(contents[0])
-        version, digest, names = card["format"], card["digest"], (card["state"], card["action"])
+        version = card["format"]
+        digest = card["digest"]
+        names = (card["state"], card["action"])
         whole = contents[0] == _text(card) and digest == _digest(contents[1], card)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"expected the card of a world model in {folder / CARD}, found something else; {_REMEDY}") from None
+        raise UserError(
+            f"expected the card of a world model in {folder / CARD}, found something else; {_REMEDY}"
+        ) from None
     if version != FORMAT:
-        raise UserError(f"expected {FORMAT!r} in {folder / CARD}, found {version!r:.80}; build the model anew with this version")
+        raise UserError(
+            f"expected {FORMAT!r} in {folder / CARD}, found {version!r:.80}; build the model anew with this version"
+        )
     if not whole:
-        raise UserError(f"expected the digest {digest!r:.80} of {WEIGHTS} and {CARD} in {folder}, found another; {_REMEDY}")
+        raise UserError(
+            f"expected the digest {digest!r:.80} of {WEIGHTS} and {CARD} in {folder}, found another; {_REMEDY}"
+        )
     if names != (list(STATE), list(ACTION)):
-        raise UserError(f"the model in {folder} was made for other features than this version has; build the model anew")
+        raise UserError(
+            f"the model in {folder} was made for other features than this version has; build the model anew"
+        )
     try:
         return card, from_bytes(contents[1])
     except SafetensorError as error:
-        raise UserError(f"expected safetensors in {folder / WEIGHTS}, found something else ({error!s:.120}); {_REMEDY}") from None
+        raise UserError(
+            f"expected safetensors in {folder / WEIGHTS}, found something else ({error!s:.120}); {_REMEDY}"
+        ) from None
 
 
 def _compact(examples: Examples) -> dict[str, Any]:
@@ -172,7 +216,8 @@ def _compact(examples: Examples) -> dict[str, Any]:
 
 def _expanded(arrays: Mapping[str, Tensor], texts: Mapping[str, list[str]]) -> Examples:
     columns: dict[str, Any] = {
-        name: value.numpy().astype(np.float64) if value.is_floating_point() else value.numpy() for name, value in arrays.items()
+        name: value.numpy().astype(np.float64) if value.is_floating_point() else value.numpy()
+        for name, value in arrays.items()
     }
     after = np.full((len(columns["trunk"]), 4, len(STATE)), np.nan)
     strings: dict[str, Any] = {
@@ -194,7 +239,9 @@ def _half(value: Any) -> Tensor:
 
 def _digest(content: bytes, card: Mapping[str, Any]) -> str:
     """Of the weights and of everything that a card says beside it."""
-    return hashlib.sha256(content + _text({name: value for name, value in card.items() if name != "digest"})).hexdigest()
+    return hashlib.sha256(
+        content + _text({name: value for name, value in card.items() if name != "digest"})
+    ).hexdigest()
 
 
 def _text(card: Any) -> bytes:

@@ -5,9 +5,11 @@
 - Value: what was gained from each decision on, n steps (up to 4), then the end of the run where the branch went on to it, else
   the value of a slowly following copy of the networks at the state that was reached.
 - Policy: reanalysed (Schrittwieser et al. 2021, arXiv:2104.06294) every few epochs with that copy: the improved policy
-  softmax(logits + σ(q)) of Gumbel MuZero (Danihelka et al. 2022), one decision deep, over 96 actions drawn anew each time.
+  softmax(logits + σ(q)) of Gumbel MuZero (Danihelka et al. 2022), one decision deep, over 96
+  actions drawn anew each time.
 
-Each member has its own weights of trunks (Bayesian bootstrap, Rubin 1981), each trunk's branches the weight of its snapshots.
+Each member has its own weights of trunks (Bayesian bootstrap, Rubin 1981), each trunk's branches
+the weight of its snapshots.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from trainenv.worldmodel.networks import LOOKS, POLICY, Architecture, Networks, 
 
 _VISITS = 50.0  # σ(q) = (50 + visits) · 0.1 · q in Gumbel MuZero, at no visits yet
 _DISCOUNT = 1.0
-_SAMPLED = 96  # actions, as in Sampled MuZero (Hubert et al. 2021): all of them would cost more than the training
+# actions, as in Sampled MuZero (Hubert et al. 2021): all of them would cost more than the training
+_SAMPLED = 96
 _BUSY = 16  # branches of a snapshot beyond which they share its weight
 
 
@@ -74,7 +77,9 @@ class Training:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, found {getattr(self, name)!r}")
         if not 0 < self.lr < 1 or not 0 <= self.dropout < 1:
-            raise UserError(f"lr must be in (0, 1) and dropout in [0, 1), found {self.lr!r} and {self.dropout!r}")
+            raise UserError(
+                f"lr must be in (0, 1) and dropout in [0, 1), found {self.lr!r} and {self.dropout!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +124,9 @@ def fit(
     """
     how = how or Training()
     if not examples.candidate.any():
-        raise UserError("expected branches that tried something to learn from, found none; build a data set first")
+        raise UserError(
+            "expected branches that tried something to learn from, found none; build a data set first"
+        )
     generator = torch.Generator().manual_seed(how.seed)
     with rng.seeded(how.seed), _one_thread():
         if start is None:
@@ -129,14 +136,17 @@ def fit(
             networks = copy.deepcopy(start).requires_grad_(True)  # those of a `Model` are frozen
         data = _tensors(examples, networks.shape.members, generator)
         slow = copy.deepcopy(networks).eval().requires_grad_(False)
-        optimizer = torch.optim.AdamW(networks.parameters(), lr=how.lr, weight_decay=how.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            networks.parameters(), lr=how.lr, weight_decay=how.weight_decay, fused=True
+        )
         steps = max(1, math.ceil(len(examples) / how.batch))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.epochs * steps)
         networks.train()
         for epoch in range(how.epochs):
             if epoch % how.reanalyse == 0:
                 policies, reached = _reanalyse(slow, data, generator)
-            order, total = torch.randperm(len(examples), generator=generator), 0.0
+            order = torch.randperm(len(examples), generator=generator)
+            total = 0.0
             for rows in order.split(how.batch):
                 loss = _loss(networks, data, rows, policies, reached, how)
                 optimizer.zero_grad(set_to_none=True)
@@ -161,8 +171,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _loss(networks: Networks, data: _Tensors, rows: Tensor, policies: Tensor, reached: Tensor, how: Training) -> Tensor:
-    actions, law = data.actions[rows], data.law[rows]
+def _loss(
+    networks: Networks,
+    data: _Tensors,
+    rows: Tensor,
+    policies: Tensor,
+    reached: Tensor,
+    how: Training,
+) -> Tensor:
+    actions = data.actions[rows]
+    law = data.law[rows]
     state = data.states[data.snapshot[rows]]  # (B, F)
     noisy = state + how.noise * networks.deviation * torch.randn_like(state)
     start = networks.represent(noisy)
@@ -173,7 +191,10 @@ def _loss(networks: Networks, data: _Tensors, rows: Tensor, policies: Tensor, re
     values = value.unflatten(1, (len(rows), -1))  # (M, B, 5, bins)
     policy = policy.unflatten(1, (len(rows), -1))[:, :, 0]  # (M, B, 18)
     measured = networks.standard(torch.cat([state[:, None], data.after[rows]], dim=1))  # (B, 5, F)
-    returns = _returns(data.fall[rows], torch.where(torch.isfinite(data.to_end[rows]), data.to_end[rows], reached[rows]))
+    returns = _returns(
+        data.fall[rows],
+        torch.where(torch.isfinite(data.to_end[rows]), data.to_end[rows], reached[rows]),
+    )
     forecast = (
         losses.pinball(heads.quantiles, data.outcome[rows])
         + 0.1 * losses.curve(heads.looks, data.looks[rows])
@@ -183,7 +204,10 @@ def _loss(networks: Networks, data: _Tensors, rows: Tensor, policies: Tensor, re
             heads.instability, data.fired[rows].expand_as(heads.instability), reduction="none"
         )
         + 0.05 * losses.censored(heads.recovery, data.recovery[rows], data.recovered[rows])
-        + 0.1 * losses.consistency(networks.decoder(unrolled.latents.flatten(1, 2)).unflatten(1, (len(rows), -1)), measured)
+        + 0.1
+        * losses.consistency(
+            networks.decoder(unrolled.latents.flatten(1, 2)).unflatten(1, (len(rows), -1)), measured
+        )
     )
     search = (
         losses.categorical(unrolled.rewards, data.fall[rows], networks.bins)
@@ -191,7 +215,9 @@ def _loss(networks: Networks, data: _Tensors, rows: Tensor, policies: Tensor, re
         + 0.25 * losses.policy(policy, policies[data.snapshot[rows]])
     )
     weights = data.weights[:, rows]
-    total: Tensor = ((forecast + how.search_weight * search) * weights).sum() / weights.sum().clamp(min=1e-6)
+    total: Tensor = ((forecast + how.search_weight * search) * weights).sum() / weights.sum().clamp(
+        min=1e-6
+    )
     return total * networks.shape.members
 
 
@@ -205,7 +231,9 @@ def _returns(fall: Tensor, beyond: Tensor) -> Tensor:
 def _reanalyse(slow: Networks, data: _Tensors, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Targets by the slow copy: the improved policy of each snapshot, [S, 18], and the value where each branch ended, [n]."""
     vectors, table = actions_drawn(generator)
-    policies = torch.cat([improved(slow, states, vectors, table) for states in data.states.split(64)])
+    policies = torch.cat(
+        [improved(slow, states, vectors, table) for states in data.states.split(64)]
+    )
     ends = data.after[:, -1]
     values = []
     for chunk in ends.split(4096):
@@ -228,7 +256,8 @@ def improved(networks: Networks, states: Tensor, vectors: Tensor, table: Tensor)
         vectors: [A, 6] action vectors to choose among.
         table: [A, 9] their features.
     """
-    count, actions = len(states), len(table)
+    count = len(states)
+    actions = len(table)
     latent = networks.represent(states)  # (M, S, W)
     _, parts = networks.judge(latent)
     logits = _joint(parts, vectors)  # (M, S, A)
@@ -237,10 +266,14 @@ def improved(networks: Networks, states: Tensor, vectors: Tensor, table: Tensor)
     reward = networks.expected(networks.rewards(wide, after))
     value = networks.expected(networks.judge(after)[0])
     q = (reward + value).view(len(latent), count, actions).mean(0)  # (S, A)
-    low, high = q.min(1, keepdim=True).values, q.max(1, keepdim=True).values
+    low = q.min(1, keepdim=True).values
+    high = q.max(1, keepdim=True).values
     sigma = _VISITS * 0.1 * (q - low) / (high - low).clamp(min=1e-6)
     joint = torch.softmax(logits.mean(0) + sigma, dim=-1)
-    margins = [torch.zeros(count, size).index_add_(1, vectors[:, place], joint) for place, size in enumerate(POLICY)]
+    margins = [
+        torch.zeros(count, size).index_add_(1, vectors[:, place], joint)
+        for place, size in enumerate(POLICY)
+    ]
     return torch.cat(margins, dim=1)
 
 
@@ -268,24 +301,36 @@ def _table() -> tuple[Tensor, Tensor]:
 
 
 def _follow(slow: Networks, networks: Networks, share: float) -> None:
-    torch._foreach_lerp_(list(slow.parameters()), [p.detach() for p in networks.parameters()], share)
+    torch._foreach_lerp_(
+        list(slow.parameters()), [p.detach() for p in networks.parameters()], share
+    )
 
 
 def _moments(examples: Examples) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature over the snapshots used; what was never measured has 0 and 1."""
     used = examples.states[np.unique(examples.snapshot)]
     known = np.isfinite(used).any(0)
-    mean, deviation = np.zeros(used.shape[1]), np.ones(used.shape[1])
-    mean[known], deviation[known] = np.nanmean(used[:, known], axis=0), np.nanstd(used[:, known], axis=0)
-    return torch.tensor(mean, dtype=torch.float32), torch.tensor(np.maximum(deviation, 1e-3), dtype=torch.float32)
+    mean = np.zeros(used.shape[1])
+    deviation = np.ones(used.shape[1])
+    mean[known], deviation[known] = (
+        np.nanmean(used[:, known], axis=0),
+        np.nanstd(used[:, known], axis=0),
+    )
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(
+        np.maximum(deviation, 1e-3), dtype=torch.float32
+    )
 
 
 def _tensors(examples: Examples, members: int, generator: torch.Generator) -> _Tensors:
     def real(values: Any) -> Tensor:
         return torch.tensor(np.asarray(values), dtype=torch.float32)
 
-    outcome = to_units(real(np.stack([examples.horizon, examples.annealed, examples.final], axis=1)))
-    place = np.where(examples.recovered, np.ceil(examples.recovery * LOOKS / features.DECISIONS - 1e-9), LOOKS)
+    outcome = to_units(
+        real(np.stack([examples.horizon, examples.annealed, examples.final], axis=1))
+    )
+    place = np.where(
+        examples.recovered, np.ceil(examples.recovery * LOOKS / features.DECISIONS - 1e-9), LOOKS
+    )
     place[np.isnan(examples.recovery)] = -1  # not watched: at any time
     per_snapshot = np.bincount(examples.snapshot, minlength=len(examples.states))
     mass = np.minimum(1.0, _BUSY / per_snapshot[examples.snapshot])

@@ -19,7 +19,8 @@ class ClipOnly:
     """Asks for a clip policy at every decision; where it is in force the environment masks that, and nothing is done.
 
     Args:
-        policy: `zclip`, `arc`, `none`, or `spam` where the configuration allows it (`interventions.allow_spam`).
+        policy: `zclip`, `arc`, `none`, or `spam` where the configuration allows it
+            (`interventions.allow_spam`).
         codec: of the action space.
     """
 
@@ -28,7 +29,8 @@ class ClipOnly:
 
     def act(self, observation: Observation, info: Mapping[str, Any], /) -> Action:
         """The action vector that sets the policy, int64 [6]; all zeros where `info["action_masks"]` forbids it."""
-        action, masks = self.codec.encode(Intervention(clip=self.policy)), info.get("action_masks")
+        action = self.codec.encode(Intervention(clip=self.policy))
+        masks = info.get("action_masks")
         before = sum(self.codec.sizes[:2])  # masks of the parts before the clip policy's
         if masks is not None and not masks[before + action[2]]:
             action[2] = 0

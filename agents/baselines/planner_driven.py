@@ -1,17 +1,21 @@
 """Whole runs steered by a planner that tries things for real: AutoLRS stage by stage, PBT and PB2 as one population.
 
-    drive(run, folder, responder=Planned(planner=planners.make("autolrs"), decision_steps=15, every=150))
-    drive(run, folder, responder=population(run, planners.make("pbt", population=4, generations=5)))
+    train(run, folder, callback=PlannerCallback(planner=planners.make("autolrs"), decision_steps=15,
+    every=150)) train(run, folder, callback=population(run, planners.make("pbt", population=4,
+    generations=5)))
 
-At each plan forks of the run are trained (`trainenv.rollouts.executor`), the best of them becomes the run, and whatever else was spent,
-validations included, comes off the run's budget: it ends, annealed, that much earlier, and has cost what a run left alone does.
+At each plan forks of the run are trained (`trainenv.rollouts.executor`), the best of them becomes
+the run, and whatever else was spent, validations included, comes off the run's budget: it ends,
+annealed, that much earlier, and has cost what a run left alone does.
 
-AutoLRS (Jin et al. 2021, arXiv:2105.10762): each stage of τ steps begins with short tries of learning rates. Deviation: the short
-run of the rate that was chosen is gone on with, where the paper starts the stage again.
-PBT (Jaderberg et al. 2017, arXiv:1711.09846), PB2 (Parker-Holder et al. 2020, arXiv:2002.02518): the members share the budget and
-so train a short run each, to the same end of the schedule. Deviations: they start from a common first block of steps; after the
-last generation the best one trains to the end alone, an interval or so. Where doing nothing has died out among the members, a
-fork of it is still trained to compare with, and the population ends about a generation earlier.
+AutoLRS (Jin et al. 2021, arXiv:2105.10762): each stage of τ steps begins with short tries of
+learning rates. Deviation: the short run of the rate that was chosen is gone on with, where the
+paper starts the stage again. PBT (Jaderberg et al. 2017, arXiv:1711.09846), PB2 (Parker-Holder et
+al. 2020, arXiv:2002.02518): the members share the budget and so train a short run each, to the same
+end of the schedule. Deviations: they start from a common first block of steps; after the last
+generation the best one trains to the end alone, an interval or so. Where doing nothing has died out
+among the members, a fork of it is still trained to compare with, and the population ends about a
+generation earlier.
 """
 
 from __future__ import annotations
@@ -24,11 +28,10 @@ import numpy as np
 
 from trainenv.agents.agent_callback import different
 from trainenv.agents.branching.problems import after
-from trainenv.agents.waste_budget import Tab
+from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.interventions import ActionCodec
-from trainenv.loop import Responder, Response
+from trainenv.loop import Callback, CallbackResult
 from trainenv.rollouts.executor import Rollouts
-from trainenv.run import TrainingRun
 from trainenv.types import (
     Budget,
     Candidate,
@@ -38,6 +41,7 @@ from trainenv.types import (
     Masks,
     Planner,
     PlanningProblem,
+    Run,
     RunHistory,
     Telemetry,
     UserError,
@@ -45,7 +49,7 @@ from trainenv.types import (
 
 
 @dataclass(kw_only=True)
-class Planned(Responder):
+class PlannerCallback(Callback):
     """Asks a planner what to do with a run, gives it real forks to find out with, and does the best that it found.
 
     Args:
@@ -54,9 +58,11 @@ class Planned(Responder):
         criterion: what the planner is to make small; None for its own default.
         start: steps before the first plan.
         every: steps from one plan to the next; None for a single plan.
-        first: factors on the learning rate that the first decision of a plan may take beside those of the action space.
+        first: factors on the learning rate that the first decision of a plan may take beside those
+            of the action space.
         proposes: whether these are proposed, to be looked at before others.
-        short: steps that the run is to have from the plan on while the planner looks at it; None for all that are left.
+        short: steps that the run is to have from the plan on while the planner looks at it; None
+            for all that are left.
         share: of what is left of the budget, that a plan may cost.
         seed: of the planner's random choices.
 
@@ -75,7 +81,7 @@ class Planned(Responder):
     share: float = 0.5
     seed: int = 0
     _due: int | None = field(default=None, init=False, repr=False)
-    _tab: Tab = field(default_factory=Tab, init=False, repr=False)
+    _tab: ComputeDebt = field(default_factory=ComputeDebt, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if (
@@ -90,12 +96,14 @@ class Planned(Responder):
             )
         self._due = self.start
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Plan and follow, if it is time."""
         if self._due is None or run.step < self._due or run.done or run.diverged:
-            return Response()
+            return CallbackResult()
         self._due = None if self.every is None else run.step + self.every
-        before, end, left = self._spent(run), run.horizon.end, run.horizon.end - run.step
+        before = self._spent(run)
+        end = run.horizon.end
+        left = run.horizon.end - run.step
         if self.short is not None:
             run.spend(max(0, left - self.short))
         rollouts = Rollouts(run, decision_steps=self.decision_steps)
@@ -112,16 +120,23 @@ class Planned(Responder):
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
         if state:
-            self._due, self._tab = state["due"], Tab(float(state["owed"]))
+            self._due = state["due"]
+            self._tab = ComputeDebt(float(state["owed"]))
 
-    def _follow(self, run: TrainingRun, rollouts: Rollouts, best: Candidate) -> Response:
+    def _follow(self, run: Run, rollouts: Rollouts, best: Candidate) -> CallbackResult:
         """Make the run what the best candidate has come to; where that was lost, begin like it."""
-        start, sequence = run.step, best.interventions
+        start = run.step
+        sequence = best.interventions
         steps = best.outcomes[-1].looks[-1] if best.outcomes and best.outcomes[-1].looks else 0
         future = rollouts.future(sequence, steps)
         kept: Sequence[Telemetry] = ()
-        if steps and future.state is not None and not (future.diverged or future.error or future.stopped):
-            kept, taken = rollouts.adopt(sequence, steps), sequence[: -(-steps // self.decision_steps)]
+        if (
+            steps
+            and future.state is not None
+            and not (future.diverged or future.error or future.stopped)
+        ):
+            kept = rollouts.adopt(sequence, steps)
+            taken = sequence[: -(-steps // self.decision_steps)]
         else:
             run.apply(sequence[0])
             taken = sequence[:1]
@@ -130,9 +145,11 @@ class Planned(Responder):
             for place, one in enumerate(taken)
             if not one.does_nothing
         ]
-        return Response(events=events, kept=kept)
+        return CallbackResult(events=events, kept=kept)
 
-    def _problem(self, run: TrainingRun, window: Sequence[Telemetry], rollouts: Rollouts, budget: Budget) -> PlanningProblem:
+    def _problem(
+        self, run: Run, window: Sequence[Telemetry], rollouts: Rollouts, budget: Budget
+    ) -> PlanningProblem:
         space = run.config.interventions
         usual = len(space.lr_scales)
         codec = ActionCodec(space.model_copy(update={"lr_scales": (*space.lr_scales, *self.first)}))
@@ -159,16 +176,18 @@ class Planned(Responder):
             criterion=self.criterion,
             budget=budget,
             masks_after=masks_after,
-            proposals=[(Intervention(lr_scale=factor),) for factor in self.first] if self.proposes else (),
+            proposals=[(Intervention(lr_scale=factor),) for factor in self.first]
+            if self.proposes
+            else (),
         )
 
-    def _spent(self, run: TrainingRun) -> float:
+    def _spent(self, run: Run) -> float:
         """FLOPs of branches that were thrown away and of evaluations."""
-        return run.ledger["verify"] + run.ledger["evaluate"]
+        return float(run.ledger["verify"] + run.ledger["evaluate"])
 
 
 def population(
-    run: TrainingRun,
+    run: Run,
     planner: Planner,
     *,
     members: int,
@@ -176,10 +195,11 @@ def population(
     criterion: Criterion | None = None,
     first: tuple[float, ...] = (0.1, 0.3, 3.0),
     seed: int = 0,
-) -> Planned:
-    """A population that shares the budget of a run, to be handed to `drive` with it.
+) -> PlannerCallback:
+    """A population that shares the budget of a run, to be handed to `train` with it.
 
-    Its generations are so long that those of all members and one more of the best one, with their evaluations, are the budget.
+    Its generations are so long that those of all members and one more of the best one, with their
+    evaluations, are the budget.
 
     Args:
         run: before its first step.
@@ -187,13 +207,16 @@ def population(
         members: of the population.
         generations: of it.
         criterion: what members are compared by.
-        first: factors on the learning rate that members differ by at first, beside other single changes.
+        first: factors on the learning rate that members differ by at first, beside other single
+            changes.
         seed: of the planner's random choices.
     """
-    left = 0.98 * (run.horizon.end - run.config.monitor.block)  # the monitor's probes take a hundredth
+    left = 0.98 * (
+        run.horizon.end - run.config.monitor.block
+    )  # the monitor's probes take a hundredth
     evaluations = (members * generations + 1) * run.flops_per_evaluation / run.flops_ahead
     interval = max(1, int((left - evaluations) / (members * generations + 1)))
-    return Planned(
+    return PlannerCallback(
         planner=planner,
         decision_steps=interval,
         criterion=criterion,

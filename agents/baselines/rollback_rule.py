@@ -1,16 +1,22 @@
 """The rule that people follow at night: roll back, drop the data around the spike, cut the learning rate.
 
-Two teams wrote down how they did it, each in its own style (`STYLES`; the default settings of `ByHand` are a blend of both):
+Two teams wrote down how they did it, each in its own style (`STYLES`; the default settings of
+`RollbackRule` are a blend of both):
 
-    palm   Chowdhery 2022 (arXiv:2204.02311), §5.1: restart from about 100 steps before the spike, skip 200 to 500 batches that
-           were seen before and during it, leave the learning rate alone; about 20 spikes in the largest run
-    opt    Zhang 2022 (arXiv:2205.01068), §2.5: restart from an earlier checkpoint with a lower learning rate, and clip more
-           tightly later in the run (§2.2: at 0.3 instead of 1.0); no figure for how far back or how much lower
+    palm   Chowdhery 2022 (arXiv:2204.02311), §5.1: restart from about 100 steps before the spike,
+    skip 200 to 500 batches that
+           were seen before and during it, leave the learning rate alone; about 20 spikes in the
+           largest run
+    opt    Zhang 2022 (arXiv:2205.01068), §2.5: restart from an earlier checkpoint with a lower
+    learning rate, and clip more
+           tightly later in the run (§2.2: at 0.3 instead of 1.0); no figure for how far back or how
+           much lower
 
-Lengths are shares of the budget: a small run stands for one of 16 000 steps, so that 100 steps of the papers' are 9 of 1500.
-Deviations: the uncertainty index raises the alarm, not a person; what the OPT paper leaves open is ours (half a checkpoint
-interval back at least, × 0.8 each time); clipping more tightly is ZClip, as action spaces set policies and no thresholds; nobody
-goes back to one place more than twice.
+Lengths are shares of the budget: a small run stands for one of 16 000 steps, so that 100 steps of
+the papers' are 9 of 1500.
+Deviations: the uncertainty index raises the alarm, not a person; what the OPT paper leaves open is
+ours (half a checkpoint interval back at least, × 0.8 each time); clipping more tightly is ZClip, as
+action spaces set policies and no thresholds; nobody goes back to one place more than twice.
 """
 
 from __future__ import annotations
@@ -22,11 +28,22 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.loop import Responder, Response
+from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
-from trainenv.run import TrainingRun
 from trainenv.tools.spelling import nearest
-from trainenv.types import CLIP_NAMES, ClipName, Event, Intervention, Snapshot, Telemetry, UserError, as_bool, as_number, as_whole
+from trainenv.types import (
+    CLIP_NAMES,
+    ClipName,
+    Event,
+    Intervention,
+    Run,
+    Snapshot,
+    Telemetry,
+    UserError,
+    as_bool,
+    as_number,
+    as_whole,
+)
 
 _FULL_LENGTH = 16_000  # steps of the run that a small one stands for
 
@@ -63,20 +80,23 @@ STYLES: Mapping[str, Style] = {
 
 
 @dataclass(kw_only=True)
-class ByHand(Responder):
-    """Acts on a run whenever its uncertainty index fires. A responder for `trainenv.loop.drive`.
+class RollbackRule(Callback):
+    """Acts on a run whenever its uncertainty index fires. A callback for `trainenv.loop.train`.
 
     Args:
         rewind: steps to go back behind the alarm; the newest snapshot at least that old is taken.
         every: steps between the snapshots kept in memory.
         keep: how many of them are kept.
-        skip: steps before the alarm, and after it (at least what was trained before the alarm was read), whose data is dropped.
+        skip: steps before the alarm, and after it (at least what was trained before the alarm was
+            read), whose data is dropped.
         lr_scale: factor on the learning rate after going back; 1.0 leaves it.
-        patience: alarms answered; after that the run is left alone, so that it cannot be caught in a loop.
+        patience: alarms answered; after that the run is left alone, so that it cannot be caught in
+            a loop.
         drops: whether data is dropped at all, that which the index has flagged included.
         clip: policy to put in force after going back; None leaves the one there is.
         clip_from: the answer, from 1 on, from which on that is done.
-        repeats: answers in a row to alarms within `rewind` + 2 · `skip` steps of each other; None: no limit but `patience`.
+        repeats: answers in a row to alarms within `rewind` + 2 · `skip` steps of each other; None:
+            no limit but `patience`.
     """
 
     rewind: int = 50
@@ -92,22 +112,35 @@ class ByHand(Responder):
     _snapshots: deque[Snapshot] = field(default_factory=deque, init=False, repr=False)
     _seen: deque[tuple[int, int]] = field(default_factory=deque, init=False, repr=False)
     _answered: int = field(default=0, init=False, repr=False)
-    _here: list[int] = field(default_factory=list, init=False, repr=False)  # the alarms in a row that were answered at one place
-    _run: TrainingRun | None = field(default=None, init=False, repr=False)
+    _here: list[int] = field(
+        default_factory=list, init=False, repr=False
+    )  # the alarms in a row that were answered at one place
+    _run: Run | None = field(default=None, init=False, repr=False)
     _resumed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         try:
             for name in ("rewind", "every", "keep", "skip", "patience", "clip_from"):
                 setattr(self, name, as_whole(getattr(self, name), name))
-            self.lr_scale, self.drops = as_number(self.lr_scale, "lr_scale"), as_bool(self.drops, "drops")
-            self.repeats = None if self.repeats is None else as_whole(self.repeats, "repeats", least=1)
+            self.lr_scale = as_number(self.lr_scale, "lr_scale")
+            self.drops = as_bool(self.drops, "drops")
+            self.repeats = (
+                None if self.repeats is None else as_whole(self.repeats, "repeats", least=1)
+            )
         except UserError as error:
             raise UserError(f"{error}, in {self!r}") from None
-        if min(self.rewind, self.every, self.keep) < 1 or self.skip < 0 or not 0 < self.lr_scale <= 1:
-            raise UserError(f"rewind, every and keep must be at least 1, skip at least 0 and lr_scale in (0, 1], found {self!r}")
+        if (
+            min(self.rewind, self.every, self.keep) < 1
+            or self.skip < 0
+            or not 0 < self.lr_scale <= 1
+        ):
+            raise UserError(
+                f"rewind, every and keep must be at least 1, skip at least 0 and lr_scale in (0, 1], found {self!r}"
+            )
         if self.clip is not None and self.clip not in CLIP_NAMES:
-            raise UserError(f"clip must be None or one of {', '.join(CLIP_NAMES)}, found {self.clip!r} in {self!r}")
+            raise UserError(
+                f"clip must be None or one of {', '.join(CLIP_NAMES)}, found {self.clip!r} in {self!r}"
+            )
 
     @classmethod
     def in_style(cls, name: str, steps: int) -> Self:
@@ -117,8 +150,11 @@ class ByHand(Responder):
             UserError: there is no such style.
         """
         if name not in STYLES:
-            raise UserError(f"style must be one of {', '.join(STYLES)}, found {name!r}{nearest(name, tuple(STYLES))}")
-        style, scale = STYLES[name], as_whole(steps, "steps", least=1) / _FULL_LENGTH
+            raise UserError(
+                f"style must be one of {', '.join(STYLES)}, found {name!r}{nearest(name, tuple(STYLES))}"
+            )
+        style = STYLES[name]
+        scale = as_whole(steps, "steps", least=1) / _FULL_LENGTH
         return cls(
             rewind=max(1, round(style.rewind * scale)),
             every=max(1, round(style.every * scale)),
@@ -131,7 +167,7 @@ class ByHand(Responder):
             repeats=style.repeats,
         )
 
-    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+    def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
         """A run that goes on can go back to its regular checkpoints, where there are no snapshots in memory."""
         if self._run is not None and self._run is not run:
             self._forget()
@@ -139,61 +175,81 @@ class ByHand(Responder):
         if self._resumed:
             self._resumed = False
             for step in store.steps():
-                # Each line saves the regular ones anew as it comes by; others may be of a line that was left.
+                # Each line saves the regular ones anew as it comes by; others may be of a line that
+                # was left.
                 if 0 < step <= run.step and step % store.every == 0 and self._due(step):
                     self._keep(store.load(step))
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
         """Go back and intervene if the index fired in the window; otherwise remember the run as it is."""
         self._seen.extend((t.step, t.data_index) for t in window)
         while len(self._seen) > self.skip + len(window):
             self._seen.popleft()
-        # One loss that is not finite and leaves the weights alone is a batch without labels, not a spike.
-        alarm = next((t for t in window if t.reading.fired and (math.isfinite(t.loss) or run.diverged)), None)
+        # One loss that is not finite and leaves the weights alone is a batch without labels, not a
+        # spike.
+        alarm = next(
+            (t for t in window if t.reading.fired and (math.isfinite(t.loss) or run.diverged)), None
+        )
         if alarm is None:
             if self._due(run.step):
                 self._keep(run.snapshot())
-            return Response()
+            return CallbackResult()
         behind = [s for s in self._snapshots if s.step <= alarm.step - self.rewind]
-        # Going back costs as many steps of the budget as it undoes: near its end the run would stop short of annealing.
-        if not behind or run.horizon.end - run.step < run.step - behind[-1].step or self._tired(alarm):
-            return Response()
+        # Going back costs as many steps of the budget as it undoes: near its end the run would stop
+        # short of annealing.
+        if (
+            not behind
+            or run.horizon.end - run.step < run.step - behind[-1].step
+            or self._tired(alarm)
+        ):
+            return CallbackResult()
         self._answered += 1
         self._here.append(alarm.step)
-        return Response(events=[self._go_back(run, behind[-1], alarm)])
+        return CallbackResult(events=[self._go_back(run, behind[-1], alarm)])
 
     def state_dict(self) -> dict[str, Any]:
         """What was answered and seen; snapshots are not in it."""
-        return {"answered": self._answered, "here": list(self._here), "seen": [list(pair) for pair in self._seen]}
+        return {
+            "answered": self._answered,
+            "here": list(self._here),
+            "seen": [list(pair) for pair in self._seen],
+        }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from there."""
         self._forget()
-        self._run, self._resumed = None, True
+        self._run = None
+        self._resumed = True
         if state:
-            self._answered, self._here = int(state["answered"]), [int(step) for step in state["here"]]
+            self._answered = int(state["answered"])
+            self._here = [int(step) for step in state["here"]]
             self._seen.extend((int(step), int(index)) for step, index in state["seen"])
 
     def _tired(self, alarm: Telemetry) -> bool:
         """Whether enough alarms were answered, altogether or at this place."""
         if self._here and abs(alarm.step - self._here[-1]) > self.rewind + 2 * self.skip:
             self._here = []
-        return self._answered >= self.patience or (self.repeats is not None and len(self._here) >= self.repeats)
+        return self._answered >= self.patience or (
+            self.repeats is not None and len(self._here) >= self.repeats
+        )
 
     def _forget(self) -> None:
-        self._answered, self._here = 0, []
+        self._answered = 0
+        self._here = []
         self._snapshots.clear()
         self._seen.clear()
 
-    def _go_back(self, run: TrainingRun, snapshot: Snapshot, alarm: Telemetry) -> Event:
-        seen_at, harmful = run.step, set[int]()
+    def _go_back(self, run: Run, snapshot: Snapshot, alarm: Telemetry) -> Event:
+        seen_at = run.step
+        harmful = set[int]()
         if self.drops:
             seen = [index for step, index in self._seen if alarm.step - self.skip < step]
             harmful = {*seen, *run.upcoming(max(0, alarm.step + self.skip - run.step))}
             run.flag(harmful)
         wanted = max(run.lr_scale * self.lr_scale, run.config.interventions.lr_bounds[0])
         run.rewind(snapshot)
-        # Below what was in force at the alarm, not at the snapshot: a second answer cuts deeper than the first.
+        # Below what was in force at the alarm, not at the snapshot: a second answer cuts deeper
+        # than the first.
         intervention = Intervention(
             lr_scale=wanted / run.lr_scale,
             clip=self.clip if self._answered >= self.clip_from else None,
@@ -202,7 +258,11 @@ class ByHand(Responder):
         run.apply(intervention)
         self._snapshots = deque(s for s in self._snapshots if s.step <= snapshot.step)
         self._seen.clear()
-        return Event(seen_at, "rewind", {"to": snapshot.step, "lr_scale": run.lr_scale, "skipped": len(harmful)})
+        return Event(
+            seen_at,
+            "rewind",
+            {"to": snapshot.step, "lr_scale": run.lr_scale, "skipped": len(harmful)},
+        )
 
     def _due(self, step: int) -> bool:
         return not self._snapshots or step - self._snapshots[-1].step >= self.every

@@ -1,12 +1,14 @@
 """The static schedule tuned before the run: learning rate and clip policy, by the Tree-structured Parzen Estimator.
 
-TPE (Bergstra et al. 2011) as Optuna implements it. Half of the budget goes into trials, each a short full run with warm-up and
-annealing of its own; the other half trains the run with the best setting. So tuning costs what it finds.
+TPE (Bergstra et al. 2011) as Optuna implements it. Half of the budget goes into trials, each a
+short full run with warm-up and annealing of its own; the other half trains the run with the best
+setting. So tuning costs what it finds.
 
-    summary = Tuned(trials=8).train(config, folder)
+    summary = TunedSchedule(trials=8).train(config, folder)
 
-Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the first one is the configuration
-as it stands. What is planted at certain steps is planted there in the short runs too, or after their end.
+Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the
+first one is the configuration as it stands. What is planted at certain steps is planted there in
+the short runs too, or after their end.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainenv.config.schema import RunConfig
-from trainenv.loop import Watch, drive
+from trainenv.loop import Watch, train
 from trainenv.records.run_folder import RunFolder
-from trainenv.run import TrainingRun
+from trainenv.run import make_run
 from trainenv.tools.optional import require
 from trainenv.training.ledger import Ledger
-from trainenv.types import CLIP_NAMES, ClipName, UserError
+from trainenv.types import CLIP_NAMES, ClipName, Run, UserError
 
 if TYPE_CHECKING:
     import optuna
@@ -38,7 +40,8 @@ class Setting:
     Attributes:
         lr_factor: on the configuration's learning rate.
         clip: the clip policy.
-        loss: validation loss at the end of the trial, nats per token; twice that of a uniform guess where it diverged.
+        loss: validation loss at the end of the trial, nats per token; twice that of a uniform guess
+            where it diverged.
     """
 
     lr_factor: float
@@ -47,7 +50,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
+class TunedSchedule:
     """Tunes the learning rate and the clip policy, then trains, all within the budget of one run.
 
     Args:
@@ -75,7 +78,9 @@ class Tuned:
                 f"found {self.trials}, {self.share} and {self.lr_factors}"
             )
         if unknown := [clip for clip in self.clips if clip not in CLIP_NAMES]:
-            raise UserError(f"clips must be among {', '.join(CLIP_NAMES)}, found {', '.join(unknown)}")
+            raise UserError(
+                f"clips must be among {', '.join(CLIP_NAMES)}, found {', '.join(unknown)}"
+            )
 
     def train(
         self,
@@ -85,35 +90,50 @@ class Tuned:
         watch: Watch = lambda run, window: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Tune, then train in a new folder; the summary of `drive`, with the trials under `tuned`.
+        """Tune, then train in a new folder; the summary of `train`, with the trials under `tuned`.
 
         Args:
             config: the run; its steps are the budget of everything.
             path: of the run's folder, new or empty.
             watch: called after each block of the last run.
-            stop: asked before each trial, then after each block; the run is stopped after a block at the earliest.
+            stop: asked before each trial, then after each block; the run is stopped after a block
+                at the earliest.
 
         Raises:
             UserError: optuna is not installed.
         """
-        ledger, tried = Ledger(), list[Setting]()
+        ledger = Ledger()
+        tried = list[Setting]()
         budget = self._budget(config)
         self._try(config, budget, ledger, tried, stop)
-        best = min(tried, key=lambda setting: setting.loss, default=Setting(lr_factor=1.0, clip=config.clip.policy))
+        best = min(
+            tried,
+            key=lambda setting: setting.loss,
+            default=Setting(lr_factor=1.0, clip=config.clip.policy),
+        )
         steps = max(1, int((budget.total - ledger.total) / budget.step))
         chosen = _shorter(config, steps, best)
-        run = TrainingRun.from_config(chosen)
+        run = make_run(chosen)
         run.ledger = ledger
         folder = RunFolder.create(path, chosen)
-        summary = drive(run, folder, watch=watch, stop=stop)
-        summary["tuned"] = {"lr_factor": best.lr_factor, "clip": best.clip, "trials": [vars(setting) for setting in tried]}
+        summary = train(run, folder, watch=watch, stop=stop)
+        summary["tuned"] = {
+            "lr_factor": best.lr_factor,
+            "clip": best.clip,
+            "trials": [vars(setting) for setting in tried],
+        }
         if summary["ended"] != "interrupted":
             folder.finish(summary)
         return summary
 
     def _budget(self, config: RunConfig) -> _Budget:
-        run, monitor = TrainingRun.from_config(config), config.monitor
-        probe = monitor.probe_sequences * config.model.context / (3 * config.batch_size * config.model.context)
+        run = make_run(config)
+        monitor = config.monitor
+        probe = (
+            monitor.probe_sequences
+            * config.model.context
+            / (3 * config.batch_size * config.model.context)
+        )
         looks = 1 / monitor.probe_every if monitor.enabled and monitor.probe_every else 0.0
         step = run.flops_ahead * (1 + probe * looks)
         total = config.steps * step
@@ -122,10 +142,18 @@ class Tuned:
         steps = int((spare / trials - run.flops_per_evaluation) / step) if trials else 0
         return _Budget(total=total, step=step, trials=trials, steps=steps)
 
-    def _try(self, config: RunConfig, budget: _Budget, ledger: Ledger, tried: list[Setting], stop: Callable[[], bool]) -> None:
+    def _try(
+        self,
+        config: RunConfig,
+        budget: _Budget,
+        ledger: Ledger,
+        tried: list[Setting],
+        stop: Callable[[], bool],
+    ) -> None:
         if not budget.trials:
             return
-        study, clips = _study(self.seed, startup=max(2, self.trials // 2)), list(dict.fromkeys([config.clip.policy, *self.clips]))
+        study = _study(self.seed, startup=max(2, self.trials // 2))
+        clips = list(dict.fromkeys([config.clip.policy, *self.clips]))
         study.enqueue_trial({"lr_factor": 1.0, "clip": config.clip.policy})
         for _ in range(budget.trials):
             if stop():
@@ -133,7 +161,7 @@ class Tuned:
             trial = study.ask()
             factor = trial.suggest_float("lr_factor", *self.lr_factors, log=True)
             setting = Setting(lr_factor=factor, clip=trial.suggest_categorical("clip", clips))
-            run = TrainingRun.from_config(_shorter(config, budget.steps, setting))
+            run = make_run(_shorter(config, budget.steps, setting))
             loss = _trained(run)
             ledger.charge("plan", run.ledger.total)
             tried.append(Setting(lr_factor=factor, clip=setting.clip, loss=loss))
@@ -150,7 +178,7 @@ class _Budget:
     steps: int
 
 
-def _trained(run: TrainingRun) -> float:
+def _trained(run: Run) -> float:
     """The loss at the end of a short run; one that is lost or beyond the bound of twice a uniform guess counts as that."""
     cap = 2 * run.uniform_loss
     while not run.done:
@@ -181,6 +209,8 @@ def _study(seed: int, startup: int) -> optuna.Study:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
-        return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup))
+        return optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+        )
     finally:
         optuna.logging.set_verbosity(before)

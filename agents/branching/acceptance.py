@@ -1,4 +1,4 @@
-"""Lessons of verified branches: how often drafts are accepted, how wide their intervals must be, and a model that learns."""
+"""AcceptanceStats of verified branches: how often drafts are accepted, how wide their intervals must be, and a model that learns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from trainenv.types import DECISIONS, LOOKS, Learner, Rollout, RunHistory, Verdict
 
 _DECAY = 0.7  # of the acceptance rate
-_MISSED, _RATE = 0.1, 0.5  # share of branches that may lie outside their intervals; how fast the width follows
+# share of branches that may lie outside their intervals; how fast the width follows
+_MISSED = 0.1
+_RATE = 0.5
 
 
 @dataclass
-class Lessons:
+class AcceptanceStats:
     """Acceptance rate and interval width, learned from verified drafts.
 
     Attributes:
@@ -27,11 +29,16 @@ class Lessons:
     def learn(self, verdict: Verdict) -> None:
         """From one verification.
 
-        The width follows the misses (adaptive conformal inference, Gibbs and Candès 2021, on its logarithm); the branches of one
-        verification share their fate, so together they weigh as one.
+        The width follows the misses (adaptive conformal inference, Gibbs and Candès 2021, on its
+        logarithm); the branches of one verification share their fate, so together they weigh as
+        one.
         """
         self.accepted = _DECAY * self.accepted + (1 - _DECAY) * (verdict.accepted is not None)
-        missed = [not b.expected[0] <= b.delta <= b.expected[2] for b in verdict.branches[1:] if b.expected and not b.lost]
+        missed = [
+            not b.expected[0] <= b.delta <= b.expected[2]
+            for b in verdict.branches[1:]
+            if b.expected and not b.lost
+        ]
         if missed and not verdict.control.lost:
             self.width *= math.exp(_RATE * (sum(missed) / len(missed) - _MISSED))
 
@@ -48,11 +55,15 @@ class Lessons:
         return asdict(self)
 
 
-def teach(model: Learner, run: str, history: RunHistory, verdict: Verdict, left: float = math.inf) -> float:
-    """Hand what was measured to a model that learns, where it has a place for it. Returns the FLOPs that learning took.
+def update_model(
+    model: Learner, run: str, history: RunHistory, verdict: Verdict, left: float = math.inf
+) -> float:
+    """Hand what was measured to a model that learns, where it has a place for it.
 
-    A model may have a method `price(rollouts)`, the FLOPs that learning from so many takes at most: beyond what is `left` it
-    does not learn.
+    Returns the FLOPs that learning took.
+
+    A model may have a method `price(rollouts)`, the FLOPs that learning from so many takes at most:
+    beyond what is `left` it does not learn.
     """
     looks = DECISIONS * history.decision_steps / LOOKS
     near = abs(verdict.steps - looks) <= 0.25 * looks
@@ -65,7 +76,8 @@ def teach(model: Learner, run: str, history: RunHistory, verdict: Verdict, left:
             annealed=branch.annealed_delta,
         )
         for branch in verdict.branches[1:]
-        if not branch.lost and ((near and math.isfinite(branch.delta)) or math.isfinite(branch.annealed_delta))
+        if not branch.lost
+        and ((near and math.isfinite(branch.delta)) or math.isfinite(branch.annealed_delta))
     ]
     if verdict.control.lost or not rollouts:
         return 0.0

@@ -55,9 +55,11 @@ def verification_of(settings: BranchingConfig) -> Verification:
     return Verification(
         top_k=settings.top_k,
         verify_steps=settings.verify_steps,
-        rule=make_rule(settings.rule, **({"cut": settings.cut_gain} if settings.rule == "agreement" else {})),
+        rule=make_rule(
+            settings.rule, **({"cut": settings.cut_gain} if settings.rule == "agreement" else {})
+        ),
         workers=settings.workers,
-        worth=settings.worth,
+        worth=settings.min_gain,
     )
 
 

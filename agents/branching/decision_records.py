@@ -10,12 +10,11 @@ from typing import Any
 
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.decision_files import NAME
-from trainenv.run import TrainingRun
-from trainenv.types import Event, Verdict
+from trainenv.types import Event, Run, Verdict
 from trainenv.verification import record
 
 
-def start_of(run: TrainingRun, folder: Path, *, replayable: bool) -> dict[str, Any]:
+def start_of(run: Run, folder: Path, *, replayable: bool) -> dict[str, Any]:
     """What a replay starts from; with `replayable`, its exact checkpoint is in the decision's folder.
 
     Raises:
@@ -25,7 +24,11 @@ def start_of(run: TrainingRun, folder: Path, *, replayable: bool) -> dict[str, A
         with CheckpointStore(folder, keep_last=1, moments="exact") as store:
             store.save(run.snapshot(), wait=True)
     checkpoint = "." if replayable else None
-    return {"fingerprint": run.fingerprint(), "flagged": list(run.flagged), "checkpoint": checkpoint}
+    return {
+        "fingerprint": run.fingerprint(),
+        "flagged": list(run.flagged),
+        "checkpoint": checkpoint,
+    }
 
 
 def event_of(step: int, verdict: Verdict, where: Mapping[str, Any], faults: Sequence[str]) -> Event:
@@ -34,7 +37,9 @@ def event_of(step: int, verdict: Verdict, where: Mapping[str, Any], faults: Sequ
     detail = {
         **where,
         "accepted": winner is not None,
-        "interventions": [] if winner is None else [record.changes(one) for one in winner.interventions],
+        "interventions": []
+        if winner is None
+        else [record.changes(one) for one in winner.interventions],
         "reason": verdict.reason,
     }
     return Event(step, "decision", detail | ({"faults": list(faults)} if faults else {}))
@@ -42,7 +47,9 @@ def event_of(step: int, verdict: Verdict, where: Mapping[str, Any], faults: Sequ
 
 def failures(verdict: Verdict) -> list[str]:
     """Errors of branches that failed, each once."""
-    errors = dict.fromkeys(b.outcome.error for b in verdict.branches if b.fate == "failed" and b.outcome.error)
+    errors = dict.fromkeys(
+        b.outcome.error for b in verdict.branches if b.fate == "failed" and b.outcome.error
+    )
     return [f"a branch failed: {error}" for error in errors]
 
 

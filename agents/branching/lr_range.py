@@ -1,15 +1,18 @@
 """The start of a run as a learning-rate range test (Smith 2017, arXiv:1506.01186), read by the hypergradient (Baydin 2018).
 
-The cosine of the gradient and the update before it says what a larger step would have done. While the rate warms up it is above
+The cosine of the gradient and the update before it says what a larger step would have done. While
+the rate warms up it is above
 0. Where a rate is too high for its run, its mean is down at 0 long before the rate is at its height, and what goes on rising
 from there does harm that no later correction undoes. Where a rate is too low, it still is above 0 once the warm-up is over.
 
-    too high at s  ⇔  mean cosine over the last W/5 steps ≤ 0                 W/4 ≤ s ≤ 5W/6       draft: rate × ½ s/W
-    too low at s   ⇔  mean cosine over the last W/2 to W steps > 2 errors     3W/2 ≤ s ≤ 3W        draft: rate × 2
+    too high at s  ⇔  mean cosine over the last W/5 steps ≤ 0                 W/4 ≤ s ≤ 5W/6
+    draft: rate × ½ s/W too low at s   ⇔  mean cosine over the last W/2 to W steps > 2 errors
+    3W/2 ≤ s ≤ 3W        draft: rate × 2
 
-W are the steps of the warm-up; ½ s/W makes the height half of the rate at which the mean was down. Both signs have other causes
-too, and see a step ahead. So they ask, and decide nothing: the other rate becomes the run only if it is better at once
-(`trainenv.verification.rules.better`), which it is not where the rate was right.
+W are the steps of the warm-up; ½ s/W makes the height half of the rate at which the mean was down.
+Both signs have other causes too, and see a step ahead. So they ask, and decide nothing: the other
+rate becomes the run only if it is better at once (`trainenv.verification.rules.better`), which it
+is not where the rate was right.
 """
 
 from __future__ import annotations
@@ -21,12 +24,18 @@ from typing import Any
 
 from trainenv.types import Candidate, Intervention, Plan, Telemetry
 
-_TURN, _FIRST, _LAST = 1 / 5, 1 / 4, 5 / 6  # shares of the warm-up: a window, and where it may end
-_SPAN, _END = 1 / 2, 3  # warm-ups: the least that is looked at after it, and where that ends
+# shares of the warm-up: a window, and where it may end
+_TURN = 1 / 5
+_FIRST = 1 / 4
+_LAST = 5 / 6
+# warm-ups: the least that is looked at after it, and where that ends
+_SPAN = 1 / 2
+_END = 3
 _LEAST = 10  # steps of a warm-up, below which it says nothing
 _SAMPLES = 4  # cosines below which their mean says nothing
 _CERTAIN = 2.0  # standard errors above 0, as if steps were independent of one another
-_SIGN = -1e-9  # the score of a draft that no model has seen: before doing nothing, by no more than a sign
+# the score of a draft that no model has seen: before doing nothing, by no more than a sign
+_SIGN = -1e-9
 
 
 class RangeTest:
@@ -51,7 +60,9 @@ class RangeTest:
             if self.asks is not None or self._warmup < _LEAST or t.step > _END * self._warmup:
                 return
             if math.isfinite(t.hypergradient_cosine):
-                self._cosines = [(s, c) for s, c in self._cosines if t.step - self._warmup < s < t.step]
+                self._cosines = [
+                    (s, c) for s, c in self._cosines if t.step - self._warmup < s < t.step
+                ]
                 self._cosines.append((t.step, t.hypergradient_cosine))
                 self.asks = self._higher(t.step) if t.step > self._warmup else self._lower(t.step)
 
@@ -70,11 +81,18 @@ class RangeTest:
         return 2.0 if fmean(recent) > _CERTAIN * stdev(recent) / math.sqrt(len(recent)) else None
 
     def draft(self, step: int) -> Plan:
-        """What it asks for at `step`, beside doing nothing. What was seen before says nothing of the rate from there on."""
+        """What it asks for at `step`, beside doing nothing.
+
+        What was seen before says nothing of the rate from there on.
+        """
         assert self.asks is not None
         other = Intervention(lr_scale=self.asks)
-        candidates = Candidate(interventions=(other,), score=_SIGN), Candidate(interventions=(Intervention(),), score=0.0)
-        self.asks, self._since = None, step
+        candidates = (
+            Candidate(interventions=(other,), score=_SIGN),
+            Candidate(interventions=(Intervention(),), score=0.0),
+        )
+        self.asks = None
+        self._since = step
         return Plan(planner="range-test", candidates=candidates)
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,4 +102,5 @@ class RangeTest:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
         self._cosines = [(int(step), float(cosine)) for step, cosine in state["cosines"]]
-        self._since, self.asks = state["since"], state["asks"]
+        self._since = state["since"]
+        self.asks = state["asks"]

@@ -8,8 +8,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainenv.interventions import PARTS, ActionCodec, Steered
-from trainenv.types import DECISIONS, Budget, Intervention, Masks, PlanningProblem, Pruner, RunHistory, WorldModel
+from trainenv.interventions import PARTS, ActionCodec
+from trainenv.types import (
+    DECISIONS,
+    Budget,
+    InForce,
+    Intervention,
+    Masks,
+    PlanningProblem,
+    Pruner,
+    RunHistory,
+    WorldModel,
+)
 
 Sequenced = tuple[Intervention, ...]
 Propose = Callable[[RunHistory, ActionCodec, Masks], Sequence[Sequence[Intervention]]]
@@ -36,11 +46,20 @@ class Drafting:
     highest: float = math.inf
 
     def problem(
-        self, run: Steered, history: RunHistory, codec: ActionCodec, model: WorldModel | None, generator: np.random.Generator
+        self,
+        run: InForce,
+        history: RunHistory,
+        codec: ActionCodec,
+        model: WorldModel | None,
+        generator: np.random.Generator,
     ) -> PlanningProblem:
         """The planning problem of a run that is where its history ends."""
         masks = self._masks(codec, run)
-        proposed = [] if self.propose is None else [tuple(one) for one in self.propose(history, codec, masks)]
+        proposed = (
+            []
+            if self.propose is None
+            else [tuple(one) for one in self.propose(history, codec, masks)]
+        )
         return PlanningProblem(
             history=history,
             codec=codec,
@@ -53,11 +72,16 @@ class Drafting:
             pruner=self.pruner,
         )
 
-    def _masks(self, codec: ActionCodec, run: Steered) -> Masks:
+    def _masks(self, codec: ActionCodec, run: InForce) -> Masks:
         legal = dict(zip(PARTS, codec.masks(run)))
         scales = np.array(codec.config.lr_scales)
-        legal["lr_scale"] = legal["lr_scale"] & ((scales <= 1) | (run.lr_scale * scales <= self.highest))
-        return tuple(mask if part in self.parts else np.arange(len(mask)) == 0 for part, mask in legal.items())
+        legal["lr_scale"] = legal["lr_scale"] & (
+            (scales <= 1) | (run.lr_scale * scales <= self.highest)
+        )
+        return tuple(
+            mask if part in self.parts else np.arange(len(mask)) == 0
+            for part, mask in legal.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ class _After:
     flagged_ahead: tuple[int, ...]
 
 
-def after(run: Steered, sequence: Sequence[Intervention]) -> Steered:
+def after(run: InForce, sequence: Sequence[Intervention]) -> InForce:
     """What would be in force after a sequence."""
     state = _After(run.lr_scale, run.weight_decay_scale, run.clip, run.flagged_ahead)
     for one in sequence:

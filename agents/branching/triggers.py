@@ -9,14 +9,13 @@ from typing import Any
 from trainenv.agents.branching.lr_range import RangeTest
 from trainenv.config.schema import BranchingConfig
 from trainenv.monitor.regression import RegressionTrigger
-from trainenv.run import TrainingRun
-from trainenv.types import Telemetry
+from trainenv.types import Run, Telemetry
 
 _VAIN = 2  # verifications in a row in which doing nothing failed: the next would end alike
 _LAST = 0.03  # share of the budget at its end in which nothing is decided
 
 
-class Alarms:
+class Triggers:
     """Watches a run, and says why it calls for a decision.
 
     Args:
@@ -26,8 +25,8 @@ class Alarms:
 
     Attributes:
         range_test: what the warm-up says of the rate.
-        careful: the run has been hurt. It may be hurt again, by what no model of its present foresees, and a higher learning
-            rate would make it worse.
+        careful: the run has been hurt. It may be hurt again, by what no model of its present
+            foresees, and a higher learning rate would make it worse.
         in_row: drafts in a row that were not accepted.
         gave_up: nothing is decided any more.
     """
@@ -37,10 +36,14 @@ class Alarms:
         self.range_test = RangeTest(warmup)
         self.careful = self.gave_up = False
         self.in_row = self._vain = 0
-        self._regression, self._regressed = RegressionTrigger(), ""
+        self._regression = RegressionTrigger()
+        self._regressed = ""
         self._met = -1  # step of the first look at the harm that was answered last
-        self._quiet_until, self._next = 0, (start // settings.every + 1) * settings.every
-        self._alarm: list[float] = []  # step and worst harm of an alarm whose harm may yet heal by itself
+        self._quiet_until = 0
+        self._next = (start // settings.every + 1) * settings.every
+        self._alarm: list[
+            float
+        ] = []  # step and worst harm of an alarm whose harm may yet heal by itself
 
     @property
     def harm(self) -> float:
@@ -54,7 +57,11 @@ class Alarms:
         return None if rising == self._met else rising
 
     def see(self, window: Sequence[Telemetry]) -> None:
-        """Take in steps. Those whose loss is not finite say nothing: `TrainingRun.diverged` tells whether they do harm."""
+        """Take in steps.
+
+        Those whose loss is not finite say nothing: `Run.diverged` tells whether they do
+        harm.
+        """
         window = [t for t in window if math.isfinite(t.loss)]
         self.range_test.see(window)
         self._regressed = self._regression.windowed(window) or self._regressed
@@ -63,21 +70,23 @@ class Alarms:
         if fired is not None and not self._alarm:
             self._alarm = [fired, 0.0]
 
-    def validated(self, step: int, loss: float) -> None:
+    def on_evaluate(self, step: int, loss: float) -> None:
         """Take in a validation; a loss that is no finite number above 0 can't be compared with others."""
         if 0 < loss < math.inf:
             self._regressed = self._regression.validated(step, loss) or self._regressed
 
-    def why(self, run: TrainingRun, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
+    def why(self, run: Run, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
         """Name what calls for a decision after a window that was seen; empty: nothing does.
 
         Args:
             run: where it ended.
             window: the steps since it was last asked.
             least: steps that must be left in the budget.
-            busy: whether an accepted sequence is still being put in force: then no checkpoint is due.
+            busy: whether an accepted sequence is still being put in force: then no checkpoint is
+                due.
         """
-        triggers, stays = self._settings.triggers, self._stays(run.step)
+        triggers = self._settings.triggers
+        stays = self._stays(run.step)
         due = run.step >= self._next
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
             return ""
@@ -101,7 +110,7 @@ class Alarms:
         if not self._alarm:
             return False
         self._alarm[1] = max(self._alarm[1], 0.0 if math.isnan(self.harm) else self.harm)
-        if step < self._alarm[0] + self._settings.quiet:
+        if step < self._alarm[0] + self._settings.refractory_steps:
             return False
         if self.harm >= max(self._settings.harm, 0.5 * self._alarm[1]):
             return True
@@ -109,13 +118,21 @@ class Alarms:
         return False
 
     def answered(self, step: int, *, lost: bool) -> int | None:
-        """A decision is being taken. Returns the step of the alarm to go back behind; None: there is no need to."""
+        """A decision is being taken.
+
+        Returns the step of the alarm to go back behind; None: there is no need to.
+        """
         self._regressed = ""
-        self._quiet_until = step + self._settings.quiet
-        stays = bool(self._alarm) and step >= self._alarm[0] + self._settings.quiet and self.harm >= self._settings.harm
+        self._quiet_until = step + self._settings.refractory_steps
+        stays = (
+            bool(self._alarm)
+            and step >= self._alarm[0] + self._settings.refractory_steps
+            and self.harm >= self._settings.harm
+        )
         if not (lost or stays):
             return None
-        alarm, self._alarm = int(self._alarm[0]) if self._alarm else step, []
+        alarm = int(self._alarm[0]) if self._alarm else step
+        self._alarm = []
         return alarm
 
     def met(self) -> int:
@@ -126,8 +143,9 @@ class Alarms:
 
     def gone_round(self, step: int) -> None:
         """The run has gone round it, and is at `step` again."""
-        self._alarm, self._regressed = [], ""
-        self._quiet_until = step + self._settings.quiet
+        self._alarm = []
+        self._regressed = ""
+        self._quiet_until = step + self._settings.refractory_steps
 
     def passed(self, step: int) -> None:
         """A window has ended at `step`: the next checkpoint is due an interval later, or two once drafts keep failing."""
@@ -137,7 +155,10 @@ class Alarms:
             ) * self._settings.every
 
     def in_vain(self) -> str:
-        """A verification in which doing nothing failed too. Returns why it gives up now; empty: it does not."""
+        """A verification in which doing nothing failed too.
+
+        Returns why it gives up now; empty: it does not.
+        """
         self._vain += 1
         if self.gave_up or self._vain < _VAIN:
             return ""
@@ -146,7 +167,8 @@ class Alarms:
 
     def judged(self, *, accepted: bool) -> str:
         """Take in whether a draft was accepted. Returns why it gives up now; empty: it does not."""
-        self.in_row, self._vain = (0 if accepted else self.in_row + 1), 0
+        self.in_row = 0 if accepted else self.in_row + 1
+        self._vain = 0
         if self.gave_up or self.in_row < 2 * self._settings.patience:
             return ""
         self.gave_up = True
@@ -170,9 +192,14 @@ class Alarms:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
-        self.careful, self.gave_up, self.in_row = state["careful"], state["gave_up"], state["in_row"]
+        self.careful = state["careful"]
+        self.gave_up = state["gave_up"]
+        self.in_row = state["in_row"]
         self._vain = state.get("vain", 0)
-        self._regressed, self._alarm = state["regressed"], state["alarm"]
-        self._quiet_until, self._next, self._met = state["quiet_until"], state["next"], state["met"]
+        self._regressed = state["regressed"]
+        self._alarm = state["alarm"]
+        self._quiet_until = state["quiet_until"]
+        self._next = state["next"]
+        self._met = state["met"]
         self._regression.load_state_dict(state["regression"])
         self.range_test.load_state_dict(state["range_test"])

@@ -1,9 +1,11 @@
 """What learns: hyperparameters of PPO and DQN as Stable-Baselines3 has them, which is imported when it is first used.
 
-PPO (Schulman et al. 2017, arXiv:1707.06347) chooses each part of the action by itself. DQN (Mnih et al. 2015) chooses a number,
-so it is given a short list, `USEFUL`. Neither is told what is masked: the environment leaves those parts out.
+PPO (Schulman et al. 2017, arXiv:1707.06347) chooses each part of the action by itself. DQN (Mnih et
+al. 2015) chooses a number, so it is given a short list, `USEFUL`. Neither is told what is masked:
+the environment leaves those parts out.
 
-Deviations: no discount, for rewards add up to the final loss; rewards are scaled up; PPO starts out near doing nothing.
+Deviations: no discount, for rewards add up to the final loss; rewards are scaled up; PPO starts out
+near doing nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ USEFUL = (
     Intervention(lr_scale=0.8, momentum_reset=True),
     Intervention(skip_batch=True),
 )
-"""What DQN chooses from: what people do by hand, one or two things at a time. What an action space does not have is left out."""
+"""What DQN chooses from: what people do by hand, one or two things at a time.
+
+What an action space does not have is left out.
+"""
 
 SEEDS = 2**32
 """Seeds are below this."""
@@ -83,11 +88,16 @@ class PPO:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, counts=("decisions", "episodes", "rollout", "epochs", "batch", "width"), rates=("lr", "scale"))
+        _check(
+            self,
+            counts=("decisions", "episodes", "rollout", "epochs", "batch", "width"),
+            rates=("lr", "scale"),
+        )
 
     def learner(self, env: Any) -> Any:
         """SB3's, over an environment."""
-        sizes, alone = env.action_space.nvec, not hasattr(env, "num_envs")
+        sizes = env.action_space.nvec
+        alone = not hasattr(env, "num_envs")
         together = self.rollout * (1 if alone else env.num_envs)
         made = stable_baselines3().PPO(
             "MlpPolicy",
@@ -115,7 +125,9 @@ class PPO:
 
     def most(self, learner: Any) -> float:
         """FLOPs that come at most from one decision of all episodes to the next, with an update between."""
-        return _weights(learner.policy) * float(learner.n_envs * (2 + 6 * self.epochs * self.rollout))
+        return _weights(learner.policy) * float(
+            learner.n_envs * (2 + 6 * self.epochs * self.rollout)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +188,9 @@ class DQN:
 
     def flops(self, learner: Any) -> float:
         """Of the policy's own passes so far: 2 a weight and decision to act, 8 to learn from one, the target's pass included."""
-        return _weights(learner.q_net) * float(2 * learner.num_timesteps + 8 * learner._n_updates * self.batch)
+        return _weights(learner.q_net) * float(
+            2 * learner.num_timesteps + 8 * learner._n_updates * self.batch
+        )
 
     def most(self, learner: Any) -> float:
         """FLOPs that come at most from one decision of all episodes to the next, with the updates between."""
@@ -215,7 +229,9 @@ def useful(codec: ActionCodec) -> tuple[Intervention, ...]:
 def _check(how: Learner, *, counts: Sequence[str], rates: Sequence[str]) -> None:
     for name in counts:
         if not (isinstance(getattr(how, name), int) and getattr(how, name) >= 1):
-            raise UserError(f"{name} must be a whole number, 1 or more, found {getattr(how, name)!r}")
+            raise UserError(
+                f"{name} must be a whole number, 1 or more, found {getattr(how, name)!r}"
+            )
     if how.width > _WIDEST:
         raise UserError(f"width must be at most {_WIDEST}, found {how.width}")
     if not (isinstance(how.seed, int) and 0 <= how.seed < SEEDS):
@@ -224,7 +240,9 @@ def _check(how: Learner, *, counts: Sequence[str], rates: Sequence[str]) -> None
         if not 0 < getattr(how, name) < math.inf:
             raise UserError(f"{name} must be a finite number above 0, found {getattr(how, name)!r}")
     if unknown := sorted(set(how.sees) - set(FEATURES)):
-        raise UserError(f"sees must name features of the observation, found {', '.join(unknown)}; see Features")
+        raise UserError(
+            f"sees must name features of the observation, found {', '.join(unknown)}; see Features"
+        )
 
 
 def _weights(network: Any) -> float:

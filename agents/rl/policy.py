@@ -36,7 +36,8 @@ from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel
 __all__ = ["DQN", "PPO", "Policy", "Trained", "train_in_model", "train_in_run"]
 
 FORMAT = "trainenv policy 1"
-_CARD, _WEIGHTS = "policy.json", "policy.safetensors"
+_CARD = "policy.json"
+_WEIGHTS = "policy.safetensors"
 _LARGEST = 1 << 26  # bytes of either file
 
 
@@ -56,17 +57,23 @@ class Policy:
     actions: tuple[tuple[int, ...], ...] | None
     network: Any = field(repr=False)
 
-    def act(self, observation: NDArray[np.float32], info: Mapping[str, Any], /) -> NDArray[np.int64]:
+    def act(
+        self, observation: NDArray[np.float32], info: Mapping[str, Any], /
+    ) -> NDArray[np.int64]:
         """The action vector, int64 [6]; `info` is not looked at."""
         shown = observation * np.isin(FEATURES, self.learner.sees).astype(np.float32)
         choice, _ = self.network.predict(shown, deterministic=True)
-        return np.array(choice if self.actions is None else self.actions[int(choice)], dtype=np.int64)
+        return np.array(
+            choice if self.actions is None else self.actions[int(choice)], dtype=np.int64
+        )
 
     def save(self, folder: Path) -> None:
         """Write the weights and, beside them, what they are of."""
         from safetensors.torch import save
 
-        weights = save({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()})
+        weights = save(
+            {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        )
         card = {
             "format": FORMAT,
             "digest": sha256(weights).hexdigest(),
@@ -92,27 +99,51 @@ class Policy:
         try:
             sizes_of_files = [(folder / name).stat().st_size for name in (_CARD, _WEIGHTS)]
             if max(sizes_of_files) > _LARGEST:
-                raise UserError(f"expected files of at most {_LARGEST} bytes in {folder}, found {max(sizes_of_files)}")
-            card, weights = json.loads((folder / _CARD).read_text(encoding="utf-8")), (folder / _WEIGHTS).read_bytes()
+                raise UserError(
+                    f"expected files of at most {_LARGEST} bytes in {folder}, found {max(sizes_of_files)}"
+                )
+            card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+            weights = (folder / _WEIGHTS).read_bytes()
             if (card["format"], card["features"]) != (FORMAT, list(FEATURES)):
-                raise UserError(f"expected {FORMAT!r} over this version's features in {folder}, found another; train it anew")
+                raise UserError(
+                    f"expected {FORMAT!r} over this version's features in {folder}, found another; train it anew"
+                )
             if card["digest"] != sha256(weights).hexdigest():
-                raise UserError(f"expected the weights that {folder / _CARD} tells of, found others; train the policy anew")
+                raise UserError(
+                    f"expected the weights that {folder / _CARD} tells of, found others; train the policy anew"
+                )
             settings = dict(card["learner"])
             learner = LEARNERS[settings.pop("name")](**settings | {"sees": tuple(settings["sees"])})
             sizes = tuple(int(size) for size in card["sizes"])
-            actions = None if card["actions"] is None else tuple(tuple(int(n) for n in vector) for vector in card["actions"])
+            actions = (
+                None
+                if card["actions"] is None
+                else tuple(tuple(int(n) for n in vector) for vector in card["actions"])
+            )
             for vector in [[size - 1 for size in sizes]] if actions is None else actions:
-                if len(vector) != len(PARTS) or not all(0 <= value < size for value, size in zip(vector, sizes, strict=True)):
+                if len(vector) != len(PARTS) or not all(
+                    0 <= value < size for value, size in zip(vector, sizes, strict=True)
+                ):
                     raise ValueError(f"{vector} is no action of {sizes}")
             network = _network(learner, sizes, actions)
             network.load_state_dict(load(weights))
         except OSError as error:
-            raise UserError(f"expected a policy in {folder}, found no readable file ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"expected a policy in {folder}, found no readable file ({error.strerror})"
+            ) from None
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"expected a policy in {folder}, found something else ({error!r:.200}); train it anew") from None
+            raise UserError(
+                f"expected a policy in {folder}, found something else ({error!r:.200}); train it anew"
+            ) from None
         return Policy(learner=learner, sizes=sizes, actions=actions, network=network)
 
 
@@ -124,8 +155,9 @@ class Trained:
         policy: an agent.
         decisions: that were taken to learn from.
         returns: of the episodes that ended, in their order, nats.
-        flops: by purpose. `model`: of the policy's training and the calls of the world model, both estimated. Of real runs, all
-            of them thrown away: `verify` their steps, `evaluate` their validations.
+        flops: by purpose. `model`: of the policy's training and the calls of the world model, both
+            estimated. Of real runs, all of them thrown away: `verify` their steps, `evaluate` their
+            validations.
         stopped: it was asked to stop before it was done.
     """
 
@@ -155,10 +187,13 @@ def train_in_model(
         histories: where episodes start.
         config: of the runs that they are of.
         learner: `PPO()` if left out.
-        divergence: see `WorldModelEnv`; priced in, it is less noisy and several times as fast as drawn.
-        reach: see `WorldModelEnv`; beyond four decisions the model's value is to be trusted more than its rewards.
+        divergence: see `WorldModelEnv`; priced in, it is less noisy and several times as fast as
+            drawn.
+        reach: see `WorldModelEnv`; beyond four decisions the model's value is to be trusted more
+            than its rewards.
         flops: that it may cost at most; it ends before the decision that could exceed them.
-        flops_per_state: of the model, a state and a call; 2 for each weight of its networks if left out.
+        flops_per_state: of the model, a state and a call; 2 for each weight of its networks if left
+            out.
         stop: asked after each decision.
     """
     stable_baselines3()
@@ -168,14 +203,20 @@ def train_in_model(
     env = WorldModelEnv(model, histories, config, divergence=divergence, reach=reach)
     view, actions = _view(learner, env.codec)
     each = flops_of(model) if flops_per_state is None else flops_per_state
-    asked = learner.episodes * (1 if divergence == "expected" else 2)  # of the model, from one decision of all to the next
+    asked = learner.episodes * (
+        1 if divergence == "expected" else 2
+    )  # of the model, from one decision of all to the next
 
     def spent(made: Any) -> float:
         return learner.flops(made) + env.futures * each
 
     with _contained():
         episodes = ImaginedEpisodes(env, view, episodes=learner.episodes, seed=learner.seed)
-        made, stopped = _learn(learner, episodes, lambda made: stop() or spent(made) + learner.most(made) + asked * each > flops)
+        made, stopped = _learn(
+            learner,
+            episodes,
+            lambda made: stop() or spent(made) + learner.most(made) + asked * each > flops,
+        )
     return Trained(
         policy=Policy(learner=learner, sizes=env.codec.sizes, actions=actions, network=made.policy),
         decisions=made.num_timesteps,
@@ -208,13 +249,19 @@ def train_in_run(
     view, actions = _view(learner, env.codec)
     with _contained():
         viewed = Viewed(env, view)
-        made, stopped = _learn(learner, viewed, lambda _: stop() or sum(viewed.flops.values()) + viewed.dearest > flops)
+        made, stopped = _learn(
+            learner, viewed, lambda _: stop() or sum(viewed.flops.values()) + viewed.dearest > flops
+        )
     spent = viewed.flops
     return Trained(
         policy=Policy(learner=learner, sizes=env.codec.sizes, actions=actions, network=made.policy),
         decisions=made.num_timesteps,
         returns=tuple(viewed.returns),
-        flops={"model": learner.flops(made), "verify": spent["main"], "evaluate": spent["evaluate"]},
+        flops={
+            "model": learner.flops(made),
+            "verify": spent["main"],
+            "evaluate": spent["evaluate"],
+        },
         stopped=stopped,
     )
 
@@ -222,15 +269,21 @@ def train_in_run(
 def flops_of(model: WorldModel) -> float:
     """FLOPs of a model's call, a state: 2 for each weight of its `networks`; 0 where it has none.
 
-    An inference passes through some of the networks and a forecast several times through them, so it is of that order.
+    An inference passes through some of the networks and a forecast several times through them, so
+    it is of that order.
     """
     networks = getattr(model, "networks", None)
-    return 0.0 if networks is None else 2.0 * sum(parameter.numel() for parameter in networks.parameters())
+    return (
+        0.0
+        if networks is None
+        else 2.0 * sum(parameter.numel() for parameter in networks.parameters())
+    )
 
 
 def _learn(learner: Learner, env: Any, stop: Callable[[Any], bool]) -> tuple[Any, bool]:
     """SB3's learner when it is done, and whether it was stopped; `stop` is told of it after each decision."""
-    made, asked = learner.learner(env), False
+    made = learner.learner(env)
+    asked = False
 
     def go_on(_: Any, __: Any) -> bool:
         nonlocal asked
@@ -249,21 +302,30 @@ def _view(learner: Learner, codec: ActionCodec) -> tuple[Any, tuple[tuple[int, .
     if isinstance(learner, PPO):
         return View(sees=learner.sees, scale=learner.scale), None
     vectors = np.array([codec.encode(intervention) for intervention in useful(codec)])
-    return View(sees=learner.sees, scale=learner.scale, actions=vectors), tuple(map(tuple, vectors.tolist()))
+    return View(sees=learner.sees, scale=learner.scale, actions=vectors), tuple(
+        map(tuple, vectors.tolist())
+    )
 
 
-def _network(learner: Learner, sizes: tuple[int, ...], actions: tuple[tuple[int, ...], ...] | None) -> Any:
+def _network(
+    learner: Learner, sizes: tuple[int, ...], actions: tuple[tuple[int, ...], ...] | None
+) -> Any:
     """The network of such a policy, untrained."""
     stable_baselines3()
     from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.dqn.policies import DQNPolicy
 
-    observations, layers = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32), [learner.width, learner.width]
+    observations = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
+    layers = [learner.width, learner.width]
     with _contained():
         if actions is None:
-            made: Any = ActorCriticPolicy(observations, spaces.MultiDiscrete(list(sizes)), lambda _: 0.0, net_arch=layers)
+            made: Any = ActorCriticPolicy(
+                observations, spaces.MultiDiscrete(list(sizes)), lambda _: 0.0, net_arch=layers
+            )
         else:
-            made = DQNPolicy(observations, spaces.Discrete(len(actions)), lambda _: 0.0, net_arch=layers)
+            made = DQNPolicy(
+                observations, spaces.Discrete(len(actions)), lambda _: 0.0, net_arch=layers
+            )
     made.set_training_mode(False)
     return made
 

@@ -19,19 +19,33 @@ class Growth:
         evaluations: states that the model was asked for so far.
     """
 
-    def __init__(self, nodes: Nodes, model: Recurrent, chooser: Chooser, *, depth: int | None, discount: float) -> None:
-        self.nodes, self.model, self.chooser = nodes, model, chooser
-        self.depth, self.discount = depth, discount
+    def __init__(
+        self,
+        nodes: Nodes,
+        model: Recurrent,
+        chooser: Chooser,
+        *,
+        depth: int | None,
+        discount: float,
+    ) -> None:
+        self.nodes = nodes
+        self.model = model
+        self.chooser = chooser
+        self.depth = depth
+        self.discount = discount
         self.evaluations = 0
         self._node = nodes.used  # number of the next node of each root
         self._actions = nodes.children.shape[1]
         self._facts = nodes.facts.ravel()  # views, these and the next
-        self._children, self._ways = nodes.children.ravel(), nodes.ways.ravel()
+        self._children = nodes.children.ravel()
+        self._ways = nodes.ways.ravel()
         self._by_tree = _ByTree(nodes)
         levels = nodes.capacity + 1
         self._path = np.zeros((levels, nodes.batch), dtype=np.intp)  # [level, B] rows
         self._path[0] = nodes.roots
-        self._returns = np.zeros((levels, nodes.batch))  # [level, B] from the choice at that level on
+        self._returns = np.zeros(
+            (levels, nodes.batch)
+        )  # [level, B] from the choice at that level on
 
     def simulate(self) -> Ints:
         """One simulation; returns the rows passed, [R], each once, the B roots first."""
@@ -44,7 +58,9 @@ class Growth:
 
     def _descend(self) -> Ints:
         """Follow the choices until all paths have ended; [level, B] rows, 0 where a path has ended before."""
-        path, follow, before_step = self._path, self.nodes.follow, self.chooser.before_step
+        path = self._path
+        follow = self.nodes.follow
+        before_step = self.chooser.before_step
         level = 0
         while True:
             before_step(path[level])
@@ -72,7 +88,8 @@ class Growth:
 
     def _ask(self, last: Ints, edges: Ints) -> None:
         """Ask the model and write what it says into the next row of each root."""
-        nodes, node = self.nodes, self._node
+        nodes = self.nodes
+        node = self._node
         actions = edges - last * self._actions
         rewards, values, logits, latent = self.model(nodes.latent.take(last, 0), actions)
         check_shapes(nodes, rewards, values, logits, latent)
@@ -81,7 +98,9 @@ class Growth:
         of.logits[:, node], of.latent[:, node] = logits, latent
         priors = softmax(of.logits[:, node].T.copy())
         of.priors[:, node] = priors.T
-        of.edges[:, node] = (nodes.roots + node) * self._actions + priors.argmax(0)  # until it is visited; then its rule chooses
+        of.edges[:, node] = (nodes.roots + node) * self._actions + priors.argmax(
+            0
+        )  # until it is visited; then its rule chooses
         self._node += 1
         self.evaluations += len(last)
 
@@ -93,11 +112,17 @@ class Growth:
             later = returns[level]
             if self.discount != 1.0:
                 later = np.where(path[level] > 0, self.discount * later, later)
-            np.add(later, self.nodes.rewards.take(path[level]), out=returns[level - 1])  # row 0 has no reward
+            np.add(
+                later, self.nodes.rewards.take(path[level]), out=returns[level - 1]
+            )  # row 0 has no reward
         passed = path.ravel().nonzero()[0]
         rows = path.ravel().take(passed)
-        slots = 3 * self.nodes.edges.take(rows)  # of the visits, in the flat facts; the mean comes next
-        count, mean, found = self._facts.take(slots) + 1.0, self._facts.take(slots + 1), returns.ravel().take(passed)
+        slots = 3 * self.nodes.edges.take(
+            rows
+        )  # of the visits, in the flat facts; the mean comes next
+        count = self._facts.take(slots) + 1.0
+        mean = self._facts.take(slots + 1)
+        found = returns.ravel().take(passed)
         self._facts[slots] = count
         found -= mean
         found /= count
@@ -113,12 +138,18 @@ class _ByTree:
         def view(flat: NDArray[Any]) -> NDArray[Any]:
             return flat[1:].reshape(nodes.batch, nodes.capacity, *flat.shape[1:])
 
-        self.actions, self.rewards, self.values = view(nodes.actions), view(nodes.rewards), view(nodes.values)
-        self.logits, self.latent, self.edges = view(nodes.logits), view(nodes.latent), view(nodes.edges)
+        self.actions = view(nodes.actions)
+        self.rewards = view(nodes.rewards)
+        self.values = view(nodes.values)
+        self.logits = view(nodes.logits)
+        self.latent = view(nodes.latent)
+        self.edges = view(nodes.edges)
         self.priors = view(nodes.facts)[:, :, :, 2]
 
 
-def check_shapes(nodes: Nodes, rewards: Floats, values: Floats, logits: Floats, latent: NDArray[Any]) -> None:
+def check_shapes(
+    nodes: Nodes, rewards: Floats, values: Floats, logits: Floats, latent: NDArray[Any]
+) -> None:
     """Check what a model returned.
 
     Raises:
@@ -128,4 +159,6 @@ def check_shapes(nodes: Nodes, rewards: Floats, values: Floats, logits: Floats, 
     batch = (nodes.batch,)
     expected = batch, batch, batch + nodes.logits.shape[1:], batch + nodes.latent.shape[1:]
     if found != expected:
-        raise UserError(f"the model must return reward, value, logits and latent of the shapes {expected}, found {found}")
+        raise UserError(
+            f"the model must return reward, value, logits and latent of the shapes {expected}, found {found}"
+        )

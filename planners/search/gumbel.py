@@ -1,20 +1,20 @@
 """Gumbel MuZero (Danihelka, Guez, Schrittwieser & Silver 2022, "Policy improvement by planning with Gumbel").
 
-    root        sequential halving over the `considered` actions with the highest g + logits, scored by g + logits + σ(q̂)
-    below       argmax of softmax(logits + σ(q̂)) − N / (1 + ΣN)
-    σ(q̂)        (visit_offset + max N)·value_scale · (q̂ − min q̂)/(max q̂ − min q̂)
-    q̂           q where an action was tried, else v_mix = (v + ΣN · Σ_tried π·q / Σ_tried π) / (1 + ΣN)
-    target      softmax(logits + σ(q̂))
+    root        sequential halving over the `considered` actions with the highest g + logits, scored
+    by g + logits + σ(q̂) below       argmax of softmax(logits + σ(q̂)) − N / (1 + ΣN) σ(q̂)
+    (visit_offset + max N)·value_scale · (q̂ − min q̂)/(max q̂ − min q̂) q̂           q where an
+    action was tried, else v_mix = (v + ΣN · Σ_tried π·q / Σ_tried π) / (1 + ΣN) target
+    softmax(logits + σ(q̂))
 
-with g standard Gumbel noise × `gumbel_scale`; at 0 the search is deterministic. The action taken is the one that came through
-the halving with the best score.
+with g standard Gumbel noise × `gumbel_scale`; at 0 the search is deterministic. The action taken is
+the one that came through the halving with the best score.
 
-An inner node's choice depends on its own statistics alone. So it is made once, when these change, for all nodes that a
-simulation passed in one go, and the way down is a chain of look-ups.
+An inner node's choice depends on its own statistics alone. So it is made once, when these change,
+for all nodes that a simulation passed in one go, and the way down is a chain of look-ups.
 
-Deviations: illegal actions of the root stand outside of min q̂ and max q̂, as if they did not exist (mctx counts their v_mix in).
-In a tree that is gone on from the halving counts the visits of this search alone, while q̂ and max N know all of them. Policy
-probabilities have a floor of 1e-30.
+Deviations: illegal actions of the root stand outside of min q̂ and max q̂, as if they did not exist
+(mctx counts their v_mix in). In a tree that is gone on from the halving counts the visits of this
+search alone, while q̂ and max N know all of them. Policy probabilities have a floor of 1e-30.
 """
 
 from __future__ import annotations
@@ -56,9 +56,19 @@ class Gumbel:
             raise UserError(f"considered must be at least 1 action, found {self.considered!r}")
         for name in ("gumbel_scale", "visit_offset", "value_scale"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be a finite number from 0 on, found {getattr(self, name)!r}")
+                raise UserError(
+                    f"{name} must be a finite number from 0 on, found {getattr(self, name)!r}"
+                )
 
-    def begin(self, nodes: Nodes, /, *, legal: Bools | None, simulations: int, generator: np.random.Generator) -> Chooser:
+    def begin(
+        self,
+        nodes: Nodes,
+        /,
+        *,
+        legal: Bools | None,
+        simulations: int,
+        generator: np.random.Generator,
+    ) -> Chooser:
         """Sample the noise and choose the first actions; see `Rule`."""
         logits = nodes.logits[nodes.roots]
         allowed = np.ones(logits.shape, dtype=np.bool_) if legal is None else legal
@@ -76,8 +86,13 @@ class Gumbel:
 class _GumbelChooser:
     """One search, by columns: base [A, B] = g + logits, −inf where illegal; before [A, B] visits by an earlier search."""
 
-    def __init__(self, *, rule: Gumbel, nodes: Nodes, base: Floats, illegal: Bools | None, schedule: Ints) -> None:
-        self.rule, self.nodes, self.base, self.illegal = rule, nodes, base, illegal
+    def __init__(
+        self, *, rule: Gumbel, nodes: Nodes, base: Floats, illegal: Bools | None, schedule: Ints
+    ) -> None:
+        self.rule = rule
+        self.nodes = nodes
+        self.base = base
+        self.illegal = illegal
         self.before = nodes.visits[nodes.roots].T.copy()
         self.schedule = schedule  # [simulations, B]
         self._turns = iter(schedule)
@@ -102,8 +117,11 @@ class _GumbelChooser:
 
     def alone(self, tree: LoneTree, /) -> Picker:
         """The same on Python numbers."""
-        base, turns = self.base[:, 0].tolist(), self.schedule[:, 0].tolist()
-        return GumbelPicker(tree, base, turns, offset=self.rule.visit_offset, scale=self.rule.value_scale)
+        base = self.base[:, 0].tolist()
+        turns = self.schedule[:, 0].tolist()
+        return GumbelPicker(
+            tree, base, turns, offset=self.rule.visit_offset, scale=self.rule.value_scale
+        )
 
     def conclude(self) -> Verdicts:
         """The halving's survivors first, by score; see `Verdicts`."""
@@ -113,12 +131,15 @@ class _GumbelChooser:
         if self.illegal is not None:
             weights[self.illegal] = 0.0
         policy = (weights / weights.sum(axis=0)).T.copy()
-        return Verdicts(action=ranking[:, 0].copy(), ranking=ranking, policy=policy, q=completed.T.copy())
+        return Verdicts(
+            action=ranking[:, 0].copy(), ranking=ranking, policy=policy, q=completed.T.copy()
+        )
 
     def _scaled(self, rows: Ints, illegal: Bools | None) -> tuple[Floats, Floats, Floats, Floats]:
         """Of each row: q̂ [A, R], σ(q̂) − max σ(q̂) [A, R], its facts [3, A, R], ΣN [R].
 
-        With the maximum taken off no exponential overflows. `illegal` [A, B] is that of the roots: the rows then begin with them.
+        With the maximum taken off no exponential overflows. `illegal` [A, B] is that of the roots:
+        the rows then begin with them.
         """
         facts = self.nodes.columns(rows)
         visits, q, priors = facts
@@ -132,7 +153,9 @@ class _GumbelChooser:
         completed = np.subtract(1.0, tried, out=tried)
         completed *= mixed
         completed += q
-        if illegal is not None:  # shall not count: the mean of what was tried lies between the least and the greatest
+        if (
+            illegal is not None
+        ):  # shall not count: the mean of what was tried lies between the least and the greatest
             np.copyto(completed[:, : illegal.shape[1]], mean[: illegal.shape[1]], where=illegal)
         highest = np.maximum.reduce(completed, 0)
         width = highest - np.minimum.reduce(completed, 0)
@@ -153,7 +176,9 @@ class _GumbelChooser:
         visits, _, priors = facts
         score = np.exp(scaled)
         score *= priors
-        score /= self._ones.dot(score)  # softmax(logits + σ(q̂)); the sum is above 0: scaled is 0 where q̂ is highest
+        score /= self._ones.dot(
+            score
+        )  # softmax(logits + σ(q̂)); the sum is above 0: scaled is 0 where q̂ is highest
         score -= visits / (total + 1.0)
         self.nodes.point(rows, rows * len(score) + score.argmax(0))
 

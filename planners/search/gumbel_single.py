@@ -15,39 +15,58 @@ class GumbelPicker:
     Args:
         tree: what to choose in.
         base: g + logits of the root's actions, −inf where illegal.
-        turns: for each simulation, the visits in this search that an action must have for being chosen.
+        turns: for each simulation, the visits in this search that an action must have for being
+            chosen.
         offset: c_visit.
         scale: c_scale.
     """
 
-    def __init__(self, tree: LoneTree, base: list[float], turns: list[int], *, offset: float, scale: float) -> None:
-        self.tree, self.base, self.offset, self.scale = tree, base, offset, scale
+    def __init__(
+        self, tree: LoneTree, base: list[float], turns: list[int], *, offset: float, scale: float
+    ) -> None:
+        self.tree = tree
+        self.base = base
+        self.offset = offset
+        self.scale = scale
         self._turns = iter(turns)
         self._legal = [action for action, score in enumerate(base) if score > -inf]
         self._before = list(tree.visits[0])
 
     def at_root(self) -> int:
         """The best of those whose turn it is, by g + logits + σ(q̂)."""
-        turn, visits, q, before = next(self._turns), self.tree.visits[0], self.tree.q[0], self._before
+        turn = next(self._turns)
+        visits = self.tree.visits[0]
+        q = self.tree.q[0]
+        before = self._before
         mixed, highest, scale, _ = self._range(0, len(self._legal))
-        best, chosen = -inf, self._legal[0]
+        best = -inf
+        chosen = self._legal[0]
         for action in self._legal:
             if visits[action] == before[action] + turn:
-                score = self.base[action] + ((q[action] if visits[action] else mixed) - highest) * scale
+                score = (
+                    self.base[action] + ((q[action] if visits[action] else mixed) - highest) * scale
+                )
                 if score > best:
-                    best, chosen = score, action
+                    best = score
+                    chosen = action
         return chosen
 
     def below(self, node: int, /) -> int:
         """The best by softmax(logits + σ(q̂)) − N/(1 + ΣN)."""
         tree = self.tree
-        tried, untried = tree.tried[node], tree.untried(node)
+        tried = tree.tried[node]
+        untried = tree.untried(node)
         if not tried:
             return untried[-1]
-        priors, visits, q = tree.priors(node), tree.visits[node], tree.q[node]
+        priors = tree.priors(node)
+        visits = tree.visits[node]
+        q = tree.q[node]
         mixed, highest, scale, mass = self._range(node, len(visits))
         weights = [priors[action] * exp((q[action] - highest) * scale) for action in tried]
-        total, visited, best, chosen = sum(weights), 1 + sum(visits), -inf, 0
+        total = sum(weights)
+        visited = 1 + sum(visits)
+        best = -inf
+        chosen = 0
         if untried:
             factor = exp((mixed - highest) * scale)
             total += max(0.0, 1.0 - mass) * factor
@@ -56,25 +75,42 @@ class GumbelPicker:
         for action, weight in zip(tried, weights):
             score = weight / total - visits[action] / visited
             if score > best or (score == best and action < chosen):
-                best, chosen = score, action
+                best = score
+                chosen = action
         return chosen
 
     def _range(self, node: int, actions: int) -> tuple[float, float, float, float]:
         """v_mix, max q̂, the factor that makes σ of q̂, Σ_tried π; of so many actions that count."""
         tree = self.tree
-        tried, value = tree.tried[node], tree.values[node]
+        tried = tree.tried[node]
+        value = tree.values[node]
         if not tried:
             return value, value, 0.0, 0.0
-        priors, visits, q = tree.priors(node), tree.visits[node], tree.q[node]
+        priors = tree.priors(node)
+        visits = tree.visits[node]
+        q = tree.q[node]
         mass = weighted = 0.0
-        lowest, highest, total, most = inf, -inf, 0, 0
+        lowest = inf
+        highest = -inf
+        total = 0
+        most = 0
         for action in tried:
-            prior, mean, count = priors[action], q[action], visits[action]
+            prior = priors[action]
+            mean = q[action]
+            count = visits[action]
             mass += prior
             weighted += prior * mean
             total += count
-            lowest, highest, most = min(lowest, mean), max(highest, mean), max(most, count)
+            lowest = min(lowest, mean)
+            highest = max(highest, mean)
+            most = max(most, count)
         mixed = (value + total * (weighted / mass)) / (1 + total)
         if len(tried) < actions:
-            lowest, highest = min(lowest, mixed), max(highest, mixed)
-        return mixed, highest, (self.offset + most) * self.scale / max(highest - lowest, LEAST_RANGE), mass
+            lowest = min(lowest, mixed)
+            highest = max(highest, mixed)
+        return (
+            mixed,
+            highest,
+            (self.offset + most) * self.scale / max(highest - lowest, LEAST_RANGE),
+            mass,
+        )

@@ -1,7 +1,8 @@
 """The arrays that a search grows its trees in: one row a node, flat over roots and nodes, all of it allocated beforehand.
 
-Row 1 + b·N + n is node n of root b. Row 0 stands for "no node": it has no children, no reward, and nobody visits it, so that a
-path that has ended can go on there while others are still on their way, and no step needs a mask.
+Row 1 + b·N + n is node n of root b. Row 0 stands for "no node": it has no children, no reward, and
+nobody visits it, so that a path that has ended can go on there while others are still on their way,
+and no step needs a mask.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from numpy.typing import NDArray
 
 from trainenv.planners.search.rules import Floats, Ints, Root, Tree
 
-LEAST_PRIOR = 1e-30  # a probability that is lost in rounding would make 0/0 of the mean over visited actions
+LEAST_PRIOR = (
+    1e-30  # a probability that is lost in rounding would make 0/0 of the mean over visited actions
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """M = 1 + B·N rows; written in place. Statistics are float64: what is rescaled to [0, 1] must not be rounding.
+    """M = 1 + B·N rows; written in place.
+
+    Statistics are float64: what is rescaled to [0, 1] must not be rounding.
 
     Attributes:
         batch: B.
@@ -33,8 +38,10 @@ class Nodes:
         values: [M] the model's own.
         logits: [M, A].
         children: [M, A] row below or 0.
-        ways: [M, A] the same, 0 also where the child is as deep as a path may go; the same array where depth has no limit.
-        facts: [M, A, 3] what rules look at, side by side so that it is fetched at once: visits (as floats), q, priors.
+        ways: [M, A] the same, 0 also where the child is as deep as a path may go; the same array
+            where depth has no limit.
+        facts: [M, A, 3] what rules look at, side by side so that it is fetched at once: visits (as
+            floats), q, priors.
         latent: [M, …].
         edges: [M] what was chosen: row·A + action, an index into the flat [M, A] arrays.
         follow: [M] the row to go on to after that choice, 0 where the path ends.
@@ -122,12 +129,16 @@ def plant(root: Root, *, room: int, depth: int | None, below: Tree | None = None
 
 
 def harvest(nodes: Nodes) -> Tree:
-    """The trees as others read them: row numbers become node numbers. Arrays are shared with the nodes, which end here."""
+    """The trees as others read them: row numbers become node numbers.
+
+    Arrays are shared with the nodes, which end here.
+    """
 
     def by_root(flat: NDArray[Any]) -> NDArray[Any]:
         return flat[1:].reshape(nodes.batch, nodes.capacity, *flat.shape[1:])
 
-    parents, children = by_root(nodes.parents), by_root(nodes.children)
+    parents = by_root(nodes.parents)
+    children = by_root(nodes.children)
     actions = np.where(parents > 0, by_root(nodes.actions), -1)
     for rows in (parents, children):
         rows -= nodes.roots.reshape(-1, *[1] * (rows.ndim - 1))

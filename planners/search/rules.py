@@ -21,9 +21,9 @@ Stepped: TypeAlias = tuple[Floats, Floats, Floats, NDArray[Any]]
 Recurrent: TypeAlias = Callable[[NDArray[Any], Ints], Stepped]
 """A model: (latent [B, …], actions [B]) → (reward [B], value [B], logits [B, A], latent [B, …]).
 
-`reward` belongs to the action just taken, `value` to all that comes after it. Called once a simulation for all roots together,
-and at most that often. It may keep neither its arguments nor write into them.
-"""
+`reward` belongs to the action just taken, `value` to all that comes after it. Called once a
+simulation for all roots together, and at most that often. It may keep neither its arguments nor
+write into them. """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,12 @@ class Root:
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """The trees of a search, one a root. Node 0 is the root, and a child's number is above its parent's.
+    """The trees of a search, one a root.
 
-    A node is in the tree if it is node 0 or has a parent; other numbers are holes, and what stands there means nothing.
+    Node 0 is the root, and a child's number is above its parent's.
+
+    A node is in the tree if it is node 0 or has a parent; other numbers are holes, and what stands
+    there means nothing.
 
     Attributes:
         parents: [B, N] node above, −1 for the root and for holes.
@@ -87,7 +90,8 @@ class Verdicts:
         action: [B] the one to take.
         ranking: [B, A] actions, best first, illegal ones last.
         policy: [B, A] target to train a policy on, 0 for illegal actions; sums to 1.
-        q: [B, A] completed values: of actions that were never tried what the rule puts in their place.
+        q: [B, A] completed values: of actions that were never tried what the rule puts in their
+            place.
     """
 
     action: Ints
@@ -101,8 +105,10 @@ class Searched(Verdicts):
     """The outcome of a search.
 
     Attributes:
-        visits: [B, A] simulations that took each action at the root, those of a tree that was gone on from included.
-        value: [B] return expected from the root: the mean of its own value and of all returns that were seen.
+        visits: [B, A] simulations that took each action at the root, those of a tree that was gone
+            on from included.
+        value: [B] return expected from the root: the mean of its own value and of all returns that
+            were seen.
         evaluations: states that the model was asked for.
         tree: all of it.
     """
@@ -114,7 +120,10 @@ class Searched(Verdicts):
 
 
 class Chooser(Protocol):
-    """Chooses actions in one search. It writes its choice for a row of `Nodes` with `Nodes.point`."""
+    """Chooses actions in one search.
+
+    It writes its choice for a row of `Nodes` with `Nodes.point`.
+    """
 
     def before_step(self, rows: Ints, /) -> None:
         """Called on the way down with the row of each root's path, [B]; row 0 where the path has ended."""
@@ -148,7 +157,15 @@ class Picker(Protocol):
 class Rule(Protocol):
     """How actions are chosen: a frozen dataclass of hyperparameters."""
 
-    def begin(self, nodes: Nodes, /, *, legal: Bools | None, simulations: int, generator: np.random.Generator) -> Chooser:
+    def begin(
+        self,
+        nodes: Nodes,
+        /,
+        *,
+        legal: Bools | None,
+        simulations: int,
+        generator: np.random.Generator,
+    ) -> Chooser:
         """Called once a search, when the roots are in place; `nodes.point` must have been called for the roots at the end.
 
         Args:

@@ -1,7 +1,7 @@
 """Tree search in a learned model (MuZero), for many roots at once, with one call of the model a simulation.
 
-Each simulation goes down every tree by the rule's choices until an action that was not tried, asks the model for what comes of
-it, adds that node, and tells the nodes it passed what was found.
+Each simulation goes down every tree by the rule's choices until an action that was not tried, asks
+the model for what comes of it, adds that node, and tells the nodes it passed what was found.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ def search(
         simulations: of each root, at least 1.
         generator: all chance comes from it.
         legal: [B, A] actions that may be taken at the root; None for all.
-        depth: decisions that remain: a state so many decisions from the root is final, and its value stands. None: no limit.
+        depth: decisions that remain: a state so many decisions from the root is final, and its
+            value stands. None: no limit.
         discount: weight of the return after a decision against its reward, above 0 up to 1.
-        below: trees to go on from (`subtree`); the roots of them get `root`'s value, policy and latent instead of their own.
+        below: trees to go on from (`subtree`); the roots of them get `root`'s value, policy and
+            latent instead of their own.
         stop: asked after each simulation; True ends the search there.
 
     Raises:
-        UserError: an argument is out of range or does not fit the others, or the model returns what is no number or has
-            another shape. Numbers are looked at once, at the end.
+        UserError: an argument is out of range or does not fit the others, or the model returns what
+            is no number or has another shape. Numbers are looked at once, at the end.
     """
     _check(root, legal=legal, simulations=simulations, depth=depth, discount=discount, below=below)
     if below is not None and legal is not None:
@@ -56,11 +58,16 @@ def search(
     nodes = plant(root, room=simulations, depth=depth, below=below)
     chooser = rule.begin(nodes, legal=legal, simulations=simulations, generator=generator)
     loop = _alone if nodes.batch == 1 else _together
-    with np.errstate(all="ignore"):  # what is no number goes through to the end, and is reported there
-        evaluations = loop(nodes, model, chooser, depth=depth, discount=discount, turns=_turns(simulations, stop))
+    with np.errstate(
+        all="ignore"
+    ):  # what is no number goes through to the end, and is reported there
+        evaluations = loop(
+            nodes, model, chooser, depth=depth, discount=discount, turns=_turns(simulations, stop)
+        )
     first = 1 if below is None else below.parents.shape[1]
     _check_finite(nodes, first)
-    verdicts, tree = chooser.conclude(), harvest(nodes)
+    verdicts = chooser.conclude()
+    tree = harvest(nodes)
     return Searched(
         action=verdicts.action,
         ranking=verdicts.ranking,
@@ -82,7 +89,13 @@ def _turns(simulations: int, stop: Callable[[], bool] | None) -> Iterator[int]:
 
 
 def _together(
-    nodes: Nodes, model: Recurrent, chooser: Chooser, *, depth: int | None, discount: float, turns: Iterator[int]
+    nodes: Nodes,
+    model: Recurrent,
+    chooser: Chooser,
+    *,
+    depth: int | None,
+    discount: float,
+    turns: Iterator[int],
 ) -> int:
     """All simulations; how many states the model was asked for."""
     growth = Growth(nodes, model, chooser, depth=depth, discount=discount)
@@ -94,7 +107,15 @@ def _together(
     return growth.evaluations
 
 
-def _alone(nodes: Nodes, model: Recurrent, chooser: Chooser, *, depth: int | None, discount: float, turns: Iterator[int]) -> int:
+def _alone(
+    nodes: Nodes,
+    model: Recurrent,
+    chooser: Chooser,
+    *,
+    depth: int | None,
+    discount: float,
+    turns: Iterator[int],
+) -> int:
     """The same for a single root."""
     growth = LoneGrowth(nodes, model, depth=depth, discount=discount)
     picker = chooser.alone(growth.tree)
@@ -104,28 +125,52 @@ def _alone(nodes: Nodes, model: Recurrent, chooser: Chooser, *, depth: int | Non
     return growth.evaluations
 
 
-def _check(root: Root, *, legal: Bools | None, simulations: int, depth: int | None, discount: float, below: Tree | None) -> None:
+def _check(
+    root: Root,
+    *,
+    legal: Bools | None,
+    simulations: int,
+    depth: int | None,
+    discount: float,
+    below: Tree | None,
+) -> None:
     shape = root.logits.shape
-    if len(shape) != 2 or 0 in shape or root.value.shape != shape[:1] or root.latent.shape[:1] != shape[:1]:
+    if (
+        len(shape) != 2
+        or 0 in shape
+        or root.value.shape != shape[:1]
+        or root.latent.shape[:1] != shape[:1]
+    ):
         raise UserError(
             f"a root has value [B], logits [B, A] and latent [B, …], found {root.value.shape}, {shape}, {root.latent.shape}"
         )
     for name, found in (("value", root.value), ("logits", root.logits)):
         if not np.isfinite(found).all():
-            raise UserError(f"a root's {name} must be finite, found {found[~np.isfinite(found)][0]}; mend the model")
+            raise UserError(
+                f"a root's {name} must be finite, found {found[~np.isfinite(found)][0]}; mend the model"
+            )
     if simulations < 1 or (depth is not None and depth < 1):
-        raise UserError(f"simulations and depth must be at least 1, found {simulations} and {depth}")
+        raise UserError(
+            f"simulations and depth must be at least 1, found {simulations} and {depth}"
+        )
     if not 0 < discount <= 1:
         raise UserError(f"discount must be above 0 up to 1, found {discount!r}")
     if legal is not None:
         if legal.dtype != np.bool_ or legal.shape != shape:
-            raise UserError(f"legal must be bool {list(shape)}, found {legal.dtype} {list(legal.shape)}")
+            raise UserError(
+                f"legal must be bool {list(shape)}, found {legal.dtype} {list(legal.shape)}"
+            )
         if not legal.any(axis=1).all():
-            raise UserError(f"root {int(legal.any(axis=1).argmin())} has no legal action; allow at least one, doing nothing say")
+            raise UserError(
+                f"root {int(legal.any(axis=1).argmin())} has no legal action; allow at least one, doing nothing say"
+            )
     if below is not None:
-        has, needs = (*below.children.shape[::2], *below.latent.shape[2:]), (*shape, *root.latent.shape[1:])
+        has = (*below.children.shape[::2], *below.latent.shape[2:])
+        needs = (*shape, *root.latent.shape[1:])
         if has != needs:
-            raise UserError(f"the trees to go on from must be for roots, actions and latents of {needs}, found {has}")
+            raise UserError(
+                f"the trees to go on from must be for roots, actions and latents of {needs}, found {has}"
+            )
 
 
 def _check_finite(nodes: Nodes, first: int) -> None:

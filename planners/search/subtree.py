@@ -11,7 +11,9 @@ from trainenv.planners.search.rules import Bools, Ints, Tree
 
 
 def subtree(tree: Tree, actions: Ints) -> Tree:
-    """The trees below an action each, [B]: its node becomes the root. A root whose action was not tried starts empty.
+    """The trees below an action each, [B]: its node becomes the root.
+
+    A root whose action was not tried starts empty.
 
     Nodes keep their order and close up; the trees are as wide as the largest of them.
     """
@@ -48,13 +50,17 @@ def _with_descendants(tree: Tree, marked: Bools) -> Bools:
 def _closed_up(tree: Tree, kept: Bools, *, rise: int) -> Tree:
     """The kept nodes [B, N] alone, so many decisions nearer to the root."""
     each = np.arange(len(kept))
-    order = np.argsort(~kept, axis=1, kind="stable")[:, : max(1, int(kept.sum(axis=1).max()))]  # [B, N'] old numbers
+    order = np.argsort(~kept, axis=1, kind="stable")[
+        :, : max(1, int(kept.sum(axis=1).max()))
+    ]  # [B, N'] old numbers
     there = np.take_along_axis(kept, order, 1)
     numbers = np.where(kept, kept.cumsum(axis=1) - 1, -1)  # [B, N] new numbers by old ones
 
     def moved(old: NDArray[Any], empty: int = 0) -> NDArray[Any]:
         spread = (slice(None), slice(None), *[None] * (old.ndim - 2))
-        return np.where(there[spread], old[each[:, None], order], np.asarray(empty, dtype=old.dtype))
+        return np.where(
+            there[spread], old[each[:, None], order], np.asarray(empty, dtype=old.dtype)
+        )
 
     def renumbered(old: Ints) -> Ints:
         trees = each.reshape(-1, *[1] * (old.ndim - 1))

@@ -26,8 +26,11 @@ class Account:
 
     def __init__(self, budget: Budget, clock: Callable[[], float]) -> None:
         self.budget = budget
-        self.spent, self.faults, self.exhausted = Cost(), list[str](), False
-        self._clock, self._start = clock, clock()
+        self.spent = Cost()
+        self.faults = list[str]()
+        self.exhausted = False
+        self._clock = clock
+        self._start = clock()
 
     @property
     def seconds(self) -> float:
@@ -71,7 +74,9 @@ class Account:
             return listed
         if self.covers(price(listed)):
             return listed
-        low, high = 0, len(listed)  # what can be paid for, and what cannot
+        # what can be paid for, and what cannot
+        low = 0
+        high = len(listed)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.covers(price(listed[:middle])) else (low, middle)

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Kernel = Callable[[Floats, Floats, float], Floats]  # of points [n, d], points [m, d] and a width: [n, m], 1 where they are equal
+Kernel = Callable[
+    [Floats, Floats, float], Floats
+]  # of points [n, d], points [m, d] and a width: [n, m], 1 where they are equal
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -72,11 +74,15 @@ def fit(
         noise: variance of a value, in parts of the variance of all; above 0.
         widths: of the kernel, to choose from.
     """
-    mean, scale = float(values.mean()), float(values.std()) or 1.0
+    mean = float(values.mean())
+    scale = float(values.std()) or 1.0
     standard = (values - mean) / scale
     best: tuple[float, float, Floats, Floats] | None = None
     for width in widths:
-        root: Floats = np.asarray(np.linalg.cholesky(kernel(points, points, width) + noise * np.eye(len(points))), np.float64)
+        root: Floats = np.asarray(
+            np.linalg.cholesky(kernel(points, points, width) + noise * np.eye(len(points))),
+            np.float64,
+        )
         weights: Floats = np.linalg.solve(root.T, np.linalg.solve(root, standard))
         likelihood = float(-0.5 * standard @ weights - np.log(np.diag(root)).sum())
         if best is None or likelihood > best[0]:

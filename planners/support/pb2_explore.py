@@ -1,15 +1,17 @@
 """PB2's explore step: a Gaussian-process bandit over what the population has seen (Parker-Holder et al. 2020, arXiv:2002.02518).
 
-The process models the improvement of a member in one generation, y = (last score − score)/Δt, as a function of the time t, the
-last score and the hyperparameters x, with the kernel
+The process models the improvement of a member in one generation, y = (last score − score)/Δt, as a
+function of the time t, the last score and the hyperparameters x, with the kernel
 
     k((t, x), (t', x')) = SE(x, x') · (1 − ε)^{|t − t'|/2}                ε = 0.1
 
-and chooses the x that maximises mean + √β·std, β = 0.2 + max(0, ln(0.4·n)) of n observations, as in the authors' code. Copies
-that are chosen in the same generation count as seen at their mean, which shrinks the uncertainty around them.
+and chooses the x that maximises mean + √β·std, β = 0.2 + max(0, ln(0.4·n)) of n observations, as in
+the authors' code. Copies that are chosen in the same generation count as seen at their mean, which
+shrinks the uncertainty around them.
 
-Deviations: actions are few, so the maximum is found by trying them all; the clip policy is a coordinate a policy (0 or 1), where
-the paper handles numbers only; inputs are standardised over the data.
+Deviations: actions are few, so the maximum is found by trying them all; the clip policy is a
+coordinate a policy (0 or 1), where the paper handles numbers only; inputs are standardised over the
+data.
 """
 
 from __future__ import annotations
@@ -40,7 +42,12 @@ class Improvements:
     gains: list[float] = field(default_factory=list)
 
     def add(
-        self, time: int, decisions: int, starts: Sequence[float], scores: Sequence[float], members: Sequence[Sequenced]
+        self,
+        time: int,
+        decisions: int,
+        starts: Sequence[float],
+        scores: Sequence[float],
+        members: Sequence[Sequenced],
     ) -> None:
         """Note a generation.
 
@@ -60,7 +67,10 @@ class Improvements:
 def features(time: int, start: float, member: Sequence[Intervention]) -> list[float]:
     """Time in decisions, the last score, ln of both multipliers in force, and whether each clip policy was put in force."""
     clip = next((done.clip for done in reversed(member) if done.clip is not None), None)
-    multipliers = [sum(math.log(done.lr_scale) for done in member), sum(math.log(done.weight_decay_scale) for done in member)]
+    multipliers = [
+        sum(math.log(done.lr_scale) for done in member),
+        sum(math.log(done.weight_decay_scale) for done in member),
+    ]
     return [float(time), start, *multipliers, *(float(name == clip) for name in CLIP_NAMES)]
 
 
@@ -84,10 +94,14 @@ def chosen(
     """
     if not seen.gains:
         return legal[0]
-    points, gains = np.array(seen.points), np.array(seen.gains)
+    points = np.array(seen.points)
+    gains = np.array(seen.gains)
     asked = np.array([features(time, start, (*source, change)) for change in legal])  # [A, d]
-    copies = np.array([features(time, *copy) for copy in pending]).reshape(len(pending), points.shape[1])
-    centre, spread = points[:, 1:].mean(0), points[:, 1:].std(0)
+    copies = np.array([features(time, *copy) for copy in pending]).reshape(
+        len(pending), points.shape[1]
+    )
+    centre = points[:, 1:].mean(0)
+    spread = points[:, 1:].std(0)
     spread[spread < 1e-9] = 1.0
     for rows in (points, asked, copies):
         rows[:, 1:] = (rows[:, 1:] - centre) / spread
@@ -95,7 +109,9 @@ def chosen(
     mean, std = process.at(asked)
     if len(copies):
         believed = np.concatenate([gains, process.at(copies)[0]])
-        std = fit(np.concatenate([points, copies]), believed, time_varying, widths=(process.width,)).at(asked)[1]
+        std = fit(
+            np.concatenate([points, copies]), believed, time_varying, widths=(process.width,)
+        ).at(asked)[1]
     beta = 0.2 + max(0.0, math.log(0.4 * len(gains)))
     return legal[int(np.argmax(mean + math.sqrt(beta) * std))]
 

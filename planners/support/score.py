@@ -1,14 +1,17 @@
-"""What is to be small: Δ ln loss against doing nothing, in nats, with divergence priced in. Lower is better.
+"""What is to be small: Δ ln loss against doing nothing, in nats, with divergence priced in.
+
+Lower is better.
 
     score = (1 − p)·E[Δ ln loss | it does not diverge] + p·divergence_cost          p = P(it diverges within N steps)
 
-Of which loss, the measure says. `horizon` makes it the score of the specification: the loss N steps ahead, and risk. It rewards
-cutting the learning rate for its own sake, since that gives at once what every run gets at its end; a perfect look at +50 steps
-chose worse than doing nothing. So the default is `annealed`, the loss after a reference cool-down; `final` is that at the end
-of the run.
+Of which loss, the measure says. `horizon` makes it the score of the specification: the loss N steps
+ahead, and risk. It rewards cutting the learning rate for its own sake, since that gives at once
+what every run gets at its end; a perfect look at +50 steps chose worse than doing nothing. So the
+default is `annealed`, the loss after a reference cool-down; `final` is that at the end of the run.
 
-A diverged branch scores `divergence_cost`, doing nothing included, so that getting away from a divergence counts for as much as
-running into one costs. Beside a control that has diverged, the others are compared with the loss of now.
+A diverged branch scores `divergence_cost`, doing nothing included, so that getting away from a
+divergence counts for as much as running into one costs. Beside a control that has diverged, the
+others are compared with the loss of now.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from typing import get_args
 from trainenv.planners.hyperparameters import choice, number
 from trainenv.types import Estimate, Forecast, Measure, Outcome
 
-_Z90 = 1.6448536269514722  # an interval that holds 90 of 100 reaches so many standard deviations to each side
+# an interval that holds 90 of 100 reaches so many standard deviations to each side
+_Z90 = 1.6448536269514722
 _LEAST_SPREAD = 1e-6  # nats
 
 
@@ -30,7 +34,8 @@ class Score:
 
     Args:
         measure: `horizon`, `annealed` or `final`; see the module.
-        divergence_cost: nats that a divergence costs, above 0: what going back loses in ln loss and compute.
+        divergence_cost: nats that a divergence costs, above 0: what going back loses in ln loss and
+            compute.
 
     Raises:
         UserError: there is no such measure, or the cost is not a finite number above 0.
@@ -50,10 +55,15 @@ class Score:
 
     def spread(self, forecast: Forecast, /) -> float:
         """Standard deviation of the score, nats: from the interval, the ensemble's disagreement and the chance of diverging."""
-        p, estimate = forecast.divergence, self._estimate(forecast)
+        p = forecast.divergence
+        estimate = self._estimate(forecast)
         inside = ((estimate.high - estimate.low) / (2 * _Z90)) ** 2 + forecast.disagreement**2
         variance = (1 - p) * inside + p * (1 - p) * (self.divergence_cost - estimate.mean) ** 2
-        return max(math.sqrt(max(variance, 0.0)), _LEAST_SPREAD) if math.isfinite(variance) else math.nan
+        return (
+            max(math.sqrt(max(variance, 0.0)), _LEAST_SPREAD)
+            if math.isfinite(variance)
+            else math.nan
+        )
 
     def measured(self, outcome: Outcome, control: Outcome, /) -> float:
         """The score of an outcome beside its control, nats; NaN where the loss in question was not measured."""
@@ -61,9 +71,11 @@ class Score:
             return math.nan
         if outcome.diverged:
             return self.divergence_cost
-        loss, base = (
-            self._loss(outcome),
-            outcome.validation[0] if control.diverged and outcome.validation else self._loss(control),
+        loss = self._loss(outcome)
+        base = (
+            outcome.validation[0]
+            if control.diverged and outcome.validation
+            else self._loss(control)
         )
         return math.log(loss / base) if 0 < loss < math.inf and 0 < base < math.inf else math.nan
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from trainenv.planners.support.plan_builder import Draft
+from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import Sequenced, count
 from trainenv.types import UserError
 
-Judge = Literal["model", "executor", "either"]
-JUDGES: tuple[Judge, ...] = get_args(Judge)
+Scorer = Literal["model", "executor", "either"]
+JUDGES: tuple[Scorer, ...] = get_args(Scorer)
 
 
-def look(draft: Draft, sequences: Sequence[Sequenced], judge: Judge, steps: int | None, decisions: int) -> list[float]:
+def look(
+    draft: PlanBuilder,
+    sequences: Sequence[Sequenced],
+    judge: Scorer,
+    steps: int | None,
+    decisions: int,
+) -> list[float]:
     """Score sequences, as far as the budget goes; NaN where there is none.
 
     Args:
@@ -27,13 +33,15 @@ def look(draft: Draft, sequences: Sequence[Sequenced], judge: Judge, steps: int 
         UserError: the problem does not have that judge.
     """
     if draft.problem.model is None and draft.problem.executor is None:
-        raise UserError(f"{draft.planner} needs a model or an executor, found neither in the problem; hand one in")
+        raise UserError(
+            f"{draft.planner} needs a model or an executor, found neither in the problem; hand one in"
+        )
     if _by_model(draft, judge):
         return draft.forecast(sequences)
     return draft.run(sequences, steps or branch_steps(draft, decisions))
 
 
-def room(draft: Draft, candidates: int, judge: Judge, decisions: int) -> int:
+def room(draft: PlanBuilder, candidates: int, judge: Scorer, decisions: int) -> int:
     """How many candidates to choose: an even choice of few is better than the first few of an even choice of many.
 
     Where the budget allows fewer than are wanted and there are, that is noted.
@@ -45,11 +53,11 @@ def room(draft: Draft, candidates: int, judge: Judge, decisions: int) -> int:
     return int(min(candidates, max(1, draft.futures_left)))
 
 
-def _by_model(draft: Draft, judge: Judge) -> bool:
+def _by_model(draft: PlanBuilder, judge: Scorer) -> bool:
     return judge == "model" or (judge == "either" and draft.problem.model is not None)
 
 
-def branch_steps(draft: Draft, decisions: int) -> int:
+def branch_steps(draft: PlanBuilder, decisions: int) -> int:
     """Steps of so many decisions, or of what is left of the run; at least 1."""
     history = draft.problem.history
     return max(1, min(decisions * history.decision_steps, len(history.lrs_ahead)))

@@ -32,7 +32,10 @@ class Legality:
         self._now: dict[Intervention, str] = {}
 
     def objection(self, sequence: Sequenced) -> str:
-        """Why a sequence may not be proposed; empty where it may. Asks the later masks only for what is legal now."""
+        """Why a sequence may not be proposed; empty where it may.
+
+        Asks the later masks only for what is legal now.
+        """
         if len(sequence) > self._problem.decisions_left:
             return f"illegal: {len(sequence)} decisions where the run has {self._problem.decisions_left} left"
         after = self._problem.masks_after
@@ -42,9 +45,17 @@ class Legality:
                 if found is None:
                     found = self._now[intervention] = self._under(self._problem.masks, intervention)
             else:
-                found = "" if intervention.does_nothing else self._under(after(sequence[:place]), intervention)
+                found = (
+                    ""
+                    if intervention.does_nothing
+                    else self._under(after(sequence[:place]), intervention)
+                )
             if found:
-                return f"illegal: {found}" if len(sequence) == 1 else f"illegal at decision {place}: {found}"
+                return (
+                    f"illegal: {found}"
+                    if len(sequence) == 1
+                    else f"illegal at decision {place}: {found}"
+                )
         return ""
 
     def _under(self, masks: Masks, intervention: Intervention) -> str:
@@ -52,7 +63,11 @@ class Legality:
             vector = self._problem.codec.encode(intervention).tolist()
         except UserError as error:
             return str(error)
-        masked = [str(part) for part, (mask, value) in enumerate(zip(masks, vector, strict=True)) if not mask[value]]
+        masked = [
+            str(part)
+            for part, (mask, value) in enumerate(zip(masks, vector, strict=True))
+            if not mask[value]
+        ]
         return f"a mask forbids the value of part {', '.join(masked)}" if masked else ""
 
 
@@ -80,17 +95,22 @@ def exhaustive(masks: Masks) -> NDArray[np.int64]:
     return np.stack([grid.ravel() for grid in grids], axis=1)
 
 
-def uniform(masks: Masks, rows: int, decisions: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def uniform(
+    masks: Masks, rows: int, decisions: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
     """Legal action vectors drawn with equal chances and with replacement: [rows, decisions, parts]."""
     return _placed(masks, generator.random((rows, decisions * len(masks))), decisions)
 
 
-def even(masks: Masks, rows: int, decisions: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def even(
+    masks: Masks, rows: int, decisions: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
     """Legal action vectors spread evenly over the space, [rows, decisions, parts]; some may be equal.
 
-    The additive recurrence of Roberts (2018, "The unreasonable effectiveness of quasirandom sequences"): point n is
-    shift + n·(1/φ, 1/φ², …, 1/φ^d) mod 1, where φ > 1 solves φ^(d+1) = φ + 1; the shift is drawn (Cranley and Patterson 1976).
-    Parts with one legal value take no dimension.
+    The additive recurrence of Roberts (2018, "The unreasonable effectiveness of quasirandom
+    sequences"): point n is shift + n·(1/φ, 1/φ², …, 1/φ^d) mod 1, where φ > 1 solves φ^(d+1) = φ +
+    1; the shift is drawn (Cranley and Patterson 1976). Parts with one legal value take no
+    dimension.
     """
     free = np.tile([np.count_nonzero(mask) > 1 for mask in masks], decisions)
     dimensions = int(np.count_nonzero(free))
@@ -124,15 +144,21 @@ def some(
 ) -> Iterator[Sequenced]:
     """Up to `wanted` different sequences that do something: all of them, shuffled, where there are no more, else drawn by `draw`.
 
-    Later decisions are drawn under the masks of now; who looks at the sequences drops what is illegal then.
+    Later decisions are drawn under the masks of now; who looks at the sequences drops what is
+    illegal then.
     """
-    masks, decode = problem.masks, problem.codec.decode
+    masks = problem.masks
+    decode = problem.codec.decode
     if count(masks, decisions) - 1 <= wanted and decisions == 1:
-        yield from ((decode(vector),) for vector in problem.generator.permutation(exhaustive(masks)[1:]))
+        yield from (
+            (decode(vector),) for vector in problem.generator.permutation(exhaustive(masks)[1:])
+        )
         return
     known: dict[bytes, Intervention] = {}
     seen = {NOTHING}
-    for _ in range(8):  # most draws are new ones: a few rounds will do, and then it is all right to have fewer
+    for _ in range(
+        8
+    ):  # most draws are new ones: a few rounds will do, and then it is all right to have fewer
         for rows in draw(masks, max(16, 2 * wanted), decisions, problem.generator):
             for vector in rows:
                 if vector.tobytes() not in known:

@@ -1,10 +1,11 @@
 """What every planner promises, as checks that raise `AssertionError` and say what was expected.
 
-    @pytest.mark.parametrize("check", trainenv.planners.testing.CHECKS, ids=lambda check: check.__name__)
-    def test_contract(check):
+    @pytest.mark.parametrize("check", trainenv.planners.testing.CHECKS, ids=lambda check:
+    check.__name__) def test_contract(check):
         check(MyPlanner())
 
-They need no data, no GPU and no pytest, and take about a second a planner on a toy world (`trainenv.planners.testing.ToyWorld`).
+They need no data, no GPU and no pytest, and take about a second a planner on a toy world
+(`trainenv.planners.testing.ToyWorld`).
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ def is_a_frozen_dataclass(planner: Planner) -> None:
     """Configuration, repr and equality in one; hyperparameters go by keyword."""
     anything: Any = planner  # whatever was handed in
     kind: Any = type(planner)
-    assert callable(getattr(kind, "plan", None)), f"expected a method plan(problem), found {planner!r}"
+    assert callable(getattr(kind, "plan", None)), (
+        f"expected a method plan(problem), found {planner!r}"
+    )
     assert is_dataclass(anything), f"expected a dataclass, found {kind.__name__}"
     assert kind.__dataclass_params__.frozen, "expected @dataclass(frozen=True)"
-    assert all(field.kw_only for field in fields(kind)), "expected hyperparameters by keyword: @dataclass(kw_only=True)"
+    assert all(field.kw_only for field in fields(kind)), (
+        "expected hyperparameters by keyword: @dataclass(kw_only=True)"
+    )
     assert copy.deepcopy(planner) == planner
 
 
@@ -44,22 +49,34 @@ def ranks_doing_nothing(planner: Planner) -> None:
         _sound(plan)
         sequences = [candidate.interventions for candidate in plan.candidates]
         assert len(set(sequences)) == len(sequences), "expected each sequence once"
-        assert sum(candidate.does_nothing for candidate in plan.candidates) == 1, "expected doing nothing once"
-        assert plan.complete, "expected a complete plan where nothing limits it: the default budget must do"
+        assert sum(candidate.does_nothing for candidate in plan.candidates) == 1, (
+            "expected doing nothing once"
+        )
+        assert plan.complete, (
+            "expected a complete plan where nothing limits it: the default budget must do"
+        )
 
 
 def is_deterministic(planner: Planner) -> None:
     """The same seed gives an equal plan; nothing but the generator and the executor is changed, no global state is used."""
-    world, before = ToyWorld(seed=3, noise=0.01), (copy.deepcopy(planner), random.getstate(), _numpy_state())
+    world = ToyWorld(seed=3, noise=0.01)
+    before = (copy.deepcopy(planner), random.getstate(), _numpy_state())
     first, again = (planner.plan(world.problem(11)) for _ in range(2))
     assert first == again, "expected equal plans of equal seeds"
     assert before[0] == planner, "expected the planner as it was"
-    assert before[1:] == (random.getstate(), _numpy_state()), "expected no global random state to be used"
+    assert before[1:] == (random.getstate(), _numpy_state()), (
+        "expected no global random state to be used"
+    )
     problem = world.problem(11)
-    masks, history = copy.deepcopy(problem.masks), copy.deepcopy(problem.history)
+    masks = copy.deepcopy(problem.masks)
+    history = copy.deepcopy(problem.history)
     planner.plan(problem)
-    assert repr(problem.history.telemetry) == repr(history.telemetry), "expected the history as it was"
-    assert all(bool((a == b).all()) for a, b in zip(masks, problem.masks, strict=True)), "expected the masks as they were"
+    assert repr(problem.history.telemetry) == repr(history.telemetry), (
+        "expected the history as it was"
+    )
+    assert all(bool((a == b).all()) for a, b in zip(masks, problem.masks, strict=True)), (
+        "expected the masks as they were"
+    )
 
 
 def never_proposes_what_is_masked(planner: Planner) -> None:
@@ -71,12 +88,23 @@ def never_proposes_what_is_masked(planner: Planner) -> None:
         masks = tuple(mask & (rng.random(len(mask)) < 0.6) for mask in problem.masks)
         for mask in masks:
             mask[0] = True
-        problem = replace(problem, masks=masks, masks_after=None, proposals=[(bad,), (bad, bad), (Intervention(lr_scale=0.9),)])
+        problem = replace(
+            problem,
+            masks=masks,
+            masks_after=None,
+            proposals=[(bad,), (bad, bad), (Intervention(lr_scale=0.9),)],
+        )
         problem, model, executor = watched(problem)
         plan = planner.plan(problem)
         _sound(plan)
-        asked = [*model.asked, *executor.asked, *(candidate.interventions for candidate in plan.candidates)]
-        assert not (found := illegal(problem, asked)), f"expected only what is legal, found {found[0]}"
+        asked = [
+            *model.asked,
+            *executor.asked,
+            *(candidate.interventions for candidate in plan.candidates),
+        ]
+        assert not (found := illegal(problem, asked)), (
+            f"expected only what is legal, found {found[0]}"
+        )
 
 
 def does_nothing_where_nothing_else_is_legal(planner: Planner) -> None:
@@ -85,23 +113,33 @@ def does_nothing_where_nothing_else_is_legal(planner: Planner) -> None:
     masks = tuple(np.arange(len(mask)) == 0 for mask in problem.masks)
     plan = planner.plan(replace(problem, masks=masks, masks_after=None))
     _sound(plan)
-    assert [candidate.does_nothing for candidate in plan.candidates] == [True], "expected doing nothing alone"
+    assert [candidate.does_nothing for candidate in plan.candidates] == [True], (
+        "expected doing nothing alone"
+    )
 
 
 def stops_at_its_budget(planner: Planner) -> None:
     """Futures, steps and FLOPs as the model and the executor count them; and the cost says what was spent."""
     limits: list[dict[str, Any]] = [{"futures": n} for n in (0, 1, 2, 7, 30)]
-    limits += [{"steps": n} for n in (0, 1, 69, 150, 1000)] + [{"flops": 1e6 * n} for n in (0, 1, 69, 150, 1000)]
+    limits += [{"steps": n} for n in (0, 1, 69, 150, 1000)] + [
+        {"flops": 1e6 * n} for n in (0, 1, 69, 150, 1000)
+    ]
     limits += [{"futures": futures, "steps": steps} for futures, steps in product((0, 5), (0, 300))]
     for limit in limits:
         problem, model, executor = watched(ToyWorld(seed=1).problem(1, budget=Budget(**limit)))
         plan = planner.plan(problem)
         _sound(plan)
-        for name, spent in (("futures", model.futures), ("steps", executor.steps), ("flops", executor.flops)):
+        for name, spent in (
+            ("futures", model.futures),
+            ("steps", executor.steps),
+            ("flops", executor.flops),
+        ):
             most = limit.get(name)
             assert most is None or spent <= most, f"expected at most {most} {name}, found {spent}"
             told = getattr(plan.cost, name)
-            assert told == spent, f"expected the {name} spent in the plan's cost, {spent}, found {told}"
+            assert told == spent, (
+                f"expected the {name} spent in the plan's cost, {spent}, found {told}"
+            )
 
 
 def does_nothing_without_a_budget(planner: Planner) -> None:
@@ -110,13 +148,17 @@ def does_nothing_without_a_budget(planner: Planner) -> None:
         problem, model, executor = watched(ToyWorld(seed=1).problem(1, budget=budget))
         plan = planner.plan(problem)
         _sound(plan)
-        assert [candidate.does_nothing for candidate in plan.candidates] == [True], "expected doing nothing alone"
+        assert [candidate.does_nothing for candidate in plan.candidates] == [True], (
+            "expected doing nothing alone"
+        )
         assert model.calls == executor.calls == 0, "expected nothing to be called"
 
 
 def stops_when_the_time_is_up(planner: Planner) -> None:
     """A slow model: it is let finish what it was asked, and asked no more."""
-    problem, model, _ = watched(ToyWorld(seed=1).problem(1, budget=Budget(futures=None, seconds=0.02)))
+    problem, model, _ = watched(
+        ToyWorld(seed=1).problem(1, budget=Budget(futures=None, seconds=0.02))
+    )
     model.pause = 0.002
     start = time.monotonic()
     _sound(planner.plan(problem))
@@ -127,11 +169,14 @@ def survives_a_broken_model(planner: Planner) -> None:
     """A fault at any call: no exception, a sound plan, and what happened is told."""
     for fault, at in product(MODEL_FAULTS, (0, 1, 3)):
         problem, model, _ = watched(ToyWorld(seed=2).problem(2))
-        model.fault, model.at = fault, at
+        model.fault = fault
+        model.at = at
         plan = planner.plan(problem)
         _sound(plan)
         if model.calls > at and fault in ("raises", "nan"):
-            assert plan.faults or plan.dropped, f"expected the plan to say that the model failed ({fault} at call {at})"
+            assert plan.faults or plan.dropped, (
+                f"expected the plan to say that the model failed ({fault} at call {at})"
+            )
             assert at or len(plan.candidates) == 1, f"expected doing nothing alone ({fault})"
         if not model.calls:
             return  # it asks no model
@@ -141,12 +186,22 @@ def survives_a_broken_executor(planner: Planner) -> None:
     """A fault at any call: no exception, a sound plan, what happened is told, and what was measured before is kept."""
     for fault, at in product(EXECUTOR_FAULTS, (0, 1, 3)):
         problem, _, executor = watched(ToyWorld(seed=2).problem(2, budget=Budget(steps=100_000)))
-        executor.fault, executor.at = fault, at
+        executor.fault = fault
+        executor.at = at
         plan = planner.plan(problem)
         _sound(plan)
-        assert plan.cost.steps == executor.steps, f"expected all {executor.steps} steps in the cost, found {plan.cost.steps}"
-        if executor.calls > at and fault in ("raises", "too few", "rubbish", "error of the control"):
-            assert plan.faults or fault == "error of the control", f"expected a fault in the plan ({fault} at call {at})"
+        assert plan.cost.steps == executor.steps, (
+            f"expected all {executor.steps} steps in the cost, found {plan.cost.steps}"
+        )
+        if executor.calls > at and fault in (
+            "raises",
+            "too few",
+            "rubbish",
+            "error of the control",
+        ):
+            assert plan.faults or fault == "error of the control", (
+                f"expected a fault in the plan ({fault} at call {at})"
+            )
         if not executor.calls and fault != "cost raises":
             return  # it runs nothing
 
@@ -169,7 +224,9 @@ def says_what_it_needs(planner: Planner) -> None:
         _sound(planner.plan(ToyWorld().problem(model=None, executor=None)))
     except UserError as error:
         said = str(error)
-    assert not said or "model" in said or "executor" in said, f"expected the error to name what is missing, found {said}"
+    assert not said or "model" in said or "executor" in said, (
+        f"expected the error to name what is missing, found {said}"
+    )
 
 
 def plans_at_the_end_of_a_run(planner: Planner) -> None:
@@ -180,7 +237,9 @@ def plans_at_the_end_of_a_run(planner: Planner) -> None:
         plan = planner.plan(replace(problem, history=history))
         _sound(plan)
         longest = max(len(candidate.interventions) for candidate in plan.candidates)
-        assert longest <= max(1, -(-left // history.decision_steps)), f"expected no decision after the end, found {longest}"
+        assert longest <= max(1, -(-left // history.decision_steps)), (
+            f"expected no decision after the end, found {longest}"
+        )
 
 
 CHECKS: tuple[Check, ...] = (
@@ -218,9 +277,14 @@ def _sound(plan: Plan) -> None:
     for name in ("steps", "flops"):
         listed = sum(getattr(outcome, name) for outcome in outcomes)
         told = getattr(plan.cost, name)
-        assert abs(listed - told) <= 1e-9 * told, f"expected outcomes of all {told} {name} in the plan, found {listed}"
+        assert abs(listed - told) <= 1e-9 * told, (
+            f"expected outcomes of all {told} {name} in the plan, found {listed}"
+        )
     assert plan.cost.seconds >= 0
 
 
 def _numpy_state() -> list[Any]:
-    return [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state(legacy=True)]  # noqa: NPY002
+    return [
+        part.tolist() if isinstance(part, np.ndarray) else part
+        for part in np.random.get_state(legacy=True)  # noqa: NPY002  (the state that a planner must leave alone)
+    ]

@@ -1,11 +1,14 @@
 """A run whose futures are known exactly: a world model, an executor and problems to try planners on, in microseconds.
 
-Doing something now changes what is in force for the four decisions of the horizon. With x and y the natural logarithms of the
-learning-rate and the weight-decay multiplier, and c the clip policy put in force,
+Doing something now changes what is in force for the four decisions of the horizon. With x and y the
+natural logarithms of the learning-rate and the weight-decay multiplier, and c the clip policy put
+in force,
 
-    Δ ln loss = Σ_{k<4} [a·((x_k − x*)² − x*²) + b·((y_k − y*)² − y*²) + clip(c_k)] / 4  +  Σ cost of resets, reorders and skips
+    Δ ln loss = Σ_{k<4} [a·((x_k − x*)² − x*²) + b·((y_k − y*)² − y*²) + clip(c_k)] / 4  +  Σ cost
+    of resets, reorders and skips
 
-x*, y* and clip(·) are drawn from the seed. A policy that is `unsafe` makes every branch diverge that puts it in force.
+x*, y* and clip(·) are drawn from the seed. A policy that is `unsafe` makes every branch diverge
+that puts it in force.
 """
 
 from __future__ import annotations
@@ -92,7 +95,11 @@ class ToyWorld:
         """Δ ln loss of a whole horizon with this in force, less that of doing nothing; `clip` as in an action vector."""
         best_x, best_y, clips = self.hidden
         learning = _CURVES[0] * ((x - best_x) ** 2 - best_x**2)
-        return learning + _CURVES[1] * ((y - best_y) ** 2 - best_y**2) + (clips[clip - 1] if clip else 0.0)
+        return (
+            learning
+            + _CURVES[1] * ((y - best_y) ** 2 - best_y**2)
+            + (clips[clip - 1] if clip else 0.0)
+        )
 
     def delta(self, sequence: Sequence[Intervention]) -> float:
         """Δ ln loss of a sequence, exactly."""
@@ -101,7 +108,8 @@ class ToyWorld:
         for place in range(HORIZON):
             if place < len(sequence):
                 done = sequence[place]
-                x, y = x + math.log(done.lr_scale), y + math.log(done.weight_decay_scale)
+                x = x + math.log(done.lr_scale)
+                y = y + math.log(done.weight_decay_scale)
                 clip = clip if done.clip is None else 1 + CLIP_NAMES.index(done.clip)
                 total += once(done)
             total += self.rate(x, y, clip) / HORIZON
@@ -112,8 +120,15 @@ class ToyWorld:
 
     def best(self, problem: PlanningProblem, decisions: int = 1) -> float:
         """The least Δ ln loss of all legal sequences of so many decisions, by trying them all (under the masks of now)."""
-        legal = [self.codec.decode(vector) for vector in product(*(np.flatnonzero(mask).tolist() for mask in problem.masks))]
-        return min(self.delta(sequence) for sequence in product(legal, repeat=decisions) if not self.diverges(sequence))
+        legal = [
+            self.codec.decode(vector)
+            for vector in product(*(np.flatnonzero(mask).tolist() for mask in problem.masks))
+        ]
+        return min(
+            self.delta(sequence)
+            for sequence in product(legal, repeat=decisions)
+            if not self.diverges(sequence)
+        )
 
     def problem(self, seed: int = 0, **changes: Any) -> PlanningProblem:
         """A problem with a model and an executor of this world; `changes` are fields of `PlanningProblem`."""
@@ -142,13 +157,20 @@ class ToyModel:
 
     world: ToyWorld
 
-    def forecast(self, history: RunHistory, interventions: Sequence[Intervention | Sequence[Intervention]], /) -> list[Forecast]:
-        return [self._one((one,) if isinstance(one, Intervention) else one) for one in interventions]
+    def forecast(
+        self, history: RunHistory, interventions: Sequence[Intervention | Sequence[Intervention]], /
+    ) -> list[Forecast]:
+        return [
+            self._one((one,) if isinstance(one, Intervention) else one) for one in interventions
+        ]
 
     def _one(self, sequence: Sequence[Intervention]) -> Forecast:
-        delta, p = self.world.delta(sequence), 0.9 if self.world.diverges(sequence) else 0.01
+        delta = self.world.delta(sequence)
+        p = 0.9 if self.world.diverges(sequence) else 0.01
         sure = Estimate(delta, delta, delta - 0.01, delta + 0.01)
-        late = Estimate(float(HORIZON * DECISION), float(HORIZON * DECISION), 0.0, float(HORIZON * DECISION))
+        late = Estimate(
+            float(HORIZON * DECISION), float(HORIZON * DECISION), 0.0, float(HORIZON * DECISION)
+        )
         return Forecast(
             horizon=sure,
             annealed=sure,
@@ -165,14 +187,19 @@ class ToyModel:
         latent = np.zeros((len(histories), 4), dtype=np.float32)  # x, y, clip, decisions taken
         return self._inference(latent, np.zeros(len(histories)))
 
-    def recurrent_inference(self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /) -> Inference:
-        after, rewards = latent.copy(), np.zeros(len(latent))
+    def recurrent_inference(
+        self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /
+    ) -> Inference:
+        after = latent.copy()
+        rewards = np.zeros(len(latent))
         for row, action in enumerate(actions):
             done = self.world.codec.decode(action)
             after[row, 0] += math.log(done.lr_scale)
             after[row, 1] += math.log(done.weight_decay_scale)
             after[row, 2] = after[row, 2] if done.clip is None else 1 + CLIP_NAMES.index(done.clip)
-            rewards[row] = -once(done) - self._rate(after[row]) / HORIZON * (after[row, 3] < HORIZON)
+            rewards[row] = -once(done) - self._rate(after[row]) / HORIZON * (
+                after[row, 3] < HORIZON
+            )
             after[row, 3] += 1
         return self._inference(after, rewards)
 
@@ -185,12 +212,16 @@ class ToyModel:
         left = [max(0.0, HORIZON - float(state[3])) / HORIZON for state in latent]
         value = [-self._rate(state) * share for state, share in zip(latent, left)]
         logits = np.zeros((len(latent), sum(self.world.codec.sizes)), dtype=np.float32)
-        return Inference(latent, rewards.astype(np.float32), np.array(value, dtype=np.float32), logits)
+        return Inference(
+            latent, rewards.astype(np.float32), np.array(value, dtype=np.float32), logits
+        )
 
 
 @dataclass(frozen=True)
 class ToyExecutor:
-    """Runs futures by the law. What it has run it keeps: going on from there costs only what is new.
+    """Runs futures by the law.
+
+    What it has run it keeps: going on from there costs only what is new.
 
     Attributes:
         done: for each sequence and draw, how many steps were run.
@@ -201,30 +232,56 @@ class ToyExecutor:
     done: dict[tuple[tuple[Intervention, ...], int], int] = field(default_factory=dict)
     calls: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def cost(self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0) -> Cost:
-        total = sum(self._new(sequence, steps, draw) + (_COOLDOWN if measure != "horizon" else 0) for sequence in sequences)
+    def cost(
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
+    ) -> Cost:
+        total = sum(
+            self._new(sequence, steps, draw) + (_COOLDOWN if measure != "horizon" else 0)
+            for sequence in sequences
+        )
         return Cost(steps=total, flops=1e6 * total)
 
     def run(
-        self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
     ) -> list[Outcome]:
         self.calls.append((len(sequences), steps, draw))
         return [self._one(tuple(sequence), steps, measure, draw) for sequence in sequences]
 
     def _new(self, sequence: Sequence[Intervention], steps: int, draw: int) -> int:
         """Steps that are not known from a run of a beginning of the sequence."""
-        known = [self.done.get((canonical(sequence[:place]), draw), 0) for place in range(1, len(sequence) + 1)]
-        shared = [min(ran, place * DECISION) for place, ran in enumerate(known, start=1)]  # then the next intervention would come
+        known = [
+            self.done.get((canonical(sequence[:place]), draw), 0)
+            for place in range(1, len(sequence) + 1)
+        ]
+        shared = [
+            min(ran, place * DECISION) for place, ran in enumerate(known, start=1)
+        ]  # then the next intervention would come
         return max(0, steps - max(known[-1], *shared))
 
-    def _one(self, sequence: tuple[Intervention, ...], steps: int, measure: Measure, draw: int) -> Outcome:
+    def _one(
+        self, sequence: tuple[Intervention, ...], steps: int, measure: Measure, draw: int
+    ) -> Outcome:
         extra = _COOLDOWN if measure != "horizon" else 0
         took = self._new(sequence, steps, draw) + extra
         key = canonical(sequence), draw
         self.done[key] = max(steps, self.done.get(key, 0))
         put = sequence[: max(1, -(-steps // DECISION))]
         if self.world.diverges(put):
-            return Outcome(looks=(0,), validation=(_LOSS,), diverged=True, steps=took, flops=1e6 * took)
+            return Outcome(
+                looks=(0,), validation=(_LOSS,), diverged=True, steps=took, flops=1e6 * took
+            )
         seed = [self.world.seed, draw, *self.world.codec.encode(put[0]).tolist(), len(put)]
         noise = self.world.noise * np.random.default_rng(seed).standard_normal() if draw else 0.0
         looks = tuple(steps * place // HORIZON for place in range(HORIZON + 1))
@@ -244,7 +301,9 @@ class ToyExecutor:
 
 def once(done: Intervention) -> float:
     """What an intervention costs once, Δ ln loss."""
-    return _ONCE[0] * done.momentum_reset + _ONCE[1] * done.data_reorder + _ONCE[2] * done.skip_batch
+    return (
+        _ONCE[0] * done.momentum_reset + _ONCE[1] * done.data_reorder + _ONCE[2] * done.skip_batch
+    )
 
 
 def history(steps: int = 128, ahead: int = 400, cosine: float = 0.1) -> RunHistory:
@@ -272,5 +331,10 @@ def history(steps: int = 128, ahead: int = 400, cosine: float = 0.1) -> RunHisto
     ]
     lrs = np.linspace(1e-3, 0.0, ahead, endpoint=False).tolist()
     return RunHistory(
-        telemetry=telemetry, lrs_ahead=lrs, base_lr=1e-3, uniform_loss=5.5, decision_steps=DECISION, validation=_LOSS
+        telemetry=telemetry,
+        lrs_ahead=lrs,
+        base_lr=1e-3,
+        uniform_loss=5.5,
+        decision_steps=DECISION,
+        validation=_LOSS,
     )

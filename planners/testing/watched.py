@@ -27,7 +27,16 @@ from trainenv.types import (
 )
 
 ModelFault = Literal["raises", "nan", "nan for doing nothing", "nan for some", "too few", "rubbish"]
-ExecutorFault = Literal["raises", "cost raises", "errors", "error of the control", "nan", "too few", "rubbish", "all diverge"]
+ExecutorFault = Literal[
+    "raises",
+    "cost raises",
+    "errors",
+    "error of the control",
+    "nan",
+    "too few",
+    "rubbish",
+    "all diverge",
+]
 MODEL_FAULTS: tuple[ModelFault, ...] = get_args(ModelFault)
 EXECUTOR_FAULTS: tuple[ExecutorFault, ...] = get_args(ExecutorFault)
 
@@ -54,8 +63,12 @@ class WatchedModel:
     calls: int = 0
     asked: list[tuple[Intervention, ...]] = field(default_factory=list)
 
-    def forecast(self, history: RunHistory, interventions: Sequence[Intervention | Sequence[Intervention]], /) -> list[Forecast]:
-        sequences = [(one,) if isinstance(one, Intervention) else tuple(one) for one in interventions]
+    def forecast(
+        self, history: RunHistory, interventions: Sequence[Intervention | Sequence[Intervention]], /
+    ) -> list[Forecast]:
+        sequences = [
+            (one,) if isinstance(one, Intervention) else tuple(one) for one in interventions
+        ]
         fails = self._count(len(sequences))
         self.asked += sequences
         found = self.model.forecast(history, interventions)
@@ -67,20 +80,29 @@ class WatchedModel:
             return ["no forecast" for _ in found]  # type: ignore[misc]
         some = {"nan": 1, "nan for some": 2}.get(str(self.fault), len(found) + 1)
         bad = [
-            place % some == some - 1 or (self.fault == "nan for doing nothing" and _idle(sequences[place]))
+            place % some == some - 1
+            or (self.fault == "nan for doing nothing" and _idle(sequences[place]))
             for place in range(len(found))
         ]
-        return [_without_number(forecast) if lost else forecast for forecast, lost in zip(found, bad, strict=True)]
+        return [
+            _without_number(forecast) if lost else forecast
+            for forecast, lost in zip(found, bad, strict=True)
+        ]
 
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
         return self._spoiled(self._count(len(histories)), self.model.initial_inference(histories))
 
-    def recurrent_inference(self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /) -> Inference:
-        return self._spoiled(self._count(len(latent)), self.model.recurrent_inference(latent, actions))
+    def recurrent_inference(
+        self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /
+    ) -> Inference:
+        return self._spoiled(
+            self._count(len(latent)), self.model.recurrent_inference(latent, actions)
+        )
 
     def _count(self, futures: int) -> bool:
         """Note a call; whether it is to fail."""
-        self.calls, self.futures = self.calls + 1, self.futures + futures
+        self.calls = self.calls + 1
+        self.futures = self.futures + futures
         time.sleep(self.pause * futures)
         fails = self.fault is not None and self.calls > self.at
         if fails and isinstance(self.fault, BaseException):
@@ -92,7 +114,12 @@ class WatchedModel:
     def _spoiled(self, fails: bool, inference: Inference) -> Inference:
         if not fails:
             return inference
-        return Inference(inference.latent, inference.reward, np.full_like(inference.value, np.nan), inference.logits)
+        return Inference(
+            inference.latent,
+            inference.reward,
+            np.full_like(inference.value, np.nan),
+            inference.logits,
+        )
 
 
 @dataclass
@@ -112,13 +139,27 @@ class WatchedExecutor:
     calls: int = 0
     asked: list[tuple[Intervention, ...]] = field(default_factory=list)
 
-    def cost(self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0) -> Cost:
+    def cost(
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
+    ) -> Cost:
         if self.fault == "cost raises" and self.calls >= self.at:
             raise RuntimeError("the executor broke")
         return self.executor.cost(sequences, steps, measure=measure, draw=draw)
 
     def run(
-        self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
     ) -> Sequence[Outcome]:
         self.calls += 1
         self.asked += [tuple(sequence) for sequence in sequences]
@@ -129,7 +170,10 @@ class WatchedExecutor:
             raise OSError("the executor's process died")
         found = list(self.executor.run(sequences, steps, measure=measure, draw=draw))
         if fails:
-            found = [self._spoiled(sequence, outcome) for sequence, outcome in zip(sequences, found, strict=True)]
+            found = [
+                self._spoiled(sequence, outcome)
+                for sequence, outcome in zip(sequences, found, strict=True)
+            ]
             found = found[:-1] if self.fault == "too few" else found
         sound = [outcome for outcome in found if isinstance(outcome, Outcome)]
         self.steps += sum(outcome.steps for outcome in sound)
@@ -143,7 +187,9 @@ class WatchedExecutor:
         if self.fault == "nan":
             return replace(outcome, validation=lost, annealed=math.nan, final=math.nan)
         if self.fault == "all diverge":
-            return replace(outcome, validation=lost, annealed=math.nan, final=math.nan, diverged=True)
+            return replace(
+                outcome, validation=lost, annealed=math.nan, final=math.nan, diverged=True
+            )
         return "no outcome" if self.fault == "rubbish" else outcome  # type: ignore[return-value]
 
 
@@ -151,7 +197,8 @@ def watched(problem: PlanningProblem) -> tuple[PlanningProblem, WatchedModel, Wa
     """The same problem with its model and its executor watched."""
     assert problem.model is not None
     assert problem.executor is not None
-    model, executor = WatchedModel(problem.model), WatchedExecutor(problem.executor)
+    model = WatchedModel(problem.model)
+    executor = WatchedExecutor(problem.executor)
     return replace(problem, model=model, executor=executor), model, executor
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainenv.agents.branching import Branching
 from trainenv.config.schema import TrainingConfig
-from trainenv.loop import Watch, drive
+from trainenv.loop import Watch, train
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.run import TrainingRun
@@ -45,9 +45,9 @@ QUICK: dict[str, Any] = {
     "horizon": 32,
     "top_k": 4,
     "verify_steps": 4,
-    "quiet": 8,
-    "share": 0.5,
-    "worth": 0.0,
+    "refractory_steps": 8,
+    "max_waste": 0.5,
+    "min_gain": 0.0,
     "cut_gain": 0.0,
     "replayable": False,
 }
@@ -222,7 +222,7 @@ class Steered:
     """What became of a run."""
 
     run: TrainingRun
-    responder: Branching
+    callback: Branching
     path: Path
     summary: dict[str, Any]
 
@@ -244,9 +244,9 @@ class Steered:
 
 
 def steered(
-    run: TrainingRun, responder: Branching | None = None, *, watch: Watch = lambda run, window: None, **how: Any
+    run: TrainingRun, callback: Branching | None = None, *, watch: Watch = lambda run, window: None, **how: Any
 ) -> Steered:
     """Drive a run to its end in a folder of its own."""
-    responder = responder or Branching(**{"planner": Promising(), **how})
+    callback = callback or Branching(**{"planner": Promising(), **how})
     with_folder = RunFolder.create(Path(tempfile.mkdtemp()) / "run", run.config)
-    return Steered(run, responder, with_folder.path, drive(run, with_folder, responder=responder, watch=watch))
+    return Steered(run, callback, with_folder.path, train(run, with_folder, callback=callback, watch=watch))

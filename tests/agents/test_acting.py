@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv import RunConfig, Telemetry, TrainingRun
-from trainenv.agents import Acting, ClipOnly, DoNothing
+from trainenv.agents import AgentCallback, ClipOnly, DoNothing
 from trainenv.agents.agent_callback import _read, _written
 from trainenv.agents.contract import Action, Observation
-from trainenv.agents.waste_budget import Tab
+from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.config.schema import find, read_yaml
 from trainenv.envs.training import TrainingEnv
-from trainenv.loop import drive, resume
+from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.tools.json_lines import plain
 from trainenv.types import Reading, UserError
@@ -85,9 +85,11 @@ def in_the_environment(actions: np.ndarray) -> tuple[Listed, TrainingRun]:
     return agent, env.run
 
 
-def drives(path: Path, responder: Acting | None, config: RunConfig = CONFIG, **more: Any) -> tuple[dict[str, Any], TrainingRun]:
+def drives(
+    path: Path, callback: AgentCallback | None, config: RunConfig = CONFIG, **more: Any
+) -> tuple[dict[str, Any], TrainingRun]:
     run = TrainingRun.from_config(config)
-    return drive(run, RunFolder.create(path, config), responder=responder, **more), run
+    return train(run, RunFolder.create(path, config), callback=callback, **more), run
 
 
 # ── what it is shown ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -98,7 +100,7 @@ def test_it_sees_and_does_what_it_would_in_the_environment(seed: int, tmp_path: 
     """Bit for bit, and the run ends as it would there."""
     expected, trained = in_the_environment(random_actions(seed))
     agent = Listed(random_actions(seed))
-    _, run = drives(tmp_path / "run", Acting(agent=agent))
+    _, run = drives(tmp_path / "run", AgentCallback(agent=agent))
     assert len(agent.seen) == 5  # steps 0, 10, 20, 30, 40; the run ends at 43
     assert agent.seen == expected.seen
     assert run.fingerprint() == trained.fingerprint()
@@ -110,20 +112,20 @@ def test_it_sees_and_does_what_it_would_in_the_environment(seed: int, tmp_path: 
 def test_what_was_done_is_on_record(tmp_path: Path) -> None:
     """What the masks leave of it: ZClip is in force already, so setting it is left out."""
     agent = Listed(np.array([[1, 0, 2, 0, 0, 0], [0, 0, 3, 0, 0, 0], [0] * 6, [0, 0, 0, 1, 0, 0], [0] * 6]))
-    drives(tmp_path / "run", Acting(agent=agent))
+    drives(tmp_path / "run", AgentCallback(agent=agent))
     done = [(e["step"], e["detail"]) for e in read_events(tmp_path / "run") if e["kind"] == "intervention"]
     assert done == [(0, {"lr_scale": 0.8}), (10, {"clip": "arc"}), (30, {"momentum_reset": True})]
 
 
 def test_doing_nothing_leaves_the_run_as_it_is(tmp_path: Path) -> None:
-    _, run = drives(tmp_path / "run", Acting(agent=DoNothing()))
+    _, run = drives(tmp_path / "run", AgentCallback(agent=DoNothing()))
     straight = TrainingRun.from_config(CONFIG)
     straight.advance(CONFIG.steps)
     assert run.fingerprint() == straight.fingerprint()
 
 
 def test_clip_only_sets_it_once(tmp_path: Path) -> None:
-    _, run = drives(tmp_path / "run", Acting(agent=ClipOnly("arc")))
+    _, run = drives(tmp_path / "run", AgentCallback(agent=ClipOnly("arc")))
     assert [(step, one.clip) for step, one in run.applied] == [(0, "arc")]
     assert [e["step"] for e in read_events(tmp_path / "run") if e["kind"] == "intervention"] == [0]
     same = RunConfig.load(CONFIG, {"clip.policy": "arc"})
@@ -138,7 +140,7 @@ def test_clip_only_sets_it_once(tmp_path: Path) -> None:
 def test_where_a_block_ends_past_a_decision_it_decides_there(tmp_path: Path) -> None:
     config = RunConfig.load(CONFIG, {"monitor.block": 7, "checkpoints.every": 1000, "validation.every": 0})
     agent = Listed(np.zeros((8, 6), dtype=np.int64))
-    drives(tmp_path / "run", Acting(agent=agent), config)
+    drives(tmp_path / "run", AgentCallback(agent=agent), config)
     steps = [info["step"] for _, info in agent.seen]
     assert steps[0] == 0
     assert [step // 10 for step in steps] == [0, 1, 2, 3, 4]  # one in each decision's stretch
@@ -150,7 +152,7 @@ def test_where_a_block_ends_past_a_decision_it_decides_there(tmp_path: Path) -> 
 
 def test_its_looks_are_charged(tmp_path: Path) -> None:
     alone, _ = drives(tmp_path / "alone", None)
-    summary, run = drives(tmp_path / "run", Acting(agent=DoNothing()))
+    summary, run = drives(tmp_path / "run", AgentCallback(agent=DoNothing()))
     looked = summary["flops"]["evaluate"] - alone["flops"]["evaluate"]
     assert looked == pytest.approx(5 * run.flops_per_evaluation)
     assert summary["step"] == 43
@@ -160,7 +162,7 @@ def test_its_looks_are_charged(tmp_path: Path) -> None:
 def test_paid_for_the_whole_costs_no_more_than_doing_nothing(decision: int, tmp_path: Path) -> None:
     config = RunConfig.load(CONFIG, {"environment.decision_steps": decision, "monitor.probe_every": 0, "validation.every": 0})
     alone, _ = drives(tmp_path / "alone", None, config)
-    summary, run = drives(tmp_path / "run", Acting(agent=DoNothing(), pays=True), config)
+    summary, run = drives(tmp_path / "run", AgentCallback(agent=DoNothing(), pays=True), config)
     total, most = sum(summary["flops"].values()), sum(alone["flops"].values())
     assert most - run.flops_per_step - 2 * run.flops_per_evaluation <= total <= most
     assert run.horizon.progress(run.step) == 1.0
@@ -172,7 +174,7 @@ def test_a_tab_takes_what_was_spent_and_less_than_a_step_more(amounts: list[floa
     class Run:
         flops_ahead = each
 
-    tab = Tab()
+    tab = ComputeDebt()
     taken = sum(tab.settle(Run(), amount) for amount in amounts)  # type: ignore[arg-type]
     assert sum(amounts) <= (taken + 1e-6) * each * (1 + 1e-9)
     assert (taken - 1 - 1e-6) * each <= sum(amounts) * (1 + 1e-9)
@@ -186,16 +188,16 @@ def test_it_goes_on_to_the_same_end_after_a_kill(every: int, killed_at: int, tmp
     """Also from a checkpoint in the middle of a decision."""
     config = RunConfig.load(CONFIG, {"checkpoints.every": every, "checkpoints.keep_last": 50})
     whole = Listed(random_actions(3))
-    _, straight = drives(tmp_path / "whole", Acting(agent=whole, pays=True), config)
+    _, straight = drives(tmp_path / "whole", AgentCallback(agent=whole, pays=True), config)
     agent = Listed(random_actions(3))
     run = TrainingRun.from_config(config)
-    first = Acting(agent=agent, pays=True)
-    drive(run, RunFolder.create(tmp_path / "run", config), responder=first, stop=lambda: run.step >= killed_at)
+    first = AgentCallback(agent=agent, pays=True)
+    train(run, RunFolder.create(tmp_path / "run", config), callback=first, stop=lambda: run.step >= killed_at)
     before = len(agent.seen)
-    again, second = Acting(agent=agent, pays=True), TrainingRun.from_config(config)
+    again, second = AgentCallback(agent=agent, pays=True), TrainingRun.from_config(config)
     agent.count = -1  # what a new process would not know
     folder, _ = resume(tmp_path / "run", second, again)
-    drive(second, folder, responder=again)
+    train(second, folder, callback=again)
     assert 0 < before < len(agent.seen)
     assert agent.seen == whole.seen
     assert second.fingerprint() == straight.fingerprint()
@@ -216,4 +218,4 @@ def test_steps_survive_json_whatever_was_measured() -> None:
 
 def test_no_agent() -> None:
     with pytest.raises(UserError, match="act"):
-        Acting(agent=42)  # type: ignore[arg-type]
+        AgentCallback(agent=42)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ def whys(of: Steered) -> list[tuple[int, str]]:
 
 
 def test_continuous_correction_comes_every_so_many_steps() -> None:
-    found = steered(toy(200, branching={"share": 0.9, "every": 24}), planner=Promising(sequences=[(LOWER,)]))
+    found = steered(toy(200, branching={"max_waste": 0.9, "every": 24}), planner=Promising(sequences=[(LOWER,)]))
     asked = whys(found)
     assert [at for at, _ in asked] == [24 * k for k in range(1, 1 + len(asked))]
     assert {why for _, why in asked} == {"checkpoint"}
@@ -68,7 +68,7 @@ def test_each_trigger_by_itself(trigger: str, alarms: Callable[..., None], monke
 
 def test_without_triggers_nothing_is_done(alarms: Callable[..., None]) -> None:
     alarms(61)
-    planner, run, left = Promising(), toy(kicked=KICK, branching={"triggers": [], "insure": False}), toy(kicked=KICK)
+    planner, run, left = Promising(), toy(kicked=KICK, branching={"triggers": [], "default_clip": False}), toy(kicked=KICK)
     assert steered(run, planner=planner).decisions == planner.problems == []
     left.advance(120)
     assert run.fingerprint() == left.fingerprint()
@@ -76,19 +76,19 @@ def test_without_triggers_nothing_is_done(alarms: Callable[..., None]) -> None:
 
 def test_alarms_soon_after_a_decision_are_not_answered(alarms: Callable[..., None]) -> None:
     alarms(30, 35, 41, 55)
-    found = steered(toy(branching={"triggers": ["fired"], "quiet": 20, "share": 0.9}), planner=Promising())
+    found = steered(toy(branching={"triggers": ["fired"], "refractory_steps": 20, "max_waste": 0.9}), planner=Promising())
     assert whys(found) == [(32, "fired"), (56, "fired")]
 
 
 def test_the_end_of_a_run_is_left_alone() -> None:
-    found = steered(toy(branching={"every": 4, "verify_steps": 8, "share": 0.0001}), planner=Promising())
+    found = steered(toy(branching={"every": 4, "verify_steps": 8, "max_waste": 0.0001}), planner=Promising())
     assert [event["step"] for event in found.of("skipped")] == list(range(4, 120 - 32, 4))
     assert all(event["detail"]["reason"].startswith("no budget is left") for event in found.of("skipped"))
 
 
 def test_it_waits_twice_as_long_and_gives_up(alarms: Callable[..., None]) -> None:
     alarms(190)
-    run = toy(400, branching={"every": 12, "patience": 2, "share": 0.9, "top_k": 1})
+    run = toy(400, branching={"every": 12, "patience": 2, "max_waste": 0.9, "top_k": 1})
     found = steered(run, planner=refused())
     assert [decision["at"] for decision in found.decisions] == [12, 24, 48, 72]  # the third is decided with two in a row
     assert [decision["accepted"] for decision in found.decisions] == [None] * 4
@@ -162,7 +162,7 @@ def test_a_loss_that_is_lost_is_rewound_to_the_newest_snapshot_and_calmed() -> N
         def plan(self, problem: PlanningProblem, /) -> Plan:
             return Plan(planner="silent", candidates=(Candidate(interventions=(NOTHING,), score=0.0),))
 
-    run = toy(branching={"triggers": [], "rewind": 1, "insure": False})
+    run = toy(branching={"triggers": [], "rewind": 1, "default_clip": False})
     objective: Any = run.objective
 
     def wild(model: Any, micro: Any, /) -> Any:
@@ -204,11 +204,11 @@ def test_with_nothing_to_go_back_to_the_divergence_is_told(monkeypatch: pytest.M
 
 
 def test_a_run_that_is_lost_from_the_start_is_not_taken_back_for_ever() -> None:
-    run = toy(40, branching={"triggers": ["fired"], "share": 0.5})
+    run = toy(40, branching={"triggers": ["fired"], "max_waste": 0.5})
     found = steered(loses(run, *range(1, 100)), Branching(planner=planners.make("grid"), model=Dreamer()))
     assert found.summary["ended"] == "diverged"
     assert found.of("rewind")
-    purse = found.responder.state_dict()["purse"]
+    purse = found.callback.state_dict()["purse"]
     assert 0 < purse["wasted"] <= purse["allowed"]
     assert found.of("skipped")[-1]["detail"]["reason"].startswith("the run has diverged, and going back throws away 4 steps")
 
@@ -224,8 +224,8 @@ def test_little_telemetry_is_a_fault_that_is_told(steps: int) -> None:
             return super().forecast(history, interventions)
 
     lost = loses(toy(60, branching={"rewind": 1}, checkpoints={"every": 5}), steps + 4)
-    responder = Branching(planner=Promising(), model=Refusing(), drafting=Drafting(allow=as_risk_asks))
-    found = steered(lost, responder)
+    callback = Branching(planner=Promising(), model=Refusing(), drafting=Drafting(allow=as_risk_asks))
+    found = steered(lost, callback)
     assert found.summary["ended"] == "diverged"  # at the same step each time, until nothing may be thrown away any more
     assert found.of("skipped")[0]["detail"]["reason"] == "at least 16 steps"
 
@@ -238,7 +238,7 @@ def test_little_telemetry_is_a_fault_that_is_told(steps: int) -> None:
     [("none", True, "zclip"), ("none", False, "none"), ("arc", True, "arc"), ("zclip", True, "zclip")],
 )
 def test_insured_at_the_start_where_nothing_clips(policy: str, insure: bool, clip: str) -> None:
-    found = steered(toy(40, clip={"policy": policy}, branching={"insure": insure, "triggers": []}), planner=Promising())
+    found = steered(toy(40, clip={"policy": policy}, branching={"default_clip": insure, "triggers": []}), planner=Promising())
     assert found.run.clip == clip
     said = [event["detail"] for event in found.of("intervention")]
     assert said == ([{"clip": "zclip"}] if policy == "none" and insure else [])
@@ -267,7 +267,7 @@ def test_insured_still_where_a_rewind_went_back_to_the_start_and_not_against_a_d
 
 def test_later_parts_come_due_and_those_out_of_bounds_are_dropped() -> None:
     bounds = {"lr_bounds": (0.7, 2.0)}
-    once: dict[str, Any] = {"every": 64, "verify_steps": 4, "share": 0.9}
+    once: dict[str, Any] = {"every": 64, "verify_steps": 4, "max_waste": 0.9}
     four = Promising(sequences=[(LOWER, HIGHER, NOTHING, HIGHER)])
     found = steered(toy(branching=once, interventions=bounds), planner=four)
     pending = [event for event in found.of("intervention") if event["detail"].get("pending")]
@@ -280,7 +280,7 @@ def test_later_parts_come_due_and_those_out_of_bounds_are_dropped() -> None:
 
 def test_what_came_due_within_the_branch_is_not_put_in_force_twice(alarms: Callable[..., None]) -> None:
     alarms(64)
-    within = {"every": 64, "verify_steps": 16, "share": 0.9}
+    within = {"every": 64, "verify_steps": 16, "max_waste": 0.9}
     found = steered(toy(300, branching=within | {"triggers": ["fired"]}), planner=Promising(sequences=[(LOWER, HIGHER, HIGHER)]))
     scales = read_telemetry(found.path).set_index("step")["lr_scale"]
     assert found.decisions[0]["accepted"] == 1
@@ -330,7 +330,7 @@ def test_ramps_are_each_legal_change_of_the_learning_rate_up_to_four_times() -> 
 
 
 def test_doing_nothing_is_forecast_in_every_draft_and_first_in_every_verification() -> None:
-    run, left = toy(branching={"insure": False}), toy()
+    run, left = toy(branching={"default_clip": False}), toy()
     found = steered(run, planner=planners.make("grid"), model=Dreamer())
     assert len(found.decisions) >= 3
     for decision in found.decisions:
@@ -347,12 +347,12 @@ def test_doing_nothing_is_forecast_in_every_draft_and_first_in_every_verificatio
 
 
 def test_the_deque_of_rewind_points_is_what_is_on_disk() -> None:
-    found = steered(toy(branching={"keep": 3}), planner=Promising())
-    assert len(found.responder.state_dict()["remembered"]) == 3
+    found = steered(toy(branching={"rewind_points": 3}), planner=Promising())
+    assert len(found.callback.state_dict()["remembered"]) == 3
     saved = CheckpointStore(found.path / "checkpoints").steps()
-    assert set(found.responder.state_dict()["remembered"]) <= set(saved)
-    few = steered(toy(branching={"keep": 9}, checkpoints={"every": 8, "keep_last": 2}), planner=Promising())
-    assert len(few.responder.state_dict()["remembered"]) == 2
+    assert set(found.callback.state_dict()["remembered"]) <= set(saved)
+    few = steered(toy(branching={"rewind_points": 9}, checkpoints={"every": 8, "keep_last": 2}), planner=Promising())
+    assert len(few.callback.state_dict()["remembered"]) == 2
 
 
 RAISES = PARTS.index("lr_scale"), 3  # where the masks say whether the rate may be raised by a tenth
@@ -362,13 +362,13 @@ RAISES = PARTS.index("lr_scale"), 3  # where the masks say whether the rate may 
 def test_drafts_stay_within_reach(reach: float, allowed: list[bool]) -> None:
     part, value = RAISES
     planner = Promising(sequences=[(HIGHER,)])
-    steered(toy(branching={"reach": reach, "share": 0.9}), planner=planner)
+    steered(toy(branching={"max_lr_factor": reach, "max_waste": 0.9}), planner=planner)
     may = [bool(problem.masks[part][value]) for problem in planner.problems[:3]]
     assert may == (allowed + [False] * 3)[:3]
 
 
 @pytest.mark.parametrize(("reach", "came_to"), [(1.15, 1.1), (2.0, 1.1**2)])
 def test_what_is_left_of_a_sequence_stays_within_reach(reach: float, came_to: float) -> None:
-    run = toy(branching={"reach": reach, "every": 60})
+    run = toy(branching={"max_lr_factor": reach, "every": 60})
     steered(run, planner=Promising(sequences=[(HIGHER, HIGHER)]))
     assert run.lr_scale == pytest.approx(came_to)

@@ -45,7 +45,7 @@ def test_the_share_is_of_the_budget_that_was_given(total: int, tmp_path: Path) -
     env: Any = made()
     agent = BranchingAgent(env, planner=Promising())
     agent.run(total, out=tmp_path / "run")
-    purse = agent.responder.state_dict()["purse"]
+    purse = agent.callback.state_dict()["purse"]
     assert purse["allowed"] == pytest.approx(0.5 * total * env.unwrapped.run.flops_per_step)
     assert purse["wasted"] <= purse["allowed"]
 
@@ -72,9 +72,9 @@ def test_it_goes_on_with_a_run_that_was_stopped(tmp_path: Path) -> None:
     stopped = agent.run(out=tmp_path / "run", watch=lambda run, window: seen.append(run.step), stop=lambda: seen[-1] >= 20)
     assert "interrupted" in stopped.summary["ended"]
     assert env.unwrapped.run.step == seen[-1] < 60
-    wasted = agent.responder.state_dict()["purse"]["wasted"]
+    wasted = agent.callback.state_dict()["purse"]["wasted"]
     agent.run(out=tmp_path / "more")
-    assert agent.responder.state_dict()["purse"]["wasted"] >= wasted > 0
+    assert agent.callback.state_dict()["purse"]["wasted"] >= wasted > 0
     assert [decision["number"] for decision in read_decisions(tmp_path / "more")][:1] != [1]
 
 

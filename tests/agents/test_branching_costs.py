@@ -23,9 +23,9 @@ from steered_runs import (
 )
 
 from trainenv.agents.branching import Branching
-from trainenv.agents.waste_budget import Purse
+from trainenv.agents.waste_budget import WasteBudget
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 
@@ -41,29 +41,29 @@ pytestmark = pytest.mark.usefixtures("alarms")
 def left_alone(run: TrainingRun, tmp_path_factory: pytest.TempPathFactory) -> float:
     """FLOPs that doing nothing spends."""
     folder = RunFolder.create(tmp_path_factory.mktemp("alone") / "run", run.config)
-    return float(sum(drive(run, folder)["flops"].values()))
+    return float(sum(train(run, folder)["flops"].values()))
 
 
 def within_its_budget(found: Steered, nothing: float, share: float) -> None:
     """All of what doing nothing may spend, hardly more; and thrown away no more than the share."""
     flops = found.summary["flops"]
     assert found.total <= 1.01 * nothing
-    purse = found.responder.state_dict()["purse"]
+    purse = found.callback.state_dict()["purse"]
     assert purse["wasted"] <= purse["allowed"] * (1 + 1e-9) + 1e-6
     assert purse["allowed"] == pytest.approx(share * found.run.config.steps * found.run.flops_per_step, rel=1e-6)
     assert flops["verify"] + flops["rewound"] <= purse["wasted"] * (1 + 1e-9)
     assert 0 <= purse["owed"] < found.run.flops_ahead
-    statement = Branching(planner=Promising()).statement(found.run)
-    assert purse["wasted"] <= (statement.steps + 1) * found.run.flops_per_step
+    cost_estimate = Branching(planner=Promising()).cost_estimate(found.run)
+    assert purse["wasted"] <= (cost_estimate.steps + 1) * found.run.flops_per_step
 
 
 @OFTEN
 @given(
-    share=st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.6, 0.9]),
+    max_waste=st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.6, 0.9]),
     verify_steps=st.integers(1, 20),
     top_k=st.integers(1, 6),
     every=st.integers(1, 50),
-    quiet=st.integers(0, 30),
+    refractory_steps=st.integers(0, 30),
     validate=st.sampled_from([0, 16, 50]),
     alarm=st.lists(st.integers(5, 110), max_size=3),
     kick=st.sampled_from([0.0, -200.0]),
@@ -86,23 +86,23 @@ def test_a_run_never_spends_more_than_doing_nothing(
     nothing = left_alone(toy(branching=asked, **more), tmp_path_factory)
     planner = Promising(futures=futures) if accepts else refused()
     found = steered(toy(branching=asked, **more), planner=planner, model=Dreamer(flops_per_future=300.0))
-    within_its_budget(found, nothing, asked["share"])
+    within_its_budget(found, nothing, asked["max_waste"])
 
 
 @settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 3),
-    share=st.sampled_from([0.05, 0.3, 0.8]),
+    max_waste=st.sampled_from([0.05, 0.3, 0.8]),
     verify_steps=st.integers(2, 12),
     top_k=st.integers(1, 6),
     every=st.integers(5, 30),
-    quiet=st.integers(0, 20),
+    refractory_steps=st.integers(0, 20),
 )
 def test_nor_does_a_language_model(tmp_path_factory: pytest.TempPathFactory, seed: int, **asked: Any) -> None:
     config = RunConfig.load("tiny", {**SMALL, "seed": seed, "branching": QUICK | asked})
     nothing = left_alone(TrainingRun.from_config(config), tmp_path_factory)
     found = steered(TrainingRun.from_config(config), planner=Promising())
-    within_its_budget(found, nothing, asked["share"])
+    within_its_budget(found, nothing, asked["max_waste"])
 
 
 def test_a_learner_is_paid_for_by_the_run(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -139,18 +139,18 @@ def test_a_run_that_is_lost_again_and_again_spends_no_more_either(tmp_path_facto
     price=st.floats(1, 1e8),
 )
 def test_the_widest_is_the_widest_that_is_left(allowed: float, spent: list[float], most: int, price: float) -> None:
-    purse = Purse(allowed)
+    purse = WasteBudget(allowed)
     for flops in spent:
         purse.throw_away(flops)
     width = purse.widest(most, lambda k: k * price)
     assert 0 <= width <= most
     assert width * price <= purse.left or width == 0
     assert width == most or (width + 1) * price > purse.left
-    assert Purse(**purse.state_dict()) == purse
+    assert WasteBudget(**purse.state_dict()) == purse
 
 
 def test_trials_leave_half_for_harm_until_late_in_the_run() -> None:
-    run, purse = toy(100), Purse(1000.0)
+    run, purse = toy(100), WasteBudget(1000.0)
     purse.throw_away(400.0)  # for harm
     purse.throw_away(499.0, trial=True)
     assert purse.spares(run)
@@ -158,16 +158,18 @@ def test_trials_leave_half_for_harm_until_late_in_the_run() -> None:
     assert not purse.spares(run)
     run.advance(80)
     assert purse.spares(run)
-    assert Purse(allowed=9.0, wasted=1.0, owed=0.0).spares(toy())  # as older checkpoints have it
+    assert WasteBudget(allowed=9.0, wasted=1.0, owed=0.0).spares(toy())  # as older checkpoints have it
 
 
 def test_drafting_is_within_what_was_stated() -> None:
     """A model that costs as much as the run: most of what may be thrown away would go into drafts."""
     for futures in (37, 10**6):  # as was asked, and more than that
-        found = steered(toy(branching={"share": 0.2}), planner=Promising(futures=futures), model=Dreamer(flops_per_future=900.0))
-        stated = Branching(planner=Promising()).statement(found.run).steps * found.run.flops_per_step
+        found = steered(
+            toy(branching={"max_waste": 0.2}), planner=Promising(futures=futures), model=Dreamer(flops_per_future=900.0)
+        )
+        stated = Branching(planner=Promising()).cost_estimate(found.run).steps * found.run.flops_per_step
         flops = found.summary["flops"]
-        purse = found.responder.state_dict()["purse"]
+        purse = found.callback.state_dict()["purse"]
         assert flops["plan"] > 0
         assert purse["wasted"] >= flops["plan"] + flops["verify"] + flops["rewound"]
         assert futures > 100 or purse["wasted"] <= stated + found.run.flops_per_step
@@ -175,7 +177,7 @@ def test_drafting_is_within_what_was_stated() -> None:
 
 def test_a_planner_is_told_how_many_futures_it_can_afford() -> None:
     planner = Promising(futures=1)
-    steered(toy(branching={"share": 0.2}), planner=planner, model=Dreamer(flops_per_future=900.0))
+    steered(toy(branching={"max_waste": 0.2}), planner=planner, model=Dreamer(flops_per_future=900.0))
     counts = [problem.budget.futures or 0 for problem in planner.problems]
     assert counts
     assert max(counts) < 128
@@ -183,16 +185,16 @@ def test_a_planner_is_told_how_many_futures_it_can_afford() -> None:
 
 
 def test_the_statement_says_what_can_be_afforded() -> None:
-    rich = Branching(planner=Promising()).statement(toy(2000))
+    rich = Branching(planner=Promising()).cost_estimate(toy(2000))
     assert rich.affords.startswith(f"that is enough for about {int(rich.steps / rich.decision)} decisions")
-    poor = Branching(planner=Promising()).statement(toy(branching={"share": 0.01}))
+    poor = Branching(planner=Promising()).cost_estimate(toy(branching={"max_waste": 0.01}))
     assert poor.affords.startswith("that is too little for more than 0 decision(s), each of which may cost")
-    assert "raise branching.share" in poor.affords
+    assert "raise branching.max_waste" in poor.affords
 
 
 @given(flops=st.lists(st.floats(0, 3e4), max_size=20))
 def test_what_is_owed_is_taken_off_in_whole_steps(flops: list[float]) -> None:
-    run, purse = toy(10_000), Purse(1e9)
+    run, purse = toy(10_000), WasteBudget(1e9)
     for some in flops:
         purse.owe(run, some)
     assert 0 <= purse.owed < run.flops_ahead
@@ -200,16 +202,16 @@ def test_what_is_owed_is_taken_off_in_whole_steps(flops: list[float]) -> None:
 
 
 def test_the_statement_holds_of_memory_and_disk(tmp_path: Path) -> None:
-    config = RunConfig.load("tiny", {**SMALL, "branching": QUICK | {"replayable": True, "share": 0.9}})
-    run, responder = TrainingRun.from_config(config), Branching(planner=Promising())
-    statement = responder.statement(run)
-    found = steered(run, responder)
+    config = RunConfig.load("tiny", {**SMALL, "branching": QUICK | {"replayable": True, "max_waste": 0.9}})
+    run, callback = TrainingRun.from_config(config), Branching(planner=Promising())
+    cost_estimate = callback.cost_estimate(run)
+    found = steered(run, callback)
     assert len(found.decisions) >= 3
     saved = [path.stat().st_size for path in found.path.glob("branches/*/*.ptz")]
     assert len(saved) == len(found.decisions)
-    assert sum(saved) <= statement.disk
-    snapshots = responder._remembered
-    assert sum(one.nbytes for one in snapshots) <= statement.memory
-    memory, disk = -(-statement.memory // 10**6), -(-statement.disk // 10**6)
-    assert str(statement) == f"steering costs at most 108 steps, {memory} MB of memory and {disk} MB on disk"
-    assert Branching(planner=Promising()).statement(toy()).disk == 0
+    assert sum(saved) <= cost_estimate.disk
+    snapshots = callback._remembered
+    assert sum(one.nbytes for one in snapshots) <= cost_estimate.memory
+    memory, disk = -(-cost_estimate.memory // 10**6), -(-cost_estimate.disk // 10**6)
+    assert str(cost_estimate) == f"steering costs at most 108 steps, {memory} MB of memory and {disk} MB on disk"
+    assert Branching(planner=Promising()).cost_estimate(toy()).disk == 0

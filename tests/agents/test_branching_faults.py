@@ -24,7 +24,15 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import as_risk_asks
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
-from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, RunHistory, Telemetry, UserError
+from trainenv.types import (
+    Candidate,
+    Intervention,
+    Plan,
+    PlanningProblem,
+    RunHistory,
+    Telemetry,
+    UserError,
+)
 from trainenv.verification import record
 
 pytestmark = pytest.mark.usefixtures("alarms")
@@ -70,7 +78,7 @@ def test_a_planner_that_fails_is_told_of_and_the_run_goes_on(name: str) -> None:
         def __init__(self) -> None:
             self.plan = plan
 
-    found = steered(toy(branching={"insure": False}), Branching(planner=Broken()))
+    found = steered(toy(branching={"default_clip": False}), Branching(planner=Broken()))
     assert found.summary["ended"] == "budget spent"
     assert found.decisions == []
     assert len(found.of("skipped")) > 3
@@ -134,11 +142,11 @@ def test_a_rule_that_raises_loses_the_decision_and_not_the_run() -> None:
     from trainenv.verification.verify import Verification
 
     verification = Verification(rule=Judge(), top_k=2, verify_steps=4)  # type: ignore[arg-type]
-    found = steered(toy(branching={"insure": False, "share": 0.2}), planner=Promising(), verification=verification)
+    found = steered(toy(branching={"default_clip": False, "max_waste": 0.2}), planner=Promising(), verification=verification)
     assert {event["detail"]["reason"].split(":")[0] for event in found.of("skipped")} == {"LookupError", "no budget is left"}
     assert read_decisions(found.path) == []
-    assert found.responder.state_dict()["purse"]["wasted"] > 0
-    assert found.responder.state_dict()["purse"]["wasted"] <= found.responder.state_dict()["purse"]["allowed"]
+    assert found.callback.state_dict()["purse"]["wasted"] > 0
+    assert found.callback.state_dict()["purse"]["wasted"] <= found.callback.state_dict()["purse"]["allowed"]
 
 
 def test_what_is_handed_to_the_model_is_what_was_measured() -> None:
@@ -191,7 +199,7 @@ def full(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 @pytest.mark.parametrize("where", ["record", "file", "store", "folder"])
 def test_a_disk_that_is_full_loses_decisions_and_not_the_run(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, where)
-    run = toy(branching={"replayable": where != "record", "insure": False})
+    run = toy(branching={"replayable": where != "record", "default_clip": False})
     found = steered(run, planner=Promising())
     assert found.summary["ended"] == "budget spent"
     assert found.decisions == []
@@ -199,9 +207,9 @@ def test_a_disk_that_is_full_loses_decisions_and_not_the_run(where: str, monkeyp
     assert found.of("skipped")
     assert all("No space left on device" in event["detail"]["reason"] for event in found.of("skipped")[:2])
     assert found.run.applied == ()
-    purse = found.responder.state_dict()["purse"]
+    purse = found.callback.state_dict()["purse"]
     assert 0 <= purse["wasted"] <= purse["allowed"]
-    left = toy(branching={"insure": False})
+    left = toy(branching={"default_clip": False})
     losses = [t.loss for t in left.advance(16)]
     assert read_telemetry(found.path)["loss"][:16].tolist() == losses
 

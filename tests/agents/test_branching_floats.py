@@ -35,7 +35,7 @@ def regression(scale: float, shift: float = 0.0) -> TrainingRun:
         "clip": {"policy": "none"},
         "validation": {"every": 20},
         "checkpoints": {"every": 8, "moments": "exact"},
-        "branching": QUICK | {"share": 0.2},
+        "branching": QUICK | {"max_waste": 0.2},
     }
     return TrainingRun(
         model,
@@ -53,12 +53,12 @@ def test_the_loop_runs_to_its_end(scale: float, shift: float) -> None:
     run = regression(scale, shift)
     each = run.flops_ahead
     assert each == 6 * 8 * sum(p.numel() for p in run.model.parameters())
-    statement = Branching(planner=Promising()).statement(run)
+    cost_estimate = Branching(planner=Promising()).cost_estimate(run)
     found = steered(run)
     assert found.summary["ended"] == "budget spent"
     assert found.run.flops_per_step == found.run.flops_ahead == each
     assert 0 < found.run.flops_per_evaluation < math.inf
-    assert 120 - statement.steps - found.summary["flops"]["evaluate"] / each - 1 <= found.run.step <= 120
+    assert 120 - cost_estimate.steps - found.summary["flops"]["evaluate"] / each - 1 <= found.run.step <= 120
     assert found.summary["rewinds"] == 0
     assert all(math.isfinite(flops) and flops >= 0 for flops in found.summary["flops"].values())
     assert found.decisions

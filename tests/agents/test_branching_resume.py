@@ -24,7 +24,7 @@ from steered_runs import (
 
 from trainenv.agents.branching import Branching
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.loop import drive, resume
+from trainenv.loop import resume, train
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.run_folder import RunFolder, read_events
@@ -42,7 +42,15 @@ class Killed(BaseException):
     """As by the power cut: nobody may catch it."""
 
 
-EVENTFUL: dict[str, Any] = {"every": 20, "share": 0.6, "verify_steps": 3, "rewind": 8, "quiet": 8, "keep": 3, "replayable": True}
+EVENTFUL: dict[str, Any] = {
+    "every": 20,
+    "max_waste": 0.6,
+    "verify_steps": 3,
+    "rewind": 8,
+    "refractory_steps": 8,
+    "rewind_points": 3,
+    "replayable": True,
+}
 
 
 def eventful() -> tuple[TrainingRun, Branching]:
@@ -52,12 +60,12 @@ def eventful() -> tuple[TrainingRun, Branching]:
     return run, Branching(planner=Promising(sequences=((LOWER, HIGHER, HIGHER), (HIGHER,), (LOWER, LOWER))), model=Pupil())
 
 
-def came_to(run: TrainingRun, responder: Branching, path: Path) -> dict[str, Any]:
+def came_to(run: TrainingRun, callback: Branching, path: Path) -> dict[str, Any]:
     """Everything that must be the same."""
     decisions = read_decisions(path)
     for decision in decisions:
         decision["planner"]["seconds"] = 0
-    state, events = responder.state_dict(), [(event["step"], event["kind"]) for event in read_events(path)]
+    state, events = callback.state_dict(), [(event["step"], event["kind"]) for event in read_events(path)]
     found = {"fingerprint": run.fingerprint(), "state": state, "decisions": decisions, "flops": run.ledger.as_dict()}
     return found | {"events": [event for event in events if event[1] != "interrupted"]}
 
@@ -67,10 +75,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The run that nobody killed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UncertaintyIndex, "update", alarm_at(61))
-        run, responder = eventful()
+        run, callback = eventful()
         folder = RunFolder.create(tmp_path_factory.mktemp("straight") / "run", run.config)
-        drive(run, folder, responder=responder)
-    return came_to(run, responder, folder.path)
+        train(run, folder, callback=callback)
+    return came_to(run, callback, folder.path)
 
 
 def test_the_run_to_be_killed_is_eventful(straight: dict[str, Any]) -> None:
@@ -87,8 +95,8 @@ PLACES: list[tuple[Any, str]] = [
     (CheckpointStore, "save"),
     (CheckpointStore, "wait"),
     (record, "write"),
-    (Branching, "respond"),
-    (Branching, "validated"),
+    (Branching, "on_block_end"),
+    (Branching, "on_evaluate"),
     (Promising, "plan"),
     (Pupil, "learn"),
     (TrainingRun, "advance"),  # of branches too
@@ -118,12 +126,12 @@ def kill_at(patch: pytest.MonkeyPatch, place: int, call: int, *, before: bool) -
 
 def driven_on(path: Path) -> tuple[TrainingRun, Branching, RunFolder]:
     """As a new process would: the run as it was configured, and whoever steers it; from the start where nothing was saved yet."""
-    run, responder = eventful()
+    run, callback = eventful()
     try:
-        folder, _ = resume(path, run, responder)
+        folder, _ = resume(path, run, callback)
     except UserError:
         folder = RunFolder.create(path.with_name(f"{path.name}-anew"), run.config)
-    return run, responder, folder
+    return run, callback, folder
 
 
 @settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -145,21 +153,21 @@ def test_killed_at_any_moment_it_comes_to_the_same(
 ) -> None:
     alarms(61)
     path = tmp_path_factory.mktemp("killed") / "run"
-    run, responder = eventful()
+    run, callback = eventful()
     folder = RunFolder.create(path, run.config)
     for kills in ((place, call % 20 if place != 7 else call), ((place + again) % len(PLACES), again)):
         with pytest.MonkeyPatch.context() as patch:
             kill_at(patch, *kills, before=before)
             try:
-                drive(run, folder, responder=responder)
+                train(run, folder, callback=callback)
                 break
             except Killed:
                 pass
-        run, responder, folder = driven_on(path)
+        run, callback, folder = driven_on(path)
         path = folder.path
     else:
-        drive(run, folder, responder=responder)
-    found = came_to(run, responder, folder.path)
+        train(run, folder, callback=callback)
+    found = came_to(run, callback, folder.path)
     assert found["fingerprint"] == straight["fingerprint"]
     assert found["state"] == straight["state"]
     # The first validation of a run that was killed before its second checkpoint is on record, but no longer on the ledger.
@@ -175,19 +183,19 @@ import sys
 from pathlib import Path
 from trainenv.monitor.uncertainty import UncertaintyIndex
 import steered_runs, test_branching_resume as resumed
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 UncertaintyIndex.update = steered_runs.alarm_at(61)
-run, responder = resumed.eventful()
-drive(run, RunFolder.create(Path(sys.argv[1]), run.config), responder=resumed.Doomed(responder, int(sys.argv[2])))
+run, callback = resumed.eventful()
+train(run, RunFolder.create(Path(sys.argv[1]), run.config), callback=resumed.Doomed(callback, int(sys.argv[2])))
 """
 
 
 class Doomed:
     """The process is killed, as by the system, when it is to plan from a step on."""
 
-    def __init__(self, responder: Branching, step: int) -> None:
-        self._responder, planner = responder, responder.planner
+    def __init__(self, callback: Branching, step: int) -> None:
+        self._responder, planner = callback, callback.planner
         plan = planner.plan
 
         def planning(problem: Any, /) -> Any:
@@ -210,11 +218,11 @@ def test_killed_for_good_by_the_system_it_comes_to_the_same(
     assert victim.returncode == -signal.SIGKILL
     alarms(61)
     assert 1 <= len(read_decisions(path)) < len(straight["decisions"])
-    run, responder = eventful()
-    folder, snapshot = resume(path, run, responder)
+    run, callback = eventful()
+    folder, snapshot = resume(path, run, callback)
     assert snapshot.step > 0
-    drive(run, folder, responder=responder)
-    found = came_to(run, responder, path)
+    train(run, folder, callback=callback)
+    found = came_to(run, callback, path)
     assert (found["fingerprint"], found["state"], found["decisions"]) == tuple(
         straight[name] for name in ("fingerprint", "state", "decisions")
     )
@@ -223,7 +231,7 @@ def test_killed_for_good_by_the_system_it_comes_to_the_same(
 def test_decisions_of_a_future_that_was_lost_are_off_the_record(alarms: Callable[..., None], tmp_path: Path) -> None:
     """Where moments are rounded, the run goes on nearly as before: what it decides now is not what it had decided."""
     path, seen = tmp_path / "run", []
-    run, responder = eventful()
+    run, callback = eventful()
     folder = RunFolder.create(path, run.config)
 
     def crash(run: TrainingRun, window: Any) -> None:
@@ -231,15 +239,15 @@ def test_decisions_of_a_future_that_was_lost_are_off_the_record(alarms: Callable
             raise Killed
 
     with pytest.raises(Killed):
-        drive(run, folder, responder=responder, watch=crash)
+        train(run, folder, callback=callback, watch=crash)
     before = read_decisions(path)
     moved = path / "branches" / "47"
     (path / "branches" / str(before[-1]["step"])).rename(moved)
-    run, responder = eventful()
-    folder, _ = resume(path, run, responder)
+    run, callback = eventful()
+    folder, _ = resume(path, run, callback)
     seen = [d["number"] for d in before if d["number"] > 1]
-    responder._loaded["number"] = 1
-    drive(run, folder, responder=responder)
+    callback._loaded["number"] = 1
+    train(run, folder, callback=callback)
     numbers = [decision["number"] for decision in read_decisions(path)]
     assert seen
     assert numbers == sorted(set(numbers))
@@ -250,27 +258,27 @@ def test_driven_on_in_the_same_process_it_remembers(
     alarms: Callable[..., None], straight: dict[str, Any], tmp_path: Path
 ) -> None:
     alarms(61)
-    run, responder = eventful()
+    run, callback = eventful()
     folder = RunFolder.create(tmp_path / "run", run.config)
-    while drive(run, folder, responder=responder, stop=lambda: True)["ended"] == "interrupted":
+    while train(run, folder, callback=callback, stop=lambda: True)["ended"] == "interrupted":
         pass
-    found = came_to(run, responder, folder.path)
+    found = came_to(run, callback, folder.path)
     assert (found["fingerprint"], found["state"], found["events"]) == tuple(
         straight[name] for name in ("fingerprint", "state", "events")
     )
     other, _ = eventful()
-    drive(other, RunFolder.create(tmp_path / "other", other.config), responder=responder)
+    train(other, RunFolder.create(tmp_path / "other", other.config), callback=callback)
     first = read_decisions(tmp_path / "other")[0]
     assert (first["number"], first["step"]) == (1, 20)  # it starts anew with another run
 
 
 def test_a_run_that_was_left_alone_can_be_steered_from_then_on(alarms: Callable[..., None], tmp_path: Path) -> None:
     run, _ = eventful()
-    drive(run, RunFolder.create(tmp_path / "run", run.config), stop=lambda: run.step >= 40)
-    run, responder = eventful()
-    folder, _ = resume(tmp_path / "run", run, responder)
-    drive(run, folder, responder=responder)
+    train(run, RunFolder.create(tmp_path / "run", run.config), stop=lambda: run.step >= 40)
+    run, callback = eventful()
+    folder, _ = resume(tmp_path / "run", run, callback)
+    train(run, folder, callback=callback)
     first = next(decision for decision in read_decisions(folder.path) if decision["why"] == "checkpoint")
     assert first["step"] > 60
-    planner: Any = responder.planner
+    planner: Any = callback.planner
     assert [t.step for t in planner.problems[0].history.telemetry] == list(range(1, first["step"] + 1))

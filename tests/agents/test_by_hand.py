@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainenv import CheckpointStore, TrainingConfig, TrainingRun
-from trainenv.agents.baselines.rollback_rule import STYLES, ByHand
+from trainenv.agents.baselines.rollback_rule import STYLES, RollbackRule
 from trainenv.config.schema import CheckpointConfig
-from trainenv.loop import Responder, Response, drive, resume
+from trainenv.loop import Callback, CallbackResult, resume, train
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.records.telemetry_log import read_telemetry
@@ -28,7 +28,7 @@ LR, FINAL = 1e-2, 0.1
 
 
 def toy(steps: int, lr_bounds: tuple[float, float] = (0.01, 10.0)) -> TrainingRun:
-    """A run of a few thousand steps a second; its alarms are those of `Alarms`."""
+    """A run of a few thousand steps a second; its alarms are those of `Triggers`."""
     torch.manual_seed(0)
     model = nn.Embedding(8, 8)
     config = TrainingConfig(
@@ -42,7 +42,7 @@ def toy(steps: int, lr_bounds: tuple[float, float] = (0.01, 10.0)) -> TrainingRu
     return TrainingRun(model, torch.optim.AdamW(model.parameters(), lr=LR), tokens, config, validation=[tokens(10**6)])
 
 
-class Alarms:
+class Triggers:
     """In place of the uncertainty index: each of `steps` fires the first time that the run comes by, `always` every time."""
 
     def __init__(self, steps: Iterable[int], always: Iterable[int] = ()) -> None:
@@ -59,25 +59,25 @@ class Alarms:
 
 
 @dataclass
-class Watched(Responder):
+class Watched(Callback):
     """The rule, and a check after each block of all that must hold whatever happens."""
 
-    rule: ByHand
+    rule: RollbackRule
     line: list[Telemetry] = field(default_factory=list)
     dropped: set[int] = field(default_factory=set)
     rewinds: list[Event] = field(default_factory=list)
 
-    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
-        self.rule.begin(run, folder, store)
+    def on_train_begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+        self.rule.on_train_begin(run, folder, store)
 
     def state_dict(self) -> dict[str, Any]:
         return self.rule.state_dict()
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         assert not self.dropped & {t.data_index for t in window}
         self.line += window
         lr_scale, end, step = run.lr_scale, run.horizon.end, run.step
-        response = self.rule.respond(run, window)
+        response = self.rule.on_block_end(run, window)
         events = response.events
         low, high = run.config.interventions.lr_bounds
         assert low <= run.lr_scale <= high
@@ -102,11 +102,11 @@ class Watched(Responder):
 
 
 def driven(
-    patch: pytest.MonkeyPatch, path: Path, rule: ByHand, alarms: Alarms, run: TrainingRun
+    patch: pytest.MonkeyPatch, path: Path, rule: RollbackRule, alarms: Triggers, run: TrainingRun
 ) -> tuple[Watched, dict[str, Any]]:
     alarms.put_in(patch)
     watched = Watched(rule)
-    summary = drive(run, RunFolder.create(path, run.config), responder=watched)
+    summary = train(run, RunFolder.create(path, run.config), callback=watched)
     assert summary["ended"] == "budget spent"
     assert summary["rewinds"] == len(watched.rewinds)
     return watched, summary
@@ -123,16 +123,16 @@ def test_goes_back_to_the_newest_snapshot_far_enough_behind(
     alarm: int, to: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Blocks of 8 end at 8, 16, …; none is remembered where it fired."""
-    rule = ByHand(rewind=16, every=8, keep=10, skip=4)
-    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([alarm]), toy(96))
+    rule = RollbackRule(rewind=16, every=8, keep=10, skip=4)
+    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Triggers([alarm]), toy(96))
     assert [event.detail["to"] for event in watched.rewinds] == ([] if to is None else [to])
     seen_at = -(-alarm // 8) * 8
     assert summary["step"] == (96 if to is None else 96 - (seen_at - to))
 
 
 def test_drops_the_data_around_the_alarm_and_trains_the_rest_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rule = ByHand(rewind=16, every=8, keep=10, skip=4)
-    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Alarms([45]), toy(96))
+    rule = RollbackRule(rewind=16, every=8, keep=10, skip=4)
+    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Triggers([45]), toy(96))
     rows = read_telemetry(tmp_path / "run")
     again = list(rows[rows["line"] == 1]["data_index"])
     seen = set(range(41, 48))  # the steps after 45 − 4, to the end of the block
@@ -148,8 +148,8 @@ def test_drops_as_much_after_the_alarm_as_before_it(
     skip: int, dropped: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Also what had not been trained on yet. Step 45 saw data 44."""
-    rule = ByHand(rewind=16, every=8, keep=10, skip=skip)
-    driven(monkeypatch, tmp_path / "run", rule, Alarms([45]), toy(160))
+    rule = RollbackRule(rewind=16, every=8, keep=10, skip=skip)
+    driven(monkeypatch, tmp_path / "run", rule, Triggers([45]), toy(160))
     rows = read_telemetry(tmp_path / "run")
     again = list(rows[rows["line"] == 1]["data_index"])
     first, last = dropped
@@ -158,15 +158,15 @@ def test_drops_as_much_after_the_alarm_as_before_it(
 
 def test_skips_nothing_where_it_shall_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of the data before the alarm, that is: what the index itself flagged is dropped all the same."""
-    driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8, skip=0), Alarms([48]), toy(96))
+    driven(monkeypatch, tmp_path / "run", RollbackRule(rewind=16, every=8, skip=0), Triggers([48]), toy(96))
     rows = read_telemetry(tmp_path / "run")
     assert list(rows[rows["line"] == 1]["data_index"])[:15] == list(range(32, 47))
     assert 47 not in set(rows[rows["line"] == 1]["data_index"])
 
 
 def test_cuts_the_learning_rate_and_still_ends_annealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rule = ByHand(rewind=16, every=8, lr_scale=0.5)
-    _, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([45]), toy(96))
+    rule = RollbackRule(rewind=16, every=8, lr_scale=0.5)
+    _, summary = driven(monkeypatch, tmp_path / "run", rule, Triggers([45]), toy(96))
     rows = read_telemetry(tmp_path / "run", kept_only=True)
     assert list(rows["step"]) == list(range(1, summary["step"] + 1))
     assert summary["step"] == 96 - 24
@@ -178,13 +178,13 @@ def test_cuts_the_learning_rate_and_still_ends_annealed(monkeypatch: pytest.Monk
 
 
 def test_a_factor_of_one_leaves_the_learning_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8, lr_scale=1.0), Alarms([45]), toy(96))
+    driven(monkeypatch, tmp_path / "run", RollbackRule(rewind=16, every=8, lr_scale=1.0), Triggers([45]), toy(96))
     assert set(read_telemetry(tmp_path / "run")["lr_scale"]) == {1.0}
     assert [e["kind"] for e in read_events(tmp_path / "run")] == ["fired", "rewind"]
 
 
 def test_without_an_alarm_it_does_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _, summary = driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8), Alarms([]), run := toy(64))
+    _, summary = driven(monkeypatch, tmp_path / "run", RollbackRule(rewind=16, every=8), Triggers([]), run := toy(64))
     straight = toy(64)
     straight.advance(64)
     assert run.fingerprint() == straight.fingerprint()
@@ -192,7 +192,7 @@ def test_without_an_alarm_it_does_nothing(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_compute_that_was_rewound_is_on_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _, summary = driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8), Alarms([45]), toy(96))
+    _, summary = driven(monkeypatch, tmp_path / "run", RollbackRule(rewind=16, every=8), Triggers([45]), toy(96))
     flops = summary["flops"]
     assert flops["rewound"] / (flops["rewound"] + flops["main"]) == pytest.approx(24 / 96)
 
@@ -202,15 +202,15 @@ def test_compute_that_was_rewound_is_on_the_ledger(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("patience", [0, 1, 3])
 def test_patience_bounds_the_answers(patience: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rule = ByHand(rewind=8, every=8, patience=patience)
-    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([], always=[40]), toy(160))
+    rule = RollbackRule(rewind=8, every=8, patience=patience)
+    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Triggers([], always=[40]), toy(160))
     assert len(watched.rewinds) == patience
     assert summary["fired"] == patience + 1
 
 
 def test_learning_rate_never_leaves_its_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rule = ByHand(rewind=8, every=8, skip=0, patience=50)
-    alarms = Alarms(range(40, 240, 20))
+    rule = RollbackRule(rewind=8, every=8, skip=0, patience=50)
+    alarms = Triggers(range(40, 240, 20))
     watched, _ = driven(monkeypatch, tmp_path / "run", rule, alarms, toy(400, lr_bounds=(0.5, 2.0)))
     lowest = read_telemetry(tmp_path / "run")["lr_scale"].min()
     assert len(watched.rewinds) > 4
@@ -220,16 +220,16 @@ def test_learning_rate_never_leaves_its_bounds(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_second_answer_cuts_deeper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From what was in force at the alarm, though each goes back to step 24, before the first; a fifth would cost the end."""
-    rule = ByHand(rewind=16, every=8, keep=10, skip=4, lr_scale=0.5)
-    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Alarms([], always=[45]), toy(160))
+    rule = RollbackRule(rewind=16, every=8, keep=10, skip=4, lr_scale=0.5)
+    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Triggers([], always=[45]), toy(160))
     assert [(e.detail["to"], e.detail["lr_scale"]) for e in watched.rewinds] == [(24, 0.5**n) for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("alarm", [81, 88, 94, 96])
 def test_an_alarm_too_near_the_end_is_left_alone(alarm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Going back would cost more steps than are left: the run would stop far back, before it is annealed."""
-    rule = ByHand(rewind=16, every=8, skip=4)
-    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Alarms([alarm]), run := toy(96))
+    rule = RollbackRule(rewind=16, every=8, skip=4)
+    watched, summary = driven(monkeypatch, tmp_path / "run", rule, Triggers([alarm]), run := toy(96))
     assert watched.rewinds == []
     assert (summary["fired"], summary["rewinds"], summary["step"]) == (1, 0, 96)
     straight = toy(96)
@@ -240,7 +240,7 @@ def test_an_alarm_too_near_the_end_is_left_alone(alarm: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("alarms", [[72], [80], [94], [40, 60], [70, 72, 75]])
 def test_whenever_it_answers_the_run_ends_annealed(alarms: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    driven(monkeypatch, tmp_path / "run", ByHand(rewind=16, every=8, lr_scale=1.0), Alarms(alarms), toy(96))
+    driven(monkeypatch, tmp_path / "run", RollbackRule(rewind=16, every=8, lr_scale=1.0), Triggers(alarms), toy(96))
     rows = read_telemetry(tmp_path / "run", kept_only=True)
     assert rows["progress"].iloc[-1] == pytest.approx(1, abs=0.1)
     assert rows["lr"].iloc[-1] == pytest.approx(LR * FINAL, rel=0.3)
@@ -249,25 +249,25 @@ def test_whenever_it_answers_the_run_ends_annealed(alarms: list[int], monkeypatc
 def test_what_it_remembers_is_of_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Serving a second run, it is as good as new: no snapshot, no patience lost, no data of the first."""
     settings = {"rewind": 16, "every": 8, "keep": 10, "skip": 4, "patience": 1}
-    rule = ByHand(**settings)
-    driven(monkeypatch, tmp_path / "first", rule, Alarms([45]), toy(96))
+    rule = RollbackRule(**settings)
+    driven(monkeypatch, tmp_path / "first", rule, Triggers([45]), toy(96))
     other = toy(96)
     config = other.config.model_copy(update={"seed": 1})
     second = TrainingRun(other.model, other.optimizer, tokens, config, validation=[tokens(1)])
-    watched, _ = driven(monkeypatch, tmp_path / "second", rule, Alarms([10, 44]), second)
+    watched, _ = driven(monkeypatch, tmp_path / "second", rule, Triggers([10, 44]), second)
     assert [event.detail["to"] for event in watched.rewinds] == [24]
 
     torch.manual_seed(0)
     other = toy(96)
     second = TrainingRun(other.model, other.optimizer, tokens, config, validation=[tokens(1)])
-    fresh, _ = driven(monkeypatch, tmp_path / "fresh", ByHand(**settings), Alarms([10, 44]), second)
+    fresh, _ = driven(monkeypatch, tmp_path / "fresh", RollbackRule(**settings), Triggers([10, 44]), second)
     assert fresh.rewinds == watched.rewinds
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
 def test_keeps_so_many_snapshots(keep: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rule = ByHand(rewind=8, every=16, keep=keep)
-    driven(monkeypatch, tmp_path / "run", rule, Alarms([]), toy(128))
+    rule = RollbackRule(rewind=8, every=16, keep=keep)
+    driven(monkeypatch, tmp_path / "run", rule, Triggers([]), toy(128))
     steps = [snapshot.step for snapshot in rule._snapshots]
     assert len(steps) == keep
     assert steps == sorted(steps)
@@ -280,7 +280,7 @@ def test_keeps_so_many_snapshots(keep: int, monkeypatch: pytest.MonkeyPatch, tmp
     once=st.lists(st.integers(1, 100), max_size=6),
     always=st.lists(st.integers(20, 100), max_size=2),
     rule=st.builds(
-        ByHand,
+        RollbackRule,
         rewind=st.integers(1, 40),
         every=st.integers(1, 24),
         keep=st.integers(1, 6),
@@ -290,12 +290,12 @@ def test_keeps_so_many_snapshots(keep: int, monkeypatch: pytest.MonkeyPatch, tmp
     ),
 )
 def test_whatever_happens_it_ends_within_bounds(
-    steps: int, once: list[int], always: list[int], rule: ByHand, tmp_path_factory: pytest.TempPathFactory
+    steps: int, once: list[int], always: list[int], rule: RollbackRule, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """`Watched` holds what must hold after each block; the budget is spent exactly, on kept and rewound steps together."""
     path = tmp_path_factory.mktemp("by_hand") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        watched, summary = driven(patch, path, rule, Alarms(once, always), toy(steps, lr_bounds=(0.5, 2.0)))
+        watched, summary = driven(patch, path, rule, Triggers(once, always), toy(steps, lr_bounds=(0.5, 2.0)))
     rows, kept = read_telemetry(path), read_telemetry(path, kept_only=True)
     assert len(rows) == steps
     assert list(kept["step"]) == list(range(1, summary["step"] + 1))
@@ -322,15 +322,15 @@ def test_whatever_happens_it_ends_within_bounds(
 )
 def test_bad_hyperparameters(name: str, value: float) -> None:
     with pytest.raises(UserError, match=name) as error:
-        ByHand(**{name: value})
+        RollbackRule(**{name: value})
     assert "expected" in str(error.value) or "must" in str(error.value)
     assert f"{name}={value}" in str(error.value)
 
 
 def test_hyperparameters_by_name_only() -> None:
     with pytest.raises(TypeError):
-        ByHand(50)  # type: ignore[misc]
-    assert repr(ByHand(rewind=7)).startswith("ByHand(rewind=7, every=50, keep=8, skip=16, lr_scale=0.8, patience=10")
+        RollbackRule(50)  # type: ignore[misc]
+    assert repr(RollbackRule(rewind=7)).startswith("RollbackRule(rewind=7, every=50, keep=8, skip=16, lr_scale=0.8, patience=10")
 
 
 # ── how two teams did it ────────────────────────────────────────────────────────────────────────────────────────────
@@ -339,7 +339,7 @@ def test_hyperparameters_by_name_only() -> None:
 @pytest.mark.parametrize("name", list(STYLES))
 @pytest.mark.parametrize("steps", [16, 1600, 16_000])
 def test_styles_are_scaled_to_the_run(name: str, steps: int) -> None:
-    rule, style = ByHand.in_style(name, steps), STYLES[name]
+    rule, style = RollbackRule.in_style(name, steps), STYLES[name]
     scale = steps / 16_000
     assert rule.rewind == max(1, round(style.rewind * scale))
     assert rule.every == max(1, round(style.every * scale))
@@ -351,14 +351,14 @@ def test_styles_are_scaled_to_the_run(name: str, steps: int) -> None:
 
 def test_no_such_style() -> None:
     with pytest.raises(UserError, match=r"palm, opt.*plam.*palm"):
-        ByHand.in_style("plam", 100)
+        RollbackRule.in_style("plam", 100)
 
 
 def test_palm_leaves_the_rate_and_opt_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("palm", "opt"):
-        rule = ByHand.in_style(name, 1600)
+        rule = RollbackRule.in_style(name, 1600)
         rule.every = rule.rewind = 8
-        watched, _ = driven(monkeypatch, tmp_path / name, rule, Alarms([45, 90]), toy(200))
+        watched, _ = driven(monkeypatch, tmp_path / name, rule, Triggers([45, 90]), toy(200))
         rows = read_telemetry(tmp_path / name)
         to = [event.detail["to"] for event in watched.rewinds]
         assert len(to) == 2
@@ -376,8 +376,8 @@ def test_palm_leaves_the_rate_and_opt_the_data(monkeypatch: pytest.MonkeyPatch, 
 
 def test_nobody_goes_in_circles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An alarm that comes again at its place is answered twice; one elsewhere starts anew."""
-    rule = ByHand(rewind=8, every=8, skip=2, repeats=2)
-    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Alarms([100], always=[45, 150]), toy(400))
+    rule = RollbackRule(rewind=8, every=8, skip=2, repeats=2)
+    watched, _ = driven(monkeypatch, tmp_path / "run", rule, Triggers([100], always=[45, 150]), toy(400))
     assert [event.step for event in watched.rewinds] == [48, 48, 104, 152, 152]
 
 
@@ -391,12 +391,14 @@ def test_it_goes_on_to_the_same_end_after_a_kill(killed_at: int, monkeypatch: py
         config = other.config.model_copy(update={"checkpoints": CheckpointConfig(every=8, keep_last=50, moments="exact")})
         return TrainingRun(other.model, other.optimizer, tokens, config, validation=[tokens(10**6)])
 
-    Alarms([], always=[45, 85]).put_in(monkeypatch)
+    Triggers([], always=[45, 85]).put_in(monkeypatch)
     straight, run, again = made(), made(), made()
-    drive(straight, RunFolder.create(tmp_path / "whole", straight.config), responder=ByHand(**settings))
-    drive(run, RunFolder.create(tmp_path / "run", run.config), responder=ByHand(**settings), stop=lambda: run.step >= killed_at)
-    rule = ByHand(**settings)
+    train(straight, RunFolder.create(tmp_path / "whole", straight.config), callback=RollbackRule(**settings))
+    train(
+        run, RunFolder.create(tmp_path / "run", run.config), callback=RollbackRule(**settings), stop=lambda: run.step >= killed_at
+    )
+    rule = RollbackRule(**settings)
     folder, _ = resume(tmp_path / "run", again, rule)
-    drive(again, folder, responder=rule)
+    train(again, folder, callback=rule)
     assert [e["detail"]["to"] for e in read_events(tmp_path / "whole") if e["kind"] == "rewind"] == [24, 64]
     assert again.fingerprint() == straight.fingerprint()

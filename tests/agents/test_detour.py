@@ -14,7 +14,7 @@ from torch import Tensor
 from trainenv.agents.branching import Branching, rollback
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.metrics import measure
 from trainenv.records.run_folder import RunFolder
@@ -24,7 +24,7 @@ from trainenv.types import Intervention, UserError
 from trainenv.verification.replay import Replay
 
 pytestmark = pytest.mark.usefixtures("alarms")
-HARM: dict[str, Any] = {"triggers": ["harm"], "insure": False}
+HARM: dict[str, Any] = {"triggers": ["harm"], "default_clip": False}
 KICK = {60: -200.0}  # at a third of the rate it does harm too, but less
 
 
@@ -100,7 +100,7 @@ def test_what_was_decided_on_the_way_holds_but_for_a_higher_rate() -> None:
         for one in interventions:
             run.apply(one)
         since += run.advance(2)
-        found = rollback.detour(run, 61, [snapshot], since)
+        found = rollback.plan_rollback(run, 61, [snapshot], since)
         return found.way[0]
 
     assert way().lr_scale == pytest.approx(1 / 3)
@@ -120,8 +120,8 @@ def test_without_a_state_from_before_it_there_is_no_way() -> None:
         (57, [snapshot], since[1:]),  # nobody knows what the run has done since
     ):
         with pytest.raises(UserError, match="no state to go back to"):
-            rollback.detour(run, rising, snapshots, known)
-    assert rollback.detour(run, 57, [snapshot], since).steps == 5
+            rollback.plan_rollback(run, rising, snapshots, known)
+    assert rollback.plan_rollback(run, 57, [snapshot], since).steps == 5
 
 
 # ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,12 +130,12 @@ def test_without_a_state_from_before_it_there_is_no_way() -> None:
 def test_it_is_asked_at_each_look_and_saves_states_to_go_back_to() -> None:
     steps: list[int] = []
     looks, saves = {"block": 16, "probe_every": 8}, {"every": 50, "keep_last": 99, "moments": "exact"}
-    run, responder = toy(branching=HARM | {"save_every": 8}, monitor=looks, checkpoints=saves), Branching(planner=Promising())
-    folder = steered(run, responder, watch=lambda run, window: steps.append(run.step)).path
+    run, callback = toy(branching=HARM | {"save_every": 8}, monitor=looks, checkpoints=saves), Branching(planner=Promising())
+    folder = steered(run, callback, watch=lambda run, window: steps.append(run.step)).path
     assert steps == sorted([*range(1, 121, 8), 50, 100, 120])
     saved = CheckpointStore(folder / "checkpoints").steps()
     assert saved == [0, 9, 17, 25, 33, 41, 49, 50, 65, 73, 81, 89, 97, 100, 113, 120]
-    assert responder.state_dict()["remembered"] == saved[-9:-1]  # the end is not to be gone back to
+    assert callback.state_dict()["remembered"] == saved[-9:-1]  # the end is not to be gone back to
 
 
 def test_without_the_trigger_nobody_is_asked_more_often() -> None:
@@ -180,12 +180,12 @@ def test_where_it_is_no_better_the_run_goes_on_as_it_was(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("share", [0.01, 0.04, 0.08, 0.2])
 def test_what_may_be_thrown_away_is_not_exceeded(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     for accepted in (1, None):
-        run = toy(kicked=KICK, branching=HARM | {"share": share})
+        run = toy(kicked=KICK, branching=HARM | {"max_waste": share})
         allowed = share * 120 * run.flops_ahead
         found = steered(run, planner=Promising())
         assert [decision["accepted"] for decision in found.decisions] == [accepted] * (share > 0.05)
         assert [event["detail"]["reason"][:17] for event in found.of("skipped")] == ["no budget is left"] * (share < 0.05)
-        assert found.responder._purse.wasted <= allowed
+        assert found.callback._waste.wasted <= allowed
         assert found.total <= 120 * run.flops_ahead + run.flops_of_probes(120) + 2 * run.flops_per_evaluation
         same(monkeypatch)
 
@@ -203,7 +203,7 @@ def test_a_detour_that_fails_is_told_and_the_run_goes_on(monkeypatch: pytest.Mon
     def fails(self: Any, *one: Any, **how: Any) -> Any:
         raise MemoryError("no room for a fork")
 
-    monkeypatch.setattr(rollback.Detour, "verified", fails)
+    monkeypatch.setattr(rollback.Rollback, "verified", fails)
     found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
     assert [event["detail"]["reason"] for event in found.of("skipped")] == ["MemoryError: no room for a fork"]
     assert (found.run.step, found.decisions) == (120, [])
@@ -223,9 +223,9 @@ def test_a_rate_below_its_bounds_is_no_way() -> None:
 def test_it_is_replayed_to_the_bit(accepted: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(rollback, "_MARGIN", 0.01 if accepted else 9.0)
     planted = {"stressors.planted": [{"at": 63, "kind": "lr_spike", "steps": 1, "size": 20}], "branching": HARM}
-    config = RunConfig.load("tiny", SMALL | planted | {"checkpoints.moments": "exact", "branching.share": 0.3})
+    config = RunConfig.load("tiny", SMALL | planted | {"checkpoints.moments": "exact", "branching.max_waste": 0.3})
     run, folder = TrainingRun.from_config(config), RunFolder.create(tmp_path / "run", config)
-    drive(run, folder, responder=Branching(planner=Promising()))
+    train(run, folder, callback=Branching(planner=Promising()))
     (decision,) = read_decisions(folder.path)
     assert (decision["why"], decision["verification"]["control"], decision["accepted"]) == ("harm", "recorded", accepted)
     replay = Replay.of(folder.path, str(decision["step"]))
@@ -235,7 +235,9 @@ def test_it_is_replayed_to_the_bit(accepted: int | None, monkeypatch: pytest.Mon
 
 def test_an_alarm_on_the_way_counts(alarms: Callable[..., None]) -> None:
     alarms(59)
-    found = steered(toy(kicked=KICK, branching=HARM | {"triggers": ["harm", "fired"], "quiet": 8}), planner=Promising())
+    found = steered(
+        toy(kicked=KICK, branching=HARM | {"triggers": ["harm", "fired"], "refractory_steps": 8}), planner=Promising()
+    )
     assert [decision["why"] for decision in found.decisions][:2] == ["fired", "harm"]
     assert found.of("fired")[1]["line"] == 1
     assert found.of("rewind")[1]["detail"]["to"] <= 51  # for what it has done is still there

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 
 from trainenv.agents.branching import Branching
-from trainenv.loop import drive, resume
+from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts import executor
-from trainenv.rollouts.future import Start, Together
+from trainenv.rollouts.fork import Start
 from trainenv.run import TrainingRun
-from trainenv.types import Plan, PlanningProblem, RunHistory
+from trainenv.types import Branchable, Plan, PlanningProblem, RunGroup, RunHistory
 from trainenv.verification import record
 from trainenv.verification.rules import Agreement
 from trainenv.verification.verify import Verification
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("alarms")
 
 STEPS = 400
 EXAMPLES = int(os.environ.get("FAULT_EXAMPLES", "6"))  # beside those that are always tried
-HOW: dict[str, Any] = {"share": 0.08, "every": 20, "verify_steps": 3, "top_k": 2, "insure": True}
+HOW: dict[str, Any] = {"max_waste": 0.08, "every": 20, "verify_steps": 3, "top_k": 2, "default_clip": True}
 MESSAGE = "it broke"  # what every fault says
 
 
@@ -113,7 +113,7 @@ class Stage:
         """Forks are told apart, and what verifies them is known to."""
         side_by_side, run, write = executor.side_by_side, executor.Rollouts.run, record.write
 
-        def told_apart(parent: TrainingRun, starts: Sequence[Start], **how: Any) -> Together:
+        def told_apart(parent: TrainingRun, starts: Sequence[Start], **how: Any) -> RunGroup[Branchable]:
             together = side_by_side(parent, starts, **how)
             for place, fork in enumerate(together.runs):
                 assert isinstance(fork, TrainingRun)
@@ -140,7 +140,7 @@ class Stage:
             patch.setattr(record, "write", written)
             yield
 
-    def responder(self) -> Branching:
+    def callback(self) -> Branching:
         """The loop, whose drafts are verified and never accepted."""
         stage = self
 
@@ -170,7 +170,7 @@ def alone(fault: Fault) -> float:
     stage = Stage(fault)
     with stage.set():
         folder = RunFolder.create(Path(tempfile.mkdtemp()) / "run", stage.run.config)
-        return float(drive(stage.run, folder)["final_validation_loss"] or math.inf)
+        return float(train(stage.run, folder)["final_validation_loss"] or math.inf)
 
 
 def thrown_away(found: Steered) -> float:
@@ -213,10 +213,10 @@ FAULTS = st.sampled_from(sorted(PARTS)).flatmap(
 @example(Fault("world model", "raises", "run", 1, 100))
 def test_whatever_fails_no_more_is_thrown_away_than_was_stated(fault: Fault) -> None:
     stage = Stage(fault)
-    responder = stage.responder()
-    stated = responder.statement(stage.run).steps
+    callback = stage.callback()
+    stated = callback.cost_estimate(stage.run).steps
     with stage.set():
-        found = steered(stage.run, responder)
+        found = steered(stage.run, callback)
     assert thrown_away(found) <= stated + 1
     named = [one for one in found.summary["faults"] if MESSAGE in one["reason"] or "not finite" in one["reason"]]
     assert len({one["reason"] for one in found.summary["faults"]}) == len(found.summary["faults"])
@@ -235,7 +235,7 @@ def test_each_fault_is_named_once_in_tree_summary_and_report() -> None:
 
     stage = Stage(Fault("model", "raises", "branch", 1, math.inf))
     with stage.set():
-        found = steered(stage.run, stage.responder())
+        found = steered(stage.run, stage.callback())
     assert len(found.decisions) > 1
     (fault,) = found.summary["faults"]
     assert (MESSAGE in fault["reason"], fault["times"]) == (True, len(found.decisions))
@@ -247,12 +247,12 @@ def test_an_error_of_the_run_itself_is_the_users_and_throws_nothing_away(tmp_pat
     stage = Stage(Fault("objective", "raises", "run", 130, 130))
     folder = RunFolder.create(tmp_path / "run", stage.run.config)
     with stage.set(), pytest.raises(Broken, match=MESSAGE):
-        drive(stage.run, folder, responder=stage.responder())
+        train(stage.run, folder, callback=stage.callback())
     again = Stage(Fault("objective", "raises", "run", 0, -1))
-    responder = again.responder()
+    callback = again.callback()
     with again.set():
-        folder, _ = resume(folder.path, again.run, responder)
-        summary = drive(again.run, folder, responder=responder)
+        folder, _ = resume(folder.path, again.run, callback)
+        summary = train(again.run, folder, callback=callback)
     assert summary["ended"] == "budget spent"
     assert summary["rewinds"] == 0
     assert summary["final_validation_loss"] <= 1.01 * alone(again.fault)
@@ -261,7 +261,7 @@ def test_an_error_of_the_run_itself_is_the_users_and_throws_nothing_away(tmp_pat
 def test_a_loop_whose_forks_all_fail_gives_up_and_says_so_once() -> None:
     stage = Stage(Fault("model", "raises", "control", 1, math.inf))
     with stage.set():
-        found = steered(stage.run, stage.responder())
+        found = steered(stage.run, stage.callback())
     assert [event["detail"]["reason"] for event in found.of("gave_up")] == [
         "doing nothing failed 2 times in a row, so that nothing can be compared"
     ]
@@ -276,7 +276,7 @@ def test_one_loss_that_is_not_finite_is_one_odd_step(place: int) -> None:
     fault = Fault("objective", "masked", "run", place, place)
     stage = Stage(fault)
     with stage.set():
-        found = steered(stage.run, stage.responder())
+        found = steered(stage.run, stage.callback())
     assert found.of("rewind") == []
     assert found.run.lr_scale == 1.0
     assert [(one["step"], one["reason"], one["times"]) for one in found.summary["faults"]] == [

@@ -16,8 +16,8 @@ from bigram import tokens
 from torch import Tensor, nn
 
 from trainenv import Intervention, Telemetry, TrainingConfig, TrainingRun, UserError, planners
-from trainenv.agents import Planned, population
-from trainenv.loop import Responder, drive, resume
+from trainenv.agents import PlannerCallback, population
+from trainenv.loop import Callback, resume, train
 from trainenv.records.run_folder import RunFolder, read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import Candidate, Cost, Plan, PlanningProblem
@@ -64,8 +64,8 @@ class Tries:
         return Plan(planner="tries", candidates=tuple(candidates), cost=Cost(steps=sum(one.steps for one in outcomes)))
 
 
-def drives(path: Path, responder: Responder | None, run: TrainingRun, **more: Any) -> dict[str, Any]:
-    return drive(run, RunFolder.create(path, run.config), responder=responder, **more)
+def drives(path: Path, callback: Callback | None, run: TrainingRun, **more: Any) -> dict[str, Any]:
+    return train(run, RunFolder.create(path, run.config), callback=callback, **more)
 
 
 # ── the best becomes the run ────────────────────────────────────────────────────────────────────────────────────────
@@ -86,7 +86,9 @@ def test_the_run_goes_on_from_what_the_best_has_come_to(best: int, tmp_path: Pat
         if run.step == 18:
             seen.append([p.detach().clone() for p in run.model.parameters()])
 
-    summary = drives(tmp_path / "run", Planned(planner=Tries(sequences, best, 8), decision_steps=4, start=10), toy(), watch=watch)
+    summary = drives(
+        tmp_path / "run", PlannerCallback(planner=Tries(sequences, best, 8), decision_steps=4, start=10), toy(), watch=watch
+    )
     assert len(seen) == 1
     assert all(torch.equal(a, b) for a, b in zip(seen[0], expected.model.parameters()))
     events = [(e["step"], e["detail"]) for e in read_events(tmp_path / "run") if e["kind"] == "intervention"]
@@ -99,20 +101,20 @@ def test_the_run_goes_on_from_what_the_best_has_come_to(best: int, tmp_path: Pat
 def test_what_was_lost_is_begun_again(tmp_path: Path) -> None:
     """The best candidate has diverged when it was tried, as everything else has: it is done, and the run goes its way."""
     run = toy(validation={"every": 0}, environment={"divergence_loss": 1e-3})
-    drives(tmp_path / "run", Planned(planner=Tries([(HALF,)], 1, 4), decision_steps=4, start=10), run)
+    drives(tmp_path / "run", PlannerCallback(planner=Tries([(HALF,)], 1, 4), decision_steps=4, start=10), run)
     assert run.applied == ((10, HALF),)
     assert len(read_telemetry(tmp_path / "run")) == run.step
 
 
 def test_it_plans_when_it_is_time(tmp_path: Path) -> None:
     tries = Tries([(HALF,)], 0, 4)
-    drives(tmp_path / "run", Planned(planner=tries, decision_steps=4, start=20, every=15, share=1.0), toy())
+    drives(tmp_path / "run", PlannerCallback(planner=tries, decision_steps=4, start=20, every=15, share=1.0), toy())
     starts = [problem.history.telemetry[-1].step for problem in tries.asked]
     assert starts[0] == 20
     # Blocks end at multiples of 5 and where a branch has ended that was gone on with.
     assert all(15 <= later - earlier < 20 for earlier, later in pairwise(starts))
     once = Tries([(HALF,)], 0, 4)
-    drives(tmp_path / "once", Planned(planner=once, decision_steps=4, start=20), toy())
+    drives(tmp_path / "once", PlannerCallback(planner=once, decision_steps=4, start=20), toy())
     assert len(once.asked) == 1
 
 
@@ -122,7 +124,7 @@ def test_a_planner_that_raises_is_no_surprise(tmp_path: Path) -> None:
             raise UserError("needs a model")
 
     with pytest.raises(UserError, match="model"):
-        drives(tmp_path / "run", Planned(planner=Blind(), decision_steps=4), toy())
+        drives(tmp_path / "run", PlannerCallback(planner=Blind(), decision_steps=4), toy())
 
 
 # ── what it costs ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -136,7 +138,7 @@ def test_all_that_it_tries_is_paid_for(seed: int, tmp_path: Path) -> None:
     every, short = (None if draw.random() < 0.5 else int(draw.integers(40, 60)) for _ in range(2))
     sequences = [(Intervention(lr_scale=scale),) for scale in (0.5, 2.0, 0.25, 4.0)[:count]]
     planner, run = Tries(sequences, int(draw.integers(count + 1)), steps), toy(200)
-    planned = Planned(planner=planner, decision_steps=4, start=start, every=every, first=(0.25, 4.0), short=short)
+    planned = PlannerCallback(planner=planner, decision_steps=4, start=start, every=every, first=(0.25, 4.0), short=short)
     summary = drives(tmp_path / "run", planned, run)
     looked = len(read_validation(tmp_path / "run")) * run.flops_per_evaluation
     spent = (sum(summary["flops"].values()) - looked) / run.flops_per_step
@@ -147,7 +149,7 @@ def test_all_that_it_tries_is_paid_for(seed: int, tmp_path: Path) -> None:
 
 def test_a_plan_may_cost_its_share(tmp_path: Path) -> None:
     tries, run = Tries([(HALF,)], 0, 4), toy()
-    drives(tmp_path / "run", Planned(planner=tries, decision_steps=4, start=20, share=0.25), run)
+    drives(tmp_path / "run", PlannerCallback(planner=tries, decision_steps=4, start=20, share=0.25), run)
     assert tries.asked[0].budget.flops == pytest.approx(0.25 * 80 * run.flops_per_step)
     assert tries.asked[0].budget.futures is None
 
@@ -158,7 +160,7 @@ def test_a_plan_may_cost_its_share(tmp_path: Path) -> None:
 def test_the_first_decision_reaches_farther_than_those_after_it(tmp_path: Path) -> None:
     tries = Tries([(Intervention(lr_scale=0.02),)], 0, 4)
     run = toy(interventions={"lr_scales": (1.0, 0.5, 2.0), "lr_bounds": (0.015, 3.0)})
-    drives(tmp_path / "run", Planned(planner=tries, decision_steps=4, first=(0.02, 10.0), proposes=True), run)
+    drives(tmp_path / "run", PlannerCallback(planner=tries, decision_steps=4, first=(0.02, 10.0), proposes=True), run)
     (problem,) = tries.asked
     assert problem.codec.sizes[0] == 5
     assert [bool(legal) for legal in problem.masks[0]] == [True, True, True, True, False]  # ten times is out of bounds
@@ -171,7 +173,7 @@ def test_the_first_decision_reaches_farther_than_those_after_it(tmp_path: Path) 
 
 def test_later_decisions_know_the_clip_policy_of_earlier_ones(tmp_path: Path) -> None:
     tries = Tries([], 0, 4)
-    drives(tmp_path / "run", Planned(planner=tries, decision_steps=4), toy())
+    drives(tmp_path / "run", PlannerCallback(planner=tries, decision_steps=4), toy())
     masks_after = tries.asked[0].masks_after
     assert masks_after is not None
     assert not masks_after([Intervention(clip="arc"), Intervention()])[2][3]
@@ -185,8 +187,8 @@ def test_autolrs_finds_a_rate_that_is_far_too_low(tmp_path: Path) -> None:
     """A hundred times too low: it goes up as far as it can at each stage, and ends better than the run left alone."""
     alone = drives(tmp_path / "alone", None, toy(200, lr=1e-4))
     planner = planners.make("autolrs", stage=10, tries=5, share=0.1)
-    responder = Planned(planner=planner, decision_steps=4, every=40, first=(0.1, 10.0), start=5)
-    summary = drives(tmp_path / "run", responder, toy(200, lr=1e-4))
+    callback = PlannerCallback(planner=planner, decision_steps=4, every=40, first=(0.1, 10.0), start=5)
+    summary = drives(tmp_path / "run", callback, toy(200, lr=1e-4))
     found = [e["detail"]["lr_scale"] for e in read_events(tmp_path / "run") if e["kind"] == "intervention"]
     assert found[0] == 10.0
     assert summary["final_validation_loss"] < alone["final_validation_loss"] - 0.01
@@ -198,9 +200,9 @@ def test_autolrs_finds_a_rate_that_is_far_too_low(tmp_path: Path) -> None:
 def test_a_population_shares_the_budget(explore: str, lr: float, tmp_path: Path) -> None:
     """All members are forks of one moment; the winner has as much of the budget as it had at first, and the rest of it."""
     run, planner = toy(400, lr=lr), planners.make("pbt", population=4, generations=5, explore=explore)
-    responder = population(run, planner, members=4, generations=5, criterion=planners.Score(measure="horizon"), first=(0.1, 3.0))
-    interval = responder.decision_steps
-    summary = drives(tmp_path / "run", responder, run)
+    callback = population(run, planner, members=4, generations=5, criterion=planners.Score(measure="horizon"), first=(0.1, 3.0))
+    interval = callback.decision_steps
+    summary = drives(tmp_path / "run", callback, run)
     assert 5 * 4 * interval <= 400 <= 1.15 * (21 * interval + 5)
     spent = sum(summary["flops"].values()) - len(read_validation(tmp_path / "run")) * run.flops_per_evaluation
     assert 399 * run.flops_per_step <= spent <= 400 * run.flops_per_step * (1 + 1e-9)
@@ -215,17 +217,17 @@ def test_a_population_shares_the_budget(explore: str, lr: float, tmp_path: Path)
 
 @pytest.mark.parametrize("killed_at", [40])
 def test_it_goes_on_to_the_same_end_after_a_kill(killed_at: int, tmp_path: Path) -> None:
-    def made() -> Planned:
+    def made() -> PlannerCallback:
         planner = planners.make("autolrs", stage=5, tries=4, share=0.2)
-        return Planned(planner=planner, decision_steps=4, every=20, start=10, first=(0.2, 3.0))
+        return PlannerCallback(planner=planner, decision_steps=4, every=20, start=10, first=(0.2, 3.0))
 
     straight = toy(150)
     drives(tmp_path / "whole", made(), straight)
     run, again = toy(150), toy(150)
     drives(tmp_path / "run", made(), run, stop=lambda: run.step >= killed_at)
-    responder = made()
-    folder, _ = resume(tmp_path / "run", again, responder)
-    drive(again, folder, responder=responder)
+    callback = made()
+    folder, _ = resume(tmp_path / "run", again, callback)
+    train(again, folder, callback=callback)
     assert again.fingerprint() == straight.fingerprint()
     assert again.ledger.as_dict() == pytest.approx(straight.ledger.as_dict())
 
@@ -237,4 +239,4 @@ def test_it_goes_on_to_the_same_end_after_a_kill(killed_at: int, tmp_path: Path)
 def test_bad_hyperparameters(name: str, value: float) -> None:
     usual: dict[str, Any] = {"planner": Tries([], 0, 4), "decision_steps": 4}
     with pytest.raises(UserError, match=name):
-        Planned(**usual | {name: value})
+        PlannerCallback(**usual | {name: value})

@@ -18,7 +18,7 @@ from trainenv.agents.branching import Branching, Drafting
 from trainenv.agents.branching.lr_range import RangeTest
 from trainenv.config.schema import RunConfig
 from trainenv.interventions import PARTS
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import Telemetry, UserError
@@ -136,7 +136,7 @@ def lie(monkeypatch: pytest.MonkeyPatch, alarms: Any) -> Lie:
 
 def warmed(lr: float, bounds: tuple[float, float] = (0.01, 10.0), **branching: Any) -> Steered:
     """A run that warms up for 40 steps, steered."""
-    settings = {"triggers": ["warmup"], "verify_steps": 3, "replayable": False, "share": 0.9} | branching
+    settings = {"triggers": ["warmup"], "verify_steps": 3, "replayable": False, "max_waste": 0.9} | branching
     run = toy(160, lr=lr, schedule={"warmup": 40}, interventions={"lr_bounds": bounds}, branching=settings)
     return steered(run, planner=Promising())
 
@@ -188,14 +188,14 @@ def test_planners_are_not_asked() -> None:
     found = warmed(lr=0.3, triggers=["warmup", "checkpoint"], every=24)
     assert [decision["why"] for decision in found.decisions][:2] == ["warmup", "checkpoint"]
     assert [decision["why"] for decision in found.decisions].count("warmup") == 1
-    assert len(found.responder.planner.problems) == len(found.decisions) - 1 + len(found.of("skipped"))  # type: ignore[attr-defined]
+    assert len(found.callback.planner.problems) == len(found.decisions) - 1 + len(found.of("skipped"))  # type: ignore[attr-defined]
     assert found.decisions[1]["verification"]["rule"] == "agreement"
 
 
 def test_drafts_stay_within_reach_of_what_it_found() -> None:
-    found = warmed(lr=20.0, triggers=["warmup", "checkpoint"], every=40, reach=1.0, harm=1e9)
+    found = warmed(lr=20.0, triggers=["warmup", "checkpoint"], every=40, max_lr_factor=1.0, harm=1e9)
     assert found.decisions[0]["accepted"] == 1
-    problem = found.responder.planner.problems[0]  # type: ignore[attr-defined]
+    problem = found.callback.planner.problems[0]  # type: ignore[attr-defined]
     raised = [bool(allowed) for allowed in problem.masks[PARTS.index("lr_scale")]]
     assert raised == [scale <= 1 for scale in found.run.config.interventions.lr_scales]
 
@@ -205,17 +205,17 @@ def test_it_can_be_switched_off() -> None:
 
 
 def test_no_more_is_thrown_away_than_was_said() -> None:
-    found = warmed(lr=20.0, share=0.01)
+    found = warmed(lr=20.0, max_waste=0.01)
     assert found.decisions == []
     (skipped,) = found.of("skipped")
     assert skipped["detail"]["reason"].startswith("no budget is left")
 
 
 def test_a_warm_up_of_a_tiny_model_is_decided_and_replayed(tmp_path: Path) -> None:
-    branching = {"triggers": ["warmup"], "verify_steps": 2, "share": 0.5, "insure": False}
+    branching = {"triggers": ["warmup"], "verify_steps": 2, "max_waste": 0.5, "default_clip": False}
     config = RunConfig.load("tiny", SMALL | {"steps": 60, "schedule.warmup": 40, "optimizer.lr": 0.5, "branching": branching})
     run = TrainingRun.from_config(config)
-    drive(run, RunFolder.create(tmp_path / "run", config), responder=Branching(planner=Promising()))
+    train(run, RunFolder.create(tmp_path / "run", config), callback=Branching(planner=Promising()))
     replay = Replay.of(tmp_path / "run", "20")
     assert replay.agrees
     assert replay.accepted == (1, 1)
@@ -227,7 +227,7 @@ def test_neither_planner_nor_model_is_asked_where_the_warm_up_has_a_draft() -> N
     def refuse(*_: object) -> Any:
         raise UserError("at least 16 steps")
 
-    settings = {"triggers": ["warmup"], "verify_steps": 3, "share": 0.9}
+    settings = {"triggers": ["warmup"], "verify_steps": 3, "max_waste": 0.9}
     run = toy(160, lr=20.0, schedule={"warmup": 40}, branching=settings)
     found = steered(run, planner=Promising(), drafting=Drafting(allow=refuse))
     assert found.decisions[0]["accepted"] == 1

@@ -26,7 +26,7 @@ from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.world_model import WorldModelEnv
 from trainenv.interventions import ActionCodec
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder, read_events
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
@@ -243,13 +243,13 @@ def changed(folder: Path, key: str, value: Any) -> None:
 # ── the package, and mistakes ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["sb3", "sb3_learners", "sb3_methods"])
+@pytest.mark.parametrize("name", ["policy", "learners", "rl_methods"])
 def test_the_package_is_imported_late(name: str) -> None:
     """Neither it nor the one module that needs it at once."""
-    source = ast.parse((Path(__file__).parents[2] / "agents" / f"{name}.py").read_text())
+    source = ast.parse((Path(__file__).parents[2] / "agents" / "rl" / f"{name}.py").read_text())
     late = [node for node in ast.walk(source) if isinstance(node, ast.Import | ast.ImportFrom)]
     at_once = [ast.unparse(node) for node in source.body if node in late]
-    assert not [line for line in at_once if "stable_baselines3" in line.split()[1] or "sb3_envs" in line]
+    assert not [line for line in at_once if "stable_baselines3" in line.split()[1] or "env_views" in line]
 
 
 def test_without_the_package_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_an_apprentice_leaves_a_diverged_run_alone() -> None:
 
     lost = [telemetry(step, loss=float("nan")) for step in range(1, 41)]
     apprentice = Apprentice(train=lambda histories: pytest.fail("nothing to learn from"), until=10, again=10)
-    assert apprentice.respond(Run(), lost).events == ()  # type: ignore[arg-type]
+    assert apprentice.on_block_end(Run(), lost).events == ()  # type: ignore[arg-type]
     assert apprentice.acting is None
 
 
@@ -338,11 +338,11 @@ def test_an_apprentice_trains_anew_on_what_is_newest(tmp_path: Path) -> None:
     run, trainings = TrainingRun.from_config(config), list[tuple[int, list[int]]]()
     cut = train_in_model(Known(), [history()], CONFIG, PPO(decisions=64, episodes=4, rollout=8, batch=32))
 
-    def train(histories: Any) -> Any:
+    def train_again(histories: Any) -> Any:
         trainings.append((run.step, [h.telemetry[-1].step for h in histories]))
         return replace(cut, flops={"model": 2 * run.flops_per_step})
 
-    drive(run, RunFolder.create(tmp_path / "run", config), responder=Apprentice(train=train, until=20, again=50))
+    train(run, RunFolder.create(tmp_path / "run", config), callback=Apprentice(train=train_again, until=20, again=50))
     assert [step for step, _ in trainings] == [24, 74, 124]  # ends of blocks; none within 50 steps of the end
     assert trainings[0][1] == [16, 24]
     assert trainings[1][1] == [16, 24, 32, 40, 48, 50, 58, 66, 74]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainenv import RunConfig, TrainingRun, UserError
-from trainenv.agents import Tuned
+from trainenv.agents import TunedSchedule
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry
 
@@ -31,7 +31,7 @@ CONFIG = RunConfig.load(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     path = tmp_path_factory.mktemp("tuned") / "run"
-    return Tuned(trials=6, lr_factors=(0.1, 100.0)).train(CONFIG, path), path
+    return TunedSchedule(trials=6, lr_factors=(0.1, 100.0)).train(CONFIG, path), path
 
 
 def test_half_of_the_budget_is_for_trials(trained: tuple[dict[str, Any], Path]) -> None:
@@ -76,7 +76,9 @@ def test_a_trial_is_a_short_full_run(trained: tuple[dict[str, Any], Path]) -> No
 
 def test_the_same_seed_finds_the_same(tmp_path: Path) -> None:
     config = RunConfig.load(CONFIG, {"steps": 64})
-    one, two, other = (Tuned(trials=3, seed=seed).train(config, tmp_path / str(place)) for place, seed in enumerate((1, 1, 2)))
+    one, two, other = (
+        TunedSchedule(trials=3, seed=seed).train(config, tmp_path / str(place)) for place, seed in enumerate((1, 1, 2))
+    )
     assert one["tuned"] == two["tuned"]
     assert one["final_validation_loss"] == two["final_validation_loss"]
     assert one["tuned"]["trials"][1:] != other["tuned"]["trials"][1:]
@@ -87,7 +89,7 @@ def test_a_small_budget_has_fewer_trials_or_none(tmp_path: Path) -> None:
     each = 8 + run.flops_per_evaluation / run.flops_ahead  # steps' worth of the shortest trial
     for steps in (int(4.5 * each), int(1.5 * each)):
         config = RunConfig.load(CONFIG, {"steps": steps})
-        summary = Tuned(trials=6).train(config, tmp_path / str(steps))
+        summary = TunedSchedule(trials=6).train(config, tmp_path / str(steps))
         assert len(summary["tuned"]["trials"]) == int(steps / 2 / each)
         assert summary["flops"]["plan"] + summary["flops"]["main"] <= steps * run.flops_ahead
     assert (summary["tuned"]["lr_factor"], summary["step"]) == (1.0, steps)
@@ -95,7 +97,7 @@ def test_a_small_budget_has_fewer_trials_or_none(tmp_path: Path) -> None:
 
 def test_a_trial_that_diverges_counts_as_twice_a_uniform_guess(tmp_path: Path) -> None:
     config = RunConfig.load(CONFIG, {"optimizer.lr": 1e30})
-    summary = Tuned(trials=3).train(config, tmp_path / "run")
+    summary = TunedSchedule(trials=3).train(config, tmp_path / "run")
     assert {trial["loss"] for trial in summary["tuned"]["trials"]} == {
         2 * math.log(TrainingRun.from_config(config).model.config.vocab_size)
     }
@@ -103,7 +105,7 @@ def test_a_trial_that_diverges_counts_as_twice_a_uniform_guess(tmp_path: Path) -
 
 
 def test_told_to_stop_it_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
-    summary = Tuned(trials=6).train(CONFIG, tmp_path / "run", stop=lambda: True)
+    summary = TunedSchedule(trials=6).train(CONFIG, tmp_path / "run", stop=lambda: True)
     assert summary["ended"] == "interrupted"
     assert summary["tuned"]["trials"] == []
     _, snapshot = RunFolder.resume(tmp_path / "run")
@@ -124,4 +126,4 @@ def test_told_to_stop_it_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
 )
 def test_bad_hyperparameters(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=name):
-        Tuned(**{name: value})
+        TunedSchedule(**{name: value})

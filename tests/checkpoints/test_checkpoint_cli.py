@@ -48,13 +48,13 @@ def sets(**more: Any) -> list[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that was stopped at step 24: checkpoints of steps 0, 8, 16 and 24."""
     from trainenv.config.schema import RunConfig
-    from trainenv.loop import drive
+    from trainenv.loop import train
     from trainenv.records.run_folder import RunFolder
 
     config = RunConfig.load("tiny", SMALL)
     run = TrainingRun.from_config(config)
     folder = RunFolder.create(tmp_path_factory.mktemp("made") / "run", config)
-    drive(run, folder, stop=lambda: run.step >= 24)
+    train(run, folder, stop=lambda: run.step >= 24)
     return folder.path
 
 

@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import MARK, PROLOGUE, TIERS, adam, apart, bits, content, holding, small, snapshot, written
+from checkpoint_files import (
+    MARK,
+    PROLOGUE,
+    TIERS,
+    adam,
+    apart,
+    bits,
+    content,
+    holding,
+    small,
+    snapshot,
+    written,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_planes import SHAPES, noise

@@ -17,7 +17,18 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from checkpoint_files import MARK, TIERS, apart, content, forged, holding, line, small, together, written
+from checkpoint_files import (
+    MARK,
+    TIERS,
+    apart,
+    content,
+    forged,
+    holding,
+    line,
+    small,
+    together,
+    written,
+)
 from hostile_cases import FIRST, SECOND, cases, tensor
 
 from trainenv.checkpoints import file

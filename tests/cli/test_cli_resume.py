@@ -11,14 +11,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, newest, sets
+from command_line import (
+    RUN_FILES,
+    SMALL,
+    asks_to_stop_at,
+    assert_one_sentence,
+    files,
+    final,
+    newest,
+    sets,
+)
 from strict_json import strict
 
 from trainenv import cli
 from trainenv.cli import main
 from trainenv.cli.options import interruptible
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.records.run_folder import RunFolder, read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
@@ -96,7 +105,7 @@ def test_resuming_a_run_that_was_stopped_in_python(tmp_path: Path, capsys: pytes
     config = RunConfig.load("tiny", SMALL)
     folder = RunFolder.create(tmp_path / "mine", config)
     asked = iter([False, False, True])
-    summary = drive(TrainingRun.from_config(config), folder, stop=lambda: next(asked))
+    summary = train(TrainingRun.from_config(config), folder, stop=lambda: next(asked))
     assert (summary["ended"], summary["step"]) == ("interrupted", 12)
     assert main(["run", "--resume", "--out", "mine"]) == 0
     straight = TrainingRun.from_config(config)

@@ -145,11 +145,11 @@ NO_RECORDS = [
     "[]",
     "{}",
     "[" * 9000,
-    '{"config": 3, "corpus": null, "responder": null, "flags": []}',
-    '{"config": {}, "corpus": null, "responder": {}, "flags": []}',
-    '{"config": {}, "corpus": null, "responder": {"class": 3}, "flags": []}',
-    '{"config": {}, "corpus": null, "responder": null, "flags": "--by-hand"}',
-    '{"config": {}, "corpus": 3, "responder": null, "flags": []}',
+    '{"config": 3, "corpus": null, "callback": null, "flags": []}',
+    '{"config": {}, "corpus": null, "callback": {}, "flags": []}',
+    '{"config": {}, "corpus": null, "callback": {"class": 3}, "flags": []}',
+    '{"config": {}, "corpus": null, "callback": null, "flags": "--by-hand"}',
+    '{"config": {}, "corpus": 3, "callback": null, "flags": []}',
 ]
 
 
@@ -255,7 +255,7 @@ def test_a_steered_run_whose_folder_does_not_say_by_what(
     RECORD.unlink()
     assert_one_sentence(RESUME, ("is steered", "found nobody", "--branching", "--by-hand"), tmp_path, capsys)
     assert_one_sentence(
-        [*RESUME, "--branching"], ("another responder", "trainenv.agents.Branching", "--accept-changes"), tmp_path, capsys
+        [*RESUME, "--branching"], ("another callback", "trainenv.agents.Branching", "--accept-changes"), tmp_path, capsys
     )
     assert "to the bit as it was (exact), if text" in said(capsys, "--by-hand")
 

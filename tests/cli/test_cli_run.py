@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 from alarms import fires_at
-from command_line import RUN_FILES, SMALL, asks_to_stop_at, assert_one_sentence, files, final, sets, tree
+from command_line import (
+    RUN_FILES,
+    SMALL,
+    asks_to_stop_at,
+    assert_one_sentence,
+    files,
+    final,
+    sets,
+    tree,
+)
 from strict_json import strict
 
 import trainenv
@@ -110,7 +119,7 @@ def test_by_hand_answers_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_branching_drafts_verifies_and_goes_on(
     planner: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = "{every: 40, horizon: 48, verify_steps: 3, quiet: 8, share: 0.5, worth: 0, top_k: 2}"
+    quick = "{every: 40, horizon: 48, verify_steps: 3, refractory_steps: 8, max_waste: 0.5, min_gain: 0, top_k: 2}"
     arguments = ["run", "tiny", *sets(steps=120, validation__every=0, branching=quick), "--branching", *planner]
     assert main([*arguments, "--out", "straight"]) == 0
     said = capsys.readouterr().out

@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from clip_references import ARCStepsReference, arc_rank, arc_workers, fill, gradient, grads, norm_of, norms, parameters
+from clip_references import (
+    ARCStepsReference,
+    arc_rank,
+    arc_workers,
+    fill,
+    gradient,
+    grads,
+    norm_of,
+    norms,
+    parameters,
+)
 
 from trainenv.clipping import make
 from trainenv.clipping.arc import cut_count

@@ -19,7 +19,7 @@ from trainenv.compare.measuring import measure_cell
 from trainenv.compare.runner import Estimate, cells, expected_seconds
 from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 from trainenv.types import UserError
@@ -118,7 +118,7 @@ def test_the_budget_is_what_a_run_left_alone_spends(place: int, tmp_path: Path) 
     """A real one, that the measures are taken of."""
     trunk = suite().trunks[place]
     config = small(trunk, 1)
-    drive(TrainingRun.from_config(config), RunFolder.create(tmp_path / "run", config))
+    train(TrainingRun.from_config(config), RunFolder.create(tmp_path / "run", config))
     row = measure_cell(tmp_path / "run")
     assert row["total_flops"] == pytest.approx(allowance(config), rel=1e-12)
     assert set(row) == set(MEASURED)

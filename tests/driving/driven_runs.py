@@ -11,7 +11,7 @@ from bigram import Bigram, tokens
 
 from trainenv import Intervention, TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.loop import Responder, Response
+from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.types import Event, Snapshot, Telemetry
 
@@ -32,21 +32,21 @@ def newest(folder: RunFolder) -> Snapshot:
 
 
 @dataclass
-class Rewinder(Responder):
+class Rewinder(Callback):
     """Goes back to the start once, at `at`; remembers what it was called with."""
 
     at: int = 10**9
     windows: list[list[int]] = field(default_factory=list)
     start: Snapshot | None = None
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         self.windows.append([t.step for t in window])
         if self.start is None:
             self.start = run.snapshot()
         if run.step < self.at:
-            return Response()
+            return CallbackResult()
         seen, self.at = run.step, 10**9
         run.rewind(self.start)
         run.apply(Intervention(lr_scale=0.5))
         rewind = Event(seen, "rewind", {"to": self.start.step, "lr_scale": run.lr_scale})
-        return Response(events=[rewind, Event(run.step, "intervention", {"lr_scale": 0.5})])
+        return CallbackResult(events=[rewind, Event(run.step, "intervention", {"lr_scale": 0.5})])

@@ -15,7 +15,7 @@ from strict_json import strict
 
 from trainenv import TrainingConfig, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.loop import Responder, Response, drive, resume
+from trainenv.loop import Callback, CallbackResult, resume, train
 from trainenv.records.run_folder import RunFolder, read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.tools.json_lines import read_lines
@@ -32,7 +32,7 @@ def test_validation_at_its_steps_at_the_start_and_at_the_end(
     steps: int, every: int, expected: list[int], folder: RunFolder
 ) -> None:
     run = toy(steps, every)
-    summary = drive(run, folder)
+    summary = train(run, folder)
     found = read_validation(folder.path)
     assert [v["step"] for v in found] == expected
     assert {v["line"] for v in found} == {0}
@@ -41,22 +41,22 @@ def test_validation_at_its_steps_at_the_start_and_at_the_end(
 
 
 def test_blocks_end_at_boundaries(folder: RunFolder) -> None:
-    responder, watched = Rewinder(), []
-    drive(toy(27, 12), folder, responder=responder, watch=lambda run, window: watched.append([t.step for t in window]))
+    callback, watched = Rewinder(), []
+    train(toy(27, 12), folder, callback=callback, watch=lambda run, window: watched.append([t.step for t in window]))
     expected = [(1, 8), (9, 12), (13, 20), (21, 24), (25, 27)]
-    assert responder.windows == watched == [list(range(first, last + 1)) for first, last in expected]
+    assert callback.windows == watched == [list(range(first, last + 1)) for first, last in expected]
 
 
 def test_driving_changes_nothing_of_the_run(folder: RunFolder) -> None:
     driven, straight = toy(40, 12, checkpoints={"every": 8}), toy(40, 12)
-    drive(driven, folder)
+    train(driven, folder)
     straight.advance(40)
     assert driven.fingerprint() == straight.fingerprint()
 
 
 def test_summary_of_a_run_that_spent_its_budget(folder: RunFolder) -> None:
     run = toy(40)
-    summary = drive(run, folder)
+    summary = train(run, folder)
     assert strict((folder.path / "summary.json").read_text(encoding="utf-8")) == summary
     assert summary["ended"] == "budget spent"
     assert (summary["name"], summary["seed"], summary["step"]) == ("toy", 0, 40)
@@ -71,7 +71,7 @@ def test_summary_of_a_run_that_spent_its_budget(folder: RunFolder) -> None:
 def test_a_run_goes_on_from_where_it_is(folder: RunFolder) -> None:
     run = toy(40, 12)
     run.advance(20)
-    drive(run, folder)
+    train(run, folder)
     assert [v["step"] for v in read_validation(folder.path)] == [20, 24, 36, 40]
     assert list(read_telemetry(folder.path)["step"]) == list(range(21, 41))
 
@@ -79,7 +79,7 @@ def test_a_run_goes_on_from_where_it_is(folder: RunFolder) -> None:
 def test_a_run_with_nothing_left_to_do(folder: RunFolder) -> None:
     run = toy(8)
     last = run.advance(8)[-1]
-    summary = drive(run, folder)
+    summary = train(run, folder)
     assert (summary["ended"], summary["step"], summary["final_learning_rate"]) == ("budget spent", 8, last.lr)
     assert summary["first_validation_loss"] == summary["final_validation_loss"] == run.evaluate()
     assert len(read_validation(folder.path)) == 1
@@ -91,7 +91,7 @@ def test_a_run_with_nothing_left_to_do(folder: RunFolder) -> None:
 
 def test_each_alarm_is_an_event(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
     fires_at(monkeypatch, 3, 5, 24)
-    assert drive(toy(40), folder)["fired"] == 3
+    assert train(toy(40), folder)["fired"] == 3
     events = read_events(folder.path)
     assert [(e["step"], e["kind"], e["line"]) for e in events] == [(3, "fired", 0), (5, "fired", 0), (24, "fired", 0)]
     losses = read_telemetry(folder.path).set_index("step")["loss"]
@@ -102,7 +102,7 @@ def test_each_alarm_is_an_event(monkeypatch: pytest.MonkeyPatch, folder: RunFold
 
 def test_a_rewind_starts_a_new_line(folder: RunFolder) -> None:
     run = toy(40)
-    summary = drive(run, folder, responder=Rewinder(at=24))
+    summary = train(run, folder, callback=Rewinder(at=24))
     assert (summary["rewinds"], summary["ended"], summary["step"]) == (1, "budget spent", 24)
     assert read_lines(folder.path / "lines.jsonl") == [{"line": 1, "step": 8, "rewinds": 1}]
     assert [(e["line"], e["step"], e["kind"]) for e in read_events(folder.path)] == [(1, 24, "rewind"), (1, 8, "intervention")]
@@ -118,18 +118,18 @@ def test_a_rewind_starts_a_new_line(folder: RunFolder) -> None:
 
 def test_a_validation_step_that_comes_again_after_a_rewind_is_validated_again(folder: RunFolder) -> None:
     """It is of another line, and so another loss."""
-    drive(toy(40, 16), folder, responder=Rewinder(at=24))
+    train(toy(40, 16), folder, callback=Rewinder(at=24))
     found = read_validation(folder.path)
     assert [(v["line"], v["step"]) for v in found] == [(0, 0), (0, 16), (1, 16), (1, 24)]
     assert found[1]["loss"] != found[2]["loss"]
 
 
 def test_any_event_of_a_responder_is_recorded(folder: RunFolder) -> None:
-    class Noting(Responder):
-        def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
-            return Response(events=[Event(run.step, "intervention", {"n": len(window)})])
+    class Noting(Callback):
+        def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+            return CallbackResult(events=[Event(run.step, "intervention", {"n": len(window)})])
 
-    assert drive(toy(20), folder, responder=Noting())["rewinds"] == 0
+    assert train(toy(20), folder, callback=Noting())["rewinds"] == 0
     assert [(e["step"], e["detail"]["n"]) for e in read_events(folder.path)] == [(8, 8), (16, 8), (20, 4)]
     assert not (folder.path / "lines.jsonl").exists()
 
@@ -137,33 +137,33 @@ def test_any_event_of_a_responder_is_recorded(folder: RunFolder) -> None:
 def test_a_responder_says_when_it_is_asked_and_what_is_saved(folder: RunFolder) -> None:
     seen: list[int] = []
 
-    class Early(Responder):
-        def within(self, run: TrainingRun, /) -> int:
+    class Early(Callback):
+        def next_block(self, run: TrainingRun, /) -> int:
             return (3 - run.step) % 5 or 5
 
-        def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+        def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
             seen.append(run.step)
-            return Response(save=run.step in {13, 16})
+            return CallbackResult(save=run.step in {13, 16})
 
-    drive(toy(20, checkpoints={"every": 16}), folder, responder=Early())
+    train(toy(20, checkpoints={"every": 16}), folder, callback=Early())
     assert seen == [3, 8, 13, 16, 18, 20]  # blocks of eight, checkpoints and the end go before it
     assert CheckpointStore(folder.path / "checkpoints").steps() == [0, 13, 16, 20]
 
 
 @dataclass
-class Ahead(Responder):
+class Ahead(Callback):
     """Trains five steps of its own at step 8, which the run keeps; remembers all that it was told."""
 
     told: list[list[float]] = field(default_factory=list)
     begun: int = 0
 
-    def begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
+    def on_train_begin(self, run: TrainingRun, folder: RunFolder, store: CheckpointStore, /) -> None:
         self.begun += 1
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
-        return Response(kept=run.advance(5)) if run.step == 8 else Response()
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
+        return CallbackResult(kept=run.advance(5)) if run.step == 8 else CallbackResult()
 
-    def validated(self, step: int, loss: float, /) -> None:
+    def on_evaluate(self, step: int, loss: float, /) -> None:
         self.told.append([step, loss])
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,23 +175,23 @@ class Ahead(Responder):
 
 def test_steps_that_a_responder_trained_are_the_runs_own(folder: RunFolder) -> None:
     """They are recorded, counted, and a validation that they pass over is made up for where they end."""
-    run, responder = toy(40, 12), Ahead()
-    drive(run, folder, responder=responder)
+    run, callback = toy(40, 12), Ahead()
+    train(run, folder, callback=callback)
     alone = toy(40, 12)
     alone.advance(40)
     assert run.fingerprint() == alone.fingerprint()
     assert list(read_telemetry(folder.path, kept_only=True)["step"]) == list(range(1, 41))
     assert [v["step"] for v in read_validation(folder.path)] == [0, 13, 24, 36, 40]
-    assert responder.begun == 1
-    assert responder.told == [[v["step"], v["loss"]] for v in read_validation(folder.path)[1:]]
+    assert callback.begun == 1
+    assert callback.told == [[v["step"], v["loss"]] for v in read_validation(folder.path)[1:]]
 
 
 def test_what_a_responder_remembers_comes_back_with_the_run(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", TrainingConfig(steps=1))
-    drive(toy(40, 12), folder, responder=Ahead(), stop=lambda: len(read_validation(folder.path)) > 2)
-    run, responder = toy(40, 12), Ahead()
-    folder, snapshot = resume(tmp_path / "run", run, responder)
-    assert responder.told == [[v["step"], v["loss"]] for v in read_validation(folder.path)[1:]]
+    train(toy(40, 12), folder, callback=Ahead(), stop=lambda: len(read_validation(folder.path)) > 2)
+    run, callback = toy(40, 12), Ahead()
+    folder, snapshot = resume(tmp_path / "run", run, callback)
+    assert callback.told == [[v["step"], v["loss"]] for v in read_validation(folder.path)[1:]]
     assert run.step == snapshot.step == 24
-    drive(run, folder, responder=responder)
-    assert [step for step, _ in responder.told] == [13, 24, 36, 40]
+    train(run, folder, callback=callback)
+    assert [step for step, _ in callback.told] == [13, 24, 36, 40]

@@ -12,23 +12,23 @@ import pytest
 from driven_runs import toy
 
 from trainenv import TrainingConfig, TrainingRun
-from trainenv.agents import Acting, ByHand
-from trainenv.loop import RESPONDER, Responder, Response, drive, resume
+from trainenv.agents import AgentCallback, RollbackRule
+from trainenv.loop import CALLBACK_STATE, Callback, CallbackResult, resume, train
 from trainenv.records.made_of import MadeOf
 from trainenv.records.run_folder import RunFolder
 from trainenv.types import Telemetry, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counting(Responder):
+class Counting(Callback):
     """Counts what it was called for, in units of `unit`."""
 
     unit: int = 1
     counts: list[int] = field(default_factory=lambda: [0])
 
-    def respond(self, run: TrainingRun, window: Sequence[Telemetry], /) -> Response:
+    def on_block_end(self, run: TrainingRun, window: Sequence[Telemetry], /) -> CallbackResult:
         self.counts[0] += self.unit
-        return Response()
+        return CallbackResult()
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.counts[0]}
@@ -37,18 +37,18 @@ class Counting(Responder):
         self.counts[0] = state.get("count", 0)
 
 
-def stopped(path: Path, responder: Responder | None) -> None:
-    drive(toy(40), RunFolder.create(path, TrainingConfig(steps=1)), responder=responder, stop=lambda: True)
+def stopped(path: Path, callback: Callback | None) -> None:
+    train(toy(40), RunFolder.create(path, TrainingConfig(steps=1)), callback=callback, stop=lambda: True)
 
 
 def files(path: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def refused(path: Path, words: str, run: TrainingRun, responder: Responder | None) -> None:
+def refused(path: Path, words: str, run: TrainingRun, callback: Callback | None) -> None:
     before, start = files(path), run.fingerprint()
     with pytest.raises(UserError, match=words):
-        resume(path, run, responder)
+        resume(path, run, callback)
     assert (files(path), run.fingerprint()) == (before, start)
 
 
@@ -60,13 +60,15 @@ def test_what_a_responder_remembers_is_not_dropped_in_silence(recorded: bool, tm
     refused(tmp_path / "run", "is steered .*, found nobody", toy(40), None)
     run = toy(40)
     _, snapshot = resume(tmp_path / "run", run, accept_changes=True)
-    assert (run.step, RESPONDER in snapshot.state) == (8, True)
+    assert (run.step, CALLBACK_STATE in snapshot.state) == (8, True)
 
 
 def test_a_responder_of_another_kind_is_given_nothing(tmp_path: Path) -> None:
-    stopped(tmp_path / "run", ByHand())
-    acting = Acting(agent=Refusing())
-    refused(tmp_path / "run", r"steered by agents\.by_hand\.ByHand, found agents\.acting\.Acting", toy(40), acting)
+    stopped(tmp_path / "run", RollbackRule())
+    acting = AgentCallback(agent=Refusing())
+    refused(
+        tmp_path / "run", r"steered by trainenv\.agents\.RollbackRule, found trainenv\.agents\.AgentCallback", toy(40), acting
+    )
     resume(tmp_path / "run", toy(40), acting, accept_changes=True)
 
 
@@ -79,22 +81,22 @@ class Refusing:
 
 def test_other_settings_of_the_same_responder_are_a_change(tmp_path: Path) -> None:
     stopped(tmp_path / "run", Counting())
-    refused(tmp_path / "run", "the responder's unit was 1, is 2", toy(40), Counting(unit=2))
+    refused(tmp_path / "run", "the callback's unit was 1, is 2", toy(40), Counting(unit=2))
     again = Counting(unit=2)
     folder, _ = resume(tmp_path / "run", toy(40), again, accept_changes=True)
     assert again.counts == [1]
-    assert folder.changes == ("the responder's unit was 1, is 2",)
+    assert folder.changes == ("the callback's unit was 1, is 2",)
 
 
 def test_who_begins_to_steer_later_is_welcome(tmp_path: Path) -> None:
     stopped(tmp_path / "run", None)
-    run, responder = toy(40), Counting()
-    folder, _ = resume(tmp_path / "run", run, responder)
+    run, callback = toy(40), Counting()
+    folder, _ = resume(tmp_path / "run", run, callback)
     assert folder.changes == ()
-    drive(run, folder, responder=responder)
+    train(run, folder, callback=callback)
     made = MadeOf.read(folder.path)
     assert made is not None
-    assert made.responder == {"class": "test_driving_resumed.Counting", "unit": 1}
+    assert made.callback == {"class": "test_driving_resumed.Counting", "unit": 1}
 
 
 def test_a_run_that_was_built_otherwise_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from driven_runs import Rewinder, newest, toy
 from trainenv import TrainingRun
 from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.loop import drive, resume
+from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.tools.json_lines import read_lines
@@ -49,20 +49,20 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str | None]]:
 def test_checkpoints_at_their_steps_at_the_start_and_exact_at_the_end(
     every: int, checkpoint_every: int, expected: list[int], saved: list[tuple[int, str | None]], folder: RunFolder
 ) -> None:
-    drive(toy(40, every, checkpoints={"every": checkpoint_every}), folder)
+    train(toy(40, every, checkpoints={"every": checkpoint_every}), folder)
     assert saved == [*((step, None) for step in expected[:-1]), (40, "exact")]
     assert CheckpointStore(folder.path / "checkpoints").steps() == expected[-8:]
     assert all(finding.ok for finding in CheckpointStore(folder.path / "checkpoints").verify())
 
 
 def test_only_the_last_are_kept(folder: RunFolder) -> None:
-    drive(toy(40, checkpoints={"every": 8, "keep_last": 2}), folder)
+    train(toy(40, checkpoints={"every": 8, "keep_last": 2}), folder)
     assert CheckpointStore(folder.path / "checkpoints").steps() == [32, 40]
 
 
 def test_what_a_stop_leaves_is_exact_and_the_rest_as_configured(folder: RunFolder) -> None:
     run, asked = toy(40, checkpoints={"every": 8}), iter([False, False, True])
-    drive(run, folder, stop=lambda: next(asked))
+    train(run, folder, stop=lambda: next(asked))
     store = CheckpointStore(folder.path / "checkpoints")
     assert [(entry.step, entry.tier) for entry in store.entries()] == [(0, "8bit"), (8, "8bit"), (16, "8bit"), (24, "exact")]
     assert store.load().tier == "exact"
@@ -77,7 +77,7 @@ def test_a_checkpoint_has_the_telemetry_up_to_it_on_disk(monkeypatch: pytest.Mon
         save(store, snapshot, **how)
 
     monkeypatch.setattr(CheckpointStore, "save", looking)
-    drive(toy(40, checkpoints={"every": 8}), folder)
+    train(toy(40, checkpoints={"every": 8}), folder)
     assert there == [(step, step) for step in (0, 8, 16, 24, 32, 40)]
 
 
@@ -89,12 +89,12 @@ def test_after_a_rewind_the_new_line_is_what_there_is_to_go_back_to(folder: RunF
             raise OSError("the power went out")
 
     with pytest.raises(OSError, match="power"):
-        drive(toy(40, checkpoints={"every": 16}), folder, responder=Rewinder(at=24), watch=crash)
+        train(toy(40, checkpoints={"every": 16}), folder, callback=Rewinder(at=24), watch=crash)
     resumed, snapshot = RunFolder.resume(folder.path)
     assert (snapshot.step, snapshot.state["lr_scale"], resumed.line) == (8, 0.5, 1)
     run = toy(40, checkpoints={"every": 16})
     run.restore(snapshot)
-    drive(run, resumed)
+    train(run, resumed)
     kept = read_telemetry(folder.path, kept_only=True)
     assert list(kept["step"]) == list(range(1, 25))
     assert set(kept["lr_scale"][8:]) == {0.5}
@@ -110,11 +110,11 @@ def test_a_rewind_that_was_lost_before_it_was_saved_is_none(folder: RunFolder, m
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "event", crash)
         with pytest.raises(OSError, match="power"):
-            drive(toy(40, **settings), folder, responder=Rewinder(at=24))
+            train(toy(40, **settings), folder, callback=Rewinder(at=24))
     assert [(record["line"], record["step"]) for record in read_lines(folder.path / "lines.jsonl")] == [(1, 8)]
     run = toy(40, **settings)
     resumed, _ = resume(folder.path, run)
-    drive(run, resumed)
+    train(run, resumed)
     kept = read_telemetry(folder.path, kept_only=True)
     assert list(kept["step"]) == list(range(1, 41))
     assert list(kept["line"]) == [0] * 16 + [2] * 24
@@ -128,12 +128,12 @@ def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFo
 
     settings = {"checkpoints": {"every": 16, "moments": "exact"}}
     with pytest.raises(OSError, match="power"):
-        drive(toy(40, **settings), folder, watch=crash)
+        train(toy(40, **settings), folder, watch=crash)
     resumed, snapshot = RunFolder.resume(folder.path)
     assert snapshot.step == 16
     run = toy(40, **settings)
     run.restore(snapshot)
-    drive(run, resumed)
+    train(run, resumed)
     straight = toy(40)
     straight.advance(40)
     assert run.fingerprint() == straight.fingerprint()
@@ -144,7 +144,7 @@ def test_a_crash_loses_at_most_what_came_after_the_last_checkpoint(folder: RunFo
 
 def test_one_process_at_a_time_records_in_a_folder(folder: RunFolder) -> None:
     """Whoever comes second changes nothing, not a byte of the first's history."""
-    drive(toy(40), folder, stop=lambda: True)
+    train(toy(40), folder, stop=lambda: True)
     one, snapshot = RunFolder.resume(folder.path)
     other, _ = RunFolder.resume(folder.path)
     first, second = toy(40), toy(40)
@@ -155,18 +155,18 @@ def test_one_process_at_a_time_records_in_a_folder(folder: RunFolder) -> None:
     def intrude(run: TrainingRun, window: Sequence[Telemetry]) -> None:
         before = (folder.path / "lines.jsonl").read_bytes()
         with pytest.raises(UserError, match=r"checkpoints is in use: .* is saving in it"):
-            drive(second, other)
+            train(second, other)
         seen.append((folder.path / "lines.jsonl").read_bytes() == before)
 
-    drive(first, one, watch=intrude, stop=lambda: True)
+    train(first, one, watch=intrude, stop=lambda: True)
     assert seen == [True]
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
     with pytest.raises(UserError, match=r"another process has gone on with the run in .*; resume it again"):
-        drive(second, other)
+        train(second, other)
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
     again, newer = RunFolder.resume(folder.path)
     second.restore(newer)
-    assert drive(second, again)["ended"] == "budget spent"
+    assert train(second, again)["ended"] == "budget spent"
     assert [record["step"] for record in read_lines(folder.path / "lines.jsonl")] == [8, 16]
 
 
@@ -190,7 +190,7 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_what_was_saved(monkeypatch:
     with monkeypatch.context() as patch:
         fails(patch, after=2)
         with pytest.raises(UserError, match="No space left on device"):
-            drive(toy(40, checkpoints={"every": 8}), folder)
+            train(toy(40, checkpoints={"every": 8}), folder)
     assert not (folder.path / "summary.json").exists()
     assert RunFolder.resume(folder.path)[1].step == 8
 
@@ -199,7 +199,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_of_soon(monkeypatch: pytest.
     fails(monkeypatch, after=0)
     run = toy(400, checkpoints={"every": 8})
     with pytest.raises(UserError, match="No space left on device"):
-        drive(run, folder)
+        train(run, folder)
     assert run.step == 8
 
 
@@ -216,7 +216,7 @@ def test_a_save_that_failed_keeps_no_other_from_being_tried(monkeypatch: pytest.
             return left.pop(0)
 
         with pytest.raises(UserError, match="No space left on device"):
-            drive(run, folder, stop=stop)
+            train(run, folder, stop=stop)
     _, snapshot = RunFolder.resume(folder.path)
     assert (snapshot.step, snapshot.tier) == (24, "exact")
 
@@ -224,6 +224,6 @@ def test_a_save_that_failed_keeps_no_other_from_being_tried(monkeypatch: pytest.
 def test_a_run_may_go_on_without_its_checkpoints(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
     fails(monkeypatch, after=2)
     with pytest.warns(UserWarning, match="No space left on device"):
-        summary = drive(toy(40, checkpoints={"every": 8, "on_error": "warn"}), folder)
+        summary = train(toy(40, checkpoints={"every": 8, "on_error": "warn"}), folder)
     assert (summary["ended"], summary["step"]) == ("budget spent", 40)
     assert CheckpointStore(folder.path / "checkpoints").steps() == [0, 8]

@@ -14,7 +14,17 @@ from trainenv.config.schema import InterventionConfig
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.envs.synthetic_law import REFERENCE
 from trainenv.planners.testing.toy import history
-from trainenv.types import Cost, Estimate, Forecast, Inference, Intervention, Measure, Outcome, PlanningProblem, RunHistory
+from trainenv.types import (
+    Cost,
+    Estimate,
+    Forecast,
+    Inference,
+    Intervention,
+    Measure,
+    Outcome,
+    PlanningProblem,
+    RunHistory,
+)
 
 DECISION = 50  # steps
 BASES = InterventionConfig()

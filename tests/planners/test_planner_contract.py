@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainenv import planners
-from trainenv.planners import Draft, testing
+from trainenv.planners import PlanBuilder, testing
 from trainenv.planners.support.sequences import NOTHING
 from trainenv.types import Candidate, Intervention, Plan, Planner, PlanningProblem, UserError
 
@@ -62,7 +62,7 @@ class Good:
     """A user's planner: lower the learning rate or not, as the model says."""
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        draft = Draft(problem, "good")
+        draft = PlanBuilder(problem, "good")
         draft.forecast([LOWER])
         return draft.plan()
 
@@ -118,7 +118,7 @@ class Careless(Good):
 @dataclass(frozen=True, kw_only=True)
 class Swallows(Good):
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        draft = Draft(problem, "swallows")
+        draft = PlanBuilder(problem, "swallows")
         try:
             draft.forecast([LOWER])
         except BaseException:
@@ -129,7 +129,7 @@ class Swallows(Good):
 @dataclass(frozen=True, kw_only=True)
 class Patient(Good):
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        draft = Draft(problem, "patient")
+        draft = PlanBuilder(problem, "patient")
         for _ in range(1000):
             draft.model.forecast(problem.history, [Intervention()])
         return draft.plan()
@@ -179,7 +179,7 @@ def test_every_check_has_been_seen_to_fail() -> None:
 
 THEIRS = '''
 from dataclasses import dataclass
-from planners import Draft
+from planners import PlanBuilder
 from trainenv.types import Intervention, Plan, PlanningProblem
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ class Halve:
     scale: float = 0.8
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        draft = Draft(problem, "halve")
+        draft = PlanBuilder(problem, "halve")
         draft.forecast([(Intervention(lr_scale=self.scale),)])
         return draft.plan()
 

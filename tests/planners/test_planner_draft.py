@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainenv.planners import Draft
+from trainenv.planners import PlanBuilder
 from trainenv.planners.support.budget_account import Account
 from trainenv.planners.support.sequences import NOTHING, canonical
 from trainenv.planners.testing import ToyWorld, watched
@@ -43,7 +43,7 @@ class Dropping:
 
 def test_scores_are_the_model_s_and_the_same_again_is_free() -> None:
     problem, model, _ = watched(WORLD.problem())
-    draft = Draft(problem, "x")
+    draft = PlanBuilder(problem, "x")
     found = draft.forecast([LOWER, (*LOWER, IDLE), NOTHING, LOWER])
     assert found[0] == found[1] == found[3] == pytest.approx(0.99 * WORLD.delta(LOWER) + 0.01 * 0.5)
     assert found[2] == pytest.approx(0.01 * 0.5)
@@ -57,7 +57,7 @@ def test_scores_are_the_model_s_and_the_same_again_is_free() -> None:
 
 def test_only_what_is_legal_is_asked_and_what_is_not_is_recorded() -> None:
     problem, model, _ = watched(WORLD.problem(proposals=[SAME, LOWER, (Intervention(lr_scale=0.55),)]))
-    draft = Draft(problem, "x")
+    draft = PlanBuilder(problem, "x")
     assert draft.proposals == [LOWER]
     assert math.isnan(draft.forecast([SAME])[0])
     draft.score(SAME, -9.0)
@@ -72,8 +72,8 @@ def test_only_what_is_legal_is_asked_and_what_is_not_is_recorded() -> None:
 
 def test_later_masks_are_those_after_the_sequence() -> None:
     twice = (Intervention(clip="arc"), Intervention(clip="zclip"))  # zclip is in force now, and no longer then
-    assert math.isfinite(Draft(WORLD.problem(), "x").forecast([twice])[0])
-    draft = Draft(WORLD.problem(masks_after=None), "x")
+    assert math.isfinite(PlanBuilder(WORLD.problem(), "x").forecast([twice])[0])
+    draft = PlanBuilder(WORLD.problem(masks_after=None), "x")
     assert math.isnan(draft.forecast([twice])[0])
     assert draft.plan().dropped[0].reason == "illegal at decision 1: a mask forbids the value of part 2"
 
@@ -81,7 +81,7 @@ def test_later_masks_are_those_after_the_sequence() -> None:
 def test_a_sequence_is_no_longer_than_the_run() -> None:
     problem = WORLD.problem()
     problem = replace(problem, history=replace(problem.history, lrs_ahead=[1e-3] * 51))  # a decision is 50 steps
-    draft = Draft(problem, "x")
+    draft = PlanBuilder(problem, "x")
     assert math.isfinite(draft.forecast([LOWER * 2])[0])
     assert math.isnan(draft.forecast([LOWER * 3])[0])
     assert math.isfinite(draft.forecast([(*LOWER, IDLE, IDLE)])[0])
@@ -89,7 +89,7 @@ def test_a_sequence_is_no_longer_than_the_run() -> None:
 
 def test_the_pruner_comes_before_the_model() -> None:
     problem, model, _ = watched(WORLD.problem(pruner=Dropping()))
-    draft = Draft(problem, "x")
+    draft = PlanBuilder(problem, "x")
     assert math.isnan(draft.forecast([RESET, LOWER])[0])
     assert model.asked == [NOTHING, LOWER]
     assert [(one.interventions, one.reason) for one in draft.plan().dropped] == [(RESET, "hopeless")]
@@ -97,7 +97,7 @@ def test_the_pruner_comes_before_the_model() -> None:
 
 @pytest.mark.parametrize("fault", ["raises", "too few"])
 def test_a_pruner_that_fails_is_a_fault(fault: str) -> None:
-    draft = Draft(WORLD.problem(pruner=Dropping(fault)), "x")
+    draft = PlanBuilder(WORLD.problem(pruner=Dropping(fault)), "x")
     draft.forecast([RESET, LOWER])
     plan = draft.plan()
     assert len(plan.candidates) == 1
@@ -107,14 +107,14 @@ def test_a_pruner_that_fails_is_a_fault(fault: str) -> None:
 def test_without_a_sound_forecast_of_doing_nothing_no_score_counts() -> None:
     problem, model, _ = watched(WORLD.problem())
     model.fault = "nan for doing nothing"
-    draft = Draft(problem, "x")
+    draft = PlanBuilder(problem, "x")
     draft.forecast([LOWER, HIGHER])
     assert [one.interventions for one in draft.plan().candidates] == [NOTHING]
 
 
 def test_blocks_are_asked_until_the_time_is_up() -> None:
     problem, model, _ = watched(WORLD.problem(budget=Budget(futures=None, seconds=2.5)))
-    draft = Draft(problem, "x", clock=lambda: float(model.calls))  # a second a call
+    draft = PlanBuilder(problem, "x", clock=lambda: float(model.calls))  # a second a call
     first = [Intervention(lr_scale=scale) for scale in (0.8, 0.9, 1.1)]
     second = [Intervention(lr_scale=a, weight_decay_scale=b) for a, b in product((0.8, 0.9, 1.1, 1.0), (0.5, 2.0, 1.0))]
     sequences = list(product(first, second))
@@ -134,7 +134,7 @@ def test_blocks_are_asked_until_the_time_is_up() -> None:
 
 def test_a_control_runs_beside_whatever_is_run_once_a_draw() -> None:
     problem, _, executor = watched(WORLD.problem())
-    draft = Draft(problem, "x")
+    draft = PlanBuilder(problem, "x")
     first = draft.run([LOWER], 50)
     assert executor.asked == [NOTHING, LOWER]
     assert first[0] == pytest.approx(math.log(draft.outcome(LOWER, 50).annealed / draft.outcome(NOTHING, 50).annealed))  # type: ignore[union-attr]
@@ -149,13 +149,13 @@ def test_a_control_runs_beside_whatever_is_run_once_a_draw() -> None:
 
 def test_only_as_many_are_run_as_can_be_paid() -> None:
     problem, _, executor = watched(WORLD.problem(budget=Budget(steps=200)))  # a branch takes 50 and 20 to cool down
-    draft = Draft(problem, "x")
+    draft = PlanBuilder(problem, "x")
     assert np.isfinite(draft.run([LOWER, HIGHER, RESET], 50)).tolist() == [True, False, False]
     assert executor.steps == draft.spent.steps == 140
     assert draft.exhausted
     assert not draft.affords([HIGHER], 50)
     problem, _, executor = watched(WORLD.problem(budget=Budget(steps=100)))
-    assert math.isnan(Draft(problem, "x").run([LOWER], 50)[0])
+    assert math.isnan(PlanBuilder(problem, "x").run([LOWER], 50)[0])
     assert executor.calls == 0  # a control alone would teach nothing
 
 
@@ -163,7 +163,7 @@ def test_a_failed_branch_leaves_the_others_and_a_failed_control_leaves_none() ->
     for fault, kept in (("errors", 0), ("error of the control", 0), ("nan", 0), ("too few", 1)):
         problem, _, executor = watched(WORLD.problem())
         executor.fault = fault  # type: ignore[assignment]
-        draft = Draft(problem, "x")
+        draft = PlanBuilder(problem, "x")
         assert np.isfinite(draft.run([LOWER, HIGHER], 50)).sum() == kept
         plan = draft.plan()
         assert plan.faults
@@ -173,7 +173,7 @@ def test_a_failed_branch_leaves_the_others_and_a_failed_control_leaves_none() ->
 
 
 def test_a_branch_that_diverges_has_the_price_of_it() -> None:
-    draft = Draft(WORLD.problem(), "x")
+    draft = PlanBuilder(WORLD.problem(), "x")
     assert draft.run([(Intervention(clip="none"),)], 50) == [0.5]
     assert draft.run([LOWER], 50)[0] == pytest.approx(WORLD.delta(LOWER), rel=1e-6)
 
@@ -182,14 +182,14 @@ def test_a_branch_that_diverges_has_the_price_of_it() -> None:
 
 
 def test_of_equals_doing_nothing_comes_first() -> None:
-    draft = Draft(WORLD.problem(), "x")
+    draft = PlanBuilder(WORLD.problem(), "x")
     draft.score(LOWER, 0.0)
     draft.score(HIGHER, 0.0)
     assert [one.interventions for one in draft.plan().candidates] == [NOTHING, LOWER, HIGHER]
 
 
 def test_a_ranking_holds_whatever_the_scores() -> None:
-    draft = Draft(WORLD.problem(), "x")
+    draft = PlanBuilder(WORLD.problem(), "x")
     draft.forecast([LOWER, HIGHER, RESET])
     draft.score(HIGHER, -9.0)
     draft.rank([(RESET, -0.01), (LOWER, -0.02)])
@@ -202,7 +202,7 @@ def test_a_ranking_holds_whatever_the_scores() -> None:
 
 
 def test_what_is_dropped_keeps_its_outcomes_and_doing_nothing_stays() -> None:
-    draft = Draft(WORLD.problem(), "x")
+    draft = PlanBuilder(WORLD.problem(), "x")
     draft.run([LOWER], 50)
     draft.drop(LOWER, "replaced")
     draft.drop(NOTHING, "never")

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
-from trainenv.planners.support.sequences import NOTHING, Legality, count, even, exhaustive, factor, some, uniform, values
+from trainenv.planners.support.sequences import (
+    NOTHING,
+    Legality,
+    count,
+    even,
+    exhaustive,
+    factor,
+    some,
+    uniform,
+    values,
+)
 from trainenv.planners.testing import ToyWorld
 
 OPEN = InterventionConfig(allow_spam=True, allow_data_reorder=True, allow_skip_batch=True)

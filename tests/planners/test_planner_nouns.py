@@ -12,7 +12,16 @@ import pytest
 from trainenv.planners import Score
 from trainenv.planners.support.sequences import NOTHING
 from trainenv.planners.testing import InForce, ToyWorld
-from trainenv.types import Budget, Candidate, Cost, Intervention, Outcome, Plan, PlanningProblem, UserError
+from trainenv.types import (
+    Budget,
+    Candidate,
+    Cost,
+    Intervention,
+    Outcome,
+    Plan,
+    PlanningProblem,
+    UserError,
+)
 
 LOWER = (Intervention(lr_scale=0.9),)
 WORLD = ToyWorld(seed=1)

@@ -16,7 +16,17 @@ from trainenv import planners
 from trainenv.interventions import ActionCodec
 from trainenv.planners import Score
 from trainenv.planners.testing import ToyModel, ToyWorld
-from trainenv.types import Budget, Cost, Intervention, Measure, Outcome, PlanningProblem, RunHistory, Telemetry, UserError
+from trainenv.types import (
+    Budget,
+    Cost,
+    Intervention,
+    Measure,
+    Outcome,
+    PlanningProblem,
+    RunHistory,
+    Telemetry,
+    UserError,
+)
 
 VOCABULARY, DECISION = 17, 6
 

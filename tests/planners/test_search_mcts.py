@@ -13,7 +13,15 @@ from trainenv.interventions import ActionCodec
 from trainenv.planners.grid import Grid
 from trainenv.planners.mcts import MCTS
 from trainenv.planners.testing import CHECKS, ToyModel, ToyWorld, watched
-from trainenv.types import Budget, Forecast, Inference, Intervention, PlanningProblem, RunHistory, UserError
+from trainenv.types import (
+    Budget,
+    Forecast,
+    Inference,
+    Intervention,
+    PlanningProblem,
+    RunHistory,
+    UserError,
+)
 
 VARIANTS = (MCTS(variant="puct"), MCTS(rank_by="forecast", simulations=30), MCTS(reuse=True, gumbel_scale=1.0))
 CODEC = ActionCodec()

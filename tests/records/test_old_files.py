@@ -12,10 +12,11 @@ from trainenv import RunReport, TrainingRun
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import branching
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive, resume
+from trainenv.loop import resume, train
 from trainenv.records.made_of import MadeOf
 from trainenv.report import write_report
 
+pytestmark = pytest.mark.filterwarnings("ignore:the key branching:FutureWarning")
 OLD = Path(__file__).parents[1] / "data" / "old_run"
 
 
@@ -34,13 +35,13 @@ def test_every_byte_of_an_old_checkpoint_is_sound(folder: Path) -> None:
 def test_an_old_steered_run_is_resumed_by_the_same_loop(folder: Path) -> None:
     """The text may be another than then (it is that of the Python which runs this); nothing else may count as changed."""
     run = TrainingRun.from_config(RunConfig.load(folder / "config.yaml"))
-    responder = branching()
-    before, now = MadeOf.read(folder), MadeOf.of(run, responder)
+    callback = branching()
+    before, now = MadeOf.read(folder), MadeOf.of(run, callback)
     assert before is not None
     assert [change for change in before.changes(now) if "corpus" not in change] == []
-    reopened, snapshot = resume(folder, run, responder, accept_changes=True)
+    reopened, snapshot = resume(folder, run, callback, accept_changes=True)
     assert snapshot.step == run.step == 103
-    summary = drive(run, reopened, responder=responder)
+    summary = train(run, reopened, callback=callback)
     assert summary["ended"] == "budget spent"
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     numbers = [event["detail"]["number"] for event in events if event["kind"] in ("decision", "skipped")]

@@ -17,7 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv.config.presets import configs_folder
-from trainenv.records.telemetry_log import TelemetryLog, arrow_schema, log_schema, read_telemetry, row
+from trainenv.records.telemetry_log import (
+    TelemetryLog,
+    arrow_schema,
+    log_schema,
+    read_telemetry,
+    row,
+)
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 
 MAY_BE_NULL = {

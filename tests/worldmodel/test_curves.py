@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv.types import UserError
-from trainenv.worldmodel.curves import FORECASTERS, NAMES, Ensemble, History, LastValue, Law, MultiPower, make
+from trainenv.worldmodel.curves import (
+    FORECASTERS,
+    NAMES,
+    Ensemble,
+    History,
+    LastValue,
+    Law,
+    MultiPower,
+    make,
+)
 
 LAW = Law(L0=2.0, A=0.5, alpha=0.5, B=60.0, C=0.2, beta=1.2, gamma=0.6)
 VARIANTS = {**FORECASTERS, "held multi-power": MultiPower(law=LAW), "transferred multi-power": MultiPower(law=LAW, spread=0.5)}

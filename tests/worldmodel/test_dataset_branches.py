@@ -16,11 +16,11 @@ from toy_runs import SIZE, SMALL, make_run, trunks
 import trainenv
 from trainenv.interventions import ActionCodec
 from trainenv.rollouts.cooldown import cool_down
+from trainenv.rollouts.group import InTurn
 from trainenv.worldmodel.dataset import Design, Trunk, sample
 from trainenv.worldmodel.dataset.branch_points import Trained, train_trunk
 from trainenv.worldmodel.dataset.branches import KINDS, Plan, nudge, plans, play_all, recovery
 from trainenv.worldmodel.dataset.faults import Fault, train
-from trainenv.worldmodel.dataset.lockstep import Alone
 from trainenv.worldmodel.dataset.tables import Tables, collect
 from trainenv.worldmodel.dataset.texts import CORPORA
 
@@ -46,7 +46,7 @@ def of(tables: Tables, table: str, **keys: Any) -> list[dict[str, Any]]:
 
 def test_a_trunk_with_branches_ends_as_one_that_was_just_trained(tables: Tables) -> None:
     plain = make_run(FAULTY.overrides(TEXTS))
-    (telemetry,) = train(Alone(plain), FAULTY.steps, FAULTY.faults)
+    (telemetry,) = train(InTurn([plain]), FAULTY.steps, FAULTY.faults)
     assert tables["trunks"][0]["fingerprint"] == plain.fingerprint()
     assert [row["loss"] for row in tables["trunk_steps"]] == [t.loss for t in telemetry]
     assert tables["trunks"][0]["final"] == plain.evaluate()
@@ -199,15 +199,15 @@ def test_recovery_is_the_first_return_and_censored_without_one() -> None:
 def test_the_cool_down_ends_near_zero_and_is_no_intervention() -> None:
     run: Any = make_run(FAULTY.overrides(TEXTS))
     run.advance(30)
-    (telemetry,) = cool_down(Alone(run), 40)
+    (telemetry,) = cool_down(InTurn([run]), 40)
     scales = [t.lr_scale for t in telemetry]
     assert len(scales) == 40
     assert scales == sorted(scales, reverse=True)
     assert sum(scales) == pytest.approx(20, rel=1e-6)  # the area of a triangle
     assert scales[-1] < 0.04
     assert run.applied == ()
-    assert [t.lr_scale for t in cool_down(Alone(run), 1)[0]] == [scales[-1] / 2]
-    assert cool_down(Alone(run), 4, ()) == []
+    assert [t.lr_scale for t in cool_down(InTurn([run]), 1)[0]] == [scales[-1] / 2]
+    assert cool_down(InTurn([run]), 4, ()) == []
 
 
 def test_a_nudge_moves_every_weight_by_one_unit_in_the_last_place() -> None:

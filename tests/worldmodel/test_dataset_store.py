@@ -17,7 +17,17 @@ from toy_runs import SMALL, make_run, trunks
 
 from trainenv.records.telemetry_log import log_schema
 from trainenv.types import UserError
-from trainenv.worldmodel.dataset import Dataset, Trunk, by_trunk, effects, generate, leave_action_out, leave_out, sample, uses
+from trainenv.worldmodel.dataset import (
+    Dataset,
+    Trunk,
+    by_trunk,
+    effects,
+    generate,
+    leave_action_out,
+    leave_out,
+    sample,
+    uses,
+)
 from trainenv.worldmodel.dataset import schema as schemas
 from trainenv.worldmodel.dataset.dataset import CLIPS
 

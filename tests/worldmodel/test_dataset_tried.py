@@ -15,7 +15,7 @@ from trainenv.training.history import history_of
 from trainenv.types import Budget, Intervention, PlanningProblem, UserError
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, effects, generate
-from trainenv.worldmodel.dataset.recorded_executor import Tried, exhaustive_snapshots
+from trainenv.worldmodel.dataset.recorded_executor import RecordedExecutor, exhaustive_snapshots
 from trainenv.worldmodel.dataset.run_histories import recorded_history, telemetry_of
 from trainenv.worldmodel.examples import Examples
 
@@ -61,7 +61,7 @@ def test_a_recorded_history_is_that_of_the_run() -> None:
 
 def test_what_was_tried_is_looked_up(data: Dataset) -> None:
     (row, *_), truth = exhaustive_snapshots(data).tolist(), effects(data)
-    tried = Tried(data, row)
+    tried = RecordedExecutor(data, row)
     assert math.prod(int(mask.sum()) for mask in tried.masks) == len(tried.rows)
     assert all(mask[1:].sum() == 0 for mask in tried.masks_after(()))
     trunk, snapshot = data.snapshots[["trunk", "snapshot"]].iloc[row]
@@ -79,7 +79,7 @@ def test_what_was_tried_is_looked_up(data: Dataset) -> None:
 
 
 def test_only_what_is_new_is_paid_for(data: Dataset) -> None:
-    tried = Tried(data, int(exhaustive_snapshots(data)[0]))
+    tried = RecordedExecutor(data, int(exhaustive_snapshots(data)[0]))
     one = next(option for option in tried.rows if data.branches["steps"].iloc[tried.rows[option]] == tried.horizon)
 
     def paid(steps: int, measure: str, draw: int = 0) -> int:
@@ -100,7 +100,7 @@ def test_only_what_is_new_is_paid_for(data: Dataset) -> None:
 
 
 def test_what_was_not_tried_is_said(data: Dataset) -> None:
-    tried = Tried(data, int(exhaustive_snapshots(data)[0]))
+    tried = RecordedExecutor(data, int(exhaustive_snapshots(data)[0]))
     one = Intervention(lr_scale=0.8)
     late, twice, beyond, unknown = (
         tried.run([sequence], steps, measure="horizon")[0]
@@ -120,7 +120,7 @@ def test_what_was_not_tried_is_said(data: Dataset) -> None:
 
 def test_a_planner_that_tries_all_finds_the_oracle(data: Dataset) -> None:
     row = int(exhaustive_snapshots(data)[0])
-    tried = Tried(data, row)
+    tried = RecordedExecutor(data, row)
     problem = PlanningProblem(
         history=recorded_history(data, row),
         codec=ActionCodec(),
@@ -139,7 +139,7 @@ def test_a_planner_that_tries_all_finds_the_oracle(data: Dataset) -> None:
 
 def test_a_snapshot_with_a_hole_is_refused(data: Dataset) -> None:
     row = int(exhaustive_snapshots(data)[0])
-    hole = Tried(data, row).rows[Intervention(lr_scale=0.9, weight_decay_scale=2.0)]
+    hole = RecordedExecutor(data, row).rows[Intervention(lr_scale=0.9, weight_decay_scale=2.0)]
     holed = Dataset(data._shards, data.design, data.trunks, data.snapshots, data.branches.drop(index=hole))
     with pytest.raises(UserError, match=r"every legal intervention.*1 combinations missing"):
-        Tried(holed, row)
+        RecordedExecutor(holed, row)

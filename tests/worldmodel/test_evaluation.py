@@ -18,7 +18,14 @@ from trainenv.worldmodel.evaluation import choices, compare, evaluate, matters, 
 from trainenv.worldmodel.evaluation.divergence import alarm, brier_by_decision, leads
 from trainenv.worldmodel.evaluation.errors import crps
 from trainenv.worldmodel.evaluation.ranking import pick, recall_by_chance, recall_of_best, spearman
-from trainenv.worldmodel.evaluation.statistics import AveragePrecision, bounds, mean, resampled, share, value
+from trainenv.worldmodel.evaluation.statistics import (
+    AveragePrecision,
+    bounds,
+    mean,
+    resampled,
+    share,
+    value,
+)
 from trainenv.worldmodel.examples import LEVELS
 
 few = st.lists(st.integers(-3, 3), min_size=2, max_size=7)

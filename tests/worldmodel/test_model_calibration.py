@@ -14,7 +14,15 @@ from made_examples import examples, predictions
 from made_models import calibration_examples, model
 
 from trainenv.types import UserError
-from trainenv.worldmodel.calibration import ALARM, ALPHA, Calibrations, nats, scaled_hazard, strata_of, units
+from trainenv.worldmodel.calibration import (
+    ALARM,
+    ALPHA,
+    Calibrations,
+    nats,
+    scaled_hazard,
+    strata_of,
+    units,
+)
 from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
 from trainenv.worldmodel.features import STATE
 from trainenv.worldmodel.model import Model

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from trainenv.types import UserError
 from trainenv.worldmodel.features import ACTION, STATE
-from trainenv.worldmodel.networks import BINS, REWARD_SCALE, Architecture, Networks, rescale, to_nats, to_units, two_hot, unscale
+from trainenv.worldmodel.networks import (
+    BINS,
+    REWARD_SCALE,
+    Architecture,
+    Networks,
+    rescale,
+    to_nats,
+    to_units,
+    two_hot,
+    unscale,
+)
 
 DYNAMICS = pytest.mark.parametrize("dynamics", ["mlp", "recurrent"])
 

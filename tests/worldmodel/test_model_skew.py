@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from toy_runs import SMALL, make_run, trunks
 
+from trainenv.rollouts.group import InTurn
 from trainenv.training.history import history_of
 from trainenv.types import CLIP_NAMES, Intervention, RunHistory, Telemetry
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, Design, Run, Trunk, generate
 from trainenv.worldmodel.dataset.faults import Fault, train
-from trainenv.worldmodel.dataset.lockstep import Alone
 from trainenv.worldmodel.dataset.run_histories import scheduled
 from trainenv.worldmodel.dataset.texts import CORPORA
 from trainenv.worldmodel.examples import Examples
@@ -58,7 +58,7 @@ class Made:
         for row, step in zip(rows.index, rows["step"]):
             if step < features.LEAST_STEPS:
                 continue  # too few for a forecast
-            telemetry += train(Alone(run), int(step) - run.step, trunk.faults)[0]
+            telemetry += train(InTurn([run]), int(step) - run.step, trunk.faults)[0]
             yield int(row), run, telemetry
 
 
@@ -113,7 +113,7 @@ def played(run: Any, sequence: list[Intervention], telemetry: list[Telemetry], t
     behind, decision = list(telemetry), DESIGN.lengths(trunk.steps).decision
     for intervention in sequence:
         run.apply(intervention)
-        behind += train(Alone(run), decision, trunk.faults)[0]
+        behind += train(InTurn([run]), decision, trunk.faults)[0]
         yield features.state(*features.read(seen(run, behind, trunk)))
 
 

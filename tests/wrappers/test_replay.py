@@ -19,7 +19,7 @@ from trainenv.agents.branching.branching_loop import Branching
 from trainenv.cli.replay import replay_command
 from trainenv.config.presets import configs_folder
 from trainenv.config.schema import RunConfig
-from trainenv.loop import drive
+from trainenv.loop import train
 from trainenv.records.decision_files import NAME, read_decisions
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
@@ -29,7 +29,15 @@ from trainenv.verification.rules import Annealed
 from trainenv.verification.verify import Verification
 
 Change = Callable[[dict[str, Any]], Any]
-BRANCHING = {"triggers": ["checkpoint"], "every": 30, "horizon": 32, "top_k": 3, "verify_steps": 6, "share": 0.9, "worth": 0.0}
+BRANCHING = {
+    "triggers": ["checkpoint"],
+    "every": 30,
+    "horizon": 32,
+    "top_k": 3,
+    "verify_steps": 6,
+    "max_waste": 0.9,
+    "min_gain": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = RunConfig.load("tiny", {**SMALL, "branching": BRANCHING, "steps": 100})
     folder = RunFolder.create(tmp_path_factory.mktemp("runs") / "run", config)
     verification = Verification(top_k=3, verify_steps=6, rule=Annealed(margin=0.0), cooldown=3)
-    drive(TrainingRun.from_config(config), folder, responder=Branching(planner=Scripted(), verification=verification))
+    train(TrainingRun.from_config(config), folder, callback=Branching(planner=Scripted(), verification=verification))
     shutil.copytree(folder.path / "branches" / "30", folder.path / "branches" / "30-2")
     return folder.path
 

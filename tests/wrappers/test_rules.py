@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainenv.types import AcceptRule, Branch, Estimate, Forecast, Intervention, Outcome, Paired, UserError
+from trainenv.types import (
+    AcceptRule,
+    Branch,
+    Estimate,
+    Forecast,
+    Intervention,
+    Outcome,
+    Paired,
+    UserError,
+)
 from trainenv.verification.rules import NAMES, Agreement, Annealed, Better, Risk, make, name_of
 from trainenv.verification.verify import expected
 

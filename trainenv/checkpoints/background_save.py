@@ -17,7 +17,9 @@ from trainenv.types import UserError
 
 
 class Background:
-    """Runs a job on a thread that the interpreter waits for when it exits. What went wrong is kept until somebody takes it.
+    """Runs a job on a thread that the interpreter waits for when it exits.
+
+    What went wrong is kept until somebody takes it.
 
     Attributes:
         notes: what a job has to say to the user, who is on another thread.
@@ -29,14 +31,17 @@ class Background:
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
-        # Called when this object is collected, or at exit after the last job has ended: no failure goes unheard.
+        # Called when this object is collected, or at exit after the last job has ended: no failure
+        # goes unheard.
         weakref.finalize(self, _tell_unheard, self._pid, self.notes, self._failures)
 
     def start(self, job: Callable[..., None], *arguments: Any) -> None:
         """Start a job. The one before must have been joined."""
         assert self._thread is None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(job, *arguments), name="checkpoint", daemon=False)
+        self._thread = threading.Thread(
+            target=self._work, args=(job, *arguments), name="checkpoint", daemon=False
+        )
         try:
             self._thread.start()
         except RuntimeError:  # the interpreter is ending, or there are too many threads
@@ -51,8 +56,9 @@ class Background:
     def join(self) -> None:
         """Wait until the job has ended, if one is running."""
         while self.running and self._thread is not None:  # a child made by fork has no such thread
-            # Thread.join comes second: one that a signal interrupts takes the thread for dead (python/cpython#90882), and
-            # then nobody waits for it any more, not even the interpreter at its end.
+            # Thread.join comes second: one that a signal interrupts takes the thread for dead
+            # (python/cpython#90882), and then nobody waits for it any more, not even the
+            # interpreter at its end.
             if self._ended.wait(0.1):
                 self._thread.join()  # so that it holds nothing any more
                 self._thread = None
@@ -67,7 +73,9 @@ class Background:
         try:
             job(*arguments)
         except Exception as error:
-            if isinstance(error, UserError):  # says all there is to say; its frames would keep the job's arguments in memory
+            if isinstance(
+                error, UserError
+            ):  # says all there is to say; its frames would keep the job's arguments in memory
                 error.__traceback__ = error.__context__ = None
             self._failures.append(error)
         finally:
@@ -82,7 +90,8 @@ def _tell_unheard(pid: int, notes: list[str], failures: list[Exception]) -> None
 class Termination:
     """SIGTERM as `SystemExit(143)`, so that the blocks it comes in unwind as they would by any other exception.
 
-    Only on the main thread, and only where SIGTERM would do what it does by default. A child made by fork has the default again.
+    Only on the main thread, and only where SIGTERM would do what it does by default. A child made
+    by fork has the default again.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,9 @@
-"""Raw tensors ↔ compressed chunks. A chunk's words are split into byte planes: exponents of weights compress, mantissas don't.
+"""Raw tensors ↔ compressed chunks.
 
-Measured on 124 M weights and their moments: zstd alone 0.93 of the size, with byte planes 0.80. Higher levels gain nothing.
+A chunk's words are split into byte planes: exponents of weights compress, mantissas don't.
+
+Measured on 124 M weights and their moments: zstd alone 0.93 of the size, with byte planes 0.80.
+Higher levels gain nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +24,16 @@ _WINDOW_MOST = 2 * CHUNK_BYTES  # bytes that a frame may want to look back
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in (
-        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128"),
+        *(
+            "float64",
+            "float32",
+            "float16",
+            "bfloat16",
+            "float8_e4m3fn",
+            "float8_e5m2",
+            "complex64",
+            "complex128",
+        ),
         *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
     )
 }
@@ -48,7 +60,8 @@ def tensor(flat: Words, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
 def empty(count: int, size: int) -> Words:
     """Room for `count` words of `size` bytes.
 
-    From torch's allocator: NumPy asks for huge pages, which a virtual machine may be slow to find (1.3 times as long to load).
+    From torch's allocator: NumPy asks for huge pages, which a virtual machine may be slow to find
+    (1.3 times as long to load).
     """
     room: Words = torch.empty(count * size, dtype=torch.uint8).numpy().view(_WORDS[size])
     return room
@@ -58,21 +71,31 @@ def compress(chunk: Words, compressor: zstandard.ZstdCompressor) -> list[bytes]:
     """The planes of a chunk, lowest byte first, each as a zstd frame or, where that is no shorter, as it is."""
     planes = []
     for place in range(chunk.itemsize):
-        raw = (chunk >> chunk.dtype.type(8 * place)).astype(np.uint8).tobytes() if chunk.itemsize > 1 else chunk.tobytes()
+        raw = (
+            (chunk >> chunk.dtype.type(8 * place)).astype(np.uint8).tobytes()
+            if chunk.itemsize > 1
+            else chunk.tobytes()
+        )
         frame = compressor.compress(raw)
         planes.append(frame if len(frame) < len(raw) else raw)
     return planes
 
 
-def decompress(stored: memoryview, lengths: Sequence[int], out: Words, decompressor: zstandard.ZstdDecompressor) -> None:
+def decompress(
+    stored: memoryview, lengths: Sequence[int], out: Words, decompressor: zstandard.ZstdDecompressor
+) -> None:
     """Undo `compress` into `out`.
 
     Raises:
-        ValueError: a plane is no zstd frame of exactly the length that `out` calls for. Nothing longer is ever allocated.
+        ValueError: a plane is no zstd frame of exactly the length that `out` calls for. Nothing
+            longer is ever allocated.
     """
     ends = np.cumsum(lengths).tolist()
     for place in reversed(range(out.itemsize)):
-        plane = np.frombuffer(_raw(stored[ends[place] - lengths[place] : ends[place]], len(out), decompressor), np.uint8)
+        plane = np.frombuffer(
+            _raw(stored[ends[place] - lengths[place] : ends[place]], len(out), decompressor),
+            np.uint8,
+        )
         if place == out.itemsize - 1:
             out[:] = plane
         else:
@@ -85,14 +108,18 @@ def decompressor() -> zstandard.ZstdDecompressor:
     return zstandard.ZstdDecompressor(max_window_size=_WINDOW_MOST)
 
 
-def _raw(plane: memoryview, length: int, decompressor: zstandard.ZstdDecompressor) -> memoryview | bytes:
+def _raw(
+    plane: memoryview, length: int, decompressor: zstandard.ZstdDecompressor
+) -> memoryview | bytes:
     if len(plane) == length:
         return plane
     try:
         # The frame's own claim is checked first: the library allocates by it.
         claimed = zstandard.get_frame_parameters(plane)
         if claimed.content_size != length or claimed.window_size > _WINDOW_MOST:
-            raise ValueError(f"a plane should hold {length} bytes, it claims {claimed.content_size}")
+            raise ValueError(
+                f"a plane should hold {length} bytes, it claims {claimed.content_size}"
+            )
         raw = decompressor.decompress(plane, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"a plane is no zstd frame ({error})") from None

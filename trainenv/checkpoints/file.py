@@ -1,13 +1,16 @@
-"""One checkpoint as a file: front (JSON header and manifest), then compressed chunks. No pickle either way.
+"""One checkpoint as a file: front (JSON header and manifest), then compressed chunks.
 
-    magic 8 · header length 8 · manifest length 8 · digest 16     little-endian; xxh3-128 of the lengths, header and manifest
-    header      JSON: schema, tier, step, sequence, the whole state, dtype and shape of every tensor
-    manifest    JSON, filled up with spaces: of every chunk its xxh3-64 and the lengths of its planes
-    chunks      in the header's order, end to end
+No pickle either way.
 
-Where a chunk lies follows from the lengths before it, so chunks can't overlap or leave gaps. The manifest holds the checksum
-of every chunk and the digest covers the manifest: each byte of the file is accounted for. A file is read only as far as what
-was checked before allows: its length, the front's lengths, the digest, the schema, the memory it asks for, each chunk.
+    magic 8 · header length 8 · manifest length 8 · digest 16     little-endian; xxh3-128 of the
+    lengths, header and manifest header      JSON: schema, tier, step, sequence, the whole state,
+    dtype and shape of every tensor manifest    JSON, filled up with spaces: of every chunk its
+    xxh3-64 and the lengths of its planes chunks      in the header's order, end to end
+
+Where a chunk lies follows from the lengths before it, so chunks can't overlap or leave gaps. The
+manifest holds the checksum of every chunk and the digest covers the manifest: each byte of the file
+is accounted for. A file is read only as far as what was checked before allows: its length, the
+front's lengths, the digest, the schema, the memory it asks for, each chunk.
 """
 
 from __future__ import annotations
@@ -44,15 +47,23 @@ _BROKEN = {
 }  # what is there is no checkpoint
 
 
-def write(snapshot: Snapshot, path: Path, *, tier: Tier = "exact", sequence: int = 0, disk: Disk | None = None) -> Header:
+def write(
+    snapshot: Snapshot,
+    path: Path,
+    *,
+    tier: Tier = "exact",
+    sequence: int = 0,
+    disk: Disk | None = None,
+) -> Header:
     """Write a checkpoint, whole or not at all: a temporary file, fsync, rename, fsync of the folder.
 
-    On any failure the temporary file is gone and what lay at `path` is intact, but for one: where the fsync of the folder
-    fails, the new file is in place, and a power cut may still undo that.
+    On any failure the temporary file is gone and what lay at `path` is intact, but for one: where
+    the fsync of the folder fails, the new file is in place, and a power cut may still undo that.
 
     Raises:
-        UserError: it is nothing that `read` would take: the state does not fit the schema, a tensor is sparse or of an unknown
-            dtype, a number is out of range; or a moment that should be rounded is not finite.
+        UserError: it is nothing that `read` would take: the state does not fit the schema, a tensor
+            is sparse or of an unknown dtype, a number is out of range; or a moment that should be
+            rounded is not finite.
         OSError: the disk is full or fails.
     """
     header, first, layout = front.compose(snapshot, tier, sequence)
@@ -104,23 +115,29 @@ def _write_all(disk: Disk, file: int, data: bytes, offset: int) -> None:
         taken = disk.write(file, rest, offset)
         if taken <= 0:
             raise OSError(f"the disk took none of {len(rest)} bytes")
-        rest, offset = rest[taken:], offset + taken
+        rest = rest[taken:]
+        offset = offset + taken
 
 
-def _arrays(tensors: Mapping[str, Tensor], rounded: Mapping[str, quantiser.Kind]) -> Iterator[compression.Words]:
+def _arrays(
+    tensors: Mapping[str, Tensor], rounded: Mapping[str, quantiser.Kind]
+) -> Iterator[compression.Words]:
     """What the layout lists, one array after the other."""
     for name, tensor in tensors.items():
         if name not in rounded:
             yield compression.words(tensor)
             continue
         second = tensors.get(quantiser.second_of(name))
-        kind, flat = rounded[name], compression.words(tensor).view("f4")
-        codes, scales = quantiser.quantise(name, kind, flat, compression.words(second).view("f4") if second is not None else None)
+        kind = rounded[name]
+        flat = compression.words(tensor).view("f4")
+        codes, scales = quantiser.quantise(
+            name, kind, flat, compression.words(second).view("f4") if second is not None else None
+        )
         yield codes
         yield scales.view("u4")
 
 
-# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def read(path: Path) -> Snapshot:
@@ -133,7 +150,9 @@ def read(path: Path) -> Snapshot:
     try:
         return _read(path)
     except MemoryError:
-        raise UserError(f"{path} needs more memory than the system gave; free some, or load it on a larger machine") from None
+        raise UserError(
+            f"{path} needs more memory than the system gave; free some, or load it on a larger machine"
+        ) from None
 
 
 def _read(path: Path) -> Snapshot:
@@ -141,7 +160,10 @@ def _read(path: Path) -> Snapshot:
         header, layout, chunks = front.parse(file, path)
         _check_memory(header, path)
         arrays = [compression.empty(part.words, part.word_size) for part in layout]
-        _in_threads(len(chunks), lambda places: _read_chunks(file, path, arrays, [chunks[place] for place in places]))
+        _in_threads(
+            len(chunks),
+            lambda places: _read_chunks(file, path, arrays, [chunks[place] for place in places]),
+        )
     stored = {part.name: array for part, array in zip(layout, arrays)}
     for name in header.rounded:
         if not quantiser.are_scales(stored[f"{name}/scales"].view("f4")):
@@ -170,7 +192,9 @@ def read_header(path: Path) -> Header:
         return front.parse(file, path)[0]
 
 
-def _read_chunks(file: int, path: Path, arrays: Sequence[compression.Words], chunks: Sequence[Chunk]) -> None:
+def _read_chunks(
+    file: int, path: Path, arrays: Sequence[compression.Words], chunks: Sequence[Chunk]
+) -> None:
     decompressor = compression.decompressor()
     for chunk in chunks:
         stored = portable.read_at(file, sum(chunk.lengths), chunk.offset)
@@ -179,12 +203,16 @@ def _read_chunks(file: int, path: Path, arrays: Sequence[compression.Words], chu
                 f"{path} is damaged: the checksum of the {sum(chunk.lengths)} bytes at {chunk.offset} is wrong"
             )
         try:
-            compression.decompress(memoryview(stored), chunk.lengths, arrays[chunk.part][chunk.piece], decompressor)
+            compression.decompress(
+                memoryview(stored), chunk.lengths, arrays[chunk.part][chunk.piece], decompressor
+            )
         except ValueError as error:
             raise BrokenCheckpoint(f"{path} is damaged at {chunk.offset}: {error}") from None
 
 
-def _expand(header: Header, stored: Mapping[str, compression.Words], whole: Mapping[str, compression.Words]) -> None:
+def _expand(
+    header: Header, stored: Mapping[str, compression.Words], whole: Mapping[str, compression.Words]
+) -> None:
     """Codes and scales → moments, a stretch at a time."""
     jobs = [
         (name, kind, slice(start, start + quantiser.STRETCH))

@@ -9,7 +9,10 @@ from trainenv.tools import portable
 
 
 class Disk:
-    """The real file system. Files are written at a path of their own, flushed, and only then renamed to where they belong."""
+    """The real file system.
+
+    Files are written at a path of their own, flushed, and only then renamed to where they belong.
+    """
 
     def make_folder(self, folder: Path) -> None:
         """Make a folder and those above it, to last; nothing happens where it is there."""

@@ -20,8 +20,10 @@ from trainenv.tools import portable
 from trainenv.types import TENSOR, Snapshot, Tier, UserError
 
 FORMAT = "trainenv checkpoint"
-MAGIC = b"\x93trenv\r\n"  # as PNG's: a byte that is no text, and line ends that a careless copy would change
-FIXED_MEMORY = 256 << 20  # bytes that reading may take beside what the header declares; what follows sees to it
+# as PNG's: a byte that is no text, and line ends that a careless copy would change
+MAGIC = b"\x93trenv\r\n"
+# bytes that reading may take beside what the header declares; what follows sees to it
+FIXED_MEMORY = 256 << 20
 FRONT_MOST = 8 << 20  # bytes that a header or a manifest may have
 PARSED_MOST = 96 << 20  # bytes that either may become as Python objects
 # What CPython allocates, at most, for a list, an object, an element, a pair and half a text.
@@ -41,7 +43,10 @@ PROLOGUE = struct.Struct("<8sQQ16s")
 
 
 class BrokenCheckpoint(UserError):
-    """A checkpoint file is torn, damaged, or none of ours. The message names the file and what is wrong with it."""
+    """A checkpoint file is torn, damaged, or none of ours.
+
+    The message names the file and what is wrong with it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +57,8 @@ class Header:
         step: optimizer steps completed.
         sequence: order of saving within a store, from 1; 0 outside of one.
         tier: `exact`, or `8bit` where moments were rounded.
-        digest: 32 hex digits, xxh3-128 over the front, and through its checksums over the whole file.
+        digest: 32 hex digits, xxh3-128 over the front, and through its checksums over the whole
+            file.
         file_bytes: length of the file.
         memory_bytes: what loading allocates for tensors.
         state: everything that is no tensor, as in `Snapshot.state`.
@@ -87,7 +93,9 @@ class Part(NamedTuple):
     @property
     def room(self) -> int:
         """Bytes of its lines in the manifest: of every chunk a checksum, and a length a plane."""
-        return (21 + 8 * self.word_size) * -(-self.words * self.word_size // compression.CHUNK_BYTES)
+        return (21 + 8 * self.word_size) * -(
+            -self.words * self.word_size // compression.CHUNK_BYTES
+        )
 
 
 class Chunk(NamedTuple):
@@ -100,7 +108,7 @@ class Chunk(NamedTuple):
     lengths: list[int]
 
 
-# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def compose(snapshot: Snapshot, tier: Tier, sequence: int) -> tuple[Header, bytes, list[Part]]:
@@ -129,7 +137,9 @@ def compose(snapshot: Snapshot, tier: Tier, sequence: int) -> tuple[Header, byte
     try:
         front = json.dumps(fields, separators=(",", ":"), default=dict).encode()
         if max(len(front), room(layout)) > FRONT_MOST:
-            raise ValueError(f"beside its tensors it needs {max(len(front), room(layout))} bytes in one piece, {FRONT_MOST} fit")
+            raise ValueError(
+                f"beside its tensors it needs {max(len(front), room(layout))} bytes in one piece, {FRONT_MOST} fit"
+            )
         _contents(parse_json(front), where)
     except UserError:
         raise
@@ -151,7 +161,7 @@ def seal(front: bytes, layout: Sequence[Part], table: Sequence[Sequence[Any]]) -
     return PROLOGUE.pack(MAGIC, len(front), len(manifest), digest) + front + manifest, digest.hex()
 
 
-# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def parse(file: int, path: Path) -> tuple[Header, list[Part], list[Chunk]]:
@@ -167,8 +177,13 @@ def parse(file: int, path: Path) -> tuple[Header, list[Part], list[Chunk]]:
     magic, header_length, manifest_length, digest = PROLOGUE.unpack(prologue)
     if magic != MAGIC:
         raise broken(f"it starts with {magic!r}, a checkpoint with {MAGIC!r}")
-    if max(header_length, manifest_length) > FRONT_MOST or PROLOGUE.size + header_length + manifest_length > length:
-        raise broken(f"a header of {header_length} and a manifest of {manifest_length} bytes don't fit into {length}")
+    if (
+        max(header_length, manifest_length) > FRONT_MOST
+        or PROLOGUE.size + header_length + manifest_length > length
+    ):
+        raise broken(
+            f"a header of {header_length} and a manifest of {manifest_length} bytes don't fit into {length}"
+        )
     front = portable.read_at(file, header_length, PROLOGUE.size)
     manifest = portable.read_at(file, manifest_length, PROLOGUE.size + header_length)
     if _digest(front, manifest) != digest:
@@ -177,20 +192,29 @@ def parse(file: int, path: Path) -> tuple[Header, list[Part], list[Chunk]]:
         header = parse_json(front)
         tensors, rounded, layout = _contents(header, str(path))
         if manifest_length != room(layout):
-            raise ValueError(f"its manifest should have {room(layout)} bytes, found {manifest_length}")
-        chunks = _chunks(layout, parse_json(manifest), length, PROLOGUE.size + header_length + manifest_length)
+            raise ValueError(
+                f"its manifest should have {room(layout)} bytes, found {manifest_length}"
+            )
+        chunks = _chunks(
+            layout, parse_json(manifest), length, PROLOGUE.size + header_length + manifest_length
+        )
     except UserError as error:
         raise BrokenCheckpoint(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise broken(str(error)) from None
-    return replace(_header(header, tensors, rounded), digest=digest.hex(), file_bytes=length), layout, chunks
+    return (
+        replace(_header(header, tensors, rounded), digest=digest.hex(), file_bytes=length),
+        layout,
+        chunks,
+    )
 
 
 def parse_json(data: bytes) -> Any:
     """Parse JSON that nobody vouches for.
 
     Raises:
-        ValueError: it is no JSON in ASCII, nested too deeply, holds a key twice, or would take more than `PARSED_MOST`.
+        ValueError: it is no JSON in ASCII, nested too deeply, holds a key twice, or would take more
+            than `PARSED_MOST`.
     """
     if sum(data.count(sign) * cost for sign, cost in COSTS.items()) > PARSED_MOST:
         raise ValueError("its JSON has too many parts")
@@ -207,20 +231,26 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("its JSON is nested too deeply") from None
 
 
-def _contents(header: Any, where: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, quantiser.Kind], list[Part]]:
+def _contents(
+    header: Any, where: str
+) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, quantiser.Kind], list[Part]]:
     """What a header says of the tensors: dtypes and shapes, how they were rounded, and how they lie in the file.
 
     Raises:
         ValueError: the header contradicts the schema or itself.
     """
     if isinstance(header, dict) and header.get("schema") != schema.VERSION:
-        raise ValueError(f"its schema is version {short(header.get('schema'))}, this trainenv reads version {schema.VERSION}")
+        raise ValueError(
+            f"its schema is version {short(header.get('schema'))}, this trainenv reads version {schema.VERSION}"
+        )
     schema.check_header(header, where)
     if header["format"] != FORMAT:
         raise ValueError(f"its format is {short(header['format'])}, a checkpoint's {FORMAT!r}")
     for name in ("step", "sequence"):
         if header[name] not in NUMBERS:
-            raise ValueError(f"its {name} must be at least 0 and below 2**63, found {short(header[name])}")
+            raise ValueError(
+                f"its {name} must be at least 0 and below 2**63, found {short(header[name])}"
+            )
     if len(header["tensors"]) > TENSORS_MOST:
         raise ValueError(f"it has {len(header['tensors'])} tensors, {TENSORS_MOST} fit")
     tensors = {name: _checked(name, *entry) for name, entry in header["tensors"].items()}
@@ -229,12 +259,16 @@ def _contents(header: Any, where: str) -> tuple[dict[str, tuple[str, tuple[int, 
         raise ValueError(f"state and tensors disagree about {short(min(named ^ tensors.keys()))}")
     layout = _layout(tensors, rounded)
     if header["memory_bytes"] != _memory(tensors, layout):
-        raise ValueError(f"it declares {short(header['memory_bytes'])} bytes of tensors, they have {_memory(tensors, layout)}")
+        raise ValueError(
+            f"it declares {short(header['memory_bytes'])} bytes of tensors, they have {_memory(tensors, layout)}"
+        )
     return tensors, rounded, layout
 
 
 def _named(state: Any) -> set[str]:
-    """Names of the tensors that a state which fits the schema refers to. Walked without recursion and without a copy.
+    """Names of the tensors that a state which fits the schema refers to.
+
+    Walked without recursion and without a copy.
 
     Raises:
         ValueError: it is nested too deeply.
@@ -258,7 +292,11 @@ def _named(state: Any) -> set[str]:
 def _checked(name: str, dtype: str, shape: list[int]) -> tuple[str, tuple[int, ...]]:
     if dtype not in compression.DTYPES:
         raise ValueError(f"{short(name)} has the unknown dtype {short(dtype)}")
-    if len(shape) > 64 or any(not 0 <= size < 2**48 for size in shape) or math.prod(max(size, 1) for size in shape) >= 2**60:
+    if (
+        len(shape) > 64
+        or any(not 0 <= size < 2**48 for size in shape)
+        or math.prod(max(size, 1) for size in shape) >= 2**60
+    ):
         raise ValueError(f"{short(name)} has an impossible shape")
     return dtype, tuple(shape)
 
@@ -280,7 +318,9 @@ def _check_rounded(
         if kind not in quantiser.KINDS or dtype != "float32":
             raise ValueError(f"{short(name)} can't be rounded as {short(kind)}")
         second = quantiser.second_of(name)
-        if kind == "direction" and (rounded.get(second) != "root" or tensors.get(second) != (dtype, shape)):
+        if kind == "direction" and (
+            rounded.get(second) != "root" or tensors.get(second) != (dtype, shape)
+        ):
             raise ValueError(f"{short(name)} lacks the second moment that it was rounded beside")
         if {f"{name}/codes", f"{name}/scales"} & tensors.keys():
             raise ValueError(f"the parts of {short(name)} have the names of other tensors")
@@ -291,24 +331,36 @@ def _chunks(layout: Sequence[Part], table: Any, length: int, offset: int) -> lis
     """Where every chunk lies.
 
     Raises:
-        ValueError: the manifest and the layout disagree, or the chunks don't end where the file does.
+        ValueError: the manifest and the layout disagree, or the chunks don't end where the file
+            does.
     """
     expected = sum(len(part.pieces) for part in layout)
     if not isinstance(table, list) or len(table) != expected:
         raise ValueError(
             f"its manifest should list {expected} chunks, found {len(table) if isinstance(table, list) else short(table)}"
         )
-    chunks, lines = [], iter(table)
+    chunks = []
+    lines = iter(table)
     for place, part in enumerate(layout):
         for piece in part.pieces:
-            line, raw = next(lines), piece.stop - piece.start
+            line = next(lines)
+            raw = piece.stop - piece.start
             if not (
-                isinstance(line, list) and len(line) == 1 + part.word_size and isinstance(line[0], str) and len(line[0]) == 16
+                isinstance(line, list)
+                and len(line) == 1 + part.word_size
+                and isinstance(line[0], str)
+                and len(line[0]) == 16
             ):
-                raise ValueError(f"its manifest has no checksum and {part.word_size} lengths for a chunk of {short(part.name)}")
-            checksum, lengths = line.pop(0), line  # of which a manifest may have so many that a copy would count
+                raise ValueError(
+                    f"its manifest has no checksum and {part.word_size} lengths for a chunk of {short(part.name)}"
+                )
+            # of which a manifest may have so many that a copy would count
+            checksum = line.pop(0)
+            lengths = line
             if not all(type(size) is int and 0 < size <= raw for size in lengths):
-                raise ValueError(f"its manifest has impossible lengths for a chunk of {short(part.name)}")
+                raise ValueError(
+                    f"its manifest has impossible lengths for a chunk of {short(part.name)}"
+                )
             chunks.append(Chunk(place, piece, offset, checksum, lengths))
             offset += sum(lengths)
     if offset != length:
@@ -316,11 +368,13 @@ def _chunks(layout: Sequence[Part], table: Any, length: int, offset: int) -> lis
     return chunks
 
 
-# ── both ways ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── both ways ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _header(
-    fields: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]], rounded: Mapping[str, quantiser.Kind]
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    rounded: Mapping[str, quantiser.Kind],
 ) -> Header:
     return Header(
         step=fields["step"],
@@ -335,13 +389,19 @@ def _header(
     )
 
 
-def _layout(tensors: Mapping[str, tuple[str, tuple[int, ...]]], rounded: Mapping[str, quantiser.Kind]) -> list[Part]:
+def _layout(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], rounded: Mapping[str, quantiser.Kind]
+) -> list[Part]:
     """The arrays of a file in their order."""
     parts = []
     for name, (dtype, shape) in tensors.items():
-        count, size = math.prod(shape), compression.DTYPES[dtype].itemsize
+        count = math.prod(shape)
+        size = compression.DTYPES[dtype].itemsize
         if name in rounded:
-            parts += [Part(f"{name}/codes", count, 1), Part(f"{name}/scales", quantiser.scale_count(count), 4)]
+            parts += [
+                Part(f"{name}/codes", count, 1),
+                Part(f"{name}/scales", quantiser.scale_count(count), 4),
+            ]
         else:
             word = compression.word_size(compression.DTYPES[dtype])
             parts.append(Part(name, count * size // word, word))
@@ -360,7 +420,9 @@ def room(layout: Sequence[Part]) -> int:
 
 def _memory(tensors: Mapping[str, tuple[str, tuple[int, ...]]], layout: Sequence[Part]) -> int:
     """Bytes that loading allocates: every tensor, and beside it the codes and scales of rounded ones."""
-    whole = sum(math.prod(shape) * compression.DTYPES[dtype].itemsize for dtype, shape in tensors.values())
+    whole = sum(
+        math.prod(shape) * compression.DTYPES[dtype].itemsize for dtype, shape in tensors.values()
+    )
     return whole + sum(part.words * part.word_size for part in layout if part.name not in tensors)
 
 
@@ -374,5 +436,7 @@ def _digest(front: bytes, manifest: bytes) -> bytes:
 def _dtype_name(name: str, tensor: Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in compression.DTYPES or tensor.layout != torch.strided:
-        raise UserError(f"{name} has the dtype {dtype} and the layout {tensor.layout}, which a checkpoint can't hold")
+        raise UserError(
+            f"{name} has the dtype {dtype} and the layout {tensor.layout}, which a checkpoint can't hold"
+        )
     return dtype

@@ -25,13 +25,17 @@ _MOST = 4096  # bytes of the lock file that are read
 
 
 class FolderLock:
-    """An exclusive lock of a file in a folder. What is written in that file names the holder, for people, and locks nothing.
+    """An exclusive lock of a file in a folder.
 
-    The file is never deleted: whoever waited on a deleted one would hold a lock that nobody else sees.
+    What is written in that file names the holder, for people, and locks nothing.
+
+    The file is never deleted: whoever waited on a deleted one would hold a lock that nobody else
+    sees.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / NAME
+        self.folder = folder
+        self.path = folder / NAME
         self._file: int | None = None
 
     @property
@@ -71,7 +75,8 @@ class FolderLock:
             except OSError as error:
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} can't be locked: {error.strerror}; give one on a file system that has locks, as local ones do"
+                    f"{self.folder} can't be locked: {error.strerror}; "
+                    "give one on a file system that has locks, as local ones do"
                 ) from None
             self._file = file
             _OPEN.add(self)
@@ -82,12 +87,14 @@ class FolderLock:
     def release(self) -> None:
         """Let go; nothing happens where the lock is not held."""
         if self._file is not None:
-            file, self._file = self._file, None
+            file = self._file
+            self._file = None
             _OPEN.discard(self)
             with suppress(OSError):
                 os.ftruncate(file, 0)
             with suppress(OSError):
-                # Not left to close(): a copy of the descriptor that a child got past our knowledge would keep the lock.
+                # Not left to close(): a copy of the descriptor that a child got past our knowledge
+                # would keep the lock.
                 portable.unlock(file)
             os.close(file)
 
@@ -100,7 +107,9 @@ class FolderLock:
     def _name_holder(self) -> None:
         assert self._file is not None
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode()
+        text = json.dumps(
+            {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        ).encode()
         with suppress(OSError):  # a full disk is told of when saving
             os.ftruncate(self._file, 0)
             portable.write_at(self._file, text + b"\n", 0)
@@ -113,7 +122,9 @@ def _holder(file: int) -> str:
     """Who a lock file says holds it, in words."""
     try:
         found = json.loads(portable.read_at(file, _MOST, 0))
-        host, pid, since = str(found["host"]), int(found["pid"]), str(found["since"])
+        host = str(found["host"])
+        pid = int(found["pid"])
+        since = str(found["since"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "a process that has not said which"
     if pid == os.getpid() and host == socket.gethostname():

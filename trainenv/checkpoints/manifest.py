@@ -1,4 +1,7 @@
-"""The list of the checkpoints in a folder: a save that is not in it never happened. Read strictly; rebuilt if lost."""
+"""The list of the checkpoints in a folder: a save that is not in it never happened.
+
+Read strictly; rebuilt if lost.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ from trainenv.types import Tier, UserError
 NAME = "manifest.json"
 FORMAT = "trainenv checkpoints 1"
 LARGEST = 8 << 20  # bytes
-REBUILT = "rebuilt"  # who holds what was found when the list was lost, and with it who had held what
+REBUILT = (
+    "rebuilt"  # who holds what was found when the list was lost, and with it who had held what
+)
 MOST = 10**17  # steps and saves are fewer
 _FAMILY = FORMAT.rstrip("1")
 _NUMBER = "0|[1-9][0-9]{0,17}"
@@ -39,7 +44,8 @@ class Entry:
     Attributes:
         file: its name in the folder.
         step: optimizer steps completed.
-        sequence: order of saving, from 1. History may be rewound, so a higher number may have a lower step.
+        sequence: order of saving, from 1. History may be rewound, so a higher number may have a
+            lower step.
         tier: `exact`, or `8bit` where the optimizer's moments were rounded.
         bytes: length of the file.
         digest: of the file, 32 hex digits.
@@ -68,7 +74,11 @@ class Manifest:
         Raises:
             UserError: there is too much in it, which only holders can bring about.
         """
-        document: dict[str, Any] = {"format": FORMAT, "next": self.next_sequence, "entries": [asdict(e) for e in self.entries]}
+        document: dict[str, Any] = {
+            "format": FORMAT,
+            "next": self.next_sequence,
+            "entries": [asdict(e) for e in self.entries],
+        }
         data = json.dumps(document | {"checksum": _checksum(document)}, indent=1).encode() + b"\n"
         if len(data) > LARGEST:
             raise UserError(
@@ -91,7 +101,8 @@ def parse(data: bytes) -> Manifest:
     """What `Manifest.to_bytes` wrote, and nothing else.
 
     Raises:
-        Damaged: anything about it is different: bytes flipped, missing or added, keys twice, types, names, order.
+        Damaged: anything about it is different: bytes flipped, missing or added, keys twice, types,
+            names, order.
         UserError: it is whole, and of another version.
     """
     try:
@@ -103,10 +114,16 @@ def parse(data: bytes) -> Manifest:
                 f"the checkpoints were listed by another version of trainenv: expected {FORMAT!r}, "
                 f"found {document['format']!r:.60}; take the version that saved them"
             )
-        manifest = Manifest(tuple(_entry(**entry) for entry in document["entries"]), _count(document["next"]))
+        manifest = Manifest(
+            tuple(_entry(**entry) for entry in document["entries"]), _count(document["next"])
+        )
         numbers = [(entry.sequence, entry.step) for entry in manifest.entries]
         names = {entry.file for entry in manifest.entries}
-        if numbers != sorted(numbers) or len(names) < len(numbers) or any(n >= manifest.next_sequence for n, _ in numbers):
+        if (
+            numbers != sorted(numbers)
+            or len(names) < len(numbers)
+            or any(n >= manifest.next_sequence for n, _ in numbers)
+        ):
             raise Damaged("its entries are out of order")
         if manifest.to_bytes() != data:
             raise Damaged("it is written differently from how a store writes it")
@@ -151,7 +168,8 @@ def read(folder: Path) -> Manifest:
 
 def rebuild(folder: Path) -> tuple[Manifest, dict[str, str]]:
     """A manifest from the headers of the files themselves, each held by `REBUILT`; and what was left out, with the reason."""
-    entries, left_out = [], {}
+    entries = []
+    left_out = {}
     for name in names_in(folder):
         match = re.fullmatch(_CHECKPOINT, name)
         if match is None:
@@ -163,7 +181,9 @@ def rebuild(folder: Path) -> tuple[Manifest, dict[str, str]]:
             continue
         named = header.step == int(match[1]) and match[2] in (None, str(header.sequence))
         if not named or not 0 <= header.sequence < MOST:
-            left_out[name] = f"its header is that of step {header.step}, sequence number {header.sequence}"
+            left_out[name] = (
+                f"its header is that of step {header.step}, sequence number {header.sequence}"
+            )
             continue
         entries.append(
             Entry(
@@ -177,7 +197,9 @@ def rebuild(folder: Path) -> tuple[Manifest, dict[str, str]]:
             )
         )
     entries.sort(key=lambda entry: (entry.sequence, entry.step))
-    return Manifest(tuple(entries), 1 + max((entry.sequence for entry in entries), default=0)), left_out
+    return Manifest(
+        tuple(entries), 1 + max((entry.sequence for entry in entries), default=0)
+    ), left_out
 
 
 def names_in(folder: Path) -> list[str]:
@@ -191,7 +213,9 @@ def names_in(folder: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"{folder} must be a folder of checkpoints, found: {error.strerror}; give another") from None
+        raise UserError(
+            f"{folder} must be a folder of checkpoints, found: {error.strerror}; give another"
+        ) from None
 
 
 def is_regular(path: Path) -> bool:
@@ -218,7 +242,9 @@ def _entry(**fields: Any) -> Entry:
         raise ValueError("an entry's file has a name of its own")
     if entry.tier not in get_args(Tier) or not re.fullmatch("[0-9a-f]{32}", entry.digest):
         raise ValueError("an entry has an unknown tier or no digest")
-    if not all(isinstance(holder, str) for holder in entry.holders) or len(set(entry.holders)) < len(entry.holders):
+    if not all(isinstance(holder, str) for holder in entry.holders) or len(
+        set(entry.holders)
+    ) < len(entry.holders):
         raise ValueError("an entry's holders are not so many names")
     return entry
 

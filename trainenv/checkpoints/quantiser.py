@@ -1,8 +1,9 @@
 """Optimizer moments in 8 bits, a scale every 256 elements (block-wise quantisation, Dettmers 2022, with codes of our own).
 
-What an Adam update depends on is the direction u = m/√v, so u is rounded instead of m; and √v instead of v, by a quadratic
-code, so that small second moments stay apart: a second moment rounded to zero would make the next update explode. On 124 M
-parameters the update after a restore is off by 0.3 to 0.6 % (bitsandbytes' dynamic code on m and √v: 1.4 to 1.9 %).
+What an Adam update depends on is the direction u = m/√v, so u is rounded instead of m; and √v
+instead of v, by a quadratic code, so that small second moments stay apart: a second moment rounded
+to zero would make the next update explode. On 124 M parameters the update after a restore is off by
+0.3 to 0.6 % (bitsandbytes' dynamic code on m and √v: 1.4 to 1.9 %).
 
 | kind | of | element | code |
 |---|---|---|---|
@@ -10,7 +11,8 @@ parameters the update after a restore is off by 0.3 to 0.6 % (bitsandbytes' dyna
 | `direction` | a first moment m beside a v | m = √v · scale · code/127, with the √v that `root` decodes to | −127 … 127 |
 | `signed` | any other moment m | m = scale · sign(code) · (code/127)² | −127 … 127 |
 
-Zero decodes to zero. Everything is NumPy, so that no setting of torch but `set_flush_denormal` changes a bit.
+Zero decodes to zero. Everything is NumPy, so that no setting of torch but `set_flush_denormal`
+changes a bit.
 """
 
 from __future__ import annotations
@@ -40,15 +42,26 @@ def kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
     chosen: dict[str, Kind] = {}
     for name, tensor in tensors.items():
         area, _, last = name.rpartition("/")
-        if not area.startswith("optimizer/state/") or tensor.dtype != torch.float32 or tensor.numel() < SMALLEST:
+        if (
+            not area.startswith("optimizer/state/")
+            or tensor.dtype != torch.float32
+            or tensor.numel() < SMALLEST
+        ):
             continue
         if last in ("exp_avg_sq", "max_exp_avg_sq"):
             chosen[name] = "root"
         elif last in ("exp_avg", "momentum_buffer"):
             second = tensors.get(f"{area}/exp_avg_sq")
-            beside = last == "exp_avg" and second is not None and second.dtype == tensor.dtype and second.shape == tensor.shape
+            fits = (
+                last == "exp_avg"
+                and second is not None
+                and second.dtype == tensor.dtype
+                and second.shape == tensor.shape
+            )
+            chosen[name] = "signed"
             # Where v underflowed to zero there is no direction to keep m by.
-            chosen[name] = "direction" if beside and not bool((tensor.ne(0) & second.eq(0)).any()) else "signed"  # type: ignore[union-attr]
+            if fits and not bool((tensor.ne(0) & second.eq(0)).any()):  # type: ignore[union-attr]
+                chosen[name] = "direction"
     return chosen
 
 
@@ -74,7 +87,8 @@ def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tupl
     Raises:
         UserError: an element is not finite, or a second moment is negative.
     """
-    codes, scales = np.empty(len(moment), np.uint8), np.empty(scale_count(len(moment)), np.float32)
+    codes = np.empty(len(moment), np.uint8)
+    scales = np.empty(scale_count(len(moment)), np.float32)
     for start in range(0, len(moment), STRETCH):
         piece = slice(start, start + STRETCH)
         x = moment[piece]
@@ -88,7 +102,9 @@ def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tupl
         blocks = _blocks(x)
         scale = np.abs(blocks).max(axis=1, keepdims=True)  # NaN and infinity come through
         if not np.isfinite(scale).all():
-            raise UserError(f"{name} holds values that are not finite, or a negative second moment; save it with moments='exact'")
+            raise UserError(
+                f"{name} holds values that are not finite, or a negative second moment; save it with moments='exact'"
+            )
         scales[start // BLOCK : start // BLOCK + len(scale)] = scale[:, 0]
         share = blocks / np.where(scale > 0, scale, np.float32(1))
         if kind == "root":
@@ -101,7 +117,9 @@ def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tupl
     return codes, scales
 
 
-def dequantise(kind: Kind, codes: Array, scales: Array, root: tuple[Array, Array] | None, out: Array) -> None:
+def dequantise(
+    kind: Kind, codes: Array, scales: Array, root: tuple[Array, Array] | None, out: Array
+) -> None:
     """Undo `quantise` for a stretch that starts at a block's edge.
 
     Args:
@@ -111,11 +129,15 @@ def dequantise(kind: Kind, codes: Array, scales: Array, root: tuple[Array, Array
         root: codes and scales of the second moment beside it, for `direction`.
         out: [n] float32, filled in.
     """
-    with np.errstate(over="ignore"):  # of the largest numbers, by rounding; they are taken back below
+    with np.errstate(
+        over="ignore"
+    ):  # of the largest numbers, by rounding; they are taken back below
         if kind == "root":
             x = _roots(codes, scales)
             np.multiply(x, x, out=x)
-            x += _TINY * _blocks(codes > 0)  # what was above zero stays so where the square underflows; nothing to larger ones
+            x += _TINY * _blocks(
+                codes > 0
+            )  # what was above zero stays so where the square underflows; nothing to larger ones
         else:
             code = _blocks(codes.view(np.int8)).astype(np.float32)
             if kind == "direction":

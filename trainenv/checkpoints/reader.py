@@ -20,7 +20,8 @@ class Finding:
 
     Attributes:
         file: its name.
-        entry: the checkpoint that it is listed as; None for the manifest and for what is not listed.
+        entry: the checkpoint that it is listed as; None for the manifest and for what is not
+            listed.
         ok: nothing is wrong with it.
         reason: what is wrong, or why it is there; empty for a whole checkpoint.
     """
@@ -34,8 +35,8 @@ class Finding:
 def read_listed(folder: Path) -> tuple[Manifest, list[str] | None]:
     """The manifest of a folder, and None where it stands there as it is.
 
-    A manifest that is damaged, or missing beside checkpoints, is rebuilt from their headers, with a warning; then those that
-    were left out are listed.
+    A manifest that is damaged, or missing beside checkpoints, is rebuilt from their headers, with a
+    warning; then those that were left out are listed.
 
     Raises:
         UserError: the folder can't be read, or is another version's.
@@ -48,7 +49,10 @@ def read_listed(folder: Path) -> tuple[Manifest, list[str] | None]:
         why = str(damage)
     found, left_out = manifest.rebuild(folder)
     if why != "there is none" or found.entries or left_out:
-        listed = [f"{len(found.entries)} are listed again", *(f"{name} is left out: {left_out[name]}" for name in left_out)]
+        listed = [
+            f"{len(found.entries)} are listed again",
+            *(f"{name} is left out: {left_out[name]}" for name in left_out),
+        ]
         warnings.warn(
             f"the list of checkpoints {folder / manifest.NAME} was lost: {why}. From the files themselves {'; '.join(listed)}. "
             f"Who held them is not known: all are kept until release({manifest.REBUILT!r}) or, if left out, set aside",
@@ -66,10 +70,14 @@ def of_step(folder: Path, entries: Sequence[Entry], step: int | None) -> list[En
     if step is not None and type(step) is not int:
         raise UserError(f"a step must be an int, found {step!r:.60}; give one of steps()")
     if not entries:
-        raise UserError(f"expected checkpoints in {folder}, found none; save one, or give the folder of a store that did")
+        raise UserError(
+            f"expected checkpoints in {folder}, found none; save one, or give the folder of a store that did"
+        )
     found = [entry for entry in reversed(entries) if step in (None, entry.step)]
     if not found:
-        steps = sorted({entry.step for entry in entries}, key=lambda other: abs(other - (step or 0)))
+        steps = sorted(
+            {entry.step for entry in entries}, key=lambda other: abs(other - (step or 0))
+        )
         raise UserError(
             f"expected a checkpoint of step {step} in {folder}, found those of {len(steps)} others; nearest: {sorted(steps[:8])}"
         )
@@ -77,7 +85,12 @@ def of_step(folder: Path, entries: Sequence[Entry], step: int | None) -> list[En
 
 
 def load(
-    folder: Path, wanted: Sequence[Entry], entries: Sequence[Entry], *, exact: bool, missing_is_broken: bool = False
+    folder: Path,
+    wanted: Sequence[Entry],
+    entries: Sequence[Entry],
+    *,
+    exact: bool,
+    missing_is_broken: bool = False,
 ) -> Snapshot:
     """Load the first whole one of `wanted`; a warning says which were not.
 
@@ -86,7 +99,8 @@ def load(
         wanted: in order of preference, at least one.
         entries: all there are, in order of saving.
         exact: take only what was saved exactly; refused where the first is not.
-        missing_is_broken: a file that is not there is lost; else it may have been deleted since the list was read.
+        missing_is_broken: a file that is not there is lost; else it may have been deleted since the
+            list was read.
 
     Raises:
         FileNotFoundError: a file is not there, and may have been deleted since.
@@ -108,10 +122,19 @@ def load(
             broken.append(str(error))
         else:
             if broken:
-                warnings.warn(f"{'; '.join(broken)}. Taken instead: {entry.file} of step {entry.step}", stacklevel=3)
+                warnings.warn(
+                    f"{'; '.join(broken)}. Taken instead: {entry.file} of step {entry.step}",
+                    stacklevel=3,
+                )
             return snapshot
-    whole = sorted({entry.step for entry in entries if entry not in wanted and _seems_whole(folder, entry)})
-    advice = f"by their headers, those of these steps are whole: {whole}" if whole else "no other is whole either"
+    whole = sorted(
+        {entry.step for entry in entries if entry not in wanted and _seems_whole(folder, entry)}
+    )
+    advice = (
+        f"by their headers, those of these steps are whole: {whole}"
+        if whole
+        else "no other is whole either"
+    )
     raise BrokenCheckpoint(f"{'; '.join(broken)}; {advice}")
 
 
@@ -120,7 +143,11 @@ def _refuse_rounded(entry: Entry, entries: Sequence[Entry]) -> None:
         steps = [other.step for other in entries if other.tier == "exact"]
         raise UserError(
             f"{entry.file} was saved with its moments in 8 bits, from which training goes on nearly, not exactly, as before; "
-            + (f"the newest exact checkpoint is that of step {steps[-1]}" if steps else "there is no exact checkpoint")
+            + (
+                f"the newest exact checkpoint is that of step {steps[-1]}"
+                if steps
+                else "there is no exact checkpoint"
+            )
             + ". Save with moments='exact' to have some, or load without exact=True"
         )
 
@@ -154,7 +181,10 @@ def read_entry(folder: Path, entry: Entry) -> Snapshot:
 
 
 def read_header(folder: Path, entry: Entry) -> None:
-    """Whether the front of a listed checkpoint is what was saved; its chunks are not looked at. Errors as of `read_entry`."""
+    """Whether the front of a listed checkpoint is what was saved; its chunks are not looked at.
+
+    Errors as of `read_entry`.
+    """
     header = file.read_header(folder / entry.file)
     for name, found, listed in (
         ("step", header.step, entry.step),
@@ -182,41 +212,71 @@ def orphans(folder: Path, entries: Sequence[Entry]) -> list[Deletion]:
 def verify(folder: Path) -> list[Finding]:
     """Read every chunk of every file; the manifest comes first, then the checkpoints in order of saving, then the rest."""
     try:
-        listed, findings = manifest.read(folder), [Finding(file=manifest.NAME, entry=None, ok=True)]
+        listed = manifest.read(folder)
+        findings = [Finding(file=manifest.NAME, entry=None, ok=True)]
     except (FileNotFoundError, manifest.Damaged) as error:
         missing = isinstance(error, FileNotFoundError)
         listed, _ = manifest.rebuild(folder)
         if missing and not listed.entries:
             findings = []  # nothing has been saved yet
         else:
-            findings = [Finding(file=manifest.NAME, entry=None, ok=False, reason="there is none" if missing else str(error))]
+            findings = [
+                Finding(
+                    file=manifest.NAME,
+                    entry=None,
+                    ok=False,
+                    reason="there is none" if missing else str(error),
+                )
+            ]
     for entry in listed.entries:
         try:
             read_entry(folder, entry)
         except FileNotFoundError:
-            findings.append(Finding(file=entry.file, entry=entry, ok=False, reason="there is no such file"))
+            findings.append(
+                Finding(file=entry.file, entry=entry, ok=False, reason="there is no such file")
+            )
         except BrokenCheckpoint as error:
             findings.append(Finding(file=entry.file, entry=entry, ok=False, reason=str(error)))
         else:
             findings.append(Finding(file=entry.file, entry=entry, ok=True))
     names = manifest.names_in(folder)
-    # A writer may have gone on meanwhile: what it deleted is not missing, and what it saved is not stray.
+    # A writer may have gone on meanwhile: what it deleted is not missing, and what it saved is not
+    # stray.
     now = {entry.file for entry in _listed_now(folder, listed).entries}
-    findings = [finding for finding in findings if finding.entry is None or finding.file in names or finding.file in now]
+    findings = [
+        finding
+        for finding in findings
+        if finding.entry is None or finding.file in names or finding.file in now
+    ]
     known = {lock.NAME, manifest.NAME, MADE_OF, *now, *(finding.file for finding in findings)}
     return findings + [_stray(folder, name) for name in names if name not in known]
 
 
 def _stray(folder: Path, name: str) -> Finding:
     if not manifest.is_ours(name):
-        return Finding(file=name, entry=None, ok=True, reason="none of the store's; it is left alone")
+        return Finding(
+            file=name, entry=None, ok=True, reason="none of the store's; it is left alone"
+        )
     if not manifest.is_regular(folder / name):
-        return Finding(file=name, entry=None, ok=False, reason="no regular file, under a checkpoint's name; it is left alone")
+        return Finding(
+            file=name,
+            entry=None,
+            ok=False,
+            reason="no regular file, under a checkpoint's name; it is left alone",
+        )
     if name.endswith(".tmp"):
         return Finding(
-            file=name, entry=None, ok=True, reason="being written, or left by a save that never finished; goes at the next open"
+            file=name,
+            entry=None,
+            ok=True,
+            reason="being written, or left by a save that never finished; goes at the next open",
         )
-    return Finding(file=name, entry=None, ok=False, reason="not listed: its save never finished; it goes at the next open")
+    return Finding(
+        file=name,
+        entry=None,
+        ok=False,
+        reason="not listed: its save never finished; it goes at the next open",
+    )
 
 
 def _listed_now(folder: Path, before: Manifest) -> Manifest:

@@ -18,8 +18,8 @@ class Deletion:
     Attributes:
         file: its name in the folder.
         bytes: its length.
-        reason: `retention`: older than the last few, and nobody holds it; `cap`: the folder would have more bytes than allowed;
-            `orphan`: left by a save that never finished.
+        reason: `retention`: older than the last few, and nobody holds it; `cap`: the folder would
+            have more bytes than allowed; `orphan`: left by a save that never finished.
         step: that it was saved at; None for an orphan.
     """
 
@@ -29,13 +29,16 @@ class Deletion:
     step: int | None = None
 
 
-def plan(entries: Sequence[Entry], *, keep_last: int, max_bytes: int | None, held: Collection[str]) -> list[Deletion]:
+def plan(
+    entries: Sequence[Entry], *, keep_last: int, max_bytes: int | None, held: Collection[str]
+) -> list[Deletion]:
     """What to delete, oldest first.
 
     Args:
         entries: in order of saving.
         keep_last: how many of the newest are kept, at least 1.
-        max_bytes: that all checkpoints together may have. The oldest that nobody holds go first, the newest never.
+        max_bytes: that all checkpoints together may have. The oldest that nobody holds go first,
+            the newest never.
         held: names of the files that somebody holds, which never go.
     """
     retired = [entry for entry in entries[:-keep_last] if entry.file not in held]

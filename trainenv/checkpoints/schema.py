@@ -1,6 +1,7 @@
 """Does a state, or a checkpoint's header, have exactly the fields that `configs/state_schema_v1.yaml` names?
 
-Asked before a file is written and after one is read. What was read may be anything: the answer is yes or a `UserError`.
+Asked before a file is written and after one is read. What was read may be anything: the answer is
+yes or a `UserError`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ def check_state(state: object, where: str) -> None:
         where: what it is the state of, for the message.
 
     Raises:
-        UserError: names the first field that is missing, unknown or of the wrong type by its dotted path.
+        UserError: names the first field that is missing, unknown or of the wrong type by its dotted
+            path.
     """
     _refuse_unfit("state", state, where)
 
 
 def check_header(header: object, where: str) -> None:
-    """Refuse a header of other fields; the state in it is checked too. Arguments and errors as of `check_state`."""
+    """Refuse a header of other fields; the state in it is checked too.
+
+    Arguments and errors as of `check_state`.
+    """
     _refuse_unfit("header", header, where)
 
 
@@ -49,7 +54,7 @@ def _refuse_unfit(part: str, value: object, where: str) -> None:
         raise UserError(f"{where}: {unfit} ({SCHEMA} names every field)") from None
 
 
-# ── from the file to functions ──────────────────────────────────────────────────────────────────────────────────────
+# ── from the file to functions ────────────────────────────────────────────────────────────────────
 
 
 @cache
@@ -71,7 +76,11 @@ def _check(spec: Any) -> Check:
         return partial(_mapping, fields, required, rest)
     if isinstance(spec, list):
         checks = [_check(inner) for inner in spec]
-        return partial(_row, checks) if len(checks) > 1 else partial(_list, checks[0], _ONLY.get(checks[0], frozenset()))
+        return (
+            partial(_row, checks)
+            if len(checks) > 1
+            else partial(_list, checks[0], _ONLY.get(checks[0], frozenset()))
+        )
     if "|" in spec:
         return partial(_word, spec.split("|"))
     name = spec.removesuffix("?")
@@ -79,7 +88,7 @@ def _check(spec: Any) -> Check:
     return check if name == spec else partial(_nullable, check)
 
 
-# ── what each type takes ────────────────────────────────────────────────────────────────────────────────────────────
+# ── what each type takes ──────────────────────────────────────────────────────────────────────────
 
 
 def _state(value: Any, path: str) -> None:
@@ -88,7 +97,13 @@ def _state(value: Any, path: str) -> None:
     _compiled("synthetic" if synthetic else "training")(value, path)
 
 
-def _mapping(fields: Mapping[str, Check], required: tuple[str, ...], rest: Check | None, value: Any, path: str) -> None:
+def _mapping(
+    fields: Mapping[str, Check],
+    required: tuple[str, ...],
+    rest: Check | None,
+    value: Any,
+    path: str,
+) -> None:
     if not isinstance(value, Mapping) or TENSOR in value:
         raise _mistyped(path, "a mapping", value)
     # An unknown field first: where a field is misspelt, the right one is also missing.
@@ -160,7 +175,10 @@ def _tensor(value: Any, path: str) -> None:
 
 
 def _tensors(value: Any, path: str) -> None:
-    """Anything whose marks are whole. Walked without recursion: nesting may be as deep as somebody likes."""
+    """Anything whose marks are whole.
+
+    Walked without recursion: nesting may be as deep as somebody likes.
+    """
     left: list[Any] = [value]
     while left:
         inner = left.pop()
@@ -182,10 +200,14 @@ _SIMPLE: dict[str, Check] = {
     "tensors": _tensors,
 }
 # Checks that need not be called where a list holds only these types.
-_ONLY: dict[Check, frozenset[type]] = {_int: frozenset({int}), _float: frozenset({float, int}), _str: frozenset({str})}
+_ONLY: dict[Check, frozenset[type]] = {
+    _int: frozenset({int}),
+    _float: frozenset({float, int}),
+    _str: frozenset({str}),
+}
 
 
-# ── sentences ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sentences ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _below(path: str, key: object) -> str:
@@ -212,7 +234,9 @@ def _described(value: object) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, Mapping) and TENSOR in value:
         return "the mark of a tensor"
-    return f"a mapping of {len(value)} fields" if isinstance(value, Mapping) else type(value).__name__
+    return (
+        f"a mapping of {len(value)} fields" if isinstance(value, Mapping) else type(value).__name__
+    )
 
 
 def _short(key: object) -> str:

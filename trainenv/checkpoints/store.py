@@ -33,14 +33,17 @@ class CheckpointStore:
                 if store.due(before, run.step):
                     store.save(run.snapshot())
 
-    A save is written on a thread beside the training; the next one waits for it. What it fails with comes up at the next `save`,
-    `wait`, `close` or end of the `with` block. Every other method waits until the save under way has ended. A save is listed
-    once the disk has it for good; one that is not listed never happened, whenever the power went.
+    A save is written on a thread beside the training; the next one waits for it. What it fails with
+    comes up at the next `save`, `wait`, `close` or end of the `with` block. Every other method
+    waits until the save under way has ended. A save is listed once the disk has it for good; one
+    that is not listed never happened, whenever the power went.
 
-    One store writes into a folder at a time: inside `with`, or from the first `save`, `collect` or durable `hold` until `close`.
-    Reading takes no lock. Inside `with`, on the main thread and where SIGTERM would just end the process, it ends the block by
-    `SystemExit(143)` instead, so that the last save is finished. Without `with`, SIGTERM ends the process at once, as SIGKILL
-    does: what the last finished save wrote is what there is. Any other end of the interpreter waits for the save under way.
+    One store writes into a folder at a time: inside `with`, or from the first `save`, `collect` or
+    durable `hold` until `close`. Reading takes no lock. Inside `with`, on the main thread and where
+    SIGTERM would just end the process, it ends the block by `SystemExit(143)` instead, so that the
+    last save is finished. Without `with`, SIGTERM ends the process at once, as SIGKILL
+    does: what the last finished save wrote is what there is. Any other end of the interpreter waits
+        for the save under way.
 
     A store is used from one thread at a time. In a child made by `os.fork` it only reads.
 
@@ -48,9 +51,11 @@ class CheckpointStore:
         folder: made when the first store writes in it.
         every: optimizer steps between checkpoints; `due` goes by it.
         keep_last: how many of the newest are kept. Whatever is held is kept beside them.
-        moments: how the optimizer's moments are saved: `8bit` rounds them, `exact` leaves every bit.
-        max_bytes: that all checkpoints together may have; the oldest that nobody holds are deleted first, the newest never.
-            While one is saved, its bytes come on top: nothing is deleted before it is there for good.
+        moments: how the optimizer's moments are saved: `8bit` rounds them, `exact` leaves every
+            bit.
+        max_bytes: that all checkpoints together may have; the oldest that nobody holds are deleted
+            first, the newest never. While one is saved, its bytes come on top: nothing is deleted
+            before it is there for good.
         on_error: whether a save that fails raises, or warns and lets the training go on.
         disk: the file system.
 
@@ -73,18 +78,27 @@ class CheckpointStore:
             raise UserError(f"folder must be a path, found {folder!r}; give the folder to save in")
         self.folder = Path(folder).absolute()  # the process may change its directory
         if os.path.exists(self.folder) and not os.path.isdir(self.folder):
-            raise UserError(f"{self.folder} must be a folder to save in, found a file; give another")
+            raise UserError(
+                f"{self.folder} must be a folder to save in, found a file; give another"
+            )
         self.every = _positive("every", every, "optimizer steps")
         self.keep_last = _positive("keep_last", keep_last, "checkpoints")
         self.moments = _among("moments", moments, get_args(Tier))
-        self.max_bytes = None if max_bytes is None else _positive("max_bytes", max_bytes, "bytes (None: no limit)")
+        self.max_bytes = (
+            None
+            if max_bytes is None
+            else _positive("max_bytes", max_bytes, "bytes (None: no limit)")
+        )
         self.on_error = _among("on_error", on_error, get_args(OnError))
-        self._background, self._termination = Background(), Termination()
+        self._background = Background()
+        self._termination = Termination()
         self._writer = Writer(self.folder, Disk() if disk is None else disk, self._background.notes)
-        self._live: dict[str, set[str]] = {}  # holder → names of files, of holds that are not durable
+        self._live: dict[
+            str, set[str]
+        ] = {}  # holder → names of files, of holds that are not durable
         self._cap_told = False
 
-    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────
 
     def due(self, before: int, after: int) -> bool:
         """Whether the advance from step `before` to step `after` reached a multiple of `every`."""
@@ -99,12 +113,17 @@ class CheckpointStore:
             wait: return only when the disk has it for good.
 
         Raises:
-            UserError: it can't be saved, or another store writes here; or the save before failed: then this one was not begun.
+            UserError: it can't be saved, or another store writes here; or the save before failed:
+                then this one was not begun.
         """
         if not isinstance(snapshot, Snapshot):
-            raise UserError(f"expected a Snapshot to save, as run.snapshot() gives, found {type(snapshot).__name__}")
+            raise UserError(
+                f"expected a Snapshot to save, as run.snapshot() gives, found {type(snapshot).__name__}"
+            )
         if type(snapshot.step) is not int or not 0 <= snapshot.step < manifest.MOST:
-            raise UserError(f"the step of a snapshot to save must be an int from 0 on, found {snapshot.step!r:.60}")
+            raise UserError(
+                f"the step of a snapshot to save must be an int from 0 on, found {snapshot.step!r:.60}"
+            )
         tier = self.moments if moments is None else _among("moments", moments, get_args(Tier))
         self.wait()
         self._open()
@@ -132,7 +151,8 @@ class CheckpointStore:
         Args:
             step: that it was saved at.
             holder: who wants it.
-            durable: note it in the folder, so that it holds for other processes and later. Else it holds in this store only.
+            durable: note it in the folder, so that it holds for other processes and later. Else it
+                holds in this store only.
 
         Raises:
             UserError: there is no such checkpoint, or the hold could not be noted.
@@ -149,7 +169,9 @@ class CheckpointStore:
             self._note_holders({entry: (*entry.holders, holder)}, f"holding {entry.file}")
 
     def release(self, holder: str, step: int | None = None) -> None:
-        """End the holds of `holder`, on the checkpoints of one step or on all. They stay until the next `save` or `collect`.
+        """End the holds of `holder`, on the checkpoints of one step or on all.
+
+        They stay until the next `save` or `collect`.
 
         Raises:
             UserError: the end of a durable hold could not be noted.
@@ -157,16 +179,25 @@ class CheckpointStore:
         self._background.join()
 
         def held() -> list[Entry]:
-            return [entry for entry in self._listed() if step in (None, entry.step) and holder in entry.holders]
+            return [
+                entry
+                for entry in self._listed()
+                if step in (None, entry.step) and holder in entry.holders
+            ]
 
         if held():
             self._open()
-            fewer = {entry: tuple(other for other in entry.holders if other != holder) for entry in held()}
+            fewer = {
+                entry: tuple(other for other in entry.holders if other != holder)
+                for entry in held()
+            }
             self._note_holders(fewer, f"releasing what {holder!r} held")
         if step is None:
             self._live.pop(holder, None)
         else:
-            self._live.get(holder, set()).difference_update(entry.file for entry in self._listed() if entry.step == step)
+            self._live.get(holder, set()).difference_update(
+                entry.file for entry in self._listed() if entry.step == step
+            )
 
     def collect(self) -> list[Deletion]:
         """Delete what `preview` lists, and list it.
@@ -183,12 +214,13 @@ class CheckpointStore:
         self._tell_notes()
         return deletions
 
-    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────
 
     def load(self, step: int | None = None, *, exact: bool = False) -> Snapshot:
         """Load the checkpoint that was saved last, or the last of a step, every checksum verified.
 
-        Where its file is damaged, the one before it (of the same step, if one was asked for) is taken, with a warning.
+        Where its file is damaged, the one before it (of the same step, if one was asked for) is
+        taken, with a warning.
 
         Args:
             step: that it was saved at.
@@ -201,11 +233,18 @@ class CheckpointStore:
         self._background.join()
         entries = self._listed()
         try:
-            return reader.load(self.folder, reader.of_step(self.folder, entries, step), entries, exact=exact)
-        except FileNotFoundError:
-            entries = self._listed()  # a writer deleted it since; what the list names now is there, or else it was lost
             return reader.load(
-                self.folder, reader.of_step(self.folder, entries, step), entries, exact=exact, missing_is_broken=True
+                self.folder, reader.of_step(self.folder, entries, step), entries, exact=exact
+            )
+        except FileNotFoundError:
+            # a writer deleted it since; what the list names now is there, or else it was lost
+            entries = self._listed()
+            return reader.load(
+                self.folder,
+                reader.of_step(self.folder, entries, step),
+                entries,
+                exact=exact,
+                missing_is_broken=True,
             )
 
     def steps(self) -> list[int]:
@@ -218,7 +257,11 @@ class CheckpointStore:
         self._background.join()
         entries = []
         for entry in self._listed():
-            live = [holder for holder, files in self._live.items() if entry.file in files and holder not in entry.holders]
+            live = [
+                holder
+                for holder, files in self._live.items()
+                if entry.file in files and holder not in entry.holders
+            ]
             entries.append(replace(entry, holders=(*entry.holders, *live)))
         return entries
 
@@ -228,18 +271,26 @@ class CheckpointStore:
         return reader.verify(self.folder)
 
     def preview(self) -> list[Deletion]:
-        """What `collect` would delete, and why. What another process is saving just now counts as an orphan."""
+        """What `collect` would delete, and why.
+
+        What another process is saving just now counts as an orphan.
+        """
         entries = self.entries()
         return reader.orphans(self.folder, entries) + self._plan(entries)
 
-    # ── opening and closing ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── opening and closing ───────────────────────────────────────────────────────────────────────
 
     def __enter__(self) -> Self:
         self._open()
         self._termination.begin()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             with self._termination.deferred():
                 self._close(quiet=error is not None)
@@ -261,10 +312,12 @@ class CheckpointStore:
                 raise
             warnings.warn(str(failure), stacklevel=4)
         finally:
-            if not self._background.running:  # the wait was interrupted: the lock stays until the process ends
+            if (
+                not self._background.running
+            ):  # the wait was interrupted: the lock stays until the process ends
                 self._writer.close()
 
-    # ── the inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the inside ────────────────────────────────────────────────────────────────────────────────
 
     def _open(self, sweep: bool = True) -> None:
         self._writer.open(sweep)
@@ -285,7 +338,9 @@ class CheckpointStore:
 
     def _note_holders(self, holders: dict[Entry, tuple[str, ...]], what: str) -> None:
         with told(what):
-            self._writer.change(tuple(replace(e, holders=holders[e]) if e in holders else e for e in self._listed()))
+            self._writer.change(
+                tuple(replace(e, holders=holders[e]) if e in holders else e for e in self._listed())
+            )
 
     def _note_cap(self) -> None:
         """Say once that the cap can't be met."""
@@ -312,5 +367,7 @@ def _positive(name: str, value: Any, unit: str) -> int:
 
 def _among(name: str, value: Word, choices: Sequence[Word]) -> Word:
     if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r:.60}")
+        raise UserError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r:.60}"
+        )
     return value

@@ -35,10 +35,14 @@ class Writer:
     """
 
     def __init__(self, folder: Path, disk: Disk, notes: list[str]) -> None:
-        self.folder, self.notes = folder, notes
-        self._disk, self._lock, self._pid = disk, FolderLock(folder), os.getpid()
+        self.folder = folder
+        self.notes = notes
+        self._disk = disk
+        self._lock = FolderLock(folder)
+        self._pid = os.getpid()
         self._listed = Manifest()
-        self._doomed: set[str] = set()  # names of files that the list has dropped, and that may still be there
+        # names of files that the list has dropped, and that may still be there
+        self._doomed: set[str] = set()
 
     @property
     def entries(self) -> tuple[Entry, ...] | None:
@@ -54,10 +58,13 @@ class Writer:
         """Take the lock, read the list and delete the leftovers of saves that never finished; at once where it is held already.
 
         Raises:
-            UserError: another store writes here, this is a child made by fork, or the folder can't be written.
+            UserError: another store writes here, this is a child made by fork, or the folder can't
+                be written.
         """
         if self.is_copy:
-            raise UserError("this process is a child made by fork, in which a store only reads; open another store in it")
+            raise UserError(
+                "this process is a child made by fork, in which a store only reads; open another store in it"
+            )
         if self._lock.held:
             return
         with told(f"opening {self.folder} to save in it"):
@@ -70,7 +77,9 @@ class Writer:
                     self._set_aside(left_out)
                     self._commit(self._listed)
                 if sweep:
-                    self._delete(orphan.file for orphan in reader.orphans(self.folder, self._listed.entries))
+                    self._delete(
+                        orphan.file for orphan in reader.orphans(self.folder, self._listed.entries)
+                    )
             except BaseException:
                 self._lock.release()
                 raise
@@ -84,11 +93,14 @@ class Writer:
         Raises:
             UserError: it failed. What was listed before is listed still.
         """
-        before, sequence = self._listed.entries, self._listed.next_sequence
+        before = self._listed.entries
+        sequence = self._listed.next_sequence
         name = manifest.checkpoint_name(snapshot.step)
         if os.path.lexists(self.folder / name):  # history was rewound and came by again
             name = manifest.checkpoint_name(snapshot.step, sequence)
-        self._listed = replace(self._listed, next_sequence=sequence + 1)  # used up, whether or not it succeeds
+        self._listed = replace(
+            self._listed, next_sequence=sequence + 1
+        )  # used up, whether or not it succeeds
         try:
             entries = (*before, self._write(snapshot, name, tier, sequence))
             self.drop(plan(entries), entries)
@@ -96,15 +108,22 @@ class Writer:
             self._undo(name)
             if not isinstance(error, OSError | MemoryError):
                 raise
-            intact = f"the one before it, {before[-1].file}, is intact" if before else "there is none before it"
+            intact = (
+                f"the one before it, {before[-1].file}, is intact"
+                if before
+                else "there is none before it"
+            )
             # No traceback is kept: its frames would keep the snapshot.
-            raise UserError(f"saving {self.folder / name} failed: {_said(error)}; {intact}. {_remedy(error)}") from None
+            raise UserError(
+                f"saving {self.folder / name} failed: {_said(error)}; {intact}. {_remedy(error)}"
+            ) from None
 
     def drop(self, deletions: Sequence[Deletion], entries: Sequence[Entry] | None = None) -> None:
         """Make `entries`, or those there are, without `deletions` the list; then delete their files.
 
         Raises:
-            OSError: the list could not be written; then nothing is deleted. A file that can't be deleted is only noted.
+            OSError: the list could not be written; then nothing is deleted. A file that can't be
+                deleted is only noted.
         """
         entries = self._listed.entries if entries is None else entries
         self.change(without(entries, deletions))
@@ -141,8 +160,9 @@ class Writer:
         try:
             file.write_whole(self.folder / manifest.NAME, new.to_bytes(), self._disk)
         except OSError:
-            # The rename may have come before what failed. Then the new list is the one that everybody sees, but it may
-            # not last: files that only the old one lists stay until the next list is there for good.
+            # The rename may have come before what failed. Then the new list is the one that
+            # everybody sees, but it may not last: files that only the old one lists stay until the
+            # next list is there for good.
             if self._stands(new.entries):
                 self._adopt(new)
             raise
@@ -186,7 +206,9 @@ class Writer:
                 self._doomed.discard(name)
                 deleted = True
             except OSError as error:
-                self.notes.append(f"{self.folder / name} is no longer needed, but can't be deleted: {_said(error)}")
+                self.notes.append(
+                    f"{self.folder / name} is no longer needed, but can't be deleted: {_said(error)}"
+                )
         if deleted:
             try:
                 self._disk.sync_folder(self.folder)

@@ -1,4 +1,7 @@
-"""`trainenv checkpoint`: look after a folder of checkpoints. Each action returns the JSON value to print and the exit code."""
+"""`trainenv checkpoint`: look after a folder of checkpoints.
+
+Each action returns the JSON value to print and the exit code.
+"""
 
 from __future__ import annotations
 
@@ -40,20 +43,38 @@ def open_store(path: Path, config: CheckpointConfig | None = None) -> Checkpoint
     """
     folder = _folder(path)
     if not folder.is_dir() or not any(folder.glob("cp_*.ptz")):
-        raise UserError(f"expected checkpoints in {path}, found none; give a run's folder, or the checkpoints folder in it")
+        raise UserError(
+            f"expected checkpoints in {path}, found none; give a run's folder, or the checkpoints folder in it"
+        )
     return CheckpointStore(folder, **(config or CheckpointConfig()).model_dump())
 
 
 def verify(path: Path, say: Say) -> Result:
-    """Read every byte of every file and say whether it is what was saved. The exit code is 1 where one is not."""
+    """Read every byte of every file and say whether it is what was saved.
+
+    The exit code is 1 where one is not.
+    """
     store = open_store(path)
     findings = store.verify()
     for finding in findings:
-        say(f"{'ok    ' if finding.ok else 'BROKEN'} {finding.file}{': ' if finding.reason else ''}{finding.reason}")
+        say(
+            f"{'ok    ' if finding.ok else 'BROKEN'} {finding.file}{': ' if finding.reason else ''}{finding.reason}"
+        )
     broken = sum(not finding.ok for finding in findings)
-    say(f"{broken} of {len(findings)} files are broken" if broken else f"all {len(findings)} files are whole")
-    found = [{"file": finding.file, "ok": finding.ok, "reason": finding.reason} for finding in findings]
-    result = {"command": "checkpoint verify", "folder": str(store.folder), "ok": not broken, "files": found}
+    say(
+        f"{broken} of {len(findings)} files are broken"
+        if broken
+        else f"all {len(findings)} files are whole"
+    )
+    found = [
+        {"file": finding.file, "ok": finding.ok, "reason": finding.reason} for finding in findings
+    ]
+    result = {
+        "command": "checkpoint verify",
+        "folder": str(store.folder),
+        "ok": not broken,
+        "files": found,
+    }
     return result, BROKEN if broken else 0
 
 
@@ -63,8 +84,11 @@ def show(path: Path, say: Say) -> Result:
     entries = store.entries()
     say(f"{'step':>9}  {'sequence':>8}  {'tier':>5}  {'size':>10}  {'file':<16}  held by")
     for entry in entries:
-        size, holders = _size(entry.bytes), ", ".join(entry.holders)
-        say(f"{entry.step:>9}  {entry.sequence:>8}  {entry.tier:>5}  {size:>10}  {entry.file:<16}  {holders}".rstrip())
+        size = _size(entry.bytes)
+        holders = ", ".join(entry.holders)
+        say(
+            f"{entry.step:>9}  {entry.sequence:>8}  {entry.tier:>5}  {size:>10}  {entry.file:<16}  {holders}".rstrip()
+        )
     say(f"{len(entries)} checkpoints, {_size(sum(entry.bytes for entry in entries))}")
     numerics = {}
     for entry in reversed(entries):
@@ -77,7 +101,12 @@ def show(path: Path, say: Say) -> Result:
         say(f"numeric settings at step {entry.step}: {settings or 'none'}")
         break
     listed = [asdict(entry) for entry in entries]
-    return {"command": "checkpoint show", "folder": str(store.folder), "checkpoints": listed, "numerics": numerics}, 0
+    return {
+        "command": "checkpoint show",
+        "folder": str(store.folder),
+        "checkpoints": listed,
+        "numerics": numerics,
+    }, 0
 
 
 def collect(path: Path, say: Say, *, dry_run: bool, keep_last: int | None) -> Result:
@@ -98,11 +127,19 @@ def collect(path: Path, say: Say, *, dry_run: bool, keep_last: int | None) -> Re
     finally:
         store.close()
     for deletion in deletions:
-        say(f"{'would delete' if dry_run else 'deleted'} {deletion.file} ({_size(deletion.bytes)}): {_REASONS[deletion.reason]}")
+        say(
+            f"{'would delete' if dry_run else 'deleted'} {deletion.file} ({_size(deletion.bytes)}): {_REASONS[deletion.reason]}"
+        )
     total = sum(deletion.bytes for deletion in deletions)
     say(f"{len(deletions)} files, {_size(total)}" if deletions else "nothing to delete")
     listed = [asdict(deletion) for deletion in deletions]
-    result = {"command": "checkpoint gc", "folder": str(store.folder), "dry_run": dry_run, "bytes": total, "deleted": listed}
+    result = {
+        "command": "checkpoint gc",
+        "folder": str(store.folder),
+        "dry_run": dry_run,
+        "bytes": total,
+        "deleted": listed,
+    }
     return result, 0
 
 
@@ -110,10 +147,21 @@ def export(path: Path, say: Say, *, out: Path, step: int | None) -> Result:
     """Write the weights of a checkpoint, the newest if no step is given, as plain torch and transformers load them."""
     snapshot = open_store(path).load(step)
     interop.export(snapshot, out)
-    what = "the weights" if out.suffix == ".safetensors" else "the weights and the optimizer's state"
-    rounded = ", whose moments were rounded to 8 bits" if snapshot.tier == "8bit" and out.suffix == ".pt" else ""
+    what = (
+        "the weights" if out.suffix == ".safetensors" else "the weights and the optimizer's state"
+    )
+    rounded = (
+        ", whose moments were rounded to 8 bits"
+        if snapshot.tier == "8bit" and out.suffix == ".pt"
+        else ""
+    )
     say(f"wrote {what} of step {snapshot.step}{rounded} to {out} ({_size(out.stat().st_size)})")
-    return {"command": "checkpoint export", "step": snapshot.step, "tier": snapshot.tier, "out": str(out)}, 0
+    return {
+        "command": "checkpoint export",
+        "step": snapshot.step,
+        "tier": snapshot.tier,
+        "out": str(out),
+    }, 0
 
 
 _REASONS = {
@@ -135,7 +183,9 @@ def _folder(path: Path) -> Path:
 
 def _size(count: int) -> str:
     """Bytes, as people read them."""
-    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    size = float(count)
+    units = ["B", "KiB", "MiB", "GiB"]
     while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
+        size = size / 1024
+        units = units[1:]
     return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

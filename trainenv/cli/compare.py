@@ -23,7 +23,9 @@ def compare_command(args: argparse.Namespace) -> Result:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
     chosen = _names("methods", args.methods)
     check_known("method", chosen or (), METHODS)
-    suite = load_suite(args.suite).select(methods=chosen, trunks=_names("trunks", args.trunks), seeds=args.seeds)
+    suite = load_suite(args.suite).select(
+        methods=chosen, trunks=_names("trunks", args.trunks), seeds=args.seeds
+    )
     folder = args.out or Path("runs") / f"compare-{suite.name}"
     total = len(suite.trunks) * suite.seeds * len(suite.played)
     with interruptible() as stop, Screen("compare", total, quiet=args.json) as screen:
@@ -33,10 +35,21 @@ def compare_command(args: argparse.Namespace) -> Result:
             f"about {minutes(seconds)} with {args.workers or 1} process(es)"
         )
         found = compare(
-            folder, suite, METHODS, measure_cell, workers=args.workers, keep=args.keep, progress=screen.progress, stop=stop
+            folder,
+            suite,
+            METHODS,
+            measure_cell,
+            workers=args.workers,
+            keep=args.keep,
+            progress=screen.progress,
+            stop=stop,
         )
     screen.tables(found)
-    result = {"command": "compare", "folder": str(folder), **{key: found[key] for key in found if key != "rows"}}
+    result = {
+        "command": "compare",
+        "folder": str(folder),
+        **{key: found[key] for key in found if key != "rows"},
+    }
     if not found["finished"]:
         screen.say("interrupted; the same command goes on from there")
         return result, INTERRUPTED
@@ -50,5 +63,7 @@ def _names(what: str, listed: str | None) -> Sequence[str] | None:
         return None
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names:
-        raise UserError(f"a comparison needs {what}, found none in {listed!r}; name at least one, or leave the option out")
+        raise UserError(
+            f"a comparison needs {what}, found none in {listed!r}; name at least one, or leave the option out"
+        )
     return names

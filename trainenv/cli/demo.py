@@ -30,7 +30,8 @@ def demo_command(args: argparse.Namespace) -> Result:
 
     config = _config(args)
     run = TrainingRun.from_config(config)  # before anything is written: it may not fit
-    start, root = run.snapshot(), RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
+    start = run.snapshot()
+    root = RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
     summaries: list[dict[str, Any]] = []
     with interruptible() as stop:
         for method in _METHODS:
@@ -53,31 +54,33 @@ def demo_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _played(method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace) -> dict[str, Any]:
+def _played(
+    method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace
+) -> dict[str, Any]:
     """The summary of one of the two, trained now, or to its end, or before."""
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
     from trainenv.cli.progress import Progress
     from trainenv.composition.default_loop import branching
-    from trainenv.loop import drive, resume
+    from trainenv.loop import resume, train
     from trainenv.records.run_folder import RunFolder
 
     path = root / method.replace(" ", "-")
     if (path / "summary.json").is_file():
         ended: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         return ended
-    responder = branching() if method == "branching" else None
+    callback = branching() if method == "branching" else None
     if path.is_dir() and CheckpointStore(path / FOLDER).steps():
-        folder, _ = resume(path, run, responder, accept_changes=args.accept_changes)
+        folder, _ = resume(path, run, callback, accept_changes=args.accept_changes)
     else:  # what was stopped before its first checkpoint had not begun
         shutil.rmtree(path, ignore_errors=True)
         folder = RunFolder.create(path, run.config)
     with Progress(method, run.config.steps, quiet=args.json) as progress:
-        if responder is not None:
-            statement = responder.statement(run)
-            progress.say(str(statement))
-            progress.say(statement.affords)
-        return drive(run, folder, responder=responder, watch=progress.watch, stop=stop)
+        if callback is not None:
+            cost_estimate = callback.cost_estimate(run)
+            progress.say(str(cost_estimate))
+            progress.say(cost_estimate.affords)
+        return train(run, folder, callback=callback, watch=progress.watch, stop=stop)
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
@@ -93,5 +96,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     if args.out is None or args.steps is not None:
         raise UserError("--resume goes on with a demo as it was: give --out FOLDER, and no --steps")
     if (args.out / "summary.json").is_file() or not (args.out / "config.yaml").is_file():
-        raise UserError(f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one")
+        raise UserError(
+            f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one"
+        )
     return RunConfig.load(args.out / "config.yaml")

@@ -39,7 +39,15 @@ def doctor_command(args: argparse.Namespace) -> Result:
 
 def examine() -> list[Finding]:
     """One finding a check: what was looked at, whether it is well, what was found, and the remedy where it is not."""
-    return [_python(), _packages(), _extras(), _memory(), _disk(), _device(), *_exactness_and_speed()]
+    return [
+        _python(),
+        _packages(),
+        _extras(),
+        _memory(),
+        _disk(),
+        _device(),
+        *_exactness_and_speed(),
+    ]
 
 
 def _finding(what: str, ok: bool, found: str, remedy: str = "") -> Finding:
@@ -47,17 +55,27 @@ def _finding(what: str, ok: bool, found: str, remedy: str = "") -> Finding:
 
 
 def _python() -> Finding:
-    return _finding("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.machine()}")
+    return _finding(
+        "python",
+        sys.version_info >= (3, 11),
+        f"{platform.python_version()} on {platform.machine()}",
+    )
 
 
 def _packages() -> Finding:
-    found, missing = [], []
+    found = []
+    missing = []
     for name in _PACKAGES:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    return _finding("packages", not missing, ", ".join(found), f"pip install {' '.join(missing)}" if missing else "")
+    return _finding(
+        "packages",
+        not missing,
+        ", ".join(found),
+        f"pip install {' '.join(missing)}" if missing else "",
+    )
 
 
 def _extras() -> Finding:
@@ -69,12 +87,22 @@ def _extras() -> Finding:
 
 def _memory() -> Finding:
     free = psutil.virtual_memory().available / 2**30
-    return _finding("memory", free > 1, f"{free:.1f} GiB free", "" if free > 1 else "free some: the tiny preset needs 1 GiB")
+    return _finding(
+        "memory",
+        free > 1,
+        f"{free:.1f} GiB free",
+        "" if free > 1 else "free some: the tiny preset needs 1 GiB",
+    )
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return _finding("disk", free > 1, f"{free:.1f} GiB free here", "" if free > 1 else "runs are recorded here: free some")
+    return _finding(
+        "disk",
+        free > 1,
+        f"{free:.1f} GiB free here",
+        "" if free > 1 else "runs are recorded here: free some",
+    )
 
 
 def _device() -> Finding:
@@ -97,8 +125,15 @@ def _exactness_and_speed() -> list[Finding]:
     run.restore(snapshot)
     run.advance(48)
     exact = run.fingerprint() == straight
-    remedy = "" if exact else "set `deterministic: true`; on a CPU, keep the number of threads fixed"
+    remedy = (
+        "" if exact else "set `deterministic: true`; on a CPU, keep the number of threads fixed"
+    )
     return [
-        _finding("exactness", exact, "a restored run repeats itself to the bit" if exact else "a restored run differs", remedy),
+        _finding(
+            "exactness",
+            exact,
+            "a restored run repeats itself to the bit" if exact else "a restored run differs",
+            remedy,
+        ),
         _finding("speed", True, f"{milliseconds:.1f} ms a step of the tiny preset"),
     ]

@@ -12,14 +12,18 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
+INTERRUPTED = 130
 _NOTHING = ("", "~", "null", "Null", "NULL")  # as YAML spells it
 Result = tuple[dict[str, Any], int]
 """What a command prints with `--json`, and its exit code."""
 
 
 def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` pairs. Names, paths and choices are text as it is typed, or quoted; other values are read as YAML."""
+    """`KEY=VALUE` pairs.
+
+    Names, paths and choices are text as it is typed, or quoted; other values are read as YAML.
+    """
     from trainenv.config.presets import parse_value
     from trainenv.config.schema import takes_text
 
@@ -27,12 +31,18 @@ def overrides_of(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
-            raise UserError(f"--set takes KEY=VALUE, found {pair!r}; for example --set optimizer.lr=1e-3")
+            raise UserError(
+                f"--set takes KEY=VALUE, found {pair!r}; for example --set optimizer.lr=1e-3"
+            )
         try:
-            as_typed = takes_text(key) and value.strip() not in _NOTHING and value.strip()[0] not in "\"'"
+            as_typed = (
+                takes_text(key) and value.strip() not in _NOTHING and value.strip()[0] not in "\"'"
+            )
             overrides[key] = value if as_typed else parse_value(value)
         except ValueError:
-            raise UserError(f"--set {key}: the value {value!r} is not valid YAML; quote it") from None
+            raise UserError(
+                f"--set {key}: the value {value!r} is not valid YAML; quote it"
+            ) from None
     return overrides
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from trainenv.types import Telemetry
 
 if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
+    from trainenv.types import Run
 
 _COLUMNS = {
     "method": "method",
@@ -38,21 +38,39 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, *, quiet: bool) -> None:
-        self._out, self._err = Console(quiet=quiet, highlight=False), Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description:>11}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=self._err, disable=not self._err.is_terminal)
+        self._out = Console(quiet=quiet, highlight=False)
+        self._err = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description:>11}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(
+            *columns,
+            TextColumn("{task.fields[note]}"),
+            console=self._err,
+            disable=not self._err.is_terminal,
+        )
         self._task = self._bar.add_task(title, total=total, note="")
-        self._title, self._total, self._tenth = title, total, 0
+        self._title = title
+        self._total = total
+        self._tenth = 0
 
     def __enter__(self) -> Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self._bar.disable:  # rich ends its line even so, before version 14
             self._bar.stop()
 
-    def watch(self, run: TrainingRun, window: Sequence[Telemetry]) -> None:
+    def watch(self, run: Run, window: Sequence[Telemetry]) -> None:
         """Show where the run is, after a block of telemetry."""
         last = window[-1]
         total = max(run.horizon.end, run.step)
@@ -67,14 +85,18 @@ class Progress:
         self._out.print(sentence, soft_wrap=True, markup=False)
 
     def table(self, title: str, summaries: Sequence[Mapping[str, Any]]) -> None:
-        """Summaries as `drive` returns them, a row each."""
+        """Summaries as `train` returns them, a row each."""
         rows = [{**summary, "wasted": _wasted(summary["flops"])} for summary in summaries]
         shown = [key for key in _COLUMNS if any(key in row for row in rows)]
         if all(row["ended"] == "budget spent" for row in rows):
             shown.remove("ended")  # nothing to tell
         table = Table(title=title, title_justify="left", title_style="bold")
         for key in shown:
-            table.add_column(_COLUMNS[key], no_wrap=True, justify="left" if key in ("method", "ended") else "right")
+            table.add_column(
+                _COLUMNS[key],
+                no_wrap=True,
+                justify="left" if key in ("method", "ended") else "right",
+            )
         for row in rows:
             table.add_row(*(_cell(row.get(key)) for key in shown))
         self._out.print(table)

@@ -18,7 +18,9 @@ def replay_command(args: argparse.Namespace) -> Result:
 
     console = Console(quiet=args.json, highlight=False)
     replay = Replay.of(args.folder, args.step, overrides_of(args.set))
-    table = Table(title=f"Decision {args.step}, then and now", title_justify="left", title_style="bold")
+    table = Table(
+        title=f"Decision {args.step}, then and now", title_justify="left", title_style="bold"
+    )
     for name in ("branch", "then", "now"):
         table.add_column(name)
     for name in ("Δ then", "Δ now", "losses off by"):
@@ -27,12 +29,17 @@ def replay_command(args: argparse.Namespace) -> Result:
         name = "control" if place == 0 else sequence(row.interventions)
         table.add_row(name, *row.fates, *(_signed(delta) for delta in row.deltas), _off(row.off))
     console.print(table)
-    console.print(f"{'agrees' if replay.agrees else 'DIFFERS'}: {replay.reason}", markup=False, soft_wrap=True)
+    console.print(
+        f"{'agrees' if replay.agrees else 'DIFFERS'}: {replay.reason}", markup=False, soft_wrap=True
+    )
     branches = [
         {
             "interventions": list(row.interventions),
             "fate": dict(zip(("then", "now"), row.fates)),
-            "delta": {when: delta if math.isfinite(delta) else None for when, delta in zip(("then", "now"), row.deltas)},
+            "delta": {
+                when: delta if math.isfinite(delta) else None
+                for when, delta in zip(("then", "now"), row.deltas)
+            },
             "off": row.off if math.isfinite(row.off) else None,
         }
         for row in replay.rows

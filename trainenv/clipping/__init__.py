@@ -1,7 +1,7 @@
 """Clip policies: how a gradient is made safe before the optimizer sees it.
 
-    clip = make("zclip", z_threshold=3.0)
-    report = clip(model.parameters(), optimizer=optimizer)    # after backward, before optimizer.step()
+    clip = make("zclip", z_threshold=3.0) report = clip(model.parameters(), optimizer=optimizer)
+    # after backward, before optimizer.step()
 
 One file a policy; `Clipper` adds the state.
 """
@@ -36,12 +36,15 @@ def make(name: str, **hyperparameters: Any) -> Clipper:
     """A fresh clipper with the policy of that name; what is left out of its hyperparameters stays at the default.
 
     Raises:
-        UserError: no such policy or hyperparameter (the nearest valid one is named), or a value out of range.
+        UserError: no such policy or hyperparameter (the nearest valid one is named), or a value out
+            of range.
     """
     choice("clip policy", name, NAMES)
     policy: Callable[..., Any] = POLICIES[name]
     valid = [field.name for field in fields(POLICIES[name])]
     for wrong in hyperparameters:
         if wrong not in valid:
-            raise UserError(f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid)}")
+            raise UserError(
+                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid)}"
+            )
     return Clipper(policy(**hyperparameters), name=name)

@@ -16,8 +16,8 @@ from trainenv.types import ClipPolicy, ClipReport, UserError
 class Clipper:
     """Calls a policy and keeps its state.
 
-    The state is made at the first call, on the gradients' device, and follows them. Loading a saved one into a fresh
-    `Clipper` continues bit for bit.
+    The state is made at the first call, on the gradients' device, and follows them. Loading a saved
+    one into a fresh `Clipper` continues bit for bit.
 
     Args:
         policy: a frozen dataclass of hyperparameters; may be shared.
@@ -50,8 +50,9 @@ class Clipper:
 
         Args:
             parameters: tensors on one device; those without a gradient are ignored.
-            workers: gradients of each micro-batch, [n][parameter], one for *every* parameter given. `p.grad` is filled with
-                their mean, after the policy scaled them in place if it wants workers.
+            workers: gradients of each micro-batch, [n][parameter], one for *every* parameter given.
+                `p.grad` is filled with their mean, after the policy scaled them in place if it
+                wants workers.
             optimizer: the one that will use the gradients; some policies look at its moments.
             known: whether the gradient is that of a loss; a scalar bool tensor where only the
                 device knows. The gradient 0 of a batch without labels tells nothing of those to
@@ -70,7 +71,9 @@ class Clipper:
         if workers is None:
             chosen = [p for p in chosen if p.grad is not None]
         if not chosen:
-            raise UserError("expected parameters with gradients, found none; run loss.backward() before clipping")
+            raise UserError(
+                "expected parameters with gradients, found none; run loss.backward() before clipping"
+            )
         state = self._placed(chosen)
         if known is True:
             return self.policy.clip(chosen, state, workers=workers, optimizer=optimizer)
@@ -80,7 +83,9 @@ class Clipper:
             state.update(before)
             return replace(report, momentum_reset=False)
         for name, tensor in before.items():
-            if tensor.device == known.device and tensor.shape == state[name].shape:  # steps are counted on the CPU
+            if (
+                tensor.device == known.device and tensor.shape == state[name].shape
+            ):  # steps are counted on the CPU
                 state[name] = torch.where(known, state[name], tensor)
         return report
 
@@ -94,11 +99,14 @@ class Clipper:
         The tensors are copied, and move to the gradients' device at the next call.
 
         Raises:
-            UserError: a tensor is missing, unknown, or of the wrong shape or type. The state is then as it was.
+            UserError: a tensor is missing, unknown, or of the wrong shape or type. The state is
+                then as it was.
         """
         if state:
             self._check(state)
-        self._state = {name: tensor.detach().clone() for name, tensor in state.items()} if state else None
+        self._state = (
+            {name: tensor.detach().clone() for name, tensor in state.items()} if state else None
+        )
         self._device = None
 
     def _placed(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -107,8 +115,12 @@ class Clipper:
         if self._state is None:
             self._state = self.policy.init(parameters)
         elif self._device != device:
-            # A policy may keep a tensor on the host on purpose: its fresh state says where each belongs.
-            self._state = {name: self._state[name].to(like.device) for name, like in self.policy.init(parameters).items()}
+            # A policy may keep a tensor on the host on purpose: its fresh state says where each
+            # belongs.
+            self._state = {
+                name: self._state[name].to(like.device)
+                for name, like in self.policy.init(parameters).items()
+            }
         self._device = device
         return self._state
 
@@ -125,7 +137,11 @@ class Clipper:
             fits = isinstance(found, Tensor) and found.dtype == like.dtype
             if not fits or (found.ndim != 1 if like.numel() == 0 else found.shape != like.shape):
                 shape = "[any]" if like.numel() == 0 else str(list(like.shape))
-                what = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+                what = (
+                    f"{found.dtype} of shape {list(found.shape)}"
+                    if isinstance(found, Tensor)
+                    else type(found).__name__
+                )
                 raise UserError(
                     f"{name!r} in the state of {self.name} must be {like.dtype} of shape {shape}, found {what}; "
                     "load it into a policy with the hyperparameters that it was saved with"

@@ -6,8 +6,8 @@ With ‖g‖ the global L2 norm and M = `max_norm`:
 
 the same bits as `torch.nn.utils.clip_grad_norm_`. Deviations: none.
 
-A gradient that is not finite passes: unchanged without `max_norm`, and with it as in torch (norm inf: finite elements
-become 0 and infinite ones NaN; norm NaN: all become NaN).
+A gradient that is not finite passes: unchanged without `max_norm`, and with it as in torch (norm
+inf: finite elements become 0 and infinite ones NaN; norm NaN: all become NaN).
 """
 
 from __future__ import annotations
@@ -65,4 +65,6 @@ class NoClip:
             return ClipReport(norm, norm, constant(math.inf, norm), constant(0.0, norm))
         coefficient = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
         scale_(gradients, coefficient)
-        return ClipReport(norm, norm * coefficient, constant(self.max_norm, norm), norm / self.max_norm)
+        return ClipReport(
+            norm, norm * coefficient, constant(self.max_norm, norm), norm / self.max_norm
+        )

@@ -1,7 +1,9 @@
-"""What every policy does with lists of tensors: norms, scaling, means. No value is read on the host, one on the CPU aside.
+"""What every policy does with lists of tensors: norms, scaling, means.
 
-The tensors of one call live on one device. Everything goes through torch's foreach functions: on a GPU a whole list is a
-handful of kernels, on the CPU the loop runs in C++.
+No value is read on the host, one on the CPU aside.
+
+The tensors of one call live on one device. Everything goes through torch's foreach functions: on a
+GPU a whole list is a handful of kernels, on the CPU the loop runs in C++.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def global_norms(lists: Sequence[Sequence[Tensor]]) -> Tensor:
 def is_finite(norm: Tensor) -> Tensor:
     """Whether a norm is neither inf nor NaN, as a bool tensor of its shape: one comparison, which NaN fails too.
 
-    A gradient of finite elements whose squares overflow float32 (from 1.8e19 on) has norm inf, and counts as non-finite.
+    A gradient of finite elements whose squares overflow float32 (from 1.8e19 on) has norm inf, and
+    counts as non-finite.
     """
     return norm < math.inf
 
@@ -52,15 +55,16 @@ def scale_(tensors: list[Tensor], coefficient: Tensor) -> None:
 def scale_or_zero_(tensors: list[Tensor], coefficient: Tensor) -> None:
     """Multiply in place by a 0-d tensor, where coefficient 0 makes everything 0, inf and NaN included."""
     if _host_reads_are_free(tensors[0]):
-        # The one value read on the host. On the CPU no device is waited for, and a needless pass over a tiny model's
-        # many small tensors would cost as much as the norm.
+        # The one value read on the host. On the CPU no device is waited for, and a needless pass
+        # over a tiny model's many small tensors would cost as much as the norm.
         value = float(coefficient)
         if value == 0:
             torch._foreach_zero_(tensors)
         elif value != 1:
             torch._foreach_mul_(tensors, coefficient)
         return
-    # NaN × 0 is NaN, but the bits of a NaN × the integer 0 are the bits of +0.0, and × 1 keep every number as it is.
+    # NaN × 0 is NaN, but the bits of a NaN × the integer 0 are the bits of +0.0, and × 1 keep every
+    # number as it is.
     bits = [tensor.view(_BITS[tensor.element_size()]) for tensor in tensors]
     torch._foreach_mul_(bits, (coefficient != 0).to(bits[0].dtype))
     torch._foreach_mul_(tensors, coefficient)

@@ -1,19 +1,24 @@
-"""SPAM, spike-aware Adam with momentum reset (Huang et al. 2025, arXiv:2501.06842): clip element by element against √V.
+"""SPAM, spike-aware Adam with momentum reset (Huang et al.
+
+2025, arXiv:2501.06842): clip element by element against √V.
 
 With V the optimizer's second moment *before* this step, without bias correction:
 
     where g² > θ·V:   g ← sign(g)·√(θ·V)          that is, g ← clamp(g, −√(θV), √(θV))
 
-No clipping in the first `warmup` steps of a cycle of `interval` steps (ΔT); at the end of each cycle the moments are reset.
+No clipping in the first `warmup` steps of a cycle of `interval` steps (ΔT); at the end of each
+cycle the moments are reset.
 
-The policy never touches the optimizer: at steps ΔT, 2ΔT, … it clips against the old V as ever and returns
-`momentum_reset=True`. Whoever runs it then zeroes both moments *and Adam's step count* before the update, and warms the
-learning rate up again (in the paper by 1 − a cosine decay from 0.99 over 150 steps). The authors' code leaves Adam's
-step count, so that the bias correction is missing and updates run about 3 times too large after each reset.
+The policy never touches the optimizer: at steps ΔT, 2ΔT, … it clips against the old V as ever and
+returns `momentum_reset=True`. Whoever runs it then zeroes both moments *and Adam's step count*
+before the update, and warms the learning rate up again (in the paper by 1 − a cosine decay from
+0.99 over 150 steps). The authors' code leaves Adam's step count, so that the bias correction is
+missing and updates run about 3 times too large after each reset.
 
 Deviations from the paper:
 - *Unseen elements are kept*: where V = 0 the formula turns every gradient into 0, so V stays 0 and the element (the
-  embedding of a token not seen so far, say) is frozen for ever. Here such elements pass; `unseen="clip"` is the paper's form.
+  embedding of a token not seen so far, say) is frozen for ever. Here such elements pass;
+  `unseen="clip"` is the paper's form.
 - *Own V*: an optimizer without Adam's `exp_avg_sq` (or none) makes the policy keep V itself, a moving average of the
   squared clipped gradient with β₂ = `beta2`, reset at the end of a cycle too.
 - *Non-finite steps*: with a norm of inf or NaN the whole gradient becomes 0 (the optimizer then moves by momentum and decay
@@ -42,7 +47,9 @@ Unseen = Literal["keep", "clip"]
 
 @dataclass(frozen=True, kw_only=True)
 class SPAM:
-    """Element-wise clipping with periodic momentum resets. The score is the share of elements clipped.
+    """Element-wise clipping with periodic momentum resets.
+
+    The score is the share of elements clipped.
 
     The reported threshold is the mean over elements of √(θV), inf in the first steps of a cycle.
 
@@ -50,7 +57,8 @@ class SPAM:
         threshold: θ, how many times its V a squared gradient element may be.
         interval: ΔT, steps a cycle, and between momentum resets.
         warmup: steps without clipping at the start of each cycle, fewer than `interval`.
-        unseen: what becomes of elements with V = 0: "keep" leaves them, "clip" (the paper) makes them 0.
+        unseen: what becomes of elements with V = 0: "keep" leaves them, "clip" (the paper) makes
+            them 0.
         beta2: decay a step of the policy's own V, between 0 and 1; not used with Adam's.
 
     Raises:
@@ -79,8 +87,12 @@ class SPAM:
     def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
         """`step`: calls so far (0-d int64, on the CPU); `v`: the policy's own V, of all elements in a row, empty until needed."""
         device = parameters[0].device if parameters else None
-        # On the CPU, because whether to reset is decided on the host, and reading it there waits for no device.
-        return {"step": torch.zeros((), dtype=torch.int64), "v": torch.zeros(0, dtype=torch.float32, device=device)}
+        # On the CPU, because whether to reset is decided on the host, and reading it there waits
+        # for no device.
+        return {
+            "step": torch.zeros((), dtype=torch.int64),
+            "v": torch.zeros(0, dtype=torch.float32, device=device),
+        }
 
     def clip(
         self,
@@ -100,11 +112,15 @@ class SPAM:
         kept = second_moments(parameters, optimizer)
         if clips:
             bound = flatten(kept) if kept is not None else own(state["v"], gradients).clone()
-            report = self._clamp(gradients, bound.sqrt_().mul_(math.sqrt(self.threshold)), reset)  # √V·√θ: θ·V could overflow
+            report = self._clamp(
+                gradients, bound.sqrt_().mul_(math.sqrt(self.threshold)), reset
+            )  # √V·√θ: θ·V could overflow
         else:
             report = pass_finite(gradients, reset)
         if kept is None:
-            state["v"] = self._updated(own(state["v"], gradients), gradients, is_finite(report.norm), reset)
+            state["v"] = self._updated(
+                own(state["v"], gradients), gradients, is_finite(report.norm), reset
+            )
         elif state["v"].numel():  # another optimizer kept none
             state["v"] = state["v"].new_zeros(0)
         return report
@@ -121,10 +137,21 @@ class SPAM:
         clamped = torch.minimum(flat, bound)
         torch.maximum(clamped, bound.neg_(), out=clamped)
         pieces = torch.split(clamped, [gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [piece.view(gradient.shape) for piece, gradient in zip(pieces, gradients, strict=True)])
+        torch._foreach_copy_(
+            gradients,
+            [piece.view(gradient.shape) for piece, gradient in zip(pieces, gradients, strict=True)],
+        )
         scale_or_zero_(gradients, finite.float())
-        share = torch.ne(clamped, flat, out=bound).mean()  # into floats: several times faster than the mean of bools
-        return ClipReport(norm, torch.where(finite, global_norm([clamped]), 0.0), mean, share, momentum_reset=reset)
+        share = torch.ne(
+            clamped, flat, out=bound
+        ).mean()  # into floats: several times faster than the mean of bools
+        return ClipReport(
+            norm,
+            torch.where(finite, global_norm([clamped]), 0.0),
+            mean,
+            share,
+            momentum_reset=reset,
+        )
 
     def _updated(self, v: Tensor, gradients: list[Tensor], finite: Tensor, reset: bool) -> Tensor:
         """V after this step's clipped gradient, which is 0 where it was not finite."""
@@ -137,15 +164,25 @@ def pass_finite(gradients: list[Tensor], reset: bool) -> ClipReport:
     norm = global_norm(gradients)
     finite = is_finite(norm)
     scale_or_zero_(gradients, finite.float())
-    return ClipReport(norm, torch.where(finite, norm, 0.0), constant(math.inf, norm), constant(0.0, norm), momentum_reset=reset)
+    return ClipReport(
+        norm,
+        torch.where(finite, norm, 0.0),
+        constant(math.inf, norm),
+        constant(0.0, norm),
+        momentum_reset=reset,
+    )
 
 
-def second_moments(parameters: Sequence[Tensor], optimizer: Optimizer | None) -> list[Tensor] | None:
+def second_moments(
+    parameters: Sequence[Tensor], optimizer: Optimizer | None
+) -> list[Tensor] | None:
     """The optimizer's second moments, 0 where it has none yet; None where it will never have any."""
     if optimizer is None:
         return None
     found = [optimizer.state.get(p, {}).get("exp_avg_sq") for p in parameters]
-    if all(v is None for v in found) and ("betas" not in optimizer.defaults or any(optimizer.state.get(p) for p in parameters)):
+    if all(v is None for v in found) and (
+        "betas" not in optimizer.defaults or any(optimizer.state.get(p) for p in parameters)
+    ):
         return None
     return [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, found, strict=True)]
 

@@ -1,4 +1,6 @@
-"""ZClip (Kumar et al. 2025, arXiv:2504.02507): clip where the norm is odd against its own moving statistics.
+"""ZClip (Kumar et al.
+
+2025, arXiv:2504.02507): clip where the norm is odd against its own moving statistics.
 
 With g the global L2 norm, and the mean μ and variance σ² from *before* this step:
 
@@ -9,17 +11,20 @@ With g the global L2 norm, and the mean μ and variance σ² from *before* this 
     gradient ← gradient · min(1, min(c, M) / g)         (M = `max_norm`)
     x = c where it clipped, else g;  μ ← αμ + (1 − α)x;  σ² ← ασ² + (1 − α)(x − μ_new)²
 
-The first `warmup` steps only clip at M and collect raw norms; μ and σ² start as their mean and population variance.
+The first `warmup` steps only clip at M and collect raw norms; μ and σ² start as their mean and
+population variance.
 
 Deviations from the authors' code:
 - *Non-finite steps*: a norm of inf or NaN leaves μ, σ² and the warm-up's count as they were, and the whole gradient
-  becomes 0 (the optimizer then moves by momentum and decay only). There, one NaN poisons μ for ever.
+  becomes 0 (the optimizer then moves by momentum and decay only). There, one NaN poisons μ for
+  ever.
 - *Running warm-up*: mean and variance are updated a step at a time (Welford) instead of from a list of norms.
 - *No ε in the scaling*: there the divisor is g + ε, so that even a gradient that is not clipped shrinks a little; here it
   keeps its bits.
 - *On the device, and saved*: nothing is read on the host, and the state can be stored.
 
-Kept as published: clipped steps feed c, not g, so norms that rise for good, and by much, are followed slowly (mode
+Kept as published: clipped steps feed c, not g, so norms that rise for good, and by much, are
+followed slowly (mode
 `mean`: not at all).
 """
 
@@ -43,7 +48,9 @@ Mode = Literal["adaptive", "mean", "percentile"]
 
 @dataclass(frozen=True, kw_only=True)
 class ZClip:
-    """Adaptive clipping by z-score. The score is z (0 during the warm-up), the threshold the norm cap of this step.
+    """Adaptive clipping by z-score.
+
+    The score is z (0 during the warm-up), the threshold the norm cap of this step.
 
     Args:
         alpha: decay a step of μ and σ², between 0 and 1.
@@ -101,7 +108,8 @@ class ZClip:
         z = ((norm - state["mean"]) / (deviation + self.eps)).masked_fill_(warm, 0.0)
         odd = self._target(state["mean"], deviation, z, warm)
         threshold = odd if self.max_norm is None else odd.clamp(max=self.max_norm)
-        coefficient = (threshold / norm).clamp_(max=1.0).nan_to_num_(0.0)  # 0 for inf and NaN; norm 0 gives inf, then 1
+        # 0 for inf and NaN; norm 0 gives inf, then 1
+        coefficient = (threshold / norm).clamp_(max=1.0).nan_to_num_(0.0)
         scale_or_zero_(gradients, coefficient)
         self._update(state, torch.minimum(norm, odd), is_finite(norm), warm)
         return ClipReport(norm, (norm * coefficient).nan_to_num_(0.0), threshold, z)
@@ -113,15 +121,20 @@ class ZClip:
         usual = z.le(self.z_threshold)  # z is 0 in the warm-up
         if self.mode == "mean":
             return mean.masked_fill(usual, math.inf)
-        return torch.addcdiv(mean, deviation, z, value=self.z_threshold**2).masked_fill_(usual, math.inf)
+        return torch.addcdiv(mean, deviation, z, value=self.z_threshold**2).masked_fill_(
+            usual, math.inf
+        )
 
     def _update(self, state: dict[str, Tensor], fed: Tensor, finite: Tensor, warm: Tensor) -> None:
         """Move mean and variance towards the norm `fed`: with weight 1/n in the warm-up, 1 − α afterwards, 0 if not finite."""
-        mean, variance, seen = state["mean"], state["variance"], state["seen"]
+        mean = state["mean"]
+        variance = state["variance"]
+        seen = state["seen"]
         seen.add_(finite)
         weight = seen.reciprocal().masked_fill_(~warm, 1 - self.alpha).masked_fill_(~finite, 0.0)
         fed = torch.where(finite, fed, mean)
         moved = torch.lerp(mean, fed, weight)
-        # Welford's product over both means gives the population variance; the moving variance takes the new mean twice.
+        # Welford's product over both means gives the population variance; the moving variance takes
+        # the new mean twice.
         variance.lerp_((fed - moved) * (fed - torch.where(warm, mean, moved)), weight)
         mean.copy_(moved)

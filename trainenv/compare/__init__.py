@@ -3,9 +3,9 @@
     suite = load_suite("quick")
     found = compare(Path("runs/compare"), suite, methods, measure, workers=2)
 
-A method trains every trunk with every seed, from the same weights, on the same data, with the same faults (common random
-numbers). What it may spend is what the run spends when left alone; one that spends more has failed.
-Read `suite`, `comparing`, `results`.
+A method trains every trunk with every seed, from the same weights, on the same data, with the same
+faults (common random numbers). What it may spend is what the run spends when left alone; one that
+spends more has failed. Read `suite`, `comparing`, `results`.
 """
 
 from trainenv.compare.contract import Measure, Method

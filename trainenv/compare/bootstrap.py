@@ -1,10 +1,11 @@
 """Intervals by resampling trunks, and within each the seeds (Davison & Hinkley 1997, section 3.8: of clusters, in two stages).
 
-Runs of one trunk are alike, so a draw takes whole trunks with replacement, then seeds of each with replacement. Each trunk
-weighs alike, however many of its seeds are there. A draw is a weighting of the runs: what is compared on the same runs is
-weighed by the same draws, and a difference is taken run by run before it is resampled, so that pairs stay pairs. Resampling at
-both stages counts the noise of seeds a little twice: intervals are slightly too wide where trunks are all alike, and, as any
-percentile interval of a mean, too narrow where there are only a few trunks that differ.
+Runs of one trunk are alike, so a draw takes whole trunks with replacement, then seeds of each with
+replacement. Each trunk weighs alike, however many of its seeds are there. A draw is a weighting of
+the runs: what is compared on the same runs is weighed by the same draws, and a difference is taken
+run by run before it is resampled, so that pairs stay pairs. Resampling at both stages counts the
+noise of seeds a little twice: intervals are slightly too wide where trunks are all alike, and, as
+any percentile interval of a mean, too narrow where there are only a few trunks that differ.
 """
 
 from __future__ import annotations
@@ -47,13 +48,16 @@ class Figure:
         return asdict(self)
 
 
-def figure(values: ArrayLike, trunks: Sequence[str], of: Callable[[Floats], Floats] | None = None) -> Figure:
+def figure(
+    values: ArrayLike, trunks: Sequence[str], of: Callable[[Floats], Floats] | None = None
+) -> Figure:
     """A number made of means over runs, with its interval.
 
     Args:
         values: [n] or [n, k], of each run; runs with a number that is not finite are left out.
         trunks: [n] names.
-        of: what is made of the means: [R, k] → [R]; the mean itself if left out. NaN where it has no value.
+        of: what is made of the means: [R, k] → [R]; the mean itself if left out. NaN where it has
+            no value.
     """
     if not len(trunks):
         return Figure()
@@ -72,8 +76,12 @@ def figure(values: ArrayLike, trunks: Sequence[str], of: Callable[[Floats], Floa
     drawn = drawn[~np.isnan(drawn)]
     if len(names) == 1 or not len(drawn):
         return Figure(value=value, pairs=len(names), trunks=len(counts))
-    low, high = np.quantile(drawn, INTERVAL, method="nearest")  # between infinities nothing can be interpolated
-    return Figure(value=value, low=float(low), high=float(high), pairs=len(names), trunks=len(counts))
+    low, high = np.quantile(
+        drawn, INTERVAL, method="nearest"
+    )  # between infinities nothing can be interpolated
+    return Figure(
+        value=value, low=float(low), high=float(high), pairs=len(names), trunks=len(counts)
+    )
 
 
 @lru_cache(maxsize=32)
@@ -85,14 +93,21 @@ def weights(counts: tuple[int, ...], resamples: int = RESAMPLES, seed: int = 0) 
         resamples: R.
         seed: of the draws.
     """
-    rng, many, runs = np.random.default_rng(seed), len(counts), np.array(counts)
+    rng = np.random.default_rng(seed)
+    many = len(counts)
+    runs = np.array(counts)
     trunk = rng.integers(many, size=(resamples, many))  # (R, T)
-    drawn = np.floor(rng.random((resamples, many, max(counts))) * runs[trunk][..., None]).astype(np.int64)  # (R, T, S)
+    drawn = np.floor(rng.random((resamples, many, max(counts))) * runs[trunk][..., None]).astype(
+        np.int64
+    )  # (R, T, S)
     place = (np.cumsum(runs) - runs)[trunk][..., None] + drawn
-    taken = np.arange(max(counts)) < runs[trunk][..., None]  # as many draws of a trunk as it has seeds
+    # as many draws of a trunk as it has seeds
+    taken = np.arange(max(counts)) < runs[trunk][..., None]
     share = np.where(taken, 1 / (many * runs[trunk][..., None]), 0.0)
     row = np.arange(resamples)[:, None, None] * runs.sum()
-    sums: Floats = np.bincount((row + place).ravel(), share.ravel(), resamples * int(runs.sum())).astype(np.float64)
+    sums: Floats = np.bincount(
+        (row + place).ravel(), share.ravel(), resamples * int(runs.sum())
+    ).astype(np.float64)
     weighed = sums.reshape(resamples, -1)
     weighed.flags.writeable = False
     return weighed

@@ -1,7 +1,7 @@
 """Cells: a method that has trained a run, measured and kept as one JSON file.
 
-cells/{trunk}/{seed}/{method}.json     what was measured
-runs/{trunk}/{seed}/{method}/          the run's folder, deleted once it is measured unless it is to be kept
+cells/{trunk}/{seed}/{method}.json     what was measured runs/{trunk}/{seed}/{method}/          the
+run's folder, deleted once it is measured unless it is to be kept
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ MEASURED = (
 )
 """What a `Measure` says of a run's folder: keys of a cell's row."""
 
-OVERSPENT = 0.01  # share of the budget that a method may exceed it by: the last block, the last evaluation
+OVERSPENT = (
+    0.01  # share of the budget that a method may exceed it by: the last block, the last evaluation
+)
 Row = dict[str, Any]
 """A cell as it is kept: `trunk`, `seed`, `method`, the keys of `MEASURED`, `error`, `budget` (FLOPs) and `seconds`."""
 
@@ -75,8 +77,12 @@ class Task:
 
 
 def play(task: Task, stop: Stop = lambda: False) -> Row | None:
-    """Train and measure a cell, and keep its row; None where `stop` has ended it. Whatever the method raises is a failed cell."""
-    cell, here = task.cell, task.cell.run_folder(task.folder)
+    """Train and measure a cell, and keep its row; None where `stop` has ended it.
+
+    Whatever the method raises is a failed cell.
+    """
+    cell = task.cell
+    here = task.cell.run_folder(task.folder)
     shutil.rmtree(here, ignore_errors=True)  # what a process that was killed has left
     here.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -139,11 +145,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
     """The row of what was measured, checked: it has a final loss, and the budget was held."""
     if missing := [key for key in MEASURED if key not in measured]:
-        return failed(cell, f"expected the measures {', '.join(MEASURED)}, found no {', '.join(missing)}")
-    row = {**_named(cell), **{key: measured[key] for key in MEASURED}, "error": "", "budget": budget}
-    loss, total = measured["log_final_loss"], measured["total_flops"]
+        return failed(
+            cell, f"expected the measures {', '.join(MEASURED)}, found no {', '.join(missing)}"
+        )
+    row = {
+        **_named(cell),
+        **{key: measured[key] for key in MEASURED},
+        "error": "",
+        "budget": budget,
+    }
+    loss = measured["log_final_loss"]
+    total = measured["total_flops"]
     if not (isinstance(loss, int | float) and math.isfinite(loss)):
-        return row | {"ended": "failed", "error": f"expected a final validation loss, found {loss!r}"}
+        return row | {
+            "ended": "failed",
+            "error": f"expected a final validation loss, found {loss!r}",
+        }
     if total > budget * (1 + OVERSPENT):
         over = f"spent {100 * (total / budget - 1):.1f} % more than its budget: {total:.4g} FLOPs of {budget:.4g}"
         return row | {"ended": "failed", "error": f"not at equal compute: {over}"}

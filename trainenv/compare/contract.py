@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from trainenv.config.schema import RunConfig
-    from trainenv.run import TrainingRun
-    from trainenv.types import Telemetry
+    from trainenv.types import Run, Telemetry
 
-Watch = Callable[["TrainingRun", Sequence["Telemetry"]], None]
+Watch = Callable[["Run", Sequence["Telemetry"]], None]
 Stop = Callable[[], bool]
 
 
 class Method(Protocol):
-    """Trains a run. At the top of a module (or a frozen dataclass), so that other processes can import it."""
+    """Trains a run.
 
-    def __call__(self, config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> dict[str, Any]:
+    At the top of a module (or a frozen dataclass), so that other processes can import it.
+    """
+
+    def __call__(
+        self, config: RunConfig, folder: Path, watch: Watch, stop: Stop, /
+    ) -> dict[str, Any]:
         """Train the run of `config` at the budget of `config.steps` steps' worth of compute, recording in `folder`.
 
         Args:
@@ -28,7 +32,8 @@ class Method(Protocol):
             stop: asked after each block.
 
         Returns:
-            The summary as `trainenv.loop.drive` returns it; `ended` is `interrupted` where `stop` has ended it.
+            The summary as `trainenv.loop.train` returns it; `ended` is `interrupted` where `stop`
+            has ended it.
         """
         ...
 

@@ -10,13 +10,17 @@ from trainenv.compare.paired_rows import Table, number
 
 
 def decision_rows(
-    table: Table, groups: Mapping[str, Sequence[str]], methods: Sequence[str], among: Sequence[str] = ("all", "calm", "stressed")
+    table: Table,
+    groups: Mapping[str, Sequence[str]],
+    methods: Sequence[str],
+    among: Sequence[str] = ("all", "calm", "stressed"),
 ) -> list[dict[str, Any]]:
     """A row for each of `among` and each method that decides.
 
-    Figures: `invoked` (decisions per 1000 steps taken), `accepted` (share of the decisions that were verified), `gap` (between
-    draft and measurement, nats of ln loss, mean over verified branches), `coverage` (of the draft's 90 % intervals),
-    `verify_steps` (steps of verification a verified decision) and `verify_cost` (compute of verification, share of all of it).
+    Figures: `invoked` (decisions per 1000 steps taken), `accepted` (share of the decisions that
+    were verified), `gap` (between draft and measurement, nats of ln loss, mean over verified
+    branches), `coverage` (of the draft's 90 % intervals), `verify_steps` (steps of verification a
+    verified decision) and `verify_cost` (compute of verification, share of all of it).
     """
     return [
         found
@@ -35,13 +39,21 @@ def _row(table: Table, group: str, trunks: Sequence[str], method: str) -> dict[s
     made = [row["decisions"] for row in rows]
     verified = [number(decisions["verified"]) for decisions in made]
     ratios = {
-        "invoked": [(1000 * number(d["invoked"]), number(row["instability"]["steps"])) for d, row in zip(made, rows)],
+        "invoked": [
+            (1000 * number(d["invoked"]), number(row["instability"]["steps"]))
+            for d, row in zip(made, rows)
+        ],
         "accepted": [(number(d["accepted"]), n) for d, n in zip(made, verified)],
         "gap": [_weighed(d["gap"], d.get("compared", n)) for d, n in zip(made, verified)],
-        "coverage": [_weighed(d["coverage"], d.get("covered_of", n)) for d, n in zip(made, verified)],
+        "coverage": [
+            _weighed(d["coverage"], d.get("covered_of", n)) for d, n in zip(made, verified)
+        ],
         "verify_steps": [(number(d["verify_steps"]), n) for d, n in zip(made, verified)],
         "verify_cost": [
-            (number(d.get("verify_flops", row["flops"].get("verify", 0.0))), number(row["total_flops"]))
+            (
+                number(d.get("verify_flops", row["flops"].get("verify", 0.0))),
+                number(row["total_flops"]),
+            )
             for d, row in zip(made, rows)
         ],
     }

@@ -17,5 +17,7 @@ def measure_cell(folder: Path, /) -> dict[str, Any]:
     measured = measure(folder).to_json()
     row = {key: measured[key] for key in MEASURED}
     if row["decisions"] is not None:
-        row["decisions"] = {key: value for key, value in row["decisions"].items() if key not in _ONE_BY_ONE}
+        row["decisions"] = {
+            key: value for key, value in row["decisions"].items() if key not in _ONE_BY_ONE
+        }
     return row

@@ -10,7 +10,8 @@ from typing import Any
 from trainenv.compare.bootstrap import Figure, figure
 from trainenv.compare.cells import Row
 
-UNTOUCHED, SUBJECT = "nothing", "branching"
+UNTOUCHED = "nothing"
+SUBJECT = "branching"
 """The method that all are compared with, and the one that is compared with all."""
 
 
@@ -41,7 +42,11 @@ class Table:
         found = []
         for trunk in trunks:
             theirs = {row["seed"]: row for row in self.sound([trunk], other)}
-            found += [(row, theirs[row["seed"]]) for row in self.sound([trunk], one) if row["seed"] in theirs]
+            found += [
+                (row, theirs[row["seed"]])
+                for row in self.sound([trunk], one)
+                if row["seed"] in theirs
+            ]
         return found
 
     def losses(self, trunk: str, method: str) -> dict[int, float]:
@@ -52,7 +57,8 @@ class Table:
         """Of ln final loss, `one` less `other`, run by run; nothing where they are the same method."""
         pairs = self.pairs(trunks, one, other) if one != other else []
         return figure(
-            [mine["log_final_loss"] - theirs["log_final_loss"] for mine, theirs in pairs], [mine["trunk"] for mine, _ in pairs]
+            [mine["log_final_loss"] - theirs["log_final_loss"] for mine, theirs in pairs],
+            [mine["trunk"] for mine, _ in pairs],
         )
 
 

@@ -14,9 +14,10 @@
 | `goals` | see `trainenv.compare.goals` |
 | `failed` | [{trunk, seed, method, error}] |
 
-A figure is {value, low, high, pairs, trunks}: see `trainenv.compare.bootstrap`. Differences are of the natural logarithm of the
-final validation loss, on the same trunk and seed; −0.01 is about 1 % better. A run that diverged counts with the loss of a
-uniform guess; a cell that failed counts nowhere but among the failed.
+A figure is {value, low, high, pairs, trunks}: see `trainenv.compare.bootstrap`. Differences are of
+the natural logarithm of the final validation loss, on the same trunk and seed; −0.01 is about 1 %
+better. A run that diverged counts with the loss of a uniform guess; a cell that failed counts
+nowhere but among the failed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table, number
 from trainenv.compare.suite import Suite
 
 SHARES = ("wasted", "drafting")
-_COMPETE = ("nothing", "zclip", "arc", "spam", "clip-1.0")  # static methods that are competitors too
+_COMPETE = (
+    "nothing",
+    "zclip",
+    "arc",
+    "spam",
+    "clip-1.0",
+)  # static methods that are competitors too
 _GRID = "static-"  # starts the names of the others
 
 
@@ -53,7 +60,9 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
             "diverged": sum(row["ended"] == "diverged" for row in rows),
             "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 1),
         },
-        "trunks": {trunk.name: {"group": trunk.group, "fault": trunk.fault} for trunk in suite.trunks},
+        "trunks": {
+            trunk.name: {"group": trunk.group, "fault": trunk.fault} for trunk in suite.trunks
+        },
         "methods": [
             method_row(table, group, names, method, best, hindsight=method in suite.hindsight)
             for group, names in groups.items()
@@ -62,7 +71,11 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
         "decisions": decision_rows(table, groups, suite.methods),
         "hindsight": list(best.values()),
         "goals": goals(table, groups, suite.methods),
-        "failed": [{key: row[key] for key in ("trunk", "seed", "method", "error")} for row in rows if row["ended"] == "failed"],
+        "failed": [
+            {key: row[key] for key in ("trunk", "seed", "method", "error")}
+            for row in rows
+            if row["ended"] == "failed"
+        ],
         "rows": list(rows),
     }
 
@@ -74,7 +87,10 @@ def groups_of(suite: Suite) -> dict[str, tuple[str, ...]]:
         "all": [trunk.name for trunk in suite.trunks],
         "calm": [trunk.name for trunk in suite.trunks if trunk.group == "calm"],
         "stressed": [trunk.name for trunk in suite.trunks if trunk.group == "stressed"],
-        **{fault: [trunk.name for trunk in suite.trunks if trunk.fault == fault] for fault in faults},
+        **{
+            fault: [trunk.name for trunk in suite.trunks if trunk.fault == fault]
+            for fault in faults
+        },
     }
     return {group: tuple(names) for group, names in groups.items() if names}
 
@@ -86,13 +102,22 @@ def hindsight(suite: Suite, table: Table) -> dict[str, dict[str, Any]]:
     """
     best = {}
     for trunk in suite.trunks:
-        losses = {method: table.losses(trunk.name, method) for method in suite.played if is_static(method)}
+        losses = {
+            method: table.losses(trunk.name, method) for method in suite.played if is_static(method)
+        }
         most = max((len(by_seed) for by_seed in losses.values()), default=0)
-        whole = {method: by_seed for method, by_seed in losses.items() if most and len(by_seed) == most}
+        whole = {
+            method: by_seed for method, by_seed in losses.items() if most and len(by_seed) == most
+        }
         if whole:
             means = {method: sum(by_seed.values()) / most for method, by_seed in whole.items()}
             method = min(means, key=lambda name: means[name])
-            best[trunk.name] = {"trunk": trunk.name, "method": method, "log_final_loss": means[method], "seeds": most}
+            best[trunk.name] = {
+                "trunk": trunk.name,
+                "method": method,
+                "log_final_loss": means[method],
+                "seeds": most,
+            }
     return best
 
 
@@ -113,13 +138,16 @@ def method_row(
     """What is found of a method on a group of trunks.
 
     Returns:
-        `cells`, `failed`, `diverged`: how many; `final_loss`: geometric mean, nats per token; figures: `against_nothing` (this
-        method less doing nothing), `branching_against` (branching less this method), `regret` (this method less the best static
-        setting of the trunk), `instability` (events per 100 000 steps), `recovery` (mean steps), `wasted`, `drafting` (shares of
-        its compute) and `spent` (share of the budget); `hindsight`: no competitor, only a reference.
+        `cells`, `failed`, `diverged`: how many; `final_loss`: geometric mean, nats per token;
+            figures: `against_nothing` (this
+        method less doing nothing), `branching_against` (branching less this method), `regret` (this
+        method less the best static setting of the trunk), `instability` (events per 100 000 steps),
+        `recovery` (mean steps), `wasted`, `drafting` (shares of its compute) and `spent` (share of
+        the budget); `hindsight`: no competitor, only a reference.
     """
     names = tuple(trunks)
-    there, rows = table.cells(names, method), table.sound(names, method)
+    there = table.cells(names, method)
+    rows = table.sound(names, method)
     of = [row["trunk"] for row in rows]
     figures = {
         "against_nothing": table.difference(names, method, UNTOUCHED),
@@ -143,8 +171,11 @@ def method_row(
     }
 
 
-def _regret(table: Table, trunks: Sequence[str], method: str, best: Mapping[str, Mapping[str, Any]]) -> Figure:
-    values, of = [], []
+def _regret(
+    table: Table, trunks: Sequence[str], method: str, best: Mapping[str, Mapping[str, Any]]
+) -> Figure:
+    values = []
+    of = []
     for trunk in trunks:
         reference = table.losses(trunk, best[trunk]["method"]) if trunk in best else {}
         for seed, loss in table.losses(trunk, method).items():

@@ -9,12 +9,16 @@ from trainenv.types import Budget, Intervention, RunHistory, WorldModel
 if TYPE_CHECKING:
     from trainenv.agents.branching import Branching
 
-_REFRESH = 512  # verified branches from one refresh of the networks to the next: one costs as much as a small run's hundred steps
-_CALM_FUTURES = 24  # doing nothing, every change of the learning rate alone and repeated, and a few more
+# verified branches from one refresh of the networks to the next: one costs as much as a small run's
+# hundred steps
+_REFRESH = 512
+_CALM_FUTURES = (
+    24  # doing nothing, every change of the learning rate alone and repeated, and a few more
+)
 
 
 def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
-    """The branching agent as a responder of `drive`, with the shipped model.
+    """The branching agent as a callback of `train`, with the shipped model.
 
     Args:
         planner: a name in `planners.NAMES`, or one that is installed.
@@ -26,7 +30,11 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
     from trainenv.worldmodel.serialization import load_rehearsal, pretrained
 
     model = worldmodel.load_pretrained()
-    learner = worldmodel.OnlineModel(model, load_rehearsal(pretrained()), Online(refresh=_REFRESH)) if learn else model
+    learner = (
+        worldmodel.OnlineModel(model, load_rehearsal(pretrained()), Online(refresh=_REFRESH))
+        if learn
+        else model
+    )
     drafting = Drafting(propose=planners.hypergradient, allow=as_risk_asks)
     return Branching(planner=planners.make(planner), model=learner, drafting=drafting)
 

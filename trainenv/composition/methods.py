@@ -2,9 +2,9 @@
 
     summary = METHODS["autolrs"](config, folder, watch, stop)
 
-The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the validations of
-`validation.every` is paid for by fewer steps. All are functions at the top of this module, so that processes that are spawned
-find them.
+The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the
+validations of `validation.every` is paid for by fewer steps. All are functions at the top of this
+module, so that processes that are spawned find them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainenv.config.schema import RunConfig
-    from trainenv.loop import Responder, Watch
+    from trainenv.loop import Callback, Watch
     from trainenv.run import TrainingRun
 
 Stop = Callable[[], bool]
 Method = Callable[["RunConfig", Path, "Watch", Stop], dict[str, Any]]
-"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `drive`."""
+"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `train`."""
 
 _CLIP_AT_ONE = {"clip.policy": "none", "clip.options": {"none": {"max_norm": 1.0}}}
-_MEMBERS, _GENERATIONS = 4, 5
-_STAGES, _TRIES = 10, 6
+_MEMBERS = 4
+_GENERATIONS = 5
+_STAGES = 10
+_TRIES = 6
 
 
 def as_set(
@@ -40,25 +42,31 @@ def as_set(
     """A run left alone, with some values of the configuration set otherwise from the start."""
     from trainenv.config.schema import RunConfig
 
-    changed = RunConfig.load(config, {"optimizer.lr": config.optimizer.lr * lr_factor} | dict(overrides or {}))
+    changed = RunConfig.load(
+        config, {"optimizer.lr": config.optimizer.lr * lr_factor} | dict(overrides or {})
+    )
     return _driven(_fresh(changed), path, watch, stop)
 
 
-def by_hand(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str) -> dict[str, Any]:
+def by_hand(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str
+) -> dict[str, Any]:
     """Rewind and change something whenever the index fires, as a team wrote down that it did."""
-    from trainenv.agents.baselines.rollback_rule import ByHand
+    from trainenv.agents.baselines.rollback_rule import RollbackRule
 
-    return _driven(_fresh(config), path, watch, stop, ByHand.in_style(style, config.steps))
+    return _driven(_fresh(config), path, watch, stop, RollbackRule.in_style(style, config.steps))
 
 
-def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str) -> dict[str, Any]:
+def population(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str
+) -> dict[str, Any]:
     """A population that shares the budget."""
     from trainenv import planners
     from trainenv.agents.baselines.planner_driven import population
 
     run = _fresh(config)
     planner = planners.make("pbt", population=_MEMBERS, generations=_GENERATIONS, explore=explore)
-    responder = population(
+    callback = population(
         run,
         planner,
         members=_MEMBERS,
@@ -66,16 +74,18 @@ def population(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explo
         criterion=planners.Score(measure="horizon"),
         seed=config.seed,
     )
-    return _driven(run, path, watch, stop, responder)
+    return _driven(run, path, watch, stop, callback)
 
 
 def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
     """Learning rates tried for real at the start of each tenth of the run, once it has warmed up."""
     from trainenv import planners
-    from trainenv.agents.baselines.planner_driven import Planned
+    from trainenv.agents.baselines.planner_driven import PlannerCallback
 
-    decision = max(1, round(config.steps / _STAGES / 10))  # the paper's tries take a tenth of a stage
-    responder = Planned(
+    decision = max(
+        1, round(config.steps / _STAGES / 10)
+    )  # the paper's tries take a tenth of a stage
+    callback = PlannerCallback(
         planner=planners.make("autolrs", stage=10, tries=_TRIES, share=0.1),
         decision_steps=decision,
         start=config.schedule.warmup,
@@ -83,17 +93,19 @@ def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str
         first=(0.1, 0.18, 0.32, 0.56, 1.8, 3.2),
         seed=config.seed,
     )
-    return _driven(_fresh(config), path, watch, stop, responder)
+    return _driven(_fresh(config), path, watch, stop, callback)
 
 
 def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
     """Half of the budget finds the learning rate and the clip policy, the other half trains with them."""
-    from trainenv.agents.baselines.tuned_schedule import Tuned
+    from trainenv.agents.baselines.tuned_schedule import TunedSchedule
 
-    return Tuned(seed=config.seed).train(config, path, watch=watch, stop=stop)
+    return TunedSchedule(seed=config.seed).train(config, path, watch=watch, stop=stop)
 
 
-def learned(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str) -> dict[str, Any]:
+def learned(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str
+) -> dict[str, Any]:
     """An agent of Stable-Baselines3 that learns in the world model while the run goes on."""
     from trainenv import worldmodel
     from trainenv.agents.rl.rl_methods import dqn_model, ppo_model
@@ -109,7 +121,9 @@ def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[st
     return ppo_real(config, path, watch, stop)
 
 
-def branching(config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0) -> dict[str, Any]:
+def branching(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0
+) -> dict[str, Any]:
     """The whole loop, at a share of the budget."""
     from trainenv.composition.default_loop import branching
     from trainenv.config.schema import RunConfig
@@ -148,8 +162,10 @@ def _fresh(config: RunConfig) -> TrainingRun:
     return TrainingRun.from_config(config)
 
 
-def _driven(run: TrainingRun, path: Path, watch: Watch, stop: Stop, responder: Responder | None = None) -> dict[str, Any]:
-    from trainenv.loop import drive
+def _driven(
+    run: TrainingRun, path: Path, watch: Watch, stop: Stop, callback: Callback | None = None
+) -> dict[str, Any]:
+    from trainenv.loop import train
     from trainenv.records.run_folder import RunFolder
 
-    return drive(run, RunFolder.create(path, run.config), responder=responder, watch=watch, stop=stop)
+    return train(run, RunFolder.create(path, run.config), callback=callback, watch=watch, stop=stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
@@ -14,6 +15,17 @@ from trainenv.tools.paths import expanded
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
+RENAMED_KEYS: Mapping[str, Mapping[str, str]] = {
+    "branching": {
+        "insure": "default_clip",
+        "worth": "min_gain",
+        "reach": "max_lr_factor",
+        "share": "max_waste",
+        "quiet": "refractory_steps",
+        "keep": "rewind_points",
+    },
+}
+"""Section → old spelling → new spelling of its keys. The old one is read for one version."""
 _NO_RUNS = ("uncertainty", "state_schema_v1")  # shipped files that configure no run
 
 
@@ -35,12 +47,16 @@ def find(source: str) -> Path:
     if path.suffix in {".yaml", ".yml"}:
         if isfile(path):
             return path
-        raise UserError(f"expected a YAML file at {source}, found none; give one that exists, or a preset: {listed(presets())}")
+        raise UserError(
+            f"expected a YAML file at {source}, found none; give one that exists, or a preset: {listed(presets())}"
+        )
     preset = configs_folder() / f"{source}.yaml"
     if isfile(preset):
         return preset
     close = nearest(source, presets())
-    raise UserError(f"unknown preset {source!r}{close}; presets: {listed(presets())}; or give a path ending in .yaml")
+    raise UserError(
+        f"unknown preset {source!r}{close}; presets: {listed(presets())}; or give a path ending in .yaml"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -52,12 +68,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}; give a file that may be read") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2024-13-45 is a ValueError
+        raise UserError(
+            f"{path} can't be read: {error.strerror}; give a file that may be read"
+        ) from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a date like 2024-13-45 is a ValueError
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         found = "an empty file" if values is None else type(values).__name__
-        raise UserError(f"{path} must hold a mapping of keys to values, found {found}; `extends: tiny` is the shortest one")
+        raise UserError(
+            f"{path} must hold a mapping of keys to values, found {found}; `extends: tiny` is the shortest one"
+        )
     return dict(values)
 
 
@@ -73,12 +97,45 @@ def parse_value(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
+def with_new_keys(
+    values: Mapping[str, Any], *, section: str = "", warn: bool = True
+) -> dict[str, Any]:
+    """Give keys in their old spelling their new one, with a warning that names it.
+
+    An old key next to its new one wins.
+
+    Args:
+        values: Configuration as nested mappings, or one section of it.
+        section: Name of the section that `values` is; empty for a whole configuration.
+        warn: True to warn for each old key.
+    """
+    if not section:
+        sections = {
+            name: with_new_keys(values[name], section=name, warn=warn)
+            for name in RENAMED_KEYS
+            if isinstance(values.get(name), Mapping)
+        }
+        return {**values, **sections}
+    renamed = dict(values)
+    for old, new in RENAMED_KEYS.get(section, {}).items():
+        if old in renamed:
+            renamed[new] = renamed.pop(old)
+            if warn:
+                text = f"the key {section}.{old} is now called {section}.{new}; the old name will go in the next version"
+                warnings.warn(text, FutureWarning, stacklevel=2)
+    return renamed
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `over` on top, mapping by mapping."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = (
+            merge(below, value)
+            if isinstance(below, Mapping) and isinstance(value, Mapping)
+            else value
+        )
     return merged
 
 
@@ -86,8 +143,10 @@ def resolve(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file over those of the file that it extends."""
     path = path.resolve()
     if path in seen:
-        raise UserError(f"{path} extends itself through {' → '.join(str(p) for p in seen)}; remove one `extends`")
-    values = read_yaml(path)
+        raise UserError(
+            f"{path} extends itself through {' → '.join(str(p) for p in seen)}; remove one `extends`"
+        )
+    values = with_new_keys(read_yaml(path))
     base = values.pop("extends", None)
     if base is None:
         return {"name": path.stem, **values}
@@ -118,16 +177,25 @@ class _StrictLoader(yaml.SafeLoader):
         return self.construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"
+        ]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands twice", node.start_mark
+            )
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
 
 def _check_finite(node: yaml.Node, above: list[int], seen: set[int]) -> None:
-    """Refuse a value that holds itself, as an alias inside of its own anchor makes it. Each node is looked at once."""
+    """Refuse a value that holds itself, as an alias inside of its own anchor makes it.
+
+    Each node is looked at once.
+    """
     if id(node) in above:
         raise yaml.constructor.ConstructorError(None, None, "a value holds itself", node.start_mark)
     if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
@@ -138,7 +206,9 @@ def _check_finite(node: yaml.Node, above: list[int], seen: set[int]) -> None:
             _check_finite(below, [*above, id(node)], seen)
 
 
-_StrictLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_StrictLoader.yaml_implicit_resolvers = {
+    k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

@@ -1,7 +1,9 @@
 """YAML → frozen, validated configuration. An unknown key names the nearest valid one.
 
-A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunConfig`. A file may start from another with
-`extends: tiny` and state only what differs. Every step count is in optimizer steps, every rate a share of batches.
+A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunConfig`. A file may
+start from another with
+`extends: tiny` and state only what differs. Every step count is in optimizer steps, every rate a
+share of batches.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trainenv.config.presets import find, listed, merge, nest, read_yaml, resolve
+from trainenv.config.presets import find, listed, merge, nest, read_yaml, resolve, with_new_keys
 from trainenv.tools.paths import absolute
 from trainenv.tools.spelling import nearest
 from trainenv.types import CLIP_NAMES, ClipName, UserError
@@ -32,14 +34,22 @@ class Config(BaseModel):
     @classmethod
     def _plain_numbers(cls, values: Any) -> Any:
         """NumPy's numbers, and arrays and tensors, as Python's: settings often come out of a sweep."""
-        return {key: _plain(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+        return (
+            {key: _plain(value) for key, value in values.items()}
+            if isinstance(values, Mapping)
+            else values
+        )
 
 
 C = TypeVar("C", bound=Config)
 
 
 class ModelConfig(Config):
-    """A GPT-2. `positions` defaults to `context`, times `long_factor` where long sequences are among the stressors."""
+    """A GPT-2.
+
+    `positions` defaults to `context`, times `long_factor` where long sequences are among the
+    stressors.
+    """
 
     width: Count
     layers: Count
@@ -53,9 +63,13 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
         if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads, found width {self.width} and heads {self.heads}")
+            raise ValueError(
+                f"width must be a multiple of heads, found width {self.width} and heads {self.heads}"
+            )
         if self.positions is not None and self.positions < self.context:
-            raise ValueError(f"positions must be at least context ({self.context}), found {self.positions}")
+            raise ValueError(
+                f"positions must be at least context ({self.context}), found {self.positions}"
+            )
         return self
 
 
@@ -65,11 +79,13 @@ CORPUS_PATHS = ("path", "tokenizer_path", "cache")
 class CorpusConfig(Config):
     """Where text comes from and how it becomes tokens.
 
-    `stdlib` is the text of Python's own standard library. `text` reads the file, or every file below the folder, at `path`.
-    `wikitext-103` and `c4` are loaded with `datasets`, from the hub or from a local copy at `path`; `c4` streams.
+    `stdlib` is the text of Python's own standard library. `text` reads the file, or every file
+    below the folder, at `path`. `wikitext-103` and `c4` are loaded with `datasets`, from the hub or
+    from a local copy at `path`; `c4` streams.
 
-    Paths are kept absolute, so that a recorded configuration means the same files wherever it is read: `~` is the home folder,
-    and a relative path starts from the current folder, also one that stands in a YAML file.
+    Paths are kept absolute, so that a recorded configuration means the same files wherever it is
+    read: `~` is the home folder, and a relative path starts from the current folder, also one that
+    stands in a YAML file.
     """
 
     name: Literal["stdlib", "text", "wikitext-103", "c4"] = "stdlib"
@@ -98,7 +114,10 @@ class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019); no weight decay on biases, norms and embeddings of positions."""
 
     lr: Positive
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
 
@@ -116,14 +135,24 @@ class ClipConfig(Config):
     """The clip policy in force at the start, and hyperparameters by policy name."""
 
     policy: ClipName = "zclip"
-    options: Mapping[ClipName, Mapping[str, float | str | bool | None]] = Field(default_factory=dict)
+    options: Mapping[ClipName, Mapping[str, float | str | bool | None]] = Field(
+        default_factory=dict
+    )
 
     def options_of(self, name: str) -> Mapping[str, Any]:
         """The hyperparameters of a policy that differ from its defaults."""
         return next((options for policy, options in self.options.items() if policy == name), {})
 
 
-PlantKind = Literal["rare_tokens", "long_sequence", "artefacts", "block_shuffle", "random_tokens", "lr_spike", "lost_moments"]
+PlantKind = Literal[
+    "rare_tokens",
+    "long_sequence",
+    "artefacts",
+    "block_shuffle",
+    "random_tokens",
+    "lr_spike",
+    "lost_moments",
+]
 
 
 class Plant(Config):
@@ -136,7 +165,10 @@ class Plant(Config):
 
 
 class StressorConfig(Config):
-    """What provokes instability: the shares of batches hit, and the harsh warm-up. All off by default."""
+    """What provokes instability: the shares of batches hit, and the harsh warm-up.
+
+    All off by default.
+    """
 
     rare_tokens: Rate = 0.0
     long_sequence: Rate = 0.0
@@ -161,11 +193,13 @@ class ValidationConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When a run's state is saved while it trains, and what is kept of it. A run that ends or is stopped saves the exact state.
+    """When a run's state is saved while it trains, and what is kept of it.
 
-    `every` is in steps; `moments: 8bit` halves the files and rounds the optimizer's moments, `exact` keeps the very bits. The
-    newest `keep_last` files stay, or fewer where they exceed `max_bytes`. A save that fails ends the run (`on_error: raise`) or
-    is only reported (`warn`).
+    A run that ends or is stopped saves the exact state.
+
+    `every` is in steps; `moments: 8bit` halves the files and rounds the optimizer's moments,
+    `exact` keeps the very bits. The newest `keep_last` files stay, or fewer where they exceed
+    `max_bytes`. A save that fails ends the run (`on_error: raise`) or is only reported (`warn`).
     """
 
     every: Count = 1000
@@ -176,12 +210,17 @@ class CheckpointConfig(Config):
 
 
 class UncertaintyConfig(Config):
-    """The uncertainty index. Its numbers live in `configs/uncertainty.yaml`, which explains each."""
+    """The uncertainty index.
+
+    Its numbers live in `configs/uncertainty.yaml`, which explains each.
+    """
 
     window: Annotated[int, Field(ge=8)]
     decay: Annotated[float, Field(gt=0, lt=1)]
     min_history: Annotated[int, Field(ge=4)]
-    weights: Mapping[Literal["volatility", "entropy", "disagreement"], Annotated[float, Field(ge=0)]]
+    weights: Mapping[
+        Literal["volatility", "entropy", "disagreement"], Annotated[float, Field(ge=0)]
+    ]
     threshold: Positive
     consecutive: Count
     single: Positive
@@ -195,26 +234,38 @@ class UncertaintyConfig(Config):
     @model_validator(mode="after")
     def _ordered(self) -> UncertaintyConfig:
         if self.single < self.threshold:
-            raise ValueError(f"single ({self.single}) must be at least threshold ({self.threshold})")
-        if set(self.weights) != {"volatility", "entropy", "disagreement"} or not sum(self.weights.values()) > 0:
-            raise ValueError(f"weights must name volatility, entropy and disagreement, not all 0, found {dict(self.weights)}")
+            raise ValueError(
+                f"single ({self.single}) must be at least threshold ({self.threshold})"
+            )
+        if (
+            set(self.weights) != {"volatility", "entropy", "disagreement"}
+            or not sum(self.weights.values()) > 0
+        ):
+            raise ValueError(
+                f"weights must name volatility, entropy and disagreement, not all 0, found {dict(self.weights)}"
+            )
         if self.min_history > self.window:
-            raise ValueError(f"min_history ({self.min_history}) must be at most window ({self.window})")
+            raise ValueError(
+                f"min_history ({self.min_history}) must be at most window ({self.window})"
+            )
         return self
 
 
 class MonitorConfig(Config):
     """Telemetry is read from the device every `block` steps; the probe looks inside the model every `probe_every` (0: never).
 
-    The hypergradient is taken at every second look, since it passes over all of the optimizer's state; for the first three times
-    the length of the warm-up at least 16 times in each, where it shows whether the learning rate suits.
+    The hypergradient is taken at every second look, since it passes over all of the optimizer's
+    state; for the first three times the length of the warm-up at least 16 times in each, where it
+    shows whether the learning rate suits.
     """
 
     enabled: bool = True
     block: Count = 16
     probe_every: Annotated[int, Field(ge=0)] = 8
     probe_sequences: Count = 2
-    uncertainty: UncertaintyConfig = Field(default_factory=lambda: UncertaintyConfig(**read_yaml(find("uncertainty"))))
+    uncertainty: UncertaintyConfig = Field(
+        default_factory=lambda: UncertaintyConfig(**read_yaml(find("uncertainty")))
+    )
 
     @field_validator("uncertainty", mode="before")
     @classmethod
@@ -239,7 +290,9 @@ class InterventionConfig(Config):
     def _neutral_first(self) -> InterventionConfig:
         for name in ("lr_scales", "weight_decay_scales"):
             if getattr(self, name)[:1] != (1.0,):
-                raise ValueError(f"{name} must start with 1.0, so that the action of all zeros does nothing")
+                raise ValueError(
+                    f"{name} must start with 1.0, so that the action of all zeros does nothing"
+                )
         for name in ("lr_bounds", "weight_decay_bounds"):
             low, high = getattr(self, name)
             if not low <= 1 <= high:
@@ -257,34 +310,43 @@ class EnvironmentConfig(Config):
 
 
 Trigger = Literal["warmup", "harm", "fired", "regression", "checkpoint"]
-ActionPart = Literal["lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"]
+ActionPart = Literal[
+    "lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"
+]
 
 
 class BranchingConfig(Config):
-    """When the branching agent drafts and verifies, and what it may spend. Steps are of a run of 16 000; presets scale them.
+    """When the branching agent drafts and verifies, and what it may spend.
 
-    It acts where the `warmup`, or what follows it, shows that the learning rate does not suit, where `harm` has begun, that many
-    nats on the clean probe or more, where the uncertainty index has `fired`, where validation or stability has regressed, and
-    every `every` steps, as continuous correction (`checkpoint`). Harm that has begun is gone round from a state before it, of
-    which one is saved every `save_every` steps. Where half of what an alarm has done is still there `quiet` steps later, the run
-    goes back to `rewind` steps before the alarm. Forecasts look `horizon` steps ahead. The `top_k` best drafts that
-    promise to be better than doing nothing by `worth` nats are trained for `verify_steps` and judged by `rule`. They raise the
-    learning rate to at most `reach` times the rate that the start of the run has found to suit. Of a draft that lowers it, the
-    rule `agreement` asks `cut_gain` nats at once: a little better it always is at first. What is thrown away is at most `share`
-    of the budget. For `quiet` steps after a decision no other alarm is answered; after `patience` decisions in a row that
-    accepted nothing it waits twice as long between decisions, and after as many again it gives up. `keep` rewind points
-    are held in memory; with `replayable` each decision's start is on disk.
+    Steps are of a run of 16 000; presets scale them.
 
-    Models too wide to be folded (on a CPU: above 48) are verified in turn, or over as many processes as there are `workers`, to
-    the same bits. They take a core each, with `threads: 1`.
+    It acts where the `warmup`, or what follows it, shows that the learning rate does not suit,
+    where `harm` has begun, that many nats on the clean probe or more, where the uncertainty index
+    has `fired`, where validation or stability has regressed, and every `every` steps, as continuous
+    correction (`checkpoint`). Harm that has begun is gone round from a state before it, of which
+    one is saved every `save_every` steps. Where half of what an alarm has done is still there
+    `refractory_steps` steps later, the run goes back to `rewind` steps before the alarm. Forecasts
+    look `horizon` steps ahead. The `top_k` best drafts that promise to be better than doing nothing
+    by `min_gain` nats are trained for `verify_steps` and judged by `rule`. They raise the learning
+    rate to at most `max_lr_factor` times the rate that the start of the run has found to suit. Of a
+    draft that lowers it, the rule `agreement` asks `cut_gain` nats at once: a little better it
+    always is at first. What is thrown away is at most `max_waste` of the budget. For
+    `refractory_steps` steps after a decision no other alarm is answered; after `patience` decisions
+    in a row that accepted nothing it waits twice as long between decisions, and after as many again
+    it gives up. `rewind_points` rewind points are held in memory; with `replayable` each decision's
+    start is on disk.
 
-    Drafts change only the `parts` of an intervention that have measured well: a momentum reset or another weight decay looks
-    good for a few steps and costs at the end. With `insure` ZClip is put in force at the start where nothing clips.
+    Models too wide to be folded (on a CPU: above 48) are verified in turn, or over as many
+    processes as there are `workers`, to the same bits. They take a core each, with `threads: 1`.
+
+    Drafts change only the `parts` of an intervention that have measured well: a momentum reset or
+    another weight decay looks good for a few steps and costs at the end. With `default_clip` ZClip
+    is put in force at the start where nothing clips.
     """
 
     triggers: tuple[Trigger, ...] = ("warmup", "harm", "fired", "regression", "checkpoint")
     parts: tuple[ActionPart, ...] = ("lr_scale", "clip")
-    insure: bool = True
+    default_clip: bool = True
     every: Count = 1000
     rewind: Count = 1000
     save_every: Count = 250
@@ -294,21 +356,29 @@ class BranchingConfig(Config):
     workers: Annotated[int, Field(ge=0)] = 0
     verify_steps: Count = 50
     rule: Literal["agreement", "annealed", "better", "risk"] = "agreement"
-    worth: Annotated[float, Field(ge=0)] = 0.001
+    min_gain: Annotated[float, Field(ge=0)] = 0.001
     cut_gain: Annotated[float, Field(ge=0)] = 0.005
-    reach: Annotated[float, Field(ge=1)] = 2.0
-    share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
-    quiet: Annotated[int, Field(ge=0)] = 500
+    max_lr_factor: Annotated[float, Field(ge=1)] = 2.0
+    max_waste: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    refractory_steps: Annotated[int, Field(ge=0)] = 500
     patience: Count = 5
-    keep: Count = 8
+    rewind_points: Count = 8
     replayable: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, values: Any) -> Any:
+        return with_new_keys(values, section="branching") if isinstance(values, Mapping) else values
 
 
 class TrainingConfig(Config):
-    """How any run is trained, whoever brings the model. `steps` is the budget, in optimizer steps' worth of compute.
+    """How any run is trained, whoever brings the model.
 
-    `threads` fixes the CPU threads of the run, and with them its bits; `block_steps` are the data indices that a reorder keeps
-    together; after a momentum reset the learning rate warms up over `reset_warmup` steps.
+    `steps` is the budget, in optimizer steps' worth of compute.
+
+    `threads` fixes the CPU threads of the run, and with them its bits; `block_steps` are the data
+    indices that a reorder keeps together; after a momentum reset the learning rate warms up over
+    `reset_warmup` steps.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\\\]+$")] = "run"
@@ -351,7 +421,9 @@ class RunConfig(TrainingConfig):
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
         if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})"
+            )
         micro = self.batch_size // self.accumulation
         if self.stressors.lengthens and micro % self.stressors.long_factor:
             raise ValueError(
@@ -361,17 +433,26 @@ class RunConfig(TrainingConfig):
         return self
 
     @classmethod
-    def load(cls, source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    def load(
+        cls, source: str | Path | RunConfig, overrides: Mapping[str, Any] | None = None
+    ) -> RunConfig:
         """A preset's name, a YAML file's path or a configuration, with `overrides` (nested, or dotted keys) on top.
 
         Raises:
-            UserError: no such preset or file, no such key (the nearest valid one is named), or a value out of range.
+            UserError: no such preset or file, no such key (the nearest valid one is named), or a
+                value out of range.
         """
-        values = source.model_dump(mode="python") if isinstance(source, RunConfig) else resolve(find(str(source)))
+        values = (
+            source.model_dump(mode="python")
+            if isinstance(source, RunConfig)
+            else resolve(find(str(source)))
+        )
         for key, value in (overrides or {}).items():
             *path, last = key.split(".")
-            values = merge(values, nest([*path, last], value))
-        return validate(cls, values, str(source) if not isinstance(source, RunConfig) else source.name)
+            values = merge(values, with_new_keys(nest([*path, last], value)))
+        return validate(
+            cls, values, str(source) if not isinstance(source, RunConfig) else source.name
+        )
 
 
 def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
@@ -385,25 +466,37 @@ def validate(model: type[C], values: Mapping[str, Any], source: str) -> C:
         where = ".".join(str(part) for part in (*above, last))
         if first["type"] == "extra_forbidden" or "[key]" in first["loc"]:
             valid = sorted(_keys_at(model, above))
-            raise UserError(f"{source}: unknown key {where!r}{nearest(str(last), valid)}; valid here: {listed(valid)}") from None
+            raise UserError(
+                f"{source}: unknown key {where!r}{nearest(str(last), valid)}; valid here: {listed(valid)}"
+            ) from None
         if first["type"] == "missing":
-            raise UserError(f"{source}: {where} is missing; state it, or start the file with `extends: tiny`") from None
+            raise UserError(
+                f"{source}: {where} is missing; state it, or start the file with `extends: tiny`"
+            ) from None
         reason = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
-        if first["type"] in ("string_type", "path_type") and isinstance(first["input"], int | float | date):
+        if first["type"] in ("string_type", "path_type") and isinstance(
+            first["input"], int | float | date
+        ):
             found += "; quote it"  # YAML reads 007, on and 2024-01-01 as no text
         raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{found}") from None
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_plain(part) for part in value) if type(value) in (list, tuple) else value
+        return (
+            type(value)(_plain(part) for part in value) if type(value) in (list, tuple) else value
+        )
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def with_whole_paths(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a `CorpusConfig`, its paths absolute: to be recorded before they are validated."""
-    paths = {key: corpus[key] for key in CORPUS_PATHS if isinstance(corpus.get(key), str | Path) and corpus[key] != ""}
+    paths = {
+        key: corpus[key]
+        for key in CORPUS_PATHS
+        if isinstance(corpus.get(key), str | Path) and corpus[key] != ""
+    }
     return {**corpus, **{key: str(absolute(path)) for key, path in paths.items()}}
 
 

@@ -1,7 +1,7 @@
 """Text → tokens → batches.
 
-`load` makes a `Corpus` from its configuration; `CorpusBatches` makes the batches of a run from it, a pure function of the
-data index.
+`load` makes a `Corpus` from its configuration; `CorpusBatches` makes the batches of a run from it,
+a pure function of the data index.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from trainenv.data.token_stream import TokenStream
 from trainenv.data.tokenizers import Bytes, IntArray, Tokenizer, dtype
 from trainenv.types import UserError
 
-__all__ = ["Corpus", "CorpusBatches", "Split", "TokenStream", "epoch_steps", "identity", "load", "source", "tokenizer"]
+__all__ = [
+    "Corpus",
+    "CorpusBatches",
+    "Split",
+    "TokenStream",
+    "epoch_steps",
+    "identity",
+    "load",
+    "source",
+    "tokenizer",
+]
 
 ARTEFACTS = "ï»¿Ã©â€™ï¿½Â\xa0â€œ\ufffd\ufffdÃƒÂ©\u200b\u00ad\ufeffÐ¿Ñ€Ð¸\x00\x7f\u202eä½\xa0å¥½ &amp;#8217; \\u00e9"
 HELD_OUT = 1_000_000  # tokens of a stream's validation split that are read
@@ -33,7 +43,9 @@ _TOGETHER = 256  # documents tokenised in one call, which uses every core
 
 
 def load(config: CorpusConfig) -> Corpus:
-    """The corpus of a configuration. Kept in memory: text that changes on disk is seen by the next process.
+    """The corpus of a configuration.
+
+    Kept in memory: text that changes on disk is seen by the next process.
 
     Raises:
         UserError: the text or the tokenizer cannot be had, or there is too little text.
@@ -43,14 +55,23 @@ def load(config: CorpusConfig) -> Corpus:
 
 @lru_cache(maxsize=4)
 def _load(config: CorpusConfig) -> Corpus:
-    text, folder = source(config), cache.folder(config.cache)
+    text = source(config)
+    folder = cache.folder(config.cache)
     if left_out := text.train.left_out:
         found = f"{len(left_out)} left out: {listed(left_out)}"
-        warnings.warn(f"of the files and folders at corpus.path {config.path} {found}", stacklevel=3)
+        warnings.warn(
+            f"of the files and folders at corpus.path {config.path} {found}", stacklevel=3
+        )
     tokens = tokenizer(config, text, folder)
-    corpus = _streamed(config, text, tokens, folder) if text.streams else _whole(config, text, tokens, folder)
+    corpus = (
+        _streamed(config, text, tokens, folder)
+        if text.streams
+        else _whole(config, text, tokens, folder)
+    )
     if corpus.validation.size < 2 or corpus.probe.size < 2:
-        raise UserError(f"expected text in the validation split of corpus {config.name}, found none; give a split with text")
+        raise UserError(
+            f"expected text in the validation split of corpus {config.name}, found none; give a split with text"
+        )
     return corpus
 
 
@@ -97,7 +118,8 @@ def _whole(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) 
 def _streamed(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) -> Corpus:
     """A corpus whose training tokens are made on demand.
 
-    Its digest covers the held-out text, the beginning of the training text and the names of its shards.
+    Its digest covers the held-out text, the beginning of the training text and the names of its
+    shards.
     """
     assert text.validation is not None, "a stream has a validation split of its own"
     array = _concatenated(text.validation, tokens, HELD_OUT)
@@ -125,8 +147,13 @@ def _corpus(
     return Corpus(config.name, train, validation, probe, tokens.vocab_size, digest, rare, artefacts)
 
 
-def _tokenised(documents: Documents, tokens: Tokenizer, folder: Path, limit: int | None) -> tuple[IntArray, str]:
-    """The first `limit` tokens of a text, read-only, and the digest of all of it. Bytes are made anew, all else is cached."""
+def _tokenised(
+    documents: Documents, tokens: Tokenizer, folder: Path, limit: int | None
+) -> tuple[IntArray, str]:
+    """The first `limit` tokens of a text, read-only, and the digest of all of it.
+
+    Bytes are made anew, all else is cached.
+    """
     if isinstance(tokens, Bytes):
         return _as_bytes(documents, tokens.separator.tobytes(), limit)
     digest = Survey.of(iter(documents)).digest
@@ -155,7 +182,9 @@ def _as_bytes(documents: Documents, separator: bytes, limit: int | None) -> tupl
 
 def _concatenated(documents: Documents, tokens: Tokenizer, limit: int | None) -> IntArray:
     """The first `limit` tokens of a text, the separator after each document."""
-    parts, size, rows = [np.zeros(0, dtype(tokens.vocab_size))], 0, iter(documents)
+    parts = [np.zeros(0, dtype(tokens.vocab_size))]
+    size = 0
+    rows = iter(documents)
     while (limit is None or size < limit) and (together := list(islice(rows, _TOGETHER))):
         for part in tokens.encode(together):
             parts += [part, tokens.separator]

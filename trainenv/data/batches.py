@@ -17,10 +17,13 @@ STREAM_EPOCH = 10_000  # steps that count as an epoch of a stream whose length i
 
 @dataclass(frozen=True)
 class CorpusBatches:
-    """The batches of a run. Calling it twice with one index gives the same batch, in any order and any process.
+    """The batches of a run.
 
-    In an epoch each training sequence comes once at most: those that do not fill a last batch, other ones each time, wait.
-    The batches of a stream are its text in its own order; where it ends, it starts again.
+    Calling it twice with one index gives the same batch, in any order and any process.
+
+    In an epoch each training sequence comes once at most: those that do not fill a last batch,
+    other ones each time, wait. The batches of a stream are its text in its own order; where it
+    ends, it starts again.
 
     Args:
         corpus: where sequences come from.
@@ -44,7 +47,9 @@ class CorpusBatches:
 
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulation:
-            raise UserError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+            raise UserError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})"
+            )
         if self.epoch_steps < 1:
             raise _too_few(self.corpus, self.context, self.batch_size)
         factor = self._long_factor
@@ -54,7 +59,9 @@ class CorpusBatches:
                 f"stressors.long_factor ({factor})"
             )
         if factor > 1 and isinstance(self.corpus.train, Split):
-            self.corpus.train.pulled_in(np.zeros(0, np.int64), factor * self.context + 1)  # raises where they do not fit
+            self.corpus.train.pulled_in(
+                np.zeros(0, np.int64), factor * self.context + 1
+            )  # raises where they do not fit
 
     def under(self, stressors: Stressors | None) -> CorpusBatches:
         """The same batches under these stressors."""
@@ -71,17 +78,20 @@ class CorpusBatches:
     def __call__(self, index: int, /) -> Batch:
         """The batch of data index `index` ≥ 0: `accumulation` tensors [batch_size ÷ accumulation, context + 1], int64.
 
-        Where a long sequence hits, the same number of tokens comes as [… ÷ long_factor, context · long_factor + 1].
+        Where a long sequence hits, the same number of tokens comes as [… ÷ long_factor, context ·
+        long_factor + 1].
         """
         names: tuple[str, ...] = ()
         factor = 1
         if self._long_factor > 1 and self.stressors is not None and self.stressors.is_long(index):
-            factor, names = self._long_factor, ("long_sequence",)
+            factor = self._long_factor
+            names = ("long_sequence",)
         tokens = self._tokens(index, factor)
         if self.stressors is not None:
             tokens, more = self.stressors(tokens, index)
             names += more
-        rows, whole = len(tokens) // self.accumulation, torch.from_numpy(tokens)
+        rows = len(tokens) // self.accumulation
+        whole = torch.from_numpy(tokens)
         micro = tuple(whole[start : start + rows] for start in range(0, len(tokens), rows))
         return Batch(micro=micro, index=index, stressors=names)
 
@@ -92,14 +102,19 @@ class CorpusBatches:
         if not isinstance(train, Split):
             return train.cut(self._stream_starts(train, index)[::factor], length)
         epoch, place = divmod(index, self.epoch_steps)
-        starts = self._order(train, epoch)[place * self.batch_size : (place + 1) * self.batch_size : factor]
+        starts = self._order(train, epoch)[
+            place * self.batch_size : (place + 1) * self.batch_size : factor
+        ]
         return train.cut(starts if factor == 1 else train.pulled_in(starts, length), length)
 
     def _order(self, train: Split, epoch: int) -> Indices:
         """The starts of an epoch's sequences in its order; kept for the last epoch asked for."""
         kept: tuple[int, Indices] = self._memo.get("order", (-1, np.zeros(0, np.int64)))
         if kept[0] != epoch:
-            kept = (epoch, philox(self.seed, "corpora/order", epoch).permutation(train.starts(self.context)))
+            kept = (
+                epoch,
+                philox(self.seed, "corpora/order", epoch).permutation(train.starts(self.context)),
+            )
             self._memo["order"] = kept
         return kept[1]
 
@@ -122,11 +137,21 @@ class CorpusBatches:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CorpusBatches, (self.corpus, self.context, self.batch_size, self.accumulation, self.seed, self.stressors)
+        return CorpusBatches, (
+            self.corpus,
+            self.context,
+            self.batch_size,
+            self.accumulation,
+            self.seed,
+            self.stressors,
+        )
 
 
 def epoch_steps(corpus: Corpus, context: int, batch_size: int) -> int:
-    """Data indices in an epoch. Of a stream: up to its limit, and `STREAM_EPOCH` where it has none."""
+    """Data indices in an epoch.
+
+    Of a stream: up to its limit, and `STREAM_EPOCH` where it has none.
+    """
     if isinstance(corpus.train, Split):
         return len(corpus.train.starts(context)) // batch_size
     if corpus.train.limit is None:
@@ -137,7 +162,9 @@ def epoch_steps(corpus: Corpus, context: int, batch_size: int) -> int:
 def _too_few(corpus: Corpus, context: int, batch_size: int) -> UserError:
     train = corpus.train
     if isinstance(train, Split):
-        found = f"{len(train.starts(context))} of {context + 1} tokens in {train.size} training tokens"
+        found = (
+            f"{len(train.starts(context))} of {context + 1} tokens in {train.size} training tokens"
+        )
     else:
         found = f"a stream of {train.grow(batch_size * context + 1)} tokens, where {batch_size * context + 1} are needed"
     return UserError(

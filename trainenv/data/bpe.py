@@ -1,4 +1,7 @@
-"""A byte-level BPE trained on the corpus (Sennrich et al. 2016; over bytes as in Radford et al. 2019)."""
+"""A byte-level BPE trained on the corpus (Sennrich et al.
+
+2016; over bytes as in Radford et al. 2019).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,20 @@ from trainenv.data.tokenizers import END_OF_TEXT, Subwords, interruptible
 from trainenv.types import UserError
 
 SAMPLE = 8 << 20  # bytes of text that a BPE is trained on, at most: a few seconds
-LONGEST = 1024  # bytes of a word that a BPE is trained on: training takes the square of a word's length
-_LONG = re.compile(rf"[^ \t\r\n]{{{LONGEST // 4},}}|\s{{{LONGEST // 4},}}")  # in characters, of at most 4 bytes
+LONGEST = (
+    1024  # bytes of a word that a BPE is trained on: training takes the square of a word's length
+)
+_LONG = re.compile(
+    rf"[^ \t\r\n]{{{LONGEST // 4},}}|\s{{{LONGEST // 4},}}"
+)  # in characters, of at most 4 bytes
 
 
-def train(documents: Documents, vocab_size: int, folder: Path, *, streams: bool = False) -> Subwords:
+def train(
+    documents: Documents, vocab_size: int, folder: Path, *, streams: bool = False
+) -> Subwords:
     """A BPE of at most `vocab_size` tokens, trained on a sample of at most 8 MiB, spread over the documents (of a stream:
-    its beginning). The same text gives the same tokenizer; it is kept in the cache by the sample's content.
+    its beginning). The same text gives the same tokenizer; it is kept in the cache by the sample's
+    content.
 
     Raises:
         UserError: the text is too little for that vocabulary.
@@ -49,7 +59,10 @@ def _sample(documents: Documents, stride: int) -> Iterator[bytes]:
 
 
 def _trained(sample: Iterator[bytes], vocab_size: int) -> str:
-    """The JSON of a tokenizer. Words longer than `LONGEST` (DNA, base64) are trained on in pieces, and encoded whole."""
+    """The JSON of a tokenizer.
+
+    Words longer than `LONGEST` (DNA, base64) are trained on in pieces, and encoded whole.
+    """
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Rust
 

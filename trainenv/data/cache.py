@@ -1,8 +1,11 @@
-"""Files made once and read often: tokens and trained tokenizers. Written whole or not at all, checked when read.
+"""Files made once and read often: tokens and trained tokenizers.
 
-An entry is a data file and a JSON sidecar `<name>.json` with its size and hash. Data and sidecar are each written to a
-temporary name and renamed, the data first: an entry without a matching sidecar was never finished, and counts as absent.
-What an entry holds is a pure function of its name, so processes that write the same entry at once do no harm.
+Written whole or not at all, checked when read.
+
+An entry is a data file and a JSON sidecar `<name>.json` with its size and hash. Data and sidecar
+are each written to a temporary name and renamed, the data first: an entry without a matching
+sidecar was never finished, and counts as absent. What an entry holds is a pure function of its
+name, so processes that write the same entry at once do no harm.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ FORMAT = "trainenv corpus cache 1"
 def folder(configured: Path | None) -> Path:
     """Where entries live: the configuration's `cache`, else $TRAINENV_CACHE, else ~/.cache/trainenv.
 
-    Where there is no home folder, or it can't be written, they live in the temporary folder, and a warning says so.
+    Where there is no home folder, or it can't be written, they live in the temporary folder, and a
+    warning says so.
     """
     chosen = configured or os.environ.get("TRAINENV_CACHE")
     if chosen:
@@ -62,7 +66,10 @@ def _temporary(reason: str) -> Path:
         path.mkdir(mode=0o700)
     if not _is_ours(path):  # everybody may write there, so somebody else may have made it
         path = Path(tempfile.mkdtemp(prefix="trainenv-cache-"))
-    warnings.warn(f"{reason}, so that the corpus cache is in {path}; set TRAINENV_CACHE to keep it elsewhere", stacklevel=2)
+    warnings.warn(
+        f"{reason}, so that the corpus cache is in {path}; set TRAINENV_CACHE to keep it elsewhere",
+        stacklevel=2,
+    )
     return path
 
 
@@ -72,7 +79,8 @@ def _is_ours(path: Path) -> bool:
         found = path.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == portable.user_id() and not found.st_mode & 0o022
+    ours = found.st_uid == portable.user_id()
+    return stat.S_ISDIR(found.st_mode) and ours and not found.st_mode & 0o022
 
 
 def write(path: Path, data: bytes | memoryview, **facts: Any) -> None:
@@ -81,7 +89,12 @@ def write(path: Path, data: bytes | memoryview, **facts: Any) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    sidecar = {"format": FORMAT, "size": len(data), "digest": xxhash.xxh3_128_hexdigest(data), "facts": facts}
+    sidecar = {
+        "format": FORMAT,
+        "size": len(data),
+        "digest": xxhash.xxh3_128_hexdigest(data),
+        "facts": facts,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, data)

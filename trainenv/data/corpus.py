@@ -15,8 +15,11 @@ from trainenv.types import UserError
 Indices = npt.NDArray[np.int64]
 Run = tuple[int, int]
 
-PERIOD = 80  # segments after which the pattern of the split repeats: 2 of them are validation, 1 is probe
-VALIDATION, PROBE = (19, 59), (39,)  # places of held-out segments in a period
+# segments after which the pattern of the split repeats: 2 of them are validation, 1 is probe
+PERIOD = 80
+# places of held-out segments in a period
+VALIDATION = (19, 59)
+PROBE = (39,)
 PERIODS = 8  # at most, where segments are long enough
 LONG_ENOUGH = 16384  # tokens of a segment: long sequences fit into it
 FEWEST = 8 * PERIOD  # tokens of the shortest text that can be split
@@ -37,7 +40,10 @@ class Growing(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A part of a token array: runs of contiguous tokens, as (start, stop). Sequences never leave their run."""
+    """A part of a token array: runs of contiguous tokens, as (start, stop).
+
+    Sequences never leave their run.
+    """
 
     tokens: IntArray = field(repr=False)
     runs: tuple[Run, ...]
@@ -49,7 +55,9 @@ class Split:
 
     def starts(self, context: int) -> Indices:
         """Where the sequences of `context` inputs and one more target start, [n]; each starts at the last one's last target."""
-        parts = [np.arange(start, stop - context, context, dtype=np.int64) for start, stop in self.runs]
+        parts = [
+            np.arange(start, stop - context, context, dtype=np.int64) for start, stop in self.runs
+        ]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def pulled_in(self, starts: Indices, length: int) -> Indices:
@@ -71,9 +79,12 @@ class Split:
 
     def cut(self, starts: Indices, length: int) -> Indices:
         """The `length` tokens from each start, [n, length] int64."""
-        tokens, item = self.tokens, self.tokens.itemsize
+        tokens = self.tokens
+        item = self.tokens.itemsize
         # Overlapping rows over the same memory: one indexing operation copies what it needs.
-        rows: IntArray = np.ndarray((len(tokens) - length + 1, length), tokens.dtype, tokens, 0, (item, item))
+        rows: IntArray = np.ndarray(
+            (len(tokens) - length + 1, length), tokens.dtype, tokens, 0, (item, item)
+        )
         return rows[starts].astype(np.int64)
 
 
@@ -109,7 +120,10 @@ class Corpus:
         return _spread(self.validation, "validation", context, n)
 
     def probe_sequences(self, context: int, n: int) -> Indices:
-        """`n` sequences spread evenly over the probe part, [n, context + 1] int64. Raises as `validation_sequences` does."""
+        """`n` sequences spread evenly over the probe part, [n, context + 1] int64.
+
+        Raises as `validation_sequences` does.
+        """
         return _spread(self.probe, "probe", context, n)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Corpus:
@@ -123,7 +137,9 @@ def interleaved(tokens: IntArray, name: str) -> tuple[Split, Split, Split]:
         UserError: too few tokens.
     """
     if len(tokens) < FEWEST:
-        raise UserError(f"expected at least {FEWEST} tokens in corpus {name}, found {len(tokens)}; give more text")
+        raise UserError(
+            f"expected at least {FEWEST} tokens in corpus {name}, found {len(tokens)}; give more text"
+        )
     segments = PERIOD * min(PERIODS, max(1, len(tokens) // (PERIOD * LONG_ENOUGH)))
     bounds = [len(tokens) * place // segments for place in range(segments + 1)]
     apart = {"validation": VALIDATION, "probe": PROBE}

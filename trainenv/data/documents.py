@@ -16,7 +16,17 @@ import xxhash
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
-_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
+_NOT_LIBRARY = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "__pycache__",
+}
 _HEAD = 8192  # bytes of a file that show whether it is text
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tgz", ".tar")
 _NAMED = 5  # of what is left out, where it is told
@@ -78,9 +88,13 @@ class Survey:
 
     @classmethod
     def of(cls, documents: Iterator[bytes]) -> Survey:
-        digest, size, count = xxhash.xxh3_128(), 0, 0
+        digest = xxhash.xxh3_128()
+        size = 0
+        count = 0
         for document in documents:
-            digest.update(len(document).to_bytes(8, "little"))  # so that where documents end is part of the content
+            digest.update(
+                len(document).to_bytes(8, "little")
+            )  # so that where documents end is part of the content
             digest.update(document)
             size += len(document)
             count += 1
@@ -92,7 +106,9 @@ def standard_library() -> Source:
     root = Path(sysconfig.get_path("stdlib"))
     names = sorted(name for name in _walk(root, _NOT_LIBRARY) if name.endswith(".py"))
     if not names:
-        raise UserError(f"expected the standard library's *.py files below {root}, found none; use corpus.name: text with a path")
+        raise UserError(
+            f"expected the standard library's *.py files below {root}, found none; use corpus.name: text with a path"
+        )
     return Source(Documents(tuple(names), partial(_whole_file, root, tuple(names))))
 
 
@@ -105,11 +121,14 @@ def text_files(path: Path | None) -> Source:
         UserError: no path, nothing there, no text in it, or text that is not UTF-8.
     """
     if path is None:
-        raise UserError("corpus text needs corpus.path, found none; set it to a UTF-8 text file or a folder of them")
+        raise UserError(
+            "corpus text needs corpus.path, found none; set it to a UTF-8 text file or a folder of them"
+        )
     path = expanded(path)
     left_out: list[LeftOut] = []
     if os.path.isfile(path):
-        root, names = path.parent, [path.name]
+        root = path.parent
+        names = [path.name]
         _check_readable(path)
     elif os.path.isdir(path):
         root, (there, left_out) = path, files_below(path)
@@ -117,7 +136,9 @@ def text_files(path: Path | None) -> Source:
         names = [name for name, why in reasons.items() if why is None]
         left_out += [LeftOut(name, why) for name, why in reasons.items() if why is not None]
     else:
-        raise UserError(f"expected a text file or a folder at corpus.path {path}, found neither; give a path that exists")
+        raise UserError(
+            f"expected a text file or a folder at corpus.path {path}, found neither; give a path that exists"
+        )
     for name in names:
         _check_utf8(root / name)
     if not any((root / name).stat().st_size for name in names):
@@ -125,7 +146,9 @@ def text_files(path: Path | None) -> Source:
         raise UserError(
             f"expected text at corpus.path {path}, found {len(names)} file(s) and no text in them{others}; give one with text"
         )
-    return Source(Documents(tuple(names), partial(_whole_file, root, tuple(names)), tuple(left_out)))
+    return Source(
+        Documents(tuple(names), partial(_whole_file, root, tuple(names)), tuple(left_out))
+    )
 
 
 def listed(left_out: Sequence[LeftOut]) -> str:
@@ -137,7 +160,8 @@ def listed(left_out: Sequence[LeftOut]) -> str:
 def files_below(root: Path) -> tuple[list[str], list[LeftOut]]:
     """Names of the regular files below `root`, sorted, relative to it, with forward slashes; and what else is there.
 
-    Each folder is read once, under its own name rather than a link's, whatever links there are: links may form a circle.
+    Each folder is read once, under its own name rather than a link's, whatever links there are:
+    links may form a circle.
     """
     names: list[str] = []
     left_out: list[LeftOut] = []
@@ -150,7 +174,9 @@ def files_below(root: Path) -> tuple[list[str], list[LeftOut]]:
     def refused(error: OSError) -> None:
         left_out.append(LeftOut(name_of(error.filename), f"unreadable: {error.strerror}"))
 
-    while waiting:  # the folders themselves first, then what is linked into them, then what is linked into that
+    while (
+        waiting
+    ):  # the folders themselves first, then what is linked into them, then what is linked into that
         linked: list[str] = []
         for start in waiting:
             for folder, below, files in os.walk(start, onerror=refused):
@@ -159,7 +185,11 @@ def files_below(root: Path) -> tuple[list[str], list[LeftOut]]:
                     below.clear()
                     continue
                 read.add(identity)
-                left_out += [LeftOut(name_of(os.path.join(folder, name)), "hidden") for name in below if name.startswith(".")]
+                left_out += [
+                    LeftOut(name_of(os.path.join(folder, name)), "hidden")
+                    for name in below
+                    if name.startswith(".")
+                ]
                 seen = sorted(name for name in below if not name.startswith("."))
                 below[:] = [name for name in seen if not os.path.islink(os.path.join(folder, name))]
                 linked += [os.path.join(folder, name) for name in seen if name not in below]
@@ -182,7 +212,9 @@ def _no_file(path: str) -> str | None:
     """What it is, if no regular file and no link to one."""
     if os.path.isfile(path):
         return None
-    return "a broken link" if os.path.islink(path) and not os.path.exists(path) else "no regular file"
+    return (
+        "a broken link" if os.path.islink(path) and not os.path.exists(path) else "no regular file"
+    )
 
 
 def _why_not(file: Path) -> str | None:
@@ -199,7 +231,9 @@ def _check_readable(file: Path) -> None:
     try:
         file.open("rb").close()
     except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror}; give a file that may be read") from None
+        raise UserError(
+            f"{file} can't be read: {error.strerror}; give a file that may be read"
+        ) from None
 
 
 def _walk(root: Path, leave_out: set[str]) -> Iterator[str]:
@@ -221,7 +255,8 @@ def _whole_file(root: Path, names: tuple[str, ...], shard: int) -> Iterator[byte
 def _is_text(file: Path) -> bool:
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
-    # UTF-16 is full of zero bytes too: it is text, and is refused by name rather than left out in silence.
+    # UTF-16 is full of zero bytes too: it is text, and is refused by name rather than left out in
+    # silence.
     return b"\0" not in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 

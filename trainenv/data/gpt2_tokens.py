@@ -9,7 +9,10 @@ from trainenv.data.tokenizers import END_OF_TEXT, Subwords
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
-REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the present and the former name, which old caches have
+REPOSITORIES = (
+    "openai-community/gpt2",
+    "gpt2",
+)  # the present and the former name, which old caches have
 
 
 def load(path: Path | None) -> Subwords:
@@ -25,7 +28,8 @@ def load(path: Path | None) -> Subwords:
     for file in (path, path / "tokenizer.json"):
         if isfile(file):
             return Subwords(file.read_text(encoding="utf-8", errors="replace"), str(file))
-    vocabulary, merges = path / "vocab.json", path / "merges.txt"
+    vocabulary = path / "vocab.json"
+    merges = path / "merges.txt"
     if isfile(vocabulary) and isfile(merges):
         return Subwords(_from_pair(vocabulary, merges), str(path))
     raise UserError(
@@ -42,7 +46,9 @@ def _from_pair(vocabulary: Path, merges: Path) -> str:
     try:
         rust = Rust(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception as error:  # the package raises bare Exception
-        raise UserError(f"expected GPT-2's vocabulary at {vocabulary}, found {error}; download both files again") from None
+        raise UserError(
+            f"expected GPT-2's vocabulary at {vocabulary}, found {error}; download both files again"
+        ) from None
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = decoders.ByteLevel()
     if rust.token_to_id(END_OF_TEXT) is not None:

@@ -1,6 +1,7 @@
 """WikiText-103 and C4, from the hub through `datasets` or from a local copy.
 
-WikiText: Merity et al. 2016, `Salesforce/wikitext`. C4: Raffel et al. 2020, `allenai/c4`, read shard by shard in its own
+WikiText: Merity et al. 2016, `Salesforce/wikitext`. C4: Raffel et al. 2020, `allenai/c4`, read
+shard by shard in its own
 order: a stream that is shuffled on the way does not resume exactly.
 """
 
@@ -20,8 +21,10 @@ from trainenv.tools.optional import require
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
-WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"
-C4, C4_CONFIG = "allenai/c4", "en"
+WIKITEXT = "Salesforce/wikitext"
+WIKITEXT_CONFIG = "wikitext-103-raw-v1"
+C4 = "allenai/c4"
+C4_CONFIG = "en"
 C4_TRAIN = tuple(f"c4-train.{shard:05d}-of-01024.json.gz" for shard in range(1024))
 C4_VALIDATION = tuple(f"c4-validation.{shard:05d}-of-00008.json.gz" for shard in range(8))
 
@@ -32,7 +35,10 @@ def wikitext(path: Path | None) -> Source:
         parts = [_hub_split(WIKITEXT, WIKITEXT_CONFIG, split) for split in ("train", "validation")]
     else:
         parts = _local_copy(expanded(path), WIKITEXT_CONFIG)
-    train, *validation = (Documents((str(place),), partial(_articles, part), part.left_out) for place, part in enumerate(parts))
+    train, *validation = (
+        Documents((str(place),), partial(_articles, part), part.left_out)
+        for place, part in enumerate(parts)
+    )
     return Source(train, validation[0] if validation else None)
 
 
@@ -43,7 +49,9 @@ def c4(path: Path | None) -> Source:
         UserError: a local copy without the validation split (a stream cannot be split here).
     """
     if path is None:
-        train, validation = (Documents(names, partial(_hub_shard, names)) for names in (C4_TRAIN, C4_VALIDATION))
+        train, validation = (
+            Documents(names, partial(_hub_shard, names)) for names in (C4_TRAIN, C4_VALIDATION)
+        )
         return Source(train, validation, streams=True)
     parts = _local_copy(expanded(path), C4_CONFIG)
     if len(parts) == 1:
@@ -68,16 +76,22 @@ def _saved(path: Path) -> list[Documents]:
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # the library lets errors of Arrow, JSON and its own through
-        raise UserError(f"expected a folder written by save_to_disk at {path}, found {_reason(error)}; save it again") from None
+        raise UserError(
+            f"expected a folder written by save_to_disk at {path}, found {_reason(error)}; save it again"
+        ) from None
     parts = {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
     if "train" not in parts:
-        raise UserError(f"expected a split `train` at {path}, found {', '.join(parts)}; save the data set with it")
+        raise UserError(
+            f"expected a split `train` at {path}, found {', '.join(parts)}; save the data set with it"
+        )
     return [_table(parts[split], split) for split in ("train", "validation") if split in parts]
 
 
 def _table(rows: Any, split: str) -> Documents:
     if "text" not in rows.column_names:
-        raise UserError(f"expected a column `text` in split {split}, found {', '.join(rows.column_names)}; rename it")
+        raise UserError(
+            f"expected a column `text` in split {split}, found {', '.join(rows.column_names)}; rename it"
+        )
     return Documents((split,), partial(_table_rows, rows))
 
 
@@ -102,13 +116,21 @@ def _hub_shard(names: tuple[str, ...], shard: int) -> Iterator[bytes]:
 
 
 def _articles(rows: Documents, shard: int) -> Iterator[bytes]:
-    """Rows (lines) gathered into articles at the titles ` = Title = `. Blank rows go: hub and raw files differ in them."""
+    """Rows (lines) gathered into articles at the titles ` = Title = `.
+
+    Blank rows go: hub and raw files differ in them.
+    """
     lines: list[bytes] = []
     for row in rows:
         line = row.rstrip(b"\r\n") + b"\n"
         if line.isspace():
             continue
-        if lines and line.startswith(b" = ") and not line.startswith(b" = = ") and line.rstrip().endswith(b" ="):
+        if (
+            lines
+            and line.startswith(b" = ")
+            and not line.startswith(b" = = ")
+            and line.rstrip().endswith(b" =")
+        ):
             yield b"".join(lines)
             lines = []
         lines.append(line)
@@ -130,7 +152,9 @@ def _hub_errors(repository: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # network, HTTP, cache and format errors come in many classes of three libraries
+    except (
+        Exception
+    ) as error:  # network, HTTP, cache and format errors come in many classes of three libraries
         raise UserError(
             f"expected to read {repository} from the Hugging Face hub, found {_reason(error)}; "
             "connect to the network, or set corpus.path to a local copy"

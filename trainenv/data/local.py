@@ -28,7 +28,8 @@ def find(path: Path, config: str) -> tuple[list[Path], list[Path], list[LeftOut]
 
     Args:
         path: a file or a folder.
-        config: the hub's name of the wanted part: the folder of that name is taken where there is one.
+        config: the hub's name of the wanted part: the folder of that name is taken where there is
+            one.
 
     Raises:
         UserError: nothing there, or no file named like a training split.
@@ -36,7 +37,9 @@ def find(path: Path, config: str) -> tuple[list[Path], list[Path], list[LeftOut]
     if isfile(path):
         return [path], [], []
     if not isdir(path):
-        raise UserError(f"expected a local copy at corpus.path {path}, found nothing; give a path that exists or leave it out")
+        raise UserError(
+            f"expected a local copy at corpus.path {path}, found nothing; give a path that exists or leave it out"
+        )
     root = path / config if (path / config).is_dir() else path
     names, others = files_below(root)
     files = sorted(root / name for name in names)
@@ -46,26 +49,44 @@ def find(path: Path, config: str) -> tuple[list[Path], list[Path], list[LeftOut]
         train = [file for file in same if "train" in file.name]
         if train:
             return train, [file for file in same if "valid" in file.name], left_out
-    found = ", ".join([*(file.name for file in files[:3]), *(str(one) for one in left_out[:3])]) or "an empty folder"
-    raise UserError(f"expected training files named like {NAMING} below {root}, found {found}; rename them so")
+    found = (
+        ", ".join([*(file.name for file in files[:3]), *(str(one) for one in left_out[:3])])
+        or "an empty folder"
+    )
+    raise UserError(
+        f"expected training files named like {NAMING} below {root}, found {found}; rename them so"
+    )
 
 
 def documents(files: list[Path], left_out: Sequence[LeftOut] = ()) -> Documents:
     """A shard a file. The rows' `text` (a line's text, in plain text files) are the documents."""
     sizes = tuple(file.stat().st_size for file in files)
-    return Documents(tuple(file.name for file in files), partial(_rows, tuple(files)), tuple(left_out), sizes)
+    return Documents(
+        tuple(file.name for file in files), partial(_rows, tuple(files)), tuple(left_out), sizes
+    )
 
 
 def _rows(files: tuple[Path, ...], shard: int) -> Iterator[bytes]:
     file = files[shard]
-    reader = next((READERS[kind] for kind, suffixes in SUFFIXES.items() if file.name.endswith(suffixes)), _text)
+    reader = next(
+        (READERS[kind] for kind, suffixes in SUFFIXES.items() if file.name.endswith(suffixes)),
+        _text,
+    )
     try:
         yield from reader(file)
     except UserError:
         raise
-    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:  # broken JSON, UTF-8 and parquet are ValueErrors
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        TypeError,
+    ) as error:  # broken JSON, UTF-8 and parquet are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"expected {file} to be whole and readable, found {reason}; copy it again") from None
+        raise UserError(
+            f"expected {file} to be whole and readable, found {reason}; copy it again"
+        ) from None
 
 
 def _parquet(file: Path) -> Iterator[bytes]:
@@ -84,7 +105,9 @@ def _json(file: Path) -> Iterator[bytes]:
         for line in lines:
             row = json.loads(line)
             _check_columns(file, row if isinstance(row, dict) else ())
-            yield str(row["text"] or "").encode(errors="replace")  # JSON can spell half a surrogate pair
+            yield str(row["text"] or "").encode(
+                errors="replace"
+            )  # JSON can spell half a surrogate pair
 
 
 def _text(file: Path) -> Iterator[bytes]:
@@ -101,4 +124,8 @@ def _check_columns(file: Path, found: Collection[str]) -> None:
         )
 
 
-READERS: dict[str, Callable[[Path], Iterator[bytes]]] = {"parquet": _parquet, "json": _json, "text": _text}
+READERS: dict[str, Callable[[Path], Iterator[bytes]]] = {
+    "parquet": _parquet,
+    "json": _json,
+    "text": _text,
+}

@@ -1,7 +1,8 @@
 """What provokes instability, on purpose and on record: batch → batch, pure functions of (tokens, index, seed).
 
-Whether a stressor hits an index is a uniform number of its own stream below its rate: stressors are independent of each
-other, and a higher rate hits what the lower one hit and more. Planted events hit with certainty.
+Whether a stressor hits an index is a uniform number of its own stream below its rate: stressors are
+independent of each other, and a higher rate hits what the lower one hit and more. Planted events
+hit with certainty.
 
 | stressor | what it does to a batch | `Plant.size` (1 by default) | when drawn |
 |---|---|---|---|
@@ -43,7 +44,8 @@ _DRAWN_TOGETHER = 1024  # indices
 def philox(seed: int, purpose: str, place: int) -> np.random.Generator:
     """A generator of its own for each (seed, purpose, place): Philox, a function of key and counter (Salmon et al. 2011)."""
     key = np.array([seed, xxhash.xxh3_64_intdigest(purpose.encode())], np.uint64)
-    # The place is the counter's third word: drawing counts up the first, so that no two places meet.
+    # The place is the counter's third word: drawing counts up the first, so that no two places
+    # meet.
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, place, 0]))
 
 
@@ -79,7 +81,9 @@ class Stressors:
             size = self.size(kind, index)
             if size > 0:
                 names.append(kind)
-                tokens = self._stress(tokens, kind, min(size, 1.0), philox(self.seed, f"stressors/{kind}/how", index))
+                tokens = self._stress(
+                    tokens, kind, min(size, 1.0), philox(self.seed, f"stressors/{kind}/how", index)
+                )
         return tokens, tuple(names)
 
     def is_long(self, index: int) -> bool:
@@ -89,7 +93,11 @@ class Stressors:
     def lr_factor(self, step: int) -> float:
         """Factor on the learning rate of the step after `step` completed ones: the harsh warm-up and planted spikes."""
         factor = self.config.harsh_warmup_lr if step < self.config.harsh_warmup_steps else 1.0
-        spikes = (plant.size for plant in self.config.planted if plant.kind == "lr_spike" and 0 <= step - plant.at < plant.steps)
+        spikes = (
+            plant.size
+            for plant in self.config.planted
+            if plant.kind == "lr_spike" and 0 <= step - plant.at < plant.steps
+        )
         return math.prod(spikes, start=factor)
 
     def moments_lost(self, step: int) -> bool:
@@ -97,8 +105,15 @@ class Stressors:
         return self.size("lost_moments", step) > 0
 
     def size(self, kind: PlantKind, index: int) -> float:
-        """How strongly `kind` hits the batch of `index`; 0 where it does not. The strongest planted event goes before a draw."""
-        planted = [plant.size for plant in self.config.planted if plant.kind == kind and 0 <= index - plant.at < plant.steps]
+        """How strongly `kind` hits the batch of `index`; 0 where it does not.
+
+        The strongest planted event goes before a draw.
+        """
+        planted = [
+            plant.size
+            for plant in self.config.planted
+            if plant.kind == kind and 0 <= index - plant.at < plant.steps
+        ]
         if planted:
             return max(planted)
         return DRAWN_SIZE.get(kind, 1.0) if self._drawn(kind, index) else 0.0
@@ -108,11 +123,17 @@ class Stressors:
         if rate <= 0:
             return False
         if kind != "block_shuffle":
-            return _uniforms(self.seed, kind, index // _DRAWN_TOGETHER)[index % _DRAWN_TOGETHER] < rate
+            return (
+                _uniforms(self.seed, kind, index // _DRAWN_TOGETHER)[index % _DRAWN_TOGETHER] < rate
+            )
         epoch, place = divmod(index, self.epoch_steps)
         length = math.ceil(rate * self.epoch_steps - 1e-9)
-        # Stretches of growing length lie in each other, since their common position is relative to the room left over.
-        start = int(_uniforms(self.seed, kind, epoch // _DRAWN_TOGETHER)[epoch % _DRAWN_TOGETHER] * (self.epoch_steps - length))
+        # Stretches of growing length lie in each other, since their common position is relative to
+        # the room left over.
+        start = int(
+            _uniforms(self.seed, kind, epoch // _DRAWN_TOGETHER)[epoch % _DRAWN_TOGETHER]
+            * (self.epoch_steps - length)
+        )
         return start <= place < start + length
 
     @cached_property
@@ -125,7 +146,9 @@ class Stressors:
         planted = {plant.kind for plant in self.config.planted}
         return tuple(kind for kind in TOKEN_KINDS if kind in planted or kind in self._rates)
 
-    def _stress(self, tokens: Tokens, kind: PlantKind, share: float, rng: np.random.Generator) -> Tokens:
+    def _stress(
+        self, tokens: Tokens, kind: PlantKind, share: float, rng: np.random.Generator
+    ) -> Tokens:
         if kind == "block_shuffle":
             return _shuffle_blocks(tokens, share, rng)
         mask = _runs(tokens.shape, share, RUN[kind], rng)
@@ -134,14 +157,18 @@ class Stressors:
         if kind == "random_tokens":
             return np.where(mask, rng.integers(self.vocab_size, size=tokens.shape), tokens)
         # A random place in the text gone wrong for each sequence; runs show stretches of it.
-        places = (rng.integers(len(self.artefacts), size=(len(tokens), 1)) + np.arange(tokens.shape[1])) % len(self.artefacts)
+        places = (
+            rng.integers(len(self.artefacts), size=(len(tokens), 1)) + np.arange(tokens.shape[1])
+        ) % len(self.artefacts)
         return _shift(np.where(mask, self.artefacts[places], tokens).astype(np.int64), share, rng)
 
 
 @lru_cache(maxsize=256)
 def _uniforms(seed: int, kind: str, block: int) -> list[float]:
     """The uniform numbers of `_DRAWN_TOGETHER` indices (`block_shuffle`: epochs), drawn together since a draw costs 15 µs."""
-    drawn: list[float] = philox(seed, f"stressors/{kind}/whether", block).random(_DRAWN_TOGETHER).tolist()
+    drawn: list[float] = (
+        philox(seed, f"stressors/{kind}/whether", block).random(_DRAWN_TOGETHER).tolist()
+    )
     return drawn
 
 

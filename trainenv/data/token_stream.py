@@ -1,7 +1,8 @@
 """Tokens of a text too long to be read as a whole: made when they are asked for, in a fixed order, and kept on disk.
 
-The cache holds chunks of one fixed size. Each notes where in the text the next one starts, so that a stream resumes where
-it stopped, and a chunk that was torn is made again. A chunk is the same whoever makes it, so runs may share a folder.
+The cache holds chunks of one fixed size. Each notes where in the text the next one starts, so that
+a stream resumes where it stopped, and a chunk that was torn is made again. A chunk is the same
+whoever makes it, so runs may share a folder.
 """
 
 from __future__ import annotations
@@ -47,10 +48,23 @@ class TokenStream:
         chunk: tokens of a chunk.
     """
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, folder: Path, limit: int | None = None, chunk: int = CHUNK):
-        self.documents, self.tokenizer, self.folder, self.limit, self.chunk = documents, tokenizer, folder, limit, chunk
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: Tokenizer,
+        folder: Path,
+        limit: int | None = None,
+        chunk: int = CHUNK,
+    ):
+        self.documents = documents
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.limit = limit
+        self.chunk = chunk
         self._kept: OrderedDict[int, tuple[IntArray, Position]] = OrderedDict()
-        self._open: tuple[int, list[Piece], Iterator[Piece]] | None = None  # the next chunk, what is left over, what comes
+        self._open: tuple[int, list[Piece], Iterator[Piece]] | None = (
+            None  # the next chunk, what is left over, what comes
+        )
         self._end: int | None = None
         self._lock = threading.RLock()
 
@@ -68,10 +82,13 @@ class TokenStream:
 
     def cut(self, starts: Indices, length: int) -> Indices:
         """The `length` tokens from each start, [n, length] int64. They must be there (`grow`)."""
-        return np.stack([self._slice(int(start), int(start) + length) for start in starts]).astype(np.int64)
+        return np.stack([self._slice(int(start), int(start) + length) for start in starts]).astype(
+            np.int64
+        )
 
     def _slice(self, start: int, stop: int) -> IntArray:
-        first, last = start // self.chunk, (stop - 1) // self.chunk
+        first = start // self.chunk
+        last = (stop - 1) // self.chunk
         if first == last:
             return self._chunk(first)[start - first * self.chunk : stop - first * self.chunk]
         tokens = np.concatenate([self._chunk(place) for place in range(first, last + 1)])
@@ -100,7 +117,10 @@ class TokenStream:
 
     def _last_on_disk(self) -> int:
         """The last chunk in the folder, whole or not; -1 where there is none."""
-        return max((int(file.stem.split("-")[1]) for file in self.folder.glob(f"{self.chunk}-*.tokens")), default=-1)
+        return max(
+            (int(file.stem.split("-")[1]) for file in self.folder.glob(f"{self.chunk}-*.tokens")),
+            default=-1,
+        )
 
     def _read(self, place: int) -> bool:
         facts = cache.facts(self._path(place))
@@ -116,7 +136,8 @@ class TokenStream:
             self._open = (place, [], self._pieces(position))
         _, left_over, pieces = self._open
         self._open = None  # what a failure leaves half read is not read on
-        parts, missing = [], self.chunk
+        parts = []
+        missing = self.chunk
         for position, piece in chain(left_over, pieces):
             parts.append(piece[:missing])
             if len(piece) >= missing:
@@ -144,7 +165,8 @@ class TokenStream:
             while together := list(islice(rows, _TOGETHER)):
                 for tokens in self.tokenizer.encode(together):
                     yield Position(shard, first, drop), np.concatenate([tokens, separator])[drop:]
-                    first, drop = first + 1, 0
+                    first = first + 1
+                    drop = 0
 
     def _path(self, place: int) -> Path:
         return self.folder / f"{self.chunk}-{place:06d}.tokens"

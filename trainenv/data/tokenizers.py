@@ -72,7 +72,10 @@ def dtype(vocab_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Bytes:
-    """A byte a token. Two line feeds follow each document: 256 tokens leave no room for a mark of its own."""
+    """A byte a token.
+
+    Two line feeds follow each document: 256 tokens leave no room for a mark of its own.
+    """
 
     vocab_size: int = 256
     digest: str = "bytes"
@@ -90,7 +93,9 @@ class Bytes:
 
 @dataclass(frozen=True, eq=False)
 class Subwords:
-    """A byte-level tokenizer of the package `tokenizers`. Documents are followed by its `<|endoftext|>`.
+    """A byte-level tokenizer of the package `tokenizers`.
+
+    Documents are followed by its `<|endoftext|>`.
 
     Args:
         text: the tokenizer as JSON.
@@ -113,7 +118,9 @@ class Subwords:
         try:
             rust = Rust.from_str(self.text)
         except Exception as error:  # the package raises bare Exception
-            raise UserError(f"expected a tokenizer.json at {self.source}, found no such thing ({error}); save it again") from None
+            raise UserError(
+                f"expected a tokenizer.json at {self.source}, found no such thing ({error}); save it again"
+            ) from None
         rust.no_truncation()
         rust.no_padding()
         rust.encode_special_tokens = True  # `<|endoftext|>` spelled out in a text is text, no mark
@@ -139,7 +146,9 @@ class Subwords:
 
     def encode(self, documents: Sequence[bytes]) -> list[IntArray]:
         texts = [document.decode(errors="replace") for document in documents]
-        encoded = interruptible(lambda: self._rust.encode_batch_fast(texts, add_special_tokens=False))
+        encoded = interruptible(
+            lambda: self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        )
         return [np.array(encoding.ids, dtype(self.vocab_size)) for encoding in encoded]
 
     def decode(self, tokens: IntArray) -> str:

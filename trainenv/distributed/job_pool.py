@@ -1,4 +1,7 @@
-"""Processes that each play a cell at a time, on one core. One that dies is replaced, and its cell is tried once more."""
+"""Processes that each play a cell at a time, on one core.
+
+One that dies is replaced, and its cell is tried once more.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class _Worker:
 
 
 class Crew:
-    """A number of worker processes. Use it in a `with` block: on leaving it they are ended, and the cells in hand dropped."""
+    """A number of worker processes.
+
+    Use it in a `with` block: on leaving it they are ended, and the cells in hand dropped.
+    """
 
     def __init__(self, workers: int) -> None:
         self._count = workers
@@ -45,7 +51,12 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for worker in self._workers:
             worker.line.close()
             worker.process.terminate()  # rows are renamed into place whole: nothing is torn
@@ -64,7 +75,9 @@ class Crew:
         while waiting or any(worker.task for worker in self._workers):
             if stop():
                 return True
-            while len(self._workers) < self._count and sum(worker.task is None for worker in self._workers) < len(waiting):
+            while len(self._workers) < self._count and sum(
+                worker.task is None for worker in self._workers
+            ) < len(waiting):
                 self._workers.append(_start())
             for worker in self._workers:
                 if worker.task is None and waiting:
@@ -122,11 +135,17 @@ def _start() -> _Worker:
 
 def _serve(line: Connection) -> None:
     """A worker's life: cells, until nobody is there to ask for one."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which takes a while: when it is needed
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # read when torch is imported, which takes a while: when it is needed
+    )
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which deletes the run's folder on the way
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first of them ends the others
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # which deletes the run's folder on the way
     with suppress(OSError):  # nobody is there any more
         line.send(None)
         while True:

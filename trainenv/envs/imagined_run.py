@@ -35,10 +35,12 @@ class Root:
 
     Attributes:
         history: as it was recorded.
-        observation: what `TrainingEnv` would have shown; `validation_fall` is 0, for a history does not tell the loss before.
-        validation: clean validation loss, nats per token; where the history has none, that of the clean probe over the last
-            decision, else the training loss.
-        rates: [R] learning rate of each step ahead at a multiplier of 1, without the warm-up after a momentum reset.
+        observation: what `TrainingEnv` would have shown; `validation_fall` is 0, for a history does
+            not tell the loss before.
+        validation: clean validation loss, nats per token; where the history has none, that of the
+            clean probe over the last decision, else the training loss.
+        rates: [R] learning rate of each step ahead at a multiplier of 1, without the warm-up after
+            a momentum reset.
         horizon: of the budget, in steps; progress follows from it.
         reset_at: step of the last momentum reset, None without one.
         reset_warmup: steps over which the learning rate warms up after one.
@@ -64,11 +66,17 @@ class Root:
                 f"a root needs telemetry and learning rates ahead, found {len(history.telemetry)} and {len(history.lrs_ahead)}; "
                 "record histories with record_histories or history_of"
             )
-        last, steps = history.telemetry[-1], history.decision_steps
-        window, earlier = history.telemetry[-steps:], history.telemetry[-2 * steps : -steps]
+        last = history.telemetry[-1]
+        steps = history.decision_steps
+        window = history.telemetry[-steps:]
+        earlier = history.telemetry[-2 * steps : -steps]
         end = last.step + len(history.lrs_ahead)
         # Until the warm-up is over, annealing has not begun.
-        since = last.step - 1 if last.progress > 0 else max(last.step - 1, min(config.schedule.warmup, end))
+        since = (
+            last.step - 1
+            if last.progress > 0
+            else max(last.step - 1, min(config.schedule.warmup, end))
+        )
         reset_at = last.step - last.steps_since_reset if last.steps_since_reset >= 0 else None
         in_force = [
             last.lr_scale * schedules.warmth(last.step + ahead, reset_at, config.reset_warmup)
@@ -122,8 +130,8 @@ class Imagined:
         root: where it started.
         taken: the intervention of each decision since.
         lr_scale, weight_decay_scale, clip: in force.
-        flagged_ahead: one number for each flagged data index still to come. When they come is not known at a root, so they stay
-            until they are skipped.
+        flagged_ahead: one number for each flagged data index still to come. When they come is not
+            known at a root, so they stay until they are skipped.
         reset_at: step of the last momentum reset.
         validation: loss, nats per token.
         fall: of its logarithm over the last decision.
@@ -144,7 +152,10 @@ class Imagined:
     @property
     def step(self) -> int:
         """Optimizer steps that would be completed."""
-        return min(self.root.step + len(self.taken) * self.root.history.decision_steps, self.root.horizon.end)
+        return min(
+            self.root.step + len(self.taken) * self.root.history.decision_steps,
+            self.root.horizon.end,
+        )
 
     @property
     def observation(self) -> Observation:
@@ -155,8 +166,14 @@ class Imagined:
         return seen
 
     def _moving(self) -> list[float]:
-        root, step, last = self.root, self.step, self.step - 1
-        lr = root.rates[last - root.step] * self.lr_scale * schedules.warmth(last, self.reset_at, root.reset_warmup)
+        root = self.root
+        step = self.step
+        last = self.step - 1
+        lr = (
+            root.rates[last - root.step]
+            * self.lr_scale
+            * schedules.warmth(last, self.reset_at, root.reset_warmup)
+        )
         return [
             root.horizon.progress(last),
             1 - step / root.horizon.end,
@@ -164,7 +181,9 @@ class Imagined:
             math.log(self.lr_scale),
             math.log(self.weight_decay_scale),
             *(float(self.clip == name) for name in CLIP_NAMES),
-            0.0 if self.reset_at is None else math.exp((self.reset_at - step) / root.history.decision_steps),
+            0.0
+            if self.reset_at is None
+            else math.exp((self.reset_at - step) / root.history.decision_steps),
             float(bool(self.flagged_ahead)),
             math.log(self.validation / root.history.uniform_loss),
             10 * self.fall,
@@ -177,28 +196,34 @@ def record_histories(
     """Histories of runs that nobody steers, to start imagined episodes from; and the FLOPs that the runs cost.
 
     Args:
-        config: of the runs; make it short and small. Their decisions are `environment.decision_steps` long, best 3 % of the
-            budget: those that the shipped world model has learned from.
+        config: of the runs; make it short and small. Their decisions are
+            `environment.decision_steps` long, best 3 % of the budget: those that the shipped world
+            model has learned from.
         runs: how many; their seeds are `seed`, `seed + 1`, …
         seed: of the first run.
-        every: steps from one history to the next; a decision's if left out. None is taken before 16 steps, nor at a step whose
-            loss or gradient is not finite.
+        every: steps from one history to the next; a decision's if left out. None is taken before 16
+            steps, nor at a step whose loss or gradient is not finite.
     """
     decision = config.environment.decision_steps
     every = decision if every is None else every
     if runs < 1 or every < 1:
         raise UserError(f"runs and every must be at least 1, found {runs} and {every}")
-    histories, flops = [], 0.0
+    histories = []
+    flops = 0.0
     for number in range(runs):
-        run, telemetry = TrainingRun.from_config(config.model_copy(update={"seed": seed + number})), list[Telemetry]()
+        run = TrainingRun.from_config(config.model_copy(update={"seed": seed + number}))
+        telemetry = list[Telemetry]()
         while not run.done:
             telemetry += run.advance(min(every, run.horizon.end - run.step))
             if run.diverged:
                 break
             sound = math.isfinite(telemetry[-1].loss) and math.isfinite(telemetry[-1].grad_norm)
             if sound and run.step >= LEAST_STEPS and not run.done:
-                horizon, validation = DECISIONS * decision, run.evaluate()
-                histories.append(history_of(run, tuple(telemetry), horizon=horizon, validation=validation))
+                horizon = DECISIONS * decision
+                validation = run.evaluate()
+                histories.append(
+                    history_of(run, tuple(telemetry), horizon=horizon, validation=validation)
+                )
         flops += run.ledger.total
     return histories, flops
 

@@ -1,6 +1,7 @@
 """From telemetry to the observation: a float32 vector whose features mean the same for every model size.
 
-Ratios and logarithms throughout, NaN (nothing measured) becomes 0, and every feature is clipped to [−10, 10].
+Ratios and logarithms throughout, NaN (nothing measured) becomes 0, and every feature is clipped to
+[−10, 10].
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Features:
     Attributes:
         progress: share of the annealing done, 0 to 1.
         budget_left: share of the budget left, 0 to 1.
-        validation: ln(validation loss ÷ reference); the reference is the loss of a uniform guess, ln V.
+        validation: ln(validation loss ÷ reference); the reference is the loss of a uniform guess,
+            ln V.
         validation_fall: fall of ln(validation loss) over the last decision, × 10.
         loss: ln(geometric mean of the window's training loss ÷ reference).
         loss_slope: change of ln(training loss) over the window by least squares, × 10.
@@ -38,7 +40,8 @@ class Features:
         weight_decay_scale: ln of the multiplier in force.
         clip_none, clip_zclip, clip_arc, clip_spam: 1 for the policy in force.
         reset_recency: exp(−steps since the last momentum reset ÷ decision steps); 0 without one.
-        hypergradient: mean cosine of the gradient with the last update; positive: a larger learning rate would help at once.
+        hypergradient: mean cosine of the gradient with the last update; positive: a larger learning
+            rate would help at once.
         update_ratio: log10(‖update‖ ÷ ‖weights‖) + 3.
         probe_gap: ln(loss on the clean probe ÷ training loss), geometric means.
         attention_entropy, activation_entropy: shares of their maximum, 0 to 1, less 0.5, × 4.
@@ -85,7 +88,9 @@ class Features:
     def vector(self) -> NDArray[np.float32]:
         """The observation, float32 of shape (len(FEATURES),), finite and within [−10, 10]."""
         raw = np.array([getattr(self, name) for name in FEATURES], dtype=np.float64)
-        return np.clip(np.nan_to_num(raw, nan=0.0, posinf=BOUND, neginf=-BOUND), -BOUND, BOUND).astype(np.float32)
+        return np.clip(
+            np.nan_to_num(raw, nan=0.0, posinf=BOUND, neginf=-BOUND), -BOUND, BOUND
+        ).astype(np.float32)
 
 
 FEATURES: tuple[str, ...] = tuple(f.name for f in fields(Features))
@@ -102,7 +107,8 @@ class Situation:
         budget_left: share of the budget left.
         validation: validation loss now, nats per token.
         validation_before: the same, a decision ago.
-        gradient_before: geometric mean of the gradient norm in the window before; NaN where there was none.
+        gradient_before: geometric mean of the gradient norm in the window before; NaN where there
+            was none.
         flagged: whether flagged data is still to come.
     """
 
@@ -117,7 +123,10 @@ class Situation:
 
 
 def observe(window: Sequence[Telemetry], now: Situation) -> Features:
-    """The features of a window of telemetry. An empty window (after a reset) reads as zeros but for what `now` tells."""
+    """The features of a window of telemetry.
+
+    An empty window (after a reset) reads as zeros but for what `now` tells.
+    """
     last = window[-1] if window else None
     log_loss = _log([t.loss for t in window])
     slope, spread = _line(log_loss)
@@ -141,9 +150,13 @@ def observe(window: Sequence[Telemetry], now: Situation) -> Features:
         lr_scale=math.log(last.lr_scale) if last else 0.0,
         weight_decay_scale=math.log(last.weight_decay_scale) if last else 0.0,
         **{f"clip_{name}": float(clip == name) for name in CLIP_NAMES},
-        reset_recency=math.exp(-last.steps_since_reset / now.decision_steps) if last and last.steps_since_reset >= 0 else 0.0,
+        reset_recency=math.exp(-last.steps_since_reset / now.decision_steps)
+        if last and last.steps_since_reset >= 0
+        else 0.0,
         hypergradient=_known([t.hypergradient_cosine for t in window]),
-        update_ratio=math.log10(max(_known([t.update_ratio for t in window]), 1e-12)) + 3 if window else 0.0,
+        update_ratio=math.log10(max(_known([t.update_ratio for t in window]), 1e-12)) + 3
+        if window
+        else 0.0,
         probe_gap=_mean(_log([t.probe_loss for t in window])) - loss,
         attention_entropy=4 * (_known([t.attention_entropy for t in window]) - 0.5),
         activation_entropy=4 * (_known([t.activation_entropy for t in window]) - 0.5),
@@ -186,7 +199,11 @@ def _log_ratio(value: float, reference: float) -> float:
     """ln(value ÷ reference): −∞ for 0, NaN where either is not a positive number."""
     if value == 0:
         return -math.inf
-    return math.log(value) - math.log(reference) if 0 < value < math.inf and 0 < reference < math.inf else math.nan
+    return (
+        math.log(value) - math.log(reference)
+        if 0 < value < math.inf and 0 < reference < math.inf
+        else math.nan
+    )
 
 
 def _known(values: list[float]) -> float:

@@ -1,7 +1,7 @@
 """The registered environments' entry points.
 
-Functions, no classes: Gymnasium compares a render mode with a class's list of them, and warns of it before the environment
-can refuse it in a sentence.
+Functions, no classes: Gymnasium compares a render mode with a class's list of them, and warns of it
+before the environment can refuse it in a sentence.
 """
 
 from __future__ import annotations

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.observation import BOUND, FEATURES
-from trainenv.interventions import ActionCodec, Steered
-from trainenv.types import Snapshot, UserError
+from trainenv.interventions import ActionCodec
+from trainenv.types import InForce, Snapshot, UserError
 
 Observation = NDArray[np.float32]
 
 
 class NoSuchRenderMode(UserError, TypeError):
-    """A render mode that an environment lacks. A `TypeError` too: Stable-Baselines3 asks for `rgb_array`, and does without
+    """A render mode that an environment lacks.
+
+    A `TypeError` too: Stable-Baselines3 asks for `rgb_array`, and does without
     on that one alone.
     """
 
@@ -32,17 +34,25 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
         environment: decision length, charges and the divergence cap.
     """
 
-    def __init__(self, interventions: InterventionConfig, environment: EnvironmentConfig, render_mode: str | None) -> None:
+    def __init__(
+        self,
+        interventions: InterventionConfig,
+        environment: EnvironmentConfig,
+        render_mode: str | None,
+    ) -> None:
         if render_mode is not None:
-            raise NoSuchRenderMode(f"there is nothing to render: render_mode must be None, found {render_mode!r}; leave it out")
-        self.codec, self.environment = ActionCodec(interventions), environment
+            raise NoSuchRenderMode(
+                f"there is nothing to render: render_mode must be None, found {render_mode!r}; leave it out"
+            )
+        self.codec = ActionCodec(interventions)
+        self.environment = environment
         self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
         self.action_space = spaces.MultiDiscrete(list(self.codec.sizes))
         self.render_mode = render_mode
 
     @property
     @abstractmethod
-    def steered(self) -> Steered:
+    def steered(self) -> InForce:
         """What the action masks depend on."""
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -54,9 +64,13 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
 
         Args:
             events: times that the uncertainty index fired.
-            share_elsewhere: share of the budget that went into anything but the run's own steps since the last decision.
+            share_elsewhere: share of the budget that went into anything but the run's own steps
+                since the last decision.
         """
-        return self.environment.instability_charge * events + self.environment.compute_charge * share_elsewhere
+        return (
+            self.environment.instability_charge * events
+            + self.environment.compute_charge * share_elsewhere
+        )
 
 
 def snapshot_among(options: dict[str, Any] | None) -> Snapshot | None:

@@ -1,17 +1,20 @@
 """The law that the synthetic environment follows, and the exact optimum of a sum over a path of multipliers.
 
-The law, with r = base × schedule × multiplier, the learning rate in units of the critical one, at decision k of K:
+The law, with r = base × schedule × multiplier, the learning rate in units of the critical one, at
+decision k of K:
 
     loss      L = floor + A·(P/P₀)^−α + X            P₀: where L is the loss of a uniform guess
-    progress  P = P₀ + Σ gain(r) − Σ costs − D       the learning-rate sum, less what noise hides of it
-    noise     D ← ρ·D + (1 − ρ)·(k + 1)·noise(r)
-    excess    X ← recovery·X + a spike, at rate hazard(r)
+    progress  P = P₀ + Σ gain(r) − Σ costs − D       the learning-rate sum, less what noise hides of
+    it noise     D ← ρ·D + (1 − ρ)·(k + 1)·noise(r) excess    X ← recovery·X + a spike, at rate
+    hazard(r)
 
-A power law of the learning-rate sum with a part that annealing gives back is the shape of measured curves (Tissue 2024; Luo
-2025, multi-power law). Here that part is written as progress hidden by noise, the hills of the river valley (Wen 2024), so
-that the final loss depends on the path through *one sum*, and `optimum` can be exact. It follows that short horizons lie:
-cutting the learning rate gives D back at once and costs gain for good. Above the critical learning rate progress stalls and
-spikes set in steeply (Cohen 2021, the edge of stability). How far the base learning rate is off is hidden, drawn at reset.
+A power law of the learning-rate sum with a part that annealing gives back is the shape of measured
+curves (Tissue 2024; Luo 2025, multi-power law). Here that part is written as progress hidden by
+noise, the hills of the river valley (Wen 2024), so that the final loss depends on the path through
+*one sum*, and `optimum` can be exact. It follows that short horizons lie: cutting the learning rate
+gives D back at once and costs gain for good. Above the critical learning rate progress stalls and
+spikes set in steeply (Cohen 2021, the edge of stability). How far the base learning rate is off is
+hidden, drawn at reset.
 """
 
 from __future__ import annotations
@@ -47,10 +50,13 @@ class Law:
         noise: progress that noise hides in the long run at small r, per decision so far and per r².
         memory: ρ, the share of hidden progress that is still hidden a decision later.
         hazard: odds of a spike are hazard × (1/4 + r⁴).
-        recovery: share of the excess left after a decision; `recovery_reset`: after one that began with a momentum reset.
+        recovery: share of the excess left after a decision; `recovery_reset`: after one that began
+            with a momentum reset.
         stall: how much excess slows progress: gain ÷ (1 + stall·X).
-        reset_gain: share of the gain that the warm-up after a momentum reset leaves of its decision.
-        decay_cost: progress lost in a decision, × schedule, per squared doubling of the weight decay away from its optimum.
+        reset_gain: share of the gain that the warm-up after a momentum reset leaves of its
+            decision.
+        decay_cost: progress lost in a decision, × schedule, per squared doubling of the weight
+            decay away from its optimum.
         clip_cost: progress lost in a decision, by clip policy.
         damping: share of a spike that gets through, by clip policy.
     """
@@ -83,8 +89,13 @@ class Law:
         return odds / (1 + odds)
 
     def loss(self, progress: float) -> float:
-        """Loss without spikes. Noise alone lifts it to at most 1.2 × that of a uniform guess, so never diverges."""
-        reducible = (REFERENCE - self.floor) * math.pow(max(progress, 1e-9) / self.start, -self.exponent)
+        """Loss without spikes.
+
+        Noise alone lifts it to at most 1.2 × that of a uniform guess, so never diverges.
+        """
+        reducible = (REFERENCE - self.floor) * math.pow(
+            max(progress, 1e-9) / self.start, -self.exponent
+        )
         return min(self.floor + reducible, 1.2 * REFERENCE)
 
 
@@ -112,8 +123,12 @@ class World:
         rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
         base = math.exp(rng.uniform(math.log(1 / 4), math.log(6)))
         decay = float(rng.integers(-2, 3))
-        draws, sizes, noise = rng.random(EPOCH), 0.8 * np.exp(0.5 * rng.standard_normal(EPOCH)), rng.standard_normal(EPOCH)
-        return World(base, decay, tuple(draws.tolist()), tuple(sizes.tolist()), tuple(noise.tolist()))
+        draws = rng.random(EPOCH)
+        sizes = 0.8 * np.exp(0.5 * rng.standard_normal(EPOCH))
+        noise = rng.standard_normal(EPOCH)
+        return World(
+            base, decay, tuple(draws.tolist()), tuple(sizes.tolist()), tuple(noise.tolist())
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +177,8 @@ def best_path(
 ) -> list[float]:
     """The factors, one a step, that maximise Σ value(step, multiplier in force): backward dynamic programming.
 
-    A state is how often each factor has been used, so an array of the values of step k has the shape (k + 1,) × n.
+    A state is how often each factor has been used, so an array of the values of step k has the
+    shape (k + 1,) × n.
 
     Args:
         scales: the factors to choose from, 1 first.
@@ -173,21 +189,31 @@ def best_path(
     """
     factors = scales[1:]
     if (steps + 1) ** len(factors) > 2e7:
-        raise UserError(f"an exact optimum over {steps} decisions needs at most 3 factors beside 1, found {len(factors)}")
+        raise UserError(
+            f"an exact optimum over {steps} decisions needs at most 3 factors beside 1, found {len(factors)}"
+        )
     grid = np.array(start, dtype=np.float64)
     for factor in factors:
-        grid = np.multiply.outer(grid, np.float64(factor) ** np.arange(steps + 1))  # (steps + 1,) × n
+        grid = np.multiply.outer(
+            grid, np.float64(factor) ** np.arange(steps + 1)
+        )  # (steps + 1,) × n
     legal = (grid >= bounds[0] * (1 - 1e-9)) & (grid <= bounds[1] * (1 + 1e-9))
     best = np.zeros_like(grid)
     choices: list[NDArray[np.int8]] = []
     for k in reversed(range(steps)):
         after = (slice(0, k + 2),) * len(factors)
-        values = np.where(legal[after], value(k, grid[after]) + best[after], -np.inf)  # (k + 2,) × n
-        starts = [(0,) * len(factors), *np.eye(len(factors), dtype=int).tolist()]  # doing nothing, then each factor once more
+        values = np.where(
+            legal[after], value(k, grid[after]) + best[after], -np.inf
+        )  # (k + 2,) × n
+        starts = [
+            (0,) * len(factors),
+            *np.eye(len(factors), dtype=int).tolist(),
+        ]  # doing nothing, then each factor once more
         options = np.stack([values[tuple(slice(i, i + k + 1) for i in first)] for first in starts])
         best = options.max(0)
         choices.append(options.argmax(0).astype(np.int8))
-    path, used = [], [0] * len(factors)
+    path = []
+    used = [0] * len(factors)
     for choice in reversed(choices):
         taken = int(choice[tuple(used)])
         path.append(scales[taken])

@@ -25,7 +25,9 @@ class _Memory:
     validation: float
     validation_before: float
     gradient_before: float = math.nan
-    elsewhere: float = 0.0  # FLOPs that had gone into anything but the run's own steps and its evaluation
+    elsewhere: float = (
+        0.0  # FLOPs that had gone into anything but the run's own steps and its evaluation
+    )
 
 
 class TrainingEnv(SteeredEnv):
@@ -60,7 +62,8 @@ class TrainingEnv(SteeredEnv):
         super().__init__(self.config.interventions, self.config.environment, render_mode)
         self._run: TrainingRun | None = None
         self._memory = _Memory(validation=math.nan, validation_before=math.nan)
-        self._over, self._is_branch = True, False
+        self._over = True
+        self._is_branch = False
 
     @property
     def run(self) -> TrainingRun:
@@ -74,7 +77,9 @@ class TrainingEnv(SteeredEnv):
         """Whether there is a run yet."""
         return self._run is not None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         snapshot = snapshot_among(options)
         if snapshot is None:
@@ -92,22 +97,35 @@ class TrainingEnv(SteeredEnv):
             raise episode_over()
         intervention, masked = self.codec.legal(action, run)
         run.apply(intervention)
-        window = run.advance(max(0, min(self.config.environment.decision_steps, run.horizon.end - run.step)))
+        window = run.advance(
+            max(0, min(self.config.environment.decision_steps, run.horizon.end - run.step))
+        )
         measured = math.nan if run.diverged else run.evaluate()
         validation = self._capped(measured)
         before = self._memory.validation
         events = sum(t.reading.fired for t in window)
         elsewhere = self._elsewhere()
         budget = run.flops_per_step * self.config.steps
-        charges = self.charges(events=events, share_elsewhere=(elsewhere - self._memory.elsewhere) / budget if budget else 0.0)
+        charges = self.charges(
+            events=events,
+            share_elsewhere=(elsewhere - self._memory.elsewhere) / budget if budget else 0.0,
+        )
         reward = math.log(before / validation) - charges
         terminated = not measured < self._cap
         truncated = run.done and not terminated
         self._over = terminated or truncated
-        self._memory = replace(self._memory, validation=validation, validation_before=before, elsewhere=elsewhere)
+        self._memory = replace(
+            self._memory, validation=validation, validation_before=before, elsewhere=elsewhere
+        )
         observation = self._observe(window)
         self._memory = replace(self._memory, gradient_before=_mean_gradient(window))
-        return observation, reward, terminated, truncated, self._info(window, masked) | {"charges": charges}
+        return (
+            observation,
+            reward,
+            terminated,
+            truncated,
+            self._info(window, masked) | {"charges": charges},
+        )
 
     @property
     def steered(self) -> TrainingRun:
@@ -122,26 +140,39 @@ class TrainingEnv(SteeredEnv):
         """Go back to a snapshot, of this environment or of a bare run with the same configuration."""
         check_snapshot(snapshot)
         if "model" not in snapshot.state:
-            raise UserError("expected a snapshot of a training run, found one of a synthetic environment; SyntheticEnv takes it")
+            raise UserError(
+                "expected a snapshot of a training run, found one of a synthetic environment; SyntheticEnv takes it"
+            )
         seed = int(snapshot.state["seed"])
-        run = self._run if self._run is not None and self._run.config.seed == seed else self._fresh(seed)
+        run = (
+            self._run
+            if self._run is not None and self._run.config.seed == seed
+            else self._fresh(seed)
+        )
         run.restore(snapshot)
         self._run = run
         saved = snapshot.state.get("environment")
         if saved is None:
             validation = self._capped(self.run.evaluate())
-            self._memory, self._over = _Memory(validation=validation, validation_before=validation), self.run.done
+            self._memory = _Memory(validation=validation, validation_before=validation)
+            self._over = self.run.done
         else:
             self._memory = _Memory(*(math.nan if v is None else v for v in saved["memory"]))
             self._over = bool(saved["over"])
-        # The ledger is no part of a snapshot: what other branches spent before is not this one's to be charged for.
+        # The ledger is no part of a snapshot: what other branches spent before is not this one's to
+        # be charged for.
         self._memory = replace(self._memory, elsewhere=self._elsewhere())
 
     def fork(self) -> TrainingEnv:
-        """An independent environment in the same state: a branch. Its steps are charged to this one, not to itself."""
+        """An independent environment in the same state: a branch.
+
+        Its steps are charged to this one, not to itself.
+        """
         fork = TrainingEnv(self.config, render_mode=self.render_mode)
         fork._run = self.run.fork()
-        fork._memory, fork._over, fork._is_branch = self._memory, self._over, True
+        fork._memory = self._memory
+        fork._over = self._over
+        fork._is_branch = True
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
 

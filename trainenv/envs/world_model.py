@@ -28,7 +28,8 @@ class Step(NamedTuple):
     Attributes:
         after: the run then.
         latent: [W] the model's state of it.
-        reward: fall of ln(validation loss), and where `reach` has ended it the further fall expected, less `charges`, nats.
+        reward: fall of ln(validation loss), and where `reach` has ended it the further fall
+            expected, less `charges`, nats.
         diverged, ended: the run diverged; its budget is spent.
         masked: parts of the action that were left out.
     """
@@ -65,8 +66,9 @@ class WorldModelEnv(SteeredEnv):
     `flagged` stays until it is skipped, and a warm-up that a clip policy asks for by itself is not foreseen.
 
     **Reward** — float, the fall in ln(validation loss) over the decision as the model expects it, less the charges of
-    `TrainingEnv`: `instability_charge` × a quarter of the chance that the uncertainty index fires within four decisions, where
-    the model is asked for risks (below). Nothing is spent elsewhere, so there is no charge for compute.
+    `TrainingEnv`: `instability_charge` × a quarter of the chance that the uncertainty index fires
+    within four decisions, where the model is asked for risks (below). Nothing is spent elsewhere,
+    so there is no charge for compute.
 
     **Termination** — the run diverged: the validation loss passed `divergence_loss` × ln V, or, with `divergence="sampled"`, a
     draw fell below the model's hazard. Hazards are told for four decisions from the root on; later decisions are not drawn for.
@@ -109,12 +111,20 @@ class WorldModelEnv(SteeredEnv):
     ) -> None:
         super().__init__(config.interventions, config.environment, render_mode)
         if divergence not in get_args(Divergence):
-            raise UserError(f"divergence must be one of {', '.join(get_args(Divergence))}, found {divergence!r}")
+            raise UserError(
+                f"divergence must be one of {', '.join(get_args(Divergence))}, found {divergence!r}"
+            )
         if reach is not None and reach < 1:
-            raise UserError(f"reach must be at least 1, or None for the whole budget, found {reach!r}")
+            raise UserError(
+                f"reach must be at least 1, or None for the whole budget, found {reach!r}"
+            )
         if not histories:
-            raise UserError("imagined episodes need histories to start from, found none; make some with record_histories")
-        self.model, self.divergence, self.reach = model, divergence, reach
+            raise UserError(
+                "imagined episodes need histories to start from, found none; make some with record_histories"
+            )
+        self.model = model
+        self.divergence = divergence
+        self.reach = reach
         self.roots = tuple(Root.of(history, config) for history in histories)
         self._latents = model.initial_inference(histories).latent
         self.futures = len(histories)
@@ -132,20 +142,29 @@ class WorldModelEnv(SteeredEnv):
     def steered(self) -> Imagined:
         return self.state
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         if unknown := set(options or {}) - {"root"}:
             raise UserError(f"reset knows the option 'root', found {', '.join(sorted(unknown))}")
         number = (options or {}).get("root")
-        self._current, self._latent = self.start(int(self.np_random.integers(len(self.roots))) if number is None else number)
-        info = {"step": self.state.step, "validation_loss": self.state.validation, "masked": list[str]()}
+        self._current, self._latent = self.start(
+            int(self.np_random.integers(len(self.roots))) if number is None else number
+        )
+        info = {
+            "step": self.state.step,
+            "validation_loss": self.state.validation,
+            "masked": list[str](),
+        }
         return self.state.observation, info
 
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if self.state.over:
             raise episode_over()
         (done,) = self.imagine([self.state], self._latent[None], [action], self.np_random)
-        self._current, self._latent = done.after, done.latent
+        self._current = done.after
+        self._latent = done.latent
         return done.after.observation, done.reward, done.diverged, done.ended, done.info
 
     def fork(self) -> WorldModelEnv:
@@ -154,12 +173,14 @@ class WorldModelEnv(SteeredEnv):
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
 
-    # ── many at once ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── many at once ──────────────────────────────────────────────────────────────────────────────
 
     def start(self, number: int) -> tuple[Imagined, NDArray[np.float32]]:
         """An episode at the root of that number, and the model's state of it."""
         if not isinstance(number, int | np.integer) or number not in range(len(self.roots)):
-            raise UserError(f"root must be a whole number from 0 to {len(self.roots) - 1}, found {number!r}")
+            raise UserError(
+                f"root must be a whole number from 0 to {len(self.roots) - 1}, found {number!r}"
+            )
         return self.roots[number].start(), self._latents[number]
 
     def imagine(
@@ -182,18 +203,32 @@ class WorldModelEnv(SteeredEnv):
         said = self.model.recurrent_inference(latents, vectors)
         self.futures += len(vectors)
         after = [_applied(state, intervention) for state, (intervention, _) in zip(states, legal)]
-        risks, draws = self._risks(after), generator.random(len(after))
+        risks = self._risks(after)
+        draws = generator.random(len(after))
         return [
             self._judged(run, said, place, risks[place], float(draws[place]), masked)
             for place, (run, (_, masked)) in enumerate(zip(after, legal))
         ]
 
-    def _judged(self, run: Imagined, said: Inference, place: int, risk: _Risk, draw: float, masked: tuple[str, ...]) -> Step:
+    def _judged(
+        self,
+        run: Imagined,
+        said: Inference,
+        place: int,
+        risk: _Risk,
+        draw: float,
+        masked: tuple[str, ...],
+    ) -> Step:
         """A decision of the run at `place` in what the model says."""
-        fall, uniform = float(said.reward[place]), run.root.history.uniform_loss
+        fall = float(said.reward[place])
+        uniform = run.root.history.uniform_loss
         if not math.isfinite(fall):
-            raise UserError(f"expected finite rewards of the model, found {fall}; build or load the model anew")
-        lost = math.log(run.validation / max(uniform, run.validation))  # what a divergence falls by: 0 or less
+            raise UserError(
+                f"expected finite rewards of the model, found {fall}; build or load the model anew"
+            )
+        lost = math.log(
+            run.validation / max(uniform, run.validation)
+        )  # what a divergence falls by: 0 or less
         drawn = draw < risk.hazard
         if drawn:
             fall = lost
@@ -201,18 +236,28 @@ class WorldModelEnv(SteeredEnv):
             fall = (fall - risk.hazard * lost) / (1 - risk.hazard)
         cap = max(self.environment.divergence_loss * uniform, run.validation)
         # Where the loss passes the cap it is the cap, to the bit.
-        validation = max(run.validation * math.exp(-fall), _LEAST) if fall > math.log(run.validation / cap) else cap
-        fall, diverged = math.log(run.validation / validation), drawn or not validation < cap
+        validation = (
+            max(run.validation * math.exp(-fall), _LEAST)
+            if fall > math.log(run.validation / cap)
+            else cap
+        )
+        fall = math.log(run.validation / validation)
+        diverged = drawn or not validation < cap
         spent = run.step >= run.root.horizon.end
         reached = self.reach is not None and len(run.taken) >= self.reach
         ended = (spent or reached) and not diverged
         further = float(said.value[place]) if ended and not spent else 0.0
         charges = self.environment.instability_charge * risk.alarms
         after = replace(run, validation=validation, fall=fall, over=diverged or ended)
-        return Step(after, said.latent[place], fall + further - charges, charges, diverged, ended, masked)
+        return Step(
+            after, said.latent[place], fall + further - charges, charges, diverged, ended, masked
+        )
 
     def _risks(self, runs: Sequence[Imagined]) -> list[_Risk]:
-        """Of the decision that each run has just taken. Those of one root are asked for in one call."""
+        """Of the decision that each run has just taken.
+
+        Those of one root are asked for in one call.
+        """
         risks = [_NO_RISK] * len(runs)
         if self.divergence == "expected":
             return risks
@@ -221,7 +266,9 @@ class WorldModelEnv(SteeredEnv):
             if len(run.taken) <= DECISIONS:
                 by_root[id(run.root)].append(place)
         for places in by_root.values():
-            told = self.model.forecast(runs[places[0]].root.history, [runs[place].taken for place in places])
+            told = self.model.forecast(
+                runs[places[0]].root.history, [runs[place].taken for place in places]
+            )
             self.futures += len(told)
             for place, forecast in zip(places, told):
                 hazard = forecast.hazard[len(runs[place].taken) - 1]

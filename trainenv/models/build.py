@@ -35,7 +35,8 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
         "n_embd": shape.width,
         "n_layer": shape.layers,
         "n_head": shape.heads,
-        # The tanh form in one kernel: the same function as GPT-2's `gelu_new`, and the whole step 1.1 to 1.3 times faster.
+        # The tanh form in one kernel: the same function as GPT-2's `gelu_new`, and the whole step
+        # 1.1 to 1.3 times faster.
         "activation_function": "gelu_pytorch_tanh",
         "resid_pdrop": shape.dropout,
         "embd_pdrop": shape.dropout,
@@ -51,8 +52,9 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
         if shape.init == "stable":
             _initialise_stably(model)
     if shape.activation_checkpointing:
-        # Transformers 5.23 deprecated the second name, the only one that older versions have, for the first.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        if enable is None:  # the older name, which transformers 5.23 deprecated
+            enable = model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` is off
     model.train()
@@ -61,7 +63,9 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
 
 def positions(config: RunConfig) -> int:
     """How many positions the model embeds: its longest sequence."""
-    longest = config.model.context * (config.stressors.long_factor if config.stressors.lengthens else 1)
+    longest = config.model.context * (
+        config.stressors.long_factor if config.stressors.lengthens else 1
+    )
     if config.model.positions is None:
         return longest
     if config.model.positions < longest:
@@ -74,8 +78,11 @@ def positions(config: RunConfig) -> int:
 
 def parameter_count(config: RunConfig, vocab_size: int) -> int:
     """Parameters of the model of a configuration; the output layer shares the token embedding."""
-    width, layers = config.model.width, config.model.layers
-    return (vocab_size + positions(config)) * width + layers * (12 * width**2 + 13 * width) + 2 * width
+    width = config.model.width
+    layers = config.model.layers
+    return (
+        (vocab_size + positions(config)) * width + layers * (12 * width**2 + 13 * width) + 2 * width
+    )
 
 
 def memory_needed(config: RunConfig, vocab_size: int) -> int:
@@ -84,14 +91,22 @@ def memory_needed(config: RunConfig, vocab_size: int) -> int:
     tokens = config.batch_size // config.accumulation * shape.context
     size = 4 if config.precision == "fp32" else 2
     layer = 16 * shape.width * size  # inputs kept for the backward pass of one block, per token
-    activations = shape.width * size * shape.layers + layer if shape.activation_checkpointing else layer * shape.layers
+    activations = (
+        shape.width * size * shape.layers + layer
+        if shape.activation_checkpointing
+        else layer * shape.layers
+    )
     return 16 * parameter_count(config, vocab_size) + tokens * (activations + 8 * vocab_size)
 
 
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
     """Refuse a run that cannot fit before anything is allocated."""
     needed = memory_needed(config, vocab_size)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = (
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
     if needed > free:
         raise UserError(
             f"{config.name} needs at least {needed / 2**30:.1f} GiB of memory on {device.type}, "
@@ -102,11 +117,15 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
 
 def _initialise_stably(model: GPT2) -> None:
     """Small sub-layers, large shortcut (Takase 2024): σ = √(2 / 5d), output projections × 1/√(2N), embeddings × √d."""
-    width, layers = model.config.n_embd, model.config.n_layer
+    width = model.config.n_embd
+    layers = model.config.n_layer
     std = math.sqrt(2 / (5 * width))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
-            nn.init.normal_(parameter, std=std / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else std)
+            nn.init.normal_(
+                parameter,
+                std=std / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else std,
+            )
     from trainenv.models.gpt2 import ScaledEmbedding
 
     embedding = ScaledEmbedding(model.config.vocab_size, width)

@@ -1,6 +1,7 @@
 """GPT-2 as transformers has it, with a short way through for training.
 
-Importing this module imports transformers; `trainenv.models.build` does so only when a model is built.
+Importing this module imports transformers; `trainenv.models.build` does so only when a model is
+built.
 """
 
 from __future__ import annotations
@@ -16,29 +17,34 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 class GPT2(GPT2LMHeadModel):
     """`GPT2LMHeadModel` whose call with nothing but tokens goes straight through the blocks.
 
-    Same modules, same weights, same bits; what is left out are the masks, caches and output recorders that plain causal training
-    has no use for, and that take 4 to 6 % of a small model's step. Any other call, `generate` too, goes the usual way.
+    Same modules, same weights, same bits; what is left out are the masks, caches and output
+    recorders that plain causal training has no use for, and that take 4 to 6 % of a small model's
+    step. Any other call, `generate` too, goes the usual way.
     """
 
-    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> CausalLMOutputWithCrossAttentions:
+    def forward(
+        self, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutputWithCrossAttentions:
         """Logits [B, T, V] of int64 tokens [B, T]."""
-        masked_inside = self.config._attn_implementation == "sdpa"  # eager attention would need the causal mask
+        # eager attention would need the causal mask
+        masked_inside = self.config._attn_implementation == "sdpa"
         if input_ids is None or kwargs or self.config.use_cache or not masked_inside:
             usual: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
             return usual
         body = self.transformer
         hidden = body.drop(body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]])  # (B, T, W)
         for block in body.h:
-            output = block(hidden)
-            hidden = output[0] if isinstance(output, tuple) else output  # up to transformers 5.2 it is a tuple
+            hidden = block(hidden)
+            if isinstance(hidden, tuple):  # up to transformers 5.2
+                hidden = hidden[0]
         return CausalLMOutputWithCrossAttentions(logits=self.lm_head(body.ln_f(hidden)))
 
 
 class ScaledEmbedding(nn.Embedding):
     """A token embedding whose output is multiplied by √width, so that the shortcut starts at a standard deviation near 1.
 
-    One of the two conditions of Takase 2024 ("Spike No More") that GPT-2's initialisation breaks; the weights stay small,
-    since the output layer shares them.
+    One of the two conditions of Takase 2024 ("Spike No More") that GPT-2's initialisation breaks;
+    the weights stay small, since the output layer shares them.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Several small forecasters of the next losses, trained online; how far they disagree is one axis of the uncertainty index.
 
-Each is a linear regression on the same few features of the recent losses, fitted by recursive least squares with its own
-forgetting factor: they agree while the loss keeps its habits, and part when it breaks them, each as fast as it forgets.
+Each is a linear regression on the same few features of the recent losses, fitted by recursive least
+squares with its own forgetting factor: they agree while the loss keeps its habits, and part when it
+breaks them, each as fast as it forgets.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from numpy.typing import NDArray
 _FORGETTING = (0.9, 0.95, 0.98, 0.99, 0.995)
 _FEATURES = 4
 _RIDGE = 1e-2
-_TRACE = 1e4  # bound on a covariance's trace: forgetting makes it grow without end while nothing new is seen
+# bound on a covariance's trace: forgetting makes it grow without end while nothing new is seen
+_TRACE = 1e4
 
 
 class Forecasters:
     """An ensemble of online forecasters of the loss one step ahead.
 
-    `update(x)` first learns from `x`, then forecasts: it returns the standard deviation of the forecasts across the ensemble
-    divided by the typical size of a forecast's error, both in the units of `x`.
+    `update(x)` first learns from `x`, then forecasts: it returns the standard deviation of the
+    forecasts across the ensemble divided by the typical size of a forecast's error, both in the
+    units of `x`.
     """
 
     def __init__(self) -> None:
@@ -55,7 +58,10 @@ class Forecasters:
         return _spread(forecasts) / max(self._error, 1e-12)
 
     def _learn(self, x: float) -> None:
-        """One step of recursive least squares for each forecaster. Shapes: weights (K, F), covariance (K, F, F)."""
+        """One step of recursive least squares for each forecaster.
+
+        Shapes: weights (K, F), covariance (K, F, F).
+        """
         direction = self._covariance @ self._features  # (K, F)
         errors = x - self._weights @ self._features  # (K,)
         scale = self._forgetting[:, :, 0] + (direction @ self._features)[:, None]  # (K, 1)
@@ -63,7 +69,8 @@ class Forecasters:
         self._weights += gain * errors[:, None]
         self._covariance -= gain[:, :, None] * direction[:, None, :]
         grown = self._covariance / self._forgetting
-        # Kept symmetric by hand: rounding's asymmetry would grow by 1/λ a step and take the forecasts with it.
+        # Kept symmetric by hand: rounding's asymmetry would grow by 1/λ a step and take the
+        # forecasts with it.
         grown = (grown + grown.transpose(0, 2, 1)) / 2
         bounded = grown.trace(axis1=1, axis2=2)[:, None, None] < _TRACE
         self._covariance = np.where(bounded, grown, self._covariance)
@@ -85,7 +92,9 @@ class Forecasters:
         loaded = {name: np.array(state[name], dtype=np.float64) for name in names}
         for name, array in loaded.items():
             if array.shape != (own := getattr(self, f"_{name}").shape):
-                raise ValueError(f"{name} of the forecasters should have the shape {own}, found {array.shape}")
+                raise ValueError(
+                    f"{name} of the forecasters should have the shape {own}, found {array.shape}"
+                )
         self._weights, self._covariance, self._features, self._averages = loaded.values()
         self._origin, self._error, self._count = state["scalars"]
 

@@ -1,4 +1,7 @@
-"""Harm on the clean probe: when a rise begins that lasts, and when it is over. One step at a time, from the past alone."""
+"""Harm on the clean probe: when a rise begins that lasts, and when it is over.
+
+One step at a time, from the past alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from typing import Any, NamedTuple
 
 from trainenv.types import UserError
 
-_KEPT = 256  # looks kept; of a line that starts further back than all of them the level is learned anew
+_KEPT = (
+    256  # looks kept; of a line that starts further back than all of them the level is learned anew
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,8 @@ class Harm:
 
     Args:
         rise: nats above the level from which a look is raised.
-        hold: steps from the first raised look to the last that make an event of them, all looks between raised too.
+        hold: steps from the first raised look to the last that make an event of them, all looks
+            between raised too.
         back: nats above the level from which on an event is over.
         window: looks whose median is the level.
         least: looks below which there is no level.
@@ -36,7 +42,11 @@ class Harm:
     least: int = 4
 
     def __post_init__(self) -> None:
-        if not (0 <= self.back < self.rise < math.inf and self.hold >= 0 and 1 <= self.least <= self.window <= _KEPT):
+        if not (
+            0 <= self.back < self.rise < math.inf
+            and self.hold >= 0
+            and 1 <= self.least <= self.window <= _KEPT
+        ):
             raise UserError(
                 f"harm needs 0 ≤ back < rise, hold ≥ 0 and 1 ≤ least ≤ window ≤ {_KEPT}, found {self!r}; the defaults are sound"
             )
@@ -48,7 +58,8 @@ class Onset(NamedTuple):
     Attributes:
         step: of the first raised look, or the first lost step.
         taken: steps taken by then, this one included.
-        level: of the probe loss before it, nats; inf where there was none yet: then the next look that is a number ends it.
+        level: of the probe loss before it, nats; inf where there was none yet: then the next look
+            that is a number ends it.
         lost: whether it started with a loss that is no finite number.
     """
 
@@ -69,7 +80,8 @@ class Change(NamedTuple):
 class HarmWatch:
     """Follows a run step by step, rewinds included: constant time a step on average, a few numbers an event that is open.
 
-    A step that is not above the one before starts a new line: looks after where it starts are forgotten, events stay open.
+    A step that is not above the one before starts a new line: looks after where it starts are
+    forgotten, events stay open.
 
     Attributes:
         taken: steps seen so far, rewound ones included.
@@ -79,21 +91,34 @@ class HarmWatch:
         self.harm = harm or Harm()
         self.taken = 0
         self._step = 0
-        self._looks: deque[tuple[int, float]] = deque(maxlen=_KEPT)  # step and probe loss; what raised looks are judged by
-        self._raised: list[tuple[int, int, float]] = []  # step, steps taken and probe loss of looks that may become an event
+        self._looks: deque[tuple[int, float]] = deque(
+            maxlen=_KEPT
+        )  # step and probe loss; what raised looks are judged by
+        self._raised: list[
+            tuple[int, int, float]
+        ] = []  # step, steps taken and probe loss of looks that may become an event
         self._open: list[Onset] = []  # levels rise from one to the next, so the last ends first
         self._armed = True  # whether what rises now is a new rise
 
     @property
     def level(self) -> float:
-        """Median of the last looks, nats; NaN while there are too few. Looks that may be the start of an event are not in it."""
+        """Median of the last looks, nats; NaN while there are too few.
+
+        Looks that may be the start of an event are not in it.
+        """
         count = min(self.harm.window, len(self._looks))
-        return median(self._looks[-i][1] for i in range(1, count + 1)) if count >= self.harm.least else math.nan
+        return (
+            median(self._looks[-i][1] for i in range(1, count + 1))
+            if count >= self.harm.least
+            else math.nan
+        )
 
     @property
     def above(self) -> float:
         """Nats by which the newest look is above the level, that before the first event still open; NaN while that is unknown."""
-        newest = self._raised[-1][2] if self._raised else self._looks[-1][1] if self._looks else math.nan
+        newest = (
+            self._raised[-1][2] if self._raised else self._looks[-1][1] if self._looks else math.nan
+        )
         return newest - (self._open[0].level if self._open else self.level)
 
     @property
@@ -128,12 +153,19 @@ class HarmWatch:
             self._settle()
         elif self._armed:
             self._raised.append((self._step, self.taken, value))
-            return self._begin(lost=False) if self._step - self._raised[0][0] >= self.harm.hold else None
+            return (
+                self._begin(lost=False)
+                if self._step - self._raised[0][0] >= self.harm.hold
+                else None
+            )
         self._looks.append((self._step, value))
         return None
 
     def _end(self, value: float) -> tuple[Onset, ...]:
-        """Close the events whose level is reached. What was measured since they started does not stay in the level."""
+        """Close the events whose level is reached.
+
+        What was measured since they started does not stay in the level.
+        """
         ended = []
         while self._open and value <= self._open[-1].level + self.harm.back:
             ended.append(self._open.pop())
@@ -174,7 +206,10 @@ class HarmWatch:
             "counts": [self.taken, self._step, self._armed],
             "looks": [list(look) for look in self._looks],
             "raised": [list(look) for look in self._raised],
-            "open": [[o.step, o.taken, o.level if math.isfinite(o.level) else None, o.lost] for o in self._open],
+            "open": [
+                [o.step, o.taken, o.level if math.isfinite(o.level) else None, o.lost]
+                for o in self._open
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,5 +217,6 @@ class HarmWatch:
         self._looks = deque(((step, value) for step, value in state["looks"]), maxlen=_KEPT)
         self._raised = [(step, taken, value) for step, taken, value in state["raised"]]
         self._open = [
-            Onset(step, taken, math.inf if level is None else level, lost) for step, taken, level, lost in state["open"]
+            Onset(step, taken, math.inf if level is None else level, lost)
+            for step, taken, level, lost in state["open"]
         ]

@@ -12,10 +12,15 @@ from torch.optim import Optimizer
 
 from trainenv.config.schema import MonitorConfig
 
-Row = tuple[Tensor, dict[str, Any], dict[str, Any]]  # a parameter, its optimizer state and its group
+Row = tuple[
+    Tensor, dict[str, Any], dict[str, Any]
+]  # a parameter, its optimizer state and its group
 
-_WARM, _WARMUP_LOOKS = 3, 16  # warm-ups at the start, in each of which the gradient is compared with the last update so often
-_CHUNK = 2**24  # elements handled at a time, so that the temporary copies of a large model stay small
+# warm-ups at the start, in each of which the gradient is compared with the last update so often
+_WARM = 3
+_WARMUP_LOOKS = 16
+# elements handled at a time, so that the temporary copies of a large model stay small
+_CHUNK = 2**24
 
 
 def due(step: int, monitor: MonitorConfig, warmup: int) -> bool:
@@ -31,13 +36,15 @@ def due(step: int, monitor: MonitorConfig, warmup: int) -> bool:
 def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[Tensor, Tensor]:
     """The cosine cos(g_t, u_{t−1}) and the update ratio η‖u_{t−1}‖ / ‖w‖, as 0-dimensional tensors.
 
-    The sensitivity of the loss to ln η is −η⟨g_t, u_{t−1}⟩ with u the direction that the optimizer *subtracted* last: a positive
-    cosine says that a larger learning rate would have done better. Call between the backward pass and the optimizer's step:
-    then the moments still are those of the last update, and no copy of it need be kept.
+    The sensitivity of the loss to ln η is −η⟨g_t, u_{t−1}⟩ with u the direction that the optimizer
+    *subtracted* last: a positive cosine says that a larger learning rate would have done better.
+    Call between the backward pass and the optimizer's step: then the moments still are those of the
+    last update, and no copy of it need be kept.
 
     Args:
         parameters: those with a gradient.
-        optimizer: an Adam (state `exp_avg`, `exp_avg_sq`, `step`); for another, or before its first step, both are NaN.
+        optimizer: an Adam (state `exp_avg`, `exp_avg_sq`, `step`); for another, or before its first
+            step, both are NaN.
     """
     device = parameters[0].device
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -52,11 +59,14 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
     dot, gradient, update, weight = (torch.zeros((), device=device) for _ in range(4))
     for chunk in _chunks(rows):
         grads = [p.grad for p, _, _ in chunk if p.grad is not None]
-        # m / (√(v / c) + ε) = √c · m / (√v + ε√c): the scalar √c comes in at the end, which saves a pass over the memory.
+        # m / (√(v / c) + ε) = √c · m / (√v + ε√c): the scalar √c comes in at the end, which saves a
+        # pass over the memory.
         bottoms = torch._foreach_sqrt([state["exp_avg_sq"] for _, state, _ in chunk])
         torch._foreach_add_(bottoms, eps * root)
         updates = torch._foreach_div([state["exp_avg"] for _, state, _ in chunk], bottoms)
-        dot += torch.stack([torch.dot(g.flatten(), u.flatten()) for g, u in zip(grads, updates)]).sum()
+        dot += torch.stack(
+            [torch.dot(g.flatten(), u.flatten()) for g, u in zip(grads, updates)]
+        ).sum()
         gradient += _square(grads)
         update += _square(updates)
         weight += _square([p.detach() for p, _, _ in chunk])
@@ -72,10 +82,12 @@ def _square(tensors: Sequence[Tensor]) -> Tensor:
 
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Consecutive rows of at most `_CHUNK` elements together (a larger single row stands alone)."""
-    start, size = 0, 0
+    start = 0
+    size = 0
     for end, (parameter, _, _) in enumerate(rows):
         if end > start and size + parameter.numel() > _CHUNK:
             yield rows[start:end]
-            start, size = end, 0
+            start = end
+            size = 0
         size += parameter.numel()
     yield rows[start:]

@@ -16,12 +16,15 @@ _PROBED = ("probe_loss", "attention_entropy", "activation_entropy")
 
 
 class Statistics:
-    """The newest of each measurement. `None` stands for what was never measured, or was not a finite number.
+    """The newest of each measurement.
+
+    `None` stands for what was never measured, or was not a finite number.
 
     Attributes:
-        activations: [blocks, 2], mean and standard deviation of what each block of the model puts out, from the newest look
-            at it; stays on the device, so that no step waits for it.
-        non_finite: steps in a row, up to the newest, whose loss was not finite and after which no look at clean data was.
+        activations: [blocks, 2], mean and standard deviation of what each block of the model puts
+            out, from the newest look at it; stays on the device, so that no step waits for it.
+        non_finite: steps in a row, up to the newest, whose loss was not finite and after which no
+            look at clean data was.
     """
 
     def __init__(self) -> None:
@@ -41,7 +44,9 @@ class Statistics:
 
     def state_dict(self) -> dict[str, Any]:
         """As strict JSON values; the activations as one list over the blocks each."""
-        means, deviations = (None, None) if self.activations is None else self.activations.T.tolist()
+        means, deviations = (
+            (None, None) if self.activations is None else self.activations.T.tolist()
+        )
         return {
             **self._newest,
             **({"non_finite": self.non_finite} if self.non_finite else {}),
@@ -53,8 +58,12 @@ class Statistics:
         self._newest = {name: state[name] for name in self._newest}
         self.non_finite = int(state.get("non_finite", 0))
         columns = [state["activation_mean"], state["activation_std"]]
-        known = [[math.nan if value is None else value for value in column or ()] for column in columns]
-        self.activations = None if columns[0] is None else torch.tensor(known, dtype=torch.float32).T
+        known = [
+            [math.nan if value is None else value for value in column or ()] for column in columns
+        ]
+        self.activations = (
+            None if columns[0] is None else torch.tensor(known, dtype=torch.float32).T
+        )
 
 
 def _finite(value: float) -> float | None:

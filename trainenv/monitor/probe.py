@@ -1,9 +1,10 @@
 """A look inside the model on a small clean set of sequences: entropies and the diagnostics of the stability literature.
 
-A corrupted batch has a high loss of its own, so harm is judged here, on data that never changes. Entropies are shares of
-their maximum, in [0, 1]. Attention collapse (Zhai 2023) shows as falling attention entropy; dying or exploding features as
-falling activation entropy; the two conditions of Takase 2024 as `embedding_rms` (shortcut too small below about 1) and
-`shortcut_ratio` (sub-layers too large when it falls).
+A corrupted batch has a high loss of its own, so harm is judged here, on data that never changes.
+Entropies are shares of their maximum, in [0, 1]. Attention collapse (Zhai 2023) shows as falling
+attention entropy; dying or exploding features as falling activation entropy; the two conditions of
+Takase 2024 as `embedding_rms` (shortcut too small below about 1) and `shortcut_ratio` (sub-layers
+too large when it falls).
 """
 
 from __future__ import annotations
@@ -11,22 +12,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from trainenv.models.spec import Heads, spec_of
 
 _QUERIES = 16
 
-PROBE_FIELDS = ("probe_loss", "attention_entropy", "activation_entropy", "embedding_rms", "shortcut_ratio")
+PROBE_FIELDS = (
+    "probe_loss",
+    "attention_entropy",
+    "activation_entropy",
+    "embedding_rms",
+    "shortcut_ratio",
+)
 
 
 class Probe:
     """Measures a model on fixed sequences with forward hooks that exist only while it looks.
 
-    Attention entropy needs GPT-2's fused `c_attn` projections; for other models it is NaN. Blocks are the members of the
-    model's longest `nn.ModuleList`.
+    Attention entropy needs GPT-2's fused `c_attn` projections; for other models it is NaN. Blocks
+    are the members of the model's longest `nn.ModuleList`.
 
     Args:
         model: the model that is looked at, never changed.
@@ -34,16 +43,19 @@ class Probe:
         loss: the loss of a micro-batch, as the run computes it.
 
     Attributes:
-        activations: float32 [blocks, 2] on the model's device: mean and standard deviation of each block's output when it last
-            looked, over the positions that the activation entropy is taken at. None before, and where no block has a shortcut.
+        activations: float32 [blocks, 2] on the model's device: mean and standard deviation of each
+            block's output when it last looked, over the positions that the activation entropy is
+            taken at. None before, and where no block has a shortcut.
     """
 
     def __init__(self, model: nn.Module, tokens: Any, loss: Callable[[Any], Tensor]) -> None:
-        self._model, self._tokens, self._loss = model, tokens, loss
+        self._model = model
+        self._tokens = tokens
+        self._loss = loss
         self.activations: Tensor | None = None
-        lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
-        self._blocks: list[nn.Module] = max(lists, key=len, default=[])
-        self._embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+        self._spec = spec_of(model)
+        self._blocks = self._spec.blocks(model)
+        self._embedding = self._spec.embedding(model)
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
@@ -52,8 +64,10 @@ class Probe:
         with ExitStack() as hooks:
             for block in self._blocks:
                 hooks.callback(block.register_forward_hook(seen.block).remove)
-                for handle in _attention_hooks(block, seen):
-                    hooks.callback(handle.remove)
+                if found := self._spec.attention(block):
+                    projection, split = found
+                    hook = partial(seen.projected, split)
+                    hooks.callback(projection.register_forward_hook(hook).remove)
             if self._embedding is not None:
                 hooks.callback(self._embedding.register_forward_hook(seen.embedded).remove)
             hooks.enter_context(evaluating(self._model))
@@ -93,16 +107,28 @@ class _Seen:
         self.embedding: Tensor | None = None
 
     def block(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        before, after = inputs[0] if inputs else None, output[0] if isinstance(output, tuple) else output  # (B, T, W)
-        if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.shape != after.shape:
+        # (B, T, W)
+        before = inputs[0] if inputs else None
+        after = output[0] if isinstance(output, tuple) else output
+        if (
+            not isinstance(before, Tensor)
+            or not isinstance(after, Tensor)
+            or before.shape != after.shape
+        ):
             return  # no block with a shortcut around it
-        before, after = before.float(), after.float()
+        before = before.float()
+        after = after.float()
         every = max(1, after.shape[1] // _QUERIES) if after.dim() == 3 else 1
         hidden = after[:, every - 1 :: every]
         self.activation.append(activation_entropy(hidden))
         deviation, mean = torch.std_mean(hidden, correction=0)
         self.moments.append(torch.stack([mean, deviation]))
         self.shortcut.append(before.norm() / (after - before).norm())
+
+    def projected(
+        self, split: Heads, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> None:
+        self.attention.append(attention_entropy(*split(output)))
 
     def embedded(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self.embedding = output.float().square().mean().sqrt()
@@ -111,7 +137,8 @@ class _Seen:
 def attention_entropy(queries: Tensor, keys: Tensor) -> Tensor:
     """Mean entropy of causal attention over [B, H, T, D] queries and keys, each position's as a share of ln(position + 1).
 
-    Of long sequences only `_QUERIES` positions, evenly spaced up to the last, are looked at: the cost stays linear in T.
+    Of long sequences only `_QUERIES` positions, evenly spaced up to the last, are looked at: the
+    cost stays linear in T.
     """
     length = queries.shape[-2]
     stride = max(1, length // _QUERIES)
@@ -132,17 +159,3 @@ def activation_entropy(hidden: Tensor) -> Tensor:
     p = energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)
     share: Tensor = torch.special.entr(p).sum(-1).mean() / math.log(hidden.shape[-1])
     return share
-
-
-def _attention_hooks(block: nn.Module, seen: _Seen) -> list[RemovableHandle]:
-    """A hook on the fused query–key–value projection of a GPT-2 block, if it has one."""
-    attention = getattr(block, "attn", None)
-    fused, heads = getattr(attention, "c_attn", None), getattr(attention, "num_heads", None)
-    if not isinstance(fused, nn.Module) or heads is None:
-        return []
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        queries, keys, _ = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in output.chunk(3, dim=-1))
-        seen.attention.append(attention_entropy(queries, keys))
-
-    return [fused.register_forward_hook(hook)]

@@ -32,9 +32,16 @@ class Recorder:
         """The telemetry of the remembered steps, in order, through one copy from the device; then forget them."""
         if not self._host:
             return
-        values = iter(torch.stack([t if t.dtype == torch.float32 else t.float() for t in self._device]).tolist())
-        host, names = self._host, self._names
-        self._host, self._device, self._names = [], [], []
+        values = iter(
+            torch.stack(
+                [t if t.dtype == torch.float32 else t.float() for t in self._device]
+            ).tolist()
+        )
+        host = self._host
+        names = self._names
+        self._host = []
+        self._device = []
+        self._names = []
         for known, measured in zip(host, names):
             read = {name: next(values) for name in measured}
             if "tokens" in read:  # counted on the device

@@ -16,8 +16,8 @@ times as high, they are at least `events` of them (a single event is for the unc
 chance makes of the old rate: more than the E that it gives by over `chance` · √E, the standard deviation of a Poisson count.
 Without that a run that is as it always was would fire at every other window. After firing, what is recent begins anew.
 
-A step at or below the last says that the run was rewound: validations from there on are forgotten, and the steps count as
-taken again.
+A step at or below the last says that the run was rewound: validations from there on are forgotten,
+and the steps count as taken again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Regression:
         recent: steps taken that are recent.
         baseline: steps taken before these, at least, for there to be a rate to compare with.
         events: recent events, at least.
-        chance: standard deviations of a Poisson count that they must be beyond the rate before; 0 looks at the rates alone.
+        chance: standard deviations of a Poisson count that they must be beyond the rate before; 0
+            looks at the rates alone.
         harm: what counts as an event.
 
     Raises:
@@ -68,8 +69,13 @@ class Regression:
     harm: Harm = field(default_factory=Harm)
 
     def __post_init__(self) -> None:
-        counts = min(self.times, self.recent, self.baseline, self.events) >= 1 and 2 <= self.least <= self.window
-        sizes = 0 < self.sigmas < math.inf and 0 < self.floor < math.inf and 0 <= self.chance < math.inf
+        counts = (
+            min(self.times, self.recent, self.baseline, self.events) >= 1
+            and 2 <= self.least <= self.window
+        )
+        sizes = (
+            0 < self.sigmas < math.inf and 0 < self.floor < math.inf and 0 <= self.chance < math.inf
+        )
         if not (counts and sizes and 1 <= self.rate < math.inf):
             raise UserError(
                 "regression needs sigmas and floor above 0, chance ≥ 0, rate ≥ 1, 2 ≤ least ≤ window, and times, recent, "
@@ -78,11 +84,15 @@ class Regression:
 
 
 class RegressionTrigger:
-    """Says in words when a run has become worse than it was. Deterministic, in constant time and memory a step."""
+    """Says in words when a run has become worse than it was.
+
+    Deterministic, in constant time and memory a step.
+    """
 
     def __init__(self, config: Regression | None = None) -> None:
         self.config = config or Regression()
-        # Step, ln loss, and by how much the looks before it are lifted; more than are used, so that some stay after a rewind.
+        # Step, ln loss, and by how much the looks before it are lifted; more than are used, so that
+        # some stay after a rewind.
         self._looks: deque[tuple[int, float, float]] = deque(maxlen=4 * (self.config.window + 1))
         self._worse: list[tuple[int, float]] = []
         self._watch = HarmWatch(self.config.harm)
@@ -157,9 +167,12 @@ class RegressionTrigger:
         count = len(self._recent)
         if count < self.config.events or start < self.config.baseline:
             return ""
-        recent, before = count / self.config.recent, self._earlier / start
+        recent = count / self.config.recent
+        before = self._earlier / start
         usual = before * self.config.recent
-        if recent <= self.config.rate * before or count <= usual + self.config.chance * math.sqrt(usual):
+        if recent <= self.config.rate * before or count <= usual + self.config.chance * math.sqrt(
+            usual
+        ):
             return ""
         self._since = taken
         return (
@@ -176,7 +189,9 @@ class RegressionTrigger:
             lift += rise
         changes = [after - before for before, after in pairwise(values)]
         trend = fmean(changes)
-        line = median(value + trend * (len(values) - 1 - place) for place, value in enumerate(values))
+        line = median(
+            value + trend * (len(values) - 1 - place) for place, value in enumerate(values)
+        )
         return max(values[-1], line), max(self.config.floor, stdev(changes, trend))
 
     def _go_back(self, step: int) -> None:
@@ -195,7 +210,9 @@ class RegressionTrigger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._looks = deque(((step, value, rise) for step, value, rise in state["looks"]), maxlen=self._looks.maxlen)
+        self._looks = deque(
+            ((step, value, rise) for step, value, rise in state["looks"]), maxlen=self._looks.maxlen
+        )
         self._worse = [(step, value) for step, value in state["worse"]]
         self._watch.load_state_dict(state["harm"])
         recent, self._earlier, self._since = state["events"]

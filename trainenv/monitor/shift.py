@@ -1,12 +1,16 @@
 """Small rises that last: a cumulative sum (Page 1954) of what the loss, the gradient norm and the probe loss have of z.
 
-A rise of a tenth of a nat for ten steps is within the noise on each of them, and far outside of it on their sum. With w the
-sum of the z of loss and gradient norm, m and s its recent mean and deviation, and p the probe's z on a step with a look,
+A rise of a tenth of a nat for ten steps is within the noise on each of them, and far outside of it
+on their sum. With w the sum of the z of loss and gradient norm, m and s its recent mean and
+deviation, and p the probe's z on a step with a look,
 
-    S ← max(0, S + (w − m) / s − drift + 2 (p − 2))        (the last term only on a step with a look)
+    S ← max(0, S + (w − m) / s − drift + 2 (p − 2))        (the last term only on a step with a
+    look)
 
-Each z enters within ±2, the probe's within ±6: one odd step can't do it alone, a look that is far out can. On recent mean and
-deviation: the z of a young run are off, since the history they are judged against falls faster than the loss does now.
+Each z enters within ±2, the probe's within ±6: one odd step can't do it alone, a look that is far
+out can. On recent mean and
+deviation: the z of a young run are off, since the history they are judged against falls faster than
+the loss does now.
 """
 
 from __future__ import annotations
@@ -17,9 +21,12 @@ from collections.abc import Sequence
 _MOST = 2.0  # z of loss and gradient norm beyond which they count no further
 _LEAST = 0.25  # their least deviation, in z: a rise over what never moved is no rise yet
 _LOOK_MOST = 6.0
-_LOOK_DRIFT = 2.0  # half of the z that harm is expected to have on the probe, where a step's own `drift` is half of 1
+# half of the z that harm is expected to have on the probe, where a step's own `drift` is half of 1
+_LOOK_DRIFT = 2.0
 _LOOK_WEIGHT = 2.0
-_CEILING = 2.0  # limits beyond which the sum grows no further, so that it is not long in coming down
+_CEILING = (
+    2.0  # limits beyond which the sum grows no further, so that it is not long in coming down
+)
 
 
 class Shift:
@@ -32,8 +39,13 @@ class Shift:
     """
 
     def __init__(self, *, drift: float, limit: float, memory: int) -> None:
-        self._drift, self._limit, self._memory = drift, limit, memory
-        self._mean, self._variance, self._sum, self._count = 0.0, 1.0, 0.0, 0
+        self._drift = drift
+        self._limit = limit
+        self._memory = memory
+        self._mean = 0.0
+        self._variance = 1.0
+        self._sum = 0.0
+        self._count = 0
 
     def update(self, z: float, look: float | None) -> float:
         """The sum over its limit after one more step: 1 and more is a shift.

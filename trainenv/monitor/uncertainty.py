@@ -5,11 +5,13 @@
 - *entropy*: the mean |z| of attention entropy, activation entropy and the shortcut ratio inside the model;
 - *disagreement*: the z of how far several small online forecasters of the next loss are apart.
 
-An axis that points to calm is 0, not negative, so that it can't outvote an alarm on another. The index is the largest of
+An axis that points to calm is 0, not negative, so that it can't outvote an alarm on another. The
+index is the largest of
 
 - the weighted mean of the axes. One that can't speak (not measured, or not often enough yet) gives its weight to the others:
-  Σ w z over those heard, times √Σ w² over all and over √Σ w² over those heard (Stouffer's rule), so that in a calm run it is as
-  wide as ever. It rises by at most `_RISE` a step: one odd step is one odd step;
+  Σ w z over those heard, times √Σ w² over all and over √Σ w² over those heard (Stouffer's rule), so
+  that in a calm run it is as wide as ever. It rises by at most `_RISE` a step: one odd step is one
+  odd step;
 - the threshold × S / `shift_limit`, S the cumulative sum of `shift.py` (Page 1954): rises within a step's noise that last;
 - the threshold, once one axis has been at its most for `consecutive` steps.
 """
@@ -47,10 +49,12 @@ _STALE = 3  # times the usual gap between looks after which the last one says no
 class UncertaintyIndex:
     """Reads telemetry step by step. Its state is saved and restored with the run.
 
-    It fires on `consecutive` readings over the threshold or on one over `single`, and is then silent for `refractory` steps.
-    Both thresholds start `lenient` times higher and fall to their values over `lenient_steps`, or over `lenient_share` of the
-    run where that is less. An axis at its most for `consecutive` steps fires however early. So does a loss that is not finite,
-    on its first step; it joins no history, and silences the losses after it that are not finite, but nothing else.
+    It fires on `consecutive` readings over the threshold or on one over `single`, and is then
+    silent for `refractory` steps. Both thresholds start `lenient` times higher and fall to their
+    values over `lenient_steps`, or over `lenient_share` of the run where that is less. An axis at
+    its most for `consecutive` steps fires however early. So does a loss that is not finite, on its
+    first step; it joins no history, and silences the losses after it that are not finite, but
+    nothing else.
 
     Args:
         config: the numbers; those of `configs/uncertainty.yaml` if left out.
@@ -60,23 +64,38 @@ class UncertaintyIndex:
         UserError: `steps` is no whole number above 0.
     """
 
-    def __init__(self, config: UncertaintyConfig | None = None, *, steps: int | None = None) -> None:
-        self.config = config or validate(UncertaintyConfig, read_yaml(find("uncertainty")), "uncertainty")
+    def __init__(
+        self, config: UncertaintyConfig | None = None, *, steps: int | None = None
+    ) -> None:
+        self.config = config or validate(
+            UncertaintyConfig, read_yaml(find("uncertainty")), "uncertainty"
+        )
         self._lenient_steps = float(self.config.lenient_steps)
         if steps is not None:
-            self._lenient_steps = min(self._lenient_steps, self.config.lenient_share * _whole("steps", steps, least=1))
-        window, decay, least = self.config.window, self.config.decay, self.config.min_history
+            self._lenient_steps = min(
+                self._lenient_steps, self.config.lenient_share * _whole("steps", steps, least=1)
+            )
+        window = self.config.window
+        decay = self.config.decay
+        least = self.config.min_history
         self._tracks = {name: Track(window, decay, least) for name in _EVERY_STEP}
         self._tracks["strain"] = Track(window, decay, least, finest=_STRAIN_LEAST)
         self._tracks |= {
-            name: Track(_PROBE_WINDOW, _PROBE_DECAY, _PROBE_LEAST, tail=_PROBE_TAIL, follow=True) for name in _PROBED
+            name: Track(_PROBE_WINDOW, _PROBE_DECAY, _PROBE_LEAST, tail=_PROBE_TAIL, follow=True)
+            for name in _PROBED
         }
         self._forecasters = Forecasters()
-        self._shift = Shift(drift=self.config.shift_drift, limit=self.config.shift_limit, memory=least)
+        self._shift = Shift(
+            drift=self.config.shift_drift, limit=self.config.shift_limit, memory=least
+        )
         self._probed: dict[str, float] = {}  # the newest z of what the probe could measure
-        self._unlooked, self._gap = 0, 0  # steps since the last look, and from it to the one before; 0: not known
+        # steps since the last look, and from it to the one before; 0: not known
+        self._unlooked = 0
+        self._gap = 0
         self._strain = 0.0
-        self._saturated = dict.fromkeys(_AXES, 0)  # steps in a row that an axis has been at its most
+        self._saturated = dict.fromkeys(
+            _AXES, 0
+        )  # steps in a row that an axis has been at its most
         self._mean = 0.0  # of the axes, as it counted at the last step
         self._running = 0
         self._step = 0
@@ -95,9 +114,11 @@ class UncertaintyIndex:
 
         Args:
             telemetry: what the step measured, as a run has it; or, by name:
-            loss: the step's training loss, nats; a number of Python, NumPy or a tensor of one element. NaN is a lost loss.
+            loss: the step's training loss, nats; a number of Python, NumPy or a tensor of one
+                element. NaN is a lost loss.
             grad_norm: norm of its gradient before clipping, where it is known.
-            step: steps completed, this one included; one more than last time if left out. After a rewind it is smaller.
+            step: steps completed, this one included; one more than last time if left out. After a
+                rewind it is smaller.
 
         Raises:
             UserError: neither or both of telemetry and loss are given, or one of them is no number.
@@ -105,30 +126,47 @@ class UncertaintyIndex:
         probed: dict[str, float] = {}
         if telemetry is not None:
             if not isinstance(telemetry, Telemetry):
-                raise UserError(f"update takes telemetry, found {telemetry!r:.80}; pass a step's numbers by name: loss=…")
+                raise UserError(
+                    f"update takes telemetry, found {telemetry!r:.80}; pass a step's numbers by name: loss=…"
+                )
             if loss is not None or grad_norm is not None or step is not None:
-                raise UserError("update takes telemetry, or loss, grad_norm and step by name, found both; leave one out")
-            probed = {name: value for name in _PROBED if not math.isnan(value := _number(name, getattr(telemetry, name)))}
-            step, loss, grad_norm = telemetry.step, telemetry.loss, telemetry.grad_norm
+                raise UserError(
+                    "update takes telemetry, or loss, grad_norm and step by name, found both; leave one out"
+                )
+            probed = {
+                name: value
+                for name in _PROBED
+                if not math.isnan(value := _number(name, getattr(telemetry, name)))
+            }
+            step = telemetry.step
+            loss = telemetry.loss
+            grad_norm = telemetry.grad_norm
         elif loss is None:
-            raise UserError("update needs the step's telemetry or its loss, found neither; pass loss=…")
+            raise UserError(
+                "update needs the step's telemetry or its loss, found neither; pass loss=…"
+            )
         place = self._step + 1 if step is None else _whole("step", step, least=0)
         norm = None if grad_norm is None else _number("grad_norm", grad_norm)
         return self._update(place, _number("loss", loss), norm, probed)
 
-    def _update(self, step: int, loss: float, grad_norm: float | None, probed: Mapping[str, float]) -> Reading:
+    def _update(
+        self, step: int, loss: float, grad_norm: float | None, probed: Mapping[str, float]
+    ) -> Reading:
         if step <= self._step:
             self._go_back(step)
         self._step = step
         look = self._looked(probed)
         lost = not math.isfinite(loss)
         if lost:  # the gradient of such a step says nothing either
-            return self._read(step, volatility=_AXIS_MOST, entropy=self._inside(), disagreement=None, lost=True)
+            return self._read(
+                step, volatility=_AXIS_MOST, entropy=self._inside(), disagreement=None, lost=True
+            )
         loss_z = self._tracks["loss"].update(loss)
         gradient_z = 0.0 if grad_norm is None else self._tracks["grad_norm"].update(_log(grad_norm))
         spread = self._forecasters.update(self._tracks["loss"].entered)
         apart = 0.0 if math.isnan(spread) else self._tracks["disagreement"].update(_log(spread))
-        volatility, shift = None, 0.0
+        volatility = None
+        shift = 0.0
         if self._tracks["loss"].speaks:
             odd = grad_norm is not None and not math.isfinite(grad_norm)
             strain = 0.0 if odd else self._strained(loss_z, gradient_z)
@@ -162,7 +200,11 @@ class UncertaintyIndex:
 
     def _inside(self) -> float | None:
         """The entropy axis; None while nothing inside the model can speak."""
-        inside = [abs(self._probed[name]) for name in _INSIDE if name in self._probed and self._tracks[name].speaks]
+        inside = [
+            abs(self._probed[name])
+            for name in _INSIDE
+            if name in self._probed and self._tracks[name].speaks
+        ]
         return _axis(sum(inside) / len(inside)) if inside else None
 
     def _read(
@@ -177,11 +219,16 @@ class UncertaintyIndex:
         lost: bool = False,
     ) -> Reading:
         """The reading of three axes, None where one can't speak; `shift` is S over its limit, `rise` the most of the mean's."""
-        axes: dict[_Axis, float | None] = {"volatility": volatility, "entropy": entropy, "disagreement": disagreement}
+        axes: dict[_Axis, float | None] = {
+            "volatility": volatility,
+            "entropy": entropy,
+            "disagreement": disagreement,
+        }
         leniency = self._leniency(step)
         threshold = self.config.threshold * leniency
         if lost:
-            index, fired = BEYOND, step > max(self._silent_until, self._lost_until)
+            index = BEYOND
+            fired = step > max(self._silent_until, self._lost_until)
             self._lost_until = step + self.config.refractory if fired else self._lost_until
         else:
             self._mean = min(self._weighted(axes), self._mean + rise)
@@ -189,13 +236,19 @@ class UncertaintyIndex:
             stuck = self._stuck(axes)
             index = max(index, threshold) if stuck else index
             self._running = self._running + 1 if index >= threshold else 0
-            alarmed = stuck or self._running >= self.config.consecutive or index >= self.config.single * leniency
+            alarmed = (
+                stuck
+                or self._running >= self.config.consecutive
+                or index >= self.config.single * leniency
+            )
             fired = alarmed and step > self._silent_until
             if fired:
                 self._silent_until = step + self.config.refractory
                 self._running = 0
                 self._shift.begin_anew()
-        return Reading(volatility or 0.0, entropy or 0.0, disagreement or 0.0, index, threshold, fired)
+        return Reading(
+            volatility or 0.0, entropy or 0.0, disagreement or 0.0, index, threshold, fired
+        )
 
     def _weighted(self, axes: Mapping[_Axis, float | None]) -> float:
         """The weighted mean of the axes; with some silent as wide in a calm run as with all, and 0 where none can speak."""
@@ -210,7 +263,9 @@ class UncertaintyIndex:
     def _stuck(self, axes: Mapping[_Axis, float | None]) -> bool:
         """Whether an axis has been at its most for `consecutive` steps."""
         for name, axis in axes.items():
-            self._saturated[name] = self._saturated[name] + 1 if axis is not None and axis >= _AXIS_MOST else 0
+            self._saturated[name] = (
+                self._saturated[name] + 1 if axis is not None and axis >= _AXIS_MOST else 0
+            )
         return max(self._saturated.values()) >= self.config.consecutive
 
     def _leniency(self, step: int) -> float:
@@ -221,7 +276,9 @@ class UncertaintyIndex:
 
     def _go_back(self, step: int) -> None:
         """Forget alarms, exceedances and looks that belong to steps taken anew."""
-        self._running, self._mean, self._strain = 0, 0.0, 0.0
+        self._running = 0
+        self._mean = 0.0
+        self._strain = 0.0
         self._saturated = dict.fromkeys(_AXES, 0)
         self._probed.clear()
         self._shift.begin_anew()
@@ -254,7 +311,9 @@ class UncertaintyIndex:
         self._probed = dict(state["probed"])
         self._strain, self._running, self._silent_until = state["counts"]
         lately = state.get("lately") or UncertaintyIndex(self.config).state_dict()["lately"]
-        self._step, self._mean, self._lost_until = lately["step"], lately["mean"], lately["lost_until"]
+        self._step = lately["step"]
+        self._mean = lately["mean"]
+        self._lost_until = lately["lost_until"]
         self._unlooked, self._gap = lately["looks"]
         self._saturated = dict(lately["saturated"])
         self._shift.resume(lately["shift"])
@@ -277,7 +336,9 @@ def _number(name: str, value: SupportsFloat) -> float:
             raise TypeError
         return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise UserError(f"{name} must be a number or a tensor of one element, found {value!r:.80}; pass its mean") from None
+        raise UserError(
+            f"{name} must be a number or a tensor of one element, found {value!r:.80}; pass its mean"
+        ) from None
 
 
 def _whole(name: str, value: int, *, least: int) -> int:
@@ -286,5 +347,7 @@ def _whole(name: str, value: int, *, least: int) -> int:
     except (TypeError, ValueError):
         number = least - 1
     if number < least:
-        raise UserError(f"{name} must be a whole number, at least {least}, found {value!r:.80}; count optimizer steps")
+        raise UserError(
+            f"{name} must be a whole number, at least {least}, found {value!r:.80}; count optimizer steps"
+        )
     return number

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class NextToken:
     """Mean cross-entropy of each token given those before it.
 
-    The model takes int64 tokens [B, T] and returns logits [B, T, V], bare or as the `logits` of a transformers output.
+    The model takes int64 tokens [B, T] and returns logits [B, T, V], bare or as the `logits` of a
+    transformers output.
     """
 
     def __call__(self, model: nn.Module, tokens: Tensor, /) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any
 NAME = "decision.json"
 
 
-def read_decisions(folder: Path, note: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+def read_decisions(
+    folder: Path, note: Callable[[str], None] = lambda text: None
+) -> list[dict[str, Any]]:
     """The decisions in a run's folder, in the order of their `number`; files that are torn or say too little are passed over.
 
     Args:
@@ -26,7 +28,9 @@ def read_decisions(folder: Path, note: Callable[[str], None] = lambda text: None
         except FileNotFoundError:
             note(f"branches/{path.name} has no {NAME}: a decision that was never finished")
         except (OSError, ValueError, RecursionError) as error:  # what a crash left of it
-            note(f"branches/{path.name}/{NAME} is passed over: {type(error).__name__}: {error}"[:200])
+            note(
+                f"branches/{path.name}/{NAME} is passed over: {type(error).__name__}: {error}"[:200]
+            )
         else:
             found.append(decision)
     return sorted(found, key=lambda decision: int(decision["number"]))
@@ -35,7 +39,11 @@ def read_decisions(folder: Path, note: Callable[[str], None] = lambda text: None
 def accepted_branch(decision: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The branch that changed the run; None where it went on as it was, on the steps of the control or not."""
     place = decision.get("accepted")
-    found = (branch for branch in decision["branches"] if place is not None and branch.get("place") == place)
+    found = (
+        branch
+        for branch in decision["branches"]
+        if place is not None and branch.get("place") == place
+    )
     branch: Mapping[str, Any] | None = next(found, None)
     return None if branch is None or branch.get("control") else branch
 

@@ -28,10 +28,12 @@ def faults_of(events: Sequence[Record]) -> list[dict[str, Any]]:
 def each_once(events: Iterable[Record]) -> list[dict[str, Any]]:
     """The events, with each fault named where it was first met, by an event of kind `fault`, and nowhere else.
 
-    Decisions in a row that were skipped for one reason are one event, with the `times` in its detail.
+    Decisions in a row that were skipped for one reason are one event, with the `times` in its
+    detail.
     """
     events = list(events)
-    shown, named = list[dict[str, Any]](), {fault["reason"]: fault for fault in faults_of(events)}
+    shown = list[dict[str, Any]]()
+    named = {fault["reason"]: fault for fault in faults_of(events)}
     skipped: dict[str, Any] | None = None  # the newest of those in a row
     lost = {_place(event) for event in events if event["kind"] == "non_finite"}
     for event in events:
@@ -40,12 +42,21 @@ def each_once(events: Iterable[Record]) -> list[dict[str, Any]]:
             if fault := named.pop(reason, None):
                 shown.append({**event, "kind": "fault", "detail": fault})
         if event["kind"] == "decision":
-            detail = {key: value for key, value in (event.get("detail") or {}).items() if key != "faults"}
+            detail = {
+                key: value for key, value in (event.get("detail") or {}).items() if key != "faults"
+            }
             shown.append({**event, "detail": detail})
-        elif not reasons and event["kind"] == "skipped" and skipped and _reason(skipped) == _reason(event):
+        elif (
+            not reasons
+            and event["kind"] == "skipped"
+            and skipped
+            and _reason(skipped) == _reason(event)
+        ):
             skipped["detail"]["times"] = skipped["detail"].get("times", 1) + 1
             continue
-        elif not reasons and not (event["kind"] == "fired" and _place(event) in lost):  # an alarm about the very loss
+        elif not reasons and not (
+            event["kind"] == "fired" and _place(event) in lost
+        ):  # an alarm about the very loss
             shown.append({**event, "detail": dict(event.get("detail") or {})})
         if shown and event["kind"] in ("skipped", "decision", "rewind"):
             skipped = shown[-1] if shown[-1]["kind"] == "skipped" else None

@@ -20,7 +20,9 @@ def last_kept(steps: pd.DataFrame, begun: Iterable[Mapping[str, Any]]) -> dict[i
     first = steps.groupby("line", as_index=False)["step"].min()
     starts = {0: 0} | {int(line): int(step) - 1 for line, step in zip(first["line"], first["step"])}
     starts |= {record["line"]: record["step"] for record in records}
-    saved, kept, lowest = last_saved(records), dict[int, float](), math.inf
+    saved = last_saved(records)
+    kept = dict[int, float]()
+    lowest = math.inf
     for line in sorted(starts, reverse=True):
         lost = saved.get(line, math.inf) == -math.inf
         kept[line] = -math.inf if lost else lowest
@@ -31,20 +33,26 @@ def last_kept(steps: pd.DataFrame, begun: Iterable[Mapping[str, Any]]) -> dict[i
 def last_saved(begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     """The last step of each line that was not lost with its process, -inf for a line that was lost as a whole.
 
-    A run that is resumed knows of as many rewinds as its checkpoint. Lines with more behind them are lost, and of those with as
-    many what came after the checkpoint. Steps that a rewind left behind did happen.
+    A run that is resumed knows of as many rewinds as its checkpoint. Lines with more behind them
+    are lost, and of those with as many what came after the checkpoint. Steps that a rewind left
+    behind did happen.
 
     Args:
-        begun: the records of `lines.jsonl`, in order; of those that say nothing of rewinds nothing is lost.
+        begun: the records of `lines.jsonl`, in order; of those that say nothing of rewinds nothing
+            is lost.
     """
-    saved, rewinds = {0: math.inf}, {0: 0}
+    saved = {0: math.inf}
+    rewinds = {0: 0}
     before = 0
     for record in _whole(begun):
-        line, behind = record["line"], record.get("rewinds", before)
+        line = record["line"]
+        behind = record.get("rewinds", before)
         if "rewinds" in record and behind <= before:  # a rewind would have made it one more
             for earlier in saved:
                 if rewinds[earlier] >= behind:
-                    saved[earlier] = min(saved[earlier], record["step"] if rewinds[earlier] == behind else -math.inf)
+                    saved[earlier] = min(
+                        saved[earlier], record["step"] if rewinds[earlier] == behind else -math.inf
+                    )
         saved[line], rewinds[line], before = math.inf, behind, behind
     return saved
 

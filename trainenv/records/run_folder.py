@@ -41,11 +41,17 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, line: int = 0, rewinds: int = 0) -> None:
-        self.path, self.line, self.rewinds = path, line, rewinds
+        self.path = path
+        self.line = line
+        self.rewinds = rewinds
         self.telemetry = TelemetryLog(path / "telemetry")
         self.flags: tuple[str, ...] = ()  # of `trainenv run`, that make who steers
-        self.changes: tuple[str, ...] | None = ()  # since the run was saved, in words; None: that can't be told
-        self._resumed: list[str] | None = None  # digests of the checkpoints there were, for a run that goes on
+        self.changes: (
+            tuple[str, ...] | None
+        ) = ()  # since the run was saved, in words; None: that can't be told
+        self._resumed: list[str] | None = (
+            None  # digests of the checkpoints there were, for a run that goes on
+        )
 
     @classmethod
     def create(cls, path: str | Path | None, config: TrainingConfig) -> RunFolder:
@@ -63,7 +69,9 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
             occupied = any(folder.iterdir())
         except OSError as error:
-            raise UserError(f"{wanted} must be a folder to record in, found: {error.strerror}; give another --out") from None
+            raise UserError(
+                f"{wanted} must be a folder to record in, found: {error.strerror}; give another --out"
+            ) from None
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         try:
             if not occupied:
@@ -72,14 +80,20 @@ class RunFolder:
         except FileExistsError:  # another process has just begun there
             occupied = True
         except OSError as error:
-            raise UserError(f"{folder} must be a folder to record in, found: {error.strerror}; give another --out") from None
+            raise UserError(
+                f"{folder} must be a folder to record in, found: {error.strerror}; give another --out"
+            ) from None
         if occupied:
-            raise UserError(f"{folder} is not empty; give another --out, or --resume to go on with the run in it")
+            raise UserError(
+                f"{folder} is not empty; give another --out, or --resume to go on with the run in it"
+            )
         return cls(folder)
 
     @classmethod
     def resume(cls, path: str | Path) -> tuple[RunFolder, Snapshot]:
-        """The folder of a run that stopped, however it did, and its newest whole checkpoint. Nothing is written yet.
+        """The folder of a run that stopped, however it did, and its newest whole checkpoint.
+
+        Nothing is written yet.
 
         Raises:
             UserError: there is nothing to resume, or the run had ended.
@@ -90,12 +104,15 @@ class RunFolder:
         store = CheckpointStore(path / FOLDER)
         if not store.folder.is_dir() or not store.steps():
             early = (
-                " and delete the folder: the run in it stopped before its first one" if (path / "config.yaml").is_file() else ""
+                " and delete the folder: the run in it stopped before its first one"
+                if (path / "config.yaml").is_file()
+                else ""
             )
             raise UserError(
                 f"expected an interrupted run with checkpoints in {path}, found none; leave out --resume to start one{early}"
             )
-        digests, snapshot = _digests(store), store.load()
+        digests = _digests(store)
+        snapshot = store.load()
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
         folder = cls(path, line=max(lines, default=0), rewinds=int(snapshot.state.get(REWINDS, 0)))
         folder._resumed = digests
@@ -103,7 +120,9 @@ class RunFolder:
 
     @contextmanager
     def recording(self, step: int, config: CheckpointConfig) -> Iterator[CheckpointStore]:
-        """The run's checkpoints, for as long as this process alone records here. A resumed run starts a new line at `step`.
+        """The run's checkpoints, for as long as this process alone records here.
+
+        A resumed run starts a new line at `step`.
 
         Raises:
             UserError: another process records here, or has gone on with the run since it was read.
@@ -111,7 +130,9 @@ class RunFolder:
         with CheckpointStore(self.path / FOLDER, **config.model_dump()) as store:
             if self._resumed is not None:
                 if _digests(store) != self._resumed:
-                    raise UserError(f"another process has gone on with the run in {self.path} just now; resume it again")
+                    raise UserError(
+                        f"another process has gone on with the run in {self.path} just now; resume it again"
+                    )
                 self._resumed = None
                 self._new_line(step)
             yield store
@@ -123,7 +144,9 @@ class RunFolder:
 
     def _new_line(self, step: int) -> None:
         self.line += 1
-        append_line(self.path / "lines.jsonl", {"line": self.line, "step": step, "rewinds": self.rewinds})
+        append_line(
+            self.path / "lines.jsonl", {"line": self.line, "step": step, "rewinds": self.rewinds}
+        )
 
     def event(self, event: Event) -> None:
         """Note an event at once, so that it survives whatever comes next."""
@@ -160,7 +183,11 @@ def _made_first(path: Path) -> Path:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a run's folder, in order, but for those that were lost with a process, and came again."""
     saved = last_saved(read_lines(path / "lines.jsonl"))
-    return [event for event in read_lines(path / "events.jsonl") if _at(event) <= saved.get(event.get("line", 0), math.inf)]
+    return [
+        event
+        for event in read_lines(path / "events.jsonl")
+        if _at(event) <= saved.get(event.get("line", 0), math.inf)
+    ]
 
 
 def _at(event: Mapping[str, Any]) -> float:

@@ -1,6 +1,7 @@
 """Telemetry as Parquet, following `configs/log_schema.json`.
 
-A folder of parts, each written whole and renamed into place: whatever stops the process, the parts that are there are whole.
+A folder of parts, each written whole and renamed into place: whatever stops the process, the parts
+that are there are whole.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _READING = tuple(f.name for f in fields(Reading))
 @cache
 def log_schema() -> Mapping[str, Any]:
     """The JSON schema of a row."""
-    schema: Mapping[str, Any] = json.loads((configs_folder() / "log_schema.json").read_text(encoding="utf-8"))
+    schema: Mapping[str, Any] = json.loads(
+        (configs_folder() / "log_schema.json").read_text(encoding="utf-8")
+    )
     return schema
 
 
@@ -68,7 +71,9 @@ def telemetry_of(rows: pd.DataFrame) -> list[Telemetry]:
     found = []
     for values in rows.to_dict("records"):
         reading = Reading(**{name: values[name] for name in _READING})
-        named = {name: values[name] for name in TELEMETRY_FIELDS if name not in ("reading", "stressors")}
+        named = {
+            name: values[name] for name in TELEMETRY_FIELDS if name not in ("reading", "stressors")
+        }
         found.append(Telemetry(**named, stressors=tuple(values["stressors"]), reading=reading))
     return found
 
@@ -82,17 +87,22 @@ class TelemetryLog:
     """
 
     def __init__(self, folder: Path, part_rows: int = 2000) -> None:
-        self._folder, self._part_rows = folder, part_rows
+        self._folder = folder
+        self._part_rows = part_rows
         folder.mkdir(parents=True, exist_ok=True)
         self._rows: list[dict[str, Any]] = []
-        self._next = 1 + max((int(p.stem.removeprefix("part-")) for p in folder.glob("part-*.parquet")), default=-1)
+        self._next = 1 + max(
+            (int(p.stem.removeprefix("part-")) for p in folder.glob("part-*.parquet")), default=-1
+        )
 
     @property
     def written(self) -> bool:
         """Whether the folder has any steps on record."""
         return self._next > 0
 
-    def append(self, telemetry: Iterable[Telemetry], *, line: int = 0, purpose: str = "main") -> None:
+    def append(
+        self, telemetry: Iterable[Telemetry], *, line: int = 0, purpose: str = "main"
+    ) -> None:
         """Remember steps, writing a part whenever there are enough."""
         self._rows.extend(row(t, line, purpose) for t in telemetry)
         if len(self._rows) >= self._part_rows:
@@ -104,8 +114,12 @@ class TelemetryLog:
             return
         path = self._folder / f"part-{self._next:05d}.parquet"
         temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:  # not a path: pyarrow takes one with a colon for an address
-            pq.write_table(pa.Table.from_pylist(self._rows, schema=arrow_schema()), file, compression="zstd")
+        with temporary.open(
+            "wb"
+        ) as file:  # not a path: pyarrow takes one with a colon for an address
+            pq.write_table(
+                pa.Table.from_pylist(self._rows, schema=arrow_schema()), file, compression="zstd"
+            )
         temporary.replace(path)
         self._next += 1
         self._rows = []
@@ -126,12 +140,17 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
 
     Args:
         folder: a run's folder, or one of bare parts.
-        kept_only: only what is history: no step that a later line went back behind, none that was lost with its process.
+        kept_only: only what is history: no step that a later line went back behind, none that was
+            lost with its process.
     """
     folder = Path(folder)
-    parts = sorted((folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet"))
+    parts = sorted(
+        (folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet")
+    )
     if not parts:
-        raise UserError(f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run")
+        raise UserError(
+            f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run"
+        )
     rows: pd.DataFrame = pa.concat_tables([read_part(part) for part in parts]).to_pandas()
     if not kept_only:
         return rows

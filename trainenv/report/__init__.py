@@ -24,10 +24,16 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         UserError: the folder is neither a run's nor a comparison's.
     """
     path = path or folder / "report.html"
-    text = comparison_page(read_comparison(folder)) if is_comparison(folder) else run_page(read_run(folder))
+    text = (
+        comparison_page(read_comparison(folder))
+        if is_comparison(folder)
+        else run_page(read_run(folder))
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} must be a file to write the report to, found: {error.strerror}; give another --out") from None
+        raise UserError(
+            f"{path} must be a file to write the report to, found: {error.strerror}; give another --out"
+        ) from None
     return path

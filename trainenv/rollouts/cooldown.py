@@ -1,41 +1,27 @@
-"""The reference cool-down: what a run's loss would be if it were annealed from here. It ranks futures where raw losses lie."""
+"""The reference cool-down: what a run's loss would be if it were annealed from here.
+
+It ranks futures where raw losses lie.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from trainenv.types import Telemetry
+from trainenv.types import Branchable, RunGroup, Telemetry
 
 _STAIRS = 16  # of the line to 0: a call a step would cost a twentieth of it
 
 
-class Cooled(Protocol):
-    """What the cool-down needs of a run."""
-
-    lr_scale: float
-
-
-class Together(Protocol):
-    """Runs trained side by side. `trainenv.rollouts.folded.Folded` is one."""
-
-    @property
-    def runs(self) -> Sequence[Cooled]:
-        """In the order of their numbers."""
-        ...
-
-    def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
-        """Train the runs with the numbers `among`; what each step of each measured."""
-        ...
-
-
-def cool_down(together: Together, steps: int, among: Sequence[int] = (0,)) -> list[list[Telemetry]]:
+def cool_down(
+    together: RunGroup[Branchable], steps: int, among: Sequence[int] = (0,)
+) -> list[list[Telemetry]]:
     """Train with the learning rate of the schedule times a line that falls to 0 over `steps`, in 16 stairs."""
     measured: list[list[Telemetry]] = [[] for _ in among]
     runs = [together.runs[number] for number in among]
     if not runs:
         return measured
-    scales, done = [run.lr_scale for run in runs], 0
+    scales = [run.lr_scale for run in runs]
+    done = 0
     for bound in sorted({round(stair * steps / _STAIRS) for stair in range(1, _STAIRS + 1)} - {0}):
         # No interventions: they are bounded below, and would stand in the run's record.
         middle = (done + bound) / 2

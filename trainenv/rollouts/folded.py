@@ -1,20 +1,23 @@
 """Many tiny runs trained as one: their weights lie side by side, and a step is one pass over all of them.
 
-A step of a tiny model is mostly the overhead of some hundred small kernels. Folded, K runs share each kernel:
+A step of a tiny model is mostly the overhead of some hundred small kernels. Folded, K runs share
+each kernel:
 
     folded = Folded([run.fork() for _ in range(8)])
     folded.runs[3].apply(Intervention(lr_scale=0.5))        # each is steered by itself
     telemetry = folded.advance(50)                          # [8][50]
     losses = folded.evaluate()                              # [8]
 
-Folding makes every weight, gradient and moment of a run a view into one row of a matrix [K, P], P elements of the parameters of
-an optimizer group. Forward and backward go over all rows at once; clipping, the optimizer, the monitor and the data order are the
-run's own code, on flat rows. The run stays a `TrainingRun`: to steer, evaluate, snapshot and restore it alone works as before
-(its snapshots fit runs folded alike; `Folded.snapshot` takes one for runs that are not). To train it and to fork it does not:
-`advance` and `fork` of its own are refused.
+Folding makes every weight, gradient and moment of a run a view into one row of a matrix [K, P], P
+elements of the parameters of an optimizer group. Forward and backward go over all rows at once;
+clipping, the optimizer, the monitor and the data order are the run's own code, on flat rows. The
+run stays a `TrainingRun`: to steer, evaluate, snapshot and restore it alone works as before (its
+snapshots fit runs folded alike; `Folded.snapshot` takes one for runs that are not). To train it and
+to fork it does not: `advance` and `fork` of its own are refused.
 
-Deviations from a run by itself: sums are taken in another order, so bits differ, and losses drift apart as they do after a change
-of one unit in the last place. Only what is folded alike (as many runs, of which as many take part) is comparable to the bit.
+Deviations from a run by itself: sums are taken in another order, so bits differ, and losses drift
+apart as they do after a change of one unit in the last place. Only what is folded alike (as many
+runs, of which as many take part) is comparable to the bit.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from trainenv.models.spec import spec_of
 from trainenv.objectives import NextToken
 from trainenv.training import numerics, snapshots
 from trainenv.training.backward import Pass
@@ -42,12 +46,15 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Folded:
-    """Runs of one GPT-2, in lockstep. They are changed in place, and trained through this from now on.
+    """Runs of one GPT-2, in lockstep.
+
+    They are changed in place, and trained through this from now on.
 
     Args:
-        runs: forks of one run or runs built alike: GPT-2s of one shape on one device, trained by next-token prediction with
-            AdamW in fp32, one micro-batch a step, no dropout. Each keeps its own state, data order and interventions; threads,
-            deterministic kernels and how often the device is read are as the first run's configuration says.
+        runs: forks of one run or runs built alike: GPT-2s of one shape on one device, trained by
+            next-token prediction with AdamW in fp32, one micro-batch a step, no dropout. Each keeps
+            its own state, data order and interventions; threads, deterministic kernels and how
+            often the device is read are as the first run's configuration says.
 
     Attributes:
         runs: as given.
@@ -65,8 +72,9 @@ class Folded:
         first = self.runs[0]
         for run in self.runs:
             _check(run, first)
-        shape: Any = first.model.config
-        self._heads, self._layers = int(shape.n_head), int(shape.n_layer)
+        shape = spec_of(first.model).shape(first.model)
+        self._heads = int(shape.heads or 1)
+        self._layers = int(shape.layers or 0)
         self._layout = _layout(first)
         self._rows: list[Tensor] = []  # [K, P] of each group, leaves
         grouped = [[group["params"] for group in run.optimizer.param_groups] for run in self.runs]
@@ -87,7 +95,8 @@ class Folded:
             For each of them, in the order of `among`, the telemetry of each step.
 
         Raises:
-            UserError: steps are below 0, a number is none of a run, or a run's batch is not one micro-batch.
+            UserError: steps are below 0, a number is none of a run, or a run's batch is not one
+                micro-batch.
         """
         if steps < 0:
             raise UserError(f"steps must be 0 or more, found {steps}")
@@ -119,7 +128,9 @@ class Folded:
         if not runs:
             return []
         if not runs[0]._validation:
-            raise UserError("these runs have no validation set; pass validation=[micro_batch, …] to TrainingRun")
+            raise UserError(
+                "these runs have no validation set; pass validation=[micro_batch, …] to TrainingRun"
+            )
         sets = zip(*(run._validation for run in runs), strict=True)
         with torch.no_grad(), numerics.settings(self.runs[0].config):
             losses = [self._losses(numbers, self._together(micro)) for micro in sets]  # [M][K]
@@ -134,30 +145,42 @@ class Folded:
     def _unfolded(self, run: TrainingRun) -> dict[str, Any]:
         """The state of a run's optimizer with the moments of each parameter apart."""
         folded = run.optimizer.state_dict()
-        groups, states, first = [], dict[int, Any](), 0
+        groups = []
+        states = dict[int, Any]()
+        first = 0
         for row, (layout, group) in enumerate(zip(self._layout, folded["param_groups"])):
-            places, known = range(first, first + len(layout)), folded["state"].get(row)
+            places = range(first, first + len(layout))
+            known = folded["state"].get(row)
             groups.append({**group, "params": list(places)})
             first += len(layout)
             if known is None:  # there was no step yet
                 continue
-            pieces = {name: known[name].split([shape.numel() for _, shape in layout]) for name in _MOMENTS}
+            pieces = {
+                name: known[name].split([shape.numel() for _, shape in layout]) for name in _MOMENTS
+            }
             for place, (_, shape), *moments in zip(places, layout, *pieces.values()):
                 named = {name: moment.view(shape) for name, moment in zip(_MOMENTS, moments)}
-                # A count each: what is one tensor in a snapshot is one when restored, and would count the steps of all of them.
+                # A count each: what is one tensor in a snapshot is one when restored, and would
+                # count the steps of all of them.
                 states[place] = {"step": known["step"].clone(), **named}
         return {"kind": type(run.optimizer).__name__, "state": states, "param_groups": groups}
 
     def _step(self, numbers: Sequence[int]) -> None:
         """One optimizer step of each."""
         batches = {number: self.runs[number]._coming_batch() for number in numbers}
-        alike = defaultdict(list)  # long sequences hit one run and miss another whose data were reordered
+        alike = defaultdict(
+            list
+        )  # long sequences hit one run and miss another whose data were reordered
         for number, batch in batches.items():
             if len(batch.micro) != 1:
-                raise UserError(f"to be folded, a run needs one micro-batch a step, found {len(batch.micro)}; train it by itself")
+                raise UserError(
+                    f"to be folded, a run needs one micro-batch a step, found {len(batch.micro)}; train it by itself"
+                )
             alike[batch.micro[0].shape].append(number)
         for members in alike.values():
-            losses = self._losses(members, self._together([batches[number].micro[0] for number in members]))
+            losses = self._losses(
+                members, self._together([batches[number].micro[0] for number in members])
+            )
             gradients = torch.autograd.grad(losses.sum(), self._rows)
             for number, loss in zip(members, losses.detach()):
                 run = self.runs[number]
@@ -173,10 +196,18 @@ class Folded:
         for layout, rows in zip(self._layout, self._rows):
             chosen = rows if whole else rows[torch.tensor(numbers, device=rows.device)]
             pieces = chosen.split([shape.numel() for _, shape in layout], dim=1)
-            weights |= {name: piece.unflatten(1, shape) for (name, shape), piece in zip(layout, pieces)}
-        logits = forward(weights, tokens[..., :-1], heads=self._heads, layers=self._layers)  # (K, B·T, V)
+            weights |= {
+                name: piece.unflatten(1, shape) for (name, shape), piece in zip(layout, pieces)
+            }
+        logits = forward(
+            weights, tokens[..., :-1], heads=self._heads, layers=self._layers
+        )  # (K, B·T, V)
         targets = tokens[..., 1:].reshape(-1)
-        return F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(numbers), -1).mean(1)
+        return (
+            F.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+            .view(len(numbers), -1)
+            .mean(1)
+        )
 
     def _fold(self, number: int, run: TrainingRun) -> None:
         """Make a run's weights, and its optimizer with its moments, views into row `number`."""
@@ -185,16 +216,25 @@ class Folded:
         for rows, group in zip(self._rows, run.optimizer.param_groups):
             parameters = group["params"]
             row = nn.Parameter(rows.detach()[number])
-            for parameter, piece in zip(parameters, row.detach().split([p.numel() for p in parameters])):
+            for parameter, piece in zip(
+                parameters, row.detach().split([p.numel() for p in parameters])
+            ):
                 parameter.data = piece.view(parameter.shape)
             groups.append({**group, "params": [row]})
-            states.append((row, [run.optimizer.state[p] for p in parameters if p in run.optimizer.state]))
+            states.append(
+                (row, [run.optimizer.state[p] for p in parameters if p in run.optimizer.state])
+            )
         optimizer = AdamW(groups, fused=True)
         for row, known in states:
             if known:  # there was a step
-                moments = {name: torch.cat([state[name].reshape(-1) for state in known]) for name in _MOMENTS}
+                moments = {
+                    name: torch.cat([state[name].reshape(-1) for state in known])
+                    for name in _MOMENTS
+                }
                 optimizer.state[row] = {"step": known[0]["step"].clone(), **moments}
-        run.optimizer, run._parameters, run.folded = optimizer, [row for row, _ in states], True
+        run.optimizer = optimizer
+        run._parameters = [row for row, _ in states]
+        run.folded = True
 
     def _together(self, micro: Sequence[Tensor]) -> Tensor:
         """Micro-batches [B, T + 1] of several runs as one [K, B, T + 1]."""
@@ -204,7 +244,9 @@ class Folded:
         every = list(range(len(self.runs)))
         numbers = every if among is None else list(among)
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(every):
-            raise UserError(f"among must be different numbers of runs, from 0 to {every[-1]}, found {numbers}")
+            raise UserError(
+                f"among must be different numbers of runs, from 0 to {every[-1]}, found {numbers}"
+            )
         return numbers
 
 
@@ -225,9 +267,15 @@ def forward(weights: dict[str, Tensor], tokens: Tensor, *, heads: int, layers: i
     hidden = hidden + weights["transformer.wpe.weight"][:, :length].repeat(1, batch, 1)
     for layer in range(layers):
         name = f"transformer.h.{layer}"
-        fused = _linear(_norm(hidden, weights, f"{name}.ln_1"), weights, f"{name}.attn.c_attn")  # (K, B·T, 3W)
-        queries, keys, values = fused.view(count * batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (K·B, H, T, D)
+        fused = _linear(
+            _norm(hidden, weights, f"{name}.ln_1"), weights, f"{name}.attn.c_attn"
+        )  # (K, B·T, 3W)
+        queries, keys, values = fused.view(count * batch, length, 3, heads, width // heads).permute(
+            2, 0, 3, 1, 4
+        )
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True
+        )  # (K·B, H, T, D)
         mixed = mixed.transpose(1, 2).reshape(count, batch * length, width)
         hidden = hidden + _linear(mixed, weights, f"{name}.attn.c_proj")
         inner = _linear(_norm(hidden, weights, f"{name}.ln_2"), weights, f"{name}.mlp.c_fc")
@@ -240,7 +288,11 @@ def _linear(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 
 
 def _norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
-    return torch.addcmul(weights[f"{name}.bias"][:, None], F.layer_norm(x, x.shape[-1:]), weights[f"{name}.weight"][:, None])
+    return torch.addcmul(
+        weights[f"{name}.bias"][:, None],
+        F.layer_norm(x, x.shape[-1:]),
+        weights[f"{name}.weight"][:, None],
+    )
 
 
 def _flat(parameters: Sequence[Tensor]) -> Tensor:
@@ -250,7 +302,10 @@ def _flat(parameters: Sequence[Tensor]) -> Tensor:
 def _layout(run: TrainingRun) -> list[list[tuple[str, torch.Size]]]:
     """Of each optimizer group, the names and shapes of its parameters, as they lie in a row."""
     names = {id(p): name for name, p in run.model.named_parameters()}
-    return [[(names.get(id(p), ""), p.shape) for p in group["params"]] for group in run.optimizer.param_groups]
+    return [
+        [(names.get(id(p), ""), p.shape) for p in group["params"]]
+        for group in run.optimizer.param_groups
+    ]
 
 
 _AS_IN_FORWARD = {
@@ -276,23 +331,40 @@ def _check(run: TrainingRun, first: TrainingRun) -> None:
             raise UserError(f"to be folded, a run needs {what}, found {found}; train it by itself")
 
     if run.folded:
-        raise UserError("expected runs that are not folded yet, found one that is; fold a fork taken before")
-    kind, objective, optimizer = type(model).__name__, type(run.objective), type(run.optimizer)
+        raise UserError(
+            "expected runs that are not folded yet, found one that is; fold a fork taken before"
+        )
+    kind = type(model).__name__
+    objective = type(run.objective)
+    optimizer = type(run.optimizer)
     expect(kind == "GPT2", "a GPT-2 of ours", kind)
     expect(optimizer is AdamW, "AdamW", optimizer.__name__)
-    expect(not any(group["amsgrad"] for group in run.optimizer.param_groups), "AdamW without amsgrad", "amsgrad")
+    expect(
+        not any(group["amsgrad"] for group in run.optimizer.param_groups),
+        "AdamW without amsgrad",
+        "amsgrad",
+    )
     expect(run.config.precision == "fp32", "precision fp32", run.config.precision)
     expect(run.config.accumulation == 1, "one micro-batch a step", run.config.accumulation)
     expect(objective is NextToken, "next-token prediction", objective.__name__)
     _check_model(model, expect)
     trained = {name for group in _layout(run) for name, _ in group}
-    left = sorted({name for name, p in model.named_parameters() if name not in trained or not p.requires_grad})
+    left = sorted(
+        {name for name, p in model.named_parameters() if name not in trained or not p.requires_grad}
+    )
     expect(not left, "an optimizer of all its weights", f"left out: {', '.join(left)}")
-    ours, theirs = ([part for group in _layout(one) for part in [*group, None]] for one in (run, first))
+    ours, theirs = (
+        [part for group in _layout(one) for part in [*group, None]] for one in (run, first)
+    )
     odd = next((one or two for one, two in zip_longest(ours, theirs) if one != two), None)
-    expect(odd is None, "the shape and the optimizer groups of the first run", f"another {odd and odd[0]}")
-    heads = model.config.n_head
-    expect(heads == first.model.config.n_head, "the heads of the first run", heads)  # type: ignore[union-attr]
+    expect(
+        odd is None,
+        "the shape and the optimizer groups of the first run",
+        f"another {odd and odd[0]}",
+    )
+    heads = spec_of(run.model).shape(run.model).heads
+    same = heads == spec_of(first.model).shape(first.model).heads
+    expect(same, "the heads of the first run", heads)
     expect(run.device == first.device, f"the device of the first run ({first.device})", run.device)
     shapes, fitting = ([tuple(micro.shape) for micro in one._validation] for one in (run, first))
     expect(shapes == fitting, "a validation set shaped as the first run's", shapes)

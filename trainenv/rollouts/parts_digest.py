@@ -17,19 +17,28 @@ if TYPE_CHECKING:
 _LOOKS = 8  # data indices that are compared, over the budget
 
 
-def likeness(run: TrainingRun) -> dict[str, str]:
+def parts_digest(run: TrainingRun) -> dict[str, str]:
     """Each part of a run in a word: equal for runs whose parts are alike, whatever their states are."""
     steps = range(run.config.steps + 1)
-    stress, lost = run._stress, run._moments_lost
+    stress = run._rates.stress
+    lost = run._moments_lost
     indices = range(0, run.config.steps, max(1, run.config.steps // _LOOKS))
     return {
         "class": _kind(run),
         "model": _hash(_kind(run.model), str(run.model), _settings(run.model)),
-        "optimizer": _hash(_kind(run.optimizer), run._base, [sorted(_plain(g).items()) for g in run.optimizer.param_groups]),
+        "optimizer": _hash(
+            _kind(run.optimizer),
+            run._base,
+            [sorted(_plain(g).items()) for g in run.optimizer.param_groups],
+        ),
         "objective": f"{_kind(run.objective)} {run.objective!r}",
-        "schedule": _hash([run._schedule(step, step / run.config.steps) for step in steps]),
-        "stress": _hash(stress and [stress(step) for step in steps], lost and [lost(step) for step in steps]),
-        "data": _hash(_kind(run._batches), *(_tensors(list(_micro(run, index))) for index in indices)),
+        "schedule": _hash([run._rates.schedule(step, step / run.config.steps) for step in steps]),
+        "stress": _hash(
+            stress and [stress(step) for step in steps], lost and [lost(step) for step in steps]
+        ),
+        "data": _hash(
+            _kind(run._batches), *(_tensors(list(_micro(run, index))) for index in indices)
+        ),
         "validation set": _tensors(list(run._validation)),
         "probe": _tensors(run._probe_batch),
     } | {name: repr(value) for name, value in run._numerics().items()}
@@ -46,8 +55,12 @@ def _settings(model: Any) -> Any:
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
     """Settings of an optimizer group that stay as they were."""
-    kept = {name: value for name, value in group.items() if name not in ("params", "lr", "weight_decay")}
-    return {name: json.dumps(value, default=repr) for name, value in kept.items()}  # a tuple is a list once it was restored
+    kept = {
+        name: value for name, value in group.items() if name not in ("params", "lr", "weight_decay")
+    }
+    return {
+        name: json.dumps(value, default=repr) for name, value in kept.items()
+    }  # a tuple is a list once it was restored
 
 
 def _micro(run: TrainingRun, index: int) -> Any:

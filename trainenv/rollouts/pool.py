@@ -1,4 +1,7 @@
-"""Worker processes that hold forks of a run, as seen from the process of the run. `trainenv.rollouts.remote` puts forks into them."""
+"""Worker processes that hold forks of a run, as seen from the process of the run.
+
+`trainenv.rollouts.remote` puts forks into them.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,17 @@ class Lost(Exception):
 
 
 class Worker:
-    """One process. It is sent a command at a time, and answers each for every fork that it is for."""
+    """One process.
+
+    It is sent a command at a time, and answers each for every fork that it is for.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         context = multiprocessing.get_context("spawn")
         self._line, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=serve, args=(theirs, config), daemon=True)
+        self._process: SpawnProcess = context.Process(
+            target=serve, args=(theirs, config), daemon=True
+        )
         with _no_script():
             self._process.start()
         theirs.close()  # so that its death is the end of the line
@@ -60,7 +68,7 @@ class Worker:
         """Wait until it has built the run.
 
         Args:
-            alike: `likeness` of the run that it is to hold forks of.
+            alike: `parts_digest` of the run that it is to hold forks of.
 
         Raises:
             Lost: it has ended.
@@ -70,7 +78,9 @@ class Worker:
         if "error" in self._alike:
             raise UserError(f"worker processes can't build the run ({self._alike['error']})")
         if odd := [name for name in alike if self._alike.get(name) != alike[name]]:
-            raise UserError(f"worker processes build a run with another {', '.join(odd)}; state it in the configuration")
+            raise UserError(
+                f"worker processes build a run with another {', '.join(odd)}; state it in the configuration"
+            )
 
     def send(self, command: Command, arguments: Mapping[int, Any]) -> None:
         """Have a command done for the forks with these numbers; `receive` what comes of it before the next."""
@@ -109,7 +119,9 @@ class Worker:
 
 
 class Workers:
-    """Worker processes of one run, started when they are first asked for. Use them in a `with` block, or `close` them.
+    """Worker processes of one run, started when they are first asked for.
+
+    Use them in a `with` block, or `close` them.
 
     Args:
         config: of the run.
@@ -122,7 +134,8 @@ class Workers:
     def __init__(self, config: RunConfig, count: int) -> None:
         if count < 1:
             raise UserError(f"expected 1 worker or more, found {count}")
-        self.config, self.count = config, count
+        self.config = config
+        self.count = count
         self._workers: list[Worker] = []
 
     def __enter__(self) -> Self:
@@ -133,7 +146,8 @@ class Workers:
 
     def close(self) -> None:
         """End the processes; they are started again when they are asked for."""
-        workers, self._workers = self._workers, []
+        workers = self._workers
+        self._workers = []
         for worker in workers:
             worker.end()
 
@@ -141,7 +155,7 @@ class Workers:
         """All of them, those that were lost replaced.
 
         Args:
-            alike: `likeness` of the run that they are to be forks of.
+            alike: `parts_digest` of the run that they are to be forks of.
 
         Raises:
             UserError: they can't be started, or build another run.
@@ -152,7 +166,11 @@ class Workers:
                 self._workers.append(Worker(self.config))
             for worker in self._workers:
                 worker.check(alike)
-        except (Lost, OSError, AssertionError) as error:  # a daemon's processes may not have processes
+        except (
+            Lost,
+            OSError,
+            AssertionError,
+        ) as error:  # a daemon's processes may not have processes
             self.close()
             raise UserError(f"worker processes can't be started ({error})") from None
         except BaseException:
@@ -160,7 +178,9 @@ class Workers:
             raise
         return tuple(self._workers)
 
-    def ask(self, command: Command, parcels: Mapping[Worker, Mapping[int, Any]]) -> dict[int, Answer | Lost]:
+    def ask(
+        self, command: Command, parcels: Mapping[Worker, Mapping[int, Any]]
+    ) -> dict[int, Answer | Lost]:
         """Have a command done by several workers at once. Of each number, what came of it."""
         answers: dict[int, Answer | Lost] = {}
         try:
@@ -171,7 +191,9 @@ class Workers:
                     answers |= worker.receive()
                 except Lost as lost:
                     answers |= dict.fromkeys(arguments, lost)
-        except BaseException:  # an interrupt: what they still have to say answers nothing that is asked later
+        except (
+            BaseException
+        ):  # an interrupt: what they still have to say answers nothing that is asked later
             self.close()
             raise
         return answers

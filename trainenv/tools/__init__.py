@@ -1,1 +1,1 @@
-"""Small tools that know nothing of training: files, checks, words, what a platform or an installation lacks."""
+"""Small tools that know nothing of training: files, checks, words, optional packages."""

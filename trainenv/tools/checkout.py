@@ -1,8 +1,8 @@
 """One copy of every class in a checkout, where `planners` is found by its own name too.
 
-The packages `agents`, `planners` and `worldmodel` lie at the top of a checkout and are linked into `trainenv`, where they are
-installed. `import planners` in a checkout then gives the modules of `trainenv.planners`, not a second copy of them. An installed
-`trainenv` claims no name but its own.
+The packages `agents`, `planners` and `worldmodel` lie at the top of a checkout and are linked into
+`trainenv`, where they are installed. `import planners` in a checkout then gives the modules of
+`trainenv.planners`, not a second copy of them. An installed `trainenv` claims no name but its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class _ShortName(MetaPathFinder, Loader):
     def __init__(self, package: str) -> None:
         self._prefix = f"{package}."
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Find `planners.grid`, to be loaded as `trainenv.planners.grid`."""
         return ModuleSpec(fullname, self) if fullname.startswith(self._prefix) else None
 

@@ -8,17 +8,34 @@ from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
 
-def number(name: str, value: object, *, above: float = -math.inf, below: float = math.inf, least: float = -math.inf) -> float:
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    least: float = -math.inf,
+) -> float:
     """`value` as a finite float with above < value < below and value ≥ least.
 
     Raises:
         UserError: it is none.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and above < value < below and value >= least:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and above < value < below
+        and value >= least
+    ):
         return float(value)
     limits = {"above": above, "at least": least, "below": below}
-    bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
-    raise UserError(f"{name} must be a finite number {bounds}".rstrip() + f", found {value!r}; give one or leave it out")
+    bounds = " and ".join(
+        f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit)
+    )
+    raise UserError(
+        f"{name} must be a finite number {bounds}".rstrip()
+        + f", found {value!r}; give one or leave it out"
+    )
 
 
 def count(name: str, value: object, *, least: int) -> int:
@@ -27,9 +44,16 @@ def count(name: str, value: object, *, least: int) -> int:
     Raises:
         UserError: it is none.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value < math.inf and value == int(value):
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and least <= value < math.inf
+        and value == int(value)
+    ):
         return int(value)
-    raise UserError(f"{name} must be a whole number, at least {least}, found {value!r}; give one or leave it out")
+    raise UserError(
+        f"{name} must be a whole number, at least {least}, found {value!r}; give one or leave it out"
+    )
 
 
 def choice(name: str, value: object, valid: tuple[str, ...]) -> None:
@@ -39,4 +63,6 @@ def choice(name: str, value: object, valid: tuple[str, ...]) -> None:
         UserError: it is none of them; the nearest is named.
     """
     if value not in valid:
-        raise UserError(f"{name} must be one of {', '.join(valid)}, found {value!r}{nearest(value, valid)}")
+        raise UserError(
+            f"{name} must be one of {', '.join(valid)}, found {value!r}{nearest(value, valid)}"
+        )

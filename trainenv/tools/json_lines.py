@@ -11,7 +11,10 @@ from typing import Any
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line. What a crash left of one before stands alone on its line, and is passed over when read."""
+    """Add a line.
+
+    What a crash left of one before stands alone on its line, and is passed over when read.
+    """
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

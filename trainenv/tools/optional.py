@@ -1,4 +1,7 @@
-"""Packages that only some features need: each is imported when it is used, and a sentence says how to install it."""
+"""Packages that only some features need, and the sentence that says how to install one.
+
+Each is imported when it is used.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ def expanded(path: str | Path) -> Path:
         UserError: the user has no home folder, or it is no path at all.
     """
     if "\0" in str(path):
-        raise UserError(f"expected a path, found {str(path)!r}, which has a zero byte in it; give another")
+        raise UserError(
+            f"expected a path, found {str(path)!r}, which has a zero byte in it; give another"
+        )
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -35,7 +37,9 @@ def absolute(path: str | Path) -> Path:
     try:
         return expanded(path).absolute()
     except OSError as error:
-        raise UserError(f"{path} is relative to the current folder, found: {error.strerror}; give the whole path") from None
+        raise UserError(
+            f"{path} is relative to the current folder, found: {error.strerror}; give the whole path"
+        ) from None
 
 
 def typed(path: Path) -> str:

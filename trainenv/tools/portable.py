@@ -14,7 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-_LOCKED_BYTE = 1 << 30  # behind what a lock file says: msvcrt keeps others from reading what it locks
+_LOCKED_BYTE = (
+    1 << 30
+)  # behind what a lock file says: msvcrt keeps others from reading what it locks
 _OPTIONAL = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 _seeking = threading.Lock()  # where a file has one position for all threads
 
@@ -77,7 +79,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in a folder last; nothing happens where folders can't be opened."""
+    """Make renames and deletions in a folder last, where folders can be opened."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

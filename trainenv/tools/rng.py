@@ -39,7 +39,10 @@ def exclusive() -> Iterator[None]:
 def seeded(seed: int) -> Iterator[None]:
     """Start torch's generators from `seed` inside the block, and put them back after it."""
     used = torch.cuda.is_initialized()  # a GPU that is not yet used need not be woken
-    with exclusive(), torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else ()):
+    with (
+        exclusive(),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else ()),
+    ):
         (torch.manual_seed if used else torch.default_generator.manual_seed)(seed)
         yield
 
@@ -97,7 +100,11 @@ class RandomState:
         version, words, gauss = self._state["python"]
         name, keys, position, has_gauss, cached = self._state["numpy"]
         return {
-            **{key: value.clone() for key, value in self._state.items() if isinstance(value, Tensor)},
+            **{
+                key: value.clone()
+                for key, value in self._state.items()
+                if isinstance(value, Tensor)
+            },
             "python": torch.tensor(words, dtype=torch.int64),
             "python_rest": [version, gauss],
             "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -108,12 +115,15 @@ class RandomState:
         """Take on what `state_dict` gave.
 
         Raises:
-            TypeError, ValueError, RuntimeError: a generator refuses its part; the state is as it was.
+            TypeError, ValueError, RuntimeError: a generator refuses its part; the state is as it
+                was.
         """
         version, gauss = state["python_rest"]
         name, position, has_gauss, cached = state["numpy_rest"]
         keys = state["numpy"].cpu().numpy().astype(np.uint32)
-        loaded: dict[str, Any] = {key: state[key].cpu().clone() for key in ("torch", "cuda") if key in state}
+        loaded: dict[str, Any] = {
+            key: state[key].cpu().clone() for key in ("torch", "cuda") if key in state
+        }
         loaded["python"] = (version, tuple(state["python"].tolist()), gauss)
         loaded["numpy"] = (name, keys, position, has_gauss, cached)
         # Tried on generators of nobody's: a refusal in the middle of a step would come too late.

@@ -46,7 +46,15 @@ def _scalars(record: RunRecord) -> list[tuple[str, float, int]]:
     found = []
     for column, tag in TAGS.items():
         pairs = zip(kept[column].tolist(), kept["step"].tolist())
-        found += [(tag, float(value), int(step)) for value, step in pairs if value is not None and math.isfinite(value)]
+        found += [
+            (tag, float(value), int(step))
+            for value, step in pairs
+            if value is not None and math.isfinite(value)
+        ]
     validation = [(v["loss"], v["step"]) for v in record.validation if v["kept"]]
-    found += [("loss/validation", float(loss), int(step)) for loss, step in validation if formatting.finite(loss) is not None]
+    found += [
+        ("loss/validation", float(loss), int(step))
+        for loss, step in validation
+        if formatting.finite(loss) is not None
+    ]
     return sorted(found, key=lambda scalar: scalar[2])

@@ -22,9 +22,13 @@ OWN_PARTS = ("model", "optimizer", "batches", "schedule", "objective", "validati
 def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for `TrainingRun`: what the user brought, and ours for the rest."""
     if unknown := set(own) - set(OWN_PARTS):
-        raise UserError(f"parts of a run are {', '.join(OWN_PARTS)}; found {', '.join(sorted(unknown))}")
+        raise UserError(
+            f"parts of a run are {', '.join(OWN_PARTS)}; found {', '.join(sorted(unknown))}"
+        )
     if own.get("optimizer") is not None and own.get("model") is None:
-        raise UserError("an optimizer of your own holds the parameters of a model: pass that model too")
+        raise UserError(
+            "an optimizer of your own holds the parameters of a model: pass that model too"
+        )
     own = {name: part for name, part in own.items() if part is not None}
     if "model" in own:
         check_model(own["model"])
@@ -32,7 +36,9 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     parts: dict[str, Any] = dict(own)
     if "batches" in own:
         if "model" not in own:
-            raise UserError("with batches of your own, pass the model too: its vocabulary must fit them")
+            raise UserError(
+                "with batches of your own, pass the model too: its vocabulary must fit them"
+            )
         parts.setdefault("validation", ())
     else:
         corpus = data.load(config.corpus)
@@ -50,7 +56,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
             artefacts=corpus.artefacts,
             vocab_size=corpus.vocab_size,
             seed=config.seed,
-            # The stretch of shuffled blocks is to fall inside the run, also where it is shorter than an epoch.
+            # The stretch of shuffled blocks is to fall inside the run, also where it is shorter
+            # than an epoch.
             epoch_steps=min(batches.epoch_steps, config.steps),
         )
         parts["batches"] = batches.under(stressors)
@@ -60,9 +67,13 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         else:
             parts["model"] = build.build(config, corpus.vocab_size, device)
         micro = config.batch_size // config.accumulation
-        sequences = torch.from_numpy(corpus.validation_sequences(config.model.context, config.validation.sequences))
+        sequences = torch.from_numpy(
+            corpus.validation_sequences(config.model.context, config.validation.sequences)
+        )
         parts.setdefault("validation", [chunk.to(device) for chunk in sequences.split(micro)])
-        probe = torch.from_numpy(corpus.probe_sequences(config.model.context, config.monitor.probe_sequences))
+        probe = torch.from_numpy(
+            corpus.probe_sequences(config.model.context, config.monitor.probe_sequences)
+        )
         parts.setdefault("probe", probe.to(device))
     if "optimizer" not in own:
         parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)

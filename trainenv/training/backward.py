@@ -43,7 +43,8 @@ def as_loss(value: Any) -> Tensor | LossSum:
     if isinstance(value, Tensor):
         return _scalar(value)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
-        total, count = _scalar(value[0]), value[1]
+        total = _scalar(value[0])
+        count = value[1]
         if isinstance(count, Tensor) and count.numel() == 1 and not count.requires_grad:
             count = count.reshape(())
             count = count.item() if host_reads_are_free(count) else count
@@ -55,7 +56,9 @@ def as_loss(value: Any) -> Tensor | LossSum:
                 f"{_shown(value[1])} as the second; return the loss alone"
             )
         if not isinstance(count, Tensor) and not 0 <= count < math.inf:
-            raise UserError(f"the number of labelled tokens of a loss must be 0 or more, found {count}; count labels, no weights")
+            raise UserError(
+                f"the number of labelled tokens of a loss must be 0 or more, found {count}; count labels, no weights"
+            )
         return LossSum(total, count)
     raise UserError(
         "an objective must return the mean loss as a tensor, or a pair (sum of the losses, number of labelled tokens), found "
@@ -71,7 +74,10 @@ def mean_loss(losses: Sequence[Tensor | LossSum], micro_batches: Sequence[Any]) 
         micro_batches: what plain means are the means over.
     """
     known = labelled(micro_batches)
-    counts = [one.tokens if isinstance(one, LossSum) else count for one, count in zip(losses, known, strict=True)]
+    counts = [
+        one.tokens if isinstance(one, LossSum) else count
+        for one, count in zip(losses, known, strict=True)
+    ]
     found = torch.stack([mean_of(one) for one in losses]).cpu().double()
     weights = torch.tensor([float(count) for count in counts], dtype=torch.float64)
     if not weights.any():  # no label that we know of: the objective may have others
@@ -115,7 +121,10 @@ def backward(
     Raises:
         UserError: the objective returns a mean for one micro-batch and a pair for another.
     """
-    several, workers, shares, summed = len(micro_batches) > 1, list[list[Tensor]](), None, False
+    several = len(micro_batches) > 1
+    workers = list[list[Tensor]]()
+    shares = None
+    summed = False
     apart = apart and several
     for place, micro in enumerate(micro_batches):
         loss = loss_of(micro)
@@ -123,7 +132,9 @@ def backward(
             summed = isinstance(loss, LossSum)
             shares = _Sums(micro_batches, apart) if summed else _Means(micro_batches, apart)
         if isinstance(loss, LossSum) is not summed:
-            raise UserError("an objective must return the mean loss of each micro-batch, or the pair of each; found both")
+            raise UserError(
+                "an objective must return the mean loss of each micro-batch, or the pair of each; found both"
+            )
         part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # which was just checked
         _propagate(part, alive, parameters, scaler)
         if apart and alive is not False:
@@ -154,7 +165,8 @@ class _Means:
 
     def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
         self._counts = labelled(micro_batches)
-        self._apart, self._parts = apart, list[Tensor]()
+        self._apart = apart
+        self._parts = list[Tensor]()
         self._alive: list[bool | Tensor] = []
         self.tokens: float | Tensor = sum(self._counts)
 
@@ -163,7 +175,9 @@ class _Means:
         if isinstance(self.tokens, Tensor) and host_reads_are_free(loss):
             self._counts = [int(count) for count in self._counts]
             self.tokens = sum(self._counts)
-        count, total, many = self._counts[place], self.tokens, len(self._counts)
+        count = self._counts[place]
+        total = self.tokens
+        many = len(self._counts)
         if isinstance(total, Tensor):
             total = total.to(loss.device)
             count = torch.as_tensor(count, device=loss.device)
@@ -173,7 +187,9 @@ class _Means:
         else:
             # Without any label that we know of, the objective has others if its loss is a number.
             alive = count > 0 if total else loss.detach().isfinite()
-            alive = bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
+            alive = (
+                bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
+            )
             part = loss if not total or many * count == total else loss * (many * count / total)
         self._alive.append(alive)
         self._parts.append(_selected(part.detach(), alive) if many > 1 else part.detach())
@@ -204,9 +220,11 @@ class _Sums:
     """
 
     def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
-        self._many, self._apart = len(micro_batches), apart
+        self._many = len(micro_batches)
+        self._apart = apart
         self._guess = sum(pass_size(micro) for micro in micro_batches)
-        self._totals, self._counts = list[Tensor](), list[float | Tensor]()
+        self._totals = list[Tensor]()
+        self._counts = list[float | Tensor]()
 
     def part(self, place: int, loss: LossSum) -> tuple[Tensor, bool | Tensor]:
         """What to propagate of a micro-batch, and whether it contributes at all."""
@@ -229,7 +247,9 @@ class _Sums:
         if self._many == 1:
             return None
         tokens = self.tokens
-        share = (_share_alive([count > 0 for count in self._counts]) if self._apart else None) or 1.0
+        share = (
+            _share_alive([count > 0 for count in self._counts]) if self._apart else None
+        ) or 1.0
         if isinstance(tokens, Tensor):
             wanted: Tensor = share * self._guess / _above_zero(tokens).double()
             return wanted
@@ -247,7 +267,9 @@ class _Sums:
         return _where(self.known, total / _above_zero(self.tokens))
 
 
-def _propagate(part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor], scaler: GradScaler) -> None:
+def _propagate(
+    part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor], scaler: GradScaler
+) -> None:
     """Add a part's gradient to `p.grad` if it is alive."""
     if alive is not False and not part.requires_grad:
         raise UserError(
@@ -281,7 +303,13 @@ def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
 
 def _selected(value: Tensor, alive: bool | Tensor) -> Tensor:
     """The value if it is alive, else 0, whatever it is."""
-    return torch.where(alive, value, 0.0) if isinstance(alive, Tensor) else value if alive else torch.zeros_like(value)
+    return (
+        torch.where(alive, value, 0.0)
+        if isinstance(alive, Tensor)
+        else value
+        if alive
+        else torch.zeros_like(value)
+    )
 
 
 def _any(alive: Sequence[bool | Tensor]) -> bool | Tensor:
@@ -311,12 +339,20 @@ def _above_zero(count: float | Tensor) -> Any:
 
 def _scalar(loss: Tensor) -> Tensor:
     if loss.numel() != 1 or not loss.is_floating_point():
-        raise UserError(f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it with .mean()")
+        raise UserError(
+            f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it with .mean()"
+        )
     return loss if loss.dim() == 0 else loss.reshape(())
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         gradients = " with gradients" if value.requires_grad and value.numel() == 1 else ""
-        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradients}"
-    return f"{type(value).__name__} of length {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
+        return (
+            f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradients}"
+        )
+    return (
+        f"{type(value).__name__} of length {len(value)}"
+        if isinstance(value, list | tuple)
+        else type(value).__name__
+    )

@@ -1,4 +1,7 @@
-"""Is a snapshot one of this run, or of one built alike, and would it go on to the bit? Asked before anything is changed."""
+"""Is a snapshot one of this run, or of one built alike, and would it go on to the bit?
+
+Asked before anything is changed.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +24,45 @@ def check_snapshot(snapshot: object) -> None:
         UserError: it is something else.
     """
     if not isinstance(snapshot, Snapshot):
-        raise UserError(f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}")
+        raise UserError(
+            f"expected a Snapshot, as snapshot() returns it, found {type(snapshot).__name__}"
+        )
 
 
-def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mapping[str, Any]) -> None:
+def check_alike(
+    model: nn.Module, optimizer: Optimizer, seed: int, state: Mapping[str, Any]
+) -> None:
     """Refuse the state of another model, optimizer or data order.
 
     Raises:
         UserError: names the first thing that differs.
     """
     if "model" not in state or "optimizer" not in state:
-        raise UserError(f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}")
+        raise UserError(
+            f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}"
+        )
     ours = parameter_names.state_of(model)
     theirs = parameter_names.fitted(model, state["model"])
     for name in sorted({*ours, *theirs}):
-        found, expected = theirs.get(name), ours.get(name)
+        found = theirs.get(name)
+        expected = ours.get(name)
         if name.rpartition(".")[2] == "_extra_state" and name in ours and name in theirs:
             continue  # whatever the module makes of it
-        if not isinstance(found, Tensor) or expected is None or found.shape != expected.shape or found.dtype != expected.dtype:
+        if (
+            not isinstance(found, Tensor)
+            or expected is None
+            or found.shape != expected.shape
+            or found.dtype != expected.dtype
+        ):
             raise UserError(
                 f"the snapshot is of another model: {name} should be {_kind(expected)}, found {_kind(found)}; "
                 "restore it into a run made from the same configuration"
             )
     for name, value in state.get("buffers", {}).items():
         if value is not None and not isinstance(value, Tensor):
-            raise UserError(f"the snapshot is of another model: buffer {name} should be a tensor, found {_kind(value)}")
+            raise UserError(
+                f"the snapshot is of another model: buffer {name} should be a tensor, found {_kind(value)}"
+            )
     if state["seed"] != seed:
         raise UserError(
             f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {seed}; "
@@ -53,10 +70,14 @@ def check_alike(model: nn.Module, optimizer: Optimizer, seed: int, state: Mappin
         )
     kind = type(optimizer).__name__
     if state["optimizer"].get("kind") != kind:
-        raise UserError(f"the snapshot is of another optimizer: expected {kind}, found {state['optimizer'].get('kind')}")
+        raise UserError(
+            f"the snapshot is of another optimizer: expected {kind}, found {state['optimizer'].get('kind')}"
+        )
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
-        raise UserError(f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}")
+        raise UserError(
+            f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}"
+        )
     _check_moments(optimizer, state["optimizer"])
 
 
@@ -76,7 +97,9 @@ def _check_moments(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                 fits = not isinstance(found, Tensor) or found.numel() == 1
             else:
                 expected = live.get(name)
-                fits = not isinstance(expected, Tensor) or (isinstance(found, Tensor) and found.shape == expected.shape)
+                fits = not isinstance(expected, Tensor) or (
+                    isinstance(found, Tensor) and found.shape == expected.shape
+                )
             if not fits:
                 raise UserError(
                     f"the snapshot is of another optimizer: {name} of parameter {place} should be {_kind(expected)}, "
@@ -89,10 +112,12 @@ def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
 
     Args:
         snapshot: of this run, or of one built alike.
-        numerics: the settings that the bits of this run depend on, as `devices.numerics` gives them.
+        numerics: the settings that the bits of this run depend on, as `devices.numerics` gives
+            them.
 
     Raises:
-        UserError: its moments were rounded, or it was taken under other numeric settings; names each, with both values.
+        UserError: its moments were rounded, or it was taken under other numeric settings; names
+            each, with both values.
     """
     if snapshot.tier != "exact":
         raise UserError(
@@ -100,9 +125,13 @@ def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
             "restore it without exact=True, or save with moments='exact'"
         )
     saved = snapshot.state.get("numerics", {})
-    parameter_names = [name for name in sorted({*saved, *numerics}) if saved.get(name) != numerics.get(name)]
+    parameter_names = [
+        name for name in sorted({*saved, *numerics}) if saved.get(name) != numerics.get(name)
+    ]
     if parameter_names:
-        listed = ", ".join(f"{name} {saved.get(name)!r} (here {numerics.get(name)!r})" for name in parameter_names)
+        listed = ", ".join(
+            f"{name} {saved.get(name)!r} (here {numerics.get(name)!r})" for name in parameter_names
+        )
         raise UserError(
             f"the snapshot was taken under other numeric settings, found {listed}: it would not go on bit for bit; "
             "restore it where they are the same, or without exact=True"

@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 class Copies:
-    """Copies of nested state that share no memory with it. Tensors that are one in the state are one in the copy."""
+    """Copies of nested state that share no memory with it.
+
+    Tensors that are one in the state are one in the copy.
+    """
 
     def __init__(self) -> None:
         self._copies: dict[int, Tensor] = {}  # by the id of what was copied
@@ -20,7 +23,8 @@ class Copies:
 
         Args:
             saved: dicts, lists, tensors and JSON values.
-            live: the like, as far as there is something; a list where `live` has a tuple becomes one.
+            live: the like, as far as there is something; a list where `live` has a tuple becomes
+                one.
         """
         if isinstance(saved, Tensor):
             if id(saved) not in self._copies:
@@ -31,7 +35,10 @@ class Copies:
             return {key: self.of(part, have.get(key)) for key, part in saved.items()}
         if isinstance(saved, list | tuple):
             fits = isinstance(live, list | tuple) and len(live) == len(saved)
-            parts = [self.of(part, old) for part, old in zip(saved, live if fits else [None] * len(saved))]
+            parts = [
+                self.of(part, old)
+                for part, old in zip(saved, live if fits else [None] * len(saved))
+            ]
             return tuple(parts) if isinstance(live, tuple) else parts
         return saved
 
@@ -47,7 +54,12 @@ class Copies:
                 self.follow(part, inner)
 
     def _copy(self, saved: Tensor, live: Any) -> Tensor:
-        if not isinstance(live, Tensor) or live.dtype != saved.dtype or live.shape != saved.shape or id(live) in self._used:
+        if (
+            not isinstance(live, Tensor)
+            or live.dtype != saved.dtype
+            or live.shape != saved.shape
+            or id(live) in self._used
+        ):
             return saved.clone()
         self._used.add(id(live))
         # From pinned memory a GPU fetches it in the background, before it runs whatever comes next.

@@ -1,7 +1,8 @@
 """Which data each step sees: a pure function of (seed, step, skip list, block order), never of a live iterator.
 
-Data indices are counted over epochs without end. In each epoch they come in blocks of `block_steps`; a reorder shuffles
-the whole blocks still to come in its epoch, a skip drops single indices wherever the order has put them.
+Data indices are counted over epochs without end. In each epoch they come in blocks of
+`block_steps`; a reorder shuffles the whole blocks still to come in its epoch, a skip drops single
+indices wherever the order has put them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class DataOrder:
         epoch_steps: data indices in an epoch.
         block_steps: data indices in a block.
         skips: data indices that no step shall see, ascending.
-        reorders: positions (counted before skipping) at which the blocks to come were shuffled, in the order it was done.
+        reorders: positions (counted before skipping) at which the blocks to come were shuffled, in
+            the order it was done.
     """
 
     seed: int
@@ -42,7 +44,10 @@ class DataOrder:
         return self._index_at(self._position(step))
 
     def skip(self, indices: Iterable[int]) -> DataOrder:
-        """The order without `indices`. Indices of steps already taken must not be among them: later steps would move."""
+        """The order without `indices`.
+
+        Indices of steps already taken must not be among them: later steps would move.
+        """
         return replace(self, skips=tuple(sorted({*self.skips, *indices})))
 
     def reorder(self, step: int) -> DataOrder:
@@ -54,7 +59,9 @@ class DataOrder:
         if not indices:
             return ()
         start = self._position(step)
-        return tuple(sorted(i for i in set(indices) - set(self.skips) if self._position_of(i) >= start))
+        return tuple(
+            sorted(i for i in set(indices) - set(self.skips) if self._position_of(i) >= start)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"skips": list(self.skips), "reorders": list(self.reorders)}
@@ -74,7 +81,11 @@ class DataOrder:
     def _index_at(self, position: int) -> int:
         epoch, inside = divmod(position, self.epoch_steps)
         block, offset = divmod(inside, self.block_steps)
-        return epoch * self.epoch_steps + int(_block_order(self, epoch)[block]) * self.block_steps + offset
+        return (
+            epoch * self.epoch_steps
+            + int(_block_order(self, epoch)[block]) * self.block_steps
+            + offset
+        )
 
     def _position_of(self, index: int) -> int:
         epoch, inside = divmod(index, self.epoch_steps)
@@ -93,9 +104,15 @@ def flagged_with(flagged: Iterable[int], more: object) -> tuple[int, ...]:
     Raises:
         UserError: one is not a whole number, or below 0.
     """
-    several = isinstance(more, Iterable) and not isinstance(more, str | bytes) and getattr(more, "ndim", 1) > 0
+    several = (
+        isinstance(more, Iterable)
+        and not isinstance(more, str | bytes)
+        and getattr(more, "ndim", 1) > 0
+    )
     indices = list(more) if several else [more]  # type: ignore[call-overload]
-    return tuple(sorted({*flagged, *(as_whole(index, "a data index", least=0) for index in indices)}))
+    return tuple(
+        sorted({*flagged, *(as_whole(index, "a data index", least=0) for index in indices)})
+    )
 
 
 @lru_cache(maxsize=64)
@@ -108,7 +125,10 @@ def _skipped_positions(order: DataOrder) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _block_order(order: DataOrder, epoch: int) -> np.ndarray:
-    """The block at each place of an epoch. The last block keeps its place where it is shorter than the others."""
+    """The block at each place of an epoch.
+
+    The last block keeps its place where it is shorter than the others.
+    """
     whole, rest = divmod(order.epoch_steps, order.block_steps)
     blocks = np.arange(whole + bool(rest))
     for count, position in enumerate(order.reorders):

@@ -1,7 +1,8 @@
 """Independent copies of what a run trains: the model, its optimizer and the objective, as they belong together.
 
-`copy.deepcopy` alone loses some of it: all attributes of an optimizer but three, hooks on parameters, compiled calls. And what
-a function holds in its closure it shares: a hook of the copy would then change the original.
+`copy.deepcopy` alone loses some of it: all attributes of an optimizer but three, hooks on
+parameters, compiled calls. And what a function holds in its closure it shares: a hook of the copy
+would then change the original.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from trainenv.types import UserError
 Memo = dict[int, Any]  # as `copy.deepcopy` has it: the id of what was copied → its copy
 
 
-def copy_trained(model: nn.Module, optimizer: Optimizer, objective: Any) -> tuple[nn.Module, Optimizer, Any]:
+def copy_trained(
+    model: nn.Module, optimizer: Optimizer, objective: Any
+) -> tuple[nn.Module, Optimizer, Any]:
     """A model, its optimizer and the objective, sharing nothing with the originals.
 
-    Tensors that still hang on the graph of an earlier step (a kept activation, say) are copied without it. What a hook holds of
-    the originals in its closure, the copied hook holds of the copies.
+    Tensors that still hang on the graph of an earlier step (a kept activation, say) are copied
+    without it. What a hook holds of the originals in its closure, the copied hook holds of the
+    copies.
 
     Raises:
         UserError: something in them cannot be copied; it is named.
@@ -39,7 +43,9 @@ def copy_trained(model: nn.Module, optimizer: Optimizer, objective: Any) -> tupl
 
 
 def check_forkable(model: nn.Module, optimizer: Optimizer, objective: Any) -> None:
-    """Refuse what `copy_trained` cannot copy. No weights and moments are copied, so that it costs no memory.
+    """Refuse what `copy_trained` cannot copy.
+
+    No weights and moments are copied, so that it costs no memory.
 
     Raises:
         UserError: something cannot be copied; it is named.
@@ -48,16 +54,28 @@ def check_forkable(model: nn.Module, optimizer: Optimizer, objective: Any) -> No
     _copied(model, optimizer, objective, {id(tensor): tensor for tensor in kept}, check=True)
 
 
-def _copied(model: nn.Module, optimizer: Optimizer, objective: Any, known: Memo, *, check: bool = False) -> Any:
+def _copied(
+    model: nn.Module, optimizer: Optimizer, objective: Any, known: Memo, *, check: bool = False
+) -> Any:
     memo = dict(known)
     try:
         try:
-            copies = copy.deepcopy(model, memo), copy.deepcopy(objective, memo), _copy_optimizer(optimizer, memo)
+            copies = (
+                copy.deepcopy(model, memo),
+                copy.deepcopy(objective, memo),
+                _copy_optimizer(optimizer, memo),
+            )
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # torch refuses tensors that are no leaves of a graph; to look for them takes time
+        except (
+            RuntimeError
+        ):  # torch refuses tensors that are no leaves of a graph; to look for them takes time
             memo = dict(known) | _detached(model, objective, optimizer)
-            copies = copy.deepcopy(model, memo), copy.deepcopy(objective, memo), _copy_optimizer(optimizer, memo)
+            copies = (
+                copy.deepcopy(model, memo),
+                copy.deepcopy(objective, memo),
+                _copy_optimizer(optimizer, memo),
+            )
         _follow(model, memo)
         if isinstance(objective, nn.Module):
             _follow(objective, memo)
@@ -77,17 +95,26 @@ def _copied(model: nn.Module, optimizer: Optimizer, objective: Any, known: Memo,
 def _copy_optimizer(optimizer: Any, memo: Memo) -> Any:
     """An optimizer with all of its attributes, and those that it holds; `Optimizer.__getstate__` keeps three attributes."""
     kind = type(optimizer)
-    own = hasattr(kind, "__deepcopy__") or getattr(kind, "__getstate__", None) is not Optimizer.__getstate__
+    own = (
+        hasattr(kind, "__deepcopy__")
+        or getattr(kind, "__getstate__", None) is not Optimizer.__getstate__
+    )
     if id(optimizer) in memo or (own and isinstance(optimizer, Optimizer)):
         return copy.deepcopy(optimizer, memo)
     made = memo[id(optimizer)] = object.__new__(kind)
     for inner in held_optimizers(optimizer):
         _copy_optimizer(inner, memo)
     for name, value in vars(optimizer).items():
-        if not hasattr(value, "_wrapped_by_lr_sched"):  # a scheduler's `step`, which steps the original
+        if not hasattr(
+            value, "_wrapped_by_lr_sched"
+        ):  # a scheduler's `step`, which steps the original
             vars(made)[name] = copy.deepcopy(value, memo)
             if name not in ("state", "param_groups", "defaults"):
-                _rekey(vars(made)[name], [id(p) for group in optimizer.param_groups for p in group["params"]], memo)
+                _rekey(
+                    vars(made)[name],
+                    [id(p) for group in optimizer.param_groups for p in group["params"]],
+                    memo,
+                )
     _follow(optimizer, memo)
     return made
 
@@ -117,7 +144,9 @@ def _follow(original: Any, memo: Memo) -> None:
             if isinstance(value, FunctionType):
                 made.__dict__[name] = _followed(value, memo)
             elif isinstance(value, dict) and "hooks" in name:
-                value.update({key: _followed(hook, memo, stateful=True) for key, hook in value.items()})
+                value.update(
+                    {key: _followed(hook, memo, stateful=True) for key, hook in value.items()}
+                )
         if getattr(holder, "_compiled_call_impl", None) is not None:
             made._compiled_call_impl = _compiled_alike(holder, made)
 
@@ -128,7 +157,8 @@ def _followed(function: Any, memo: Memo, *, stateful: bool = False) -> Any:
     Args:
         function: anything; what is no function is returned as it is.
         memo: copies that were made so far.
-        stateful: copy what the closure holds of its own too, as that of a hook that averages the weights.
+        stateful: copy what the closure holds of its own too, as that of a hook that averages the
+            weights.
     """
     if not isinstance(function, FunctionType):
         return function
@@ -140,9 +170,13 @@ def _followed(function: Any, memo: Memo, *, stateful: bool = False) -> Any:
             _copy_state(part, memo)
     if not any(id(part) in memo for part in (*held, *defaults)):
         return function
-    closure = tuple(CellType(memo[id(part)]) if id(part) in memo else cell for cell, part in zip(cells, held))
+    closure = tuple(
+        CellType(memo[id(part)]) if id(part) in memo else cell for cell, part in zip(cells, held)
+    )
     given = tuple(memo.get(id(part), part) for part in defaults)
-    made = FunctionType(function.__code__, function.__globals__, function.__name__, given or None, closure)
+    made = FunctionType(
+        function.__code__, function.__globals__, function.__name__, given or None, closure
+    )
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     return made
@@ -150,7 +184,9 @@ def _followed(function: Any, memo: Memo, *, stateful: bool = False) -> Any:
 
 def _copy_state(value: Any, memo: Memo) -> None:
     """Put a copy of a module, a tensor, a container or a plain object into the memo; what cannot be copied stays shared."""
-    if id(value) in memo or not (isinstance(value, Tensor | dict | list | set | deque) or hasattr(value, "__dict__")):
+    if id(value) in memo or not (
+        isinstance(value, Tensor | dict | list | set | deque) or hasattr(value, "__dict__")
+    ):
         return
     if isinstance(value, type | FunctionType | ModuleType | Logger):
         return
@@ -173,7 +209,9 @@ def _compiled_alike(original: nn.Module, made: nn.Module) -> Any:
     held = dict(zip(call.__code__.co_freevars, (_content(cell) for cell in call.__closure__ or ())))
     context = held.get("self")
     if not callable(context):
-        raise UserError("the run cannot be forked: a module was compiled in place; take torch.compile(module) instead")
+        raise UserError(
+            "the run cannot be forked: a module was compiled in place; take torch.compile(module) instead"
+        )
     return context(made._call_impl)
 
 
@@ -183,7 +221,9 @@ def _copy_hooks(parameters: list[Tensor], memo: Memo) -> None:
         made = memo.get(id(parameter))
         if made is None or made is parameter:
             continue
-        made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(parameter).items()})
+        made.__dict__.update(
+            {name: copy.deepcopy(value, memo) for name, value in vars(parameter).items()}
+        )
         trained = made.requires_grad
         for hooks, register in (
             (parameter._backward_hooks, made.register_hook),
@@ -191,13 +231,21 @@ def _copy_hooks(parameters: list[Tensor], memo: Memo) -> None:
         ):
             for hook in (hooks or {}).values():
                 made.requires_grad_()  # a frozen one takes no hook
-                register(_followed(hook, memo, stateful=True) if isinstance(hook, FunctionType) else copy.deepcopy(hook, memo))
+                register(
+                    _followed(hook, memo, stateful=True)
+                    if isinstance(hook, FunctionType)
+                    else copy.deepcopy(hook, memo)
+                )
         made.requires_grad_(trained)
 
 
 def _parameters(model: nn.Module, optimizer: Any, objective: Any) -> list[Tensor]:
     own = objective.parameters() if isinstance(objective, nn.Module) else ()
-    every = [*model.parameters(), *own, *(p for group in optimizer.param_groups for p in group["params"])]
+    every = [
+        *model.parameters(),
+        *own,
+        *(p for group in optimizer.param_groups for p in group["params"]),
+    ]
     return list({id(p): p for p in every}.values())
 
 

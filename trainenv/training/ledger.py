@@ -1,21 +1,18 @@
-"""Every FLOP, by purpose. Compute that was spent stays spent: restoring a snapshot never takes anything off the ledger."""
+"""Every FLOP, by purpose.
+
+Compute that was spent stays spent: restoring a snapshot never takes anything off the ledger.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-from torch import nn
-
-from trainenv.types import UserError, as_number
-
-Purpose = Literal["main", "rewound", "verify", "plan", "evaluate", "model"]
-PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+from trainenv.types import PURPOSES, Purpose, UserError, as_number
 
 
 class Ledger:
     """FLOPs spent so far.
 
-    main: steps that the run kept; rewound: steps of the run that were thrown away; verify: steps of branches; plan: drafting;
+    main: steps that the run kept; rewound: steps of the run that were thrown away; verify: steps of
+    branches; plan: drafting;
     evaluate: validation and probes; model: training the world model.
     """
 
@@ -50,17 +47,7 @@ class Ledger:
         self._flops = {purpose: float(flops.get(purpose, 0.0)) for purpose in PURPOSES}
 
     def __repr__(self) -> str:
-        spent = ", ".join(f"{purpose} {flops:.3g}" for purpose, flops in self._flops.items() if flops)
+        spent = ", ".join(
+            f"{purpose} {flops:.3g}" for purpose, flops in self._flops.items() if flops
+        )
         return f"Ledger({spent or 'empty'})"
-
-
-def flops_per_token(model: nn.Module, context: int | None = None) -> float:
-    """FLOPs of a forward and backward pass for one token: 6N + 12·L·W·T (Chowdhery 2022, PaLM, appendix B).
-
-    N counts each parameter once, less position embeddings. The attention term needs a transformers-style `model.config`
-    and a context length; without them it is left out. Never 0: budgets are divided by it.
-    """
-    parameters = max(1, sum(p.numel() for name, p in model.named_parameters() if "wpe" not in name))
-    config = getattr(model, "config", None)
-    layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
-    return 6.0 * parameters + 12.0 * layers * width * (context or 0)

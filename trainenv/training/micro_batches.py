@@ -45,14 +45,22 @@ def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) ->
     """
     if isinstance(data, Batch):
         if not data.micro:
-            raise UserError(f"a Batch must hold at least one micro-batch, found none at data index {index}")
+            raise UserError(
+                f"a Batch must hold at least one micro-batch, found none at data index {index}"
+            )
         return data
     if accumulation == 1:
         return Batch(micro=(data,), index=index)
-    if isinstance(data, list | tuple) and len(data) == accumulation and not _is_one_batch(data, accumulation, bare):
+    if (
+        isinstance(data, list | tuple)
+        and len(data) == accumulation
+        and not _is_one_batch(data, accumulation, bare)
+    ):
         _check_not_shifted(data, bare)
         return Batch(micro=tuple(data), index=index)
-    if isinstance(data, Tensor | Mapping) or (isinstance(data, list | tuple) and _is_one_batch(data, accumulation, bare)):
+    if isinstance(data, Tensor | Mapping) or (
+        isinstance(data, list | tuple) and _is_one_batch(data, accumulation, bare)
+    ):
         return Batch(micro=_cut(data, accumulation), index=index)
     raise _indivisible(data, accumulation)
 
@@ -78,7 +86,9 @@ def token_count(micro: Any) -> int:
 
 def pass_size(micro: Any) -> int:
     """Tokens that a pass works on, by which its FLOPs are counted; else its rows. 1 or more."""
-    return token_count(micro) or max((_rows_of(array) for array in itertools.islice(_arrays(micro), 1)), default=1)
+    return token_count(micro) or max(
+        (_rows_of(array) for array in itertools.islice(_arrays(micro), 1)), default=1
+    )
 
 
 def labelled(micro_batches: Sequence[Any]) -> list[int | Tensor]:
@@ -122,7 +132,7 @@ def host_reads_are_free(tensor: Tensor) -> bool:
     return tensor.is_cpu
 
 
-# ── cutting up ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── cutting up ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _is_one_batch(data: list[Any] | tuple[Any, ...], accumulation: int, bare: bool) -> bool:
@@ -130,7 +140,10 @@ def _is_one_batch(data: list[Any] | tuple[Any, ...], accumulation: int, bare: bo
     lengths = [len(array) for array in _arrays(data) if array.ndim]
     if bare or max(lengths, default=0) < accumulation:
         return False
-    kinds = {(part.dtype, part.ndim) if isinstance(part, Tensor | np.ndarray) else type(part) for part in data}
+    kinds = {
+        (part.dtype, part.ndim) if isinstance(part, Tensor | np.ndarray) else type(part)
+        for part in data
+    }
     if hasattr(data, "_fields"):
         return True
     if len(kinds) > 1:
@@ -146,7 +159,13 @@ def _check_not_shifted(data: Sequence[Any], bare: bool) -> None:
         return
     x, y = data
     free = host_reads_are_free(x) and host_reads_are_free(y)
-    likely = free and x.dim() == 2 and x.shape == y.shape and x.shape[1] > 1 and not x.is_floating_point()
+    likely = (
+        free
+        and x.dim() == 2
+        and x.shape == y.shape
+        and x.shape[1] > 1
+        and not x.is_floating_point()
+    )
     if likely and torch.equal(x[:, 1:], y[:, :-1]) and not torch.equal(x, y):
         raise UserError(
             "a list of 2 tensors holds two micro-batches, but the second of these is the first shifted by a token; return "
@@ -172,7 +191,9 @@ def _cut(data: Any, parts: int) -> tuple[Any, ...]:
             f"of a {type(data).__name__}; return other rows, or a list of {parts} micro-batches"
         )
     size = rows // parts
-    return tuple(_rows(data, rows, slice(size * place, size * (place + 1))) for place in range(parts))
+    return tuple(
+        _rows(data, rows, slice(size * place, size * (place + 1))) for place in range(parts)
+    )
 
 
 def _rows(data: Any, rows: int, which: slice) -> Any:
@@ -189,7 +210,11 @@ def _rows(data: Any, rows: int, which: slice) -> Any:
 
 
 def _indivisible(data: Any, parts: int) -> UserError:
-    length = "" if (isinstance(data, Tensor) and not data.dim()) or not isinstance(data, Sized) else f" of length {len(data)}"
+    length = (
+        ""
+        if (isinstance(data, Tensor) and not data.dim()) or not isinstance(data, Sized)
+        else f" of length {len(data)}"
+    )
     return UserError(
         f"with accumulation {parts}, batches(index) must return a tensor, a mapping or a tuple of tensors of a multiple of "
         f"{parts} rows, or a sequence of {parts} micro-batches; found {type(data).__name__}{length}"
@@ -200,7 +225,7 @@ def _alike(data: list[Any] | tuple[Any, ...], parts: list[Any]) -> Any:
     return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
 
 
-# ── counting ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── counting ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _rows_of(array: Tensor | np.ndarray) -> int:
@@ -254,19 +279,26 @@ def _counted(micro: Any) -> int | _Marks:
 
 
 def _counted_by_name(micro: Mapping[Any, Any]) -> int | _Marks:
-    named = {name: _tensor(part) for name, part in micro.items() if isinstance(part, Tensor | np.ndarray)}
+    named = {
+        name: _tensor(part) for name, part in micro.items() if isinstance(part, Tensor | np.ndarray)
+    }
     inputs = named.get("input_ids")
     if inputs is None:
-        inputs = next((t for name, t in named.items() if name not in _MASKS and _is_integer(t)), None)
+        inputs = next(
+            (t for name, t in named.items() if name not in _MASKS and _is_integer(t)), None
+        )
     labels = next((named[name] for name in _LABELS if name in named), None)
     if labels is not None:
         if not _is_integer(labels):
             return _rows_of(labels)
-        marks, mask = labels != IGNORED, named.get("loss_mask")
+        marks = labels != IGNORED
+        mask = named.get("loss_mask")
         if mask is not None and mask.shape == marks.shape:
             marks = marks & (mask != 0)
         return _Marks.of(marks, labels, inputs)
-    mask = next((named[name] for name in _MASKS if name in named and named[name].ndim in (1, 2)), None)
+    mask = next(
+        (named[name] for name in _MASKS if name in named and named[name].ndim in (1, 2)), None
+    )
     if mask is None or inputs is None:
         return pass_size(micro)
     return _Marks.of(mask != 0, inputs, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -23,8 +23,12 @@ from trainenv.types import UserError
 def pick(name: str) -> torch.device:
     """`auto` is the GPU where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but torch finds none; take device: auto, or install a CUDA build of torch")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+        raise UserError(
+            "device cuda was asked for, but torch finds none; take device: auto, or install a CUDA build of torch"
+        )
+    return torch.device(
+        "cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu"
+    )
 
 
 @contextmanager
@@ -33,13 +37,17 @@ def settings(config: TrainingConfig) -> Iterator[None]:
 
     They are the process's: of its threads, one at a time is inside.
 
-    Bits depend on the number of threads. On the CPU our kernels never vary from call to call; on a GPU some do unless told.
+    Bits depend on the number of threads. On the CPU our kernels never vary from call to call; on a
+    GPU some do unless told.
     """
     with rng.exclusive():
-        threads, wanted = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        threads = torch.get_num_threads()
+        wanted = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; else torch refuses matmuls
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # read when cuBLAS starts; else torch refuses matmuls
             torch.use_deterministic_algorithms(True)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -50,10 +58,13 @@ def settings(config: TrainingConfig) -> Iterator[None]:
             torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
 
 
-def numerics(model: nn.Module, optimizer: Optimizer, device: torch.device, config: TrainingConfig) -> dict[str, Any]:
+def numerics(
+    model: nn.Module, optimizer: Optimizer, device: torch.device, config: TrainingConfig
+) -> dict[str, Any]:
     """Everything that a run's bits depend on beside its state, as JSON values: a run restored under the same goes on to the bit.
 
-    `matmul` is torch's word for how float32 products may be rounded ("tf32", "bf16"; None where torch cannot say).
+    `matmul` is torch's word for how float32 products may be rounded ("tf32", "bf16"; None where
+    torch cannot say).
     """
     modules = list(model.modules())
     dtypes = {p.dtype for module in modules for p in module.parameters(recurse=False)}
@@ -64,7 +75,9 @@ def numerics(model: nn.Module, optimizer: Optimizer, device: torch.device, confi
         "numpy": np.__version__,
         "transformers": _version("transformers"),
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
         "threads": config.threads or torch.get_num_threads(),
         "precision": config.precision,
         "matmul": getattr(getattr(backend, "matmul", None), "fp32_precision", None),
@@ -82,8 +95,12 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    # `torch.compile(model)` wraps, `model.compile()` does not. The wrapper's class lies in a module that is slow to import.
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+    # `torch.compile(model)` wraps, `model.compile()` does not. The wrapper's class lies in a module
+    # that is slow to import.
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+    )
 
 
 @cache
@@ -93,3 +110,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which losses are computed at the precision that is configured."""
+    if config.precision == "fp32":
+        return nullcontext()
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    return torch.autocast(device.type, kind)

@@ -1,6 +1,7 @@
 """Attributes of an optimizer as tensors and JSON, and back: containers with any keys, arrays, generators of random numbers.
 
-What JSON lacks is a mapping with one key, its tag: `{"<deque>": […]}`. Parameters are named by their place in the optimizer.
+What JSON lacks is a mapping with one key, its tag: `{"<deque>": […]}`. Parameters are named by
+their place in the optimizer.
 """
 
 from __future__ import annotations
@@ -39,15 +40,34 @@ _TORCH = (  # attributes that torch itself gives an optimizer
 )
 _BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
 _DTYPES = {
-    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64),
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+    ),
+    *(
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex64,
+        torch.complex128,
+    ),
     *(torch.float8_e4m3fn, torch.float8_e5m2),
 }
 _FACTORIES = {kind.__name__: kind for kind in (int, float, list, dict, set, deque)}
 _MAPPINGS: dict[str, Callable[[], dict[Any, Any]]] = {
     "OrderedDict": OrderedDict,
     "Counter": Counter,
-    **{f"defaultdict {name}": partial(defaultdict, factory) for name, factory in _FACTORIES.items()},
+    **{
+        f"defaultdict {name}": partial(defaultdict, factory) for name, factory in _FACTORIES.items()
+    },
 }
 
 
@@ -68,7 +88,11 @@ def saved_attributes(optimizer: Optimizer) -> dict[str, Any]:
 
 def attribute_names(optimizer: Optimizer) -> list[str] | None:
     """Names of an optimizer's attributes, saved or not; None for one of torch's own without any."""
-    names = sorted(name for name in vars(optimizer) if name not in _TORCH and not name.startswith("_optimizer_"))
+    names = sorted(
+        name
+        for name in vars(optimizer)
+        if name not in _TORCH and not name.startswith("_optimizer_")
+    )
     return names if names or not type(optimizer).__module__.startswith("torch.optim") else None
 
 
@@ -89,7 +113,9 @@ def load_attributes(optimizer: Optimizer, saved: Mapping[str, Any], copies: Copi
     reader = _Reader(optimizer, copies)
     with torch.no_grad():
         for name, value in saved.items():
-            if not callable(getattr(type(optimizer), name, None)):  # a method, which no snapshot of ours replaces
+            if not callable(
+                getattr(type(optimizer), name, None)
+            ):  # a method, which no snapshot of ours replaces
                 setattr(optimizer, name, reader.of(value, vars(optimizer).get(name), name))
 
 
@@ -97,18 +123,41 @@ def held_optimizers(optimizer: Optimizer) -> list[Optimizer]:
     """Other optimizers in the attributes of one, also in lists, tuples and dicts; each once."""
     found = {}
     for value in vars(optimizer).values():
-        parts = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
-        found.update({id(part): part for part in parts if isinstance(part, Optimizer) and part is not optimizer})
+        parts = (
+            value.values()
+            if type(value) is dict
+            else value
+            if type(value) in (list, tuple)
+            else (value,)
+        )
+        found.update(
+            {
+                id(part): part
+                for part in parts
+                if isinstance(part, Optimizer) and part is not optimizer
+            }
+        )
     return list(found.values())
 
 
 def _known(optimizer: Optimizer) -> dict[str, Any]:
     """Containers that the state dict covers, by path: an attribute may be one of them."""
     places = {id(p): place for place, p in enumerate(_parameters(optimizer))}
-    entries = {f"state/{places[id(p)]}": entry for p, entry in optimizer.state.items() if id(p) in places}
-    groups: dict[str, Any] = {f"param_groups/{place}": group for place, group in enumerate(optimizer.param_groups)}
-    groups |= {f"param_groups/{place}/params": group["params"] for place, group in enumerate(optimizer.param_groups)}
-    whole = {"/state": optimizer.state, "/param_groups": optimizer.param_groups, "/defaults": optimizer.defaults}
+    entries = {
+        f"state/{places[id(p)]}": entry for p, entry in optimizer.state.items() if id(p) in places
+    }
+    groups: dict[str, Any] = {
+        f"param_groups/{place}": group for place, group in enumerate(optimizer.param_groups)
+    }
+    groups |= {
+        f"param_groups/{place}/params": group["params"]
+        for place, group in enumerate(optimizer.param_groups)
+    }
+    whole = {
+        "/state": optimizer.state,
+        "/param_groups": optimizer.param_groups,
+        "/defaults": optimizer.defaults,
+    }
     return whole | {f"/{path}": value for path, value in (entries | groups).items()}
 
 
@@ -121,12 +170,15 @@ class _Writer:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._places = {id(p): place for place, p in enumerate(_parameters(optimizer))}
-        self._met = {id(value): path for path, value in _known(optimizer).items()}  # by the id of a container
+        self._met = {
+            id(value): path for path, value in _known(optimizer).items()
+        }  # by the id of a container
         self._open: set[int] = set()  # of containers, one in the other
         self._alive: list[Any] = []  # what has an id above keeps it
 
     def attribute(self, name: str, value: Any) -> Any:
-        met, self._open = dict(self._met), set()
+        met = dict(self._met)
+        self._open = set()
         try:
             return self._of(value, name)
         except _Unsaved:
@@ -182,7 +234,14 @@ class _Writer:
             return {"<bytearray>": value.hex()}
         if type(value) is np.ndarray:  # a masked one is more than its bytes
             dtype, shape, order, data = _bytes_of(value)
-            return {"<array>": [dtype, shape, order, torch.from_numpy(np.frombuffer(data, np.uint8).copy())]}
+            return {
+                "<array>": [
+                    dtype,
+                    shape,
+                    order,
+                    torch.from_numpy(np.frombuffer(data, np.uint8).copy()),
+                ]
+            }
         if isinstance(value, torch.Generator):
             return {"<generator>": [str(value.device), value.get_state()]}
         if isinstance(value, np.random.Generator):
@@ -199,9 +258,15 @@ class _Writer:
         if id(value) in self._places:
             return {"<parameter>": self._places[id(value)]}
         whole = value.layout == torch.strided and value.dtype in _DTYPES and not value.is_meta
-        if not whole or type(value).__torch_dispatch__ != Tensor.__torch_dispatch__:  # one made of others
+        if (
+            not whole or type(value).__torch_dispatch__ != Tensor.__torch_dispatch__
+        ):  # one made of others
             raise _Unsaved
-        return {"<own parameter>": [value.requires_grad, value]} if isinstance(value, nn.Parameter) else value
+        return (
+            {"<own parameter>": [value.requires_grad, value]}
+            if isinstance(value, nn.Parameter)
+            else value
+        )
 
     def _row(self, parts: Iterable[Any], path: str) -> list[Any]:
         return [self._of(part, f"{path}/{place}") for place, part in enumerate(parts)]
@@ -211,13 +276,17 @@ class _Writer:
         return sorted((self._key(part) for part in parts), key=json.dumps)
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
-        parts, left_out = [], 0
+        parts = []
+        left_out = 0
         for place, (key, part) in enumerate(value.items()):
-            met, still_open = dict(self._met), set(self._open)
+            met = dict(self._met)
+            still_open = set(self._open)
             try:
                 saved = self._of(part, f"{path}/{place}")
             except _Unsaved:  # a function, say: what is there stays
-                self._met, self._open, saved = met, still_open, {"<live>": True}
+                self._met = met
+                self._open = still_open
+                saved = {"<live>": True}
                 left_out += 1
             parts.append([self._key(key), saved])
         if left_out and left_out == len(parts):
@@ -240,8 +309,15 @@ class _Writer:
             return {"<id>": self._places[key]}
         if isinstance(key, tuple | frozenset):
             parts = [self._key(part) for part in key]
-            return {"<tuple>": parts} if isinstance(key, tuple) else {"<frozenset>": sorted(parts, key=json.dumps)}
-        known = isinstance(key, np.generic | int | float | str | bytes | complex | torch.device | torch.dtype | None)
+            return (
+                {"<tuple>": parts}
+                if isinstance(key, tuple)
+                else {"<frozenset>": sorted(parts, key=json.dumps)}
+            )
+        known = isinstance(
+            key,
+            np.generic | int | float | str | bytes | complex | torch.device | torch.dtype | None,
+        )
         if id(key) not in self._places and (isinstance(key, Enum) or not known):
             raise _Unsaved
         return self._of(key, "")
@@ -251,7 +327,8 @@ class _Reader:
     """Attributes from tensors and JSON, written into what is there: whoever holds a container, as a closure, sees it change."""
 
     def __init__(self, optimizer: Optimizer, copies: Copies) -> None:
-        self._copies, self._parameters = copies, _parameters(optimizer)
+        self._copies = copies
+        self._parameters = _parameters(optimizer)
         self._made = _known(optimizer)  # containers, by path
         self._used = {id(value) for value in self._made.values()}
 
@@ -259,15 +336,26 @@ class _Reader:
         if isinstance(saved, Tensor):
             return self._copies.of(saved, live if _writable(live) else None)
         if isinstance(saved, list):  # a tuple or the like too, in snapshots from before tags
-            return self._read_tuple(saved, live, path) if isinstance(live, tuple) else self._list(saved, live, path)
+            return (
+                self._read_tuple(saved, live, path)
+                if isinstance(live, tuple)
+                else self._list(saved, live, path)
+            )
         if not isinstance(saved, Mapping):
             return saved
         tag, value = next(iter(saved.items())) if len(saved) == 1 else ("", None)
-        if tag == "generator" and isinstance(live, torch.Generator):  # in snapshots from before tags
-            tag, value = "<generator>", [str(live.device), value]
+        if tag == "generator" and isinstance(
+            live, torch.Generator
+        ):  # in snapshots from before tags
+            tag = "<generator>"
+            value = [str(live.device), value]
         if tag == "<same>":
             return self._made.get(str(value), live)
-        read = getattr(self, "_read_" + tag[1:-1].replace(" ", "_"), None) if tag.startswith("<") else None
+        read = (
+            getattr(self, "_read_" + tag[1:-1].replace(" ", "_"), None)
+            if tag.startswith("<")
+            else None
+        )
         if read is None:
             return self._pairs([[key, part] for key, part in saved.items()], live, path)
         return read(value, live, path)
@@ -303,7 +391,9 @@ class _Reader:
                 parts += [(known, have[known])] if known in have else []
             else:
                 parts.append((known, self.of(part, have.get(known), f"{path}/{place}")))
-        made = self._claim(live, MutableMapping, path, lambda: copy.copy(live) if isinstance(live, dict) else {})
+        made = self._claim(
+            live, MutableMapping, path, lambda: copy.copy(live) if isinstance(live, dict) else {}
+        )
         made.clear()
         for known, part in parts:
             made[known] = part
@@ -338,10 +428,16 @@ class _Reader:
 
     def _read_array(self, saved: Any, live: Any, path: str) -> Any:
         dtype, shape, order, data = saved
-        found = np.frombuffer(data.cpu().numpy().tobytes(), np.dtype(dtype)).reshape(shape, order=order)
-        same = isinstance(live, np.ndarray) and live.dtype == found.dtype and live.shape == found.shape
+        found = np.frombuffer(data.cpu().numpy().tobytes(), np.dtype(dtype)).reshape(
+            shape, order=order
+        )
+        same = (
+            isinstance(live, np.ndarray) and live.dtype == found.dtype and live.shape == found.shape
+        )
         fits = same and live.flags.writeable and _order(live) == order
-        made = self._claim(live if fits else None, np.ndarray, path, lambda: found.copy(order=order))
+        made = self._claim(
+            live if fits else None, np.ndarray, path, lambda: found.copy(order=order)
+        )
         made[...] = found
         return made
 
@@ -356,7 +452,12 @@ class _Reader:
     def _read_numpy_generator(self, saved: Any, live: Any, path: str) -> Any:
         inner = live.bit_generator if isinstance(live, np.random.Generator) else None
         bits = self.of(saved, inner, f"{path}/bits")
-        return self._claim(live if bits is inner else None, np.random.Generator, path, lambda: np.random.Generator(bits))
+        return self._claim(
+            live if bits is inner else None,
+            np.random.Generator,
+            path,
+            lambda: np.random.Generator(bits),
+        )
 
     def _read_bit_generator(self, saved: Any, live: Any, path: str) -> Any:
         state = self.of(saved, None, f"{path}/state")
@@ -370,7 +471,9 @@ class _Reader:
         state = self.of(saved, None, f"{path}/state")
         fits = live if isinstance(live, np.random.RandomState) and _same_kind(live, state) else None
         name = str(state["bit_generator"])
-        made = self._claim(fits, np.random.RandomState, path, lambda: np.random.RandomState(_bits(name)))
+        made = self._claim(
+            fits, np.random.RandomState, path, lambda: np.random.RandomState(_bits(name))
+        )
         made.set_state(state)
         return made
 
@@ -387,10 +490,18 @@ class _Reader:
 
     def _read_own_parameter(self, saved: Any, live: Any, path: str) -> Any:
         found = self._copies.of(saved[1], live if _writable(live) else None)
-        return found if isinstance(found, nn.Parameter) else nn.Parameter(found, requires_grad=saved[0])
+        return (
+            found
+            if isinstance(found, nn.Parameter)
+            else nn.Parameter(found, requires_grad=saved[0])
+        )
 
     def _read_enum(self, saved: Any, live: Any, path: str) -> Any:
-        return type(live)[saved] if isinstance(live, Enum) and saved in type(live).__members__ else live
+        return (
+            type(live)[saved]
+            if isinstance(live, Enum) and saved in type(live).__members__
+            else live
+        )
 
     def _read_int(self, saved: Any, live: Any, path: str) -> Any:
         return int(saved)
@@ -427,7 +538,11 @@ def _order(array: Any) -> Any:
 
 def _writable(live: Any) -> bool:
     """Tell tensors that can be copied into from those whose elements share memory, and from those made in inference mode."""
-    return isinstance(live, Tensor) and not live.is_inference() and (live.numel() < 2 or 0 not in live.stride())
+    return (
+        isinstance(live, Tensor)
+        and not live.is_inference()
+        and (live.numel() < 2 or 0 not in live.stride())
+    )
 
 
 def _bits(name: str) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from trainenv.config.schema import OptimizerConfig
+from trainenv.models.spec import spec_of
 from trainenv.training.copies import Copies
 from trainenv.training.optimizer_attributes import (
     attribute_names,
@@ -30,15 +31,24 @@ _OURS = (
     "attribute_names",
 )  # of a saved state; the rest is what a class of optimizers adds
 _INNER = "<inner>"  # among saved attributes: what optimizers inside have of their own
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
+MOMENTS = (
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "momentum_buffer",
+)  # of their parameter's shape
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Fused AdamW (Loshchilov & Hutter 2019); matrices decay; biases, norms and position embeddings don't."""
+    spec = spec_of(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.dim() >= 2 and "wpe" not in name]
-    kept = [p for name, p in named if p.dim() < 2 or "wpe" in name]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    decayed = [p for name, p in named if spec.decays(name, p)]
+    kept = [p for name, p in named if not spec.decays(name, p)]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
@@ -46,11 +56,14 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 def base_rates(optimizer: Optimizer) -> Rates:
     """Learning rate and weight decay of each group: with a scheduler attached, those from before it changed them."""
     return [
-        (float(group.get("initial_lr", group["lr"])), float(group.get("weight_decay") or 0.0)) for group in optimizer.param_groups
+        (float(group.get("initial_lr", group["lr"])), float(group.get("weight_decay") or 0.0))
+        for group in optimizer.param_groups
     ]
 
 
-def set_rates(optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_factor: float) -> None:
+def set_rates(
+    optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_factor: float
+) -> None:
     """Write base × factor into the groups, every step anew: nothing that reloads an optimizer can undo an intervention."""
     for group, (lr, weight_decay) in zip(optimizer.param_groups, base):
         if isinstance(group["lr"], Tensor):
@@ -70,7 +83,9 @@ def own_rates(optimizer: Optimizer) -> None:
 
 def has_modes(optimizer: Optimizer) -> bool:
     """Look for `train()` and `eval()`: such an optimizer evaluates other weights than it trains (Defazio 2024)."""
-    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+    return callable(getattr(optimizer, "train", None)) and callable(
+        getattr(optimizer, "eval", None)
+    )
 
 
 def train(optimizer: Optimizer) -> None:
@@ -104,7 +119,10 @@ def evaluating(optimizer: Optimizer) -> Iterator[None]:
 
 def _marks(optimizer: Optimizer) -> list[bool]:
     """Truth values in which an optimizer may note its mode."""
-    noted = [*vars(optimizer).values(), *(value for group in optimizer.param_groups for value in group.values())]
+    noted = [
+        *vars(optimizer).values(),
+        *(value for group in optimizer.param_groups for value in group.values()),
+    ]
     return [value for value in noted if isinstance(value, bool)]
 
 
@@ -129,14 +147,19 @@ def reset_moments(optimizer: Optimizer) -> None:
 def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Load a state dict that went through JSON, into the tensors that the optimizer has; what it lacks is cloned.
 
-    `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's own. It also casts state to
-    the dtype of the parameters and makes new tensors of those in the groups: both are put right after it.
+    `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's
+    own. It also casts state to the dtype of the parameters and makes new tensors of those in the
+    groups: both are put right after it.
     """
-    copies, live = Copies(), [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
+    copies = Copies()
+    live = [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[Any, Any] = {}
     with torch.no_grad():
-        groups = [copies.of(saved, now) for now, saved in zip(optimizer.param_groups, state["param_groups"])]
+        groups = [
+            copies.of(saved, now)
+            for now, saved in zip(optimizer.param_groups, state["param_groups"])
+        ]
         owners = dict(zip((place for group in groups for place in group["params"]), parameters))
         for key, saved in state["state"].items():
             place = int(key) if str(key).isdigit() else key  # not every key is a parameter's place
@@ -146,10 +169,14 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     for one, live_groups, live_state in live:
         _keep_shared(one, live_groups, live_state)
     for loaded, group in zip(optimizer.param_groups, groups):
-        loaded.update({name: value for name, value in group.items() if any(True for _ in tensors_of(value))})
+        loaded.update(
+            {name: value for name, value in group.items() if any(True for _ in tensors_of(value))}
+        )
     for place, parameter in owners.items():
         loaded = optimizer.state.get(parameter, {})
-        for name in entries.get(place, {}).keys() & loaded.keys() - {"step"}:  # whose dtype depends on `fused` and `capturable`
+        for name in entries.get(place, {}).keys() & loaded.keys() - {
+            "step"
+        }:  # whose dtype depends on `fused` and `capturable`
             loaded[name] = _uncast(entries[place][name], loaded[name])
     saved = state.get("attributes", {})
     if saved:
@@ -159,7 +186,9 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     for one, names in zip(every, state.get("attribute_names", ())):
         if names is not None:
             drop_later_attributes(one, names)
-    load_attributes(optimizer, {name: value for name, value in saved.items() if name != _INNER}, copies)
+    load_attributes(
+        optimizer, {name: value for name, value in saved.items() if name != _INNER}, copies
+    )
     for inner, part in zip(every[1:], saved.get(_INNER, ())):
         if "state" in part:
             load_state(inner, part)
@@ -180,7 +209,8 @@ def state_of(optimizer: Optimizer) -> dict[str, Any]:
 def names_of(optimizer: Optimizer) -> dict[str, Any]:
     """Names of all attributes, of the optimizer and of those inside it, to be saved beside its state; none for torch's own.
 
-    By them a restore knows which attributes came later. No step depends on them, so that they are in no fingerprint.
+    By them a restore knows which attributes came later. No step depends on them, so that they are
+    in no fingerprint.
     """
     names = [attribute_names(one) for one in _with_inner(optimizer)]
     return {"attribute_names": names} if any(found is not None for found in names) else {}
@@ -199,7 +229,9 @@ def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
     """An optimizer and those that it is made around, which may share its groups and its state."""
     found = [optimizer]
     for one in found:  # grows meanwhile
-        found += [inner for inner in held_optimizers(one) if all(inner is not other for other in found)]
+        found += [
+            inner for inner in held_optimizers(one) if all(inner is not other for other in found)
+        ]
     return found
 
 
@@ -224,7 +256,10 @@ def _uncast(value: Any, cast: Any) -> Any:
     if isinstance(value, Tensor) and isinstance(cast, Tensor):
         return cast if cast.dtype == value.dtype else value.to(cast.device)
     if isinstance(value, dict) and isinstance(cast, dict):
-        return {name: _uncast(part, cast[name]) if name in cast else part for name, part in value.items()}
+        return {
+            name: _uncast(part, cast[name]) if name in cast else part
+            for name, part in value.items()
+        }
     if isinstance(value, list | tuple) and isinstance(cast, list | tuple):
         return type(cast)(_uncast(part, old) for part, old in zip(value, cast))
     return cast

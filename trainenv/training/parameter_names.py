@@ -24,7 +24,8 @@ def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 def plain(model: nn.Module, name: str) -> str:
     """A name in the model's state dict without the parts that wrappers add."""
-    parts, module = [], model
+    parts = []
+    module = model
     for part in name.split("."):
         if _wrapped_name(module) != part:
             parts.append(part)
@@ -37,7 +38,10 @@ def fitted(model: nn.Module, state: Mapping[Any, Any]) -> dict[Any, Any]:
     own = {name: plain(model, name) for name in model.state_dict()}
     short = {name: own.get(name) or str(name).replace("_orig_mod.", "") for name in state}
     plain_names = set(own.values())
-    return {name if name in plain_names or short[name] not in plain_names else short[name]: part for name, part in state.items()}
+    return {
+        name if name in plain_names or short[name] not in plain_names else short[name]: part
+        for name, part in state.items()
+    }
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -51,4 +55,6 @@ def _wrapped_name(module: object) -> str | None:
     """The attribute under which a wrapper holds its module; None for other modules."""
     if isinstance(module, DataParallel | DistributedDataParallel):
         return "module"
-    return "_orig_mod" if type(module).__name__ == "OptimizedModule" else None  # its class is slow to import
+    return (
+        "_orig_mod" if type(module).__name__ == "OptimizedModule" else None
+    )  # its class is slow to import

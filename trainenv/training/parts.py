@@ -56,7 +56,8 @@ def check(
     Raises:
         UserError: names the first that is of a wrong kind, and says what to give.
     """
-    model, config = check_model(model), as_config(config)
+    model = check_model(model)
+    config = as_config(config)
     objective = NextToken() if objective is None else objective
     _check_function("objective", objective, "(model, micro_batch) → loss", (model, None))
     optimizer = check_optimizer(optimizer)
@@ -83,16 +84,22 @@ def check(
     )
 
 
-# ── the model and the configuration ─────────────────────────────────────────────────────────────────────────────────
+# ── the model and the configuration ───────────────────────────────────────────────────────────────
 
 
 def check_model(model: object) -> nn.Module:
     """Refuse what is no module that can be trained as it is."""
     if not isinstance(model, nn.Module):
-        made = "; give an instance, model=Model(…)" if isinstance(model, type) else "; load or build it first"
+        made = (
+            "; give an instance, model=Model(…)"
+            if isinstance(model, type)
+            else "; load or build it first"
+        )
         raise UserError(f"model must be a torch.nn.Module, found {_kind(model)}{made}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(f"model must be a module of Python, found {_kind(model)} of torch.jit; give the one it was made from")
+        raise UserError(
+            f"model must be a module of Python, found {_kind(model)} of torch.jit; give the one it was made from"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise UserError(
@@ -100,9 +107,13 @@ def check_model(model: object) -> nn.Module:
                 "run one forward pass before you make the optimizer"
             )
         if tensor.is_meta:
-            raise UserError(f"model must hold numbers, found {name} on the meta device; load its weights first")
+            raise UserError(
+                f"model must hold numbers, found {name} on the meta device; load its weights first"
+            )
         if isinstance(tensor, nn.Parameter) and tensor.is_inference():
-            raise UserError(f"model must be built outside torch.inference_mode(), found {name} that was made in it")
+            raise UserError(
+                f"model must be built outside torch.inference_mode(), found {name} that was made in it"
+            )
     for name, module in model.named_modules():
         if isinstance(module, _SPARSE) and module.sparse and module.weight.requires_grad:
             raise UserError(
@@ -123,11 +134,17 @@ def as_config(config: object) -> TrainingConfig:
         return config
     if isinstance(config, Mapping):
         return validate(TrainingConfig, config, "config")
-    hint = "for a preset's name or a file, call TrainingRun.from_config" if isinstance(config, str) else "give {'steps': 1000}"
-    raise UserError(f"config must be a TrainingConfig, or a mapping of its keys, found {_kind(config)}; {hint}")
+    hint = (
+        "for a preset's name or a file, call TrainingRun.from_config"
+        if isinstance(config, str)
+        else "give {'steps': 1000}"
+    )
+    raise UserError(
+        f"config must be a TrainingConfig, or a mapping of its keys, found {_kind(config)}; {hint}"
+    )
 
 
-# ── the optimizer ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the optimizer ─────────────────────────────────────────────────────────────────────────────────
 
 
 def check_optimizer(optimizer: Any) -> Optimizer:
@@ -138,7 +155,9 @@ def check_optimizer(optimizer: Any) -> Optimizer:
             "give one with a parameter group for each, or a class of your own that steps them all and has their groups"
         )
     if isinstance(optimizer, LRScheduler):
-        raise UserError("optimizer must be a torch.optim.Optimizer, found its scheduler; give the optimizer that it is made for")
+        raise UserError(
+            "optimizer must be a torch.optim.Optimizer, found its scheduler; give the optimizer that it is made for"
+        )
     needed = ("param_groups", "state", "step", "zero_grad", "state_dict", "load_state_dict")
     if isinstance(optimizer, type) or not all(hasattr(optimizer, name) for name in needed):
         raise UserError(
@@ -148,14 +167,21 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     name = type(optimizer).__name__
     closure = _parameters_of(optimizer.step).get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UserError(f"optimizer must step without a closure, found {name}, which computes the loss again; take AdamW or SGD")
+        raise UserError(
+            f"optimizer must step without a closure, found {name}, which computes the loss again; take AdamW or SGD"
+        )
     if isinstance(optimizer, torch.optim.SparseAdam):
-        raise UserError("optimizer must take dense gradients, found SparseAdam; take Adam, and embeddings with sparse=False")
+        raise UserError(
+            "optimizer must take dense gradients, found SparseAdam; take Adam, and embeddings with sparse=False"
+        )
     saved = optimizer.state_dict()
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
-        raise UserError(f"{name}.state_dict() must hold 'state' and 'param_groups', so that a run can be saved; add them to it")
+        raise UserError(
+            f"{name}.state_dict() must hold 'state' and 'param_groups', so that a run can be saved; add them to it"
+        )
     sizes, kept = (
-        [len(group.get("params", ())) for group in groups] for groups in (optimizer.param_groups, saved["param_groups"])
+        [len(group.get("params", ())) for group in groups]
+        for groups in (optimizer.param_groups, saved["param_groups"])
     )
     if sizes != kept:
         raise UserError(
@@ -166,7 +192,9 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     for inner in getattr(optimizer, "__dict__", {}).values():
         apart = isinstance(inner, Optimizer) and inner.state is not optimizer.state
         if apart and getattr(type(optimizer), "state_dict", None) is Optimizer.state_dict:
-            raise UserError(f"{name}.state_dict() must hold the state of the optimizer inside; share its state, or add it")
+            raise UserError(
+                f"{name}.state_dict() must hold the state of the optimizer inside; share its state, or add it"
+            )
     _check_rates(optimizer)
     return optimizer  # type: ignore[no-any-return]
 
@@ -176,9 +204,13 @@ def _check_updates(optimizer: Optimizer) -> None:
     for place, group in enumerate(optimizer.param_groups):
         trained = [p for p in group["params"] if p.requires_grad]
         if group.get("differentiable"):
-            raise UserError(f"optimizer must not be differentiable, found group {place} that is; leave out differentiable=True")
+            raise UserError(
+                f"optimizer must not be differentiable, found group {place} that is; leave out differentiable=True"
+            )
         if group.get("capturable") and any(p.is_cpu for p in trained):
-            raise UserError(f"capturable=True needs a GPU, found group {place} of parameters on the CPU; leave it out")
+            raise UserError(
+                f"capturable=True needs a GPU, found group {place} of parameters on the CPU; leave it out"
+            )
         if any(p.is_complex() for p in trained):
             raise UserError(
                 f"trained parameters must be real, found complex ones in group {place}; hold them as pairs (torch.view_as_real)"
@@ -192,30 +224,45 @@ def _check_rates(optimizer: Optimizer) -> None:
                 f"optimizer must have a learning rate, which the run then steers, found none in group {place} of "
                 f"{type(optimizer).__name__}; give it lr=…, and relative_step=False where it has that"
             )
-        as_number(group.get("initial_lr", group["lr"]), f"lr of the optimizer's group {place}", least=0)
-        as_number(group.get("weight_decay") or 0.0, f"weight_decay of the optimizer's group {place}")
+        as_number(
+            group.get("initial_lr", group["lr"]), f"lr of the optimizer's group {place}", least=0
+        )
+        as_number(
+            group.get("weight_decay") or 0.0, f"weight_decay of the optimizer's group {place}"
+        )
     if not any(lr > 0 for lr, _ in base_rates(optimizer)):
-        raise UserError("optimizer must have a learning rate above 0, found 0 in all groups; nothing would be trained, set lr")
+        raise UserError(
+            "optimizer must have a learning rate above 0, found 0 in all groups; nothing would be trained, set lr"
+        )
 
 
-def trained(model: nn.Module, optimizer: Optimizer, objective: object, base: Rates = ()) -> tuple[list[nn.Parameter], Rates]:
+def trained(
+    model: nn.Module, optimizer: Optimizer, objective: object, base: Rates = ()
+) -> tuple[list[nn.Parameter], Rates]:
     """The parameters that the optimizer updates now, and the base rates of its groups.
 
     Args:
         model: owner of the parameters.
-        optimizer: the optimizer in its present state; parameters may have been unfrozen, and groups added.
+        optimizer: the optimizer in its present state; parameters may have been unfrozen, and groups
+            added.
         objective: loss, with or without parameters of its own.
-        base: known rates of the first groups; the rates of the other groups are read from the optimizer.
+        base: known rates of the first groups; the rates of the other groups are read from the
+            optimizer.
 
     Raises:
-        UserError: the optimizer's parameters are not, or no longer, those of the model and the objective.
+        UserError: the optimizer's parameters are not, or no longer, those of the model and the
+            objective.
     """
     every = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = [p for p in every if p.requires_grad]
     if not parameters or not any(p.requires_grad for p in model.parameters()):
-        raise UserError("model and optimizer must hold parameters that require gradients, found none; unfreeze some")
+        raise UserError(
+            "model and optimizer must hold parameters that require gradients, found none; unfreeze some"
+        )
     if len({id(p) for p in every}) < len(every):
-        raise UserError("optimizer must hold each parameter once, found one twice; give tied weights to it once")
+        raise UserError(
+            "optimizer must hold each parameter once, found one twice; give tied weights to it once"
+        )
     owned = {id(p) for p in (*model.parameters(), *_parameters_within(objective))}
     foreign = sum(id(p) not in owned for p in every)
     if foreign:
@@ -224,9 +271,13 @@ def trained(model: nn.Module, optimizer: Optimizer, objective: object, base: Rat
             "so that no snapshot would hold them; make the optimizer after the last change of the model, and a new run with it"
         )
     if len(places := {str(p.device) for p in parameters}) > 1:
-        raise UserError(f"trained parameters must be on one device, found {', '.join(sorted(places))}; move the model to one")
+        raise UserError(
+            f"trained parameters must be on one device, found {', '.join(sorted(places))}; move the model to one"
+        )
     if len(optimizer.param_groups) < len(base):
-        raise UserError(f"optimizer must keep its {len(base)} groups, found {len(optimizer.param_groups)}; make a new run")
+        raise UserError(
+            f"optimizer must keep its {len(base)} groups, found {len(optimizer.param_groups)}; make a new run"
+        )
     if len(optimizer.param_groups) > len(base):
         _check_rates(optimizer)
         base = (*base, *base_rates(optimizer)[len(base) :])
@@ -245,17 +296,23 @@ def _parameters_within(objective: object) -> Iterator[nn.Parameter]:
                 yield value
 
 
-# ── functions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── functions ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_batches(batches: object) -> None:
     if isinstance(batches, type) or not callable(batches):
         remedy = "write lambda index: … that makes the batch of a data index"
-        if hasattr(batches, "__getitem__") and not isinstance(batches, str | bytes | Mapping | type):
+        if hasattr(batches, "__getitem__") and not isinstance(
+            batches, str | bytes | Mapping | type
+        ):
             remedy = "for a list or a data set, lambda index: data[index % len(data)]"
-        elif isinstance(batches, Iterable) and not isinstance(batches, str | bytes | Mapping | type):
+        elif isinstance(batches, Iterable) and not isinstance(
+            batches, str | bytes | Mapping | type
+        ):
             remedy = "read its batches into a list, then lambda index: data[index % len(data)]"
-        raise UserError(f"batches must be a function of the data index, found {_kind(batches)}; {remedy}")
+        raise UserError(
+            f"batches must be a function of the data index, found {_kind(batches)}; {remedy}"
+        )
     _check_function("batches", batches, "index → data", (0,))
 
 
@@ -265,8 +322,12 @@ def _check_schedule(schedule: object, config: TrainingConfig) -> None:
             f"schedule must be a function (step, progress) → factor on the learning rate, found {type(schedule).__name__}; write "
             "that function, and leave the scheduler out: the run sets the rates"
         )
-    call = _check_function("schedule", schedule, "(step, progress) → factor on the learning rate", (0, 0.0))
-    first, again = (as_number(call(0, 0.0), "what schedule(step, progress) returns") for _ in range(2))
+    call = _check_function(
+        "schedule", schedule, "(step, progress) → factor on the learning rate", (0, 0.0)
+    )
+    first, again = (
+        as_number(call(0, 0.0), "what schedule(step, progress) returns") for _ in range(2)
+    )
     if first != again:
         raise UserError(
             f"schedule must be a pure function of step and progress, found {first:g} and then {again:g} for the same; "
@@ -274,14 +335,23 @@ def _check_schedule(schedule: object, config: TrainingConfig) -> None:
         )
     if first == 0:
         steps = range(0, config.steps, max(1, config.steps // 64))
-        if not any(as_number(call(step, step / config.steps), "what schedule returns") for step in (*steps, 1)):
-            raise UserError("schedule must return factors above 0, found 0 at every step; nothing would be trained")
+        if not any(
+            as_number(call(step, step / config.steps), "what schedule returns")
+            for step in (*steps, 1)
+        ):
+            raise UserError(
+                "schedule must return factors above 0, found 0 at every step; nothing would be trained"
+            )
 
 
-def _check_function(name: str, function: object, form: str, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+def _check_function(
+    name: str, function: object, form: str, arguments: tuple[Any, ...]
+) -> Callable[..., Any]:
     """Refuse what cannot be called with such arguments."""
     if isinstance(function, type):
-        raise UserError(f"{name} must be a function {form}, found the class {function.__name__}; give an instance of it")
+        raise UserError(
+            f"{name} must be a function {form}, found the class {function.__name__}; give an instance of it"
+        )
     if not callable(function):
         raise UserError(f"{name} must be a function {form}, found {_kind(function)}; write one")
     try:
@@ -291,7 +361,9 @@ def _check_function(name: str, function: object, form: str, arguments: tuple[Any
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise UserError(f"{name} must be a function {form}, found one of {signature}: {error}; give it these arguments") from None
+        raise UserError(
+            f"{name} must be a function {form}, found one of {signature}: {error}; give it these arguments"
+        ) from None
     return function
 
 
@@ -302,7 +374,7 @@ def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-# ── data to look at ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── data to look at ───────────────────────────────────────────────────────────────────────────────
 
 
 def _micro_batches(validation: object) -> Iterator[Any]:
@@ -312,20 +384,26 @@ def _micro_batches(validation: object) -> Iterator[Any]:
     if isinstance(validation, Batch | Tensor | Mapping):
         validation = [validation]
     if isinstance(validation, str | bytes) or not isinstance(validation, Iterable):
-        raise UserError(f"validation must be a list of micro-batches, found {_kind(validation)}; give [micro_batch, …]")
+        raise UserError(
+            f"validation must be a list of micro-batches, found {_kind(validation)}; give [micro_batch, …]"
+        )
     empty = isinstance(validation, Sequence)
     for micro in validation:
         empty = True
         yield from micro.micro if isinstance(micro, Batch) else [micro]
     if not empty:
-        raise UserError(f"validation must be a list of micro-batches, found {_kind(validation)} without any; it may be used up")
+        raise UserError(
+            f"validation must be a list of micro-batches, found {_kind(validation)} without any; it may be used up"
+        )
 
 
 def _one_micro_batch(probe: object) -> Any:
     if isinstance(probe, Batch):
         return probe.micro[0]
     if isinstance(probe, bool | int | float | str | bytes) or callable(probe):
-        raise UserError(f"probe must be a micro-batch like those of batches(index), found {_kind(probe)}; give the data itself")
+        raise UserError(
+            f"probe must be a micro-batch like those of batches(index), found {_kind(probe)}; give the data itself"
+        )
     return probe
 
 

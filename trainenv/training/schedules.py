@@ -1,7 +1,7 @@
 """Learning-rate schedules, defined over the budget rather than over steps.
 
-A run may spend compute on branches that are thrown away. Its `Horizon` then comes nearer, and the annealing that is left is
-compressed into the steps that are left: the run still ends annealed.
+A run may spend compute on branches that are thrown away. Its `Horizon` then comes nearer, and the
+annealing that is left is compressed into the steps that are left: the run still ends annealed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Horizon:
 
     Args:
         end: the step at which the budget is spent.
-        since: the step from which progress counts: the end of the warm-up, later that of the last change of `end`.
+        since: the step from which progress counts: the end of the warm-up, later that of the last
+            change of `end`.
         done: progress at `since`.
     """
 
@@ -37,8 +38,13 @@ class Horizon:
         return self.done + (1 - self.done) * (step - self.since) / (self.end - self.since)
 
     def spend(self, step: int, steps: int) -> Horizon:
-        """The horizon after `steps` steps' worth of budget went elsewhere, at `step`. Progress stays continuous."""
-        return Horizon(end=max(step, self.end - steps), since=max(step, self.since), done=self.progress(step))
+        """The horizon after `steps` steps' worth of budget went elsewhere, at `step`.
+
+        Progress stays continuous.
+        """
+        return Horizon(
+            end=max(step, self.end - steps), since=max(step, self.since), done=self.progress(step)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"end": self.end, "since": self.since, "done": self.done}
@@ -52,7 +58,9 @@ class Cosine:
     final: float
 
     def __call__(self, step: int, progress: float, /) -> float:
-        return _warm(step, self.warmup) * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return _warm(step, self.warmup) * (
+            self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +91,9 @@ def make(config: ScheduleConfig) -> Schedule:
     if config.kind == "cosine":
         return Cosine(warmup=config.warmup, final=config.final)
     if config.kind == "wsd":
-        return WarmupStableDecay(warmup=config.warmup, final=config.final, decay_share=config.decay_share)
+        return WarmupStableDecay(
+            warmup=config.warmup, final=config.final, decay_share=config.decay_share
+        )
     return Constant(warmup=config.warmup)
 
 

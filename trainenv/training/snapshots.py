@@ -1,4 +1,7 @@
-"""Nested state ↔ `Snapshot`: tensors under flat names, the rest as JSON. And the fingerprint of one."""
+"""Nested state ↔ `Snapshot`: tensors under flat names, the rest as JSON.
+
+And the fingerprint of one.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,19 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by b
 _SMALL = 2**16  # bytes; a larger tensor is worth the way to NumPy
 _CHUNK = 2**17  # words compared at a time: what a comparison makes stays in the cache
 
-Keep = Callable[[str, Tensor], Tensor]  # a tensor's flat name and the tensor → what a snapshot holds of it
+Keep = Callable[
+    [str, Tensor], Tensor
+]  # a tensor's flat name and the tensor → what a snapshot holds of it
 
 
 def capture(step: int, state: Mapping[str, Any], since: Snapshot | None = None) -> Snapshot:
     """A snapshot of nested dicts and lists of tensors and JSON values, which may change as soon as this returns.
 
-    A tensor on the CPU is cloned, unless `since` holds its very bits under the same name: then the two snapshots share that
-    one. Bits are compared, no version counters: `tensor.data` is written past those. It costs next to nothing where a tensor
-    has changed, for the comparison ends at the first difference. A tensor on a GPU is always copied, to pinned host memory:
-    to compare it would cost the transfer that comparing is to save.
+    A tensor on the CPU is cloned, unless `since` holds its very bits under the same name: then the
+    two snapshots share that one. Bits are compared, no version counters: `tensor.data` is written
+    past those. It costs next to nothing where a tensor has changed, for the comparison ends at the
+    first difference. A tensor on a GPU is always copied, to pinned host memory: to compare it would
+    cost the transfer that comparing is to save.
     """
     known = {} if since is None else since.tensors
     copying: set[torch.device] = set()
@@ -36,7 +42,9 @@ def capture(step: int, state: Mapping[str, Any], since: Snapshot | None = None) 
     def keep(name: str, tensor: Tensor) -> Tensor:
         if tensor.is_cuda:
             copying.add(tensor.device)
-            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                tensor, non_blocking=True
+            )
         if tensor.is_cpu and name in known and same_bits(known[name], tensor):
             return known[name]
         return tensor.clone(memory_format=torch.contiguous_format)
@@ -60,7 +68,11 @@ class Recent:
 
     def add(self, snapshot: Snapshot) -> None:
         """The run is now at this snapshot: it was just taken, or restored."""
-        others = [ref for ref in self._references if (other := ref()) is not None and other is not snapshot]
+        others = [
+            ref
+            for ref in self._references
+            if (other := ref()) is not None and other is not snapshot
+        ]
         self._references = (weakref.ref(snapshot), *others[:1])
 
     def newest(self) -> Snapshot | None:
@@ -69,7 +81,10 @@ class Recent:
 
 
 def expand(snapshot: Snapshot) -> dict[str, Any]:
-    """The nested state that `capture` was given. Its tensors are the snapshot's own: whoever keeps one must clone it."""
+    """The nested state that `capture` was given.
+
+    Its tensors are the snapshot's own: whoever keeps one must clone it.
+    """
     expanded = _join(snapshot.state, snapshot.tensors)
     assert isinstance(expanded, dict)
     return expanded
@@ -89,13 +104,18 @@ def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:
 
 def _names(state: Any) -> set[str]:
     """Names of the tensors that a state refers to."""
-    names, left = set(), [state]
+    names = set()
+    left = [state]
     while left:
         value = left.pop()
         if isinstance(value, Mapping) and TENSOR in value:
             names.add(value[TENSOR])
         elif isinstance(value, Mapping | list):
-            left += (part for part in (value.values() if isinstance(value, Mapping) else value) if not isinstance(part, _PLAIN))
+            left += (
+                part
+                for part in (value.values() if isinstance(value, Mapping) else value)
+                if not isinstance(part, _PLAIN)
+            )
     return names
 
 
@@ -104,7 +124,9 @@ def _snapshot(step: int, state: Mapping[str, Any], keep: Keep) -> Snapshot:
     return Snapshot(step=step, tensors=tensors, state=_split(state, "", tensors, {}, keep))
 
 
-def _split(value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str], keep: Keep) -> Any:
+def _split(
+    value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str], keep: Keep
+) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
@@ -117,20 +139,30 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor], aliases: dict[Any,
             )
         above = f"{name}/" if name else ""
         return {
-            key: part if isinstance(part, _PLAIN) else _split(part, above + key, tensors, aliases, keep)
+            key: part
+            if isinstance(part, _PLAIN)
+            else _split(part, above + key, tensors, aliases, keep)
             for key, part in zip(keys, value.values())
         }
     if isinstance(value, list | tuple):
         return [
-            part if isinstance(part, _PLAIN) else _split(part, f"{name}/{place}", tensors, aliases, keep)
+            part
+            if isinstance(part, _PLAIN)
+            else _split(part, f"{name}/{place}", tensors, aliases, keep)
             for place, part in enumerate(value)
         ]
-    if isinstance(value, np.generic) and isinstance(value.item(), _PLAIN):  # a rate of an optimizer, a count of a loss
+    if isinstance(value, np.generic) and isinstance(
+        value.item(), _PLAIN
+    ):  # a rate of an optimizer, a count of a loss
         return value.item()
-    raise UserError(f"the state {name!r} must be tensors, numbers, strings, lists and dicts, found {type(value).__name__}")
+    raise UserError(
+        f"the state {name!r} must be tensors, numbers, strings, lists and dicts, found {type(value).__name__}"
+    )
 
 
-def _name(tensor: Tensor, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str], keep: Keep) -> str:
+def _name(
+    tensor: Tensor, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str], keep: Keep
+) -> str:
     """Keep a tensor under `name`, unless the same memory was kept before (tied weights): returns the name it has."""
     key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
     if tensor.numel() and key in aliases:
@@ -141,18 +173,25 @@ def _name(tensor: Tensor, name: str, tensors: dict[str, Tensor], aliases: dict[A
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:
-    """Compared as integers: NaN equals a NaN of the same bits, and 0.0 differs from −0.0. Ends at the first difference."""
+    """Compared as integers: NaN equals a NaN of the same bits, and 0.0 differs from −0.0.
+
+    Ends at the first difference.
+    """
     if one.dtype != two.dtype or one.shape != two.shape or one.element_size() not in _BITS:
         return False
     if one.nbytes <= _SMALL or not one.is_cpu:
         bits = _BITS[one.element_size()]
         return torch.equal(one.view(bits), two.view(bits))
-    ours, theirs = _words(one), _words(two)
-    start, size = 0, 64  # few at first: most tensors that changed differ at once
+    ours = _words(one)
+    theirs = _words(two)
+    # few at first: most tensors that changed differ at once
+    start = 0
+    size = 64
     while start < len(ours):
         if (ours[start : start + size] != theirs[start : start + size]).any():
             return False
-        start, size = start + size, min(8 * size, _CHUNK)
+        start = start + size
+        size = min(8 * size, _CHUNK)
     return True
 
 
@@ -166,7 +205,11 @@ def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [part if isinstance(part, _PLAIN) else _join(part, tensors) for part in value]
     if not isinstance(value, _PLAIN) and isinstance(value, Mapping):
-        return tensors[value[TENSOR]] if TENSOR in value else {key: _join(part, tensors) for key, part in value.items()}
+        return (
+            tensors[value[TENSOR]]
+            if TENSOR in value
+            else {key: _join(part, tensors) for key, part in value.items()}
+        )
     return value
 
 

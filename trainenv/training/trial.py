@@ -1,7 +1,8 @@
 """One look at data and loss before a run starts: a wrong return is refused in a sentence, and nothing of the run is changed.
 
-The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in evaluation mode. Random state,
-buffers, modes, attributes of modules and the objective's state are put back.
+The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in
+evaluation mode. Random state, buffers, modes, attributes of modules and the objective's state are
+put back.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,15 @@ from torch import Tensor, nn
 
 from trainenv.monitor.probe import evaluating
 from trainenv.objectives import NextToken
+from trainenv.tools.rng import RandomState
 from trainenv.training import numerics, parameter_names
 from trainenv.training.backward import as_loss, mean_of
 from trainenv.training.micro_batches import as_batch, labelled, placed
+from trainenv.training.parts import Parts
 from trainenv.types import Batch, LossSum, UserError
 
-if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
 
-
-def try_out(run: TrainingRun) -> tuple[Any, ...]:
+def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, ...]:
     """Refuse data, loss, validation set and probe that do not fit each other.
 
     Returns:
@@ -35,38 +35,61 @@ def try_out(run: TrainingRun) -> tuple[Any, ...]:
     Raises:
         UserError: says what was returned, and what should be.
     """
-    validation, probe = run._validation, run._probe_batch
+    validation = parts.validation
+    probe = parts.probe
     with ExitStack() as context:
-        context.enter_context(run._rng.active(keep=False))
-        context.enter_context(numerics.settings(run.config))
+        context.enter_context(rng.active(keep=False))
+        context.enter_context(numerics.settings(parts.config))
         context.enter_context(torch.enable_grad())
-        context.enter_context(untouched(run.model, run.objective))
-        if numerics.is_compiled(run.model):  # compiling for one look takes minutes
+        context.enter_context(untouched(parts.model, parts.objective))
+        if numerics.is_compiled(parts.model):  # compiling for one look takes minutes
             context.enter_context(torch.compiler.set_stance("force_eager"))
-        batch = _drawn(run)
+        batch = _drawn(parts)
         if not batch.micro:
-            raise UserError("a Batch must hold at least one micro-batch, found none at data index 0")
+            raise UserError(
+                "a Batch must hold at least one micro-batch, found none at data index 0"
+            )
         micro = batch.micro[0]
-        _check_loss(run, micro, "batches(0)")
+        _check_loss(parts, device, micro, "batches(0)")
         validation = _like_training(validation, micro)
-        _check_labels(run, validation)
-        for name, other in (("validation", validation[:1]), ("probe", () if probe is None else (probe,))):
+        _check_labels(parts, device, validation)
+        for name, other in (
+            ("validation", validation[:1]),
+            ("probe", () if probe is None else (probe,)),
+        ):
             for one in other:
                 if not _alike(one, micro):
-                    _check_loss(run, one, f"the {name}'s micro-batch")
+                    _check_loss(parts, device, one, f"the {name}'s micro-batch")
     return validation
 
 
 @contextmanager
 def untouched(*parts: Any) -> Iterator[None]:
     """Modules and objects as they were once the block is left: buffers, modes, attributes and what `state_dict` holds."""
-    owners = [getattr(part, "__self__", part) for part in parts]  # of a method, the object that it belongs to
-    holders = [holder for part in owners for holder in (part.modules() if isinstance(part, nn.Module) else [part])]
-    attributes = [(vars(holder), dict(vars(holder))) for holder in holders if hasattr(holder, "__dict__")]
+    owners = [
+        getattr(part, "__self__", part) for part in parts
+    ]  # of a method, the object that it belongs to
+    holders = [
+        holder
+        for part in owners
+        for holder in (part.modules() if isinstance(part, nn.Module) else [part])
+    ]
+    attributes = [
+        (vars(holder), dict(vars(holder))) for holder in holders if hasattr(holder, "__dict__")
+    ]
     registered = [module._buffers for module in holders if isinstance(module, nn.Module)]
-    buffers = [(holder, name, buffer) for holder in registered for name, buffer in holder.items() if buffer is not None]
+    buffers = [
+        (holder, name, buffer)
+        for holder in registered
+        for name, buffer in holder.items()
+        if buffer is not None
+    ]
     bits = [buffer.detach().clone() for _, _, buffer in buffers]
-    stateful = [part for part in owners if not isinstance(part, nn.Module) and hasattr(part, "load_state_dict")]
+    stateful = [
+        part
+        for part in owners
+        if not isinstance(part, nn.Module) and hasattr(part, "load_state_dict")
+    ]
     states = [copy.deepcopy(part.state_dict()) for part in stateful]
     try:
         yield
@@ -74,7 +97,9 @@ def untouched(*parts: Any) -> Iterator[None]:
         for held, before in attributes:
             for name in [name for name in held if name not in before]:
                 del held[name]
-            held.update({name: value for name, value in before.items() if held.get(name) is not value})
+            held.update(
+                {name: value for name, value in before.items() if held.get(name) is not value}
+            )
         for (holder, name, buffer), kept in zip(buffers, bits):
             holder[name] = buffer
             if not torch.equal(buffer, kept):
@@ -84,21 +109,26 @@ def untouched(*parts: Any) -> Iterator[None]:
             part.load_state_dict(state)
 
 
-# ── the data ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the data ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _drawn(run: TrainingRun) -> Batch:
+def _drawn(parts: Parts) -> Batch:
     """The data of index 0, which must be the same twice."""
-    first, again = run._batches(0), run._batches(0)
+    first = parts.batches(0)
+    again = parts.batches(0)
     if first is None or isinstance(first, Iterator):
         found = "None" if first is None else f"a {type(first).__name__}"
-        raise UserError(f"batches(index) must return the data of that index, found {found}; return it, without yield")
+        raise UserError(
+            f"batches(index) must return the data of that index, found {found}; return it, without yield"
+        )
     if not _equal(first, again):
         raise UserError(
             "batches must be a pure function of the data index, found other data at a second call of batches(0); "
             "index a list instead of next(…), and draw from torch.Generator().manual_seed(index)"
         )
-    return as_batch(first, 0, run.config.accumulation, bare=isinstance(run.objective, NextToken))
+    return as_batch(
+        first, 0, parts.config.accumulation, bare=isinstance(parts.objective, NextToken)
+    )
 
 
 def _equal(one: Any, two: Any) -> bool:
@@ -106,7 +136,9 @@ def _equal(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
             return one.shape == two.shape and one.dtype == two.dtype
-        return bool(torch.equal(one, two)) or bool(torch.equal(one.isnan(), two.isnan()) and _equal_numbers(one, two))
+        return bool(torch.equal(one, two)) or bool(
+            torch.equal(one.isnan(), two.isnan()) and _equal_numbers(one, two)
+        )
     if type(one) is not type(two):
         return False
     if isinstance(one, np.ndarray):
@@ -132,7 +164,9 @@ def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dim() == other.dim() and one.is_floating_point() == other.is_floating_point()
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_alike(part, other[key]) for key, part in one.items())
+        return one.keys() == other.keys() and all(
+            _alike(part, other[key]) for key, part in one.items()
+        )
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_alike, one, other))
     return type(one) is type(other)
@@ -140,7 +174,11 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
     """The validation set, where it was given as one micro-batch or as one tensor of several, as a tuple of micro-batches."""
-    if isinstance(micro, list | tuple) and _alike(validation, micro) and not _alike(validation[0], micro):
+    if (
+        isinstance(micro, list | tuple)
+        and _alike(validation, micro)
+        and not _alike(validation[0], micro)
+    ):
         return (validation,)
     if len(validation) == 1 and isinstance(validation[0], Tensor) and isinstance(micro, Tensor):
         (only,) = validation
@@ -148,15 +186,18 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
     return validation
 
 
-# ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the loss ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
+def _check_labels(parts: Parts, device: torch.device, validation: tuple[Any, ...]) -> None:
     """Refuse a validation set whose loss would be NaN throughout the run, for nothing in it has a label."""
     if not validation or any(labelled(validation)):
         return
-    with torch.no_grad(), evaluating(parameter_names.unwrapped(run.model)):
-        losses = [mean_of(as_loss(run.objective(run.model, placed(micro, run.device)))) for micro in validation]
+    with torch.no_grad(), evaluating(parameter_names.unwrapped(parts.model)):
+        losses = [
+            mean_of(as_loss(parts.objective(parts.model, placed(micro, device))))
+            for micro in validation
+        ]
     if not any(bool(loss.isfinite()) for loss in losses):
         raise UserError(
             f"validation must have labelled tokens, found none in its {len(losses)} micro-batch(es), so that its loss is NaN; "
@@ -164,12 +205,14 @@ def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
         )
 
 
-def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
-    model, objective = parameter_names.unwrapped(run.model), run.objective  # DDP waits for a backward pass after each forward
+def _check_loss(parts: Parts, device: torch.device, micro: Any, where: str) -> None:
+    # DDP waits for a backward pass after each forward
+    model = parameter_names.unwrapped(parts.model)
+    objective = parts.objective
 
     def compute() -> Any:
-        with run._autocast():
-            return objective(model, placed(micro, run.device))
+        with numerics.autocast(parts.config, device):
+            return objective(model, placed(micro, device))
 
     try:
         with evaluating(model), ExitStack() as modes:

@@ -17,7 +17,8 @@ from trainenv.training.snapshots import same_bits
 class Weights:
     """The weights of a run as it was built, so that its state need only hold what is different.
 
-    Non-persistent buffers and frozen parameters are in the state where they have changed since: most are constants.
+    Non-persistent buffers and frozen parameters are in the state where they have changed since:
+    most are constants.
 
     Args:
         model: the model before the first step.
@@ -38,12 +39,23 @@ class Weights:
             if name not in self._buffers or not _same(buffer, self._buffers[name])
         }
         frozen = _frozen(optimizer)
-        return state | ({"buffers": changed} if changed else {}) | ({"frozen": frozen} if frozen != self._frozen else {})
+        return (
+            state
+            | ({"buffers": changed} if changed else {})
+            | ({"frozen": frozen} if frozen != self._frozen else {})
+        )
 
-    def load(self, model: nn.Module, optimizer: Optimizer, objective: object, state: Mapping[str, Any]) -> None:
-        """Take on what `state` gave, of this run or of one built alike. Keeps none of its tensors."""
+    def load(
+        self, model: nn.Module, optimizer: Optimizer, objective: object, state: Mapping[str, Any]
+    ) -> None:
+        """Take on what `state` gave, of this run or of one built alike.
+
+        Keeps none of its tensors.
+        """
         live = parameter_names.state_of(model)
-        live.update(Copies().of(parameter_names.fitted(model, state["model"]), live))  # which has written the weights
+        live.update(
+            Copies().of(parameter_names.fitted(model, state["model"]), live)
+        )  # which has written the weights
         parameter_names.load_state(model, live)  # runs the model's hooks
         saved = self._buffers | state.get("buffers", {})
         for name, module, key, buffer in _unsaved(model, objective):
@@ -59,13 +71,23 @@ def evaluated(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Copies of the weights that are others in evaluation, under plain names; none for most optimizers."""
     if not optimizers.has_modes(optimizer):
         return {}
-    trained = {name: _cloned(value) for name, value in parameter_names.state_of(model).items() if isinstance(value, Tensor)}
+    trained = {
+        name: _cloned(value)
+        for name, value in parameter_names.state_of(model).items()
+        if isinstance(value, Tensor)
+    }
     with optimizers.evaluating(optimizer):
         now = parameter_names.state_of(model)
-        return {name: now[name].detach().clone() for name, value in trained.items() if not _same(now[name], value)}
+        return {
+            name: now[name].detach().clone()
+            for name, value in trained.items()
+            if not _same(now[name], value)
+        }
 
 
-def _unsaved(model: nn.Module, objective: object) -> Iterator[tuple[str, nn.Module, str, Tensor | None]]:
+def _unsaved(
+    model: nn.Module, objective: object
+) -> Iterator[tuple[str, nn.Module, str, Tensor | None]]:
     """Each non-persistent buffer: its name, the module that has it, its name there, itself."""
     for where, root in (("model", model), ("objective", objective)):
         for above, module in root.named_modules() if isinstance(root, nn.Module) else ():
@@ -76,18 +98,29 @@ def _unsaved(model: nn.Module, objective: object) -> Iterator[tuple[str, nn.Modu
 
 def _write(module: nn.Module, key: str, saved: Tensor | None) -> None:
     live = module._buffers.get(key)
-    fits = live is not None and saved is not None and live.shape == saved.shape and live.dtype == saved.dtype
+    fits = (
+        live is not None
+        and saved is not None
+        and live.shape == saved.shape
+        and live.dtype == saved.dtype
+    )
     if fits and live.is_contiguous():  # type: ignore[union-attr]
         with torch.no_grad():
             live.copy_(saved)  # type: ignore[union-attr, arg-type]
     else:
-        device = next((tensor.device for tensor in (live, *module.parameters()) if tensor is not None), None)
+        device = next(
+            (tensor.device for tensor in (live, *module.parameters()) if tensor is not None), None
+        )
         module._buffers[key] = None if saved is None else saved.to(device, copy=True)
 
 
 def _frozen(optimizer: Optimizer) -> list[int]:
     """Places, in the optimizer's state dict, of the parameters that are not trained."""
-    return [place for place, parameter in enumerate(_parameters(optimizer)) if not parameter.requires_grad]
+    return [
+        place
+        for place, parameter in enumerate(_parameters(optimizer))
+        if not parameter.requires_grad
+    ]
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -1,13 +1,23 @@
 """Every noun of the project, as frozen dataclasses and protocols. Imports nothing of ours.
 
-One word a thing: an `Intervention` changes a run, `Telemetry` is what one optimizer step measured, a `Snapshot` is the
-whole state of a run at a step, a `Reading` is what the uncertainty index says of a step. *Step* always means an optimizer
-step; *decision* means an environment step. Losses are in nats per token, norms are L2, times are in steps.
+One word a thing: an `Intervention` changes a run, `Telemetry` is what one optimizer step measured,
+a `Snapshot` is the whole state of a run at a step, a `Reading` is what the uncertainty index says
+of a step. *Step* always means an optimizer step; *decision* means an environment step. Losses are
+in nats per token, norms are L2, times are in steps.
 """
 
 from trainenv.types.errors import UserError
-from trainenv.types.forecasting import DECISIONS, LOOKS, Estimate, Forecast, Inference, Learner, Rollout, WorldModel
-from trainenv.types.numbers import as_bool, as_number, as_whole
+from trainenv.types.forecasting import (
+    DECISIONS,
+    LOOKS,
+    Estimate,
+    Forecast,
+    Inference,
+    Learner,
+    Rollout,
+    WorldModel,
+)
+from trainenv.types.numbers import as_bool, as_number, as_whole, scalar
 from trainenv.types.planning import (
     ActionSpace,
     Budget,
@@ -25,24 +35,31 @@ from trainenv.types.planning import (
     Pruner,
 )
 from trainenv.types.run import (
+    PURPOSES,
+    TENSOR,
+    Event,
+    InForce,
+    Purpose,
+    Run,
+    RunHistory,
+    Snapshot,
+    Tier,
+)
+from trainenv.types.run_group import Branchable, Fold, RunGroup
+from trainenv.types.step import (
     CLIP_NAMES,
     TELEMETRY_FIELDS,
-    TENSOR,
     Batch,
     Batches,
     ClipName,
     ClipPolicy,
     ClipReport,
-    Event,
     Intervention,
     LossSum,
     Objective,
     Reading,
-    RunHistory,
     Schedule,
-    Snapshot,
     Telemetry,
-    Tier,
 )
 from trainenv.types.verification import AcceptRule, Branch, Fate, Paired, Verdict
 
@@ -50,6 +67,7 @@ __all__ = [
     "CLIP_NAMES",
     "DECISIONS",
     "LOOKS",
+    "PURPOSES",
     "TELEMETRY_FIELDS",
     "TENSOR",
     "AcceptRule",
@@ -57,6 +75,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Branch",
+    "Branchable",
     "Budget",
     "Candidate",
     "ClipName",
@@ -69,7 +88,10 @@ __all__ = [
     "Event",
     "Executor",
     "Fate",
+    "Fold",
     "Forecast",
+    "Horizon",
+    "InForce",
     "Inference",
     "Intervention",
     "Learner",
@@ -83,8 +105,11 @@ __all__ = [
     "Planner",
     "PlanningProblem",
     "Pruner",
+    "Purpose",
     "Reading",
     "Rollout",
+    "Run",
+    "RunGroup",
     "RunHistory",
     "Schedule",
     "Snapshot",
@@ -96,4 +121,5 @@ __all__ = [
     "as_bool",
     "as_number",
     "as_whole",
+    "scalar",
 ]

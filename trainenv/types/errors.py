@@ -4,4 +4,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: says what was expected, what was found and what to do. Exit code 2 on the command line."""
+    """A mistake the user can mend: says what was expected, what was found and what to do.
+
+    Exit code 2 on the command line.
+    """

@@ -26,7 +26,11 @@ def as_number(value: object, name: str, *, least: float | None = None, unit: str
         found = math.inf
     if math.isfinite(found) and (least is None or found >= least):
         return found
-    kind = "a finite number" if least is None else f"{least:g} {unit} or more and finite".replace("  ", " ")
+    kind = (
+        "a finite number"
+        if least is None
+        else f"{least:g} {unit} or more and finite".replace("  ", " ")
+    )
     raise UserError(f"{name} must be {kind}, found {_short(value)}; give a number")
 
 
@@ -37,7 +41,9 @@ def as_whole(value: object, name: str, *, least: int | None = None) -> int:
         UserError: it is not a whole number, or below `least`.
     """
     number: Any = scalar(value)
-    whole = isinstance(number, Integral) or (isinstance(number, Real) and float(number).is_integer())
+    whole = isinstance(number, Integral) or (
+        isinstance(number, Real) and float(number).is_integer()
+    )
     if not whole:
         raise UserError(f"{name} must be a whole number, found {_short(value)}; give an integer")
     found = int(number)

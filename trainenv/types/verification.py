@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from trainenv.types.forecasting import Forecast
 from trainenv.types.planning import Cost, Measure, Outcome
-from trainenv.types.run import Intervention
+from trainenv.types.step import Intervention
 
 if TYPE_CHECKING:
     pass
@@ -43,8 +43,8 @@ class Branch:
         interventions: the sequence, one a decision.
         score: the draft's, nats; NaN where it has none.
         forecast: what the model said; None where it was not asked.
-        expected: Δ ln validation loss against doing nothing where the branch ends, as drafted: 90 % interval and median. None: no
-            forecast.
+        expected: Δ ln validation loss against doing nothing where the branch ends, as drafted: 90 %
+            interval and median. None: no forecast.
         outcome: what was measured.
         losses: training loss of each step.
         delta: Δ ln validation loss that was measured, nats; NaN: it was not.
@@ -68,7 +68,10 @@ class Branch:
 
     @property
     def lost(self) -> str:
-        """Why it cannot become the run, whatever the rule: it failed, diverged or was stopped. Empty where it can."""
+        """Why it cannot become the run, whatever the rule: it failed, diverged or was stopped.
+
+        Empty where it can.
+        """
         if self.outcome.error:
             return self.outcome.error
         return "it diverged" if self.outcome.diverged else ""
@@ -76,7 +79,10 @@ class Branch:
 
 @runtime_checkable
 class AcceptRule(Protocol):
-    """Says whether a branch may become the run. A frozen dataclass, asked only of branches that are not lost."""
+    """Says whether a branch may become the run.
+
+    A frozen dataclass, asked only of branches that are not lost.
+    """
 
     @property
     def measure(self) -> Measure:

@@ -1,12 +1,14 @@
 """Stop a branch early that clearly loses, by a sequential test on the training losses it shares batches with.
 
-Differences d_t = ln(loss of the branch ÷ loss of doing nothing) on the same batch hardly vary but for what the branch does. At
-each of a few looks the branch is stopped if even its lower confidence bound is a loss:
+Differences d_t = ln(loss of the branch ÷ loss of doing nothing) on the same batch hardly vary but
+for what the branch does. At each of a few looks the branch is stopped if even its lower confidence
+bound is a loss:
 
-    mean(d) − t·(standard error) > loss       Student's t with n − 1 degrees of freedom at 1 − α / 4: 4 looks (Bonferroni)
+    mean(d) − t·(standard error) > loss       Student's t with n − 1 degrees of freedom at 1 − α /
+    4: 4 looks (Bonferroni)
 
-After a few steps the standard error is itself uncertain: with the normal quantile, noise alone would be stopped five times as
-often as α says.
+After a few steps the standard error is itself uncertain: with the normal quantile, noise alone
+would be stopped five times as often as α says.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Losing:
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1 or not 0 <= self.loss < math.inf or self.least < 2:
-            raise UserError(f"alpha must be in (0, 1), loss finite and at least 0, least at least 2, found {self!r}")
+            raise UserError(
+                f"alpha must be in (0, 1), loss finite and at least 0, least at least 2, found {self!r}"
+            )
 
     def __call__(self, branch: Sequence[Telemetry], control: Sequence[Telemetry], /) -> str:
         """Why the branch is stopped; empty: it goes on."""

@@ -21,7 +21,8 @@ FOLDER = "branches"
 
 def changes(intervention: Intervention) -> dict[str, Any]:
     """The fields that differ from doing nothing."""
-    ours, still = asdict(intervention), asdict(Intervention())
+    ours = asdict(intervention)
+    still = asdict(Intervention())
     return {name: value for name, value in ours.items() if value != still[name]}
 
 
@@ -36,9 +37,16 @@ def interventions_of(listed: Sequence[Mapping[str, Any]]) -> tuple[Intervention,
 
 
 def record_of(
-    verdict: Verdict, plan: Plan, verification: Verification, *, control: Literal["trained", "recorded"] = "trained"
+    verdict: Verdict,
+    plan: Plan,
+    verification: Verification,
+    *,
+    control: Literal["trained", "recorded"] = "trained",
 ) -> dict[str, Any]:
-    """What a record says of the draft and its verification. Whoever decided adds when, where and why."""
+    """What a record says of the draft and its verification.
+
+    Whoever decided adds when, where and why.
+    """
     return {
         "planner": {
             "name": plan.planner,
@@ -64,7 +72,11 @@ def record_of(
         "branches": [_branch(place, branch) for place, branch in enumerate(verdict.branches)],
         "accepted": verdict.accepted,
         "reason": verdict.reason,
-        "cost": {"steps": verdict.cost.steps, "flops": verdict.cost.flops, "wasted_flops": verdict.wasted},
+        "cost": {
+            "steps": verdict.cost.steps,
+            "flops": verdict.cost.flops,
+            "wasted_flops": verdict.wasted,
+        },
     }
 
 
@@ -77,7 +89,9 @@ def _branch(place: int, branch: Branch) -> dict[str, Any]:
         "interventions": [changes(one) for one in branch.interventions],
         "score": branch.score,
         "forecast": None if branch.forecast is None else asdict(branch.forecast),
-        "expected": None if branch.expected is None else {"low": low, "median": median, "high": high},
+        "expected": None
+        if branch.expected is None
+        else {"low": low, "median": median, "high": high},
         "outcome": outcome,
         "losses": list(branch.losses),
         "delta": branch.delta,
@@ -90,14 +104,20 @@ def _branch(place: int, branch: Branch) -> dict[str, Any]:
 
 def settings(value: Any) -> Any:
     """Hyperparameters of a frozen dataclass as JSON values; anything else in words."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else None if value is None else repr(value)
+    return (
+        asdict(value)
+        if is_dataclass(value) and not isinstance(value, type)
+        else None
+        if value is None
+        else repr(value)
+    )
 
 
 def folder_of(run_folder: Path, step: int, number: int) -> Path:
     """Where the decision with this number is recorded: `branches/STEP`, or the first free `branches/STEP-2`, …
 
-    A folder that holds no whole record, or one of this number or a later one, was left behind by a run that was killed and has
-    come by again: it is taken anew.
+    A folder that holds no whole record, or one of this number or a later one, was left behind by a
+    run that was killed and has come by again: it is taken anew.
     """
     place = 1
     while True:
@@ -114,7 +134,10 @@ def folder_of(run_folder: Path, step: int, number: int) -> Path:
 def write(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write a record, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary, path = folder / ".decision.tmp", folder / NAME
-    temporary.write_text(json.dumps(plain({"schema": SCHEMA, **record}), indent=1) + "\n", encoding="utf-8")
+    temporary = folder / ".decision.tmp"
+    path = folder / NAME
+    temporary.write_text(
+        json.dumps(plain({"schema": SCHEMA, **record}), indent=1) + "\n", encoding="utf-8"
+    )
     temporary.replace(path)
     return path

@@ -3,7 +3,8 @@
     fitted = make("trees").fit(train)
     evaluate(test, fitted.predict(test))
 
-One file a baseline. Where a baseline has no quantiles of its own, they are what it was off by on held-out trunks (`points`).
+One file a baseline. Where a baseline has no quantiles of its own, they are what it was off by on
+held-out trunks (`points`).
 """
 
 from __future__ import annotations
@@ -67,10 +68,13 @@ def make(name: str, **hyperparameters: Any) -> Baseline:
     """The baseline of that name; what is left out of its hyperparameters stays as it is there.
 
     Raises:
-        UserError: no such baseline or hyperparameter (the nearest valid one is named), or a value out of range.
+        UserError: no such baseline or hyperparameter (the nearest valid one is named), or a value
+            out of range.
     """
     if name not in BASELINES:
-        raise UserError(f"baseline must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}")
+        raise UserError(
+            f"baseline must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}"
+        )
     valid = [field.name for field in fields(BASELINES[name])]
     for wrong in hyperparameters:
         if wrong not in valid:

@@ -25,7 +25,9 @@ class Blind:
         states = examples.states[np.unique(examples.snapshot)]
         known = ~np.isnan(states)
         count = known.sum(axis=0)
-        average = np.where(count > 0, np.where(known, states, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+        average = np.where(
+            count > 0, np.where(known, states, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan
+        )
         return FittedBlind(of=self.of.fit(_blinded(examples, average)), state=average)
 
 
@@ -60,4 +62,8 @@ class ActionShuffled:
 
 def _blinded(examples: Examples, state: Floats) -> Examples:
     """As `Examples.blind`, but with a state that is given: the test trunks' own average would be a look at them."""
-    return replace(examples, states=np.broadcast_to(state, examples.states.shape), law=np.zeros_like(examples.law))
+    return replace(
+        examples,
+        states=np.broadcast_to(state, examples.states.shape),
+        law=np.zeros_like(examples.law),
+    )

@@ -11,7 +11,10 @@ class Fitted(Protocol):
     """A baseline that has learned."""
 
     def predict(self, examples: Examples) -> Predictions:
-        """Of each branch, from its state, its actions and the law's Δ alone. Whatever does nothing has Δ = 0 at all levels."""
+        """Of each branch, from its state, its actions and the law's Δ alone.
+
+        Whatever does nothing has Δ = 0 at all levels.
+        """
         ...
 
 

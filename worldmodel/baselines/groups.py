@@ -1,7 +1,8 @@
 """Actions in groups, and shrunken means of them.
 
-A group is what a branch did over its four decisions, taken together: the learning rate's factor in one of seven ranges, the
-weight decay's direction, which clip policies were set, whether there was a momentum reset, a reorder, a skip.
+A group is what a branch did over its four decisions, taken together: the learning rate's factor in
+one of seven ranges, the weight decay's direction, which clip policies were set, whether there was a
+momentum reset, a reorder, a skip.
 """
 
 from __future__ import annotations
@@ -56,12 +57,15 @@ class GroupMeans:
             weight: how many branches what a mean is shrunk to counts for.
         """
         whole = np.zeros((GROUPS, values.shape[1]))
-        wide, fine = ranges(examples), groups(examples)
+        wide = ranges(examples)
+        fine = groups(examples)
         for place, column in enumerate(values.T):
             known = ~np.isnan(column)
             overall = float(column[known].mean()) if known.any() else 0.0
             middle = _shrunk(column[known], wide[known], RANGES, np.full(RANGES, overall), weight)
-            whole[:, place] = _shrunk(column[known], fine[known], GROUPS, np.repeat(middle, GROUPS // RANGES), weight)
+            whole[:, place] = _shrunk(
+                column[known], fine[known], GROUPS, np.repeat(middle, GROUPS // RANGES), weight
+            )
         return cls(means=whole)
 
     def __call__(self, examples: Examples) -> Floats:
@@ -71,5 +75,7 @@ class GroupMeans:
 
 def _shrunk(values: Floats, key: Ints, count: int, towards: Floats, weight: float) -> Floats:
     """[count] means by key, with `weight` times `towards` [count] counted in."""
-    shrunk: Floats = (np.bincount(key, values, count) + weight * towards) / (np.bincount(key, minlength=count) + weight)
+    shrunk: Floats = (np.bincount(key, values, count) + weight * towards) / (
+        np.bincount(key, minlength=count) + weight
+    )
     return shrunk

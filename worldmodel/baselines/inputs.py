@@ -26,12 +26,16 @@ def decisions(examples: Examples) -> Floats:
 def main_actions(examples: Examples) -> Floats:
     """[n, M] actions summed up, all 0 where nothing is done.
 
-    The learning rate's ln factor at first, at last and on average, with its cuts alone and its rises alone; the weight decay's at
-    last and on average; momentum resets, at first and in all; each clip policy, reorder and skip, if at any decision; at which
-    share of the decisions anything was done.
+    The learning rate's ln factor at first, at last and on average, with its cuts alone and its
+    rises alone; the weight decay's at last and on average; momentum resets, at first and in all;
+    each clip policy, reorder and skip, if at any decision; at which share of the decisions anything
+    was done.
     """
     actions = examples.actions
-    rate, decay = (np.cumsum(actions[:, :, ACTION.index(name)], axis=1) for name in ("ln_lr", "ln_weight_decay"))
+    rate, decay = (
+        np.cumsum(actions[:, :, ACTION.index(name)], axis=1)
+        for name in ("ln_lr", "ln_weight_decay")
+    )
     reset = actions[:, :, ACTION.index("reset")]
     columns = [
         rate[:, 0], rate[:, -1], rate.mean(axis=1),

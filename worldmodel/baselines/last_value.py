@@ -1,8 +1,8 @@
 """What is so now stays so: the loss keeps its value in every branch, and Δ = 0; an index that fires goes on firing, a loss above
 its best stays above it.
 
-Taken literally, the last two would be forecasts of 0 and 1. What is used instead is how often each came true where it was so, and
-where it was not: the strongest form of the claim.
+Taken literally, the last two would be forecasts of 0 and 1. What is used instead is how often each
+came true where it was so, and where it was not: the strongest form of the claim.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ class LastValue:
         """See `Baseline`."""
         now = _now(examples, self.tolerance)
         groups = {int(key): now == key for key in np.unique(now)}
-        rates = {key: Rates.of(examples.where(rows)) for key, rows in groups.items() if rows.sum() >= LEAST}
+        rates = {
+            key: Rates.of(examples.where(rows))
+            for key, rows in groups.items()
+            if rows.sum() >= LEAST
+        }
         return FittedPoints(
             points=no_difference,
             offsets=offsets(examples, held_out(lambda _: no_difference, examples), centred=True),
@@ -53,10 +57,15 @@ class Persisting:
 
     def __call__(self, examples: Examples) -> Risk:
         """See `Risks`."""
-        now, risk = _now(examples, self.tolerance), self.otherwise(examples)
+        now = _now(examples, self.tolerance)
+        risk = self.otherwise(examples)
         for key, rates in self.rates.items():
             rows = now == key
-            risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = rates.hazard, rates.instability, rates.recovery
+            risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = (
+                rates.hazard,
+                rates.instability,
+                rates.recovery,
+            )
         return risk
 
 

@@ -27,7 +27,9 @@ class MeanByAction:
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise UserError(f"weight must be above 0, found {self.weight!r}; 5 counts as five branches")
+            raise UserError(
+                f"weight must be above 0, found {self.weight!r}; 5 counts as five branches"
+            )
 
     def fit(self, examples: Examples) -> FittedPoints:
         """See `Baseline`."""

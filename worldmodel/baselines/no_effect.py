@@ -1,4 +1,7 @@
-"""Nothing makes a difference: Δ = 0. Divergence, instability and recovery are as frequent as they were."""
+"""Nothing makes a difference: Δ = 0.
+
+Divergence, instability and recovery are as frequent as they were.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ def no_difference(examples: Examples) -> Floats:
 
 
 def predictions(examples: Examples, quantiles: Floats, risks: Risks) -> Predictions:
-    """From quantiles [n, 3, 5] of Δ, in any order of the levels, and risks. What does nothing gets Δ = 0."""
+    """From quantiles [n, 3, 5] of Δ, in any order of the levels, and risks.
+
+    What does nothing gets Δ = 0.
+    """
     known = np.where(acts(examples)[:, None, None], np.sort(quantiles, axis=2), 0.0)
     risk = risks(examples)
     return Predictions(
@@ -68,13 +71,18 @@ def offsets(examples: Examples, forecast: Floats, *, centred: bool) -> Floats:
     Args:
         examples: what happened.
         forecast: of trunks held out.
-        centred: keep the forecast itself as the median, because it is a claim; else it moves to the median of what happened.
+        centred: keep the forecast itself as the median, because it is a claim; else it moves to the
+            median of what happened.
     """
     errors = np.where(acts(examples)[:, None], outcomes(examples) - forecast, np.nan)
     known = [column[~np.isnan(column)] for column in errors.T]
-    if not len(known[TARGETS.index("final")]):  # none of the branches went on so far: as after the cool-down
+    if not len(
+        known[TARGETS.index("final")]
+    ):  # none of the branches went on so far: as after the cool-down
         known[TARGETS.index("final")] = known[TARGETS.index("annealed")]
-    found = np.array([np.quantile(column, LEVELS) if len(column) else np.zeros(len(LEVELS)) for column in known])
+    found = np.array(
+        [np.quantile(column, LEVELS) if len(column) else np.zeros(len(LEVELS)) for column in known]
+    )
     if centred:
         side = np.sign(np.array(LEVELS) - 0.5)
         found = side * np.maximum(side * found, 0.0)

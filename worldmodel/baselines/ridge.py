@@ -2,10 +2,11 @@
 
     w = argmin ‖y − Xw‖² + λ‖w‖²,     λ by the squared error on held-out trunks
 
-X holds the standardised state s, the actions of each decision, their summary m, the law's Δ, and all m_i·s_j and m_i·law_j: what
-an action does may depend on the state. m is scaled but not centred, so that a product is 0 where nothing is done. y holds each
-target on the scale of `scale`; and, for all branches, whether one diverged, whether the index fired and how long it took to
-recover. Solved in closed form, by the eigenvectors of XᵀX or of XXᵀ, whichever is smaller, for all λ at once.
+X holds the standardised state s, the actions of each decision, their summary m, the law's Δ, and
+all m_i·s_j and m_i·law_j: what an action does may depend on the state. m is scaled but not centred,
+so that a product is 0 where nothing is done. y holds each target on the scale of `scale`; and, for
+all branches, whether one diverged, whether the index fired and how long it took to recover. Solved
+in closed form, by the eigenvectors of XᵀX or of XXᵀ, whichever is smaller, for all λ at once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Ridge:
     def __post_init__(self) -> None:
         object.__setattr__(self, "penalties", tuple(self.penalties))
         if not self.penalties or not min(self.penalties) > 0:
-            raise UserError(f"penalties must be numbers above 0, at least one, found {self.penalties}")
+            raise UserError(
+                f"penalties must be numbers above 0, at least one, found {self.penalties}"
+            )
 
     def fit(self, examples: Examples) -> FittedPoints:
         """See `Baseline`."""
@@ -106,7 +109,11 @@ class Design:
         law = _over(inputs.law(examples), self.law_scale)
         columns = [state, _over(inputs.decisions(examples), self.decision_scale), main, law]
         if self.interactions:
-            columns.append((main[:, :, None] * np.concatenate([state, law], axis=1)[:, None, :]).reshape(len(main), -1))
+            columns.append(
+                (main[:, :, None] * np.concatenate([state, law], axis=1)[:, None, :]).reshape(
+                    len(main), -1
+                )
+            )
         return np.concatenate(columns, axis=1)
 
 
@@ -159,14 +166,20 @@ class LinearRisks:
         )
 
 
-def _line(x: Floats, y: Floats, masks: Sequence[Flags], penalties: Sequence[float]) -> tuple[Line, Floats]:
+def _line(
+    x: Floats, y: Floats, masks: Sequence[Flags], penalties: Sequence[float]
+) -> tuple[Line, Floats]:
     """The line with the best penalty, and [n] what it says of each branch when its trunk is held out; NaN in `y` is left out."""
     known = ~np.isnan(y)
     told = np.full((len(penalties), len(y)), np.nan)  # by penalty, of held-out trunks
     for out in masks:
         for row, line in enumerate(_lines(x[known & ~out], y[known & ~out], penalties)):
             told[row, out] = line(x[out])
-    missed = np.nanmean(np.where(known, told - y, np.nan) ** 2, axis=1) if known.any() else np.zeros(len(penalties))
+    missed = (
+        np.nanmean(np.where(known, told - y, np.nan) ** 2, axis=1)
+        if known.any()
+        else np.zeros(len(penalties))
+    )
     best = int(np.argmin(missed))
     return _lines(x[known], y[known], penalties[best : best + 1])[0], told[best]
 
@@ -174,9 +187,14 @@ def _line(x: Floats, y: Floats, masks: Sequence[Flags], penalties: Sequence[floa
 def _lines(x: Floats, y: Floats, penalties: Sequence[float]) -> list[Line]:
     """A line a penalty. Of nothing, 0."""
     if not len(y):
-        return [Line(offset=0.0, centre=np.zeros(x.shape[1]), weights=np.zeros(x.shape[1])) for _ in penalties]
-    centre, offset = x.mean(axis=0), float(y.mean())
-    x, y = x - centre, y - offset
+        return [
+            Line(offset=0.0, centre=np.zeros(x.shape[1]), weights=np.zeros(x.shape[1]))
+            for _ in penalties
+        ]
+    centre = x.mean(axis=0)
+    offset = float(y.mean())
+    x = x - centre
+    y = y - offset
     wide = len(x) < x.shape[1]
     values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
     inner = vectors.T @ (y if wide else x.T @ y)
@@ -194,4 +212,6 @@ def _root_mean_square(columns: Floats) -> Floats:
 
 def _over(columns: Floats, scale: Floats) -> Floats:
     """Columns over their scale; 0 where it is 0."""
-    return np.divide(columns, scale, out=np.zeros_like(columns), where=np.broadcast_to(scale > 0, columns.shape))
+    return np.divide(
+        columns, scale, out=np.zeros_like(columns), where=np.broadcast_to(scale > 0, columns.shape)
+    )

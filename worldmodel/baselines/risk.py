@@ -73,5 +73,7 @@ def hazards(chance: Floats, shares: Floats) -> Floats:
 
 def shares(examples: Examples) -> Floats:
     """[4] in which decision divergences fall; all alike where there was none."""
-    counts = np.bincount(examples.diverged[examples.diverged >= 0], minlength=DECISIONS).astype(np.float64)
+    counts = np.bincount(examples.diverged[examples.diverged >= 0], minlength=DECISIONS).astype(
+        np.float64
+    )
     return counts / counts.sum() if counts.sum() else np.full(DECISIONS, 1 / DECISIONS)

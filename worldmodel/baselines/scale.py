@@ -1,7 +1,8 @@
 """The scale on which Δ's are learned: asinh(Δ ÷ 0.02), linear for small effects and logarithmic for large ones.
 
-Most interventions move ln loss by a hundredth, and a branch that diverges by 1: on the scale of Δ itself, least squares would see
-nothing but divergence. Medians and quantiles pass through a monotone scale unchanged.
+Most interventions move ln loss by a hundredth, and a branch that diverges by 1: on the scale of Δ
+itself, least squares would see nothing but divergence. Medians and quantiles pass through a
+monotone scale unchanged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The anchored multi-power law, and a threshold for spikes beside it.
 
-Below the threshold of the uncertainty index the law speaks alone. Above it something is wrong that no law of smooth curves
-knows of, and what actions did at spikes before, beyond the law, is added: the mean error of the law in each group of actions.
-It is what a careful person does by hand (PaLM, OPT: do nothing about it until it spikes, then what has helped before), with the
-numbers learned.
+Below the threshold of the uncertainty index the law speaks alone. Above it something is wrong that
+no law of smooth curves knows of, and what actions did at spikes before, beyond the law, is added:
+the mean error of the law in each group of actions. It is what a careful person does by hand (PaLM,
+OPT: do nothing about it until it spikes, then what has helped before), with the numbers learned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class SpikeThreshold:
     """The law, corrected at spikes; the frequencies of divergence and the like are of spikes and of the rest, each its own.
 
     Args:
-        threshold: of the greatest index within the last decision, in units of its trigger τ = 2.5 (`features`).
+        threshold: of the greatest index within the last decision, in units of its trigger τ = 2.5
+            (`features`).
         weight: how many branches the mean that a group's is shrunk to counts for; above 0.
 
     Raises:
@@ -44,14 +45,23 @@ class SpikeThreshold:
     def fit(self, examples: Examples) -> FittedPoints:
         """See `Baseline`."""
         spread = offsets(examples, held_out(self._law, examples), centred=True)
-        spiking, whole = _spiking(examples, self.threshold), Rates.of(examples)
-        spike, calm = (Rates.of(examples.where(rows)) if rows.any() else whole for rows in (spiking, ~spiking))
+        spiking = _spiking(examples, self.threshold)
+        whole = Rates.of(examples)
+        spike, calm = (
+            Rates.of(examples.where(rows)) if rows.any() else whole for rows in (spiking, ~spiking)
+        )
         risks = _BySpike(threshold=self.threshold, spike=spike, calm=calm)
         return FittedPoints(points=self._law(examples), offsets=spread, risks=risks)
 
     def _law(self, examples: Examples) -> _Corrected:
-        wrong = np.where(_spiking(examples, self.threshold)[:, None], outcomes(examples) - squash(examples.law), np.nan)
-        return _Corrected(threshold=self.threshold, means=GroupMeans.of(examples, wrong, weight=self.weight))
+        wrong = np.where(
+            _spiking(examples, self.threshold)[:, None],
+            outcomes(examples) - squash(examples.law),
+            np.nan,
+        )
+        return _Corrected(
+            threshold=self.threshold, means=GroupMeans.of(examples, wrong, weight=self.weight)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +70,9 @@ class _Corrected:
     means: GroupMeans
 
     def __call__(self, examples: Examples) -> Floats:
-        correction = np.where(_spiking(examples, self.threshold)[:, None], self.means(examples), 0.0)
+        correction = np.where(
+            _spiking(examples, self.threshold)[:, None], self.means(examples), 0.0
+        )
         return squash(examples.law) + correction
 
 
@@ -71,7 +83,8 @@ class _BySpike:
     calm: Rates
 
     def __call__(self, examples: Examples) -> Risk:
-        risk, rows = self.calm(examples), _spiking(examples, self.threshold)
+        risk = self.calm(examples)
+        rows = _spiking(examples, self.threshold)
         risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = (
             self.spike.hazard, self.spike.instability, self.spike.recovery,
         )  # fmt: skip

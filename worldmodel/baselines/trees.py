@@ -1,10 +1,13 @@
-"""Gradient-boosted trees (Friedman 2001; histograms as in LightGBM, Ke et al. 2017; here scikit-learn's), the strongest baseline.
+"""Gradient-boosted trees (Friedman 2001; histograms as in LightGBM, Ke et al.
 
-They see all there is of a branch: the state, the actions of each decision and summed up, the law's Δ; what was not measured is
-put far below everything, where a split can tell it apart. A model a quantile and target, by the pinball loss, on the scale of
-`scale`; quantiles that cross are sorted (Chernozhukov, Fernández-Val & Galichon 2010). Divergence is a discrete-time hazard: one
-row a decision that a branch was still sound at. The number of trees is where the loss on held-out trunks is lowest; then all
-trunks are learned from.
+2017; here scikit-learn's), the strongest baseline.
+
+They see all there is of a branch: the state, the actions of each decision and summed up, the law's
+Δ; what was not measured is put far below everything, where a split can tell it apart. A model a
+quantile and target, by the pinball loss, on the scale of `scale`; quantiles that cross are sorted
+(Chernozhukov, Fernández-Val & Galichon 2010). Divergence is a discrete-time hazard: one row a
+decision that a branch was still sound at. The number of trees is where the loss on held-out trunks
+is lowest; then all trunks are learned from.
 """
 
 from __future__ import annotations
@@ -53,14 +56,19 @@ class Trees:
     def __post_init__(self) -> None:
         for name, least in (("iterations", 1), ("leaves", 2), ("least_rows", 1), ("patience", 1)):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= least):
-                raise UserError(f"{name} must be a whole number, at least {least}, found {getattr(self, name)!r}")
+                raise UserError(
+                    f"{name} must be a whole number, at least {least}, found {getattr(self, name)!r}"
+                )
         if not 0 < self.learning_rate <= 1:
-            raise UserError(f"learning_rate must be above 0 and at most 1, found {self.learning_rate!r}")
+            raise UserError(
+                f"learning_rate must be above 0 and at most 1, found {self.learning_rate!r}"
+            )
 
     def fit(self, examples: Examples) -> FittedTrees:
         """See `Baseline`; also a `UserError` where scikit-learn is missing."""
         out = next(folds(examples))
-        x, y = columns(examples), outcomes(examples)
+        x = columns(examples)
+        y = outcomes(examples)
         y[~acts(examples)] = np.nan
         late = recovery_times(examples)
         rows, decision, lost = _at_risk(examples)
@@ -74,7 +82,9 @@ class Trees:
     def _quantiles(self, x: Floats, y: Floats, out: Flags) -> list[Any]:
         """A model a level; as many trees for each as the median wants."""
         known = ~np.isnan(y)
-        x, y, out = x[known], y[known], out[known]
+        x = x[known]
+        y = y[known]
+        out = out[known]
         if not len(y) or y.min() == y.max():
             return [Always(float(y[0]) if len(y) else 0.0)] * len(LEVELS)
         count = self._count(_regressor(LEVELS[MEDIAN], self._settings(early=True)), x, y, out)
@@ -128,11 +138,17 @@ class FittedTrees:
     def predict(self, examples: Examples) -> Predictions:
         """See `Fitted`."""
         x = columns(examples)
-        quantiles = np.stack([np.stack([model.predict(x) for model in models], axis=1) for models in self.targets], axis=1)
+        quantiles = np.stack(
+            [np.stack([model.predict(x) for model in models], axis=1) for models in self.targets],
+            axis=1,
+        )
         return predictions(examples, unsquash(quantiles), lambda _: self._risk(x))
 
     def _risk(self, x: Floats) -> Risk:
-        hazard = [_chances(self.hazard, np.column_stack([x, np.full(len(x), decision)])) for decision in range(DECISIONS)]
+        hazard = [
+            _chances(self.hazard, np.column_stack([x, np.full(len(x), decision)]))
+            for decision in range(DECISIONS)
+        ]
         recovery = np.sort(np.stack([model.predict(x) for model in self.recovery], axis=1), axis=1)
         return Risk(
             hazard=np.stack(hazard, axis=1),
@@ -153,7 +169,12 @@ class Always:
 
 def columns(examples: Examples) -> Floats:
     """[n, D] all there is of each branch."""
-    parts = (inputs.states(examples), inputs.decisions(examples), inputs.main_actions(examples), inputs.law(examples))
+    parts = (
+        inputs.states(examples),
+        inputs.decisions(examples),
+        inputs.main_actions(examples),
+        inputs.law(examples),
+    )
     # Not NaN, which scikit-learn takes too, but not a column of nothing else (1.9.1 fails on one).
     return np.nan_to_num(np.concatenate(parts, axis=1), nan=_UNMEASURED)
 
@@ -166,7 +187,9 @@ def _at_risk(examples: Examples) -> tuple[NDArray[np.intp], NDArray[np.intp], ND
 
 
 def _chances(model: Any, x: Floats) -> Floats:
-    chances: Floats = model.predict(x) if isinstance(model, Always) else model.predict_proba(x)[:, 1]
+    chances: Floats = (
+        model.predict(x) if isinstance(model, Always) else model.predict_proba(x)[:, 1]
+    )
     return chances
 
 

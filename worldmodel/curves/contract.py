@@ -27,14 +27,18 @@ class CurveForecast(NamedTuple):
 
     Attributes:
         mean: [Q] or [K, Q] nats per token, above 0 and finite.
-        std: [Q] or [K, Q] nats per token, above 0 and finite: the forecaster's own idea of its error.
+        std: [Q] or [K, Q] nats per token, above 0 and finite: the forecaster's own idea of its
+            error.
     """
 
     mean: Floats
     std: Floats
 
     def chance_below(self, best: float) -> Floats:
-        """P(level < best), [Q] or [K, Q], with normal errors. Domhan et al. 2015 prune where it is below 0.05 at the end."""
+        """P(level < best), [Q] or [K, Q], with normal errors.
+
+        Domhan et al. 2015 prune where it is below 0.05 at the end.
+        """
         from scipy.special import ndtr
 
         chance: Floats = ndtr((best - self.mean) / self.std)
@@ -44,23 +48,30 @@ class CurveForecast(NamedTuple):
 class FittedCurve(Protocol):
     """A forecaster that has seen a history."""
 
-    def predict(self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None) -> CurveForecast:
+    def predict(
+        self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None
+    ) -> CurveForecast:
         """Forecast one future or many, at every step listed or at some of them.
 
         Args:
             steps: [H] steps, rising, after the last of the history.
-            lrs: [H] or [K, H] learning rates of these steps; the steps since the one listed before have the same.
-            at: [Q] positions in `steps` of those at which a forecast is wanted, [-1] for the last; None for all, then Q = H.
+            lrs: [H] or [K, H] learning rates of these steps; the steps since the one listed before
+                have the same.
+            at: [Q] positions in `steps` of those at which a forecast is wanted, [-1] for the last;
+                None for all, then Q = H.
 
         Raises:
-            UserError: the shapes do not fit, steps do not rise or are not to come, a learning rate is negative or not finite,
-                or a position does not exist.
+            UserError: the shapes do not fit, steps do not rise or are not to come, a learning rate
+                is negative or not finite, or a position does not exist.
         """
         ...
 
 
 class CurveForecaster(Protocol):
-    """A frozen dataclass of hyperparameters. Fitting is deterministic and changes nothing; any history will do."""
+    """A frozen dataclass of hyperparameters.
+
+    Fitting is deterministic and changes nothing; any history will do.
+    """
 
     def fit(self, history: History) -> FittedCurve:
         """Learn from one curve."""
@@ -73,9 +84,13 @@ def number(name: str, value: object, *, least: float, below: float = math.inf) -
     Raises:
         UserError: it is none.
     """
-    if not (not isinstance(value, bool) and isinstance(value, Real) and least <= float(value) < below):
+    if not (
+        not isinstance(value, bool) and isinstance(value, Real) and least <= float(value) < below
+    ):
         limit = f" and below {below:g}" if below < math.inf else ""
-        raise UserError(f"{name} must be a finite number, at least {least:g}{limit}, found {value!r}; give one or leave it out")
+        raise UserError(
+            f"{name} must be a finite number, at least {least:g}{limit}, found {value!r}; give one or leave it out"
+        )
 
 
 def positive(mean: Floats, std: Floats, scale: float) -> CurveForecast:

@@ -1,14 +1,16 @@
 """A weighted ensemble of families of learning curves: the cheap pruner (Domhan, Springenberg & Hutter 2015).
 
-    mean = Σ_i w_i·f_i          std² = Σ_i w_i·(f_i − mean)² + Σ_i w_i·e_i²·(ahead ÷ tested)² + variance of the level now
+    mean = Σ_i w_i·f_i          std² = Σ_i w_i·(f_i − mean)² + Σ_i w_i·e_i²·(ahead ÷ tested)² +
+    variance of the level now
 
-The paper samples weights and parameters together with MCMC. Here each family is fitted by least squares (`families`), later rows
-weighing more, as in the paper's code (10 to the share of the run so far); once on the first three quarters of the rows, which
-gives its error e_i on the last quarter and its weight ∝ 1/e_i², then on all of them. The error of a forecast is taken to
-grow with how far ahead it looks, beyond the distance at which the family was tested.
+The paper samples weights and parameters together with MCMC. Here each family is fitted by least
+squares (`families`), later rows weighing more, as in the paper's code (10 to the share of the run
+so far); once on the first three quarters of the rows, which gives its error e_i on the last quarter
+and its weight ∝ 1/e_i², then on all of them. The error of a forecast is taken to grow with how far
+ahead it looks, beyond the distance at which the family was tested.
 
-These curves know nothing of the learning rate: they forecast that a schedule goes on as it did. Use them to drop what has gone
-wrong, not to choose between learning rates.
+These curves know nothing of the learning rate: they forecast that a schedule goes on as it did. Use
+them to drop what has gone wrong, not to choose between learning rates.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Ensemble:
     def __post_init__(self) -> None:
         object.__setattr__(self, "families", tuple(self.families))
         if not self.families or set(self.families) - set(FAMILIES):
-            raise UserError(f"families must be some of {', '.join(FAMILIES)}, found {', '.join(self.families) or 'none'}")
+            raise UserError(
+                f"families must be some of {', '.join(FAMILIES)}, found {', '.join(self.families) or 'none'}"
+            )
         number("recency", self.recency, least=1)
 
     def fit(self, history: History) -> FittedEnsemble:
@@ -56,17 +60,30 @@ class Ensemble:
         steps, losses = history.means(_ROWS)
         now = level(losses)
         if len(steps) < _FEWEST:
-            return FittedEnsemble(history=history, now=now, fits=(), weights=np.ones(1), errors=np.zeros(1), tested=1.0)
+            return FittedEnsemble(
+                history=history,
+                now=now,
+                fits=(),
+                weights=np.ones(1),
+                errors=np.zeros(1),
+                tested=1.0,
+            )
         x = steps + 1.0
         split = len(x) - max(2, round(_TESTED * len(x)))
         highest = float(losses.max())
 
         def fits(rows: int) -> tuple[Fit, ...]:
             weights = self.recency ** (x[:rows] / x[rows - 1] - 1)
-            return tuple(FAMILIES[name].fit(x[:rows], losses[:rows], weights / weights.sum()) for name in self.families)
+            return tuple(
+                FAMILIES[name].fit(x[:rows], losses[:rows], weights / weights.sum())
+                for name in self.families
+            )
 
-        errors = [_rms(_bounded(early(x[split:]), highest) - losses[split:]) for early in fits(split)]
-        squares = np.maximum(errors, max(np.sqrt(now.noise), 1e-9 * highest)) ** 2  # below the noise all are alike
+        errors = [
+            _rms(_bounded(early(x[split:]), highest) - losses[split:]) for early in fits(split)
+        ]
+        # below the noise all are alike
+        squares = np.maximum(errors, max(np.sqrt(now.noise), 1e-9 * highest)) ** 2
         return FittedEnsemble(
             history=history,
             now=now,
@@ -100,17 +117,24 @@ class FittedEnsemble:
     tested: float
     highest: float = np.inf
 
-    def predict(self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None) -> CurveForecast:
+    def predict(
+        self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None
+    ) -> CurveForecast:
         """The same for every candidate: learning rates are checked and not used; see `FittedCurve`."""
         ahead, rates = futures(self.history, steps, lrs)
         ahead = ahead[wanted(ahead, at)]
-        curves = np.stack([_bounded(fit(ahead + 1.0), self.highest) for fit in self.fits] or [np.full(len(ahead), self.now.mean)])
+        curves = np.stack(
+            [_bounded(fit(ahead + 1.0), self.highest) for fit in self.fits]
+            or [np.full(len(ahead), self.now.mean)]
+        )
         mean = self.weights @ curves  # [Q]
         further = np.maximum(1.0, (ahead - self.history.now) / self.tested)
         spread = self.weights @ (curves - mean) ** 2 + self.weights @ self.errors**2 * further**2
         std = np.sqrt(spread + self.now.variance)
         forecast = positive(mean, std, self.history.last_loss)
-        return CurveForecast(*(np.broadcast_to(part, (*rates.shape[:-1], len(ahead))).copy() for part in forecast))
+        return CurveForecast(
+            *(np.broadcast_to(part, (*rates.shape[:-1], len(ahead))).copy() for part in forecast)
+        )
 
 
 def _bounded(losses: Floats, highest: float) -> Floats:

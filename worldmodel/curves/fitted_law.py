@@ -1,8 +1,9 @@
 """A multi-power law that goes on from a history, for many futures at once.
 
-The sums over changes are what costs. Those of the past are the same function of S for every candidate: they are evaluated
-once, on a grid. Those to come are gathered between some knots, at which the law is evaluated, and which lines connect. So 128
-candidates of 2000 steps take milliseconds instead of minutes, and the forecast is off by less than a hundredth of what changes.
+The sums over changes are what costs. Those of the past are the same function of S for every
+candidate: they are evaluated once, on a grid. Those to come are gathered between some knots, at
+which the law is evaluated, and which lines connect. So 128 candidates of 2000 steps take
+milliseconds instead of minutes, and the forecast is off by less than a hundredth of what changes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from trainenv.worldmodel.curves.level import ROWS, Level, level
 
 _EXACT = 48  # rows ahead up to which all are knots
 _KNOTS = 32  # of more rows, at even distances
-_AFTER = np.array([0, 3, 10, 25, 45])  # rows after now and after a great jump of the learning rate that are knots too
+_AFTER = np.array(
+    [0, 3, 10, 25, 45]
+)  # rows after now and after a great jump of the learning rate that are knots too
 _JUMPS = 4  # at most; the greatest of any candidate
 _GREAT = 0.05  # of the greatest learning rate to come
 _GRID = 192
@@ -35,7 +38,8 @@ class FittedLaw:
         history: what is known.
         law: its law; None forecasts that the level stays.
         known: the history as the law sees it.
-        offset: the level now of (observed − the law), in nats; of the losses themselves where there is no law.
+        offset: the level now of (observed − the law), in nats; of the losses themselves where there
+            is no law.
         anchored: whether forecasts start from the level now.
         relative_error: standard deviation of the error in parts of the forecast change.
     """
@@ -47,7 +51,9 @@ class FittedLaw:
     anchored: bool
     relative_error: float
 
-    def predict(self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None) -> CurveForecast:
+    def predict(
+        self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None
+    ) -> CurveForecast:
         """The law's losses from now on; see `FittedCurve`."""
         ahead, rates = futures(self.history, steps, lrs)
         many = np.atleast_2d(rates)  # [K, H]
@@ -56,7 +62,8 @@ class FittedLaw:
         values = self._values(ahead, many, knots)  # [K, P + 1]
         change = values - values[:, :1]
         start = float(values[0, 0])
-        variance = self.offset.variance + self.offset.walk * (times - times[0]) / self.history.gap  # [P + 1]
+        # [P + 1]
+        variance = self.offset.variance + self.offset.walk * (times - times[0]) / self.history.gap
         if self.anchored:
             start += self.offset.mean
         else:
@@ -84,9 +91,13 @@ class FittedLaw:
         return np.concatenate([np.full((len(rates), 1), past[0]), to_come], axis=1)
 
 
-def fitted(history: History, law: Law | None, *, anchored: bool = True, relative_error: float) -> FittedLaw:
+def fitted(
+    history: History, law: Law | None, *, anchored: bool = True, relative_error: float
+) -> FittedLaw:
     """A law that goes on from a history; without one, its level now."""
-    known, rows, sums = curve(history), history.measured, history.lr_sums
+    known = curve(history)
+    rows = history.measured
+    sums = history.lr_sums
     series = history.losses
     if law is not None:
         rows &= (sums >= known.first_sum) & (sums > 0)

@@ -22,15 +22,17 @@ class History:
 
     Args:
         steps: [n] optimizer steps completed, rising, from 0 on.
-        losses: [n] losses in nats per token. What is not finite, not above 0 or above 1e6 counts as not measured.
-        lrs: [n] learning rates of these steps. The steps since the row before are taken to have had the same.
-        first_lr_sum: sum of the learning rates of the steps up to the first listed (that one included), where it is known;
-            without it they are taken to have had the learning rate of the first. (After a linear warm-up to the peak, just
-            ended, it is half of that.)
+        losses: [n] losses in nats per token. What is not finite, not above 0 or above 1e6 counts as
+            not measured.
+        lrs: [n] learning rates of these steps. The steps since the row before are taken to have had
+            the same.
+        first_lr_sum: sum of the learning rates of the steps up to the first listed (that one
+            included), where it is known; without it they are taken to have had the learning rate of
+            the first. (After a linear warm-up to the peak, just ended, it is half of that.)
 
     Raises:
-        UserError: the lengths differ or are 0, steps do not rise, a learning rate is negative, something but a loss is not
-            finite, or no loss was measured.
+        UserError: the lengths differ or are 0, steps do not rise, a learning rate is negative,
+            something but a loss is not finite, or no loss was measured.
     """
 
     steps: Floats
@@ -44,15 +46,21 @@ class History:
         lengths = {name: len(getattr(self, name)) for name in ("steps", "losses", "lrs")}
         if len(set(lengths.values())) > 1 or not lengths["steps"]:
             found = ", ".join(f"{length} {name}" for name, length in lengths.items())
-            raise UserError(f"a history needs as many steps, losses and learning rates, at least one; found {found}")
+            raise UserError(
+                f"a history needs as many steps, losses and learning rates, at least one; found {found}"
+            )
         _rising(self.steps, above=-1)
         _rates(self.lrs)
         first = self.steps[0] * self.lrs[0] if self.first_lr_sum is None else self.first_lr_sum
         if not (isinstance(first, Real) and 0 <= float(first) < np.inf):
-            raise UserError(f"first_lr_sum must be a finite number, at least 0, found {first!r}; leave it out where unknown")
+            raise UserError(
+                f"first_lr_sum must be a finite number, at least 0, found {first!r}; leave it out where unknown"
+            )
         object.__setattr__(self, "first_lr_sum", float(first))
         if not self.measured.any():
-            raise UserError("a history needs a loss that is finite and above 0, found none; wait for the first steps")
+            raise UserError(
+                "a history needs a loss that is finite and above 0, found none; wait for the first steps"
+            )
 
     @property
     def measured(self) -> NDArray[np.bool_]:
@@ -80,11 +88,16 @@ class History:
     @property
     def gap(self) -> float:
         """Steps between two rows, on average; 1 for a single row."""
-        return float(self.steps[-1] - self.steps[0]) / (len(self.steps) - 1) if len(self.steps) > 1 else 1.0
+        return (
+            float(self.steps[-1] - self.steps[0]) / (len(self.steps) - 1)
+            if len(self.steps) > 1
+            else 1.0
+        )
 
     def means(self, most: int) -> tuple[Floats, Floats]:
         """Mean step and mean loss of at most `most` groups of neighbouring measured rows, [m] each."""
-        steps, losses = self.steps[self.measured], self.losses[self.measured]
+        steps = self.steps[self.measured]
+        losses = self.losses[self.measured]
         starts = np.unique(np.arange(most) * len(steps) // most)
         counts = np.diff(starts, append=len(steps))
         return np.add.reduceat(steps, starts) / counts, np.add.reduceat(losses, starts) / counts
@@ -92,7 +105,12 @@ class History:
     def until(self, step: float) -> History:
         """The history as it was at `step`: the rows up to it, that one included."""
         count = int(np.searchsorted(self.steps, step, side="right"))
-        return History(steps=self.steps[:count], losses=self.losses[:count], lrs=self.lrs[:count], first_lr_sum=self.first_lr_sum)
+        return History(
+            steps=self.steps[:count],
+            losses=self.losses[:count],
+            lrs=self.lrs[:count],
+            first_lr_sum=self.first_lr_sum,
+        )
 
 
 def futures(history: History, steps: ArrayLike, lrs: ArrayLike) -> tuple[Floats, Floats]:
@@ -107,7 +125,8 @@ def futures(history: History, steps: ArrayLike, lrs: ArrayLike) -> tuple[Floats,
         Steps [H] and learning rates, [H] or [K, H], as float64.
 
     Raises:
-        UserError: the shapes do not fit, steps do not rise or are not to come, or a learning rate is negative or not finite.
+        UserError: the shapes do not fit, steps do not rise or are not to come, or a learning rate
+            is negative or not finite.
     """
     ahead = _vector("steps", steps)
     _rising(ahead, above=history.now)
@@ -133,7 +152,9 @@ def wanted(steps: Floats, at: Sequence[int] | None) -> NDArray[np.intp]:
     positions = list(at)
     wrong = [one for one in positions if not -len(steps) <= one < len(steps)]
     if wrong or not positions:
-        raise UserError(f"at must hold positions among the {len(steps)} steps ahead, found {wrong or 'none'}; -1 is the last")
+        raise UserError(
+            f"at must hold positions among the {len(steps)} steps ahead, found {wrong or 'none'}; -1 is the last"
+        )
     return rows[positions]
 
 
@@ -141,7 +162,9 @@ def _vector(name: str, values: ArrayLike) -> Floats:
     """A copy that nobody else can write into."""
     vector = np.array(values, dtype=np.float64)
     if vector.ndim != 1:
-        raise UserError(f"{name} must be a list of numbers, found shape {list(vector.shape)}; give one curve at a time")
+        raise UserError(
+            f"{name} must be a list of numbers, found shape {list(vector.shape)}; give one curve at a time"
+        )
     vector.flags.writeable = False
     return vector
 
@@ -161,4 +184,6 @@ def _rising(steps: Floats, *, above: float) -> None:
 def _rates(lrs: Floats) -> None:
     if not (lrs.min() >= 0 and lrs.max() < np.inf):  # not where it is NaN either
         wrong = lrs[~((lrs >= 0) & (lrs < np.inf))][0]
-        raise UserError(f"learning rates must be finite and at least 0, found {wrong:g}; give those in force")
+        raise UserError(
+            f"learning rates must be finite and at least 0, found {wrong:g}; give those in force"
+        )

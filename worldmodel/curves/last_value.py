@@ -17,15 +17,21 @@ _ROWS = 64  # means of neighbours, of which the slope is taken
 
 @dataclass(frozen=True, kw_only=True)
 class LastValue:
-    """Forecasts the level now. Standard deviation: how far the loss gets if it goes on as in the last quarter of the rows."""
+    """Forecasts the level now.
+
+    Standard deviation: how far the loss gets if it goes on as in the last quarter of the rows.
+    """
 
     def fit(self, history: History) -> FittedLastValue:
         """Find the level."""
         steps, losses = history.means(_ROWS)
         recent = slice(-max(2, len(steps) // 4), None)
-        x, y = steps[recent] - steps[recent].mean(), losses[recent]
+        x = steps[recent] - steps[recent].mean()
+        y = losses[recent]
         slope = float(x @ y / (x @ x)) if len(steps) > 1 else 0.0
-        return FittedLastValue(history=history, now=level(history.losses[history.measured][-ROWS:]), slope=slope)
+        return FittedLastValue(
+            history=history, now=level(history.losses[history.measured][-ROWS:]), slope=slope
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,10 +42,14 @@ class FittedLastValue:
     now: Level
     slope: float
 
-    def predict(self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None) -> CurveForecast:
+    def predict(
+        self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None
+    ) -> CurveForecast:
         """The level now, whatever the learning rates; see `FittedCurve`."""
         ahead, rates = futures(self.history, steps, lrs)
         ahead = ahead[wanted(ahead, at)]
         std = np.sqrt(self.now.variance + (self.slope * (ahead - self.history.now)) ** 2)
         shape = (*rates.shape[:-1], len(ahead))
-        return positive(np.full(shape, self.now.mean), np.broadcast_to(std, shape), self.history.last_loss)
+        return positive(
+            np.full(shape, self.now.mean), np.broadcast_to(std, shape), self.history.last_loss
+        )

@@ -1,17 +1,22 @@
-"""The multi-power law of loss curves (Luo et al. 2025, arXiv:2503.12811, eq. 1), as a function of sums of learning rates.
+"""The multi-power law of loss curves (Luo et al.
 
-    L(t) = L₀ + A·S(t)^−α − LD(t)                                        S(t) = Σ_{τ ≤ t} η_τ, the warm-up included
-    LD(t) = B·Σ_{k ≤ t} (η_{k−1} − η_k)·G(C·η_k^−γ·S_k(t))                S_k(t) = Σ_{k ≤ τ ≤ t} η_τ
-    G(z) = 1 − (1 + z)^−β
+2025, arXiv:2503.12811, eq. 1), as a function of sums of learning rates.
 
-A·S^−α is what a constant learning rate would give; LD is what lowering it has gained, which takes a while to show.
+    L(t) = L₀ + A·S(t)^−α − LD(t)                                        S(t) = Σ_{τ ≤ t} η_τ, the
+    warm-up included LD(t) = B·Σ_{k ≤ t} (η_{k−1} − η_k)·G(C·η_k^−γ·S_k(t))                S_k(t) =
+    Σ_{k ≤ τ ≤ t} η_τ G(z) = 1 − (1 + z)^−β
 
-The law sees time only through S: with P_k = S(k − 1), LD is a function of S alone, Σ_k B·Δ_k·G(C·η_k^−γ·(S − P_k)). What is
-slow in it is this sum over changes, so changes close together are gathered into one (`gather`): with their sum and their mean
-position it is right to first order, and exact where only one of them is not 0.
+A·S^−α is what a constant learning rate would give; LD is what lowering it has gained, which takes a
+while to show.
 
-Deviations from the paper: η_k^−γ has a floor on η_k, since the learning rate may be 0; the rise of the learning rate
-during the warm-up is no change (as in the paper's code), while a later rise (a re-warm-up) is one, with Δ < 0.
+The law sees time only through S: with P_k = S(k − 1), LD is a function of S alone, Σ_k
+B·Δ_k·G(C·η_k^−γ·(S − P_k)). What is slow in it is this sum over changes, so changes close together
+are gathered into one (`gather`): with their sum and their mean position it is right to first order,
+and exact where only one of them is not 0.
+
+Deviations from the paper: η_k^−γ has a floor on η_k, since the learning rate may be 0; the rise of
+the learning rate during the warm-up is no change (as in the paper's code), while a later rise (a
+re-warm-up) is one, with Δ < 0.
 """
 
 from __future__ import annotations
@@ -33,7 +38,9 @@ _FLOOR = 1e-6  # of the learning rate in η^−γ, in parts of the greatest
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """The seven numbers of the law, in the paper's letters. η is a learning rate, S a sum of them over steps.
+    """The seven numbers of the law, in the paper's letters.
+
+    η is a learning rate, S a sum of them over steps.
 
     Args:
         L0: nats, what would be left for S → ∞ at a constant learning rate.
@@ -45,7 +52,8 @@ class Law:
         gamma: how much slower it shows at a lower learning rate.
 
     Raises:
-        UserError: a number is not finite, or below 0, or an exponent of S or of the saturation is 0.
+        UserError: a number is not finite, or below 0, or an exponent of S or of the saturation is
+            0.
     """
 
     L0: float
@@ -62,7 +70,9 @@ class Law:
             positive = field.name in ("alpha", "beta")
             if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
                 least = "above 0" if positive else "at least 0"
-                raise UserError(f"{field.name} of the multi-power law must be a finite number {least}, found {value!r}")
+                raise UserError(
+                    f"{field.name} of the multi-power law must be a finite number {least}, found {value!r}"
+                )
 
 
 class Changes(NamedTuple):
@@ -79,7 +89,9 @@ class Changes(NamedTuple):
     lr: Floats
 
 
-def gather(first_lr: ArrayLike, first_sum: ArrayLike, gaps: Floats, lrs: Floats, ends: Ends) -> tuple[Changes, Floats]:
+def gather(
+    first_lr: ArrayLike, first_sum: ArrayLike, gaps: Floats, lrs: Floats, ends: Ends
+) -> tuple[Changes, Floats]:
     """The changes of a schedule, those of one block as one, and S at the end of each block.
 
     Args:
@@ -94,7 +106,9 @@ def gather(first_lr: ArrayLike, first_sum: ArrayLike, gaps: Floats, lrs: Floats,
     """
     starts = np.concatenate([[0], ends[:-1] + 1])
     shape = (*lrs.shape[:-1], 1)
-    lr_before, sum_before = (np.broadcast_to(np.asarray(one)[..., None], shape) for one in (first_lr, first_sum))
+    lr_before, sum_before = (
+        np.broadcast_to(np.asarray(one)[..., None], shape) for one in (first_lr, first_sum)
+    )
     after = lrs[..., ends]  # [..., M]
     before = np.concatenate([lr_before, after[..., :-1]], axis=-1)
     drop = before - after
@@ -110,8 +124,12 @@ def gather(first_lr: ArrayLike, first_sum: ArrayLike, gaps: Floats, lrs: Floats,
     rows *= rows
     square = (before**2 - after**2 - np.add.reduceat(rows, starts, axis=-1)) / 2
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        shift, lr = (np.where(drop == 0, part, whole / drop) for part, whole in ((0.0, moment), (after, square)))
-    # Up and down within a block: the means may lie anywhere, and what the block does hardly matters.
+        shift, lr = (
+            np.where(drop == 0, part, whole / drop)
+            for part, whole in ((0.0, moment), (after, square))
+        )
+    # Up and down within a block: the means may lie anywhere, and what the block does hardly
+    # matters.
     position = sums - width + np.clip(shift, 0.0, width)
     lr = np.clip(lr, np.minimum(before, after), np.maximum(before, after))
     greatest = float(max(before.max(initial=0.0), after.max(initial=0.0)))
@@ -134,5 +152,8 @@ def gain(law: Law, sums: Floats, changes: Changes) -> Floats:
 
 
 def loss(law: Law, sums: Floats, changes: Changes) -> Floats:
-    """L in nats at each S of `sums` [..., P], all above 0, from changes [..., M]. Shape [..., P]."""
+    """L in nats at each S of `sums` [..., P], all above 0, from changes [..., M].
+
+    Shape [..., P].
+    """
     return law.L0 + law.A * sums ** (-law.alpha) - gain(law, sums, changes)

@@ -1,10 +1,12 @@
 """Fitting the multi-power law to one loss curve, or to several of one model, around what is believed beforehand.
 
-Least squares on the logarithm of the loss with Huber's loss (Luo et al. 2025: δ = 1e-3) in coordinates without units, from
-several starts. A constant learning rate says nothing of B, C, β and γ, so each coordinate has a belief, a centre and a width,
-that counts like one more row of the curve: its residual is δ where the coordinate is a width off its centre. Rows that say
-anything outvote it. Deviations from the paper's fit: the beliefs; δ is the noise of the rows where that is more than 1e-3
-(else noisy rows would weigh more than they know); trust-region least squares with exact derivatives in place of L-BFGS.
+Least squares on the logarithm of the loss with Huber's loss (Luo et al. 2025: δ = 1e-3) in
+coordinates without units, from several starts. A constant learning rate says nothing of B, C, β and
+γ, so each coordinate has a belief, a centre and a width, that counts like one more row of the
+curve: its residual is δ where the coordinate is a width off its centre. Rows that say anything
+outvote it. Deviations from the paper's fit: the beliefs; δ is the noise of the rows where that is
+more than 1e-3 (else noisy rows would weigh more than they know); trust-region least squares with
+exact derivatives in place of L-BFGS.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ ROWS = 96  # of a curve that the fit looks at, each the mean of its neighbours
 _DELTA = 1e-3  # Huber's, in parts of the loss
 _EVALUATIONS = 100
 
-# Coordinates of a law, at a sum of learning rates S, a learning rate η and a loss L (`Scale`):
-#   0 L₀/L   1 ln(A·S^−α/L)   2 ln α   3 ln(B·η / (α·A·S^−α))   4 ln(C·η^−γ·S)   5 ln β   6 γ
-# The fourth compares what annealing gains with what e times the steps would gain at a constant rate. It is where models agree
-# best: it was ln 1.2 for the published 25M and ln 1.4 for the 400M curves, and ln 0.4 and ln 0.8 for our tiny run (0.12 M
-# parameters, 1500 steps) at learning rates of 1e-3 and 3e-3. Half of the gain showed after 0.6–2 % of S in all of them.
+# Coordinates of a law, at a sum of learning rates S, a learning rate η and a loss L (`Scale`): 0
+# L₀/L   1 ln(A·S^−α/L)   2 ln α   3 ln(B·η / (α·A·S^−α))   4 ln(C·η^−γ·S)   5 ln β   6 γ The fourth
+# compares what annealing gains with what e times the steps would gain at a constant rate. It is
+# where models agree best: it was ln 1.2 for the published 25M and ln 1.4 for the 400M curves, and
+# ln 0.4 and ln 0.8 for our tiny run (0.12 M parameters, 1500 steps) at learning rates of 1e-3 and
+# 3e-3. Half of the gain showed after 0.6–2 % of S in all of them.
 CENTRE = np.array([0.75, np.log(0.2), np.log(0.4), np.log(0.9), np.log(30.0), np.log(1.5), 0.5])
 WIDTH = np.array([0.3, 1.0, 0.5, 0.5, 1.0, 0.5, 0.3])
 _LOWEST = np.array([0.0, np.log(1e-4), np.log(0.02), np.log(0.01), np.log(0.3), np.log(0.05), 0.0])
@@ -63,20 +66,35 @@ class Curve(NamedTuple):
 
 
 def curve(history: History, *, recent: float = 0.0) -> Curve:
-    """Gather a history into at most `ROWS` blocks. Blocks before the share `recent` of S are left out, but for their changes."""
+    """Gather a history into at most `ROWS` blocks.
+
+    Blocks before the share `recent` of S are left out, but for their changes.
+    """
     rising = np.diff(history.lrs) > 0
-    start = len(rising) if rising.all() else int(np.argmin(rising))  # the end of the warm-up, if there was one
-    sums, lrs = history.lr_sums, history.lrs
+    # the end of the warm-up, if there was one
+    start = len(rising) if rising.all() else int(np.argmin(rising))
+    sums = history.lr_sums
+    lrs = history.lrs
     ends = blocks(len(lrs) - start, ROWS)
     gaps = np.diff(history.steps[start:], prepend=history.steps[start])
     changes, _ = gather(lrs[start], sums[start], gaps, lrs[start:], ends)
-    measured = history.measured & (np.arange(len(lrs)) >= start) & (sums >= recent * sums[-1]) & (sums > 0)
+    measured = (
+        history.measured & (np.arange(len(lrs)) >= start) & (sums >= recent * sums[-1]) & (sums > 0)
+    )
     block = np.searchsorted(ends, np.flatnonzero(measured) - start)  # of each measured row
     count = np.bincount(block, minlength=len(ends))
     filled = count > 0
     mean_sums = np.bincount(block, sums[measured], len(ends))[filled] / count[filled]
     mean_losses = np.bincount(block, history.losses[measured], len(ends))[filled] / count[filled]
-    return Curve(mean_sums, mean_losses, changes, float(sums[start]), float(sums[-1]), float(lrs[-1]), float(lrs.max()))
+    return Curve(
+        mean_sums,
+        mean_losses,
+        changes,
+        float(sums[start]),
+        float(sums[-1]),
+        float(lrs[-1]),
+        float(lrs.max()),
+    )
 
 
 def blocks(rows: int, most: int) -> Ends:
@@ -87,7 +105,8 @@ def blocks(rows: int, most: int) -> Ends:
 
 def to_law(x: Floats, scale: Scale) -> Law:
     """The law with coordinates `x` [7] at a scale."""
-    alpha, gamma = float(np.exp(x[2])), float(x[6])
+    alpha = float(np.exp(x[2]))
+    gamma = float(x[6])
     power = float(np.exp(x[1])) * scale.loss
     return Law(
         L0=float(x[0]) * scale.loss,
@@ -104,12 +123,22 @@ def to_coordinates(law: Law, scale: Scale) -> Floats:
     """The coordinates [7] of a law at a scale, within the bounds of a fit."""
     power = max(law.A * scale.sum**-law.alpha, 1e-300)
     with np.errstate(divide="ignore"):
-        logs = np.log([power / scale.loss, law.alpha, law.B * scale.lr / (law.alpha * power), _rate(law, scale), law.beta])
+        logs = np.log(
+            [
+                power / scale.loss,
+                law.alpha,
+                law.B * scale.lr / (law.alpha * power),
+                _rate(law, scale),
+                law.beta,
+            ]
+        )
     x: Floats = np.clip(np.array([law.L0 / scale.loss, *logs, law.gamma]), _LOWEST, _HIGHEST)
     return x
 
 
-def fit(curves: Sequence[Curve], scale: Scale, centre: Floats, width: Floats, *, starts: int) -> tuple[Floats, Floats]:
+def fit(
+    curves: Sequence[Curve], scale: Scale, centre: Floats, width: Floats, *, starts: int
+) -> tuple[Floats, Floats]:
     """The coordinates that fit best, and how well they are known.
 
     Args:
@@ -117,7 +146,8 @@ def fit(curves: Sequence[Curve], scale: Scale, centre: Floats, width: Floats, *,
         scale: of the coordinates.
         centre: [7] of the belief.
         width: [7] of the belief, each above 0.
-        starts: 1 to 5: the centre, then others that differ from it in how fast annealing shows, and how fast that saturates.
+        starts: 1 to 5: the centre, then others that differ from it in how fast annealing shows, and
+            how fast that saturates.
 
     Returns:
         The coordinates [7] and their covariance [7, 7], from the curvature at the optimum.
@@ -130,7 +160,9 @@ def fit(curves: Sequence[Curve], scale: Scale, centre: Floats, width: Floats, *,
 
     def both(x: Floats) -> tuple[Floats, Floats]:
         key = x.tobytes()
-        if key not in known:  # residuals and derivatives are asked for one after the other, at the same point
+        if (
+            key not in known
+        ):  # residuals and derivatives are asked for one after the other, at the same point
             known.clear()
             parts = [_logarithms(x, one, scale) for one in curves]
             residuals = [logs - seen for (logs, _), seen in zip(parts, observed)]
@@ -158,16 +190,23 @@ def fit(curves: Sequence[Curve], scale: Scale, centre: Floats, width: Floats, *,
     residuals, jacobian = both(best.x)
     weights = np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))  # Huber's
     curvature = (jacobian * weights[:, None]).T @ jacobian
-    return np.asarray(best.x, dtype=np.float64), np.asarray(delta**2 * np.linalg.pinv(curvature), dtype=np.float64)
+    return np.asarray(best.x, dtype=np.float64), np.asarray(
+        delta**2 * np.linalg.pinv(curvature), dtype=np.float64
+    )
 
 
 def _logarithms(x: Floats, one: Curve, scale: Scale) -> tuple[Floats, Floats]:
     """Logarithm of the loss L, by the law with coordinates `x` at each row of a curve, [n], and its derivatives, [n, 7]."""
-    alpha, rate, beta, gamma = np.exp(x[2]), np.exp(x[4]), np.exp(x[5]), x[6]
+    alpha = np.exp(x[2])
+    rate = np.exp(x[4])
+    beta = np.exp(x[5])
+    gamma = x[6]
     power = np.exp(x[1]) * scale.loss
     logs = np.log(one.sums / scale.sum)
     left = power * np.exp(-alpha * logs)  # [n] A·S^−α
-    drop, lr = one.changes.drop / scale.lr, np.log(one.changes.lr / scale.lr)  # [M]
+    # [M]
+    drop = one.changes.drop / scale.lr
+    lr = np.log(one.changes.lr / scale.lr)
     since = np.maximum(one.sums[:, None] - one.changes.position, 0.0) / scale.sum  # [n, M]
     z = rate * np.exp(-gamma * lr) * since
     u = np.log1p(z)

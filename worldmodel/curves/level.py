@@ -1,8 +1,8 @@
 """The level of a noisy series now: a random walk seen through noise (the local level model; Muth 1960, Harvey 1989).
 
-The best linear estimate is an exponentially weighted mean; its gain g follows from how much of the variance F of the one-step
-errors is noise, R = (1 − g)F, and how much is the walk, Q = g²F a row. So the gain is chosen by one-step errors, and both
-variances follow from it.
+The best linear estimate is an exponentially weighted mean; its gain g follows from how much of the
+variance F of the one-step errors is noise, R = (1 − g)F, and how much is the walk, Q = g²F a row.
+So the gain is chosen by one-step errors, and both variances follow from it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ def level(series: Floats) -> Level:
     for seen, value in enumerate(rows[1:], start=1):
         error = value - estimate
         errors += np.abs(error)
-        # The first rows are averaged: an exponential mean that starts at one value would carry its noise for 1/g rows.
+        # The first rows are averaged: an exponential mean that starts at one value would carry its
+        # noise for 1/g rows.
         estimate = estimate + np.maximum(_GAINS, 1 / (seen + 1)) * error
     best = int(np.argmin(errors))
     gain = max(float(_GAINS[best]), 1 / len(rows))
-    # Mean absolute errors, because losses have spikes; √(π/2) makes them standard deviations of a normal law.
+    # Mean absolute errors, because losses have spikes; √(π/2) makes them standard deviations of a
+    # normal law.
     spread = float(np.sqrt(np.pi / 2) * errors[best] / (len(rows) - 1)) ** 2
-    return Level(float(estimate[best]), gain * (1 - gain) * spread, (1 - gain) * spread, gain * gain * spread)
+    return Level(
+        float(estimate[best]), gain * (1 - gain) * spread, (1 - gain) * spread, gain * gain * spread
+    )

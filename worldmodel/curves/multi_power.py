@@ -1,8 +1,8 @@
 """The multi-power law as a forecaster, by itself or anchored at the level of the loss now.
 
-Anchored, the forecast is the law's plus (observed − predicted) at now. *Observed − predicted* is the level of that difference
-over the last rows (`level`), not its last value: nothing is lost where rows are exact, and the noise of single batches does not
-move every forecast.
+Anchored, the forecast is the law's plus (observed − predicted) at now. *Observed − predicted* is
+the level of that difference over the last rows (`level`), not its last value: nothing is lost where
+rows are exact, and the noise of single batches does not move every forecast.
 
 What it is fitted on:
 - `MultiPower()` fits all seven numbers to the history, around a wide belief (`law_fit`): before the learning rate has changed
@@ -13,7 +13,8 @@ What it is fitted on:
     pooled = MultiPower().pooled([constant, cosine])
     pooled.fit(history).predict(steps, lrs)        # lrs [K, H]: K candidates
 
-Standard deviation: that of the level now, and of its walk until then (both from the differences); a share of the change that is
+Standard deviation: that of the level now, and of its walk until then (both from the differences); a
+share of the change that is
 forecast: `relative_error`, and the fit's own doubt about what annealing gains.
 """
 
@@ -30,7 +31,15 @@ from trainenv.worldmodel.curves.contract import number
 from trainenv.worldmodel.curves.fitted_law import FittedLaw, fitted
 from trainenv.worldmodel.curves.history import History
 from trainenv.worldmodel.curves.law import Law, loss
-from trainenv.worldmodel.curves.law_fit import CENTRE, WIDTH, Scale, curve, fit, to_coordinates, to_law
+from trainenv.worldmodel.curves.law_fit import (
+    CENTRE,
+    WIDTH,
+    Scale,
+    curve,
+    fit,
+    to_coordinates,
+    to_law,
+)
 
 _STARTS = 5
 
@@ -40,13 +49,16 @@ class MultiPower:
     """Luo et al. 2025, arXiv:2503.12811.
 
     Args:
-        law: what is believed beforehand; None for the default belief, which has no scale of its own.
-        spread: width of the belief in parts of the default widths; 0 holds the law as it is. None for 0 with a law, else 1.
+        law: what is believed beforehand; None for the default belief, which has no scale of its
+            own.
+        spread: width of the belief in parts of the default widths; 0 holds the law as it is. None
+            for 0 with a law, else 1.
         anchored: whether the forecast starts from the level of the loss now.
-        recent: share of the sum of learning rates so far before which rows are left out of the fit of one history: the
-            beginning of a run follows no power law.
-        relative_error: standard deviation of the error in parts of the forecast change, beside the fit's own doubt. The default
-            is what pooled laws were off by on published curves that they had not been fitted on.
+        recent: share of the sum of learning rates so far before which rows are left out of the fit
+            of one history: the beginning of a run follows no power law.
+        relative_error: standard deviation of the error in parts of the forecast change, beside the
+            fit's own doubt. The default is what pooled laws were off by on published curves that
+            they had not been fitted on.
 
     Raises:
         UserError: a number is out of range.
@@ -62,23 +74,31 @@ class MultiPower:
         if self.spread is not None:
             number("spread", self.spread, least=0)
         if self.spread == 0 and self.law is None:
-            raise UserError("spread 0 holds a law, found none; give a law, or fit one with MultiPower().pooled(histories)")
+            raise UserError(
+                "spread 0 holds a law, found none; give a law, or fit one with MultiPower().pooled(histories)"
+            )
         number("recent", self.recent, least=0, below=1)
         number("relative_error", self.relative_error, least=0)
 
     def fit(self, history: History) -> FittedLaw:
         """Fit the law (unless it is held) and the level now."""
         seen = curve(history, recent=self.recent)
-        if not len(seen.sums) or not seen.greatest_lr:  # nothing was learned yet that a law could speak of
+        if (
+            not len(seen.sums) or not seen.greatest_lr
+        ):  # nothing was learned yet that a law could speak of
             return fitted(history, None, relative_error=self.relative_error)
         if self.law is not None and not self.spread:
-            return fitted(history, self.law, anchored=self.anchored, relative_error=self.relative_error)
+            return fitted(
+                history, self.law, anchored=self.anchored, relative_error=self.relative_error
+            )
         scale = Scale(seen.last_sum, seen.greatest_lr, history.last_loss)
         centre = CENTRE
         if self.law is not None:  # another model's: its level says nothing of this one's
             missed = float(np.mean(seen.losses - loss(self.law, seen.sums, seen.changes)))
             centre = to_coordinates(replace(self.law, L0=max(0.0, self.law.L0 + missed)), scale)
-        x, covariance = fit([seen], scale, centre, WIDTH * (1.0 if self.spread is None else self.spread), starts=2)
+        x, covariance = fit(
+            [seen], scale, centre, WIDTH * (1.0 if self.spread is None else self.spread), starts=2
+        )
         doubt = math.hypot(self.relative_error, math.sqrt(max(float(covariance[3, 3]), 0.0)))
         return fitted(history, to_law(x, scale), anchored=self.anchored, relative_error=doubt)
 
@@ -90,7 +110,9 @@ class MultiPower:
         """
         curves = [one for one in map(curve, histories) if len(one.sums) and one.greatest_lr]
         if not curves:
-            raise UserError("a pooled law needs a history with a loss measured after steps with a learning rate, found none")
+            raise UserError(
+                "a pooled law needs a history with a loss measured after steps with a learning rate, found none"
+            )
         scale = Scale(
             max(one.last_sum for one in curves),
             max(one.greatest_lr for one in curves),

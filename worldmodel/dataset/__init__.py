@@ -1,7 +1,8 @@
 """Counterfactual branches of training runs: what a world model learns from.
 
-`sample` draws trunks, `generate` trains and branches them into a folder, `Dataset.open` reads it, `by_trunk` and `leave_out`
-split it, `effects` compares every branch with the do-nothing control beside it.
+`sample` draws trunks, `generate` trains and branches them into a folder, `Dataset.open` reads it,
+`by_trunk` and `leave_out` split it, `effects` compares every branch with the do-nothing control
+beside it.
 """
 
 from trainenv.worldmodel.dataset.actions import Randomised

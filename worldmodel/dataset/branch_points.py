@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from trainenv.rollouts.group import InTurn
 from trainenv.types import Snapshot, Telemetry
 from trainenv.worldmodel.dataset.contract import Run
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.faults import train
-from trainenv.worldmodel.dataset.lockstep import Alone
 from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.dataset.trunks import Trunk
 
@@ -25,8 +25,8 @@ class Point:
 
     Attributes:
         step: optimizer steps completed.
-        origin: *random* in progress; just *after_fault*; just after the index *fired*; *rewound* to before it fired, with what
-            the monitor has flagged since then known.
+        origin: *random* in progress; just *after_fault*; just after the index *fired*; *rewound* to
+            before it fired, with what the monitor has flagged since then known.
         event: the step of the fault or of the firing; −1 for a random one.
         level: the lowest clean validation loss of the trunk up to here, nats per token.
         validation: the one here.
@@ -50,7 +50,8 @@ class Trained:
         telemetry: of every step.
         validations: (step, nats per token), at every decision and every point.
         points: where branches start, in order of their steps.
-        diverged_at: the first step that a loss was not finite at or the validation loss beyond the cap; −1 if none.
+        diverged_at: the first step that a loss was not finite at or the validation loss beyond the
+            cap; −1 if none.
         fingerprint: of the run as it ended.
     """
 
@@ -64,7 +65,8 @@ class Trained:
 def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
     """Train a fresh run to the end of its budget, or until its weights are lost.
 
-    Points lie where a whole branch fits before the end of the budget. The run is left as the trunk ends.
+    Points lie where a whole branch fits before the end of the budget. The run is left as the trunk
+    ends.
     """
     lengths = design.lengths(trunk.steps)
     last = trunk.steps - lengths.horizon  # a whole branch fits after it
@@ -72,7 +74,8 @@ def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
     grid = {*range(0, trunk.steps, lengths.decision), trunk.steps}
     log = _Log(run, cap=design.divergence * run.uniform_loss)
     behind: list[Point] = []  # the run as it was at the last decisions, to rewind to
-    fired_left, rewound_left = design.fired, design.rewound
+    fired_left = design.fired
+    rewound_left = design.rewound
     for stop in sorted(grid | planned.keys() | set(range(0, trunk.steps, _WATCH))):
         firings = log.train(stop - run.step, trunk)
         if stop in planned:
@@ -86,7 +89,11 @@ def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
         if stop in grid:
             if not math.isfinite(log.look()):
                 break  # the weights are lost: there is nothing more to learn
-            behind = [*behind[-1:], log.point("rewound", -1)] if rewound_left and stop < trunk.steps else []
+            behind = (
+                [*behind[-1:], log.point("rewound", -1)]
+                if rewound_left and stop < trunk.steps
+                else []
+            )
     points = sorted(log.points, key=lambda point: (point.step, ORIGINS.index(point.origin)))
     return Trained(
         telemetry=log.telemetry,
@@ -101,7 +108,9 @@ class _Log:
     """What is noted while a trunk is trained."""
 
     def __init__(self, run: Run, *, cap: float) -> None:
-        self._run, self._alone, self._cap = run, Alone(run), cap
+        self._run = run
+        self._alone = InTurn([run])
+        self._cap = cap
         self.telemetry: list[Telemetry] = []
         self.validations: dict[int, float] = {}
         self.points: list[Point] = []
@@ -120,14 +129,18 @@ class _Log:
         step = self._run.step
         if step not in self.validations:
             self.validations[step] = self._run.evaluate()
-            if step and not self.validations[step] < self._cap:  # a fresh model may guess a little worse than uniformly
+            if (
+                step and not self.validations[step] < self._cap
+            ):  # a fresh model may guess a little worse than uniformly
                 self._diverged(step)
         return self.validations[step]
 
     def point(self, origin: Origin, event: int) -> Point:
         """The run as it is now."""
         validation = self.look()
-        level = min((loss for loss in self.validations.values() if math.isfinite(loss)), default=validation)
+        level = min(
+            (loss for loss in self.validations.values() if math.isfinite(loss)), default=validation
+        )
         return Point(
             step=self._run.step,
             origin=origin,
@@ -149,7 +162,9 @@ def _planned(trunk: Trunk, design: Design, last: int) -> dict[int, tuple[Origin,
     first = trunk.warmup
     width = max(0, last - first) / max(1, design.random)
     planned: dict[int, tuple[Origin, int]] = {
-        first + int((place + rng.random()) * width): ("random", -1) for place in range(design.random) if first <= last
+        first + int((place + rng.random()) * width): ("random", -1)
+        for place in range(design.random)
+        if first <= last
     }
     chosen = rng.permutation(len(trunk.faults))[: design.after_faults]
     decision = design.lengths(trunk.steps).decision

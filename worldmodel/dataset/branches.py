@@ -1,8 +1,8 @@
 """Branches of one snapshot: which are run, and what running one measures.
 
-All branches of a snapshot see the same batches (but where they reorder or skip) and stand beside a do-nothing control. One after
-the other, the control is bit for bit the trunk going on; folded into one batched program, it is within rounding of it, and folded
-as all that it is compared with.
+All branches of a snapshot see the same batches (but where they reorder or skip) and stand beside a
+do-nothing control. One after the other, the control is bit for bit the trunk going on; folded into
+one batched program, it is within rounding of it, and folded as all that it is compared with.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import numpy as np
 
 from trainenv.interventions import ActionCodec
 from trainenv.rollouts.cooldown import cool_down
-from trainenv.types import Intervention, Telemetry
+from trainenv.rollouts.group import InTurn
+from trainenv.types import Fold, Intervention, Run, RunGroup, Telemetry
 from trainenv.worldmodel.dataset.actions import Draw, spread
 from trainenv.worldmodel.dataset.branch_points import Point
-from trainenv.worldmodel.dataset.contract import Run
 from trainenv.worldmodel.dataset.design import DECISIONS, Design, Lengths
 from trainenv.worldmodel.dataset.faults import Fault, train
-from trainenv.worldmodel.dataset.lockstep import Alone, Fold, Lockstep
 from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.dataset.trunks import Trunk
 
@@ -39,11 +38,13 @@ class Plan:
     """A branch to be run.
 
     Attributes:
-        kind: the do-nothing *control*; the same with every weight *nudged* by one unit in the last place, or with the data to
-            come *reordered*: what then differs is noise; a *single* intervention at the start; a *sequence* of four; *every*
-            legal action by itself at the start.
+        kind: the do-nothing *control*; the same with every weight *nudged* by one unit in the last
+            place, or with the data to come *reordered*: what then differs is noise; a *single*
+            intervention at the start; a *sequence* of four; *every* legal action by itself at the
+            start.
         replica: which of several of the kind; it says how to nudge, and how often to reorder.
-        uniforms: a number in [0, 1) for each decision, for its policy to draw at; empty where nothing is drawn.
+        uniforms: a number in [0, 1) for each decision, for its policy to draw at; empty where
+            nothing is drawn.
         action: the action vector, where none is drawn.
     """
 
@@ -55,7 +56,9 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Played:
-    """What a branch measured. A loss is NaN where there is none: the weights were lost before, or it was not asked for.
+    """What a branch measured.
+
+    A loss is NaN where there is none: the weights were lost before, or it was not asked for.
 
     Attributes:
         draws: what was decided, up to the end or to the loss of the weights.
@@ -73,7 +76,9 @@ class Played:
     final: float = math.nan
     diverged_at: int = -1
     flops: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    telemetry: dict[Phase, list[Telemetry]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+    telemetry: dict[Phase, list[Telemetry]] = field(
+        default_factory=lambda: {phase: [] for phase in PHASES}
+    )
 
 
 def plans(trunk: Trunk, design: Design, place: int, run: Run) -> tuple[list[Plan], bool]:
@@ -86,16 +91,31 @@ def plans(trunk: Trunk, design: Design, place: int, run: Run) -> tuple[list[Plan
         run: in the snapshot's state, which says what is legal.
     """
     rng = stream(trunk.seed, "branches", place)
-    replicated, continued, exhaustive = (rng.random() < p for p in (design.replicated, design.continued, design.exhaustive))
+    replicated, continued, exhaustive = (
+        rng.random() < p for p in (design.replicated, design.continued, design.exhaustive)
+    )
     listed = [Plan(kind="control")]
     if replicated:
         noise: tuple[Kind, ...] = ("nudged", "reordered")
-        listed += [Plan(kind=kind, replica=1 + replica) for kind in noise for replica in range(design.replicas)]
-    singles, sequences = spread(rng, design.singles, 1), spread(rng, design.sequences, DECISIONS)
-    listed += [Plan(kind="single", replica=k, uniforms=tuple(row)) for k, row in enumerate(singles.tolist())]
-    listed += [Plan(kind="sequence", replica=k, uniforms=tuple(row)) for k, row in enumerate(sequences.tolist())]
+        listed += [
+            Plan(kind=kind, replica=1 + replica)
+            for kind in noise
+            for replica in range(design.replicas)
+        ]
+    singles = spread(rng, design.singles, 1)
+    sequences = spread(rng, design.sequences, DECISIONS)
+    listed += [
+        Plan(kind="single", replica=k, uniforms=tuple(row))
+        for k, row in enumerate(singles.tolist())
+    ]
+    listed += [
+        Plan(kind="sequence", replica=k, uniforms=tuple(row))
+        for k, row in enumerate(sequences.tolist())
+    ]
     if exhaustive and design.folds(trunk.size.width):
-        listed += [Plan(kind="every", replica=k, action=action) for k, action in enumerate(_every(run))]
+        listed += [
+            Plan(kind="every", replica=k, action=action) for k, action in enumerate(_every(run))
+        ]
     return listed, continued
 
 
@@ -107,7 +127,14 @@ def _every(run: Run) -> list[tuple[int, ...]]:
 
 
 def play_all(
-    run: Run, point: Point, listed: Sequence[Plan], trunk: Trunk, design: Design, *, to_end: bool, fold: Fold | None = None
+    run: Run,
+    point: Point,
+    listed: Sequence[Plan],
+    trunk: Trunk,
+    design: Design,
+    *,
+    to_end: bool,
+    fold: Fold | None = None,
 ) -> list[Played]:
     """Run the branches of a point, folded where that is faster, else one after the other; in the order listed.
 
@@ -129,9 +156,11 @@ def play_all(
     return [one for _, one in sorted(zip(order, played), key=lambda pair: pair[0])]
 
 
-def _play_alone(run: Run, point: Point, plan: Plan, trunk: Trunk, design: Design, *, to_end: bool) -> Played:
+def _play_alone(
+    run: Run, point: Point, plan: Plan, trunk: Trunk, design: Design, *, to_end: bool
+) -> Played:
     _start(run, point)
-    (played,) = _play(Alone(run), point, [plan], trunk, design, to_end=to_end)
+    (played,) = _play(InTurn([run]), point, [plan], trunk, design, to_end=to_end)
     return played
 
 
@@ -141,10 +170,17 @@ def _start(run: Run, point: Point) -> None:
 
 
 def _play(
-    together: Lockstep, point: Point, listed: Sequence[Plan], trunk: Trunk, design: Design, *, to_end: bool
+    together: RunGroup[Run],
+    point: Point,
+    listed: Sequence[Plan],
+    trunk: Trunk,
+    design: Design,
+    *,
+    to_end: bool,
 ) -> list[Played]:
     """Branches side by side, from runs that are in the state of the point."""
-    lengths, runs = design.lengths(trunk.steps), together.runs
+    lengths = design.lengths(trunk.steps)
+    runs = together.runs
     branches = [Played(plan=plan, validation=[point.validation]) for plan in listed]
     for run, plan in zip(runs, listed):
         if plan.kind == "nudged":
@@ -155,7 +191,9 @@ def _play(
     sound = _horizon(together, branches, lengths, trunk.faults, design)
     meter.read("branch")
     for played in branches:
-        played.validation += [math.nan] * (1 + lengths.horizon // lengths.look - len(played.validation))
+        played.validation += [math.nan] * (
+            1 + lengths.horizon // lengths.look - len(played.validation)
+        )
     there = {number: runs[number].snapshot() for number in sound} if to_end else {}
     _note(branches, sound, "cooldown", cool_down(together, lengths.cooldown, sound))
     for number, loss in zip(sound, together.evaluate(sound) if sound else ()):
@@ -176,7 +214,8 @@ class _Meter:
     """What each branch has spent since it was last asked."""
 
     def __init__(self, runs: Sequence[Run], branches: Sequence[Played]) -> None:
-        self._runs, self._branches = runs, branches
+        self._runs = runs
+        self._branches = branches
         self._before = [run.ledger.total for run in runs]
 
     def read(self, phase: Phase) -> None:
@@ -186,17 +225,28 @@ class _Meter:
         self._before = now
 
 
-def _note(branches: Sequence[Played], among: Sequence[int], phase: Phase, fresh: Sequence[list[Telemetry]]) -> None:
+def _note(
+    branches: Sequence[Played], among: Sequence[int], phase: Phase, fresh: Sequence[list[Telemetry]]
+) -> None:
     for number, telemetry in zip(among, fresh):
         branches[number].telemetry[phase] += telemetry
 
 
 def _horizon(
-    together: Lockstep, branches: Sequence[Played], lengths: Lengths, faults: Sequence[Fault], design: Design
+    together: RunGroup[Run],
+    branches: Sequence[Played],
+    lengths: Lengths,
+    faults: Sequence[Fault],
+    design: Design,
 ) -> list[int]:
-    """The decisions of branches and the steps after each, up to the horizon. Returns those whose weights were not lost."""
+    """The decisions of branches and the steps after each, up to the horizon.
+
+    Returns those whose weights were not lost.
+    """
     runs = together.runs
-    codec, start, cap = ActionCodec(runs[0].config.interventions), runs[0].step, design.divergence * runs[0].uniform_loss
+    codec = ActionCodec(runs[0].config.interventions)
+    start = runs[0].step
+    cap = design.divergence * runs[0].uniform_loss
     sound = list(range(len(branches)))
     for decision in range(DECISIONS):
         for number in sound:
@@ -206,8 +256,11 @@ def _horizon(
         for _ in range(lengths.decision // lengths.look):
             fresh = train(together, lengths.look, faults, sound)
             _note(branches, sound, "branch", fresh)
-            for number, telemetry, loss in zip(sound, fresh, together.evaluate(sound) if sound else ()):
-                played, run = branches[number], runs[number]
+            for number, telemetry, loss in zip(
+                sound, fresh, together.evaluate(sound) if sound else ()
+            ):
+                played = branches[number]
+                run = runs[number]
                 played.validation.append(loss)
                 if played.diverged_at < 0:
                     lost = [t.step - start for t in telemetry if not math.isfinite(t.loss)]
@@ -238,13 +291,16 @@ def nudge(run: Run, seed: int, replica: int) -> None:
             parameter.copy_(torch.nextafter(parameter, towards))
 
 
-def recovery(validation: Sequence[float], level: float, tolerance: float, look: int) -> tuple[int, bool]:
+def recovery(
+    validation: Sequence[float], level: float, tolerance: float, look: int
+) -> tuple[int, bool]:
     """Steps until the validation loss is back at `level` + `tolerance`, and whether it came back.
 
     If not, the time is right-censored: the number of steps up to the last measurement.
 
     Args:
-        validation: the loss at the start and every `look` steps, nats per token; NaN from where the weights were lost.
+        validation: the loss at the start and every `look` steps, nats per token; NaN from where the
+            weights were lost.
         level: the loss before whatever happened.
         tolerance: nats above it that still count as recovered.
         look: steps.

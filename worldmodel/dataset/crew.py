@@ -1,4 +1,7 @@
-"""Processes that each make one shard at a time. One that dies is reported with its trunk and replaced."""
+"""Processes that each make one shard at a time.
+
+One that dies is reported with its trunk and replaced.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trainenv.types import UserError
+from trainenv.types import Fold, UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
 from trainenv.worldmodel.dataset.design import Design
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.store import Shards
 from trainenv.worldmodel.dataset.tables import collect
 from trainenv.worldmodel.dataset.texts import Texts
@@ -50,7 +52,11 @@ def make_shard(job: Job, trunk: Trunk) -> tuple[str, int, float]:
         Shards(job.folder).write(trunk.name, tables)
     except Exception as error:  # whatever a run may raise: the other trunks go on
         return f"{type(error).__name__}: {error}", 0, time.process_time() - started
-    return "", len(tables["trunk_steps"]) + len(tables["branch_steps"]), time.process_time() - started
+    return (
+        "",
+        len(tables["trunk_steps"]) + len(tables["branch_steps"]),
+        time.process_time() - started,
+    )
 
 
 @dataclass
@@ -64,13 +70,19 @@ class Crew:
     """A number of worker processes. Use it in a `with` block: on leaving it they are ended."""
 
     def __init__(self, job: Job, workers: int) -> None:
-        self._job, self._count = job, workers
+        self._job = job
+        self._count = workers
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for worker in self._workers:
             worker.line.close()
             worker.process.terminate()  # a shard is renamed into place whole: nothing is torn
@@ -83,7 +95,9 @@ class Crew:
         Raises:
             UserError: the processes die before any of them has made anything.
         """
-        waiting, made, deaths = deque(trunks), 0, 0
+        waiting = deque(trunks)
+        made = 0
+        deaths = 0
         while waiting or any(worker.trunk for worker in self._workers):
             if stop():
                 return True
@@ -138,7 +152,9 @@ def _serve(line: Connection, job: Job) -> None:
     """A worker's life: shards, until nobody is there to ask for one."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them ends the others
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first of them ends the others
     torch.set_num_threads(1)
     while True:
         try:

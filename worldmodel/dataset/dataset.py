@@ -1,9 +1,9 @@
 """A data set of branches, read back as tables and arrays.
 
-data = Dataset.open("branches")
-data.branches                                            # a row a branch; see configs/branches_schema.json
-data.windows(["loss", "grad_norm", "lr"])                # [snapshots, 64, 3]: what was known before each
-data.arrays().actions                                    # [branches, 4, 6]
+data = Dataset.open("branches") data.branches                                            # a row a
+branch; see configs/branches_schema.json data.windows(["loss", "grad_norm", "lr"])                #
+[snapshots, 64, 3]: what was known before each data.arrays().actions
+# [branches, 4, 6]
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ _DECIDED = (*PARTS, "propensity", "wide")
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Branches as numbers, n of them, in the order of `Dataset.branches`. Losses are in nats per token, NaN where unmeasured.
+    """Branches as numbers, n of them, in the order of `Dataset.branches`.
+
+    Losses are in nats per token, NaN where unmeasured.
 
     Attributes:
         trunk: [n] row of the trunk in `Dataset.trunks`.
         snapshot: [n] row of the snapshot in `Dataset.snapshots`, and in what `windows` returns.
-        actions: [n, 4, 6] of each decision: ln lr_scale, ln weight_decay_scale, place of the policy in `CLIPS`, reset, reorder,
-            skip; 0 where nothing was done.
+        actions: [n, 4, 6] of each decision: ln lr_scale, ln weight_decay_scale, place of the policy
+            in `CLIPS`, reset, reorder, skip; 0 where nothing was done.
         taken: [n, 4] whether the branch got as far as the decision.
-        propensity: [n, 4] chance of what was decided; where `wide`, its density per unit of ln lr_scale.
+        propensity: [n, 4] chance of what was decided; where `wide`, its density per unit of ln
+            lr_scale.
         wide: [n, 4].
         validation: [n, 9] clean validation loss at the start and after each eighth of the horizon.
         annealed: [n] after the reference cool-down.
@@ -78,10 +81,18 @@ class Dataset:
     """
 
     def __init__(
-        self, shards: Shards, design: Design, trunks: pd.DataFrame, snapshots: pd.DataFrame, branches: pd.DataFrame
+        self,
+        shards: Shards,
+        design: Design,
+        trunks: pd.DataFrame,
+        snapshots: pd.DataFrame,
+        branches: pd.DataFrame,
     ) -> None:
-        self._shards, self.design = shards, design
-        self.trunks, self.snapshots, self.branches = trunks, snapshots, branches
+        self._shards = shards
+        self.design = design
+        self.trunks = trunks
+        self.snapshots = snapshots
+        self.branches = branches
         self._telemetry = lru_cache(maxsize=2)(self._read_telemetry)
 
     @classmethod
@@ -89,18 +100,24 @@ class Dataset:
         """The data set in a folder, finished or not.
 
         Raises:
-            UserError: there is none, it is empty, or a shard is torn, foreign or contradicts itself.
+            UserError: there is none, it is empty, or a shard is torn, foreign or contradicts
+                itself.
         """
         shards = Shards(Path(folder))
-        design, names = shards.design(), shards.names()
+        design = shards.design()
+        names = shards.names()
         if not names:
             raise UserError(f"expected shards in {folder}, found none yet; go on building it")
-        tables: dict[str, list[pa.Table]] = {table: [] for table in ("trunks", "snapshots", "branches")}
+        tables: dict[str, list[pa.Table]] = {
+            table: [] for table in ("trunks", "snapshots", "branches")
+        }
         for name in names:
             for table, read in tables.items():
                 read.append(shards.table(name, table))
             _check(name, *(read[-1] for read in tables.values()))
-        return cls(shards, design, *(pa.concat_tables(read).to_pandas() for read in tables.values()))
+        return cls(
+            shards, design, *(pa.concat_tables(read).to_pandas() for read in tables.values())
+        )
 
     def verify(self) -> None:
         """Read everything, telemetry too.
@@ -111,10 +128,16 @@ class Dataset:
         for trunk in self.trunks["trunk"]:
             steps = self.branch_steps(trunk)
             counted = steps[steps["phase"] == "branch"].groupby(["snapshot", "branch"]).size()
-            expected = self.branches[self.branches["trunk"] == trunk].set_index(["snapshot", "branch"])["steps"]
+            expected = self.branches[self.branches["trunk"] == trunk].set_index(
+                ["snapshot", "branch"]
+            )["steps"]
             trained = self.trunk_steps(trunk)["step"].to_numpy()
-            if not np.array_equal(trained, 1 + np.arange(len(trained))) or not counted.equals(expected[expected > 0]):
-                raise UserError(f"expected the telemetry of every step of {trunk}, found other steps; {schema.REMEDY}")
+            if not np.array_equal(trained, 1 + np.arange(len(trained))) or not counted.equals(
+                expected[expected > 0]
+            ):
+                raise UserError(
+                    f"expected the telemetry of every step of {trunk}, found other steps; {schema.REMEDY}"
+                )
 
     def trunk_steps(self, trunk: str) -> pd.DataFrame:
         """The telemetry of a trunk, a row a step."""
@@ -132,14 +155,19 @@ class Dataset:
             steps: how many, up to the snapshot.
 
         Returns:
-            [snapshots, steps, columns], float64; NaN before the first step and where nothing was measured.
+            [snapshots, steps, columns], float64; NaN before the first step and where nothing was
+            measured.
 
         Raises:
             UserError: there is no such column, or it holds no numbers.
         """
-        numbers = [field.name for field in schema.arrow_schema("trunk_steps") if not _is_text(field.type)]
+        numbers = [
+            field.name for field in schema.arrow_schema("trunk_steps") if not _is_text(field.type)
+        ]
         if wrong := [name for name in columns if name not in numbers]:
-            raise UserError(f"columns of a window must be among {', '.join(numbers)}; found {wrong[0]!r}")
+            raise UserError(
+                f"columns of a window must be among {', '.join(numbers)}; found {wrong[0]!r}"
+            )
         windows = np.full((len(self.snapshots), steps, len(columns)), math.nan)
         for trunk, rows in self.snapshots.groupby("trunk", sort=False).indices.items():
             telemetry = self.trunk_steps(str(trunk))[list(columns)].to_numpy(dtype=np.float64)
@@ -159,17 +187,25 @@ class Dataset:
             np.log(_padded(branches["lr_scale"], 1.0)),
             np.log(_padded(branches["weight_decay_scale"], 1.0)),
             _padded(([CLIPS.index(clip) for clip in row] for row in branches["clip"]), 0.0),
-            *(_padded(branches[name], 0.0) for name in ("momentum_reset", "data_reorder", "skip_batch")),
+            *(
+                _padded(branches[name], 0.0)
+                for name in ("momentum_reset", "data_reorder", "skip_batch")
+            ),
         ]
         propensity = _padded(branches["propensity"], math.nan)
         return Arrays(
             trunk=np.array([trunk_rows[name] for name in branches["trunk"]], dtype=np.int64),
-            snapshot=np.array([snapshot_rows[key] for key in zip(branches["trunk"], branches["snapshot"])], dtype=np.int64),
+            snapshot=np.array(
+                [snapshot_rows[key] for key in zip(branches["trunk"], branches["snapshot"])],
+                dtype=np.int64,
+            ),
             actions=np.stack(parts, axis=-1),
             taken=~np.isnan(propensity),
             propensity=propensity,
             wide=_padded(branches["wide"], 0.0) > 0,
-            validation=np.stack([np.asarray(row, dtype=np.float64) for row in branches["validation"]]),
+            validation=np.stack(
+                [np.asarray(row, dtype=np.float64) for row in branches["validation"]]
+            ),
             annealed=branches["annealed"].to_numpy(dtype=np.float64),
             final=branches["final"].to_numpy(dtype=np.float64),
             diverged=branches["diverged_at"].to_numpy() >= 0,
@@ -179,7 +215,9 @@ class Dataset:
 
     def _read_telemetry(self, trunk: str, table: str) -> pd.DataFrame:
         if trunk not in set(self.trunks["trunk"]):
-            raise UserError(f"expected one of {len(self.trunks)} trunks, {self.trunks['trunk'].iloc[0]} …, found {trunk!r}")
+            raise UserError(
+                f"expected one of {len(self.trunks)} trunks, {self.trunks['trunk'].iloc[0]} …, found {trunk!r}"
+            )
         rows: pd.DataFrame = self._shards.table(trunk, table).to_pandas()
         return rows
 
@@ -193,17 +231,28 @@ def _check(name: str, trunks: pa.Table, snapshots: pa.Table, branches: pa.Table)
 
     def expect(holds: bool, what: str) -> None:
         if not holds:
-            raise UserError(f"expected {what} in the shard {name}, found otherwise; {schema.REMEDY}")
+            raise UserError(
+                f"expected {what} in the shard {name}, found otherwise; {schema.REMEDY}"
+            )
 
     expect(trunks["trunk"].to_pylist() == [name], "one trunk, of the shard's name,")
     for table in (snapshots, branches):
         expect(set(table["trunk"].to_pylist()) <= {name}, "rows of that trunk alone")
-    expect(snapshots["snapshot"].to_pylist() == list(range(len(snapshots))), "snapshots numbered from 0 on")
+    expect(
+        snapshots["snapshot"].to_pylist() == list(range(len(snapshots))),
+        "snapshots numbered from 0 on",
+    )
     seen: dict[int, int] = {}
     for row in branches.to_pylist():
         expect(row["branch"] == seen.get(row["snapshot"], 0), "branches numbered from 0 on")
-        expect((row["kind"] == "control") == (row["branch"] == 0), "the control, and it alone, as branch 0")
-        expect(len({len(row[part]) for part in _DECIDED}) == 1 and len(row["clip"]) <= DECISIONS, "each decision whole")
+        expect(
+            (row["kind"] == "control") == (row["branch"] == 0),
+            "the control, and it alone, as branch 0",
+        )
+        expect(
+            len({len(row[part]) for part in _DECIDED}) == 1 and len(row["clip"]) <= DECISIONS,
+            "each decision whole",
+        )
         expect(len(row["validation"]) == 1 + LOOKS, f"{1 + LOOKS} validations a branch")
         expect(all(clip in CLIPS for clip in row["clip"]), "known clip policies")
         seen[row["snapshot"]] = row["branch"] + 1

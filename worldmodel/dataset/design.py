@@ -35,19 +35,21 @@ class Design:
     """What is done with every trunk.
 
     Args:
-        horizon_share: length of a branch, as a share of the trunk's budget (SPEC's 2000 steps of a run of 16 000).
+        horizon_share: length of a branch, as a share of the trunk's budget (SPEC's 2000 steps of a
+            run of 16 000).
         cooldown_share: length of the reference cool-down, likewise.
         random, after_faults, fired, rewound: snapshots of each origin, at most; see `points`.
         singles: branches with one intervention at their start.
         sequences: branches with one at each of their four decisions.
-        exhaustive: share of snapshots, of trunks that are folded, at which beside these every legal action is tried by itself
-            (but for data reorder and skipping).
+        exhaustive: share of snapshots, of trunks that are folded, at which beside these every legal
+            action is tried by itself (but for data reorder and skipping).
         replicated: share of snapshots whose control is repeated with noise.
         replicas: how often, for each kind of noise.
         continued: share of snapshots whose branches go on to the end of the schedule.
         first, later: policies of single interventions, and of each decision of a sequence.
         tolerance: nats above the level before at which a run has recovered.
-        divergence: validation loss, in units of a uniform guess's, from which a run counts as diverged.
+        divergence: validation loss, in units of a uniform guess's, from which a run counts as
+            diverged.
         fold: the greatest width of models whose branches are folded, and most branches in one fold.
 
     Raises:
@@ -75,15 +77,33 @@ class Design:
     def __post_init__(self) -> None:
         for name in ("horizon_share", "cooldown_share"):
             if not 0 < getattr(self, name) <= 0.5:
-                raise UserError(f"{name} must be above 0 and at most 0.5, found {getattr(self, name)!r}")
+                raise UserError(
+                    f"{name} must be above 0 and at most 0.5, found {getattr(self, name)!r}"
+                )
         for name in ("replicated", "continued", "exhaustive"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be from 0 to 1, found {getattr(self, name)!r}")
-        for name in ("random", "after_faults", "fired", "rewound", "singles", "sequences", "replicas"):
+        for name in (
+            "random",
+            "after_faults",
+            "fired",
+            "rewound",
+            "singles",
+            "sequences",
+            "replicas",
+        ):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 0):
-                raise UserError(f"{name} must be a whole number, 0 or more, found {getattr(self, name)!r}")
-        if not (len(self.fold) == 2 and all(isinstance(number, int) for number in self.fold) and self.fold[1] >= 1):
-            raise UserError(f"fold must be a width and a number of branches, 1 or more, found {self.fold!r}")
+                raise UserError(
+                    f"{name} must be a whole number, 0 or more, found {getattr(self, name)!r}"
+                )
+        if not (
+            len(self.fold) == 2
+            and all(isinstance(number, int) for number in self.fold)
+            and self.fold[1] >= 1
+        ):
+            raise UserError(
+                f"fold must be a width and a number of branches, 1 or more, found {self.fold!r}"
+            )
         if not self.divergence > 0:
             raise UserError(f"divergence must be above 0, found {self.divergence!r}")
 
@@ -95,17 +115,25 @@ class Design:
         """Of a trunk of `budget` steps."""
         look = max(1, round(self.horizon_share * budget / LOOKS))
         horizon = LOOKS * look
-        return Lengths(horizon, horizon // DECISIONS, look, max(1, round(self.cooldown_share * budget)))
+        return Lengths(
+            horizon, horizon // DECISIONS, look, max(1, round(self.cooldown_share * budget))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {**asdict(self), "first": _plain(self.first), "later": _plain(self.later), "fold": list(self.fold)}
+        return {
+            **asdict(self),
+            "first": _plain(self.first),
+            "later": _plain(self.later),
+            "fold": list(self.fold),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Design:
         """The design that `to_json` was taken of."""
         policies = {
-            name: Randomised(**{**values[name], "lr_factors": tuple(values[name]["lr_factors"])}) for name in ("first", "later")
+            name: Randomised(**{**values[name], "lr_factors": tuple(values[name]["lr_factors"])})
+            for name in ("first", "later")
         }
         return cls(**{**values, **policies, "fold": tuple(values["fold"])})
 

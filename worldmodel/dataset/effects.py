@@ -17,11 +17,12 @@ MEASURES = ("horizon", "annealed", "final")
 def effects(data: Dataset) -> pd.DataFrame:
     """Δ ln loss of every branch but the controls, below 0 where it was better than doing nothing.
 
-    A loss counts as at most the design's cap, `divergence` × a uniform guess's, and a lost run's as the cap: nothing is dropped.
+    A loss counts as at most the design's cap, `divergence` × a uniform guess's, and a lost run's as
+    the cap: nothing is dropped.
 
     Returns:
-        The columns trunk, snapshot, branch, kind, replica, and one a measure: at the *horizon*, *annealed*, and *final* (NaN
-        where the branches of the snapshot did not go on so far).
+        The columns trunk, snapshot, branch, kind, replica, and one a measure: at the *horizon*,
+        *annealed*, and *final* (NaN where the branches of the snapshot did not go on so far).
     """
     branches = data.branches
     uniform = data.trunks.set_index("trunk")["uniform_loss"]

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainenv.types import UserError
+from trainenv.types import Fold, UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
 from trainenv.worldmodel.dataset.crew import Crew, Job, make_shard
 from trainenv.worldmodel.dataset.design import Design
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.store import Shards
 from trainenv.worldmodel.dataset.texts import write_texts
 from trainenv.worldmodel.dataset.trunks import Trunk
@@ -49,10 +48,12 @@ class Generated:
     """What came of it.
 
     Attributes:
-        made: trunks made now, in the order they were finished; `there` those that were there before.
+        made: trunks made now, in the order they were finished; `there` those that were there
+            before.
         failed: trunks that could not be made, and why.
         interrupted: whether `stop` ended it before all was made.
-        steps: optimizer steps trained, `seconds` of wall-clock time and `core_seconds` of the processes' own.
+        steps: optimizer steps trained, `seconds` of wall-clock time and `core_seconds` of the
+            processes' own.
     """
 
     made: list[str] = field(default_factory=list)
@@ -75,20 +76,25 @@ def generate(
     progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generated:
-    """Make the shards that are not there yet. The same trunks and fold give the same bytes, however often it was interrupted.
+    """Make the shards that are not there yet.
 
-    An interrupt (Ctrl-C) drops the trunks in hand, ends the processes and is raised again; what is finished stays.
+    The same trunks and fold give the same bytes, however often it was interrupted.
+
+    An interrupt (Ctrl-C) drops the trunks in hand, ends the processes and is raised again; what is
+    finished stays.
 
     Args:
         folder: of the data set; made if it does not exist.
         trunks: all that are wanted; different names.
-        make_run: configuration → run. With workers, a function at the top of a module, so that other processes can import it.
+        make_run: configuration → run. With workers, a function at the top of a module, so that
+            other processes can import it.
         design: of the branches; the default one if left out.
-        fold: puts runs side by side, `trainenv.rollouts.folded.Folded`; without it branches are trained one after the other. With
-            workers, at the top of a module too.
+        fold: puts runs side by side, `trainenv.rollouts.folded.Folded`; without it branches are
+            trained one after the other. With workers, at the top of a module too.
         workers: processes; 0 builds in this one. Each trains on one thread.
         progress: called after each trunk.
-        stop: asked about twice a second (without workers: before each trunk); True drops the trunks in hand and returns.
+        stop: asked about twice a second (without workers: before each trunk); True drops the trunks
+            in hand and returns.
 
     Raises:
         UserError: the folder holds something else, or the processes can't work at all.
@@ -96,12 +102,17 @@ def generate(
     design = Design() if design is None else design
     for argument, given in {"make_run": make_run, "fold": fold}.items():
         if workers and "<" in (name := getattr(given, "__qualname__", "")):
-            raise UserError(f"{argument} must be a function at the top of a module, found {name}; other processes import it")
+            raise UserError(
+                f"{argument} must be a function at the top of a module, found {name}; other processes import it"
+            )
     if len({trunk.name for trunk in trunks}) < len(trunks):
-        raise UserError("trunks must have different names, found one twice; sample them with one seed and without overlap")
+        raise UserError(
+            "trunks must have different names, found one twice; sample them with one seed and without overlap"
+        )
     shards = Shards.begin(Path(folder), design)
     texts = write_texts(shards.folder / "corpora")
-    report, started = Generated(), time.perf_counter()
+    report = Generated()
+    started = time.perf_counter()
     waiting = []
     for trunk in trunks:
         if shards.holds(trunk):
@@ -120,7 +131,8 @@ def generate(
         else:
             report.made.append(name)
         spent += costs.pop(name)
-        report.steps, report.core_seconds = report.steps + steps, report.core_seconds + core_seconds
+        report.steps = report.steps + steps
+        report.core_seconds = report.core_seconds + core_seconds
         seconds = time.perf_counter() - started
         progress(
             Progress(
@@ -156,10 +168,16 @@ def generate(
 def cost(trunk: Trunk, design: Design) -> float:
     """About how many milliseconds of a core a trunk takes: to weigh trunks against each other.
 
-    A step: 1 ms + 1.3 ms a layer + 20 ms a GFLOP, as measured for widths 16–128 on one core; half of it in a fold.
+    A step: 1 ms + 1.3 ms a layer + 20 ms a GFLOP, as measured for widths 16–128 on one core; half
+    of it in a fold.
     """
-    lengths, size = design.lengths(trunk.steps), trunk.size
-    snapshots = design.random + min(design.after_faults, len(trunk.faults)) + (design.fired + design.rewound) / 2
+    lengths = design.lengths(trunk.steps)
+    size = trunk.size
+    snapshots = (
+        design.random
+        + min(design.after_faults, len(trunk.faults))
+        + (design.fired + design.rewound) / 2
+    )
     branches = 1 + design.singles + design.sequences + 2 * design.replicas * design.replicated
     rest = design.continued * trunk.steps / 3
     folds = design.folds(size.width)

@@ -1,6 +1,7 @@
 """What was known of a run at a snapshot of a data set: what whoever steers it would have had in hand.
 
-history = recorded_history(data, row)                    # a `RunHistory`, of the snapshot in that row of `data.snapshots`
+history = recorded_history(data, row)                    # a `RunHistory`, of the snapshot in that
+row of `data.snapshots`
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ def recorded_history(data: Dataset, row: int) -> RunHistory:
         row: of the snapshot in `data.snapshots`.
     """
     snapshot: dict[Any, Any] = data.snapshots.iloc[row].to_dict()
-    trunk: dict[Any, Any] = data.trunks[data.trunks["trunk"] == snapshot["trunk"]].to_dict("records")[0]
-    step, recipe = int(snapshot["step"]), Trunk.from_json(json.loads(trunk["recipe"]))
+    trunk: dict[Any, Any] = data.trunks[data.trunks["trunk"] == snapshot["trunk"]].to_dict(
+        "records"
+    )[0]
+    step = int(snapshot["step"])
+    recipe = Trunk.from_json(json.loads(trunk["recipe"]))
     telemetry = telemetry_of(data.trunk_steps(str(snapshot["trunk"])).iloc[:step])
     last = {name: float(getattr(telemetry[-1], name)) for name in ("lr_scale", "steps_since_reset")}
     validation = snapshot["validation"]
@@ -67,14 +71,20 @@ def telemetry_of(steps: pd.DataFrame) -> list[Telemetry]:
 
 def scheduled(trunk: Trunk) -> Floats:
     """The learning rate of each step of a trunk that nobody steers, [budget]: what was planned, planted spikes left out."""
-    schedule = schedules.make(ScheduleConfig(kind=trunk.schedule, warmup=trunk.warmup, final=trunk.final))  # type: ignore[arg-type]
+    schedule = schedules.make(
+        ScheduleConfig(
+            kind=trunk.schedule,  # type: ignore[arg-type]
+            warmup=trunk.warmup,
+            final=trunk.final,
+        )
+    )
     horizon = schedules.Horizon(end=trunk.steps, since=min(trunk.warmup, trunk.steps))
     base = trunk.size.lr * trunk.lr_factor
     return np.array([base * schedule(step, horizon.progress(step)) for step in range(trunk.steps)])
 
 
 def rates_ahead(planned: Floats, at: int, last: Mapping[str, float], reset_warmup: int) -> Floats:
-    """The learning rates from step `at` on, as `TrainingRun.lrs_ahead` has them: with what was in force in the last step.
+    """The learning rates from step `at` on, as `Run.lrs_ahead` has them: with what was in force in the last step.
 
     Args:
         planned: as `scheduled` returns it; past its end the last one stands.
@@ -86,5 +96,7 @@ def rates_ahead(planned: Floats, at: int, last: Mapping[str, float], reset_warmu
     since = int(last["steps_since_reset"])
     if since >= 0:
         warming = min(len(rates), max(0, reset_warmup - since))
-        rates[:warming] *= [schedules.warmth(since + step, 0, reset_warmup) for step in range(warming)]
+        rates[:warming] *= [
+            schedules.warmth(since + step, 0, reset_warmup) for step in range(warming)
+        ]
     return rates

@@ -20,7 +20,12 @@ VERSION = "trainenv branches 1"
 TABLES = ("trunks", "snapshots", "branches", "trunk_steps", "branch_steps")
 REMEDY = "remove the folder of this trunk and build again, which makes it anew"
 _TELEMETRY = ("trunk_steps", "branch_steps")
-_ARROW = {"number": pa.float64(), "integer": pa.int64(), "string": pa.string(), "boolean": pa.bool_()}
+_ARROW = {
+    "number": pa.float64(),
+    "integer": pa.int64(),
+    "string": pa.string(),
+    "boolean": pa.bool_(),
+}
 
 
 @cache
@@ -33,7 +38,10 @@ def branches_schema() -> Mapping[str, Any]:
 
 @cache
 def arrow_schema(table: str) -> pa.Schema:
-    """A table's columns; those that may be unmeasured are nullable. Descriptions stay in the JSON: shards are many and small."""
+    """A table's columns; those that may be unmeasured are nullable.
+
+    Descriptions stay in the JSON: shards are many and small.
+    """
     fields = []
     for name, column in branches_schema()["$defs"][table]["properties"].items():
         kind, nullable = _kind(column)
@@ -76,15 +84,21 @@ def read(path: Path, table: str) -> pa.Table:
             found = pq.read_table(file, page_checksum_verification=True, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"expected the table {table} in {path}, found a file that can't be read ({reason}); {REMEDY}") from None
+        raise UserError(
+            f"expected the table {table} in {path}, found a file that can't be read ({reason}); {REMEDY}"
+        ) from None
     expected = arrow_schema(table)
-    version = (found.schema.metadata or {}).get(b"format", b"another format").decode(errors="replace")
+    version = (
+        (found.schema.metadata or {}).get(b"format", b"another format").decode(errors="replace")
+    )
     if version != VERSION:
         raise UserError(
             f"expected {VERSION!r} in {path}, found {version!r}; build the data set anew, or read it with its own version"
         )
     if not found.schema.equals(expected):
-        raise UserError(f"expected the columns of table {table} in {path}, found {_difference(found.schema, expected)}; {REMEDY}")
+        raise UserError(
+            f"expected the columns of table {table} in {path}, found {_difference(found.schema, expected)}; {REMEDY}"
+        )
     for name, column in branches_schema()["$defs"][table]["properties"].items():
         if "enum" in column:
             wrong = set(pc.unique(found[name]).to_pylist()) - set(column["enum"])
@@ -94,7 +108,9 @@ def read(path: Path, table: str) -> pa.Table:
                 )
     for field in found.schema:
         if not field.nullable and found[field.name].null_count:
-            raise UserError(f"expected a value in every row of {field.name} in {path}, found null; {REMEDY}")
+            raise UserError(
+                f"expected a value in every row of {field.name} in {path}, found null; {REMEDY}"
+            )
     return found
 
 
@@ -110,4 +126,6 @@ def _difference(found: pa.Schema, expected: pa.Schema) -> str:
         if found.field(name).type != expected.field(name).type:
             return f"{name} of type {found.field(name).type}, not {expected.field(name).type}"
     more = [name for name in found.names if name not in expected.names]
-    return f"also {more[0]}" if more else "them in another order, or nullable where they must not be"
+    return (
+        f"also {more[0]}" if more else "them in another order, or nullable where they must not be"
+    )

@@ -43,14 +43,18 @@ class Shards:
         shards = cls(folder)
         if (folder / _HEADER).is_file():
             if shards.design() != design:
-                raise UserError(f"the data set in {folder} was begun with another design, {shards.design()}; give another folder")
+                raise UserError(
+                    f"the data set in {folder} was begun with another design, {shards.design()}; give another folder"
+                )
             return shards
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no data set; give another folder")
         try:
             (folder / "shards").mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"{folder} must be a folder to build in, found: {error.strerror}; give another") from None
+            raise UserError(
+                f"{folder} must be a folder to build in, found: {error.strerror}; give another"
+            ) from None
         header = {"format": schema.VERSION, "design": design.to_json()}
         temporary = folder / f".{_HEADER}.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
@@ -66,17 +70,22 @@ class Shards:
         path = self.folder / _HEADER
         try:
             header = json.loads(path.read_text(encoding="utf-8"))
-            version, values = header["format"], header["design"]
+            version = header["format"]
+            values = header["design"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"expected a data set of branches in {self.folder}, found no {_HEADER} of one; give its folder"
             ) from None
         if version != schema.VERSION:
-            raise UserError(f"expected {schema.VERSION!r} in {path}, found {version!r}; build the data set anew")
+            raise UserError(
+                f"expected {schema.VERSION!r} in {path}, found {version!r}; build the data set anew"
+            )
         try:
             return Design.from_json(values)
         except (KeyError, TypeError):
-            raise UserError(f"expected a design in {path}, found something else; build the data set anew") from None
+            raise UserError(
+                f"expected a design in {path}, found something else; build the data set anew"
+            ) from None
 
     def names(self) -> list[str]:
         """Trunks whose shard is there, sorted.
@@ -85,10 +94,16 @@ class Shards:
             UserError: something else lies among the shards.
         """
         folder = self.folder / "shards"
-        found = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+        found = (
+            sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+            if folder.is_dir()
+            else []
+        )
         for name in found:
             if not (name[:1] == "t" and name[1:].isdigit()) or not (folder / name).is_dir():
-                raise UserError(f"expected only shards (t00000, …) in {folder}, found {name}; move it away")
+                raise UserError(
+                    f"expected only shards (t00000, …) in {folder}, found {name}; move it away"
+                )
         return found
 
     def table(self, trunk: str, table: str) -> pa.Table:

@@ -1,4 +1,7 @@
-"""One trunk, trained and branched, as the rows of its tables. `configs/branches_schema.json` describes each column."""
+"""One trunk, trained and branched, as the rows of its tables.
+
+`configs/branches_schema.json` describes each column.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainenv.records.telemetry_log import row
-from trainenv.types import Telemetry
+from trainenv.types import Fold, Telemetry
 from trainenv.worldmodel.dataset.branch_points import Point, Trained, train_trunk
 from trainenv.worldmodel.dataset.branches import PHASES, Played, plans, play_all, recovery
 from trainenv.worldmodel.dataset.contract import MakeRun, Run
 from trainenv.worldmodel.dataset.design import Design
 from trainenv.worldmodel.dataset.faults import PLANTED
-from trainenv.worldmodel.dataset.lockstep import Fold
 from trainenv.worldmodel.dataset.texts import Texts
 from trainenv.worldmodel.dataset.trunks import Trunk
 
@@ -22,7 +24,9 @@ Rows = list[dict[str, Any]]
 Tables = dict[str, Rows]
 
 
-def collect(trunk: Trunk, design: Design, make_run: MakeRun, texts: Texts, fold: Fold | None = None) -> Tables:
+def collect(
+    trunk: Trunk, design: Design, make_run: MakeRun, texts: Texts, fold: Fold | None = None
+) -> Tables:
     """Train a trunk, branch it at each of its points, and return the rows of all its tables."""
     run = make_run(trunk.overrides(texts))
     trained = train_trunk(run, trunk, design)
@@ -37,13 +41,18 @@ def collect(trunk: Trunk, design: Design, make_run: MakeRun, texts: Texts, fold:
         run.restore(point.snapshot)
         listed, to_end = plans(trunk, design, place, run)
         branches = play_all(run, point, listed, trunk, design, to_end=to_end, fold=fold)
-        tables["snapshots"].append(_snapshot_row(run, trunk, design, place, point, trained, branches[0], to_end))
+        tables["snapshots"].append(
+            _snapshot_row(run, trunk, design, place, point, trained, branches[0], to_end)
+        )
         for number, played in enumerate(branches):
             keys = {"trunk": trunk.name, "snapshot": place, "branch": number}
             tables["branches"].append(keys | _branch_row(played, point, design, trunk))
             for phase in PHASES:
                 steps = _steps(played.telemetry[phase], purpose="verify")
-                tables["branch_steps"] += [{"snapshot": place, "branch": number, "phase": phase, **values} for values in steps]
+                tables["branch_steps"] += [
+                    {"snapshot": place, "branch": number, "phase": phase, **values}
+                    for values in steps
+                ]
     return tables
 
 
@@ -52,7 +61,8 @@ def _steps(telemetry: Sequence[Telemetry], *, purpose: str) -> Rows:
 
 
 def _trunk_row(run: Run, trunk: Trunk, design: Design, trained: Trained) -> dict[str, Any]:
-    lengths, size = design.lengths(trunk.steps), trunk.size
+    lengths = design.lengths(trunk.steps)
+    size = trunk.size
     steps, losses = zip(*trained.validations)
     snapshot = run.snapshot()
     return {
@@ -92,7 +102,14 @@ def _trunk_row(run: Run, trunk: Trunk, design: Design, trained: Trained) -> dict
 
 
 def _snapshot_row(
-    run: Run, trunk: Trunk, design: Design, place: int, point: Point, trained: Trained, control: Played, to_end: bool
+    run: Run,
+    trunk: Trunk,
+    design: Design,
+    place: int,
+    point: Point,
+    trained: Trained,
+    control: Played,
+    to_end: bool,
 ) -> dict[str, Any]:
     lengths = design.lengths(trunk.steps)
     run.restore(point.snapshot)
@@ -114,10 +131,12 @@ def _snapshot_row(
         "flagged_ahead": len(run.flagged_ahead),
         "faults_ahead": sum(fault.at < reach for fault in ahead),
         "faults_in_cooldown": sum(
-            fault.kind in PLANTED and fault.at < reach + lengths.cooldown and fault.end > reach for fault in ahead
+            fault.kind in PLANTED and fault.at < reach + lengths.cooldown and fault.end > reach
+            for fault in ahead
         ),
         "continued": to_end,
-        "control_is_trunk": [_alike(t) for t in control.telemetry["branch"]] == [_alike(t) for t in going_on],
+        "control_is_trunk": [_alike(t) for t in control.telemetry["branch"]]
+        == [_alike(t) for t in going_on],
     }
 
 

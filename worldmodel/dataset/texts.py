@@ -11,7 +11,9 @@ from typing import Any
 from trainenv.types import UserError
 
 CORPORA = ("stdlib", "topics", "words")
-_WORDS, _FOLLOWERS, _SENTENCES = 600, 12, 12_000
+_WORDS = 600
+_FOLLOWERS = 12
+_SENTENCES = 12_000
 
 Texts = Mapping[str, Mapping[str, Any]]
 """A corpus of ours → what the run's configuration says of it under `corpus`."""
@@ -42,7 +44,9 @@ def _topics() -> str:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise UserError("expected Python's module pydoc_data.topics, found none; install the whole standard library") from None
+        raise UserError(
+            "expected Python's module pydoc_data.topics, found none; install the whole standard library"
+        ) from None
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
@@ -50,12 +54,15 @@ def _words() -> str:
     """A made-up language, 0.8 MB: each of its 600 words is followed by one of 12, the first of them most often."""
     draw = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
-    words = sorted({"".join(draw.choices(syllables, k=draw.choice((1, 2, 2, 3)))) for _ in range(2 * _WORDS)})
+    words = sorted(
+        {"".join(draw.choices(syllables, k=draw.choice((1, 2, 2, 3)))) for _ in range(2 * _WORDS)}
+    )
     draw.shuffle(words)
     words = words[:_WORDS]
     followers = [draw.sample(range(_WORDS), _FOLLOWERS) for _ in words]
     weights = [1 / (place + 1) for place in range(_FOLLOWERS)]
-    lines, word = [], 0
+    lines = []
+    word = 0
     for _ in range(_SENTENCES):
         sentence = []
         for _ in range(draw.randint(4, 16)):

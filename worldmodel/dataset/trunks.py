@@ -1,7 +1,8 @@
 """Trunks: the runs that branches are taken of, sampled so that each size, corpus, stressor and fault can be left out.
 
-Every property has a list of levels. In each block of as many trunks as there are levels, each level comes once, in an order of
-its own: `sample(100)` starts with `sample(10)`, and both are balanced. A quarter of the trunks is clean and well set.
+Every property has a list of levels. In each block of as many trunks as there are levels, each level
+comes once, in an order of its own: `sample(100)` starts with `sample(10)`, and both are balanced. A
+quarter of the trunks is clean and well set.
 """
 
 from __future__ import annotations
@@ -20,12 +21,30 @@ from trainenv.worldmodel.dataset.texts import CORPORA, Texts
 
 Setting = Literal["clean", "misset", "faulty", "stressed", "mixed"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
-STRESSORS = {"rare_tokens": 0.02, "long_sequence": 0.01, "artefacts": 0.01, "block_shuffle": 0.05, "harsh_warmup": 0.1}
-"""Stressors at their rate; it is drawn up to 4 times as high. Of `harsh_warmup` it is the share of the budget."""
+STRESSORS = {
+    "rare_tokens": 0.02,
+    "long_sequence": 0.01,
+    "artefacts": 0.01,
+    "block_shuffle": 0.05,
+    "harsh_warmup": 0.1,
+}
+"""Stressors at their rate; it is drawn up to 4 times as high.
+
+Of `harsh_warmup` it is the share of the budget.
+"""
 VALIDATION_TOKENS = 1024
 SHORTEST = 40  # steps of the shortest trunk: eight looks fit into an eighth of it, more or less
 
-_SETTING_LEVELS: tuple[Setting, ...] = ("clean", "clean", "misset", "misset", "faulty", "faulty", "stressed", "mixed")
+_SETTING_LEVELS: tuple[Setting, ...] = (
+    "clean",
+    "clean",
+    "misset",
+    "misset",
+    "faulty",
+    "faulty",
+    "stressed",
+    "mixed",
+)
 _LR_FACTORS = (0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 _BETA2 = (0.9, 0.95, 0.99, 0.999)
 _SCHEDULES = (("cosine", 0.1), ("cosine", 0.0), ("wsd", 0.0))
@@ -36,7 +55,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The shape of a model and of its batches (sequences of `context` tokens). `most_steps` keeps large trunks affordable."""
+    """The shape of a model and of its batches (sequences of `context` tokens).
+
+    `most_steps` keeps large trunks affordable.
+    """
 
     width: int
     layers: int
@@ -48,7 +70,11 @@ class Size:
     @property
     def parameters(self) -> int:
         """Of a byte-level GPT-2, about."""
-        return (257 + self.context) * self.width + self.layers * (12 * self.width**2 + 13 * self.width) + 2 * self.width
+        return (
+            (257 + self.context) * self.width
+            + self.layers * (12 * self.width**2 + 13 * self.width)
+            + 2 * self.width
+        )
 
     @property
     def lr(self) -> float:
@@ -56,7 +82,10 @@ class Size:
         return 0.192 / self.width
 
 
-_SHORT = {"context": 32, "batch_size": 4}  # few tokens a step: many trunks teach more than long ones
+_SHORT = {
+    "context": 32,
+    "batch_size": 4,
+}  # few tokens a step: many trunks teach more than long ones
 _W16 = Size(width=16, layers=2, heads=2, **_SHORT)
 _W32 = Size(width=32, layers=1, heads=2, **_SHORT)
 _W32_DEEP = Size(width=32, layers=2, heads=2, context=32)
@@ -99,7 +128,9 @@ class Trunk:
 
     def __post_init__(self) -> None:
         if self.steps < SHORTEST:
-            raise UserError(f"a trunk needs at least {SHORTEST} steps, found {self.steps}; its branches would be too short")
+            raise UserError(
+                f"a trunk needs at least {SHORTEST} steps, found {self.steps}; its branches would be too short"
+            )
 
     @property
     def name(self) -> str:
@@ -135,11 +166,19 @@ class Trunk:
             "reset_warmup": self.reset_warmup,
             "model": shape,
             "corpus": dict(texts[self.corpus]),
-            "optimizer": {"lr": self.size.lr * self.lr_factor, "betas": (0.9, self.beta2), "weight_decay": self.weight_decay},
+            "optimizer": {
+                "lr": self.size.lr * self.lr_factor,
+                "betas": (0.9, self.beta2),
+                "weight_decay": self.weight_decay,
+            },
             "schedule": {"kind": self.schedule, "warmup": self.warmup, "final": self.final},
             "clip": {"policy": self.clip},
             "validation": {"every": 0, "sequences": VALIDATION_TOKENS // self.size.context},
-            "interventions": {"allow_spam": True, "allow_data_reorder": True, "allow_skip_batch": True},
+            "interventions": {
+                "allow_spam": True,
+                "allow_data_reorder": True,
+                "allow_skip_batch": True,
+            },
             "stressors": stress,
         }
 
@@ -150,12 +189,20 @@ class Trunk:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Trunk:
         """The trunk that `to_json` was taken of."""
-        parts = {"size": Size(**values["size"]), "faults": tuple(Fault(**fault) for fault in values["faults"])}
+        parts = {
+            "size": Size(**values["size"]),
+            "faults": tuple(Fault(**fault) for fault in values["faults"]),
+        }
         return cls(**{**values, **parts})
 
 
 def sample(
-    count: int, *, seed: int, sizes: Sequence[Size] = SIZES, steps: tuple[int, int] = (200, 800), first: int = 0
+    count: int,
+    *,
+    seed: int,
+    sizes: Sequence[Size] = SIZES,
+    steps: tuple[int, int] = (200, 800),
+    first: int = 0,
 ) -> tuple[Trunk, ...]:
     """Trunks `first` to `first + count − 1` of a seed.
 
@@ -176,11 +223,20 @@ def sample(
 
 def _trunk(index: int, seed: int, sizes: Sequence[Size], steps: tuple[int, int]) -> Trunk:
     rng = stream(seed, "trunk", index)
-    setting, size = _level(_SETTING_LEVELS, seed, "setting", index), _level(sizes, seed, "size", index)
-    budget = round(math.exp(rng.uniform(math.log(steps[0]), math.log(max(steps[0], min(steps[1], size.most_steps))))))
+    setting = _level(_SETTING_LEVELS, seed, "setting", index)
+    size = _level(sizes, seed, "size", index)
+    budget = round(
+        math.exp(
+            rng.uniform(math.log(steps[0]), math.log(max(steps[0], min(steps[1], size.most_steps))))
+        )
+    )
     schedule, final = _level(_SCHEDULES, seed, "schedule", index)
     misset = setting in ("misset", "mixed")
-    stressor = _level(tuple(STRESSORS), seed, "stressor", index) if setting in ("stressed", "mixed") else ""
+    stressor = (
+        _level(tuple(STRESSORS), seed, "stressor", index)
+        if setting in ("stressed", "mixed")
+        else ""
+    )
     jitter = float(2 ** rng.uniform(-0.4, 0.4))  # well set is a range, not a point
     return Trunk(
         index=index,
@@ -197,7 +253,9 @@ def _trunk(index: int, seed: int, sizes: Sequence[Size], steps: tuple[int, int])
         final=final,
         stressor=stressor,
         stressor_rate=STRESSORS[stressor] * float(4 ** rng.random()) if stressor else 0.0,
-        faults=_faults(rng, budget, _order(FAULT_KINDS, seed, index)) if setting in ("faulty", "mixed") else (),
+        faults=_faults(rng, budget, _order(FAULT_KINDS, seed, index))
+        if setting in ("faulty", "mixed")
+        else (),
     )
 
 
@@ -223,5 +281,7 @@ def _level(levels: Sequence[T], seed: int, factor: str, index: int) -> T:
 def _order(kinds: Sequence[T], seed: int, index: int) -> list[T]:
     """`kinds` starting from each in turn, so that the first one is balanced over trunks."""
     first = _level(range(len(kinds)), seed, "fault", index)
-    others = stream(seed, "faults", index).permutation([place for place in range(len(kinds)) if place != first])
+    others = stream(seed, "faults", index).permutation(
+        [place for place in range(len(kinds)) if place != first]
+    )
     return [kinds[first], *(kinds[int(place)] for place in others)]

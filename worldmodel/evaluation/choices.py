@@ -1,7 +1,8 @@
 """What could be done at each snapshot: doing nothing, and each different thing that its candidates tried.
 
-A control is no candidate. Doing nothing stands for it, with Δ = 0 that every model knows; and so it does for candidates that
-did nothing at any decision. Of candidates with the same actions the first is kept.
+A control is no candidate. Doing nothing stands for it, with Δ = 0 that every model knows; and so it
+does for candidates that did nothing at any decision. Of candidates with the same actions the first
+is kept.
 """
 
 from __future__ import annotations

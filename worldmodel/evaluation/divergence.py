@@ -1,9 +1,10 @@
 """Forecasts of divergence: probabilities against what happened, and how early the risk passed its limit.
 
-All of it is forecast at the snapshot. The *alarm* is the first decision by whose end the forecast chance of having diverged,
-1 − Π (1 − hazard), is at or above the limit. Of a branch that diverged in decision d, an alarm at k ≤ d *caught* it, with a
-lead of d − k decisions; a later alarm, or none, did not. A model that says "at once" of everything has the longest leads: read
-them beside the false alarms and the Brier score by decision.
+All of it is forecast at the snapshot. The *alarm* is the first decision by whose end the forecast
+chance of having diverged, 1 − Π (1 − hazard), is at or above the limit. Of a branch that diverged
+in decision d, an alarm at k ≤ d *caught* it, with a lead of d − k decisions; a later alarm, or
+none, did not. A model that says "at once" of everything has the longest leads: read them beside the
+false alarms and the Brier score by decision.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ def alarm(hazard: Floats, limit: float) -> Ints:
     return at
 
 
-def leads(examples: Examples, predictions: Predictions, limit: float) -> tuple[Floats, Floats, Floats]:
+def leads(
+    examples: Examples, predictions: Predictions, limit: float
+) -> tuple[Floats, Floats, Floats]:
     """How divergences were seen coming.
 
     Returns:
-        [n] 1 where one was caught, 0 where it was not, NaN where the branch did not diverge; [n] steps of lead where caught, else
-        NaN; [n] 1 for a false alarm, 0 for none, NaN where the branch diverged.
+        [n] 1 where one was caught, 0 where it was not, NaN where the branch did not diverge; [n]
+        steps of lead where caught, else NaN; [n] 1 for a false alarm, 0 for none, NaN where the
+        branch diverged.
     """
     at = alarm(predictions.hazard, limit)
     diverged = examples.diverged >= 0

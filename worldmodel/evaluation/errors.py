@@ -2,9 +2,10 @@
 
     CRPS ≈ 2 · Σ_k w_k · ρ_k(y − q_k),     ρ_τ(e) = max(τ·e, (τ − 1)·e)
 
-the integral over levels of the pinball loss (Gneiting & Ranjan 2011), where w_k is the share of levels nearest to the k-th. For a
-forecast without spread it is the absolute error, exactly. Deviation from the weighted interval score (Bracher et al. 2021),
-which weighs all levels alike: ours lie unevenly.
+the integral over levels of the pinball loss (Gneiting & Ranjan 2011), where w_k is the share of
+levels nearest to the k-th. For a forecast without spread it is the absolute error, exactly.
+Deviation from the weighted interval score (Bracher et al. 2021), which weighs all levels alike:
+ours lie unevenly.
 """
 
 from __future__ import annotations

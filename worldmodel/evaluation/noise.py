@@ -3,10 +3,11 @@
     noise of a kind  =  1.4826 · median |Δ|  of its replicated controls: weights nudged by one ulp, or data reordered
     seed noise       =  the greater of the two, at least 1e-4
 
-Δ is ln loss less the control's. The median, because some replicas diverge and would be all that a root mean square tells of; the
-factor makes it the standard deviation of a normal law. The greater, because in a calm run a nudge changes nothing for hundreds
-of steps, which does not make the order of its data matter. Taken of the same trunk where that has 4 replicas of a kind, else
-of the same stratum (setting/origin), else of the same setting, else of all.
+Δ is ln loss less the control's. The median, because some replicas diverge and would be all that a
+root mean square tells of; the factor makes it the standard deviation of a normal law. The greater,
+because in a calm run a nudge changes nothing for hundreds of steps, which does not make the order
+of its data matter. Taken of the same trunk where that has 4 replicas of a kind, else of the same
+stratum (setting/origin), else of the same setting, else of all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def truths(examples: Examples) -> Floats:
 def seed_noise(examples: Examples) -> Floats:
     """[n, 3] seed noise of each branch's Δ ln loss, in the order of `TARGETS`; NaN for a target that no replica measured.
 
-    Taken of few trunks it is rough: take it of the whole data set, and then the rows that are evaluated.
+    Taken of few trunks it is rough: take it of the whole data set, and then the rows that are
+    evaluated.
     """
     strata = examples.strata[examples.snapshot]
     settings = np.array([name.partition("/")[0] for name in strata], dtype=str)
@@ -44,7 +46,9 @@ def seed_noise(examples: Examples) -> Floats:
             open_rows = np.isnan(found[:, place])
             for key in np.unique(keys[open_rows]):
                 rows = keys == key
-                found[rows & open_rows, place] = _spread(delta[rows], examples.kind[rows], everyone=keys is everyone)
+                found[rows & open_rows, place] = _spread(
+                    delta[rows], examples.kind[rows], everyone=keys is everyone
+                )
     return found
 
 
@@ -55,7 +59,10 @@ def matters(examples: Examples, noise: Floats) -> NDArray[np.bool_]:
 
 
 def _spread(delta: Floats, kind: NDArray[np.str_], *, everyone: bool) -> float:
-    """Of the replicas among some branches; NaN where there are too few. Of all branches together, any number is enough."""
+    """Of the replicas among some branches; NaN where there are too few.
+
+    Of all branches together, any number is enough.
+    """
     spreads = []
     for name in REPLICAS:
         replicas = delta[(kind == name) & ~np.isnan(delta)]

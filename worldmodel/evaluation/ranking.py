@@ -1,6 +1,9 @@
-"""Whether the candidates of a snapshot are forecast in their right order. Every function is about one snapshot.
+"""Whether the candidates of a snapshot are forecast in their right order.
 
-Equal forecasts are in no order: they count as if put in any order at random, so a constant forecast gets what chance gets.
+Every function is about one snapshot.
+
+Equal forecasts are in no order: they count as if put in any order at random, so a constant forecast
+gets what chance gets.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ def recall_of_best(forecast: Floats, outcome: Floats, top: int) -> float:
     """The chance that the best of m outcomes (any of them, where several are best) is among the `top` < m lowest forecasts."""
     best = outcome == outcome.min()
     limit = np.partition(forecast, top - 1)[top - 1]
-    below, at = forecast < limit, forecast == limit
+    below = forecast < limit
+    at = forecast == limit
     if (best & below).any():
         return 1.0
     left = top - int(below.sum())  # places for the forecasts at the limit

@@ -1,12 +1,14 @@
 """What a decision costs against the best branch there was.
 
-At a snapshot a rule chooses among doing nothing and the candidates; its *regret* is the true Δ of what it chose less the lowest
-true Δ, in nats of ln loss, at the horizon, annealed, or at the end of the run. The oracle has none.
+At a snapshot a rule chooses among doing nothing and the candidates; its *regret* is the true Δ of
+what it chose less the lowest true Δ, in nats of ln loss, at the horizon, annealed, or at the end of
+the run. The oracle has none.
 
-    horizon, annealed, final     the model's lowest median of that target; doing nothing unless something is lower
-    nothing, random              do nothing; any of them, all alike
-    best_look                    the lowest *true* loss at the horizon: a perfect look at +N, which is what lies (see the method)
-    best_annealed                the lowest *true* annealed loss: a perfect forecast of what planners rank by
+    horizon, annealed, final     the model's lowest median of that target; doing nothing unless
+    something is lower nothing, random              do nothing; any of them, all alike best_look
+    the lowest *true* loss at the horizon: a perfect look at +N, which is what lies (see the method)
+    best_annealed                the lowest *true* annealed loss: a perfect forecast of what
+    planners rank by
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ def regrets(
     outcomes = [choice.values(truth[target]) for choice in known]
     return known, {
         name: np.array(
-            [float(rule(choice, medians, truth) @ outcome - outcome.min()) for choice, outcome in zip(known, outcomes)]
+            [
+                float(rule(choice, medians, truth) @ outcome - outcome.min())
+                for choice, outcome in zip(known, outcomes)
+            ]
         )
         for name, rule in RULES.items()
     }

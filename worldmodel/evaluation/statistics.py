@@ -1,8 +1,8 @@
 """A statistic is a function of how much each trunk weighs, so that resampling trunks costs no second look at the rows.
 
-Bootstrap over trunks (Efron 1979; of whole clusters: Davison & Hinkley 1997, section 3.8): the rows of a trunk share its future,
-so trunks are what is drawn, with replacement. A draw gives each trunk a whole-number weight. Two models that are weighed by
-the same draws give paired differences.
+Bootstrap over trunks (Efron 1979; of whole clusters: Davison & Hinkley 1997, section 3.8): the rows
+of a trunk share its future, so trunks are what is drawn, with replacement. A draw gives each trunk
+a whole-number weight. Two models that are weighed by the same draws give paired differences.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Ratio:
 class AveragePrecision:
     """The area under the curve of precision over recall, as the sum of its steps: Σ (R_k − R_{k−1})·P_k.
 
-    k counts the distinct scores, from the highest down: equal scores are one step, and a constant score gives the base rate.
+    k counts the distinct scores, from the highest down: equal scores are one step, and a constant
+    score gives the base rate.
 
     Args:
         scores: [n], higher for what is likelier true.
@@ -84,14 +85,20 @@ class AveragePrecision:
     def of(self, weights: Floats) -> Floats:
         """See `Statistic`; NaN where nothing that weighs is true."""
         order = np.argsort(-self.scores, kind="stable")
-        ends = np.flatnonzero(np.diff(self.scores[order], append=-math.inf))  # the last row of each distinct score
-        trunk, labels = self.trunk[order], self.labels[order]
+        ends = np.flatnonzero(
+            np.diff(self.scores[order], append=-math.inf)
+        )  # the last row of each distinct score
+        trunk = self.trunk[order]
+        labels = self.labels[order]
         found = np.full(len(weights), math.nan)
         for place, weight in enumerate(weights):
             mass = weight[trunk]  # [n]
-            taken, hits = np.cumsum(mass)[ends], np.cumsum(mass * labels)[ends]
+            taken = np.cumsum(mass)[ends]
+            hits = np.cumsum(mass * labels)[ends]
             if len(ends) and hits[-1] > 0:
-                found[place] = np.diff(hits, prepend=0.0) @ np.nan_to_num(_divided(hits, taken)) / hits[-1]
+                found[place] = (
+                    np.diff(hits, prepend=0.0) @ np.nan_to_num(_divided(hits, taken)) / hits[-1]
+                )
         return found
 
 
@@ -102,11 +109,19 @@ def mean(values: ArrayLike, trunk: ArrayLike, count: int) -> Ratio:
 
 def share(above: ArrayLike, below: ArrayLike, trunk: ArrayLike, count: int) -> Ratio:
     """Σ above ÷ Σ below over units [u]; one that is NaN in either is left out."""
-    over, under = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    over = np.asarray(above, dtype=np.float64)
+    under = np.asarray(below, dtype=np.float64)
     of = np.asarray(trunk, dtype=np.int64)
     known = ~(np.isnan(over) | np.isnan(under))
-    sums = [np.bincount(of[known], values[known], count).astype(np.float64) for values in (over, under)]
-    return Ratio(above=sums[0], below=sums[1], units=int(known.sum()), trunks=np.bincount(of[known], minlength=count) > 0)
+    sums = [
+        np.bincount(of[known], values[known], count).astype(np.float64) for values in (over, under)
+    ]
+    return Ratio(
+        above=sums[0],
+        below=sums[1],
+        units=int(known.sum()),
+        trunks=np.bincount(of[known], minlength=count) > 0,
+    )
 
 
 def value(statistic: Statistic) -> float:
@@ -121,11 +136,19 @@ def resampled(present: NDArray[np.bool_], resamples: int, seed: int) -> Floats:
         UserError: there is no trunk, or fewer than 1 resample is asked for.
     """
     if not present.any():
-        raise UserError("an evaluation needs branches of at least one trunk, found none; keep some trunks to test on")
+        raise UserError(
+            "an evaluation needs branches of at least one trunk, found none; keep some trunks to test on"
+        )
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-        raise UserError(f"resamples must be a whole number, at least 1, found {resamples!r}; 1000 is usual")
+        raise UserError(
+            f"resamples must be a whole number, at least 1, found {resamples!r}; 1000 is usual"
+        )
     chances = present / present.sum()
-    return np.random.default_rng(seed).multinomial(int(present.sum()), chances, size=resamples).astype(np.float64)
+    return (
+        np.random.default_rng(seed)
+        .multinomial(int(present.sum()), chances, size=resamples)
+        .astype(np.float64)
+    )
 
 
 def bounds(values: Floats) -> tuple[float, float]:
@@ -133,7 +156,9 @@ def bounds(values: Floats) -> tuple[float, float]:
     known = values[~np.isnan(values)]
     if not len(known):
         return math.nan, math.nan
-    low, high = np.quantile(known, INTERVAL, method="nearest")  # between infinities nothing can be interpolated
+    low, high = np.quantile(
+        known, INTERVAL, method="nearest"
+    )  # between infinities nothing can be interpolated
     return float(low), float(high)
 
 

@@ -51,14 +51,17 @@ class Acceptance:
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """The second family, see the package for each definition. NaN (null in JSON) where nothing was there to measure.
+    """The second family, see the package for each definition.
+
+    NaN (null in JSON) where nothing was there to measure.
 
     Attributes:
         invoked, verified, accepted: counts of decisions.
         invoke_rate: decisions per 1000 steps taken.
         accept_rate: accepted ÷ verified.
         branches: verified branches.
-        gap, bias, sign: of measured Δ against the expected median, over `compared` branches, ln loss.
+        gap, bias, sign: of measured Δ against the expected median, over `compared` branches, ln
+            loss.
         coverage: over `covered_of` branches.
         verify_steps, verify_flops, verify_share: what decisions cost; the share of all FLOPs.
         over_time: a point a verified decision.
@@ -83,7 +86,10 @@ class Decisions:
 
 
 def decisions_of(folder: Path, note: Callable[[str], None]) -> list[Decided] | None:
-    """The decisions in a run's folder, by number; None where it has no `branches`. What is none is noted and passed over."""
+    """The decisions in a run's folder, by number; None where it has no `branches`.
+
+    What is none is noted and passed over.
+    """
     if not (folder / "branches").is_dir():
         return None
     found = []
@@ -91,7 +97,9 @@ def decisions_of(folder: Path, note: Callable[[str], None]) -> list[Decided] | N
         try:
             found.append(decided(record))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            note(f"decision {record['number']} is passed over: {type(error).__name__}: {error}"[:200])
+            note(
+                f"decision {record['number']} is passed over: {type(error).__name__}: {error}"[:200]
+            )
     return found
 
 
@@ -145,8 +153,14 @@ def judge(decisions: Sequence[Decided], *, steps: int, flops: float) -> Decision
     """
     verified = [decision for decision in decisions if decision.tried]
     tried = [branch for decision in verified for branch in decision.tried]
-    gaps = [branch.measured - branch.median for branch in tried if math.isfinite(branch.measured - branch.median)]
-    bounded = [branch for branch in tried if not math.isnan(branch.measured + branch.low + branch.high)]
+    gaps = [
+        branch.measured - branch.median
+        for branch in tried
+        if math.isfinite(branch.measured - branch.median)
+    ]
+    bounded = [
+        branch for branch in tried if not math.isnan(branch.measured + branch.low + branch.high)
+    ]
     spent = sum(decision.flops for decision in decisions if math.isfinite(decision.flops))
     return Decisions(
         invoked=len(decisions),

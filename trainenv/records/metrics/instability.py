@@ -1,4 +1,7 @@
-"""Instability events of a run, how long they lasted, and how they stand to what was planted. Pure functions of its steps."""
+"""Instability events of a run, how long they lasted, and how they stand to what was planted.
+
+Pure functions of its steps.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,11 @@ class HarmEvent:
     """One instability event.
 
     Attributes:
-        line, step, taken: where it started; `taken` counts the steps taken by then, this one included.
+        line, step, taken: where it started; `taken` counts the steps taken by then, this one
+            included.
         level: probe loss before it, nats; inf (null in JSON) where there was none yet.
-        rise: of the highest look during it above the level, nats; NaN (null) where there was no level or no finite look.
+        rise: of the highest look during it above the level, nats; NaN (null) where there was no
+            level or no finite look.
         lost: whether it started with a loss that is no finite number.
         lasted: steps taken from its start to its end, or to the end of the run.
         recovered: whether it ended.
@@ -51,7 +56,8 @@ class HarmEvent:
 class Instability:
     """Events in all steps taken, and per 100 000 of them (NaN where none were taken, or harm could not be seen).
 
-    `cut_short` counts rises beside these that a rewind left behind before they had lasted long enough to be events.
+    `cut_short` counts rises beside these that a rewind left behind before they had lasted long
+    enough to be events.
     """
 
     events: int
@@ -62,7 +68,10 @@ class Instability:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Steps until events are over; NaN without events. `mean` is a lower bound where some are `unrecovered`, see the package."""
+    """Steps until events are over; NaN without events.
+
+    `mean` is a lower bound where some are `unrecovered`, see the package.
+    """
 
     mean: float
     median: float
@@ -120,7 +129,9 @@ def instability(events: int, rows: Sequence[Row], harm: Harm | None = None) -> I
     """The rate of that many events among all steps taken; none where the clean probe was never measured."""
     seen = any(not math.isnan(row.probe_loss) for row in rows)
     rate = 1e5 * events / len(rows) if seen else math.nan
-    return Instability(events=events, steps=len(rows), per_100k=rate, cut_short=cut_short(rows, harm))
+    return Instability(
+        events=events, steps=len(rows), per_100k=rate, cut_short=cut_short(rows, harm)
+    )
 
 
 def recovery(events: Sequence[HarmEvent]) -> Recovery:
@@ -136,18 +147,26 @@ def recovery(events: Sequence[HarmEvent]) -> Recovery:
 
 def _kaplan_meier(durations: Sequence[tuple[int, bool]]) -> float:
     """The first time by which at most half are still going on (Kaplan & Meier 1958); NaN where that is not known."""
-    going, share = len(durations), 1.0
+    going = len(durations)
+    share = 1.0
     for lasted, group in groupby(sorted(durations), key=lambda duration: duration[0]):
         ended = [recovered for _, recovered in group]
         share *= 1 - sum(ended) / going
         going -= len(ended)
-        if share <= 0.5 + 1e-12:  # a product of fractions: one half may come out a rounding above it
+        if (
+            share <= 0.5 + 1e-12
+        ):  # a product of fractions: one half may come out a rounding above it
             return float(lasted)
     return math.nan
 
 
-def clusters(rows: Sequence[Row], events: Sequence[HarmEvent], near: int = NEAR) -> dict[str, Cluster]:
-    """For each name that was planted, how often, and what started near it. A line's past is that of the lines it grew from."""
+def clusters(
+    rows: Sequence[Row], events: Sequence[HarmEvent], near: int = NEAR
+) -> dict[str, Cluster]:
+    """For each name that was planted, how often, and what started near it.
+
+    A line's past is that of the lines it grew from.
+    """
     starts = [event.taken for event in events]
     marked: dict[str, list[int]] = {}  # steps of the present history that had it, rising
     counts: dict[str, list[int]] = {}
@@ -166,4 +185,7 @@ def clusters(rows: Sequence[Row], events: Sequence[HarmEvent], near: int = NEAR)
                 counts[name][1] += 1
                 counts[name][2] += starting.get(taken, 0)
         before = row.step
-    return {name: Cluster(steps=had, near=close, events=began) for name, (had, close, began) in sorted(counts.items())}
+    return {
+        name: Cluster(steps=had, near=close, events=began)
+        for name, (had, close, began) in sorted(counts.items())
+    }

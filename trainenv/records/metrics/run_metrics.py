@@ -37,7 +37,9 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """What one run came to. Each is defined in the package's docstring; NaN where it could not be measured.
+    """What one run came to.
+
+    Each is defined in the package's docstring; NaN where it could not be measured.
 
     Attributes:
         ended: how, in the words of `summary.json`; empty where the run has not ended.
@@ -75,21 +77,25 @@ class Metrics:
         return values
 
 
-def measure(folder: Path, *, harm: Harm | None = None, uniform_loss: float | None = None) -> Metrics:
+def measure(
+    folder: Path, *, harm: Harm | None = None, uniform_loss: float | None = None
+) -> Metrics:
     """The metrics of the run in `folder`, whatever state it was left in.
 
     Args:
         folder: of one run, as `RunFolder` describes it.
         harm: what counts as harm; the defaults if left out.
-        uniform_loss: loss of a uniform guess, nats, which a diverged run counts as; from the summary or the configuration if
-            left out.
+        uniform_loss: loss of a uniform guess, nats, which a diverged run counts as; from the
+            summary or the configuration if left out.
 
     Raises:
         UserError: there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"expected the folder of a run at {folder}, found none; give one that `trainenv run --out` has made")
+        raise UserError(
+            f"expected the folder of a run at {folder}, found none; give one that `trainenv run --out` has made"
+        )
     notes: list[str] = []
     summary = _object(folder / "summary.json", json.loads, notes.append)
     config = _object(folder / "config.yaml", yaml.safe_load, notes.append)
@@ -97,7 +103,9 @@ def measure(folder: Path, *, harm: Harm | None = None, uniform_loss: float | Non
     events = harm_events(rows, harm)
     rate = instability(len(events), rows, harm)
     if rows and math.isnan(rate.per_100k):
-        notes.append("the clean probe was never measured: only losses that are no number are events, and there is no rate")
+        notes.append(
+            "the clean probe was never measured: only losses that are no number are events, and there is no rate"
+        )
     uniform = uniform_loss or _positive(summary.get("uniform_loss")) or _uniform_of(config)
     final = final_loss(summary, _validations(folder, notes.append), uniform, notes.append)
     flops = _flops(summary.get("flops"))
@@ -114,10 +122,14 @@ def measure(folder: Path, *, harm: Harm | None = None, uniform_loss: float | Non
         recovery=recovery(events),
         flops=flops,
         total_flops=total if flops else math.nan,
-        wasted=(flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total if total else math.nan,
+        wasted=(flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total
+        if total
+        else math.nan,
         drafting=flops.get("plan", 0.0) / total if total else math.nan,
         stressors=clusters(rows, events),
-        decisions=None if decisions is None else judge(decisions, steps=len(rows), flops=total if total else math.nan),
+        decisions=None
+        if decisions is None
+        else judge(decisions, steps=len(rows), flops=total if total else math.nan),
         events=tuple(events),
         notes=tuple(notes),
     )
@@ -141,7 +153,12 @@ def read_rows(folder: Path, note: Note) -> list[Row]:
     ]
 
 
-def final_loss(summary: Mapping[str, Any], validations: Sequence[Mapping[str, Any]], uniform: float | None, note: Note) -> float:
+def final_loss(
+    summary: Mapping[str, Any],
+    validations: Sequence[Mapping[str, Any]],
+    uniform: float | None,
+    note: Note,
+) -> float:
     """The final validation loss, nats per token: a uniform guess's where the run diverged or its last loss is no number.
 
     Args:
@@ -158,13 +175,17 @@ def final_loss(summary: Mapping[str, Any], validations: Sequence[Mapping[str, An
     if summary.get("ended") != "diverged" and loss is not None:
         return loss
     if uniform is None:
-        note("the loss of a uniform guess, which this run counts as, is not known; give uniform_loss")
+        note(
+            "the loss of a uniform guess, which this run counts as, is not known; give uniform_loss"
+        )
     return math.nan if uniform is None else uniform
 
 
 def _validations(folder: Path, note: Note) -> list[dict[str, Any]]:
     try:
-        return [record for record in read_lines(folder / "validation.jsonl") if isinstance(record, dict)]
+        return [
+            record for record in read_lines(folder / "validation.jsonl") if isinstance(record, dict)
+        ]
     except (OSError, ValueError, RecursionError) as error:
         note(f"validation.jsonl is passed over: {type(error).__name__}")
         return []

@@ -34,10 +34,20 @@ BAD = 500  # rows of what went wrong
 def comparison_page(comparison: Comparison) -> str:
     """The whole document."""
     name = comparison.suite.name
-    body = [head("Comparison at equal compute", name, verdict(comparison)), tiles(_tiles(comparison))]
+    body = [
+        head("Comparison at equal compute", name, verdict(comparison)),
+        tiles(_tiles(comparison)),
+    ]
     if SUBJECT in comparison.methods:
         body.append(
-            section("Goals", element("ul", *map(_goal, sorted(comparison.found["goals"], key=_missed_first)), class_="goals"))
+            section(
+                "Goals",
+                element(
+                    "ul",
+                    *map(_goal, sorted(comparison.found["goals"], key=_missed_first)),
+                    class_="goals",
+                ),
+            )
         )
     parts = [element("h3", "All trunks") + forest(comparison, "all", comparison.trunks)]
     for group, trunks in comparison.groups.items():
@@ -58,7 +68,9 @@ def verdict(comparison: Comparison) -> str:
     known = {
         row["method"]: row["against_nothing"]
         for row in comparison.rows("all")
-        if row["method"] != UNTOUCHED and not row["hindsight"] and formatting.finite(row["against_nothing"]["value"]) is not None
+        if row["method"] != UNTOUCHED
+        and not row["hindsight"]
+        and formatting.finite(row["against_nothing"]["value"]) is not None
     }
     if not known:
         return "No method can be set against doing nothing yet."
@@ -74,7 +86,8 @@ def verdict(comparison: Comparison) -> str:
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
-    cells, goals = comparison.found["cells"], comparison.found["goals"]
+    cells = comparison.found["cells"]
+    goals = comparison.found["goals"]
     left = cells["wanted"] - cells["there"]
     seeds = len({seed for seeds in comparison.table.rows.values() for seed in seeds})
     numbers = [
@@ -85,11 +98,21 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
             formatting.whole(cells["there"]),
             f"{left} to come" if left > 0 else formatting.duration(cells["seconds"]) + " of work",
         ),
-        ("Lost", str(cells["diverged"] + cells["failed"]), f"{cells['diverged']} diverged, {cells['failed']} failed"),
+        (
+            "Lost",
+            str(cells["diverged"] + cells["failed"]),
+            f"{cells['diverged']} diverged, {cells['failed']} failed",
+        ),
     ]
     if SUBJECT in comparison.methods:
         met, missed = (sum(goal["met"] is judged for goal in goals) for judged in (True, False))
-        numbers.append(("Goals met", f"{met} of {len(goals)}", f"{missed} missed, {len(goals) - met - missed} open"))
+        numbers.append(
+            (
+                "Goals met",
+                f"{met} of {len(goals)}",
+                f"{missed} missed, {len(goals) - met - missed} open",
+            )
+        )
     return numbers
 
 
@@ -99,11 +122,25 @@ def _missed_first(goal: Mapping[str, Any]) -> int:
 
 def _goal(goal: Mapping[str, Any]) -> str:
     """A goal with the word that says whether it was met, and what was measured."""
-    name, class_ = {True: ("met", "met"), False: ("missed", "missed")}.get(goal["met"], ("open", "off"))
+    name, class_ = {True: ("met", "met"), False: ("missed", "missed")}.get(
+        goal["met"], ("open", "off")
+    )
     low, high = goal["interval"] or (None, None)
-    measured = f"measured {formatting.number(goal['measured'], 4)}" if goal["measured"] is not None else "nothing to judge by yet"
-    inside = f" ({formatting.number(low, 4)} to {formatting.number(high, 4)})" if formatting.finite(low) is not None else ""
-    text = element("div", escaped(goal["what"]), element("small", escaped(f"Goal: {goal['goal']}; {measured}{inside}.")))
+    measured = (
+        f"measured {formatting.number(goal['measured'], 4)}"
+        if goal["measured"] is not None
+        else "nothing to judge by yet"
+    )
+    inside = (
+        f" ({formatting.number(low, 4)} to {formatting.number(high, 4)})"
+        if formatting.finite(low) is not None
+        else ""
+    )
+    text = element(
+        "div",
+        escaped(goal["what"]),
+        element("small", escaped(f"Goal: {goal['goal']}; {measured}{inside}.")),
+    )
     return element("li", element("span", name, class_=f"badge {class_}"), text)
 
 
@@ -120,7 +157,9 @@ def _decisions(found: list[dict[str, Any]]) -> str:
     top = "<th>Method</th>" + "".join(f"<th class='n'>{title}</th>" for title in titles)
     rows = []
     for row in found:
-        value = {name: figure["value"] for name, figure in row.items() if isinstance(figure, Mapping)}
+        value = {
+            name: figure["value"] for name, figure in row.items() if isinstance(figure, Mapping)
+        }
         texts = (
             formatting.number(value["invoked"], 1),
             formatting.share(value["accepted"]),
@@ -130,15 +169,30 @@ def _decisions(found: list[dict[str, Any]]) -> str:
             formatting.share(value["verify_cost"]),
         )
         rows.append(
-            element("tr", element("th", escaped(row["method"]), scope="row"), *(element("td", t, class_="n") for t in texts))
+            element(
+                "tr",
+                element("th", escaped(row["method"]), scope="row"),
+                *(element("td", t, class_="n") for t in texts),
+            )
         )
-    return element("div", element("table", element("thead", f"<tr>{top}</tr>"), element("tbody", *rows)), class_="box")
+    return element(
+        "div",
+        element("table", element("thead", f"<tr>{top}</tr>"), element("tbody", *rows)),
+        class_="box",
+    )
 
 
 def _failures(comparison: Comparison) -> str:
     """Cells that failed or diverged, one by one."""
     bad = [row for row in comparison.found["rows"] if row["ended"] in ("failed", "diverged")]
-    texts = [(row["method"], row["trunk"], row["seed"], row["ended"], row["error"] or "") for row in bad[:BAD]]
+    texts = [
+        (row["method"], row["trunk"], row["seed"], row["ended"], row["error"] or "")
+        for row in bad[:BAD]
+    ]
     rows = [element("tr", *(element("td", escaped(text)) for text in row)) for row in texts]
     top = "<thead><tr><th>Method</th><th>Trunk</th><th>Seed</th><th>Ended</th><th>Error</th></tr></thead>"
-    return element("div", element("table", top, element("tbody", *rows)), class_="box tall") if rows else ""
+    return (
+        element("div", element("table", top, element("tbody", *rows)), class_="box tall")
+        if rows
+        else ""
+    )

@@ -46,7 +46,11 @@ class Comparison:
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """`stressed` and `calm`, with their trunks; empty where there is one of them only."""
-        groups = {name: trunks for name, trunks in groups_of(self.suite).items() if name in ("stressed", "calm")}
+        groups = {
+            name: trunks
+            for name, trunks in groups_of(self.suite).items()
+            if name in ("stressed", "calm")
+        }
         return dict(sorted(groups.items(), reverse=True)) if len(groups) > 1 else {}
 
     def rows(self, group: str) -> list[dict[str, Any]]:
@@ -65,11 +69,20 @@ def read_comparison(folder: Path) -> Comparison:
     Raises:
         UserError: what was asked can't be read, or no cell has ended yet.
     """
-    cells = [(path, path.relative_to(folder / "cells").parts) for path in sorted((folder / "cells").glob("*/*/*.json"))]
-    named = [Cell(trunk=trunk, seed=int(seed), method=Path(file).stem) for _, (trunk, seed, file) in cells if seed.isdigit()]
+    cells = [
+        (path, path.relative_to(folder / "cells").parts)
+        for path in sorted((folder / "cells").glob("*/*/*.json"))
+    ]
+    named = [
+        Cell(trunk=trunk, seed=int(seed), method=Path(file).stem)
+        for _, (trunk, seed, file) in cells
+        if seed.isdigit()
+    ]
     rows = [row for cell in named if (row := read(folder, cell)) is not None]
     if not rows:
-        raise UserError(f"the comparison in {folder} has no cell that ended yet; wait for the first run, or go on with it")
+        raise UserError(
+            f"the comparison in {folder} has no cell that ended yet; wait for the first run, or go on with it"
+        )
     suite = _suite(folder, rows)
     return Comparison(path=folder, suite=suite, table=Table.of(rows), found=results(suite, rows))
 

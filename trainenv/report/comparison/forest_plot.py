@@ -9,11 +9,26 @@ from typing import Any
 from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED
 from trainenv.report.comparison.comparison_record import Comparison
 from trainenv.report.drawing import formatting
-from trainenv.report.drawing.intervals import Interval, interval_head, interval_row, scale_of, zero_line
+from trainenv.report.drawing.intervals import (
+    Interval,
+    interval_head,
+    interval_row,
+    scale_of,
+    zero_line,
+)
 from trainenv.report.drawing.svg import element, escaped
 
 POINTS = 200  # more pairs than this are not drawn one by one
-TITLES = ("Change", "Regret", "Final loss", "Events per 100k", "Steps to recover", "Wasted", "Drafting", "Lost")
+TITLES = (
+    "Change",
+    "Regret",
+    "Final loss",
+    "Events per 100k",
+    "Steps to recover",
+    "Wasted",
+    "Drafting",
+    "Lost",
+)
 
 
 def forest(comparison: Comparison, group: str, trunks: Sequence[str]) -> str:
@@ -21,15 +36,30 @@ def forest(comparison: Comparison, group: str, trunks: Sequence[str]) -> str:
     found = best_first(comparison.rows(group))
     rows = [(row, _interval(row, pairs(comparison, trunks, row["method"]))) for row in found]
     scale = scale_of(interval for _, interval in rows)
-    top = f"<th>Method</th><th class='plot'>{interval_head(scale)}</th>" + "".join(f"<th class='n'>{t}</th>" for t in TITLES)
+    top = f"<th>Method</th><th class='plot'>{interval_head(scale)}</th>" + "".join(
+        f"<th class='n'>{t}</th>" for t in TITLES
+    )
     body = []
     for row, interval in rows:
         plot = element("td", interval_row(interval, scale), class_="plot", style=zero_line(scale))
         note = "<small>in hindsight</small>" if row["hindsight"] else ""
         cells = [element("td", text, class_="n") for text in _numbers(row)]
         class_ = "us" if row["method"].startswith(SUBJECT) else None
-        body.append(element("tr", element("th", escaped(row["method"]), note, scope="row"), plot, *cells, class_=class_))
-    table = element("table", element("thead", f"<tr>{top}</tr>"), element("tbody", *body), class_="forest methods")
+        body.append(
+            element(
+                "tr",
+                element("th", escaped(row["method"]), note, scope="row"),
+                plot,
+                *cells,
+                class_=class_,
+            )
+        )
+    table = element(
+        "table",
+        element("thead", f"<tr>{top}</tr>"),
+        element("tbody", *body),
+        class_="forest methods",
+    )
     return element("div", table, class_="box")
 
 
@@ -46,7 +76,8 @@ def pairs(comparison: Comparison, trunks: Sequence[str], method: str) -> tuple[f
 
 def clear(figure: Mapping[str, Any]) -> int:
     """−1 where the whole interval of a figure is below 0, 1 where it is above, else 0."""
-    low, high = formatting.finite(figure.get("low")), formatting.finite(figure.get("high"))
+    low = formatting.finite(figure.get("low"))
+    high = formatting.finite(figure.get("high"))
     if low is None or high is None:
         return 0
     return -1 if high < 0 else 1 if low > 0 else 0
@@ -55,7 +86,9 @@ def clear(figure: Mapping[str, Any]) -> int:
 def told(figure: Mapping[str, Any]) -> str:
     """A difference with its interval in words."""
     inside = formatting.interval(figure.get("low"), figure.get("high"))
-    return formatting.change(figure.get("value")) + (f" ({inside})" if inside != formatting.NOTHING else "")
+    return formatting.change(figure.get("value")) + (
+        f" ({inside})" if inside != formatting.NOTHING else ""
+    )
 
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
@@ -64,9 +97,12 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
 
 
 def _interval(row: Mapping[str, Any], points: tuple[float, ...]) -> Interval:
-    name, figure = row["method"], row["against_nothing"]
+    name = row["method"]
+    figure = row["against_nothing"]
     if name == UNTOUCHED:
-        return Interval(dot=0.0, class_="control", said=f"{name}: what the others are measured against")
+        return Interval(
+            dot=0.0, class_="control", said=f"{name}: what the others are measured against"
+        )
     return Interval(
         low=formatting.finite(figure["low"]),
         high=formatting.finite(figure["high"]),
@@ -79,7 +115,8 @@ def _interval(row: Mapping[str, Any], points: tuple[float, ...]) -> Interval:
 
 def _numbers(row: Mapping[str, Any]) -> list[str]:
     """What stands beside the plot, in the order of `TITLES`."""
-    change, regret = row["against_nothing"], row["regret"]
+    change = row["against_nothing"]
+    regret = row["regret"]
     lost = row["diverged"] + row["failed"]
     return [
         f"{formatting.change(change['value'])}<small>{_bounds(change)}</small>",

@@ -20,9 +20,12 @@ def floats(values: pd.Series[Any]) -> NDArray[np.float64]:
 def smoothed(values: pd.Series[float], alpha: float = 0.12) -> pd.Series[float]:
     """Exponential average over the steps before and after, so that it does not lag; what is not finite is passed over."""
     known = values.where(np.isfinite(values))
-    before, after = known.ewm(alpha=alpha).mean(), known[::-1].ewm(alpha=alpha).mean()[::-1]
+    before = known.ewm(alpha=alpha).mean()
+    after = known[::-1].ewm(alpha=alpha).mean()[::-1]
     place = np.arange(len(known))
-    weight = 1 - (1 - alpha) ** (place + 1)  # of what is before; at the ends one of the two is an average of next to nothing
+    weight = 1 - (1 - alpha) ** (
+        place + 1
+    )  # of what is before; at the ends one of the two is an average of next to nothing
     both: pd.Series[float] = (before * weight + after * weight[::-1]) / (weight + weight[::-1])
     return both
 
@@ -43,11 +46,13 @@ def bucketed(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line
 def cloud(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
     """About `count` points that look like all of them, in order: every n-th, and whatever stands out of its stretch.
 
-    A point stands out that lies further from the median of its stretch than 6 times the median distance: a spike of one step
-    is never lost. Of each stretch at most its lowest and its highest point are added. NaN and infinities are left out.
+    A point stands out that lies further from the median of its stretch than 6 times the median
+    distance: a spike of one step is never lost. Of each stretch at most its lowest and its highest
+    point are added. NaN and infinities are left out.
     """
     known = np.isfinite(y)
-    x, y = x[known], y[known]
+    x = x[known]
+    y = y[known]
     if len(x) <= count:
         return x, y
     chosen = set(range(0, len(x), -(-len(x) // count)))
@@ -56,6 +61,8 @@ def cloud(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
         part = y[a:b]
         distance = np.abs(part - np.median(part))
         far = 6 * float(np.median(distance))
-        chosen |= {a + int(place) for place in (part.argmin(), part.argmax()) if distance[place] > far}
+        chosen |= {
+            a + int(place) for place in (part.argmin(), part.argmax()) if distance[place] > far
+        }
     places = sorted(chosen)
     return x[places], y[places]

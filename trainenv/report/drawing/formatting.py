@@ -48,7 +48,11 @@ def intervention(fields: Mapping[str, Any]) -> str:
             case "clip":
                 said.append(CLIPS.get(str(value), str(value)))
             case "momentum_reset" | "data_reorder" | "skip_batch":
-                words = {"momentum_reset": "reset momentum", "data_reorder": "shuffle data", "skip_batch": "skip flagged data"}
+                words = {
+                    "momentum_reset": "reset momentum",
+                    "data_reorder": "shuffle data",
+                    "skip_batch": "skip flagged data",
+                }
                 said.append(words[name])
             case "pending":
                 pass
@@ -63,7 +67,10 @@ def sequence(interventions: Sequence[Mapping[str, Any]]) -> str:
     while len(said) > 1 and said[-1] == "do nothing":
         said.pop()
     runs = [(words, len(list(group))) for words, group in groupby(said)]
-    return ", then ".join(words if count == 1 else f"{words} ({count} times)" for words, count in runs) or "do nothing"
+    return (
+        ", then ".join(words if count == 1 else f"{words} ({count} times)" for words, count in runs)
+        or "do nothing"
+    )
 
 
 def branches(decision: Mapping[str, Any]) -> list[str]:
@@ -162,7 +169,9 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def sentence(text: Any) -> str:
     """Text with a capital and a full stop."""
     said = str(text).strip()
-    return f"{said[:1].upper()}{said[1:]}{'' if said.endswith(('.', '!', '?')) or not said else '.'}"
+    return (
+        f"{said[:1].upper()}{said[1:]}{'' if said.endswith(('.', '!', '?')) or not said else '.'}"
+    )
 
 
 def _factor(value: Any) -> str:

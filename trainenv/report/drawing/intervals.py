@@ -9,7 +9,9 @@ from trainenv.report.drawing import formatting
 from trainenv.report.drawing.panels import decimals
 from trainenv.report.drawing.svg import Scale, drawing, element, label, line, titled
 
-WIDTH, HEIGHT, EDGE = 220.0, 30.0, 14.0
+WIDTH = 220.0
+HEIGHT = 30.0
+EDGE = 14.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,10 @@ class Interval:
 
 
 def scale_of(intervals: Iterable[Interval]) -> Scale:
-    """An axis for these rows, with 0 in it. Very long intervals are cut off, so that the others can still be read."""
+    """An axis for these rows, with 0 in it.
+
+    Very long intervals are cut off, so that the others can still be read.
+    """
     rows = list(intervals)
     dots = [abs(v) for row in rows for v in (row.dot, row.middle) if v is not None]
     ends = [v for row in rows for v in (row.low, row.high, row.dot, *row.points) if v is not None]
@@ -58,10 +63,24 @@ def interval_head(scale: Scale) -> str:
     ticks = percent.ticks(4)
     digits = decimals(ticks)
     numbers = [
-        label(percent(v), 12, formatting.number(v, digits) + (" %" if v == ticks[-1] else ""), "tick", "middle") for v in ticks
+        label(
+            percent(v),
+            12,
+            formatting.number(v, digits) + (" %" if v == ticks[-1] else ""),
+            "tick",
+            "middle",
+        )
+        for v in ticks
     ]
     marks = [line(percent(v), 18, percent(v), 22, "mark") for v in ticks]
-    return drawing(WIDTH, 22, *numbers, *marks, class_="cell", about="Axis: change of the loss in percent, below 0 is better")
+    return drawing(
+        WIDTH,
+        22,
+        *numbers,
+        *marks,
+        class_="cell",
+        about="Axis: change of the loss in percent, below 0 is better",
+    )
 
 
 def zero_line(scale: Scale) -> str:
@@ -73,24 +92,50 @@ def interval_row(row: Interval, scale: Scale) -> str:
     """The plot of one row."""
     y = HEIGHT / 2
     parts = [
-        element("circle", cx=scale.inside(v), cy=y, r=1.6, class_="pair") for v in row.points if scale.low <= v <= scale.high
+        element("circle", cx=scale.inside(v), cy=y, r=1.6, class_="pair")
+        for v in row.points
+        if scale.low <= v <= scale.high
     ]
     kind = f" {row.class_}" if row.class_ else ""
     if row.low is not None and row.high is not None:
-        x1, x2 = scale.inside(row.low), scale.inside(row.high)
-        parts.append(element("rect", x=x1, y=y - 4, width=max(x2 - x1, 1.0), height=8, rx=4, class_=f"interval{kind}"))
+        x1 = scale.inside(row.low)
+        x2 = scale.inside(row.high)
+        parts.append(
+            element(
+                "rect",
+                x=x1,
+                y=y - 4,
+                width=max(x2 - x1, 1.0),
+                height=8,
+                rx=4,
+                class_=f"interval{kind}",
+            )
+        )
         for value, x, direction in ((row.low, x1, -1), (row.high, x2, 1)):
             if not scale.low <= value <= scale.high:  # goes on beyond the picture
                 parts.append(
-                    element("path", d=f"M{x:.1f} {y - 5:.1f}l{4 * direction} 5l{-4 * direction} 5z", class_=f"beyond{kind}")
+                    element(
+                        "path",
+                        d=f"M{x:.1f} {y - 5:.1f}l{4 * direction} 5l{-4 * direction} 5z",
+                        class_=f"beyond{kind}",
+                    )
                 )
     if row.middle is not None:
-        parts.append(line(scale.inside(row.middle), y - 6, scale.inside(row.middle), y + 6, f"median{kind}"))
+        parts.append(
+            line(scale.inside(row.middle), y - 6, scale.inside(row.middle), y + 6, f"median{kind}")
+        )
     if row.dot is not None:
         x = scale.inside(row.dot)
         outside = " outside" if row.holds is False else ""
         parts.append(element("circle", cx=x, cy=y, r=4.2, class_=f"measured{kind}{outside}"))
-    return drawing(WIDTH, HEIGHT, titled(row.said) if row.said else "", *parts, class_="cell", about=row.said or "no interval")
+    return drawing(
+        WIDTH,
+        HEIGHT,
+        titled(row.said) if row.said else "",
+        *parts,
+        class_="cell",
+        about=row.said or "no interval",
+    )
 
 
 def key(entries: Sequence[tuple[str, str]]) -> str:

@@ -27,12 +27,18 @@ def _beside(name: str) -> str:
 
 
 def page(title: str, body: str, data: Mapping[str, Any] | None = None) -> str:
-    """A whole document. Only the script below may run in it, whatever a file has smuggled in: its hash is in the policy."""
+    """A whole document.
+
+    Only the script below may run in it, whatever a file has smuggled in: its hash is in the policy.
+    """
     script = _beside("pointer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    # "<" never stands in the data as itself, so that nothing in it can end the element that it stands in.
-    about = f"Written by trainenv {escaped(VERSION)}. Losses are in nats per token; lower is better."
+    # "<" never stands in the data as itself, so that nothing in it can end the element that it
+    # stands in.
+    about = (
+        f"Written by trainenv {escaped(VERSION)}. Losses are in nats per token; lower is better."
+    )
     held = json.dumps(data or {}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
         "<!doctype html>\n"
@@ -59,7 +65,11 @@ def head(kind: str, title: str, verdict: str) -> str:
 def tiles(numbers: Sequence[tuple[str, str, str]]) -> str:
     """Numbers that one wants to see first: what it is, the number, and a note below it."""
     parts = [
-        element("div", element("dt", escaped(name)), element("dd", escaped(value), f"<small>{escaped(note)}</small>"))
+        element(
+            "div",
+            element("dt", escaped(name)),
+            element("dd", escaped(value), f"<small>{escaped(note)}</small>"),
+        )
         for name, value, note in numbers
     ]
     return element("dl", *parts, class_="tiles")

@@ -9,8 +9,13 @@ from itertools import pairwise
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.svg import Scale, element, escaped, label, line
 
-LEFT, RIGHT = 46.0, 16.0
-WIDTHS = {"wide": 1080.0, "middle": 680.0, "narrow": 350.0}  # pixels; the style sheet shows the one that fits
+LEFT = 46.0
+RIGHT = 16.0
+WIDTHS = {
+    "wide": 1080.0,
+    "middle": 680.0,
+    "narrow": 350.0,
+}  # pixels; the style sheet shows the one that fits
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,16 @@ def title(top: float, text: str, note: str = "") -> str:
 def step_axis(frame: Frame, top: float) -> str:
     """The steps, written below the last panel."""
     ticks = frame.steps.ticks(10 if frame.width > 900 else 6 if frame.width > 500 else 3)
-    numbers = [label(frame.steps(value), top + 14, formatting.whole(value), "tick", "middle") for value in ticks]
+    numbers = [
+        label(frame.steps(value), top + 14, formatting.whole(value), "tick", "middle")
+        for value in ticks
+    ]
     return "".join(numbers) + label(frame.width - RIGHT, top + 30, "optimizer steps", "tick", "end")
 
 
 def decimals(ticks: list[float]) -> int:
     """How many decimals tell these values apart."""
     step = min((abs(b - a) for a, b in pairwise(ticks)), default=1.0)
-    return next((digits for digits in range(6) if abs(round(step, digits) - step) <= 1e-6 * step), 6)
+    return next(
+        (digits for digits in range(6) if abs(round(step, digits) - step) <= 1e-6 * step), 6
+    )

@@ -11,15 +11,35 @@ from numpy.typing import NDArray
 
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.panels import decimals
-from trainenv.report.drawing.svg import Scale, drawing, element, label, line, polyline, spread, titled
+from trainenv.report.drawing.svg import (
+    Scale,
+    drawing,
+    element,
+    label,
+    line,
+    polyline,
+    spread,
+    titled,
+)
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 170.0, 46.0, 12.0, 12.0, 24.0
+WIDTH = 330.0
+HEIGHT = 170.0
+LEFT = 46.0
+RIGHT = 12.0
+TOP = 12.0
+BOTTOM = 24.0
 
 
 def rollouts(decision: Mapping[str, Any]) -> str:
     """A small picture; nothing where no control, or no second branch, was run."""
-    control = next((_losses(branch) for branch in decision["branches"] if branch.get("control")), np.empty(0))
-    curves = [(branch, _against(_losses(branch), control)) for branch in decision["branches"] if not branch.get("control")]
+    control = next(
+        (_losses(branch) for branch in decision["branches"] if branch.get("control")), np.empty(0)
+    )
+    curves = [
+        (branch, _against(_losses(branch), control))
+        for branch in decision["branches"]
+        if not branch.get("control")
+    ]
     curves = [(branch, curve) for branch, curve in curves if len(curve)]
     if len(control) < 2 or not curves:
         return ""
@@ -36,8 +56,12 @@ def rollouts(decision: Mapping[str, Any]) -> str:
     ]
     curves.sort(key=lambda pair: pair[0].get("fate") == "accepted")
     lines = [_curve(branch, curve, along, across) for branch, curve in curves]
-    steps = [label(along(v), HEIGHT - 8, formatting.whole(v), "tick", "middle") for v in along.ticks(4)]
-    about = "Training loss of each branch less doing nothing's, running mean over the verified steps"
+    steps = [
+        label(along(v), HEIGHT - 8, formatting.whole(v), "tick", "middle") for v in along.ticks(4)
+    ]
+    about = (
+        "Training loss of each branch less doing nothing's, running mean over the verified steps"
+    )
     return drawing(WIDTH, HEIGHT, *grid, *steps, *lines, class_="chart small", about=about)
 
 
@@ -57,7 +81,9 @@ def _against(losses: NDArray[np.float64], control: NDArray[np.float64]) -> NDArr
     return means
 
 
-def _curve(branch: Mapping[str, Any], curve: NDArray[np.float64], along: Scale, across: Scale) -> str:
+def _curve(
+    branch: Mapping[str, Any], curve: NDArray[np.float64], along: Scale, across: Scale
+) -> str:
     fate = str(branch.get("fate"))
     class_ = fate if fate in ("accepted", "passed", "failed") else "rejected"
     points = [(along(place + 1), across.inside(float(value))) for place, value in enumerate(curve)]

@@ -1,4 +1,7 @@
-"""Was the draft honest? The intervals that were expected against what the real steps measured, over all decisions of a run."""
+"""Was the draft honest?
+
+The intervals that were expected against what the real steps measured, over all decisions of a run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from trainenv.report.drawing.panels import decimals
 from trainenv.report.drawing.svg import Scale, drawing, element, label, line, titled
 
 NOMINAL = 0.9
-SIZE, LEFT, BOTTOM, EDGE = 330.0, 46.0, 40.0, 12.0
+SIZE = 330.0
+LEFT = 46.0
+BOTTOM = 40.0
+EDGE = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +43,31 @@ def pairs(decisions: Iterable[Mapping[str, Any]]) -> list[Pair]:
     for decision in decisions:
         for branch in decision["branches"]:
             expected = branch.get("expected") or {}
-            low, median, high = (formatting.finite(expected.get(name)) for name in ("low", "median", "high"))
+            low, median, high = (
+                formatting.finite(expected.get(name)) for name in ("low", "median", "high")
+            )
             measured = formatting.finite(branch.get("delta"))
-            if branch.get("control") or low is None or median is None or high is None or measured is None:
+            if (
+                branch.get("control")
+                or low is None
+                or median is None
+                or high is None
+                or measured is None
+            ):
                 continue
             said = f"decision {decision['number']}, {formatting.sequence(branch.get('interventions') or [])}: "
             said += f"drafted {formatting.change(median)}, measured {formatting.change(measured)}"
             accepted = branch.get("fate") == "accepted"
-            found.append(Pair(low=low, median=median, high=high, measured=measured, accepted=accepted, said=said))
+            found.append(
+                Pair(
+                    low=low,
+                    median=median,
+                    high=high,
+                    measured=measured,
+                    accepted=accepted,
+                    said=said,
+                )
+            )
     return found
 
 
@@ -61,19 +84,29 @@ def calibration(decisions: Sequence[Mapping[str, Any]]) -> str:
     """Coverage in words, and the picture; a sentence where nothing can be told yet."""
     found = pairs(decisions)
     if not found:
-        return element("p", "No branch was both drafted with an interval and measured, so nothing can be told.", class_="quiet")
+        return element(
+            "p",
+            "No branch was both drafted with an interval and measured, so nothing can be told.",
+            class_="quiet",
+        )
     accepted = [pair for pair in found if pair.accepted]
     told = _coverage("of all verified branches", found) + (
         _coverage("of those that became the run", accepted) if accepted else ""
     )
     errors = [pair.measured - pair.median for pair in found]
-    bias, size = sum(errors) / len(errors), sorted(abs(e) for e in errors)[len(errors) // 2]
+    bias = sum(errors) / len(errors)
+    size = sorted(abs(e) for e in errors)[len(errors) // 2]
     told += element(
         "p",
         f"The draft’s median was {formatting.change(size).lstrip('+')} off in the middle case; on average the measurement lay "
         f"{formatting.change(bias)} from it ({'worse' if bias > 0 else 'better'} than drafted).",
     )
-    return element("div", element("div", told, class_="told"), element("figure", _scatter(found)), class_="split")
+    return element(
+        "div",
+        element("div", told, class_="told"),
+        element("figure", _scatter(found)),
+        class_="split",
+    )
 
 
 def _coverage(which: str, found: Sequence[Pair]) -> str:
@@ -81,7 +114,12 @@ def _coverage(which: str, found: Sequence[Pair]) -> str:
     low, high = wilson(inside, len(found))
     big = element("b", formatting.share(inside / len(found)), class_="big")
     text = f" {which} lay in their 90 % interval: {inside} of {len(found)}, "
-    return element("p", big, text, f"95 % interval {100 * low:.0f} to {100 * high:.0f} %: {_judged(low, high)}.")
+    return element(
+        "p",
+        big,
+        text,
+        f"95 % interval {100 * low:.0f} to {100 * high:.0f} %: {_judged(low, high)}.",
+    )
 
 
 def _judged(low: float, high: float) -> str:
@@ -96,22 +134,44 @@ def _scatter(found: Sequence[Pair]) -> str:
     """Drafted median across, measured upwards; on the diagonal the draft was right."""
     sizes = sorted(max(abs(pair.median), abs(pair.measured)) for pair in found)
     bound = 1.1 * min(sizes[-1], 3 * sizes[int(0.9 * (len(sizes) - 1))]) or 0.01
-    across, up = Scale(-bound, bound, LEFT, SIZE - EDGE), Scale(-bound, bound, SIZE - BOTTOM, EDGE)
+    across = Scale(-bound, bound, LEFT, SIZE - EDGE)
+    up = Scale(-bound, bound, SIZE - BOTTOM, EDGE)
     percent = Scale(-100 * bound, 100 * bound, LEFT, SIZE - EDGE)
     ticks = percent.ticks(4)
     digits = decimals(ticks)
     parts = []
     for value in ticks:
-        name, x, y = formatting.number(value, digits), across(value / 100), up(value / 100)
+        name = formatting.number(value, digits)
+        x = across(value / 100)
+        y = up(value / 100)
         class_ = "zero" if value == 0 else "grid"
         parts += [line(LEFT, y, SIZE - EDGE, y, class_), line(x, EDGE, x, SIZE - BOTTOM, class_)]
-        parts += [label(LEFT - 6, y + 3.5, name, "tick", "end"), label(x, SIZE - BOTTOM + 14, name, "tick", "middle")]
+        parts += [
+            label(LEFT - 6, y + 3.5, name, "tick", "end"),
+            label(x, SIZE - BOTTOM + 14, name, "tick", "middle"),
+        ]
     parts.append(line(across(-bound), up(-bound), across(bound), up(bound), "diagonal"))
     stride = max(len(found) // 800, 1)
     for pair in found[::stride]:
         class_ = f"pair-dot{' accepted' if pair.accepted else ''}{'' if pair.held else ' outside'}"
-        x, y = across.inside(pair.median), up.inside(pair.measured)
-        parts.append(element("circle", titled(pair.said), cx=x, cy=y, r=4 if pair.accepted else 3.2, class_=class_))
+        x = across.inside(pair.median)
+        y = up.inside(pair.measured)
+        parts.append(
+            element(
+                "circle",
+                titled(pair.said),
+                cx=x,
+                cy=y,
+                r=4 if pair.accepted else 3.2,
+                class_=class_,
+            )
+        )
     parts.append(label((LEFT + SIZE - EDGE) / 2, SIZE - 6, "drafted median, %", "tick", "middle"))
     parts.append(label(LEFT, EDGE - 2, "measured, %", "tick"))
-    return drawing(SIZE, SIZE, *parts, class_="chart small", about="Drafted median against measured change of validation loss")
+    return drawing(
+        SIZE,
+        SIZE,
+        *parts,
+        class_="chart small",
+        about="Drafted median against measured change of validation loss",
+    )

@@ -7,7 +7,13 @@ from typing import Any
 
 from trainenv.records.decision_files import accepted_branch
 from trainenv.report.drawing import formatting
-from trainenv.report.drawing.intervals import Interval, interval_head, interval_row, scale_of, zero_line
+from trainenv.report.drawing.intervals import (
+    Interval,
+    interval_head,
+    interval_row,
+    scale_of,
+    zero_line,
+)
 from trainenv.report.drawing.svg import element, escaped
 from trainenv.report.run.branch_losses import rollouts
 
@@ -24,12 +30,20 @@ FATES = {
 def decision_card(decision: Mapping[str, Any], *, opened: bool) -> str:
     """The card: a line that is always seen, and what opens below it."""
     head = element("summary", _head(decision))
-    picture = "" if formatting.recorded(decision) else rollouts(decision)  # its steps saw other batches
+    # its steps saw other batches
+    picture = "" if formatting.recorded(decision) else rollouts(decision)
     caption = "<figcaption>Real steps: training loss less doing nothing’s on the same batches, running mean, nats</figcaption>"
     side = element("figure", picture, caption, class_="rollouts") if picture else ""
     told = element("div", element("div", _why(decision), class_="told"), side, class_="split")
     inside = told + element("div", _branches(decision), class_="box") + _settings(decision)
-    return element("details", head, inside, class_="card", open="open" if opened else None, id=f"decision-{decision['number']}")
+    return element(
+        "details",
+        head,
+        inside,
+        class_="card",
+        open="open" if opened else None,
+        id=f"decision-{decision['number']}",
+    )
 
 
 def outcome(decision: Mapping[str, Any]) -> str:
@@ -42,7 +56,9 @@ def outcome(decision: Mapping[str, Any]) -> str:
 
 def _head(decision: Mapping[str, Any]) -> str:
     became = accepted_branch(decision) is not None
-    badge = element("span", "accepted" if became else "kept", class_=f"badge {'on' if became else 'off'}")
+    badge = element(
+        "span", "accepted" if became else "kept", class_=f"badge {'on' if became else 'off'}"
+    )
     title = element("b", f"Decision {decision['number']}")
     what = element("span", escaped(outcome(decision)), class_="what")
     return f"{title} <span>step {formatting.whole(decision['step'])}</span> {badge} {what}"
@@ -58,16 +74,22 @@ def _why(decision: Mapping[str, Any]) -> str:
     harm = formatting.finite(decision.get("harm"))
     if harm is not None and harm > 0:
         place += f". Harm: the clean probe stood {formatting.number(harm)} nats above its level"
-    said = [("Why", f"{place}."), ("Draft", _draft(decision.get("planner") or {})), ("Verification", _verification(decision))]
+    said = [
+        ("Why", f"{place}."),
+        ("Draft", _draft(decision.get("planner") or {})),
+        ("Verification", _verification(decision)),
+    ]
     said.append(("Verdict", formatting.sentence(decision.get("reason") or "no reason was noted")))
-    return element("dl", *(element("dt", name) + element("dd", escaped(text)) for name, text in said))
+    return element(
+        "dl", *(element("dt", name) + element("dd", escaped(text)) for name, text in said)
+    )
 
 
 def _draft(planner: Mapping[str, Any]) -> str:
-    dropped = f" ({formatting.whole(planner['dropped'])} more dropped)" if planner.get("dropped") else ""
-    text = (
-        f"The planner “{planner.get('name', 'unknown')}” ranked {formatting.whole(planner.get('candidates'))} candidates{dropped}"
+    dropped = (
+        f" ({formatting.whole(planner['dropped'])} more dropped)" if planner.get("dropped") else ""
     )
+    text = f"The planner “{planner.get('name', 'unknown')}” ranked {formatting.whole(planner.get('candidates'))} candidates{dropped}"
     text += f" by {formatting.whole(planner.get('futures'))} forecast futures in {formatting.duration(planner.get('seconds'))}."
     if planner.get("candidates") == 2 and not planner.get("futures"):
         text = f"“{planner.get('name', 'unknown')}” put forward one change, without a forecast."
@@ -78,7 +100,8 @@ def _draft(planner: Mapping[str, Any]) -> str:
 
 
 def _verification(decision: Mapping[str, Any]) -> str:
-    verification, cost = decision.get("verification") or {}, decision.get("cost") or {}
+    verification = decision.get("verification") or {}
+    cost = decision.get("cost") or {}
     run = formatting.counted(len(decision["branches"]), "branch", "branches")
     text = f"{run}, {formatting.whole(verification.get('verify_steps'))} real steps each"
     if verification.get("cooldown"):
@@ -93,16 +116,25 @@ def _verification(decision: Mapping[str, Any]) -> str:
 
 
 def _branches(decision: Mapping[str, Any]) -> str:
-    rows = [(name, branch, _interval(name, branch)) for name, branch in zip(formatting.branches(decision), decision["branches"])]
+    rows = [
+        (name, branch, _interval(name, branch))
+        for name, branch in zip(formatting.branches(decision), decision["branches"])
+    ]
     scale = scale_of(row for _, _, row in rows)
-    numbers = "".join(f"<th class='n'>{name}</th>" for name in ("Drafted", "Measured", "Training loss"))
+    numbers = "".join(
+        f"<th class='n'>{name}</th>" for name in ("Drafted", "Measured", "Training loss")
+    )
     head = f"<tr><th>Branch</th><th class='plot'>{interval_head(scale)}</th>{numbers}<th>Fate</th></tr>"
-    body = [_row(name, branch, interval_row(row, scale), zero_line(scale)) for name, branch, row in rows]
+    body = [
+        _row(name, branch, interval_row(row, scale), zero_line(scale)) for name, branch, row in rows
+    ]
     return element("table", element("thead", head), element("tbody", *body), class_="forest")
 
 
 def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
-    fate, expected, paired = str(branch.get("fate")), _expected(branch), branch.get("paired") or {}
+    fate = str(branch.get("fate"))
+    expected = _expected(branch)
+    paired = branch.get("paired") or {}
     reason = formatting.reason(branch)
     drafted = f"{formatting.change(expected.get('median'))}<small>{formatting.interval(expected.get('low'), expected.get('high'))}</small>"
     training = f"{formatting.change(paired.get('mean'))}<small>± {formatting.change(paired.get('error')).lstrip('+')}</small>"
@@ -110,10 +142,16 @@ def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
         element("th", escaped(name), scope="row"),
         element("td", plot, class_="plot", style=zero),
         element("td", drafted if expected else formatting.NOTHING, class_="n"),
-        element("td", "0" if branch.get("control") else formatting.change(branch.get("delta")), class_="n"),
+        element(
+            "td",
+            "0" if branch.get("control") else formatting.change(branch.get("delta")),
+            class_="n",
+        ),
         element("td", training if paired else formatting.NOTHING, class_="n"),
         element(
-            "td", element("b", escaped(FATES.get(fate, fate)), class_=f"fate {_class(fate)}"), f"<small>{escaped(reason)}</small>"
+            "td",
+            element("b", escaped(FATES.get(fate, fate)), class_=f"fate {_class(fate)}"),
+            f"<small>{escaped(reason)}</small>",
         ),
     )
     return element("tr", *cells, class_=_class(fate))
@@ -126,11 +164,23 @@ def _expected(branch: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _interval(name: str, branch: Mapping[str, Any]) -> Interval:
     expected = _expected(branch)
-    low, middle, high = (formatting.finite(expected.get(name)) for name in ("low", "median", "high"))
+    low, middle, high = (
+        formatting.finite(expected.get(name)) for name in ("low", "median", "high")
+    )
     delta = 0.0 if branch.get("control") else formatting.finite(branch.get("delta"))
-    drafted = f"drafted {formatting.change(middle)} ({formatting.interval(low, high)}), " if middle is not None else ""
+    drafted = (
+        f"drafted {formatting.change(middle)} ({formatting.interval(low, high)}), "
+        if middle is not None
+        else ""
+    )
     said = f"{name}: {drafted}measured {formatting.change(delta)}"
-    class_ = "accepted" if branch.get("fate") == "accepted" else "control" if branch.get("control") else ""
+    class_ = (
+        "accepted"
+        if branch.get("fate") == "accepted"
+        else "control"
+        if branch.get("control")
+        else ""
+    )
     return Interval(low=low, middle=middle, high=high, dot=delta, class_=class_, said=said)
 
 

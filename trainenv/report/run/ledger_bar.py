@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.svg import element, escaped
-from trainenv.training.ledger import PURPOSES
+from trainenv.types import PURPOSES
 
 
 def ledger_bar(flops: Mapping[str, float]) -> str:
@@ -29,7 +29,9 @@ def ledger_bar(flops: Mapping[str, float]) -> str:
     rows = [
         element(
             "tr",
-            element("th", f'<i class="swatch p-{_known(name)}"></i>', escaped(_named(name)), scope="row"),
+            element(
+                "th", f'<i class="swatch p-{_known(name)}"></i>', escaped(_named(name)), scope="row"
+            ),
             element("td", formatting.share(amount / total), class_="n"),
             element("td", formatting.flops(amount), class_="n"),
         )
@@ -41,7 +43,9 @@ def ledger_bar(flops: Mapping[str, float]) -> str:
         element("td", "100 %", class_="n"),
         element("td", formatting.flops(total), class_="n"),
     )
-    return element("div", *pieces, class_="bar", role="img", aria_label="Compute by purpose") + element(
+    return element(
+        "div", *pieces, class_="bar", role="img", aria_label="Compute by purpose"
+    ) + element(
         "div", element("table", element("tbody", *rows, sum_row), class_="ledger"), class_="box"
     )
 

@@ -23,7 +23,12 @@ def loss_panel(record: RunRecord, frame: Frame, top: float, height: float) -> st
             axis(frame, scale, 5, lambda value: formatting.number(value, written)),
             rewind_bands(record, frame, top + 16, height),
             clipped(
-                LEFT - 2, top + 14, frame.width - LEFT, height + 2, *_lost(record, frame, scale), *_kept(record, frame, scale)
+                LEFT - 2,
+                top + 14,
+                frame.width - LEFT,
+                height + 2,
+                *_lost(record, frame, scale),
+                *_kept(record, frame, scale),
             ),
             *_validation(record, frame, scale),
             *_alarms(record, frame, top + 16),
@@ -38,9 +43,16 @@ def rewind_bands(record: RunRecord, frame: Frame, top: float, height: float) -> 
         to = formatting.finite((event.get("detail") or {}).get("to"))
         if event["kind"] != "rewind" or to is None:
             continue
-        x, end = frame.steps.inside(to), frame.steps.inside(event["step"])
-        said = titled(f"rewound from step {formatting.whole(event['step'])} to {formatting.whole(to)}")
-        bands.append(element("rect", said, x=x, y=top, width=max(end - x, 1.0), height=height, class_="rewound"))
+        x = frame.steps.inside(to)
+        end = frame.steps.inside(event["step"])
+        said = titled(
+            f"rewound from step {formatting.whole(event['step'])} to {formatting.whole(to)}"
+        )
+        bands.append(
+            element(
+                "rect", said, x=x, y=top, width=max(end - x, 1.0), height=height, class_="rewound"
+            )
+        )
     return "".join(bands)
 
 
@@ -54,9 +66,17 @@ def _scale(record: RunRecord, top: float, height: float) -> Scale:
     raw = (late if len(late) > 1 else kept)["loss"]
     values = floats(smoothed(raw).dropna())
     cloud = raw[np.isfinite(raw)].quantile([0.01, 0.98]).tolist() if len(values) else []
-    validation = [float(v["loss"]) for v in record.validation if v["kept"] and formatting.finite(v["loss"]) is not None]
+    validation = [
+        float(v["loss"])
+        for v in record.validation
+        if v["kept"] and formatting.finite(v["loss"]) is not None
+    ]
     lowest = min([*values, *validation, *cloud], default=0.0)
-    later = [float(v["loss"]) for v in record.validation if v["step"] > record.last_step / 10 and formatting.finite(v["loss"])]
+    later = [
+        float(v["loss"])
+        for v in record.validation
+        if v["step"] > record.last_step / 10 and formatting.finite(v["loss"])
+    ]
     usual = float(np.quantile(values, 0.9)) if len(values) else max(validation, default=1.0)
     highest = min(max([usual, *values, *later, *cloud]), lowest + 4 * max(usual - lowest, 0.02))
     lost = floats(smoothed(record.steps.loc[~record.steps["kept"], "loss"]).dropna())
@@ -81,10 +101,13 @@ def _line(points: Line, frame: Frame, scale: Scale) -> list[tuple[float, float]]
 
 def _kept(record: RunRecord, frame: Frame, scale: Scale) -> tuple[str, str]:
     """Dots and line of the history that was kept."""
-    steps, losses = floats(record.kept["step"]), record.kept["loss"]
+    steps = floats(record.kept["step"])
+    losses = record.kept["loss"]
     line = bucketed(steps, floats(smoothed(losses)), frame.points)
     points = cloud(steps, floats(losses), 2 * frame.points)
-    return dots(_dots(points, record, frame, scale), "dot"), polyline(_line(line, frame, scale), "smooth")
+    return dots(_dots(points, record, frame, scale), "dot"), polyline(
+        _line(line, frame, scale), "smooth"
+    )
 
 
 def _lost(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
@@ -94,20 +117,33 @@ def _lost(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
     count = max(frame.points // max(len(lines), 1), 8)
     parts = []
     for group in lines[-LINES:]:
-        steps, losses = floats(group["step"]), group["loss"]
-        parts.append(dots(_dots(cloud(steps, floats(losses), count), record, frame, scale), "dot lost"))
-        parts.append(polyline(_line(bucketed(steps, floats(smoothed(losses, 0.15)), count), frame, scale), "lost"))
+        steps = floats(group["step"])
+        losses = group["loss"]
+        parts.append(
+            dots(_dots(cloud(steps, floats(losses), count), record, frame, scale), "dot lost")
+        )
+        parts.append(
+            polyline(
+                _line(bucketed(steps, floats(smoothed(losses, 0.15)), count), frame, scale), "lost"
+            )
+        )
     return parts
 
 
 def _validation(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
-    points = [(v["step"], float(v["loss"]), v["kept"]) for v in record.validation if formatting.finite(v["loss"]) is not None]
+    points = [
+        (v["step"], float(v["loss"]), v["kept"])
+        for v in record.validation
+        if formatting.finite(v["loss"]) is not None
+    ]
     stride = max(len(points) // max(frame.points // 3, 1), 1)
     shown = [*points[:-1:stride], *points[-1:]]
     return [
         element(
             "circle",
-            titled(f"step {formatting.whole(step)}: validation loss {formatting.number(loss, 4)}{'' if kept else ', rewound'}"),
+            titled(
+                f"step {formatting.whole(step)}: validation loss {formatting.number(loss, 4)}{'' if kept else ', rewound'}"
+            ),
             cx=frame.steps.inside(step),
             cy=scale.inside(loss),
             r=3.2,
@@ -122,7 +158,12 @@ def _alarms(record: RunRecord, frame: Frame, top: float) -> list[str]:
     fired = [event for event in record.events if event["kind"] == "fired"]
     parts = []
     for event in fired[: int(frame.width - LEFT - RIGHT)]:
-        x, index = frame.steps.inside(event["step"]), (event.get("detail") or {}).get("index")
-        said = titled(f"step {formatting.whole(event['step'])}: alarm, index {formatting.number(index, 1)}")
-        parts.append(element("path", said, d=f"M{x - 5:.1f} {top - 2:.1f}h10l-5 8z", class_="alarm"))
+        x = frame.steps.inside(event["step"])
+        index = (event.get("detail") or {}).get("index")
+        said = titled(
+            f"step {formatting.whole(event['step'])}: alarm, index {formatting.number(index, 1)}"
+        )
+        parts.append(
+            element("path", said, d=f"M{x - 5:.1f} {top - 2:.1f}h10l-5 8z", class_="alarm")
+        )
     return parts

@@ -26,7 +26,8 @@ def index_figure(record: RunRecord) -> str:
 def _loss_and_tree(record: RunRecord, width: float) -> str:
     frame = Frame.of(width, record.furthest)
     tall = 300.0 if width > 500 else 240.0
-    parts, top = [loss_panel(record, frame, 14, tall)], 14 + 16 + tall + 34
+    parts = [loss_panel(record, frame, 14, tall)]
+    top = 14 + 16 + tall + 34
     bottom = top - 24
     if record.decisions:
         parts += [_drops(record, frame, 30, top + 16 + 65), tree_panel(record, frame, top, 130)]
@@ -38,12 +39,18 @@ def _loss_and_tree(record: RunRecord, width: float) -> str:
 
 def _index_and_rate(record: RunRecord, width: float) -> str:
     frame = Frame.of(width, record.furthest)
-    parts, top = [index_panel(record, frame, 14, 120, "index")], 14 + 17 + 120 + 30.0
+    parts = [index_panel(record, frame, 14, 120, "index")]
+    top = 14 + 17 + 120 + 30.0
     for column in ("volatility", "entropy", "disagreement"):
         parts.append(index_panel(record, frame, top, 54, column))
         top += 17 + 54 + 28
     parts += [rate_panel(record, frame, top, 54), step_axis(frame, top + 17 + 54)]
-    return _drawn(frame, top + 17 + 54 + 36, "Uncertainty index by axis, and the learning rate, over steps", parts)
+    return _drawn(
+        frame,
+        top + 17 + 54 + 36,
+        "Uncertainty index by axis, and the learning rate, over steps",
+        parts,
+    )
 
 
 def _drops(record: RunRecord, frame: Frame, top: float, bottom: float) -> str:
@@ -53,7 +60,10 @@ def _drops(record: RunRecord, frame: Frame, top: float, bottom: float) -> str:
 
 
 def _each_width(record: RunRecord, drawn: Callable[[RunRecord, float], str]) -> str:
-    return "".join(element("div", drawn(record, width), class_=f"only-{name}") for name, width in WIDTHS.items())
+    return "".join(
+        element("div", drawn(record, width), class_=f"only-{name}")
+        for name, width in WIDTHS.items()
+    )
 
 
 def _drawn(frame: Frame, height: float, about: str, parts: list[str]) -> str:

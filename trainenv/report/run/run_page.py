@@ -37,7 +37,11 @@ RUN_KEY = [
     ("lost", "rewound"),
     ("alarm", "alarm"),
 ]
-TREE_KEY = [("accepted", "branch that became the run"), ("passed", "other branches"), ("failed", "failed")]
+TREE_KEY = [
+    ("accepted", "branch that became the run"),
+    ("passed", "other branches"),
+    ("failed", "failed"),
+]
 CARD_KEY = [
     ("interval", "drafted: 90 % interval and median"),
     ("measured", "measured"),
@@ -64,13 +68,19 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     numbers = [
         ("Validation loss", formatting.number(facts.loss), "nats per token"),
         ("Steps", formatting.whole(facts.steps), f"{budget}{'; ' if budget else ''}{facts.ended}"),
-        ("Alarms", str(facts.alarms), formatting.counted(facts.rewinds, "rewind")),
+        ("Triggers", str(facts.alarms), formatting.counted(facts.rewinds, "rewind")),
     ]
     if facts.verified:
         numbers.append(("Accepted", f"{facts.accepted} of {facts.verified}", "verified decisions"))
     if facts.total_flops:
         numbers.append(("Wasted", formatting.share(facts.wasted), "rewound or thrown away"))
-        numbers.append(("Drafting", formatting.share(facts.drafting), f"of {formatting.flops(facts.total_flops)}"))
+        numbers.append(
+            (
+                "Drafting",
+                formatting.share(facts.drafting),
+                f"of {formatting.flops(facts.total_flops)}",
+            )
+        )
     return numbers
 
 
@@ -82,12 +92,25 @@ def _run(record: RunRecord) -> str:
         shown = [*shown, RUN_KEY[4]]
     if record.decisions:
         shown = [*shown, *TREE_KEY]
-    return section("The run", key(shown), element("figure", run_figure(record), class_="wide"), name="run")
+    return section(
+        "The run", key(shown), element("figure", run_figure(record), class_="wide"), name="run"
+    )
 
 
 def _index(record: RunRecord) -> str:
-    keys = key([("axis-line index", "mean"), ("dot axis-dot", "each step, thinned"), ("threshold", "threshold")])
-    return section("Uncertainty by axis", keys, element("figure", index_figure(record), class_="wide"), about=INDEX)
+    keys = key(
+        [
+            ("axis-line index", "mean"),
+            ("dot axis-dot", "each step, thinned"),
+            ("threshold", "threshold"),
+        ]
+    )
+    return section(
+        "Uncertainty by axis",
+        keys,
+        element("figure", index_figure(record), class_="wide"),
+        about=INDEX,
+    )
 
 
 def _decisions(record: RunRecord) -> str:
@@ -95,13 +118,19 @@ def _decisions(record: RunRecord) -> str:
     cards = [decision_card(decision, opened=len(record.decisions) <= 6) for decision in shown]
     with_card = {id(decision) for decision in shown}
     left = [decision for decision in record.decisions if id(decision) not in with_card]
-    rest = f"<p class='quiet'>{formatting.counted(len(left), 'more decision')}, in short:</p>{_in_short(left)}" if left else ""
+    rest = (
+        f"<p class='quiet'>{formatting.counted(len(left), 'more decision')}, in short:</p>{_in_short(left)}"
+        if left
+        else ""
+    )
     return section("Decisions", key(CARD_KEY), *cards, rest, about=DECISIONS, name="decisions")
 
 
 def _most_telling(decisions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """All of them, or `CARDS`: first those that changed the run, then the newest; in the order they were made."""
-    ranked = sorted(decisions, key=lambda decision: (accepted_branch(decision) is None, -decision["number"]))
+    ranked = sorted(
+        decisions, key=lambda decision: (accepted_branch(decision) is None, -decision["number"])
+    )
     return sorted(ranked[:CARDS], key=lambda decision: int(decision["number"]))
 
 
@@ -122,7 +151,11 @@ def _in_short(decisions: Sequence[Mapping[str, Any]]) -> str:
 
 def _events(events: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        element("tr", element("td", formatting.whole(event["step"]), class_="n"), element("td", escaped(told(event))))
+        element(
+            "tr",
+            element("td", formatting.whole(event["step"]), class_="n"),
+            element("td", escaped(told(event))),
+        )
         for event in events[:ROWS]
     ]
     more = f"<p class='quiet'>The first {ROWS} of {len(events)}.</p>" if len(events) > ROWS else ""
@@ -152,8 +185,12 @@ def told(event: Mapping[str, Any]) -> str:
             later = " (a later part of what was accepted)" if detail.get("pending") else ""
             return f"intervened: {formatting.intervention(detail)}{later}"
         case "decision":
-            became = "a branch became the run" if detail.get("accepted") else "the run went on as it was"
-            return f"decision {detail.get('number')}: {became}" + (f"; {detail['reason']}" if detail.get("reason") else "")
+            became = (
+                "a branch became the run" if detail.get("accepted") else "the run went on as it was"
+            )
+            return f"decision {detail.get('number')}: {became}" + (
+                f"; {detail['reason']}" if detail.get("reason") else ""
+            )
         case "skipped":
             return f"no decision: {detail.get('reason') or 'no reason was noted'}{_often(detail)}"
         case "fault":

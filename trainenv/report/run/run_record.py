@@ -21,7 +21,18 @@ from trainenv.records.telemetry_log import read_part
 from trainenv.tools.json_lines import read_lines
 from trainenv.types import UserError
 
-COLUMNS = ("line", "step", "loss", "lr", "volatility", "entropy", "disagreement", "index", "threshold", "fired")
+COLUMNS = (
+    "line",
+    "step",
+    "loss",
+    "lr",
+    "volatility",
+    "entropy",
+    "disagreement",
+    "index",
+    "threshold",
+    "fired",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +43,8 @@ class RunRecord:
         path: its folder.
         config: its configuration; empty where it can't be read.
         summary: what it ended with; None while it is going on, and where it was killed.
-        steps: a row an optimizer step of the run, with `COLUMNS` and `kept`: no later line went back behind it.
+        steps: a row an optimizer step of the run, with `COLUMNS` and `kept`: no later line went
+            back behind it.
         validation: step, line, loss and kept of each validation.
         events, decisions: as they were recorded, in order.
     """
@@ -75,7 +87,9 @@ class RunRecord:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is one that a run records in."""
-    began = (folder / "validation.jsonl").is_file() or any((folder / "telemetry").glob("part-*.parquet"))
+    began = (folder / "validation.jsonl").is_file() or any(
+        (folder / "telemetry").glob("part-*.parquet")
+    )
     return began and (folder / "config.yaml").is_file()
 
 
@@ -97,7 +111,9 @@ def read_run(folder: Path) -> RunRecord:
         config=_mapping(folder / "config.yaml", yaml.safe_load) or {},
         summary=_mapping(folder / "summary.json", json.loads),
         steps=_last_of_each(steps),
-        validation=[{**v, "kept": v["step"] <= last.get(v.get("line", 0), math.inf)} for v in validation],
+        validation=[
+            {**v, "kept": v["step"] <= last.get(v.get("line", 0), math.inf)} for v in validation
+        ],
         events=[event for event in read_events(folder) if {"step", "kind"} <= set(event)],
         decisions=read_decisions(folder),
     )
@@ -115,13 +131,17 @@ def _steps(folder: Path) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame({name: pd.Series(dtype=np.float64) for name in COLUMNS})
     rows: pd.DataFrame = pa.concat_tables(tables).to_pandas()
-    main: pd.DataFrame = rows[rows["purpose"] == "main"].drop(columns="purpose").reset_index(drop=True)
+    main: pd.DataFrame = (
+        rows[rows["purpose"] == "main"].drop(columns="purpose").reset_index(drop=True)
+    )
     return main
 
 
 def _last_of_each(steps: pd.DataFrame) -> pd.DataFrame:
     """Of steps that are kept twice (a killed process had recorded more than it had saved) the later one was kept."""
-    twice = steps["kept"] & steps[steps["kept"]].duplicated("step", keep="last").reindex(steps.index, fill_value=False)
+    twice = steps["kept"] & steps[steps["kept"]].duplicated("step", keep="last").reindex(
+        steps.index, fill_value=False
+    )
     steps["kept"] = (steps["kept"] & ~twice).astype(bool)
     return steps
 
@@ -141,4 +161,6 @@ def _found(folder: Path) -> str:
     if not folder.is_dir():
         return "a file"
     runs = sorted(child.name for child in folder.iterdir() if child.is_dir() and is_run(child))
-    return f"the folders of several runs ({', '.join(runs)}), one of which will do" if runs else "none"
+    return (
+        f"the folders of several runs ({', '.join(runs)}), one of which will do" if runs else "none"
+    )

@@ -32,7 +32,15 @@ from trainenv.report.run.run_summary import Facts
 
 MARKS = {"accepted": ("✔", "bold green"), "failed": ("✘", "red"), "control": ("·", "dim")}
 SIGNS = {"fired": ("▲", "red"), "rewind": ("↶", "yellow"), "fault": ("✘", "red")}
-SHOWN = {"fired", "rewind", "skipped", "gave_up", "fault", "diverged", "interrupted"}  # decisions tell of themselves
+SHOWN = {
+    "fired",
+    "rewind",
+    "skipped",
+    "gave_up",
+    "fault",
+    "diverged",
+    "interrupted",
+}  # decisions tell of themselves
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,18 @@ class RunReport:
         if self.record.summary is not None:
             return dict(self.record.summary)
         facts = Facts.of(self.record)
-        known = {"step": facts.steps, "final_validation_loss": facts.loss, "fired": facts.alarms, "rewinds": facts.rewinds}
-        return {"name": self.record.config.get("name"), "ended": facts.ended, **known, "folder": str(self.folder)}
+        known = {
+            "step": facts.steps,
+            "final_validation_loss": facts.loss,
+            "fired": facts.alarms,
+            "rewinds": facts.rewinds,
+        }
+        return {
+            "name": self.record.config.get("name"),
+            "ended": facts.ended,
+            **known,
+            "folder": str(self.folder),
+        }
 
     def tree(self, width: int = 110) -> str:
         """The branch tree as plain text, lines of at most `width` characters."""
@@ -71,22 +89,41 @@ class RunReport:
     def __rich__(self) -> Tree:
         """The same with colours, for a rich console."""
         facts = Facts.of(self.record)
-        tree = Tree(Text.assemble((self.record.name, "bold"), "  ", facts.verdict), guide_style="dim")
+        tree = Tree(
+            Text.assemble((self.record.name, "bold"), "  ", facts.verdict), guide_style="dim"
+        )
         for step, _, entry in sorted(_entries(self.record), key=lambda found: found[:2]):
             if isinstance(entry, Text):
                 tree.add(Text.assemble((f"{formatting.whole(step):>7}  ", "cyan"), entry))
             else:
                 _decision(tree, entry)
-        loss = f", validation loss {formatting.number(facts.loss)}" if facts.loss is not None else ""
-        tree.add(Text.assemble((f"{formatting.whole(facts.steps):>7}  ", "cyan"), ("● ", "bold"), f"{facts.ended}{loss}"))
+        loss = (
+            f", validation loss {formatting.number(facts.loss)}" if facts.loss is not None else ""
+        )
+        tree.add(
+            Text.assemble(
+                (f"{formatting.whole(facts.steps):>7}  ", "cyan"),
+                ("● ", "bold"),
+                f"{facts.ended}{loss}",
+            )
+        )
         return tree
 
     def _repr_html_(self) -> str:
         """Name, verdict, loss and branch tree: what a notebook shows."""
         keys = key([*RUN_KEY[:3], *(TREE_KEY if self.record.decisions else [])])
-        head = element("h3", escaped(self.record.name)) + element("p", escaped(Facts.of(self.record).verdict))
+        head = element("h3", escaped(self.record.name)) + element(
+            "p", escaped(Facts.of(self.record).verdict)
+        )
         figure = element("figure", run_figure(self.record), class_="wide")
-        return element("div", element("style", style("style", "charts")), head, keys, figure, class_="trainenv fragment")
+        return element(
+            "div",
+            element("style", style("style", "charts")),
+            head,
+            keys,
+            figure,
+            class_="trainenv fragment",
+        )
 
 
 def _entries(record: RunRecord) -> list[tuple[int, int, Text | Mapping[str, Any]]]:
@@ -97,7 +134,9 @@ def _entries(record: RunRecord) -> list[tuple[int, int, Text | Mapping[str, Any]
             sign, colour = SIGNS.get(event["kind"], ("○", "dim"))
             found.append((event["step"], place, Text.assemble((f"{sign} ", colour), told(event))))
     count = len(record.events)
-    found += [(d.get("at") or d["step"], count + place, d) for place, d in enumerate(record.decisions)]
+    found += [
+        (d.get("at") or d["step"], count + place, d) for place, d in enumerate(record.decisions)
+    ]
     return found
 
 
@@ -109,17 +148,30 @@ def _decision(tree: Tree, decision: Mapping[str, Any]) -> None:
     harm = f", harm {formatting.number(known)} nats" if known > 0 else ""
     sign = ("◆ ", "bold green") if became else ("◇ ", "bold")
     title = Text.assemble(
-        (f"{formatting.whole(decision['step']):>7}  ", "cyan"), sign, (f"decision {decision['number']}", "bold")
+        (f"{formatting.whole(decision['step']):>7}  ", "cyan"),
+        sign,
+        (f"decision {decision['number']}", "bold"),
     )
-    node = tree.add(title.append(f": {why}{harm}; {decision.get('reason') or 'no reason was noted'}"))
+    node = tree.add(
+        title.append(f": {why}{harm}; {decision.get('reason') or 'no reason was noted'}")
+    )
     names = formatting.branches(decision)
     widest = min(max(map(len, names), default=0), 30)
     for name, branch in zip(names, decision["branches"]):
         fate = str(branch.get("fate"))
         mark, colour = MARKS.get(fate, ("–", "dim"))
         expected = {} if branch.get("control") else branch.get("expected") or {}
-        drafted = f" draft {formatting.interval(expected.get('low'), expected.get('high'))}" if expected else ""
+        drafted = (
+            f" draft {formatting.interval(expected.get('low'), expected.get('high'))}"
+            if expected
+            else ""
+        )
         measured = "" if branch.get("control") else formatting.change(branch.get("delta"))
         node.add(
-            Text.assemble((f"{mark} {name:<{widest}}", colour), f" {measured:>8} ", (f" {fate:<8}", colour), (drafted, "dim"))
+            Text.assemble(
+                (f"{mark} {name:<{widest}}", colour),
+                f" {measured:>8} ",
+                (f" {fate:<8}", colour),
+                (drafted, "dim"),
+            )
         )

@@ -18,9 +18,11 @@ class Facts:
     Attributes:
         ended: how, in words.
         steps, budget: optimizer steps of the history that was kept, and that were asked for.
-        loss: the newest validation loss of that history, nats per token; None for a run that diverged.
+        loss: the newest validation loss of that history, nats per token; None for a run that
+            diverged.
         alarms, rewinds: how often, over all lines.
-        verified, accepted: decisions whose branches were run, and those of them of which a branch became the run.
+        verified, accepted: decisions whose branches were run, and those of them of which a branch
+            became the run.
         flops: by purpose.
         wasted: FLOPs rewound or of branches thrown away ÷ all. drafting: FLOPs of drafting ÷ all.
     """
@@ -56,7 +58,9 @@ class Facts:
             accepted=sum(accepted_branch(decision) is not None for decision in record.decisions),
             flops=flops,
             total_flops=total or None,
-            wasted=(flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total if total else None,
+            wasted=(flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total
+            if total
+            else None,
             drafting=flops.get("plan", 0.0) / total if total else None,
         )
 
@@ -74,7 +78,9 @@ class Facts:
             became = f"{self.accepted} of {formatting.counted(self.verified, 'verified decision')} became the run"
             said.append(f"{became}.")
         elif self.rewinds or self.alarms:
-            said.append(f"{formatting.counted(self.alarms, 'alarm').capitalize()}, {formatting.counted(self.rewinds, 'rewind')}.")
+            said.append(
+                f"{formatting.counted(self.alarms, 'alarm').capitalize()}, {formatting.counted(self.rewinds, 'rewind')}."
+            )
         if self.wasted or self.drafting:
             said.append(
                 f"{formatting.share(self.wasted)} of the compute was wasted, {formatting.share(self.drafting)} went into drafting."
@@ -84,7 +90,11 @@ class Facts:
 
 def _flops(summary: Mapping[str, Any] | None) -> dict[str, float]:
     flops = (summary or {}).get("flops")
-    known = {str(key): formatting.finite(value) for key, value in flops.items()} if isinstance(flops, Mapping) else {}
+    known = (
+        {str(key): formatting.finite(value) for key, value in flops.items()}
+        if isinstance(flops, Mapping)
+        else {}
+    )
     return {key: value for key, value in known.items() if value is not None}
 
 

@@ -7,8 +7,8 @@
 | `annealed` | it is better after a brief cool-down | that loss |
 | `better` | it is better at once | the measured loss |
 
-`agreement` is the default: it measured best at the end of runs (`benchmarks/loop.py`). A raw loss after a few steps prefers low
-learning rates, which every run gets anyway when it anneals.
+`agreement` is the default: it measured best at the end of runs (`benchmarks/loop.py`). A raw loss
+after a few steps prefers low learning rates, which every run gets anyway when it anneals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from trainenv.verification.rules.annealed import Annealed
 from trainenv.verification.rules.better import Better
 from trainenv.verification.rules.risk import Risk
 
-RULES: Mapping[str, type[Any]] = {"agreement": Agreement, "annealed": Annealed, "better": Better, "risk": Risk}
+RULES: Mapping[str, type[Any]] = {
+    "agreement": Agreement,
+    "annealed": Annealed,
+    "better": Better,
+    "risk": Risk,
+}
 NAMES: tuple[str, ...] = tuple(RULES)
 
 __all__ = ["NAMES", "RULES", "Agreement", "Annealed", "Better", "Risk", "make", "name_of"]
@@ -34,14 +39,19 @@ def make(name: str, **hyperparameters: Any) -> AcceptRule:
     """The rule of that name; what is left out of its hyperparameters is at its default.
 
     Raises:
-        UserError: no such rule or hyperparameter (the nearest valid one is named), or a value out of range.
+        UserError: no such rule or hyperparameter (the nearest valid one is named), or a value out
+            of range.
     """
     if name not in RULES:
-        raise UserError(f"the accept rule must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}")
+        raise UserError(
+            f"the accept rule must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}"
+        )
     valid = [field.name for field in fields(RULES[name])]
     for wrong in hyperparameters:
         if wrong not in valid:
-            raise UserError(f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid)}")
+            raise UserError(
+                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid)}"
+            )
     rule: AcceptRule = RULES[name](**hyperparameters)
     return rule
 

@@ -2,7 +2,8 @@
 
     accept  ⇔  Δ ln validation loss after the cool-down < −margin
 
-It is the most expensive rule: every branch, the control among them, pays for the cool-down and throws it away.
+It is the most expensive rule: every branch, the control among them, pays for the cool-down and
+throws it away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class Annealed:
     """Accept by the annealed-equivalent loss.
 
     Args:
-        margin: by which a branch must be better than doing nothing, nats: about what reordering the data changes.
+        margin: by which a branch must be better than doing nothing, nats: about what reordering the
+            data changes.
 
     Raises:
         UserError: the margin is not a finite number of at least 0.

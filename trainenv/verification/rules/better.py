@@ -2,11 +2,13 @@
 
     accept  ⇔  Δv < 0,  Δt < 0  and  (Δv + Δt) / 2 < −margin
 
-Δv is Δ ln validation loss where the branch ends, Δt the mean Δ ln training loss of its steps: two measures of one thing, each of
-few tokens. Where the batches were others, as they are where some were skipped, Δt is left out.
+Δv is Δ ln validation loss where the branch ends, Δt the mean Δ ln training loss of its steps: two
+measures of one thing, each of few tokens. Where the batches were others, as they are where some
+were skipped, Δt is left out.
 
-A few steps show what goes wrong now, not how a run ends: late in a run every lower learning rate looks better. The rule is for
-questions whose answer shows at once, such as whether a rate that is still warming up is too high already.
+A few steps show what goes wrong now, not how a run ends: late in a run every lower learning rate
+looks better. The rule is for questions whose answer shows at once, such as whether a rate that is
+still warming up is too high already.
 """
 
 from __future__ import annotations

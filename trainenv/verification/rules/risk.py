@@ -1,9 +1,10 @@
 """The rule of the specification: low forecast risk, and a short rollout that is calmer or better than doing nothing.
 
-    accept  ⇔  P(it diverges within N steps) < bound  and  (volatility < the control's  or  validation loss < the control's)
+    accept  ⇔  P(it diverges within N steps) < bound  and  (volatility < the control's  or
+    validation loss < the control's)
 
-Of those accepted the one with the lowest validation loss is taken. It shares the bias of short looks: a lower learning rate looks
-better than it is.
+Of those accepted the one with the lowest validation loss is taken. It shares the bias of short
+looks: a lower learning rate looks better than it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class Risk:
     """Accept what is of low risk and does some good at once.
 
     Args:
-        bound: on the forecast probability of diverging; a branch without a forecast has no such bound.
+        bound: on the forecast probability of diverging; a branch without a forecast has no such
+            bound.
 
     Raises:
         UserError: the bound is no probability.

@@ -48,7 +48,8 @@ def play(
     """Let an agent act from a reset to the end of the episode.
 
     Args:
-        env: `trainenv/GPT2-Tiny-v0`, `trainenv/Synthetic-v0`, or any with the same spaces; wrapped or not.
+        env: `trainenv/GPT2-Tiny-v0`, `trainenv/Synthetic-v0`, or any with the same spaces; wrapped
+            or not.
         agent: what acts. It gets `info["action_masks"]` too, where the environment can tell them.
         seed: of the reset.
         options: of the reset, for example `{"snapshot": s}`.
@@ -60,16 +61,27 @@ def play(
     if not isinstance(agent, Agent):
         raise UserError(f"an agent needs a method act(observation, info), found {agent!r:.200}")
     observation, info = env.reset(seed=seed, options=options)
-    rewards, actions = list[float](), list[tuple[int, ...]]()
+    rewards = list[float]()
+    actions = list[tuple[int, ...]]()
     terminated = truncated = False
     while not (terminated or truncated) and (decisions is None or len(rewards) < decisions):
         action = np.asarray(agent.act(observation, _masks(env) | info))
         observation, reward, terminated, truncated, info = env.step(action)
         rewards.append(float(reward))
         actions.append(tuple(int(part) for part in action))
-    return Episode(rewards=tuple(rewards), actions=tuple(actions), terminated=terminated, truncated=truncated, info=info)
+    return Episode(
+        rewards=tuple(rewards),
+        actions=tuple(actions),
+        terminated=terminated,
+        truncated=truncated,
+        info=info,
+    )
 
 
 def _masks(env: gym.Env[Any, Any]) -> dict[str, Any]:
     """Wrappers hand on no attributes, so they are asked for one after the other."""
-    return {"action_masks": env.get_wrapper_attr("action_masks")()} if env.has_wrapper_attr("action_masks") else {}
+    return (
+        {"action_masks": env.get_wrapper_attr("action_masks")()}
+        if env.has_wrapper_attr("action_masks")
+        else {}
+    )
