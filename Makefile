@@ -1,7 +1,7 @@
 # `make demo` and `make test` do everything, from a fresh clone on; the environment lives in .venv.
 # The first that runs and is new enough: a version manager's stand-in may be found and refuse to run.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
-PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python $(NEW_ENOUGH) && { echo $$python; break; }; done)
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do $$python $(NEW_ENOUGH) && { echo $$python; break; }; done)
 BIN := .venv/bin
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
