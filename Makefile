@@ -7,10 +7,10 @@ PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 EDITABLE := --no-build-isolation --editable
 
-# The lowest versions have wheels for Python 3.11 and 3.12 only. TORCH=VERSION takes another torch
+# The lowest versions have wheels for Python 3.11 alone. TORCH=VERSION takes another torch
 # than the lowest one, whose CUDA build of 7 GB is the only one on most indexes.
-FOR_LOWEST := -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
-LOWEST_PYTHON ?= $(shell for python in python3 python3.11 python3.12; do $$python $(FOR_LOWEST) && { echo $$python; break; }; done)
+FOR_LOWEST := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+LOWEST_PYTHON ?= $(shell for python in python3 python3.11; do $$python $(FOR_LOWEST) && { echo $$python; break; }; done)
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints-lowest.txt)
 LOWEST := .venv-lowest
 LOWEST_PIP := $(LOWEST)/bin/python $(PIP_INSTALL) --constraint $(LOWEST)/constraints.txt
@@ -59,7 +59,7 @@ format: .venv/installed-dev
 
 $(LOWEST)/bin/python:
 	@test -n "$(LOWEST_PYTHON)" && $(LOWEST_PYTHON) $(FOR_LOWEST) || \
-		{ echo "the lowest versions need Python 3.11 or 3.12, found none that runs; try: make LOWEST_PYTHON=/path/to/python3.11" >&2; exit 2; }
+		{ echo "the lowest versions need Python 3.11, found none that runs; try: make LOWEST_PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(LOWEST_PYTHON) -m venv $(LOWEST)
 
 $(LOWEST)/installed-$(TORCH): pyproject.toml constraints-lowest.txt | $(LOWEST)/bin/python
