@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,8 @@ from trainenv.envs.observation import Situation, observe
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
-from trainenv.types import Event, Intervention, Reading, Run, Telemetry, UserError
-
-_NUMBERS = {f.name for f in fields(Telemetry)} - {"clip", "stressors", "reading"}
+from trainenv.records.telemetry_log import telemetry_of
+from trainenv.types import Event, Intervention, Run, Telemetry, UserError
 
 
 @dataclass
@@ -104,7 +103,7 @@ class AgentCallback(Callback):
         if not state:  # the run was interrupted under another callback, or under none
             return
         validation, before, gradient, owed = (float(value) for value in state["losses"])
-        window = [_read(telemetry) for telemetry in state["window"]]
+        window = telemetry_of(values | values["reading"] for values in state["window"])
         self._memory = _Memory(validation, before, gradient, tuple(state["masked"]), window)
         self._tab = ComputeDebt(owed)
         if "agent" in state:
@@ -189,16 +188,3 @@ def _written(telemetry: Telemetry) -> dict[str, Any]:
 
 def _worded(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read(values: dict[str, Any]) -> Telemetry:
-    """Read a step back from what `_written` returns."""
-    reading = {name: _number(value) for name, value in values["reading"].items()}
-    known = {name: _number(value) if name in _NUMBERS else value for name, value in values.items()}
-    return Telemetry(
-        **known | {"stressors": tuple(values["stressors"]), "reading": Reading(**reading)}
-    )
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value

@@ -212,9 +212,13 @@ def resume(
                 f"the run in {folder.path} can't be resumed as it was: "
                 f"{'; '.join(folder.changes)}; undo that, or accept the changes (--accept-changes)"
             )
-    then = made.callback if made is not None else None
+    then = None
+    if made is not None:
+        then = made.callback
     same = then is None or now.callback is None or same_kind(then, now.callback)
-    state = json.loads(remembered) if remembered is not None and same else {}
+    state = {}
+    if remembered is not None and same:
+        state = json.loads(remembered)
     run.restore(snapshot)
     run.ledger.load(snapshot.state["ledger"])
     if callback is not None:
@@ -326,7 +330,9 @@ def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float
     events = read_events(folder.path)
     kinds = [event["kind"] for event in events]
     losses: list[float] = [validation["loss"] for validation in read_validation(folder.path)]
-    final = losses[-1] if ended != "diverged" else None
+    final = None
+    if ended != "diverged":
+        final = losses[-1]
     return {
         "name": run.config.name,
         "seed": run.config.seed,

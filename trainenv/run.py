@@ -292,7 +292,9 @@ class TrainingRun:
     @property
     def flops_per_step(self) -> float:
         """Mean FLOPs of the steps so far; 0 before the first."""
-        return self._line_flops / self.step if self.step else 0.0
+        if self.step:
+            return self._line_flops / self.step
+        return 0.0
 
     @property
     def flops_ahead(self) -> float:
@@ -322,7 +324,9 @@ class TrainingRun:
     def epoch(self) -> int:
         """Epoch of the next step's data; 0 if the data have no epochs."""
         epoch_steps = getattr(self._batches, "epoch_steps", None)
-        return self._order.index(self.step) // self._order.epoch_steps if epoch_steps else 0
+        if epoch_steps:
+            return self._order.index(self.step) // self._order.epoch_steps
+        return 0
 
     @property
     def flagged_ahead(self) -> tuple[int, ...]:

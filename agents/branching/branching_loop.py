@@ -21,7 +21,6 @@ from trainenv.agents.branching.decision import (
     Draft,
     Skipped,
     Verified,
-    describe_error,
     first_lost,
     per_future,
     verification_of,
@@ -44,6 +43,7 @@ from trainenv.interventions import ActionCodec
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
+from trainenv.tools.error_text import describe_error
 from trainenv.training.history import history_of
 from trainenv.types import (
     Budget,

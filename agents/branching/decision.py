@@ -10,7 +10,7 @@ from typing import Any
 
 from trainenv.config.schema import BranchingConfig
 from trainenv.rollouts.executor import Rollouts
-from trainenv.types import Budget, Plan, RunHistory, Telemetry, UserError, Verdict, WorldModel
+from trainenv.types import Budget, Plan, RunHistory, Telemetry, Verdict, WorldModel
 from trainenv.verification.rules import make as make_rule
 from trainenv.verification.verify import Verification
 
@@ -83,8 +83,3 @@ def first_lost(history: Sequence[Telemetry], step: int) -> int:
             break
         step = telemetry.step
     return step
-
-
-def describe_error(error: Exception) -> str:
-    """An error in words."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

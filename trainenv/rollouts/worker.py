@@ -141,8 +141,6 @@ def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
     except Exception as raised:  # any error of a model, out of memory included
         refused = command == "apply" and isinstance(raised, UserError)
         error = describe_error(raised)
-        if refused:
-            error = str(raised)
     return Answer(
         value=value,
         error=error,
