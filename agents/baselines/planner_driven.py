@@ -26,10 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from trainenv.agents.agent_callback import different
-from trainenv.agents.branching.problems import after
 from trainenv.agents.waste_budget import ComputeDebt
-from trainenv.interventions import ActionCodec
+from trainenv.interventions import ActionCodec, after
 from trainenv.loop import Callback, CallbackResult
 from trainenv.rollouts.executor import Rollouts
 from trainenv.types import (
@@ -46,6 +44,7 @@ from trainenv.types import (
     Telemetry,
     UserError,
 )
+from trainenv.verification.record import changes
 
 
 @dataclass(kw_only=True)
@@ -141,7 +140,7 @@ class PlannerCallback(Callback):
             run.apply(sequence[0])
             taken = sequence[:1]
         events = [
-            Event(start + place * self.decision_steps, "intervention", different(one))
+            Event(start + place * self.decision_steps, "intervention", changes(one))
             for place, one in enumerate(taken)
             if not one.does_nothing
         ]
@@ -155,7 +154,7 @@ class PlannerCallback(Callback):
         codec = ActionCodec(space.model_copy(update={"lr_scales": (*space.lr_scales, *self.first)}))
 
         def masks_after(sequence: Sequence[Intervention]) -> Masks:
-            masks = codec.masks(after(run, sequence))
+            masks = codec.masks(after(run, *sequence))
             masks[0][usual:] = False
             return masks
 

@@ -1,90 +1,134 @@
-"""A decision on its way: skipped or verified; what a draft may cost; what went wrong, in words."""
+"""Values that the five steps of the branching loop hand to each other.
+
+    check_triggers → Decision     rewind → RewindPoint     plan → Proposal     verify → Verified
+
+A step that ends the decision raises `Skipped`.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainenv.config.schema import BranchingConfig
 from trainenv.rollouts.executor import Rollouts
-from trainenv.types import Budget, Plan, RunHistory, Telemetry, UserError, Verdict, WorldModel
-from trainenv.verification.rules import make as make_rule
+from trainenv.tools.error_text import describe_error
+from trainenv.types import Event, Plan, Run, RunHistory, Telemetry, UserError, Verdict
 from trainenv.verification.verify import Verification
 
-FEWEST = 8  # futures that a draft must be able to look at
+_TRIALS = ("warmup", "checkpoint")
+
+
+class Skipped(Exception):
+    """A decision that is not taken.
+
+    Args:
+        reason: Reason in words, for the record.
+        fault: True if something failed.
+        control_failed: True if the run left alone could not be trained, which would happen again.
+    """
+
+    def __init__(self, reason: str, *, fault: bool = False, control_failed: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.fault = fault
+        self.control_failed = control_failed
+
+    @classmethod
+    def because_of(cls, error: Exception) -> Skipped:
+        """Return the error itself if it is a `Skipped`, else one for the fault."""
+        if isinstance(error, Skipped):
+            return error
+        return cls(reason_of(error), fault=True)
+
+
+@dataclass(kw_only=True)
+class Decision:
+    """A decision under way.
+
+    Attributes:
+        number: Number in the run, from 1 on.
+        trigger: Reason for it: `diverged`, `harm`, `fired`, `regression`, `warmup` or `checkpoint`.
+        at: Step of the run when the trigger was met.
+        harm: Loss on the clean probe above its usual level then, in nats; NaN where unknown.
+        accounted: Total of the run's ledger, in FLOPs, up to which waste is accounted for.
+        events: Events so far, in order.
+    """
+
+    number: int
+    trigger: str
+    at: int
+    harm: float
+    accounted: float
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def is_trial(self) -> bool:
+        """True if no harm called for the decision."""
+        return self.trigger in _TRIALS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A decision that was not taken.
+class RewindPoint:
+    """State that the branches of a decision start from.
 
     Attributes:
-        reason: for that, in words.
-        fault: something has failed.
-        vain: doing nothing failed too, as it would again.
+        start: The run itself, rewound or where it was; or a fork of it from before the harm.
+        step: Step of that state.
+        since: Telemetry of the steps that the run has taken after the fork; empty for the run
+            itself.
     """
 
-    reason: str
-    fault: bool = False
-    vain: bool = False
+    start: Run
+    step: int
+    since: tuple[Telemetry, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """Branches to verify, and how.
+
+    Attributes:
+        point: Rewind point that the branches start from.
+        plan: Ranked candidates, the run left alone among them.
+        verification: Settings for training and judging them.
+        steps: Steps of each branch.
+        decision_steps: Steps from one intervention of a sequence to the next.
+        limit: FLOPs that the verification may waste.
+        history: History that the plan was made from; None for a rollback, which needs no model.
+    """
+
+    point: RewindPoint
+    plan: Plan
+    verification: Verification
+    steps: int
+    decision_steps: int
+    limit: float
+    history: RunHistory | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """Branches that were trained, judged and put on record; none is committed yet."""
+    """Trained, judged and recorded branches, none of which is committed yet.
 
+    Attributes:
+        proposal: Proposal that was verified.
+        rollouts: Trained branches.
+        verdict: Judgement of each branch.
+        folder: Folder of the decision record.
+        record: Contents of the decision record.
+    """
+
+    proposal: Proposal
     rollouts: Rollouts
     verdict: Verdict
-    where: Path
-    told: dict[str, Any]
+    folder: Path
+    record: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft(Verified):
-    """Those of a draft."""
-
-    plan: Plan
-    history: RunHistory
-
-
-def verification_of(settings: BranchingConfig) -> Verification:
-    """The verification that a configuration describes."""
-    return Verification(
-        top_k=settings.top_k,
-        verify_steps=settings.verify_steps,
-        rule=make_rule(
-            settings.rule, **({"cut": settings.cut_gain} if settings.rule == "agreement" else {})
-        ),
-        workers=settings.workers,
-        worth=settings.min_gain,
-    )
-
-
-def within(budget: Budget, flops: float, per_future: float) -> Budget:
-    """A planner's budget, cut to FLOPs; to no future at all where hardly any could be looked at."""
-    if not per_future or (budget.futures is not None and budget.futures * per_future <= flops):
-        return budget
-    futures = int(max(flops, 0.0) // per_future)
-    return replace(budget, futures=futures if futures >= FEWEST else 0)
-
-
-def per_future(model: WorldModel | None) -> float:
-    """FLOPs of looking at one future; 0 without a model."""
-    return float(getattr(model, "flops_per_future", 0.0))
-
-
-def first_lost(history: Sequence[Telemetry], step: int) -> int:
-    """The first of the steps in a row, up to the newest, whose loss is not finite; `step` where there is none."""
-    for telemetry in reversed(history):
-        if math.isfinite(telemetry.loss):
-            break
-        step = telemetry.step
-    return step
-
-
-def describe_error(error: Exception) -> str:
-    """An error in words."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+def reason_of(error: Exception) -> str:
+    """Return the message of a user's error, and the kind and message of any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    return describe_error(error)

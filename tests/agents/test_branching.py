@@ -24,7 +24,8 @@ from steered_runs import (
 
 from trainenv import planners
 from trainenv.agents.branching import Branching, Drafting
-from trainenv.agents.branching.problems import after, ramps
+from trainenv.agents.branching.problems import ramps
+from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import as_risk_asks
 from trainenv.interventions import PARTS, ActionCodec
@@ -196,7 +197,7 @@ def test_what_was_calmed_stays_calmed_when_it_is_lost_again() -> None:
 
 
 def test_with_nothing_to_go_back_to_the_divergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Branching, "_remember", lambda self, run: None)
+    monkeypatch.setattr(RewindPoints, "remember", lambda self, run, *, most: None)
     found = steered(loses(toy(), *range(50, 80)), planner=Promising(sequences=[]))
     assert found.summary["ended"] == "diverged"
     assert [event["kind"] for event in found.events][-1] == "diverged"

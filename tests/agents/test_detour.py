@@ -185,7 +185,7 @@ def test_what_may_be_thrown_away_is_not_exceeded(share: float, monkeypatch: pyte
         found = steered(run, planner=Promising())
         assert [decision["accepted"] for decision in found.decisions] == [accepted] * (share > 0.05)
         assert [event["detail"]["reason"][:17] for event in found.of("skipped")] == ["no budget is left"] * (share < 0.05)
-        assert found.callback._waste.wasted <= allowed
+        assert found.callback._state.waste.wasted <= allowed
         assert found.total <= 120 * run.flops_ahead + run.flops_of_probes(120) + 2 * run.flops_per_evaluation
         same(monkeypatch)
 

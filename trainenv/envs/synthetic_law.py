@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from trainenv.training.data_order import DataOrder
 from trainenv.training.schedules import Cosine, Horizon
-from trainenv.types import ClipName, UserError
+from trainenv.types import UserError
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 
@@ -147,7 +147,7 @@ class State:
     order: DataOrder
     lr_scale: float = 1.0
     weight_decay_scale: float = 1.0
-    clip: ClipName = "zclip"
+    clip: str = "zclip"
     flagged: tuple[int, ...] = ()
     gained: float
     hidden: float = 0.0
