@@ -133,6 +133,22 @@ class WasteBudget:
         """Tell whether a trial may begin: until late in the run, half is kept for harm."""
         return self.trials < _KEPT * self.allowed or run.step >= _LATE * run.horizon.end
 
+    def refusal(self, run: Run, flops: float, *, trial: bool = False) -> str:
+        """Return the reason for skipping a decision; empty if it may be taken.
+
+        Args:
+            run: Run.
+            flops: FLOPs that the decision may waste.
+            trial: True if no harm called for it.
+        """
+        if flops > self.left_in(run):
+            return self.shortfall(run, flops)
+        if trial and not self.has_for_trials(run):
+            return (
+                "no budget is left: trials have had their half of it, and the rest is kept for harm"
+            )
+        return ""
+
     def shortfall(self, run: Run, flops: float) -> str:
         """Return the reason for skipping a decision that may waste more FLOPs than are left."""
         steps = flops / run.flops_ahead

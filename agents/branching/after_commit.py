@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from trainenv.agents.branching.acceptance import update_model
-from trainenv.agents.branching.decision import Decision, Verified, reason_of
-from trainenv.agents.branching.decision_records import decision_event, finish_record
+from trainenv.agents.branching.decision import Decision, reason_of
+from trainenv.agents.branching.decision_records import Verified
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.standing_rules import apply, back_off
 from trainenv.types import Event, Learner, Run, Telemetry
@@ -39,8 +39,8 @@ def after_rollback(
         state.triggers.note_rollback(decision.at)
         state.observe(kept)
         state.validation = winner.outcome.validation[-1]
-    finish_record(verified, run)
-    decision.events.append(decision_event(verified, decision, state.folder.path))
+    verified.record.finish(run)
+    decision.events.append(verified.record.event(verified.verdict))
     if winner is not None:
         decision.events.append(apply(run, winner.interventions[-1], pending=True))
 
@@ -72,7 +72,7 @@ def after_draft(
         decision.events += back_off(run)
     state.observe(kept)
     state.validation = math.nan if taken.lost else taken.outcome.validation[-1]
-    finish_record(verified, run)
+    verified.record.finish(run)
     if verdict.winner is not None:
         # Those within the branch are in force already; the later ones come due a decision apart.
         steps = itertools.count(start, verified.proposal.decision_steps)
@@ -83,7 +83,7 @@ def after_draft(
     else:
         state.acceptance.learn(verdict)
     faults = _teach(model, run, verified, decision, state)
-    events = [decision_event(verified, decision, state.folder.path, faults), *state.apply_due(run)]
+    events = [verified.record.event(verdict, faults), *state.apply_due(run)]
     if reason := state.triggers.note_verdict(accepted=verdict.accepted is not None):
         events.append(Event(run.step, "gave_up", {"reason": reason}))
     decision.events += events

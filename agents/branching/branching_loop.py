@@ -15,37 +15,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from shutil import rmtree
 from typing import Any
 
 from trainenv.agents.branching.after_commit import after_draft, after_rollback
 from trainenv.agents.branching.decision import (
     Decision,
     Proposal,
-    RewindPoint,
     Skipped,
-    Verified,
     reason_of,
 )
-from trainenv.agents.branching.decision_records import save_start, write_record
+from trainenv.agents.branching.decision_records import DecisionRecord, Verified
 from trainenv.agents.branching.drafts import Drafter, price_of_branches
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.problems import FEWEST, Drafting, flops_per_future
-from trainenv.agents.branching.rollback import (
-    fork_before_harm,
-    plan_rollback,
-    price_of_rollback,
-    trained_since,
-)
+from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.agents.waste_budget import CostEstimate
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.types import Budget, Learner, Planner, Run, Telemetry, UserError, WorldModel
-from trainenv.verification.record import folder_of
 from trainenv.verification.rules import make as make_rule
-from trainenv.verification.verify import Verification, adopt
+from trainenv.verification.verify import Verification
 
 
 @dataclass(kw_only=True)
@@ -146,7 +137,14 @@ class Branching(Callback):
         state = self._state
         if decision.trigger == "harm":
             first_seen = state.triggers.answer_harm()
-            return fork_before_harm(run, first_seen, state.points, state.history)
+            point = state.points.fork_before_harm(run, first_seen, state.history)
+            if point is None:
+                sound = first_seen - run.config.monitor.probe_every
+                raise Skipped(
+                    f"there is no state to go back to from step {sound} or before, "
+                    "the last look that saw no harm"
+                )
+            return point
         diverged = decision.trigger == "diverged"
         alarm = state.triggers.answer(run.step, diverged=diverged)
         if alarm is not None:
@@ -159,59 +157,38 @@ class Branching(Callback):
 
     def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal:
         """Return the branches to verify: a rollback, or as many drafts as may be wasted."""
-        if point.since:
-            price = price_of_rollback(run, len(point.since))
-            if price > self._state.waste.left_in(run):
-                raise Skipped(self._state.waste.shortfall(run, price))
-            return plan_rollback(run, point, self._verification)
         drafter = Drafter(
             planner=self.planner,
             model=self.model,
             drafting=self.drafting,
             verification=self._verification,
         )
-        return drafter.propose(run, decision, self._state)
+        return drafter.propose(run, point, decision, self._state)
 
     def verify(self, run: Run, proposal: Proposal, decision: Decision) -> Verified:
         """Train and judge the branches, and record the verdict. The run stays as it is."""
         state = self._state
-        point = proposal.point
-        folder = folder_of(state.folder.path, point.step, decision.number)
-        start = save_start(point, folder, replayable=state.settings.replayable)
-        rollouts = proposal.verification.rollouts(
-            run,
-            decision_steps=proposal.decision_steps,
-            start=point.start.snapshot() if point.since else None,
-            limit=proposal.limit,
+        record = DecisionRecord.begin(
+            state.folder.path,
+            decision,
+            proposal,
+            replayable=state.settings.replayable,
         )
-        verdict = proposal.verification.verify(
-            rollouts,
-            proposal.plan,
-            horizon=4 * proposal.decision_steps,
-            steps=proposal.steps,
-            control=trained_since(run, point.since) if point.since else None,
-        )
+        rollouts, verdict = proposal.verify(run)
         if error := verdict.control.outcome.error:
-            rmtree(folder, ignore_errors=True)
+            record.discard()
             raise Skipped(
                 f"doing nothing could not be trained to compare with, so nothing is done: {error}",
                 fault=True,
                 control_failed=True,
             )
-        contents = write_record(folder, start, proposal, verdict, decision)
-        return Verified(
-            proposal=proposal, rollouts=rollouts, verdict=verdict, folder=folder, record=contents
-        )
+        record.write(verdict)
+        return Verified(proposal=proposal, rollouts=rollouts, verdict=verdict, record=record)
 
     def commit(self, run: Run, verified: Verified, decision: Decision) -> tuple[Telemetry, ...]:
         """Make the run the accepted branch, or else the one left alone; return its new steps."""
         state = self._state
-        before = run.snapshot()
-        try:
-            kept = adopt(verified.rollouts, verified.verdict)
-        except BaseException:
-            run.restore(before)
-            raise
+        kept = verified.adopt(run)
         state.throw_away(run, decision, verified.verdict.wasted)
         try:
             if verified.proposal.history is None:

@@ -7,14 +7,23 @@ A step that ends the decision raises `Skipped`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from trainenv.rollouts.executor import Rollouts
+from trainenv.agents.branching.rewind_points import RewindPoint
+from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.tools.error_text import describe_error
-from trainenv.types import Event, Plan, Run, RunHistory, Telemetry, UserError, Verdict
+from trainenv.types import (
+    DECISIONS,
+    Branch,
+    Event,
+    Outcome,
+    Plan,
+    Run,
+    RunHistory,
+    Snapshot,
+    UserError,
+    Verdict,
+)
 from trainenv.verification.verify import Verification
 
 _TRIALS = ("warmup", "checkpoint")
@@ -70,22 +79,6 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewindPoint:
-    """State that the branches of a decision start from.
-
-    Attributes:
-        start: The run itself, rewound or where it was; or a fork of it from before the harm.
-        step: Step of that state.
-        since: Telemetry of the steps that the run has taken after the fork; empty for the run
-            itself.
-    """
-
-    start: Run
-    step: int
-    since: tuple[Telemetry, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Proposal:
     """Branches to verify, and how.
 
@@ -107,24 +100,35 @@ class Proposal:
     limit: float
     history: RunHistory | None = None
 
+    def verify(self, run: Run) -> tuple[Rollouts, Verdict]:
+        """Train the branches and judge them; the run stays as it is.
 
-@dataclass(frozen=True, kw_only=True)
-class Verified:
-    """Trained, judged and recorded branches, none of which is committed yet.
+        The control of a rollback is not trained: it is what the run has done since.
 
-    Attributes:
-        proposal: Proposal that was verified.
-        rollouts: Trained branches.
-        verdict: Judgement of each branch.
-        folder: Folder of the decision record.
-        record: Contents of the decision record.
-    """
-
-    proposal: Proposal
-    rollouts: Rollouts
-    verdict: Verdict
-    folder: Path
-    record: Mapping[str, Any]
+        Args:
+            run: Run.
+        """
+        since = self.point.since
+        start: Snapshot | None = None
+        control: Branch | None = None
+        if since:
+            start = self.point.start.snapshot()
+            validation = (run.evaluate(),)
+            flops = run.flops_per_evaluation
+            control = Branch(
+                interventions=NOTHING,
+                score=0.0,
+                outcome=Outcome(looks=(len(since),), validation=validation, flops=flops),
+                losses=tuple(one.loss for one in since),
+            )
+        rollouts = self.verification.rollouts(
+            run, decision_steps=self.decision_steps, start=start, limit=self.limit
+        )
+        horizon = DECISIONS * self.decision_steps
+        verdict = self.verification.verify(
+            rollouts, self.plan, horizon=horizon, steps=self.steps, control=control
+        )
+        return rollouts, verdict
 
 
 def reason_of(error: Exception) -> str:

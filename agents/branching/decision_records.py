@@ -1,105 +1,167 @@
-"""Records of decisions: the start of the branches, `branches/{step}/decision.json`, and events."""
+"""Decision records: the start of the branches, `branches/{step}/decision.json`, and events."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
-from trainenv.agents.branching.decision import Decision, Proposal, RewindPoint, Skipped, Verified
+from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.records.decision_files import NAME
-from trainenv.types import Event, Run, Verdict
+from trainenv.rollouts.executor import Rollouts
+from trainenv.types import Event, Run, Telemetry, Verdict
 from trainenv.verification import record
+from trainenv.verification.verify import adopt
 
 
-def save_start(point: RewindPoint, folder: Path, *, replayable: bool) -> dict[str, Any]:
-    """Return the state that a replay starts from, as JSON values.
+@dataclass(kw_only=True)
+class DecisionRecord:
+    """Record of a decision, written once it is verified and again once it is committed.
 
-    Args:
-        point: Rewind point that the branches start from.
+    Attributes:
+        run_folder: Folder of the run.
         folder: Folder of the decision.
-        replayable: True to save an exact checkpoint of the state in that folder.
-
-    Raises:
-        UserError: The checkpoint cannot be saved.
+        decision: Decision.
+        proposal: Branches that are verified.
+        contents: Contents of the file, as JSON values; at first only the start of the branches.
     """
-    checkpoint = None
-    if replayable:
-        checkpoint = "."
-        with CheckpointStore(folder, keep_last=1, moments="exact") as store:
-            store.save(point.start.snapshot(), wait=True)
-    return {
-        "fingerprint": point.start.fingerprint(),
-        "flagged": list(point.start.flagged),
-        "checkpoint": checkpoint,
-    }
+
+    run_folder: Path
+    folder: Path
+    decision: Decision
+    proposal: Proposal
+    contents: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def begin(
+        cls, run_folder: Path, decision: Decision, proposal: Proposal, *, replayable: bool
+    ) -> DecisionRecord:
+        """Save the state that a replay starts from.
+
+        Args:
+            run_folder: Folder of the run.
+            decision: Decision.
+            proposal: Branches that are to be verified.
+            replayable: True to save an exact checkpoint of their start in the decision's folder.
+
+        Raises:
+            UserError: The checkpoint cannot be saved.
+        """
+        point = proposal.point
+        folder = record.folder_of(run_folder, point.step, decision.number)
+        checkpoint = None
+        if replayable:
+            checkpoint = "."
+            with CheckpointStore(folder, keep_last=1, moments="exact") as store:
+                store.save(point.start.snapshot(), wait=True)
+        start = {
+            "fingerprint": point.start.fingerprint(),
+            "flagged": list(point.start.flagged),
+            "checkpoint": checkpoint,
+        }
+        return cls(
+            run_folder=run_folder,
+            folder=folder,
+            decision=decision,
+            proposal=proposal,
+            contents={"start": start},
+        )
+
+    def write(self, verdict: Verdict) -> None:
+        """Write the verdict, before it is committed.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        proposal = self.proposal
+        self.contents |= record.record_of(
+            verdict,
+            proposal.plan,
+            proposal.verification,
+            control="recorded" if proposal.point.since else "trained",
+        )
+        self.contents |= {
+            "number": self.decision.number,
+            "why": self.decision.trigger,
+            "at": self.decision.at,
+            "step": proposal.point.step,
+            "harm": self.decision.harm,
+            "decision_steps": proposal.decision_steps,
+            "end": {"fingerprint": ""},
+        }
+        record.write(self.folder, self.contents)
+
+    def finish(self, run: Run) -> None:
+        """Add the fingerprint of the run after the commit, unless the disk is full."""
+        self.contents["end"] = {"fingerprint": run.fingerprint()}
+        with suppress(OSError):
+            record.write(self.folder, self.contents)
+
+    def discard(self) -> None:
+        """Remove the folder of a decision that is not taken."""
+        rmtree(self.folder, ignore_errors=True)
+
+    def event(self, verdict: Verdict, faults: Sequence[str] = ()) -> Event:
+        """Return the event of a verified decision.
+
+        Args:
+            verdict: Judgement of its branches.
+            faults: Faults besides those of the planner and the branches.
+        """
+        accepted: list[dict[str, Any]] = []
+        if verdict.winner is not None:
+            accepted = [record.changes(one) for one in verdict.winner.interventions]
+        detail = {
+            "number": self.decision.number,
+            "why": self.decision.trigger,
+            "folder": str(self.folder.relative_to(self.run_folder)),
+            "accepted": verdict.winner is not None,
+            "interventions": accepted,
+            "reason": verdict.reason,
+        }
+        errors = dict.fromkeys(
+            branch.outcome.error
+            for branch in verdict.branches
+            if branch.fate == "failed" and branch.outcome.error
+        )
+        failed = [f"a branch failed: {error}" for error in errors]
+        if found := [*self.proposal.plan.faults, *failed, *faults]:
+            detail["faults"] = found
+        return Event(self.proposal.point.step, "decision", detail)
 
 
-def write_record(
-    folder: Path, start: dict[str, Any], proposal: Proposal, verdict: Verdict, decision: Decision
-) -> dict[str, Any]:
-    """Write the record of a verified decision before it is committed, and return its contents.
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """Trained, judged and recorded branches, none of which is committed yet.
 
-    The fingerprint at the end is empty until `finish_record` writes it.
-
-    Raises:
-        OSError: The record cannot be written.
+    Attributes:
+        proposal: Proposal that was verified.
+        rollouts: Trained branches.
+        verdict: Judgement of each branch.
+        record: Record of the decision.
     """
-    contents = record.record_of(
-        verdict,
-        proposal.plan,
-        proposal.verification,
-        control="recorded" if proposal.point.since else "trained",
-    )
-    contents |= {
-        "number": decision.number,
-        "why": decision.trigger,
-        "at": decision.at,
-        "step": proposal.point.step,
-        "harm": decision.harm,
-        "start": start,
-        "decision_steps": proposal.decision_steps,
-        "end": {"fingerprint": ""},
-    }
-    record.write(folder, contents)
-    return contents
 
+    proposal: Proposal
+    rollouts: Rollouts
+    verdict: Verdict
+    record: DecisionRecord
 
-def finish_record(verified: Verified, run: Run) -> None:
-    """Add the fingerprint of the run after the commit, unless the disk is full."""
-    with suppress(OSError):
-        end = {"fingerprint": run.fingerprint()}
-        record.write(verified.folder, {**verified.record, "end": end})
+    def adopt(self, run: Run) -> tuple[Telemetry, ...]:
+        """Make the run the accepted branch, or else the control, and return its new steps.
 
-
-def decision_event(
-    verified: Verified, decision: Decision, run_folder: Path, faults: Sequence[str] = ()
-) -> Event:
-    """Return the event of a verified decision, with the faults of planner, branches and model."""
-    verdict = verified.verdict
-    accepted: list[dict[str, Any]] = []
-    if verdict.winner is not None:
-        accepted = [record.changes(one) for one in verdict.winner.interventions]
-    detail = {
-        "number": decision.number,
-        "why": decision.trigger,
-        "folder": str(verified.folder.relative_to(run_folder)),
-        "accepted": verdict.winner is not None,
-        "interventions": accepted,
-        "reason": verdict.reason,
-    }
-    errors = dict.fromkeys(
-        branch.outcome.error
-        for branch in verdict.branches
-        if branch.fate == "failed" and branch.outcome.error
-    )
-    failed = [f"a branch failed: {error}" for error in errors]
-    if found := [*verified.proposal.plan.faults, *failed, *faults]:
-        detail["faults"] = found
-    return Event(verified.proposal.point.step, "decision", detail)
+        The run stays as it is if that fails.
+        """
+        before = run.snapshot()
+        try:
+            return adopt(self.rollouts, self.verdict)
+        except BaseException:
+            run.restore(before)
+            raise
 
 
 def skip_event(step: int, number: int, trigger: str, skipped: Skipped) -> Event:

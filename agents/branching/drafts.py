@@ -1,4 +1,4 @@
-"""Drafts: a planner or the range test proposes branches, within the waste budget."""
+"""Drafts: branches that the planner, the range test or a rollback proposes to verify."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainenv.agents.branching.decision import Decision, Proposal, RewindPoint, Skipped
+from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.problems import Drafting, flops_per_future, within
+from trainenv.agents.branching.rewind_points import RewindPoint
+from trainenv.agents.branching.rollback import plan_rollback, price_of_rollback
 from trainenv.interventions import ActionCodec
 from trainenv.training.history import history_of
 from trainenv.types import Learner, Plan, Planner, Run, RunHistory, UserError, WorldModel
@@ -34,33 +36,38 @@ class Drafter:
     drafting: Drafting
     verification: Verification
 
-    def propose(self, run: Run, decision: Decision, state: LoopState) -> Proposal:
-        """Return branches that start from the run, as many as may be wasted.
+    def propose(
+        self, run: Run, point: RewindPoint, decision: Decision, state: LoopState
+    ) -> Proposal:
+        """Return the branches to verify, as many as may be wasted.
 
-        During the warm-up the range test proposes one; otherwise the planner is asked.
+        From before harm it is a rollback, during the warm-up the proposal of the range test, and
+        otherwise the draft of the planner.
 
         Raises:
             Skipped: Nothing promises enough, or too little is left to waste.
         """
         waste = state.waste
+        if point.since:
+            if reason := waste.refusal(run, price_of_rollback(run, len(point.since))):
+                raise Skipped(reason)
+            return plan_rollback(run, point, self.verification)
         usual = self.verification
         steps = state.acceptance.steps(usual.verify_steps)
+        most = state.acceptance.branches(usual.top_k)
         plan: Plan | None = None
         if decision.trigger == "warmup":  # no model foresees it, so real steps must show the gain
             plan = state.triggers.range_test.propose(run.step)
             usual = replace(usual, top_k=1, rule=Better(), worth=0.0)
             steps = _MORE * usual.verify_steps
+            most = 1
 
         def price(branches: int) -> float:
             return price_of_branches(run, usual, branches, steps)
 
         least = price(1)
-        if least > waste.left_in(run):
-            raise Skipped(waste.shortfall(run, least))
-        if decision.is_trial and not waste.has_for_trials(run):
-            raise Skipped(
-                "no budget is left: trials have had their half of it, and the rest is kept for harm"
-            )
+        if reason := waste.refusal(run, least, trial=decision.is_trial):
+            raise Skipped(reason)
         # The newest validation need not be measured again: if it is 2 % off, forecasts of changes
         # differ by 1e-4, and most drafts promise nothing.
         history = history_of(
@@ -71,7 +78,7 @@ class Drafter:
         )
         if plan is None:
             plan = self._ask_planner(run, history, decision, state, least)
-        width = waste.widest(run, state.acceptance.branches(usual.top_k), price)
+        width = waste.widest(run, most, price)
         if not width:
             raise Skipped(waste.shortfall(run, least))
         verification = replace(usual, top_k=width, width=state.acceptance.width)
@@ -79,7 +86,7 @@ class Drafter:
             reason = "; ".join(plan.faults) or "no draft promises enough"
             raise Skipped(reason, fault=bool(plan.faults))
         return Proposal(
-            point=RewindPoint(start=run, step=run.step),
+            point=point,
             plan=plan,
             verification=verification,
             steps=steps,

@@ -1,11 +1,28 @@
-"""Rewind points: snapshots of a run that it can go back to."""
+"""Rewind points: states of a run that it, or a fork of it, can go back to."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from trainenv.types import Run, Snapshot
+from trainenv.types import Run, Snapshot, Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewindPoint:
+    """State that the branches of a decision start from.
+
+    Attributes:
+        start: The run itself, rewound or where it was; or a fork of it from before the harm.
+        step: Step of that state.
+        since: Telemetry of the steps that the run has taken after the fork; empty for the run
+            itself.
+    """
+
+    start: Run
+    step: int
+    since: tuple[Telemetry, ...] = ()
 
 
 @dataclass
@@ -43,3 +60,29 @@ class RewindPoints:
     def forget_after(self, step: int) -> None:
         """Drop the snapshots of later steps, which the run has left."""
         self.snapshots = deque(one for one in self.snapshots if one.step <= step)
+
+    def fork_before_harm(
+        self, run: Run, first_seen: int, history: Iterable[Telemetry]
+    ) -> RewindPoint | None:
+        """Return a fork of the run from before the harm; it may skip the data since.
+
+        Args:
+            run: Run, which is left as it is.
+            first_seen: Step of the first probe that saw the harm.
+            history: Telemetry of the run's last steps.
+
+        Returns:
+            The fork; None if there is no snapshot from before the harm, or if a step since then is
+            not in the history.
+        """
+        between = run.config.monitor.probe_every
+        snapshot = self.at_or_before(first_seen - between)
+        if snapshot is None:
+            return None
+        since = tuple(one for one in history if one.step > snapshot.step)
+        if len(since) != run.step - snapshot.step:
+            return None
+        start = run.fork("verify")
+        start.restore(snapshot)
+        start.flag({*(one.data_index for one in since), *run.upcoming(between)})
+        return RewindPoint(start=start, step=snapshot.step, since=since)

@@ -14,20 +14,16 @@ lost optimizer moments, is lower for a while. People do the same by hand, but wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from trainenv.agents.branching.decision import Proposal, RewindPoint, Skipped
-from trainenv.agents.branching.rewind_points import RewindPoints
+from trainenv.agents.branching.decision import Proposal
+from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.rollouts.executor import NOTHING
 from trainenv.types import (
-    Branch,
     Candidate,
     Intervention,
-    Outcome,
     Plan,
     Run,
-    Telemetry,
 )
 from trainenv.verification.rules import Better
 from trainenv.verification.verify import Verification
@@ -37,38 +33,6 @@ _RATE = 1 / 3  # factor on the learning rate during the rollback
 _MARGIN = 0.01
 # Score of a candidate that no model has seen: only just better than the run left alone.
 _UNSEEN = -1e-9
-
-
-def fork_before_harm(
-    run: Run, first_seen: int, points: RewindPoints, history: Iterable[Telemetry]
-) -> RewindPoint:
-    """Fork the run as it was before the harm, with the data since marked for skipping.
-
-    Args:
-        run: Run, which is left as it is.
-        first_seen: Step of the first probe that saw the harm.
-        points: Rewind points of the run.
-        history: Telemetry of its last steps.
-
-    Raises:
-        Skipped: There is no snapshot from before the harm, or a step since then is not in the
-            history.
-    """
-    between = run.config.monitor.probe_every
-    sound = first_seen - between
-    snapshot = points.at_or_before(sound)
-    since: tuple[Telemetry, ...] = ()
-    if snapshot is not None:
-        since = tuple(one for one in history if one.step > snapshot.step)
-    if snapshot is None or len(since) != run.step - snapshot.step:
-        raise Skipped(
-            f"there is no state to go back to from step {sound} or before, "
-            "the last look that saw no harm"
-        )
-    start = run.fork("verify")
-    start.restore(snapshot)
-    start.flag({*(one.data_index for one in since), *run.upcoming(between)})
-    return RewindPoint(start=start, step=snapshot.step, since=since)
 
 
 def plan_rollback(run: Run, point: RewindPoint, usual: Verification) -> Proposal:
@@ -108,15 +72,3 @@ def price_of_rollback(run: Run, steps: int) -> float:
     Wasted are its steps or those of the run since, and validations at its start and at both ends.
     """
     return steps * run.flops_ahead + run.flops_of_probes(steps) + 3 * run.flops_per_evaluation
-
-
-def trained_since(run: Run, since: Sequence[Telemetry]) -> Branch:
-    """Return what the run has trained since a rewind point, as the branch left alone."""
-    flops = run.flops_per_evaluation
-    outcome = Outcome(looks=(len(since),), validation=(run.evaluate(),), flops=flops)
-    return Branch(
-        interventions=NOTHING,
-        score=0.0,
-        outcome=outcome,
-        losses=tuple(one.loss for one in since),
-    )

@@ -139,10 +139,11 @@ def test_a_run_that_is_lost_again_and_again_spends_no_more_either(tmp_path_facto
     price=st.floats(1, 1e8),
 )
 def test_the_widest_is_the_widest_that_is_left(allowed: float, spent: list[float], most: int, price: float) -> None:
-    purse = WasteBudget(allowed)
+    run, purse = toy(10**6), WasteBudget(allowed)
     for flops in spent:
         purse.throw_away(flops)
-    width = purse.widest(most, lambda k: k * price)
+    width = purse.widest(run, most, lambda k: k * price)
+    assert purse.left_in(run) == purse.left  # the run has more than may be wasted
     assert 0 <= width <= most
     assert width * price <= purse.left or width == 0
     assert width == most or (width + 1) * price > purse.left
