@@ -16,6 +16,7 @@ from trainenv.types import TENSOR, UserError
 
 VERSION = 1
 SCHEMA = f"state_schema_v{VERSION}.yaml"
+_KINDS = {"synthetic": "synthetic", "other": "run"}  # part of the schema → field that tells it
 _LONGEST = 60  # characters of what was found that a sentence repeats
 
 Check = Callable[[Any, str], None]  # takes a value and its dotted path, raises _Unfit
@@ -92,9 +93,11 @@ def _check(spec: Any) -> Check:
 
 
 def _state(value: Any, path: str) -> None:
-    """A training run's, unless it says that it is a synthetic environment's."""
-    synthetic = isinstance(value, Mapping) and "synthetic" in value
-    _compiled("synthetic" if synthetic else "training")(value, path)
+    """Check a state: a training run's, a synthetic environment's or that of another run."""
+    part = "training"
+    if isinstance(value, Mapping):
+        part = next((name for name, key in _KINDS.items() if key in value), part)
+    _compiled(part)(value, path)
 
 
 def _mapping(
