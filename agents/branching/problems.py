@@ -1,4 +1,4 @@
-"""Planning problems: a run's history, the actions legal now and later, and candidates to try first."""
+"""Planning problems: history, legal actions now and later, and candidates to try first."""
 
 from __future__ import annotations
 

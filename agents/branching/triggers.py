@@ -1,4 +1,4 @@
-"""Triggers of decisions: alarms, harm, a worse trend, the range test, and checkpoints that are due."""
+"""Triggers of decisions: alarms, harm, a worse trend, the range test, and due checkpoints."""
 
 from __future__ import annotations
 
