@@ -29,17 +29,20 @@ from typing import Any
 
 # Scripts beside this one are named like packages.
 from trainenv.agents.branching import Branching
+from trainenv.agents.branching.decision import Decision, Proposal
 from trainenv.agents.branching.problems import ramps
+from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.compare import compare, load_suite
 from trainenv.compare.measuring import measure_cell
 from trainenv.composition.default_loop import branching
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
+from trainenv.interventions import ActionCodec
 from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
-from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory
+from trainenv.types import Branch, Candidate, Measure, Plan, Run
 
 TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
 
@@ -47,14 +50,16 @@ TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes"
 class Oracle(Branching):
     """Drafts by training each change of the learning rate to the end of the run; none of it is charged."""
 
-    def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
-        history, _ = super()._draft(run)
-        ledger, listed = (
-            run.ledger.as_dict(),
-            [NOTHING, *ramps(self._codec, self._codec.masks(run))],
-        )
+    def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal:
+        """Return the proposal of the loop with the oracle's plan in place of the planner's."""
+        proposal = super().plan(run, point, decision)
+        if proposal.history is None or decision.trigger == "warmup":
+            return proposal
+        ledger = run.ledger.as_dict()
+        codec = ActionCodec(run.config.interventions)
+        listed = [NOTHING, *ramps(codec, codec.masks(run))]
         steps = run.horizon.end - run.step
-        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(
+        outcomes = Rollouts(run, decision_steps=proposal.decision_steps).run(
             listed, steps, measure="horizon"
         )
         run.ledger.load(ledger)
@@ -69,7 +74,7 @@ class Oracle(Branching):
             ),
             key=lambda candidate: candidate.score,
         )
-        return history, Plan(planner="oracle", candidates=tuple(ranked))
+        return replace(proposal, plan=Plan(planner="oracle", candidates=tuple(ranked)))
 
 
 class Anything:

@@ -27,7 +27,12 @@ from trainenv.agents.branching.decision import (
 from trainenv.agents.branching.decision_records import DecisionRecord, Verified
 from trainenv.agents.branching.drafts import Drafter, price_of_branches
 from trainenv.agents.branching.loop_state import LoopState
-from trainenv.agents.branching.problems import FEWEST, Drafting, flops_per_future
+from trainenv.agents.branching.problems import (
+    FEWEST,
+    Drafting,
+    flops_per_future,
+    world_model_of,
+)
 from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.agents.waste_budget import CostEstimate
 from trainenv.checkpoints.store import CheckpointStore
@@ -263,9 +268,8 @@ class Branching(Callback):
         """Return upper bounds on the cost of steering a run, before it starts."""
         settings = self.config or run.config.branching
         verification = self.verification or verification_of(settings)
-        model = self.model.model if isinstance(self.model, Learner) else self.model
         futures = Budget().futures if self.drafting.allow is None else FEWEST
-        planning = (futures or 0) * flops_per_future(model)
+        planning = (futures or 0) * flops_per_future(world_model_of(self.model))
         branch = price_of_branches(run, verification, 1, verification.verify_steps)
         return CostEstimate.of(
             run,

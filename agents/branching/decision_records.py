@@ -28,14 +28,16 @@ class DecisionRecord:
         folder: Folder of the decision.
         decision: Decision.
         proposal: Branches that are verified.
-        contents: Contents of the file, as JSON values; at first only the start of the branches.
+        start: State that a replay starts from, as JSON values.
+        contents: Contents of the file, as JSON values; empty until it is written.
     """
 
     run_folder: Path
     folder: Path
     decision: Decision
     proposal: Proposal
-    contents: dict[str, Any] = field(repr=False)
+    start: dict[str, Any]
+    contents: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def begin(
@@ -69,7 +71,7 @@ class DecisionRecord:
             folder=folder,
             decision=decision,
             proposal=proposal,
-            contents={"start": start},
+            start=start,
         )
 
     def write(self, verdict: Verdict) -> None:
@@ -79,7 +81,7 @@ class DecisionRecord:
             OSError: The file cannot be written.
         """
         proposal = self.proposal
-        self.contents |= record.record_of(
+        self.contents = record.record_of(
             verdict,
             proposal.plan,
             proposal.verification,
@@ -91,6 +93,7 @@ class DecisionRecord:
             "at": self.decision.at,
             "step": proposal.point.step,
             "harm": self.decision.harm,
+            "start": self.start,
             "decision_steps": proposal.decision_steps,
             "end": {"fingerprint": ""},
         }

@@ -8,7 +8,12 @@ import numpy as np
 
 from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.agents.branching.loop_state import LoopState
-from trainenv.agents.branching.problems import Drafting, flops_per_future, within
+from trainenv.agents.branching.problems import (
+    Drafting,
+    flops_per_future,
+    within,
+    world_model_of,
+)
 from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.agents.branching.rollback import plan_rollback, price_of_rollback
 from trainenv.interventions import ActionCodec
@@ -99,7 +104,7 @@ class Drafter:
         self, run: Run, history: RunHistory, decision: Decision, state: LoopState, least: float
     ) -> Plan:
         """Return the planner's plan; `least` FLOPs are kept for verifying one branch of it."""
-        model = self.model.model if isinstance(self.model, Learner) else self.model
+        model = world_model_of(self.model)
         per_future = flops_per_future(model)
         codec = ActionCodec(run.config.interventions)
         generator = np.random.default_rng([run.config.seed, run.step, decision.number])

@@ -14,6 +14,7 @@ from trainenv.types import (
     Budget,
     InForce,
     Intervention,
+    Learner,
     Masks,
     PlanningProblem,
     Pruner,
@@ -94,6 +95,11 @@ def ramps(codec: ActionCodec, masks: Masks) -> list[Sequenced]:
         change = codec.decode(vector)
         found += [(change,) * times for times in range(1, DECISIONS + 1)]
     return found
+
+
+def world_model_of(model: WorldModel | Learner | None) -> WorldModel | None:
+    """Return the world model itself, or that of a learner."""
+    return model.model if isinstance(model, Learner) else model
 
 
 def flops_per_future(model: WorldModel | None) -> float:
