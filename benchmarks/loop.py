@@ -22,7 +22,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,36 +37,39 @@ from trainenv.compare.measuring import measure_cell
 from trainenv.composition.default_loop import branching
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
-from trainenv.interventions import ActionCodec
 from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
-from trainenv.types import Branch, Candidate, Measure, Plan, Run
+from trainenv.types import Branch, Candidate, Measure, Plan, PlanningProblem, Run
 
 TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
 
 
 class Oracle(Branching):
-    """Drafts by training each change of the learning rate to the end of the run; none of it is charged."""
+    """Branching loop whose planner trains each change of the learning rate to the end of the run."""
 
     def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal:
-        """Return the proposal of the loop with the oracle's plan in place of the planner's."""
-        proposal = super().plan(run, point, decision)
-        if proposal.history is None or decision.trigger == "warmup":
-            return proposal
+        """Return the proposal of a planner that knows the run."""
+        self.planner = Hindsight(run)
+        return super().plan(run, point, decision)
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """Planner that ranks changes of the learning rate by the final loss; its runs are not charged."""
+
+    run: Run
+
+    def plan(self, problem: PlanningProblem, /) -> Plan:
+        """Return each change of the learning rate, the best first."""
+        run = self.run
         ledger = run.ledger.as_dict()
-        codec = ActionCodec(run.config.interventions)
-        listed = [NOTHING, *ramps(codec, codec.masks(run))]
-        steps = run.horizon.end - run.step
-        outcomes = Rollouts(run, decision_steps=proposal.decision_steps).run(
-            listed, steps, measure="horizon"
-        )
+        listed = [NOTHING, *ramps(problem.codec, problem.masks)]
+        rollouts = Rollouts(run, decision_steps=problem.history.decision_steps)
+        outcomes = rollouts.run(listed, run.horizon.end - run.step, measure="horizon")
         run.ledger.load(ledger)
-        losses = [
-            o.validation[-1] if not o.error and not o.diverged else run.uniform_loss
-            for o in outcomes
-        ]
+        losses = [run.uniform_loss if o.error or o.diverged else o.validation[-1] for o in outcomes]
         ranked = sorted(
             (
                 Candidate(interventions=one, score=loss / losses[0] - 1)
@@ -74,7 +77,7 @@ class Oracle(Branching):
             ),
             key=lambda candidate: candidate.score,
         )
-        return replace(proposal, plan=Plan(planner="oracle", candidates=tuple(ranked)))
+        return Plan(planner="oracle", candidates=tuple(ranked))
 
 
 class Anything:

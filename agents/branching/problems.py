@@ -11,6 +11,7 @@ import numpy as np
 from trainenv.interventions import PARTS, ActionCodec, after
 from trainenv.types import (
     DECISIONS,
+    ActionSpace,
     Budget,
     InForce,
     Intervention,
@@ -82,7 +83,7 @@ class Drafting:
         return tuple(legal.values())
 
 
-def ramps(codec: ActionCodec, masks: Masks) -> list[Sequenced]:
+def ramps(codec: ActionSpace, masks: Masks) -> list[Sequenced]:
     """Return each legal change of the learning rate, alone and repeated at later decisions.
 
     Repeated, a change corrects a rate that is far off.
