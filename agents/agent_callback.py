@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,9 @@ from trainenv.envs.observer import Observer
 from trainenv.interventions import ActionCodec
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
-from trainenv.types import Event, Reading, Run, Telemetry, UserError
+from trainenv.records.telemetry_log import telemetry_of
+from trainenv.types import Event, Run, Telemetry, UserError
 from trainenv.verification.record import changes
-
-_NUMBERS = {f.name for f in fields(Telemetry)} - {"clip", "stressors", "reading"}
 
 
 @dataclass(kw_only=True)
@@ -94,7 +93,7 @@ class AgentCallback(Callback):
             validation=validation, validation_before=before, gradient_before=gradient
         )
         self._masked = tuple(state["masked"])
-        self._window = [_read(telemetry) for telemetry in state["window"]]
+        self._window = telemetry_of(values | values["reading"] for values in state["window"])
         self._debt = ComputeDebt(owed)
         if "agent" in state:
             self.agent.load_state_dict(state["agent"])  # type: ignore[attr-defined]
@@ -132,16 +131,3 @@ def _written(telemetry: Telemetry) -> dict[str, Any]:
 
 def _worded(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read(values: dict[str, Any]) -> Telemetry:
-    """Return the step that `_written` was given."""
-    reading = {name: _number(value) for name, value in values["reading"].items()}
-    known = {name: _number(value) if name in _NUMBERS else value for name, value in values.items()}
-    return Telemetry(
-        **known | {"stressors": tuple(values["stressors"]), "reading": Reading(**reading)}
-    )
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value

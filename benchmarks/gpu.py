@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trainenv import TrainingRun
 from trainenv.config.schema import RunConfig
 from trainenv.models import build as models
-from trainenv.training.ledger import flops_per_token
+from trainenv.models.spec import spec_of
 from trainenv.training.optimizers import adamw
 
 VOCABULARY = 50304  # GPT-2's, rounded up to a multiple of 64
@@ -115,7 +115,7 @@ def throughput(
     config = monitored.config
     assert isinstance(config, RunConfig)
     tokens = config.batch_size * config.model.context
-    per_token = flops_per_token(monitored.model, config.model.context)
+    per_token = spec_of(monitored.model).flops_per_token(monitored.model, config.model.context)
     found: dict[str, Any] = {"tokens_per_step": tokens}
     for name, values in times.items():
         seconds = statistics.median(values)

@@ -13,7 +13,7 @@
 | `oracle-draft` | a draft that has seen how each learning-rate change ends at the end of the run (16 futures, uncharged) |
 
 Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap
-intervals over trunks and seeds.
+intervals over scenarios and seeds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainenv.agents.branching.decision import Decision, Proposal
 from trainenv.agents.branching.problems import ramps
 from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.compare import compare, load_suite
-from trainenv.compare.measuring import measure_cell
+from trainenv.compare.cells import measure_cell
 from trainenv.composition.default_loop import branching
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
@@ -43,7 +43,7 @@ from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
 from trainenv.types import Branch, Candidate, Measure, Plan, PlanningProblem, Run
 
-TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
+SCENARIOS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
 
 
 class Oracle(Branching):
@@ -137,10 +137,10 @@ VARIANTS: dict[str, Any] = {
 
 
 def measure(
-    out: Path, seeds: int, workers: int, names: Sequence[str], trunks: Sequence[str]
+    out: Path, seeds: int, workers: int, names: Sequence[str], scenarios: Sequence[str]
 ) -> dict[str, Any]:
     suite = replace(
-        load_suite("quick").select(methods=names, trunks=trunks, seeds=seeds), hindsight=()
+        load_suite("quick").select(methods=names, scenarios=scenarios, seeds=seeds), hindsight=()
     )
 
     def tell(progress: Any) -> None:
@@ -151,7 +151,7 @@ def measure(
 
     found = compare(out, suite, VARIANTS, measure_cell, workers=workers, progress=tell)
     rows = [row for row in found["methods"] if row["group"] in ("all", "calm", "stressed")]
-    return {"trunks": list(trunks), "seeds": seeds, "rows": rows, "failed": found["failed"]}
+    return {"scenarios": list(scenarios), "seeds": seeds, "rows": rows, "failed": found["failed"]}
 
 
 def main() -> None:
@@ -167,11 +167,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--trunks", default=",".join(TRUNKS))
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     found = measure(
-        args.out, args.seeds, args.workers, args.variants.split(","), args.trunks.split(",")
+        args.out, args.seeds, args.workers, args.variants.split(","), args.scenarios.split(",")
     )
     print(json.dumps(found) if args.json else json.dumps(found, indent=1))
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from trainenv.config.schema import RunConfig
 from trainenv.models import build
-from trainenv.training.ledger import Ledger, flops_per_token
+from trainenv.models.spec import DEFAULT
+from trainenv.training.ledger import Ledger
 from trainenv.types import PURPOSES, UserError
 
 
@@ -82,7 +83,7 @@ def test_repr() -> None:
 
 
 def test_flops_of_a_plain_module() -> None:
-    assert flops_per_token(nn.Linear(10, 20, bias=False), 64) == 6 * 200
+    assert DEFAULT.flops_per_token(nn.Linear(10, 20, bias=False), 64) == 6 * 200
 
 
 def test_flops_of_gpt2_by_the_palm_formula() -> None:
@@ -90,5 +91,5 @@ def test_flops_of_gpt2_by_the_palm_formula() -> None:
     model = build.build(config, 256, torch.device("cpu"))
     width, layers, context = 64, 2, 64
     parameters = 256 * width + layers * (12 * width**2 + 13 * width) + 2 * width
-    assert flops_per_token(model, context) == 6 * parameters + 12 * layers * width * context
-    assert flops_per_token(model) == 6 * parameters
+    assert DEFAULT.flops_per_token(model, context) == 6 * parameters + 12 * layers * width * context
+    assert DEFAULT.flops_per_token(model) == 6 * parameters

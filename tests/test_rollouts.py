@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,7 @@ def test_a_loss_beyond_the_cap_is_a_divergence_and_the_end_of_it() -> None:
 
 def test_a_run_that_diverges_on_the_way_to_its_end_has_diverged() -> None:
     run = toy(steps=40, environment={"divergence_loss": 1.5})
-    run._stress = lambda step: 1e5 if step > 20 else 1.0
+    run._rates = replace(run._rates, stress=lambda step: 1e5 if step > 20 else 1.0)
     outcome = Rollouts(run, decision_steps=5).run([NOTHING], 5, measure="final")[0]
     assert outcome.diverged
     assert outcome.validation[-1] < 1.5 * run.uniform_loss

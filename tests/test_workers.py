@@ -204,9 +204,9 @@ def test_what_a_worker_raises_is_told_of_that_branch_alone(run: TrainingRun) -> 
     measured(run, 2, [NOTHING, LOWER], 1, "horizon")
     worker = present(run)[0]
     worker.send("advance", {0: -1})
-    assert worker.receive()[0].error == "UserError: steps must be 0 or more, found -1"
+    assert worker.receive()[0].error == "steps must be 0 or more, found -1"
     worker.send("advance", {0: "three"})
-    assert worker.receive()[0].error.startswith("UserError: steps must be a whole number")
+    assert worker.receive()[0].error.startswith("steps must be a whole number")
     worker.send("advance", {0: 3})
     assert [t.step for t in worker.receive()[0].value] == [12, 13, 14]
     assert worker.alive
@@ -325,7 +325,7 @@ def test_a_configuration_of_the_loop_says_how_many() -> None:
 def test_counts_below_what_makes_sense(run: TrainingRun) -> None:
     with pytest.raises(UserError, match="expected 1 worker or more, found 0"):
         Workers(RunConfig.load("tiny", SMALL), 0)
-    with pytest.raises(UserError, match="workers must be 0 or more, found -1"):
+    with pytest.raises(UserError, match="workers must be a whole number, at least 0, found -1"):
         Verification(workers=-1)
     with pytest.raises(UserError, match="and -1"):
         rollouts(run, -1)

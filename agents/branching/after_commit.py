@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 
 from trainenv.agents.branching.acceptance import update_model
-from trainenv.agents.branching.decision import Decision, reason_of
+from trainenv.agents.branching.decision import Decision
 from trainenv.agents.branching.decision_records import Verified
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.standing_rules import apply, back_off
+from trainenv.tools.error_text import describe_error
 from trainenv.types import Event, Learner, Run, Telemetry
 
 
@@ -100,7 +101,7 @@ def _teach(
     try:
         flops = update_model(model, name, history, verified.verdict, state.waste.left)
     except Exception as error:  # the model is as it was, or nearly; the run does not depend on it
-        return [f"the model did not learn: {reason_of(error)}"]
+        return [f"the model did not learn: {describe_error(error)}"]
     run.ledger.charge("model", flops)
     state.throw_away(run, decision, flops)
     return []

@@ -18,12 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainenv.agents.branching.after_commit import after_draft, after_rollback
-from trainenv.agents.branching.decision import (
-    Decision,
-    Proposal,
-    Skipped,
-    reason_of,
-)
+from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.agents.branching.decision_records import DecisionRecord, Verified
 from trainenv.agents.branching.drafts import Drafter, price_of_branches
 from trainenv.agents.branching.loop_state import LoopState
@@ -39,6 +34,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
+from trainenv.tools.error_text import describe_error
 from trainenv.types import Budget, Learner, Planner, Run, Telemetry, UserError, WorldModel
 from trainenv.verification.rules import make as make_rule
 from trainenv.verification.verify import Verification
@@ -250,7 +246,7 @@ class Branching(Callback):
             try:
                 learned = dict(self.model.state_dict())
             except Exception as error:  # the run is saved all the same
-                reason = reason_of(error)
+                reason = describe_error(error)
                 self._state.fault = f"what the model has learned can't be saved: {reason}"
         return self._state.state_dict() | {"learned": learned}
 

@@ -21,7 +21,6 @@ from trainenv.types import (
     Run,
     RunHistory,
     Snapshot,
-    UserError,
     Verdict,
 )
 from trainenv.verification.verify import Verification
@@ -49,7 +48,7 @@ class Skipped(Exception):
         """Return the error itself if it is a `Skipped`, else one for the fault."""
         if isinstance(error, Skipped):
             return error
-        return cls(reason_of(error), fault=True)
+        return cls(describe_error(error), fault=True)
 
 
 @dataclass(kw_only=True)
@@ -129,10 +128,3 @@ class Proposal:
             rollouts, self.plan, horizon=horizon, steps=self.steps, control=control
         )
         return rollouts, verdict
-
-
-def reason_of(error: Exception) -> str:
-    """Return the message of a user's error, and the kind and message of any other."""
-    if isinstance(error, UserError):
-        return str(error)
-    return describe_error(error)

@@ -27,7 +27,7 @@ from trainenv.agents.branching import Branching, Drafting
 from trainenv.agents.branching.problems import ramps
 from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.composition.default_loop import as_risk_asks
+from trainenv.composition.default_loop import allow_by_risk
 from trainenv.interventions import PARTS, ActionCodec, after
 from trainenv.monitor.regression import RegressionTrigger
 from trainenv.records.telemetry_log import read_telemetry
@@ -225,7 +225,7 @@ def test_little_telemetry_is_a_fault_that_is_told(steps: int) -> None:
             return super().forecast(history, interventions)
 
     lost = loses(toy(60, branching={"rewind": 1}, checkpoints={"every": 5}), steps + 4)
-    callback = Branching(planner=Promising(), model=Refusing(), drafting=Drafting(allow=as_risk_asks))
+    callback = Branching(planner=Promising(), model=Refusing(), drafting=Drafting(allow=allow_by_risk))
     found = steered(lost, callback)
     assert found.summary["ended"] == "diverged"  # at the same step each time, until nothing may be thrown away any more
     assert found.of("skipped")[0]["detail"]["reason"] == "at least 16 steps"

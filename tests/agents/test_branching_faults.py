@@ -21,7 +21,7 @@ from trainenv import planners
 from trainenv.agents.branching import Branching, Drafting
 from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.composition.default_loop import as_risk_asks
+from trainenv.composition.default_loop import allow_by_risk
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import (
@@ -99,7 +99,7 @@ def test_a_model_that_raises_is_told_of_and_the_run_goes_on() -> None:
     asked = steered(toy(), planner=planners.make("grid"), model=Broken())
     assert asked.summary["ended"] == "budget spent"
     assert all("NaN in the weights" in event["detail"]["reason"] for event in asked.of("skipped"))
-    allowing = steered(toy(), planner=Promising(), model=Broken(), drafting=Drafting(allow=as_risk_asks))
+    allowing = steered(toy(), planner=Promising(), model=Broken(), drafting=Drafting(allow=allow_by_risk))
     assert {event["detail"]["reason"] for event in allowing.of("skipped")} == {"RuntimeError: NaN in the weights"}
     assert asked.of("skipped")
     assert allowing.of("skipped")

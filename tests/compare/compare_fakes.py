@@ -18,18 +18,18 @@ TINY = {"model": {"width": 8, "layers": 1, "heads": 1, "context": 16}, "batch_si
 
 
 def suite(seeds: int = 2, **more: Any) -> Suite:
-    """Two calm trunks and two with different faults."""
-    trunk = {"size": "tiny", "corpus": "bytes"}
+    """Two calm scenarios and two with different faults."""
+    scenario = {"size": "tiny", "corpus": "bytes"}
     values = {
         "seeds": seeds,
         "methods": ["nothing", "branching"],
         "sizes": {"tiny": TINY},
         "corpora": {"bytes": {"name": "stdlib"}},
-        "trunks": {
-            "calm": {**trunk, "group": "calm"},
-            "calm-2": {**trunk, "group": "calm"},
-            "high": {**trunk, "group": "stressed", "fault": "LR × 10", "lr_factor": 10},
-            "bursts": {**trunk, "group": "stressed", "fault": "rare tokens", "stressors": {"rare_tokens": 0.5}},
+        "scenarios": {
+            "calm": {**scenario, "group": "calm"},
+            "calm-2": {**scenario, "group": "calm"},
+            "high": {**scenario, "group": "stressed", "fault": "LR × 10", "lr_factor": 10},
+            "bursts": {**scenario, "group": "stressed", "fault": "rare tokens", "stressors": {"rare_tokens": 0.5}},
         },
     }
     return suite_of({**values, **more}, "fake")

@@ -17,9 +17,9 @@ from trainenv.tools.json_lines import plain
 Found = dict[str, Any]
 
 
-def row(trunk: str, seed: int, method: str, loss: float, **more: Any) -> dict[str, Any]:
+def row(scenario: str, seed: int, method: str, loss: float, **more: Any) -> dict[str, Any]:
     values = {
-        "trunk": trunk,
+        "scenario": scenario,
         "seed": seed,
         "method": method,
         "ended": "budget spent",
@@ -40,24 +40,24 @@ def row(trunk: str, seed: int, method: str, loss: float, **more: Any) -> dict[st
     return {**values, **more}
 
 
-def level(trunk: str, seed: int) -> float:
+def level(scenario: str, seed: int) -> float:
     """How hard a run is: by far more than methods differ."""
-    return 1 + len(trunk) / 3 + 0.2 * seed
+    return 1 + len(scenario) / 3 + 0.2 * seed
 
 
 def made(of: Suite, effects: dict[str, float], **more: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of methods that differ by a constant, give or take a little, and by more that is said of each."""
     return [
         row(
-            trunk.name,
+            scenario.name,
             seed,
             method,
-            level(trunk.name, seed) + effect + 0.001 * ((seed + len(trunk.name)) % 2),
+            level(scenario.name, seed) + effect + 0.001 * ((seed + len(scenario.name)) % 2),
             **more.get(method, {}),
         )
         if method != "nothing"
-        else row(trunk.name, seed, method, level(trunk.name, seed) + effect, **more.get(method, {}))
-        for trunk in of.trunks
+        else row(scenario.name, seed, method, level(scenario.name, seed) + effect, **more.get(method, {}))
+        for scenario in of.scenarios
         for seed in range(of.seeds)
         for method, effect in effects.items()
     ]
@@ -97,12 +97,12 @@ def test_differences_are_of_the_same_runs(found: Found) -> None:
     against = of_method(found, "branching")["against_nothing"]
     assert against["value"] == pytest.approx(-0.0495, abs=6e-4)
     assert against["high"] - against["low"] < 0.0015
-    assert (against["pairs"], against["trunks"]) == (12, 4)
+    assert (against["pairs"], against["scenarios"]) == (12, 4)
     other = of_method(found, "pbt")["branching_against"]
     assert other["value"] == pytest.approx(-0.07)
     assert of_method(found, "branching")["branching_against"]["pairs"] == 0
     assert math.isnan(of_method(found, "nothing")["against_nothing"]["value"])
-    assert of_method(found, "branching", "LR × 10")["against_nothing"]["trunks"] == 1
+    assert of_method(found, "branching", "LR × 10")["against_nothing"]["scenarios"] == 1
 
 
 def test_groups_are_calm_stressed_and_each_fault() -> None:
@@ -113,7 +113,7 @@ def test_groups_are_calm_stressed_and_each_fault() -> None:
         "LR × 10": ("high",),
         "rare tokens": ("bursts",),
     }
-    assert "calm" not in groups_of(FOUR.select(trunks=["high"]))
+    assert "calm" not in groups_of(FOUR.select(scenarios=["high"]))
 
 
 def test_only_runs_that_both_have_trained_are_compared() -> None:
@@ -135,11 +135,11 @@ def test_only_runs_that_both_have_trained_are_compared() -> None:
     assert (against["cells"], against["failed"], against["diverged"]) == (4, 1, 1)
     assert found["cells"] == {"wanted": 16, "there": 8, "failed": 1, "diverged": 1, "seconds": 8.0}
     assert not found["finished"]
-    assert found["failed"] == [{"trunk": "high", "seed": 0, "method": "branching", "error": "fell over"}]
+    assert found["failed"] == [{"scenario": "high", "seed": 0, "method": "branching", "error": "fell over"}]
 
 
 def test_rates_are_of_sums_and_shares_are_means() -> None:
-    of = suite(seeds=2, methods=["nothing"]).select(trunks=["calm"])
+    of = suite(seeds=2, methods=["nothing"]).select(scenarios=["calm"])
     rows = [
         row("calm", 0, "nothing", 1.0, instability={"events": 3, "steps": 100, "per_100k": 3000.0}, wasted=0.1, drafting=0.0),
         row("calm", 1, "nothing", 1.0, instability={"events": 0, "steps": 20, "per_100k": 0.0}, wasted=0.3, total_flops=50.0),
@@ -153,9 +153,9 @@ def test_rates_are_of_sums_and_shares_are_means() -> None:
     assert there["spent"]["value"] == pytest.approx(0.75)
 
 
-def test_regret_is_to_the_best_static_setting_of_each_trunk() -> None:
+def test_regret_is_to_the_best_static_setting_of_each_scenario() -> None:
     of = suite(seeds=2, methods=["nothing", "zclip", "branching"], hindsight=["static-3", "static-0.3"]).select(
-        trunks=["calm", "high"]
+        scenarios=["calm", "high"]
     )
     losses = {
         ("calm", "nothing"): (1.0, 1.2),
@@ -169,9 +169,9 @@ def test_regret_is_to_the_best_static_setting_of_each_trunk() -> None:
         ("high", "static-3"): (3.0, 3.0),
         ("high", "static-0.3"): (1.4, 1.5),
     }
-    rows = [row(trunk, seed, method, loss) for (trunk, method), by in losses.items() for seed, loss in enumerate(by)]
+    rows = [row(scenario, seed, method, loss) for (scenario, method), by in losses.items() for seed, loss in enumerate(by)]
     found = results(of, rows)
-    assert [(best["trunk"], best["method"]) for best in found["hindsight"]] == [("calm", "nothing"), ("high", "static-0.3")]
+    assert [(best["scenario"], best["method"]) for best in found["hindsight"]] == [("calm", "nothing"), ("high", "static-0.3")]
     assert of_method(found, "branching", "calm")["regret"]["value"] == pytest.approx(0.05)
     assert of_method(found, "branching", "stressed")["regret"]["value"] == pytest.approx(0.15)
     assert of_method(found, "nothing", "calm")["regret"]["value"] == 0
@@ -200,10 +200,10 @@ def test_decisions_weigh_as_many_as_there_are(found: Found) -> None:
 
 
 def test_goals_are_checked_one_by_one(found: Found) -> None:
-    assert goal(found, "branching less pbt on stressed")["met"] is True
-    assert goal(found, "branching less zclip on stressed")["interval"][1] < 0
-    assert goal(found, "on calm trunks")["met"] is True
-    quarter = goal(found, "branching-quarter less pbt")
+    assert goal(found, "branching against pbt on stressed")["met"] is True
+    assert goal(found, "branching against zclip on stressed")["interval"][1] < 0
+    assert goal(found, "on calm scenarios")["met"] is True
+    quarter = goal(found, "branching-quarter against pbt")
     assert (quarter["met"], quarter["measured"]) == (True, pytest.approx(-0.01))
     assert goal(found, "compute of branching-quarter")["measured"] == pytest.approx(0.25)
     assert goal(found, "compute of branching-quarter")["met"] is True
@@ -220,12 +220,12 @@ def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
     for at in rows:
         at["log_final_loss"] += (0.1 if at["seed"] else -0.25) if at["method"] == "branching" else 0.0
     found = results(of, rows)
-    stressed = goal(found, "branching less nothing on stressed")
+    stressed = goal(found, "branching against nothing on stressed")
     assert stressed["measured"] < 0 < stressed["interval"][1]
     assert stressed["met"] is False
-    assert goal(found, "on calm trunks")["met"] is False
-    assert goal(found, "branching-quarter less pbt") == {
-        **goal(found, "branching-quarter less pbt"),
+    assert goal(found, "on calm scenarios")["met"] is False
+    assert goal(found, "branching-quarter against pbt") == {
+        **goal(found, "branching-quarter against pbt"),
         "measured": None,
         "interval": None,
         "met": None,
@@ -242,7 +242,7 @@ def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture
     with Screen("compare", 3, quiet=False) as screen:
         screen.tables(found)
     out = capsys.readouterr().out
-    for words in ("Stressed trunks (2)", "Calm trunks (2)", "-4.8 [", "rare tokens", "Goals", "Decisions", "high: static-0.3"):
+    for words in ("Stressed scenarios (2)", "Calm scenarios (2)", "-4.8 [", "rare tokens", "Goals", "Decisions", "high: static-0.3"):
         assert words in out
     assert "72 of 72 cells, 0 diverged, 0 failed." in out
     assert "NO" in out

@@ -57,7 +57,7 @@ def test_what_a_responder_remembers_is_not_dropped_in_silence(recorded: bool, tm
     stopped(tmp_path / "run", Counting())
     if not recorded:
         (tmp_path / "run" / "checkpoints" / "made_of.json").unlink()
-    refused(tmp_path / "run", "is steered .*, found nobody", toy(40), None)
+    refused(tmp_path / "run", "is steered .*, found no callback", toy(40), None)
     run = toy(40)
     _, snapshot = resume(tmp_path / "run", run, accept_changes=True)
     assert (run.step, CALLBACK_STATE in snapshot.state) == (8, True)

@@ -161,7 +161,7 @@ def test_one_process_at_a_time_records_in_a_folder(folder: RunFolder) -> None:
     train(first, one, watch=intrude, stop=lambda: True)
     assert seen == [True]
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
-    with pytest.raises(UserError, match=r"another process has gone on with the run in .*; resume it again"):
+    with pytest.raises(UserError, match=r"expected the run in .* as it was read, found .*; resume it again"):
         train(second, other)
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
     again, newer = RunFolder.resume(folder.path)

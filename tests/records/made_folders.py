@@ -12,12 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainenv.compare.cells import write_json
+from trainenv.compare.scenarios import Scenario
 from trainenv.compare.suite import Suite
-from trainenv.compare.trunks import Trunk
 from trainenv.config.schema import RunConfig
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import arrow_schema
+from trainenv.tools.atomic_files import write_json
 from trainenv.types import Event
 
 CANDIDATES: list[list[dict[str, Any]]] = [
@@ -216,13 +216,13 @@ METHODS = {
     "branching-quarter": -0.014,
 }
 HINDSIGHT = ("static-0.3", "static-3")
-TRUNKS = {"calm": 0.02, "calm-bpe": 0.02, "lr-3x": 1.0, "lr-10x": 2.2, "rare-tokens": 0.7, "spike": 1.2, "lost-moments": 0.9}
+SCENARIOS = {"calm": 0.02, "calm-bpe": 0.02, "lr-3x": 1.0, "lr-10x": 2.2, "rare-tokens": 0.7, "spike": 1.2, "lost-moments": 0.9}
 
 
-def cell(trunk: str, seed: int, method: str, rng: np.random.Generator, level: float) -> dict[str, Any]:
-    severity = TRUNKS[trunk]
+def cell(scenario: str, seed: int, method: str, rng: np.random.Generator, level: float) -> dict[str, Any]:
+    severity = SCENARIOS[scenario]
     loss = level * math.exp(METHODS[method] * severity * (1 + 0.4 * rng.standard_normal()) + 0.0012 * rng.standard_normal())
-    diverged = trunk == "lr-10x" and method == "nothing" and seed == 1
+    diverged = scenario == "lr-10x" and method == "nothing" and seed == 1
     loss = math.log(256) if diverged else loss
     acts = method.startswith("branching")
     flops = {"main": 4.6e11, "rewound": 6e9 * acts, "verify": 2.6e10 * acts, "plan": 1e8 * acts, "evaluate": 3e10, "model": 0.0}
@@ -230,7 +230,7 @@ def cell(trunk: str, seed: int, method: str, rng: np.random.Generator, level: fl
     events = 0 if severity < 0.1 else int(rng.poisson(6 * severity * (0.15 if acts else 1)))
     decided = {"invoked": 21, "verified": 18, "accepted": 7, "gap": 0.0021, "coverage": 0.87, "verify_steps": 900}
     return {
-        "trunk": trunk,
+        "scenario": scenario,
         "seed": seed,
         "method": method,
         "ended": "diverged" if diverged else "budget spent",
@@ -256,21 +256,21 @@ def cell(trunk: str, seed: int, method: str, rng: np.random.Generator, level: fl
 
 
 def make_comparison(path: Path, *, seeds: int = 5, failed: bool = True) -> Path:
-    """Cells of all methods on seven trunks; one cell failed."""
+    """Cells of all methods on seven scenarios; one cell failed."""
     rng = np.random.default_rng(0)
-    for trunk in TRUNKS:
+    for scenario in SCENARIOS:
         for seed in range(seeds):
-            folder = path / "cells" / trunk / str(seed)
+            folder = path / "cells" / scenario / str(seed)
             folder.mkdir(parents=True)
             level = 2.3 + 0.1 * float(rng.random())
             for method in METHODS:
-                made = cell(trunk, seed, method, rng, level)
-                if failed and (trunk, seed, method) == ("spike", 2, "pb2"):
+                made = cell(scenario, seed, method, rng, level)
+                if failed and (scenario, seed, method) == ("spike", 2, "pb2"):
                     made |= {"ended": "failed", "error": "out of memory", "final_loss": None, "log_final_loss": None}
                 (folder / f"{method}.json").write_text(json.dumps(made), encoding="utf-8")
-    calm = {name: name.startswith("calm") for name in TRUNKS}
-    trunks = tuple(Trunk(name=n, group="calm" if calm[n] else "stressed", fault="" if calm[n] else n) for n in TRUNKS)
+    calm = {name: name.startswith("calm") for name in SCENARIOS}
+    scenarios = tuple(Scenario(name=n, group="calm" if calm[n] else "stressed", fault="" if calm[n] else n) for n in SCENARIOS)
     methods = tuple(name for name in METHODS if name not in HINDSIGHT)
-    suite = Suite(name="quick", seeds=seeds, methods=methods, hindsight=HINDSIGHT, trunks=trunks)
+    suite = Suite(name="quick", seeds=seeds, methods=methods, hindsight=HINDSIGHT, scenarios=scenarios)
     write_json(path / "suite.json", suite.to_json())
     return path

@@ -84,7 +84,7 @@ def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
 def test_create_never_writes_over_anything(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
-    with pytest.raises(UserError, match="is not empty; give another --out, or --resume to go on with the run in it"):
+    with pytest.raises(UserError, match="is not empty; give another --out, or --resume to continue the run in it"):
         RunFolder.create(tmp_path / "run", CONFIG)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
     for path in (tmp_path / "run" / "precious", tmp_path / "run" / "precious" / "below"):
@@ -294,6 +294,6 @@ def test_what_another_process_went_on_with_is_resumed_anew(folder: RunFolder) ->
     checkpoint(folder, 2)
     resumed, _ = RunFolder.resume(folder.path)
     checkpoint(folder, 4)
-    with pytest.raises(UserError, match="another process has gone on with the run"), resumed.recording(2, EXACT):
+    with pytest.raises(UserError, match="another process has continued it"), resumed.recording(2, EXACT):
         pass
     assert not (folder.path / "lines.jsonl").exists()

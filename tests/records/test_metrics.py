@@ -456,7 +456,7 @@ def test_torn_decisions_are_noted_and_passed_over(folder: RunFolder, torn: str) 
     assert (found.decisions.invoked, found.decisions.coverage) == (1, 1.0)
     unfinished, broken = found.notes
     assert unfinished == "branches/77 has no decision.json: a decision that was never finished"
-    assert broken.startswith(("branches/800/decision.json is passed over: ", "decision 2 is passed over: "))
+    assert broken.startswith(("branches/800/decision.json is skipped: ", "decision 2 is skipped: "))
 
 
 def test_a_run_without_decisions_has_none_and_one_whose_trigger_never_fired_has_zero(folder: RunFolder) -> None:
@@ -513,7 +513,7 @@ def test_a_torn_part_of_the_telemetry_is_passed_over(folder: RunFolder) -> None:
     part.write_bytes(part.read_bytes()[:200])
     found = measure(folder.path)
     assert (found.taken, found.instability.events) == (72, 0)
-    assert found.notes == ("telemetry/part-00000.parquet is passed over: ArrowInvalid",)
+    assert found.notes == ("telemetry/part-00000.parquet is skipped: ArrowInvalid",)
 
 
 def test_an_empty_folder_and_none(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made_folders import METHODS, TRUNKS, make_comparison
+from made_folders import METHODS, SCENARIOS, make_comparison
 from test_report import NASTY, parsed
 
 from trainenv.compare.results import results
@@ -30,11 +30,11 @@ def test_the_page_shows_what_was_found(folder: Path) -> None:
     for part in (
         "Goals",
         "Methods",
-        "Stressed trunks",
-        "Calm trunks",
-        "By trunk",
+        "Stressed scenarios",
+        "Calm scenarios",
+        "By scenario",
         "Decisions",
-        "What went wrong",
+        "Failures",
         "out of memory",
     ):
         assert part in said
@@ -52,7 +52,7 @@ def test_what_is_found_is_what_the_comparison_finds(folder: Path) -> None:
     again = results(comparison.suite, rows)
     assert json.dumps(comparison.found["methods"]) == json.dumps(again["methods"])
     points = pairs(comparison, ["spike"], "zclip")
-    by = {(r["trunk"], r["seed"], r["method"]): r["log_final_loss"] for r in rows}
+    by = {(r["scenario"], r["seed"], r["method"]): r["log_final_loss"] for r in rows}
     expected = [by["spike", seed, "zclip"] - by["spike", seed, "nothing"] for seed in range(3)]
     assert points == pytest.approx(expected)
 
@@ -74,8 +74,8 @@ def test_an_interval_is_clear_of_zero_or_not() -> None:
 def test_torn_cells_are_passed_over_and_the_rest_is_reported(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path / "x", seeds=2)
     whole = read_comparison(folder).found["cells"]["there"]
-    for trunk in list(TRUNKS)[2:]:
-        for path in (folder / "cells" / trunk).glob("*/*.json"):
+    for scenario in list(SCENARIOS)[2:]:
+        for path in (folder / "cells" / scenario).glob("*/*.json"):
             path.unlink()
     victim = folder / "cells" / "calm" / "0" / "zclip.json"
     victim.write_bytes(victim.read_bytes()[:50])
@@ -83,8 +83,8 @@ def test_torn_cells_are_passed_over_and_the_rest_is_reported(tmp_path: Path) -> 
     (folder / "cells" / "calm" / "one" / "zclip.json").write_text("{}")
     comparison = read_comparison(folder)
     assert comparison.found["cells"]["there"] == 2 * 2 * len(METHODS) - 1 < whole
-    assert comparison.trunks == list(TRUNKS)[:2]
-    assert "to come" in " ".join(parsed(write_report(folder)).text)
+    assert comparison.scenarios == list(SCENARIOS)[:2]
+    assert "still to run" in " ".join(parsed(write_report(folder)).text)
 
 
 def test_nothing_to_report_yet(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_text_from_cells_is_harmless(tmp_path: Path) -> None:
     path = folder / "cells" / "calm" / "0" / "pbt.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ended": "failed", "error": NASTY}))
     suite = json.loads((folder / "suite.json").read_text())
-    suite["trunks"][2]["fault"] = suite["name"] = NASTY
+    suite["scenarios"][2]["fault"] = suite["name"] = NASTY
     (folder / "suite.json").write_text(json.dumps(suite))
     page = parsed(write_report(folder))
     assert [tag for tag, _ in page.tags].count("script") == 2

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from trainenv.types import DECISIONS, LOOKS
 from trainenv.worldmodel.baselines.scale import squash, unsquash
-from trainenv.worldmodel.examples import LEVELS, LOOKS, Examples, Predictions
-from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.worldmodel.examples import LEVELS, Examples, Predictions
+from trainenv.worldmodel.features import ACTION, STATE
 
 LR, RESET = ACTION.index("ln_lr"), ACTION.index("reset")
 SENSITIVE = STATE.index("gradient")  # how much a state minds its learning rate

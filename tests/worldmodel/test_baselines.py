@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from made_examples import LR, RESET, SENSITIVE, examples, squash, world
 
-from trainenv.types import UserError
+from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel.baselines import BASELINES, NAMES, Baseline, Fitted, Trees, make
 from trainenv.worldmodel.baselines.folds import folds
 from trainenv.worldmodel.baselines.groups import groups
-from trainenv.worldmodel.baselines.learning_curve import drawn
+from trainenv.worldmodel.baselines.learning_curve import reconstructed
 from trainenv.worldmodel.baselines.points import offsets
 from trainenv.worldmodel.baselines.risk import Rates, hazards, shares
 from trainenv.worldmodel.baselines.scale import outcomes, unsquash
 from trainenv.worldmodel.evaluation import evaluate
 from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
-from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.worldmodel.features import ACTION, STATE
 
 QUICK = {"iterations": 25, "learning_rate": 0.2, "patience": 5}
 TRAIN, TEST = 24, 6
@@ -278,11 +278,11 @@ def state(**features: float) -> np.ndarray:  # type: ignore[type-arg]
 
 def test_a_curve_is_drawn_from_its_slopes() -> None:
     # ln loss = −0.5 − 0.02·(decisions from now): over n decisions it changes by −0.02·n, ten times that is the feature.
-    history = drawn(state(slope_1=-0.2, slope_4=-0.8, slope_16=-3.2), 5)
+    history = reconstructed(state(slope_1=-0.2, slope_4=-0.8, slope_16=-3.2), 5)
     ago = (history.steps[-1] - history.steps) / 5
     assert (history.steps[-1], ago[0]) == (100, 16)
     np.testing.assert_allclose(np.log(history.losses), -0.5 + 0.02 * ago, atol=1e-12)
-    short = drawn(state(past=np.log(2.0)), 5)
+    short = reconstructed(state(past=np.log(2.0)), 5)
     assert (short.steps[0], short.steps[-1]) == (0, 10)
     np.testing.assert_allclose(np.log(short.losses), -0.5)
 

@@ -313,7 +313,7 @@ ROWS: dict[str, Any] = {"lower": [0, 0], "upper": [1, 1], "outcome": [0, 1], "tr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"outcome": [0, math.nan]}, "outcome must not be NaN, found in row 1"),
+        ({"outcome": [0, math.nan]}, "outcome must not be NaN, found NaN in row 1"),
         ({"lower": [0, -INF]}, "lower must be finite"),
         ({"upper": [1]}, "upper must have as many rows as lower, 2, found 1"),
         ({"upper": [[1, 1]]}, "shape"),
@@ -321,7 +321,7 @@ ROWS: dict[str, Any] = {"lower": [0, 0], "upper": [1, 1], "outcome": [0, 1], "tr
         ({"lower": [], "upper": [], "outcome": [], "trunks": []}, "at least one"),
         ({"trunks": [0]}, "trunks must name the run of each row, 2"),
         ({"trunks": [0, math.nan]}, "trunks must not be NaN"),
-        ({"strata": ["a"]}, "one path a row"),
+        ({"strata": ["a"]}, "one path for each row"),
         ({"weights": [1, -1]}, "weights must be 2 finite numbers"),
         ({"weights": [1, INF]}, "weights must be 2 finite numbers"),
         ({"weights": [1]}, "weights must be 2 finite numbers"),
@@ -355,5 +355,5 @@ def test_outcomes_outside_the_support_and_widths_of_zero_are_refused() -> None:
             conformal_quantile([1.0], alpha=alpha)
     with pytest.raises(UserError, match="NaN"):
         calibration.interval([math.nan], [1])
-    with pytest.raises(UserError, match="one path a row"):
+    with pytest.raises(UserError, match="one path for each row"):
         calibration.interval([0], [1], strata=["a", "b"])

@@ -159,7 +159,7 @@ def test_bad_decisions_are_refused() -> None:
     for decisions, message in [
         ([], "found none"),
         ([some(forecasts={"lower": [0]})], "'lower' and 'upper'"),
-        ([some(outcome=[0, 1])], "one entry a candidate"),
+        ([some(outcome=[0, 1])], "one entry for each candidate"),
         ([some(forecasts={"lower": [0], "upper": [1, 2]})], "as many rows"),
         ([some(forecasts={"lower": [0], "upper": [1], "mean": [math.nan]})], "mean must not be NaN"),
     ]:

@@ -260,7 +260,7 @@ def test_futures_that_cannot_be(forecaster, steps, lrs, at, message: str) -> Non
         ("ensemble", {"families": ()}, "found none"),
         ("ensemble", {"families": ("pow5",)}, "found pow5"),
         ("multi-power", {"spread": -1.0}, "at least 0"),
-        ("multi-power", {"spread": 0.0}, "holds a law, found none"),
+        ("multi-power", {"spread": 0.0}, "fixes a law, found none"),
         ("multi-power", {"recent": 1.0}, "below 1"),
         ("multi-power", {"relative_error": "small"}, "found 'small'"),
     ],

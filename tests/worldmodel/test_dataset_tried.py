@@ -16,7 +16,7 @@ from trainenv.types import Budget, Intervention, PlanningProblem, UserError
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, effects, generate
 from trainenv.worldmodel.dataset.recorded_executor import RecordedExecutor, exhaustive_snapshots
-from trainenv.worldmodel.dataset.run_histories import recorded_history, telemetry_of
+from trainenv.worldmodel.dataset.run_histories import recorded_history
 from trainenv.worldmodel.examples import Examples
 
 TEXTS: dict[str, dict[str, str]] = {"stdlib": {}, "topics": {}, "words": {}}  # toy runs read none
@@ -50,7 +50,7 @@ def test_a_recorded_history_is_that_of_the_run() -> None:
     import pandas as pd
     import pyarrow as pa
 
-    from trainenv.records.telemetry_log import arrow_schema, row
+    from trainenv.records.telemetry_log import arrow_schema, row, telemetry_of
 
     trunk = trunks(1, seed=5)[0]
     run = make_run(trunk.overrides(TEXTS))

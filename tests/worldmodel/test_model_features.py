@@ -134,13 +134,13 @@ def test_actions_are_logarithms_and_nothing_is_zeros() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "too short": ({"rows": telemetry(LEAST_STEPS - 1)}, "at least 16 steps, found 15; train on first"),
+    "too short": ({"rows": telemetry(LEAST_STEPS - 1)}, "at least 16 steps, found 15; train more steps first"),
     "empty": ({"rows": []}, "at least 16 steps, found 0"),
     "gaps": ({"rows": telemetry(20) + telemetry(20, first=40)}, "consecutive steps, found gaps; leave rewound steps out"),
     "twice": ({"rows": telemetry(20) + telemetry(20)}, "consecutive steps"),
     "lost": ({"rows": telemetry(20, loss=[2.0] * 19 + [math.nan])}, "must end with a finite loss and gradient norm, found nan"),
     "blown": ({"rows": telemetry(20, grad_norm=[2.0] * 19 + [math.inf])}, "found .* and inf at step 20; rewind to before that"),
-    "no rates": ({"lrs_ahead": []}, "lrs_ahead must be learning rates of the steps to come, at least one"),
+    "no rates": ({"lrs_ahead": []}, "lrs_ahead must be the learning rates of the steps to come"),
     "a NaN ahead": ({"lrs_ahead": [1e-3, math.nan]}, "lrs_ahead must be"),
     "a rate below 0": ({"lrs_ahead": [1e-3, -1e-3]}, "lrs_ahead must be"),
     "rates in a table": ({"lrs_ahead": [[1e-3], [1e-3]]}, "lrs_ahead must be"),

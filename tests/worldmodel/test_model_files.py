@@ -171,8 +171,8 @@ def lose(name: str) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
 
 FOREIGN: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], None], str]] = {
     "another version": (set_("format", value="trainenv world model 0"), "found 'trainenv world model 0'; build the model anew"),
-    "other features": (set_("state", value=["loss"]), "other features than this version has"),
-    "other actions": (set_("action", value=[]), "other features than this version has"),
+    "other features": (set_("state", value=["loss"]), "found one for others"),
+    "other actions": (set_("action", value=[]), "found one for others"),
     "NaN weights": (poison(math.nan), "weights that are not finite"),
     "infinite weights": (poison(math.inf), "weights that are not finite"),
     "other sizes": (set_("architecture", "width", value=16), "weights of other shapes than the card says"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainenv.worldmodel import losses
 from trainenv.worldmodel.examples import LEVELS
-from trainenv.worldmodel.networks import BINS, POLICY, RECOVERY, two_hot
+from trainenv.worldmodel.networks import ACTION_SIZES, BINS, RECOVERY, two_hot
 
 M, B = 3, 4
 NAN = math.nan
@@ -97,13 +97,14 @@ def test_categorical() -> None:
 
 
 def test_policy() -> None:
-    logits = drawn(M, B, sum(POLICY))
-    target = torch.cat([torch.softmax(part, dim=-1) for part in drawn(B, sum(POLICY), seed=2).split(POLICY, dim=-1)], dim=-1)
+    logits = drawn(M, B, sum(ACTION_SIZES))
+    parts = drawn(B, sum(ACTION_SIZES), seed=2).split(ACTION_SIZES, dim=-1)
+    target = torch.cat([torch.softmax(part, dim=-1) for part in parts], dim=-1)
     found = losses.policy(logits, target)
     for member in range(M):
         for branch in range(B):
             total, start = 0.0, 0
-            for size in POLICY:
+            for size in ACTION_SIZES:
                 logs = torch.log_softmax(logits[member, branch, start : start + size], dim=0)
                 total -= float((target[branch, start : start + size] * logs).sum())
                 start += size

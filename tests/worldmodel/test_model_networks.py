@@ -12,6 +12,7 @@ from made_models import networks
 from torch import Tensor
 
 from trainenv.types import UserError
+from trainenv.worldmodel.calibration import nats
 from trainenv.worldmodel.features import ACTION, STATE
 from trainenv.worldmodel.networks import (
     BINS,
@@ -19,7 +20,6 @@ from trainenv.worldmodel.networks import (
     Architecture,
     Networks,
     rescale,
-    to_nats,
     to_units,
     two_hot,
     unscale,
@@ -72,7 +72,7 @@ def test_a_reward_beyond_all_bins_is_in_the_last(nats: float) -> None:
 @given(st.floats(-5, 5))
 def test_units_there_and_back(delta: float) -> None:
     there = torch.tensor(delta, dtype=torch.float64)
-    assert float(to_nats(to_units(there))) == pytest.approx(delta, rel=1e-9, abs=1e-15)
+    assert float(nats(to_units(there).numpy())) == pytest.approx(delta, rel=1e-9, abs=1e-15)
 
 
 @DYNAMICS

@@ -14,12 +14,12 @@ from made_examples import LR, quiet, world
 from made_models import SMALL, calibration_examples, history, model
 
 from trainenv.tools.json_lines import plain
-from trainenv.types import Intervention, UserError
+from trainenv.types import Intervention, Rollout, UserError
 from trainenv.worldmodel.baselines.scale import unsquash
 from trainenv.worldmodel.calibration import ALPHA, Calibrations, strata_of
 from trainenv.worldmodel.examples import TARGETS, Examples
 from trainenv.worldmodel.model import Model
-from trainenv.worldmodel.online import Online, OnlineModel, Rollout, as_examples, concatenated
+from trainenv.worldmodel.online import Online, OnlineModel, concatenated, examples_of, read
 from trainenv.worldmodel.training import Training, fit
 
 NEVER = Online(refresh=10**6)
@@ -140,7 +140,7 @@ def test_a_refresh_from_rollouts_that_measured_little_is_sound() -> None:
 
 def test_a_rollout_is_a_branch_of_its_history() -> None:
     one = rollout(looks=(0.1, 0.2), final=0.3, diverged=1, fired=True)
-    made = as_examples([rollout("b"), one, rollout("b")])
+    made = examples_of(read([rollout("b"), one, rollout("b")]))
     assert made.trunks == ("b", "mine")
     assert made.trunk.tolist() == [0, 1, 0]
     assert made.candidate.all()

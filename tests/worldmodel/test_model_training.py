@@ -11,11 +11,11 @@ import torch
 from made_examples import SENSITIVE, quiet, world
 from made_models import SMALL, networks
 
-from trainenv.types import UserError
+from trainenv.types import LOOKS, UserError
 from trainenv.worldmodel.examples import Examples
 from trainenv.worldmodel.features import STATE
 from trainenv.worldmodel.model import Model
-from trainenv.worldmodel.networks import LOOKS, POLICY, REWARD_SCALE, Networks, rescale
+from trainenv.worldmodel.networks import ACTION_SIZES, REWARD_SCALE, Networks, rescale
 from trainenv.worldmodel.training import Training, _table, _tensors, fit, improved
 
 QUICK = Training(epochs=2, batch=128, lr=5e-3)
@@ -107,8 +107,8 @@ def test_the_improved_policy_goes_for_the_better_action() -> None:
     """Networks in which an action's learning rate, and nothing else, decides the reward: ×0.8 is best, ×1.1 worst."""
     nets = crafted()
     policy = improved(nets, torch.randn(3, len(STATE), generator=torch.Generator().manual_seed(0)), *_table())
-    assert policy.shape == (3, sum(POLICY))
-    torch.testing.assert_close(policy.split(POLICY, dim=-1)[0].sum(-1), torch.ones(3))
+    assert policy.shape == (3, sum(ACTION_SIZES))
+    torch.testing.assert_close(policy.split(ACTION_SIZES, dim=-1)[0].sum(-1), torch.ones(3))
     rate, decay = policy[:, :4], policy[:, 4:7]
     assert (rate[:, 1] > 0.6).all()  # of ×1, ×0.8, ×0.9, ×1.1
     assert (rate.argmin(dim=1) == 3).all()
@@ -125,8 +125,8 @@ class _Crafted(Networks):
         wanted = rescale(-0.01 * after[..., :1] * REWARD_SCALE)
         return -20 * (self.bins - wanted).square()
 
-    def judge(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(*latent.shape[:-1], len(self.bins)), torch.zeros(*latent.shape[:-1], sum(POLICY))
+    def assess(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(*latent.shape[:-1], len(self.bins)), torch.zeros(*latent.shape[:-1], sum(ACTION_SIZES))
 
 
 def crafted() -> Networks:

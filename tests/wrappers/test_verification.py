@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -104,7 +104,7 @@ def test_a_loss_beyond_the_cap() -> None:
 
 def lost_unless_slow(run: TrainingRun) -> None:
     """From here on the run goes to pieces, unless its learning rate is brought down."""
-    run._stress = lambda step: 3e4 if step >= 8 else 1.0
+    run._rates = replace(run._rates, stress=lambda step: 3e4 if step >= 8 else 1.0)
 
 
 @pytest.mark.parametrize("rule", [Everything(), Annealed(), Risk()])

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that the kernel frees when its holder dies, however it dies."""
+"""A lock that lets one process write into a folder; the kernel frees it when the process dies."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ _MOST = 4096  # bytes of the lock file that are read
 class FolderLock:
     """An exclusive `flock` on a file in a folder.
 
-    What is written in that file names the holder, for people, and locks nothing.
-
-    The file is never deleted: whoever waited on a deleted one would hold a lock that nobody else
-    sees.
+    The text in the file names the holder, for people; it locks nothing. The file is never deleted:
+    a process that locked a deleted file would hold a lock that no other process can see.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +31,7 @@ class FolderLock:
 
     @property
     def held(self) -> bool:
-        """Whether this object holds the lock, and the file that others would lock is still the one it holds."""
+        """True while this object holds the lock on the file that is now at the path."""
         if self._file is None:
             return False
         try:
@@ -42,15 +40,15 @@ class FolderLock:
             return False
 
     def take(self) -> None:
-        """Take the lock, at once or not at all.
+        """Take the lock without waiting.
 
         Raises:
-            UserError: another store holds it, or the folder can't be locked.
+            UserError: Another store holds the lock, or the folder can't be locked.
         """
         while not self.held:
             self.release()
             try:
-                # Read and write, or a named pipe in its place would make this wait.
+                # Opened for reading and writing: otherwise a named pipe here would block.
                 file = os.open(
                     self.path,
                     os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
@@ -58,8 +56,8 @@ class FolderLock:
                 )
             except OSError as error:
                 raise UserError(
-                    f"{self.folder} must be a folder to save in, but {NAME} in it can't be opened: {error.strerror}; "
-                    "give another folder, or make this one writable"
+                    f"{self.folder} must be a folder to save in, but {NAME} in it can't be opened: "
+                    f"{error.strerror}; give another folder, or make this one writable"
                 ) from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,19 +65,21 @@ class FolderLock:
                 holder = _holder(file)
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} is in use: {holder} is saving in it; stop that, or close its store, or give another folder"
+                    f"{self.folder} is in use: {holder} is saving in it; stop that process, close "
+                    "its store, or give another folder"
                 ) from None
             except OSError as error:
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} can't be locked: {error.strerror}; give one on a file system that has flock, as local ones do"
+                    f"{self.folder} can't be locked: {error.strerror}; give a folder on a file "
+                    "system that has flock, as local ones do"
                 ) from None
             self._file = file
             _OPEN.add(self)
         self._name_holder()
 
     def release(self) -> None:
-        """Let go; nothing happens where the lock is not held."""
+        """Free the lock, if it is held."""
         if self._file is not None:
             file = self._file
             self._file = None
@@ -87,13 +87,13 @@ class FolderLock:
             with suppress(OSError):
                 os.ftruncate(file, 0)
             with suppress(OSError):
-                # Not left to close(): a copy of the descriptor that a child got past our knowledge
+                # close() is not enough: a child process may have a copy of the descriptor, which
                 # would keep the lock.
                 fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
 
     def forget(self) -> None:
-        """In a child made by fork: close the copy of the descriptor, which leaves the lock to the parent alone."""
+        """Close the descriptor in a child made by fork; the lock then belongs to the parent."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -104,7 +104,7 @@ class FolderLock:
         text = json.dumps(
             {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         ).encode()
-        with suppress(OSError):  # a full disk is told of when saving
+        with suppress(OSError):  # saving reports a full disk
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, text + b"\n", 0)
 
@@ -113,16 +113,16 @@ class FolderLock:
 
 
 def _holder(file: int) -> str:
-    """Who a lock file says holds it, in words."""
+    """Describe the holder that the lock file names."""
     try:
         found = json.loads(os.pread(file, _MOST, 0))
         host = str(found["host"])
         pid = int(found["pid"])
         since = str(found["since"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return "a process that has not said which"
+        return "an unknown process"
     if pid == os.getpid() and host == socket.gethostname():
-        return f"another CheckpointStore of this very process ({pid})"
+        return f"another CheckpointStore of this same process ({pid})"
     return f"process {pid} on {host[:100]!a} (since {since[:40]!a})"
 
 

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from trainenv.models.spec import spec_of
 from trainenv.objectives import NextToken
 from trainenv.training import numerics, snapshots
 from trainenv.training.backward import Pass
@@ -71,9 +72,9 @@ class Folded:
         first = self.runs[0]
         for run in self.runs:
             _check(run, first)
-        shape: Any = first.model.config
-        self._heads = int(shape.n_head)
-        self._layers = int(shape.n_layer)
+        shape = spec_of(first.model).shape(first.model)
+        self._heads = int(shape.heads or 1)
+        self._layers = int(shape.layers or 0)
         self._layout = _layout(first)
         self._rows: list[Tensor] = []  # [K, P] of each group, leaves
         grouped = [[group["params"] for group in run.optimizer.param_groups] for run in self.runs]
@@ -361,8 +362,9 @@ def _check(run: TrainingRun, first: TrainingRun) -> None:
         "the shape and the optimizer groups of the first run",
         f"another {odd and odd[0]}",
     )
-    heads = model.config.n_head
-    expect(heads == first.model.config.n_head, "the heads of the first run", heads)  # type: ignore[union-attr]
+    heads = spec_of(run.model).shape(run.model).heads
+    same = heads == spec_of(first.model).shape(first.model).heads
+    expect(same, "the heads of the first run", heads)
     expect(run.device == first.device, f"the device of the first run ({first.device})", run.device)
     shapes, fitting = ([tuple(micro.shape) for micro in one._validation] for one in (run, first))
     expect(shapes == fitting, "a validation set shaped as the first run's", shapes)

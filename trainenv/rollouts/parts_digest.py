@@ -20,7 +20,7 @@ _LOOKS = 8  # data indices that are compared, over the budget
 def parts_digest(run: TrainingRun) -> dict[str, str]:
     """Each part of a run in a word: equal for runs whose parts are alike, whatever their states are."""
     steps = range(run.config.steps + 1)
-    stress = run._stress
+    stress = run._rates.stress
     lost = run._moments_lost
     indices = range(0, run.config.steps, max(1, run.config.steps // _LOOKS))
     return {
@@ -32,7 +32,7 @@ def parts_digest(run: TrainingRun) -> dict[str, str]:
             [sorted(_plain(g).items()) for g in run.optimizer.param_groups],
         ),
         "objective": f"{_kind(run.objective)} {run.objective!r}",
-        "schedule": _hash([run._schedule(step, step / run.config.steps) for step in steps]),
+        "schedule": _hash([run._rates.schedule(step, step / run.config.steps) for step in steps]),
         "stress": _hash(
             stress and [stress(step) for step in steps], lost and [lost(step) for step in steps]
         ),

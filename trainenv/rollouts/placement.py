@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 
+from trainenv.models.spec import spec_of
 from trainenv.rollouts.folded import Folded
 from trainenv.rollouts.fork import Start, fork_at
 from trainenv.rollouts.group import InTurn
@@ -31,7 +32,7 @@ def side_by_side(
     """
     if not isinstance(run, TrainingRun):
         return InTurn([fork_at(run, start) for start in starts])
-    width = getattr(getattr(run.model, "config", None), "n_embd", math.inf)
+    width = spec_of(run.model).shape(run.model).width or math.inf
     if fold and (run.device.type == "cuda" or width <= FOLDS_UP_TO):
         with suppress(
             UserError

@@ -124,7 +124,7 @@ def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
         value = _carry_out(fork, command, argument)
     except Exception as raised:  # whatever a model may raise, memory that is out among it
         refused = command == "apply" and isinstance(raised, UserError)
-        error = str(raised) if refused else describe_error(raised)
+        error = describe_error(raised)
     return Answer(
         value=value,
         error=error,

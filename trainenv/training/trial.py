@@ -1,8 +1,8 @@
-"""One look at data and loss before a run starts: a wrong return is refused in a sentence, and nothing of the run is changed.
+"""Dry run of data and loss before a run starts; it changes nothing.
 
 The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in
 evaluation mode. Random state, buffers, modes, attributes of modules and the objective's state are
-put back.
+restored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,55 +18,59 @@ from torch import Tensor, nn
 
 from trainenv.monitor.probe import evaluating
 from trainenv.objectives import NextToken
+from trainenv.tools.rng import RandomState
 from trainenv.training import numerics, parameter_names
 from trainenv.training.backward import as_loss, mean_of
 from trainenv.training.micro_batches import as_batch, labelled, placed
+from trainenv.training.parts import Parts
 from trainenv.types import Batch, LossSum, UserError
 
-if TYPE_CHECKING:
-    from trainenv.run import TrainingRun
 
+def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, ...]:
+    """Check that data, loss, validation set and probe fit each other.
 
-def try_out(run: TrainingRun) -> tuple[Any, ...]:
-    """Refuse data, loss, validation set and probe that do not fit each other.
+    Args:
+        parts: Parts of the run.
+        rng: Random state of the run.
+        device: Device of the run.
 
     Returns:
         The validation set as micro-batches like those of the training data.
 
     Raises:
-        UserError: says what was returned, and what should be.
+        UserError: Says what was returned, and what should be.
     """
-    validation = run._validation
-    probe = run._probe_batch
+    validation = parts.validation
+    probe = parts.probe
     with ExitStack() as context:
-        context.enter_context(run._rng.active(keep=False))
-        context.enter_context(numerics.settings(run.config))
+        context.enter_context(rng.active(keep=False))
+        context.enter_context(numerics.settings(parts.config))
         context.enter_context(torch.enable_grad())
-        context.enter_context(untouched(run.model, run.objective))
-        if numerics.is_compiled(run.model):  # compiling for one look takes minutes
+        context.enter_context(untouched(parts.model, parts.objective))
+        if numerics.is_compiled(parts.model):  # compiling for one look takes minutes
             context.enter_context(torch.compiler.set_stance("force_eager"))
-        batch = _drawn(run)
+        batch = _drawn(parts)
         if not batch.micro:
             raise UserError(
                 "a Batch must hold at least one micro-batch, found none at data index 0"
             )
         micro = batch.micro[0]
-        _check_loss(run, micro, "batches(0)")
+        _check_loss(parts, device, micro, "batches(0)")
         validation = _like_training(validation, micro)
-        _check_labels(run, validation)
+        _check_labels(parts, device, validation)
         for name, other in (
             ("validation", validation[:1]),
             ("probe", () if probe is None else (probe,)),
         ):
             for one in other:
                 if not _alike(one, micro):
-                    _check_loss(run, one, f"the {name}'s micro-batch")
+                    _check_loss(parts, device, one, f"the {name}'s micro-batch")
     return validation
 
 
 @contextmanager
 def untouched(*parts: Any) -> Iterator[None]:
-    """Modules and objects as they were once the block is left: buffers, modes, attributes and what `state_dict` holds."""
+    """Restore modules and objects after the block: buffers, modes, attributes and state dicts."""
     owners = [
         getattr(part, "__self__", part) for part in parts
     ]  # of a method, the object that it belongs to
@@ -113,25 +117,29 @@ def untouched(*parts: Any) -> Iterator[None]:
 # ── the data ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _drawn(run: TrainingRun) -> Batch:
-    """The data of index 0, which must be the same twice."""
-    first = run._batches(0)
-    again = run._batches(0)
+def _drawn(parts: Parts) -> Batch:
+    """Return the data of index 0, which must be the same twice."""
+    first = parts.batches(0)
+    again = parts.batches(0)
     if first is None or isinstance(first, Iterator):
         found = "None" if first is None else f"a {type(first).__name__}"
         raise UserError(
-            f"batches(index) must return the data of that index, found {found}; return it, without yield"
+            f"batches(index) must return the data of that index, found {found}; return it, without "
+            "yield"
         )
     if not _equal(first, again):
         raise UserError(
-            "batches must be a pure function of the data index, found other data at a second call of batches(0); "
+            "batches must be a pure function of the data index, found other data at a second call "
+            "of batches(0); "
             "index a list instead of next(…), and draw from torch.Generator().manual_seed(index)"
         )
-    return as_batch(first, 0, run.config.accumulation, bare=isinstance(run.objective, NextToken))
+    return as_batch(
+        first, 0, parts.config.accumulation, bare=isinstance(parts.objective, NextToken)
+    )
 
 
 def _equal(one: Any, two: Any) -> bool:
-    """Compare data to the bit; what cannot be looked into counts as the same."""
+    """Compare data bit by bit; objects without a known form count as equal."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
             return one.shape == two.shape and one.dtype == two.dtype
@@ -172,7 +180,10 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
-    """The validation set, where it was given as one micro-batch or as one tensor of several, as a tuple of micro-batches."""
+    """Return the validation set as a tuple of micro-batches.
+
+    It may have been given as one micro-batch, or as one tensor of several.
+    """
     if (
         isinstance(micro, list | tuple)
         and _alike(validation, micro)
@@ -181,37 +192,40 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
         return (validation,)
     if len(validation) == 1 and isinstance(validation[0], Tensor) and isinstance(micro, Tensor):
         (only,) = validation
-        return tuple(only) if only.dim() == micro.dim() + 1 else validation
+        if only.dim() == micro.dim() + 1:
+            return tuple(only)
+        return validation
     return validation
 
 
 # ── the loss ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_labels(run: TrainingRun, validation: tuple[Any, ...]) -> None:
-    """Refuse a validation set whose loss would be NaN throughout the run, for nothing in it has a label."""
+def _check_labels(parts: Parts, device: torch.device, validation: tuple[Any, ...]) -> None:
+    """Refuse a validation set without labels: its loss would be NaN throughout the run."""
     if not validation or any(labelled(validation)):
         return
-    with torch.no_grad(), evaluating(parameter_names.unwrapped(run.model)):
+    with torch.no_grad(), evaluating(parameter_names.unwrapped(parts.model)):
         losses = [
-            mean_of(as_loss(run.objective(run.model, placed(micro, run.device))))
+            mean_of(as_loss(parts.objective(parts.model, placed(micro, device))))
             for micro in validation
         ]
     if not any(bool(loss.isfinite()) for loss in losses):
         raise UserError(
-            f"validation must have labelled tokens, found none in its {len(losses)} micro-batch(es), so that its loss is NaN; "
+            f"validation must have labelled tokens, found none in its {len(losses)} "
+            "micro-batch(es), so that its loss is NaN; "
             "give labels other than -100, or leave the validation set out"
         )
 
 
-def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
+def _check_loss(parts: Parts, device: torch.device, micro: Any, where: str) -> None:
     # DDP waits for a backward pass after each forward
-    model = parameter_names.unwrapped(run.model)
-    objective = run.objective
+    model = parameter_names.unwrapped(parts.model)
+    objective = parts.objective
 
     def compute() -> Any:
-        with run._autocast():
-            return objective(model, placed(micro, run.device))
+        with numerics.autocast(parts.config, device):
+            return objective(model, placed(micro, device))
 
     try:
         with evaluating(model), ExitStack() as modes:
@@ -227,18 +241,21 @@ def _check_loss(run: TrainingRun, micro: Any, where: str) -> None:
             raise
         except Exception as error:
             raise UserError(
-                f"objective(model, micro_batch) must compute the loss of {where}, found {type(error).__name__}: {error!s:.200}; "
+                f"objective(model, micro_batch) must compute the loss of {where}, found "
+                f"{type(error).__name__}: {error!s:.200}; "
                 "make data, model and objective fit each other"
             ) from error
     loss = as_loss(returned)
     total = loss.total if isinstance(loss, LossSum) else loss
     if not total.requires_grad:
         raise UserError(
-            "the loss carries no gradients: expected one computed from the model's outputs; leave out detach(), item() and "
-            "torch.no_grad(), and let the model's parameters require gradients"
+            "the loss carries no gradients: expected one computed from the model's outputs; leave "
+            "out detach(), item() and torch.no_grad(), and let the model's parameters require "
+            "gradients"
         )
     if isinstance(loss, LossSum) and float(loss.tokens) == 0 and float(total.detach()) != 0:
         raise UserError(
-            "a pair that an objective returns must be (sum of the losses, number of labelled tokens), found a sum of "
-            f"{float(total.detach()):g} over 0 tokens; return the loss alone"
+            "a pair that an objective returns must be (sum of the losses, number of labelled "
+            f"tokens), found a sum of {float(total.detach()):g} over 0 tokens; "
+            "return the loss alone"
         )

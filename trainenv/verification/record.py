@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainenv.records.decision_files import NAME
-from trainenv.tools.json_lines import plain
+from trainenv.tools.atomic_files import write_json
 from trainenv.types import Branch, Intervention, Plan, UserError, Verdict
 from trainenv.verification.rules import name_of
 from trainenv.verification.verify import Verification
@@ -134,10 +134,6 @@ def folder_of(run_folder: Path, step: int, number: int) -> Path:
 def write(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write a record, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".decision.tmp"
     path = folder / NAME
-    temporary.write_text(
-        json.dumps(plain({"schema": SCHEMA, **record}), indent=1) + "\n", encoding="utf-8"
-    )
-    temporary.replace(path)
+    write_json(path, {"schema": SCHEMA, **record})
     return path

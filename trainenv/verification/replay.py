@@ -22,6 +22,7 @@ from trainenv.config.schema import RunConfig
 from trainenv.records.decision_files import NAME
 from trainenv.records.made_of import check_corpus
 from trainenv.run import TrainingRun
+from trainenv.tools.error_text import describe_error
 from trainenv.training import numerics as devices
 from trainenv.types import Branch, Candidate, Estimate, Forecast, Outcome, Plan, UserError, Verdict
 from trainenv.verification.early_stopping import Losing
@@ -168,7 +169,7 @@ def _as_recorded(where: Path) -> Iterator[None]:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}"[:150]
+        found = describe_error(error)
         raise UserError(
             f"{where / NAME} must be as configs/decision_schema.json says, found {found}"
         ) from None
