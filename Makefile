@@ -1,18 +1,37 @@
 # `make demo` and `make test` do everything, from a fresh clone on; the environment lives in .venv.
 # The first that runs and is new enough: a version manager's stand-in may be found and refuse to run.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
-PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python $(NEW_ENOUGH) && { echo $$python; break; }; done)
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do $$python $(NEW_ENOUGH) && { echo $$python; break; }; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 EDITABLE := --no-build-isolation --editable
 
-.PHONY: demo test check format clean
+# The lowest versions have wheels for Python 3.11 alone. TORCH=VERSION takes another torch
+# than the lowest one, whose CUDA build of 7 GB is the only one on most indexes.
+FOR_LOWEST := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+LOWEST_PYTHON ?= $(shell for python in python3 python3.11; do $$python $(FOR_LOWEST) && { echo $$python; break; }; done)
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints-lowest.txt)
+LOWEST := .venv-lowest
+LOWEST_PIP := $(LOWEST)/bin/python $(PIP_INSTALL) --constraint $(LOWEST)/constraints.txt
+LOWEST_TESTS := $(addprefix tests/, test_models.py test_run.py test_folded.py test_own_parts.py test_optimizers.py \
+	test_workers.py test_examples.py test_portable.py \
+	agents/test_branching_agent.py agents/test_sb3.py agents/test_tuned.py \
+	checkpoints/test_convert.py checkpoints/test_schema.py checkpoints/test_store.py \
+	cli/test_cli_paths.py cli/test_cli_run.py corpora/test_hub_copies.py corpora/test_tokenizers.py \
+	envs/test_training.py planners/test_planner_bayes.py records/test_parquet.py records/test_tree.py \
+	worldmodel/test_model_files.py worldmodel/test_model_forecast.py)
+
+.PHONY: demo test test-lowest check format clean
 
 demo: .venv/installed
 	$(BIN)/trainenv demo
 
 test: check
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-lowest: $(LOWEST)/installed-$(TORCH)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(LOWEST_TESTS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -38,5 +57,17 @@ format: .venv/installed-dev
 	$(PIP) $(EDITABLE) '.[dev]'
 	@touch $@ .venv/installed
 
+$(LOWEST)/bin/python:
+	@test -n "$(LOWEST_PYTHON)" && $(LOWEST_PYTHON) $(FOR_LOWEST) || \
+		{ echo "the lowest versions need Python 3.11, found none that runs; try: make LOWEST_PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+
+$(LOWEST)/installed-$(TORCH): pyproject.toml constraints-lowest.txt | $(LOWEST)/bin/python
+	sed 's/^torch==.*/torch==$(TORCH)/' constraints-lowest.txt > $(LOWEST)/constraints.txt
+	$(LOWEST_PIP) hatchling editables
+	$(LOWEST_PIP) $(EDITABLE) '.[bayes,hub,sb3,tensorboard]' scikit-learn hypothesis jsonschema pytest pytest-xdist
+	@rm -f $(LOWEST)/installed-*
+	@touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build

@@ -49,6 +49,7 @@ from torch import Tensor
 
 from trainenv import Intervention, Snapshot, TrainingRun
 from trainenv.checkpoints import file, quantiser
+from trainenv.tools.optional import is_installed
 from trainenv.training.optimizers import reset_moments
 
 LAST = 10  # steps that the training loss is averaged over
@@ -100,9 +101,7 @@ def starts() -> dict[str, Start]:
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
     )  # it warns of kernels that nobody asked for
-    try:
-        import bitsandbytes  # noqa: F401 — is it there?
-    except ImportError:
+    if not is_installed("bitsandbytes"):
         print(
             "bitsandbytes is not installed, its row is left out; pip install 'trainenv[benchmarks]'",
             file=sys.stderr,

@@ -17,10 +17,10 @@ Results of Optuna's trials (`tell(nan)` would fail with a warning, `tell(inf)` w
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trainenv.interventions import PARTS
@@ -28,7 +28,8 @@ from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import SCORERS, Scorer, score
 from trainenv.planners.support.sequences import NOTHING, Interventions, canonical, factor, values
 from trainenv.tools.checks import choice, whole
-from trainenv.types import Intervention, Plan, PlanningProblem, UserError
+from trainenv.tools.optional import require
+from trainenv.types import Intervention, Plan, PlanningProblem
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 Sampler = Literal["tpe", "gp"]
 
-_NEEDS: dict[Sampler, tuple[str, ...]] = {"tpe": ("optuna",), "gp": ("optuna", "scipy", "torch")}
 _ORDERED = ("lr_scale", "weight_decay_scale")
 
 
@@ -55,7 +55,7 @@ class Bayes:
         steps: Real steps of a branch if the executor is the scorer; None for `decisions` decisions.
 
     Raises:
-        UserError: A hyperparameter is out of range, or a package of the sampler is not installed.
+        UserError: A hyperparameter is out of range, or optuna is not installed.
     """
 
     sampler: Sampler = "tpe"
@@ -74,11 +74,7 @@ class Bayes:
         if self.steps is not None:
             whole("steps", self.steps, least=1)
         # Optuna would raise an error only at the first ask after the startup.
-        if missing := [package for package in _NEEDS[self.sampler] if find_spec(package) is None]:
-            raise UserError(
-                f"bayes with {self.sampler} needs {', '.join(missing)}, not installed; "
-                "pip install 'trainenv[bayes]'"
-            )
+        require("optuna", "the planner bayes")
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
         """Score the candidates that the sampler asks for, and rank them."""
@@ -181,9 +177,11 @@ def quiet_study(sampler: Sampler, startup: int, seed: int) -> Study:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
-        return optuna.create_study(
-            sampler=kind(seed=seed, n_startup_trials=startup, **options), direction="minimize"
-        )
+        with warnings.catch_warnings():
+            # Before Optuna 5, of `multivariate` and of the Gaussian process.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            drawing = kind(seed=seed, n_startup_trials=startup, **options)
+        return optuna.create_study(sampler=drawing, direction="minimize")
     finally:
         optuna.logging.set_verbosity(before)
 

@@ -14,27 +14,37 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("trainenv", "planners", "worldmodel", "agents")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-HEAVY = (
-    "transformers",
+HEAVY = {
+    "accelerate",
+    "bitsandbytes",
     "datasets",
-    "tokenizers",
-    "optuna",
-    "stable_baselines3",
-    "ray",
+    "lightning",
     "matplotlib",
+    "optuna",
     "pandas",
     "pyarrow",
-    "safetensors",
+    "ray",
     "rich",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "stable_baselines3",
+    "tensorboard",
+    "tokenizers",
+    "transformers",
+}
+TORCHS_OWN_FILES = (
+    "trainenv/checkpoints/interop.py"  # comes and goes in the format of others, which is a pickle
 )
-TORCHS_OWN_FILES = "trainenv/checkpoints/interop.py"  # comes and goes in the format of others, which is a pickle
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def loaded(code: str) -> set[str]:
     """The modules that are loaded after `code` ran in a process of its own."""
     told = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    child = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120)
+    child = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, timeout=120
+    )
     assert child.returncode == 0, child.stderr
     return set(json.loads(child.stdout.splitlines()[-1]))
 
@@ -61,12 +71,26 @@ def public(module: ast.Module) -> Iterator[Definition]:
 
 def test_importing_the_package_loads_nothing_heavy_and_little_of_our_own() -> None:
     modules = loaded("import trainenv")
-    assert not modules & set(HEAVY)
+    assert not modules & HEAVY
     ours = {name for name in modules if name.split(".")[0] == "trainenv"}
-    others = {name for name in ours if not name.startswith("trainenv.types")}
-    assert others == {"trainenv", "trainenv.tools", "trainenv.tools.version"}
+    light = {"trainenv", "trainenv.tools", "trainenv.tools.version"}
+    assert {name for name in ours if not name.startswith("trainenv.types")} == light
     beside = modules - loaded("import torch, gymnasium") - ours
     assert len(beside) < 20, sorted(beside)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import agents, planners, worldmodel",
+        "import trainenv; trainenv.TrainingRun",
+        "import trainenv; trainenv.CheckpointStore",
+        "import planners; planners.make('mcts')",
+        "import trainenv.cli",
+    ],
+)
+def test_what_is_heavy_is_loaded_when_it_is_used(code: str) -> None:
+    assert not loaded(code) & HEAVY
 
 
 def test_a_run_from_one_s_own_parts_needs_no_transformers() -> None:
@@ -79,8 +103,7 @@ run.advance(2)
 run.fork().advance(1)
 trainenv.clipping.make("spam")
 """
-    heavy = {"transformers", "datasets", "tokenizers", "optuna", "stable_baselines3", "ray", "matplotlib", "pandas", "pyarrow"}
-    assert not loaded(code) & heavy
+    assert not loaded(code) & HEAVY
 
 
 # ── source ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -98,13 +121,21 @@ def test_nothing_is_pickled(path: Path) -> None:
             assert not {alias.name.split(".")[0] for alias in node.names} & unsafe
         elif isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in unsafe
-            assert node.module != "torch" or not {alias.name for alias in node.names} & {"load", "save"}
+            assert node.module != "torch" or not {alias.name for alias in node.names} & {
+                "load",
+                "save",
+            }
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             used = (node.value.id, node.attr)
             assert used != ("pd", "read_pickle")
-            assert used not in {("torch", "load"), ("torch", "save")} or named(path) == TORCHS_OWN_FILES
+            assert (
+                used not in {("torch", "load"), ("torch", "save")}
+                or named(path) == TORCHS_OWN_FILES
+            )
         elif isinstance(node, ast.keyword):
-            assert node.arg != "allow_pickle" or (isinstance(node.value, ast.Constant) and node.value.value is False)
+            assert node.arg != "allow_pickle" or (
+                isinstance(node.value, ast.Constant) and node.value.value is False
+            )
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

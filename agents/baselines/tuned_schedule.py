@@ -23,6 +23,7 @@ from trainenv.config.schema import RunConfig
 from trainenv.loop import Watch, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import make_run
+from trainenv.tools.optional import require
 from trainenv.training.ledger import Ledger
 from trainenv.types import CLIP_NAMES, ClipName, Run, UserError
 
@@ -213,12 +214,9 @@ def _shorter(config: RunConfig, steps: int, setting: Setting) -> RunConfig:
 
 
 def _study(seed: int, startup: int) -> optuna.Study:
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(
-            "tuning needs optuna; install it with: pip install 'trainenv[bayes]'"
-        ) from None
+    require("optuna", "tuning")
+    import optuna
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:

@@ -23,6 +23,7 @@ import torch
 from trainenv.envs.imagined_run import FORECAST, KNOWN
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
+from trainenv.tools.optional import require
 from trainenv.types import Intervention, UserError
 
 MOVING = (*KNOWN, *FORECAST)
@@ -224,12 +225,9 @@ def stable_baselines3() -> Any:
     Raises:
         UserError: It is not installed.
     """
-    try:
-        import stable_baselines3
-    except ImportError:
-        raise UserError(
-            "this needs Stable-Baselines3, found none; install it with: pip install 'trainenv[sb3]'"
-        ) from None
+    require("stable_baselines3", "training an agent by PPO or DQN")
+    import stable_baselines3
+
     return stable_baselines3
 
 

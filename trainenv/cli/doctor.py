@@ -8,18 +8,17 @@ import shutil
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from trainenv.cli.options import Result, add_command
+from trainenv.tools.optional import EXTRAS, is_installed
 
 Finding = dict[str, Any]
 """One check: its name `what`, `ok`, what was `found`, and a `remedy` where it is not ok."""
 
-_EXTRAS = {"hub": "datasets", "sb3": "stable_baselines3"}
 _PACKAGES = ("torch", "transformers", "tokenizers", "gymnasium", "numpy", "pyarrow")
 _MARKS = {True: "ok  ", False: "FAIL"}
 _STEPS = 48  # that are timed
@@ -94,10 +93,12 @@ def _packages() -> Finding:
 
 
 def _extras() -> Finding:
-    there = [extra for extra, module in _EXTRAS.items() if find_spec(module)]
-    absent = [f"pip install 'trainenv[{extra}]'" for extra in _EXTRAS if extra not in there]
+    absent = {extra for package, extra in EXTRAS.items() if not is_installed(package)}
+    there = sorted(set(EXTRAS.values()) - absent)
     found = _finding("extras", True, ", ".join(there) or "none")
-    return {**found, "remedy": "; ".join(absent)}  # they are optional, so this is no failure
+    if absent:  # they are optional, so this is no failure
+        found["remedy"] = f"pip install 'trainenv[{','.join(sorted(absent))}]'"
+    return found
 
 
 def _memory() -> Finding:

@@ -83,7 +83,8 @@ class ProgressLine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich ends its line even so, before version 14
+            self._bar.stop()
 
     def say(self, sentence: str) -> None:
         """Print a sentence on stdout."""

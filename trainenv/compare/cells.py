@@ -149,7 +149,9 @@ def read(folder: Path, cell: Cell) -> Row | None:
         row = {"scenario": row["trunk"], **row}
         del row["trunk"]
     whole = row.keys() >= {*_named(cell), *MEASURED, "error"}
-    return row if whole and _named(cell).items() <= row.items() else None
+    if whole and _named(cell).items() <= row.items():
+        return row
+    return None
 
 
 def write(folder: Path, row: Row) -> Row:

@@ -337,14 +337,18 @@ class Estimate:
             seconds * ratios.get(cell.method, overall) for cell, seconds in self._expected.items()
         ]
         left = max(sum(each) / self.workers, *each)
-        return left if self._took else _STARTUP + left
+        if self._took:
+            return left
+        return _STARTUP + left
 
 
 def _ratio(pairs: list[tuple[float, float]]) -> float:
     """Return real over expected seconds; 1 if nothing is known yet."""
     expected = sum(pair[0] for pair in pairs)
     took = sum(pair[1] for pair in pairs)
-    return took / expected if expected and took else 1.0
+    if expected and took:
+        return took / expected
+    return 1.0
 
 
 def _check_importable(

@@ -179,7 +179,9 @@ def noted_scenarios(noted: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         KeyError: It names none.
     """
-    key = _OLD_KEY if _OLD_KEY in noted else "scenarios"
+    key = "scenarios"
+    if _OLD_KEY in noted:
+        key = _OLD_KEY
     return list(noted[key])
 
 
@@ -196,7 +198,9 @@ def check_known(what: str, names: Iterable[str], valid: Iterable[str], where: st
         UserError: A name is unknown; the sentence names the nearest valid one.
     """
     known = list(valid)
-    start = f"{where}: " if where else ""
+    start = ""
+    if where:
+        start = f"{where}: "
     for name in names:
         if name not in known:
             raise UserError(

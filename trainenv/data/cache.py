@@ -20,6 +20,7 @@ from typing import Any
 
 import xxhash
 
+from trainenv.tools import portable
 from trainenv.tools.atomic_files import write_file
 from trainenv.tools.paths import absolute
 from trainenv.types import UserError
@@ -60,7 +61,7 @@ def _temporary(reason: str) -> Path:
         root = Path(tempfile.gettempdir())
     except OSError:  # there is none; a later write fails with a clear message
         return Path("trainenv-cache").absolute()
-    path = root / f"trainenv-cache-{os.getuid()}"
+    path = root / f"trainenv-cache-{portable.user_id()}"
     with suppress(OSError):
         path.mkdir(mode=0o700)
     if not _is_private(path):  # all users may write to `root`, so another user may have made it
@@ -78,7 +79,8 @@ def _is_private(path: Path) -> bool:
         found = path.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    ours = found.st_uid == portable.user_id()
+    return stat.S_ISDIR(found.st_mode) and ours and not found.st_mode & 0o022
 
 
 def write(path: Path, data: bytes | memoryview, **facts: Any) -> None:

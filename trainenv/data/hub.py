@@ -17,6 +17,7 @@ from typing import Any
 
 from trainenv.data import local
 from trainenv.data.documents import Documents, Source
+from trainenv.tools.optional import require
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
@@ -143,12 +144,9 @@ def _articles(rows: Documents, shard: int) -> Iterator[bytes]:
 
 
 def _datasets() -> ModuleType:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            "this corpus needs the package `datasets`, found none; pip install 'trainenv[hub]'"
-        ) from None
+    require("datasets", "this corpus")
+    import datasets
+
     module: ModuleType = datasets
     return module
 

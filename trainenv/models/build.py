@@ -52,7 +52,10 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
         if shape.init == "stable":
             _initialise_stably(model)
     if shape.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        if enable is None:  # the older name, which transformers 5.23 deprecated
+            enable = model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` is off
     model.train()
     return model

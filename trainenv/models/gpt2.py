@@ -29,12 +29,14 @@ class GPT2(GPT2LMHeadModel):
         # eager attention would need the causal mask
         masked_inside = self.config._attn_implementation == "sdpa"
         if input_ids is None or kwargs or self.config.use_cache or not masked_inside:
-            output: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
-            return output
+            usual: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
+            return usual
         body = self.transformer
         hidden = body.drop(body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]])  # (B, T, W)
         for block in body.h:
             hidden = block(hidden)
+            if isinstance(hidden, tuple):  # up to transformers 5.2
+                hidden = hidden[0]
         return CausalLMOutputWithCrossAttentions(logits=self.lm_head(body.ln_f(hidden)))
 
 

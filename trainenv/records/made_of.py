@@ -139,7 +139,9 @@ class MadeOf:
     @property
     def callback_class(self) -> str:
         """The class of the callback, for sentences."""
-        return _NO_CALLBACK if self.callback is None else str(self.callback["class"])
+        if self.callback is None:
+            return _NO_CALLBACK
+        return str(self.callback["class"])
 
     def changes(self, now: MadeOf) -> tuple[str, ...]:
         """Return the differences to the parts `now`, as clauses of a sentence."""

@@ -8,13 +8,13 @@ Its name is drawn, not made of the process id: containers that share a folder ha
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainenv.tools import portable
 from trainenv.tools.json_lines import plain
 
 
@@ -36,7 +36,7 @@ def replacing(path: Path, *, fsync: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if fsync:
-            flush(temporary)
+            portable.sync_file(temporary)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -75,12 +75,3 @@ def write_json(
         OSError: The file cannot be written.
     """
     write_file(path, json.dumps(plain(value), indent=indent) + "\n", fsync=fsync)
-
-
-def flush(path: Path) -> None:
-    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

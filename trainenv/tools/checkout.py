@@ -32,7 +32,9 @@ class _ShortName(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find `planners.grid`, to be loaded as `trainenv.planners.grid`."""
-        return ModuleSpec(fullname, self) if fullname.startswith(self._prefix) else None
+        if fullname.startswith(self._prefix):
+            return ModuleSpec(fullname, self)
+        return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module under its full name."""

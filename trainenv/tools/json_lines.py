@@ -51,4 +51,6 @@ def plain(value: Any) -> Any:
 
 def number_or_nan(value: Any) -> float:
     """Return a number that was read from JSON; NaN for null."""
-    return math.nan if value is None else float(value)
+    if value is None:
+        return math.nan
+    return float(value)

@@ -9,7 +9,6 @@ draws the same numbers as if it were alone.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import warnings
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from trainenv.tools import portable
 
 _lock = threading.RLock()  # global, like the generators and settings that it guards
 
@@ -54,7 +55,7 @@ def _new_lock() -> None:
 
 
 # A thread that held the lock does not exist in the child, so it could not release it.
-os.register_at_fork(after_in_child=_new_lock)
+portable.after_fork_in_child(_new_lock)
 
 
 class RandomState:

@@ -8,7 +8,7 @@ from pathlib import Path
 from trainenv.report.drawing import formatting
 from trainenv.report.run.decision_card import outcome
 from trainenv.report.run.run_record import RunRecord, read_run
-from trainenv.types import UserError
+from trainenv.tools.optional import require
 
 TAGS = {
     "loss": "loss/training",
@@ -31,13 +31,9 @@ def write_tensorboard(folder: Path, out: Path) -> int:
         UserError: The folder is not that of a run, or the package `tensorboard` is not installed.
     """
     record = read_run(folder)
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "TensorBoard output needs the package tensorboard, found none; "
-            "pip install 'trainenv[tensorboard]'"
-        ) from None
+    require("tensorboard", "TensorBoard output")
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(out)) as writer:
         scalars = _scalars(record)
         for tag, value, step in scalars:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.tools.optional import require
 from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel.baselines import inputs
 from trainenv.worldmodel.baselines.folds import folds
@@ -219,11 +220,7 @@ def _classifier(settings: dict[str, Any]) -> Any:
 
 
 def _ensemble() -> Any:
-    try:
-        from sklearn import ensemble
-    except ImportError:
-        raise UserError(
-            "boosted trees need scikit-learn, found none; "
-            "install it with: pip install 'trainenv[benchmarks]'"
-        ) from None
+    require("sklearn", "this baseline")
+    from sklearn import ensemble
+
     return ensemble

@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainenv.tools.atomic_files import flush, write_file
+from trainenv.tools import portable
+from trainenv.tools.atomic_files import write_file
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset import schema
 from trainenv.worldmodel.dataset.design import Design
@@ -141,15 +142,15 @@ class Shards:
         for table in schema.TABLES:
             path = temporary / f"{table}.parquet"
             schema.write(tables[table], table, path)
-            flush(path)
-        flush(temporary)
+            portable.sync_file(path)
+        portable.sync_folder(temporary)
         try:
             temporary.rename(place)
         except OSError:
             shutil.rmtree(temporary)
             if not place.is_dir():  # otherwise another process has made the same shard
                 raise
-        flush(place.parent)
+        portable.sync_folder(place.parent)
 
     def sweep(self, trunk: str) -> None:
         """Remove what an interrupted write of this shard has left behind."""

@@ -217,9 +217,13 @@ def _over_time(verified: Sequence[Decided]) -> tuple[Acceptance, ...]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else math.nan
+    if values:
+        return fmean(values)
+    return math.nan
 
 
 def share(part: float, whole: float) -> float:
     """Return part ÷ whole; NaN if there is no whole."""
-    return part / whole if whole > 0 else math.nan
+    if whole > 0:
+        return part / whole
+    return math.nan
