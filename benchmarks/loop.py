@@ -22,14 +22,16 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 # Scripts beside this one are named like packages.
 from trainenv.agents.branching import Branching
+from trainenv.agents.branching.decision import Decision, Proposal
 from trainenv.agents.branching.problems import ramps
+from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.compare import compare, load_suite
 from trainenv.compare.cells import measure_cell
 from trainenv.composition.default_loop import branching
@@ -39,29 +41,35 @@ from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
-from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory
+from trainenv.types import Branch, Candidate, Measure, Plan, PlanningProblem, Run
 
 SCENARIOS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
 
 
 class Oracle(Branching):
-    """Drafts by training each change of the learning rate to the end of the run; none of it is charged."""
+    """Branching loop whose planner trains each change of the learning rate to the end of the run."""
 
-    def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
-        history, _ = super()._draft(run)
-        ledger, listed = (
-            run.ledger.as_dict(),
-            [NOTHING, *ramps(self._codec, self._codec.masks(run))],
-        )
-        steps = run.horizon.end - run.step
-        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(
-            listed, steps, measure="horizon"
-        )
+    def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal:
+        """Return the proposal of a planner that knows the run."""
+        self.planner = Hindsight(run)
+        return super().plan(run, point, decision)
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """Planner that ranks changes of the learning rate by the final loss; its runs are not charged."""
+
+    run: Run
+
+    def plan(self, problem: PlanningProblem, /) -> Plan:
+        """Return each change of the learning rate, the best first."""
+        run = self.run
+        ledger = run.ledger.as_dict()
+        listed = [NOTHING, *ramps(problem.codec, problem.masks)]
+        rollouts = Rollouts(run, decision_steps=problem.history.decision_steps)
+        outcomes = rollouts.run(listed, run.horizon.end - run.step, measure="horizon")
         run.ledger.load(ledger)
-        losses = [
-            o.validation[-1] if not o.error and not o.diverged else run.uniform_loss
-            for o in outcomes
-        ]
+        losses = [run.uniform_loss if o.error or o.diverged else o.validation[-1] for o in outcomes]
         ranked = sorted(
             (
                 Candidate(interventions=one, score=loss / losses[0] - 1)
@@ -69,7 +77,7 @@ class Oracle(Branching):
             ),
             key=lambda candidate: candidate.score,
         )
-        return history, Plan(planner="oracle", candidates=tuple(ranked))
+        return Plan(planner="oracle", candidates=tuple(ranked))
 
 
 class Anything:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import trainenv
-from trainenv.config.schema import RunConfig, UncertaintyConfig, find, read_yaml
+from trainenv.config.presets import find, read_yaml
+from trainenv.config.schema import RunConfig, UncertaintyConfig
 from trainenv.run import TrainingRun
 from trainenv.types import CLIP_NAMES, ClipReport, Intervention, Reading, Telemetry, UserError
 

@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainenv.agents.branching.decision import verification_of
+from trainenv.agents.branching.branching_loop import verification_of
 from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
 from trainenv.rollouts import remote
 from trainenv.rollouts.executor import NOTHING, Rollouts

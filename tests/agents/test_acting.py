@@ -18,7 +18,7 @@ from trainenv.agents import AgentCallback, ClipOnly, DoNothing
 from trainenv.agents.agent_callback import _written
 from trainenv.agents.contract import Action, Observation
 from trainenv.agents.waste_budget import ComputeDebt
-from trainenv.config.schema import find, read_yaml
+from trainenv.config.presets import find, read_yaml
 from trainenv.envs.training import TrainingEnv
 from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder, read_events

@@ -24,10 +24,11 @@ from steered_runs import (
 
 from trainenv import planners
 from trainenv.agents.branching import Branching, Drafting
-from trainenv.agents.branching.problems import after, ramps
+from trainenv.agents.branching.problems import ramps
+from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import allow_by_risk
-from trainenv.interventions import PARTS, ActionCodec
+from trainenv.interventions import PARTS, ActionCodec, after
 from trainenv.monitor.regression import RegressionTrigger
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
@@ -196,7 +197,7 @@ def test_what_was_calmed_stays_calmed_when_it_is_lost_again() -> None:
 
 
 def test_with_nothing_to_go_back_to_the_divergence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Branching, "_remember", lambda self, run: None)
+    monkeypatch.setattr(RewindPoints, "remember", lambda self, run, *, most: None)
     found = steered(loses(toy(), *range(50, 80)), planner=Promising(sequences=[]))
     assert found.summary["ended"] == "diverged"
     assert [event["kind"] for event in found.events][-1] == "diverged"
@@ -307,7 +308,7 @@ def test_parts_are_restricted_now_and_later() -> None:
 def test_masks_later_are_of_what_would_be_in_force() -> None:
     run, codec = toy(interventions={"lr_bounds": (0.6, 2.0)}), ActionCodec(toy().config.interventions)
     codec = ActionCodec(run.config.interventions)
-    twice = after(run, [LOWER, LOWER, Intervention(clip="zclip", weight_decay_scale=0.5)])
+    twice = after(run, LOWER, LOWER, Intervention(clip="zclip", weight_decay_scale=0.5))
     assert (twice.lr_scale, twice.weight_decay_scale, twice.clip) == (pytest.approx(0.64), 0.5, "zclip")
     run.apply(LOWER)
     run.apply(LOWER)
@@ -315,7 +316,7 @@ def test_masks_later_are_of_what_would_be_in_force() -> None:
     for one, two in zip(codec.masks(twice), codec.masks(run), strict=True):
         np.testing.assert_array_equal(one, two)
     assert codec.masks(twice)[0].tolist() == [True, False, False, True]
-    assert after(run, [Intervention(skip_batch=True)]).flagged_ahead == ()
+    assert after(run, Intervention(skip_batch=True)).flagged_ahead == ()
 
 
 def test_ramps_are_each_legal_change_of_the_learning_rate_up_to_four_times() -> None:

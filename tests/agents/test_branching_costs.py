@@ -142,10 +142,11 @@ def test_a_run_that_is_lost_again_and_again_spends_no_more_either(tmp_path_facto
     price=st.floats(1, 1e8),
 )
 def test_the_widest_is_the_widest_that_is_left(allowed: float, spent: list[float], most: int, price: float) -> None:
-    purse = WasteBudget(allowed)
+    run, purse = toy(10**6), WasteBudget(allowed)
     for flops in spent:
         purse.throw_away(flops)
-    width = purse.widest(most, lambda k: k * price)
+    width = purse.widest(run, most, lambda k: k * price)
+    assert purse.left_in(run) == purse.left  # the run has more than may be wasted
     assert 0 <= width <= most
     assert width * price <= purse.left or width == 0
     assert width == most or (width + 1) * price > purse.left
@@ -156,12 +157,12 @@ def test_trials_leave_half_for_harm_until_late_in_the_run() -> None:
     run, purse = toy(100), WasteBudget(1000.0)
     purse.throw_away(400.0)  # for harm
     purse.throw_away(499.0, trial=True)
-    assert purse.spares(run)
+    assert purse.has_for_trials(run)
     purse.throw_away(1.0, trial=True)
-    assert not purse.spares(run)
+    assert not purse.has_for_trials(run)
     run.advance(80)
-    assert purse.spares(run)
-    assert WasteBudget(allowed=9.0, wasted=1.0, owed=0.0).spares(toy())  # as older checkpoints have it
+    assert purse.has_for_trials(run)
+    assert WasteBudget(allowed=9.0, wasted=1.0, owed=0.0).has_for_trials(toy())  # as older checkpoints have it
 
 
 def test_drafting_is_within_what_was_stated() -> None:
@@ -213,7 +214,7 @@ def test_the_statement_holds_of_memory_and_disk(tmp_path: Path) -> None:
     saved = [path.stat().st_size for path in found.path.glob("branches/*/*.ptz")]
     assert len(saved) == len(found.decisions)
     assert sum(saved) <= cost_estimate.disk
-    snapshots = callback._remembered
+    snapshots = callback._state.points.snapshots
     assert sum(one.nbytes for one in snapshots) <= cost_estimate.memory
     memory, disk = -(-cost_estimate.memory // 10**6), -(-cost_estimate.disk // 10**6)
     assert str(cost_estimate) == f"steering costs at most 108 steps, {memory} MB of memory and {disk} MB on disk"

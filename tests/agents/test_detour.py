@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from steered_runs import LOWER, SMALL, Promising, Steered, steered, tokens, toy
 from torch import Tensor
 
 from trainenv.agents.branching import Branching, rollback
+from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import RunConfig
 from trainenv.loop import train
@@ -20,8 +22,9 @@ from trainenv.records.metrics import measure
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
-from trainenv.types import Intervention, UserError
+from trainenv.types import Intervention
 from trainenv.verification.replay import Replay
+from trainenv.verification.verify import Verification
 
 pytestmark = pytest.mark.usefixtures("alarms")
 HARM: dict[str, Any] = {"triggers": ["harm"], "default_clip": False}
@@ -100,8 +103,10 @@ def test_what_was_decided_on_the_way_holds_but_for_a_higher_rate() -> None:
         for one in interventions:
             run.apply(one)
         since += run.advance(2)
-        found = rollback.plan_rollback(run, 61, [snapshot], since)
-        return found.way[0]
+        point = RewindPoints(deque([snapshot])).fork_before_harm(run, 61, since)
+        assert point is not None
+        plan = rollback.plan_rollback(run, point, Verification()).plan
+        return plan.candidates[0].interventions[0]
 
     assert way().lr_scale == pytest.approx(1 / 3)
     assert way(LOWER).lr_scale == pytest.approx(0.8 / 3)
@@ -119,9 +124,18 @@ def test_without_a_state_from_before_it_there_is_no_way() -> None:
         (56, [snapshot], since),  # the look before it was at 55
         (57, [snapshot], since[1:]),  # nobody knows what the run has done since
     ):
-        with pytest.raises(UserError, match="no state to go back to"):
-            rollback.plan_rollback(run, rising, snapshots, known)
-    assert rollback.plan_rollback(run, 57, [snapshot], since).steps == 5
+        assert RewindPoints(deque(snapshots)).fork_before_harm(run, rising, known) is None
+    point = RewindPoints(deque([snapshot])).fork_before_harm(run, 57, since)
+    assert point is not None
+    assert (point.step, point.since) == (56, tuple(since))
+
+
+def test_a_run_without_a_state_from_before_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewindPoints, "at_or_before", lambda self, step: None)
+    found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
+    (skipped,) = found.of("skipped")
+    assert skipped["detail"]["reason"].startswith("there is no state to go back to from step 60 or before")
+    assert "fault" not in skipped["detail"]
 
 
 # ── when ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,7 +199,7 @@ def test_what_may_be_thrown_away_is_not_exceeded(share: float, monkeypatch: pyte
         found = steered(run, planner=Promising())
         assert [decision["accepted"] for decision in found.decisions] == [accepted] * (share > 0.05)
         assert [event["detail"]["reason"][:17] for event in found.of("skipped")] == ["no budget is left"] * (share < 0.05)
-        assert found.callback._waste.wasted <= allowed
+        assert found.callback._state.waste.wasted <= allowed
         assert found.total <= 120 * run.flops_ahead + run.flops_of_probes(120) + 2 * run.flops_per_evaluation
         same(monkeypatch)
 
@@ -203,7 +217,7 @@ def test_a_detour_that_fails_is_told_and_the_run_goes_on(monkeypatch: pytest.Mon
     def fails(self: Any, *one: Any, **how: Any) -> Any:
         raise MemoryError("no room for a fork")
 
-    monkeypatch.setattr(rollback.Rollback, "verified", fails)
+    monkeypatch.setattr(Verification, "verify", fails)
     found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
     assert [event["detail"]["reason"] for event in found.of("skipped")] == ["MemoryError: no room for a fork"]
     assert (found.run.step, found.decisions) == (120, [])

@@ -12,7 +12,7 @@ import pytest
 
 from trainenv import RunConfig, TrainingRun
 from trainenv.composition.methods import METHODS
-from trainenv.config.schema import find, read_yaml
+from trainenv.config.presets import find, read_yaml
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
 

@@ -35,14 +35,14 @@ def seen(cosines: Iterable[float], first: int = 1) -> list[Telemetry]:
 
 def watched(cosines: Iterable[float], warmup: int) -> RangeTest:
     test = RangeTest(warmup)
-    test.see(seen(cosines))
+    test.observe(seen(cosines))
     return test
 
 
 def asked(cosines: Sequence[float], warmup: int) -> tuple[int, float] | None:
     """The step at which it asks for the first time, and for what."""
     for end in range(1, len(cosines) + 1):
-        if (asks := watched(cosines[:end], warmup).asks) is not None:
+        if (asks := watched(cosines[:end], warmup).factor) is not None:
             return end, asks
     return None
 
@@ -60,10 +60,10 @@ def test_too_low_is_where_it_still_agrees_after_the_warm_up() -> None:
     assert asked(noisy[:20] + [0.1, -0.1] * 20, 20) is None
     assert asked(noisy[:20] + [0.1, -0.1] * 10 + noisy[:20], 20) == (47, 2.0)  # seven of the last twenty agree
     late = RangeTest(20)  # of a run that it is to watch from step 36 on
-    late.see(seen(noisy[:9], first=36))
-    assert late.asks is None
-    late.see(seen(noisy[9:10], first=45))
-    assert late.asks == 2.0
+    late.observe(seen(noisy[:9], first=36))
+    assert late.factor is None
+    late.observe(seen(noisy[9:10], first=45))
+    assert late.factor == 2.0
     assert asked(noisy[:20] + [-0.2, 0.2] * 20 + noisy, 20) is None  # three warm-ups are the start of a run
 
 
@@ -74,14 +74,14 @@ def test_a_warm_up_of_a_few_steps_says_nothing() -> None:
 
 def test_what_it_asks_for_is_drafted_once() -> None:
     test = watched([0.2] * 10 + [-0.2] * 2, 20)
-    plan = test.draft(12)
+    plan = test.propose(12)
     assert [one.interventions[0].lr_scale for one in plan.candidates] == [0.5 * 12 / 20, 1.0]
     assert plan.best is not plan.control
     assert plan.planner == "range-test"
-    test.see(seen([-0.2] * 8, first=13))
-    assert test.asks is None  # nor is a rate lowered twice
-    test.see(seen([0.3, 0.1] * 20, first=21))
-    assert test.asks == 2.0  # but it may have been lowered too far
+    test.observe(seen([-0.2] * 8, first=13))
+    assert test.factor is None  # nor is a rate lowered twice
+    test.observe(seen([0.3, 0.1] * 20, first=21))
+    assert test.factor == 2.0  # but it may have been lowered too far
 
 
 @given(cosines=COSINES, warmup=st.integers(0, 40))
@@ -103,13 +103,13 @@ def test_windows_and_interrupts_change_nothing(cosines: list[float], warmup: int
     first = watched(cosines[:cut], warmup)
     second = RangeTest(warmup)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    second.see(seen(cosines[cut:], first=cut + 1))
+    second.observe(seen(cosines[cut:], first=cut + 1))
     assert second.state_dict() == watched(cosines, warmup).state_dict()
 
 
 def test_steps_that_are_taken_again_count_once() -> None:
     test = watched([0.5, 0.5, 0.5, -0.1, -0.1, -0.1], 20)
-    test.see(seen([-0.1, -0.1, -0.1], first=4))  # rewound to step 3
+    test.observe(seen([-0.1, -0.1, -0.1], first=4))  # rewound to step 3
     assert test.state_dict() == watched([0.5, 0.5, 0.5, -0.1, -0.1, -0.1], 20).state_dict()
 
 

@@ -17,7 +17,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from trainenv.checkpoints.file import read, write
-from trainenv.config.schema import find, read_yaml
+from trainenv.config.presets import find, read_yaml
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.envs.training import TrainingEnv

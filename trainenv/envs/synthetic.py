@@ -15,7 +15,7 @@ from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.observation import FEATURES, Features
 from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.envs.synthetic_law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_plan
-from trainenv.interventions import ActionVector
+from trainenv.interventions import ActionVector, after
 from trainenv.training.compatibility import check_snapshot
 from trainenv.training.data_order import DataOrder, flagged_with
 from trainenv.training.schedules import Horizon
@@ -279,11 +279,12 @@ class SyntheticEnv(SteeredEnv):
         order = state.order.reorder(state.decision) if intervention.data_reorder else state.order
         if intervention.skip_batch:
             order = order.skip(order.ahead(state.decision, state.flagged))
+        factors = after(state, intervention)
         return replace(
             state,
-            lr_scale=state.lr_scale * intervention.lr_scale,
-            weight_decay_scale=state.weight_decay_scale * intervention.weight_decay_scale,
-            clip=intervention.clip or state.clip,
+            lr_scale=factors.lr_scale,
+            weight_decay_scale=factors.weight_decay_scale,
+            clip=factors.clip,
             reset_at=state.decision if intervention.momentum_reset else state.reset_at,
             order=order,
         )

@@ -166,7 +166,7 @@ class State:
     order: DataOrder
     lr_scale: float = 1.0
     weight_decay_scale: float = 1.0
-    clip: ClipName = "zclip"
+    clip: str = "zclip"
     flagged: tuple[int, ...] = ()
     gained: float
     hidden: float = 0.0

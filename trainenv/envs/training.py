@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainenv.config.schema import RunConfig
-from trainenv.envs.observation import Situation, observe
+from trainenv.envs.observer import Observer, loss_bound
 from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run, snapshot_among
 from trainenv.interventions import ActionVector
 from trainenv.run import TrainingRun
 from trainenv.training.compatibility import check_snapshot
-from trainenv.types import Snapshot, Telemetry, UserError
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """What the environment remembers between decisions, beside the run."""
-
-    validation: float
-    validation_before: float
-    gradient_before: float = math.nan
-    elsewhere: float = (
-        0.0  # FLOPs that had gone into anything but the run's own steps and its evaluation
-    )
+from trainenv.types import Snapshot, UserError
 
 
 class TrainingEnv(SteeredEnv):
@@ -69,7 +56,8 @@ class TrainingEnv(SteeredEnv):
         self.config = RunConfig.load(config, overrides)
         super().__init__(self.config.interventions, self.config.environment, render_mode)
         self._run: TrainingRun | None = None
-        self._memory = _Memory(validation=math.nan, validation_before=math.nan)
+        self._observer = Observer()
+        self._elsewhere_before = 0.0  # FLOPs at the last decision, see `_elsewhere`
         self._over = True
         self._is_branch = False
 
@@ -92,12 +80,13 @@ class TrainingEnv(SteeredEnv):
         snapshot = snapshot_among(options)
         if snapshot is None:
             self._run = self._fresh(int(self.np_random.integers(2**31)))
-            validation = self._capped(self.run.evaluate())
-            self._memory = _Memory(validation=validation, validation_before=validation)
+            self._observer = Observer().evaluated(self.run, self.run.evaluate())
+            self._elsewhere_before = 0.0
             self._over = False
         else:
             self.restore(snapshot)
-        return self._observe([]), self._info([], ())
+        observer = self._observer
+        return observer.observe(self.run, []), observer.info(self.run, [], ())
 
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         run = self.run
@@ -109,30 +98,25 @@ class TrainingEnv(SteeredEnv):
             max(0, min(self.config.environment.decision_steps, run.horizon.end - run.step))
         )
         measured = math.nan if run.diverged else run.evaluate()
-        validation = self._capped(measured)
-        before = self._memory.validation
-        events = sum(t.reading.fired for t in window)
+        observer = self._observer.evaluated(run, measured)
         elsewhere = self._elsewhere()
         budget = run.flops_per_step * self.config.steps
         charges = self.charges(
-            events=events,
-            share_elsewhere=(elsewhere - self._memory.elsewhere) / budget if budget else 0.0,
+            events=sum(t.reading.fired for t in window),
+            share_elsewhere=(elsewhere - self._elsewhere_before) / budget if budget else 0.0,
         )
-        reward = math.log(before / validation) - charges
-        terminated = not measured < self._cap
+        reward = math.log(observer.validation_before / observer.validation) - charges
+        terminated = not measured < loss_bound(run)
         truncated = run.done and not terminated
         self._over = terminated or truncated
-        self._memory = replace(
-            self._memory, validation=validation, validation_before=before, elsewhere=elsewhere
-        )
-        observation = self._observe(window)
-        self._memory = replace(self._memory, gradient_before=_mean_gradient(window))
+        self._elsewhere_before = elsewhere
+        self._observer = observer.after_decision(window)
         return (
-            observation,
+            observer.observe(run, window),
             reward,
             terminated,
             truncated,
-            self._info(window, masked) | {"charges": charges},
+            observer.info(run, window, masked) | {"charges": charges},
         )
 
     @property
@@ -141,7 +125,9 @@ class TrainingEnv(SteeredEnv):
 
     def snapshot(self) -> Snapshot:
         """Return the whole state, for `restore` or `reset(options={"snapshot": …})`."""
-        memory = [None if math.isnan(v) else v for v in vars(self._memory).values()]
+        observer = self._observer
+        values = (observer.validation, observer.validation_before, observer.gradient_before)
+        memory = [None if math.isnan(v) else v for v in (*values, self._elsewhere_before)]
         return self.run.snapshot({"environment": {"memory": memory, "over": self._over}})
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -160,14 +146,16 @@ class TrainingEnv(SteeredEnv):
         self._run = run
         saved = snapshot.state.get("environment")
         if saved is None:
-            validation = self._capped(self.run.evaluate())
-            self._memory = _Memory(validation=validation, validation_before=validation)
+            self._observer = Observer().evaluated(self.run, self.run.evaluate())
             self._over = self.run.done
         else:
-            self._memory = _Memory(*(math.nan if v is None else v for v in saved["memory"]))
+            values = [math.nan if v is None else v for v in saved["memory"]]
+            self._observer = Observer(
+                validation=values[0], validation_before=values[1], gradient_before=values[2]
+            )
             self._over = bool(saved["over"])
         # The ledger is not in a snapshot: this run is not charged for what other branches spent.
-        self._memory = replace(self._memory, elsewhere=self._elsewhere())
+        self._elsewhere_before = self._elsewhere()
 
     def fork(self) -> TrainingEnv:
         """Return an independent environment in the same state: a branch.
@@ -176,24 +164,12 @@ class TrainingEnv(SteeredEnv):
         """
         fork = TrainingEnv(self.config, render_mode=self.render_mode)
         fork._run = self.run.fork()
-        fork._memory = self._memory
+        fork._observer = self._observer
+        fork._elsewhere_before = self._elsewhere_before
         fork._over = self._over
         fork._is_branch = True
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
-
-    @property
-    def _reference(self) -> float:
-        return self.run.uniform_loss
-
-    @property
-    def _cap(self) -> float:
-        return self.environment.divergence_loss * self._reference
-
-    def _capped(self, loss: float) -> float:
-        if not math.isfinite(loss):
-            return self._cap
-        return min(loss, self._cap)
 
     def _elsewhere(self) -> float:
         """Return the FLOPs spent on anything but the run's own steps and its evaluation.
@@ -207,31 +183,3 @@ class TrainingEnv(SteeredEnv):
 
     def _fresh(self, seed: int) -> TrainingRun:
         return TrainingRun.from_config(self.config.model_copy(update={"seed": seed}))
-
-    def _observe(self, window: Sequence[Telemetry]) -> Observation:
-        situation = Situation(
-            reference=self._reference,
-            base_lr=self.config.optimizer.lr,
-            decision_steps=self.config.environment.decision_steps,
-            budget_left=max(0.0, 1 - self.run.step / max(1, self.run.horizon.end)),
-            validation=self._memory.validation,
-            validation_before=self._memory.validation_before,
-            gradient_before=self._memory.gradient_before,
-            flagged=bool(self.run.flagged_ahead),
-        )
-        return observe(window, situation).vector()
-
-    def _info(self, window: Sequence[Telemetry], masked: tuple[str, ...]) -> dict[str, Any]:
-        return {
-            "step": self.run.step,
-            "validation_loss": self._memory.validation,
-            "fired": sum(t.reading.fired for t in window),
-            "masked": list(masked),
-            "flops": self.run.ledger.as_dict(),
-        }
-
-
-def _mean_gradient(window: Sequence[Telemetry]) -> float:
-    """The geometric mean of the gradient norms; NaN where there is none."""
-    logs = [math.log(t.grad_norm) for t in window if 0 < t.grad_norm < math.inf]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan

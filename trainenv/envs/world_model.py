@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trainenv.config.schema import TrainingConfig
 from trainenv.envs.imagined_run import Imagined, Root
 from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run
-from trainenv.interventions import ActionVector
+from trainenv.interventions import ActionVector, after
 from trainenv.types import DECISIONS, Inference, Intervention, RunHistory, UserError, WorldModel
 
 Divergence = Literal["sampled", "expected"]
@@ -326,12 +326,13 @@ _NO_RISK = _Risk(0.0, 0.0)
 
 def _applied(run: Imagined, intervention: Intervention) -> Imagined:
     """The run once the intervention is in force and its decision's steps are done, its loss still as before."""
+    factors = after(run, intervention)
     return replace(
         run,
         taken=(*run.taken, intervention),
-        lr_scale=run.lr_scale * intervention.lr_scale,
-        weight_decay_scale=run.weight_decay_scale * intervention.weight_decay_scale,
-        clip=intervention.clip or run.clip,
-        flagged_ahead=() if intervention.skip_batch else run.flagged_ahead,
+        lr_scale=factors.lr_scale,
+        weight_decay_scale=factors.weight_decay_scale,
+        clip=factors.clip,
+        flagged_ahead=factors.flagged_ahead,
         reset_at=run.step if intervention.momentum_reset else run.reset_at,
     )
