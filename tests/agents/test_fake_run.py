@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from steered_runs import HIGHER, LOWER, QUICK, Promising
 from torch import nn
 
 import trainenv
+from tests.support.steered_runs import HIGHER, LOWER, QUICK, Promising
 from trainenv.agents import Branching
 from trainenv.config.schema import TrainingConfig
 from trainenv.loop import resume

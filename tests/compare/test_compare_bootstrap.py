@@ -19,8 +19,12 @@ def test_draws_weigh_one_and_take_whole_scenarios(counts: list[int]) -> None:
     assert drawn.shape == (200, sum(counts))
     assert drawn.sum(axis=1) == pytest.approx(1)
     scenario = np.repeat(np.arange(len(counts)), counts)
-    of_scenarios = np.stack([drawn[:, scenario == place].sum(axis=1) for place in range(len(counts))], axis=1) * len(counts)
-    assert of_scenarios == pytest.approx(np.round(of_scenarios))  # a scenario is drawn a whole number of times
+    of_scenarios = np.stack(
+        [drawn[:, scenario == place].sum(axis=1) for place in range(len(counts))], axis=1
+    ) * len(counts)
+    assert of_scenarios == pytest.approx(
+        np.round(of_scenarios)
+    )  # a scenario is drawn a whole number of times
     assert not weights(tuple(counts)).flags.writeable
 
 
@@ -48,7 +52,9 @@ def test_the_order_of_runs_does_not_matter() -> None:
     # Within a scenario runs are drawn by place, so an order of theirs is another set of draws of the same distribution.
     by_scenario = sorted(range(12), key=lambda place: scenarios[place])
     assert figure(values[by_scenario], [scenarios[place] for place in by_scenario]) == one
-    assert figure(values[order], [scenarios[place] for place in order]).value == pytest.approx(one.value)
+    assert figure(values[order], [scenarios[place] for place in order]).value == pytest.approx(
+        one.value
+    )
 
 
 def test_pairs_are_kept() -> None:
@@ -64,13 +70,18 @@ def test_pairs_are_kept() -> None:
     assert apart.high - apart.low > 1
 
 
-@pytest.mark.parametrize(("scenarios", "seeds", "between", "within"), [(12, 5, 1.0, 1.0), (12, 3, 0.3, 1.0), (20, 2, 1.0, 0.2)])
+@pytest.mark.parametrize(
+    ("scenarios", "seeds", "between", "within"),
+    [(12, 5, 1.0, 1.0), (12, 3, 0.3, 1.0), (20, 2, 1.0, 0.2)],
+)
 def test_intervals_cover(scenarios: int, seeds: int, between: float, within: float) -> None:
     rng = np.random.default_rng(2)
     names = [f"t{place:02d}" for place in range(scenarios) for _ in range(seeds)]
     covered = 0
     for _ in range(400):
-        values = between * np.repeat(rng.normal(size=scenarios), seeds) + within * rng.normal(size=scenarios * seeds)
+        values = between * np.repeat(rng.normal(size=scenarios), seeds) + within * rng.normal(
+            size=scenarios * seeds
+        )
         found = figure(values, names)
         covered += found.low <= 0 <= found.high
     assert 0.90 <= covered / 400 <= 0.985

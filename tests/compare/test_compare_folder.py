@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compare_fakes import METHODS, measure, suite
 
+from tests.support.compare_fakes import METHODS, measure, suite
 from trainenv import data
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare import compare
@@ -16,7 +16,9 @@ from trainenv.report.comparison.comparison_record import read_comparison
 from trainenv.types import UserError
 
 
-def test_the_text_of_a_scenario_is_a_whole_path_and_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_of_a_scenario_is_a_whole_path_and_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = tmp_path / "a.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 400, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -26,7 +28,9 @@ def test_the_text_of_a_scenario_is_a_whole_path_and_stays_the_same(tmp_path: Pat
     begin(tmp_path / "out", asked)
     text.write_text("other words\n" * 2000, encoding="utf-8")
     data._load.cache_clear()
-    with pytest.raises(UserError, match=r"other text: the digest of the corpus of scenario 'calm' was \w+, is \w+"):
+    with pytest.raises(
+        UserError, match=r"other text: the digest of the corpus of scenario 'calm' was \w+, is \w+"
+    ):
         begin(tmp_path / "out", asked)
 
 
@@ -57,4 +61,12 @@ def test_a_folder_of_the_version_before_is_read_and_resumed(tmp_path: Path) -> N
     assert found["finished"]
     assert '"scenarios"' in (tmp_path / "suite.json").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="holds the cells of another suite"):
-        compare(tmp_path, suite(seeds=1, corpora={"bytes": {"name": "stdlib", "tokenizer": "bpe", "vocab_size": 300}}), METHODS, measure)
+        compare(
+            tmp_path,
+            suite(
+                seeds=1,
+                corpora={"bytes": {"name": "stdlib", "tokenizer": "bpe", "vocab_size": 300}},
+            ),
+            METHODS,
+            measure,
+        )

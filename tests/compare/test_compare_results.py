@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 import pytest
-from compare_fakes import suite
 
+from tests.support.compare_fakes import suite
 from trainenv.cli.comparison_screen import Screen, counts, minutes
 from trainenv.compare.results import groups_of, is_static, results
 from trainenv.compare.suite import Suite
@@ -56,7 +56,9 @@ def made(of: Suite, effects: dict[str, float], **more: dict[str, Any]) -> list[d
             **more.get(method, {}),
         )
         if method != "nothing"
-        else row(scenario.name, seed, method, level(scenario.name, seed) + effect, **more.get(method, {}))
+        else row(
+            scenario.name, seed, method, level(scenario.name, seed) + effect, **more.get(method, {})
+        )
         for scenario in of.scenarios
         for seed in range(of.seeds)
         for method, effect in effects.items()
@@ -73,13 +75,31 @@ def goal(found: Found, words: str) -> Found:
     return dict(there)
 
 
-FOUR = suite(seeds=3, methods=["nothing", "zclip", "pbt", "branching", "branching-quarter"], hindsight=["static-0.3"])
-EFFECTS = {"nothing": 0.0, "zclip": -0.01, "pbt": 0.02, "branching": -0.05, "branching-quarter": 0.01, "static-0.3": -0.08}
+FOUR = suite(
+    seeds=3,
+    methods=["nothing", "zclip", "pbt", "branching", "branching-quarter"],
+    hindsight=["static-0.3"],
+)
+EFFECTS = {
+    "nothing": 0.0,
+    "zclip": -0.01,
+    "pbt": 0.02,
+    "branching": -0.05,
+    "branching-quarter": 0.01,
+    "static-0.3": -0.08,
+}
 
 
 @pytest.fixture(scope="module")
 def found() -> Found:
-    decisions = {"invoked": 3, "verified": 2, "accepted": 1, "gap": 0.02, "coverage": 0.75, "verify_steps": 30}
+    decisions = {
+        "invoked": 3,
+        "verified": 2,
+        "accepted": 1,
+        "gap": 0.02,
+        "coverage": 0.75,
+        "verify_steps": 30,
+    }
     more = {
         "branching": {
             "decisions": decisions,
@@ -135,14 +155,32 @@ def test_only_runs_that_both_have_trained_are_compared() -> None:
     assert (against["cells"], against["failed"], against["diverged"]) == (4, 1, 1)
     assert found["cells"] == {"wanted": 16, "there": 8, "failed": 1, "diverged": 1, "seconds": 8.0}
     assert not found["finished"]
-    assert found["failed"] == [{"scenario": "high", "seed": 0, "method": "branching", "error": "fell over"}]
+    assert found["failed"] == [
+        {"scenario": "high", "seed": 0, "method": "branching", "error": "fell over"}
+    ]
 
 
 def test_rates_are_of_sums_and_shares_are_means() -> None:
     of = suite(seeds=2, methods=["nothing"]).select(scenarios=["calm"])
     rows = [
-        row("calm", 0, "nothing", 1.0, instability={"events": 3, "steps": 100, "per_100k": 3000.0}, wasted=0.1, drafting=0.0),
-        row("calm", 1, "nothing", 1.0, instability={"events": 0, "steps": 20, "per_100k": 0.0}, wasted=0.3, total_flops=50.0),
+        row(
+            "calm",
+            0,
+            "nothing",
+            1.0,
+            instability={"events": 3, "steps": 100, "per_100k": 3000.0},
+            wasted=0.1,
+            drafting=0.0,
+        ),
+        row(
+            "calm",
+            1,
+            "nothing",
+            1.0,
+            instability={"events": 0, "steps": 20, "per_100k": 0.0},
+            wasted=0.3,
+            total_flops=50.0,
+        ),
     ]
     rows[1]["recovery"] = {"mean": None, "median": None, "events": 0, "unrecovered": 0}
     rows[0]["recovery"] = {"mean": 8.0, "median": 8.0, "events": 3, "unrecovered": 1}
@@ -154,9 +192,9 @@ def test_rates_are_of_sums_and_shares_are_means() -> None:
 
 
 def test_regret_is_to_the_best_static_setting_of_each_scenario() -> None:
-    of = suite(seeds=2, methods=["nothing", "zclip", "branching"], hindsight=["static-3", "static-0.3"]).select(
-        scenarios=["calm", "high"]
-    )
+    of = suite(
+        seeds=2, methods=["nothing", "zclip", "branching"], hindsight=["static-3", "static-0.3"]
+    ).select(scenarios=["calm", "high"])
     losses = {
         ("calm", "nothing"): (1.0, 1.2),
         ("calm", "zclip"): (1.1, 1.3),
@@ -169,9 +207,16 @@ def test_regret_is_to_the_best_static_setting_of_each_scenario() -> None:
         ("high", "static-3"): (3.0, 3.0),
         ("high", "static-0.3"): (1.4, 1.5),
     }
-    rows = [row(scenario, seed, method, loss) for (scenario, method), by in losses.items() for seed, loss in enumerate(by)]
+    rows = [
+        row(scenario, seed, method, loss)
+        for (scenario, method), by in losses.items()
+        for seed, loss in enumerate(by)
+    ]
     found = results(of, rows)
-    assert [(best["scenario"], best["method"]) for best in found["hindsight"]] == [("calm", "nothing"), ("high", "static-0.3")]
+    assert [(best["scenario"], best["method"]) for best in found["hindsight"]] == [
+        ("calm", "nothing"),
+        ("high", "static-0.3"),
+    ]
     assert of_method(found, "branching", "calm")["regret"]["value"] == pytest.approx(0.05)
     assert of_method(found, "branching", "stressed")["regret"]["value"] == pytest.approx(0.15)
     assert of_method(found, "nothing", "calm")["regret"]["value"] == 0
@@ -190,10 +235,22 @@ def test_decisions_weigh_as_many_as_there_are(found: Found) -> None:
     assert not [row for row in found["decisions"] if row["method"] != "branching"]
 
     def one(seed: int, **more: Any) -> dict[str, Any]:
-        decisions = {"invoked": 1, "verified": 1, "accepted": 0, "gap": None, "coverage": None, "verify_steps": 0, **more}
+        decisions = {
+            "invoked": 1,
+            "verified": 1,
+            "accepted": 0,
+            "gap": None,
+            "coverage": None,
+            "verify_steps": 0,
+            **more,
+        }
         return row("calm", seed, "branching", 1.0, decisions=decisions)
 
-    rows = [one(0, verified=9, gap=0.1, coverage=0.5), one(1, verified=1, gap=0.3, coverage=1.0), one(2, verified=5)]
+    rows = [
+        one(0, verified=9, gap=0.1, coverage=0.5),
+        one(1, verified=1, gap=0.3, coverage=1.0),
+        one(2, verified=5),
+    ]
     there = of_method(results(suite(seeds=3), rows), "branching", "all", "decisions")
     assert there["gap"]["value"] == pytest.approx(0.12)
     assert there["coverage"]["value"] == pytest.approx(0.55)
@@ -208,9 +265,19 @@ def test_goals_are_checked_one_by_one(found: Found) -> None:
     assert goal(found, "compute of branching-quarter")["measured"] == pytest.approx(0.25)
     assert goal(found, "compute of branching-quarter")["met"] is True
     assert goal(found, "instability events")["measured"] == pytest.approx(1)
-    assert goal(found, "wasted") == {**goal(found, "wasted"), "measured": pytest.approx(0.08), "met": True}
-    assert goal(found, "drafted") == {**goal(found, "drafted"), "measured": pytest.approx(0.02), "met": False}
-    assert all(set(goal) == {"what", "goal", "measured", "interval", "met"} for goal in found["goals"])
+    assert goal(found, "wasted") == {
+        **goal(found, "wasted"),
+        "measured": pytest.approx(0.08),
+        "met": True,
+    }
+    assert goal(found, "drafted") == {
+        **goal(found, "drafted"),
+        "measured": pytest.approx(0.02),
+        "met": False,
+    }
+    assert all(
+        set(goal) == {"what", "goal", "measured", "interval", "met"} for goal in found["goals"]
+    )
 
 
 def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
@@ -218,7 +285,9 @@ def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
     # Better on the whole, but not on every run: with an interval that reaches 0 it is not shown.
     rows = made(of, {"nothing": 0.0, "branching": 0.0})
     for at in rows:
-        at["log_final_loss"] += (0.1 if at["seed"] else -0.25) if at["method"] == "branching" else 0.0
+        at["log_final_loss"] += (
+            (0.1 if at["seed"] else -0.25) if at["method"] == "branching" else 0.0
+        )
     found = results(of, rows)
     stressed = goal(found, "branching against nothing on stressed")
     assert stressed["measured"] < 0 < stressed["interval"][1]
@@ -236,13 +305,23 @@ def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
     assert empty["hindsight"] == []
 
 
-def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_json_and_tables(
+    found: Found, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     json.dumps(plain(found), allow_nan=False)
     with Screen("compare", 3, quiet=False) as screen:
         screen.tables(found)
     out = capsys.readouterr().out
-    for words in ("Stressed scenarios (2)", "Calm scenarios (2)", "-4.8 [", "rare tokens", "Goals", "Decisions", "high: static-0.3"):
+    for words in (
+        "Stressed scenarios (2)",
+        "Calm scenarios (2)",
+        "-4.8 [",
+        "rare tokens",
+        "Goals",
+        "Decisions",
+        "high: static-0.3",
+    ):
         assert words in out
     assert "72 of 72 cells, 0 diverged, 0 failed." in out
     assert "NO" in out
@@ -254,8 +333,18 @@ def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture
 
 
 def test_failed_cells_are_told() -> None:
-    rows = [row("calm", seed, "branching", 1.0, ended="failed", error=f"no {seed}") for seed in range(12)]
+    rows = [
+        row("calm", seed, "branching", 1.0, ended="failed", error=f"no {seed}")
+        for seed in range(12)
+    ]
     said = counts(results(suite(seeds=12, methods=["branching"]), rows))
-    assert said.startswith("12 of 48 cells, 0 diverged, 12 failed.\n  branching on calm, seed 0: no 0\n")
+    assert said.startswith(
+        "12 of 48 cells, 0 diverged, 12 failed.\n  branching on calm, seed 0: no 0\n"
+    )
     assert said.endswith("and 2 more, see results.json")
-    assert (minutes(3), minutes(70), minutes(600), minutes(9000)) == ("a minute", "2 minutes", "10 minutes", "2.5 hours")
+    assert (minutes(3), minutes(70), minutes(600), minutes(9000)) == (
+        "a minute",
+        "2 minutes",
+        "10 minutes",
+        "2.5 hours",
+    )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_fakes import TINY, suite
 
+from tests.support.compare_fakes import TINY, suite
 from trainenv.compare import load_suite
 from trainenv.compare.results import is_static
 from trainenv.compare.scenarios import Scenario
@@ -31,7 +31,11 @@ def test_a_scenario_is_the_preset_with_what_is_said_on_top() -> None:
 
 
 def test_seeds_differ_between_scenarios_and_runs_and_are_always_the_same() -> None:
-    seeds = {(scenario.name, seed): scenario.config(seed).seed for scenario in suite().scenarios for seed in range(5)}
+    seeds = {
+        (scenario.name, seed): scenario.config(seed).seed
+        for scenario in suite().scenarios
+        for seed in range(5)
+    }
     assert len(set(seeds.values())) == 20
     assert load_suite("quick").scenarios[0].config(0).seed == 216733617647604496 >> 32
     assert all(0 <= seed < 2**31 for seed in seeds.values())
@@ -39,9 +43,13 @@ def test_seeds_differ_between_scenarios_and_runs_and_are_always_the_same() -> No
 
 
 def test_a_learning_rate_of_its_own_is_taken_as_it_is() -> None:
-    scenario = Scenario(name="t", group="calm", size=TINY, overrides={"optimizer": {"lr": 0.5}}, lr_factor=3)
+    scenario = Scenario(
+        name="t", group="calm", size=TINY, overrides={"optimizer": {"lr": 0.5}}, lr_factor=3
+    )
     assert scenario.config(0).optimizer.lr == 0.5
-    with_betas = Scenario(name="t", group="calm", size=TINY, overrides={"optimizer": {"betas": [0.9, 0.999]}})
+    with_betas = Scenario(
+        name="t", group="calm", size=TINY, overrides={"optimizer": {"betas": [0.9, 0.999]}}
+    )
     assert with_betas.config(0).optimizer.lr == pytest.approx(0.024)
 
 
@@ -58,8 +66,16 @@ def test_what_is_shipped(name: str) -> None:
     assert min(factors) < 0.4
     kinds = {plant.kind for config in configs.values() for plant in config.stressors.planted}
     assert {"lost_moments", "random_tokens", "lr_spike"} <= kinds
-    assert any(config.clip.policy == "none" and config.stressors.rare_tokens for config in configs.values())
-    for rate in ("rare_tokens", "long_sequence", "artefacts", "block_shuffle", "harsh_warmup_steps"):
+    assert any(
+        config.clip.policy == "none" and config.stressors.rare_tokens for config in configs.values()
+    )
+    for rate in (
+        "rare_tokens",
+        "long_sequence",
+        "artefacts",
+        "block_shuffle",
+        "harsh_warmup_steps",
+    ):
         assert any(getattr(config.stressors, rate) for config in configs.values())
     assert len({config.model.width for config in configs.values()}) == 2
     assert len({config.corpus.tokenizer for config in configs.values()}) == 2
@@ -112,21 +128,48 @@ def test_a_part_of_a_suite() -> None:
         ({"seeds": True}, "seeds must be a whole number, at least 1, found True"),
         ({"scenarios": {}}, "a comparison needs scenarios"),
         ({"scenarios": {"t": 3}}, "fake: scenarios.t must be a mapping of keys to values, found 3"),
-        ({"scenarios": {"t": {**CALM, "stresors": {}}}}, "scenario t: unknown key 'stresors'; did you mean 'stressors'"),
-        ({"scenarios": {"t": {"group": "calm", "corpus": "bytes"}}}, "scenario t: size is missing; name one of sizes: tiny"),
-        ({"scenarios": {"t": {**CALM, "size": "tine"}}}, "scenario t: unknown size 'tine'; did you mean 'tiny'"),
+        (
+            {"scenarios": {"t": {**CALM, "stresors": {}}}},
+            "scenario t: unknown key 'stresors'; did you mean 'stressors'",
+        ),
+        (
+            {"scenarios": {"t": {"group": "calm", "corpus": "bytes"}}},
+            "scenario t: size is missing; name one of sizes: tiny",
+        ),
+        (
+            {"scenarios": {"t": {**CALM, "size": "tine"}}},
+            "scenario t: unknown size 'tine'; did you mean 'tiny'",
+        ),
         ({"scenarios": {"t": {"size": "tiny", "corpus": "bytes"}}}, "scenario t: group is missing"),
-        ({"scenarios": {"t": {**CALM, "group": "clam"}}}, "group must be one of calm, stressed, found 'clam'"),
-        ({"scenarios": {"t": {**CALM, "fault": "x"}}}, "expected no fault in a calm scenario, found 'x'"),
-        ({"scenarios": {"t": {**CALM, "group": "stressed"}}}, "expected a fault, in a word or two, in a stressed scenario"),
+        (
+            {"scenarios": {"t": {**CALM, "group": "clam"}}},
+            "group must be one of calm, stressed, found 'clam'",
+        ),
+        (
+            {"scenarios": {"t": {**CALM, "fault": "x"}}},
+            "expected no fault in a calm scenario, found 'x'",
+        ),
+        (
+            {"scenarios": {"t": {**CALM, "group": "stressed"}}},
+            "expected a fault, in a word or two, in a stressed scenario",
+        ),
         ({"scenarios": {"a/b": CALM}}, "a scenario's name must be letters"),
         (
             {"scenarios": {"t": {**CALM, "stressors": {"rare_token": 1}}}},
             "scenario t: unknown key 'stressors.rare_token'; did you mean",
         ),
-        ({"scenarios": {"t": {**CALM, "overrides": {"step": 1}}}}, "scenario t: unknown key 'step'; did you mean 'steps'"),
-        ({"scenarios": {"t": {**CALM, "lr_factor": 0}}}, "scenario t: lr_factor must be a number above 0, found 0"),
-        ({"scenarios": {"t": {**CALM, "lr_factor": "3x"}}}, "scenario t: lr_factor must be a number above 0, found '3x'"),
+        (
+            {"scenarios": {"t": {**CALM, "overrides": {"step": 1}}}},
+            "scenario t: unknown key 'step'; did you mean 'steps'",
+        ),
+        (
+            {"scenarios": {"t": {**CALM, "lr_factor": 0}}},
+            "scenario t: lr_factor must be a number above 0, found 0",
+        ),
+        (
+            {"scenarios": {"t": {**CALM, "lr_factor": "3x"}}},
+            "scenario t: lr_factor must be a number above 0, found '3x'",
+        ),
         ({"scenarios": {"t": {**CALM, "stressors": 3}}}, "scenario t: stressors must be a mapping"),
         ({"sizes": {"tiny": 3}}, "scenario calm: size must be a mapping"),
         ({"sizes": 3}, "fake: sizes must be a mapping"),

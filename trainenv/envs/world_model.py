@@ -325,7 +325,7 @@ _NO_RISK = _Risk(0.0, 0.0)
 
 
 def _applied(run: Imagined, intervention: Intervention) -> Imagined:
-    """The run once the intervention is in force and its decision's steps are done, its loss still as before."""
+    """Return the run after the intervention and its decision's steps; its loss is unchanged."""
     factors = after(run, intervention)
     return replace(
         run,
