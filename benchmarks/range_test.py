@@ -96,12 +96,14 @@ def main() -> None:
         print(json.dumps({"rows": rows, "cells": cells}))
         return
     print(
-        f"{'warm-up':>8} {'LR ×':>6} {'lower':>9} {'higher':>9} {'Δ ln final loss':>16}   accepted of asked, {len(cells)} runs"
+        f"{'warm-up':>8} {'LR ×':>6} {'lower':>9} {'higher':>9} {'Δ ln final loss':>16}   accepted "
+        f"of asked, {len(cells)} runs"
     )
     for row in rows:
         lower, higher = (f"{row[side][0]}/{row[side][1]}" for side in ("lower", "higher"))
         print(
-            f"{row['warmup']:8d} {row['factor']:6g} {lower:>9} {higher:>9} {row['difference']:+16.4f}"
+            f"{row['warmup']:8d} {row['factor']:6g} {lower:>9} {higher:>9} "
+            f"{row['difference']:+16.4f}"
         )
 
 
