@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trainenv.agents.baselines.planner_driven import PlannerCallback, population
     from trainenv.agents.baselines.rollback_rule import STYLES, RollbackRule
     from trainenv.agents.baselines.tuned_schedule import TunedSchedule
-    from trainenv.agents.branching import Branching, BranchingAgent, Drafting
+    from trainenv.agents.branching import Branching, BranchingAgent, PlanningOptions
     from trainenv.agents.contract import Agent
     from trainenv.agents.episodes import Episode, play
 
@@ -38,9 +38,9 @@ __all__ = [
     "BranchingAgent",
     "ClipOnly",
     "DoNothing",
-    "Drafting",
     "Episode",
     "PlannerCallback",
+    "PlanningOptions",
     "RollbackRule",
     "TunedSchedule",
     "play",
@@ -56,7 +56,7 @@ _LAZY = {
     "RollbackRule": "trainenv.agents.baselines.rollback_rule",
     "ClipOnly": "trainenv.agents.baselines.clip_only",
     "DoNothing": "trainenv.agents.baselines.do_nothing",
-    "Drafting": "trainenv.agents.branching",
+    "PlanningOptions": "trainenv.agents.branching",
     "Episode": "trainenv.agents.episodes",
     "PlannerCallback": "trainenv.agents.baselines.planner_driven",
     "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",

@@ -108,7 +108,7 @@ def play(
         callback.planner = replace(callback.planner, rank_by="forecast")  # type: ignore[type-var]
     if variant == "oracle":
         callback = Oracle(
-            planner=callback.planner, model=callback.model, drafting=callback.drafting
+            planner=callback.planner, model=callback.model, planning=callback.planning
         )
     if variant == "unverified":
         from trainenv.wrappers import Verification

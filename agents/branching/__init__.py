@@ -9,6 +9,6 @@
 
 from trainenv.agents.branching.agent import BranchingAgent
 from trainenv.agents.branching.branching_loop import Branching
-from trainenv.agents.branching.problems import Drafting
+from trainenv.agents.branching.problems import PlanningOptions
 
-__all__ = ["Branching", "BranchingAgent", "Drafting"]
+__all__ = ["Branching", "BranchingAgent", "PlanningOptions"]

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from trainenv.agents.branching.branching_loop import Branching
-from trainenv.agents.branching.problems import Drafting
+from trainenv.agents.branching.problems import PlanningOptions
 from trainenv.config.schema import BranchingConfig
 from trainenv.envs.training import TrainingEnv
 from trainenv.loop import Watch, train
@@ -50,7 +50,7 @@ class BranchingAgent:
         planner: Planner,
         model: WorldModel | Learner | None = None,
         config: BranchingConfig | None = None,
-        drafting: Drafting | None = None,
+        planning: PlanningOptions | None = None,
     ) -> None:
         training = env.unwrapped
         if not isinstance(training, TrainingEnv):
@@ -64,7 +64,7 @@ class BranchingAgent:
             model=model,
             config=config,
             verification=_verification_of(env),
-            drafting=drafting or Drafting(),
+            planning=planning or PlanningOptions(),
         )
 
     def run(

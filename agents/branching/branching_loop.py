@@ -24,7 +24,7 @@ from trainenv.agents.branching.drafts import Drafter, price_of_branches
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.problems import (
     FEWEST,
-    Drafting,
+    PlanningOptions,
     flops_per_future,
     world_model_of,
 )
@@ -60,7 +60,7 @@ class Branching(Callback):
     model: WorldModel | Learner | None = None
     config: BranchingConfig | None = None
     verification: Verification | None = None
-    drafting: Drafting = field(default_factory=Drafting)
+    planning: PlanningOptions = field(default_factory=PlanningOptions)
 
     def __post_init__(self) -> None:
         if not isinstance(self.planner, Planner):
@@ -161,7 +161,7 @@ class Branching(Callback):
         drafter = Drafter(
             planner=self.planner,
             model=self.model,
-            drafting=self.drafting,
+            planning=self.planning,
             verification=self._verification,
         )
         return drafter.propose(run, point, decision, self._state)
@@ -264,7 +264,7 @@ class Branching(Callback):
         """Return upper bounds on the cost of steering a run, before it starts."""
         settings = self.config or run.config.branching
         verification = self.verification or verification_of(settings)
-        futures = Budget().futures if self.drafting.allow is None else FEWEST
+        futures = Budget().futures if self.planning.allow is None else FEWEST
         planning = (futures or 0) * flops_per_future(world_model_of(self.model))
         branch = price_of_branches(run, verification, 1, verification.verify_steps)
         return CostEstimate.of(

@@ -9,7 +9,7 @@ import numpy as np
 from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.problems import (
-    Drafting,
+    PlanningOptions,
     flops_per_future,
     within,
     world_model_of,
@@ -38,7 +38,7 @@ class Drafter:
 
     planner: Planner
     model: WorldModel | Learner | None
-    drafting: Drafting
+    planning: PlanningOptions
     verification: Verification
 
     def propose(
@@ -108,8 +108,8 @@ class Drafter:
         per_future = flops_per_future(model)
         codec = ActionCodec(run.config.interventions)
         generator = np.random.default_rng([run.config.seed, run.step, decision.number])
-        drafting = replace(self.drafting, parts=state.settings.parts, highest=state.highest_lr)
-        problem = drafting.problem(run, history, codec, model, generator)
+        planning = replace(self.planning, parts=state.settings.parts, highest=state.highest_lr)
+        problem = planning.problem(run, history, codec, model, generator)
         left = state.waste.left_in(run) - least
         problem = replace(problem, budget=within(problem.budget, left, per_future))
         if problem.budget.futures == 0:

@@ -32,7 +32,7 @@ FEWEST = 8  # futures that a draft must be able to look at
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drafting:
+class PlanningOptions:
     """Settings of a planning problem besides the run.
 
     Args:

@@ -23,7 +23,7 @@ from tests.support.steered_runs import (
     toy,
 )
 from trainenv import planners
-from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching import Branching, PlanningOptions
 from trainenv.agents.branching.problems import ramps
 from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.checkpoints.store import CheckpointStore
@@ -268,7 +268,7 @@ def test_little_telemetry_is_a_fault_that_is_told(steps: int) -> None:
 
     lost = loses(toy(60, branching={"rewind": 1}, checkpoints={"every": 5}), steps + 4)
     callback = Branching(
-        planner=Promising(), model=Refusing(), drafting=Drafting(allow=allow_by_risk)
+        planner=Promising(), model=Refusing(), planning=PlanningOptions(allow=allow_by_risk)
     )
     found = steered(lost, callback)
     assert (
@@ -417,7 +417,9 @@ def test_ramps_are_each_legal_change_of_the_learning_rate_up_to_four_times() -> 
     ]
     planner = Promising(sequences=[(LOWER,)])
     mine = [(Intervention(clip="arc"),)]
-    steered(toy(), planner=planner, drafting=Drafting(propose=lambda history, codec, masks: mine))
+    steered(
+        toy(), planner=planner, planning=PlanningOptions(propose=lambda history, codec, masks: mine)
+    )
     assert list(planner.problems[0].proposals) == [*mine, *found]
 
 

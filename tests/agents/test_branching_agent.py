@@ -11,7 +11,7 @@ import pytest
 
 import trainenv  # noqa: F401  (registers the environments)
 from tests.support.steered_runs import QUICK, SMALL, Dreamer, Promising
-from trainenv.agents.branching import BranchingAgent, Drafting
+from trainenv.agents.branching import BranchingAgent, PlanningOptions
 from trainenv.config.schema import BranchingConfig
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
@@ -81,7 +81,7 @@ def test_drafts_are_verified_as_the_wrapper_says(tmp_path: Path) -> None:
 
 def test_it_goes_on_with_a_run_that_was_stopped(tmp_path: Path) -> None:
     env: Any = made()
-    agent = BranchingAgent(env, planner=Promising(), drafting=Drafting())
+    agent = BranchingAgent(env, planner=Promising(), planning=PlanningOptions())
     seen: list[int] = []
     stopped = agent.run(
         out=tmp_path / "run",

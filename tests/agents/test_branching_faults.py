@@ -18,7 +18,7 @@ from tests.support.steered_runs import (
     toy,
 )
 from trainenv import planners
-from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching import Branching, PlanningOptions
 from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import allow_by_risk
@@ -108,7 +108,7 @@ def test_a_model_that_raises_is_told_of_and_the_run_goes_on() -> None:
     assert asked.summary["ended"] == "budget spent"
     assert all("NaN in the weights" in event["detail"]["reason"] for event in asked.of("skipped"))
     allowing = steered(
-        toy(), planner=Promising(), model=Broken(), drafting=Drafting(allow=allow_by_risk)
+        toy(), planner=Promising(), model=Broken(), planning=PlanningOptions(allow=allow_by_risk)
     )
     assert {event["detail"]["reason"] for event in allowing.of("skipped")} == {
         "RuntimeError: NaN in the weights"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.steered_runs import SMALL, Promising, Steered, steered, toy
-from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching import Branching, PlanningOptions
 from trainenv.agents.branching.lr_range import RangeTest
 from trainenv.config.schema import RunConfig
 from trainenv.interventions import PARTS
@@ -261,6 +261,6 @@ def test_neither_planner_nor_model_is_asked_where_the_warm_up_has_a_draft() -> N
 
     settings = {"triggers": ["warmup"], "verify_steps": 3, "max_waste": 0.9}
     run = toy(160, lr=20.0, schedule={"warmup": 40}, branching=settings)
-    found = steered(run, planner=Promising(), drafting=Drafting(allow=refuse))
+    found = steered(run, planner=Promising(), planning=PlanningOptions(allow=refuse))
     assert found.decisions[0]["accepted"] == 1
     assert found.summary["faults"] == []

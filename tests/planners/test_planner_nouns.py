@@ -11,7 +11,7 @@ import pytest
 
 from trainenv.planners import Score
 from trainenv.planners.support.sequences import NOTHING
-from trainenv.planners.testing import InForce, ToyWorld
+from trainenv.planners.testing import START, ToyWorld
 from trainenv.types import (
     Budget,
     Candidate,
@@ -52,7 +52,7 @@ def test_costs_add_up() -> None:
 
 def test_masks_that_do_not_fit() -> None:
     problem = WORLD.problem()
-    masks = list(WORLD.codec.masks(InForce()))
+    masks = list(WORLD.codec.masks(START))
     with pytest.raises(UserError, match=r"lengths \(4, 3, 5, 2, 2, 2\)"):
         replace(problem, masks=tuple(masks[:-1]))
     masks[3] = np.array([False, True])

@@ -22,7 +22,7 @@ from trainenv.planners.support.pb2_explore import (
     time_varying,
 )
 from trainenv.planners.support.sequences import NOTHING
-from trainenv.planners.testing import InForce, ToyWorld, watched
+from trainenv.planners.testing import START, ToyWorld, watched
 from trainenv.types import Budget, Intervention, Outcome
 
 IDLE = Intervention()
@@ -68,7 +68,7 @@ def test_the_worst_quarter_is_replaced_by_copies_of_the_best(
 
 def test_exploring_moves_to_a_neighbour_or_draws_anew() -> None:
     world = ToyWorld()
-    problem, masks = world.problem(5), tuned_only(world.codec.masks(InForce()))
+    problem, masks = world.problem(5), tuned_only(world.codec.masks(START))
     moved = [perturbed(problem, masks, 0.0) for _ in range(400)]
     assert {done.lr_scale for done in moved} == {0.9, 1.1}
     assert {done.weight_decay_scale for done in moved} == {0.5, 2.0}
@@ -93,7 +93,7 @@ def test_exploring_stays_within_bounds() -> None:
     """Where the bound is next, the factor that would pass it is masked: then it stays."""
     codec = ActionCodec(InterventionConfig(lr_bounds=(0.95, 10.0)))
     problem = ToyWorld(codec=codec).problem(1)
-    masks = tuned_only(codec.masks(InForce()))
+    masks = tuned_only(codec.masks(START))
     assert {perturbed(problem, masks, 0.0).lr_scale for _ in range(50)} == {1.0, 1.1}
 
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from trainenv import planners
 from trainenv.interventions import ActionCodec
 from trainenv.planners import AdaptiveWidth, CurvePruner, hypergradient, risk_of
-from trainenv.planners.testing import InForce, ToyWorld, watched
+from trainenv.planners.testing import START, ToyWorld, watched
 from trainenv.planners.testing.toy import history
 from trainenv.types import Intervention, Reading, RunHistory, UserError
 from trainenv.worldmodel.curves import History, make
 from trainenv.worldmodel.curves.law import Law, gather, loss
 
 CODEC = ActionCodec()
-MASKS = CODEC.masks(InForce())
+MASKS = CODEC.masks(START)
 
 
 def with_cosines(cosines: list[float]) -> RunHistory:

@@ -28,7 +28,7 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
         learn: Flag: the model learns from verified branches during the run.
     """
     from trainenv import planners, worldmodel
-    from trainenv.agents.branching import Branching, Drafting
+    from trainenv.agents.branching import Branching, PlanningOptions
     from trainenv.worldmodel.online import Online
     from trainenv.worldmodel.serialization import load_rehearsal, pretrained
 
@@ -37,8 +37,8 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
     if learn:
         online = Online(refresh=_REFRESH)
         model = worldmodel.OnlineModel(shipped, load_rehearsal(pretrained()), online)
-    drafting = Drafting(propose=planners.hypergradient, allow=allow_by_risk)
-    return Branching(planner=planners.make(planner), model=model, drafting=drafting)
+    planning = PlanningOptions(propose=planners.hypergradient, allow=allow_by_risk)
+    return Branching(planner=planners.make(planner), model=model, planning=planning)
 
 
 def allow_by_risk(history: RunHistory, model: WorldModel | None) -> Budget:

@@ -40,6 +40,8 @@ _IRRELEVANT = (
 _OLD_NAMES = {
     "Acting": "AgentCallback",
     "ByHand": "RollbackRule",
+    "Drafting": "PlanningOptions",
+    "drafting": "planning",
     "Planned": "PlannerCallback",
     "Tuned": "TunedSchedule",
 }
@@ -251,10 +253,10 @@ def _class_name(path: str) -> str:
 
 
 def _renamed(settings: Any) -> Any:
-    """Return settings that an earlier version recorded, with the present names of classes."""
+    """Return settings that an earlier version recorded, with the present names."""
     if not isinstance(settings, dict):
         return settings
-    renamed = {key: _renamed(one) for key, one in settings.items()}
+    renamed = {_OLD_NAMES.get(key, key): _renamed(one) for key, one in settings.items()}
     if isinstance(settings.get("class"), str):
         renamed["class"] = _class_name(settings["class"])
     return renamed
