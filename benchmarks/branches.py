@@ -1,14 +1,19 @@
-"""Counterfactual branches: how fast they are made, and how large what they measure is against its noise.
+"""Counterfactual branches: speed of training them, and size of their effects against noise.
 
-*Throughput*, by width, in optimizer steps per core-second: a run by itself against 4, 8 and 16 forks of it folded into one, in
-turns; then whole trunks with all their branches (validation, restoring, writing and reading back of telemetry included), one
-branch after the other against folded by 16, and how much a bare `advance` takes of the former. Times are of the process
-(`time.process_time`), so that a busy machine counts less.
+*Throughput*, for each width, in optimizer steps per core-second. First the training steps alone: a
+single run against 4, 8 and 16 forks of it folded into one; they take turns. Then whole trunks with
+all their branches, including validation, restoring, and writing and reading telemetry: branches
+trained one after the other against branches folded by 16. The last figure is the throughput of
+whole trunks, one branch after the other, as a share of that of a bare `advance`. Times are
+processor times (`time.process_time`), so that other load on the machine counts less.
 
-*Study*, over a few trunks whose branches all go on to the end: Δ ln loss against the do-nothing control at the horizon (+N),
-after the reference cool-down (annealed) and at the end (final): of interventions, and of the controls that were repeated with
-noise. Then, within each snapshot, the rank correlation of what looked good early with what was good at the end, and the regret of
-choosing by the early look: final ln loss of the choice less that of the best branch (and of doing nothing).
+*Study*, over a few trunks whose branches are all trained to the end of the run. It measures Δ ln
+loss against the control without an intervention at three points: at the horizon (+N), after the
+reference cool-down (annealed) and at the end (final). It does so for the interventions, and for
+controls that were repeated with noise. Within each snapshot it then measures two things: the rank
+correlation of the early with the final effect, and the regret of choosing by an early evaluation,
+that is, the final ln loss of the chosen branch less that of the best branch (and less that of no
+intervention).
 
     python benchmarks/branches.py --json
 """
@@ -45,7 +50,7 @@ from trainenv.worldmodel.dataset.tables import collect
 from trainenv.worldmodel.dataset.texts import Texts, write_texts
 
 WIDTHS = {16: 400, 32: 400, 48: 400, 64: 400, 96: 300, 128: 200}
-"""Width → budget of the trunk that is timed, in steps: as in a data set, but for the number of snapshots."""
+"""Width → steps of the timed trunk, as in a data set except for the number of snapshots."""
 FOLDS = (4, 8, 16)
 TIMED = Design(
     random=1,
@@ -60,12 +65,12 @@ TIMED = Design(
 
 
 def make_run(overrides: Mapping[str, Any]) -> Run:
-    """What `generate` trains."""
+    """Build the run that `generate` trains."""
     return TrainingRun.from_config("tiny", overrides)
 
 
 def throughput(width: int, folder: Path) -> dict[str, Any]:
-    """Of one trunk of this width."""
+    """Measure the throughput of one trunk of this width."""
     size = next(size for size in SIZES if size.width == width)
     (trunk,) = sample(1, seed=0, sizes=(size,), steps=(WIDTHS[width], WIDTHS[width]))
     texts = write_texts(folder / "corpora")
@@ -93,9 +98,9 @@ def throughput(width: int, folder: Path) -> dict[str, Any]:
 
 
 def steps_per_core_second(run: Run, rounds: int = 4, steps: int = 8) -> dict[int, float]:
-    """Of K forks of a run, by K: 1 is the run by itself.
+    """Measure the throughput of K forks of a run, by K; K = 1 is a single run.
 
-    They take turns, so that a slow spell of the machine hits all alike.
+    They take turns, so that a slow period of the machine affects all of them equally.
     """
     alone, folded = (
         run.fork(),
@@ -112,7 +117,7 @@ def steps_per_core_second(run: Run, rounds: int = 4, steps: int = 8) -> dict[int
 
 
 def whole_trunk(trunk: Trunk, texts: Texts, fold: Fold | None) -> dict[str, float]:
-    """A trunk and all its branches."""
+    """Measure the throughput of a trunk with all its branches."""
     started = time.process_time()
     tables = collect(trunk, TIMED, make_run, texts, fold)
     seconds = time.process_time() - started
@@ -126,7 +131,7 @@ def whole_trunk(trunk: Trunk, texts: Texts, fold: Fold | None) -> dict[str, floa
 
 
 def study(folder: Path, trunks: int, width: int, workers: int, quiet: bool) -> dict[str, Any]:
-    """Generate, and compare."""
+    """Generate a data set and measure its effects."""
 
     def show(progress: Progress) -> None:
         if not quiet:
@@ -182,7 +187,10 @@ def _steps(data: Dataset) -> int:
 
 
 def off_their_trunk(data: Dataset) -> dict[str, float]:
-    """How far rounding drives a folded control from the trunk going on, to the end: |Δ ln final loss|, in thousandths."""
+    """Effect of rounding on a folded control, compared with its trunk at the end of the run.
+
+    The figure is |Δ ln final loss|, in thousandths.
+    """
     controls = data.branches[data.branches["kind"] == "control"].merge(
         data.trunks[["trunk", "final"]], on="trunk", suffixes=("", "_trunk")
     )
@@ -193,7 +201,7 @@ def off_their_trunk(data: Dataset) -> dict[str, float]:
 
 
 def by_rate(found: pd.DataFrame, data: Dataset) -> dict[str, Any]:
-    """Mean Δ ln loss, in thousandths, of branches that ended up with a lower or a higher learning rate."""
+    """Mean Δ ln loss in thousandths, by the learning rate that the branches ended with."""
     scale = np.exp(data.arrays().actions[:, :, 0].sum(axis=1))
     rates = found.merge(data.branches[["trunk", "snapshot", "branch"]].assign(scale=scale))
     groups = {
@@ -213,7 +221,7 @@ def by_rate(found: pd.DataFrame, data: Dataset) -> dict[str, Any]:
 
 
 def sizes_of(found: pd.DataFrame) -> dict[str, Any]:
-    """How large the effects are, in thousandths."""
+    """Sizes of the effects, in thousandths."""
     sizes: dict[str, Any] = {"branches": len(found)}
     for measure in ("horizon", "annealed", "final"):
         delta = 1000 * found[measure].dropna()
@@ -226,7 +234,11 @@ def sizes_of(found: pd.DataFrame) -> dict[str, Any]:
 
 
 def ranks(found: pd.DataFrame, least: float = 0.0) -> dict[str, Any]:
-    """Within each snapshot, over its interventions and the control (Δ = 0); of those whose final Δ deviate by `least` or more."""
+    """Rank correlations and regrets within each snapshot.
+
+    They are taken over its interventions and the control (Δ = 0). Only snapshots whose final Δ have
+    a standard deviation of at least `least` count.
+    """
     tried = found[found["kind"].isin(["single", "sequence"])]
     rows = []
     for _, group in tried.groupby(["trunk", "snapshot"]):
@@ -279,27 +291,39 @@ def ranks(found: pd.DataFrame, least: float = 0.0) -> dict[str, Any]:
 
 
 def line(width: int, found: Mapping[str, Any]) -> str:
-    """Of the table for people."""
+    """Format one width as a line of the printed table."""
     bare, whole = found["steps_per_core_second"], found["trunk_with_branches"]
     folds = "  ".join(
         f"{name} {bare[name]:7} (×{ratio})" for name, ratio in found["folded_over_alone"].items()
     )
-    trunk = f"looped {whole['looped']['steps_per_core_second']}, folded {whole['folded']['steps_per_core_second']}"
-    return f"width {width:3}: alone {bare['alone']:6}  {folds}  trunk with branches: {trunk} steps per core-second"
+    looped, fold = (whole[name]["steps_per_core_second"] for name in ("looped", "folded"))
+    return (
+        f"width {width:3}: alone {bare['alone']:6}  {folds}  trunk with branches: "
+        f"looped {looped}, folded {fold} steps per core-second"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--widths", type=int, nargs="*", default=list(WIDTHS), choices=list(WIDTHS))
-    parser.add_argument("--trunks", type=int, default=6, help="of the study; 0 leaves it out")
     parser.add_argument(
-        "--width", type=int, default=32, choices=list(WIDTHS), help="of the study's models"
+        "--widths",
+        type=int,
+        nargs="*",
+        default=list(WIDTHS),
+        choices=list(WIDTHS),
+        help="model widths of the throughput",
     )
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
-        "--folder", type=Path, help="where the study's data are kept; a temporary one if left out"
+        "--trunks", type=int, default=6, help="number of trunks in the study; 0: no study"
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--width", type=int, default=32, choices=list(WIDTHS), help="model width of the study"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="worker processes of the study")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the study's data (default: a temporary one)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     result: dict[str, Any] = {"benchmark": "branches", "throughput": {}}

@@ -1,41 +1,38 @@
-"""Checkpoints, snapshots and forks of GPT-2 small (124 M parameters, AdamW), beside what torch and others offer.
+"""Checkpoints, snapshots and forks of GPT-2 small, compared with torch and other libraries.
 
-The model is trained for some steps first, in bf16 on the standard library's text, so that weights
-and moments are real ones. What is compared is measured in turn, round by round in a rotating order;
-figures are medians with the least and the greatest, ratios are medians over rounds of ours ÷ theirs
-of the same round.
+The model has 124 M parameters and is trained with AdamW. It is first trained for some steps, in
+bf16 on the source text of the standard library, so that weights and moments are realistic. The
+compared methods take turns, in an order that rotates from round to round. Figures are medians with
+minimum and maximum. Ratios are medians over rounds of ours ÷ theirs, both from the same round.
 
-    size        of a file: weights and moments by `torch.save`, `torch.distributed.checkpoint`
-                (dcp), safetensors, and by a `CheckpointStore` exact and with moments in 8 bits
-    save        from memory to a file. Ours waits until the disk has it (fsync), as dcp does by
-    default; torch.save and
-                safetensors don't, so torch.save with an fsync after it is a row of its own. Nothing
-                is left to be written by what came before.
-    load        into memory, from files in the page cache; ours verifies every checksum. *Fresh* is
-    the load call in a process
-                of its own, as in resuming: all memory is touched for the first time. *Warm* is one
-                    process that loads again
-                and again, as in rewinding. `CPU` is the time of all cores together: ours uses as
-                many as there are. A loader that only maps its file does the work later: `then read`
-                is one pass over the loaded tensors.
-    stand-still how long training waits for a save, `run.snapshot()` and `store.save(snapshot)`,
-    beside a clone of every tensor
-                of model and optimizer. Also with an earlier snapshot kept, which the new one is
-                then compared with.
-    beside      seconds of a training step while a save is being written, beside those of a step
-    alone; and how many seconds of
-                training a save costs in all, the stand-still included
-    fork        snapshot and restore, beside a clone of every tensor and a copy back, with a
-    training step between; and
-                `run.fork()` beside a deepcopy of model and optimizer
+    size        Size of a file: weights and moments by `torch.save`, by
+                `torch.distributed.checkpoint` (dcp), by safetensors, and by a `CheckpointStore`,
+                exact and with moments in 8 bits.
+    save        Time from memory to a file. Ours waits until the data are on the disk (fsync), as
+                dcp does by default. torch.save and safetensors do not, so torch.save followed by an
+                fsync has a row of its own. The disk has written all earlier data before each save.
+    load        Time into memory, from files in the page cache; ours verifies every checksum.
+                *Fresh* is one load in a new process, as when a run resumes: all memory is touched
+                for the first time. *Warm* is a process that loads again and again, as when a run is
+                rolled back. `CPU` is the time of all cores together: ours uses all cores. A loader
+                that only maps its file does the work later; `then read` is one pass over the loaded
+                tensors.
+    stand-still Time that training waits for a save (`run.snapshot()` and `store.save(snapshot)`),
+                against a clone of every tensor of model and optimizer. Also with an earlier
+                snapshot kept, with which the new one is then compared.
+    step        Time of a training step while a save is being written, against a step without one;
+                and the training time that a save costs in total, the stand-still included.
+    fork        Snapshot and restore, against a clone of every tensor and a copy back, with a
+                training step in between; and `run.fork()` against a deepcopy of model and
+                optimizer.
 
-Where memory is taken in this process, both sides take new memory: what was freed before has been
-given back to the system, or else luck would decide which of them finds some that has been touched
-already.
+Where memory is allocated in this process, freed memory is first returned to the system. Both sides
+then get new memory; otherwise chance would decide which of them reuses memory that was touched
+before.
 
     python benchmarks/checkpoint.py --json
 
-About ten minutes on two cores, 8 GB of memory and 8 GB of disk.
+It takes about ten minutes on two cores, 8 GB of memory and 8 GB of disk.
 """
 
 from __future__ import annotations
@@ -91,11 +88,17 @@ INSTEAD = {
     "restore": "copy back",
     "fork": "deepcopy",
 }
-Times = dict[str, list[float]]  # seconds by what took them, a value a round
+Times = dict[str, list[float]]  # seconds by method, one value a round
 
 
 class Load(NamedTuple):
-    """What a load took, in seconds: on the clock, of all cores together, and then to read every element once."""
+    """Times of one load, in seconds.
+
+    Attributes:
+        seconds: Wall-clock time of the load.
+        cpu: Processor time of the load, all cores together.
+        then_read: Wall-clock time of reading every element once afterwards.
+    """
 
     seconds: float
     cpu: float
@@ -103,7 +106,10 @@ class Load(NamedTuple):
 
 
 class BytePairs:
-    """Batches of text in which two bytes are a token: a vocabulary as large as GPT-2's, without its tokenizer."""
+    """Batches of text in which two bytes are a token.
+
+    The vocabulary is as large as that of GPT-2, without its tokenizer.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.context = config.model.context
@@ -118,7 +124,7 @@ class BytePairs:
 
 
 def trained(steps: int) -> TrainingRun:
-    """GPT-2 small after some steps of 4 × 128 tokens."""
+    """Train GPT-2 small for some steps of 4 × 128 tokens."""
     overrides = {
         "batch_size": 4,
         "accumulation": 1,
@@ -138,18 +144,18 @@ def trained(steps: int) -> TrainingRun:
 
 
 def live_tensors(run: TrainingRun) -> list[Tensor]:
-    """Every tensor of model and optimizer, each once."""
+    """List every tensor of model and optimizer, each once."""
     found = [*run.model.state_dict().values(), *tensors_of(run.optimizer.state_dict())]
     return list({(t.data_ptr(), t.shape): t.detach() for t in found}.values())
 
 
 def clones(run: TrainingRun) -> list[Tensor]:
-    """What is in `live_tensors`, in memory of its own."""
+    """Clone the tensors of `live_tensors`."""
     return [tensor.clone() for tensor in live_tensors(run)]
 
 
 def give_back() -> None:
-    """Give freed memory back to the system, where the C library can."""
+    """Return freed memory to the system, where the C library can."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -160,7 +166,7 @@ def give_back() -> None:
 
 
 def writers(run: TrainingRun, snapshot: Snapshot) -> dict[str, Callable[[Path], None]]:
-    """What saves the run at a path where nothing is."""
+    """Functions that save the run at a path where no file is yet, by method."""
 
     def with_torch(path: Path) -> None:
         torch.save({"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}, path)
@@ -198,7 +204,7 @@ def writers(run: TrainingRun, snapshot: Snapshot) -> dict[str, Callable[[Path], 
 
 
 def read(kind: str, path: Path) -> list[Tensor]:
-    """Load what a writer has saved."""
+    """Load a file that a function of `writers` saved."""
     if kind in TIERS:
         return list(CheckpointStore(path).load().tensors.values())
     if kind == "safetensors":
@@ -228,7 +234,7 @@ def _delete(path: Path) -> None:
 
 
 def save_times(run: TrainingRun, folder: Path, rounds: int) -> tuple[Times, dict[str, int]]:
-    """Seconds of each way to save, and bytes; the files of the last round stay."""
+    """Measure seconds and bytes of each way to save; the files of the last round are kept."""
     snapshot = run.snapshot()
     ways = writers(run, snapshot)
     times: Times = {name: [] for name in ways}
@@ -238,7 +244,7 @@ def save_times(run: TrainingRun, folder: Path, rounds: int) -> tuple[Times, dict
             _delete(path)
             os.sync()
             times[name].append(seconds(partial(ways[name], path)))
-            told(f"save, round {turn + 1} of {rounds}", name, times[name][-1])
+            print_time(f"save, round {turn + 1} of {rounds}", name, times[name][-1])
     _check_exact(snapshot, folder / "exact")
     return times, {name: bytes_at(folder / name) for name in ways}
 
@@ -253,13 +259,16 @@ def _check_exact(snapshot: Snapshot, path: Path) -> None:
 
 
 def load_times(folder: Path, rounds: int) -> dict[str, Times]:
-    """Seconds of each way to load, fresh and warm, and of reading what was loaded; all in processes of their own."""
+    """Measure each way to load, fresh and warm, and the reading of the loaded tensors, in seconds.
+
+    All loads run in separate processes.
+    """
     kinds = ("torch.save", "dcp", "safetensors", *TIERS)
     fresh: dict[str, list[Load]] = {kind: [] for kind in kinds}
     for turn in range(rounds):
         for kind in rotated(kinds, turn):
             fresh[kind].append(_in_child([kind], folder, 1)[0][kind])
-            told(f"fresh load, round {turn + 1} of {rounds}", kind, fresh[kind][-1].seconds)
+            print_time(f"fresh load, round {turn + 1} of {rounds}", kind, fresh[kind][-1].seconds)
     warm = _in_child(kinds, folder, rounds + 1)[1:]  # the first warms up
     return {
         "fresh": {kind: [load.seconds for load in loads] for kind, loads in fresh.items()},
@@ -290,7 +299,7 @@ def _in_child(kinds: Sequence[str], folder: Path, rounds: int) -> list[dict[str,
 
 
 def child(kinds: Sequence[str], folder: Path, rounds: int) -> list[dict[str, Load]]:
-    """What loading took, by round and kind."""
+    """Measure loads in this process; return the times by round and kind."""
     found: list[dict[str, Load]] = []
     for turn in range(rounds):
         measured = {}
@@ -310,9 +319,9 @@ def child(kinds: Sequence[str], folder: Path, rounds: int) -> list[dict[str, Loa
 
 
 def stand_still(run: TrainingRun, folder: Path, rounds: int) -> Times:
-    """Seconds that training stands still for a save, and for a clone of everything.
+    """Measure the seconds that training waits for a save, and for a clone of every tensor.
 
-    The first round warms up.
+    The first round is a warm-up.
     """
     ways = ("clone", *TIERS)
     times: Times = {name: [] for way in ways for name in (way, f"{way}, one kept")}
@@ -339,7 +348,7 @@ def stand_still(run: TrainingRun, folder: Path, rounds: int) -> Times:
                     taken = once(way)
                     if turn:
                         times[f"{way}, one kept" if kept else way].append(taken)
-                        told(
+                        print_time(
                             f"stand-still, round {turn} of {rounds}",
                             f"{way}{', one kept' if kept else ''}",
                             taken,
@@ -349,8 +358,13 @@ def stand_still(run: TrainingRun, folder: Path, rounds: int) -> Times:
     return times
 
 
-def beside(run: TrainingRun, folder: Path, rounds: int, alone: int = 4) -> dict[str, Times]:
-    """Seconds of a step alone and of one beside a save, of that save, and of training that the save has cost."""
+def steps_during_saves(
+    run: TrainingRun, folder: Path, rounds: int, alone: int = 4
+) -> dict[str, Times]:
+    """Measure the seconds of a training step without a save and during one.
+
+    Also returned are the seconds of that save, and the training time that it costs.
+    """
     steps: Times = {"alone": [], **{tier: [] for tier in TIERS}}
     saves: Times = {tier: [] for tier in TIERS}
     costs: Times = {tier: [] for tier in TIERS}
@@ -371,15 +385,17 @@ def beside(run: TrainingRun, folder: Path, rounds: int, alone: int = 4) -> dict[
                 store.wait()
                 saves[tier].append(time.perf_counter() - started)
                 costs[tier].append(saves[tier][-1] - len(taken) * steps["alone"][-1])
-                # The last step was partly alone, unless it is the only one.
+                # The save ended during the last step: leave it out unless it is the only one.
                 steps[tier].append(statistics.median(taken[:-1] or taken))
-                told(f"beside, round {turn + 1} of {rounds}", tier, steps[tier][-1])
+                print_time(
+                    f"step during a save, round {turn + 1} of {rounds}", tier, steps[tier][-1]
+                )
     shutil.rmtree(folder / "beside")
     return {"step": steps, "save beside steps": saves, "training that a save costs": costs}
 
 
 def fork_times(run: TrainingRun, rounds: int) -> Times:
-    """Seconds of ours and of what people do instead. The first round warms up."""
+    """Measure our forks and the usual alternatives, in seconds; round 0 is a warm-up."""
     times: Times = {name: [] for pair in INSTEAD.items() for name in pair}
 
     def there_and_back(
@@ -420,7 +436,7 @@ def fork_times(run: TrainingRun, rounds: int) -> Times:
                 for name, taken in way().items():
                     if turn:
                         times[name].append(taken)
-                        told(f"fork, round {turn} of {rounds}", name, taken)
+                        print_time(f"fork, round {turn} of {rounds}", name, taken)
     return times
 
 
@@ -434,14 +450,17 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def rotated(items: Any, turn: int) -> list[Any]:
-    """In another order each turn: forwards and backwards, then the same from another one on."""
+    """Order of the items in this turn.
+
+    Turns alternate between forward and backward; after each pair the order starts one item later.
+    """
     order, first = list(items), turn // 2 % len(items)
     order = order[first:] + order[:first]
     return order[::-1] if turn % 2 else order
 
 
 def ratios_to(times: Times, name: str) -> dict[str, float]:
-    """Of each, the median over rounds of what it took ÷ what `name` took."""
+    """Median over rounds of the time of each method ÷ the time of `name`."""
     return {
         ours: round(statistics.median(a / b for a, b in zip(taken, times[name], strict=True)), 4)
         for ours, taken in times.items()
@@ -460,15 +479,15 @@ def goal(what: str, value: float, at_most: float) -> dict[str, Any]:
     return {"what": what, "value": value, "goal": at_most, "met": value <= at_most}
 
 
-def told(what: str, name: str, taken: float) -> None:
+def print_time(what: str, name: str, taken: float) -> None:
     print(f"{what}: {name} {taken:.2f} s", file=sys.stderr, flush=True)
 
 
 def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
-    """Everything, and whether the goals were met."""
+    """Run all measurements, and compare them with the goals."""
     training = time.perf_counter()
     run = trained(steps)
-    told("train", f"{steps} steps", time.perf_counter() - training)
+    print_time("train", f"{steps} steps", time.perf_counter() - training)
     saves, sizes = save_times(run, folder, rounds)
     shares = {name: round(size / sizes["torch.save"], 4) for name, size in sizes.items()}
     loads = load_times(folder, rounds)
@@ -476,7 +495,7 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
         _delete(folder / name)
     forks = fork_times(run, 2 * rounds)
     still = stand_still(run, folder, 2 * rounds)
-    slower = beside(run, folder, rounds)
+    slower = steps_during_saves(run, folder, rounds)
     fresh = ratios_to(loads["fresh"], "torch.save")
     ratios = {
         "save": ratios_to(saves, "torch.save, fsync"),
@@ -558,7 +577,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def real_disk(folder: Path | None) -> Path:
-    """Where to write: the folder asked for, or else one that is not memory."""
+    """Choose the folder to write to: the requested one, or else one not in memory."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         candidates = [folder]
@@ -570,7 +589,7 @@ def real_disk(folder: Path | None) -> Path:
     )
     if _filesystem(chosen) in ("tmpfs", "ramfs"):
         print(
-            f"{chosen} is in memory, no disk: saving will look faster than it is; give --folder",
+            f"{chosen} is in memory, not on a disk: saves would seem too fast; give --folder",
             file=sys.stderr,
         )
     return chosen
@@ -589,7 +608,11 @@ def _filesystem(path: Path) -> str:
 
 
 def _prepare() -> None:
-    """Import what is otherwise imported at first use, so that no time is charged with it; ignore that dcp finds one process."""
+    """Import modules before anything is measured.
+
+    They would otherwise be imported at first use, and a measured time would include it. Also
+    silence the warnings of dcp about running in a single process.
+    """
     for module in ("safetensors.torch", "torch.distributed.checkpoint"):
         importlib.import_module(module)
     warnings.filterwarnings("ignore", module=r"torch\.distributed.*")
@@ -597,10 +620,12 @@ def _prepare() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="steps to train for first")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement")
     parser.add_argument(
-        "--folder", type=Path, help="where to write; what is written is deleted at the end"
+        "--steps", type=int, default=20, help="training steps before the measurements"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the files; they are deleted at the end"
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on the last line"

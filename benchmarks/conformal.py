@@ -1,11 +1,12 @@
-"""Coverage and width of calibrated forecasts, on all candidates and on those that planners pick, in a simulation.
+"""Simulated coverage and width of calibrated forecasts, on all candidates and on planners' picks.
 
-A trunk has an error of its own, which all its forecasts share; so has each of its decisions; and
-each of the 128 candidates has one, of a size that the forecaster knows only roughly. The truth
-varies less between candidates than the forecasts err, so that the lowest forecast is low mostly by
-error. Nominal 90 %: the raw quantiles claim that, and all calibrations aim at it.
+A trunk has an error that all its forecasts share. Each of its decisions has an error too, and so
+has each of the 128 candidates; the forecaster knows the size of the latter only roughly. The truth
+varies less between candidates than the forecasts err, so the lowest forecast is low mostly because
+of its error. The nominal coverage is 90 %: the raw quantiles claim it, and all calibrations aim at
+it.
 
-    python benchmarks/conformal.py --json     # some four minutes on one core
+    python benchmarks/conformal.py --json     # about four minutes on one core
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ BIAS, SHARED, SPREAD, ODDNESS = (
     0.15,
     0.5,
     0.5,
-)  # of a trunk's error, a decision's, the truth, the (log) sizes of errors
+)  # standard deviations: trunk error, decision error, truth, log size of errors
 Rng = np.random.Generator
 
 
 def decision(rng: Rng, trunk: int, bias: float, drift: float = 1.0) -> Decision:
-    """One decision of a trunk whose forecasts are all off by `bias`; every error is `drift` times as large. Unit: 1e-3 nats."""
+    """Draw one decision of a trunk; unit: 1e-3 nats.
+
+    All forecasts are off by `bias`, and every error is multiplied by `drift`.
+    """
     truth = rng.normal(0, SPREAD, CANDIDATES) + rng.normal(0, 1)
-    size = np.exp(rng.normal(0, ODDNESS, CANDIDATES))  # what the error of each is like
+    size = np.exp(rng.normal(0, ODDNESS, CANDIDATES))  # size of the error of each
     claimed = size * np.exp(rng.normal(0, 0.2, CANDIDATES))
     mean = truth + drift * (bias + rng.normal(0, SHARED) + size * rng.normal(0, 1, CANDIDATES))
     forecasts = {"mean": mean, "lower": mean - NORMAL * claimed, "upper": mean + NORMAL * claimed}
@@ -68,18 +72,26 @@ def one_random(rng: Rng) -> Any:
 
 
 def by_row(calibration: Calibration) -> Calibration:
-    """The same scores, taken for independent rows: what not to do."""
+    """The same scores, treated as independent rows: an incorrect method, for comparison."""
     rows = np.arange(len(calibration.low))
     return Calibration(
-        how=calibration.how, low=calibration.low, high=calibration.high, trunks=rows, strata=calibration.strata,
+        how=calibration.how,
+        low=calibration.low,
+        high=calibration.high,
+        trunks=rows,
+        strata=calibration.strata,
         weights=calibration.weights,
-    )  # fmt: skip
+    )
 
 
 def covered(
     calibration: Calibration | None, decisions: list[Decision], rule: Any
 ) -> dict[str, float]:
-    """Share of picks covered, of decisions with all picks covered, mean width, mean height of the upper bound over the mean."""
+    """Coverage and width of the intervals of the picks.
+
+    Returned are the share of picks covered, the share of decisions with all picks covered, the mean
+    width, and the mean distance of the upper bound above the mean.
+    """
     hits, all_hit, widths, heights = [], [], [], []
     for one in decisions:
         columns = arrays(one)
@@ -102,7 +114,7 @@ def covered(
 
 
 def one_repetition(rng: Rng, count: int, tested: int) -> dict[str, dict[str, float]]:
-    """Calibrate on `count` trunks, test on as many as `tested` new ones: coverage and width by method."""
+    """Calibrate on `count` trunks and test on `tested` new ones, by method."""
     known, new = trunks(rng, count), trunks(rng, tested, first=count)
     best, six, some = Lowest(), Lowest(count=6), one_random(rng)
     marginal = fit_selected(CQR(alpha=ALPHA), known, some)
@@ -134,7 +146,10 @@ def one_repetition(rng: Rng, count: int, tested: int) -> dict[str, dict[str, flo
 
 
 def band(values: list[float]) -> list[float]:
-    """Mean over repetitions and its 95 % interval by bootstrap, infinite widths left out; nothing where all are."""
+    """Mean over repetitions and its 95 % bootstrap interval.
+
+    Infinite widths are left out; the list is empty if all are infinite.
+    """
     found = np.array([v for v in values if math.isfinite(v)])
     if not len(found):
         return []
@@ -164,11 +179,12 @@ def coverage(counts: list[int], repetitions: int, tested: int) -> dict[str, Any]
 def one_drift(
     rng: Rng, steps: int = 400, runs: int = 10, late: int = 8, recent: int = 80
 ) -> dict[str, float]:
-    """A stream of picks of ten runs, whose errors grow by 60 % half way; labels come up to `late` decisions later, unordered.
+    """Coverage on a stream of picks of ten runs, whose errors grow by 60 % halfway.
 
-    `fixed` keeps level and scores, `adaptive` moves the level; `recent` moves it and takes its
-    scores from the last 80 labels, row by row. No trunk is exchangeable any more then, but the
-    bound of the adaptive level asks for nothing.
+    Labels arrive up to `late` decisions later, unordered. `fixed` keeps level and scores;
+    `adaptive` moves the level; `recent` moves it and takes its scores from the last 80 labels, row
+    by row. Trunks are then no longer exchangeable, but the bound of the adaptive level assumes
+    nothing.
     """
     best, fitted = Lowest(), fit_selected(CQR(alpha=ALPHA), trunks(rng, 40), Lowest())
     rule = AdaptiveLevel(alpha=ALPHA)
@@ -213,9 +229,9 @@ def one_drift(
 
 
 def one_dependence(rng: Rng, count: int = 12) -> dict[str, float]:
-    """Rows, no picks: errors shared by a trunk, larger in the trunks that have few rows.
+    """Coverage of a row of a new trunk, without picks.
 
-    Coverage of a row of a new trunk.
+    A trunk's rows share an error, which is larger in trunks with few rows.
     """
     size = np.exp(rng.normal(0, 0.7, count + 200))
     rows = np.maximum(1, np.rint(20 / size**2)).astype(int)
@@ -233,7 +249,11 @@ def one_dependence(rng: Rng, count: int = 12) -> dict[str, float]:
 
 
 def one_gate(rng: Rng) -> dict[str, float]:
-    """Disagreement that follows the error's size; a tenth of the new decisions is unlike the known: errors 4 times as large."""
+    """Simulate a gate that abstains where the ensemble disagrees.
+
+    The disagreement follows the size of the error. A tenth of the new decisions is unlike the known
+    ones: their errors are 4 times as large.
+    """
 
     def made(count: int, strange: float) -> tuple[Any, ...]:
         odd = rng.random(count) < strange
@@ -264,11 +284,17 @@ def repeated(trial: Any, repetitions: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--trunks", type=int, nargs="+", default=[10, 20, 40, 80], help="calibration trunks"
+        "--trunks",
+        type=int,
+        nargs="+",
+        default=[10, 20, 40, 80],
+        help="numbers of calibration trunks",
     )
-    parser.add_argument("--repetitions", type=int, default=200)
-    parser.add_argument("--tested", type=int, default=30, help="new trunks a repetition")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--repetitions", type=int, default=200, help="repetitions of each simulation"
+    )
+    parser.add_argument("--tested", type=int, default=30, help="new trunks in each repetition")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     results = {
         "benchmark": "conformal",

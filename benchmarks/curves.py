@@ -1,23 +1,25 @@
-"""Forecasts of real loss curves: mean absolute error, coverage and cost of each forecaster of `trainenv.worldmodel.curves`.
+"""Forecasts of real loss curves by the forecasters of `trainenv.worldmodel.curves`.
 
-The curves are those published with the multi-power law (Luo et al. 2025): 9 schedules of a 25M and
-a 400M model. A forecast is made at every `--stride`-th row but the first 16, from the rows so far
-and the learning rates to come, and compared with the row 500, 1000, 2000 or 4000 steps later. An
-error is a mean over curves of each curve's mean over its windows, in 1e-3 nats, with a 90 %
-interval from resampling curves. "change": the learning rate changes in the window; "steep": by a
-fifth or more; "same": not at all.
+Measured are mean absolute error, coverage and cost. The curves are those published with the
+multi-power law (Luo et al. 2025): 9 schedules of a 25M and a 400M model. A forecast is made at
+every `--stride`-th row but the first 16, from the rows so far and the learning rates to come, and
+is compared with the row 500, 1000, 2000 or 4000 steps later. An error is a mean over curves of each
+curve's mean over its windows, in 1e-3 nats, with a 90 % interval from resampling curves. "change":
+the learning rate changes in the window; "steep": by a fifth or more; "same": it does not change.
 
-Where a law comes from, which is never fitted on the future of the curve that is forecast (nor, but
-for `alone` and `model`, on any of that curve):
+A law has one of these sources. It is never fitted on the future of the curve that is forecast, and
+only `alone` and `model` use any part of that curve:
 
-    alone       the rows so far of that curve, around the library's default belief (whose centre was
-    set with the laws of all
-                these curves in view: the one way in which they are not new to it)
-    schedules   the 8 other curves of the model; rows that two curves share (branches of one run)
-    are taken out families    the same without the schedules of its kind (the cosines; the
-    constants; the WSDs; the steps down) three       constant and cosine of 24000 steps and
-    `wsdcon_9` (the paper's training curves); the 6 others are forecast model       the rows so far,
-    around the law of the *other* model
+    alone       The rows so far of that curve, around the library's default prior. The centre of
+                this prior was set with the laws of all these curves in view; in this one respect
+                the curves are not new to it.
+    schedules   The 8 other curves of the model. Rows that two curves share (branches of one run)
+                are left out.
+    families    As `schedules`, without the schedules of the same kind (cosines, constants, WSDs,
+                steps down).
+    three       Constant and cosine of 24000 steps and `wsdcon_9` (the paper's training curves); the
+                6 others are forecast.
+    model       The rows so far, around the law of the *other* model.
 
     python benchmarks/curves.py --data data/loss_curves --json
 """
@@ -51,7 +53,7 @@ Model = dict[str, History]
 
 
 def load(folder: Path) -> Model:
-    """The curves of one model by the name of their schedule."""
+    """Read the curves of one model, by the name of their schedule."""
     curves = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open() as file:
@@ -72,7 +74,7 @@ def kind(name: str) -> str:
 
 
 def without(history: History, held_out: History) -> History | None:
-    """A history in which no row counts as measured that also stands in the curve that is held out."""
+    """Copy a history, with NaN as the loss of each row that is also in the held-out curve."""
     other = dict(zip(held_out.steps.tolist(), held_out.losses.tolist()))
     losses = [
         np.nan if other.get(s) == loss else loss
@@ -96,7 +98,7 @@ def pooled(base: MultiPower, curves: Model, name: str, others: list[str]) -> Mul
 def sources(
     models: dict[str, Model],
 ) -> dict[str, Callable[[MultiPower, str, str], MultiPower | None]]:
-    """How the forecaster of one curve is made from `MultiPower`, by the name of the protocol."""
+    """Functions that build the forecaster of one curve from `MultiPower`, by protocol."""
     laws = {
         model: MultiPower().pooled(list(curves.values())).law for model, curves in models.items()
     }
@@ -125,7 +127,11 @@ def sources(
 def windows(
     forecaster: CurveForecaster, history: History, stride: int
 ) -> tuple[list[dict[str, float]], list[float]]:
-    """Every window's error, standard deviation and change of the learning rate; and the seconds of every fit."""
+    """Forecast one curve at many steps.
+
+    Returned are error, standard deviation and change of the learning rate of each window, and the
+    seconds of each fit.
+    """
     found, seconds = [], []
     for now in range(FIRST, len(history.steps) - 1, stride):
         ends = [
@@ -189,7 +195,7 @@ def coverage(curves: dict[str, list[dict[str, float]]], least: float, most: floa
 def evaluate(
     make: Callable[[str, str], CurveForecaster | None], models: dict[str, Model], stride: int
 ) -> dict[str, Any]:
-    """All figures of one forecaster."""
+    """Measure all figures of one forecaster."""
     by_curve, seconds = {}, []
     for model, curves in models.items():
         for name, history in curves.items():
@@ -213,7 +219,10 @@ def evaluate(
 
 
 def batch_cost(models: dict[str, Model], repeats: int = 30) -> dict[str, float]:
-    """Milliseconds of one call of 128 candidates × 2000 steps for a held law: every step asked for, and the last alone."""
+    """Measure one call for 128 candidates × 2000 steps with a held law, in milliseconds.
+
+    Once all steps are requested, once the last one only.
+    """
     curves = next(iter(models.values()))
     history = curves["cosine_72000"].until(20000)
     fitted = MultiPower().pooled([curves[name] for name in THREE]).fit(history)
@@ -238,10 +247,10 @@ def main() -> None:
         "--data",
         type=Path,
         default=Path("data/loss_curves"),
-        help="folder with a folder of .csv a model",
+        help="folder with one folder of .csv files for each model",
     )
-    parser.add_argument("--stride", type=int, default=2, help="rows from one forecast to the next")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--stride", type=int, default=2, help="rows between two forecasts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     models = {
         folder.name: load(folder)

@@ -1,19 +1,21 @@
-"""How well harm is detected: recall, false alarms and lead time of the index, of each axis alone and of a loss z-score.
+"""Detection of harm: recall, false alarms and lead time of the index and of simpler detectors.
 
-Runs with planted harmful events and clean runs beside them, on a tiny model. An event is *harmful*
-if the clean validation loss, looked at every 4 steps, stays at least `--harm` nats above its level
-before for 3 looks in a row within 60 steps; any other is left out. An alarm within 60 steps of an
-event's start belongs to it; alarms in clean runs are false. *Lead* is the steps from the alarm to
-the moment the rise of the validation loss reached half its height; *delay* those from the event's
-start to the alarm.
+The simpler detectors are each axis of the index alone and a z-score of the loss. The runs train a
+tiny model; half of them have planted events, the others are clean. An event is *harmful* if the
+clean validation loss, evaluated every 4 steps, stays at least `--harm` nats above its level before
+the event for 3 evaluations in a row within 60 steps; other events do not count. An alarm within 60
+steps after the start of an event belongs to it; alarms in clean runs are false. *Lead* is the
+number of steps from the alarm to the step at which the rise of the validation loss reached half its
+height. *Delay* is the number of steps from the start of the event to the alarm.
 
-The plain z-score is of the training loss against its moving mean and deviation over the index's
-window, with the index's rule (3 in a row over 2.5, or one over 3.2), and with the threshold raised
-until it gives as few false alarms on the clean runs.
+The plain z-score compares the training loss with its moving mean and deviation over the index's
+window. It is used twice: with the index's rule (3 in a row over 2.5, or one over 3.2), and with the
+threshold raised until it gives as few false alarms on the clean runs.
 
-Runs are trained once and kept where `--cache` says, one file each; the index is then replayed over
-what they measured, so that a change of it is judged in seconds and an interrupted generation goes
-on. `--no-probe` replays them as a loop without a probe would give them.
+Runs are trained once and kept in the folder `--cache`, one file each. The index is then computed
+again from their recorded measurements, so that a change of the index is evaluated in seconds and an
+interrupted generation can resume. `--no-probe` leaves out the measurements of the probe, as in a
+run without one.
 
     python benchmarks/detection.py --json
 """
@@ -61,7 +63,7 @@ class Trial:
 
 
 def plan(seed: int) -> list[Planted]:
-    """Four events of different kinds, at random strength, at least 150 steps apart."""
+    """Draw four events of different kinds, of random strength, at least 150 steps apart."""
     rng = np.random.default_rng(seed)
     at, events = 330 + int(rng.integers(0, 60)), []
     for kind in rng.permutation(KINDS)[:4]:
@@ -72,7 +74,7 @@ def plan(seed: int) -> list[Planted]:
 
 
 def trial(job: tuple[int, bool]) -> Trial:
-    """Train one run; with events, watch the validation loss around each."""
+    """Train one run; if it has events, evaluate the validation loss around each."""
     seed, eventful = job
     torch.set_num_threads(1)
     events = plan(seed) if eventful else []
@@ -120,7 +122,7 @@ def trial(job: tuple[int, bool]) -> Trial:
 
 
 def kept(job: tuple[int, bool], cache: Path | None) -> Trial:
-    """The trial of `job`, from its file in the cache where there is one."""
+    """Read the trial of `job` from the cache, or train it and write it there."""
     if cache is None:
         return trial(job)
     path = cache / f"{job[0]}-{'events' if job[1] else 'clean'}.json"
@@ -142,7 +144,7 @@ def kept(job: tuple[int, bool], cache: Path | None) -> Trial:
 
 
 def replayed(one: Trial, *, probe: bool) -> Trial:
-    """The trial with the readings of today's index."""
+    """Compute the readings of the present index from the recorded telemetry of a trial."""
     index = UncertaintyIndex(steps=STEPS)
     telemetry = []
     for t in one.telemetry:
@@ -153,7 +155,10 @@ def replayed(one: Trial, *, probe: bool) -> Trial:
 
 
 def strike(run: TrainingRun, event: Planted) -> None:
-    """Harm the weights or the optimizer; the other kinds are planted in the data and the schedule."""
+    """Damage the weights or the optimizer.
+
+    The other kinds of event are planted in the data and the schedule.
+    """
     if event.kind == "weight_kick":
         generator = torch.Generator().manual_seed(event.at)
         with torch.no_grad():
@@ -176,7 +181,7 @@ def alarms_of_index(telemetry: Sequence[Telemetry]) -> list[int]:
 def alarms_over(
     values: Sequence[float], threshold: float, single: float, consecutive: int = 3, silent: int = 50
 ) -> list[int]:
-    """The index's rule on any series of z-scores; lenient at the start like the index."""
+    """Apply the index's rule, lenient at the start, to a series of z-scores."""
     alarms, running, quiet = [], 0, 0
     for step, value in enumerate(values, start=1):
         leniency = max(1.0, 2.0 - step / (0.2 * STEPS))
@@ -188,7 +193,7 @@ def alarms_over(
 
 
 def loss_z(telemetry: Sequence[Telemetry], window: int = 512, least: int = 64) -> list[float]:
-    """The plain z-score of the training loss against the window behind it."""
+    """Plain z-score of the training loss against the preceding window."""
     losses, scores = [t.loss for t in telemetry], []
     for place, loss in enumerate(losses):
         past = np.array(losses[max(0, place - window) : place])
@@ -209,7 +214,11 @@ def _trend(values: np.ndarray) -> np.ndarray:
 
 
 def judge(trials: Sequence[Trial], detector: Detector, harm: float) -> dict[str, Any]:
-    """Recall with its 95 % interval (Wilson), false alarms per 10 000 clean steps, and the median lead and delay."""
+    """Evaluate a detector.
+
+    Returned are recall with its 95 % interval (Wilson), false alarms per 10 000 clean steps, and
+    the median lead and delay.
+    """
     hits, leads, delays, missed = 0, [], [], []
     false, clean_steps, harmful, spare = 0, 0, 0, 0
     for one in trials:
@@ -256,7 +265,7 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
 
 
 def results(trials: Sequence[Trial], harm: float) -> dict[str, Any]:
-    """Every detector on the same trials."""
+    """Evaluate every detector on the same trials."""
     scores = {one.seed + (0 if one.events else 10**6): loss_z(one.telemetry) for one in trials}
 
     def by_loss(threshold: float, single: float) -> Detector:
@@ -287,7 +296,7 @@ def results(trials: Sequence[Trial], harm: float) -> dict[str, Any]:
 
 
 def made(jobs: Sequence[tuple[int, bool]], cache: Path | None, workers: int) -> Iterator[Trial]:
-    """The trials of the jobs in order, from `workers` processes."""
+    """Yield the trials of the jobs in order, computed by `workers` processes."""
     if workers == 1:
         yield from (kept(job, cache) for job in jobs)
         return
@@ -298,24 +307,26 @@ def made(jobs: Sequence[tuple[int, bool]], cache: Path | None, workers: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--runs", type=int, default=24, help="runs with events; as many clean ones beside them"
+        "--runs", type=int, default=24, help="number of runs with events, and of clean runs"
     )
-    parser.add_argument("--first-seed", type=int, default=1000)
+    parser.add_argument("--first-seed", type=int, default=1000, help="seed of the first run")
     parser.add_argument(
         "--harm",
         type=float,
         nargs="+",
         default=[0.1, 0.05],
-        help="rise of the validation loss, nats",
+        help="least rise of the validation loss of a harmful event, in nats",
     )
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument(
         "--cache",
         type=Path,
-        help="folder for what the runs measured; those already there are not trained anew",
+        help="folder for the measurements of the runs; runs found there are not trained again",
     )
-    parser.add_argument("--no-probe", action="store_true", help="leave out what the probe measured")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--no-probe", action="store_true", help="leave out the measurements of the probe"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.runs)
     jobs = [(seed, eventful) for seed in seeds for eventful in (True, False)]

@@ -1,29 +1,32 @@
-"""What rounding the optimizer's moments costs: how far a run drifts that goes on from a compact checkpoint.
+"""Drift of a run that resumes from a checkpoint with rounded optimizer moments.
 
-A run is trained into the middle of its budget. From there it goes on over the same batches, once
+A run is trained into the middle of its budget. From there it resumes over the same batches, once
 exactly and once from each of:
 
-    1 ulp           one weight one unit in the last place higher, the moments exact: as little as
-    can differ, so what it grows
-                    to is the floor that any rounding at all drifts to
-    8bit            our tier, through a file and back 8bit signed     the same, with m rounded by
-    itself and quadratically (the code `signed`) instead of the direction m/√v bitsandbytes    its
-    dynamic 8-bit codes on m and on √v in blocks of 256 (left out where it is not installed) bf16
-    m and v rounded to bfloat16 lost, warm-up   moments and step count zeroed, the learning rate
-    warmed up again: `Intervention(momentum_reset=True)` lost, bare      moments and step count
-    zeroed, nothing else
+    1 ulp           One weight changed by one unit in the last place, the moments exact. No change
+                    is smaller, so the drift that it causes is the floor for any rounding.
+    8bit            Our tier, through a file and back.
+    8bit signed     The same, but m rounded on its own and quadratically (the code `signed`) instead
+                    of the direction m/√v.
+    bitsandbytes    Its dynamic 8-bit codes on m and on √v in blocks of 256 (left out where it is
+                    not installed).
+    bf16            m and v rounded to bfloat16.
+    lost, warm-up   Moments and step count zeroed, the learning rate warmed up again:
+                    `Intervention(momentum_reset=True)`.
+    lost, bare      Moments and step count zeroed, nothing else.
 
-All four ways to round leave tensors below 4096 elements alone. Of each, at several horizons,
-against the exact run: the mean absolute difference of the training loss over the last 10 steps, the
-difference of validation loss (above 0: worse), and weight drift, ‖w − w_exact‖ ÷ ‖w_exact −
-w_start‖; after one step this is the error of the first update. The biases of the attention's keys
-are left out of it: no loss depends on them, their gradient is rounding noise, and Adam blows that
-up to full steps. In `tiny` most of the drift is the embedding's: a block of 256 spans four tokens'
-rows there, frequent and rare ones, which from a width of 256 on it never does.
+All four ways to round leave tensors below 4096 elements unchanged. Each way is compared with the
+exact run at several horizons by three figures: the mean absolute difference of the training loss
+over the last 10 steps; the difference of the validation loss (above 0: worse); and the weight
+drift, ‖w − w_exact‖ ÷ ‖w_exact − w_start‖. After one step, the weight drift is the error of the
+first update. It leaves out the biases of the attention's keys: no loss depends on them, their
+gradient is rounding noise, and Adam amplifies that noise to full steps. In `tiny` most of the drift
+is in the embedding: a block of 256 spans the rows of four tokens there, frequent and rare ones;
+from a width of 256 on, it never does.
 
-Losses are in nats. Figures are means over seeds with the least and the greatest. About five minutes
-on a quiet core; `mini` has batches of 2 × 64 tokens and a tenth of the steps, or it alone would
-take an hour.
+Losses are in nats. Figures are means over seeds with minimum and maximum. It takes about five
+minutes on an idle core; `mini` has batches of 2 × 64 tokens and a tenth of the steps, because it
+would otherwise take an hour.
 
     python benchmarks/drift.py --json
 """
@@ -52,17 +55,17 @@ from trainenv.checkpoints import file, quantiser
 from trainenv.tools.optional import is_installed
 from trainenv.training.optimizers import reset_moments
 
-LAST = 10  # steps that the training loss is averaged over
+LAST = 10  # steps over which the training loss is averaged
 FIGURES = ("loss", "validation", "weights")
 NUDGED = "model/transformer.h.0.mlp.c_fc.weight"
 
-Start = Callable[[TrainingRun, Snapshot], None]  # puts a run where it goes on from
-Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # m and v → what is left of them
+Start = Callable[[TrainingRun, Snapshot], None]  # puts a run into the state from which it resumes
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # m and v → both after rounding
 
 
 @dataclass(frozen=True)
 class Case:
-    """A preset, the step that runs branch at, and the share of `--steps` that they go on for."""
+    """A preset, the step at which its runs branch, and its share of `--steps`."""
 
     overrides: dict[str, Any]
     start: int
@@ -77,18 +80,18 @@ CASES = {
 
 @dataclass(frozen=True)
 class Seen:
-    """A run at a horizon."""
+    """Measurements of a run at a horizon."""
 
     losses: Tensor
     validation: float
     weights: Tensor
 
 
-# ── what to go on from ────────────────────────────────────────────────────────────────────────────
+# ── states to resume from ─────────────────────────────────────────────────────────────────────────
 
 
 def starts() -> dict[str, Start]:
-    """Every way to go on but the exact one."""
+    """Functions that start a run from each way of rounding, by name."""
     found: dict[str, Start] = {
         "1 ulp": nudged,
         "8bit": through_a_file,
@@ -100,7 +103,7 @@ def starts() -> dict[str, Start]:
     }
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
-    )  # it warns of kernels that nobody asked for
+    )  # it warns of kernels that are not used here
     if not is_installed("bitsandbytes"):
         print(
             "bitsandbytes is not installed, its row is left out; pip install "
@@ -135,7 +138,7 @@ def lost_and_warmed_up(run: TrainingRun, snapshot: Snapshot) -> None:
 
 
 def rounded(run: TrainingRun, snapshot: Snapshot, by: Pair) -> None:
-    """Go on from moments that were rounded, those that the 8bit tier rounds."""
+    """Resume with rounded moments; the tensors are those that the 8bit tier rounds."""
     tensors = dict(snapshot.tensors)
     for second in [name for name, kind in quantiser.kinds(tensors).items() if kind == "root"]:
         first = second.removesuffix("_sq")
@@ -144,7 +147,7 @@ def rounded(run: TrainingRun, snapshot: Snapshot, by: Pair) -> None:
 
 
 def signed(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Ours, but m by itself."""
+    """Round as our 8bit tier does, but m on its own."""
 
     def there_and_back(kind: quantiser.Kind, moment: Tensor) -> Tensor:
         flat = moment.flatten().numpy()
@@ -159,7 +162,7 @@ def signed(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dynamic(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The 8-bit codes of bitsandbytes, m's signed and √v's not."""
+    """Round with the 8-bit codes of bitsandbytes, signed for m and unsigned for √v."""
     import bitsandbytes.functional as bnb
 
     def there_and_back(moment: Tensor, signed: bool) -> Tensor:
@@ -177,7 +180,10 @@ def dynamic(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def branches(
     preset: str, seed: int, horizons: Sequence[int], ways: dict[str, Start]
 ) -> dict[str, Any]:
-    """One seed: what the exact run did, and by horizon and way to go on how far that was off."""
+    """Run one seed.
+
+    Returned are the losses of the exact run, and the drift of each way, by horizon.
+    """
     case = CASES[preset]
     overrides = {**case.overrides, "seed": seed, "threads": 1, "monitor.enabled": False}
     run = TrainingRun.from_config(preset, overrides)
@@ -202,7 +208,7 @@ def branches(
 
 
 def follow(run: TrainingRun, horizons: Sequence[int]) -> list[Seen]:
-    """Go on, and look at every horizon."""
+    """Train on, and evaluate the run at every horizon."""
     losses: list[float] = []
     seen = []
     for horizon in horizons:
@@ -212,7 +218,7 @@ def follow(run: TrainingRun, horizons: Sequence[int]) -> list[Seen]:
 
 
 def weights(run: TrainingRun) -> Tensor:
-    """All that matter, in a row, [n] float64."""
+    """All weights that affect the loss, as one vector [n], float64."""
 
     def kept(name: str, parameter: Tensor) -> Tensor:
         flat = parameter.detach().flatten()
@@ -232,7 +238,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 def measure(
     preset: str, seeds: Sequence[int], steps: int, ways: dict[str, Start]
 ) -> dict[str, Any]:
-    """Everything about a preset, over seeds."""
+    """Measure all figures of a preset, over seeds."""
     longest = max(1, round(steps * CASES[preset].share))
     horizons = [horizon for horizon in (1, 10, 100, 1000) if horizon < longest] + [longest]
     found = []
@@ -254,7 +260,7 @@ def measure(
         }
         for horizon in horizons
     }
-    # Which way to round m drifts less: above 1, ours does. Pairs of the same seed.
+    # Drift of `8bit signed` ÷ drift of `8bit`, both of the same seed: above 1, `8bit` drifts less.
     choice = {
         str(horizon): summary(
             [
@@ -277,7 +283,7 @@ def measure(
     }
 
 
-# ── telling ───────────────────────────────────────────────────────────────────────────────────────
+# ── printing ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def show(preset: str, result: dict[str, Any]) -> None:
@@ -285,8 +291,8 @@ def show(preset: str, result: dict[str, Any]) -> None:
         f"{at}: {value['mean']:.3f}" for at, value in result["validation"].items()
     )
     print(
-        f"\n{preset}, from step {result['start']}; validation loss of the exact run after so many "
-        f"more steps: {validation}"
+        f"\n{preset}, from step {result['start']}; validation loss of the exact run by "
+        f"further steps: {validation}"
     )
     for horizon, rows in result["off"].items():
         print(
@@ -301,7 +307,7 @@ def show(preset: str, result: dict[str, Any]) -> None:
     pairs = "; ".join(
         f"{horizon}: {spread(value)}" for horizon, value in result["signed_over_8bit"].items()
     )
-    print(f"\n  weight drift of 8bit signed ÷ 8bit after so many steps: {pairs}", flush=True)
+    print(f"\n  weight drift of 8bit signed ÷ 8bit by steps: {pairs}", flush=True)
 
 
 def spread(value: dict[str, float], sign: str = "") -> str:
@@ -311,10 +317,12 @@ def spread(value: dict[str, float], sign: str = "") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--steps", type=int, default=1000, help="the longest horizon; mini goes a tenth of it"
+        "--steps", type=int, default=1000, help="longest horizon in steps; mini takes a tenth of it"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--presets", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds")
+    parser.add_argument(
+        "--presets", nargs="+", default=list(CASES), choices=list(CASES), help="presets"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on the last line"
     )

@@ -1,13 +1,14 @@
-"""Prove that a refactor changed nothing: digests of what twelve configurations train, measure and decide.
+"""Fingerprints of twelve configurations, to prove that a refactor changed no behaviour.
 
 Record them before the change, and compare after each step of it:
 
     python benchmarks/fingerprints.py --out before.json
     python benchmarks/fingerprints.py --against before.json
 
-Every configuration has a digest of its state (`run.fingerprint()`), of its telemetry and, where it
-is steered, of its decision records, with wall-clock times left out. They are equal on one machine
-with one set of packages; other machines round otherwise. Exit code 1 where one differs.
+Every configuration has a digest of its state (`run.fingerprint()`), of its telemetry and, if it is
+steered, of its decision records. Wall-clock times are left out. The digests are reproducible on one
+machine with one set of packages; other machines round differently. The exit code is 1 if a digest
+differs.
 """
 
 from __future__ import annotations
@@ -65,14 +66,14 @@ _TIMES = ("seconds", "ms_per_step", "at", "folder", "time")
 
 
 def digest(value: Any) -> str:
-    """A hash of JSON values, in which times and paths count for nothing."""
+    """Hash JSON values, ignoring times and paths."""
     return hashlib.sha256(
         json.dumps(timeless(value), sort_keys=True, default=str).encode()
     ).hexdigest()[:16]
 
 
 def timeless(value: Any) -> Any:
-    """JSON values without those that are of the clock or of a folder."""
+    """Remove times and folders from JSON values."""
     if isinstance(value, Mapping):
         return {str(name): timeless(one) for name, one in value.items() if name not in _TIMES}
     if isinstance(value, list | tuple):
@@ -81,7 +82,7 @@ def timeless(value: Any) -> Any:
 
 
 def of_run(run: TrainingRun, telemetry: Sequence[Telemetry]) -> dict[str, Any]:
-    """The digests of a run and of what it measured."""
+    """Digests of a run and of its telemetry."""
     return {
         "state": run.fingerprint(),
         "telemetry": digest([asdict(step) for step in telemetry]),
@@ -90,7 +91,7 @@ def of_run(run: TrainingRun, telemetry: Sequence[Telemetry]) -> dict[str, Any]:
 
 
 def trained(**overrides: Any) -> dict[str, Any]:
-    """A run that nobody steers, a change of the learning rate aside."""
+    """Train a run without steering, except for one change of the learning rate."""
     run = TrainingRun.from_config("tiny", SMALL | overrides)
     telemetry = run.advance(30)
     run.apply(Intervention(lr_scale=0.8, momentum_reset=True))
@@ -98,7 +99,7 @@ def trained(**overrides: Any) -> dict[str, Any]:
 
 
 def steered() -> dict[str, Any]:
-    """A run with the whole loop, in which harm is planted, so that it rewinds and leaps."""
+    """Train a run with the whole loop; planted harm makes it roll back."""
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun.from_config("tiny", STEERED)
         telemetry: list[Telemetry] = []
@@ -112,7 +113,7 @@ def steered() -> dict[str, Any]:
 
 
 def records(folder: Path) -> dict[str, Any]:
-    """The digests of what a steered run has on record."""
+    """Digests of the records of a steered run."""
     decisions = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("branches/*/decision.json"))
@@ -131,7 +132,7 @@ def records(folder: Path) -> dict[str, Any]:
 
 
 def resumed() -> dict[str, Any]:
-    """A steered run that is stopped in the middle, and gone on with in a new run."""
+    """Stop a steered run in the middle, and resume it in a new run."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         run = TrainingRun.from_config("tiny", STEERED)
@@ -151,7 +152,7 @@ def resumed() -> dict[str, Any]:
 
 
 def folded() -> dict[str, Any]:
-    """Three forks folded into one, each steered by itself."""
+    """Train three forks folded into one, each steered separately."""
     run = TrainingRun.from_config("tiny", SMALL)
     run.advance(20)
     together = Folded([run.fork() for _ in range(3)])
@@ -166,7 +167,7 @@ def folded() -> dict[str, Any]:
 
 
 def workers() -> dict[str, Any]:
-    """Futures trained in two processes, of which one is adopted."""
+    """Train branches in two processes, and adopt one of them."""
     run = TrainingRun.from_config("tiny", SMALL | {"model.width": 64})
     run.advance(20)
     rollouts = Rollouts(run, decision_steps=10, cooldown=5, workers=2)
@@ -195,18 +196,18 @@ CONFIGURATIONS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """Record the digests, or compare them with those of before."""
+    """Record the digests, or compare them with earlier ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="where the digests are written")
-    parser.add_argument("--against", type=Path, help="digests from before, to compare with")
+    parser.add_argument("--out", type=Path, help="file to which the digests are written")
+    parser.add_argument("--against", type=Path, help="file of earlier digests to compare with")
     parser.add_argument(
         "--only",
         nargs="+",
         choices=CONFIGURATIONS,
         default=list(CONFIGURATIONS),
-        help="configurations",
+        help="names of the configurations to run",
     )
     args = parser.parse_args()
     digests = {}

@@ -1,8 +1,9 @@
-"""On a CUDA device: tokens a second and MFU of GPT-2 small and medium in bf16, monitor on and off, beside a bare loop.
+"""Throughput and MFU of GPT-2 small and medium in bf16 on a CUDA device, against a bare loop.
 
-Also whether a fork is exact under deterministic settings, and how long a snapshot and a restore
-take. Synthetic tokens, so that nothing but the GPU is measured. MFU counts 6N + 12·L·W·T FLOPs a
-token (PaLM, appendix B) against `--peak`.
+Tokens a second are measured with the monitor on and off. The script also checks that a fork is
+exact under deterministic settings, and measures a snapshot and a restore. Tokens are synthetic, so
+that only the GPU is measured. MFU counts 6N + 12·L·W·T FLOPs a token (PaLM, appendix B) against
+`--peak`.
 
     python benchmarks/gpu.py --json
 """
@@ -60,7 +61,7 @@ def build(preset: str, overrides: dict[str, Any], device: torch.device) -> Train
 
 
 def bare(preset: str, overrides: dict[str, Any], device: torch.device) -> Callable[[int], None]:
-    """The loop that a careful person would write, on the same model, optimizer and batches."""
+    """Build a carefully written plain loop on the same model, optimizer and batches."""
     run = build(preset, overrides, device)
     model, optimizer, parameters, batches = (
         run.model,
@@ -95,7 +96,7 @@ def throughput(
     steps: int,
     peak: float,
 ) -> dict[str, Any]:
-    """Three opponents interleaved, block by block."""
+    """Measure the three loops, interleaved block by block."""
     monitored = build(preset, overrides, device)
     plain = build(preset, {**overrides, "monitor.enabled": False}, device)
     runners: dict[str, Callable[[int], Any]] = {
@@ -153,7 +154,7 @@ def value_times(run: TrainingRun, device: torch.device) -> dict[str, float]:
 
 
 def exact(preset: str, overrides: dict[str, Any], device: torch.device) -> bool:
-    """Whether run, fork and restored run agree to the bit under deterministic settings."""
+    """Check that run, fork and restored run agree bit for bit under deterministic settings."""
     run = build(preset, {**overrides, "deterministic": True}, device)
     run.advance(3)
     snapshot, fork = run.snapshot(), run.fork()
@@ -167,19 +168,23 @@ def exact(preset: str, overrides: dict[str, Any], device: torch.device) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--presets", nargs="+", default=["small", "medium"])
+    parser.add_argument("--presets", nargs="+", default=["small", "medium"], help="model presets")
     parser.add_argument(
-        "--set", nargs="*", default=["batch_size=32", "accumulation=1"], metavar="KEY=VALUE"
+        "--set",
+        nargs="*",
+        default=["batch_size=32", "accumulation=1"],
+        metavar="KEY=VALUE",
+        help="changes of the configuration",
     )
-    parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--blocks", type=int, default=5, help="blocks of steps of each loop")
+    parser.add_argument("--steps", type=int, default=16, help="steps in each block")
     parser.add_argument(
         "--peak",
         type=float,
         default=990e12,
         help="dense bf16 FLOP/s of the device; 990e12 for an H100 or H200",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print(

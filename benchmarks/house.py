@@ -2,7 +2,7 @@
 
     python benchmarks/house.py                    # the table
     python benchmarks/house.py --json             # one JSON object
-    python benchmarks/house.py --list fragments   # the places of one row, to be mended
+    python benchmarks/house.py --list fragments   # the places of one row
 
 Product code is trainenv/, agents/, planners/ and worldmodel/; a file that links reach twice counts
 once. Layers are those of the contract of type `layers` in pyproject.toml; without one, climbs are

@@ -1,11 +1,14 @@
-"""What savers leave that are killed by SIGKILL, at random times and at every point of the protocol by which they save.
+"""Files left by savers that are killed by SIGKILL.
+
+They are killed at random times and at every point of the protocol by which they save.
 
     python benchmarks/kills.py --kills 1000 --json
 
-One line: how many were killed, at which points; how many folders could not be resumed from, or only
-from an older save than the last acknowledged; how many files were listed and not whole; how many
-loaded and were not, bit for bit, what was saved. The last three must be 0, and are the exit code.
-`tests/checkpoints/killing.py` is the code, for the tests run it too.
+The result is one line: the number of kills, and at which points; the number of folders from which a
+run could not resume, or only from a save older than the last acknowledged one; the number of files
+that were listed and incomplete; the number that loaded and were not, bit for bit, the saved state.
+The last three must be 0; otherwise the exit code is not 0. The code is `tests/support/killing.py`,
+because the tests run it too.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Which part of the loop wins or loses: each replaced by another, or by an oracle that is not charged, at the same budget.
+"""Ablation of the branching loop: each part replaced by another one, at the same budget.
 
     python benchmarks/loop.py --out runs/loop --json
 
-| variant | differs from the loop as it ships by |
+| variant | difference from the default loop |
 |---|---|
-| `rule=risk`, `rule=annealed` | the accept rule |
-| `unverified` | accepting the best draft after one step, whatever it measures |
-| `planner=mcts` | the planner |
-| `all-parts` | drafts that may change every part of an intervention |
-| `alarms-only`, `corrections-only` | the triggers |
-| `uninsured` | not clipping where nothing clips |
-| `oracle-draft` | a draft that has seen how each learning-rate change ends at the end of the run (16 futures, uncharged) |
+| `rule=risk`, `rule=annealed` | another accept rule |
+| `unverified` | accepts the best draft after one step, without comparing losses |
+| `planner=mcts` | another planner |
+| `all-parts` | drafts may change every part of an intervention |
+| `alarms-only`, `corrections-only` | fewer triggers |
+| `uninsured` | no default clipping in runs without clipping |
+| `oracle-draft` | drafts by the final loss of each learning-rate change (16 uncharged branches) |
 
-Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap
+Printed are paired differences of ln final validation loss to no intervention, with 95 % bootstrap
 intervals over scenarios and seeds.
 """
 
@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Scripts beside this one are named like packages.
 from trainenv.agents.branching import Branching
 from trainenv.agents.branching.decision import Decision, Proposal
 from trainenv.agents.branching.problems import ramps
@@ -47,7 +46,7 @@ SCENARIOS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spik
 
 
 class Oracle(Branching):
-    """Branching loop whose planner trains each change of the learning rate to the end of the run."""
+    """Branching loop with a planner that trains each learning-rate change to the end of the run."""
 
     def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal:
         """Return the proposal of a planner that knows the run."""
@@ -57,7 +56,7 @@ class Oracle(Branching):
 
 @dataclass(frozen=True)
 class Hindsight:
-    """Planner that ranks changes of the learning rate by the final loss; its runs are not charged."""
+    """Planner that ranks learning-rate changes by the final loss; its runs are not charged."""
 
     run: Run
 
@@ -81,7 +80,7 @@ class Hindsight:
 
 
 class Anything:
-    """A rule that accepts all that is not lost, by the draft's rank."""
+    """Rule that accepts every branch that has not diverged, by the rank of the draft."""
 
     measure: Measure = "horizon"
 
@@ -101,7 +100,7 @@ def play(
     overrides: Mapping[str, Any],
     variant: str = "",
 ) -> dict[str, Any]:
-    """The loop with something else in it."""
+    """Train a run with one part of the loop replaced."""
     config = RunConfig.load(config, dict(overrides))
     callback = branching(planner="mcts") if variant == "mcts" else branching()
     if variant == "mcts":
@@ -162,13 +161,15 @@ def main() -> None:
         "--out",
         type=Path,
         required=True,
-        help="folder of the cells; the same call goes on from there",
+        help="folder of the results; the same command resumes from there",
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant and scenario")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated variants")
+    parser.add_argument(
+        "--scenarios", default=",".join(SCENARIOS), help="comma-separated scenarios"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     found = measure(
         args.out, args.seeds, args.workers, args.variants.split(","), args.scenarios.split(",")

@@ -1,9 +1,10 @@
-"""Kill a demo with SIGKILL at random moments, go on with it each time, and compare its end with that of one left alone.
+"""Kill a demo with SIGKILL at random moments, resume it each time, and compare the end.
 
     python benchmarks/loop_kills.py --json
 
-Moments are drawn over the whole of the process, start-up, branches and report included. A demo that
-ends before its moment counts no kill and starts over in a new folder.
+The end must equal that of a demo that is never killed. Moments are drawn over the whole process,
+including start-up, branches and report. A demo that ends before its moment counts no kill; the next
+one starts in a new folder.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from typing import Any
 
 
 def started(folder: Path, steps: int, *, resume: bool) -> subprocess.Popen[bytes]:
-    """The demo in a process of its own."""
+    """Start the demo in a new process."""
     asked = ["--resume"] if resume else ["--steps", str(steps)]
     command = [sys.executable, "-m", "trainenv.cli", "demo", "--out", str(folder), "--json", *asked]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def ends(folder: Path) -> dict[str, str]:
-    """The fingerprint that each run of a demo ended with."""
+    """Read the fingerprint with which each run of a demo ended."""
     found = json.loads((folder / "summary.json").read_text())
     return {run["method"]: run["fingerprint"] for run in found["runs"]}
 
 
 def killed_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Kill a process after some seconds; whether it was still there."""
+    """Kill a process after some seconds; return True unless it had already ended."""
     try:
         process.wait(seconds)
         return False
@@ -57,8 +58,7 @@ def measure(kills: int, steps: int, seed: int) -> dict[str, Any]:
             folder = Path(root) / f"killed-{demos}"
             resume = False
             while done < kills:
-                # Each life is long enough to get somewhere: start-up alone takes a good part of the
-                # whole.
+                # Start-up takes a large part of the whole, so short times would never reach a step.
                 killed = killed_after(
                     started(folder, steps, resume=resume), rng.uniform(0.1, 0.9) * whole
                 )
@@ -85,10 +85,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=600, help="budget of the demo")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills")
+    parser.add_argument("--steps", type=int, default=600, help="budget of the demo in steps")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     found = measure(args.kills, args.steps, args.seed)
     print(json.dumps(found) if args.json else found)

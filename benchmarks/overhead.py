@@ -1,9 +1,9 @@
-"""Time of a step in `TrainingRun.advance` with everything monitored, over bare loops of the same arithmetic.
+"""Time of a fully monitored step in `TrainingRun.advance`, relative to bare loops.
 
-Two opponents, interleaved with ours in one process, block by block: a *bare* loop over the same
-transformers model, optimizer and batches with PyTorch's own gradient clipping; and a *minimal* GPT
-of the same shape written by hand. The figure is the median over blocks of the ratio to the
-opponent's block beside it.
+All loops compute the same arithmetic. Two opponents run interleaved with ours in one process, block
+by block: a *bare* loop over the same transformers model, optimizer and batches with PyTorch's own
+gradient clipping; and a *minimal* GPT of the same shape, written by hand. The figure is the median
+over blocks of the ratio to the opponent's neighbouring block.
 
     python benchmarks/overhead.py --json
 """
@@ -95,7 +95,7 @@ def bare_loop(
     batches: Callable[[int], Any],
     logits: Callable[[Any], Tensor],
 ) -> Callable[[int], None]:
-    """What a careful person would write: forward, backward, clip, step. Nothing is read back."""
+    """Build a carefully written plain loop: forward, backward, clip, step, without reading back."""
     optimizer = adamw(model, config.optimizer)
     parameters = list(model.parameters())
     position = 0
@@ -115,7 +115,7 @@ def bare_loop(
 
 
 def measure(overrides: dict[str, Any], blocks: int, steps: int) -> dict[str, float]:
-    """Milliseconds a step of each, and the ratios."""
+    """Milliseconds a step of each loop, and the ratios."""
     config = RunConfig.load("tiny", {**overrides, "threads": torch.get_num_threads()})
     ours, same = TrainingRun.from_config(config), TrainingRun.from_config(config)
     batches = ours._batches
@@ -151,11 +151,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--blocks", type=int, default=15, help="blocks of steps of each opponent")
     parser.add_argument(
-        "--steps", type=int, default=48, help="steps a block; a multiple of the monitor's 16"
+        "--steps",
+        type=int,
+        default=48,
+        help="steps in each block; a multiple of 16, the monitor's block",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch"
+    )
+    parser.add_argument(
+        "--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="model shapes"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = {}

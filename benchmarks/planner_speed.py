@@ -1,27 +1,31 @@
-"""How fast the planners are, and what their choices cost against the best that there was.
+"""Speed of the planners, and regret of their choices against the best tried intervention.
 
-    OMP_NUM_THREADS=1 python benchmarks/planner_speed.py [--json] [--repeats 30] [--folder
-    runs/worldmodel]
+    OMP_NUM_THREADS=1 python benchmarks/planner_speed.py [--json] [--repeats 30] \
+        [--folder runs/worldmodel]
 
-*Speed*: CPU times of this process, all its threads together, the least and the median over repeats. One function a planner. The
-model and the executor are next to free there, but for the rows with the loaded model.
+*Speed*: processor times of this process, all its threads together; minimum and median over repeats.
+One function measures one planner. Model and executor take almost no time, except in the rows with
+the loaded model.
 
-*Regret*, with `--folder` as `trainenv worldmodel build` makes it: at every snapshot of the test trunks at which all legal
-interventions were tried, each planner chooses one, with the model of that folder and an executor that looks up what was really
-measured. Its regret is the Δ ln loss of its choice less the lowest there was, at the horizon, annealed and at the end of the run;
-the mean over `--seeds` of the planner, with 95 % bootstrap intervals over trunks. All have the same budget: `--futures` looks of
-the model and the real steps of `--branches` whole branches (horizon and cool-down), of which each spends what it can use.
+*Regret* needs `--folder`, as `trainenv worldmodel build` makes it. It uses every snapshot of the
+test trunks at which all legal interventions were tried. At each, a planner chooses one
+intervention, with the model of that folder and an executor that looks up the measured outcome. Its
+regret is the Δ ln loss of its choice less the lowest one, at the horizon, annealed and at the end
+of the run; the mean over `--seeds` of the planner, with 95 % bootstrap intervals over trunks. All
+planners have the same budget: `--futures` forecasts of the model, and the real steps of
+`--branches` whole branches (horizon and cool-down). Each spends as much of it as it can use.
 
-- Nothing followed what was tried, so nothing may follow what is planned (`masks_after`), and the choice is exactly what was
-  measured; PBT's copies stay as they are. Of the row `mcts, sequences` the first intervention is
-  judged alone.
-- Cool-downs were measured from the horizon only. So who compares short branches (PBT, PB2, AutoLRS, halving) compares the loss
-  as it is there; the others that try for real run whole branches and compare the annealed loss.
-- `nothing`, `random choice`, `model on all` (the model's best of all options) and `look on all` (a perfect look at +N) have no
-  budget. If fewer than 8 such snapshots are of test trunks, those of the trunks for calibration are
-  taken, too.
+- Each tried intervention was followed by no other, so the plan may contain no other either
+  (`masks_after`), and the choice is exactly what was measured. PBT's copies stay unchanged. In the
+  row `mcts, sequences` only the first intervention is evaluated.
+- Cool-downs were measured from the horizon only. So planners that compare short branches (PBT, PB2,
+  AutoLRS, halving) compare the loss at that point; the others that train branches train whole ones
+  and compare the annealed loss.
+- `nothing`, `random choice`, `model on all` (the model's best of all options) and `look on all`
+  (the best measured loss at +N) have no budget. If fewer than 8 such snapshots are in test trunks,
+  those in calibration trunks are used, too.
 
-The last line of stdout is one JSON object with `--json`.
+With `--json`, the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -63,7 +67,10 @@ ENOUGH = 8  # snapshots
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A model of the size that searches are compared at: one hidden layer for the dynamics, one matrix for all heads."""
+    """Model of the usual size for comparing searches.
+
+    It has one hidden layer for the dynamics and one matrix for all heads.
+    """
 
     move: Floats  # [W, W]
     act: Floats  # [A, W]
@@ -97,7 +104,7 @@ class Network:
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """CPU time of a call: the least, and the median."""
+    """Processor time of a call: minimum and median."""
     taken = []
     for _ in range(repeats + 1):  # the first warms up
         start = time.process_time()
@@ -107,7 +114,7 @@ def seconds(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 
 def mcts(repeats: int, model: WorldModel | None) -> dict[str, Row]:
-    """16 actions, 50 simulations, a network 64 wide, the network's time included.
+    """Measure 16 actions and 50 simulations with a network 64 wide, the network's time included.
 
     Goals: 3 ms for one root, 300 000/s at 64.
     """
@@ -144,7 +151,7 @@ def mcts(repeats: int, model: WorldModel | None) -> dict[str, Row]:
 
 @dataclass(frozen=True)
 class Free:
-    """A model that takes no time: everything is forecast alike."""
+    """Model that takes no time and returns the same forecast for everything."""
 
     one: Forecast
 
@@ -153,7 +160,10 @@ class Free:
 
 
 def toy_problem(model: Any = None) -> PlanningProblem:
-    """A calm run of 128 steps, every value of each part legal: 480 interventions; the executor is a formula."""
+    """Build the problem of a calm run of 128 steps.
+
+    Every value of each part is legal: 480 interventions. The executor is a formula.
+    """
     from trainenv.planners.testing import ToyModel, ToyWorld
     from trainenv.types import Budget, Intervention
 
@@ -173,7 +183,7 @@ def timed(
     *,
     asks: int = 0,
 ) -> dict[str, Row]:
-    """Milliseconds a plan of each variant, and an ask of the `asks` of it."""
+    """Milliseconds of a plan of each variant, and of one of its `asks` asks."""
     from trainenv import planners
     from trainenv.planners.testing.toy import ToyExecutor, ToyWorld
 
@@ -182,7 +192,7 @@ def timed(
         made, problem = planners.make(planner, **hyper), toy_problem(model)
 
         def plan(made: Planner = made, problem: PlanningProblem = problem) -> Plan:
-            fresh = ToyExecutor(ToyWorld(unsafe=None))  # it remembers what it has run
+            fresh = ToyExecutor(ToyWorld(unsafe=None))  # it caches outcomes
             return made.plan(replace(problem, executor=fresh, generator=np.random.default_rng(0)))
 
         least, median = (round(1e3 * value, 3) for value in seconds(plan, repeats))
@@ -196,7 +206,7 @@ def timed(
 
 
 def grid(repeats: int, model: WorldModel | None) -> dict[str, Row]:
-    """128 candidates. Goal: 6 ms."""
+    """Measure 128 candidates. Goal: 6 ms."""
     rows = timed({"128": {"candidates": 128}}, "grid", repeats)
     return rows | (
         timed({"128_model": {"candidates": 128}}, "grid", repeats, model) if model else {}
@@ -204,12 +214,12 @@ def grid(repeats: int, model: WorldModel | None) -> dict[str, Row]:
 
 
 def random(repeats: int, model: WorldModel | None) -> dict[str, Row]:
-    """128 candidates."""
+    """Measure 128 candidates."""
     return timed({"128": {"candidates": 128}}, "random", repeats)
 
 
 def bayes(repeats: int, model: WorldModel | None) -> dict[str, Row]:
-    """64 asks one after the other; by Gaussian process, three times only.
+    """Measure 64 asks one after the other; with the Gaussian process only one plan is timed.
 
     Goal: 10 ms an ask of TPE.
     """
@@ -218,35 +228,41 @@ def bayes(repeats: int, model: WorldModel | None) -> dict[str, Row]:
 
 
 def bandit(repeats: int, model: WorldModel | None) -> dict[str, Row]:
-    """128 candidates, 16 arms, 32 pulls."""
+    """Measure 128 candidates, 16 arms, 32 pulls."""
     return timed(
         {method: {"method": method} for method in ("thompson", "ucb", "halving")}, "bandit", repeats
     )
 
 
 def pbt(repeats: int, model: WorldModel | None) -> dict[str, Row]:
-    """8 members, 4 generations; and with PB2's exploration."""
+    """Measure 8 members and 4 generations, without and with the exploration of PB2."""
     return timed({explore: {"explore": explore} for explore in ("perturb", "pb2")}, "pbt", repeats)
 
 
 def autolrs(repeats: int, model: WorldModel | None) -> dict[str, Row]:
-    """The four learning rates that can be reached."""
+    """Measure the four learning rates that can be reached."""
     return timed({"plan": {}}, "autolrs", repeats)
 
 
 SPEEDS: Mapping[str, Callable[[int, Any], dict[str, Row]]] = {
-    "mcts": mcts, "grid": grid, "random": random, "bayes": bayes, "bandit": bandit, "pbt": pbt, "autolrs": autolrs,
-}  # fmt: skip
+    "mcts": mcts,
+    "grid": grid,
+    "random": random,
+    "bayes": bayes,
+    "bandit": bandit,
+    "pbt": pbt,
+    "autolrs": autolrs,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A planner as it is compared.
+    """Planner in the comparison.
 
-    Args:
-        planner: itself.
-        measure: what its scores are of.
-        alone: whether it may plan single interventions only, as they were tried.
+    Attributes:
+        planner: Planner to compare.
+        measure: Measure that its scores use.
+        alone: True to restrict it to single interventions, as they were tried.
     """
 
     planner: Planner
@@ -255,12 +271,15 @@ class Contender:
 
 
 def contenders(tried: RecordedExecutor, futures: int, branches: int) -> dict[str, Contender]:
-    """The planners at a snapshot, by name: who asks the model, who asks both, who tries for real."""
+    """Planners at a snapshot, by name.
+
+    Some ask only the model, some ask model and executor, some only train branches.
+    """
     from trainenv.planners import make
 
     whole: dict[str, Any] = {"judge": "executor", "steps": tried.horizon, "candidates": branches}
-    # Doing nothing is forecast beside the candidates; with more of them than there are looks, no
-    # arm would be pulled.
+    # No intervention is forecast in addition to the candidates. With more forecasts than the
+    # budget has, no arm would be pulled.
     seen: dict[str, Any] = {"candidates": max(1, futures - 1)}
     pulled: dict[str, Any] = {"arms": max(1, branches - 1), "steps": tried.horizon, **seen}
     halved: dict[str, Any] = {
@@ -297,7 +316,7 @@ def chosen(
     budget: Budget,
     seed: Sequence[int],
 ) -> Plan:
-    """The plan of a contender where these interventions were tried."""
+    """Plan of a contender at a snapshot with recorded outcomes."""
     from trainenv.interventions import ActionCodec
     from trainenv.planners import Score
     from trainenv.types import PlanningProblem
@@ -318,7 +337,7 @@ def chosen(
 
 
 def truths(data: Dataset) -> NDArray[np.float64]:
-    """[branches, 3] Δ ln loss by target; 0 for controls."""
+    """Δ ln loss [branches, 3] by target; 0 for controls."""
     from trainenv.worldmodel.dataset import effects
 
     found = np.zeros((len(data.branches), len(TARGETS)))
@@ -333,7 +352,11 @@ def judged(
     args: argparse.Namespace,
     say: Callable[[str], None],
 ) -> tuple[dict[str, list[Row]], list[str]]:
-    """Of each rule what it chose at each snapshot (regret by target, and what it spent), and the trunks of the snapshots."""
+    """Let each rule choose at each snapshot.
+
+    Returned are, by rule, the regret by target and the spending at each snapshot; and the trunks of
+    the snapshots.
+    """
     from trainenv.planners import Score
     from trainenv.types import Budget, Intervention
     from trainenv.worldmodel.dataset.recorded_executor import RecordedExecutor
@@ -384,7 +407,10 @@ def _best(
     options: Sequence[Intervention],
     expected: Callable[[Forecast], float],
 ) -> int:
-    """The place of the option that the model expects most of; doing nothing where the model refuses the history."""
+    """Index of the option with the best forecast.
+
+    It is 0, no intervention, if the model refuses the history.
+    """
     from trainenv.types import UserError
 
     try:
@@ -396,7 +422,11 @@ def _best(
 def summary(
     found: Mapping[str, Sequence[Row]], trunks: Sequence[str], resamples: int = 2000
 ) -> dict[str, Row]:
-    """A row a rule: mean regrets with intervals over trunks, differences to doing nothing and to the grid, what it spent."""
+    """Summarize each rule in a row.
+
+    A row has mean regrets with intervals over trunks, differences to no intervention and to the
+    grid, and mean spending.
+    """
     from trainenv.worldmodel.evaluation.statistics import bounds, mean, resampled, value
 
     names = sorted(set(trunks))
@@ -432,7 +462,7 @@ def summary(
 
 
 def regret(args: argparse.Namespace, say: Callable[[str], None]) -> Row:
-    """The comparison on the exhaustive part of the data set in `--folder`."""
+    """Compare the planners on the exhaustive part of the data set in `--folder`."""
     from trainenv.worldmodel import serialization
     from trainenv.worldmodel.build import Recipe, split
     from trainenv.worldmodel.dataset import Dataset
@@ -459,7 +489,7 @@ def regret(args: argparse.Namespace, say: Callable[[str], None]) -> Row:
 
 
 def shown(report: Row) -> str:
-    """The table of regrets, in thousandths of ln loss."""
+    """Format the table of regrets, in thousandths of ln loss."""
 
     def cell(leaf: Row) -> str:
         numbers = [leaf[key] for key in ("value", "low", "high")]
@@ -473,7 +503,8 @@ def shown(report: Row) -> str:
     lines = [
         f"regret, 1e-3 ln loss, {report['snapshots']} snapshots of {report['trunks']} trunks "
         f"({where})",
-        f"{'':17}{'horizon':>24}{'annealed':>24}{'final':>24}{'annealed less nothing':>24}{'annealed less grid':>24}"
+        f"{'':17}{'horizon':>24}{'annealed':>24}{'final':>24}{'annealed less nothing':>24}"
+        f"{'annealed less grid':>24}"
         "  idle futures branches faults",
     ]
     for name, row in report["table"].items():
@@ -495,18 +526,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on the last line"
     )
-    parser.add_argument("--repeats", type=int, default=30, help="timings of each; 0: none")
+    parser.add_argument("--repeats", type=int, default=30, help="timings of each planner; 0: none")
     parser.add_argument(
-        "--folder", type=Path, help="what `trainenv worldmodel build` made; without it no regret"
+        "--folder",
+        type=Path,
+        help="folder made by `trainenv worldmodel build`; without it, no regret",
     )
     parser.add_argument(
-        "--futures", type=int, default=64, help="looks of the model that a plan may take"
+        "--futures", type=int, default=64, help="forecasts of the model in the budget of a plan"
     )
     parser.add_argument(
         "--branches",
         type=int,
         default=9,
-        help="whole real branches that a plan may run, the control among them",
+        help="whole branches in the budget of a plan, the control included",
     )
     parser.add_argument(
         "--seeds", type=int, default=3, help="plans of each planner at each snapshot"

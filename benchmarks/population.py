@@ -1,11 +1,11 @@
-"""The loop at one run's budget against population based training whose every member has that budget: a quarter of its compute.
+"""The branching loop against population based training with four times the compute.
 
     python benchmarks/population.py --json
 
-`trainenv compare` puts methods at equal compute, so there the four members share one budget. Here
-each member trains as long as the loop does, and the population costs four times as much. Printed:
-paired differences of ln final validation loss, loop less population, with a 95 % bootstrap interval
-over scenarios and seeds, and both methods' FLOPs.
+`trainenv compare` compares methods at equal compute, so there the four members share one budget.
+Here each member trains as long as the loop does, and the population costs four times as much.
+Printed are paired differences of ln final validation loss, loop less population, with a 95 %
+bootstrap interval over scenarios and seeds, and the FLOPs of both methods.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import Any
 
 from trainenv.compare import load_suite
 from trainenv.compare.bootstrap import figure
-
-# Scripts beside this one are named like packages.
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
 
@@ -30,7 +28,7 @@ MEMBERS = 4
 
 
 def cell(job: tuple[str, int]) -> dict[str, Any]:
-    """Both methods on one run."""
+    """Train one scenario and seed with both methods."""
     import torch
 
     torch.set_num_threads(1)
@@ -54,9 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each scenario")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     jobs = [(name, seed) for seed in range(args.seeds) for name in SCENARIOS]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:

@@ -1,12 +1,12 @@
-"""What the range test at the start of a run is worth: warm-ups × learning rates, with it and without, to the end.
+"""Effect of the range test at the start of a run, over warm-ups and learning rates.
 
     python benchmarks/range_test.py --json
 
-Nothing but the trigger `warmup` is on, so all that differs is what it asks for, what real steps
-measured, and what it costs. Printed per warm-up and learning rate, over scenarios and seeds: what
-was accepted of what was asked for, and Δ ln final validation loss at equal compute. The rate that
-suits these runs is × 1: a test that works lowers those above it, raises those below, and leaves it
-alone.
+Each run is trained to its end with the range test and without. Only the trigger `warmup` is on, so
+all differences come from its requests, from the measurements of real steps, and from its cost.
+Printed for each warm-up and learning rate, over scenarios and seeds: the accepted share of the
+requests, and Δ ln final validation loss at equal compute. The rate × 1 suits these runs: a test
+that works lowers the rates above it, raises those below, and does not change it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ from statistics import fmean
 from typing import Any
 
 from trainenv.compare import load_suite
-
-# Scripts beside this one are named like packages.
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
 from trainenv.records.decision_files import accepted_branch, read_decisions
 
 WARMUPS, FACTORS = (15, 30, 60, 120), (0.1, 0.3, 1.0, 3.0, 10.0)
-LENGTH = 20  # warm-ups a run
+LENGTH = 20  # length of a run in warm-ups
 
 
 def cell(job: tuple[str, int, float, int]) -> dict[str, Any]:
-    """A run with the range test and without."""
+    """Train a run with the range test and without."""
     import torch
 
     torch.set_num_threads(1)
@@ -79,11 +77,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scenarios", nargs="+", default=["calm", "calm-subwords"])
-    parser.add_argument("--warmups", type=int, nargs="+", default=list(WARMUPS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--scenarios", nargs="+", default=["calm", "calm-subwords"], help="scenarios"
+    )
+    parser.add_argument(
+        "--warmups",
+        type=int,
+        nargs="+",
+        default=list(WARMUPS),
+        help="lengths of the warm-up in steps",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each case")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     jobs = list(itertools.product(args.scenarios, args.warmups, FACTORS, range(args.seeds)))
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
@@ -108,7 +114,7 @@ def main() -> None:
 
 
 def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """One warm-up and learning rate over scenarios and seeds."""
+    """Summarize one warm-up and learning rate over scenarios and seeds."""
     asked = [one for cell in cells for one in cell["asked"]]
     sides = {
         "lower": [one for one in asked if one["scale"] < 1],

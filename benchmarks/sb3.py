@@ -1,13 +1,14 @@
-"""How well PPO and DQN steer in the world model's imagination, from roots that they have not seen, and how fast that is.
+"""Returns and speed of PPO and DQN in the imagination of the world model.
 
     python benchmarks/sb3.py [--json] [--decisions 20000] [--runs 3]
 
-Roots are of short runs of the preset `tiny`, some with a learning rate too high; those of other
-seeds are held out. Returns are means over held-out roots, in nats of ln(validation loss) until the
-run's end as the model tells them (four decisions, and its value from there), less charges, with the
-standard error of the paired difference to doing nothing. `told` is the mean absolute error of the
-whole fall when nothing is done, against what the runs then did. The last line of stdout is one JSON
-object with `--json`. Single process, single thread.
+Roots are steps of short runs of the preset `tiny`, some with a learning rate that is too high.
+Policies learn from some seeds and are evaluated on roots of other seeds. Returns are means over
+held-out roots, in nats of ln(validation loss) to the end of the run as the model forecasts it (four
+decisions, and its value from there), less charges. The standard error is that of the paired
+difference to no intervention. `told` is the mean absolute error of the forecast of the whole fall
+without an intervention, against the runs themselves. With `--json`, the last line of stdout is one
+JSON object. Single process, single thread.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from trainenv.types import DECISIONS, RunHistory, Telemetry, WorldModel
 
 Act = Callable[[np.ndarray, Any], np.ndarray]
 STEPS, DECISION = 300, 9
-FACTORS = (1.0, 3.0, 10.0)  # on the learning rate of `tiny`
+FACTORS = (1.0, 3.0, 10.0)  # multiples of the learning rate of `tiny`
 
 
 def main() -> None:
@@ -41,7 +42,9 @@ def main() -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on the last line"
     )
-    parser.add_argument("--decisions", type=int, default=20_000, help="decisions to learn from")
+    parser.add_argument(
+        "--decisions", type=int, default=20_000, help="decisions from which each learner learns"
+    )
     parser.add_argument("--runs", type=int, default=3, help="seeds of each learner")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,7 +86,7 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:>20}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     print(
-        "error of the whole fall told, nats:",
+        "error of the forecast of the whole fall, nats:",
         {name: round(error, 4) for name, error in told.items()},
     )
     print("decisions a second:", {name: round(rate) for name, rate in result["speed"].items()})
@@ -92,7 +95,7 @@ def main() -> None:
 
 
 def learners(decisions: int) -> dict[str, Callable[[int], Learner]]:
-    """By name: what a seed makes."""
+    """Functions that make a learner from a seed, by name."""
     return {
         "ppo": lambda seed: PPO(decisions=decisions, seed=seed, sees=FEATURES),
         "ppo, moving features": lambda seed: PPO(decisions=decisions, seed=seed, sees=MOVING),
@@ -102,7 +105,7 @@ def learners(decisions: int) -> dict[str, Callable[[int], Learner]]:
 
 
 def config(factor: float) -> RunConfig:
-    """A short run of `tiny`, its learning rate multiplied."""
+    """Configuration of a short run of `tiny`, its learning rate multiplied by `factor`."""
     overrides = {
         "steps": STEPS,
         "reset_warmup": 4,
@@ -115,7 +118,10 @@ def config(factor: float) -> RunConfig:
 
 
 def roots(seed: int) -> tuple[list[RunHistory], np.ndarray]:
-    """Of one run for each factor, every third decision: histories, and the fall of ln(validation loss) from each to the end."""
+    """Histories of one run for each factor, at every third decision.
+
+    Also returned is the fall of ln(validation loss) from each history to the end of its run.
+    """
     histories, ends = list[RunHistory](), list[float]()
     for factor in FACTORS:
         run, telemetry = (
@@ -136,17 +142,17 @@ def roots(seed: int) -> tuple[list[RunHistory], np.ndarray]:
 def imagined(
     model: WorldModel, histories: Sequence[RunHistory], *, reach: int | None = DECISIONS
 ) -> WorldModelEnv:
-    """Where policies are judged: the model's expectation, nothing drawn."""
+    """Environment that evaluates policies: the model's expectation, without random draws."""
     return WorldModelEnv(model, histories, config(1.0), divergence="expected", reach=reach)
 
 
 def do_nothing(observation: np.ndarray, info: Any) -> np.ndarray:
-    """Whatever is seen."""
+    """Return the action without an intervention."""
     return np.zeros(6, dtype=np.int64)
 
 
 def returns(env: WorldModelEnv, act: Act) -> np.ndarray:
-    """The return from each root, [R]."""
+    """Measure the return from each root, [R]."""
     found = np.zeros(len(env.roots))
     for root in range(len(env.roots)):
         observation, info = env.reset(seed=root, options={"root": root})
@@ -159,7 +165,7 @@ def returns(env: WorldModelEnv, act: Act) -> np.ndarray:
 
 
 def against(nothing: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """A mean return, its difference to doing nothing and that one's standard error over roots."""
+    """Mean return, its difference to no intervention, and the standard error of that over roots."""
     gain = found - nothing
     return {
         "return": float(found.mean()),
@@ -169,7 +175,10 @@ def against(nothing: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
 
 def speeds(model: WorldModel, histories: Sequence[RunHistory]) -> dict[str, float]:
-    """Decisions a second of processor time with random actions, alone and 64 side by side, resets included."""
+    """Measure decisions a second of processor time with random actions, resets included.
+
+    Environments run one at a time, and 64 together.
+    """
     rates = {}
     divergences: tuple[Divergence, ...] = ("expected", "sampled")
     for divergence in divergences:

@@ -1,10 +1,10 @@
-"""How fast the synthetic environment is, and how well simple policies and PPO do against its known optimum.
+"""Speed of the synthetic environment, and returns of simple policies and PPO in it.
 
     python benchmarks/synthetic.py [--json] [--ppo-steps 60000]
 
-The last line of stdout is one JSON object with `--json`. Returns are means over the same held-out
-seeds, spikes on, in nats of ln(validation loss) less charges. `bound` is `optimum()`: no policy can
-do better. Single process, single thread.
+Returns are means over the same held-out seeds, with spikes, in nats of ln(validation loss) less
+charges. `bound` is the known optimum, `optimum()`: no policy can do better. With `--json`, the last
+line of stdout is one JSON object. Single process, single thread.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def main() -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on the last line"
     )
-    parser.add_argument("--decisions", type=int, default=20_000, help="decisions to time")
+    parser.add_argument("--decisions", type=int, default=20_000, help="number of decisions to time")
     parser.add_argument(
         "--ppo-steps",
         type=int,
         default=60_000,
-        help="decisions that PPO learns from; 0 leaves it out",
+        help="decisions from which PPO learns; 0: no PPO",
     )
     args = parser.parse_args()
 
@@ -54,7 +54,10 @@ def main() -> None:
 
 
 def speed(decisions: int, rounds: int = 3) -> float:
-    """Decisions a second with random actions, resets included; the best round, since other work shares the machine."""
+    """Measure decisions a second with random actions, resets included.
+
+    The best round counts, because other work shares the machine.
+    """
     rng = np.random.default_rng(0)
     env, rates = SyntheticEnv(), []
     for _ in range(rounds):
@@ -70,11 +73,11 @@ def speed(decisions: int, rounds: int = 3) -> float:
 
 
 def policies() -> dict[str, Policy]:
-    """What to compare: each is given the environment and its last observation."""
+    """Policies to compare; each receives the environment and its last observation."""
     rng = np.random.default_rng(0)
 
     def greedy(env: SyntheticEnv, _: np.ndarray) -> np.ndarray:
-        """The learning rate that looks best one decision ahead, by trying each for real."""
+        """Choose the learning rate that is best one decision ahead, by running each."""
         tried = [np.array([rate, 0, 0, 0, 0, 0]) for rate in range(4)]
         return max(tried, key=lambda action: env.fork().step(action)[1])
 
@@ -100,7 +103,10 @@ def evaluate(policy: Policy) -> float:
 
 
 def ppo(steps: int) -> tuple[float, float]:
-    """Mean return of PPO (deterministic) after `steps` decisions, and the seconds it took to learn."""
+    """Train PPO for `steps` decisions.
+
+    Returned are its mean return, with deterministic actions, and the seconds of learning.
+    """
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env

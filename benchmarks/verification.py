@@ -1,13 +1,14 @@
-"""One verification, of six candidates and the control, by how its branches are trained: in turn, folded, over worker processes.
+"""Time of one verification of six candidates and the control, by three ways to train its branches.
 
-Wall-clock time, for that is what several cores are for. Within a width the ways take turns, so that
-a slow spell of the machine hits all alike, and each round's times are told as ratios to in turn.
-What the workers need to start, once a run, is told apart. Every branch takes all its steps: none is
+The branches are trained in turn, folded, or in worker processes. Times are wall-clock times,
+because several cores only help there. Within a width the ways take turns, so that a slow period of
+the machine affects all of them equally. Each round's times are given as ratios to `in_turn`. The
+start of the workers, once a run, is reported separately. Every branch takes all its steps: none is
 stopped early.
 
-`longest_path` is processor time instead, of this process and of the busiest worker, so what the
-wall-clock time would come to if each had a core to itself: where other programs keep the cores
-busy, go by that.
+`longest_path` is processor time, of this process plus that of the busiest worker. It is what the
+wall-clock time would be if each process had a core of its own: use it when other programs keep the
+cores busy.
 
     python benchmarks/verification.py --json
 """
@@ -44,7 +45,7 @@ PLAN = Plan(
 
 
 def ways(steps: int, workers: int) -> dict[str, Verification]:
-    """How a verification is done."""
+    """Settings of a verification, by the way to train its branches."""
     settings: dict[str, Any] = {"verify_steps": steps, "stopping": None}
     return {
         "in_turn": Verification(**settings, fold=False),
@@ -54,13 +55,13 @@ def ways(steps: int, workers: int) -> dict[str, Verification]:
 
 
 def processor_time() -> list[float]:
-    """Seconds, of this process and of each of its workers."""
+    """Processor seconds of this process and of each of its workers."""
     workers = sorted(child.pid or 0 for child in multiprocessing.active_children())
     return [time.process_time(), *(sum(psutil.Process(pid).cpu_times()[:2]) for pid in workers)]
 
 
 def verified(run: TrainingRun, verification: Verification) -> tuple[float, float, Verdict]:
-    """Seconds that it takes, those of its longest path, and what it comes to."""
+    """Verify once; return wall-clock seconds, seconds of the longest path, and the verdict."""
     before, started = processor_time(), time.perf_counter()
     rollouts = verification.rollouts(
         run, decision_steps=verification.verify_steps, validation=run.uniform_loss
@@ -72,11 +73,11 @@ def verified(run: TrainingRun, verification: Verification) -> tuple[float, float
 
 
 def timed(width: int, steps: int, rounds: int, workers: int) -> dict[str, Any]:
-    """All ways, for models of one width."""
+    """Measure all ways for models of one width."""
     run = TrainingRun.from_config("tiny", {"model.width": width, "monitor": {"block": 16}})
     run.advance(16)  # the first steps of a process are slow
     try:
-        first, *_ = verified(run, ways(1, workers)["workers"])  # starts them
+        first, *_ = verified(run, ways(1, workers)["workers"])  # starts the workers
         again, *_ = verified(run, ways(1, workers)["workers"])
         seconds: dict[str, list[float]] = {name: [] for name in ways(steps, workers)}
         paths: dict[str, list[float]] = {name: [] for name in seconds}
@@ -104,7 +105,7 @@ def timed(width: int, steps: int, rounds: int, workers: int) -> dict[str, Any]:
 
 
 def over(took: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Each round's times as ratios to in turn."""
+    """Ratios of each round's times to those of `in_turn`."""
     return {
         name: [round(one / base, 3) for one, base in zip(times, took["in_turn"])]
         for name, times in took.items()
@@ -113,16 +114,16 @@ def over(took: dict[str, list[float]]) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--widths", type=int, nargs="*", default=list(WIDTHS))
-    parser.add_argument("--steps", type=int, default=25, help="of each branch")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--widths", type=int, nargs="*", default=list(WIDTHS), help="model widths")
+    parser.add_argument("--steps", type=int, default=25, help="steps of each branch")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each way")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     future.FOLDS_UP_TO = max(
         args.widths
-    )  # models of every width are folded, so that it shows where that pays
+    )  # models of every width are folded, to show at which widths that is faster
     result: dict[str, Any] = {
         "benchmark": "verification",
         "branches": len(SCALES) + 1,

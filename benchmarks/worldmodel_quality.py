@@ -1,11 +1,17 @@
-"""What the world model's forecasts are worth, beside everything simpler, on runs that nothing was fitted on.
+"""Quality of the world model's forecasts, against simpler methods, on runs not used for fitting.
 
-*Table*: error of Δ ln loss where the intervention matters (|Δ| above twice the seed noise), ranking, risk, coverage and regret:
-of the model as `trainenv worldmodel build` makes it, of every baseline, and of the model with something taken from it: blind to
-the state, with actions dealt out anew, without the law, without a group of features, with recurrent dynamics.
-*Left out*: trained without a width, a corpus, a stressor or an action family, and judged on it.
-*Online*: rollouts of a left-out corpus learned one snapshot after another: the error on what is new and on what was known.
-*Speed*: 128 candidates, and one step of 64 states, on one core (process time, least and median of 50).
+*Table*: error of Δ ln loss where the intervention matters (|Δ| above twice the seed noise),
+ranking, risk, coverage and regret. Its rows are the model as `trainenv worldmodel build` makes it,
+every baseline, and ablations of the model: without the state, with shuffled actions, without the
+law, without a group of features, with recurrent dynamics.
+
+*Left out*: trained without a width, a corpus, a stressor or an action family, and evaluated on it.
+
+*Online*: rollouts of a left-out corpus are learned one snapshot after another; the error on new and
+on known corpora.
+
+*Speed*: 128 candidates, and one step of 64 states, on one core (processor time, minimum and median
+of 50).
 
     trainenv worldmodel build --out runs/worldmodel
     python benchmarks/worldmodel_quality.py --folder runs/worldmodel --json
@@ -63,7 +69,7 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class Without:
-    """A model that a group of features, or the law, is kept from."""
+    """Baseline whose model never sees one group of features, or the law."""
 
     of: Learned
     group: str
@@ -74,7 +80,7 @@ class Without:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Keeping:
-    """What `Without.fit` returns."""
+    """Fitted model of `Without`; it removes the same group before a prediction."""
 
     of: Model
     group: str
@@ -84,7 +90,7 @@ class Keeping:
 
 
 def ablations(recipe: Recipe) -> dict[str, Baseline]:
-    """The networks, whole and with something taken from them."""
+    """The networks, complete and with one part removed."""
     learned = Learned(training=recipe.training, architecture=recipe.architecture)
     recurrent = replace(learned, architecture=replace(recipe.architecture, dynamics="recurrent"))
     return {
@@ -99,7 +105,7 @@ def ablations(recipe: Recipe) -> dict[str, Baseline]:
 def predicted(
     name: str, baseline: Baseline, train: Examples, test: Examples
 ) -> tuple[str, Predictions, float]:
-    """Fit and predict, in a process of its own; with the seconds of its core that it took."""
+    """Fit and predict in a separate process; also return its processor seconds."""
     torch.set_num_threads(1)
     started = time.process_time()
     found = baseline.fit(train).predict(test)
@@ -111,7 +117,7 @@ def all_predicted(
     workers: int,
     say: Callable[[str], None],
 ) -> dict[str, Predictions]:
-    """Every task's predictions, by name."""
+    """Predictions of every task, by name."""
     found = {}
     with ProcessPoolExecutor(workers) as pool:
         for future in [pool.submit(predicted, *task) for task in tasks]:
@@ -130,7 +136,7 @@ def table(
     say: Callable[[str], None],
     quick: bool,
 ) -> dict[str, Any]:
-    """The model, the baselines and the ablations, on the test trunks."""
+    """Evaluate the model, the baselines and the ablations on the test trunks."""
     parts = split(data, recipe.seed)
     train, test = examples.among(parts["train"]), examples.among(parts["test"])
     noise = seed_noise(examples)[np.isin(examples.trunks, parts["test"])[examples.trunk]]
@@ -139,20 +145,20 @@ def table(
     found = {"model": model.predict(test), **all_predicted(tasks, workers, say)}
     reports = {name: evaluate(test, one, noise=noise) for name, one in found.items()}
     picks = evaluate(test, model.predict(test, picks=True), noise=noise)
-    beside = {
+    against = {
         name: _summary(compare(test, found["model"], one, noise=noise))
         for name, one in found.items()
         if name != "model"
     }
     return {
         "models": reports,
-        "model_against": beside,
+        "model_against": against,
         "picks": {target: picks[target]["intervals"]["selected"] for target in TARGETS},
     }
 
 
 def _summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a comparison, what the goals ask for."""
+    """Select the figures of a comparison that have goals."""
     return {
         **{f"{target} mae mattering": report[target]["mattering"]["mae"] for target in TARGETS},
         **{f"{target} crps": report[target]["all"]["crps"] for target in TARGETS},
@@ -163,7 +169,10 @@ def _summary(report: Mapping[str, Any]) -> dict[str, Any]:
 def left_out(
     data: Dataset, examples: Examples, recipe: Recipe, workers: int, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Trained without something and judged on it: the networks, the trees and doing nothing."""
+    """Train without one part of the data, and evaluate on that part.
+
+    Compared are the networks, the trees and no intervention.
+    """
     learned = Learned(training=recipe.training, architecture=recipe.architecture)
     tried: dict[str, Baseline] = {
         "networks": learned,
@@ -207,7 +216,10 @@ def left_out(
 
 
 def online(data: Dataset, examples: Examples, recipe: Recipe) -> dict[str, Any]:
-    """A model that never saw a corpus meets it: error before and after, there and on what it knew."""
+    """Let a model that was fitted without a corpus learn it online.
+
+    Measured are the errors before and after, on that corpus and on the known ones.
+    """
     level = "words"
     others, those = next(
         (others, those)
@@ -271,13 +283,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--folder",
         type=Path,
         default=Path("runs/worldmodel"),
-        help="what `trainenv worldmodel build` made",
+        help="folder made by `trainenv worldmodel build`",
     )
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument(
-        "--quick", action="store_true", help="no ablations, nothing left out, nothing online"
+        "--quick",
+        action="store_true",
+        help="only baselines and speed: no ablations, left-out data or online learning",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
 

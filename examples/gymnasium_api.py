@@ -1,6 +1,7 @@
 # %% [markdown]
 # # A training run as a Gymnasium environment
-# Open this in an editor that knows `# %%` cells, or run it whole: python examples/gymnasium_api.py
+# Open this file in an editor that supports `# %%` cells, or run all of it:
+# python examples/gymnasium_api.py
 
 # %%
 from collections.abc import Mapping
@@ -22,9 +23,11 @@ from trainenv.envs.observation import FEATURES
 from trainenv.interventions import PARTS
 from trainenv.wrappers import SpeculativeVerification
 
-# %% [markdown] ## Make it Any key of the configuration goes by its dotted name. This is the tiny
-# GPT-2, narrower still, for 200 steps, with no clipping. A decision is `environment.decision_steps`
-# optimizer steps: 20 here.
+# %% [markdown]
+# ## Make the environment
+# `overrides` takes any key of the configuration by its dotted name. Here the tiny GPT-2 is made
+# narrower; it trains for 200 steps without clipping. A decision covers
+# `environment.decision_steps` optimizer steps: 20 here.
 
 # %%
 SMALL = {
@@ -40,7 +43,7 @@ SMALL = {
         "horizon": 24,
         "verify_steps": 5,
         "refractory_steps": 20,
-    },  # a look ahead of 12 % of the run
+    },  # the horizon is 12 % of the run
 }
 env = gym.make("trainenv/GPT2-Tiny-v0", overrides=SMALL)
 observation, info = env.reset(seed=0)
@@ -49,12 +52,14 @@ print(
     "start"
 )
 
-# %% [markdown] ## Observe and act An action changes six parts of training; all zeros does nothing.
-# The reward is the fall in ln(validation loss), less charges. What a mask forbids is left out, and
-# named in `info["masked"]`: here, the clip policy that is in force already.
+# %% [markdown]
+# ## Observe and act
+# An action changes six parts of training; the action of all zeros changes nothing. The reward is
+# the fall in ln(validation loss), less charges. Parts that a mask forbids are left out and named in
+# `info["masked"]`: here, a clip policy that is already in force.
 
 # %%
-training = env.unwrapped  # wrappers hand on no attributes
+training = env.unwrapped  # wrappers do not pass on attributes
 NOTHING, ZCLIP = (
     training.codec.encode(Intervention()),
     training.codec.encode(Intervention(clip="zclip")),
@@ -69,11 +74,13 @@ for name, action in {"ZClip": ZCLIP, "ZClip again": ZCLIP, "learning rate +10 %"
     )
 masks = np.split(
     training.action_masks(), np.cumsum(training.codec.sizes)[:-1]
-)  # flat, as sb3-contrib's MaskablePPO takes them
+)  # flat, the format of MaskablePPO in sb3-contrib
 print("legal now:", {part: np.flatnonzero(mask).tolist() for part, mask in zip(PARTS, masks)})
 
-# %% [markdown] ## Snapshot and fork A fork is another future of the same run, on the same batches.
-# A snapshot brings back the past, to the bit.
+# %% [markdown]
+# ## Snapshot and fork
+# A fork is a copy of the run that trains on the same batches. A snapshot restores an earlier state,
+# bit for bit.
 
 # %%
 snapshot, fork = training.snapshot(), training.fork()
@@ -85,13 +92,15 @@ print(
 env.reset(options={"snapshot": snapshot})
 print(f"and once more from the snapshot {env.step(NOTHING)[-1]['validation_loss']:.4f}")
 
-# %% [markdown] ## An agent of your own Anything with `act(observation, info)`. This one looks at
-# the cosine of the gradient with the update before it: above 0, a larger update would have helped.
+# %% [markdown]
+# ## An agent of your own
+# An agent is any object with a method `act(observation, info)`. This one uses the cosine of the
+# gradient with the previous update: above 0, a larger update would have reduced the loss more.
 
 
 # %%
 class Eager:
-    """10 % more learning rate where larger updates would have helped."""
+    """Agent that raises the learning rate by 10 % when larger updates would have helped."""
 
     def act(self, observation: NDArray[np.float32], info: Mapping[str, Any]) -> NDArray[np.int64]:
         return HIGHER if observation[FEATURES.index("hypergradient")] > 0 else NOTHING
@@ -104,8 +113,10 @@ for agent in (agents.DoNothing(), Eager()):
         f"{episode.reward:.3f}"
     )
 
-# %% [markdown] ## Try it for real first Within `SpeculativeVerification` an action is trained
-# beside doing nothing for a few steps, and put in force if it holds up.
+# %% [markdown]
+# ## Verify an action first
+# `SpeculativeVerification` trains an action and an unchanged copy for a few steps each. It applies
+# the action only if the comparison supports it.
 
 # %%
 verified = SpeculativeVerification(env, top_k=3, verify_steps=5)
@@ -114,9 +125,11 @@ for name, action in {"ZClip": ZCLIP, "nothing": NOTHING, "10 % less learning rat
     info = verified.step(action)[-1]
     print(f"step {info['step']}: {name}: {info['verdict'] or 'needs no verification'}")
 
-# %% [markdown] ## The whole loop Monitor, trigger, rewind, draft, verify, collapse. A planner
-# drafts with the pretrained world model; all that it costs comes off the same budget of 200 steps.
-# `report` shows itself in a notebook; `report.html(path)` is a page in one file.
+# %% [markdown]
+# ## The whole loop
+# Monitor, trigger, roll back, draft, verify, commit. A planner drafts with the pretrained world
+# model; all its costs are charged to the same budget of 200 steps. A notebook displays `report`
+# directly; `report.html(path)` writes it as a page in one file.
 
 # %%
 verified.reset(seed=0)

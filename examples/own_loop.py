@@ -1,4 +1,4 @@
-"""The loop around your own training: a model, an optimizer, data and a loss of your own, steered by the branching agent.
+"""The branching loop around your own model, optimizer, data and loss.
 
 python examples/own_loop.py
 """
@@ -19,11 +19,11 @@ from trainenv.report.run.run_report import RunReport
 
 VOCABULARY = 32
 
-# ── what you have: any module, optimizer and loss, and data by its index ──────────────────────────
+# ── your training: any module, optimizer and loss, and data by index ──────────────────────────────
 
 
 class Recurrent(nn.Module):
-    """A GRU that predicts the next token. Nothing in the loop asks for a transformer."""
+    """GRU that predicts the next token; the loop does not need a transformer."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -36,7 +36,10 @@ class Recurrent(nn.Module):
 
 
 def batches(index: int) -> Tensor:
-    """A pure function of the data index: int64 [16, 25], walks of one stride each with a few slips; noise at 200 to 207."""
+    """Make the batch of a data index: int64 tokens [16, 25], a pure function of the index.
+
+    Each sequence is a walk of one stride with a few slips. Batches 200 to 207 are noise.
+    """
     generator = torch.Generator().manual_seed(index)
     if 200 <= index < 208:  # a damaged shard
         return torch.randint(VOCABULARY, (16, 25), generator=generator)
@@ -46,13 +49,13 @@ def batches(index: int) -> Tensor:
 
 
 def loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy in nats a token, with a little label smoothing."""
+    """Mean cross-entropy in nats per token, with a little label smoothing."""
     return F.cross_entropy(
         model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01
     )
 
 
-# ── what makes it a run ───────────────────────────────────────────────────────────────────────────
+# ── your training as a run ────────────────────────────────────────────────────────────────────────
 
 CONFIG = TrainingConfig.model_validate(
     {
@@ -63,8 +66,8 @@ CONFIG = TrainingConfig.model_validate(
         "schedule": {"warmup": 20},
         "validation": {"every": 50},
         "checkpoints": {"every": 25, "moments": "exact"},
-        # The defaults are for 16 000 steps. Look ahead 12 % of yours, as the pretrained model does,
-        # and scale the rest alike.
+        # The defaults suit 16 000 steps. Set the horizon to 12 % of your steps, as the pretrained
+        # model expects, and scale the other keys by the same factor.
         "branching": {
             "every": 50,
             "rewind": 25,
@@ -77,7 +80,11 @@ CONFIG = TrainingConfig.model_validate(
 
 
 def fresh_run() -> TrainingRun:
-    """The probe is a small clean batch: harm is judged by it, not by the loss of whatever batch has just come."""
+    """Build the run.
+
+    The probe is a small clean batch. Harm is detected by its loss, because the training loss also
+    depends on the latest batch.
+    """
     torch.manual_seed(0)
     model = Recurrent()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -87,13 +94,12 @@ def fresh_run() -> TrainingRun:
     )
 
 
-# ── what adds the loop ────────────────────────────────────────────────────────────────────────────
+# ── the loop ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
-    with (
-        TemporaryDirectory() as temporary
-    ):  # in earnest a folder that stays: `trainenv report` reads it
+    # Use a permanent folder for your own runs: `trainenv report` reads it.
+    with TemporaryDirectory() as temporary:
         alone = train(fresh_run(), RunFolder.create(Path(temporary) / "alone", CONFIG))
 
         loop = agents.Branching(planner=planners.make("grid"), model=worldmodel.load_pretrained())

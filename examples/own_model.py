@@ -1,6 +1,8 @@
-"""Your own model, optimizer, data, schedule and loss, steered by hand and forked like ours; own_loop.py adds the loop.
+"""A run of your own model, optimizer, data, schedule and loss, forked and changed by hand.
 
 python examples/own_model.py
+
+`own_loop.py` adds the branching loop.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from trainenv import Intervention, TrainingConfig, TrainingRun
 
 
 class Bigram(nn.Module):
-    """Predicts the next token from the one before it."""
+    """Model that predicts the next token from the previous one."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -26,14 +28,17 @@ class Bigram(nn.Module):
 
 
 def batches(index: int) -> Tensor:
-    """A pure function of the data index: int64 tokens [16, 33] of a noisy walk over 32 tokens."""
+    """Make the batch of a data index: int64 tokens [16, 33], a pure function of the index.
+
+    Each sequence is a noisy walk over 32 tokens.
+    """
     generator = torch.Generator().manual_seed(index)
     steps = torch.randint(1, 4, (16, 33), generator=generator)
     return steps.cumsum(1) % 32
 
 
 def loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Label-smoothed cross-entropy, a loss of one's own."""
+    """Label-smoothed cross-entropy in nats per token, as an example of your own loss."""
     return F.cross_entropy(
         model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.01
     )

@@ -2,7 +2,7 @@
 
 python examples/own_planner_and_agent.py
 
-Each is a class with a method or two; nothing is inherited and nothing is registered.
+Each is a class with one or two methods, without a base class and without registration.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ SETTINGS = {
         "horizon": 24,
         "verify_steps": 5,
         "refractory_steps": 20,
-    },  # a look ahead of 12 % of the run
+    },  # the horizon is 12 % of the run
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Climb:
-    """A planner: at each decision to come, go on with the change that the model likes best after those before it.
+    """Planner that extends a sequence of interventions greedily.
 
-    `planners.PlanBuilder` keeps the promises: the budget, the masks, a model that fails, doing
-    nothing as a candidate.
+    For each coming decision it appends the learning-rate change that has the best forecast after
+    the earlier ones. `planners.PlanBuilder` takes care of the rules for planners: budget, masks,
+    failures of the model, and no intervention as a candidate.
     """
 
     decisions: int = 3
@@ -71,12 +72,14 @@ class Climb:
 
 @dataclass(frozen=True, kw_only=True)
 class NotWorse:
-    """An accept rule: on the same batches, the branch's training loss is not above doing nothing's by more than chance."""
+    """Accept rule: the training loss of a branch is not above that of the control beyond chance.
+
+    Both are trained on the same batches. Chance is `errors` standard errors of the mean difference.
+    """
 
     errors: float = 1.0
-    measure: ClassVar[Measure] = (
-        "horizon"  # the loss where a branch ends; "annealed" costs a cool-down more
-    )
+    # "horizon" is the loss at the end of a branch; "annealed" costs a cool-down in addition.
+    measure: ClassVar[Measure] = "horizon"
 
     def objection(self, branch: Branch, control: Branch, /) -> str:
         pair = branch.paired
@@ -89,11 +92,14 @@ class NotWorse:
         return ""
 
     def rank(self, branch: Branch, /) -> float:
-        return branch.score  # of those that pass, the planner's favourite
+        return branch.score  # among accepted branches, the planner's best
 
 
 class Thermostat:
-    """An agent: keeps the size of an update near a hundredth of that of the weights, by the learning rate."""
+    """Agent that controls the size of the updates by the learning rate.
+
+    It keeps the norm of an update near a hundredth of that of the weights.
+    """
 
     def act(
         self, observation: NDArray[np.float32], info: Mapping[str, Any], /
@@ -104,23 +110,22 @@ class Thermostat:
 
 
 def main() -> None:
-    testing.check(Climb())  # thirteen checks; one that fails says what it expected and found
+    testing.check(Climb())  # thirteen checks; a failed one reports what it expected and found
     print("the planner keeps its promises")
     loop = agents.Branching(
         planner=Climb(),
         model=worldmodel.load_pretrained(),
         verification=Verification(top_k=3, verify_steps=5, rule=NotWorse()),
     )
-    responders: dict[str, Callback | None] = {
+    callbacks: dict[str, Callback | None] = {
         "left alone": None,
         "thermostat": agents.AgentCallback(agent=Thermostat()),
         "loop": loop,
     }
     with TemporaryDirectory() as folder:
-        for name, callback in responders.items():
-            run = TrainingRun.from_config(
-                "tiny", SETTINGS
-            )  # the same weights and the same batches each time
+        for name, callback in callbacks.items():
+            # Each run has the same initial weights and the same batches.
+            run = TrainingRun.from_config("tiny", SETTINGS)
             summary = train(
                 run, RunFolder.create(Path(folder) / name, run.config), callback=callback
             )
