@@ -202,7 +202,7 @@ def test_benchmarks_have_their_options(page: Page, command: list[str]) -> None:
     script = ROOT / command[1]
     source = script.read_text(encoding="utf-8")
     if script.name == "kills.py":
-        source = (ROOT / "tests" / "checkpoints" / "killing.py").read_text(encoding="utf-8")
+        source = (ROOT / "tests" / "support" / "killing.py").read_text(encoding="utf-8")
     for word in command[2:]:
         if word.startswith("--"):
             assert f'"{word}"' in source
