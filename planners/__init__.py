@@ -1,22 +1,21 @@
-"""Planners: each ranks futures of a run, through one contract (`trainenv.types.Planner`).
+"""Planners: each ranks futures of a run through one contract, `trainenv.types.Planner`.
 
     plan = planners.make("grid", candidates=64).plan(problem)
     plan.best.interventions, plan.best.score, plan.cost
 
-One file a planner. A planner of your own is a frozen dataclass with a method `plan`, found by name
-through an entry point:
+Each planner has its own file. Your own planner is a frozen dataclass with a method `plan`; an entry
+point makes it available by name:
 
     [project.entry-points."trainenv.planners"]        # in your pyproject.toml
     mine = "my_package:MyPlanner"
 
-`trainenv.planners.testing` checks that it keeps the contract, and `planners.PlanBuilder` keeps most
-of it for you.
+`planners.PlanBuilder` keeps most of the contract for you, and `planners.testing` checks it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -32,7 +31,8 @@ from trainenv.planners.proposals import hypergradient
 from trainenv.planners.random_search import RandomSearch
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
-from trainenv.tools.spelling import nearest
+from trainenv.tools.checks import choice, names
+from trainenv.tools.error_text import describe_error
 from trainenv.types import Planner, UserError
 
 GROUP = "trainenv.planners"
@@ -70,46 +70,45 @@ __all__ = [
 
 
 def installed() -> dict[str, EntryPoint]:
-    """Planners of other packages, by name, not loaded yet. Ours go first where names clash."""
+    """Return the planners of other packages by name, not yet loaded.
+
+    Where names clash, the planners of this package win.
+    """
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in PLANNERS}
 
 
 def make(name: str, **hyperparameters: Any) -> Planner:
-    """The planner of that name, ours or one that is installed; what is left out of its hyperparameters is at its default.
+    """Make the planner of that name, of this package or an installed one.
+
+    Args:
+        name: Name of the planner: one of `NAMES` or of `installed()`.
+        hyperparameters: Hyperparameters by name; the others keep their defaults.
 
     Raises:
-        UserError: no such planner or hyperparameter (the nearest valid one is named), a value out
-            of range, or an installed planner that cannot be loaded or is none.
+        UserError: There is no such planner or hyperparameter (the error suggests the nearest one),
+            a value is out of range, or an installed planner cannot be loaded or has no `plan`.
     """
-    kind = PLANNERS[name] if name in PLANNERS else _loaded(name)
+    kind = PLANNERS.get(name) or _load(name)
     if is_dataclass(kind):
-        valid = [field.name for field in fields(kind)]
-        for wrong in hyperparameters:
-            if wrong not in valid:
-                raise UserError(
-                    f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid) or 'none'}"
-                )
+        names(name, kind, hyperparameters)
     planner = kind(**hyperparameters)
     if not isinstance(planner, Planner):
         raise UserError(
-            f"the entry point {name!r} must make a planner, found {planner!r}; give it a method plan(problem)"
+            f"the entry point {name!r} must make a planner, found {planner!r}; "
+            "give it a method plan(problem)"
         )
     return planner
 
 
-def _loaded(name: str) -> Any:
+def _load(name: str) -> Any:
     others = installed()
-    if name not in others:
-        names = (*NAMES, *others)
-        raise UserError(
-            f"planner must be one of {', '.join(names)}, found {name!r}{nearest(name, names)}"
-        )
+    choice("planner", name, (*NAMES, *others))
     try:
         return others[name].load()
     except Exception as error:
-        value = others[name].value
         raise UserError(
-            f"the planner {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}"
+            f"the planner {name!r} ({others[name].value}) cannot be loaded: "
+            f"{describe_error(error)}; reinstall its package"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""How many branches to look at: more when risk is high, few when the run is calm.
+"""Adaptive width: many branches when the risk is high, few when the run is calm.
 
     width = least · (most / least)^u,   u = clip((risk − calm) / (alarm − calm), 0, 1)
 
-Widths are spaced evenly in ln, since what a wider search finds grows about with ln(width).
+Widths are spaced evenly in ln, because the gain of a wider search grows about with ln(width).
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from trainenv.planners.hyperparameters import number, whole
+from trainenv.tools.checks import number, whole
 from trainenv.types import Forecast, Reading, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveWidth:
-    """The number of branches for a risk.
+    """The number of branches as a function of the risk.
 
     Args:
-        least: branches in a calm run, at least 1; doing nothing is one of them.
-        most: branches at the alarm.
-        calm: risk up to which it is `least`, a probability.
-        alarm: risk from which on it is `most`, above `calm`.
+        least: Branches in a calm run, at least 1; doing nothing is one of them.
+        most: Branches at the alarm.
+        calm: Highest risk with `least` branches, a probability.
+        alarm: Lowest risk with `most` branches, a probability above `calm`.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     least: int = 8
@@ -40,10 +40,13 @@ class AdaptiveWidth:
         number("alarm", self.alarm, above=self.calm, most=1)
 
     def of(self, risk: float) -> int:
-        """How many branches at a risk, a probability from 0 to 1. Use it for `Budget(futures=…)`.
+        """Return the number of branches for a risk, for `Budget(futures=…)`.
+
+        Args:
+            risk: Probability from 0 to 1.
 
         Raises:
-            UserError: the risk is no probability.
+            UserError: The risk is not a probability.
         """
         number("risk", risk, least=0, most=1)
         share = min(max((risk - self.calm) / (self.alarm - self.calm), 0.0), 1.0)
@@ -51,27 +54,38 @@ class AdaptiveWidth:
 
 
 def risk_of(forecast: Forecast | None = None, reading: Reading | None = None) -> float:
-    """The risk of going on as now: the greater of what the model and the uncertainty index say, from 0 to 1.
+    """Return the risk of changing nothing, from 0 to 1: the greater of two estimates.
 
     Args:
-        forecast: of doing nothing: its chance that the run diverges or the index fires. An
-            abstaining model is a risk of 1.
-        reading: of the last step: 1 where the index fired, else how far it is on the way to its
-            threshold, half of it counting for nothing and the whole of it for one half.
+        forecast: Forecast of doing nothing. Its risk is the probability that the run diverges or
+            the uncertainty index fires; it is 1 if the model abstains.
+        reading: Reading of the last step. Its risk is 1 if the index fired. Otherwise it rises from
+            0 at half the threshold to 0.5 at the threshold.
 
     Raises:
-        UserError: neither is given.
+        UserError: Neither is given.
     """
     if forecast is None and reading is None:
         raise UserError(
-            "risk is read from a forecast of doing nothing or a reading, found neither; give at least one"
+            "risk needs a forecast of doing nothing or a reading, found neither; give at least one"
         )
-    found = [0.0]
+    risks = [0.0]
     if forecast is not None:
-        found.append(
-            1.0 if forecast.abstain else 1 - (1 - forecast.divergence) * (1 - forecast.instability)
-        )
+        risks.append(_forecast_risk(forecast))
     if reading is not None:
-        near = reading.index / reading.threshold if 0 < reading.threshold < math.inf else 0.0
-        found.append(1.0 if reading.fired else min(max(near - 0.5, 0.0), 0.5))
-    return min(max(found), 1.0)
+        risks.append(_reading_risk(reading))
+    return min(max(risks), 1.0)
+
+
+def _forecast_risk(forecast: Forecast) -> float:
+    if forecast.abstain:
+        return 1.0
+    return 1 - (1 - forecast.divergence) * (1 - forecast.instability)
+
+
+def _reading_risk(reading: Reading) -> float:
+    if reading.fired:
+        return 1.0
+    if not 0 < reading.threshold < math.inf:
+        return 0.0
+    return min(max(reading.index / reading.threshold - 0.5, 0.0), 0.5)

@@ -1,24 +1,23 @@
-"""AutoLRS (Jin et al.
+"""AutoLRS (Jin et al. 2021, arXiv:2105.10762): the learning rate of the next stage.
 
-2021, arXiv:2105.10762): the learning rate of the next stage by Bayesian optimisation of short real
-runs.
+Bayesian optimisation of short real runs. With τ the length of a stage, learning rates are tried one
+after the other from the run as it is, each for τ/10 steps:
 
-From the run as it is, learning rates are tried one after the other, each for τ/10 steps, where τ is
-the length of a stage:
+    1.  an exponential a·e^{bt} + c with b < 0 < a is fitted to the loss of the short run;
+        its value at t = τ is the forecast loss of that learning rate
+    2.  a Gaussian process over ln(learning rate) is fitted to the forecast losses so far;
+        the rate with the least mean − κ·std is tried next
+    3.  after `tries` rates, the rate with the least forecast loss is the plan for τ steps
 
-    an exponential a·e^{bt} + c, b < 0 < a, is fitted to the loss of the short run, and its value at
-    t = τ is the forecast loss a Gaussian process over ln(learning rate) has seen these; the next
-    rate tried is the one with the least mean − κ·std after `tries` of them, the rate with the least
-    forecast loss is the plan, to be run for τ
+It is the published controller to beat. It scores by the raw loss at τ, whatever the criterion of
+the problem, so it shares the short-horizon bias: lower learning rates look better than they are.
 
-It is the published controller to beat. It judges by the raw loss at τ, whatever the criterion, and
-so shares the short-horizon
-bias: lower learning rates look better than they are.
-
-Deviations: rates are those that the action space reaches now (× 0.8 to × 1.1 by default: few, so
-that all are tried, where the paper searches an interval); the fit is to clean validation losses, so
-there are no outliers to remove before it; the first rates tried are the present one, the lowest and
-the highest; with fewer than four looks, the last loss stands for the forecast.
+Deviations:
+- The rates are those that the action space reaches now (× 0.8 to × 1.1 by default). They are few
+  and all are tried; the paper searches an interval.
+- The fit is to clean validation losses, so there are no outliers to remove first.
+- The present rate, the lowest and the highest are tried first.
+- With fewer than four evaluation points the last loss is the forecast.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainenv.planners.hyperparameters import number, whole
 from trainenv.planners.support.gaussian_process import fit
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
-from trainenv.planners.support.sequences import NOTHING, Sequenced, canonical, values
+from trainenv.planners.support.sequences import NOTHING, Interventions, canonical, values
+from trainenv.tools.checks import number, whole
 from trainenv.types import Intervention, Plan, PlanningProblem
 
 Floats = NDArray[np.float64]
@@ -41,16 +40,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class AutoLRS:
-    """Find the learning rate for the next stage by short real runs.
+    """Find the learning rate of the next stage by short real runs.
 
     Args:
-        stage: τ in decisions; less where the run ends before.
-        tries: learning rates tried, the present one among them.
-        share: of τ that each is run.
-        kappa: standard deviations below the mean at which the next rate is chosen.
+        stage: Length of a stage, τ, in decisions; shorter at the end of the run.
+        tries: Learning rates that are tried, the present one included.
+        share: Length of a short run, as a share of τ.
+        kappa: Standard deviations below the mean in the choice of the next rate, κ.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     stage: int = 10
@@ -65,46 +64,48 @@ class AutoLRS:
         number("kappa", self.kappa, least=0)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        """Rank learning rates by the loss that they are forecast to have after the stage."""
-        draft = PlanBuilder(problem, "autolrs", criterion=Score(measure="horizon"))
-        _ = draft.executor  # its absence is told before anything is spent
-        tau = max(
-            1, min(self.stage * problem.history.decision_steps, len(problem.history.lrs_ahead))
-        )
+        """Rank learning rates by their forecast loss after the stage."""
+        builder = PlanBuilder(problem, "autolrs", criterion=Score(measure="horizon"))
+        _ = builder.executor  # an error here comes before anything is spent
+        history = problem.history
+        tau = max(1, min(self.stage * history.decision_steps, len(history.lrs_ahead)))
         steps = max(1, round(self.share * tau))
-        rates = _rates(problem)  # sequence → ln of its factor
-        tried: dict[Sequenced, float] = {}
-        failed: set[Sequenced] = set()
-        while len(tried) + len(failed) < self.tries and not draft.over and not draft.exhausted:
+        rates = _rates(problem)
+        tried: dict[Interventions, float] = {}  # Δ ln of the forecast loss
+        failed: set[Interventions] = set()
+        while len(tried) + len(failed) < self.tries and not builder.over and not builder.exhausted:
             left = [one for one in rates if one not in tried and one not in failed]
             if not left:
                 break
-            one = self._next(rates, tried, left)
-            if math.isfinite(draft.run([one], steps)[0]):
-                tried[one] = _forecast(draft, one, steps, tau)
-                draft.score(one, tried[one])
+            one = self._choose(rates, tried, left)
+            if math.isfinite(builder.run([one], steps)[0]):
+                tried[one] = _forecast(builder, one, steps, tau)
+                builder.score(one, tried[one])
             else:
                 failed.add(one)
-        return draft.plan()
+        return builder.plan()
 
-    def _next(
-        self, rates: dict[Sequenced, float], tried: dict[Sequenced, float], left: list[Sequenced]
-    ) -> Sequenced:
-        """The present rate, the lowest, the highest, then by the process."""
+    def _choose(
+        self,
+        rates: dict[Interventions, float],
+        tried: dict[Interventions, float],
+        left: list[Interventions],
+    ) -> Interventions:
+        """Choose the next rate: the present, the lowest, the highest, then by the process."""
         first = [NOTHING, min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)]
         for one in first:
             if one in left:
                 return one
         width = max(rates.values()) - min(rates.values())
-        points = np.array([[rates[one] / width] for one in tried])
+        points = np.array([[rates[one] / width] for one in tried])  # [n, 1]
         process = fit(points, np.array(list(tried.values())))
         mean, std = process.at(np.array([[rates[one] / width] for one in left]))
         return left[int(np.argmin(mean - self.kappa * std))]
 
 
-def _rates(problem: PlanningProblem) -> dict[Sequenced, float]:
-    """What changes the learning rate alone and is legal now, with ln of the factor; doing nothing first."""
-    rates: dict[Sequenced, float] = {}
+def _rates(problem: PlanningProblem) -> dict[Interventions, float]:
+    """Return ln of the factor of each legal change of the learning rate alone; 0 comes first."""
+    rates: dict[Interventions, float] = {}
     vector = [0] * len(problem.masks)
     for value in values(problem.masks)[0]:
         change: Intervention = problem.codec.decode([int(value), *vector[1:]])
@@ -112,12 +113,15 @@ def _rates(problem: PlanningProblem) -> dict[Sequenced, float]:
     return rates
 
 
-def _forecast(draft: PlanBuilder, one: Sequenced, steps: int, tau: int) -> float:
-    """Δ ln of the loss forecast at τ, against doing nothing; the price of a divergence where one of them diverged."""
-    outcome = draft.outcome(one, steps)
-    control = draft.outcome(NOTHING, steps)
+def _forecast(builder: PlanBuilder, one: Interventions, steps: int, tau: int) -> float:
+    """Return Δ ln of the forecast loss at τ against doing nothing.
+
+    If a branch diverged, return the measured score, which has the cost of the divergence.
+    """
+    outcome = builder.outcome(one, steps)
+    control = builder.outcome(NOTHING, steps)
     if outcome is None or control is None or outcome.diverged or control.diverged:
-        return draft.measured(one, steps)
+        return builder.measured(one, steps)
     return math.log(
         extrapolated(outcome.looks, outcome.validation, tau)
         / extrapolated(control.looks, control.validation, tau)
@@ -125,15 +129,15 @@ def _forecast(draft: PlanBuilder, one: Sequenced, steps: int, tau: int) -> float
 
 
 def extrapolated(steps: ArrayLike, losses: ArrayLike, at: float) -> float:
-    """The loss at step `at` by a·e^{bt} + c with b < 0 ≤ a, fitted by least squares; the last loss where it cannot be fitted.
+    """Return the loss at a later step by a·e^{bt} + c with b < 0 ≤ a, fitted by least squares.
 
-    For each of some b the best a and c follow by linear regression. The result is between the last
-    loss and half of it.
+    For each b of a grid, the best a and c follow from linear regression. The result is between the
+    last loss and half of it; it is the last loss if there are too few losses for a fit.
 
     Args:
-        steps: [n] rising.
-        losses: [n] nats per token.
-        at: step, at or after the last.
+        steps: Steps in rising order, [n].
+        losses: Losses at these steps, nats per token, [n].
+        at: Step of the forecast, at or after the last.
     """
     t = np.asarray(steps, dtype=np.float64)
     y = np.asarray(losses, dtype=np.float64)
@@ -143,17 +147,21 @@ def extrapolated(steps: ArrayLike, losses: ArrayLike, at: float) -> float:
     if len(t) < 4 or at <= t[-1]:
         return float(y[-1])
     rates = np.geomspace(0.05, 20.0, 40)
-    for _ in range(2):  # a coarse grid, then a fine one around the best of it
-        forecast, rate = _fitted(t, y, rates / (t[-1] - t[0]), at)
+    for _ in range(2):  # a coarse grid, then a fine one around its best rate
+        forecast, rate = _fit_exponential(t, y, rates / (t[-1] - t[0]), at)
         rates = np.geomspace(rate / 1.17, rate * 1.17, 41) * (t[-1] - t[0])
     return min(max(forecast, 0.5 * float(y[-1])), float(y[-1]))
 
 
-def _fitted(t: Floats, y: Floats, rates: Floats, at: float) -> tuple[float, float]:
-    """The value at `at` of the exponential with the best of some rates −b [R], and that rate; the last of y if none falls."""
+def _fit_exponential(t: Floats, y: Floats, rates: Floats, at: float) -> tuple[float, float]:
+    """Fit the exponential with the best of some rates −b, [R].
+
+    Returns:
+        Value at `at`, or the last of y if no exponential falls, and the best rate.
+    """
     shapes = np.exp(-np.multiply.outer(rates, t - t[0]))  # [R, n]
     centred = shapes - shapes.mean(axis=1, keepdims=True)
-    rest = y - y.mean()
+    rest = y - y.mean()  # [n]
     a = centred @ rest / (centred**2).sum(axis=1)  # [R]
     errors = np.where(a > 0, ((rest - a[:, None] * centred) ** 2).sum(axis=1), np.inf)
     best = int(np.argmin(errors))

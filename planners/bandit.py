@@ -1,21 +1,27 @@
-"""Bandits over candidates: the model gives the prior, real probes are the pulls.
+"""Bandits over candidates: the model gives the prior, short real branches are the pulls.
 
-An arm is a candidate, its reward the score that a short real branch measures, a normal number of
-unknown mean θ around which pulls on different orders of the data to come scatter with standard
+An arm is a candidate. A pull runs it for real; its reward is the score that the branch measures.
+Scores of pulls on different orders of the data scatter around an unknown mean θ with the standard
 deviation `noise`:
 
-    prior      θ ~ N(score that the model expects, its standard deviation²), shrunk towards the mean
-    of all candidates posterior  1/s² = 1/s₀² + n/noise²,  m = s²·(m₀/s₀² + Σ scores/noise²)
+    prior       θ ~ N(m₀, s₀²): the score that the model expects and its standard deviation,
+                shrunk towards the mean of all candidates
+    posterior   1/s² = 1/s₀² + n/noise²,  m = s²·(m₀/s₀² + Σ scores/noise²)
 
-*Thompson sampling* (Thompson 1933; Russo et al. 2018, arXiv:1707.02038) pulls the arm that is best in a draw from the posterior.
-*UCB* is Bayes-UCB (Kaufmann et al. 2012): it pulls the arm with the best quantile 1 − 1/t of its posterior.
-*Halving* is successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) of real steps: all arms are run for `steps`, the
-better half goes on to twice as many, and so on to the last one.
+There are three methods:
 
-Deviations: the best `arms` candidates by the prior are the arms, not all candidates. The control is
-no arm: it is run beside every draw, since scores are differences to it. Pull n of an arm takes draw
-n − 1, so that the first is on the batches that the run itself would see. An arm that was given up
-on, and what was no arm, never ranks before those that outlived it.
+- *Thompson sampling* (Thompson 1933; Russo et al. 2018, arXiv:1707.02038) pulls the arm that is
+  best in one draw from the posterior.
+- *UCB* is Bayes-UCB (Kaufmann et al. 2012): it pulls the arm with the best quantile 1 − 1/t of its
+  posterior.
+- *Halving* is successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) of real steps: all
+  arms run for `steps`, the better half for twice as many, and so on until one is left.
+
+Deviations:
+- Only the best `arms` candidates by the prior are arms.
+- The control is no arm. It is run with every draw, because scores are differences to it.
+- Pull n of an arm uses draw n − 1, so the first is on the batches that the run itself would see.
+- An arm that was given up, or a candidate that was no arm, never ranks before the survivors.
 """
 
 from __future__ import annotations
@@ -28,10 +34,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.hyperparameters import choice, number, whole
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.scoring import branch_steps
-from trainenv.planners.support.sequences import Sequenced, even, some
+from trainenv.planners.support.sequences import Interventions, even, some
+from trainenv.tools.checks import choice, number, whole
 from trainenv.types import Cost, Plan, PlanningProblem
 
 Floats = NDArray[np.float64]
@@ -40,21 +46,21 @@ Method = Literal["thompson", "ucb", "halving"]
 
 @dataclass(frozen=True, kw_only=True)
 class Bandit:
-    """Choose by real probes which of the most promising candidates is best.
+    """Find the best of the most promising candidates by real pulls.
 
     Args:
-        method: `thompson`, `ucb` or `halving`.
-        candidates: so many are forecast to find the arms; without a model the arms are an even
-            choice.
-        arms: so many are pulled.
-        pulls: probes altogether, with `thompson` and `ucb`.
-        batch: arms that are probed at once.
-        steps: real steps of a probe, of the first round in `halving`; None for one decision.
-        noise: standard deviation of a measured score over orders of the data, nats.
-        prior: standard deviation of scores where there is no model, nats; their mean then is 0.
+        method: Method: `thompson`, `ucb` or `halving`.
+        candidates: Number of candidates that are forecast to find the arms. Without a model the
+            arms are an even choice.
+        arms: Number of arms.
+        pulls: Number of pulls of all arms together, with `thompson` and `ucb`.
+        batch: Number of arms that are pulled together.
+        steps: Real steps of a pull, of the first round in `halving`; None for one decision.
+        noise: Standard deviation of a measured score over orders of the data, nats.
+        prior: Standard deviation of the prior if there is no model, nats; its mean then is 0.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     method: Method = "thompson"
@@ -76,32 +82,32 @@ class Bandit:
         number("prior", self.prior, above=0)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        """Rank candidates by what is believed of them in the end."""
-        draft = PlanBuilder(problem, "bandit")
-        _ = draft.executor  # its absence is told before anything is spent
-        arms = self._arms(draft)
-        steps = self.steps or branch_steps(draft, 1)
+        """Pull the arms and rank them by their posterior means, or by the rounds they survived."""
+        builder = PlanBuilder(problem, "bandit")
+        _ = builder.executor  # an error here comes before anything is spent
+        arms = self._arms(builder)
+        steps = self.steps or branch_steps(builder, 1)
         if self.method == "halving":
-            draft.rank(_halved(draft, [arm.sequence for arm in arms], steps))
+            builder.rank(_halved(builder, [arm.sequence for arm in arms], steps))
         else:
-            self._pull(draft, arms, steps)
-            believed = [
+            self._pull(builder, arms, steps)
+            known = [
                 (arm.mean, place) for place, arm in enumerate(arms) if arm.pulls or arm.forecast
             ]
-            draft.rank([(arms[place].sequence, mean) for mean, place in sorted(believed)])
-        return draft.plan()
+            builder.rank([(arms[place].sequence, mean) for mean, place in sorted(known)])
+        return builder.plan()
 
-    def _arms(self, draft: PlanBuilder) -> list[_Arm]:
-        """The arms, the most promising first."""
-        problem = draft.problem
+    def _arms(self, builder: PlanBuilder) -> list[_Arm]:
+        """Return the arms, the most promising first."""
+        problem = builder.problem
         limit = self.arms if problem.model is None else self.candidates
-        pool = list(dict.fromkeys([*draft.proposals, *some(problem, limit, 1, even)]))[:limit]
-        if problem.model is None or draft.futures_left == 0:
+        pool = list(dict.fromkeys([*builder.proposals, *some(problem, limit, 1, even)]))[:limit]
+        if problem.model is None or builder.futures_left == 0:
             return [_Arm(one, 0.0, self.prior**2) for one in pool[: self.arms]]
-        draft.forecast(pool)
-        known = [(one, forecast) for one in pool if (forecast := draft.forecast_of(one))]
-        expected = np.array([draft.criterion.expected(forecast) for _, forecast in known])
-        spreads = np.array([draft.criterion.spread(forecast) for _, forecast in known])
+        builder.forecast(pool)
+        known = [(one, forecast) for one in pool if (forecast := builder.forecast_of(one))]
+        expected = np.array([builder.criterion.expected(forecast) for _, forecast in known])
+        spreads = np.array([builder.criterion.spread(forecast) for _, forecast in known])
         means, variances = shrunk(
             expected, np.where(np.isfinite(spreads), spreads, self.prior), least=self.noise
         )
@@ -111,13 +117,14 @@ class Bandit:
             for place in best
         ]
 
-    def _pull(self, draft: PlanBuilder, arms: list[_Arm], steps: int) -> None:
-        generator = draft.problem.generator
+    def _pull(self, builder: PlanBuilder, arms: list[_Arm], steps: int) -> None:
+        """Pull arms and update their posteriors; an arm whose branch fails is removed."""
+        generator = builder.problem.generator
         pulls = 0
-        # fewer forecasts than wanted are no reason not to pull
-        cut = draft.exhausted
-        draft.exhausted = False
-        while arms and pulls < self.pulls and not draft.over and not draft.exhausted:
+        # Pulling goes on if the budget did not cover all forecasts.
+        exhausted = builder.exhausted
+        builder.exhausted = False
+        while arms and pulls < self.pulls and not builder.over and not builder.exhausted:
             size = min(self.batch, self.pulls - pulls, len(arms))
             if self.method == "thompson":
                 chosen = _thompson(arms, size, generator)
@@ -128,31 +135,36 @@ class Bandit:
                 draw: [arm for arm in chosen if arm.pulls == draw]
                 for draw in sorted({arm.pulls for arm in chosen})
             }
-            for draw, group in groups.items():  # one call for those whose next draw is the same
-                for arm, score in zip(
-                    group, draft.run([arm.sequence for arm in group], steps, draw=draw), strict=True
-                ):
+            for draw, group in groups.items():  # one call for all arms with the same next draw
+                scores = builder.run([arm.sequence for arm in group], steps, draw=draw)
+                for arm, score in zip(group, scores, strict=True):
                     if math.isfinite(score):
-                        arm.see(score, self.noise)
-                    elif not (
-                        draft.over or draft.exhausted
-                    ):  # it failed; otherwise it was not run at all
+                        arm.update(score, self.noise)
+                    elif not (builder.over or builder.exhausted):  # else it may not have been run
                         arms.remove(arm)
-        draft.exhausted = draft.exhausted or cut
+        builder.exhausted = builder.exhausted or exhausted
 
 
 @dataclass
 class _Arm:
-    """What is believed of a candidate: its score is normal with this mean and variance."""
+    """A candidate and its posterior.
 
-    sequence: Sequenced
+    Attributes:
+        sequence: Interventions of the candidate.
+        mean: Mean of the score, nats.
+        variance: Variance of the mean, nats².
+        pulls: Number of pulls so far.
+        forecast: True if the prior is a forecast.
+    """
+
+    sequence: Interventions
     mean: float
     variance: float
     pulls: int = 0
     forecast: bool = False
 
-    def see(self, score: float, noise: float) -> None:
-        """The posterior after one more pull."""
+    def update(self, score: float, noise: float) -> None:
+        """Update the posterior with the score of one more pull."""
         precision = 1 / self.variance + 1 / noise**2
         self.mean = (self.mean / self.variance + score / noise**2) / precision
         self.variance = 1 / precision
@@ -160,13 +172,20 @@ class _Arm:
 
 
 def shrunk(expected: Floats, spreads: Floats, *, least: float) -> tuple[Floats, Floats]:
-    """Means and variances of what candidates are worth, given what a model expects of each: [n] each.
+    """Shrink forecasts towards their mean (empirical Bayes; Efron and Morris 1973).
 
-    The best of many forecasts is the one with the luckiest error. So candidates are taken to differ
-    as N(μ, τ²), with μ the mean of what is expected and τ² its variance less that of the errors
-    (empirical Bayes; Efron and Morris 1973). τ is at least `least`, the noise of a real run: a
-    model so vague that its forecasts differ by less than their errors knows nothing of how
-    candidates differ, and is not to outweigh what is measured.
+    The best of many forecasts is the one with the luckiest error. So candidates are assumed to
+    differ as N(μ, τ²), with μ the mean of the expected scores and τ² their variance less that of
+    the errors.
+
+    Args:
+        expected: Expected scores, nats, [n].
+        spreads: Standard deviations of their errors, nats, [n].
+        least: Least τ, nats: the noise of a real pull. If forecasts differ by less than their
+            errors, the model does not know how candidates differ, and must not outweigh pulls.
+
+    Returns:
+        Means and variances of the scores, [n] each.
     """
     if len(expected) < 3:
         return expected, spreads**2
@@ -176,7 +195,7 @@ def shrunk(expected: Floats, spreads: Floats, *, least: float) -> tuple[Floats, 
 
 
 def _thompson(arms: list[_Arm], size: int, generator: np.random.Generator) -> list[_Arm]:
-    """The `size` arms that are best in one draw from all posteriors."""
+    """Return the `size` arms that are best in one draw from all posteriors."""
     drawn = [
         arm.mean + math.sqrt(arm.variance) * z
         for arm, z in zip(arms, generator.standard_normal(len(arms)))
@@ -185,19 +204,24 @@ def _thompson(arms: list[_Arm], size: int, generator: np.random.Generator) -> li
 
 
 def _bayes_ucb(arms: list[_Arm], size: int, time: int) -> list[_Arm]:
-    """The `size` arms with the best quantile 1 − 1/(t + 1); low scores are good, so it lies below the mean."""
+    """Return the `size` arms with the best quantile 1 − 1/(t + 1).
+
+    Low scores are good, so the quantile lies below the mean.
+    """
     z = NormalDist().inv_cdf(1 - 1 / (time + 1))
     return sorted(arms, key=lambda arm: arm.mean - z * math.sqrt(arm.variance))[:size]
 
 
-def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple[Sequenced, float]]:
-    """Sequences with their last score, those that went furthest first."""
-    ahead = len(draft.problem.history.lrs_ahead)
-    alive = _payable(draft, arms, steps)
-    last = dict[Sequenced, float]()
-    out: list[Sequenced] = []  # the first out of them first
-    while alive and not draft.over:
-        scores = dict(zip(alive, draft.run(alive, steps), strict=True))
+def _halved(
+    builder: PlanBuilder, arms: list[Interventions], steps: int
+) -> list[tuple[Interventions, float]]:
+    """Run successive halving; return each sequence with its last score, the survivors first."""
+    ahead = len(builder.problem.history.lrs_ahead)
+    alive = _payable(builder, arms, steps)
+    last = dict[Interventions, float]()
+    out: list[Interventions] = []  # in the order in which they dropped out
+    while alive and not builder.over:
+        scores = dict(zip(alive, builder.run(alive, steps), strict=True))
         last |= {one: score for one, score in scores.items() if math.isfinite(score)}
         ranked = sorted(
             (one for one in alive if math.isfinite(scores[one])), key=scores.__getitem__
@@ -214,21 +238,30 @@ def _halved(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[tuple
     return [(one, last[one]) for one in [*alive, *reversed(out)] if one in last]
 
 
-def _payable(draft: PlanBuilder, arms: list[Sequenced], steps: int) -> list[Sequenced]:
-    """As many arms, the first ones, as can go through all rounds within the budget; two at least, or what there is of them."""
+def _payable(builder: PlanBuilder, arms: list[Interventions], steps: int) -> list[Interventions]:
+    """Return the longest prefix of arms whose rounds the budget covers, but at least two arms."""
     size = len(arms)
     while size > 2:
-        alive = size
-        length = steps
-        needed = Cost()
-        while alive:
-            price = draft.price(arms[:alive], length)
-            if price is None:
-                return arms
-            needed = needed + price
-            alive = -(-alive // 2) if alive > 1 else 0
-            length = 2 * length
-        if draft.covers(needed):
+        price = _halving_price(builder, arms[:size], steps)
+        if price is None:
+            return arms
+        if builder.covers(price):
             break
         size -= 1
     return arms[:size]
+
+
+def _halving_price(builder: PlanBuilder, arms: list[Interventions], steps: int) -> Cost | None:
+    """Return the most that all rounds of some arms cost; None if the executor fails to say."""
+    total = Cost()
+    alive = len(arms)
+    while alive:
+        price = builder.price(arms[:alive], steps)
+        if price is None:
+            return None
+        total = total + price
+        if alive == 1:
+            break
+        alive = -(-alive // 2)
+        steps = 2 * steps
+    return total

@@ -1,37 +1,35 @@
-"""Grid search: look at every legal candidate, or at an even choice of M of them, and rank.
+"""Grid search: score every legal candidate, or an even choice of M of them, and rank them.
 
-Where there are more legal candidates than `candidates`, a quasi-random set is taken instead of a
-random one (Bousquet et al. 2017, arXiv:1706.03200, show that it wastes fewer looks on near
-repeats); it is shifted by the seed.
+If there are more legal candidates than M, a quasi-random set, shifted by the seed, is chosen. It
+wastes fewer evaluations on near repeats than a random set (Bousquet et al. 2017, arXiv:1706.03200).
 
-With the model as the judge it is one forecast for all. With the executor as the judge it is the
-oracle: every candidate is run for real, and is charged for.
+With the model as the scorer, all candidates are one call of the model. With the executor as the
+scorer, the planner is the oracle: every candidate is run for real and charged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainenv.planners.hyperparameters import choice, whole
 from trainenv.planners.support.plan_builder import PlanBuilder
-from trainenv.planners.support.scoring import JUDGES, Scorer, look, room
+from trainenv.planners.support.scoring import SCORERS, Scorer, candidate_limit, score
 from trainenv.planners.support.sequences import NOTHING, even, some
+from trainenv.tools.checks import choice, whole
 from trainenv.types import Plan, PlanningProblem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Rank all legal candidates, or an even choice.
+    """Rank all legal candidates, or an even choice of them.
 
     Args:
-        candidates: M, at most so many are looked at, doing nothing and proposals among them.
-        decisions: how many decisions a candidate spans; from 1 to 4, as the model forecasts.
-        judge: `model`, `executor`, or `either`: the model where there is one.
-        steps: real steps of a branch where the executor is the judge; None for one decision for
-            each that the candidate spans.
+        candidates: Most candidates that are scored, M, doing nothing and proposals included.
+        decisions: Number of decisions that a candidate spans; 1 to 4, as the model forecasts.
+        judge: Source of scores: `model`, `executor`, or `either` (the model where there is one).
+        steps: Real steps of a branch if the executor is the scorer; None for `decisions` decisions.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     candidates: int = 128
@@ -42,17 +40,16 @@ class Grid:
     def __post_init__(self) -> None:
         whole("candidates", self.candidates, least=1)
         whole("decisions", self.decisions, least=1)
-        choice("judge", self.judge, JUDGES)
+        choice("judge", self.judge, SCORERS)
         if self.steps is not None:
             whole("steps", self.steps, least=1)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        """Rank them."""
-        draft = PlanBuilder(problem, "grid")
+        """Score all candidates and rank them."""
+        builder = PlanBuilder(problem, "grid")
         decisions = min(self.decisions, problem.decisions_left)
-        most = room(draft, self.candidates, self.judge, decisions)
-        listed = list(
-            dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, even)])
-        )
-        look(draft, listed[:most], self.judge, self.steps, decisions)
-        return draft.plan()
+        limit = candidate_limit(builder, self.candidates, self.judge, decisions)
+        spread = some(problem, limit, decisions, even)
+        candidates = list(dict.fromkeys([NOTHING, *builder.proposals, *spread]))
+        score(builder, candidates[:limit], self.judge, self.steps, decisions)
+        return builder.plan()

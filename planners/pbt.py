@@ -1,25 +1,25 @@
-"""Population Based Training (Jaderberg et al.
+"""Population Based Training (Jaderberg et al. 2017, arXiv:1711.09846) of forks of the run, and PB2.
 
-2017, arXiv:1711.09846) of forks of the run, and PB2 as an option.
-
-A population of forks trains for real, side by side on the same batches. After every `interval`
-decisions they are compared, and
+A population of forks trains for real on the same batches. After every `interval` decisions their
+scores are compared:
 
     exploit    each member of the bottom 25 % becomes a copy of a random member of the top 25 %:
-    weights and hyperparameters explore    each hyperparameter of the copy is drawn anew with
-    probability 0.25, else moved to a neighbour, within bounds
+               weights and hyperparameters
+    explore    each hyperparameter of the copy is drawn anew with probability 0.25,
+               otherwise moved to a neighbour, within bounds
 
-A member is a sequence of interventions, so a copy of another is a copy of its sequence. All steps
-of all members are charged. Hyperparameters are the learning-rate and the weight-decay multiplier
-and the clip policy. With `explore="pb2"` a Gaussian process over the improvements seen so far
-chooses what the copies do (`trainenv.planners.support.pb2_explore`).
+A member is a sequence of interventions, so to copy a member is to copy its sequence. All steps of
+all members are charged. The hyperparameters are the learning-rate multiplier, the weight-decay
+multiplier and the clip policy. With `explore="pb2"` a Gaussian process over the improvements so far
+chooses the changes of the copies (`trainenv.planners.support.pb2_explore`).
 
-Deviations: interventions are bounded changes, so *drawn anew* is a legal factor on what is in
-force, and *a neighbour* is the next smaller or larger factor beside 1 (the paper: × 0.8 or × 1.2);
-clip policies have no order, so they are drawn anew or kept. Members of the first generation differ
-from doing nothing by one intervention instead of a fresh draw, and the first of them does nothing.
-What was replaced is recorded as dropped: its short run is not comparable with the others' long
-ones.
+Deviations:
+- Interventions are bounded changes. *Drawn anew* is a legal factor on the value in force, and *a
+  neighbour* is the next smaller or larger factor from 1 (the paper: × 0.8 or × 1.2).
+- Clip policies have no order, so they are drawn anew or kept.
+- Members of the first generation differ from doing nothing by one intervention instead of a fresh
+  draw of all hyperparameters, and the first of them does nothing.
+- Replaced members are recorded as dropped: their short runs cannot be compared with longer ones.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from trainenv.interventions import PARTS
-from trainenv.planners.hyperparameters import choice, number, whole
-from trainenv.planners.support.pb2_explore import Improvements, chosen
+from trainenv.planners.support.pb2_explore import Improvements, choose_change
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import (
     NOTHING,
-    Sequenced,
+    Interventions,
     canonical,
     even,
     exhaustive,
@@ -44,6 +43,7 @@ from trainenv.planners.support.sequences import (
     some,
     values,
 )
+from trainenv.tools.checks import choice, number, whole
 from trainenv.types import Intervention, Masks, Plan, PlanningProblem
 
 Explore = Literal["perturb", "pb2"]
@@ -56,17 +56,17 @@ class PBT:
     """Evolve a population of real forks and rank its members.
 
     Args:
-        population: members, doing nothing among them.
-        generations: rounds of training, each followed by exploit and explore but the last; fewer
-            where the run ends before.
-        interval: decisions a generation.
-        quantile: share of the population that is replaced, and from which copies are taken; above
-            0, at most 0.5.
-        resample: probability that a hyperparameter is drawn anew.
-        explore: `perturb`, or `pb2`.
+        population: Number of members, doing nothing included.
+        generations: Rounds of training, each but the last followed by exploit and explore; fewer at
+            the end of the run.
+        interval: Decisions in a generation.
+        quantile: Share of the population that is replaced, and share that copies are taken from;
+            above 0, at most 0.5.
+        resample: Probability that a hyperparameter is drawn anew.
+        explore: Explore step: `perturb` or `pb2`.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     population: int = 8
@@ -85,74 +85,88 @@ class PBT:
         choice("explore", self.explore, get_args(Explore))
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        """Rank the last population."""
-        draft = PlanBuilder(problem, "pbt")
+        """Train and evolve the population, and rank its last members."""
+        builder = PlanBuilder(problem, "pbt")
         ahead = max(1, len(problem.history.lrs_ahead))
-        _ = draft.executor  # its absence is told before anything is spent
-        members = self._first(draft)
+        _ = builder.executor  # an error here comes before anything is spent
+        members = self._begin(builder)
         starts = [0.0] * self.population
         seen = Improvements()
         for generation in range(self.generations):
             decisions = (generation + 1) * self.interval
             steps = min(decisions * problem.history.decision_steps, ahead)
-            if draft.over or (generation and not draft.affords(members, steps)):
+            if builder.over or (generation and not builder.affords(members, steps)):
                 break
-            scores = [
-                score if math.isfinite(score) else math.inf for score in draft.run(members, steps)
-            ]
+            measured = np.array(builder.run(members, steps))
+            scores = np.where(np.isfinite(measured), measured, math.inf).tolist()
             if min(scores) == math.inf:
                 break
             seen.add(decisions - self.interval, self.interval, starts, scores, members)
-            if generation + 1 == self.generations or draft.exhausted or steps == ahead:
+            if generation + 1 == self.generations or builder.exhausted or steps == ahead:
                 break
-            members, starts = self._next(draft, members, scores, decisions, seen)
-        return draft.plan()
+            members, starts = self._evolve(builder, members, scores, decisions, seen)
+        return builder.plan()
 
-    def _first(self, draft: PlanBuilder) -> list[Sequenced]:
-        """Doing nothing, the proposals, and an even choice of single changes of hyperparameters."""
-        problem = draft.problem
+    def _begin(self, builder: PlanBuilder) -> list[Interventions]:
+        """Return doing nothing, the proposals, and an even choice of single changes."""
+        problem = builder.problem
         tuned = replace(problem, masks=tuned_only(problem.masks))
-        members = list(
-            dict.fromkeys([NOTHING, *draft.proposals, *some(tuned, self.population, 1, even)])
-        )[: self.population]
+        changes = some(tuned, self.population, 1, even)
+        members = list(dict.fromkeys([NOTHING, *builder.proposals, *changes]))[: self.population]
         return members + [NOTHING] * (self.population - len(members))
 
-    def _next(
+    def _evolve(
         self,
-        draft: PlanBuilder,
-        members: list[Sequenced],
+        builder: PlanBuilder,
+        members: list[Interventions],
         scores: list[float],
         decisions: int,
         seen: Improvements,
-    ) -> tuple[list[Sequenced], list[float]]:
-        """The members of the next generation and the scores that they start with: exploit, then explore."""
-        problem = draft.problem
+    ) -> tuple[list[Interventions], list[float]]:
+        """Exploit, then explore.
+
+        Args:
+            builder: Builder of the plan.
+            members: Members of the last generation, [P].
+            scores: Their scores, [P].
+            decisions: Decisions taken so far.
+            seen: Improvements so far.
+
+        Returns:
+            Members of the next generation and the scores that they start with, [P] each.
+        """
+        problem = builder.problem
         order = np.argsort(scores, kind="stable")
         size = max(1, round(self.quantile * len(members)))
         after = list(members)
         starts = list(scores)
-        pending = list[tuple[float, Sequenced]]()
+        pending = list[tuple[float, Interventions]]()
         for place in order[len(order) - size :]:
             parent = int(order[problem.generator.integers(size)])
             source = members[parent] + (Intervention(),) * (decisions - len(members[parent]))
-            masks = tuned_only(
-                problem.masks if problem.masks_after is None else problem.masks_after(source)
-            )
+            masks = problem.masks
+            if problem.masks_after is not None:
+                masks = problem.masks_after(source)
+            masks = tuned_only(masks)
             if self.explore == "pb2":
                 legal = [problem.codec.decode(vector) for vector in exhaustive(masks)]
-                change = chosen(seen, decisions, scores[parent], source, legal, pending)
+                change = choose_change(seen, decisions, scores[parent], source, legal, pending)
             else:
                 change = perturbed(problem, masks, self.resample)
-            after[place], starts[place] = canonical([*source, change]), scores[parent]
+            after[place] = canonical([*source, change])
+            starts[place] = scores[parent]
             pending.append((scores[parent], (*source, change)))
         for one in members:
             if one not in after:
-                draft.drop(one, f"replaced after decision {decisions}")
+                builder.drop(one, f"replaced after decision {decisions}")
         return after, starts
 
 
 def perturbed(problem: PlanningProblem, masks: Masks, resample: float) -> Intervention:
-    """Explore: each hyperparameter drawn anew with probability `resample`, else moved to a neighbour, up or down."""
+    """Draw a change of the hyperparameters: the explore step of PBT.
+
+    Each is drawn anew with probability `resample`, otherwise moved to a neighbour, up or down.
+    """
     generator = problem.generator
     codec = problem.codec
     vector = np.zeros(len(masks), dtype=np.int64)
@@ -160,15 +174,18 @@ def perturbed(problem: PlanningProblem, masks: Masks, resample: float) -> Interv
         if generator.random() < resample:
             vector[part] = generator.choice(legal)
         elif PARTS[part] in ("lr_scale", "weight_decay_scale"):
-            up = generator.random() < 0.5
+            sign = 1 if generator.random() < 0.5 else -1
             logs = {int(value): math.log(factor(codec, part, int(value))) for value in legal}
-            beyond = [value for value, log in logs.items() if (log > 0 if up else log < 0)]
+            beyond = [value for value, log in logs.items() if sign * log > 0]
             vector[part] = min(beyond, key=lambda value: abs(logs[value]), default=0)
     return codec.decode(vector)
 
 
 def tuned_only(masks: Masks) -> Masks:
-    """Masks that leave only hyperparameters to change: what happens once, such as a momentum reset, is none."""
+    """Return masks that allow changes of hyperparameters only, and no single events.
+
+    A momentum reset, for instance, happens once and is no hyperparameter.
+    """
     return tuple(
         mask if PARTS[part] in _TUNED else np.arange(len(mask)) == 0
         for part, mask in enumerate(masks)

@@ -1,15 +1,14 @@
-"""Proposals: what to look at first, handed to planners as `PlanningProblem.proposals`.
+"""Proposals: candidates that a planner evaluates first, given as `PlanningProblem.proposals`.
 
-The hypergradient (Baydin et al. 2018, arXiv:1703.04782; here of Adam's update) is the slope of the
-loss in the learning rate: ∂loss/∂ln η = −η·⟨g_t, u_{t−1}⟩. Its scale-free form, the cosine of the
-gradient and the last update, is in the telemetry. A positive cosine says that a larger learning
-rate would have done better, by hypergradient descent on ln η:
+The hypergradient (Baydin et al. 2018, arXiv:1703.04782; here for Adam's update) is the slope of the
+loss in ln of the learning rate: ∂loss/∂ln η = −η·⟨g_t, u_{t−1}⟩. Telemetry has its scale-free form,
+the cosine of the gradient and the last update. A positive cosine means that a larger learning rate
+would have done better, so hypergradient descent on ln η gives
 
-    Δ ln η = gain · mean cosine                      over the last `window` steps in which it was
-    measured
+    Δ ln η = gain · mean cosine        over the measured steps among the last `window`
 
-Where the mean is not at least `certainty` standard errors from 0, nothing is proposed. It looks one
-step ahead, so it shares the short-horizon bias: it proposes, and decides nothing.
+There is no proposal if the mean is less than `certainty` standard errors from 0. The hypergradient
+sees one step ahead, so it shares the short-horizon bias: it proposes, but decides nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import math
 import numpy as np
 
 from trainenv.interventions import PARTS
-from trainenv.planners.hyperparameters import number, whole
-from trainenv.planners.support.sequences import Sequenced, factor, values
+from trainenv.planners.support.sequences import Interventions, factor, values
+from trainenv.tools.checks import number, whole
 from trainenv.types import ActionSpace, Masks, RunHistory
 
 _LR = PARTS.index("lr_scale")
@@ -35,28 +34,29 @@ def hypergradient(
     window: int = 64,
     certainty: float = 2.0,
     most: int = 2,
-) -> list[Sequenced]:
-    """Changes of the learning rate that the hypergradient points to, the nearest to what it asks for first.
+) -> list[Interventions]:
+    """Propose legal changes of the learning rate in the direction of the hypergradient.
+
+    The change nearest to Δ ln η comes first.
 
     Args:
-        history: whose telemetry is looked at.
-        codec: the action space.
-        masks: what is legal now.
+        history: History of the run, with its telemetry.
+        codec: Action space.
+        masks: Masks of the actions that are legal now.
         gain: Δ ln η for a cosine of 1.
-        window: steps.
-        certainty: standard errors, as if steps were independent of one another.
-        most: proposals.
+        window: Number of last steps whose cosines count.
+        certainty: Standard errors from 0, computed as if steps were independent.
+        most: Most proposals.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: A number is out of range.
     """
     number("gain", gain, above=0)
     number("certainty", certainty, least=0)
     whole("window", window, least=2)
     whole("most", most, least=0)
-    cosines = np.array(
-        [t.hypergradient_cosine for t in history.telemetry[-window:]], dtype=np.float64
-    )
+    recent = history.telemetry[-window:]
+    cosines = np.array([t.hypergradient_cosine for t in recent], dtype=np.float64)
     cosines = cosines[np.isfinite(cosines)]
     if len(cosines) < 2:
         return []
@@ -65,13 +65,14 @@ def hypergradient(
     if mean == 0 or abs(mean) < certainty * error:
         return []
     wanted = gain * mean
-    changes: list[tuple[float, int]] = []
+    changes: list[tuple[float, int]] = []  # distance to Δ ln η, and value of the part
     for value in values(masks)[_LR].tolist():
         log = math.log(factor(codec, _LR, value))
         if log * wanted > 0:
             changes.append((abs(log - wanted), value))
-    vectors = [
-        [value if part == _LR else 0 for part in range(len(masks))]
-        for _, value in sorted(changes)[:most]
-    ]
+    vectors = []
+    for _, value in sorted(changes)[:most]:
+        vector = [0] * len(masks)
+        vector[_LR] = value
+        vectors.append(vector)
     return [(codec.decode(vector),) for vector in vectors]

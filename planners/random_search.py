@@ -1,33 +1,32 @@
-"""Random search (Bergstra and Bengio 2012): look at candidates drawn with equal chances, and rank.
+"""Random search (Bergstra and Bengio 2012): score candidates drawn uniformly, and rank them.
 
-What others must beat.
+It is the baseline that other planners must beat.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainenv.planners.hyperparameters import choice, whole
 from trainenv.planners.support.plan_builder import PlanBuilder
-from trainenv.planners.support.scoring import JUDGES, Scorer, look, room
+from trainenv.planners.support.scoring import SCORERS, Scorer, candidate_limit, score
 from trainenv.planners.support.sequences import NOTHING, some, uniform
+from trainenv.tools.checks import choice, whole
 from trainenv.types import Plan, PlanningProblem
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch:
-    """Rank candidates that are drawn at random, each once.
+    """Rank different candidates that are drawn uniformly.
 
     Args:
-        candidates: so many are looked at, doing nothing and proposals among them; fewer where there
-            are not so many.
-        decisions: how many decisions a candidate spans; from 1 to 4, as the model forecasts.
-        judge: `model`, `executor`, or `either`: the model where there is one.
-        steps: real steps of a branch where the executor is the judge; None for one decision for
-            each that the candidate spans.
+        candidates: Number of candidates, doing nothing and proposals included; fewer if there are
+            fewer legal ones.
+        decisions: Number of decisions that a candidate spans; 1 to 4, as the model forecasts.
+        judge: Source of scores: `model`, `executor`, or `either` (the model where there is one).
+        steps: Real steps of a branch if the executor is the scorer; None for `decisions` decisions.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     candidates: int = 128
@@ -38,17 +37,16 @@ class RandomSearch:
     def __post_init__(self) -> None:
         whole("candidates", self.candidates, least=1)
         whole("decisions", self.decisions, least=1)
-        choice("judge", self.judge, JUDGES)
+        choice("judge", self.judge, SCORERS)
         if self.steps is not None:
             whole("steps", self.steps, least=1)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        """Rank them."""
-        draft = PlanBuilder(problem, "random")
+        """Score random candidates and rank them."""
+        builder = PlanBuilder(problem, "random")
         decisions = min(self.decisions, problem.decisions_left)
-        most = room(draft, self.candidates, self.judge, decisions)
-        listed = list(
-            dict.fromkeys([NOTHING, *draft.proposals, *some(problem, most, decisions, uniform)])
-        )
-        look(draft, listed[:most], self.judge, self.steps, decisions)
-        return draft.plan()
+        limit = candidate_limit(builder, self.candidates, self.judge, decisions)
+        drawn = some(problem, limit, decisions, uniform)
+        candidates = list(dict.fromkeys([NOTHING, *builder.proposals, *drawn]))
+        score(builder, candidates[:limit], self.judge, self.steps, decisions)
+        return builder.plan()

@@ -349,7 +349,7 @@ def test_missing_key_is_named(write: Write, key: str) -> None:
     "text", ["steps: 1\nsteps: 2", "model: {width: 1, width: 2}", "a: [{b: 1, b: 1}]", '"steps": 1\nsteps: 2']
 )
 def test_a_key_that_stands_twice(write: Write, text: str) -> None:
-    with pytest.raises(UserError, match=r"is not valid YAML: the key '\w+' stands twice.*line"):
+    with pytest.raises(UserError, match=r"is not valid YAML: the key '\w+' is there twice.*line"):
         read_yaml(write(text))
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -437,38 +434,6 @@ def test_the_surroundings_do_not_matter() -> None:
 
 
 # ── on disk, in another process ─────────────────────────────────────────────────────────────────────────────────────
-
-CHILD = """
-import json, sys
-from pathlib import Path
-from trainenv import TrainingRun
-from trainenv.checkpoints.file import read
-for path, settings in json.loads(sys.argv[1]):
-    run = TrainingRun.from_config("tiny", settings)
-    run.restore(read(Path(path)), exact=True)
-    print(json.dumps([[repr(t) for t in run.advance(8)], run.fingerprint()]))
-"""
-
-
-def test_another_process_goes_on_alike(tmp_path: Path) -> None:
-    cases = [
-        {"model.dropout": 0.1, **ARC, "accumulation": 2},
-        {**SPAM, **STRESSED},
-        {"precision": "bf16"},
-        {"precision": "fp16", "model.activation_checkpointing": True},
-    ]
-    told, expected = [], []
-    for place, settings in enumerate(cases):
-        run = made(settings)
-        run.advance(7)
-        run.apply(Intervention(lr_scale=0.8, momentum_reset=True, data_reorder=True))
-        run.advance(2)
-        write(run.snapshot(), tmp_path / f"{place}.ptz")
-        told.append((str(tmp_path / f"{place}.ptz"), {**SMALL, **settings}))
-        expected.append(list(go(run, 8)))
-    child = subprocess.run([sys.executable, "-c", CHILD, json.dumps(told)], capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
-    assert [json.loads(line) for line in child.stdout.splitlines() if line.startswith("[")] == expected
 
 
 def test_the_file_holds_the_whole_value(tmp_path: Path) -> None:

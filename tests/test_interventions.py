@@ -137,7 +137,7 @@ def test_values_that_the_space_lacks(intervention: Intervention, message: str) -
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "0.9", None])
 def test_impossible_scales(value: Any) -> None:
-    with pytest.raises(UserError, match=r"lr_scale must be a finite number above 0.*1\.0 leaves it as it is"):
+    with pytest.raises(UserError, match=r"lr_scale must be a finite number above 0.*1\.0 changes nothing"):
         Intervention(lr_scale=value)
     with pytest.raises(UserError, match="weight_decay_scale must be a finite number above 0"):
         Intervention(weight_decay_scale=value)

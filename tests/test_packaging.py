@@ -214,9 +214,7 @@ def test_ci_runs_what_people_run() -> None:
     assert os.access(script, os.X_OK)
     lines = script.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("#!")
-    assert any(
-        re.fullmatch(r"(FUZZ_SECONDS=60 )?(exec )?make test", line.strip()) for line in lines
-    )
+    assert any(re.fullmatch(r"(\w+=\d+ )*(exec )?make test", line.strip()) for line in lines)
     assert any(re.match(r"(exec )?make test-lowest\b", line.strip()) for line in lines)
 
 

@@ -325,7 +325,7 @@ def test_a_configuration_of_the_loop_says_how_many() -> None:
 def test_counts_below_what_makes_sense(run: TrainingRun) -> None:
     with pytest.raises(UserError, match="expected 1 worker or more, found 0"):
         Workers(RunConfig.load("tiny", SMALL), 0)
-    with pytest.raises(UserError, match="workers must be 0 or more, found -1"):
+    with pytest.raises(UserError, match="workers must be a whole number, at least 0, found -1"):
         Verification(workers=-1)
     with pytest.raises(UserError, match="and -1"):
         rollouts(run, -1)

@@ -99,37 +99,40 @@ class Callback(Protocol):
 
 def train(
     run: Run,
-    folder: RunFolder,
+    folder: RunFolder | str | Path,
     *,
     callback: Callback | None = None,
     watch: Watch = lambda run, window: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train until the budget is spent, the run diverges or `stop()` says so; returns the summary.
+    """Train until the budget is spent, the run diverges or `stop()` is true; return the summary.
 
-    When stopped, the exact state is in the folder and `summary["ended"]` is `interrupted`: the run
-    can be resumed. While it trains, `config.checkpoints` says when its state is saved, in the
-    background, and how closely: killed at any moment, the run can be resumed from the last of
-    these.
+    State is saved in the background as `config.checkpoints` says, so that a run that was killed can
+    be resumed from the newest checkpoint. When `stop` ends the run, its exact state is saved and
+    `summary["ended"]` is `interrupted`.
 
     Args:
-        run: the run; goes on from where it is.
-        folder: where everything is recorded.
-        callback: acts on the run after each block of telemetry.
-        watch: called after each block, for showing progress.
-        stop: asked after each block.
+        run: Run to train, from the step it is at.
+        folder: Folder that records the run, or the path of a new one.
+        callback: Observer that may act on the run after each block of telemetry.
+        watch: Function called with the run and its newest telemetry after each block.
+        stop: Function asked after each block; true ends the training.
 
     Raises:
-        UserError: another process records in the folder, or a checkpoint could not be saved; before
-            the first step, if the disk shows it then. Or folder or callback are something else.
+        UserError: The folder is in use by another process, a checkpoint cannot be saved (before the
+            first step if the disk shows it by then), or folder or callback are of a wrong kind.
     """
+    if isinstance(folder, str | Path):
+        folder = RunFolder.create(folder, run.config)
     if not isinstance(folder, RunFolder):
         raise UserError(
-            f"folder must be a RunFolder, found {folder!r:.80}; take RunFolder.create(path, run.config)"
+            f"folder must be a RunFolder or the path of a new folder, found {folder!r:.80}; "
+            "give a path such as 'runs/mine'"
         )
     if callback is not None and not hasattr(callback, "on_block_end"):
         raise UserError(
-            f"callback must be a Callback, found {callback!r:.80}; an agent goes in as agents.AgentCallback(agent=…)"
+            f"callback must be a Callback, found {callback!r:.80}; "
+            "wrap an agent as agents.AgentCallback(agent=…)"
         )
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
@@ -138,7 +141,7 @@ def train(
             made.write(folder.path)
 
         def save(**how: Any) -> None:
-            """The record is true of the newest checkpoint: one that has changed waits for the first that it is true of."""
+            """Save a checkpoint, and only then a record of the run's parts that has changed."""
             changed = MadeOf.read(folder.path) != made
             store.save(_state(run, folder, callback), **(how | {"wait": True} if changed else how))
             if changed:
@@ -147,12 +150,12 @@ def train(
         if callback is not None:
             callback.on_train_begin(run, folder, store)
         if not run.done and run.step not in store.steps():
-            save()  # there is something to go back to from the first step on
+            save()  # a state to return to from the first step on
         ended, taken = _train_to_end(run, folder, store, save, callback, watch, stop)
         folder.telemetry.flush()
         try:
             store.wait()
-        finally:  # that the last save failed is no reason not to try this one
+        finally:  # even if the last save in the background has failed
             save(moments="exact", wait=True)
     summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
     assert isinstance(summary, dict)
@@ -183,18 +186,18 @@ def _state(run: Run, folder: RunFolder, callback: Callback | None) -> Snapshot:
 def resume(
     path: Path, run: Run, callback: Callback | None = None, *, accept_changes: bool = False
 ) -> tuple[RunFolder, Snapshot]:
-    """Bring a run, and whoever steers it, to where the run recorded in a folder was saved last; then `train` them on.
+    """Restore a run and its callback from the newest checkpoint of a folder, to be trained further.
 
     Args:
-        path: the run's folder.
-        run: built from the folder's `config.yaml`.
-        callback: as it was when the run was recorded.
-        accept_changes: whether to go on where text, configuration or callback have changed since:
-            not to the bit as it was.
+        path: Folder of the run.
+        run: Run built from the folder's `config.yaml`.
+        callback: Callback of the same kind and settings as when the run was recorded.
+        accept_changes: True to resume even if text, configuration or callback have changed since.
+            The run then ends with other bits than an uninterrupted one.
 
     Raises:
-        UserError: there is nothing to resume, the run had ended, or what it is made of has changed.
-            Nothing was changed.
+        UserError: There is nothing to resume, the run has ended, or its parts have changed. Run and
+            folder are unchanged.
     """
     folder, snapshot = RunFolder.resume(path)
     made = MadeOf.read(folder.path)
@@ -206,12 +209,16 @@ def resume(
         check_callback(folder.path, made, now, has_state=remembered is not None)
         if folder.changes:
             raise UserError(
-                f"the run in {folder.path} can't go on as it was: {'; '.join(folder.changes)}; "
-                "put that back, or accept the changes (--accept-changes)"
+                f"the run in {folder.path} can't be resumed as it was: "
+                f"{'; '.join(folder.changes)}; undo that, or accept the changes (--accept-changes)"
             )
-    then = made.callback if made is not None else None
+    then = None
+    if made is not None:
+        then = made.callback
     same = then is None or now.callback is None or same_kind(then, now.callback)
-    state = json.loads(remembered) if remembered is not None and same else {}
+    state = {}
+    if remembered is not None and same:
+        state = json.loads(remembered)
     run.restore(snapshot)
     run.ledger.load(snapshot.state["ledger"])
     if callback is not None:
@@ -220,14 +227,17 @@ def resume(
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if not accept_changes:
                 raise UserError(
-                    f"the run in {folder.path} was steered by another callback than {now.callback_class}, which can't take on "
-                    f"what that remembered ({error!r:.80}); resume it with the callback that it had, or accept the change "
-                    "(--accept-changes)"
+                    f"the run in {folder.path} was steered by another callback than "
+                    f"{now.callback_class}, which can't load its state ({error!r:.80}); resume it "
+                    "with the callback that it had, or accept the change (--accept-changes)"
                 ) from None
             callback.load_state_dict({})
             same = False
     if remembered is not None and made is None and (callback is None or not same):
-        folder.changes = (f"who steered it is on no record, it is steered by {now.callback_class}",)
+        folder.changes = (
+            "the callback that steered it is not recorded, "
+            f"it is now steered by {now.callback_class}",
+        )
     return folder, snapshot
 
 
@@ -240,28 +250,30 @@ def _train_to_end(
     watch: Watch,
     stop: Callable[[], bool],
 ) -> tuple[str, int]:
-    """How it ended, and how many steps were trained."""
+    """Train to the end; return how the run ended and the number of steps trained."""
     taken = 0
-    sound = True
+    finite = True
     if not read_validation(folder.path):
         _evaluate(run, folder)
     while not run.done:
         before = run.step
         steps = _steps_to_boundary(run)
-        window = run.advance(min(steps, callback.next_block(run)) if callback else steps)
+        if callback is not None:
+            steps = min(steps, callback.next_block(run))
+        window = run.advance(steps)
         taken += len(window)
-        sound = _record(folder, window, sound, diverged=run.diverged)
-        response = callback.on_block_end(run, window) if callback else CallbackResult()
+        finite = _record(folder, window, finite, diverged=run.diverged)
+        result = callback.on_block_end(run, window) if callback else CallbackResult()
         rewound = False
-        for event in response.events:
+        for event in result.events:
             if event.kind == "rewind":
                 folder.rewound(event.detail["to"])
                 rewound = True
                 before = event.detail["to"]
             folder.event(event)
-        taken += len(response.kept)
-        sound = _record(folder, response.kept, sound, diverged=run.diverged)
-        window = list(response.kept) or window
+        taken += len(result.kept)
+        finite = _record(folder, result.kept, finite, diverged=run.diverged)
+        window = list(result.kept) or window
         watch(run, window)
         if run.diverged:
             folder.event(Event(run.step, "diverged"))
@@ -274,40 +286,37 @@ def _train_to_end(
         if stop() and not run.done:
             folder.event(Event(run.step, "interrupted"))
             return "interrupted", taken
-        # What a rewind has left behind is not to be gone on with, so the new line is saved at once.
-        if not run.done and (rewound or response.save or store.due(before, run.step)):
+        # After a rewind the older checkpoints lead nowhere: the new line is saved at once.
+        if not run.done and (rewound or result.save or store.due(before, run.step)):
             folder.telemetry.flush()
             save()
     return "budget spent", taken
 
 
-def _record(folder: RunFolder, window: Sequence[Telemetry], sound: bool, *, diverged: bool) -> bool:
-    """Put steps on record. A stretch of losses that are not finite is noted once, where it begins.
+def _record(
+    folder: RunFolder, window: Sequence[Telemetry], finite: bool, *, diverged: bool
+) -> bool:
+    """Record steps. A stretch of non-finite losses is one event, at its first step.
 
     Args:
-        folder: of the run.
-        window: its next steps.
-        sound: whether the loss of the step before them was finite.
-        diverged: whether the run has, which is noted by itself.
+        folder: Folder of the run.
+        window: Telemetry of its next steps.
+        finite: True if the loss of the step before them was finite.
+        diverged: True if the run has diverged, which has an event of its own.
 
     Returns:
-        Whether the last of them was.
+        True if the loss of the last step is finite.
     """
     folder.telemetry.append(window, line=folder.line)
     for telemetry in window:
-        before = sound
-        sound = math.isfinite(telemetry.loss)
-        if before and not sound and not diverged:
+        before = finite
+        finite = math.isfinite(telemetry.loss)
+        if before and not finite and not diverged:
             folder.event(Event(telemetry.step, "non_finite", {"reason": "the loss is not finite"}))
         if telemetry.reading.fired:
-            folder.event(
-                Event(
-                    telemetry.step,
-                    "fired",
-                    {"index": telemetry.reading.index, "loss": telemetry.loss},
-                )
-            )
-    return sound
+            detail = {"index": telemetry.reading.index, "loss": telemetry.loss}
+            folder.event(Event(telemetry.step, "fired", detail))
+    return finite
 
 
 def _evaluate(run: Run, folder: RunFolder) -> float:
@@ -317,13 +326,13 @@ def _evaluate(run: Run, folder: RunFolder) -> float:
 
 
 def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
-    """What became of the run.
-
-    Triggers and rewinds are counted over the whole of its folder, lines that were left included.
-    """
+    """Return the summary of a run. Alarms and rewinds are counted over all lines of its history."""
     events = read_events(folder.path)
     kinds = [event["kind"] for event in events]
-    losses = [validation["loss"] for validation in read_validation(folder.path)]
+    losses: list[float] = [validation["loss"] for validation in read_validation(folder.path)]
+    final = None
+    if ended != "diverged":
+        final = losses[-1]
     return {
         "name": run.config.name,
         "seed": run.config.seed,
@@ -332,7 +341,7 @@ def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float
         "ended": ended,
         "step": run.step,
         "first_validation_loss": losses[0],
-        "final_validation_loss": None if ended == "diverged" else losses[-1],
+        "final_validation_loss": final,
         "final_learning_rate": run.optimizer.param_groups[0]["lr"],
         "fired": kinds.count("fired"),
         "rewinds": kinds.count("rewind"),
@@ -345,7 +354,7 @@ def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float
 
 
 def _steps_to_boundary(run: Run) -> int:
-    """Steps to the end of the block, the next checkpoint, the next validation or the end of the budget, whichever comes first."""
+    """Return the steps to the next end of a block, checkpoint, validation or budget."""
     saved = run.config.checkpoints.every
     ends = [run.config.monitor.block, run.horizon.end - run.step, saved - run.step % saved]
     if every := run.config.validation.every:

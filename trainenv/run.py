@@ -1,4 +1,4 @@
-"""A training run whose whole state is a value: advance it, steer it, snapshot it, restore it, fork it."""
+"""`TrainingRun`: a training run whose whole state can be saved, restored and forked."""
 
 from __future__ import annotations
 
@@ -52,49 +52,45 @@ from trainenv.types import (
 if TYPE_CHECKING:
     from typing import Self
 
-_ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles among where the data has no epochs
-
-# steps with a loss that is not finite: so many, and one in so many of the budget
-_MANY_STEPS = 50
-_MANY_SHARE = 20
-_NOT_THE_FUTURE = (
-    "ledger",
-    "numerics",
-    "statistics",
-)  # parts of a snapshot that its fingerprint leaves out
+_ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles if the data has no epochs
+_LOST_STEPS = 50  # steps in a row with a non-finite loss that make a divergence, at least
+_LOST_SHARE = 20  # one in so many of the budget, if that is more
+_NOT_IN_FINGERPRINT = ("ledger", "numerics", "statistics")  # parts without effect on the future
 
 
 class TrainingRun:
-    """Trains a model one optimizer step at a time, and is a value in between.
+    """Training of a model, one optimizer step at a time, whose state is a value between steps.
 
-    `snapshot → restore → advance(n)` gives the same bits as `advance(n)`, two forks advanced alike
-    stay equal, and a failed branch leaves its parent untouched. `fingerprint()` proves it.
+    `snapshot → restore → advance(n)` gives the same bits as `advance(n)`. Two forks that are
+    advanced alike stay equal, and a failed branch leaves its parent untouched. `fingerprint()`
+    proves it.
 
     Args:
-        model: any module; `objective(model, micro_batch)` is its loss: a mean, or a `LossSum`. One
-            that is in evaluation mode as a whole, as `from_pretrained` of transformers returns it,
-            is put into training mode; a part alone that is stays in it. What training changes
-            belongs in parameters and buffers: a plain attribute is in a fork, but in no snapshot.
-        optimizer: over the model's parameters. The learning rates and weight decays that its groups
-            hold now are the base values; those in force are base × schedule × intervention. A
-            scheduler that is attached to it has no further effect: the base is then the rate from
-            before it (`initial_lr`). Parameters may be unfrozen, and groups added, between steps.
-            One with `train()` and `eval()` is evaluated, probed and exported in `eval()`.
-        batches: a pure function of the data index; see `trainenv.types.Batches`.
-        config: how to train, or a mapping of its keys.
-        objective: the loss; next-token prediction if left out. It is computed once before the run
-            starts, to check it.
-        schedule: factor on the base learning rate; the configuration's if left out.
-        validation: micro-batches that `evaluate` averages over.
-        probe: a small clean micro-batch that the monitor looks at; without one there are no
-            entropies.
-        stress: factor on the learning rate by step, for planting instability.
-        moments_lost: whether the optimizer's moments are gone before a step, likewise.
-        purpose: what this run's steps are charged to.
-        ledger: where FLOPs are charged; a new one if left out.
+        model: Module whose loss is `objective(model, micro_batch)`. A model that is in evaluation
+            mode as a whole, as `from_pretrained` of transformers returns it, is put into training
+            mode; a single part in evaluation mode stays in it. State that training changes belongs
+            in parameters and buffers: a plain attribute is part of forks, but not of snapshots.
+        optimizer: Optimizer over the model's parameters. The learning rates and weight decays of
+            its groups are the base values; those in force are base × schedule × intervention. A
+            scheduler attached to it has no further effect: the base is then the rate before it
+            (`initial_lr`). Parameters may be unfrozen, and groups added, between steps. An
+            optimizer with `train()` and `eval()` is evaluated, probed and exported in `eval()`.
+        batches: Training data, a pure function of the data index; see `trainenv.types.Batches`.
+        config: Training configuration, or a mapping of its keys.
+        objective: Loss of a micro-batch, a mean or a `LossSum`; next-token prediction by default.
+            It is computed once before the run starts, to check it.
+        schedule: Factor on the base learning rate; the configured one by default.
+        validation: Micro-batches that `evaluate` averages over.
+        probe: Small clean micro-batch on which the monitor measures the model; without one there
+            are no entropies.
+        stress: Factor on the learning rate by step, to plant an instability.
+        moments_lost: Function of the step that is true where the optimizer's moments are lost, to
+            plant a fault.
+        purpose: Purpose that this run's FLOPs are charged to.
+        ledger: Ledger of FLOPs; a new one by default.
 
     Raises:
-        UserError: a part is of a wrong kind, or does not fit the others; nothing was changed.
+        UserError: A part is of a wrong kind or does not fit the others. Nothing was changed.
     """
 
     @torch.inference_mode(False)
@@ -133,9 +129,7 @@ class TrainingRun:
         self.ledger = Ledger() if ledger is None else ledger
         self.purpose: Purpose = purpose
         self.step = 0
-        # by `trainenv.rollouts.folded`: weights and moments are then rows of a matrix, and trained
-        # from there
-        self.folded = False
+        self.folded = False  # True once its weights are rows of a `trainenv.rollouts.Folded`
         self.lr_scale = self.weight_decay_scale = 1.0
         self.flagged: tuple[int, ...] = ()
         self.applied: tuple[tuple[int, Intervention], ...] = ()
@@ -171,12 +165,12 @@ class TrainingRun:
         )
         self._equip()
         self._validation = trial.try_out(own, self._rng, self.device)
-        self._view()  # which a snapshot takes: what could not be saved is refused now
+        self._view()  # a state that cannot be saved is refused now
         parts.train(own.model)
         optimizers.own_rates(own.optimizer)
 
     def _equip(self) -> None:
-        """Make what a run has for itself alone: random state, monitor, clipper."""
+        """Make the parts that no fork shares: random state, scaler, monitor, clipper."""
         self._rng = RandomState(self.config.seed, self.device)
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.config.precision == "fp16"
@@ -200,22 +194,21 @@ class TrainingRun:
         overrides: Mapping[str, Any] | None = None,
         **parts: Any,
     ) -> Self:
-        """A run from a preset's name, a YAML file or a `RunConfig`.
+        """Build a run from a preset's name, a YAML file or a `RunConfig`.
 
         Args:
-            source: `"tiny"`, `"my.yaml"`, a configuration.
-            overrides: values on top, by dotted key: `{"optimizer.lr": 1e-3, "steps": 300}`.
-            parts: `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation` or `probe`
-                of your own, in place of those that the configuration describes.
+            source: Name of a preset (`"tiny"`), path of a YAML file, or a configuration.
+            overrides: Values on top, by dotted key: `{"optimizer.lr": 1e-3, "steps": 300}`.
+            parts: Your own `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation`
+                or `probe`, in place of the configured ones.
 
         Raises:
-            UserError: the configuration, the corpus or the machine's memory does not allow it;
-                nothing was started.
+            UserError: The configuration, the corpus or the machine's memory does not allow it.
         """
         from trainenv.training.assemble import build_parts
 
         config = RunConfig.load(source, overrides)
-        # A model of ours is made while no other thread trains; one of the user's was made before.
+        # No other thread may train while a model draws its weights; a given model has its weights.
         with exclusive() if parts.get("model") is None else nullcontext():
             return cls(config=config, **build_parts(config, parts))
 
@@ -223,16 +216,17 @@ class TrainingRun:
 
     @torch.inference_mode(False)
     def advance(self, steps: int) -> list[Telemetry]:
-        """Train for `steps` optimizer steps and return what each measured.
+        """Train for `steps` optimizer steps and return the telemetry of each.
 
-        The device is read every `monitor.block` steps. Past the end of the budget training goes on
-        at the schedule's last value. Where it is interrupted or fails, the steps of the block are
-        unaccounted for: go on from a snapshot.
+        The device is read every `monitor.block` steps. After the end of the budget the schedule
+        keeps its last value. If it is interrupted or fails, the steps of the current block are
+        lost: continue from a snapshot.
         """
         steps = as_whole(steps, "steps", least=0)
         if self.folded:
             raise UserError(
-                "expected a run by itself, found one that is folded with others; call `advance` of its `Folded`"
+                "expected a single run, found one that is folded with others; "
+                "call `advance` of its `Folded`"
             )
         self._take_in()
         parts.train(self.model)
@@ -252,21 +246,21 @@ class TrainingRun:
 
     @property
     def done(self) -> bool:
-        """Whether the budget is spent."""
+        """True once the budget is spent."""
         return self.step >= self.horizon.end
 
     @property
     def diverged(self) -> bool:
-        """Whether training is of no use any more, as of the newest step.
+        """True if further training is useless.
 
-        One loss that is not finite is no divergence: a batch without labels has one, and leaves the
-        weights alone. Either the weights are not finite, or the losses of many steps in a row are
-        not, with no finite look at clean data among them.
+        A single non-finite loss is no divergence: a batch without labels has one and leaves the
+        weights unchanged. Either the weights are non-finite, or the losses of many steps in a row
+        are, and no probe of clean data among them is finite.
         """
         count = self._monitor.statistics.non_finite
         if not count:
             return False
-        long = max(_MANY_STEPS, self.config.steps // _MANY_SHARE)
+        long = max(_LOST_STEPS, self.config.steps // _LOST_SHARE)
         return count >= long or not all(bool(p.isfinite().all()) for p in self._parameters)
 
     @property
@@ -276,7 +270,7 @@ class TrainingRun:
 
     @property
     def clip(self) -> str:
-        """The clip policy in force."""
+        """Name of the clip policy in force."""
         return self._clipper.name
 
     @property
@@ -286,7 +280,7 @@ class TrainingRun:
 
     @property
     def vocabulary(self) -> int | None:
-        """Number of tokens that the model knows; None where it has no embedding."""
+        """Number of tokens that the model knows; None without an embedding."""
         model = unwrapped(self.model)
         return spec_of(model).shape(model).vocabulary
 
@@ -297,24 +291,26 @@ class TrainingRun:
 
     @property
     def flops_per_step(self) -> float:
-        """FLOPs of a step, as the average of those taken so far (0 before the first)."""
-        return self._line_flops / self.step if self.step else 0.0
+        """Mean FLOPs of the steps so far; 0 before the first."""
+        if self.step:
+            return self._line_flops / self.step
+        return 0.0
 
     @property
     def flops_ahead(self) -> float:
-        """FLOPs of a step to come: the average of those taken, or before the first what its batch will take."""
+        """FLOPs of a step to come: the mean so far; before the first step those of its batch."""
         if known := self.flops_per_step:
             return known
-        with self._rng.active(keep=False):  # the batches may draw from it, or seed it
+        with self._rng.active(keep=False):  # batches may use or seed the global generators
             return self._flops_of(self._coming_batch().micro)
 
     @property
     def flops_per_evaluation(self) -> float:
-        """FLOPs of one `evaluate`: a forward pass is a third of a step's two passes."""
+        """FLOPs of one `evaluate`: a forward pass takes a third of a step."""
         return self._flops_of(self._validation) / 3
 
     def flops_of_probes(self, steps: int) -> float:
-        """FLOPs of the monitor's probes over so many steps, at most."""
+        """Return the most FLOPs that the monitor's probes take over `steps` steps."""
         if self._monitor.probe is None:
             return 0.0
         probes = -(-steps // self.config.monitor.probe_every)
@@ -326,39 +322,38 @@ class TrainingRun:
 
     @property
     def epoch(self) -> int:
-        """How often the data were gone through, as of the next step's; 0 throughout where they have no epochs."""
+        """Epoch of the next step's data; 0 if the data have no epochs."""
         epoch_steps = getattr(self._batches, "epoch_steps", None)
-        return self._order.index(self.step) // self._order.epoch_steps if epoch_steps else 0
+        if epoch_steps:
+            return self._order.index(self.step) // self._order.epoch_steps
+        return 0
 
     @property
     def flagged_ahead(self) -> tuple[int, ...]:
-        """Data indices that the monitor flagged and that are still to come (after a rewind)."""
+        """Flagged data indices that are still to come, after a rewind."""
         return self._order.ahead(self.step, self.flagged)
 
     def upcoming(self, steps: int) -> tuple[int, ...]:
-        """Data indices that the next `steps` steps will see."""
+        """Return the data indices of the next `steps` steps."""
         return tuple(self._order.index(self.step + k) for k in range(as_whole(steps, "steps")))
 
     @property
     def base_lr(self) -> float:
-        """The base learning rate of the first parameter group, before schedule and interventions."""
+        """Base learning rate of the first parameter group, before schedule and interventions."""
         return self._base[0][0]
 
     def lrs_ahead(self) -> list[float]:
-        """The learning rate of each step left in the budget if nobody intervenes again; one step's where none is left.
+        """Return the learning rate of each step left in the budget, without further interventions.
 
-        Planted stress is left out: it is not planned. Those far ahead lie on straight lines between
-            some that are computed.
+        One step's rate if none is left. Planted stress is left out, because it is not planned.
+        Rates more than 20 000 steps ahead are interpolated.
         """
         end = max(self.horizon.end, self.step + 1)
         return ahead(lambda step: self.base_lr * self._lr_factor(step), self.step, end)
 
     @torch.inference_mode(False)
     def evaluate(self) -> float:
-        """Validation loss in nats per token, over the fixed validation set.
-
-        Changes nothing that the future depends on.
-        """
+        """Return the loss over the validation set in nats per token; changes no state."""
         if not self._validation:
             raise UserError(
                 "this run has no validation set; pass validation=[micro_batch, …] to TrainingRun"
@@ -376,27 +371,23 @@ class TrainingRun:
     # ── steering ──────────────────────────────────────────────────────────────────────────────────
 
     def apply(self, intervention: Intervention) -> None:
-        """Put an intervention in force from the next step on.
-
-        Either the whole of it, or nothing and an error.
+        """Put an intervention in force from the next step on, whole or not at all.
 
         Raises:
-            UserError: a multiplier would leave its bounds.
+            UserError: A multiplier would leave its bounds.
         """
         if not isinstance(intervention, Intervention):
             raise UserError(
-                f"expected an Intervention, found {type(intervention).__name__}; give Intervention(lr_scale=…)"
+                f"expected an Intervention, found {type(intervention).__name__}; "
+                "give Intervention(lr_scale=…)"
             )
         bounds = self.config.interventions
         lr_scale = bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
         decay = self.weight_decay_scale * intervention.weight_decay_scale
         decay = bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
-        changes_clip = intervention.clip is not None and intervention.clip != self.clip
-        clipper = (
-            self._new_clipper(intervention.clip)
-            if changes_clip and intervention.clip
-            else self._clipper
-        )
+        clipper = self._clipper
+        if intervention.clip is not None and intervention.clip != self.clip:
+            clipper = self._new_clipper(intervention.clip)
         self.lr_scale = lr_scale
         self.weight_decay_scale = decay
         self._clipper = clipper
@@ -410,34 +401,38 @@ class TrainingRun:
             self.applied = (*self.applied, (self.step, intervention))
 
     def flag(self, data_indices: Iterable[int]) -> None:
-        """Mark data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` carries them over."""
+        """Mark data indices as harmful, to be skipped by an intervention; a rewind keeps them."""
         self.flagged = flagged_with(self.flagged, data_indices)
 
     def rewind(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this run, keeping what was learned: the flagged data and the compute that is gone.
+        """Go back to a snapshot of this run; flagged data and spent compute are kept.
 
-        The steps since are charged to *rewound*, and the horizon comes nearer by as many.
+        The steps since are charged to *rewound*, and the budget shrinks by as many.
+
+        Raises:
+            UserError: The snapshot is of a later step.
         """
         check_snapshot(snapshot)
         flagged = self.flagged
         end = self.horizon.end
-        thrown_away = self.step - snapshot.step
+        wasted = self.step - snapshot.step
         line = self._line_flops
-        if thrown_away < 0:
+        if wasted < 0:
             raise UserError(
-                f"a rewind goes back: expected a snapshot of step {self.step} or before, found step {snapshot.step}"
+                f"a rewind goes back: expected a snapshot of step {self.step} or before, "
+                f"found step {snapshot.step}"
             )
         self.restore(snapshot)
         self.flag(flagged)
         self.ledger.move(self.purpose, "rewound", line - self._line_flops)
-        self.end_at(end - thrown_away)
+        self.end_at(end - wasted)
 
     def spend(self, steps: int) -> None:
-        """Take `steps` steps' worth of compute off the budget: the run will end, annealed, that much earlier."""
+        """Take the compute of `steps` steps off the budget: the run ends annealed, but earlier."""
         self.horizon = self.horizon.spend(self.step, as_whole(steps, "steps", least=0))
 
     def end_at(self, step: int) -> None:
-        """Set the step at which the budget is spent, now at the earliest; it may be later than it was."""
+        """Set the step at which the budget is spent, at the earliest now; it may move back."""
         self.horizon = self.horizon.spend(
             self.step, self.horizon.end - as_whole(step, "the last step")
         )
@@ -446,19 +441,18 @@ class TrainingRun:
 
     @torch.inference_mode(False)
     def snapshot(self, beside: Mapping[str, Any] | None = None) -> Snapshot:
-        """The whole state.
-
-        Tensors that are as they were in the snapshot last taken or restored are shared with it.
+        """Return the whole state. Tensors unchanged since the last snapshot are shared with it.
 
         Args:
-            beside: parts of the state of whoever steers the run, by name; `restore` leaves them
-                alone.
+            beside: Further parts of the state, by name, for whoever steers the run. `restore`
+                ignores them.
         """
         state = self._state()
         state["optimizer"] |= optimizers.names_of(self.optimizer)
         if clash := sorted(state.keys() & (beside or {}).keys()):
             raise UserError(
-                f"names beside the run's own parts must be others than those, found {', '.join(clash)}; rename them"
+                f"further parts must have other names than the run's own, found "
+                f"{', '.join(clash)}; rename them"
             )
         if averaged := evaluated(self.model, self.optimizer):
             state["evaluated"] = averaged
@@ -468,18 +462,16 @@ class TrainingRun:
 
     @torch.inference_mode(False)
     def restore(self, snapshot: Snapshot, *, exact: bool = False) -> None:
-        """Take on the state of a snapshot of this run or of one built alike.
-
-        The ledger keeps what was spent.
+        """Restore a snapshot of this run or of one built alike. The ledger keeps what was spent.
 
         Args:
-            snapshot: what `snapshot` returned, or a checkpoint as it was loaded.
-            exact: refuse a snapshot that the run would not go on from bit for bit: one with rounded
-                moments, or one that was taken under other numeric settings.
+            snapshot: Return value of `snapshot`, or a loaded checkpoint.
+            exact: True to refuse a snapshot from which the run would not continue bit for bit: one
+                with rounded moments, or one taken under other numeric settings.
 
         Raises:
-            UserError: the snapshot is of a different model or optimizer, or not exact; the run is
-                as it was.
+            UserError: The snapshot is of a different model or optimizer, or not exact. The run is
+                unchanged.
         """
         check_snapshot(snapshot)
         state = snapshots.expand(snapshot)
@@ -489,24 +481,22 @@ class TrainingRun:
         self._take_on(snapshot.step, state)
         self._weights.load(self.model, self.optimizer, self.objective, state)
         optimizers.load_state(self.optimizer, state["optimizer"])
-        if state["objective"] is not None:
-            theirs = state[
-                "objective"
-            ]  # a module copies what it is given; of anything else we don't know
-            theirs = theirs if isinstance(self.objective, nn.Module) else copy.deepcopy(theirs)
-            self.objective.load_state_dict(theirs)  # type: ignore[attr-defined]
+        if (saved := state["objective"]) is not None:
+            if not isinstance(self.objective, nn.Module):  # which copies what it loads
+                saved = copy.deepcopy(saved)
+            self.objective.load_state_dict(saved)  # type: ignore[attr-defined]
         self._recent.add(snapshot)
 
     @exclusive()
     @torch.inference_mode(False)
     def fork(self, purpose: Purpose = "verify") -> Self:
-        """An independent run in the same state, charging the same ledger under `purpose`.
+        """Return an independent run in the same state that charges the same ledger for `purpose`.
 
         Data and settings are shared.
         """
         if self.folded:
             raise UserError(
-                "expected a run by itself, found one that is folded with others; fork before folding"
+                "expected a single run, found one that is folded with others; fork before folding"
             )
         self._take_in()
         fork = copy.copy(self)
@@ -521,26 +511,26 @@ class TrainingRun:
         return fork
 
     def check_forkable(self) -> None:
-        """Refuse a run of which no fork can be made.
-
-        To be asked before a run is steered; it changes nothing.
+        """Check that the run can be forked, before it is steered; changes nothing.
 
         Raises:
-            UserError: names what in the model, the optimizer or the objective cannot be copied, and
-                what to do.
+            UserError: Names the part of model, optimizer or objective that cannot be copied, and
+                the remedy.
         """
         forking.check_forkable(self.model, self.optimizer, self.objective)
 
     def fingerprint(self) -> str:
-        """A hash of everything that the future depends on."""
-        return snapshots.fingerprint(self._view(), leave_out=_NOT_THE_FUTURE)
+        """Return a hash of everything that the future depends on."""
+        return snapshots.fingerprint(self._view(), leave_out=_NOT_IN_FINGERPRINT)
 
     def _view(self) -> Snapshot:
-        """The state as it is, nothing cloned: to be read before the run goes on."""
+        """Return the state without copying it: valid until the next step."""
         return snapshots.view(self.step, self._state())
 
     def _state(self) -> dict[str, Any]:
-        stateful = hasattr(self.objective, "state_dict")
+        objective = None
+        if hasattr(self.objective, "state_dict"):
+            objective = self.objective.state_dict()
         return {
             **self._weights.state(self.model, self.optimizer, self.objective),
             "optimizer": optimizers.state_of(self.optimizer),
@@ -549,7 +539,7 @@ class TrainingRun:
             "order": self._order.state_dict(),
             "clip": {"name": self.clip, "state": self._clipper.state_dict()},
             "monitor": self.index.state_dict(),
-            "objective": self.objective.state_dict() if stateful else None,  # type: ignore[attr-defined]
+            "objective": objective,
             "horizon": self.horizon.state_dict(),
             "lr_scale": self.lr_scale,
             "weight_decay_scale": self.weight_decay_scale,
@@ -567,18 +557,18 @@ class TrainingRun:
         return numerics.numerics(self.model, self.optimizer, self.device, self.config)
 
     def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
-        """The mean loss over the validation set's labelled tokens; the passes are charged."""
+        """Return the mean loss over the validation set's labelled tokens; charge the passes."""
         self.ledger.charge("evaluate", self.flops_per_evaluation)
         return mean_loss(losses, self._validation)
 
     # ── one step ──────────────────────────────────────────────────────────────────────────────────
 
     def _take_in(self) -> None:
-        """Take in what was done to model and optimizer since the last step: parameters unfrozen, groups added."""
+        """Update the trained parameters: some may have been unfrozen, and groups added."""
         self._parameters, self._base = parts.trained(
             self.model, self.optimizer, self.objective, self._base
         )
-        self.optimizer.zero_grad(set_to_none=True)  # what joins may hold gradients of steps before
+        self.optimizer.zero_grad(set_to_none=True)  # new parameters may hold old gradients
 
     def _train_step(self) -> None:
         batch = self._coming_batch()
@@ -589,25 +579,23 @@ class TrainingRun:
         self._update(batch, done)
 
     def _coming_batch(self) -> Batch:
-        """What the next step sees."""
+        """Return the batch of the next step."""
         index = self._order.index(self.step)
         bare = isinstance(self.objective, NextToken)
         return as_batch(self._batches(index), index, self.config.accumulation, bare=bare)
 
     def _update(self, batch: Batch, done: Pass) -> None:
-        """A step from its gradients on: clip them, set the rates, update the weights, note what was measured."""
+        """Finish a step that has its gradients: clip, set the rates, update the weights, record."""
         monitor = self._monitor
         probes = monitor.probes(self.step)
         progress = self.horizon.progress(self.step)
         stress = self._rates.planted(self.step)
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
-        # With each micro-batch's gradient apart, the clipper fills in their mean.
-        parameters = (
-            self._parameters
-            if done.workers
-            else [p for p in self._parameters if p.grad is not None]
-        )
+        # Where each micro-batch has its own gradient, the clipper fills in their mean.
+        parameters = self._parameters
+        if not done.workers:
+            parameters = [p for p in parameters if p.grad is not None]
         measured = {"loss": done.loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
@@ -615,19 +603,20 @@ class TrainingRun:
         report = self._clipper(
             parameters, workers=done.workers, optimizer=self.optimizer, known=done.known
         )
-        measured["grad_norm"], measured["grad_norm_clipped"] = report.norm, report.clipped_norm
-        measured["clip_threshold"], measured["clip_score"] = report.threshold, report.score
-        if done.known is not False and due(
-            self.step, self.config.monitor, self.config.schedule.warmup
-        ):
-            measured["hypergradient_cosine"], measured["update_ratio"] = hypergradient(
-                parameters, self.optimizer
-            )
+        measured["grad_norm"] = report.norm
+        measured["grad_norm_clipped"] = report.clipped_norm
+        measured["clip_threshold"] = report.threshold
+        measured["clip_score"] = report.score
+        warmup = self.config.schedule.warmup
+        if done.known is not False and due(self.step, self.config.monitor, warmup):
+            cosine, ratio = hypergradient(parameters, self.optimizer)
+            measured["hypergradient_cosine"] = cosine
+            measured["update_ratio"] = ratio
         if report.momentum_reset:
             self._reset_momentum()
         lr_factor = self._lr_factor(self.step) * stress
         optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
-        self._scaler.step(self.optimizer)  # plain optimizer.step() where there is no loss scaling
+        self._scaler.step(self.optimizer)  # plain `optimizer.step()` without loss scaling
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -661,7 +650,7 @@ class TrainingRun:
         monitor.append(known, measured)
 
     def _lr_factor(self, step: int) -> float:
-        """Factor on the base learning rate of the step after `step` completed ones, as planned."""
+        """Return the planned factor on the base learning rate of the step after `step` steps."""
         return self._rates.factor(
             step, self.horizon, lr_scale=self.lr_scale, reset_at=self._reset_at
         )
@@ -671,7 +660,7 @@ class TrainingRun:
             return as_loss(self.objective(self.model, placed(micro, self.device)))
 
     def _read_block(self) -> list[Telemetry]:
-        """Fetch the telemetry since the last block; data read while the index was high is flagged."""
+        """Return the telemetry since the last block; flag data read while the index was high."""
         block = self._monitor.read()
         if self.config.monitor.enabled:
             high = (t.data_index for t in block if t.reading.index >= t.reading.threshold)
@@ -724,7 +713,7 @@ class TrainingRun:
             self._scaler.load_state_dict(state["scaler"])
 
     def _drop_unfinished(self) -> None:
-        """Forget what a step that did not end has left: gradients, telemetry that was not read, the scaler's notes."""
+        """Drop the traces of an unfinished step: gradients, telemetry, the scaler's notes."""
         self.optimizer.zero_grad(set_to_none=True)
         self._monitor.forget_unread()
         if self._scaler.is_enabled():
@@ -736,7 +725,10 @@ class TrainingRun:
         return clipping.make(name, **self.config.clip.options_of(name))
 
     def _reset_momentum(self) -> None:
-        """Reset the moments and warm the learning rate up again: bare resets cost 0.16 to 0.25 nats at the end of a run."""
+        """Reset the moments and warm the learning rate up again.
+
+        A reset without warm-up costs 0.16 to 0.25 nats at the end of a run.
+        """
         optimizers.reset_moments(self.optimizer)
         self._reset_at = self.step
 

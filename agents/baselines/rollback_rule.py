@@ -30,6 +30,7 @@ from typing import Any, Self
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
+from trainenv.tools.checks import choice, count, number
 from trainenv.tools.spelling import nearest
 from trainenv.types import (
     CLIP_NAMES,
@@ -41,7 +42,6 @@ from trainenv.types import (
     Telemetry,
     UserError,
     as_bool,
-    as_number,
     as_whole,
 )
 
@@ -120,27 +120,18 @@ class RollbackRule(Callback):
 
     def __post_init__(self) -> None:
         try:
-            for name in ("rewind", "every", "keep", "skip", "patience", "clip_from"):
-                setattr(self, name, as_whole(getattr(self, name), name))
-            self.lr_scale = as_number(self.lr_scale, "lr_scale")
+            for name in ("rewind", "every", "keep"):
+                setattr(self, name, count(name, getattr(self, name), least=1))
+            for name in ("skip", "patience", "clip_from"):
+                setattr(self, name, count(name, getattr(self, name), least=0))
+            self.lr_scale = number("lr_scale", self.lr_scale, above=0, most=1)
             self.drops = as_bool(self.drops, "drops")
-            self.repeats = (
-                None if self.repeats is None else as_whole(self.repeats, "repeats", least=1)
-            )
+            if self.repeats is not None:
+                self.repeats = count("repeats", self.repeats, least=1)
+            if self.clip is not None:
+                choice("clip", self.clip, CLIP_NAMES)
         except UserError as error:
             raise UserError(f"{error}, in {self!r}") from None
-        if (
-            min(self.rewind, self.every, self.keep) < 1
-            or self.skip < 0
-            or not 0 < self.lr_scale <= 1
-        ):
-            raise UserError(
-                f"rewind, every and keep must be at least 1, skip at least 0 and lr_scale in (0, 1], found {self!r}"
-            )
-        if self.clip is not None and self.clip not in CLIP_NAMES:
-            raise UserError(
-                f"clip must be None or one of {', '.join(CLIP_NAMES)}, found {self.clip!r} in {self!r}"
-            )
 
     @classmethod
     def in_style(cls, name: str, steps: int) -> Self:

@@ -1,49 +1,54 @@
-"""Gumbel MuZero (Danihelka, Guez, Schrittwieser & Silver 2022, "Policy improvement by planning with Gumbel").
+"""Gumbel MuZero (Danihelka, Guez, Schrittwieser & Silver 2022).
 
-    root        sequential halving over the `considered` actions with the highest g + logits, scored
-    by g + logits + σ(q̂) below       argmax of softmax(logits + σ(q̂)) − N / (1 + ΣN) σ(q̂)
-    (visit_offset + max N)·value_scale · (q̂ − min q̂)/(max q̂ − min q̂) q̂           q where an
-    action was tried, else v_mix = (v + ΣN · Σ_tried π·q / Σ_tried π) / (1 + ΣN) target
-    softmax(logits + σ(q̂))
+"Policy improvement by planning with Gumbel":
+
+    root     sequential halving over the `considered` actions with the highest g + logits,
+             scored by g + logits + σ(q̂)
+    below    argmax of softmax(logits + σ(q̂)) − N / (1 + ΣN)
+    σ(q̂)     (visit_offset + max N)·value_scale · (q̂ − min q̂)/(max q̂ − min q̂)
+    q̂        q where an action was tried, otherwise
+             v_mix = (v + ΣN · Σ_tried π·q / Σ_tried π) / (1 + ΣN)
+    target   softmax(logits + σ(q̂))
 
 with g standard Gumbel noise × `gumbel_scale`; at 0 the search is deterministic. The action taken is
-the one that came through the halving with the best score.
+the survivor of the halving with the best score.
 
-An inner node's choice depends on its own statistics alone. So it is made once, when these change,
-for all nodes that a simulation passed in one go, and the way down is a chain of look-ups.
+The choice at an inner node depends on the statistics of that node alone. So it is made once, when
+they change, for all nodes that a simulation passed; the way down is then a chain of look-ups.
 
-Deviations: illegal actions of the root stand outside of min q̂ and max q̂, as if they did not exist
-(mctx counts their v_mix in). In a tree that is gone on from the halving counts the visits of this
-search alone, while q̂ and max N know all of them. Policy probabilities have a floor of 1e-30.
+Deviations:
+- Illegal actions of the root do not count in min q̂ and max q̂ (mctx counts their v_mix).
+- In a reused tree the halving counts the visits of this search alone; q̂ and max N use all visits.
+- Policy probabilities are at least 1e-30.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from trainenv.planners.search.gumbel_single import LEAST_RANGE, GumbelPicker
+from trainenv.planners.search.contract import Bools, Floats, Ints, PolicyOutput
+from trainenv.planners.search.gumbel_single import GumbelPicker
 from trainenv.planners.search.halving import schedule
-from trainenv.planners.search.node_arrays import Nodes
-from trainenv.planners.search.rules import Bools, Chooser, Floats, Ints, Picker, Verdicts
-from trainenv.planners.search.single_tree import LoneTree
-from trainenv.types import UserError
+from trainenv.planners.search.node_arrays import LEAST_RANGE, Nodes
+from trainenv.planners.search.rules import Chooser
+from trainenv.planners.search.single_tree import Picker, SingleTree
+from trainenv.tools.checks import number, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gumbel:
-    """The rule; see the module.
+    """The rule of Gumbel MuZero; the module has the formulas.
 
     Args:
-        considered: m, actions sampled at the root.
-        gumbel_scale: 1 to explore, 0 to evaluate.
-        visit_offset: c_visit.
-        value_scale: c_scale.
+        considered: Number of actions sampled at the root, m.
+        gumbel_scale: Factor on the Gumbel noise: 1 to explore, 0 to evaluate.
+        visit_offset: Offset of the visits in σ, c_visit.
+        value_scale: Factor on q̂ in σ, c_scale.
 
     Raises:
-        UserError: a setting is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     considered: int = 16
@@ -52,13 +57,9 @@ class Gumbel:
     value_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.considered < 1:
-            raise UserError(f"considered must be at least 1 action, found {self.considered!r}")
+        whole("considered", self.considered, least=1)
         for name in ("gumbel_scale", "visit_offset", "value_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"{name} must be a finite number from 0 on, found {getattr(self, name)!r}"
-                )
+            number(name, getattr(self, name), least=0)
 
     def begin(
         self,
@@ -70,21 +71,31 @@ class Gumbel:
         generator: np.random.Generator,
     ) -> Chooser:
         """Sample the noise and choose the first actions; see `Rule`."""
-        logits = nodes.logits[nodes.roots]
-        allowed = np.ones(logits.shape, dtype=np.bool_) if legal is None else legal
+        logits = nodes.logits[nodes.roots]  # [B, A]
         noise = self.gumbel_scale * generator.gumbel(size=logits.shape)
-        counts = np.minimum(allowed.sum(axis=1), self.considered)
+        allowed = legal
+        if allowed is None:
+            allowed = np.ones(logits.shape, dtype=np.bool_)
+        illegal = None if allowed.all() else ~allowed.T.copy()
+        counts = np.minimum(allowed.sum(axis=1), self.considered)  # [B]
         return _GumbelChooser(
             rule=self,
             nodes=nodes,
             base=np.where(allowed, noise + logits, -np.inf).T.copy(),
-            illegal=None if legal is None or legal.all() else ~legal.T.copy(),
+            illegal=illegal,
             schedule=schedule(counts, simulations),
         )
 
 
 class _GumbelChooser:
-    """One search, by columns: base [A, B] = g + logits, −inf where illegal; before [A, B] visits by an earlier search."""
+    """One search, in columns.
+
+    Attributes:
+        base: Scores g + logits, [A, B]; −inf for illegal actions.
+        illegal: Illegal actions of the roots, [A, B]; None if all are legal.
+        before: Visits by an earlier search, [A, B].
+        schedule: Visits that an action must have to be chosen, [simulations, B].
+    """
 
     def __init__(
         self, *, rule: Gumbel, nodes: Nodes, base: Floats, illegal: Bools | None, schedule: Ints
@@ -94,68 +105,73 @@ class _GumbelChooser:
         self.base = base
         self.illegal = illegal
         self.before = nodes.visits[nodes.roots].T.copy()
-        self.schedule = schedule  # [simulations, B]
+        self.schedule = schedule
         self._turns = iter(schedule)
         self._root_edges = nodes.roots * len(base)
         self._ones = np.ones(len(base))
         if nodes.used > 1:
             self._choose_in_old_trees()
-        with np.errstate(all="ignore"):  # 0/0 at roots where nothing was tried yet
+        with np.errstate(all="ignore"):  # 0/0 at roots where nothing has been tried
             _, scaled, _, total = self._scaled(nodes.roots, illegal)
         self._choose_at_roots(np.where(total > 0, scaled, 0.0), self.before)
 
     def before_step(self, rows: Ints, /) -> None:
-        """All has been chosen."""
+        """Do nothing: all choices are made already."""
 
     def after_backup(self, rows: Ints, /) -> None:
-        """Choose anew where statistics changed."""
+        """Choose again in the rows whose statistics changed."""
         roots = self.nodes.batch
         _, scaled, facts, total = self._scaled(rows, self.illegal)
         self._choose_at_roots(scaled[:, :roots], facts[0, :, :roots])
         if len(rows) > roots:
             self._choose_below(rows[roots:], scaled[:, roots:], facts[:, :, roots:], total[roots:])
 
-    def alone(self, tree: LoneTree, /) -> Picker:
-        """The same on Python numbers."""
+    def picker(self, tree: SingleTree, /) -> Picker:
+        """Return the same choices on Python numbers."""
         base = self.base[:, 0].tolist()
         turns = self.schedule[:, 0].tolist()
         return GumbelPicker(
             tree, base, turns, offset=self.rule.visit_offset, scale=self.rule.value_scale
         )
 
-    def conclude(self) -> Verdicts:
-        """The halving's survivors first, by score; see `Verdicts`."""
+    def conclude(self) -> PolicyOutput:
+        """Rank the survivors of the halving first, by score."""
         completed, scaled, (visits, _, priors), _ = self._scaled(self.nodes.roots, self.illegal)
         ranking = np.lexsort((-(self.base + scaled), self.before - visits), axis=0).T.copy()
-        weights = priors * np.exp(scaled)
+        weights = priors * np.exp(scaled)  # [A, B]
         if self.illegal is not None:
             weights[self.illegal] = 0.0
         policy = (weights / weights.sum(axis=0)).T.copy()
-        return Verdicts(
+        return PolicyOutput(
             action=ranking[:, 0].copy(), ranking=ranking, policy=policy, q=completed.T.copy()
         )
 
     def _scaled(self, rows: Ints, illegal: Bools | None) -> tuple[Floats, Floats, Floats, Floats]:
-        """Of each row: q̂ [A, R], σ(q̂) − max σ(q̂) [A, R], its facts [3, A, R], ΣN [R].
+        """Compute q̂ and σ(q̂) of some rows.
 
-        With the maximum taken off no exponential overflows. `illegal` [A, B] is that of the roots:
-        the rows then begin with them.
+        The maximum is taken off σ(q̂), so that no exponential overflows.
+
+        Args:
+            rows: Rows of nodes, [R].
+            illegal: Illegal actions of the roots, [A, B], if the rows begin with the roots.
+
+        Returns:
+            q̂ [A, R], σ(q̂) − max σ(q̂) [A, R], the facts of the rows [3, A, R], and ΣN [R].
         """
         facts = self.nodes.columns(rows)
         visits, q, priors = facts
-        tried = np.minimum(visits, 1.0)  # 1 or 0
-        total = self._ones.dot(visits)
+        tried = np.minimum(visits, 1.0)  # [A, R] 1 or 0
+        total = self._ones.dot(visits)  # [R]
         mean = self._ones.dot(priors * q)
         mean /= self._ones.dot(priors * tried)
         mixed = total * mean
         mixed += self.nodes.values.take(rows)
-        mixed /= total + 1.0
+        mixed /= total + 1.0  # [R] v_mix
         completed = np.subtract(1.0, tried, out=tried)
         completed *= mixed
-        completed += q
-        if (
-            illegal is not None
-        ):  # shall not count: the mean of what was tried lies between the least and the greatest
+        completed += q  # [A, R]
+        if illegal is not None:
+            # The mean over tried actions lies between min q̂ and max q̂, so it changes neither.
             np.copyto(completed[:, : illegal.shape[1]], mean[: illegal.shape[1]], where=illegal)
         highest = np.maximum.reduce(completed, 0)
         width = highest - np.minimum.reduce(completed, 0)
@@ -168,17 +184,16 @@ class _GumbelChooser:
         return completed, scaled, facts, total
 
     def _choose_at_roots(self, scaled: Floats, visits: Floats) -> None:
-        score = scaled + self.base
+        score = scaled + self.base  # [A, B]
         np.putmask(score, visits != self.before + next(self._turns), -np.inf)
         self.nodes.point(self.nodes.roots, self._root_edges + score.argmax(0))
 
     def _choose_below(self, rows: Ints, scaled: Floats, facts: Floats, total: Floats) -> None:
         visits, _, priors = facts
-        score = np.exp(scaled)
+        score = np.exp(scaled)  # [A, R]
         score *= priors
-        score /= self._ones.dot(
-            score
-        )  # softmax(logits + σ(q̂)); the sum is above 0: scaled is 0 where q̂ is highest
+        # softmax(logits + σ(q̂)); the sum is above 0, because `scaled` is 0 where q̂ is highest
+        score /= self._ones.dot(score)
         score -= visits / (total + 1.0)
         self.nodes.point(rows, rows * len(score) + score.argmax(0))
 

@@ -1,28 +1,26 @@
-"""Gumbel MuZero's choices in a single tree, on Python numbers: the formulas of `gumbel`, all untried actions at once."""
+"""The choices of Gumbel MuZero in a single tree, on Python numbers; `gumbel` has the formulas."""
 
 from __future__ import annotations
 
 from math import exp, inf
 
-from trainenv.planners.search.single_tree import LoneTree
-
-LEAST_RANGE = 1e-8  # of q̂: below it all actions count as equally good
+from trainenv.planners.search.node_arrays import LEAST_RANGE
+from trainenv.planners.search.single_tree import SingleTree
 
 
 class GumbelPicker:
-    """Chooses; see `contract.Picker`.
+    """Picks actions by the rule `Gumbel`; see `Picker`. All untried actions share one q̂.
 
     Args:
-        tree: what to choose in.
-        base: g + logits of the root's actions, −inf where illegal.
-        turns: for each simulation, the visits in this search that an action must have for being
-            chosen.
-        offset: c_visit.
-        scale: c_scale.
+        tree: Tree to choose in.
+        base: Score g + logits of each action of the root; −inf for illegal actions.
+        turns: Visits in this search that an action must have, for each simulation.
+        offset: Offset of the visits in σ, c_visit.
+        scale: Factor on q̂ in σ, c_scale.
     """
 
     def __init__(
-        self, tree: LoneTree, base: list[float], turns: list[int], *, offset: float, scale: float
+        self, tree: SingleTree, base: list[float], turns: list[int], *, offset: float, scale: float
     ) -> None:
         self.tree = tree
         self.base = base
@@ -33,26 +31,25 @@ class GumbelPicker:
         self._before = list(tree.visits[0])
 
     def at_root(self) -> int:
-        """The best of those whose turn it is, by g + logits + σ(q̂)."""
+        """Return the action with the most g + logits + σ(q̂) among those whose turn it is."""
         turn = next(self._turns)
         visits = self.tree.visits[0]
         q = self.tree.q[0]
         before = self._before
-        mixed, highest, scale, _ = self._range(0, len(self._legal))
+        mixed, highest, scale, _ = self._scaling(0, len(self._legal))
         best = -inf
         chosen = self._legal[0]
         for action in self._legal:
             if visits[action] == before[action] + turn:
-                score = (
-                    self.base[action] + ((q[action] if visits[action] else mixed) - highest) * scale
-                )
+                completed = q[action] if visits[action] else mixed
+                score = self.base[action] + (completed - highest) * scale
                 if score > best:
                     best = score
                     chosen = action
         return chosen
 
     def below(self, node: int, /) -> int:
-        """The best by softmax(logits + σ(q̂)) − N/(1 + ΣN)."""
+        """Return the action with the most softmax(logits + σ(q̂)) − N/(1 + ΣN)."""
         tree = self.tree
         tried = tree.tried[node]
         untried = tree.untried(node)
@@ -61,7 +58,7 @@ class GumbelPicker:
         priors = tree.priors(node)
         visits = tree.visits[node]
         q = tree.q[node]
-        mixed, highest, scale, mass = self._range(node, len(visits))
+        mixed, highest, scale, mass = self._scaling(node, len(visits))
         weights = [priors[action] * exp((q[action] - highest) * scale) for action in tried]
         total = sum(weights)
         visited = 1 + sum(visits)
@@ -79,8 +76,16 @@ class GumbelPicker:
                 chosen = action
         return chosen
 
-    def _range(self, node: int, actions: int) -> tuple[float, float, float, float]:
-        """v_mix, max q̂, the factor that makes σ of q̂, Σ_tried π; of so many actions that count."""
+    def _scaling(self, node: int, actions: int) -> tuple[float, float, float, float]:
+        """Compute the numbers that turn q̂ into σ(q̂).
+
+        Args:
+            node: Number of the node.
+            actions: Number of its legal actions.
+
+        Returns:
+            v_mix, max q̂, the factor on q̂ − max q̂, and Σ_tried π.
+        """
         tree = self.tree
         tried = tree.tried[node]
         value = tree.values[node]
@@ -108,9 +113,5 @@ class GumbelPicker:
         if len(tried) < actions:
             lowest = min(lowest, mixed)
             highest = max(highest, mixed)
-        return (
-            mixed,
-            highest,
-            (self.offset + most) * self.scale / max(highest - lowest, LEAST_RANGE),
-            mass,
-        )
+        factor = (self.offset + most) * self.scale / max(highest - lowest, LEAST_RANGE)
+        return mixed, highest, factor, mass

@@ -1,8 +1,9 @@
-"""Sequential halving (Karnin, Koren & Somekh 2013): how a budget of visits is spread over the considered actions of a root.
+"""Sequential halving (Karnin, Koren & Somekh 2013) of a root's visits over its considered actions.
 
-All m actions get the same number of visits, then the better half of them, and so on until two are
-left; each of the ⌈log₂ m⌉ rounds has the same share of the n simulations: max(1, ⌊n / (⌈log₂
-m⌉·k)⌋) visits for each of the k actions in it.
+    round       the k actions that are left get max(1, ⌊n / (⌈log₂ m⌉·k)⌋) visits each
+    next round  the better half of them, until two are left
+
+with n simulations and m actions at the start: each of the ⌈log₂ m⌉ rounds has the same share of n.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from math import ceil, log2
 
 import numpy as np
 
-from trainenv.planners.search.rules import Ints
+from trainenv.planners.search.contract import Ints
 
 
 @lru_cache(maxsize=256)
 def considered_visits(considered: int, simulations: int) -> tuple[int, ...]:
-    """For each simulation, how many visits an action must have so far for being chosen now, [simulations].
+    """Return, for each simulation, the visits of the actions to choose from, [simulations].
 
-    Choosing the best action among those with that many makes the halving: who has fewer has dropped
-    out.
+    An action may be chosen if it has exactly that many visits so far. Actions with fewer have
+    dropped out, so choosing the best of the others does the halving.
+
+    Args:
+        considered: Number of actions, m.
+        simulations: Number of simulations, n.
     """
     if considered <= 1:
         return tuple(range(simulations))
@@ -37,7 +42,7 @@ def considered_visits(considered: int, simulations: int) -> tuple[int, ...]:
 
 
 def schedule(considered: Ints, simulations: int) -> Ints:
-    """`considered_visits` for many roots: considered [B] → [simulations, B]."""
+    """Return `considered_visits` for many roots: considered [B] → [simulations, B]."""
     counts, place = np.unique(considered, return_inverse=True)
     table = np.array(
         [considered_visits(count, simulations) for count in counts.tolist()], dtype=np.intp

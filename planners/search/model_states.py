@@ -1,9 +1,10 @@
-"""Futures of a run as the states of a search: what joins a `WorldModel` to `search`.
+"""Futures of a run as the states of a search: the link between a `WorldModel` and `search`.
 
-The search's actions are columns of a fixed list of candidates, action vectors [A, 6]; its latent
-[B, 1] is a place in the lists here, where each state keeps the model's own latent, the model's
-logits and the interventions that led to it. The policy over the candidates is the model's,
-renormalised; candidates that the masks forbid in a state get next to no probability there.
+The actions of the search are columns of a fixed list of candidates, which are action vectors
+[A, parts]. Its latent [B, 1] is an index into the lists here: each state keeps the latent and the
+logits of the world model and the interventions that led to it. The policy over the candidates is
+the model's, renormalised. Candidates that the masks forbid in a state get almost no probability
+there.
 """
 
 from __future__ import annotations
@@ -14,31 +15,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search.rules import Bools, Floats, Ints, Root, Stepped, Tree
-from trainenv.types import Inference, Intervention, Masks, PlanningProblem, UserError, WorldModel
+from trainenv.planners.search.contract import Bools, Floats, Ints, Root, Transition, Tree
+from trainenv.planners.support.sequences import Interventions
+from trainenv.tools.error_text import describe_error
+from trainenv.types import Inference, PlanningProblem, UserError, WorldModel
 
-FORBIDDEN = 100.0  # nats below the least likely candidate: no return makes up for that
-Path = tuple[Intervention, ...]
-State = tuple[NDArray[Any], Floats, Path]
+FORBIDDEN = 100.0  # nats below the least likely candidate: more than any return can outweigh
+State = tuple[NDArray[Any], Floats, Interventions]
 
 
 class ModelFailed(Exception):
-    """A world model raised something, or returned what is no inference."""
+    """The world model raised an error, or returned no sound inference."""
 
 
-class Imagined:
-    """States that a model imagined from a run; callable as the model of a search.
+class ModelStates:
+    """States that a world model imagines from a run; callable as the model of a search.
 
     Args:
-        problem: what the masks and the codec are of.
-        model: what imagines.
-        spend: called with the number of states before the model is.
-        known: states of an earlier search to go on from, as of now.
+        problem: Problem that has the history, the masks and the codec.
+        model: World model.
+        spend: Function called with the number of states before the model infers them.
+        known: States of an earlier search to continue from, relative to the run as it is now.
 
     Attributes:
-        vectors: [A, 6] the candidates; `choose` sets them.
-        interventions: what they do.
-        states: of each state the model's latent [1, …], its logits [L], and what led to it.
+        vectors: Action vectors of the candidates, [A, parts]; `choose` sets them.
+        interventions: Interventions of the candidates.
+        states: States so far: the model's latent [1, …], its logits [L] and the interventions that
+            led to the state; L is the number of values of all parts together.
     """
 
     def __init__(
@@ -55,96 +58,94 @@ class Imagined:
         self.choose(np.zeros((1, len(problem.codec.sizes)), dtype=np.int64))
 
     def choose(self, vectors: NDArray[np.int64]) -> None:
-        """Make these the candidates."""
+        """Set the candidates, action vectors [A, parts]."""
         sizes = self._problem.codec.sizes
         firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         self.vectors = vectors
         self.interventions = [self._problem.codec.decode(vector) for vector in vectors]
-        self._parts = np.zeros(
-            (sum(sizes), len(vectors))
-        )  # [L, A]: 1 where a candidate has that value in that part
+        # [L, A]: 1 where a candidate has that value in that part
+        self._parts = np.zeros((sum(sizes), len(vectors)))
         np.put_along_axis(self._parts, (vectors + firsts).T, 1.0, axis=0)
 
     def begin(self) -> tuple[float, Floats]:
-        """The run as it is now, as a state of its own at the end of the list: its value and logits [L].
+        """Add the run as it is now to the states; return its value and its logits [L].
 
         Raises:
-            ModelFailed: see there.
+            ModelFailed: The model raised an error or returned no sound inference.
         """
         self._spend(1)
-        _, values, _ = self._asked(
+        _, values, _ = self._infer(
             lambda: self._model.initial_inference([self._problem.history]), [()]
         )
         return float(values[0]), self.states[-1][1]
 
     def root(self, value: float) -> Root:
-        """The state that `begin` made, for the candidates chosen since."""
+        """Return the state that `begin` made as a root over the candidates chosen since."""
         place = len(self.states) - 1
         return Root(
             value=np.array([value]), logits=self.policy([place]), latent=np.array([[place]])
         )
 
-    def __call__(self, latent: NDArray[Any], actions: Ints) -> Stepped:
-        """The model of a search; see `contract.Recurrent`.
+    def __call__(self, latent: NDArray[Any], actions: Ints) -> Transition:
+        """Answer as the model of a search; see `Recurrent`.
 
         Raises:
-            ModelFailed: see there.
+            ModelFailed: The model raised an error or returned no sound inference.
         """
         before = latent[:, 0].tolist()
-        vectors = self.vectors[actions]
+        vectors = self.vectors[actions]  # [B, parts]
         paths = [
             (*self.states[place][2], self.interventions[action])
             for place, action in zip(before, actions.tolist())
         ]
         self._spend(len(before))
-        latents = np.concatenate([self.states[place][0] for place in before])
-        rewards, values, places = self._asked(
+        latents = np.concatenate([self.states[place][0] for place in before])  # [B, …]
+        rewards, values, places = self._infer(
             lambda: self._model.recurrent_inference(latents, vectors), paths
         )
         return rewards, values, self.policy(places), np.array(places)[:, None]
 
     def policy(self, places: Sequence[int]) -> Floats:
-        """Logits over the candidates, [B, A], of states."""
+        """Return logits over the candidates, [B, A], of the states with some indices, [B]."""
         logits: Floats = np.stack([self.states[place][1] for place in places]) @ self._parts
-        allowed = np.stack([self.allowed(self.states[place][2]) for place in places])
+        allowed = np.stack([self.allowed(self.states[place][2]) for place in places])  # [B, A]
         least = np.minimum.reduce(logits, axis=1, keepdims=True) - FORBIDDEN
         return np.where(allowed, logits, least)
 
-    def allowed(self, path: Path) -> Bools:
-        """Which candidates the masks allow after some interventions, [A]."""
-        after = self._problem.masks_after
-        masks: Masks = self._problem.masks if not path or after is None else after(path)
+    def allowed(self, path: Interventions) -> Bools:
+        """Return the candidates that the masks allow after some interventions, bool [A]."""
+        masks = self._problem.masks
+        if path and self._problem.masks_after is not None:
+            masks = self._problem.masks_after(path)
         allowed: Bools = np.logical_and.reduce(
             [mask[values] for mask, values in zip(masks, self.vectors.T)]
         )
         return allowed
 
-    def path(self, tree: Tree, node: int) -> Path:
-        """The interventions that lead to a node of a searched tree."""
+    def path(self, tree: Tree, node: int) -> Interventions:
+        """Return the interventions that lead to a node of a searched tree."""
         return self.states[int(tree.latent[0, node, 0])][2]
 
-    def _asked(
-        self, ask: Callable[[], Inference], paths: Sequence[Path]
+    def _infer(
+        self, infer: Callable[[], Inference], paths: Sequence[Interventions]
     ) -> tuple[Floats, Floats, list[int]]:
-        """Rewards and values [B], and the places of the new states."""
+        """Call the model and keep the new states; return rewards [B], values [B] and indices."""
         first = len(self.states)
         batch = len(paths)
         try:
-            found = ask()
+            found = infer()
             shapes = [np.shape(part) for part in (found.reward, found.value, found.logits)]
             expected = [(batch,), (batch,), (batch, len(self._parts))]
             if shapes != expected or len(found.latent) != batch:
                 raise UserError(
-                    f"expected reward, value and logits of the shapes {expected}, and as many latents, found {shapes}"
+                    f"expected reward, value and logits of the shapes {expected} and {batch} "
+                    f"latents, found {shapes} and {len(found.latent)} latents"
                 )
             logits = np.asarray(found.logits, dtype=np.float64)
             self.states += [
-                (found.latent[b : b + 1], logits[b], path) for b, path in enumerate(paths)
+                (found.latent[row : row + 1], logits[row], path) for row, path in enumerate(paths)
             ]
-            return (
-                np.asarray(found.reward),
-                np.asarray(found.value),
-                list(range(first, first + batch)),
-            )
+            places = list(range(first, first + batch))
+            return np.asarray(found.reward), np.asarray(found.value), places
         except Exception as error:
-            raise ModelFailed(f"{type(error).__name__}: {error}") from error
+            raise ModelFailed(describe_error(error)) from error

@@ -1,8 +1,8 @@
-"""The arrays that a search grows its trees in: one row a node, flat over roots and nodes, all of it allocated beforehand.
+"""Arrays in which a search grows its trees: one row a node, all allocated before the search.
 
-Row 1 + b·N + n is node n of root b. Row 0 stands for "no node": it has no children, no reward, and
-nobody visits it, so that a path that has ended can go on there while others are still on their way,
-and no step needs a mask.
+Row 1 + b·N + n is node n of root b. Row 0 means "no node": it has no children, no reward and no
+visits. A path that has ended stays in row 0 while other paths are still under way, so no step down
+the trees needs a mask.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search.rules import Floats, Ints, Root, Tree
+from trainenv.planners.search.contract import Floats, Ints, Root, Tree
+from trainenv.types import UserError
 
-LEAST_PRIOR = (
-    1e-30  # a probability that is lost in rounding would make 0/0 of the mean over visited actions
-)
+# Least probability: rounding to 0 would make the mean over visited actions 0/0.
+LEAST_PRIOR = 1e-30
+# Range of returns below which they count as equal: their differences may be rounding errors.
+LEAST_RANGE = 1e-8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """M = 1 + B·N rows; written in place.
+    """Arrays of M = 1 + B·N rows, written in place.
 
-    Statistics are float64: what is rescaled to [0, 1] must not be rounding.
+    Statistics are float64, so that rescaling them to [0, 1] does not magnify rounding errors.
 
     Attributes:
-        batch: B.
-        capacity: N.
-        used: how many nodes of each root were there from the start; the next one has this number.
-        roots: [B] rows of the roots.
-        parents: [M] row above, 0 for roots and holes.
-        actions: [M] that led here.
-        depths: [M] decisions from the root.
-        rewards: [M] of the action that led here.
-        values: [M] the model's own.
-        logits: [M, A].
-        children: [M, A] row below or 0.
-        ways: [M, A] the same, 0 also where the child is as deep as a path may go; the same array
-            where depth has no limit.
-        facts: [M, A, 3] what rules look at, side by side so that it is fetched at once: visits (as
-            floats), q, priors.
-        latent: [M, …].
-        edges: [M] what was chosen: row·A + action, an index into the flat [M, A] arrays.
-        follow: [M] the row to go on to after that choice, 0 where the path ends.
+        batch: Number of roots, B.
+        capacity: Number of nodes a root, N.
+        used: Number of nodes a root at the start; the next node gets this number.
+        roots: Rows of the roots, [B].
+        parents: Row of the parent, [M]; 0 for roots and holes.
+        actions: Action that led to the node, [M].
+        depths: Decisions from the root, [M].
+        rewards: Reward of the action that led to the node, [M].
+        values: Value that the model gave to the node, [M].
+        logits: Policy logits of the node, [M, A].
+        children: Row of the child, [M, A]; 0 for none.
+        ways: Row of the child that a path may continue to, [M, A]; 0 for none, and where the child
+            is at the depth limit. The same array as `children` without a limit.
+        facts: Visits (as floats), q and priors, [M, A, 3]; next to each other, so that one fetch
+            reads all three.
+        latent: Latent states, [M, …].
+        edges: Chosen edge of each row, [M]: row·A + action, an index into the flat [M, A] arrays.
+        follow: Row after the chosen edge, [M]; 0 where the path ends.
     """
 
     batch: int
@@ -66,31 +68,41 @@ class Nodes:
 
     @property
     def visits(self) -> Floats:
-        """[M, A] simulations that took each action; a view."""
+        """A view of the simulations that took each action, [M, A]."""
         return self.facts[:, :, 0]
 
     @property
     def q(self) -> Floats:
-        """[M, A] mean return of each action, 0 without visits; a view."""
+        """A view of the mean return of each action, [M, A]; 0 without visits."""
         return self.facts[:, :, 1]
 
     @property
     def priors(self) -> Floats:
-        """[M, A] softmax of the logits; a view."""
+        """A view of the softmax of the logits, [M, A]."""
         return self.facts[:, :, 2]
 
     def columns(self, rows: Ints) -> Floats:
-        """Facts of some rows as [3, A, R]: sums and maxima over actions are several times faster along such columns."""
+        """Return the facts of some rows as [3, A, R].
+
+        Sums and maxima over actions are several times faster along such columns.
+        """
         return self.facts.take(rows, 0).transpose(2, 1, 0).copy()
 
     def point(self, rows: Ints, edges: Ints) -> None:
-        """Choose an edge for each of the rows, [R]."""
+        """Choose an edge for each of the rows, [R] each."""
         self.edges[rows] = edges
         self.follow[rows] = self.ways.take(edges)
 
 
 def plant(root: Root, *, room: int, depth: int | None, below: Tree | None = None) -> Nodes:
-    """Nodes with their roots in place and room for so many more each, on top of a tree to go on from, if any."""
+    """Return arrays that hold the roots and have room for more nodes.
+
+    Args:
+        root: States to search from.
+        room: Number of further nodes a root.
+        depth: Depth limit, decisions; None for none.
+        below: Trees to continue from; None to begin anew.
+    """
     batch, actions = root.logits.shape
     kept = 1 if below is None else below.parents.shape[1]
     capacity = kept + room
@@ -129,9 +141,9 @@ def plant(root: Root, *, room: int, depth: int | None, below: Tree | None = None
 
 
 def harvest(nodes: Nodes) -> Tree:
-    """The trees as others read them: row numbers become node numbers.
+    """Return the trees with node numbers instead of rows.
 
-    Arrays are shared with the nodes, which end here.
+    The tree shares its arrays with the nodes, which must not be used afterwards.
     """
 
     def by_root(flat: NDArray[Any]) -> NDArray[Any]:
@@ -142,7 +154,7 @@ def harvest(nodes: Nodes) -> Tree:
     actions = np.where(parents > 0, by_root(nodes.actions), -1)
     for rows in (parents, children):
         rows -= nodes.roots.reshape(-1, *[1] * (rows.ndim - 1))
-        np.maximum(rows, -1, out=rows)  # row 0, none, was below all roots
+        np.maximum(rows, -1, out=rows)  # row 0 was below all roots
     return Tree(
         parents=parents,
         actions=actions,
@@ -158,7 +170,7 @@ def harvest(nodes: Nodes) -> Tree:
 
 
 def _copy(tree: Tree, nodes: Nodes) -> None:
-    """Put a tree into fresh nodes: what `harvest` does, backwards."""
+    """Write a tree into fresh nodes, the inverse of `harvest`."""
     kept = tree.parents.shape[1]
     rows = nodes.roots[:, None] + np.arange(kept)
     first = nodes.roots[:, None]
@@ -178,8 +190,26 @@ def _copy(tree: Tree, nodes: Nodes) -> None:
 
 
 def softmax(columns: Floats) -> Floats:
-    """Probabilities over the first axis, [A, R], none of them below `LEAST_PRIOR`."""
+    """Return probabilities over the first axis, [A, R], each at least `LEAST_PRIOR`."""
     weights = np.exp(columns - np.maximum.reduce(columns, 0))
     weights /= np.ones(len(weights)).dot(weights)
     floored: Floats = np.maximum(weights, LEAST_PRIOR, out=weights)
     return floored
+
+
+def check_shapes(
+    nodes: Nodes, rewards: Floats, values: Floats, logits: Floats, latent: NDArray[Any]
+) -> None:
+    """Check the shapes of a model's answer.
+
+    Raises:
+        UserError: An array has the wrong shape.
+    """
+    found = np.shape(rewards), np.shape(values), np.shape(logits), np.shape(latent)
+    batch = (nodes.batch,)
+    expected = batch, batch, batch + nodes.logits.shape[1:], batch + nodes.latent.shape[1:]
+    if found != expected:
+        raise UserError(
+            f"the model must return reward, value, logits and latent of the shapes {expected}, "
+            f"found {found}; return one row for each latent state"
+        )

@@ -1,29 +1,26 @@
-"""pUCT's choices in a single tree, on Python numbers: the formulas of `puct`, all untried actions taken at once."""
+"""The choices of pUCT in a single tree, on Python numbers; `puct` has the formula."""
 
 from __future__ import annotations
 
 from math import log, sqrt
 
-from trainenv.planners.search.single_tree import LoneTree
-
-LEAST_RANGE = (
-    1e-8  # of returns: below it they count as equal, since their differences may be rounding
-)
+from trainenv.planners.search.node_arrays import LEAST_RANGE
+from trainenv.planners.search.single_tree import SingleTree
 
 
 class PUCTPicker:
-    """Chooses; see `contract.Picker`.
+    """Picks actions by the rule `PUCT`; see `Picker`. All untried actions share one Q̂.
 
     Args:
-        tree: what to choose in, with the noise in the root's priors.
-        illegal: which of the root's actions are.
-        c_init: weight of the prior.
-        c_base: visits at which that weight has grown by ln 2.
-        by_node: Q̂ of untried actions is that of the node, not 0.
+        tree: Tree to choose in; the priors of its root contain the noise.
+        illegal: Truth value a root action, True if it is illegal.
+        c_init: Weight of the prior.
+        c_base: Visits at which that weight has grown by ln 2.
+        by_node: Q̂ of untried actions is the mean return of the node instead of 0.
     """
 
     def __init__(
-        self, tree: LoneTree, illegal: list[bool], *, c_init: float, c_base: float, by_node: bool
+        self, tree: SingleTree, illegal: list[bool], *, c_init: float, c_base: float, by_node: bool
     ) -> None:
         self.tree = tree
         self.c_init = c_init
@@ -33,11 +30,11 @@ class PUCTPicker:
         waiting[:] = [action for action in waiting if not illegal[action]]
 
     def at_root(self) -> int:
-        """As below."""
+        """Return the action to take at the root, by the same formula as below it."""
         return self.below(0)
 
     def below(self, node: int, /) -> int:
-        """The best by Q̂ + P·√N/(1 + n)·(c_init + ln((N + c_base + 1)/c_base))."""
+        """Return the action with the greatest score by the formula of pUCT."""
         tree = self.tree
         untried = tree.untried(node)
         priors = tree.priors(node)
@@ -54,10 +51,8 @@ class PUCTPicker:
             chosen = untried[-1]
             best = priors[chosen] * weight
             if self.by_node and ranged:
-                mean = (
-                    tree.values[node]
-                    + sum(visits[action] * q[action] for action in tree.tried[node])
-                ) / count
+                returns = sum(visits[action] * q[action] for action in tree.tried[node])
+                mean = (tree.values[node] + returns) / count
                 best += min(max((mean - lowest) / width, 0.0), 1.0)
         for action in tree.tried[node]:
             score = priors[action] * weight / (1 + visits[action])

@@ -1,32 +1,46 @@
-"""The loop of a search from a single root, on Python numbers.
+"""Simulations of a single tree, on Python numbers.
 
-A call of NumPy takes about a microsecond however few numbers it looks at, and a simulation needs
-some eighty of them. For one root plain Python is several times faster, because it can leave out
-what it need not look at: actions that were never tried all have the same q̂, so that only the
-likeliest of them can be chosen. The trees are those that `Growth` grows.
+A call of NumPy takes about a microsecond even for a few numbers, and a simulation needs about
+eighty of them. For one root plain Python is several times faster, because it skips work: all
+untried actions have the same q̂, so only the likeliest of them can be chosen. The trees are equal
+to those of `BatchedSearch`.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
-from trainenv.planners.search.batched_tree import check_shapes
-from trainenv.planners.search.node_arrays import Nodes, softmax
-from trainenv.planners.search.rules import Picker, Recurrent
+from trainenv.planners.search.contract import Recurrent
+from trainenv.planners.search.node_arrays import Nodes, check_shapes, softmax
 
 
-class LoneTree:
-    """One tree as lists with an entry a node. Child 0 stands for none: nobody's child is the root.
+class Picker(Protocol):
+    """Chooses the same actions as its chooser, from the lists of a single tree, which it reads."""
+
+    def at_root(self) -> int:
+        """Return the action to take at the root; called once a simulation."""
+        ...
+
+    def below(self, node: int, /) -> int:
+        """Return the action to take at another node."""
+        ...
+
+
+class SingleTree:
+    """One tree as lists with an entry a node. Child 0 means none, since no child is the root.
 
     Attributes:
-        values: the model's own.
-        rewards: of the action that led here.
-        depths: decisions from the root.
-        children: by action.
-        visits: by action.
-        q: mean return by action, 0 without visits.
-        tried: actions with visits, in the order of the first.
-        lowest, highest: mean returns that were seen anywhere in the tree.
+        values: Value that the model gave to each node.
+        rewards: Reward of the action that led to each node.
+        depths: Decisions from the root to each node.
+        children: Child of each node, by action.
+        visits: Simulations that took each action of a node.
+        q: Mean return of each action of a node; 0 without visits.
+        tried: Actions of a node that have visits, in the order of the first visit.
+        lowest: Lowest mean return seen anywhere in the tree.
+        highest: Highest mean return seen anywhere in the tree.
     """
 
     def __init__(self, nodes: Nodes) -> None:
@@ -48,14 +62,14 @@ class LoneTree:
         self.highest = max(seen, default=-np.inf)
 
     def priors(self, node: int) -> list[float]:
-        """Of each action, worked out when first asked for: most nodes are never passed."""
+        """Return the prior of each action, computed on first use: most nodes never need it."""
         found = self._priors[node]
         if found is None:
             found = self._priors[node] = softmax(self.nodes.logits[1 + node]).tolist()
         return found
 
     def untried(self, node: int) -> list[int]:
-        """Actions without visits, the likeliest last; of equal ones the first action comes later."""
+        """Return the actions without visits, the likeliest last; ties go to the lowest action."""
         found = self._untried[node]
         if found is None:
             priors = self.priors(node)
@@ -65,7 +79,7 @@ class LoneTree:
         return found
 
     def add(self, parent: int, action: int, reward: float, value: float) -> int:
-        """A new node below an action that was not tried; its number."""
+        """Add a node below an untried action and return its number."""
         node = len(self.values)
         actions = len(self.visits[0])
         self.values.append(value)
@@ -84,8 +98,8 @@ class LoneTree:
             waiting.remove(action)
         return node
 
-    def see(self, node: int, action: int, found: float) -> None:
-        """Take a return into the mean of an action."""
+    def update(self, node: int, action: int, found: float) -> None:
+        """Update the visits and the mean return of an action with one more return."""
         visits = self.visits[node]
         q = self.q[node]
         visits[action] += 1
@@ -94,36 +108,36 @@ class LoneTree:
         self.highest = max(self.highest, mean)
 
 
-class LoneGrowth:
-    """Grows the tree by at most one node a simulation; see `Growth`."""
+class SingleSearch:
+    """Grows the tree by at most one node a simulation; see `BatchedSearch`."""
 
     def __init__(
         self, nodes: Nodes, model: Recurrent, *, depth: int | None, discount: float
     ) -> None:
-        self.tree = LoneTree(nodes)
+        self.tree = SingleTree(nodes)
         self.nodes = nodes
         self.model = model
         self.discount = discount
-        self.depth = nodes.capacity if depth is None else depth
+        self.depth = depth or nodes.capacity  # no path is longer than the number of nodes
         self.evaluations = 0
 
     def simulate(self, picker: Picker) -> None:
-        """One simulation."""
+        """Run one simulation."""
         tree = self.tree
         node = 0
         action = picker.at_root()
         path = [(0, action)]
-        while end := tree.children[node][action]:
-            if tree.depths[end] == self.depth:
+        while leaf := tree.children[node][action]:
+            if tree.depths[leaf] == self.depth:
                 break
-            node = end
+            node = leaf
             action = picker.below(node)
             path.append((node, action))
-        if not end:
-            end = self._ask(node, action)
-        found = tree.rewards[end] + self.discount * tree.values[end]
+        if not leaf:
+            leaf = self._evaluate(node, action)
+        found = tree.rewards[leaf] + self.discount * tree.values[leaf]
         for node, action in reversed(path):
-            tree.see(node, action, found)
+            tree.update(node, action, found)
             found = tree.rewards[node] + self.discount * found
 
     def finish(self) -> None:
@@ -133,25 +147,26 @@ class LoneGrowth:
         count = len(self.tree.values)
         rows = slice(1, 1 + count)
         children = np.array(tree.children)
-        nodes.values[rows], nodes.rewards[rows], nodes.depths[rows] = (
-            tree.values,
-            tree.rewards,
-            tree.depths,
-        )
+        nodes.values[rows] = tree.values
+        nodes.rewards[rows] = tree.rewards
+        nodes.depths[rows] = tree.depths
         nodes.children[rows] = np.where(children > 0, children + 1, 0)
-        nodes.visits[rows], nodes.q[rows] = tree.visits, tree.q
+        nodes.visits[rows] = tree.visits
+        nodes.q[rows] = tree.q
         parents, actions = children.nonzero()
         below = 1 + children[parents, actions]
-        nodes.parents[below], nodes.actions[below] = 1 + parents, actions
+        nodes.parents[below] = 1 + parents
+        nodes.actions[below] = actions
 
-    def _ask(self, parent: int, action: int) -> int:
-        """Ask the model what comes of an action, and add the node."""
+    def _evaluate(self, parent: int, action: int) -> int:
+        """Call the model for an untried action, add the node and return its number."""
         nodes = self.nodes
         rewards, values, logits, latent = self.model(
             nodes.latent[1 + parent : 2 + parent], np.array([action])
         )
         check_shapes(nodes, rewards, values, logits, latent)
         node = self.tree.add(parent, action, float(rewards[0]), float(values[0]))
-        nodes.logits[1 + node], nodes.latent[1 + node] = logits[0], latent[0]
+        nodes.logits[1 + node] = logits[0]
+        nodes.latent[1 + node] = latent[0]
         self.evaluations += 1
         return node

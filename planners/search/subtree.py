@@ -1,4 +1,4 @@
-"""Going on from a searched tree: parts of it as trees of their own."""
+"""Parts of a searched tree as trees of their own, to continue a search from."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.planners.search.rules import Bools, Ints, Tree
+from trainenv.planners.search.contract import Bools, Ints, Tree
 
 
 def subtree(tree: Tree, actions: Ints) -> Tree:
-    """The trees below an action each, [B]: its node becomes the root.
+    """Return the trees below one action of each root.
 
-    A root whose action was not tried starts empty.
+    The node below the action becomes the root; where the action was not tried, the tree is empty.
+    Nodes keep their order and close the gaps. All trees are as wide as the largest of them.
 
-    Nodes keep their order and close up; the trees are as wide as the largest of them.
+    Args:
+        tree: Trees of a search.
+        actions: Action of each root, [B].
     """
     each = np.arange(len(tree.parents))
     tops = tree.children[each, 0, actions]  # [B], −1 where there is none
     kept = np.zeros(tree.parents.shape, dtype=np.bool_)
     kept[each, tops] = tops >= 0
-    return _closed_up(tree, _with_descendants(tree, kept), rise=1)
+    return _compacted(tree, _with_descendants(tree, kept), rise=1)
 
 
 def without(tree: Tree, illegal: Bools) -> Tree:
-    """The trees without what is below some of the root's actions, [B, A]."""
+    """Return the trees without everything below some actions of the roots, [B, A]."""
     below = tree.children[:, 0]
     dropped = np.zeros(tree.parents.shape, dtype=np.bool_)
     trees, actions = np.nonzero(illegal & (below >= 0))
     dropped[trees, below[trees, actions]] = True
     alive = tree.parents >= 0
     alive[:, 0] = True
-    left = _closed_up(tree, alive & ~_with_descendants(tree, dropped), rise=0)
+    left = _compacted(tree, alive & ~_with_descendants(tree, dropped), rise=0)
     for found in (left.visits, left.q):
         found[:, 0][illegal] = 0
     return left
 
 
 def _with_descendants(tree: Tree, marked: Bools) -> Bools:
-    """Mark all that is below a marked node too; in place."""
+    """Mark everything below a marked node too, in place; [B, N]."""
     each = np.arange(len(marked))
     for node in range(1, marked.shape[1]):  # parents come before their children
         above = tree.parents[:, node]
@@ -47,12 +50,11 @@ def _with_descendants(tree: Tree, marked: Bools) -> Bools:
     return marked
 
 
-def _closed_up(tree: Tree, kept: Bools, *, rise: int) -> Tree:
-    """The kept nodes [B, N] alone, so many decisions nearer to the root."""
+def _compacted(tree: Tree, kept: Bools, *, rise: int) -> Tree:
+    """Return the kept nodes, [B, N], without gaps and `rise` decisions nearer to the root."""
     each = np.arange(len(kept))
-    order = np.argsort(~kept, axis=1, kind="stable")[
-        :, : max(1, int(kept.sum(axis=1).max()))
-    ]  # [B, N'] old numbers
+    width = max(1, int(kept.sum(axis=1).max()))
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :width]  # [B, N'] old numbers
     there = np.take_along_axis(kept, order, 1)
     numbers = np.where(kept, kept.cumsum(axis=1) - 1, -1)  # [B, N] new numbers by old ones
 

@@ -1,4 +1,4 @@
-"""What a plan has spent, against what it may spend, and what went wrong."""
+"""The account of a plan: its spending against its budget, and its faults."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 class Account:
-    """One call of a planner, as far as costs go.
+    """The costs of one call of a planner.
 
     Args:
-        budget: what may be spent.
-        clock: seconds, rising.
+        budget: Limits of the plan.
+        clock: Clock that returns rising seconds.
 
     Attributes:
-        spent: what was spent so far, but for the seconds.
-        faults: what went wrong. After one of them nothing more is called.
-        exhausted: something was refused for lack of budget.
+        spent: Cost so far, without the seconds.
+        faults: Faults of the model or the executor. After a fault nothing more is called.
+        exhausted: True once something was refused for lack of budget.
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float]) -> None:
@@ -34,12 +34,12 @@ class Account:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return self._clock() - self._start
 
     @property
     def over(self) -> bool:
-        """Whether nothing more can be looked at: something failed, or the time is up."""
+        """True if the planner must stop: a fault happened, or the time is up."""
         if self.budget.seconds is not None and self.seconds >= self.budget.seconds:
             self.exhausted = True
             return True
@@ -47,54 +47,58 @@ class Account:
 
     @property
     def futures_left(self) -> float:
-        """Futures that a model may still look at; inf without a limit."""
-        return math.inf if self.budget.futures is None else self.budget.futures - self.spent.futures
+        """Futures that the model may still evaluate; inf without a limit."""
+        if self.budget.futures is None:
+            return math.inf
+        return self.budget.futures - self.spent.futures
 
     @property
     def steps_left(self) -> float:
         """Real steps that may still be taken; inf without a limit."""
-        return math.inf if self.budget.steps is None else self.budget.steps - self.spent.steps
+        if self.budget.steps is None:
+            return math.inf
+        return self.budget.steps - self.spent.steps
 
     def spend(self, *, futures: int = 0, steps: int = 0, flops: float = 0.0) -> None:
-        """Note what was spent."""
+        """Add a cost to the account."""
         self.spent += Cost(futures=futures, steps=steps, flops=flops)
 
     def fail(self, fault: str) -> None:
-        """Note that something went wrong; nothing more is called."""
+        """Record a fault; nothing more is called."""
         self.faults.append(fault)
 
     def covers(self, cost: Cost) -> bool:
-        """Whether the real steps and FLOPs of a cost are left."""
+        """Tell if the rest of the budget covers the real steps and FLOPs of a cost."""
         in_flops = self.budget.flops is None or self.spent.flops + cost.flops <= self.budget.flops
         return in_flops and cost.steps <= self.steps_left
 
     def affordable(self, listed: list[T], price: Callable[[Sequence[T]], Cost]) -> list[T]:
-        """The longest beginning of a list that can be paid for, by bisection: prices grow with each. Notes if it is not all."""
+        """Return the longest prefix of a list that the budget covers; note if it is not all.
+
+        The prefix is found by bisection, since the price rises with each element.
+        """
         if self.budget.flops is None and self.budget.steps is None:
             return listed
         if self.covers(price(listed)):
             return listed
-        # what can be paid for, and what cannot
-        low = 0
-        high = len(listed)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.covers(price(listed[:middle])) else (low, middle)
-        self.exhausted = self.exhausted or low < len(listed)
-        return listed[:low]
+        covered = 0
+        too_much = len(listed)
+        while too_much - covered > 1:
+            middle = (covered + too_much) // 2
+            if self.covers(price(listed[:middle])):
+                covered = middle
+            else:
+                too_much = middle
+        self.exhausted = self.exhausted or covered < len(listed)
+        return listed[:covered]
 
 
 def needed(planner: str, what: str, found: T | None) -> T:
-    """What a planner cannot work without.
+    """Return a part of the problem that a planner cannot work without.
 
     Raises:
-        UserError: the problem has none.
+        UserError: The problem does not have it.
     """
     if found is None:
         raise UserError(f"{planner} needs {what}, found none in the problem; hand one in")
     return found
-
-
-def told(error: Exception) -> str:
-    """An error in words: its kind and what it says."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

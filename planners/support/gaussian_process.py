@@ -1,6 +1,7 @@
-"""A Gaussian process in a page: a handful of points, a few dimensions, the kernel's width by maximum likelihood.
+"""Gaussian-process regression (Rasmussen and Williams 2006, algorithm 2.1) of a few points.
 
-Rasmussen and Williams 2006, algorithm 2.1. Values are standardised, inputs are to be of order 1.
+The width of the kernel is the most likely one of a short list. Values are standardised here; inputs
+should be of order 1.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Kernel = Callable[
-    [Floats, Floats, float], Floats
-]  # of points [n, d], points [m, d] and a width: [n, m], 1 where they are equal
+# points [n, d], points [m, d] and a width → covariances [n, m], 1 for equal points
+Kernel = Callable[[Floats, Floats, float], Floats]
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def squared_exponential(a: Floats, b: Floats, width: float) -> Floats:
-    """SE kernel: exp(−|a − b|² / 2·width²), [n, m]."""
+    """Return the SE kernel exp(−|a − b|² / 2·width²): [n, d] and [m, d] → [n, m]."""
     squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
     kernel: Floats = np.exp(-squares / (2 * width**2))
     return kernel
@@ -28,17 +28,17 @@ def squared_exponential(a: Floats, b: Floats, width: float) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """A Gaussian process that has seen values.
+    """A Gaussian process conditioned on values.
 
     Attributes:
-        points: [n, d] where.
-        kernel: with its width.
-        width: of the kernel.
-        noise: variance of a value, in parts of the variance of all.
-        root: [n, n] Cholesky factor of the covariance.
-        weights: [n] inverse covariance · standardised values.
-        mean: of the values.
-        scale: their standard deviation.
+        points: Points with a value, [n, d].
+        kernel: Kernel function.
+        width: Width of the kernel.
+        noise: Variance of the noise of a value, as a share of the variance of all values.
+        root: Cholesky factor of the covariance, [n, n].
+        weights: Inverse covariance · standardised values, [n].
+        mean: Mean of the values.
+        scale: Standard deviation of the values.
     """
 
     points: Floats
@@ -51,7 +51,11 @@ class Process:
     scale: float
 
     def at(self, points: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation, without the noise, at points [m, d]; [m] each, in the units of the values."""
+        """Return the posterior without the noise at points [m, d].
+
+        Returns:
+            Mean and standard deviation in the units of the values, [m] each.
+        """
         cross = self.kernel(self.points, points, self.width)  # [n, m]
         inner = np.linalg.solve(self.root, cross)
         variance = np.maximum(1 - (inner**2).sum(0), 1e-12)
@@ -65,24 +69,22 @@ def fit(
     noise: float = 0.01,
     widths: Sequence[float] = WIDTHS,
 ) -> Process:
-    """The process with the most likely of the widths.
+    """Fit a process and choose the width with the greatest likelihood.
 
     Args:
-        points: [n, d], n ≥ 1.
-        values: [n], finite.
-        kernel: see `Kernel`.
-        noise: variance of a value, in parts of the variance of all; above 0.
-        widths: of the kernel, to choose from.
+        points: Points with a value, [n, d], n ≥ 1.
+        values: Finite values, [n].
+        kernel: Kernel function.
+        noise: Variance of the noise of a value, as a share of the variance of all; above 0.
+        widths: Widths of the kernel to choose from.
     """
     mean = float(values.mean())
     scale = float(values.std()) or 1.0
     standard = (values - mean) / scale
     best: tuple[float, float, Floats, Floats] | None = None
     for width in widths:
-        root: Floats = np.asarray(
-            np.linalg.cholesky(kernel(points, points, width) + noise * np.eye(len(points))),
-            np.float64,
-        )
+        covariance = kernel(points, points, width) + noise * np.eye(len(points))
+        root: Floats = np.asarray(np.linalg.cholesky(covariance), np.float64)
         weights: Floats = np.linalg.solve(root.T, np.linalg.solve(root, standard))
         likelihood = float(-0.5 * standard @ weights - np.log(np.diag(root)).sum())
         if best is None or likelihood > best[0]:

@@ -1,17 +1,18 @@
-"""PB2's explore step: a Gaussian-process bandit over what the population has seen (Parker-Holder et al. 2020, arXiv:2002.02518).
+"""The explore step of PB2 (Parker-Holder et al. 2020, arXiv:2002.02518): a Gaussian-process bandit.
 
 The process models the improvement of a member in one generation, y = (last score − score)/Δt, as a
 function of the time t, the last score and the hyperparameters x, with the kernel
 
     k((t, x), (t', x')) = SE(x, x') · (1 − ε)^{|t − t'|/2}                ε = 0.1
 
-and chooses the x that maximises mean + √β·std, β = 0.2 + max(0, ln(0.4·n)) of n observations, as in
-the authors' code. Copies that are chosen in the same generation count as seen at their mean, which
-shrinks the uncertainty around them.
+and chooses the x that maximises mean + √β·std, with β = 0.2 + max(0, ln(0.4·n)) for n observations,
+as in the authors' code. Copies already chosen in the same generation count as observed at their
+mean, which reduces the uncertainty around them.
 
-Deviations: actions are few, so the maximum is found by trying them all; the clip policy is a
-coordinate a policy (0 or 1), where the paper handles numbers only; inputs are standardised over the
-data.
+Deviations:
+- There are few actions, so all are tried to find the maximum.
+- Each clip policy is a coordinate (0 or 1); the paper handles numbers only.
+- Inputs are standardised over the data.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainenv.planners.support.gaussian_process import Floats, fit, squared_exponential
-from trainenv.planners.support.sequences import Sequenced
+from trainenv.planners.support.sequences import Interventions
 from trainenv.types import CLIP_NAMES, Intervention
 
 _EPSILON = 0.1
@@ -31,11 +32,11 @@ _EPSILON = 0.1
 
 @dataclass
 class Improvements:
-    """What members gained in each generation so far.
+    """The improvement of each member in each generation so far.
 
     Attributes:
-        points: [n] of `features` at the start of the generation.
-        gains: [n] fall of the score a decision, nats.
+        points: `features` of the member at the start of the generation, [n].
+        gains: Fall of its score a decision, nats, [n].
     """
 
     points: list[list[float]] = field(default_factory=list)
@@ -47,16 +48,16 @@ class Improvements:
         decisions: int,
         starts: Sequence[float],
         scores: Sequence[float],
-        members: Sequence[Sequenced],
+        members: Sequence[Interventions],
     ) -> None:
-        """Note a generation.
+        """Add a generation.
 
         Args:
-            time: decisions taken before it.
-            decisions: that it took.
-            starts: [P] score of each member before it.
-            scores: [P] score after it; those that are not finite teach nothing.
-            members: [P] what each of them did, up to the end of it.
+            time: Decisions before the generation.
+            decisions: Decisions that the generation took.
+            starts: Score of each member before it, [P].
+            scores: Score of each member after it, [P]; those that are not finite are left out.
+            members: Interventions of each member up to the end of it, [P].
         """
         for start, score, member in zip(starts, scores, members, strict=True):
             if math.isfinite(score) and math.isfinite(start):
@@ -65,7 +66,11 @@ class Improvements:
 
 
 def features(time: int, start: float, member: Sequence[Intervention]) -> list[float]:
-    """Time in decisions, the last score, ln of both multipliers in force, and whether each clip policy was put in force."""
+    """Return the inputs of the process for a member.
+
+    They are the time in decisions, the last score, the ln of the learning-rate and weight-decay
+    multipliers in force, and for each clip policy 1 if a member put it in force last, otherwise 0.
+    """
     clip = next((done.clip for done in reversed(member) if done.clip is not None), None)
     multipliers = [
         sum(math.log(done.lr_scale) for done in member),
@@ -74,28 +79,28 @@ def features(time: int, start: float, member: Sequence[Intervention]) -> list[fl
     return [float(time), start, *multipliers, *(float(name == clip) for name in CLIP_NAMES)]
 
 
-def chosen(
+def choose_change(
     seen: Improvements,
     time: int,
     start: float,
-    source: Sequenced,
+    source: Interventions,
     legal: Sequence[Intervention],
-    pending: Sequence[tuple[float, Sequenced]],
+    pending: Sequence[tuple[float, Interventions]],
 ) -> Intervention:
-    """The change that promises the greatest improvement, by UCB; the first of equals.
+    """Choose the change with the greatest improvement by UCB; the first of equals.
 
     Args:
-        seen: improvements so far.
-        time: decisions taken.
-        start: score of the member that is copied.
-        source: what that member did.
-        legal: changes to choose from, doing nothing first.
-        pending: score at the start and sequence of the copies already chosen in this generation.
+        seen: Improvements so far.
+        time: Decisions taken.
+        start: Score of the member that is copied.
+        source: Interventions of that member.
+        legal: Changes to choose from, doing nothing first.
+        pending: Score at the start and interventions of each copy chosen in this generation so far.
     """
     if not seen.gains:
         return legal[0]
-    points = np.array(seen.points)
-    gains = np.array(seen.gains)
+    points = np.array(seen.points)  # [n, d]
+    gains = np.array(seen.gains)  # [n]
     asked = np.array([features(time, start, (*source, change)) for change in legal])  # [A, d]
     copies = np.array([features(time, *copy) for copy in pending]).reshape(
         len(pending), points.shape[1]
@@ -108,16 +113,15 @@ def chosen(
     process = fit(points, gains, time_varying)
     mean, std = process.at(asked)
     if len(copies):
-        believed = np.concatenate([gains, process.at(copies)[0]])
-        std = fit(
-            np.concatenate([points, copies]), believed, time_varying, widths=(process.width,)
-        ).at(asked)[1]
+        observed = np.concatenate([points, copies])
+        expected = np.concatenate([gains, process.at(copies)[0]])
+        std = fit(observed, expected, time_varying, widths=(process.width,)).at(asked)[1]
     beta = 0.2 + max(0.0, math.log(0.4 * len(gains)))
     return legal[int(np.argmax(mean + math.sqrt(beta) * std))]
 
 
 def time_varying(a: Floats, b: Floats, width: float) -> Floats:
-    """SE over all columns but the first, which is the time: [n, d] and [m, d] to [n, m]."""
+    """Return the kernel of PB2, whose first column is the time: [n, d] and [m, d] → [n, m]."""
     apart = np.abs(a[:, None, 0] - b[None, :, 0])
     kernel: Floats = squared_exponential(a[:, 1:], b[:, 1:], width) * (1 - _EPSILON) ** (apart / 2)
     return kernel

@@ -1,4 +1,4 @@
-"""Who says how good a candidate is: the model, by a forecast, or the executor, by running it."""
+"""Scores of candidates by the model, with a forecast, or by the executor, with real steps."""
 
 from __future__ import annotations
 
@@ -6,58 +6,59 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from trainenv.planners.support.plan_builder import PlanBuilder
-from trainenv.planners.support.sequences import Sequenced, count
+from trainenv.planners.support.sequences import Interventions, count
 from trainenv.types import UserError
 
 Scorer = Literal["model", "executor", "either"]
-JUDGES: tuple[Scorer, ...] = get_args(Scorer)
+SCORERS: tuple[Scorer, ...] = get_args(Scorer)
 
 
-def look(
-    draft: PlanBuilder,
-    sequences: Sequence[Sequenced],
+def score(
+    builder: PlanBuilder,
+    sequences: Sequence[Interventions],
     judge: Scorer,
     steps: int | None,
     decisions: int,
 ) -> list[float]:
-    """Score sequences, as far as the budget goes; NaN where there is none.
+    """Score sequences as far as the budget allows; NaN for sequences without a score.
 
     Args:
-        draft: what is charged, and where the scores go.
-        sequences: to be looked at, the most promising first.
-        judge: `either` is the model where there is one.
-        steps: real steps of a branch; None for `decisions` of them, or what is left of the run.
-        decisions: that the longest sequence spans.
+        builder: Builder that is charged and that keeps the scores.
+        sequences: Sequences to score, the most promising first.
+        judge: Scorer; `either` is the model where there is one, otherwise the executor.
+        steps: Real steps of a branch; None for `decisions` decisions, or the rest of the run.
+        decisions: Number of decisions that the longest sequence spans.
 
     Raises:
-        UserError: the problem does not have that judge.
+        UserError: The problem does not have that scorer.
     """
-    if draft.problem.model is None and draft.problem.executor is None:
+    if builder.problem.model is None and builder.problem.executor is None:
         raise UserError(
-            f"{draft.planner} needs a model or an executor, found neither in the problem; hand one in"
+            f"{builder.planner} needs a model or an executor, found neither in the problem; "
+            "hand one in"
         )
-    if _by_model(draft, judge):
-        return draft.forecast(sequences)
-    return draft.run(sequences, steps or branch_steps(draft, decisions))
+    if _by_model(builder, judge):
+        return builder.forecast(sequences)
+    return builder.run(sequences, steps or branch_steps(builder, decisions))
 
 
-def room(draft: PlanBuilder, candidates: int, judge: Scorer, decisions: int) -> int:
-    """How many candidates to choose: an even choice of few is better than the first few of an even choice of many.
+def candidate_limit(builder: PlanBuilder, candidates: int, judge: Scorer, decisions: int) -> int:
+    """Return how many candidates to choose, and note if the budget allows fewer than wanted.
 
-    Where the budget allows fewer than are wanted and there are, that is noted.
+    Choosing few candidates evenly is better than scoring the first few of an even choice of many.
     """
-    if not _by_model(draft, judge):
+    if not _by_model(builder, judge):
         return candidates
-    if draft.futures_left < min(candidates, count(draft.problem.masks, decisions)):
-        draft.exhausted = True
-    return int(min(candidates, max(1, draft.futures_left)))
+    if builder.futures_left < min(candidates, count(builder.problem.masks, decisions)):
+        builder.exhausted = True
+    return int(min(candidates, max(1, builder.futures_left)))
 
 
-def _by_model(draft: PlanBuilder, judge: Scorer) -> bool:
-    return judge == "model" or (judge == "either" and draft.problem.model is not None)
-
-
-def branch_steps(draft: PlanBuilder, decisions: int) -> int:
-    """Steps of so many decisions, or of what is left of the run; at least 1."""
-    history = draft.problem.history
+def branch_steps(builder: PlanBuilder, decisions: int) -> int:
+    """Return the steps of some decisions, or of the rest of the run; at least 1."""
+    history = builder.problem.history
     return max(1, min(decisions * history.decision_steps, len(history.lrs_ahead)))
+
+
+def _by_model(builder: PlanBuilder, judge: Scorer) -> bool:
+    return judge == "model" or (judge == "either" and builder.problem.model is not None)

@@ -1,4 +1,4 @@
-"""Sequences of interventions: which are legal, all of them, and an even or a random choice of some."""
+"""Sequences of interventions: check their legality, list them all, or choose some of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from trainenv.interventions import PARTS
 from trainenv.types import ActionSpace, Intervention, Masks, PlanningProblem, UserError
 
-Sequenced = tuple[Intervention, ...]
+Interventions = tuple[Intervention, ...]
 
-NOTHING: Sequenced = (Intervention(),)
+NOTHING: Interventions = (Intervention(),)
+_ROUNDS = 8  # draws of `some`: most sequences are new ones, so that a few rounds suffice
 
 
-def canonical(sequence: Sequence[Intervention]) -> Sequenced:
-    """A sequence without doing nothing at its end; of nothing else, one entry is left."""
+def canonical(sequence: Sequence[Intervention]) -> Interventions:
+    """Return a sequence without idle interventions at its end, but with at least one entry."""
     end = len(sequence)
     while end > 1 and sequence[end - 1].does_nothing:
         end -= 1
@@ -25,38 +26,39 @@ def canonical(sequence: Sequence[Intervention]) -> Sequenced:
 
 
 class Legality:
-    """What the masks of a problem allow, remembered."""
+    """The masks of a problem as a check of sequences; it remembers its answers."""
 
     def __init__(self, problem: PlanningProblem) -> None:
         self._problem = problem
         self._now: dict[Intervention, str] = {}
 
-    def objection(self, sequence: Sequenced) -> str:
-        """Why a sequence may not be proposed; empty where it may.
+    def objection(self, sequence: Interventions) -> str:
+        """Return why a sequence may not be proposed; empty if it may.
 
-        Asks the later masks only for what is legal now.
+        The masks of later decisions are computed only if all decisions before them are legal.
         """
-        if len(sequence) > self._problem.decisions_left:
-            return f"illegal: {len(sequence)} decisions where the run has {self._problem.decisions_left} left"
-        after = self._problem.masks_after
-        for place, intervention in enumerate(sequence):
-            if place == 0 or after is None:
-                found = self._now.get(intervention)
-                if found is None:
-                    found = self._now[intervention] = self._under(self._problem.masks, intervention)
-            else:
-                found = (
-                    ""
-                    if intervention.does_nothing
-                    else self._under(after(sequence[:place]), intervention)
-                )
+        left = self._problem.decisions_left
+        if len(sequence) > left:
+            return f"illegal: {len(sequence)} decisions where the run has {left} left"
+        for place in range(len(sequence)):
+            found = self._objection_at(place, sequence)
+            if found and len(sequence) == 1:
+                return f"illegal: {found}"
             if found:
-                return (
-                    f"illegal: {found}"
-                    if len(sequence) == 1
-                    else f"illegal at decision {place}: {found}"
-                )
+                return f"illegal at decision {place}: {found}"
         return ""
+
+    def _objection_at(self, place: int, sequence: Interventions) -> str:
+        """Return why the intervention at one decision is illegal; empty if it is legal."""
+        intervention = sequence[place]
+        after = self._problem.masks_after
+        if place > 0 and after is not None:
+            if intervention.does_nothing:
+                return ""
+            return self._under(after(sequence[:place]), intervention)
+        if intervention not in self._now:
+            self._now[intervention] = self._under(self._problem.masks, intervention)
+        return self._now[intervention]
 
     def _under(self, masks: Masks, intervention: Intervention) -> str:
         try:
@@ -68,29 +70,31 @@ class Legality:
             for part, (mask, value) in enumerate(zip(masks, vector, strict=True))
             if not mask[value]
         ]
-        return f"a mask forbids the value of part {', '.join(masked)}" if masked else ""
+        if not masked:
+            return ""
+        return f"a mask forbids the value of part {', '.join(masked)}"
 
 
 def values(masks: Masks) -> list[NDArray[np.int64]]:
-    """For each part of the action its legal values, rising."""
+    """Return the legal values of each part of the action, in rising order."""
     return [np.flatnonzero(mask).astype(np.int64) for mask in masks]
 
 
 def factor(codec: ActionSpace, part: int, value: int) -> float:
-    """What a value of an ordered part (the learning-rate or the weight-decay scale) multiplies by."""
+    """Return the factor that a value of the learning-rate or weight-decay part multiplies by."""
     vector = np.zeros(len(codec.sizes), dtype=np.int64)
     vector[part] = value
     return float(getattr(codec.decode(vector), PARTS[part]))
 
 
 def count(masks: Masks, decisions: int = 1) -> int:
-    """How many legal sequences of that many decisions there are, doing nothing among them."""
+    """Count the legal sequences of that many decisions, doing nothing included."""
     total: int = math.prod(int(np.count_nonzero(mask)) for mask in masks) ** decisions
     return total
 
 
 def exhaustive(masks: Masks) -> NDArray[np.int64]:
-    """Every legal action vector, doing nothing first: [n, parts]."""
+    """Return every legal action vector, doing nothing first: [n, parts]."""
     grids = np.meshgrid(*values(masks), indexing="ij")
     return np.stack([grid.ravel() for grid in grids], axis=1)
 
@@ -98,19 +102,19 @@ def exhaustive(masks: Masks) -> NDArray[np.int64]:
 def uniform(
     masks: Masks, rows: int, decisions: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Legal action vectors drawn with equal chances and with replacement: [rows, decisions, parts]."""
+    """Draw legal action vectors uniformly, with replacement: [rows, decisions, parts]."""
     return _placed(masks, generator.random((rows, decisions * len(masks))), decisions)
 
 
 def even(
     masks: Masks, rows: int, decisions: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Legal action vectors spread evenly over the space, [rows, decisions, parts]; some may be equal.
+    """Draw legal action vectors evenly over the space: [rows, decisions, parts]; some may be equal.
 
-    The additive recurrence of Roberts (2018, "The unreasonable effectiveness of quasirandom
-    sequences"): point n is shift + n·(1/φ, 1/φ², …, 1/φ^d) mod 1, where φ > 1 solves φ^(d+1) = φ +
-    1; the shift is drawn (Cranley and Patterson 1976). Parts with one legal value take no
-    dimension.
+    The points are the additive recurrence of Roberts (2018, "The unreasonable effectiveness of
+    quasirandom sequences"): point n is shift + n·(1/φ, 1/φ², …, 1/φ^d) mod 1, where φ > 1 solves
+    φ^(d+1) = φ + 1; the shift is drawn (Cranley and Patterson 1976). Parts with one legal value
+    take no dimension.
     """
     free = np.tile([np.count_nonzero(mask) > 1 for mask in masks], decisions)
     dimensions = int(np.count_nonzero(free))
@@ -124,7 +128,11 @@ def even(
 
 
 def _placed(masks: Masks, points: NDArray[np.float64], decisions: int) -> NDArray[np.int64]:
-    """Points of the unit cube [rows, decisions · parts] as legal action vectors [rows, decisions, parts]."""
+    """Map points of the unit cube, [rows, decisions · parts], to legal action vectors.
+
+    Returns:
+        Action vectors, [rows, decisions, parts].
+    """
     legal = values(masks)
     counts = np.array([len(part) for part in legal] * decisions)
     places = np.minimum((points * counts).astype(np.int64), counts - 1)
@@ -141,24 +149,28 @@ def some(
     wanted: int,
     decisions: int,
     draw: Callable[[Masks, int, int, np.random.Generator], NDArray[np.int64]],
-) -> Iterator[Sequenced]:
-    """Up to `wanted` different sequences that do something: all of them, shuffled, where there are no more, else drawn by `draw`.
+) -> Iterator[Interventions]:
+    """Yield up to `wanted` different sequences that do something.
 
-    Later decisions are drawn under the masks of now; who looks at the sequences drops what is
-    illegal then.
+    If there are no more than `wanted` of one decision, all are yielded, shuffled; otherwise they
+    are drawn. Later decisions are drawn under the masks of now; the caller drops those that are
+    illegal later on.
+
+    Args:
+        problem: Problem that has the masks, the codec and the generator.
+        wanted: Number of sequences.
+        decisions: Number of decisions that a sequence spans.
+        draw: Function that draws action vectors: `even` or `uniform`.
     """
     masks = problem.masks
     decode = problem.codec.decode
     if count(masks, decisions) - 1 <= wanted and decisions == 1:
-        yield from (
-            (decode(vector),) for vector in problem.generator.permutation(exhaustive(masks)[1:])
-        )
+        for vector in problem.generator.permutation(exhaustive(masks)[1:]):
+            yield (decode(vector),)
         return
     known: dict[bytes, Intervention] = {}
     seen = {NOTHING}
-    for _ in range(
-        8
-    ):  # most draws are new ones: a few rounds will do, and then it is all right to have fewer
+    for _ in range(_ROUNDS):
         for rows in draw(masks, max(16, 2 * wanted), decisions, problem.generator):
             for vector in rows:
                 if vector.tobytes() not in known:

@@ -1,7 +1,10 @@
-"""The planners' contract as checks for anybody's planner, and a world without a training run to try planners on.
+"""The contract of planners as checks for any planner, and a toy world to try planners in.
 
-trainenv.planners.testing.check(MyPlanner())                    # all of it; CHECKS has the checks
-one by one plan = MyPlanner().plan(ToyWorld(seed=1).problem(seed=0))
+    trainenv.planners.testing.check(MyPlanner())                       # all checks of CHECKS
+    plan = MyPlanner().plan(ToyWorld(seed=1).problem(seed=0))
+
+`ToyWorld` needs no training run: it knows the effect of every sequence exactly. `watched` counts
+what a planner asks of the model and the executor, and makes them fail as real ones do.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What every planner promises, as checks that raise `AssertionError` and say what was expected.
+"""The contract of planners, as checks that raise `AssertionError` and say what was expected.
 
-    @pytest.mark.parametrize("check", trainenv.planners.testing.CHECKS, ids=lambda check:
-    check.__name__) def test_contract(check):
+    @pytest.mark.parametrize("check", trainenv.planners.testing.CHECKS, ids=lambda c: c.__name__)
+    def test_contract(check):
         check(MyPlanner())
 
-They need no data, no GPU and no pytest, and take about a second a planner on a toy world
+They need no data, no GPU and no pytest, and take about a second a planner in a toy world
 (`trainenv.planners.testing.ToyWorld`).
 """
 
@@ -28,8 +28,8 @@ Check = Callable[[Planner], None]
 
 
 def is_a_frozen_dataclass(planner: Planner) -> None:
-    """Configuration, repr and equality in one; hyperparameters go by keyword."""
-    anything: Any = planner  # whatever was handed in
+    """Check that the planner is a frozen dataclass whose hyperparameters are keyword-only."""
+    anything: Any = planner
     kind: Any = type(planner)
     assert callable(getattr(kind, "plan", None)), (
         f"expected a method plan(problem), found {planner!r}"
@@ -43,28 +43,30 @@ def is_a_frozen_dataclass(planner: Planner) -> None:
 
 
 def ranks_doing_nothing(planner: Planner) -> None:
-    """In every world, doing nothing is among the candidates, once, and each sequence is there once."""
+    """Check that doing nothing is among the candidates, and that each sequence is there once."""
     for seed in range(4):
         plan = planner.plan(ToyWorld(seed=seed).problem(seed))
-        _sound(plan)
+        _check_plan(plan)
         sequences = [candidate.interventions for candidate in plan.candidates]
         assert len(set(sequences)) == len(sequences), "expected each sequence once"
         assert sum(candidate.does_nothing for candidate in plan.candidates) == 1, (
             "expected doing nothing once"
         )
         assert plan.complete, (
-            "expected a complete plan where nothing limits it: the default budget must do"
+            "expected a complete plan where nothing limits it: the default budget must suffice"
         )
 
 
 def is_deterministic(planner: Planner) -> None:
-    """The same seed gives an equal plan; nothing but the generator and the executor is changed, no global state is used."""
+    """Check that equal seeds give equal plans, and that only generator and executor change."""
     world = ToyWorld(seed=3, noise=0.01)
-    before = (copy.deepcopy(planner), random.getstate(), _numpy_state())
-    first, again = (planner.plan(world.problem(11)) for _ in range(2))
+    before = copy.deepcopy(planner)
+    states = (random.getstate(), _numpy_state())
+    first = planner.plan(world.problem(11))
+    again = planner.plan(world.problem(11))
     assert first == again, "expected equal plans of equal seeds"
-    assert before[0] == planner, "expected the planner as it was"
-    assert before[1:] == (random.getstate(), _numpy_state()), (
+    assert before == planner, "expected the planner as it was"
+    assert states == (random.getstate(), _numpy_state()), (
         "expected no global random state to be used"
     )
     problem = world.problem(11)
@@ -80,7 +82,10 @@ def is_deterministic(planner: Planner) -> None:
 
 
 def never_proposes_what_is_masked(planner: Planner) -> None:
-    """Not in the plan, and not to the model or the executor either, proposals included."""
+    """Check that no masked intervention is in the plan, or given to the model or the executor.
+
+    Proposals of the problem may be masked too.
+    """
     bad = Intervention(lr_scale=0.8, clip="arc", momentum_reset=True)
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -96,7 +101,7 @@ def never_proposes_what_is_masked(planner: Planner) -> None:
         )
         problem, model, executor = watched(problem)
         plan = planner.plan(problem)
-        _sound(plan)
+        _check_plan(plan)
         asked = [
             *model.asked,
             *executor.asked,
@@ -108,27 +113,29 @@ def never_proposes_what_is_masked(planner: Planner) -> None:
 
 
 def does_nothing_where_nothing_else_is_legal(planner: Planner) -> None:
-    """A mask that leaves one value a part."""
+    """Check that the plan does nothing if the masks leave one value a part."""
     problem = ToyWorld().problem()
     masks = tuple(np.arange(len(mask)) == 0 for mask in problem.masks)
     plan = planner.plan(replace(problem, masks=masks, masks_after=None))
-    _sound(plan)
+    _check_plan(plan)
     assert [candidate.does_nothing for candidate in plan.candidates] == [True], (
         "expected doing nothing alone"
     )
 
 
 def stops_at_its_budget(planner: Planner) -> None:
-    """Futures, steps and FLOPs as the model and the executor count them; and the cost says what was spent."""
+    """Check that spending stays within the limits, and that the plan states its cost.
+
+    The model and the executor count futures, steps and FLOPs.
+    """
     limits: list[dict[str, Any]] = [{"futures": n} for n in (0, 1, 2, 7, 30)]
-    limits += [{"steps": n} for n in (0, 1, 69, 150, 1000)] + [
-        {"flops": 1e6 * n} for n in (0, 1, 69, 150, 1000)
-    ]
+    limits += [{"steps": n} for n in (0, 1, 69, 150, 1000)]
+    limits += [{"flops": 1e6 * n} for n in (0, 1, 69, 150, 1000)]
     limits += [{"futures": futures, "steps": steps} for futures, steps in product((0, 5), (0, 300))]
     for limit in limits:
         problem, model, executor = watched(ToyWorld(seed=1).problem(1, budget=Budget(**limit)))
         plan = planner.plan(problem)
-        _sound(plan)
+        _check_plan(plan)
         for name, spent in (
             ("futures", model.futures),
             ("steps", executor.steps),
@@ -136,18 +143,18 @@ def stops_at_its_budget(planner: Planner) -> None:
         ):
             most = limit.get(name)
             assert most is None or spent <= most, f"expected at most {most} {name}, found {spent}"
-            told = getattr(plan.cost, name)
-            assert told == spent, (
-                f"expected the {name} spent in the plan's cost, {spent}, found {told}"
+            stated = getattr(plan.cost, name)
+            assert stated == spent, (
+                f"expected the {name} spent in the plan's cost, {spent}, found {stated}"
             )
 
 
 def does_nothing_without_a_budget(planner: Planner) -> None:
-    """Nothing at all may be spent: the plan is to do nothing, and neither the model nor the executor is called."""
+    """Check that with a budget of 0 the plan does nothing and calls nothing."""
     for budget in (Budget(futures=0, steps=0), Budget(futures=0, flops=0.0), Budget(seconds=0.0)):
         problem, model, executor = watched(ToyWorld(seed=1).problem(1, budget=budget))
         plan = planner.plan(problem)
-        _sound(plan)
+        _check_plan(plan)
         assert [candidate.does_nothing for candidate in plan.candidates] == [True], (
             "expected doing nothing alone"
         )
@@ -155,41 +162,44 @@ def does_nothing_without_a_budget(planner: Planner) -> None:
 
 
 def stops_when_the_time_is_up(planner: Planner) -> None:
-    """A slow model: it is let finish what it was asked, and asked no more."""
+    """Check that a slow model may finish its call, and is not called again after the time limit."""
     problem, model, _ = watched(
         ToyWorld(seed=1).problem(1, budget=Budget(futures=None, seconds=0.02))
     )
     model.pause = 0.002
     start = time.monotonic()
-    _sound(planner.plan(problem))
+    _check_plan(planner.plan(problem))
     assert time.monotonic() - start < 1.5, "expected a plan soon after the seconds are over"
 
 
 def survives_a_broken_model(planner: Planner) -> None:
-    """A fault at any call: no exception, a sound plan, and what happened is told."""
+    """Check that a fault of the model at any call leads to a sound plan that states the fault."""
     for fault, at in product(MODEL_FAULTS, (0, 1, 3)):
         problem, model, _ = watched(ToyWorld(seed=2).problem(2))
         model.fault = fault
         model.at = at
         plan = planner.plan(problem)
-        _sound(plan)
+        _check_plan(plan)
         if model.calls > at and fault in ("raises", "nan"):
             assert plan.faults or plan.dropped, (
                 f"expected the plan to say that the model failed ({fault} at call {at})"
             )
             assert at or len(plan.candidates) == 1, f"expected doing nothing alone ({fault})"
         if not model.calls:
-            return  # it asks no model
+            return  # this planner uses no model
 
 
 def survives_a_broken_executor(planner: Planner) -> None:
-    """A fault at any call: no exception, a sound plan, what happened is told, and what was measured before is kept."""
+    """Check that a fault of the executor at any call leads to a sound plan that states the fault.
+
+    Results measured before the fault must be kept.
+    """
     for fault, at in product(EXECUTOR_FAULTS, (0, 1, 3)):
         problem, _, executor = watched(ToyWorld(seed=2).problem(2, budget=Budget(steps=100_000)))
         executor.fault = fault
         executor.at = at
         plan = planner.plan(problem)
-        _sound(plan)
+        _check_plan(plan)
         assert plan.cost.steps == executor.steps, (
             f"expected all {executor.steps} steps in the cost, found {plan.cost.steps}"
         )
@@ -203,11 +213,11 @@ def survives_a_broken_executor(planner: Planner) -> None:
                 f"expected a fault in the plan ({fault} at call {at})"
             )
         if not executor.calls and fault != "cost raises":
-            return  # it runs nothing
+            return  # this planner runs nothing
 
 
 def can_be_interrupted(planner: Planner) -> None:
-    """Ctrl-C is no fault of the model's or the executor's."""
+    """Check that `KeyboardInterrupt` passes through and is no fault of model or executor."""
     problem, model, executor = watched(ToyWorld().problem())
     model.fault = executor.fault = KeyboardInterrupt()
     try:
@@ -218,24 +228,24 @@ def can_be_interrupted(planner: Planner) -> None:
 
 
 def says_what_it_needs(planner: Planner) -> None:
-    """With neither model nor executor: a `UserError`, or a sound plan of a planner that needs neither."""
-    said = ""
+    """Check that without model and executor there is a clear `UserError`, or a sound plan."""
+    message = ""
     try:
-        _sound(planner.plan(ToyWorld().problem(model=None, executor=None)))
+        _check_plan(planner.plan(ToyWorld().problem(model=None, executor=None)))
     except UserError as error:
-        said = str(error)
-    assert not said or "model" in said or "executor" in said, (
-        f"expected the error to name what is missing, found {said}"
+        message = str(error)
+    assert not message or "model" in message or "executor" in message, (
+        f"expected the error to name what is missing, found {message}"
     )
 
 
 def plans_at_the_end_of_a_run(planner: Planner) -> None:
-    """With a few steps left, and with none."""
+    """Check plans with a few steps left, and with none."""
     for left in (0, 1, 60):
         problem = ToyWorld(seed=1).problem(1)
         history = replace(problem.history, lrs_ahead=problem.history.lrs_ahead[:left])
         plan = planner.plan(replace(problem, history=history))
-        _sound(plan)
+        _check_plan(plan)
         longest = max(len(candidate.interventions) for candidate in plan.candidates)
         assert longest <= max(1, -(-left // history.decision_steps)), (
             f"expected no decision after the end, found {longest}"
@@ -263,28 +273,30 @@ def check(planner: Planner) -> None:
     """Run all checks.
 
     Raises:
-        AssertionError: a promise is not kept.
+        AssertionError: The planner breaks a promise of the contract.
     """
     for one in CHECKS:
         one(planner)
 
 
-def _sound(plan: Plan) -> None:
-    """What holds of every plan: its own checks have run when it was made; and its cost is that of the outcomes in it."""
+def _check_plan(plan: Plan) -> None:
+    """Check that the cost of a plan is the sum over its outcomes.
+
+    `Plan` checks all its other promises itself.
+    """
     assert isinstance(plan, Plan), f"expected a Plan, found {plan!r}"
     outcomes = [outcome for candidate in plan.candidates for outcome in candidate.outcomes]
     outcomes += [outcome for dropped in plan.dropped for outcome in dropped.outcomes]
     for name in ("steps", "flops"):
         listed = sum(getattr(outcome, name) for outcome in outcomes)
-        told = getattr(plan.cost, name)
-        assert abs(listed - told) <= 1e-9 * told, (
-            f"expected outcomes of all {told} {name} in the plan, found {listed}"
+        stated = getattr(plan.cost, name)
+        assert abs(listed - stated) <= 1e-9 * stated, (
+            f"expected outcomes of all {stated} {name} in the plan, found {listed}"
         )
     assert plan.cost.seconds >= 0
 
 
 def _numpy_state() -> list[Any]:
-    return [
-        part.tolist() if isinstance(part, np.ndarray) else part
-        for part in np.random.get_state(legacy=True)  # noqa: NPY002  (the state that a planner must leave alone)
-    ]
+    """Return NumPy's global random state, which a planner must not use."""
+    state = np.random.get_state(legacy=True)  # noqa: NPY002
+    return [part.tolist() if isinstance(part, np.ndarray) else part for part in state]

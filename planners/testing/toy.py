@@ -1,14 +1,14 @@
-"""A run whose futures are known exactly: a world model, an executor and problems to try planners on, in microseconds.
+"""A toy run whose futures are known exactly: a world model, an executor and planning problems.
 
-Doing something now changes what is in force for the four decisions of the horizon. With x and y the
-natural logarithms of the learning-rate and the weight-decay multiplier, and c the clip policy put
-in force,
+An evaluation takes microseconds. An intervention changes the values in force for the four decisions
+of the horizon. With x and y the natural logarithms of the learning-rate and the weight-decay
+multiplier, and c the clip policy in force,
 
-    Δ ln loss = Σ_{k<4} [a·((x_k − x*)² − x*²) + b·((y_k − y*)² − y*²) + clip(c_k)] / 4  +  Σ cost
-    of resets, reorders and skips
+    Δ ln loss = Σ_{k<4} [a·((x_k − x*)² − x*²) + b·((y_k − y*)² − y*²) + clip(c_k)] / 4
+                + Σ cost of resets, reorders and skips
 
-x*, y* and clip(·) are drawn from the seed. A policy that is `unsafe` makes every branch diverge
-that puts it in force.
+x*, y* and clip(·) are drawn from the seed. Every branch that puts the `unsafe` policy in force
+diverges.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trainenv.interventions import ActionCodec
 from trainenv.planners.support.sequences import canonical
 from trainenv.types import (
     CLIP_NAMES,
+    DECISIONS,
     ClipName,
     Cost,
     Estimate,
@@ -40,7 +41,6 @@ from trainenv.types import (
     Telemetry,
 )
 
-HORIZON = 4  # decisions
 DECISION = 50  # steps
 _CURVES = (0.4, 0.02)  # a and b
 _ONCE = (0.01, 0.002, -0.003)  # cost of a momentum reset, a reorder, a skip
@@ -50,7 +50,7 @@ _COOLDOWN = 20  # steps
 
 @dataclass(frozen=True, kw_only=True)
 class InForce:
-    """What masks depend on."""
+    """The values in force, on which masks depend."""
 
     lr_scale: float = 1.0
     weight_decay_scale: float = 1.0
@@ -58,7 +58,7 @@ class InForce:
     flagged_ahead: tuple[int, ...] = ()
 
     def after(self, intervention: Intervention) -> InForce:
-        """What is in force once an intervention is."""
+        """Return the values in force after an intervention."""
         return replace(
             self,
             lr_scale=self.lr_scale * intervention.lr_scale,
@@ -70,13 +70,13 @@ class InForce:
 
 @dataclass(frozen=True, kw_only=True)
 class ToyWorld:
-    """The law, and what is made of it.
+    """A world with the law of the module.
 
     Args:
-        seed: of x*, y* and what clip policies cost.
-        codec: the action space.
-        unsafe: the clip policy that diverges; None for none.
-        noise: nats, standard deviation of what is measured on a draw other than 0.
+        seed: Seed of x*, y* and the costs of clip policies.
+        codec: Action space.
+        unsafe: Clip policy that makes a branch diverge; None for none.
+        noise: Standard deviation of Δ ln loss measured on a draw other than 0, nats.
     """
 
     seed: int = 0
@@ -86,40 +86,48 @@ class ToyWorld:
 
     @cached_property
     def hidden(self) -> tuple[float, float, tuple[float, ...]]:
-        """x*, y*, and what each clip policy costs in nats."""
+        """The optima x* and y*, and the cost of each clip policy, nats."""
         rng = np.random.default_rng([self.seed, 7])
         clip = (0.02 * rng.standard_normal(len(CLIP_NAMES))).tolist()
         return float(rng.uniform(-0.4, 0.3)), float(rng.uniform(-0.7, 0.7)), tuple(clip)
 
     def rate(self, x: float, y: float, clip: int) -> float:
-        """Δ ln loss of a whole horizon with this in force, less that of doing nothing; `clip` as in an action vector."""
+        """Return Δ ln loss of a whole horizon with some values in force, against doing nothing.
+
+        Args:
+            x: Ln of the learning-rate multiplier.
+            y: Ln of the weight-decay multiplier.
+            clip: Clip policy, as in an action vector: 0 keeps the policy.
+        """
         best_x, best_y, clips = self.hidden
         learning = _CURVES[0] * ((x - best_x) ** 2 - best_x**2)
-        return (
-            learning
-            + _CURVES[1] * ((y - best_y) ** 2 - best_y**2)
-            + (clips[clip - 1] if clip else 0.0)
-        )
+        decay = _CURVES[1] * ((y - best_y) ** 2 - best_y**2)
+        return learning + decay + (0.0, *clips)[clip]
 
     def delta(self, sequence: Sequence[Intervention]) -> float:
-        """Δ ln loss of a sequence, exactly."""
+        """Return the exact Δ ln loss of a sequence."""
         x = y = total = 0.0
         clip = 0
-        for place in range(HORIZON):
+        for place in range(DECISIONS):
             if place < len(sequence):
                 done = sequence[place]
                 x = x + math.log(done.lr_scale)
                 y = y + math.log(done.weight_decay_scale)
-                clip = clip if done.clip is None else 1 + CLIP_NAMES.index(done.clip)
+                if done.clip is not None:
+                    clip = _clip_value(done.clip)
                 total += once(done)
-            total += self.rate(x, y, clip) / HORIZON
+            total += self.rate(x, y, clip) / DECISIONS
         return total
 
     def diverges(self, sequence: Sequence[Intervention]) -> bool:
+        """Tell if a sequence puts the unsafe policy in force."""
         return self.unsafe is not None and any(done.clip == self.unsafe for done in sequence)
 
     def best(self, problem: PlanningProblem, decisions: int = 1) -> float:
-        """The least Δ ln loss of all legal sequences of so many decisions, by trying them all (under the masks of now)."""
+        """Return the least Δ ln loss of all sequences of that length, legal under the masks of now.
+
+        All sequences are tried.
+        """
         legal = [
             self.codec.decode(vector)
             for vector in product(*(np.flatnonzero(mask).tolist() for mask in problem.masks))
@@ -131,7 +139,12 @@ class ToyWorld:
         )
 
     def problem(self, seed: int = 0, **changes: Any) -> PlanningProblem:
-        """A problem with a model and an executor of this world; `changes` are fields of `PlanningProblem`."""
+        """Return a problem with a model and an executor of this world.
+
+        Args:
+            seed: Seed of the generator.
+            changes: Fields of `PlanningProblem` that replace the usual ones.
+        """
 
         def masks_after(sequence: Sequence[Intervention]) -> tuple[NDArray[np.bool_], ...]:
             state = InForce()
@@ -153,29 +166,26 @@ class ToyWorld:
 
 @dataclass(frozen=True)
 class ToyModel:
-    """The world model that knows the law."""
+    """A world model that knows the law."""
 
     world: ToyWorld
 
     def forecast(
         self, history: RunHistory, interventions: Sequence[Intervention | Sequence[Intervention]], /
     ) -> list[Forecast]:
-        return [
-            self._one((one,) if isinstance(one, Intervention) else one) for one in interventions
-        ]
+        return [self._one(as_sequence(one)) for one in interventions]
 
     def _one(self, sequence: Sequence[Intervention]) -> Forecast:
         delta = self.world.delta(sequence)
         p = 0.9 if self.world.diverges(sequence) else 0.01
         sure = Estimate(delta, delta, delta - 0.01, delta + 0.01)
-        late = Estimate(
-            float(HORIZON * DECISION), float(HORIZON * DECISION), 0.0, float(HORIZON * DECISION)
-        )
+        horizon = float(DECISIONS * DECISION)
+        late = Estimate(horizon, horizon, 0.0, horizon)
         return Forecast(
             horizon=sure,
             annealed=sure,
             final=sure,
-            hazard=(p / HORIZON,) * HORIZON,
+            hazard=(p / DECISIONS,) * DECISIONS,
             divergence=p,
             instability=p,
             recovery=late,
@@ -196,20 +206,21 @@ class ToyModel:
             done = self.world.codec.decode(action)
             after[row, 0] += math.log(done.lr_scale)
             after[row, 1] += math.log(done.weight_decay_scale)
-            after[row, 2] = after[row, 2] if done.clip is None else 1 + CLIP_NAMES.index(done.clip)
-            rewards[row] = -once(done) - self._rate(after[row]) / HORIZON * (
-                after[row, 3] < HORIZON
+            if done.clip is not None:
+                after[row, 2] = _clip_value(done.clip)
+            rewards[row] = -once(done) - self._rate(after[row]) / DECISIONS * (
+                after[row, 3] < DECISIONS
             )
             after[row, 3] += 1
         return self._inference(after, rewards)
 
     def _rate(self, state: NDArray[np.float32]) -> float:
         clip = int(state[2])
-        unsafe = self.world.unsafe is not None and clip == 1 + CLIP_NAMES.index(self.world.unsafe)
+        unsafe = self.world.unsafe is not None and clip == _clip_value(self.world.unsafe)
         return self.world.rate(float(state[0]), float(state[1]), clip) + 2.0 * unsafe
 
     def _inference(self, latent: NDArray[np.float32], rewards: NDArray[np.float64]) -> Inference:
-        left = [max(0.0, HORIZON - float(state[3])) / HORIZON for state in latent]
+        left = [max(0.0, DECISIONS - float(state[3])) / DECISIONS for state in latent]
         value = [-self._rate(state) * share for state, share in zip(latent, left)]
         logits = np.zeros((len(latent), sum(self.world.codec.sizes)), dtype=np.float32)
         return Inference(
@@ -219,13 +230,14 @@ class ToyModel:
 
 @dataclass(frozen=True)
 class ToyExecutor:
-    """Runs futures by the law.
+    """An executor that runs futures by the law.
 
-    What it has run it keeps: going on from there costs only what is new.
+    It keeps all branches, so that continuing one costs only the new steps.
 
     Attributes:
-        done: for each sequence and draw, how many steps were run.
-        calls: how often `run` was called, as a list of what was asked.
+        world: World that has the law.
+        done: Steps that were run, for each sequence and draw.
+        calls: Number of sequences, steps and draw of each call of `run`.
     """
 
     world: ToyWorld
@@ -241,10 +253,8 @@ class ToyExecutor:
         measure: Measure,
         draw: int = 0,
     ) -> Cost:
-        total = sum(
-            self._new(sequence, steps, draw) + (_COOLDOWN if measure != "horizon" else 0)
-            for sequence in sequences
-        )
+        extra = _cooldown(measure)
+        total = sum(self._new(sequence, steps, draw) + extra for sequence in sequences)
         return Cost(steps=total, flops=1e6 * total)
 
     def run(
@@ -260,21 +270,19 @@ class ToyExecutor:
         return [self._one(tuple(sequence), steps, measure, draw) for sequence in sequences]
 
     def _new(self, sequence: Sequence[Intervention], steps: int, draw: int) -> int:
-        """Steps that are not known from a run of a beginning of the sequence."""
+        """Return the steps that no kept branch of the same sequence, or a prefix of it, covers."""
         known = [
             self.done.get((canonical(sequence[:place]), draw), 0)
             for place in range(1, len(sequence) + 1)
         ]
-        shared = [
-            min(ran, place * DECISION) for place, ran in enumerate(known, start=1)
-        ]  # then the next intervention would come
+        # A prefix covers the steps until the next intervention of the sequence.
+        shared = [min(ran, place * DECISION) for place, ran in enumerate(known, start=1)]
         return max(0, steps - max(known[-1], *shared))
 
     def _one(
         self, sequence: tuple[Intervention, ...], steps: int, measure: Measure, draw: int
     ) -> Outcome:
-        extra = _COOLDOWN if measure != "horizon" else 0
-        took = self._new(sequence, steps, draw) + extra
+        took = self._new(sequence, steps, draw) + _cooldown(measure)
         key = canonical(sequence), draw
         self.done[key] = max(steps, self.done.get(key, 0))
         put = sequence[: max(1, -(-steps // DECISION))]
@@ -283,31 +291,56 @@ class ToyExecutor:
                 looks=(0,), validation=(_LOSS,), diverged=True, steps=took, flops=1e6 * took
             )
         seed = [self.world.seed, draw, *self.world.codec.encode(put[0]).tolist(), len(put)]
-        noise = self.world.noise * np.random.default_rng(seed).standard_normal() if draw else 0.0
-        looks = tuple(steps * place // HORIZON for place in range(HORIZON + 1))
+        noise = 0.0
+        if draw:
+            noise = self.world.noise * np.random.default_rng(seed).standard_normal()
+        looks = tuple(steps * place // DECISIONS for place in range(DECISIONS + 1))
         delta = self.world.delta(put) + noise
         losses = [_LOSS * math.exp(delta * look / max(steps, 1) - 1e-4 * look) for look in looks]
-        after = losses[-1]
+        later = dict.fromkeys(("annealed", "final"), math.nan)
+        if measure != "horizon":
+            later[measure] = {"annealed": 0.95, "final": 0.9}[measure] * losses[-1]
         return Outcome(
             looks=looks,
             validation=tuple(losses),
-            annealed=0.95 * after if measure == "annealed" else math.nan,
-            final=0.9 * after if measure == "final" else math.nan,
+            annealed=later["annealed"],
+            final=later["final"],
             volatility=0.0,
             steps=took,
             flops=1e6 * took,
         )
 
 
+def as_sequence(one: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """Return an entry of a forecast as a sequence."""
+    return (one,) if isinstance(one, Intervention) else tuple(one)
+
+
+def _clip_value(name: ClipName) -> int:
+    """Return the value of a clip policy in an action vector."""
+    return 1 + CLIP_NAMES.index(name)
+
+
+def _cooldown(measure: Measure) -> int:
+    """Return the steps that a measure takes after the branch."""
+    return _COOLDOWN * (measure != "horizon")
+
+
 def once(done: Intervention) -> float:
-    """What an intervention costs once, Δ ln loss."""
+    """Return the cost of the single events of an intervention, Δ ln loss."""
     return (
         _ONCE[0] * done.momentum_reset + _ONCE[1] * done.data_reorder + _ONCE[2] * done.skip_batch
     )
 
 
 def history(steps: int = 128, ahead: int = 400, cosine: float = 0.1) -> RunHistory:
-    """A calm run of `steps` steps with `ahead` to come, its loss falling to 3 nats per token."""
+    """Return the history of a calm run whose loss falls to 3 nats per token.
+
+    Args:
+        steps: Steps so far.
+        ahead: Steps to come.
+        cosine: Hypergradient cosine of all steps.
+    """
     telemetry = [
         Telemetry(
             step=step,

@@ -1,4 +1,4 @@
-"""Models and executors that watch what planners ask of them, and that fail in every way that real ones do."""
+"""Models and executors that count what planners ask of them, and that fail as real ones do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.planners.support.sequences import Legality
+from trainenv.planners.testing.toy import as_sequence
 from trainenv.types import (
     Cost,
     Estimate,
@@ -43,16 +44,16 @@ EXECUTOR_FAULTS: tuple[ExecutorFault, ...] = get_args(ExecutorFault)
 
 @dataclass
 class WatchedModel:
-    """A model that counts, and that fails from the call numbered `at` on if it has a fault.
+    """A model that counts its calls, and that fails from one call on if it has a fault.
 
     Attributes:
-        model: what answers.
-        fault: how it fails; None if it does not; an exception to raise it.
-        at: the first call that fails, from 0.
-        pause: seconds that each future takes.
-        futures: entries forecast and states inferred so far.
-        calls: so far.
-        asked: the sequences forecast so far.
+        model: Model that answers.
+        fault: Kind of failure, or an exception to raise; None for no failure.
+        at: Number of the first call that fails, from 0.
+        pause: Seconds that each future takes.
+        futures: Number of entries forecast and states inferred so far.
+        calls: Number of calls so far.
+        asked: Sequences forecast so far.
     """
 
     model: WorldModel
@@ -66,9 +67,7 @@ class WatchedModel:
     def forecast(
         self, history: RunHistory, interventions: Sequence[Intervention | Sequence[Intervention]], /
     ) -> list[Forecast]:
-        sequences = [
-            (one,) if isinstance(one, Intervention) else tuple(one) for one in interventions
-        ]
+        sequences = [as_sequence(one) for one in interventions]
         fails = self._count(len(sequences))
         self.asked += sequences
         found = self.model.forecast(history, interventions)
@@ -78,31 +77,28 @@ class WatchedModel:
             return found[:-1]
         if self.fault == "rubbish":
             return ["no forecast" for _ in found]  # type: ignore[misc]
-        some = {"nan": 1, "nan for some": 2}.get(str(self.fault), len(found) + 1)
-        bad = [
-            place % some == some - 1
-            or (self.fault == "nan for doing nothing" and _idle(sequences[place]))
-            for place in range(len(found))
-        ]
-        return [
-            _without_number(forecast) if lost else forecast
-            for forecast, lost in zip(found, bad, strict=True)
-        ]
+        found = list(found)
+        every = {"nan": 1, "nan for some": 2}.get(str(self.fault), len(found) + 1)
+        for place, sequence in enumerate(sequences):
+            idle = self.fault == "nan for doing nothing" and _idle(sequence)
+            if place % every == every - 1 or idle:
+                found[place] = _without_number(found[place])
+        return found
 
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
-        return self._spoiled(self._count(len(histories)), self.model.initial_inference(histories))
+        fails = self._count(len(histories))
+        return self._spoil(fails, self.model.initial_inference(histories))
 
     def recurrent_inference(
         self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /
     ) -> Inference:
-        return self._spoiled(
-            self._count(len(latent)), self.model.recurrent_inference(latent, actions)
-        )
+        fails = self._count(len(latent))
+        return self._spoil(fails, self.model.recurrent_inference(latent, actions))
 
     def _count(self, futures: int) -> bool:
-        """Note a call; whether it is to fail."""
-        self.calls = self.calls + 1
-        self.futures = self.futures + futures
+        """Count a call; return True if it must fail."""
+        self.calls += 1
+        self.futures += futures
         time.sleep(self.pause * futures)
         fails = self.fault is not None and self.calls > self.at
         if fails and isinstance(self.fault, BaseException):
@@ -111,7 +107,7 @@ class WatchedModel:
             raise RuntimeError("the model broke")
         return fails
 
-    def _spoiled(self, fails: bool, inference: Inference) -> Inference:
+    def _spoil(self, fails: bool, inference: Inference) -> Inference:
         if not fails:
             return inference
         return Inference(
@@ -124,11 +120,16 @@ class WatchedModel:
 
 @dataclass
 class WatchedExecutor:
-    """An executor that counts, and that fails from the call of `run` numbered `at` on if it has a fault. As `WatchedModel`.
+    """An executor that counts its calls, and that fails from one call on if it has a fault.
 
     Attributes:
-        steps: real steps taken so far.
-        flops: spent so far.
+        executor: Executor that runs the sequences.
+        fault: Kind of failure, or an exception to raise; None for no failure.
+        at: Number of the first call of `run` that fails, from 0.
+        steps: Real steps taken so far.
+        flops: FLOPs spent so far.
+        calls: Number of calls of `run` so far.
+        asked: Sequences run so far.
     """
 
     executor: Executor
@@ -171,16 +172,17 @@ class WatchedExecutor:
         found = list(self.executor.run(sequences, steps, measure=measure, draw=draw))
         if fails:
             found = [
-                self._spoiled(sequence, outcome)
+                self._spoil(sequence, outcome)
                 for sequence, outcome in zip(sequences, found, strict=True)
             ]
-            found = found[:-1] if self.fault == "too few" else found
+            if self.fault == "too few":
+                found.pop()
         sound = [outcome for outcome in found if isinstance(outcome, Outcome)]
         self.steps += sum(outcome.steps for outcome in sound)
         self.flops += sum(outcome.flops for outcome in sound)
         return found
 
-    def _spoiled(self, sequence: Sequence[Intervention], outcome: Outcome) -> Outcome:
+    def _spoil(self, sequence: Sequence[Intervention], outcome: Outcome) -> Outcome:
         lost = tuple(math.nan for _ in outcome.validation)
         if self.fault == "errors" or (self.fault == "error of the control" and _idle(sequence)):
             return Outcome(error="out of memory", steps=outcome.steps, flops=outcome.flops)
@@ -190,11 +192,13 @@ class WatchedExecutor:
             return replace(
                 outcome, validation=lost, annealed=math.nan, final=math.nan, diverged=True
             )
-        return "no outcome" if self.fault == "rubbish" else outcome  # type: ignore[return-value]
+        if self.fault == "rubbish":
+            return "no outcome"  # type: ignore[return-value]
+        return outcome
 
 
 def watched(problem: PlanningProblem) -> tuple[PlanningProblem, WatchedModel, WatchedExecutor]:
-    """The same problem with its model and its executor watched."""
+    """Return the problem with its model and its executor watched, and the two watchers."""
     assert problem.model is not None
     assert problem.executor is not None
     model = WatchedModel(problem.model)
@@ -203,7 +207,7 @@ def watched(problem: PlanningProblem) -> tuple[PlanningProblem, WatchedModel, Wa
 
 
 def illegal(problem: PlanningProblem, sequences: Sequence[Sequence[Intervention]]) -> list[str]:
-    """What is wrong with those of the sequences that a mask forbids."""
+    """Return the objection to each sequence that a mask forbids."""
     legality = Legality(problem)
     return [found for sequence in sequences if (found := legality.objection(tuple(sequence)))]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lengths import either
 from steered_runs import (
     QUICK,
     SMALL,
@@ -29,7 +30,9 @@ from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 
-OFTEN = settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+OFTEN = settings(
+    deadline=None, max_examples=either(short=4, long=16), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 pytestmark = pytest.mark.usefixtures("alarms")
@@ -89,7 +92,7 @@ def test_a_run_never_spends_more_than_doing_nothing(
     within_its_budget(found, nothing, asked["max_waste"])
 
 
-@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=either(short=1, long=4), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 3),
     max_waste=st.sampled_from([0.05, 0.3, 0.8]),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from lengths import either
 from steered_runs import (
     HIGHER,
     LOWER,
@@ -134,7 +135,7 @@ def driven_on(path: Path) -> tuple[TrainingRun, Branching, RunFolder]:
     return run, callback, folder
 
 
-@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=either(short=3, long=20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.integers(0, len(PLACES) - 1),
     call=st.integers(0, 60),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from lengths import either
 from steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 
 from trainenv.agents.branching import Branching
@@ -30,8 +31,8 @@ from trainenv.verification.verify import Verification
 
 pytestmark = pytest.mark.usefixtures("alarms")
 
-STEPS = 400
-EXAMPLES = int(os.environ.get("FAULT_EXAMPLES", "6"))  # beside those that are always tried
+STEPS = either(short=300, long=400)
+EXAMPLES = int(os.environ.get("FAULT_EXAMPLES", "3"))  # beside those that are always tried
 HOW: dict[str, Any] = {"max_waste": 0.08, "every": 20, "verify_steps": 3, "top_k": 2, "default_clip": True}
 MESSAGE = "it broke"  # what every fault says
 

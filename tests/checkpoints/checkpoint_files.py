@@ -14,8 +14,8 @@ import xxhash
 from torch import Tensor
 
 from trainenv.checkpoints import file, schema
-from trainenv.checkpoints.header import FRONT_MOST, MAGIC, _checked, _layout, _memory
-from trainenv.checkpoints.header import room as room_of
+from trainenv.checkpoints.header import FRONT_MOST, MAGIC, check_spec
+from trainenv.checkpoints.layout import lay_out, manifest_bytes, memory_bytes
 from trainenv.config.presets import configs_folder, read_yaml
 from trainenv.types import Snapshot, Tier
 
@@ -124,9 +124,9 @@ def together(header: Any, table: Any, body: bytes, room: int | None = None) -> b
 def sums(header: Any) -> tuple[int, int]:
     """Bytes that the manifest of such a header must have, and that its tensors have; zeros where the header makes no sense."""
     try:
-        tensors = {name: _checked(name, *entry) for name, entry in header["tensors"].items()}
-        layout = _layout(tensors, header["rounded"])
-        room, total = room_of(layout), _memory(tensors, layout)
+        tensors = {name: check_spec(name, *entry) for name, entry in header["tensors"].items()}
+        layout = lay_out(tensors, header["rounded"])
+        room, total = manifest_bytes(layout), memory_bytes(tensors, layout)
     except (AttributeError, KeyError, TypeError, ValueError):
         return 0, 0
     return (room, total) if type(room) is type(total) is int and 0 < room <= FRONT_MOST else (0, 0)

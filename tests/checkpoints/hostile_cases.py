@@ -10,7 +10,8 @@ from typing import Any
 from checkpoint_files import MARK, apart, encoded, forged, line, sums, together
 from test_planes import BAD, LENGTH, frame
 
-from trainenv.checkpoints.header import COSTS, FRONT_MOST, PARSED_MOST, TENSORS_MOST
+from trainenv.checkpoints.header import FRONT_MOST, TENSORS_MOST
+from trainenv.checkpoints.untrusted import COSTS, PARSED_MOST
 
 Change = Callable[[dict[str, Any]], Any]
 Case = tuple[Callable[[], bytes], str]  # made when they are needed: some are large
@@ -206,9 +207,9 @@ def fronts(exact: bytes) -> dict[str, tuple[bytes, str]]:
         "a byte order mark": (made(b"\xef\xbb\xbf" + front), "codec can't decode"),
         "an escaped surrogate": (made(front.replace(b'"exact"', b'"\\ud800"')), "'tier' must be"),
         "NUL bytes": (made(front + b"\0"), "Extra data"),
-        "a key twice": (made(front[:-1] + b',"step":4}'), "a key stands twice in one object"),
-        "a name twice": (made(front.replace(b'"tensors":{', b'"tensors":{"model/long":["int64",[5000]],')), "stands twice"),
-        "a key twice by escapes": (made(front[:-1] + b',"\\u0073tep":4}'), "a key stands twice in one object"),
+        "a key twice": (made(front[:-1] + b',"step":4}'), "an object has the same key twice"),
+        "a name twice": (made(front.replace(b'"tensors":{', b'"tensors":{"model/long":["int64",[5000]],')), "the same key twice"),
+        "a key twice by escapes": (made(front[:-1] + b',"\\u0073tep":4}'), "an object has the same key twice"),
         "an int of 5000 digits": (made(around(exact, b"9" * 5000)), "is no whole checkpoint"),
     }
 
@@ -251,7 +252,7 @@ def manifests(exact: bytes) -> dict[str, tuple[bytes, str]]:
         "spaces too few": (together(header, table, body, 0), r"its manifest should have \d+ bytes, found"),
         "a space too many": (together(header, table, body, sums(header)[0] + 1), r"its manifest should have \d+ bytes, found"),
         "deep nesting": (made(lambda lines: b"[" * 400), "is no whole checkpoint"),
-        "a key twice": (made(lambda lines: b'{"a":1,"a":2}'), "a key stands twice"),
+        "a key twice": (made(lambda lines: b'{"a":1,"a":2}'), "the same key twice"),
     }
 
 

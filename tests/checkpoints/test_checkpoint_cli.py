@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lengths import either
 from safetensors.torch import load_file
 
 from trainenv import cli
@@ -35,6 +36,8 @@ SMALL: dict[str, Any] = {
     "schedule.warmup": 4,
     "checkpoints.every": 8,
 }
+STEPS = either(short=300, long=400)  # of the run that is killed
+KILLED_AT = either(short=(16, 120), long=(16, 120, 240))
 NOT_THE_FUTURE = ("ledger", "numerics", "statistics")
 AS_A_USER_SEES_THEM = pytest.mark.filterwarnings("default")  # warnings, else errors in tests
 
@@ -219,7 +222,7 @@ def test_export_writes_what_plain_torch_loads(run: Path, capsys: pytest.CaptureF
         (["gc", "mine", "--keep-last", "0"], ("keep_last", "found 0")),
         (["export", "mine", "w.onnx"], ("w.onnx", ".safetensors")),
         (["export", "mine", "mine/config.pt", "--step", "9"], ("a checkpoint of step 9",)),
-        (["export", "mine", "taken.pt"], ("taken.pt is there already",)),
+        (["export", "mine", "taken.pt"], ("taken.pt already exists",)),
     ],
 )
 def test_mistakes(arguments: list[str], words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +242,7 @@ def test_mistakes(arguments: list[str], words: tuple[str, ...], run: Path, capsy
 
 def test_resuming_says_from_where_and_how_closely(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--resume", "--out", "mine"]) == 0
-    assert capsys.readouterr().out.startswith("going on from step 24, to the bit as it was (exact)\n")
+    assert capsys.readouterr().out.startswith("resuming from step 24, bit-exact\n")
 
 
 def test_resuming_from_rounded_moments_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +251,7 @@ def test_resuming_from_rounded_moments_says_so(run: Path, capsys: pytest.Capture
     store.close()
     assert main(["run", "--resume", "--out", "mine"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("going on from step 24, nearly as it was (8bit): the optimizer's moments were rounded")
+    assert out.startswith("resuming from step 24, nearly exact (8bit): the optimizer's moments were rounded")
 
 
 def test_resuming_under_other_settings_says_so(
@@ -256,7 +259,7 @@ def test_resuming_under_other_settings_says_so(
 ) -> None:
     monkeypatch.setattr("platform.python_version", lambda: "9.9")
     assert main(["run", "--resume", "--out", "mine"]) == 0
-    assert "going on from step 24, not to the bit as it was: python was 3." in (out := capsys.readouterr().out)
+    assert "resuming from step 24, not bit-exact: python was 3." in (out := capsys.readouterr().out)
     assert ", is 9.9\n" in out
 
 
@@ -265,7 +268,7 @@ def test_a_torn_checkpoint_is_passed_over_in_a_sentence(run: Path, capsys: pytes
     tear(run / "checkpoints" / "cp_24.ptz")
     assert main(["run", "--resume", "--out", "mine"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("going on from step 16, ")
+    assert out.startswith("resuming from step 16, ")
     (sentence,) = [line for line in err.splitlines() if "cp_24.ptz" in line]
     assert sentence.startswith("trainenv: ")
     assert "cp_16.ptz" in sentence
@@ -329,8 +332,8 @@ def reached(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments, resume = ["run", "tiny", *sets(steps=400), "--out", "mine"], ["run", "--resume", "--out", "mine"]
-    for step in (16, 120, 240):
+    arguments, resume = ["run", "tiny", *sets(steps=STEPS), "--out", "mine"], ["run", "--resume", "--out", "mine"]
+    for step in KILLED_AT:
         process = child(arguments)
         try:
             reached(tmp_path / "mine", step, process)
@@ -345,8 +348,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
         arguments = resume
     assert main(resume) == 0
     straight = TrainingRun.from_config("mine/config.yaml")
-    straight.advance(400)
+    straight.advance(STEPS)
     assert fingerprint(CheckpointStore("mine/checkpoints").load(), NOT_THE_FUTURE) == straight.fingerprint()
-    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, 401))
-    assert len(read_lines(tmp_path / "mine" / "lines.jsonl")) == 3
+    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, STEPS + 1))
+    assert len(read_lines(tmp_path / "mine" / "lines.jsonl")) == len(KILLED_AT)
     assert all(finding.ok for finding in CheckpointStore("mine/checkpoints").verify())

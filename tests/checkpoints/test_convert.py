@@ -143,7 +143,7 @@ def test_moments_that_were_rounded_are_exported_as_they_are(tmp_path: Path) -> N
     ("name", "message"),
     [
         ("w.onnx", r"ends in \.safetensors .* or \.pt .*, found .*w\.onnx"),
-        ("taken.pt", "taken.pt is there already; give another"),
+        ("taken.pt", "taken.pt already exists; give another"),
     ],
 )
 def test_paths_that_are_refused(name: str, message: str, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_an_optimizer_s_state_that_does_not_fit(change: Callable[[Any], Any], me
     optimizer = copy.deepcopy(trained.optimizer.state_dict())
     change(optimizer)
     path = saved({"model": trained.model.state_dict(), "optimizer": optimizer}, tmp_path / "w.pt")
-    refused(run, path, r"w\.pt does not fit the optimizer: .*" + message + ".*weights alone")
+    refused(run, path, r"w\.pt does not fit the optimizer: .*" + message + ".*only the weights")
 
 
 def test_the_state_of_another_kind_of_optimizer(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ class Evil:
 def test_code_is_not_run(ending: str, tmp_path: Path) -> None:
     path, evil = tmp_path / f"w.{ending}", Evil(tmp_path / "made")
     torch.save({"model": {"w": torch.zeros(2)}, "more": evil}, path)
-    refused(own(3), path, "was not read: it is damaged, or holds more than tensors, which could run code; where it is trusted")
+    refused(own(3), path, "was not read: it is damaged, or holds more than tensors, which could run code; if you trust it")
     path.write_bytes(pickle.dumps(evil))
     refused(own(3), path, "was not read")
     torch.save(Tied(), path)
@@ -392,5 +392,5 @@ def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:
     refused(run, tmp_path, "found no file")
     write(run.snapshot(), tmp_path / "cp_3.ptz")
     refused(
-        run, tmp_path / "cp_3.ptz", r"in a \.safetensors or \.pt file, found .*cp_3\.ptz; a checkpoint of ours is exported first"
+        run, tmp_path / "cp_3.ptz", r"in a \.safetensors or \.pt file, found .*cp_3\.ptz; export a trainenv checkpoint first"
     )

@@ -175,11 +175,11 @@ def test_a_process_that_ends(endings: tuple[Path, dict[str, Any]], scenario: str
 
 def test_a_failure_at_the_end_of_the_process_is_told(endings: tuple[Path, dict[str, Any]]) -> None:
     words = endings[1]["failure_that_nobody_asks_about"]["stderr"]
-    assert "cp_2.ptz failed: the system said 'No space left on device'; the one before it, cp_1.ptz, is intact" in words
+    assert "cp_2.ptz failed: the system reported 'No space left on device'; the one before it, cp_1.ptz, is intact" in words
 
 
 def test_the_lock_stays_while_what_it_protects_goes_on(endings: tuple[Path, dict[str, Any]]) -> None:
-    assert "is in use: another CheckpointStore of this very process" in endings[1]["interrupted_at_the_end_of_with"]["stderr"]
+    assert "is in use: another CheckpointStore of this same process" in endings[1]["interrupted_at_the_end_of_with"]["stderr"]
 
 
 def test_a_forked_child_is_told_that_it_only_reads(endings: tuple[Path, dict[str, Any]]) -> None:

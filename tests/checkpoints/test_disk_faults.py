@@ -166,7 +166,7 @@ def test_a_failing_operation(tmp_path: Path, kind: str) -> None:
             continue
         assert warned == []
         assert "No space left on device" in message if how == "ENOSPC" else "Input/output error" in message
-        assert "free some space" in message.lower() if how == "ENOSPC" else "look after the disk" in message.lower()
+        assert "free some space" in message.lower() if how == "ENOSPC" else "check the disk" in message.lower()
         assert "cp_" in message
         assert ".ptz, is intact" in message
 
@@ -210,7 +210,7 @@ def test_opening_on_a_failing_disk_says_so_and_frees_the_lock(tmp_path: Path, ki
 def test_a_hold_that_cannot_be_noted(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path / "store")
     outcome.disk.arm("write", 1, "ENOSPC")
-    with pytest.raises(UserError, match=r"holding cp_3.ptz failed: the system said 'No space left on device'"):
+    with pytest.raises(UserError, match=r"holding cp_3.ptz failed: the system reported 'No space left on device'"):
         outcome.store.hold(3, "somebody")
     assert outcome.store.entries()[-1].holders == CheckpointStore(tmp_path / "store").entries()[-1].holders == ()
     outcome.store.hold(3, "somebody")
@@ -280,7 +280,7 @@ def test_on_error_warn_lets_the_training_go_on(tmp_path: Path) -> None:
         store.save(made(1, numel=64), wait=True)
         disk.arm("sync", 1, "EIO")
         store.save(made(2, numel=64))
-        with pytest.warns(UserWarning, match=r"cp_2\.ptz failed: the system said 'Input/output error'; .*cp_1\.ptz, is intact"):
+        with pytest.warns(UserWarning, match=r"cp_2\.ptz failed: the system reported 'Input/output error'; .*cp_1\.ptz, is intact"):
             store.save(made(3, numel=64))
         assert store.steps() == [1, 3]
 

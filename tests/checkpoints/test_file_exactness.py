@@ -14,7 +14,7 @@ from trainenv.checkpoints import file
 from trainenv.types import Intervention
 
 sys.path.append(str(Path(__file__).parent.parent))
-from test_fork import CONFIGS, SMALL, go, made
+from test_fork import ARC, CONFIGS, SMALL, SPAM, STRESSED, go, made
 
 CHILD = """
 import json, sys
@@ -32,7 +32,13 @@ for name, settings in json.loads(sys.argv[2]).items():
     here = run.fingerprint()
     print(json.dumps([name, here, [repr(t) for t in run.advance(5)], run.fingerprint(), path.read_bytes() == before]))
 """
-STEERED = {"model.dropout": 0.1, "clip.policy": "arc", "accumulation": 2}
+STEERED: dict[str, dict[str, Any]] = {
+    "steered": {"model.dropout": 0.1, **ARC, "accumulation": 2},
+    "steered, spam under stress": {**SPAM, **STRESSED},
+    "steered, bf16": {"precision": "bf16"},
+    "steered, fp16 and activation checkpointing": {"precision": "fp16", "model.activation_checkpointing": True},
+}
+ALL = {**CONFIGS, **STEERED}
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +46,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
     """By configuration: what a run gave that never stopped, and what another process gave that read its file."""
     folder = tmp_path_factory.mktemp("exactness")
     expected, told = {}, {}
-    for name, settings in {**CONFIGS, "steered": STEERED}.items():
+    for name, settings in ALL.items():
         run = made(settings)
         run.advance(7)
-        if name == "steered":
+        if name in STEERED:
             run.flag([run.step + 3])
             run.apply(Intervention(lr_scale=0.8, clip="spam", momentum_reset=True, data_reorder=True, skip_batch=True))
             run.advance(2)
         file.write(run.snapshot(), folder / name)
         here = run.fingerprint()
         expected[name] = [here, *go(run, 5), True]
-    settings = json.dumps({name: {**SMALL, **settings} for name, settings in {**CONFIGS, "steered": STEERED}.items()})
+    settings = json.dumps({name: {**SMALL, **settings} for name, settings in ALL.items()})
     child = subprocess.run([sys.executable, "-c", CHILD, str(folder), settings], capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stderr
     for line in child.stdout.splitlines():
@@ -59,7 +65,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
     return told
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "steered"])
+@pytest.mark.parametrize("name", ALL)
 def test_another_process_goes_on_from_the_file_to_the_bit(name: str, told: dict[str, tuple[Any, Any]]) -> None:
     """Telemetry and fingerprint; and written once more, by that process, the file has the same bytes."""
     expected, found = told[name]

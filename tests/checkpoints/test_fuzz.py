@@ -1,4 +1,4 @@
-"""A fuzzer, for as long as FUZZ_SECONDS says, 15 if it says nothing; FUZZ_SEED gives other files."""
+"""A fuzzer, for as long as FUZZ_SECONDS says, 5 if it says nothing; FUZZ_SEED gives other files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainenv.types import Snapshot
 sys.path.append(str(Path(__file__).parent / "corpus"))
 from make_corpus import SEEDS
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "15"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 
 

@@ -56,7 +56,7 @@ def test_one_at_a_time_in_one_process(tmp_path: Path) -> None:
     one.take()
     one.take()
     assert one.held
-    assert f"another CheckpointStore of this very process ({os.getpid()})" in refusal(tmp_path)
+    assert f"another CheckpointStore of this same process ({os.getpid()})" in refusal(tmp_path)
     assert not two.held
     one.release()
     one.release()
@@ -143,7 +143,7 @@ def test_whatever_stands_in_the_file_the_lock_is_free(tmp_path: Path, left: byte
     one = FolderLock(tmp_path)
     one.take()
     (tmp_path / ".lock").write_bytes(left)
-    assert "a process that has not said which" in refusal(tmp_path)
+    assert "an unknown process" in refusal(tmp_path)
 
 
 def test_a_holder_cannot_write_on_the_terminal(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_second_store_is_refused_and_reading_needs_no_lock(tmp_path: Path) -> 
     with filled(tmp_path, 1) as store:
         other = CheckpointStore(tmp_path)
         for write in (lambda: other.save(small(2)), other.collect, lambda: other.hold(1, "x"), other.__enter__):
-            with pytest.raises(UserError, match="another CheckpointStore of this very process"):
+            with pytest.raises(UserError, match="another CheckpointStore of this same process"):
                 write()
         assert other.steps() == [1]
         assert same(other.load(), small(1))

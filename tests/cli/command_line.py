@@ -83,5 +83,5 @@ def asks_to_stop_at(monkeypatch: pytest.MonkeyPatch, step: int, *, once: str = "
     monkeypatch.setattr(TrainingRun, "advance", advancing)
 
 
-def final(folder: str) -> str:
+def final(folder: str | Path) -> str:
     return fingerprint(newest(folder), NOT_THE_FUTURE)

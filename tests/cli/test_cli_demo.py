@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command_line import asks_to_stop_at, assert_one_sentence
@@ -14,20 +17,29 @@ from trainenv import cli
 from trainenv.cli import main
 
 
-def test_demo_trains_both_ways_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--steps", "300", "--json", "--out", "here"]) == 0
-    out, err = capsys.readouterr()
-    result = strict(out)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Result and progress messages of an uninterrupted demo of 200 steps."""
+    folder = tmp_path_factory.mktemp("demo") / "whole"
+    out = io.StringIO()
+    err = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert main(["demo", "--steps", "200", "--json", "--out", str(folder)]) == 0
+    return strict(out.getvalue()), err.getvalue()
+
+
+def test_demo_trains_both_ways_and_reports(whole: tuple[dict[str, Any], str]) -> None:
+    result, err = whole
     assert [run["method"] for run in result["runs"]] == ["left alone", "branching"]
     for run in result["runs"]:
         assert strict((Path(run["folder"]) / "summary.json").read_text(encoding="utf-8"))["step"] == run["step"]
         assert f"{run['method']}: step" in err
     alone, steered = result["runs"]
     assert alone["first_validation_loss"] == steered["first_validation_loss"]
-    assert (alone["step"], alone["flops"]["verify"], alone["flops"]["plan"]) == (300, 0, 0)
+    assert (alone["step"], alone["flops"]["verify"], alone["flops"]["plan"]) == (200, 0, 0)
     assert sum(steered["flops"].values()) <= 1.01 * sum(alone["flops"].values())
     assert steered["flops"]["plan"] > 0
-    assert steered["step"] < 300
+    assert steered["step"] < 200
     page = Path(result["report"]).read_text(encoding="utf-8")
     assert "<svg" in page
     assert "http" not in page.split("</head>")[0].replace("http-equiv", "")
@@ -42,19 +54,20 @@ def test_demo_for_people_says_what_it_may_cost_and_shows_the_tree(capsys: pytest
 
 
 def test_interrupted_demo_goes_on_to_the_same_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: tuple[dict[str, Any], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["demo", "--steps", "160", "--json", "--out", "whole"]) == 0
-    whole = strict(capsys.readouterr().out)
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 96, once="here/branching")
-        assert main(["demo", "--steps", "160", "--json", "--out", "here"]) == cli.INTERRUPTED
+        assert main(["demo", "--steps", "200", "--json", "--out", "here"]) == cli.INTERRUPTED
     result = strict(capsys.readouterr().out)
     assert [run["ended"] for run in result["runs"]] == ["budget spent", "interrupted"]
     assert not (tmp_path / "here" / "summary.json").exists()
     assert main(["demo", "--resume", "--json", "--out", "here"]) == 0
     resumed = strict(capsys.readouterr().out)
-    assert [run["fingerprint"] for run in resumed["runs"]] == [run["fingerprint"] for run in whole["runs"]]
+    assert [run["fingerprint"] for run in resumed["runs"]] == [run["fingerprint"] for run in whole[0]["runs"]]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_folder_of_any_name_is_recorded_in_resumed_and_reported(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 12)
         assert main(["run", "tiny", *sets(), f"--out={name}"]) == cli.INTERRUPTED
-    hint = capsys.readouterr().out.partition("go on with: trainenv ")[2].strip()
+    hint = capsys.readouterr().out.partition("resume with: trainenv ")[2].strip()
     assert main(shlex.split(hint)) == 0
     assert "telemetry/part-00001.parquet" in files(Path(name))
     assert main(["report", f"./{name}", "--tensorboard", f"./tb-{name}"]) == 0

@@ -40,13 +40,23 @@ def same_rows(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(found.drop(columns="line"), expected.drop(columns="line"), check_exact=True)
 
 
-@pytest.mark.parametrize("stop_at", [4, 12, 16])
-def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
-    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["run", "tiny", *sets(), "--json", "--out", "straight"]) == 0
-    straight = strict(capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never interrupted. Tests only read it."""
+    folder = tmp_path_factory.mktemp("whole") / "straight"
+    assert main(["run", "tiny", *sets(), "--json", "--out", str(folder)]) == 0
+    return folder
 
+
+@pytest.mark.parametrize("stop_at", [4, 8, 12, 16])
+def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
+    stop_at: int,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    straight = strict((whole / "summary.json").read_text(encoding="utf-8"))
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, stop_at)
         assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == cli.INTERRUPTED
@@ -62,41 +72,26 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
     assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == resumed
     changing = {"folder": "", "seconds": 0, "ms_per_step": 0}
     assert resumed | changing == straight | changing
-    assert final("mine") == final("straight")
+    assert resumed["flops"] == straight["flops"]  # steps, probes and validations of both parts, to the flop
+    assert final("mine") == final(whole)
     assert [(v["step"], v["loss"]) for v in read_validation(tmp_path / "mine")] == [
-        (v["step"], v["loss"]) for v in read_validation(tmp_path / "straight")
+        (v["step"], v["loss"]) for v in read_validation(whole)
     ]
-    same_rows(read_telemetry("mine", kept_only=True), read_telemetry("straight"))
+    same_rows(read_telemetry("mine", kept_only=True), read_telemetry(whole))
     assert list(read_telemetry("mine")["line"]) == [0] * stop_at + [1] * (24 - stop_at)
     assert read_lines(tmp_path / "mine" / "lines.jsonl") == [{"line": 1, "step": stop_at, "rewinds": 0}]
 
 
-@pytest.mark.parametrize("stop_at", [4, 8, 12])
-def test_a_resumed_run_is_charged_what_both_parts_took(
-    stop_at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Steps, probes and validations cost what they do without the interruption, to the flop."""
-    assert main(["run", "tiny", *sets(), "--json", "--out", "straight"]) == 0
-    straight = strict(capsys.readouterr().out)["flops"]
-    with monkeypatch.context() as patch:
-        asks_to_stop_at(patch, stop_at)
-        assert main(["run", "tiny", *sets(), "--out", "mine"]) == cli.INTERRUPTED
-    capsys.readouterr()
-    assert main(["run", "--resume", "--json", "--out", "mine"]) == 0
-    assert strict(capsys.readouterr().out)["flops"] == straight
-
-
 def test_interrupted_twice_and_resumed_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "tiny", *sets(), "--out", "straight"]) == 0
     for stop_at, arguments in ((4, ["tiny", *sets()]), (16, ["--resume"])):
         with monkeypatch.context() as patch:
             asks_to_stop_at(patch, stop_at)
             assert main(["run", *arguments, "--out", "mine"]) == cli.INTERRUPTED
     assert main(["run", "--resume", "--out", "mine"]) == 0
-    assert final("mine") == final("straight")
-    same_rows(read_telemetry("mine", kept_only=True), read_telemetry("straight"))
+    assert final("mine") == final(whole)
+    same_rows(read_telemetry("mine", kept_only=True), read_telemetry(whole))
     assert [record["step"] for record in read_lines(tmp_path / "mine" / "lines.jsonl")] == [4, 16]
     assert [event["step"] for event in read_events(tmp_path / "mine")] == [4, 16]
 
@@ -123,11 +118,11 @@ def test_what_an_interrupted_run_says_how_to_go_on_gives_the_same_run(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 12)
         assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
-    hint = capsys.readouterr().out.partition("interrupted; go on with: trainenv ")[2].strip()
+    hint = capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip()
     assert shlex.split(hint) == ["run", "--resume", "--out", "mine", *by_hand]
     assert main(shlex.split(hint)) == 0
     assert final("mine") == final("straight")
-    assert "go on with" not in capsys.readouterr().out
+    assert "resume with" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("spoilt", ["optimizer: {lr: -1}", "seed: 1\nsteps: 24", "", None])

@@ -60,7 +60,7 @@ def test_other_text_is_refused_and_may_be_accepted(
     text.write_text(WORDS.upper() * 1000, encoding="utf-8")
     assert_one_sentence(RESUME, (f"was {before}, is ", "digest of the corpus", "--accept-changes"), tmp_path, capsys)
     told = said(capsys, "--accept-changes")
-    assert "not to the bit as it was: the digest of the corpus" in told
+    assert "not bit-exact: the digest of the corpus" in told
     assert before in told
     assert json.loads(RECORD.read_text())["corpus"] not in (before, None)
 
@@ -80,7 +80,8 @@ def test_other_tokens_of_the_same_text_are_refused(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tokenizer at a path is another one, as a new version of it would be."""
-    assert main(["run", "tiny", *sets(steps=1), "--set", "corpus={tokenizer: bpe, vocab_size: 260}"]) == 0
+    on = "corpus={name: text, path: a.txt, tokenizer: bpe, vocab_size: 260}"
+    assert main(["run", "tiny", *sets(steps=1), "--set", on]) == 0
     made = next(cache.glob("bpe-*-260.json"))
     Path("t.json").write_text(made.read_text(encoding="utf-8"), encoding="utf-8")
     interrupted(monkeypatch, capsys, *("--set", "corpus.tokenizer=gpt2", "--set", "corpus.tokenizer_path=t.json"))
@@ -96,7 +97,7 @@ def test_text_that_was_moved_is_the_same_text(
     interrupted(monkeypatch, capsys)
     config = Path("mine/config.yaml")
     config.write_text(config.read_text().replace(str(text.absolute()), str(text.rename("b.txt").absolute())))
-    assert said(capsys) == "going on from step 12, to the bit as it was (exact)"
+    assert said(capsys) == "resuming from step 12, bit-exact"
 
 
 def test_it_may_be_resumed_from_anywhere(
@@ -107,7 +108,7 @@ def test_it_may_be_resumed_from_anywhere(
     monkeypatch.chdir(tmp_path / "other")
     Path("a.txt").write_text("something else\n" * 1000, encoding="utf-8")
     assert main(["run", "--resume", "--out", "../mine"]) == 0
-    assert "to the bit as it was (exact)" in capsys.readouterr().out
+    assert ", bit-exact\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_a_configuration_that_was_edited_is_refused(
     assert old in config.read_text(encoding="utf-8")
     config.write_text(config.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     assert_one_sentence(RESUME, (words, "--accept-changes"), tmp_path, capsys)
-    assert said(capsys, "--accept-changes") == f"going on from step 12, not to the bit as it was: {words}"
+    assert said(capsys, "--accept-changes") == f"resuming from step 12, not bit-exact: {words}"
 
 
 def test_settings_that_change_no_bit_may_be_edited(
@@ -136,7 +137,7 @@ def test_settings_that_change_no_bit_may_be_edited(
     config = tmp_path / "mine" / "config.yaml"
     edited = config.read_text(encoding="utf-8").replace("name: tiny", "name: mine").replace("keep_last: 8", "keep_last: 3")
     config.write_text(edited, encoding="utf-8")
-    assert said(capsys) == "going on from step 12, to the bit as it was (exact)"
+    assert said(capsys) == "resuming from step 12, bit-exact"
 
 
 NO_RECORDS = [
@@ -162,7 +163,7 @@ def test_a_folder_that_does_not_say_is_resumed_unchecked(
         RECORD.unlink()
     else:
         RECORD.write_text(record, encoding="utf-8")
-    assert "its folder does not say what they were" in said(capsys)
+    assert "the folder has no record of them" in said(capsys)
     assert MadeOf.read(Path("mine")) is not None
 
 
@@ -170,7 +171,7 @@ def test_a_record_of_a_later_version_is_read(monkeypatch: pytest.MonkeyPatch, ca
     interrupted(monkeypatch, capsys)
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     RECORD.write_text(json.dumps({**record, "version": 2}), encoding="utf-8")
-    assert said(capsys) == "going on from step 12, to the bit as it was (exact)"
+    assert said(capsys) == "resuming from step 12, bit-exact"
 
 
 class Killed(BaseException):
@@ -199,14 +200,14 @@ def test_an_accepted_change_is_on_record_once_a_checkpoint_has_it(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 16)
         assert main(RESUME) == cli.INTERRUPTED
-    assert "to the bit as it was (exact)" in capsys.readouterr().out
+    assert ", bit-exact\n" in capsys.readouterr().out
     text.write_text(words.upper(), encoding="utf-8")
     data._load.cache_clear()
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 20)
         assert main([*RESUME, "--accept-changes"]) == cli.INTERRUPTED
     capsys.readouterr()
-    assert said(capsys) == "going on from step 20, to the bit as it was (exact)"
+    assert said(capsys) == "resuming from step 20, bit-exact"
 
 
 def test_accepting_changes_of_a_new_run_makes_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,16 +237,16 @@ def test_a_steered_run_goes_on_steered_as_it_was(
 
 def test_the_planner_need_not_be_named_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     interrupted(monkeypatch, capsys, *BRANCHING)
-    assert said(capsys, "--branching").endswith("to the bit as it was (exact)")
+    assert said(capsys, "--branching").endswith(", bit-exact")
 
 
 def test_an_unsteered_run_stays_unsteered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupted(monkeypatch, capsys)
-    assert_one_sentence([*RESUME, "--by-hand"], ("steered by nobody, found --by-hand", "--accept-changes"), tmp_path, capsys)
+    assert_one_sentence([*RESUME, "--by-hand"], ("is not steered, found --by-hand", "--accept-changes"), tmp_path, capsys)
     told = said(capsys, "--by-hand", "--accept-changes")
-    assert "not to the bit as it was: it was steered by nobody, is by --by-hand" in told
+    assert "not bit-exact: it was not steered, is steered by --by-hand" in told
 
 
 def test_a_steered_run_whose_folder_does_not_say_by_what(
@@ -257,7 +258,7 @@ def test_a_steered_run_whose_folder_does_not_say_by_what(
     assert_one_sentence(
         [*RESUME, "--branching"], ("another callback", "trainenv.agents.Branching", "--accept-changes"), tmp_path, capsys
     )
-    assert "to the bit as it was (exact), if text" in said(capsys, "--by-hand")
+    assert ", bit-exact if text" in said(capsys, "--by-hand")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_other_steering_where_the_folder_does_not_say_is_accepted_by_name(
     interrupted(monkeypatch, capsys, *flags)
     RECORD.unlink()
     assert main([*RESUME, *others, "--accept-changes"]) == 0
-    assert "not to the bit as it was: who steered it is on no record" in capsys.readouterr().out
+    assert "not bit-exact: the callback that steered it is not recorded" in capsys.readouterr().out
 
 
 def test_a_planner_without_a_loop_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ from strict_json import strict
 
 import trainenv
 from trainenv import cli
-from trainenv.cli import main
+from trainenv.cli import main, make_parser
 from trainenv.config.schema import RunConfig
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.run_folder import read_events, read_validation
@@ -133,7 +136,7 @@ def test_branching_drafts_verifies_and_goes_on(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 56)
         assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
-    hint = shlex.split(capsys.readouterr().out.partition("interrupted; go on with: trainenv ")[2].strip())
+    hint = shlex.split(capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip())
     assert hint == ["run", "--resume", "--out", "mine", "--branching", "--planner", (planner or ["grid"])[-1]]
     assert main([*hint, "--json"]) == 0
     assert final("mine") == final("straight")
@@ -176,6 +179,8 @@ def test_runs_as_a_module() -> None:
         ["demo", "--help"],
         ["doctor", "--help"],
         ["checkpoint", "--help"],
+        ["config", "describe", "--help"],
+        ["config", "schema", "--help"],
         *(["checkpoint", name, "--help"] for name in ("verify", "show", "gc", "export")),
     ],
 )
@@ -184,6 +189,23 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main(arguments)
     assert ended.value.code == 0
     assert "usage: trainenv" in capsys.readouterr().out
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """The place and the help text of each argument of each command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name in action.choices:
+                yield from arguments_of(action.choices[name])
+        else:
+            yield f"{parser.prog} {action.metavar or action.dest}", action.help or ""
+
+
+@pytest.mark.parametrize(("place", "text"), list(arguments_of(make_parser())))
+def test_each_argument_is_explained_by_a_phrase_of_its_own(place: str, text: str) -> None:
+    assert re.match(r"[a-zA-Z-]+ ", text), place
+    assert text.split()[0] not in ("of", "that", "where", "what", "as", "also", "only")
+    assert not text.endswith(".")
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_stopped_and_gone_on_with(suite: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("trainenv.compare.compare", stopped)
     result, code = compare_command(args(suite, Path("out")))
     assert (code, result["cells"]["there"], result["finished"]) == (INTERRUPTED, 4, False)
-    assert "interrupted; the same command goes on from there" in capsys.readouterr().out
+    assert "interrupted; resume with the same command" in capsys.readouterr().out
     monkeypatch.undo()
 
 

@@ -55,7 +55,7 @@ def test_a_folder_keeps_its_own_name_where_a_link_to_it_comes_first(data: Path) 
     (data / "z" / "b.txt").write_text(TEXT, encoding="utf-8")
     (data / "a-link").symlink_to("z")
     assert shards(data) == ("a.txt", "z/b.txt")
-    assert left_out(data) == ["a-link (a link to what is read already)"]
+    assert left_out(data) == ["a-link (a link to a folder read already)"]
 
 
 def test_what_is_left_out_is_named(data: Path) -> None:

@@ -107,7 +107,7 @@ def test_c4_streams_from_a_copy(c4_copy: Path) -> None:
 def test_c4_needs_a_validation_split(c4_copy: Path) -> None:
     next((c4_copy / "en").glob("c4-validation*")).unlink()
     with pytest.raises(
-        UserError, match=r"expected a validation split of C4 .*; put c4-validation.00000-of-00008.json.gz beside them"
+        UserError, match=r"expected a validation split of C4 .*; put c4-validation.00000-of-00008.json.gz next to them"
     ):
         data.load(CorpusConfig(name="c4", path=c4_copy))
 
@@ -154,7 +154,7 @@ def test_the_hub_is_asked_for_the_right_things(monkeypatch: pytest.MonkeyPatch, 
     [
         (lambda p: None, "expected a local copy at corpus.path .*, found nothing; give a path that exists"),
         (lambda p: p.mkdir(), "expected training files named like train-00000-of-00001.parquet, .*, found an empty folder"),
-        (lambda p: p.mkdir() or (p / "notes.csv").touch(), "found notes.csv; rename them so"),
+        (lambda p: p.mkdir() or (p / "notes.csv").touch(), "found notes.csv; rename the files like that"),
         (
             lambda p: p.mkdir() or (p / "train.parquet").write_bytes(b"PAR1 torn"),
             "expected .*train.parquet to be whole and readable",

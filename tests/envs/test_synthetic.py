@@ -391,9 +391,9 @@ def test_ppo_trains_and_acts():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = PPO("MlpPolicy", SyntheticEnv(), n_steps=512, batch_size=256, n_epochs=2, gamma=1.0, seed=0, device="cpu")
+        model = PPO("MlpPolicy", SyntheticEnv(), n_steps=256, batch_size=128, n_epochs=2, gamma=1.0, seed=0, device="cpu")
         before = torch.cat([p.detach().clone().flatten() for p in model.policy.parameters()])
-        model.learn(2048)
+        model.learn(512)
         after = torch.cat([p.detach().flatten() for p in model.policy.parameters()])
     finally:
         torch.set_num_threads(threads)

@@ -62,7 +62,7 @@ def test_a_jump_that_stays_fires_at_its_second_look() -> None:
     assert fired([*losses, losses[-1] * 1.02, losses[-1] * 1.02]) == [11]
     reason = looked([*losses, losses[-1] * 1.02, losses[-1] * 1.03])[-1]
     assert reason == (
-        "validation loss at step 1100 is 3 % above what was expected: 14.8 σ, the second look in a row beyond 1.5 σ"
+        "validation loss at step 1100 is 3 % above the expected one: 14.8 σ, the second consecutive evaluation above 1.5 σ"
     )
 
 
@@ -136,7 +136,7 @@ def test_a_rewind_forgets_what_it_left_behind(before: int, back: int, losses: li
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])
 def test_a_loss_that_is_lost_fires_at_once(bad: float) -> None:
     trigger = RegressionTrigger()
-    assert trigger.validated(0, bad) == f"validation loss at step 0 is no finite number above 0: {bad}"
+    assert trigger.validated(0, bad) == f"validation loss at step 0 is not a finite number above 0: {bad}"
     assert fired([2.0] * 9, trigger) == []
     json.dumps(trigger.state_dict(), allow_nan=False)
 

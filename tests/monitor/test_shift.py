@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainenv import UncertaintyIndex
-from trainenv.monitor.shift import Shift, together
+from trainenv.monitor.shift import Shift, bounded_sum
 
 
 def made(memory: int = 16) -> Shift:
@@ -61,14 +61,14 @@ def test_one_odd_step_is_none() -> None:
     shift = made(64)
     for value in noise(600, 2):
         shift.update(value, None)
-    assert shift.update(together(100.0, 100.0), None) < 1
+    assert shift.update(bounded_sum(100.0, 100.0), None) < 1
 
 
 def test_a_look_that_is_far_out_is_enough_and_a_calm_one_takes_back() -> None:
     shift = made()
     for value in noise(100, 4):
         shift.update(value, None)
-    shift.begin_anew()
+    shift.reset()
     assert shift.update(0.5, 100.0) >= 0.8
     assert shift.update(0.0, -100.0) == 0
 
@@ -101,7 +101,7 @@ def test_state_goes_on_exactly(cut: int) -> None:
     expected = [whole.update(value, None) for value in values][cut:]
     for value in values[:cut]:
         first.update(value, None)
-    second.resume(first.state())
+    second.load_state(first.state())
     assert [second.update(value, None) for value in values[cut:]] == expected
 
 

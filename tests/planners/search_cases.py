@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from search_reference import Node, World
 
-from trainenv.planners.search import PUCT, Gumbel, Root, Searched, Tree, search
+from trainenv.planners.search import PUCT, Gumbel, Root, SearchResult, Tree, search
 
 RULES: dict[str, Any] = {"gumbel": Gumbel(), "puct": PUCT()}
 
@@ -37,7 +37,7 @@ def root_of(world: World, states: Any) -> Root:
     return Root(value=world.values[states], logits=world.logits[states], latent=states[:, None])
 
 
-def searched(world: World, states: Any = 0, *, rule: Any = None, seed: int = 0, **options: Any) -> Searched:
+def searched(world: World, states: Any = 0, *, rule: Any = None, seed: int = 0, **options: Any) -> SearchResult:
     options = {"simulations": 20, "generator": np.random.default_rng(seed)} | options
     return search(root_of(world, states), world, rule=Gumbel() if rule is None else rule, **options)
 

@@ -26,7 +26,7 @@ ARMS = [(Intervention(lr_scale=scale),) for scale in (0.8, 0.9, 1.1)]
 def test_the_posterior_is_that_of_normals(mean: float, spread: float, noise: float, scores: list[float]) -> None:
     arm = _Arm(ARMS[0], mean, spread**2)
     for score in scores:
-        arm.see(score, noise)
+        arm.update(score, noise)
     precision = 1 / spread**2 + len(scores) / noise**2
     assert arm.variance == pytest.approx(1 / precision)
     assert arm.mean == pytest.approx((mean / spread**2 + sum(scores) / noise**2) / precision, abs=1e-9)

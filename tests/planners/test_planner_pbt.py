@@ -15,7 +15,12 @@ from trainenv.interventions import ActionCodec
 from trainenv.planners.autolrs import AutoLRS, extrapolated
 from trainenv.planners.pbt import PBT, perturbed, tuned_only
 from trainenv.planners.support.gaussian_process import fit, squared_exponential
-from trainenv.planners.support.pb2_explore import Improvements, chosen, features, time_varying
+from trainenv.planners.support.pb2_explore import (
+    Improvements,
+    choose_change,
+    features,
+    time_varying,
+)
 from trainenv.planners.support.sequences import NOTHING
 from trainenv.planners.testing import InForce, ToyWorld, watched
 from trainenv.types import Budget, Intervention, Outcome
@@ -141,9 +146,9 @@ def test_pb2_chooses_what_has_improved_most_and_then_something_else() -> None:
         members = [(Intervention(lr_scale=scale),) for scale in scales]
         seen.add(0, 1, [0.0] * 4, [0.1 * math.log(scale) for scale in scales], members)  # lower is better, by far
     legal = [Intervention(lr_scale=scale) for scale in (1.0, 0.8, 0.9, 1.1)]
-    first = chosen(seen, 0, 0.0, (), legal, [])
+    first = choose_change(seen, 0, 0.0, (), legal, [])
     assert first.lr_scale == 0.8
-    assert chosen(Improvements(), 0, 0.0, (), legal, []) == legal[0]
+    assert choose_change(Improvements(), 0, 0.0, (), legal, []) == legal[0]
     seen.add(0, 1, [0.0, math.inf], [math.inf, 0.0], [NOTHING, NOTHING])
     assert len(seen.gains) == 24  # what is not finite teaches nothing
 
@@ -154,8 +159,8 @@ def test_a_copy_already_chosen_makes_room_for_another() -> None:
     seen.add(0, 1, [0.0, 0.0], [0.0, 0.0], [NOTHING, (Intervention(weight_decay_scale=2.0),)])
     seen.add(1, 1, [0.0, 0.0], [1e-9, 0.0], [(Intervention(lr_scale=0.99),), NOTHING])
     legal = [IDLE, Intervention(lr_scale=0.8), Intervention(lr_scale=1.1)]
-    first = chosen(seen, 2, 0.0, (), legal, [])
-    second = chosen(seen, 2, 0.0, (), legal, [(0.0, (first,))] * 3)
+    first = choose_change(seen, 2, 0.0, (), legal, [])
+    second = choose_change(seen, 2, 0.0, (), legal, [(0.0, (first,))] * 3)
     assert first != second
 
 

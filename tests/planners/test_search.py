@@ -178,10 +178,10 @@ def test_wrong_arguments_are_told() -> None:
         ({"depth": 0}, "at least 1"),
         ({"discount": 0.0}, "discount"),
         ({"discount": 1.5}, "discount"),
-        ({"legal": np.zeros((1, 3), dtype=bool)}, "root 0 has no legal action"),
+        ({"legal": np.zeros((1, 3), dtype=bool)}, "found none at root 0"),
         ({"legal": np.ones((2, 3), dtype=bool)}, r"bool \[1, 3\]"),
         ({"legal": np.ones((1, 3))}, "float64"),
-        ({"below": tree}, "go on from"),
+        ({"below": tree}, "continue from"),
     ]
     for options, match in wrong:
         with pytest.raises(UserError, match=match):
@@ -190,8 +190,8 @@ def test_wrong_arguments_are_told() -> None:
     for bad, match in (
         (Root(value=root.value * math.nan, logits=root.logits, latent=root.latent), "value must be finite"),
         (Root(value=root.value, logits=root.logits * math.inf, latent=root.latent), "logits must be finite"),
-        (Root(value=root.value, logits=root.logits[0], latent=root.latent), "a root has"),
-        (Root(value=root.value, logits=root.logits[:, :0], latent=root.latent), "a root has"),
+        (Root(value=root.value, logits=root.logits[0], latent=root.latent), "a root must have"),
+        (Root(value=root.value, logits=root.logits[:, :0], latent=root.latent), "a root must have"),
     ):
         with pytest.raises(UserError, match=match):
             search(bad, world, rule=Gumbel(), simulations=3, generator=np.random.default_rng(0))

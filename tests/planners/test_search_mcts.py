@@ -175,15 +175,15 @@ def test_reuse_goes_on_from_the_tree_below_what_was_done() -> None:
     first = planner.plan(problem)
     memory = first.memory
     column = int(memory.tree.visits[0, 0].argmax())
-    taken, kept = memory.imagined.interventions[column], int(memory.tree.visits[0, 0, column]) - 1
+    taken, kept = memory.states.interventions[column], int(memory.tree.visits[0, 0, column]) - 1
     assert kept > 0
     again = planner.plan(next_problem(problem, first, taken))
     assert again.memory.tree.visits[0, 0].sum() == kept + 50
     assert again.cost.futures == first.cost.futures
     tried = memory.tree.visits[0, memory.tree.children[0, 0, column]] > 0
-    assert (again.memory.imagined.vectors[tried] == memory.imagined.vectors[tried]).all()
-    assert (again.memory.imagined.vectors != memory.imagined.vectors).any()
-    assert len(again.memory.imagined.states) == kept + 1 + 51  # what was not below is forgotten
+    assert (again.memory.states.vectors[tried] == memory.states.vectors[tried]).all()
+    assert (again.memory.states.vectors != memory.states.vectors).any()
+    assert len(again.memory.states.states) == kept + 1 + 51  # what was not below is forgotten
     fresh = planner.plan(next_problem(problem, None, taken))
     assert fresh.memory.tree.visits[0, 0].sum() == 50
     assert MCTS().plan(problem).memory is None
@@ -199,7 +199,7 @@ def test_reuse_needs_a_tree_below_what_was_done_and_obeys_the_masks_of_now() -> 
     column = int(first.memory.tree.visits[0, 0].argmax())
     masks = tuple(mask.copy() for mask in problem.masks)
     masks[0][1:] = False
-    changed = next_problem(problem, first, first.memory.imagined.interventions[column], masks=masks, masks_after=None)
+    changed = next_problem(problem, first, first.memory.states.interventions[column], masks=masks, masks_after=None)
     again = planner.plan(changed)
     assert all(done.lr_scale == 1.0 for candidate in again.candidates for done in candidate.interventions)
     assert not again.dropped

@@ -18,7 +18,7 @@ from trainenv.records.decision_files import read_decisions
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.report import write_report
-from trainenv.report.run.run_page import CARDS, told
+from trainenv.report.run.run_page import CARDS, describe_event
 from trainenv.report.run.run_record import read_run
 from trainenv.report.run.run_summary import Facts
 from trainenv.types import UserError
@@ -81,13 +81,13 @@ def test_one_file_that_loads_nothing(run: Path) -> None:
 def test_what_a_run_shows(run: Path) -> None:
     page = parsed(write_report(run))
     said = " ".join(page.text)
-    for part in ("The run", "Branch tree", "Decisions", "Calibration", "Uncertainty by axis", "Compute", "What happened"):
+    for part in ("The run", "Branch tree", "Decisions", "Calibration", "Uncertainty index and its parts", "Compute", "Events"):
         assert part in said
     classes = " ".join(attributes.get("class") or "" for _, attributes in page.tags).split()
     assert classes.count("alarm") >= 3  # one a width of screen
     assert classes.count("card") == len(read_decisions(run))
     assert sum(tag == "tr" and "control" in (a.get("class") or "") for tag, a in page.tags) == len(read_decisions(run))
-    assert "rewound from step 532 to 500" in said
+    assert "rolled back from step 532 to 500" in said
     assert "grid" in said
     assert "LR ×0.8, ZClip" in said
 
@@ -186,7 +186,7 @@ def test_whatever_was_torn_is_passed_over(tmp_path: Path) -> None:
         assert "The run" in page.text, state
     facts = Facts.of(read_run(folder))
     assert facts.steps == 480
-    assert facts.ended == "still going, or killed"
+    assert facts.ended == "still running, or killed"
     assert facts.total_flops is None
 
 
@@ -243,7 +243,7 @@ def test_facts_of_a_run(run: Path) -> None:
     assert facts.total_flops == pytest.approx(total)
     assert facts.wasted == pytest.approx((6.5e9 + 3.1e10) / total)
     assert facts.drafting == pytest.approx(1.2e8 / total)
-    assert "became the run" in facts.verdict
+    assert f"A branch was accepted in {accepted} of" in facts.verdict
 
 
 def test_a_diverged_run_has_no_final_loss(tmp_path: Path) -> None:
@@ -262,14 +262,14 @@ def test_decisions_come_in_the_order_of_their_number(tmp_path: Path) -> None:
 
 
 def test_events_in_words() -> None:
-    assert told({"kind": "rewind", "detail": {"to": 500, "lr_scale": 0.8}}) == "rewound to step 500, LR now ×0.8"
-    assert told({"kind": "intervention", "detail": {"clip": "zclip", "pending": True}}) == (
-        "intervened: ZClip (a later part of what was accepted)"
+    assert describe_event({"kind": "rewind", "detail": {"to": 500, "lr_scale": 0.8}}) == "rolled back to step 500, LR now ×0.8"
+    assert describe_event({"kind": "intervention", "detail": {"clip": "zclip", "pending": True}}) == (
+        "intervention: ZClip (later part of an accepted plan)"
     )
-    assert told({"kind": "decision", "detail": {"number": 3, "accepted": False, "reason": "all worse"}}) == (
-        "decision 3: the run went on as it was; all worse"
+    assert describe_event({"kind": "decision", "detail": {"number": 3, "accepted": False, "reason": "all worse"}}) == (
+        "decision 3: the run continued unchanged; all worse"
     )
-    assert told({"kind": "diverged"}) == "diverged"
+    assert describe_event({"kind": "diverged"}) == "diverged"
 
 
 def test_a_run_that_went_on_on_its_control_accepted_nothing(tmp_path: Path) -> None:
@@ -277,4 +277,4 @@ def test_a_run_that_went_on_on_its_control_accepted_nothing(tmp_path: Path) -> N
     for path in (folder / "branches").glob("*/decision.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"accepted": 0}))
     assert Facts.of(read_run(folder)).accepted == 0
-    assert "went on as it was" in " ".join(parsed(write_report(folder)).text)
+    assert "continued unchanged" in " ".join(parsed(write_report(folder)).text)

@@ -30,11 +30,11 @@ def test_the_page_shows_what_was_found(folder: Path) -> None:
     for part in (
         "Goals",
         "Methods",
-        "Stressed trunks",
-        "Calm trunks",
-        "By trunk",
+        "Stressed scenarios",
+        "Calm scenarios",
+        "By scenario",
         "Decisions",
-        "What went wrong",
+        "Failures",
         "out of memory",
     ):
         assert part in said
@@ -84,7 +84,7 @@ def test_torn_cells_are_passed_over_and_the_rest_is_reported(tmp_path: Path) -> 
     comparison = read_comparison(folder)
     assert comparison.found["cells"]["there"] == 2 * 2 * len(METHODS) - 1 < whole
     assert comparison.trunks == list(TRUNKS)[:2]
-    assert "to come" in " ".join(parsed(write_report(folder)).text)
+    assert "still to run" in " ".join(parsed(write_report(folder)).text)
 
 
 def test_nothing_to_report_yet(tmp_path: Path) -> None:

@@ -112,13 +112,13 @@ def test_smoothing_keeps_constants_and_lines_and_does_not_lag() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ([], "do nothing"),
-        ([{}], "do nothing"),
-        ([{"lr_scale": 1.0}], "do nothing"),
+        ([], "no intervention"),
+        ([{}], "no intervention"),
+        ([{"lr_scale": 1.0}], "no intervention"),
         ([{"lr_scale": 0.8, "clip": "zclip"}], "LR ×0.8, ZClip"),
         ([{"lr_scale": 0.8}, {}, {}], "LR ×0.8"),
         ([{"lr_scale": 0.9}, {"lr_scale": 0.9}], "LR ×0.9 (2 times)"),
-        ([{}, {"momentum_reset": True}], "do nothing, then reset momentum"),
+        ([{}, {"momentum_reset": True}], "no intervention, then reset momentum"),
         (
             [{"weight_decay_scale": 2, "skip_batch": True, "data_reorder": True}],
             "weight decay ×2, skip flagged data, shuffle data",
@@ -170,7 +170,7 @@ def test_calibration_counts_what_was_drafted_and_measured() -> None:
     made["branches"][1]["delta"] = made["branches"][1]["expected"]["high"] + 1e-6
     held = sum(pair.held for pair in pairs([made]))
     assert f"{held} of 5" in calibration([made])
-    assert "nothing can be told" in calibration([])
+    assert "No branch has both" in calibration([])
 
 
 def test_paired_rollouts_of_like_branches_lie_on_zero() -> None:
@@ -188,10 +188,11 @@ def test_paired_rollouts_of_like_branches_lie_on_zero() -> None:
 def test_a_card_survives_whatever_is_missing() -> None:
     made = decision(1, 100, 120, np.random.default_rng(0))
     bare = {"number": 1, "step": 100, "branches": [{}, {"place": 1}]}
-    assert "went on as it was" in decision_card(bare, opened=True)
+    assert "continued unchanged" in decision_card(bare, opened=True)
+    assert 'open="open"' in decision_card(bare, opened=True)
     card = decision_card(made, opened=False)
-    assert "the run was rewound to step 100" in card
-    assert "<details open" not in card
+    assert "the run was rolled back to step 100" in card
+    assert 'open="open"' not in card
     for key in list(made):
         if key not in ("number", "step", "branches"):
             assert decision_card({**made, key: None}, opened=False)

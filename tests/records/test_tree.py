@@ -36,14 +36,14 @@ def test_every_decision_and_every_branch_has_its_line(folder: Path) -> None:
         assert sum("✔" in line for line in below) == (made["accepted"] is not None)
         assert sum("✘" in line for line in below) == sum(branch["fate"] == "failed" for branch in made["branches"])
     text = "\n".join(lines)
-    assert "rewound to step 500" in text
-    assert "alarm: index 4.1" in text
+    assert "rolled back to step 500" in text
+    assert "alarm: uncertainty index 4.1" in text
     assert "the budget is spent" in lines[-1]
 
 
 def test_what_happened_comes_in_its_order(folder: Path) -> None:
     text = RunReport(folder).tree()
-    places = [text.index(said) for said in ("decision 1:", "decision 2:", "▲ alarm", "↶ rewound", "decision 3:", "no decision:")]
+    places = [text.index(said) for said in ("decision 1:", "decision 2:", "▲ alarm", "↶ rolled back", "decision 3:", "skipped decision:")]
     assert places == sorted(places)
 
 
@@ -69,7 +69,7 @@ def test_a_report_is_a_value(folder: Path) -> None:
 
 def test_a_run_that_is_going_on_has_a_summary_too(tmp_path: Path) -> None:
     report = RunReport(make_run(tmp_path / "run", ended=None))
-    assert report.summary["ended"] == "still going, or killed"
+    assert report.summary["ended"] == "still running, or killed"
     assert report.summary["step"] == 1200
 
 

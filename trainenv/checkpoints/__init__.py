@@ -1,10 +1,56 @@
-"""Checkpoints: a snapshot as a file, exact or compact, safe against crashes and hostile bytes.
+"""Checkpoints: snapshots as files, safe against crashes and hostile bytes.
 
-`store` keeps a folder of them, `file` is one, `schema` says what is in it; `convert` comes from and
-goes to plain torch.
+    with CheckpointStore("runs/mine/checkpoints", every=100) as store:
+        store.save(run.snapshot())
+    snapshot = store.load()
+
+`store` keeps a folder of checkpoints, `file` reads and writes one, `schema` checks its content, and
+`interop` exports weights to plain torch and loads them. A checkpoint is exact, or holds the moments
+of the optimizer in 8 bits.
 """
 
-FOLDER = "checkpoints"  # where they are in the folder of a run
-MADE_OF = (
-    "made_of.json"  # beside them: what the run is trained with, see `trainenv.records.made_of`
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trainenv.checkpoints.names import FOLDER, MADE_OF
+
+if TYPE_CHECKING:
+    from trainenv.checkpoints.header import BrokenCheckpoint, Header
+    from trainenv.checkpoints.interop import export, load_weights
+    from trainenv.checkpoints.manifest import Entry
+    from trainenv.checkpoints.reader import Finding
+    from trainenv.checkpoints.retention import Deletion
+    from trainenv.checkpoints.store import CheckpointStore
+
+__all__ = [
+    "FOLDER",
+    "MADE_OF",
+    "BrokenCheckpoint",
+    "CheckpointStore",
+    "Deletion",
+    "Entry",
+    "Finding",
+    "Header",
+    "export",
+    "load_weights",
+]
+
+
+_LAZY = {
+    "BrokenCheckpoint": "trainenv.checkpoints.header",
+    "CheckpointStore": "trainenv.checkpoints.store",
+    "Deletion": "trainenv.checkpoints.retention",
+    "Entry": "trainenv.checkpoints.manifest",
+    "Finding": "trainenv.checkpoints.reader",
+    "Header": "trainenv.checkpoints.header",
+    "export": "trainenv.checkpoints.interop",
+    "load_weights": "trainenv.checkpoints.interop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""One job at a time beside the training, and a SIGTERM that lets it finish."""
+"""One background job at a time, and a SIGTERM that lets it finish."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainenv.types import UserError
 
 
 class Background:
-    """Runs a job on a thread that the interpreter waits for when it exits.
+    """A thread for one job at a time; the interpreter waits for it when it exits.
 
-    What went wrong is kept until somebody takes it.
+    An exception of the job is kept until it is taken.
 
     Attributes:
-        notes: what a job has to say to the user, who is on another thread.
+        notes: Messages of the jobs to the user, for the thread that the store is used from.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class Background:
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
-        # Called when this object is collected, or at exit after the last job has ended: no failure
-        # goes unheard.
-        weakref.finalize(self, _tell_unheard, self._pid, self.notes, self._failures)
+        # Called when this object is collected, or at exit after the last job has ended, so that
+        # every failure is reported.
+        weakref.finalize(self, _warn_of_unreported, self._pid, self.notes, self._failures)
 
     def start(self, job: Callable[..., None], *arguments: Any) -> None:
-        """Start a job. The one before must have been joined."""
+        """Start a job; the one before must have been joined."""
         assert self._thread is None
         self._ended = threading.Event()
         self._thread = threading.Thread(
@@ -50,48 +50,51 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether there is a job that has not been waited for to its end."""
+        """True from the start of a job until it has been joined."""
         return self._thread is not None and os.getpid() == self._pid
 
     def join(self) -> None:
         """Wait until the job has ended, if one is running."""
-        while self.running and self._thread is not None:  # a child made by fork has no such thread
-            # Thread.join comes second: one that a signal interrupts takes the thread for dead
-            # (python/cpython#90882), and then nobody waits for it any more, not even the
+        while self.running and self._thread is not None:  # a child made by fork has no thread
+            # The event is waited for first. A Thread.join that a signal interrupts takes the thread
+            # for dead (python/cpython#90882); then nothing waits for it any more, not even the
             # interpreter at its end.
             if self._ended.wait(0.1):
-                self._thread.join()  # so that it holds nothing any more
+                self._thread.join()  # frees what the thread holds
                 self._thread = None
-            elif not self._thread.is_alive():  # it never began: a signal came between
+            elif not self._thread.is_alive():  # a signal came before the thread began
                 self._thread = None
 
     def take_failure(self) -> Exception | None:
-        """What the last job failed with, once."""
-        return self._failures.pop() if self._failures else None
+        """Return the exception of the last job and forget it; None if it succeeded."""
+        if not self._failures:
+            return None
+        return self._failures.pop()
 
     def _work(self, job: Callable[..., None], *arguments: Any) -> None:
         try:
             job(*arguments)
         except Exception as error:
-            if isinstance(
-                error, UserError
-            ):  # says all there is to say; its frames would keep the job's arguments in memory
+            if isinstance(error, UserError):
+                # Its message is complete; its frames would keep the job's arguments in memory.
                 error.__traceback__ = error.__context__ = None
             self._failures.append(error)
         finally:
             self._ended.set()
 
 
-def _tell_unheard(pid: int, notes: list[str], failures: list[Exception]) -> None:
-    for what in [*notes, *failures] if pid == os.getpid() else []:
-        warnings.warn(str(what), stacklevel=2)
+def _warn_of_unreported(pid: int, notes: list[str], failures: list[Exception]) -> None:
+    if pid != os.getpid():
+        return
+    for problem in [*notes, *failures]:
+        warnings.warn(str(problem), stacklevel=2)
 
 
 class Termination:
-    """SIGTERM as `SystemExit(143)`, so that the blocks it comes in unwind as they would by any other exception.
+    """SIGTERM as `SystemExit(143)`, so that `with` blocks unwind as after any other exception.
 
-    Only on the main thread, and only where SIGTERM would do what it does by default. A child made
-    by fork has the default again.
+    It takes effect only on the main thread, and only where SIGTERM has its default action. A child
+    made by fork has the default again.
     """
 
     def __init__(self) -> None:
@@ -105,7 +108,7 @@ class Termination:
             _BEGUN.add(self)
 
     def end(self) -> None:
-        """Put the default back, unless somebody else has put something there meanwhile."""
+        """Restore the default, unless another handler has been installed meanwhile."""
         if self._begun and signal.getsignal(signal.SIGTERM) == self._on_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._begun = False
@@ -113,7 +116,7 @@ class Termination:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """What is inside runs to its end; a signal that came meanwhile takes effect then."""
+        """Run the block to its end; a signal that came meanwhile takes effect afterwards."""
         self._deferred = True
         try:
             yield

@@ -1,16 +1,16 @@
-"""One checkpoint as a file: front (JSON header and manifest), then compressed chunks.
+"""One checkpoint as a file: a JSON header, a JSON manifest, then compressed chunks; no pickle.
 
-No pickle either way.
+    magic 8 · header length 8 · manifest length 8 · digest 16 bytes, little-endian
+    header      JSON: schema, tier, step, sequence, the whole state, dtype and shape of each tensor
+    manifest    JSON, padded with spaces: for each chunk its xxh3-64 and the lengths of its planes
+    chunks      in the order of the header, end to end
 
-    magic 8 · header length 8 · manifest length 8 · digest 16     little-endian; xxh3-128 of the
-    lengths, header and manifest header      JSON: schema, tier, step, sequence, the whole state,
-    dtype and shape of every tensor manifest    JSON, filled up with spaces: of every chunk its
-    xxh3-64 and the lengths of its planes chunks      in the header's order, end to end
+The digest is the xxh3-128 of both lengths, header and manifest. It covers the manifest, and the
+manifest holds the checksum of each chunk, so every byte of the file is covered. The position of a
+chunk follows from the lengths before it: chunks cannot overlap or leave gaps.
 
-Where a chunk lies follows from the lengths before it, so chunks can't overlap or leave gaps. The
-manifest holds the checksum of every chunk and the digest covers the manifest: each byte of the file
-is accounted for. A file is read only as far as what was checked before allows: its length, the
-front's lengths, the digest, the schema, the memory it asks for, each chunk.
+Reading trusts nothing that it has not checked, in this order: length of the file, lengths of header
+and manifest, digest, schema, memory needed, each chunk.
 """
 
 from __future__ import annotations
@@ -34,17 +34,14 @@ from torch import Tensor
 from trainenv.checkpoints import compression, quantiser
 from trainenv.checkpoints import header as front
 from trainenv.checkpoints.filesystem import Disk
-from trainenv.checkpoints.header import BrokenCheckpoint, Chunk, Header
+from trainenv.checkpoints.header import BrokenCheckpoint, Header
+from trainenv.checkpoints.layout import Chunk
+from trainenv.checkpoints.untrusted import short
 from trainenv.tools import portable
 from trainenv.types import Snapshot, Tier, UserError
 
-_BROKEN = {
-    errno.ELOOP,
-    errno.EISDIR,
-    errno.ENXIO,
-    errno.ENODEV,
-    errno.EIO,
-}  # what is there is no checkpoint
+# Errors of opening and reading that say that the path holds no readable checkpoint.
+_BROKEN = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EIO}
 
 
 def write(
@@ -55,21 +52,22 @@ def write(
     sequence: int = 0,
     disk: Disk | None = None,
 ) -> Header:
-    """Write a checkpoint, whole or not at all: a temporary file, fsync, rename, fsync of the folder.
+    """Write a checkpoint, whole or not at all.
 
-    On any failure the temporary file is gone and what lay at `path` is intact, but for one: where
-    the fsync of the folder fails, the new file is in place, and a power cut may still undo that.
+    The steps are: temporary file, fsync, rename, fsync of the folder. After a failure the temporary
+    file is deleted and the file at `path` is as before. The one exception is a failed fsync of the
+    folder: then the new file is in place, and a power cut may still undo the rename.
 
     Raises:
-        UserError: it is nothing that `read` would take: the state does not fit the schema, a tensor
-            is sparse or of an unknown dtype, a number is out of range; or a moment that should be
-            rounded is not finite.
-        OSError: the disk is full or fails.
+        UserError: `read` would refuse the result: the state does not fit the schema, a tensor is
+            sparse or of an unknown dtype, or a number is out of range. Or a moment to be rounded is
+            not finite.
+        OSError: The disk is full or fails.
     """
     header, first, layout = front.compose(snapshot, tier, sequence)
     disk = disk or Disk()
     with _replacing(path, disk) as file:
-        offset = front.start(first, layout)
+        offset = front.chunks_start(first, layout)
         table: list[list[Any]] = []
         compressor = zstandard.ZstdCompressor(level=compression.LEVEL)
         for part, array in zip(layout, _arrays(snapshot.tensors, header.rounded), strict=True):
@@ -85,14 +83,14 @@ def write(
 
 
 def write_whole(path: Path, data: bytes, disk: Disk) -> None:
-    """Write a small file by the same protocol, whole or not at all."""
+    """Write a small file in the same steps, whole or not at all."""
     with _replacing(path, disk) as file:
         _write_all(disk, file, data, 0)
 
 
 @contextmanager
 def _replacing(path: Path, disk: Disk) -> Iterator[int]:
-    """An open temporary file that takes `path`'s place, for good, once the block has ended well; else it is gone."""
+    """Open a temporary file that replaces `path` if the block succeeds, and is deleted if not."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         file = disk.create(temporary)
@@ -112,27 +110,26 @@ def _replacing(path: Path, disk: Disk) -> Iterator[int]:
 def _write_all(disk: Disk, file: int, data: bytes, offset: int) -> None:
     rest = memoryview(data)
     while rest:
-        taken = disk.write(file, rest, offset)
-        if taken <= 0:
+        written = disk.write(file, rest, offset)
+        if written <= 0:
             raise OSError(f"the disk took none of {len(rest)} bytes")
-        rest = rest[taken:]
-        offset = offset + taken
+        rest = rest[written:]
+        offset = offset + written
 
 
 def _arrays(
     tensors: Mapping[str, Tensor], rounded: Mapping[str, quantiser.Kind]
 ) -> Iterator[compression.Words]:
-    """What the layout lists, one array after the other."""
+    """Yield the arrays of a file in the order of its layout."""
     for name, tensor in tensors.items():
         if name not in rounded:
             yield compression.words(tensor)
             continue
-        second = tensors.get(quantiser.second_of(name))
-        kind = rounded[name]
-        flat = compression.words(tensor).view("f4")
-        codes, scales = quantiser.quantise(
-            name, kind, flat, compression.words(second).view("f4") if second is not None else None
-        )
+        moment = compression.words(tensor).view("f4")
+        second = None
+        if (found := tensors.get(quantiser.second_of(name))) is not None:
+            second = compression.words(found).view("f4")
+        codes, scales = quantiser.quantise(name, rounded[name], moment, second)
         yield codes
         yield scales.view("u4")
 
@@ -141,17 +138,18 @@ def _arrays(
 
 
 def read(path: Path) -> Snapshot:
-    """Load a checkpoint, every checksum verified.
+    """Load a checkpoint and verify every checksum.
 
     Raises:
-        BrokenCheckpoint: the file is torn, damaged or none of ours.
-        UserError: there is no such file, or it needs more memory than there is.
+        BrokenCheckpoint: The file is torn, damaged or of another format.
+        UserError: The file does not exist, or needs more memory than is available.
     """
     try:
         return _read(path)
     except MemoryError:
         raise UserError(
-            f"{path} needs more memory than the system gave; free some, or load it on a larger machine"
+            f"{path} needs more memory than the system gave; free some, or load it on a larger "
+            "machine"
         ) from None
 
 
@@ -168,13 +166,14 @@ def _read(path: Path) -> Snapshot:
     for name in header.rounded:
         if not quantiser.are_scales(stored[f"{name}/scales"].view("f4")):
             raise BrokenCheckpoint(
-                f"{path} is no whole checkpoint: {front.short(name)} has scales that are not finite or below 0"
+                f"{path} is no whole checkpoint: {short(name)} has scales that are not finite or "
+                "below 0"
             )
-    whole = {
-        name: stored[name] if name in stored else compression.empty(math.prod(shape), 4)
-        for name, (_, shape) in header.tensors.items()
+    moments = {
+        name: compression.empty(math.prod(header.tensors[name][1]), 4) for name in header.rounded
     }
-    _expand(header, stored, whole)
+    _expand(header, stored, moments)
+    whole = stored | moments
     tensors = {}
     for name, (dtype, shape) in header.tensors.items():
         tensors[name] = compression.tensor(whole.pop(name), compression.DTYPES[dtype], shape)
@@ -182,11 +181,11 @@ def _read(path: Path) -> Snapshot:
 
 
 def read_header(path: Path) -> Header:
-    """The front of a checkpoint. Its chunks are not read, so damage to them goes unnoticed.
+    """Read the header of a checkpoint; damage to its chunks is not noticed.
 
     Raises:
-        BrokenCheckpoint: the front or the length of the file is not right.
-        UserError: there is no such file.
+        BrokenCheckpoint: Header, manifest or length of the file is wrong.
+        UserError: The file does not exist.
     """
     with _opened(path) as file:
         return front.parse(file, path)[0]
@@ -200,7 +199,8 @@ def _read_chunks(
         stored = portable.read_at(file, sum(chunk.lengths), chunk.offset)
         if xxhash.xxh3_64_hexdigest(stored) != chunk.checksum:
             raise BrokenCheckpoint(
-                f"{path} is damaged: the checksum of the {sum(chunk.lengths)} bytes at {chunk.offset} is wrong"
+                f"{path} is damaged: the checksum of the {sum(chunk.lengths)} bytes at "
+                f"{chunk.offset} is wrong"
             )
         try:
             compression.decompress(
@@ -211,13 +211,15 @@ def _read_chunks(
 
 
 def _expand(
-    header: Header, stored: Mapping[str, compression.Words], whole: Mapping[str, compression.Words]
+    header: Header,
+    stored: Mapping[str, compression.Words],
+    moments: Mapping[str, compression.Words],
 ) -> None:
-    """Codes and scales → moments, a stretch at a time."""
+    """Restore moments from their codes and scales, one stretch at a time."""
     jobs = [
         (name, kind, slice(start, start + quantiser.STRETCH))
         for name, kind in header.rounded.items()
-        for start in range(0, len(whole[name]), quantiser.STRETCH)
+        for start in range(0, len(moments[name]), quantiser.STRETCH)
     ]
 
     def parts(name: str, piece: slice) -> tuple[Any, Any]:
@@ -226,14 +228,16 @@ def _expand(
 
     def expand(places: Sequence[int]) -> None:
         for name, kind, piece in (jobs[place] for place in places):
-            root = parts(quantiser.second_of(name), piece) if kind == "direction" else None
-            quantiser.dequantise(kind, *parts(name, piece), root, whole[name].view("f4")[piece])
+            root = None
+            if kind == "direction":
+                root = parts(quantiser.second_of(name), piece)
+            quantiser.dequantise(kind, *parts(name, piece), root, moments[name].view("f4")[piece])
 
     _in_threads(len(jobs), expand)
 
 
 def _in_threads(count: int, work: Any) -> None:
-    """`work(places)` for `count` places, dealt out to as many threads as there are cores; everything in it leaves the GIL."""
+    """Call `work(places)` for `count` places, split over the cores; the work releases the GIL."""
     workers = min(portable.cores(), 8, count)
     if workers <= 1:
         work(range(count))
@@ -245,7 +249,7 @@ def _in_threads(count: int, work: Any) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """A regular file, opened for reading; no link is followed, and nothing waits."""
+    """Open a regular file for reading, without following a link and without waiting."""
     try:
         file = portable.open_file(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -263,15 +267,21 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _refused(path: Path, error: OSError) -> UserError:
-    """A link, a folder or a failing disk is a broken checkpoint; what may pass (too many open files, say) tells nothing of it."""
-    kind = BrokenCheckpoint if error.errno in _BROKEN else UserError
-    return kind(f"{path} can't be read as a checkpoint: {error.strerror}")
+    """Make the error for a file that can't be read.
+
+    A link, a folder or a failing disk is a broken checkpoint. A passing problem, such as too many
+    open files, says nothing about the checkpoint and is a plain `UserError`.
+    """
+    message = f"{path} can't be read as a checkpoint: {error.strerror}"
+    if error.errno in _BROKEN:
+        return BrokenCheckpoint(message)
+    return UserError(message)
 
 
 def _check_memory(header: Header, path: Path) -> None:
     available = psutil.virtual_memory().available
     if header.memory_bytes > available:
         raise UserError(
-            f"{path} needs {header.memory_bytes / 2**30:.3g} GiB of memory, found {available / 2**30:.3g} GiB available; "
-            "free some, or load it on a larger machine"
+            f"{path} needs {header.memory_bytes / 2**30:.3g} GiB of memory, found "
+            f"{available / 2**30:.3g} GiB available; free some, or load it on a larger machine"
         )

@@ -1,8 +1,8 @@
-"""Come and go: a run's weights as files that plain torch and transformers load, and such files into a run.
+"""Exchange of weights with plain torch and transformers: export from a snapshot, load into a run.
 
-`.safetensors` holds weights alone. `.pt` holds `{"model": state dict, "optimizer": state dict,
-"step": n}` as torch writes it; it is a pickle, so it is read with `weights_only=True`, which runs
-no code.
+A `.safetensors` file holds weights only. A `.pt` file holds `{"model": state dict, "optimizer":
+state dict, "step": n}` as torch writes it. It is a pickle, so it is read with `weights_only=True`,
+which runs no code.
 """
 
 from __future__ import annotations
@@ -26,45 +26,41 @@ if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
 _PICKLED = (".pt", ".pth", ".bin")
-_MODEL = (
-    "model_in_training",
-    "model",
-    "model_state_dict",
-    "state_dict",
-)  # where files of others keep the weights
+# Keys under which this and other programs save the weights and the state of the optimizer.
+_MODEL = ("model_in_training", "model", "model_state_dict", "state_dict")
 _OPTIMIZER = ("optimizer", "optimizer_state_dict")
-_LIKE_PARAMETERS = (
-    "exp_avg",
-    "exp_avg_sq",
-    "max_exp_avg_sq",
-    "momentum_buffer",
-)  # state of the parameter's own shape
+# State of the optimizer that has the shape of its parameter.
+_LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 
 def export(snapshot: Snapshot, path: str | Path) -> Path:
-    """Write the weights of a training run's snapshot as `.safetensors`, or with the optimizer's state as `.pt`.
+    """Write the weights of a snapshot as `.safetensors`, or with the optimizer's state as `.pt`.
 
-    Weights stand under the names of the module's state dict (those of the model inside, where it is
-    compiled or wrapped for several devices), tied ones under each of theirs:
-    `model.load_state_dict` takes them. Of an optimizer with `train()` and `eval()` they are the
-    weights that it evaluates; a `.pt` file holds those that it trains as `model_in_training` too.
-    The file is written whole or not at all.
+    The names are those of the module's state dict, so that `model.load_state_dict` accepts them. A
+    compiled model, or one wrapped for several devices, is saved under the names of the model
+    inside. Tied weights appear under each of their names.
+
+    For an optimizer with `train()` and `eval()`, such as schedule-free ones, the weights are those
+    that it evaluates; a `.pt` file also holds those in training as `model_in_training`. The file is
+    written whole or not at all.
 
     Raises:
-        UserError: the path has another ending or is taken, the disk refuses, or the snapshot is no
-            training run's.
+        UserError: The path has another ending or already exists, the disk refuses, or the snapshot
+            is not of a training run.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pt"):
         raise UserError(
-            f"expected a path that ends in .safetensors (weights) or .pt (the optimizer's state too), found {path}"
+            "expected a path that ends in .safetensors (weights) or .pt (the optimizer's state "
+            f"too), found {path}"
         )
     if path.exists():
-        raise UserError(f"{path} is there already; give another path, or delete it first")
+        raise UserError(f"{path} already exists; give another path, or delete it first")
     state = snapshots.expand(snapshot)
     if "model" not in state or "optimizer" not in state:
         raise UserError(
-            "expected the snapshot of a training run, found one without a model; there are no weights in it"
+            "expected the snapshot of a training run, found one without a model; give a snapshot "
+            "that has weights"
         )
     trained = _on_the_host(state["model"])
     weights = trained | _on_the_host(state.get("evaluated", {}))
@@ -74,18 +70,17 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
         if path.suffix == ".pt":
             content = {
                 "model": weights,
-                "optimizer": _as_torch_has_it(state["optimizer"]),
+                "optimizer": _torch_state_dict(state["optimizer"]),
                 "step": snapshot.step,
             }
-            torch.save(
-                content | ({"model_in_training": trained} if "evaluated" in state else {}),
-                temporary,
-            )
+            if "evaluated" in state:
+                content["model_in_training"] = trained
+            torch.save(content, temporary)
         else:
             _save_safetensors(weights, temporary)
         portable.sync_file(temporary)
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
         raise UserError(f"{path} could not be written: {error}") from None
     finally:
         with suppress(OSError):
@@ -94,24 +89,24 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
 
 
 def load_weights(run: TrainingRun, path: str | Path) -> None:
-    """Put weights from a file into a run: one that `export` wrote, or a state dict that others saved.
+    """Load weights from a file into a run: an export, or a state dict saved by another program.
 
-    Names and shapes must be the model's, with or without what `torch.compile` adds to names;
-    numbers are cast to its types. Tied weights may stand under one of their names. With an
-    optimizer's state in the file (moments, step counts) the run takes that over, else it starts
-    with none. Steps, learning rates and all other settings stay the run's own.
+    Names and shapes must be the model's, with or without the prefix that `torch.compile` adds to
+    names; numbers are cast to the model's types. Tied weights may appear under only one of their
+    names. The run also takes over the optimizer's state in the file (moments, step counts); if
+    there is none, it starts without. Steps, learning rates and all other settings of the run do not
+    change.
 
     Raises:
-        UserError: there is no such file, it is damaged, holds code, or does not fit; the run is as
-            it was.
+        UserError: The file does not exist, is damaged, holds code, or does not fit; the run is
+            unchanged.
     """
     weights, optimizer = _read(Path(path))
     weights = _fitted(run.model, weights, f"{path} does not fit the model")
-    state = (
-        None
-        if optimizer is None
-        else _fitted_optimizer(run.optimizer, optimizer, f"{path} does not fit the optimizer")
-    )
+    state = None
+    if optimizer is not None:
+        problem = f"{path} does not fit the optimizer"
+        state = _fitted_optimizer(run.optimizer, optimizer, problem)
     # Nothing has been changed so far, and nothing from here on can be refused.
     parameter_names.load_state(run.model, weights)
     if state is None:
@@ -120,7 +115,7 @@ def load_weights(run: TrainingRun, path: str | Path) -> None:
         optimizers.load_state(run.optimizer, state)
 
 
-# ── out ───────────────────────────────────────────────────────────────────────────────────────────
+# ── export ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _on_the_host(value: Any) -> Any:
@@ -128,11 +123,13 @@ def _on_the_host(value: Any) -> Any:
         return value.cpu()
     if isinstance(value, Mapping):
         return {key: _on_the_host(part) for key, part in value.items()}
-    return [_on_the_host(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_on_the_host(part) for part in value]
+    return value
 
 
-def _as_torch_has_it(optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's state dict as it was before it went through JSON: places are numbers, and betas a tuple."""
+def _torch_state_dict(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo what JSON did to an optimizer's state dict: indices are numbers again, betas a tuple."""
     state = _on_the_host(
         {
             key: value
@@ -140,9 +137,7 @@ def _as_torch_has_it(optimizer: Mapping[str, Any]) -> dict[str, Any]:
             if key not in ("kind", "attributes", "attribute_names")
         }
     )
-    state["state"] = {
-        int(place) if place.isdigit() else place: entry for place, entry in state["state"].items()
-    }
+    state["state"] = {_index(place): entry for place, entry in state["state"].items()}
     for group in state["param_groups"]:
         group |= {
             key: tuple(value)
@@ -150,6 +145,12 @@ def _as_torch_has_it(optimizer: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, list) and key != "params"
         }
     return dict(state)
+
+
+def _index(place: str) -> int | str:
+    if place.isdigit():
+        return int(place)
+    return place
 
 
 def _save_safetensors(weights: Mapping[str, Any], path: Path) -> None:
@@ -160,24 +161,27 @@ def _save_safetensors(weights: Mapping[str, Any], path: Path) -> None:
         (name for name, value in weights.items() if not isinstance(value, Tensor)), None
     ):
         raise UserError(
-            f"{other} in the model's state is no tensor, which .safetensors can't hold; give a path that ends in .pt"
+            f"{other} in the model's state is no tensor, which .safetensors can't hold; "
+            "give a path that ends in .pt"
         )
     seen: set[int] = set()
-    separate: dict[str, Tensor] = {}  # the format refuses one memory under two names
+    separate: dict[str, Tensor] = {}  # the format refuses the same memory under two names
     for name, tensor in weights.items():
-        separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        if tensor.data_ptr() in seen:
+            tensor = tensor.clone()
+        separate[name] = tensor
         seen.add(tensor.data_ptr())
     try:
-        save_file(separate, path, metadata={"format": "pt"})  # which transformers asks for
+        save_file(separate, path, metadata={"format": "pt"})  # transformers needs this entry
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
 
-# ── in ────────────────────────────────────────────────────────────────────────────────────────────
+# ── load ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-    """Weights, and the optimizer's state where there is one."""
+    """Return the weights in a file, and the optimizer's state if there is one."""
     if not path.is_file():
         raise UserError(
             f"expected weights at {path}, found no file; give a .safetensors or .pt file"
@@ -186,24 +190,23 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
         return _load_safetensors(path), None
     if path.suffix not in _PICKLED:
         raise UserError(
-            f"expected weights in a .safetensors or .pt file, found {path}; a checkpoint of ours is exported first"
+            f"expected weights in a .safetensors or .pt file, found {path}; export a trainenv "
+            "checkpoint first"
         )
     content = _load_pickled(path)
     if not isinstance(content, Mapping):
         raise UserError(
-            f"expected a state dict in {path}, found {type(content).__name__}; save model.state_dict() in it"
+            f"expected a state dict in {path}, found {type(content).__name__}; "
+            "save model.state_dict() in it"
         )
-    weights = next(
-        (content[key] for key in _MODEL if isinstance(content.get(key), Mapping)), content
-    )
-    optimizer = (
-        next((content[key] for key in _OPTIMIZER if content.get(key) is not None), None)
-        if weights is not content
-        else None
-    )
+    weights = next((content[key] for key in _MODEL if isinstance(content.get(key), Mapping)), None)
+    if weights is None:
+        return content, None
+    optimizer = next((content[key] for key in _OPTIMIZER if content.get(key) is not None), None)
     if optimizer is not None and not isinstance(optimizer, Mapping):
         raise UserError(
-            f"expected the optimizer's state dict in {path}, found {type(optimizer).__name__}; leave it out"
+            f"expected the optimizer's state dict in {path}, found {type(optimizer).__name__}; "
+            "leave it out"
         )
     return weights, optimizer
 
@@ -215,7 +218,9 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole .safetensors file: {error}; get it anew") from None
+        raise UserError(
+            f"{path} is not a whole .safetensors file: {error}; get the file again"
+        ) from None
 
 
 def _load_pickled(path: Path) -> Any:
@@ -223,23 +228,24 @@ def _load_pickled(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever is wrong with a pickle comes up as any of a dozen types
+    except Exception:  # a damaged pickle raises any of a dozen types
         raise UserError(
-            f"{path} was not read: it is damaged, or holds more than tensors, which could run code; "
-            "where it is trusted, save the state_dict() of what is in it, as .pt or .safetensors"
+            f"{path} was not read: it is damaged, or holds more than tensors, which could run "
+            "code; if you trust it, load it and save its state_dict() as .pt or .safetensors"
         ) from None
 
 
 def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[str, Any]:
-    """Weights under exactly the model's names.
+    """Return the weights under exactly the model's names.
 
     Raises:
-        UserError: names the first that is missing, unknown or of another shape, and says how many
-            more there are.
+        UserError: A weight is missing, unknown or of another shape. The message gives the name of
+            the first one and the number of others.
     """
     ours = parameter_names.state_of(model)
     weights = parameter_names.fitted(model, weights)
-    first_name: dict[tuple[int, torch.Size], str] = {}  # of each memory of which the file has one
+    # For tied weights: the name in the file of each memory and shape of the model.
+    first_name: dict[tuple[int, torch.Size], str] = {}
     for name, tensor in ours.items():
         if isinstance(tensor, Tensor) and name in weights:
             first_name.setdefault((tensor.data_ptr(), tensor.shape), name)
@@ -254,13 +260,17 @@ def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[
     wrong = [
         name
         for name in (*ours, *(name for name in fitted if name not in ours))
-        if not _alike(ours.get(name), fitted.get(name))
+        if not _fits(ours.get(name), fitted.get(name))
     ]
     if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        first = wrong[0]
+        more = ""
+        if len(wrong) > 1:
+            more = f" (and {len(wrong) - 1} more)"
         raise UserError(
-            f"{problem}: {wrong[0]} should be {_shape(ours.get(wrong[0]))}, found {_shape(fitted.get(wrong[0]))}{more}; "
-            "give a file with the names and shapes of the model's state_dict()"
+            f"{problem}: {first} should be {_shape(ours.get(first))}, found "
+            f"{_shape(fitted.get(first))}{more}; give a file with the names and shapes of the "
+            "model's state_dict()"
         )
     return fitted
 
@@ -268,12 +278,12 @@ def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[
 def _fitted_optimizer(
     optimizer: Optimizer, state: Mapping[str, Any], problem: str
 ) -> dict[str, Any]:
-    """The state with the optimizer's own settings: what is in force is the run's business.
+    """Return the state from the file with the settings of the run's optimizer.
 
     Raises:
-        UserError: it is of another kind of optimizer or of other parameters.
+        UserError: The state is of another kind of optimizer, or of other parameters.
     """
-    remedy = "give a file with the weights alone, or make the optimizer as it was when it was saved"
+    remedy = "give a file with only the weights, or build the optimizer as it was when it was saved"
     entries = state.get("state")
     groups = state.get("param_groups")
     live = optimizer.param_groups
@@ -285,18 +295,16 @@ def _fitted_optimizer(
         raise UserError(
             f"{problem}: expected its state_dict(), with state and param_groups; {remedy}"
         )
-    sizes, found = (
-        [len(g["params"]) if isinstance(g.get("params"), list) else None for g in each]
-        for each in (live, groups)
-    )
+    sizes = [_group_size(group) for group in live]
+    found = [_group_size(group) for group in groups]
     if sizes != found:
         raise UserError(f"{problem}: expected parameter groups of {sizes}, found {found}; {remedy}")
     for ours, theirs in zip(live, groups):
-        if not (
-            ours.keys() <= theirs.keys() or theirs.keys() <= ours.keys()
-        ):  # another version of torch may know fewer or more
+        # Another version of torch may have fewer or more settings.
+        if not (ours.keys() <= theirs.keys() or theirs.keys() <= ours.keys()):
             raise UserError(
-                f"{problem}: it is of another kind, with {_listed(theirs)}, expected {_listed(ours)}; {remedy}"
+                f"{problem}: it is of another kind, with {_listed(theirs)}, expected "
+                f"{_listed(ours)}; {remedy}"
             )
     owners = {
         place: p
@@ -309,10 +317,11 @@ def _fitted_optimizer(
                 f"{problem}: it has state for a parameter {place!r} that is in no group; {remedy}"
             )
         for name in _LIKE_PARAMETERS:
-            if name in entry and entry[name] is not None and not _alike(owners[place], entry[name]):
+            if name in entry and entry[name] is not None and not _fits(owners[place], entry[name]):
                 shape = _shape(owners[place])
                 raise UserError(
-                    f"{problem}: {name} of parameter {place} should be {shape}, found {_shape(entry[name])}; {remedy}"
+                    f"{problem}: {name} of parameter {place} should be {shape}, found "
+                    f"{_shape(entry[name])}; {remedy}"
                 )
     settings = optimizer.state_dict()["param_groups"]
     return {
@@ -323,7 +332,14 @@ def _fitted_optimizer(
     }
 
 
-def _alike(ours: Any, theirs: Any) -> bool:
+def _group_size(group: Mapping[str, Any]) -> int | None:
+    params = group.get("params")
+    if not isinstance(params, list):
+        return None
+    return len(params)
+
+
+def _fits(ours: Any, theirs: Any) -> bool:
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return type(ours) is type(theirs) and ours is not None
     holds_numbers = theirs.layout == torch.strided and theirs.device.type != "meta"
@@ -344,7 +360,9 @@ def _shape(value: Any) -> str:
                 *(name for name in odd if odd[name]),
             ]
         )
-    return "absent" if value is None else type(value).__name__
+    if value is None:
+        return "absent"
+    return type(value).__name__
 
 
 def _listed(group: Mapping[str, Any]) -> str:

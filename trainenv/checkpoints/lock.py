@@ -1,8 +1,8 @@
-"""One writer a folder: a lock that the kernel frees when its holder dies, however it dies.
+"""A lock that lets one process write into a folder; the kernel frees it when the process dies.
 
-The package filelock locks as this does and is not used here: it does not name the holder, and a
-holder whose lock file was deleted does not notice. Its older versions, which torch is content
-with, free the lock of the parent when a forked child collects its copy.
+The package filelock is not used: it does not name the holder, and a holder whose lock file was
+deleted does not notice. Its older versions, which torch accepts, free the lock of the parent when
+a forked child collects its copy.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ _MOST = 4096  # bytes of the lock file that are read
 class FolderLock:
     """An exclusive lock of a file in a folder.
 
-    What is written in that file names the holder, for people, and locks nothing.
-
-    The file is never deleted: whoever waited on a deleted one would hold a lock that nobody else
-    sees.
+    The text in the file names the holder, for people; it locks nothing. The file is never deleted:
+    a process that locked a deleted file would hold a lock that no other process can see.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +38,7 @@ class FolderLock:
 
     @property
     def held(self) -> bool:
-        """Whether this object holds the lock, and the file that others would lock is still the one it holds."""
+        """True while this object holds the lock on the file that is now at the path."""
         if self._file is None:
             return False
         try:
@@ -49,20 +47,20 @@ class FolderLock:
             return False
 
     def take(self) -> None:
-        """Take the lock, at once or not at all.
+        """Take the lock without waiting.
 
         Raises:
-            UserError: another store holds it, or the folder can't be locked.
+            UserError: Another store holds the lock, or the folder can't be locked.
         """
         while not self.held:
             self.release()
             try:
-                # Read and write, or a named pipe in its place would make this wait.
+                # Opened for reading and writing: otherwise a named pipe here would block.
                 file = portable.open_file(self.path, os.O_RDWR | os.O_CREAT)
             except OSError as error:
                 raise UserError(
-                    f"{self.folder} must be a folder to save in, but {NAME} in it can't be opened: {error.strerror}; "
-                    "give another folder, or make this one writable"
+                    f"{self.folder} must be a folder to save in, but {NAME} in it can't be opened: "
+                    f"{error.strerror}; give another folder, or make this one writable"
                 ) from None
             try:
                 portable.try_lock(file)
@@ -70,13 +68,14 @@ class FolderLock:
                 holder = _holder(file)
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} is in use: {holder} is saving in it; stop that, or close its store, or give another folder"
+                    f"{self.folder} is in use: {holder} is saving in it; stop that process, close "
+                    "its store, or give another folder"
                 ) from None
             except OSError as error:
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} can't be locked: {error.strerror}; "
-                    "give one on a file system that has locks, as local ones do"
+                    f"{self.folder} can't be locked: {error.strerror}; give a folder on a file "
+                    "system that has locks, as local ones do"
                 ) from None
             self._file = file
             _OPEN.add(self)
@@ -85,7 +84,7 @@ class FolderLock:
         self._name_holder()
 
     def release(self) -> None:
-        """Let go; nothing happens where the lock is not held."""
+        """Free the lock, if it is held."""
         if self._file is not None:
             file = self._file
             self._file = None
@@ -93,13 +92,13 @@ class FolderLock:
             with suppress(OSError):
                 os.ftruncate(file, 0)
             with suppress(OSError):
-                # Not left to close(): a copy of the descriptor that a child got past our knowledge
+                # close() is not enough: a child process may have a copy of the descriptor, which
                 # would keep the lock.
                 portable.unlock(file)
             os.close(file)
 
     def forget(self) -> None:
-        """In a child made by fork: close the copy of the descriptor, which leaves the lock to the parent alone."""
+        """Close the descriptor in a child made by fork; the lock then belongs to the parent."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -110,7 +109,7 @@ class FolderLock:
         text = json.dumps(
             {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         ).encode()
-        with suppress(OSError):  # a full disk is told of when saving
+        with suppress(OSError):  # saving reports a full disk
             os.ftruncate(self._file, 0)
             portable.write_at(self._file, text + b"\n", 0)
 
@@ -119,16 +118,16 @@ class FolderLock:
 
 
 def _holder(file: int) -> str:
-    """Who a lock file says holds it, in words."""
+    """Describe the holder that the lock file names."""
     try:
         found = json.loads(portable.read_at(file, _MOST, 0))
         host = str(found["host"])
         pid = int(found["pid"])
         since = str(found["since"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return "a process that has not said which"
+        return "an unknown process"
     if pid == os.getpid() and host == socket.gethostname():
-        return f"another CheckpointStore of this very process ({pid})"
+        return f"another CheckpointStore of this same process ({pid})"
     return f"process {pid} on {host[:100]!a} (since {since[:40]!a})"
 
 

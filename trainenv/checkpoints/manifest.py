@@ -1,6 +1,7 @@
-"""The list of the checkpoints in a folder: a save that is not in it never happened.
+"""The manifest: the list of the checkpoints in a folder.
 
-Read strictly; rebuilt if lost.
+A save counts from the moment it is listed. The list is read strictly; if it is lost, it is rebuilt
+from the files.
 """
 
 from __future__ import annotations
@@ -22,11 +23,9 @@ from trainenv.types import Tier, UserError
 
 NAME = "manifest.json"
 FORMAT = "trainenv checkpoints 1"
-LARGEST = 8 << 20  # bytes
-REBUILT = (
-    "rebuilt"  # who holds what was found when the list was lost, and with it who had held what
-)
-MOST = 10**17  # steps and saves are fewer
+LARGEST = 8 << 20  # bytes of a manifest
+REBUILT = "rebuilt"  # holder of the checkpoints in a rebuilt list, whose real holders are lost
+MOST = 10**17  # above any number of steps or saves
 _FAMILY = FORMAT.rstrip("1")
 _NUMBER = "0|[1-9][0-9]{0,17}"
 _CHECKPOINT = rf"cp_({_NUMBER})(?:-({_NUMBER}))?\.ptz"
@@ -34,22 +33,21 @@ _OURS = re.compile(rf"{_CHECKPOINT}|\.{_CHECKPOINT}\.tmp|\.{re.escape(NAME)}\.tm
 
 
 class Damaged(Exception):
-    """A manifest that is not what was written: a sentence's end that says why."""
+    """A manifest that is not as it was written; the message is the end of a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A checkpoint of a store.
+    """A checkpoint in the list.
 
     Attributes:
-        file: its name in the folder.
-        step: optimizer steps completed.
-        sequence: order of saving, from 1. History may be rewound, so a higher number may have a
-            lower step.
+        file: Name in the folder.
+        step: Optimizer steps completed.
+        sequence: Order of saving, from 1. Runs are rewound, so a later save may have a lower step.
         tier: `exact`, or `8bit` where the optimizer's moments were rounded.
-        bytes: length of the file.
-        digest: of the file, 32 hex digits.
-        holders: who wants it kept.
+        bytes: Length of the file, bytes.
+        digest: Digest of the file, 32 hex digits.
+        holders: Names of those who want the checkpoint kept.
     """
 
     file: str
@@ -63,16 +61,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Entries in order of saving, and the number of the next."""
+    """The list of checkpoints.
+
+    Attributes:
+        entries: Checkpoints in order of saving.
+        next_sequence: Sequence number of the next save.
+    """
 
     entries: tuple[Entry, ...] = ()
     next_sequence: int = 1
 
     def to_bytes(self) -> bytes:
-        """The whole file; equal manifests give equal bytes.
+        """Return the whole file; equal manifests give equal bytes.
 
         Raises:
-            UserError: there is too much in it, which only holders can bring about.
+            UserError: The file would be too large, which only many holders can cause.
         """
         document: dict[str, Any] = {
             "format": FORMAT,
@@ -82,28 +85,31 @@ class Manifest:
         data = json.dumps(document | {"checksum": _checksum(document)}, indent=1).encode() + b"\n"
         if len(data) > LARGEST:
             raise UserError(
-                f"the list of checkpoints may have {LARGEST} bytes, found {len(data)}; release some holders, or keep fewer"
+                f"the list of checkpoints may have {LARGEST} bytes, found {len(data)}; "
+                "release some holders, or keep fewer"
             )
         return data
 
 
 def checkpoint_name(step: int, sequence: int | None = None) -> str:
-    """The file of a step; with the sequence number where that name is taken."""
-    return f"cp_{step}.ptz" if sequence is None else f"cp_{step}-{sequence}.ptz"
+    """Return the file name of a step, with the sequence number if the plain name is taken."""
+    if sequence is None:
+        return f"cp_{step}.ptz"
+    return f"cp_{step}-{sequence}.ptz"
 
 
 def is_ours(name: str) -> bool:
-    """Whether a name is one that a store writes under: a checkpoint's, or a temporary file's."""
+    """Tell if a store uses this name: for a checkpoint, or for a temporary file."""
     return _OURS.fullmatch(name) is not None
 
 
 def parse(data: bytes) -> Manifest:
-    """What `Manifest.to_bytes` wrote, and nothing else.
+    """Parse exactly the bytes that `Manifest.to_bytes` writes.
 
     Raises:
-        Damaged: anything about it is different: bytes flipped, missing or added, keys twice, types,
-            names, order.
-        UserError: it is whole, and of another version.
+        Damaged: Anything differs: changed, missing or added bytes, repeated keys, types, names or
+            the order.
+        UserError: The manifest is whole, but another version of trainenv wrote it.
     """
     try:
         document = json.loads(data)
@@ -112,7 +118,7 @@ def parse(data: bytes) -> Manifest:
         if document.get("format") != FORMAT and str(document.get("format")).startswith(_FAMILY):
             raise UserError(
                 f"the checkpoints were listed by another version of trainenv: expected {FORMAT!r}, "
-                f"found {document['format']!r:.60}; take the version that saved them"
+                f"found {document['format']!r:.60}; use the version that saved them"
             )
         manifest = Manifest(
             tuple(_entry(**entry) for entry in document["entries"]), _count(document["next"])
@@ -126,7 +132,7 @@ def parse(data: bytes) -> Manifest:
         ):
             raise Damaged("its entries are out of order")
         if manifest.to_bytes() != data:
-            raise Damaged("it is written differently from how a store writes it")
+            raise Damaged("it is not written as a store writes it")
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -135,12 +141,13 @@ def parse(data: bytes) -> Manifest:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a folder.
+    """Read the manifest of a folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        Damaged: it is not what was written, or not a file.
-        UserError: it is of another version, or can't be read, which says nothing of what is in it.
+        FileNotFoundError: There is none.
+        Damaged: The manifest is not as it was written, or is not a regular file.
+        UserError: Another version of trainenv wrote the manifest, or it can't be read, which says
+            nothing about its content.
     """
     path = folder / NAME
     try:
@@ -167,7 +174,10 @@ def read(folder: Path) -> Manifest:
 
 
 def rebuild(folder: Path) -> tuple[Manifest, dict[str, str]]:
-    """A manifest from the headers of the files themselves, each held by `REBUILT`; and what was left out, with the reason."""
+    """Make a manifest from the headers of the files; also return the files left out, with reasons.
+
+    The holder of every entry is `REBUILT`.
+    """
     entries = []
     left_out = {}
     for name in names_in(folder):
@@ -197,16 +207,15 @@ def rebuild(folder: Path) -> tuple[Manifest, dict[str, str]]:
             )
         )
     entries.sort(key=lambda entry: (entry.sequence, entry.step))
-    return Manifest(
-        tuple(entries), 1 + max((entry.sequence for entry in entries), default=0)
-    ), left_out
+    last = max((entry.sequence for entry in entries), default=0)
+    return Manifest(tuple(entries), last + 1), left_out
 
 
 def names_in(folder: Path) -> list[str]:
-    """What lies in a folder, sorted; nothing where there is no folder.
+    """List the names in a folder, sorted; an empty list if the folder does not exist.
 
     Raises:
-        UserError: it is no folder, or may not be read.
+        UserError: The path is no folder, or the folder may not be read.
     """
     try:
         return sorted(os.listdir(folder))
@@ -219,7 +228,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a file, no link to one, is there."""
+    """Tell if a regular file, not a link to one, is at `path`."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
@@ -227,25 +236,28 @@ def is_regular(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} can't be read: {error.strerror}; mend that, or give another folder")
+    return UserError(
+        f"{path} can't be read: {error.strerror}; correct this, or give another folder"
+    )
 
 
 def _entry(**fields: Any) -> Entry:
-    """An entry of the right types, under a name that a store would have chosen.
+    """Make an entry and check its types and its file name.
 
     Raises:
-        ValueError, TypeError: it is not one.
+        ValueError, TypeError: A store would not have written it.
     """
     entry = Entry(**fields | {"holders": tuple(fields["holders"])})
-    _count(entry.step), _count(entry.sequence), _count(entry.bytes)
+    for number in (entry.step, entry.sequence, entry.bytes):
+        _count(number)
     if entry.file not in (checkpoint_name(entry.step), checkpoint_name(entry.step, entry.sequence)):
-        raise ValueError("an entry's file has a name of its own")
+        raise ValueError("an entry's file is not named as a store would name it")
     if entry.tier not in get_args(Tier) or not re.fullmatch("[0-9a-f]{32}", entry.digest):
         raise ValueError("an entry has an unknown tier or no digest")
-    if not all(isinstance(holder, str) for holder in entry.holders) or len(
-        set(entry.holders)
-    ) < len(entry.holders):
-        raise ValueError("an entry's holders are not so many names")
+    if not all(isinstance(holder, str) for holder in entry.holders):
+        raise ValueError("an entry has a holder that is no text")
+    if len(set(entry.holders)) < len(entry.holders):
+        raise ValueError("an entry has the same holder twice")
     return entry
 
 

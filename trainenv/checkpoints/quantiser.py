@@ -1,18 +1,19 @@
-"""Optimizer moments in 8 bits, a scale every 256 elements (block-wise quantisation, Dettmers 2022, with codes of our own).
+"""Optimizer moments in 8 bits with a scale for every 256 elements.
 
-What an Adam update depends on is the direction u = m/√v, so u is rounded instead of m; and √v
-instead of v, by a quadratic code, so that small second moments stay apart: a second moment rounded
-to zero would make the next update explode. On 124 M parameters the update after a restore is off by
-0.3 to 0.6 % (bitsandbytes' dynamic code on m and √v: 1.4 to 1.9 %).
+This is block-wise quantisation (Dettmers 2022) with different codes. An Adam update depends on the
+direction u = m/√v, so u is rounded instead of m. Instead of v, √v is rounded by a quadratic code,
+which keeps small second moments apart from zero: a second moment rounded to zero would make the
+next update explode. On 124 M parameters the update after a restore is off by 0.3 to 0.6 %;
+bitsandbytes' dynamic code on m and √v gives 1.4 to 1.9 %.
 
 | kind | of | element | code |
 |---|---|---|---|
 | `root` | a second moment v | √v = scale · (code/255)² | 0 … 255; above 0 wherever v is |
-| `direction` | a first moment m beside a v | m = √v · scale · code/127, with the √v that `root` decodes to | −127 … 127 |
+| `direction` | a first moment m that has a v | m = √v · scale · code/127 | −127 … 127 |
 | `signed` | any other moment m | m = scale · sign(code) · (code/127)² | −127 … 127 |
 
-Zero decodes to zero. Everything is NumPy, so that no setting of torch but `set_flush_denormal`
-changes a bit.
+In `direction`, √v is the value that `root` decodes to. Zero decodes to zero. All arithmetic is
+NumPy's, so that no setting of torch except `set_flush_denormal` changes a bit.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from trainenv.types import UserError
 Kind = Literal["root", "direction", "signed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BLOCK = 256  # elements that share a scale
-SMALLEST = 4096  # elements; smaller tensors stay as they are
-STRETCH = 1024 * BLOCK  # elements that are worked on at a time, so that they stay in a core's cache
+SMALLEST = 4096  # elements; smaller tensors are not rounded
+STRETCH = 1024 * BLOCK  # elements processed at a time, so that they stay in a core's cache
 _TINY = np.float32(2.0**-126)
 _LARGEST = np.finfo(np.float32).max
 Array = npt.NDArray[Any]
 
 
 def kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """Which tensors of a snapshot are moments that can be rounded, and how each is."""
+    """Choose the tensors of a snapshot that are rounded, and the kind of rounding of each."""
     chosen: dict[str, Kind] = {}
     for name, tensor in tensors.items():
         area, _, last = name.rpartition("/")
@@ -59,33 +60,35 @@ def kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
                 and second.shape == tensor.shape
             )
             chosen[name] = "signed"
-            # Where v underflowed to zero there is no direction to keep m by.
+            # Where v underflowed to zero, m can't be stored as a direction.
             if fits and not bool((tensor.ne(0) & second.eq(0)).any()):  # type: ignore[union-attr]
                 chosen[name] = "direction"
     return chosen
 
 
 def second_of(name: str) -> str:
-    """The name of the second moment that belongs to a first."""
+    """Return the name of the second moment that belongs to a first moment."""
     return f"{name}_sq"
 
 
 def scale_count(numel: int) -> int:
-    """Scales of a tensor of `numel` elements."""
+    """Return the number of scales of a tensor of `numel` elements."""
     return -(-numel // BLOCK)
 
 
 def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tuple[Array, Array]:
-    """Codes [n] (uint8; the two's complement where signed) and scales [⌈n/256⌉] (float32) of a flat float32 moment [n].
+    """Round a moment to codes [n] and scales [⌈n/256⌉].
+
+    Codes are uint8, in two's complement where signed; scales are float32.
 
     Args:
-        name: for the error.
-        kind: how to round.
-        moment: what is rounded.
-        second: the second moment [n] beside it, for `direction`.
+        name: Name of the tensor, for the error.
+        kind: Kind of rounding.
+        moment: Flat moment [n], float32.
+        second: Second moment [n] that belongs to it; needed for `direction`.
 
     Raises:
-        UserError: an element is not finite, or a second moment is negative.
+        UserError: An element is not finite, or a second moment is negative.
     """
     codes = np.empty(len(moment), np.uint8)
     scales = np.empty(scale_count(len(moment)), np.float32)
@@ -100,10 +103,11 @@ def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tupl
                 root = np.sqrt(second[piece])
                 x = x / np.where(root > 0, root, np.float32(1))
         blocks = _blocks(x)
-        scale = np.abs(blocks).max(axis=1, keepdims=True)  # NaN and infinity come through
+        scale = np.abs(blocks).max(axis=1, keepdims=True)  # the maximum keeps NaN and infinity
         if not np.isfinite(scale).all():
             raise UserError(
-                f"{name} holds values that are not finite, or a negative second moment; save it with moments='exact'"
+                f"{name} holds values that are not finite, or a negative second moment; "
+                "save it with moments='exact'"
             )
         scales[start // BLOCK : start // BLOCK + len(scale)] = scale[:, 0]
         share = blocks / np.where(scale > 0, scale, np.float32(1))
@@ -120,24 +124,23 @@ def quantise(name: str, kind: Kind, moment: Array, second: Array | None) -> tupl
 def dequantise(
     kind: Kind, codes: Array, scales: Array, root: tuple[Array, Array] | None, out: Array
 ) -> None:
-    """Undo `quantise` for a stretch that starts at a block's edge.
+    """Undo `quantise` for a stretch that starts at the edge of a block.
 
     Args:
-        kind: how it was rounded.
-        codes: [n] uint8.
-        scales: [⌈n/256⌉] float32.
-        root: codes and scales of the second moment beside it, for `direction`.
-        out: [n] float32, filled in.
+        kind: Kind of rounding.
+        codes: Codes [n], uint8.
+        scales: Scales [⌈n/256⌉], float32.
+        root: Codes and scales of the second moment that belongs to it; needed for `direction`.
+        out: Array [n] that receives the moment, float32.
     """
-    with np.errstate(
-        over="ignore"
-    ):  # of the largest numbers, by rounding; they are taken back below
+    # Rounding may carry the largest numbers over the limit; they are clipped below.
+    with np.errstate(over="ignore"):
         if kind == "root":
             x = _roots(codes, scales)
             np.multiply(x, x, out=x)
-            x += _TINY * _blocks(
-                codes > 0
-            )  # what was above zero stays so where the square underflows; nothing to larger ones
+            # A second moment above zero stays so where its square underflows; larger ones do not
+            # change.
+            x += _TINY * _blocks(codes > 0)
         else:
             code = _blocks(codes.view(np.int8)).astype(np.float32)
             if kind == "direction":
@@ -151,7 +154,7 @@ def dequantise(
 
 
 def are_scales(scales: Array) -> bool:
-    """Whether `quantise` can have given these: finite, and not below zero."""
+    """Tell if `quantise` can have made these scales: all are finite and none is below zero."""
     return bool((np.isfinite(scales) & (scales >= 0)).all())
 
 
@@ -163,6 +166,7 @@ def _roots(codes: Array, scales: Array) -> Array:
 
 
 def _blocks(flat: Array) -> Array:
-    """[n] → [⌈n/256⌉, 256], filled up with zeros."""
-    missing = -len(flat) % BLOCK
-    return (np.pad(flat, (0, missing)) if missing else flat).reshape(-1, BLOCK)
+    """Reshape [n] to [⌈n/256⌉, 256], padded with zeros."""
+    if missing := -len(flat) % BLOCK:
+        flat = np.pad(flat, (0, missing))
+    return flat.reshape(-1, BLOCK)

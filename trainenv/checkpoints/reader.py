@@ -1,4 +1,4 @@
-"""Reading a folder of checkpoints, for which no lock is needed: a writer may add and delete files meanwhile."""
+"""Reading a folder of checkpoints without a lock, while a writer may add and delete files."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainenv.checkpoints import MADE_OF, file, lock, manifest
+from trainenv.checkpoints import file, lock, manifest
 from trainenv.checkpoints.header import BrokenCheckpoint
 from trainenv.checkpoints.manifest import Entry, Manifest
+from trainenv.checkpoints.names import MADE_OF
 from trainenv.checkpoints.retention import Deletion
 from trainenv.types import Snapshot, UserError
+
+_MISSING = "there is none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What `verify` says of a file in the folder.
+    """Result of `verify` for one file in the folder.
 
     Attributes:
-        file: its name.
-        entry: the checkpoint that it is listed as; None for the manifest and for what is not
-            listed.
-        ok: nothing is wrong with it.
-        reason: what is wrong, or why it is there; empty for a whole checkpoint.
+        file: Name in the folder.
+        entry: Entry of the checkpoint in the list; None for the manifest and for unlisted files.
+        ok: True if nothing is wrong with the file.
+        reason: Description of the damage, or of a file that is not a checkpoint; empty for a whole
+            checkpoint.
     """
 
     file: str
@@ -33,45 +36,47 @@ class Finding:
 
 
 def read_listed(folder: Path) -> tuple[Manifest, list[str] | None]:
-    """The manifest of a folder, and None where it stands there as it is.
+    """Return the manifest of a folder; the second value is None where it was read from the disk.
 
-    A manifest that is damaged, or missing beside checkpoints, is rebuilt from their headers, with a
-    warning; then those that were left out are listed.
+    A manifest that is damaged, or is missing although there are checkpoints, is rebuilt from their
+    headers, with a warning. The second value then names the files that could not be listed again.
 
     Raises:
-        UserError: the folder can't be read, or is another version's.
+        UserError: The folder can't be read, or another version of trainenv wrote it.
     """
     try:
         return manifest.read(folder), None
     except FileNotFoundError:
-        why = "there is none"
+        why = _MISSING
     except manifest.Damaged as damage:
         why = str(damage)
     found, left_out = manifest.rebuild(folder)
-    if why != "there is none" or found.entries or left_out:
+    if why != _MISSING or found.entries or left_out:
         listed = [
             f"{len(found.entries)} are listed again",
             *(f"{name} is left out: {left_out[name]}" for name in left_out),
         ]
         warnings.warn(
-            f"the list of checkpoints {folder / manifest.NAME} was lost: {why}. From the files themselves {'; '.join(listed)}. "
-            f"Who held them is not known: all are kept until release({manifest.REBUILT!r}) or, if left out, set aside",
+            f"the list of checkpoints {folder / manifest.NAME} was lost: {why}. It was rebuilt "
+            f"from the files: {'; '.join(listed)}. Holders are not known, so all are kept until "
+            f"release({manifest.REBUILT!r}); files left out are renamed and kept",
             stacklevel=3,
         )
     return found, list(left_out)
 
 
 def of_step(folder: Path, entries: Sequence[Entry], step: int | None) -> list[Entry]:
-    """The checkpoints of a step, or all; the newest first.
+    """Return the checkpoints of a step, or all of them, the newest first.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     if step is not None and type(step) is not int:
         raise UserError(f"a step must be an int, found {step!r:.60}; give one of steps()")
     if not entries:
         raise UserError(
-            f"expected checkpoints in {folder}, found none; save one, or give the folder of a store that did"
+            f"expected checkpoints in {folder}, found none; save one, or give the folder of a "
+            "store that has some"
         )
     found = [entry for entry in reversed(entries) if step in (None, entry.step)]
     if not found:
@@ -79,7 +84,8 @@ def of_step(folder: Path, entries: Sequence[Entry], step: int | None) -> list[En
             {entry.step for entry in entries}, key=lambda other: abs(other - (step or 0))
         )
         raise UserError(
-            f"expected a checkpoint of step {step} in {folder}, found those of {len(steps)} others; nearest: {sorted(steps[:8])}"
+            f"expected a checkpoint of step {step} in {folder}, found those of {len(steps)} "
+            f"others; nearest: {sorted(steps[:8])}"
         )
     return found
 
@@ -92,20 +98,20 @@ def load(
     exact: bool,
     missing_is_broken: bool = False,
 ) -> Snapshot:
-    """Load the first whole one of `wanted`; a warning says which were not.
+    """Load the first undamaged checkpoint of `wanted`, and warn of the damaged ones before it.
 
     Args:
-        folder: that they lie in.
-        wanted: in order of preference, at least one.
-        entries: all there are, in order of saving.
-        exact: take only what was saved exactly; refused where the first is not.
-        missing_is_broken: a file that is not there is lost; else it may have been deleted since the
+        folder: Folder of the checkpoints.
+        wanted: Checkpoints in order of preference, at least one.
+        entries: All listed checkpoints, in order of saving.
+        exact: Use only checkpoints that were saved exactly; an error if the first one was not.
+        missing_is_broken: Treat a missing file as damaged. Else it may have been deleted since the
             list was read.
 
     Raises:
-        FileNotFoundError: a file is not there, and may have been deleted since.
-        BrokenCheckpoint: none is whole.
-        UserError: the first was not saved exactly, or there is too little memory.
+        FileNotFoundError: A file is missing and may have been deleted since.
+        BrokenCheckpoint: All are damaged.
+        UserError: The first was not saved exactly, or there is too little memory.
     """
     if exact:
         _refuse_rounded(wanted[0], entries)
@@ -130,26 +136,23 @@ def load(
     whole = sorted(
         {entry.step for entry in entries if entry not in wanted and _seems_whole(folder, entry)}
     )
-    advice = (
-        f"by their headers, those of these steps are whole: {whole}"
-        if whole
-        else "no other is whole either"
-    )
+    advice = "no other is whole either"
+    if whole:
+        advice = f"by their headers, those of these steps are whole: {whole}"
     raise BrokenCheckpoint(f"{'; '.join(broken)}; {advice}")
 
 
 def _refuse_rounded(entry: Entry, entries: Sequence[Entry]) -> None:
-    if entry.tier != "exact":
-        steps = [other.step for other in entries if other.tier == "exact"]
-        raise UserError(
-            f"{entry.file} was saved with its moments in 8 bits, from which training goes on nearly, not exactly, as before; "
-            + (
-                f"the newest exact checkpoint is that of step {steps[-1]}"
-                if steps
-                else "there is no exact checkpoint"
-            )
-            + ". Save with moments='exact' to have some, or load without exact=True"
-        )
+    if entry.tier == "exact":
+        return
+    steps = [other.step for other in entries if other.tier == "exact"]
+    exact = "there is no exact checkpoint"
+    if steps:
+        exact = f"the newest exact checkpoint is that of step {steps[-1]}"
+    raise UserError(
+        f"{entry.file} was saved with its moments in 8 bits, so training would not repeat exactly; "
+        f"{exact}. Save with moments='exact' to have some, or load without exact=True"
+    )
 
 
 def _seems_whole(folder: Path, entry: Entry) -> bool:
@@ -161,12 +164,12 @@ def _seems_whole(folder: Path, entry: Entry) -> bool:
 
 
 def read_entry(folder: Path, entry: Entry) -> Snapshot:
-    """Load a listed checkpoint, if it is whole and the one that was saved.
+    """Load a listed checkpoint, if its file is undamaged and the one that was saved.
 
     Raises:
-        FileNotFoundError: it is not there (any more).
-        BrokenCheckpoint: it is damaged, or another file than the list says.
-        UserError: there is too little memory.
+        FileNotFoundError: The file does not exist (any more).
+        BrokenCheckpoint: The file is damaged, or is not the one in the list.
+        UserError: There is too little memory.
     """
     path = folder / entry.file
     try:
@@ -181,9 +184,9 @@ def read_entry(folder: Path, entry: Entry) -> Snapshot:
 
 
 def read_header(folder: Path, entry: Entry) -> None:
-    """Whether the front of a listed checkpoint is what was saved; its chunks are not looked at.
+    """Check that the header of a listed checkpoint is the one that was saved; chunks are not read.
 
-    Errors as of `read_entry`.
+    Errors are those of `read_entry`.
     """
     header = file.read_header(folder / entry.file)
     for name, found, listed in (
@@ -195,12 +198,13 @@ def read_header(folder: Path, entry: Entry) -> None:
     ):
         if found != listed:
             raise BrokenCheckpoint(
-                f"{folder / entry.file} is not the file that was saved: its {name} is {found}, {listed} is listed"
+                f"{folder / entry.file} is not the file that was saved: its {name} is {found}, "
+                f"{listed} is listed"
             )
 
 
 def orphans(folder: Path, entries: Sequence[Entry]) -> list[Deletion]:
-    """Files under names of ours that are not listed: the leftovers of saves that never finished."""
+    """Find files with a store's names that are not listed: remains of saves that never finished."""
     listed = {entry.file for entry in entries}
     found = []
     for name in manifest.names_in(folder):
@@ -210,38 +214,15 @@ def orphans(folder: Path, entries: Sequence[Entry]) -> list[Deletion]:
 
 
 def verify(folder: Path) -> list[Finding]:
-    """Read every chunk of every file; the manifest comes first, then the checkpoints in order of saving, then the rest."""
-    try:
-        listed = manifest.read(folder)
-        findings = [Finding(file=manifest.NAME, entry=None, ok=True)]
-    except (FileNotFoundError, manifest.Damaged) as error:
-        missing = isinstance(error, FileNotFoundError)
-        listed, _ = manifest.rebuild(folder)
-        if missing and not listed.entries:
-            findings = []  # nothing has been saved yet
-        else:
-            findings = [
-                Finding(
-                    file=manifest.NAME,
-                    entry=None,
-                    ok=False,
-                    reason="there is none" if missing else str(error),
-                )
-            ]
-    for entry in listed.entries:
-        try:
-            read_entry(folder, entry)
-        except FileNotFoundError:
-            findings.append(
-                Finding(file=entry.file, entry=entry, ok=False, reason="there is no such file")
-            )
-        except BrokenCheckpoint as error:
-            findings.append(Finding(file=entry.file, entry=entry, ok=False, reason=str(error)))
-        else:
-            findings.append(Finding(file=entry.file, entry=entry, ok=True))
+    """Read every chunk of every file in the folder.
+
+    The manifest comes first, then the checkpoints in order of saving, then the other files.
+    """
+    listed, findings = _verify_manifest(folder)
+    findings += [_verify_entry(folder, entry) for entry in listed.entries]
     names = manifest.names_in(folder)
-    # A writer may have gone on meanwhile: what it deleted is not missing, and what it saved is not
-    # stray.
+    # A writer may have been at work meanwhile: files that it deleted are not missing, and files
+    # that it saved are not stray.
     now = {entry.file for entry in _listed_now(folder, listed).entries}
     findings = [
         finding
@@ -252,31 +233,45 @@ def verify(folder: Path) -> list[Finding]:
     return findings + [_stray(folder, name) for name in names if name not in known]
 
 
+def _verify_manifest(folder: Path) -> tuple[Manifest, list[Finding]]:
+    try:
+        return manifest.read(folder), [Finding(file=manifest.NAME, entry=None, ok=True)]
+    except FileNotFoundError:
+        reason = _MISSING
+    except manifest.Damaged as damage:
+        reason = str(damage)
+    listed, _ = manifest.rebuild(folder)
+    if reason == _MISSING and not listed.entries:
+        return listed, []  # nothing has been saved yet
+    return listed, [Finding(file=manifest.NAME, entry=None, ok=False, reason=reason)]
+
+
+def _verify_entry(folder: Path, entry: Entry) -> Finding:
+    try:
+        read_entry(folder, entry)
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except BrokenCheckpoint as error:
+        reason = str(error)
+    else:
+        return Finding(file=entry.file, entry=entry, ok=True)
+    return Finding(file=entry.file, entry=entry, ok=False, reason=reason)
+
+
 def _stray(folder: Path, name: str) -> Finding:
     if not manifest.is_ours(name):
-        return Finding(
-            file=name, entry=None, ok=True, reason="none of the store's; it is left alone"
-        )
-    if not manifest.is_regular(folder / name):
-        return Finding(
-            file=name,
-            entry=None,
-            ok=False,
-            reason="no regular file, under a checkpoint's name; it is left alone",
-        )
-    if name.endswith(".tmp"):
-        return Finding(
-            file=name,
-            entry=None,
-            ok=True,
-            reason="being written, or left by a save that never finished; goes at the next open",
-        )
-    return Finding(
-        file=name,
-        entry=None,
-        ok=False,
-        reason="not listed: its save never finished; it goes at the next open",
-    )
+        ok = True
+        reason = "not a file of the store; it is left alone"
+    elif not manifest.is_regular(folder / name):
+        ok = False
+        reason = "not a regular file, although it has a checkpoint's name; it is left alone"
+    elif name.endswith(".tmp"):
+        ok = True
+        reason = "being written, or left by a save that never finished; deleted at the next open"
+    else:
+        ok = False
+        reason = "not listed: its save never finished; deleted at the next open"
+    return Finding(file=name, entry=None, ok=ok, reason=reason)
 
 
 def _listed_now(folder: Path, before: Manifest) -> Manifest:

@@ -1,4 +1,7 @@
-"""Which checkpoints are kept: the last few, whatever somebody holds, and no more bytes than allowed. Pure functions."""
+"""Rules for deleting old checkpoints, as pure functions.
+
+The newest few are kept, and all that have a holder; the rest is limited in bytes.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ Reason = Literal["retention", "cap", "orphan"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deletion:
-    """A file that goes, and why.
+    """A file to delete, and the reason.
 
     Attributes:
-        file: its name in the folder.
-        bytes: its length.
-        reason: `retention`: older than the last few, and nobody holds it; `cap`: the folder would
-            have more bytes than allowed; `orphan`: left by a save that never finished.
-        step: that it was saved at; None for an orphan.
+        file: Name in the folder.
+        bytes: Length, bytes.
+        reason: `retention` for a checkpoint older than the newest few and without a holder; `cap`
+            where the folder would exceed its bytes; `orphan` for the rest of an unfinished save.
+        step: Step of the checkpoint; None for an orphan.
     """
 
     file: str
@@ -32,14 +35,14 @@ class Deletion:
 def plan(
     entries: Sequence[Entry], *, keep_last: int, max_bytes: int | None, held: Collection[str]
 ) -> list[Deletion]:
-    """What to delete, oldest first.
+    """List the checkpoints to delete, the oldest first.
 
     Args:
-        entries: in order of saving.
-        keep_last: how many of the newest are kept, at least 1.
-        max_bytes: that all checkpoints together may have. The oldest that nobody holds go first,
-            the newest never.
-        held: names of the files that somebody holds, which never go.
+        entries: All checkpoints, in order of saving.
+        keep_last: Number of newest checkpoints that are kept, at least 1.
+        max_bytes: Limit for all checkpoints together, bytes; None for no limit. To meet it, the
+            oldest without a holder are deleted, but never the newest.
+        held: Names of the files that have a holder; they are never deleted.
     """
     retired = [entry for entry in entries[:-keep_last] if entry.file not in held]
     deletions = [_deletion(entry, "retention") for entry in retired]
@@ -55,7 +58,7 @@ def plan(
 
 
 def without(entries: Sequence[Entry], deletions: Sequence[Deletion]) -> tuple[Entry, ...]:
-    """The entries that stay."""
+    """Return the entries that remain."""
     gone = {deletion.file for deletion in deletions}
     return tuple(entry for entry in entries if entry.file not in gone)
 

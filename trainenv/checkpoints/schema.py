@@ -1,7 +1,7 @@
-"""Does a state, or a checkpoint's header, have exactly the fields that `configs/state_schema_v1.yaml` names?
+"""Check of a state or a checkpoint's header against the fields in `configs/state_schema_v1.yaml`.
 
-Asked before a file is written and after one is read. What was read may be anything: the answer is
-yes or a `UserError`.
+It is done before a file is written and after one is read. A value that was read may be anything;
+the check passes or raises `UserError`.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from trainenv.types import TENSOR, UserError
 
 VERSION = 1
 SCHEMA = f"state_schema_v{VERSION}.yaml"
-_LONGEST = 60  # characters of what was found that a sentence repeats
+_LONGEST = 60  # characters of a found value that a message repeats
 
 Check = Callable[[Any, str], None]  # takes a value and its dotted path, raises _Unfit
 
 
 class _Unfit(Exception):
-    """A sentence about the first field that does not fit."""
+    """A message about the first field that does not fit."""
 
 
 def check_state(state: object, where: str) -> None:
     """Refuse a state that is not a training run's or a synthetic environment's.
 
     Args:
-        state: what `Snapshot.state` holds.
-        where: what it is the state of, for the message.
+        state: Value of `Snapshot.state`.
+        where: Name of the snapshot or file, for the message.
 
     Raises:
-        UserError: names the first field that is missing, unknown or of the wrong type by its dotted
-            path.
+        UserError: A field is missing, unknown or of the wrong type; the message gives the dotted
+            path of the first one.
     """
     _refuse_unfit("state", state, where)
 
 
 def check_header(header: object, where: str) -> None:
-    """Refuse a header of other fields; the state in it is checked too.
+    """Refuse a header that has other fields, or a state that does not fit.
 
-    Arguments and errors as of `check_state`.
+    Arguments and errors are those of `check_state`.
     """
     _refuse_unfit("header", header, where)
 
@@ -54,7 +54,7 @@ def _refuse_unfit(part: str, value: object, where: str) -> None:
         raise UserError(f"{where}: {unfit} ({SCHEMA} names every field)") from None
 
 
-# ── from the file to functions ────────────────────────────────────────────────────────────────────
+# ── from the schema to functions ──────────────────────────────────────────────────────────────────
 
 
 @cache
@@ -64,8 +64,10 @@ def _parts() -> dict[str, Any]:
 
 @cache
 def _compiled(part: str) -> Check:
-    """The check of a part of the file."""
-    return _state if part == "state" else _check(_parts()[part])
+    """Return the check for a part of the schema."""
+    if part == "state":
+        return _state
+    return _check(_parts()[part])
 
 
 def _check(spec: Any) -> Check:
@@ -76,25 +78,27 @@ def _check(spec: Any) -> Check:
         return partial(_mapping, fields, required, rest)
     if isinstance(spec, list):
         checks = [_check(inner) for inner in spec]
-        return (
-            partial(_row, checks)
-            if len(checks) > 1
-            else partial(_list, checks[0], _ONLY.get(checks[0], frozenset()))
-        )
+        if len(checks) > 1:
+            return partial(_row, checks)
+        return partial(_list, checks[0], _ONLY.get(checks[0], frozenset()))
     if "|" in spec:
         return partial(_word, spec.split("|"))
     name = spec.removesuffix("?")
-    check = _SIMPLE[name] if name in _SIMPLE else _compiled(name)
-    return check if name == spec else partial(_nullable, check)
+    check = _SIMPLE.get(name) or _compiled(name)
+    if name == spec:
+        return check
+    return partial(_nullable, check)
 
 
-# ── what each type takes ──────────────────────────────────────────────────────────────────────────
+# ── the check of each type ────────────────────────────────────────────────────────────────────────
 
 
 def _state(value: Any, path: str) -> None:
-    """A training run's, unless it says that it is a synthetic environment's."""
-    synthetic = isinstance(value, Mapping) and "synthetic" in value
-    _compiled("synthetic" if synthetic else "training")(value, path)
+    """Check the state of a synthetic environment, if it says that it is one, or of a run."""
+    if isinstance(value, Mapping) and "synthetic" in value:
+        _compiled("synthetic")(value, path)
+    else:
+        _compiled("training")(value, path)
 
 
 def _mapping(
@@ -106,13 +110,14 @@ def _mapping(
 ) -> None:
     if not isinstance(value, Mapping) or TENSOR in value:
         raise _mistyped(path, "a mapping", value)
-    # An unknown field first: where a field is misspelt, the right one is also missing.
+    # Unknown fields come first: where a field is misspelt, the right one is also missing.
     for key in value:
         if key in fields:
             continue
         if rest is None:
             raise _Unfit(
-                f"unknown field {_below(path, key)!r}{nearest(_short(key), fields)}; valid here: {listed(sorted(fields))}"
+                f"unknown field {_below(path, key)!r}{nearest(_short(key), fields)}; valid here: "
+                f"{listed(sorted(fields))}"
             )
         rest(value[key], _below(path, key))
     for key in required:
@@ -127,7 +132,7 @@ def _list(check: Check, only: frozenset[type], value: Any, path: str) -> None:
     if not isinstance(value, list):
         raise _mistyped(path, "a list", value)
     if only and only.issuperset(map(type, value)):
-        return  # long lists of numbers, in a fraction of the time
+        return  # much faster for long lists of numbers
     for place, inner in enumerate(value):
         check(inner, _below(path, place))
 
@@ -175,9 +180,9 @@ def _tensor(value: Any, path: str) -> None:
 
 
 def _tensors(value: Any, path: str) -> None:
-    """Anything whose marks are whole.
+    """Accept any value in which every reference to a tensor is well formed.
 
-    Walked without recursion: nesting may be as deep as somebody likes.
+    The walk is not recursive: a hostile file may be nested to any depth.
     """
     left: list[Any] = [value]
     while left:
@@ -199,7 +204,7 @@ _SIMPLE: dict[str, Check] = {
     "tensor": _tensor,
     "tensors": _tensors,
 }
-# Checks that need not be called where a list holds only these types.
+# Checks that need not be called on a list that holds only these types.
 _ONLY: dict[Check, frozenset[type]] = {
     _int: frozenset({int}),
     _float: frozenset({float, int}),
@@ -207,25 +212,31 @@ _ONLY: dict[Check, frozenset[type]] = {
 }
 
 
-# ── sentences ─────────────────────────────────────────────────────────────────────────────────────
+# ── messages ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _below(path: str, key: object) -> str:
-    """The dotted path of what lies at `key`."""
-    return f"{path}.{_short(key)}" if path else _short(key)
+    """Return the dotted path of the value at `key`."""
+    if not path:
+        return _short(key)
+    return f"{path}.{_short(key)}"
 
 
 def _mistyped(path: str, expected: str, value: object) -> _Unfit:
-    what = f"the field {path!r}" if path else "it"
+    what = "it"
+    if path:
+        what = f"the field {path!r}"
     return _Unfit(f"{what} must be {expected}, found {_described(value)}")
 
 
 def _described(value: object) -> str:
-    """What was found, in a few words however large it is."""
+    """Describe a value in a few words, however large it is."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:
+        return "a huge int"
     if isinstance(value, int):
-        return str(value) if abs(value) < 10**_LONGEST else "a huge int"
+        return str(value)
     if isinstance(value, float):
         return str(value)
     if isinstance(value, str):
@@ -234,11 +245,15 @@ def _described(value: object) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, Mapping) and TENSOR in value:
         return "the mark of a tensor"
-    return (
-        f"a mapping of {len(value)} fields" if isinstance(value, Mapping) else type(value).__name__
-    )
+    if isinstance(value, Mapping):
+        return f"a mapping of {len(value)} fields"
+    return type(value).__name__
 
 
 def _short(key: object) -> str:
-    text = key if isinstance(key, str) else str(key) if isinstance(key, int) else type(key).__name__
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    text = type(key).__name__
+    if isinstance(key, str | int):
+        text = str(key)
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[:_LONGEST]}…"

@@ -1,4 +1,7 @@
-"""A folder of checkpoints: saved beside the training, whole or not at all, the last few kept; one writer, many readers."""
+"""A folder of checkpoints with one writer and many readers.
+
+Checkpoints are saved in the background, whole or not at all, and the newest few are kept.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.manifest import Entry
 from trainenv.checkpoints.reader import Finding
 from trainenv.checkpoints.retention import Deletion, plan, without
-from trainenv.checkpoints.writer import Writer, told
+from trainenv.checkpoints.writer import Writer, as_user_error
 from trainenv.types import Snapshot, Tier, UserError
 
 OnError = Literal["raise", "warn"]
@@ -24,7 +27,7 @@ Word = TypeVar("Word", bound=str)
 
 
 class CheckpointStore:
-    """Checkpoints of one run in a folder: files `cp_STEP.ptz`, and the list of them, `manifest.json`.
+    """Checkpoints of one run in a folder: files `cp_STEP.ptz` and their list, `manifest.json`.
 
         with CheckpointStore("checkpoints", every=100) as store:
             while run.step < 1000:
@@ -33,34 +36,35 @@ class CheckpointStore:
                 if store.due(before, run.step):
                     store.save(run.snapshot())
 
-    A save is written on a thread beside the training; the next one waits for it. What it fails with
-    comes up at the next `save`, `wait`, `close` or end of the `with` block. Every other method
-    waits until the save under way has ended. A save is listed once the disk has it for good; one
-    that is not listed never happened, whenever the power went.
+    A save runs on a background thread while training continues; the next save waits for it. If it
+    fails, the error is raised by the next `save`, `wait`, `close` or end of the `with` block. Every
+    other method first waits for the save in progress. A save is listed once the disk has stored it
+    for good; one that is not listed counts as never made, whenever the power fails.
 
     One store writes into a folder at a time: inside `with`, or from the first `save`, `collect` or
-    durable `hold` until `close`. Reading takes no lock. Inside `with`, on the main thread and where
-    SIGTERM would just end the process, it ends the block by `SystemExit(143)` instead, so that the
-    last save is finished. Without `with`, SIGTERM ends the process at once, as SIGKILL
-    does: what the last finished save wrote is what there is. Any other end of the interpreter waits
-        for the save under way.
+    durable `hold` until `close`. Reading takes no lock.
 
-    A store is used from one thread at a time. In a child made by `os.fork` it only reads.
+    SIGTERM inside `with`, on the main thread and if its action is the default, ends the block with
+    `SystemExit(143)`, so that the last save is finished. Without `with`, SIGTERM ends the process
+    at once, as SIGKILL does; the last finished save remains. Any other end of the interpreter waits
+    for the save in progress.
+
+    Use a store from one thread at a time. In a child made by `os.fork` it can only read.
 
     Args:
-        folder: made when the first store writes in it.
-        every: optimizer steps between checkpoints; `due` goes by it.
-        keep_last: how many of the newest are kept. Whatever is held is kept beside them.
-        moments: how the optimizer's moments are saved: `8bit` rounds them, `exact` leaves every
-            bit.
-        max_bytes: that all checkpoints together may have; the oldest that nobody holds are deleted
-            first, the newest never. While one is saved, its bytes come on top: nothing is deleted
-            before it is there for good.
-        on_error: whether a save that fails raises, or warns and lets the training go on.
-        disk: the file system.
+        folder: Folder of the checkpoints; made when the first store writes in it.
+        every: Optimizer steps between checkpoints, used by `due`.
+        keep_last: Number of newest checkpoints that are kept. Those with a holder are kept in
+            addition.
+        moments: Format of the optimizer's moments: `8bit` rounds them, `exact` keeps every bit.
+        max_bytes: Limit for all checkpoints together, bytes; None for no limit. The oldest without
+            a holder are deleted first, the newest never. During a save its bytes come on top,
+            because nothing is deleted before the new checkpoint is stored for good.
+        on_error: Action after a failed save: `raise` the error, or `warn` and continue training.
+        disk: File system; tests replace it.
 
     Raises:
-        UserError: an argument makes no sense.
+        UserError: An argument has a wrong type or is out of range.
     """
 
     def __init__(
@@ -84,47 +88,48 @@ class CheckpointStore:
         self.every = _positive("every", every, "optimizer steps")
         self.keep_last = _positive("keep_last", keep_last, "checkpoints")
         self.moments = _among("moments", moments, get_args(Tier))
-        self.max_bytes = (
-            None
-            if max_bytes is None
-            else _positive("max_bytes", max_bytes, "bytes (None: no limit)")
-        )
+        self.max_bytes = max_bytes
+        if max_bytes is not None:
+            self.max_bytes = _positive("max_bytes", max_bytes, "bytes (None: no limit)")
         self.on_error = _among("on_error", on_error, get_args(OnError))
         self._background = Background()
         self._termination = Termination()
-        self._writer = Writer(self.folder, Disk() if disk is None else disk, self._background.notes)
-        self._live: dict[
-            str, set[str]
-        ] = {}  # holder → names of files, of holds that are not durable
-        self._cap_told = False
+        self._writer = Writer(self.folder, disk or Disk(), self._background.notes)
+        # Holds that are not durable: names of files by holder.
+        self._live: dict[str, set[str]] = {}
+        self._cap_noted = False
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────
 
     def due(self, before: int, after: int) -> bool:
-        """Whether the advance from step `before` to step `after` reached a multiple of `every`."""
+        """Tell if the steps after `before` up to `after` include a multiple of `every`."""
         return after // self.every > before // self.every
 
     def save(self, snapshot: Snapshot, *, moments: Tier | None = None, wait: bool = False) -> None:
-        """Save a snapshot, once the save before it has ended.
+        """Save a snapshot, after the save before it has ended.
 
         Args:
-            snapshot: nobody may write into it.
-            moments: other than the store's.
-            wait: return only when the disk has it for good.
+            snapshot: Snapshot to save; it must not be changed afterwards.
+            moments: Format of the optimizer's moments, if other than the store's.
+            wait: Return only when the disk has stored the snapshot for good.
 
         Raises:
-            UserError: it can't be saved, or another store writes here; or the save before failed:
-                then this one was not begun.
+            UserError: The snapshot can't be saved, or another store writes here. Or the save before
+                failed; then this one was not begun.
         """
         if not isinstance(snapshot, Snapshot):
             raise UserError(
-                f"expected a Snapshot to save, as run.snapshot() gives, found {type(snapshot).__name__}"
+                "expected a Snapshot to save, as run.snapshot() gives, found "
+                f"{type(snapshot).__name__}"
             )
         if type(snapshot.step) is not int or not 0 <= snapshot.step < manifest.MOST:
             raise UserError(
-                f"the step of a snapshot to save must be an int from 0 on, found {snapshot.step!r:.60}"
+                "the step of a snapshot to save must be an int from 0 on, found "
+                f"{snapshot.step!r:.60}"
             )
-        tier = self.moments if moments is None else _among("moments", moments, get_args(Tier))
+        tier = self.moments
+        if moments is not None:
+            tier = _among("moments", moments, get_args(Tier))
         self.wait()
         self._open()
         with self._termination.deferred():
@@ -136,10 +141,10 @@ class CheckpointStore:
         """Wait until the last save has ended.
 
         Raises:
-            UserError: it failed, and nobody was told yet.
+            UserError: The save failed, and this was not reported before.
         """
         self._background.join()
-        self._tell_notes()
+        self._warn_of_notes()
         if (failure := self._background.take_failure()) is not None:
             if self.on_error == "raise":
                 raise failure
@@ -149,13 +154,13 @@ class CheckpointStore:
         """Keep the newest checkpoint of a step until `holder` releases it.
 
         Args:
-            step: that it was saved at.
-            holder: who wants it.
-            durable: note it in the folder, so that it holds for other processes and later. Else it
-                holds in this store only.
+            step: Step of the checkpoint.
+            holder: Name of the one who wants it kept, 1 to 200 characters.
+            durable: Record the hold in the folder, for other processes and later ones. Else it
+                counts in this store only.
 
         Raises:
-            UserError: there is no such checkpoint, or the hold could not be noted.
+            UserError: There is no such checkpoint, or the hold could not be recorded.
         """
         if not isinstance(holder, str) or not 0 < len(holder) <= 200:
             raise UserError(f"a holder must be a name of 1 to 200 characters, found {holder!r:.60}")
@@ -166,15 +171,15 @@ class CheckpointStore:
         if not durable:
             self._live.setdefault(holder, set()).add(entry.file)
         elif holder not in entry.holders:
-            self._note_holders({entry: (*entry.holders, holder)}, f"holding {entry.file}")
+            self._record_holders({entry: (*entry.holders, holder)}, f"holding {entry.file}")
 
     def release(self, holder: str, step: int | None = None) -> None:
-        """End the holds of `holder`, on the checkpoints of one step or on all.
+        """End the holds of `holder` on the checkpoints of one step, or on all.
 
-        They stay until the next `save` or `collect`.
+        The checkpoints themselves remain until the next `save` or `collect`.
 
         Raises:
-            UserError: the end of a durable hold could not be noted.
+            UserError: The end of a durable hold could not be recorded.
         """
         self._background.join()
 
@@ -191,7 +196,7 @@ class CheckpointStore:
                 entry: tuple(other for other in entry.holders if other != holder)
                 for entry in held()
             }
-            self._note_holders(fewer, f"releasing what {holder!r} held")
+            self._record_holders(fewer, f"releasing what {holder!r} held")
         if step is None:
             self._live.pop(holder, None)
         else:
@@ -200,35 +205,35 @@ class CheckpointStore:
             )
 
     def collect(self) -> list[Deletion]:
-        """Delete what `preview` lists, and list it.
+        """Delete the files that `preview` lists, and return them.
 
         Raises:
-            UserError: another store writes here, or the list could not be written.
+            UserError: Another store writes here, or the list could not be written.
         """
         self._background.join()
         self._open(sweep=False)
         deletions = self.preview()
-        with told(f"deleting checkpoints from {self.folder}"):
+        with as_user_error(f"deleting checkpoints from {self.folder}"):
             self._writer.drop(deletions)
         self._note_cap()
-        self._tell_notes()
+        self._warn_of_notes()
         return deletions
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────
 
     def load(self, step: int | None = None, *, exact: bool = False) -> Snapshot:
-        """Load the checkpoint that was saved last, or the last of a step, every checksum verified.
+        """Load the checkpoint saved last, or the last one of a step, and verify every checksum.
 
-        Where its file is damaged, the one before it (of the same step, if one was asked for) is
-        taken, with a warning.
+        If its file is damaged, the one before it is loaded with a warning; with `step`, the one
+        before it of the same step.
 
         Args:
-            step: that it was saved at.
-            exact: refuse a checkpoint whose moments were rounded.
+            step: Step of the checkpoint; None for the one saved last.
+            exact: Refuse a checkpoint whose moments were rounded.
 
         Raises:
-            UserError: there is no such checkpoint, it is not exact, or there is too little memory.
-            BrokenCheckpoint: no such checkpoint is whole.
+            UserError: There is no such checkpoint, it is not exact, or there is too little memory.
+            BrokenCheckpoint: All such checkpoints are damaged.
         """
         self._background.join()
         entries = self._listed()
@@ -237,7 +242,8 @@ class CheckpointStore:
                 self.folder, reader.of_step(self.folder, entries, step), entries, exact=exact
             )
         except FileNotFoundError:
-            # a writer deleted it since; what the list names now is there, or else it was lost
+            # A writer has deleted it since. If a file of the list as it is now is missing, it is
+            # lost.
             entries = self._listed()
             return reader.load(
                 self.folder,
@@ -248,12 +254,12 @@ class CheckpointStore:
             )
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, ascending."""
+        """Return the steps that have a checkpoint, ascending."""
         self._background.join()
         return sorted({entry.step for entry in self._listed()})
 
     def entries(self) -> list[Entry]:
-        """The checkpoints in order of saving, with all who hold them, durably or not."""
+        """Return the checkpoints in order of saving, with their durable and other holders."""
         self._background.join()
         entries = []
         for entry in self._listed():
@@ -266,14 +272,14 @@ class CheckpointStore:
         return entries
 
     def verify(self) -> list[Finding]:
-        """Read every chunk of every file in the folder, and say what is wrong."""
+        """Read every chunk of every file in the folder and report all damage."""
         self._background.join()
         return reader.verify(self.folder)
 
     def preview(self) -> list[Deletion]:
-        """What `collect` would delete, and why.
+        """List the files that `collect` would delete, with the reasons.
 
-        What another process is saving just now counts as an orphan.
+        A file that another process is saving at the moment counts as an orphan.
         """
         entries = self.entries()
         return reader.orphans(self.folder, entries) + self._plan(entries)
@@ -293,38 +299,37 @@ class CheckpointStore:
     ) -> None:
         try:
             with self._termination.deferred():
-                self._close(quiet=error is not None)
+                self._close(only_warn=error is not None)
         finally:
             self._termination.end()
 
     def close(self) -> None:
-        """Wait for the last save, and let other stores write in the folder. Errors as of `wait`."""
-        self._close(quiet=False)
+        """Wait for the last save, then let other stores write; errors are those of `wait`."""
+        self._close(only_warn=False)
 
-    def _close(self, quiet: bool) -> None:
-        """Close; where an exception is on its way already, a failure of the last save is a warning beside it."""
+    def _close(self, only_warn: bool) -> None:
+        """Close the store; `only_warn` of a failed save where another exception is being raised."""
         if self._writer.is_copy:
-            return  # a block that ends in a child made by fork: nothing in it is the child's
+            return  # a block that ends in a child made by fork; the store belongs to the parent
         try:
             self.wait()
         except UserError as failure:
-            if not quiet:
+            if not only_warn:
                 raise
             warnings.warn(str(failure), stacklevel=4)
         finally:
-            if (
-                not self._background.running
-            ):  # the wait was interrupted: the lock stays until the process ends
+            # If the wait was interrupted, the lock is held until the process ends.
+            if not self._background.running:
                 self._writer.close()
 
-    # ── the inside ────────────────────────────────────────────────────────────────────────────────
+    # ── internals ─────────────────────────────────────────────────────────────────────────────────
 
     def _open(self, sweep: bool = True) -> None:
         self._writer.open(sweep)
-        self._tell_notes()
+        self._warn_of_notes()
 
     def _save(self, snapshot: Snapshot, tier: Tier) -> None:
-        """A save, on its own thread."""
+        """Save a snapshot; called on the background thread."""
         self._writer.save(snapshot, tier, self._plan)
         self._note_cap()
 
@@ -334,26 +339,28 @@ class CheckpointStore:
 
     def _listed(self) -> Sequence[Entry]:
         entries = self._writer.entries
-        return reader.read_listed(self.folder)[0].entries if entries is None else entries
+        if entries is None:
+            return reader.read_listed(self.folder)[0].entries
+        return entries
 
-    def _note_holders(self, holders: dict[Entry, tuple[str, ...]], what: str) -> None:
-        with told(what):
-            self._writer.change(
-                tuple(replace(e, holders=holders[e]) if e in holders else e for e in self._listed())
-            )
+    def _record_holders(self, holders: dict[Entry, tuple[str, ...]], action: str) -> None:
+        with as_user_error(action):
+            changed = [replace(e, holders=holders.get(e, e.holders)) for e in self._listed()]
+            self._writer.change(tuple(changed))
 
     def _note_cap(self) -> None:
-        """Say once that the cap can't be met."""
+        """Note once that the limit in bytes can't be met."""
         entries = self._writer.entries or ()
         total = sum(entry.bytes for entry in without(entries, self._plan(entries)))
-        if self.max_bytes is not None and total > self.max_bytes and not self._cap_told:
-            self._cap_told = True
+        if self.max_bytes is not None and total > self.max_bytes and not self._cap_noted:
+            self._cap_noted = True
             self._background.notes.append(
-                f"the checkpoints in {self.folder} have {total} bytes, max_bytes allows {self.max_bytes}: the newest, and those "
-                "that somebody holds, are kept all the same; release some, or allow more"
+                f"the checkpoints in {self.folder} have {total} bytes, max_bytes allows "
+                f"{self.max_bytes}: the newest and those with a holder are kept all the same; "
+                "release some, or allow more"
             )
 
-    def _tell_notes(self) -> None:
+    def _warn_of_notes(self) -> None:
         notes = self._background.notes
         while notes:
             warnings.warn(notes.pop(0), stacklevel=4)

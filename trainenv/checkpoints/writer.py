@@ -1,4 +1,7 @@
-"""Changing a folder of checkpoints: first the file, then the list, and only then are superfluous files deleted."""
+"""Changes to a folder of checkpoints.
+
+Order matters: first the new file is written, then the list, and only then are old files deleted.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Plan = Callable[[Sequence[Entry]], list[Deletion]]
 _REMEDIES = {
     errno.ENOSPC: "free some space (a lower keep_last or max_bytes keeps fewer)",
     errno.EDQUOT: "free some of your quota (a lower keep_last or max_bytes keeps fewer)",
-    errno.EIO: "look after the disk, or give a folder on another",
+    errno.EIO: "check the disk, or give a folder on another",
     errno.EROFS: "make the disk writable, or give a folder on another",
     errno.ENOTDIR: "give another folder",
     errno.EACCES: "make the folder writable, or give another",
@@ -28,10 +31,10 @@ _REMEDIES = {
 
 
 class Writer:
-    """The one that may change a folder: holds its lock, and with it the list that counts.
+    """The only object that changes a folder; it holds the folder's lock and the current list.
 
     Attributes:
-        notes: what went wrong without anything being lost, for the user.
+        notes: Messages to the user about problems in which nothing was lost.
     """
 
     def __init__(self, folder: Path, disk: Disk, notes: list[str]) -> None:
@@ -41,38 +44,41 @@ class Writer:
         self._lock = FolderLock(folder)
         self._pid = os.getpid()
         self._listed = Manifest()
-        # names of files that the list has dropped, and that may still be there
-        self._doomed: set[str] = set()
+        # Names of files that are no longer listed but may still exist.
+        self._obsolete: set[str] = set()
 
     @property
     def entries(self) -> tuple[Entry, ...] | None:
-        """The checkpoints, in order of saving; None while the lock is not held: then the folder must be read."""
-        return self._listed.entries if self._lock.held else None
+        """The checkpoints in order of saving; None without the lock: then read the folder."""
+        if not self._lock.held:
+            return None
+        return self._listed.entries
 
     @property
     def is_copy(self) -> bool:
-        """Whether this process is a child made by fork, which may only read."""
+        """True in a child made by fork, which may only read."""
         return os.getpid() != self._pid
 
     def open(self, sweep: bool = True) -> None:
-        """Take the lock, read the list and delete the leftovers of saves that never finished; at once where it is held already.
+        """Take the lock, read the list and delete what unfinished saves left; no-op if open.
 
         Raises:
-            UserError: another store writes here, this is a child made by fork, or the folder can't
+            UserError: Another store writes here, this is a child made by fork, or the folder can't
                 be written.
         """
         if self.is_copy:
             raise UserError(
-                "this process is a child made by fork, in which a store only reads; open another store in it"
+                "this process is a child made by fork, in which a store only reads; "
+                "open another store in it"
             )
         if self._lock.held:
             return
-        with told(f"opening {self.folder} to save in it"):
+        with as_user_error(f"opening {self.folder} to save in it"):
             self._disk.make_folder(self.folder)
             self._lock.take()
             try:
                 self._listed, left_out = reader.read_listed(self.folder)
-                self._doomed = set()
+                self._obsolete = set()
                 if left_out is not None:
                     self._set_aside(left_out)
                     self._commit(self._listed)
@@ -88,19 +94,18 @@ class Writer:
         self._lock.release()
 
     def save(self, snapshot: Snapshot, tier: Tier, plan: Plan) -> None:
-        """Write a checkpoint, list it without what `plan` makes superfluous, then delete that.
+        """Write a checkpoint, list it without those that `plan` deletes, then delete these.
 
         Raises:
-            UserError: it failed. What was listed before is listed still.
+            UserError: The save failed. The list is as it was before.
         """
         before = self._listed.entries
         sequence = self._listed.next_sequence
         name = manifest.checkpoint_name(snapshot.step)
-        if os.path.lexists(self.folder / name):  # history was rewound and came by again
+        if os.path.lexists(self.folder / name):  # the run was rewound and reached the step again
             name = manifest.checkpoint_name(snapshot.step, sequence)
-        self._listed = replace(
-            self._listed, next_sequence=sequence + 1
-        )  # used up, whether or not it succeeds
+        # The number is used up even if the save fails.
+        self._listed = replace(self._listed, next_sequence=sequence + 1)
         try:
             entries = (*before, self._write(snapshot, name, tier, sequence))
             self.drop(plan(entries), entries)
@@ -108,24 +113,24 @@ class Writer:
             self._undo(name)
             if not isinstance(error, OSError | MemoryError):
                 raise
-            intact = (
-                f"the one before it, {before[-1].file}, is intact"
-                if before
-                else "there is none before it"
-            )
-            # No traceback is kept: its frames would keep the snapshot.
+            intact = "there is none before it"
+            if before:
+                intact = f"the one before it, {before[-1].file}, is intact"
+            # No traceback is kept: its frames would keep the snapshot in memory.
             raise UserError(
-                f"saving {self.folder / name} failed: {_said(error)}; {intact}. {_remedy(error)}"
+                f"saving {self.folder / name} failed: {_cause(error)}; {intact}. {_remedy(error)}"
             ) from None
 
     def drop(self, deletions: Sequence[Deletion], entries: Sequence[Entry] | None = None) -> None:
-        """Make `entries`, or those there are, without `deletions` the list; then delete their files.
+        """Take `deletions` off the list (`entries`, or the current one), then delete the files.
+
+        A file that can't be deleted is only noted.
 
         Raises:
-            OSError: the list could not be written; then nothing is deleted. A file that can't be
-                deleted is only noted.
+            OSError: The list could not be written; then nothing is deleted.
         """
-        entries = self._listed.entries if entries is None else entries
+        if entries is None:
+            entries = self._listed.entries
         self.change(without(entries, deletions))
         self._delete(deletion.file for deletion in deletions)
 
@@ -133,7 +138,7 @@ class Writer:
         """Make `entries` the list.
 
         Raises:
-            OSError: it could not be written.
+            OSError: The list could not be written.
         """
         if entries != self._listed.entries:
             self._commit(replace(self._listed, entries=entries))
@@ -160,77 +165,86 @@ class Writer:
         try:
             file.write_whole(self.folder / manifest.NAME, new.to_bytes(), self._disk)
         except OSError:
-            # The rename may have come before what failed. Then the new list is the one that
-            # everybody sees, but it may not last: files that only the old one lists stay until the
-            # next list is there for good.
-            if self._stands(new.entries):
+            # The rename may have succeeded before the failure. Then all readers see the new list,
+            # but a power cut may undo it: files that only the old list names are kept until the
+            # next list has been written for good.
+            if self._is_on_disk(new.entries):
                 self._adopt(new)
             raise
         self._adopt(new)
 
     def _adopt(self, new: Manifest) -> None:
-        self._doomed |= {entry.file for entry in self._listed.entries}
-        self._doomed -= {entry.file for entry in new.entries}
+        self._obsolete |= {entry.file for entry in self._listed.entries}
+        self._obsolete -= {entry.file for entry in new.entries}
         self._listed = new
 
-    def _stands(self, entries: tuple[Entry, ...]) -> bool:
-        """Whether the list on disk is known to be this one."""
+    def _is_on_disk(self, entries: tuple[Entry, ...]) -> bool:
+        """Tell if the list on disk is known to be this one."""
         try:
             return manifest.read(self.folder).entries == entries
         except (OSError, manifest.Damaged, UserError):
             return False
 
     def _undo(self, name: str) -> None:
-        """After a save that failed: delete its file, unless it may be listed on disk."""
+        """Delete the file of a failed save, unless the list on disk may name it."""
         if name in {entry.file for entry in self._listed.entries}:
             return
-        self._doomed.add(name)
-        if self._stands(self._listed.entries):
+        self._obsolete.add(name)
+        if self._is_on_disk(self._listed.entries):
             with suppress(OSError):
                 self._disk.unlink(self.folder / name)
-                self._doomed.discard(name)
+                self._obsolete.discard(name)
 
     def _set_aside(self, names: Iterable[str]) -> None:
-        """Where the list was lost, files that can't be read are no leftovers: give them names under which nobody deletes them."""
+        """Rename files that can't be read, so that no store deletes them.
+
+        After the loss of the list such a file may be a saved checkpoint that was damaged, not only
+        the remains of an unfinished save.
+        """
         for name in names:
             if manifest.is_regular(self.folder / name):
                 self._disk.rename(self.folder / name, self.folder / f"{name}.unreadable")
 
     def _delete(self, names: Iterable[str]) -> None:
         """Delete files that are not listed, and those that could not be deleted before."""
-        self._doomed |= set(names)
+        self._obsolete |= set(names)
         deleted = False
-        for name in sorted(self._doomed):
+        for name in sorted(self._obsolete):
             try:
                 self._disk.unlink(self.folder / name)
-                self._doomed.discard(name)
+                self._obsolete.discard(name)
                 deleted = True
             except OSError as error:
                 self.notes.append(
-                    f"{self.folder / name} is no longer needed, but can't be deleted: {_said(error)}"
+                    f"{self.folder / name} is no longer needed, but can't be deleted: "
+                    f"{_cause(error)}"
                 )
         if deleted:
             try:
                 self._disk.sync_folder(self.folder)
             except OSError as error:
-                self.notes.append(f"files deleted from {self.folder} may come back: {_said(error)}")
+                self.notes.append(
+                    f"files deleted from {self.folder} may come back: {_cause(error)}"
+                )
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """An `OSError` inside becomes a `UserError` that says what could not be done, and what to do."""
+def as_user_error(action: str) -> Iterator[None]:
+    """Turn an `OSError` inside into a `UserError` that names the action, the cause and a remedy."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what} failed: {_said(error)}. {_remedy(error)}") from None
+        raise UserError(f"{action} failed: {_cause(error)}. {_remedy(error)}") from None
 
 
-def _said(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     if isinstance(error, OSError):
-        return f"the system said {error.strerror or str(error)!r}"
+        return f"the system reported {error.strerror or str(error)!r}"
     return "there is too little memory"
 
 
 def _remedy(error: BaseException) -> str:
-    remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else "free some memory"
-    return f"{(remedy or 'mend that').capitalize()}, then try again"
+    remedy = "free some memory"
+    if isinstance(error, OSError):
+        remedy = _REMEDIES.get(error.errno or 0, "correct this")
+    return f"{remedy.capitalize()}, then try again"

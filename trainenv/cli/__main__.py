@@ -1,4 +1,4 @@
-"""`python -m trainenv.cli`."""
+"""Entry point of `python -m trainenv.cli`."""
 
 import sys
 

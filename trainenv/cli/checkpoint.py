@@ -1,4 +1,4 @@
-"""`trainenv checkpoint`: look after a folder of checkpoints.
+"""`trainenv checkpoint`: check, list, delete or export the checkpoints of a run.
 
 Each action returns the JSON value to print and the exit code.
 """
@@ -9,20 +9,78 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from trainenv.checkpoints import FOLDER, file, interop
-from trainenv.checkpoints.store import CheckpointStore
-from trainenv.cli.options import Result
+from trainenv.cli.options import Result, add_actions, add_command, as_path
 from trainenv.config.presets import merge, read_yaml
 from trainenv.config.schema import CheckpointConfig, Config, validate
 from trainenv.types import UserError
 
+if TYPE_CHECKING:
+    from trainenv.checkpoints.store import CheckpointStore
+
 Say = Callable[[str], None]
-BROKEN = 1
+
+_REASONS = {
+    "retention": "older than the newest that are kept",
+    "cap": "the folder would have more bytes than max_bytes allows",
+    "orphan": "left by a save that never finished",
+}
+_MARKS = {True: "ok    ", False: "BROKEN"}
+
+
+class _Kept(Config):
+    """Part of a run's configuration that says which checkpoints are kept."""
+
+    checkpoints: CheckpointConfig
+
+
+def add_checkpoint(commands: Any) -> None:
+    """Add the command and its actions."""
+    actions = add_actions(
+        commands, "checkpoint", "Check, list, delete or export the checkpoints of a run."
+    )
+    _add_action(
+        actions, "verify", "Check every byte of every checkpoint; exit code 1 if one is broken."
+    )
+    _add_action(actions, "show", "List the checkpoints: step, tier, size and holders.")
+    collecting = _add_action(actions, "gc", "Delete the checkpoints that are not to be kept.")
+    collecting.add_argument(
+        "--dry-run", action="store_true", help="list the files, and delete nothing"
+    )
+    collecting.add_argument(
+        "--keep-last",
+        type=int,
+        metavar="N",
+        help="number of the newest checkpoints to keep (default: as the run is configured)",
+    )
+    exporting = _add_action(
+        actions, "export", "Write the weights of a checkpoint for torch and transformers."
+    )
+    exporting.add_argument(
+        "out",
+        type=as_path,
+        metavar="OUT",
+        help="file to write: .safetensors, or .pt with the optimizer's state",
+    )
+    exporting.add_argument(
+        "--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)"
+    )
+
+
+def _add_action(actions: Any, name: str, about: str) -> argparse.ArgumentParser:
+    parser = add_command(actions, name, checkpoint_command, about)
+    parser.add_argument(
+        "folder",
+        type=as_path,
+        metavar="FOLDER",
+        help="folder of a run, or the checkpoints folder in it",
+    )
+    return parser
 
 
 def checkpoint_command(args: argparse.Namespace) -> Result:
-    """Verify, show, collect or export."""
+    """Run one action."""
     from trainenv.cli.progress import Progress
 
     say = Progress(args.action, 1, quiet=args.json).say
@@ -36,36 +94,41 @@ def checkpoint_command(args: argparse.Namespace) -> Result:
 
 
 def open_store(path: Path, config: CheckpointConfig | None = None) -> CheckpointStore:
-    """The checkpoints in a run's folder, or in their own.
+    """Open the checkpoints of a run.
+
+    Args:
+        path: Folder of the run, or of its checkpoints.
+        config: Settings of the store; the defaults if left out.
 
     Raises:
-        UserError: there are none.
+        UserError: There are no checkpoints.
     """
+    from trainenv.checkpoints.store import CheckpointStore
+
     folder = _folder(path)
     if not folder.is_dir() or not any(folder.glob("cp_*.ptz")):
         raise UserError(
-            f"expected checkpoints in {path}, found none; give a run's folder, or the checkpoints folder in it"
+            f"expected checkpoints in {path}, found none; give the folder of a run, or the"
+            " checkpoints folder in it"
         )
     return CheckpointStore(folder, **(config or CheckpointConfig()).model_dump())
 
 
 def verify(path: Path, say: Say) -> Result:
-    """Read every byte of every file and say whether it is what was saved.
+    """Check every byte of every file against what was saved.
 
-    The exit code is 1 where one is not.
+    The exit code is 1 if a file is broken.
     """
     store = open_store(path)
     findings = store.verify()
     for finding in findings:
-        say(
-            f"{'ok    ' if finding.ok else 'BROKEN'} {finding.file}{': ' if finding.reason else ''}{finding.reason}"
-        )
+        reason = finding.reason and f": {finding.reason}"
+        say(f"{_MARKS[finding.ok]} {finding.file}{reason}")
     broken = sum(not finding.ok for finding in findings)
-    say(
-        f"{broken} of {len(findings)} files are broken"
-        if broken
-        else f"all {len(findings)} files are whole"
-    )
+    if broken:
+        say(f"{broken} of {len(findings)} files are broken")
+    else:
+        say(f"all {len(findings)} files are whole")
     found = [
         {"file": finding.file, "ok": finding.ok, "reason": finding.reason} for finding in findings
     ]
@@ -75,87 +138,91 @@ def verify(path: Path, say: Say) -> Result:
         "ok": not broken,
         "files": found,
     }
-    return result, BROKEN if broken else 0
+    return result, int(bool(broken))
 
 
 def show(path: Path, say: Say) -> Result:
-    """List the checkpoints in order of saving, and the numeric settings of the newest whose header can be read."""
+    """List the checkpoints in the order they were saved, and the newest numeric settings."""
     store = open_store(path)
     entries = store.entries()
     say(f"{'step':>9}  {'sequence':>8}  {'tier':>5}  {'size':>10}  {'file':<16}  held by")
     for entry in entries:
-        size = _size(entry.bytes)
-        holders = ", ".join(entry.holders)
-        say(
-            f"{entry.step:>9}  {entry.sequence:>8}  {entry.tier:>5}  {size:>10}  {entry.file:<16}  {holders}".rstrip()
+        row = (
+            f"{entry.step:>9}  {entry.sequence:>8}  {entry.tier:>5}  {_size(entry.bytes):>10}"
+            f"  {entry.file:<16}  {', '.join(entry.holders)}"
         )
+        say(row.rstrip())
     say(f"{len(entries)} checkpoints, {_size(sum(entry.bytes for entry in entries))}")
-    numerics = {}
-    for entry in reversed(entries):
-        try:
-            numerics = dict(file.read_header(store.folder / entry.file).state.get("numerics", {}))
-        except UserError as error:
-            say(str(error))
-            continue
-        settings = ", ".join(f"{name} {value}" for name, value in numerics.items())
-        say(f"numeric settings at step {entry.step}: {settings or 'none'}")
-        break
-    listed = [asdict(entry) for entry in entries]
     return {
         "command": "checkpoint show",
         "folder": str(store.folder),
-        "checkpoints": listed,
-        "numerics": numerics,
+        "checkpoints": [asdict(entry) for entry in entries],
+        "numerics": _newest_numerics(store, say),
     }, 0
 
 
 def collect(path: Path, say: Say, *, dry_run: bool, keep_last: int | None) -> Result:
-    """Delete what the run's configuration does not keep; on a dry run only say what that would be.
+    """Delete the checkpoints that the run's configuration does not keep.
 
     Args:
-        path: the folder.
-        say: tells the user.
-        dry_run: delete nothing.
-        keep_last: how many of the newest are kept, in place of what the configuration says.
+        path: Folder of the run, or of its checkpoints.
+        say: Function that prints a sentence.
+        dry_run: True to list the files and delete nothing.
+        keep_last: Number of the newest checkpoints to keep; None for that of the configuration.
     """
     config = _folder(path).parent / "config.yaml"
-    kept = {"checkpoints": read_yaml(config).get("checkpoints", {}) if config.is_file() else {}}
-    over = {} if keep_last is None else {"checkpoints": {"keep_last": keep_last}}
-    store = open_store(path, validate(_Kept, merge(kept, over), str(config)).checkpoints)
+    kept: dict[str, Any] = {"checkpoints": {}}
+    if config.is_file():
+        kept["checkpoints"] = read_yaml(config).get("checkpoints", {})
+    if keep_last is not None:
+        kept = merge(kept, {"checkpoints": {"keep_last": keep_last}})
+    store = open_store(path, validate(_Kept, kept, str(config)).checkpoints)
+    verb = "deleted"
     try:
-        deletions = store.preview() if dry_run else store.collect()
+        if dry_run:
+            verb = "would delete"
+            deletions = store.preview()
+        else:
+            deletions = store.collect()
     finally:
         store.close()
     for deletion in deletions:
-        say(
-            f"{'would delete' if dry_run else 'deleted'} {deletion.file} ({_size(deletion.bytes)}): {_REASONS[deletion.reason]}"
-        )
+        reason = _REASONS[deletion.reason]
+        say(f"{verb} {deletion.file} ({_size(deletion.bytes)}): {reason}")
     total = sum(deletion.bytes for deletion in deletions)
-    say(f"{len(deletions)} files, {_size(total)}" if deletions else "nothing to delete")
-    listed = [asdict(deletion) for deletion in deletions]
+    if deletions:
+        say(f"{len(deletions)} files, {_size(total)}")
+    else:
+        say("nothing to delete")
     result = {
         "command": "checkpoint gc",
         "folder": str(store.folder),
         "dry_run": dry_run,
         "bytes": total,
-        "deleted": listed,
+        "deleted": [asdict(deletion) for deletion in deletions],
     }
     return result, 0
 
 
 def export(path: Path, say: Say, *, out: Path, step: int | None) -> Result:
-    """Write the weights of a checkpoint, the newest if no step is given, as plain torch and transformers load them."""
+    """Write the weights of a checkpoint as plain torch and transformers load them.
+
+    Args:
+        path: Folder of the run, or of its checkpoints.
+        say: Function that prints a sentence.
+        out: File to write; one that ends in .pt also has the optimizer's state.
+        step: Step of the checkpoint; None for the newest.
+    """
+    from trainenv.checkpoints import interop
+
     snapshot = open_store(path).load(step)
     interop.export(snapshot, out)
-    what = (
-        "the weights" if out.suffix == ".safetensors" else "the weights and the optimizer's state"
-    )
-    rounded = (
-        ", whose moments were rounded to 8 bits"
-        if snapshot.tier == "8bit" and out.suffix == ".pt"
-        else ""
-    )
-    say(f"wrote {what} of step {snapshot.step}{rounded} to {out} ({_size(out.stat().st_size)})")
+    written = f"the weights of step {snapshot.step}"
+    if out.suffix == ".pt":
+        written = f"the weights and the optimizer's state of step {snapshot.step}"
+        if snapshot.tier == "8bit":
+            written += ", whose moments were rounded to 8 bits,"
+    say(f"wrote {written} to {out} ({_size(out.stat().st_size)})")
     return {
         "command": "checkpoint export",
         "step": snapshot.step,
@@ -164,28 +231,41 @@ def export(path: Path, say: Say, *, out: Path, step: int | None) -> Result:
     }, 0
 
 
-_REASONS = {
-    "retention": "older than the newest that are kept",
-    "cap": "the folder would have more bytes than max_bytes allows",
-    "orphan": "left by a save that never finished",
-}
+def _newest_numerics(store: CheckpointStore, say: Say) -> dict[str, Any]:
+    """Print and return the numeric settings of the newest checkpoint whose header can be read."""
+    from trainenv.checkpoints import file
 
-
-class _Kept(Config):
-    """The part of a run's configuration that matters here."""
-
-    checkpoints: CheckpointConfig
+    for entry in reversed(store.entries()):
+        try:
+            state = file.read_header(store.folder / entry.file).state
+        except UserError as error:
+            say(str(error))
+            continue
+        numerics = dict(state.get("numerics", {}))
+        settings = ", ".join(f"{name} {value}" for name, value in numerics.items())
+        say(f"numeric settings at step {entry.step}: {settings or 'none'}")
+        return numerics
+    return {}
 
 
 def _folder(path: Path) -> Path:
-    return path / FOLDER if (path / FOLDER).is_dir() else path
+    """Find the checkpoints folder of a run; a path that has none in it is one itself."""
+    from trainenv.checkpoints import FOLDER
+
+    inside = path / FOLDER
+    if inside.is_dir():
+        return inside
+    return path
 
 
 def _size(count: int) -> str:
-    """Bytes, as people read them."""
+    """Return a number of bytes as people write it."""
     size = float(count)
-    units = ["B", "KiB", "MiB", "GiB"]
+    if size < 1024:
+        return f"{size:.0f} B"
+    units = ["KiB", "MiB", "GiB"]
+    size /= 1024
     while size >= 1024 and len(units) > 1:
-        size = size / 1024
+        size /= 1024
         units = units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+    return f"{size:.1f} {units[0]}"

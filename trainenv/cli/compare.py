@@ -1,17 +1,63 @@
-"""`trainenv compare`: methods × trunks at equal compute."""
+"""`trainenv compare`: compare methods on test scenarios, each with the same compute."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from trainenv.cli.options import INTERRUPTED, Result, interruptible
+from trainenv.cli.options import INTERRUPTED, Result, add_command, as_path, interruptible
 from trainenv.types import UserError
 
 
+def add_compare(commands: Any) -> None:
+    """Add the command."""
+    compare = add_command(
+        commands,
+        "compare",
+        compare_command,
+        "Compare training methods on test scenarios, healthy and faulty, with the same compute.",
+    )
+    compare.add_argument(
+        "suite",
+        nargs="?",
+        default="quick",
+        metavar="CONFIG",
+        help="suite to train: quick, full, or a YAML file (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--out",
+        type=as_path,
+        metavar="FOLDER",
+        help="folder of the results (default: runs/compare-NAME)",
+    )
+    compare.add_argument(
+        "--methods", metavar="A,B", help="methods to compare (default: those of CONFIG)"
+    )
+    compare.add_argument(
+        "--trunks", metavar="A,B", help="scenarios to train (default: all of CONFIG)"
+    )
+    compare.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="number of seeds per scenario (default: that of CONFIG)",
+    )
+    compare.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of processes, one core each; 0 uses this process (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--keep", action="store_true", help="keep the folders of all runs (default: delete them)"
+    )
+
+
 def compare_command(args: argparse.Namespace) -> Result:
-    """Play what of a suite is not there yet, and show what was found."""
+    """Train the cells of a suite that are not there yet, and show the results."""
     from trainenv.cli.comparison_screen import Screen, minutes
     from trainenv.compare import compare, load_suite
     from trainenv.compare.measuring import measure_cell
@@ -31,8 +77,9 @@ def compare_command(args: argparse.Namespace) -> Result:
     with interruptible() as stop, Screen("compare", total, quiet=args.json) as screen:
         seconds = expected_seconds(folder, suite, args.workers)
         screen.say(
-            f"{len(suite.trunks)} trunks × {suite.seeds} seeds × {len(suite.played)} methods: {total} cells in {folder}, "
-            f"about {minutes(seconds)} with {args.workers or 1} process(es)"
+            f"{len(suite.trunks)} trunks × {suite.seeds} seeds × {len(suite.played)} methods:"
+            f" {total} cells in {folder},"
+            f" about {minutes(seconds)} with {args.workers or 1} process(es)"
         )
         found = compare(
             folder,
@@ -51,19 +98,20 @@ def compare_command(args: argparse.Namespace) -> Result:
         **{key: found[key] for key in found if key != "rows"},
     }
     if not found["finished"]:
-        screen.say("interrupted; the same command goes on from there")
+        screen.say("interrupted; resume with the same command")
         return result, INTERRUPTED
-    screen.say(f"all of it: {folder / 'results.json'}")
+    screen.say(f"all results: {folder / 'results.json'}")
     return result, 0
 
 
 def _names(what: str, listed: str | None) -> Sequence[str] | None:
-    """`a,b` as names; None where nothing was listed."""
+    """Split `a,b` into names; None if the option was not given."""
     if listed is None:
         return None
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names:
         raise UserError(
-            f"a comparison needs {what}, found none in {listed!r}; name at least one, or leave the option out"
+            f"a comparison needs {what}, found none in {listed!r}; name at least one, or leave the"
+            " option out"
         )
     return names

@@ -1,91 +1,57 @@
-"""What a person sees of a comparison: a line with the time left while it works, tables at its end."""
+"""Screen of a comparison: a progress line while it works, tables at its end."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
+from trainenv.cli.progress import ProgressLine
 from trainenv.compare.runner import Progress
 
-_TOLD = 20  # lines of progress where nobody watches
-# faults beside one another; characters of any table
-_ABREAST = 7
-_WIDEST = 1000
-_FAILED = 10  # failed cells that are told one by one
+_LINES = 20  # of progress in a file or a pipe
+_WIDEST = 1000  # characters of a table there, where no window cuts it
+_FAULTS_PER_TABLE = 7
+_FAILURES = 10  # failed cells that are listed one by one
 
 
-class Screen:
-    """A progress line on stderr; tables and sentences on stdout. Quiet says nothing on stdout.
+class Screen(ProgressLine):
+    """Progress and results of a comparison.
 
     Args:
-        title: what is going on.
-        total: cells.
-        quiet: whether stdout is kept for JSON.
+        title: Name of the work.
+        total: Number of cells.
+        quiet: True to print nothing on stdout, which is kept for JSON.
     """
 
     def __init__(self, title: str, total: int, *, quiet: bool) -> None:
-        # In a file or a pipe nobody's window cuts tables off.
-        self._out = Console(
-            quiet=quiet, highlight=False, width=None if sys.stdout.isatty() else _WIDEST
-        )
-        self._err = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("{task.description:>11}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._bar = Bar(*columns, console=self._err, disable=not self._err.is_terminal)
-        self._task = self._bar.add_task(title, total=total, note="")
-        self._title = title
-        self._told = 0
-
-    def __enter__(self) -> Screen:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._bar.disable:  # rich ends its line even so, before version 14
-            self._bar.stop()
+        width = None
+        if not sys.stdout.isatty():
+            width = _WIDEST
+        super().__init__(title, total, quiet=quiet, lines=_LINES, width=width)
 
     def progress(self, progress: Progress) -> None:
-        """Show where the comparison is, after a cell; one that failed always has its line."""
+        """Show how many cells are done; a cell that failed always gets a line."""
         row = progress.row
         left = f"about {minutes(progress.seconds_left)} left"
-        note = f"{left}, {row['method']} on {row['trunk']}"
-        self._bar.update(self._task, completed=progress.done, total=progress.total, note=note)
         if row["error"]:
-            self._err.print(
+            self.err.print(
                 f"{row['method']} on {row['trunk']}, seed {row['seed']}, failed: {row['error']}",
                 markup=False,
             )
-        part = _TOLD * progress.done // max(progress.total, 1)
-        if not self._err.is_terminal and part > self._told:
-            self._err.print(
-                f"{self._title}: {progress.done} of {progress.total} cells, {left}", markup=False
-            )
-            self._told = part
-
-    def say(self, sentence: str) -> None:
-        """A sentence on stdout."""
-        self._out.print(sentence, soft_wrap=True, markup=False)
+        self.update(
+            progress.done,
+            progress.total,
+            note=f"{left}, {row['method']} on {row['trunk']}",
+            line=f"{progress.done} of {progress.total} cells, {left}",
+        )
 
     def tables(self, found: Mapping[str, Any]) -> None:
-        """Everything that `trainenv.compare.results.results` found, as far as a person wants to read it."""
+        """Print the tables of what `trainenv.compare.results.results` found."""
         for group in ("stressed", "calm"):
             rows = [
                 row
@@ -94,14 +60,14 @@ class Screen:
             ]
             if rows:
                 trunks = max(row["regret"]["trunks"] for row in rows)
-                self._out.print(_methods(f"{group.capitalize()} trunks ({trunks})", rows))
+                self.out.print(_methods_table(f"{group.capitalize()} trunks ({trunks})", rows))
         if found["rows"] and any(trunk["fault"] for trunk in found["trunks"].values()):
-            for table in _faults(found):
-                self._out.print(table)
+            for table in _fault_tables(found):
+                self.out.print(table)
         if rows := [row for row in found["decisions"] if row["group"] in ("stressed", "calm")]:
-            self._out.print(_decisions(rows))
+            self.out.print(_decisions_table(rows))
         if rows := [goal for goal in found["goals"] if goal["measured"] is not None]:
-            self._out.print(_goals(rows))
+            self.out.print(_goals_table(rows))
         settings = ", ".join(f"{best['trunk']}: {best['method']}" for best in found["hindsight"])
         if settings:
             self.say(f"Best static setting in hindsight (regret is against it): {settings}.")
@@ -109,37 +75,40 @@ class Screen:
 
 
 def counts(found: Mapping[str, Any]) -> str:
-    """How many cells there are, failed and diverged, and which failed, in sentences."""
+    """Describe how many cells there are, how many diverged, and which failed."""
     cells = found["cells"]
     failed = found["failed"]
-    said = f"{cells['there']} of {cells['wanted']} cells, {cells['diverged']} diverged, {cells['failed']} failed."
-    for cell in failed[:_FAILED]:
-        said += f"\n  {cell['method']} on {cell['trunk']}, seed {cell['seed']}: {cell['error']}"
-    return said + (
-        f"\n  and {len(failed) - _FAILED} more, see results.json" if len(failed) > _FAILED else ""
-    )
+    lines = [
+        f"{cells['there']} of {cells['wanted']} cells, {cells['diverged']} diverged,"
+        f" {cells['failed']} failed."
+    ]
+    lines += [
+        f"  {cell['method']} on {cell['trunk']}, seed {cell['seed']}: {cell['error']}"
+        for cell in failed[:_FAILURES]
+    ]
+    if len(failed) > _FAILURES:
+        lines.append(f"  and {len(failed) - _FAILURES} more, see results.json")
+    return "\n".join(lines)
 
 
 def minutes(seconds: float) -> str:
-    """A time in words."""
+    """Describe a duration in minutes or hours."""
     if seconds < 50:
         return "a minute"
-    return (
-        f"{max(2, math.ceil(seconds / 60))} minutes"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} hours"
-    )
+    if seconds < 7200:
+        return f"{max(2, math.ceil(seconds / 60))} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
-def _methods(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Best first.
+def _methods_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Make a table of the methods, the best first.
 
-    Changes are of the final loss, to doing nothing; `branching` is the loop's own change to that
-    method.
+    `change %` compares a method's final loss with that of doing nothing; `branching` compares the
+    loop with the method.
     """
-    title += ": change of the final loss to doing nothing [95 % interval], and of branching to the method"
     table = _table(
-        title,
+        f"{title}: change of the final loss against doing nothing [95 % interval],"
+        " and of branching against the method",
         "method",
         "change %",
         "branching",
@@ -167,11 +136,14 @@ def _methods(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _order(change: float | None) -> float:
-    return 0.0 if change is None or change != change else change
+    """Return the place of a change in the order of methods; one that is not known counts as 0."""
+    if change is None or math.isnan(change):
+        return 0.0
+    return change
 
 
-def _faults(found: Mapping[str, Any]) -> list[Table]:
-    """Change of the final loss to doing nothing, a column a fault, as many as fit beside one another."""
+def _fault_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Make tables of the change against doing nothing with one column per fault."""
     rows = [row for row in found["methods"] if not row["hindsight"] and row["cells"]]
     faults = list(
         dict.fromkeys(
@@ -180,29 +152,28 @@ def _faults(found: Mapping[str, Any]) -> list[Table]:
     )
     methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "nothing"))
     by = {(row["group"], row["method"]): row["against_nothing"] for row in rows}
+    unknown = {"value": None, "low": None, "high": None}
     tables = []
-    for part in (faults[at : at + _ABREAST] for at in range(0, len(faults), _ABREAST)):
-        table = _table("Change of the final loss to doing nothing, %", "method", *part)
+    for at in range(0, len(faults), _FAULTS_PER_TABLE):
+        part = faults[at : at + _FAULTS_PER_TABLE]
+        table = _table("Change of the final loss against doing nothing, %", "method", *part)
         for method in methods:
-            known = (by.get((fault, method)) for fault in part)
-            table.add_row(
-                method,
-                *(_plain(_percent(one)["value"], "{:+.1f}") if one else "–" for one in known),
-            )
+            changes = (_percent(by.get((fault, method), unknown)) for fault in part)
+            table.add_row(method, *(_plain(change["value"], "{:+.1f}") for change in changes))
         tables.append(table)
     return tables
 
 
-def _decisions(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _decisions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(
         "Decisions",
         "trunks",
         "method",
-        "a 1000 steps",
+        "per 1000 steps",
         "accepted %",
         "gap",
         "coverage %",
-        "steps each",
+        "steps per branch",
         "cost %",
     )
     for row in rows:
@@ -219,12 +190,12 @@ def _decisions(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _goals(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _goals_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("Goals", "what", "goal", "measured", "met")
     for row in rows:
         low, high = row["interval"] or (None, None)
         measured = _with_interval({"value": row["measured"], "low": low, "high": high}, "{:.4f}")
-        table.add_row(row["what"], row["goal"], measured, "yes" if row["met"] else "NO")
+        table.add_row(row["what"], row["goal"], measured, {True: "yes", False: "NO"}[row["met"]])
     return table
 
 
@@ -244,17 +215,24 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def _plain(value: float | None, form: str, factor: float = 1.0) -> str:
-    return "–" if value is None or value != value else form.format(factor * value)
+    """Format a number; a dash if it is not known."""
+    if value is None or math.isnan(value):
+        return "–"
+    return form.format(factor * value)
 
 
 def _percent(figure: Mapping[str, Any]) -> dict[str, Any]:
-    """A difference of ln losses as one of losses, in percent."""
-    return {
-        key: None if figure[key] is None else 100 * math.expm1(figure[key])
-        for key in ("value", "low", "high")
-    }
+    """Turn differences of ln loss into changes of the loss in percent."""
+    percent: dict[str, Any] = dict.fromkeys(("value", "low", "high"))
+    for key in percent:
+        if figure[key] is not None:
+            percent[key] = 100 * math.expm1(figure[key])
+    return percent
 
 
 def _with_interval(figure: Mapping[str, Any], form: str) -> str:
+    """Format a number with its interval, if that is known."""
     value, low, high = (_plain(figure[key], form) for key in ("value", "low", "high"))
-    return value if low == "–" else f"{value} [{low}, {high}]"
+    if low == "–":
+        return value
+    return f"{value} [{low}, {high}]"

@@ -1,4 +1,4 @@
-"""`trainenv demo`: the whole loop on a tiny run under stressors, beside the same budget left alone, with a report."""
+"""`trainenv demo`: a tiny run under stressors, once left alone and once steered, with a report."""
 
 from __future__ import annotations
 
@@ -9,19 +9,45 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.options import INTERRUPTED, Result, interruptible
+from trainenv.cli.options import INTERRUPTED, Result, add_command, as_path, interruptible
 from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
     from trainenv.config.schema import RunConfig
+    from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
 _METHODS = ("left alone", "branching")
 
 
+def add_demo(commands: Any) -> None:
+    """Add the command."""
+    demo = add_command(
+        commands,
+        "demo",
+        demo_command,
+        "Train a tiny run under stressors twice, left alone and steered, and write a report.",
+    )
+    demo.add_argument(
+        "--out", type=as_path, metavar="FOLDER", help="folder of the records (default: runs/demo)"
+    )
+    demo.add_argument("--resume", action="store_true", help="resume the interrupted demo in --out")
+    demo.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="with --resume: resume even if text or configuration have changed",
+    )
+    demo.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="budget in optimizer steps (default: that of the preset demo)",
+    )
+
+
 def demo_command(args: argparse.Namespace) -> Result:
-    """Train twice with one budget: left alone, and steered; both from the same start, on the same data."""
+    """Train twice from one start with one budget, on the same data: left alone, then steered."""
     from trainenv.cli.progress import Progress
     from trainenv.records.run_folder import RunFolder
     from trainenv.report import write_report
@@ -37,14 +63,14 @@ def demo_command(args: argparse.Namespace) -> Result:
         for method in _METHODS:
             run.restore(start)
             run.ledger.load({})
-            summaries.append({**_played(method, root.path, run, stop, args), "method": method})
+            summaries.append({**_train(method, root.path, run, stop, args), "method": method})
             if stop():
                 break
     progress = Progress("demo", 1, quiet=args.json)
     progress.table("The same budget, left alone and steered", summaries)
     result: dict[str, Any] = {"command": "demo", "folder": str(root.path), "runs": summaries}
     if stop():
-        progress.say(f"interrupted; go on with: trainenv demo --resume --out {typed(root.path)}")
+        progress.say(f"interrupted; resume with: trainenv demo --resume --out {typed(root.path)}")
         return result, INTERRUPTED
     steered = root.path / _METHODS[-1]
     progress.say(RunReport(steered).tree())
@@ -54,49 +80,66 @@ def demo_command(args: argparse.Namespace) -> Result:
     return result, 0
 
 
-def _played(
+def _train(
     method: str, root: Path, run: TrainingRun, stop: Callable[[], bool], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The summary of one of the two, trained now, or to its end, or before."""
-    from trainenv.checkpoints import FOLDER
-    from trainenv.checkpoints.store import CheckpointStore
+    """Train one of the two runs, or resume it; return its summary, also if it has ended before."""
     from trainenv.cli.progress import Progress
     from trainenv.composition.default_loop import branching
-    from trainenv.loop import resume, train
-    from trainenv.records.run_folder import RunFolder
+    from trainenv.loop import train
 
-    path = root / method.replace(" ", "-")
-    if (path / "summary.json").is_file():
-        ended: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    folder = root / method.replace(" ", "-")
+    if (folder / "summary.json").is_file():
+        ended: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         return ended
-    callback = branching() if method == "branching" else None
-    if path.is_dir() and CheckpointStore(path / FOLDER).steps():
-        folder, _ = resume(path, run, callback, accept_changes=args.accept_changes)
-    else:  # what was stopped before its first checkpoint had not begun
-        shutil.rmtree(path, ignore_errors=True)
-        folder = RunFolder.create(path, run.config)
+    callback = None
+    if method == "branching":
+        callback = branching()
+    record = _open_folder(folder, run, callback, args)
     with Progress(method, run.config.steps, quiet=args.json) as progress:
         if callback is not None:
             cost_estimate = callback.cost_estimate(run)
             progress.say(str(cost_estimate))
             progress.say(cost_estimate.affords)
-        return train(run, folder, callback=callback, watch=progress.watch, stop=stop)
+        return train(run, record, callback=callback, watch=progress.watch, stop=stop)
+
+
+def _open_folder(
+    folder: Path, run: TrainingRun, callback: Any, args: argparse.Namespace
+) -> RunFolder:
+    """Resume the run from its newest checkpoint; without one, start a new folder."""
+    from trainenv.checkpoints import FOLDER
+    from trainenv.checkpoints.store import CheckpointStore
+    from trainenv.loop import resume
+    from trainenv.records.run_folder import RunFolder
+
+    if folder.is_dir() and CheckpointStore(folder / FOLDER).steps():
+        record, _ = resume(folder, run, callback, accept_changes=args.accept_changes)
+        return record
+    shutil.rmtree(folder, ignore_errors=True)
+    return RunFolder.create(folder, run.config)
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    """The demo's configuration, or that of the one to be gone on with.
+    """Load the configuration of the demo, or of the one that is resumed.
 
     Raises:
-        UserError: there is nothing to go on with.
+        UserError: There is nothing to resume.
     """
     from trainenv.config.schema import RunConfig
 
     if not args.resume:
-        return RunConfig.load("demo", {} if args.steps is None else {"steps": args.steps})
+        overrides = {}
+        if args.steps is not None:
+            overrides["steps"] = args.steps
+        return RunConfig.load("demo", overrides)
     if args.out is None or args.steps is not None:
-        raise UserError("--resume goes on with a demo as it was: give --out FOLDER, and no --steps")
+        raise UserError(
+            "--resume continues a demo as it was configured; give --out FOLDER, and no --steps"
+        )
     if (args.out / "summary.json").is_file() or not (args.out / "config.yaml").is_file():
         raise UserError(
-            f"expected an interrupted demo in {args.out}, found none; leave out --resume to start one"
+            f"expected an interrupted demo in {args.out}, found none; leave out --resume to start"
+            " one"
         )
     return RunConfig.load(args.out / "config.yaml")

@@ -12,33 +12,44 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
-from trainenv.cli.options import Result
-from trainenv.run import TrainingRun
+from trainenv.cli.options import Result, add_command
 from trainenv.tools.optional import EXTRAS, is_installed
 
 Finding = dict[str, Any]
+"""One check: its name `what`, `ok`, what was `found`, and a `remedy` where it is not ok."""
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "gymnasium", "numpy", "pyarrow")
+_MARKS = {True: "ok  ", False: "FAIL"}
+_STEPS = 48  # that are timed
+
+
+def add_doctor(commands: Any) -> None:
+    """Add the command."""
+    add_command(
+        commands,
+        "doctor",
+        doctor_command,
+        "Check this machine: versions, memory, devices, exactness and speed.",
+    )
 
 
 def doctor_command(args: argparse.Namespace) -> Result:
-    """Say what was found, and what to do about it."""
+    """Print the findings and their remedies; the exit code is 1 if a check fails."""
     from trainenv.cli.progress import Progress
 
     with Progress("doctor", 1, quiet=args.json) as progress:
         findings = examine()
     for finding in findings:
-        progress.say(f"{'ok  ' if finding['ok'] else 'FAIL'} {finding['what']}: {finding['found']}")
+        progress.say(f"{_MARKS[finding['ok']]} {finding['what']}: {finding['found']}")
         if finding["remedy"]:
             progress.say(f"     → {finding['remedy']}")
     healthy = all(finding["ok"] for finding in findings)
-    return {"command": "doctor", "healthy": healthy, "findings": findings}, 0 if healthy else 1
+    return {"command": "doctor", "healthy": healthy, "findings": findings}, int(not healthy)
 
 
 def examine() -> list[Finding]:
-    """One finding a check: what was looked at, whether it is well, what was found, and the remedy where it is not."""
+    """Run all checks, one finding each."""
     return [
         _python(),
         _packages(),
@@ -51,6 +62,9 @@ def examine() -> list[Finding]:
 
 
 def _finding(what: str, ok: bool, found: str, remedy: str = "") -> Finding:
+    """Make a finding; the remedy is left out if the check is ok."""
+    if ok:
+        remedy = ""
     return {"what": what, "ok": ok, "found": found, "remedy": remedy}
 
 
@@ -74,15 +88,18 @@ def _packages() -> Finding:
         "packages",
         not missing,
         ", ".join(found),
-        f"pip install {' '.join(missing)}" if missing else "",
+        f"pip install {' '.join(missing)}",
     )
 
 
 def _extras() -> Finding:
     absent = {extra for package, extra in EXTRAS.items() if not is_installed(package)}
     there = sorted(set(EXTRAS.values()) - absent)
-    remedy = f"pip install 'trainenv[{','.join(sorted(absent))}]'" if absent else ""
-    return _finding("extras", True, ", ".join(there) or "none", remedy)
+    found = _finding("extras", True, ", ".join(there) or "none")
+    remedy = ""
+    if absent:
+        remedy = f"pip install 'trainenv[{','.join(sorted(absent))}]'"
+    return {**found, "remedy": remedy}  # they are optional, so this is no failure
 
 
 def _memory() -> Finding:
@@ -91,7 +108,7 @@ def _memory() -> Finding:
         "memory",
         free > 1,
         f"{free:.1f} GiB free",
-        "" if free > 1 else "free some: the tiny preset needs 1 GiB",
+        "free some: the tiny preset needs 1 GiB",
     )
 
 
@@ -101,11 +118,13 @@ def _disk() -> Finding:
         "disk",
         free > 1,
         f"{free:.1f} GiB free here",
-        "" if free > 1 else "runs are recorded here: free some",
+        "runs are recorded here: free some",
     )
 
 
 def _device() -> Finding:
+    import torch
+
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return _finding("device", True, f"cuda: {names}")
@@ -114,26 +133,25 @@ def _device() -> Finding:
 
 
 def _exactness_and_speed() -> list[Finding]:
-    """Train the tiny preset: is a restored run the same to the bit, and how fast is a step?"""
+    """Train the tiny preset: check that a restored run is bit-identical, and time a step."""
+    from trainenv.run import TrainingRun
+
     run = TrainingRun.from_config("tiny", {"validation.sequences": 8})
     run.advance(20)
     snapshot = run.snapshot()
     started = time.perf_counter()
-    run.advance(48)
-    milliseconds = 1000 * (time.perf_counter() - started) / 48
+    run.advance(_STEPS)
+    milliseconds = 1000 * (time.perf_counter() - started) / _STEPS
     straight = run.fingerprint()
     run.restore(snapshot)
-    run.advance(48)
+    run.advance(_STEPS)
     exact = run.fingerprint() == straight
-    remedy = (
-        "" if exact else "set `deterministic: true`; on a CPU, keep the number of threads fixed"
-    )
     return [
         _finding(
             "exactness",
             exact,
-            "a restored run repeats itself to the bit" if exact else "a restored run differs",
-            remedy,
+            {True: "a restored run is bit-identical", False: "a restored run differs"}[exact],
+            "set `deterministic: true`; on a CPU, keep the number of threads fixed",
         ),
         _finding("speed", True, f"{milliseconds:.1f} ms a step of the tiny preset"),
     ]

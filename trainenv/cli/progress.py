@@ -1,13 +1,19 @@
-"""What a person sees while a command works: a live line with the time left, or a line every tenth where nobody watches."""
+"""Progress of a command for people: one line that is updated, or a line now and then in a log."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -26,38 +32,48 @@ _COLUMNS = {
     "wasted": "wasted",
     "ms_per_step": "ms/step",
 }
+_TEXTS = ("method", "ended")  # columns that are no numbers
 
 
-class Progress:
-    """A progress line on stderr; tables and sentences on stdout. Quiet says nothing on stdout.
+class ProgressLine:
+    """A progress line on stderr; sentences on stdout.
 
     Args:
-        title: what is going on.
-        total: optimizer steps in the budget.
-        quiet: whether stdout is kept for JSON.
+        title: Name of the work.
+        total: Number of steps or cells in it.
+        quiet: True to print nothing on stdout, which is kept for JSON.
+        times: Columns between the bar and the note.
+        lines: Number of lines in all where stderr is a file or a pipe.
+        width: Width of stdout in characters; None for that of the terminal.
     """
 
-    def __init__(self, title: str, total: int, *, quiet: bool) -> None:
-        self._out = Console(quiet=quiet, highlight=False)
-        self._err = Console(stderr=True, highlight=False)
-        columns = (
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        quiet: bool,
+        times: Sequence[ProgressColumn] = (),
+        lines: int = 10,
+        width: int | None = None,
+    ) -> None:
+        self.out = Console(quiet=quiet, highlight=False, width=width)
+        self.err = Console(stderr=True, highlight=False)
+        self.title = title
+        self._bar = Bar(
             TextColumn("{task.description:>11}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Bar(
-            *columns,
+            *times,
             TextColumn("{task.fields[note]}"),
-            console=self._err,
-            disable=not self._err.is_terminal,
+            console=self.err,
+            disable=not self.err.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total, note="")
-        self._title = title
-        self._total = total
-        self._tenth = 0
+        self._lines = lines
+        self._printed = 0
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -70,45 +86,74 @@ class Progress:
         if not self._bar.disable:  # rich ends its line even so, before version 14
             self._bar.stop()
 
-    def watch(self, run: Run, window: Sequence[Telemetry]) -> None:
-        """Show where the run is, after a block of telemetry."""
-        last = window[-1]
-        total = max(run.horizon.end, run.step)
-        note = f"loss {last.loss:.3f}  index {last.reading.index:4.1f}{'  ALARM' if any(t.reading.fired for t in window) else ''}"
-        self._bar.update(self._task, completed=run.step, total=total, note=note)
-        tenth = 10 * run.step // max(total, 1)
-        if not self._err.is_terminal and tenth > self._tenth:
-            self._err.print(f"{self._title}: step {run.step} of {total}, {note}", markup=False)
-            self._tenth = tenth
-
     def say(self, sentence: str) -> None:
-        self._out.print(sentence, soft_wrap=True, markup=False)
+        """Print a sentence on stdout."""
+        self.out.print(sentence, soft_wrap=True, markup=False)
+
+    def update(self, done: int, total: int, *, note: str, line: str) -> None:
+        """Show how much is done.
+
+        Args:
+            done: Number of steps or cells that are done.
+            total: Number of them in all.
+            note: Words next to the bar.
+            line: Line for a file or a pipe, printed once in each of `lines` equal parts.
+        """
+        self._bar.update(self._task, completed=done, total=total, note=note)
+        part = self._lines * done // max(total, 1)
+        if not self.err.is_terminal and part > self._printed:
+            self.err.print(f"{self.title}: {line}", markup=False)
+            self._printed = part
+
+
+class Progress(ProgressLine):
+    """Progress of a run.
+
+    Args:
+        title: Name of the run.
+        total: Optimizer steps in the budget.
+        quiet: True to print nothing on stdout, which is kept for JSON.
+    """
+
+    def __init__(self, title: str, total: int, *, quiet: bool) -> None:
+        super().__init__(title, total, quiet=quiet, times=[TimeRemainingColumn()])
+
+    def watch(self, run: Run, window: Sequence[Telemetry]) -> None:
+        """Show the step, the loss and the uncertainty index after a block of telemetry."""
+        last = window[-1]
+        note = f"loss {last.loss:.3f}  index {last.reading.index:4.1f}"
+        if any(telemetry.reading.fired for telemetry in window):
+            note += "  ALARM"
+        total = max(run.horizon.end, run.step)
+        self.update(run.step, total, note=note, line=f"step {run.step} of {total}, {note}")
 
     def table(self, title: str, summaries: Sequence[Mapping[str, Any]]) -> None:
-        """Summaries as `train` returns them, a row each."""
+        """Print summaries of `train` as a table, one row each."""
         rows = [{**summary, "wasted": _wasted(summary["flops"])} for summary in summaries]
         shown = [key for key in _COLUMNS if any(key in row for row in rows)]
         if all(row["ended"] == "budget spent" for row in rows):
-            shown.remove("ended")  # nothing to tell
+            shown.remove("ended")  # as expected
         table = Table(title=title, title_justify="left", title_style="bold")
         for key in shown:
-            table.add_column(
-                _COLUMNS[key],
-                no_wrap=True,
-                justify="left" if key in ("method", "ended") else "right",
-            )
+            table.add_column(_COLUMNS[key], no_wrap=True)
+            if key not in _TEXTS:
+                table.columns[-1].justify = "right"
         for row in rows:
             table.add_row(*(_cell(row.get(key)) for key in shown))
-        self._out.print(table)
+        self.out.print(table)
 
 
 def _wasted(flops: Mapping[str, float]) -> str:
-    """Compute that was rewound or went into branches, as a share of all of it."""
+    """Return the share of all compute that was rewound or went into branches."""
     total = sum(flops.values())
-    return f"{100 * (flops['rewound'] + flops['verify']) / total:.1f} %" if total else "–"
+    if not total:
+        return "–"
+    return f"{100 * (flops['rewound'] + flops['verify']) / total:.1f} %"
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

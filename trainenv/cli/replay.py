@@ -1,15 +1,35 @@
-"""`trainenv replay`: train the branches of a recorded decision again, and say whether the same comes of it."""
+"""`trainenv replay`: repeat a recorded decision and compare the results."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
-from trainenv.cli.options import Result, overrides_of
+from trainenv.cli.options import Result, add_command, add_overrides, as_path, overrides_of
+
+_WHEN = ("then", "now")
+
+
+def add_replay(commands: Any) -> None:
+    """Add the command."""
+    replay = add_command(
+        commands,
+        "replay",
+        replay_command,
+        "Train the branches of a recorded decision again; exit code 1 if the results differ.",
+    )
+    replay.add_argument("folder", type=as_path, metavar="FOLDER", help="folder of a run")
+    replay.add_argument(
+        "step",
+        metavar="STEP",
+        help="step of the decision; 500-2 is the second decision at step 500",
+    )
+    add_overrides(replay, "device=cpu")
 
 
 def replay_command(args: argparse.Namespace) -> Result:
-    """Exit code 0 where the record and its repetition agree, 1 where they do not."""
+    """Repeat a decision; the exit code is 0 if record and repetition agree, else 1."""
     from rich.console import Console
     from rich.table import Table
 
@@ -21,26 +41,24 @@ def replay_command(args: argparse.Namespace) -> Result:
     table = Table(
         title=f"Decision {args.step}, then and now", title_justify="left", title_style="bold"
     )
-    for name in ("branch", "then", "now"):
+    for name in ("branch", *_WHEN):
         table.add_column(name)
-    for name in ("Δ then", "Δ now", "losses off by"):
+    for name in ("Δ then", "Δ now", "losses differ by"):
         table.add_column(name, justify="right")
     for place, row in enumerate(replay.rows):
-        name = "control" if place == 0 else sequence(row.interventions)
+        name = "control"
+        if place:
+            name = sequence(row.interventions)
         table.add_row(name, *row.fates, *(_signed(delta) for delta in row.deltas), _off(row.off))
     console.print(table)
-    console.print(
-        f"{'agrees' if replay.agrees else 'DIFFERS'}: {replay.reason}", markup=False, soft_wrap=True
-    )
+    answer = {True: "agrees", False: "DIFFERS"}[replay.agrees]
+    console.print(f"{answer}: {replay.reason}", markup=False, soft_wrap=True)
     branches = [
         {
             "interventions": list(row.interventions),
-            "fate": dict(zip(("then", "now"), row.fates)),
-            "delta": {
-                when: delta if math.isfinite(delta) else None
-                for when, delta in zip(("then", "now"), row.deltas)
-            },
-            "off": row.off if math.isfinite(row.off) else None,
+            "fate": dict(zip(_WHEN, row.fates)),
+            "delta": dict(zip(_WHEN, map(_finite, row.deltas))),
+            "off": _finite(row.off),
         }
         for row in replay.rows
     ]
@@ -50,20 +68,31 @@ def replay_command(args: argparse.Namespace) -> Result:
         "step": args.step,
         "agrees": replay.agrees,
         "reason": replay.reason,
-        "off": replay.off if math.isfinite(replay.off) else None,
+        "off": _finite(replay.off),
         "numerics": list(replay.numerics),
-        "accepted": dict(zip(("then", "now"), replay.accepted)),
-        "fingerprint": dict(zip(("then", "now"), replay.fingerprints)),
+        "accepted": dict(zip(_WHEN, replay.accepted)),
+        "fingerprint": dict(zip(_WHEN, replay.fingerprints)),
         "branches": branches,
     }
-    return result, 0 if replay.agrees else 1
+    return result, int(not replay.agrees)
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as a JSON value; None if it is not finite."""
+    if math.isfinite(value):
+        return value
+    return None
 
 
 def _signed(delta: float) -> str:
-    return f"{delta:+.4f}" if math.isfinite(delta) else "–"
+    if math.isfinite(delta):
+        return f"{delta:+.4f}"
+    return "–"
 
 
 def _off(off: float) -> str:
     if off == 0:
-        return "0, to the bit"
-    return f"{off:.2g}" if math.isfinite(off) else "not alike"
+        return "0, bit-exact"
+    if math.isfinite(off):
+        return f"{off:.2g}"
+    return "not comparable"

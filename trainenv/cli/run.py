@@ -1,16 +1,26 @@
-"""`trainenv run`: train a run from a preset or a YAML file."""
+"""`trainenv run`: train a run from a preset or a YAML file, or resume one."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.options import INTERRUPTED, Result, interruptible, overrides_of
+from trainenv.cli.options import (
+    INTERRUPTED,
+    Result,
+    add_command,
+    add_overrides,
+    as_path,
+    interruptible,
+    overrides_of,
+)
 from trainenv.tools.paths import typed
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
+    from trainenv.records.made_of import MadeOf
     from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
     from trainenv.types import Snapshot
@@ -20,77 +30,122 @@ _BY_HAND = "--by-hand"
 _PLANNER = "grid"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """A run that is ready to train.
+
+    Attributes:
+        run: Run at its first step, or where it was interrupted.
+        folder: Folder in which it is recorded.
+        callback: Callback that steers it; None if it is not steered.
+        notes: Sentences to print before training.
+    """
+
+    run: TrainingRun
+    folder: RunFolder
+    callback: Any
+    notes: list[str]
+
+
+def add_run(commands: Any) -> None:
+    """Add the command."""
+    run = add_command(
+        commands,
+        "run",
+        run_command,
+        "Train a run from a preset or a YAML file, and record everything.",
+    )
+    run.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="preset or YAML file; left out with --resume",
+    )
+    add_overrides(run, "optimizer.lr=1e-3")
+    run.add_argument(
+        "--out", type=as_path, metavar="FOLDER", help="folder of the record (default: runs/NAME)"
+    )
+    run.add_argument(
+        "--weights",
+        type=as_path,
+        metavar="FILE",
+        help="initial weights, a .safetensors file or a .pt file of torch (default: random)",
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume the interrupted run in --out, configured and steered as before",
+    )
+    run.add_argument(
+        _BY_HAND,
+        action="store_true",
+        help="go back and lower the learning rate when the uncertainty index fires",
+    )
+    run.add_argument(
+        _BRANCHING,
+        action="store_true",
+        help="steer the run: forecast changes, train the best for a few steps, keep what helps",
+    )
+    run.add_argument(
+        "--planner",
+        metavar="NAME",
+        help=f"planner used with {_BRANCHING} (default: {_PLANNER})",
+    )
+    run.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="with --resume: resume even if text, configuration or steering have changed",
+    )
+
+
 def run_command(args: argparse.Namespace) -> Result:
-    """Train, or go on with a run that was interrupted."""
+    """Train a new run, or resume an interrupted one."""
     from trainenv.cli.progress import Progress
-    from trainenv.config.schema import RunConfig
     from trainenv.loop import train
-    from trainenv.records.run_folder import RunFolder
-    from trainenv.run import TrainingRun
 
-    said = []
     flags = _flags(args)
-    if args.resume:
-        if args.out is None or args.config is not None or args.set or args.weights:
-            raise UserError(
-                "--resume goes on with a run as it was configured: give --out FOLDER, and neither CONFIG, --set nor --weights"
-            )
-        run, folder, callback, closeness = _resumed(args, flags)
-        said.append(f"going on from step {run.step}, {closeness}")
-    else:
-        if args.config is None:
-            raise UserError("run needs a CONFIG: a preset such as tiny, or the path of a YAML file")
-        if args.accept_changes:
-            raise UserError(
-                "--accept-changes goes with --resume: a new run has nothing that could have changed; leave it out"
-            )
-        callback = _responder(flags)
-        config = RunConfig.load(args.config, overrides_of(args.set))
-        run = TrainingRun.from_config(config)
-        if args.weights:
-            from trainenv.checkpoints.interop import load_weights
-
-            load_weights(run, args.weights)
-            said.append(f"starting from the weights in {args.weights}")
-        folder = RunFolder.create(args.out, config)
-        folder.flags = flags
+    start = _resume(args, flags) if args.resume else _begin(args, flags)
+    run = start.run
+    folder = start.folder
+    notes = list(start.notes)
     if _BRANCHING in folder.flags:
-        cost_estimate = callback.cost_estimate(run)
-        said += [str(cost_estimate), cost_estimate.affords]
+        cost_estimate = start.callback.cost_estimate(run)
+        notes += [str(cost_estimate), cost_estimate.affords]
     with (
         interruptible() as stop,
         Progress(run.config.name, run.config.steps, quiet=args.json) as progress,
     ):
-        for sentence in said:
+        for sentence in notes:
             progress.say(sentence)
-        summary = train(run, folder, callback=callback, watch=progress.watch, stop=stop)
+        summary = train(run, folder, callback=start.callback, watch=progress.watch, stop=stop)
     progress.table("Run", [summary])
     for fault in summary["faults"]:
         progress.say(f"from step {fault['step']} on, {fault['times']} time(s): {fault['reason']}")
     if summary["ended"] == "interrupted":
-        rescue = "".join(f" {flag}" for flag in folder.flags)
-        progress.say(
-            f"interrupted; go on with: trainenv run --resume --out {typed(folder.path)}{rescue}"
-        )
+        command = " ".join(["trainenv run --resume --out", typed(folder.path), *folder.flags])
+        progress.say(f"interrupted; resume with: {command}")
         return summary, INTERRUPTED
     return summary, 0
 
 
 def _flags(args: argparse.Namespace) -> tuple[str, ...]:
-    """The arguments that say who steers, in full; none: nobody."""
+    """Return the arguments that choose the callback, in full; empty if the run is not steered."""
     if args.by_hand and args.branching:
-        raise UserError("a run is steered by one: give --by-hand or --branching, not both")
+        raise UserError("one callback steers a run, found two; give --by-hand or --branching")
     if args.planner is not None and not args.branching:
         raise UserError(
-            f"--planner {args.planner} drafts for --branching, found no --branching; give it too, or neither"
+            f"--planner {args.planner} needs --branching, found no --branching; give both or"
+            " neither"
         )
     if args.branching:
         return (_BRANCHING, "--planner", args.planner or _PLANNER)
-    return (_BY_HAND,) if args.by_hand else ()
+    if args.by_hand:
+        return (_BY_HAND,)
+    return ()
 
 
-def _responder(flags: Sequence[str]) -> Any:
-    """Who steers the run; None: nobody."""
+def _callback(flags: Sequence[str]) -> Any:
+    """Make the callback that steers the run; None if it is not steered."""
     if _BRANCHING in flags:
         from trainenv.composition.default_loop import branching
 
@@ -102,59 +157,109 @@ def _responder(flags: Sequence[str]) -> Any:
     return None
 
 
-def _resumed(
-    args: argparse.Namespace, flags: tuple[str, ...]
-) -> tuple[TrainingRun, RunFolder, Any, str]:
-    """The run in the folder, steered as it was; and how close it is to one that was never interrupted, in words."""
+def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
+    """Make a new run and its folder."""
+    from trainenv.config.schema import RunConfig
+    from trainenv.records.run_folder import RunFolder
+    from trainenv.run import TrainingRun
+
+    if args.config is None:
+        raise UserError("run needs a CONFIG: a preset such as tiny, or the path of a YAML file")
+    if args.accept_changes:
+        raise UserError(
+            "--accept-changes goes with --resume, found a new run, in which nothing has changed;"
+            " leave it out"
+        )
+    callback = _callback(flags)
+    config = RunConfig.load(args.config, overrides_of(args.set))
+    run = TrainingRun.from_config(config)
+    notes = []
+    if args.weights:
+        from trainenv.checkpoints.interop import load_weights
+
+        load_weights(run, args.weights)
+        notes.append(f"starting from the weights in {args.weights}")
+    folder = RunFolder.create(args.out, config)
+    folder.flags = flags
+    return _Start(run=run, folder=folder, callback=callback, notes=notes)
+
+
+def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
+    """Restore the run in the folder, with the callback that it had."""
     from trainenv.config.schema import RunConfig
     from trainenv.loop import CALLBACK_STATE, resume
     from trainenv.records.made_of import MadeOf
     from trainenv.records.run_folder import RunFolder
     from trainenv.run import TrainingRun
 
-    _, snapshot = RunFolder.resume(
-        args.out
-    )  # what there is to go on with is found out before anything is built
+    if args.out is None or args.config is not None or args.set or args.weights:
+        raise UserError(
+            "--resume continues a run as it was configured; give --out FOLDER, and neither CONFIG,"
+            " --set nor --weights"
+        )
+    # Refuse what can't be resumed before anything is built.
+    _, snapshot = RunFolder.resume(args.out)
     made = MadeOf.read(args.out)
-    others = []
-    before = made.flags if made is not None else ()
-    if not flags or (flags[0] == _BRANCHING and args.planner is None and before[:1] == flags[:1]):
+    before: tuple[str, ...] = ()
+    known = False
+    if made is not None:
+        before = made.flags
+        known = bool(made.flags) or made.callback is None
+    same_loop = bool(flags) and flags[0] == _BRANCHING and before[:1] == flags[:1]
+    if not flags or (same_loop and args.planner is None):
         flags = before
-    steered = CALLBACK_STATE in snapshot.state
-    known = made is not None and (bool(made.flags) or made.callback is None)
-    if flags != before and (known or not steered):
-        was = made.steered_by if made is not None else "nobody"
+    others = []
+    if flags != before and (known or CALLBACK_STATE not in snapshot.state):
         if not args.accept_changes:
             raise UserError(
-                f"the run in {args.out} is steered by {was}, found {' '.join(flags)}; "
-                "leave that out to go on as it was, or give --accept-changes too"
+                f"the run in {args.out} is {_steering(made)}, found {' '.join(flags)}; leave that"
+                " out to resume it as it was, or give --accept-changes too"
             )
-        others.append(f"it was steered by {was}, is by {' '.join(flags)}")
-    callback = _responder(flags)
+        others.append(f"it was {_steering(made)}, is steered by {' '.join(flags)}")
+    callback = _callback(flags)
     run = TrainingRun.from_config(RunConfig.load(args.out / "config.yaml"))
     folder, snapshot = resume(args.out, run, callback, accept_changes=args.accept_changes)
     folder.flags = flags
-    return run, folder, callback, _closeness(run, snapshot, folder, others)
+    exactness = _exactness(run, snapshot, folder, others)
+    note = f"resuming from step {run.step}, {exactness}"
+    return _Start(run=run, folder=folder, callback=callback, notes=[note])
 
 
-def _closeness(
+def _steering(made: MadeOf | None) -> str:
+    """Describe the callback of a recorded run: `not steered`, or its flags or class."""
+    if made is None or (not made.flags and made.callback is None):
+        return "not steered"
+    return f"steered by {made.steered_by}"
+
+
+def _exactness(
     run: TrainingRun, snapshot: Snapshot, folder: RunFolder, others: Sequence[str]
 ) -> str:
-    """How close a resumed run is to one that was never interrupted, in words."""
+    """Describe how close a resumed run is to one that was never interrupted.
+
+    Args:
+        run: Resumed run.
+        snapshot: Checkpoint that it was resumed from.
+        folder: Its folder, which knows what has changed in text and settings.
+        others: Other changes, in words.
+    """
     from trainenv.training import numerics
 
     saved = snapshot.state["numerics"]
     now = numerics.numerics(run.model, run.optimizer, run.device, run.config)
-    changed = [
+    changed = [*others, *(folder.changes or ())]
+    changed += [
         f"{name} was {saved.get(name)}, is {now[name]}"
         for name in now
         if saved.get(name) != now[name]
     ]
-    changed = [*others, *(folder.changes or ()), *changed]
     if changed:
-        return f"not to the bit as it was: {'; '.join(changed)}"
+        return f"not bit-exact: {'; '.join(changed)}"
     if snapshot.tier == "8bit":
-        return "nearly as it was (8bit): the optimizer's moments were rounded when this checkpoint was saved"
+        return (
+            "nearly exact (8bit): the optimizer's moments were rounded when this checkpoint was"
+            " saved"
+        )
     if folder.changes is None:
-        return "to the bit as it was (exact), if text and settings are the same: its folder does not say what they were"
-    return "to the bit as it was (exact)"
+        return "bit-exact if text and settings are unchanged: the folder has no record of them"
+    return "bit-exact"

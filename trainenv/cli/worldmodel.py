@@ -1,4 +1,4 @@
-"""`trainenv worldmodel`: make a world model."""
+"""`trainenv worldmodel`: build a world model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,60 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.options import INTERRUPTED, Result, interruptible
+from trainenv.cli.options import (
+    INTERRUPTED,
+    Result,
+    add_actions,
+    add_command,
+    as_path,
+    interruptible,
+)
 
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
     from trainenv.types import Run, RunGroup
 
 
-def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
-    """What branches are taken of: `tiny`, but for what is overridden.
+def add_worldmodel(commands: Any) -> None:
+    """Add the command and its action."""
+    actions = add_actions(
+        commands, "worldmodel", "Build a world model, which forecasts the effect of interventions."
+    )
+    build = add_command(
+        actions,
+        "build",
+        build_command,
+        "Branch many small runs, train a model on them, calibrate and evaluate it; resumable.",
+    )
+    build.add_argument(
+        "--out",
+        type=as_path,
+        metavar="FOLDER",
+        help="folder of the data and the model (default: runs/worldmodel)",
+    )
+    build.add_argument(
+        "--trunks",
+        type=int,
+        default=200,
+        metavar="N",
+        help="number of runs to branch (default: %(default)s, an hour on two cores)",
+    )
+    build.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of processes, one core each (default: %(default)s)",
+    )
+    build.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
+    )
 
-    At the top of a module, for other processes import it.
+
+def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
+    """Make the run that is branched: `tiny` with overrides.
+
+    The function is at the top of a module because other processes import it.
     """
     from trainenv.run import TrainingRun
 
@@ -25,17 +68,17 @@ def make_small_run(overrides: Mapping[str, Any]) -> TrainingRun:
 
 
 def fold_runs(runs: Sequence[Any]) -> RunGroup[Run]:
-    """Runs side by side, likewise."""
+    """Fold runs into one that trains them together; other processes import this function too."""
     from trainenv.rollouts.folded import Folded
 
     return Folded(runs)
 
 
 def build_command(args: argparse.Namespace) -> Result:
-    """Make a world model: branch, train, calibrate, judge."""
+    """Build a world model: branch runs, train, calibrate, evaluate."""
     from trainenv.cli.progress import Progress
     from trainenv.worldmodel.build import Recipe, build
-    from trainenv.worldmodel.dataset import Progress as Made
+    from trainenv.worldmodel.dataset import Progress as DatasetProgress
 
     recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed)
     folder = args.out or Path("runs/worldmodel")
@@ -44,11 +87,12 @@ def build_command(args: argparse.Namespace) -> Result:
         Progress("worldmodel", recipe.trunks, quiet=args.json) as progress,
     ):
 
-        def show(made: Made) -> None:
-            left = f"{made.seconds_left / 60:.0f} minutes left"
-            progress.say(
-                f"{made.done} of {made.total} runs branched, {made.steps} steps, about {left} {made.error}".rstrip()
+        def show(made: DatasetProgress) -> None:
+            sentence = (
+                f"{made.done} of {made.total} runs branched, {made.steps} steps,"
+                f" about {made.seconds_left / 60:.0f} minutes left {made.error}"
             )
+            progress.say(sentence.rstrip())
 
         report = build(
             folder,
@@ -60,9 +104,10 @@ def build_command(args: argparse.Namespace) -> Result:
             stop=stop,
         )
     if report["interrupted"]:
-        progress.say(f"interrupted; go on with the same command: {report['trunks']} runs are there")
+        progress.say(f"interrupted after {report['trunks']} runs; resume with the same command")
         return report, INTERRUPTED
     progress.say(
-        f"built {folder / 'model'}; how good it is on runs that it has not seen: {folder / 'report.json'}"
+        f"built {folder / 'model'}; its errors on runs that it has not seen are in"
+        f" {folder / 'report.json'}"
     )
     return {"command": "worldmodel build", **report}, 0

@@ -1,15 +1,16 @@
-"""Clip policies: how a gradient is made safe before the optimizer sees it.
+"""Clip policies: each makes a gradient safe before the optimizer uses it.
 
-    clip = make("zclip", z_threshold=3.0) report = clip(model.parameters(), optimizer=optimizer)
-    # after backward, before optimizer.step()
+    clip = make("zclip", z_threshold=3.0)
+    loss.backward()
+    report = clip(model.parameters(), optimizer=optimizer)
+    optimizer.step()
 
-One file a policy; `Clipper` adds the state.
+Each policy has its own file; `Clipper` keeps the state of a policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from trainenv.clipping.arc import ARC
@@ -17,9 +18,7 @@ from trainenv.clipping.clipper import Clipper
 from trainenv.clipping.none import NoClip
 from trainenv.clipping.spam import SPAM
 from trainenv.clipping.zclip import ZClip
-from trainenv.tools.checks import choice
-from trainenv.tools.spelling import nearest
-from trainenv.types import UserError
+from trainenv.tools.checks import choice, names
 
 POLICIES: Mapping[str, type[NoClip] | type[ZClip] | type[ARC] | type[SPAM]] = {
     "none": NoClip,
@@ -33,18 +32,17 @@ __all__ = ["ARC", "NAMES", "POLICIES", "SPAM", "Clipper", "NoClip", "ZClip", "ma
 
 
 def make(name: str, **hyperparameters: Any) -> Clipper:
-    """A fresh clipper with the policy of that name; what is left out of its hyperparameters stays at the default.
+    """Make a fresh clipper with the policy of that name.
+
+    Args:
+        name: Name of the policy, one of `NAMES`.
+        hyperparameters: Hyperparameters by name; the others keep their defaults.
 
     Raises:
-        UserError: no such policy or hyperparameter (the nearest valid one is named), or a value out
-            of range.
+        UserError: There is no such policy or hyperparameter (the error suggests the nearest one),
+            or a value is out of range.
     """
     choice("clip policy", name, NAMES)
     policy: Callable[..., Any] = POLICIES[name]
-    valid = [field.name for field in fields(POLICIES[name])]
-    for wrong in hyperparameters:
-        if wrong not in valid:
-            raise UserError(
-                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid)}"
-            )
+    names(name, POLICIES[name], hyperparameters)
     return Clipper(policy(**hyperparameters), name=name)

@@ -1,25 +1,25 @@
-"""ARC, adaptive robust clipping (Allouah et al.
+"""ARC, adaptive robust clipping (Allouah et al. 2025, arXiv:2405.14432).
 
-2025, arXiv:2405.14432): cut the largest of n gradients down to the next.
+The largest of n gradients are scaled down to the norm of the next largest.
 
-With n worker gradients x_i of which f are suspected:
+With n worker gradients x_i, of which f may be wrong:
 
     k = ⌊2 (f/n) (n − f)⌋,   C = the (k+1)-th largest of ‖x_1‖ … ‖x_n‖
     the k largest:  x_i ← x_i · min(1, C / ‖x_i‖)
     gradient = mean of the x_i
 
-f is the share `suspected` of n, rounded half up, and at least 1 where the share is above 0: one of
-4 micro-batches can be suspected. Workers are the micro-batches of an accumulated step.
+f is the share `suspected` of n, rounded half up, and at least 1 if the share is above 0: one of 4
+micro-batches can be suspected. Workers are the micro-batches of an accumulated step.
 
 Deviations from the paper:
-- *Steps as workers*: where a step has a single gradient, the workers are the last `window` steps with a finite norm, this
-  one included, by their norms before clipping, and this step is scaled if it is among the k
-  largest. Norms not known yet count as infinite, so nothing is clipped until n − k are known (27 of
-  32 at the defaults).
-- *Non-finite workers* are suspects known for sure: they contribute 0 to the mean (still over n), and C is the (k+1)-th
-  largest of the finite norms, or the smallest of them where there are no more than k. With none, or
-  with a non-finite norm where steps are workers, the whole gradient becomes 0 and the history stays
-  as it was (the optimizer then moves by momentum and decay only).
+- *Steps as workers*: if a step has a single gradient, the workers are the last `window` steps with
+  a finite norm, this one included, by their norms before clipping. This step is scaled if it is
+  among the k largest. Norms not yet known count as infinite, so nothing is clipped until n − k are
+  known (27 of 32 at the defaults).
+- *Non-finite workers* are certain to be wrong: they contribute 0 to the mean (still over n), and C
+  is the (k+1)-th largest of the finite norms, or the smallest of them if there are at most k. If no
+  norm is finite, or the norm of a step that is a worker is not, the whole gradient becomes 0 and
+  the history stays as it was (the optimizer then moves by momentum and decay only).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from trainenv.clipping.norms import (
     TINY,
+    device_of,
     global_norm,
     global_norms,
     gradients_of,
@@ -50,15 +51,14 @@ from trainenv.types import ClipReport
 class ARC:
     """Adaptive robust clipping.
 
-    The threshold is C; the score is norm ÷ C, with workers the largest finite norm ÷ C.
+    The threshold is C. The score is norm ÷ C; with workers it is the largest finite norm ÷ C.
 
     Args:
-        suspected: share f/n of workers that may be wrong, from 0 (never clips) to below 0.5.
-        window: how many steps' norms stand in for workers where a step has a single gradient; at
-            least 2.
+        suspected: Share f/n of workers that may be wrong, from 0 (never clips) to below 0.5.
+        window: Number of steps that replace workers if a step has a single gradient; at least 2.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     needs_workers: ClassVar[bool] = True
@@ -71,8 +71,8 @@ class ARC:
         object.__setattr__(self, "window", count("window", self.window, least=2))
 
     def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
-        """`history`: the norms of the last `window` finite steps, oldest first, inf where there was none yet."""
-        device = parameters[0].device if parameters else None
+        """Return a fresh state: the `history` of norms, [window], oldest first, all inf."""
+        device = device_of(parameters)
         return {"history": torch.full((self.window,), math.inf, dtype=torch.float32, device=device)}
 
     def clip(
@@ -84,7 +84,7 @@ class ARC:
         workers: Sequence[Sequence[Tensor]] | None = None,
         optimizer: Optimizer | None = None,
     ) -> ClipReport:
-        """Scale the workers in place and fill `p.grad` with their mean; without workers, scale the gradient."""
+        """Scale the workers in place and set `p.grad` to their mean, or scale the gradient."""
         if workers is not None:
             return self._clip_workers(parameters, workers)
         gradients = gradients_of(parameters)
@@ -120,19 +120,26 @@ class ARC:
 
 
 def cut_count(n: int, suspected: float) -> int:
-    """How many of n workers may be cut, for a share of suspected ones: k = ⌊2 (f/n) (n − f)⌋."""
-    f = max(1, math.floor(suspected * n + 0.5)) if suspected > 0 else 0
+    """Return the number of workers to scale down: k = ⌊2 (f/n) (n − f)⌋.
+
+    Args:
+        n: Number of workers.
+        suspected: Share f/n of workers that may be wrong.
+    """
+    if suspected == 0:
+        return 0
+    f = max(1, math.floor(suspected * n + 0.5))
     return 2 * f * (n - f) // n
 
 
 def nth_largest(norms: Tensor, rank: int) -> Tensor:
-    """The value with `rank` larger ones, 0-d.
+    """Return the value with `rank` larger ones, 0-d.
 
-    `topk`, because `kthvalue` is refused where torch must be deterministic.
+    It uses `topk`, because torch refuses `kthvalue` in its deterministic mode.
     """
     return torch.topk(norms, rank + 1).values[rank]
 
 
 def shrink(norms: Tensor, threshold: Tensor) -> Tensor:
-    """min(1, C / ‖x‖), by element; those not among the k largest have ‖x‖ ≤ C, and get 1."""
+    """Return min(1, C / ‖x‖) for each norm; it is 1 for all but the k largest."""
     return (threshold / norms.clamp(min=TINY)).clamp_(max=1.0)

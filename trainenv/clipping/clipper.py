@@ -1,4 +1,4 @@
-"""A clip policy together with its state: what a training run calls once a step."""
+"""A clip policy together with its state; a training run calls it once a step."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from trainenv.types import ClipPolicy, ClipReport, UserError
 
 
 class Clipper:
-    """Calls a policy and keeps its state.
+    """A policy and its state.
 
-    The state is made at the first call, on the gradients' device, and follows them. Loading a saved
-    one into a fresh `Clipper` continues bit for bit.
+    The first call makes the state on the device of the gradients; later it follows them to another
+    device. A saved state, loaded into a fresh `Clipper`, continues bit-exactly.
 
     Args:
-        policy: a frozen dataclass of hyperparameters; may be shared.
-        name: what to call it; by default the class's name in small letters.
+        policy: Frozen dataclass of hyperparameters; clippers may share it.
+        name: Name of the policy; None for the name of its class in lower case.
 
     Attributes:
-        policy: as given.
-        name: as given.
+        policy: Policy, unchanged.
+        name: Name of the policy.
     """
 
     def __init__(self, policy: ClipPolicy, *, name: str | None = None) -> None:
         self.policy = policy
-        self.name = type(policy).__name__.lower() if name is None else name
+        self.name = name or type(policy).__name__.lower()
         self._state: dict[str, Tensor] | None = None
         self._device: torch.device | None = None
 
@@ -49,17 +49,16 @@ class Clipper:
         """Clip `p.grad` in place, without waiting for the device.
 
         Args:
-            parameters: tensors on one device; those without a gradient are ignored.
-            workers: gradients of each micro-batch, [n][parameter], one for *every* parameter given.
-                `p.grad` is filled with their mean, after the policy scaled them in place if it
-                wants workers.
-            optimizer: the one that will use the gradients; some policies look at its moments.
-            known: whether the gradient is that of a loss; a scalar bool tensor where only the
-                device knows. The gradient 0 of a batch without labels tells nothing of those to
-                come: the state stays as it was, and no reset is asked for.
+            parameters: Tensors on one device; those without a gradient are ignored.
+            workers: Gradients of each micro-batch, [n][parameter], one for *every* parameter. A
+                policy that needs workers scales them in place; `p.grad` becomes their mean.
+            optimizer: Optimizer that will use the gradients; some policies read its moments.
+            known: True if the gradient is that of a loss; a scalar bool tensor if only the device
+                knows. A batch without labels has the gradient 0, from which a policy must not
+                learn: the state stays as it was, and no momentum reset is requested.
 
         Raises:
-            UserError: there is no gradient, or the workers do not match the parameters.
+            UserError: There is no gradient, or the workers do not match the parameters.
         """
         chosen = list(parameters)
         if workers is not None:
@@ -72,7 +71,7 @@ class Clipper:
             chosen = [p for p in chosen if p.grad is not None]
         if not chosen:
             raise UserError(
-                "expected parameters with gradients, found none; run loss.backward() before clipping"
+                "expected parameters with gradients, found none; run loss.backward() first"
             )
         state = self._placed(chosen)
         if known is True:
@@ -83,40 +82,38 @@ class Clipper:
             state.update(before)
             return replace(report, momentum_reset=False)
         for name, tensor in before.items():
-            if (
-                tensor.device == known.device and tensor.shape == state[name].shape
-            ):  # steps are counted on the CPU
+            # With gradients on a GPU, a counter that is on the CPU counts this step too.
+            if tensor.device == known.device and tensor.shape == state[name].shape:
                 state[name] = torch.where(known, state[name], tensor)
         return report
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of the state's tensors; empty before the first call."""
+        """Return copies of the tensors of the state; empty before the first call."""
         return {name: tensor.clone() for name, tensor in (self._state or {}).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state_dict` returned; an empty one makes the clipper fresh.
+        """Load a state that `state_dict` returned; an empty one makes the clipper fresh.
 
-        The tensors are copied, and move to the gradients' device at the next call.
+        The tensors are copied, and move to the device of the gradients at the next call.
 
         Raises:
-            UserError: a tensor is missing, unknown, or of the wrong shape or type. The state is
-                then as it was.
+            UserError: A tensor is missing, unknown, or of the wrong shape or type. The state of the
+                clipper then stays as it was.
         """
+        loaded = None
         if state:
             self._check(state)
-        self._state = (
-            {name: tensor.detach().clone() for name, tensor in state.items()} if state else None
-        )
+            loaded = {name: tensor.detach().clone() for name, tensor in state.items()}
+        self._state = loaded
         self._device = None
 
     def _placed(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The state, made where there is none and moved where it lies elsewhere."""
+        """Return the state on the device of the gradients; make it if there is none."""
         device = parameters[0].device
         if self._state is None:
             self._state = self.policy.init(parameters)
         elif self._device != device:
-            # A policy may keep a tensor on the host on purpose: its fresh state says where each
-            # belongs.
+            # A policy may keep a tensor on the host on purpose; its fresh state tells which.
             self._state = {
                 name: self._state[name].to(like.device)
                 for name, like in self.policy.init(parameters).items()
@@ -128,31 +125,41 @@ class Clipper:
         expected = self.policy.init(())
         if set(state) != set(expected):
             raise UserError(
-                f"the state of {self.name} holds {_listed(expected)}, found {_listed(state)}; "
-                "load what state_dict() of the same policy returned"
+                f"the state of {self.name} must hold {_listed(expected)}, found {_listed(state)}; "
+                "load a state that state_dict() of the same policy returned"
             )
         for name, like in expected.items():
             found = state[name]
-            # What starts empty grows once it is needed.
-            fits = isinstance(found, Tensor) and found.dtype == like.dtype
-            if not fits or (found.ndim != 1 if like.numel() == 0 else found.shape != like.shape):
-                shape = "[any]" if like.numel() == 0 else str(list(like.shape))
-                what = (
-                    f"{found.dtype} of shape {list(found.shape)}"
-                    if isinstance(found, Tensor)
-                    else type(found).__name__
-                )
+            if not _fits(found, like):
+                shape = list(like.shape) if like.numel() else "[any]"
+                kind: object = type(found).__name__
+                if isinstance(found, Tensor):
+                    kind = f"{found.dtype} of shape {list(found.shape)}"
                 raise UserError(
-                    f"{name!r} in the state of {self.name} must be {like.dtype} of shape {shape}, found {what}; "
-                    "load it into a policy with the hyperparameters that it was saved with"
+                    f"{name!r} in the state of {self.name} must be {like.dtype} of shape {shape}, "
+                    f"found {kind}; load it into a policy with the same hyperparameters as when it "
+                    "was saved"
                 )
+
+
+def _fits(found: object, like: Tensor) -> bool:
+    """Tell if a tensor of a saved state has the type and the shape of the fresh one.
+
+    A tensor that is empty in a fresh state grows to any length.
+    """
+    if not isinstance(found, Tensor) or found.dtype != like.dtype:
+        return False
+    if like.numel() == 0:
+        return found.ndim == 1
+    return found.shape == like.shape
 
 
 def _check_workers(workers: Sequence[Sequence[Tensor]], parameters: Sequence[Tensor]) -> None:
     if not workers or any(len(worker) != len(parameters) for worker in workers):
         raise UserError(
-            f"expected at least one worker and {len(parameters)} gradients of each (one a parameter), "
-            f"found {[len(worker) for worker in workers]}; give zeros for a parameter that a micro-batch did not use"
+            f"expected at least one worker and {len(parameters)} gradients of each (one a "
+            f"parameter), found {[len(worker) for worker in workers]}; give zeros for a parameter "
+            "that a micro-batch did not use"
         )
 
 

@@ -1,4 +1,4 @@
-"""No clipping, or the fixed clip by global norm of Pascanu, Mikolov & Bengio 2013 (arXiv:1211.5063).
+"""No clipping, or clipping at a fixed global norm (Pascanu et al. 2013, arXiv:1211.5063).
 
 With ‖g‖ the global L2 norm and M = `max_norm`:
 
@@ -6,8 +6,8 @@ With ‖g‖ the global L2 norm and M = `max_norm`:
 
 the same bits as `torch.nn.utils.clip_grad_norm_`. Deviations: none.
 
-A gradient that is not finite passes: unchanged without `max_norm`, and with it as in torch (norm
-inf: finite elements become 0 and infinite ones NaN; norm NaN: all become NaN).
+A non-finite gradient passes: unchanged without `max_norm`, and with it as in torch (norm inf:
+finite elements become 0 and infinite ones NaN; norm NaN: all become NaN).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from trainenv.types import ClipReport
 
 @dataclass(frozen=True, kw_only=True)
 class NoClip:
-    """Clips nothing, or at a fixed norm. The score is norm ÷ `max_norm`, 0 without it.
+    """No clipping, or clipping at a fixed norm. The score is norm ÷ `max_norm`, 0 without it.
 
     Args:
-        max_norm: largest global norm let through (L2, above 0); None lets everything through.
+        max_norm: Largest global norm (L2) that passes, above 0; None lets everything pass.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     needs_workers: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class NoClip:
             number("max_norm", self.max_norm, above=0)
 
     def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
-        """Nothing to remember."""
+        """Return an empty state."""
         return {}
 
     def clip(
@@ -58,7 +58,7 @@ class NoClip:
         workers: Sequence[Sequence[Tensor]] | None = None,
         optimizer: Optimizer | None = None,
     ) -> ClipReport:
-        """Scale the gradients to `max_norm` where they are larger."""
+        """Scale the gradients to `max_norm` if their norm is larger."""
         gradients = gradients_of(parameters)
         norm = global_norm(gradients)
         if self.max_norm is None:

@@ -1,8 +1,6 @@
-"""ZClip (Kumar et al.
+"""ZClip (Kumar et al. 2025, arXiv:2504.02507): clip norms that are unusual for the run.
 
-2025, arXiv:2504.02507): clip where the norm is odd against its own moving statistics.
-
-With g the global L2 norm, and the mean μ and variance σ² from *before* this step:
+With g the global L2 norm, and μ and σ² the moving mean and variance of norms *before* this step:
 
     z = (g − μ) / (σ + ε)
     adaptive     c = μ + z*²·σ / z   where z > z*      (z* = `z_threshold`)
@@ -15,17 +13,17 @@ The first `warmup` steps only clip at M and collect raw norms; μ and σ² start
 population variance.
 
 Deviations from the authors' code:
-- *Non-finite steps*: a norm of inf or NaN leaves μ, σ² and the warm-up's count as they were, and the whole gradient
-  becomes 0 (the optimizer then moves by momentum and decay only). There, one NaN poisons μ for
-  ever.
-- *Running warm-up*: mean and variance are updated a step at a time (Welford) instead of from a list of norms.
-- *No ε in the scaling*: there the divisor is g + ε, so that even a gradient that is not clipped shrinks a little; here it
-  keeps its bits.
-- *On the device, and saved*: nothing is read on the host, and the state can be stored.
+- *Non-finite steps*: a norm of inf or NaN leaves μ, σ² and the count of the warm-up as they were,
+  and the whole gradient becomes 0 (the optimizer then moves by momentum and decay only). In the
+  authors' code one NaN makes μ NaN for the rest of the run.
+- *Running warm-up*: mean and variance are updated step by step (Welford) instead of from a list of
+  norms.
+- *No ε in the scaling*: the authors divide by g + ε, so that even a gradient that is not clipped
+  shrinks a little; here it keeps its bits.
+- *State on the device*: nothing is read on the host, and the state can be saved.
 
-Kept as published: clipped steps feed c, not g, so norms that rise for good, and by much, are
-followed slowly (mode
-`mean`: not at all).
+As published, clipped steps update the statistics with c, not g. So they follow a large permanent
+rise of the norms slowly (in mode `mean` not at all).
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainenv.clipping.norms import global_norm, gradients_of, is_finite, scale_or_zero_
+from trainenv.clipping.norms import device_of, global_norm, gradients_of, is_finite, scale_or_zero_
 from trainenv.tools.checks import choice, count, number
 from trainenv.types import ClipReport
 
@@ -50,18 +48,19 @@ Mode = Literal["adaptive", "mean", "percentile"]
 class ZClip:
     """Adaptive clipping by z-score.
 
-    The score is z (0 during the warm-up), the threshold the norm cap of this step.
+    The score is z (0 during the warm-up); the threshold is the largest norm that passes this step.
 
     Args:
-        alpha: decay a step of μ and σ², between 0 and 1.
-        z_threshold: standard deviations above the mean from which a norm is odd.
-        warmup: steps with a finite norm before z-scores are used; at least 1.
-        mode: to which norm odd gradients are scaled; see the module.
-        max_norm: cap on the global norm (L2) at every step; None for none, in the warm-up too.
-        eps: ε, added to σ in z (L2 norm).
+        alpha: Decay of μ and σ² a step, between 0 and 1.
+        z_threshold: Standard deviations above the mean from which a norm is clipped, z*.
+        warmup: Steps with a finite norm before z-scores are used; at least 1.
+        mode: Norm that unusual gradients are scaled to: `adaptive`, `mean` or `percentile`; see the
+            module.
+        max_norm: Largest global norm (L2) at every step, in the warm-up too, M; None for none.
+        eps: Number added to σ in z (L2 norm), ε.
 
     Raises:
-        UserError: a hyperparameter is out of range.
+        UserError: A hyperparameter is out of range.
     """
 
     needs_workers: ClassVar[bool] = False
@@ -83,8 +82,12 @@ class ZClip:
         number("eps", self.eps, above=0)
 
     def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
-        """`mean` and `variance` of the norms (float32) and how many finite ones were `seen` (int64), all 0-d."""
-        device = parameters[0].device if parameters else None
+        """Return a fresh state, all 0-d tensors.
+
+        It has the `mean` and the `variance` of the norms (float32) and the number of finite norms
+        `seen` (int64).
+        """
+        device = device_of(parameters)
         return {
             "mean": torch.zeros((), dtype=torch.float32, device=device),
             "variance": torch.zeros((), dtype=torch.float32, device=device),
@@ -106,16 +109,18 @@ class ZClip:
         warm = state["seen"] < self.warmup
         deviation = state["variance"].sqrt()
         z = ((norm - state["mean"]) / (deviation + self.eps)).masked_fill_(warm, 0.0)
-        odd = self._target(state["mean"], deviation, z, warm)
-        threshold = odd if self.max_norm is None else odd.clamp(max=self.max_norm)
+        target = self._target(state["mean"], deviation, z, warm)
+        threshold = target
+        if self.max_norm is not None:
+            threshold = target.clamp(max=self.max_norm)
         # 0 for inf and NaN; norm 0 gives inf, then 1
         coefficient = (threshold / norm).clamp_(max=1.0).nan_to_num_(0.0)
         scale_or_zero_(gradients, coefficient)
-        self._update(state, torch.minimum(norm, odd), is_finite(norm), warm)
+        self._update(state, torch.minimum(norm, target), is_finite(norm), warm)
         return ClipReport(norm, (norm * coefficient).nan_to_num_(0.0), threshold, z)
 
     def _target(self, mean: Tensor, deviation: Tensor, z: Tensor, warm: Tensor) -> Tensor:
-        """The norm c that an odd gradient is scaled to; inf where the gradient is not odd, and in the warm-up."""
+        """Return the norm c to scale to, 0-d; inf if the norm is usual, and in the warm-up."""
         if self.mode == "percentile":
             return torch.add(mean, deviation, alpha=self.z_threshold).masked_fill_(warm, math.inf)
         usual = z.le(self.z_threshold)  # z is 0 in the warm-up
@@ -126,7 +131,10 @@ class ZClip:
         )
 
     def _update(self, state: dict[str, Tensor], fed: Tensor, finite: Tensor, warm: Tensor) -> None:
-        """Move mean and variance towards the norm `fed`: with weight 1/n in the warm-up, 1 − α afterwards, 0 if not finite."""
+        """Move mean and variance towards the norm `fed`.
+
+        The weight is 1/n in the warm-up, 1 − α afterwards, and 0 for a non-finite norm.
+        """
         mean = state["mean"]
         variance = state["variance"]
         seen = state["seen"]

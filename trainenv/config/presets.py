@@ -1,4 +1,7 @@
-"""YAML files: the shipped presets, a user's own, what they extend, and the one they mean when they misspell."""
+"""YAML files of configurations: the shipped presets, files of a user, and the files they extend.
+
+values = resolve(find("tiny"))        # a nested mapping, merged over what the file extends
+"""
 
 from __future__ import annotations
 
@@ -27,69 +30,79 @@ RENAMED_KEYS: Mapping[str, Mapping[str, str]] = {
 }
 """Section → old spelling → new spelling of its keys. The old one is read for one version."""
 _NO_RUNS = ("uncertainty", "state_schema_v1")  # shipped files that configure no run
+_ENDINGS = {".yaml", ".yml"}
 
 
 def configs_folder() -> Path:
-    """The shipped `configs` folder: inside the installed package, or next to it in a checkout."""
+    """Find the shipped `configs` folder: in the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     packaged = package / "configs"
-    return packaged if packaged.is_dir() else package.parent / "configs"
+    if packaged.is_dir():
+        return packaged
+    return package.parent / "configs"
 
 
 def presets() -> list[str]:
-    """Names of the shipped run configurations."""
+    """List the names of the shipped run configurations."""
     return sorted(p.stem for p in configs_folder().glob("*.yaml") if p.stem not in _NO_RUNS)
 
 
 def find(source: str) -> Path:
-    """The file of a preset's name, or of a path."""
+    """Find the file of a preset, or at a path.
+
+    Raises:
+        UserError: There is no such file or preset.
+    """
     path = expanded(source)
-    if path.suffix in {".yaml", ".yml"}:
+    if path.suffix in _ENDINGS:
         if isfile(path):
             return path
         raise UserError(
-            f"expected a YAML file at {source}, found none; give one that exists, or a preset: {listed(presets())}"
+            f"expected a YAML file at {source}, found none; give one that exists, or a preset:"
+            f" {listed(presets())}"
         )
     preset = configs_folder() / f"{source}.yaml"
     if isfile(preset):
         return preset
     close = nearest(source, presets())
     raise UserError(
-        f"unknown preset {source!r}{close}; presets: {listed(presets())}; or give a path ending in .yaml"
+        f"unknown preset {source!r}{close}; presets: {listed(presets())}; or give a path ending in"
+        " .yaml"
     )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read the mapping in a YAML file.
 
     Raises:
-        UserError: not YAML, not a mapping, or a key that stands twice.
+        UserError: The file can't be read, is not YAML, holds no mapping, or has a key twice.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise UserError(
-            f"{path} can't be read: {error.strerror}; give a file that may be read"
+            f"{path} can't be read: {error.strerror}; give a file that can be read"
         ) from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # a date like 2024-13-45 is a ValueError
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        found = "an empty file" if values is None else type(values).__name__
-        raise UserError(
-            f"{path} must hold a mapping of keys to values, found {found}; `extends: tiny` is the shortest one"
-        )
-    return dict(values)
+    # A date such as 2024-13-45 is a ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        sentence = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {sentence}; correct it there") from None
+    if isinstance(values, dict):
+        return dict(values)
+    found = type(values).__name__
+    if values is None:
+        found = "an empty file"
+    raise UserError(
+        f"{path} must hold a mapping of keys to values, found {found}; `extends: tiny` is the"
+        " shortest one"
+    )
 
 
 def parse_value(text: str) -> Any:
-    """A value as it would stand in a YAML file.
+    """Read a value as it is written in a YAML file.
 
     Raises:
-        ValueError: it is not valid YAML.
+        ValueError: The text is not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -100,12 +113,12 @@ def parse_value(text: str) -> Any:
 def with_new_keys(
     values: Mapping[str, Any], *, section: str = "", warn: bool = True
 ) -> dict[str, Any]:
-    """Give keys in their old spelling their new one, with a warning that names it.
+    """Rename keys in an old spelling to the new one, with a warning that names it.
 
-    An old key next to its new one wins.
+    If both are there, the old one wins.
 
     Args:
-        values: Configuration as nested mappings, or one section of it.
+        values: Whole configuration as nested mappings, or one section of it.
         section: Name of the section that `values` is; empty for a whole configuration.
         warn: True to warn for each old key.
     """
@@ -121,53 +134,65 @@ def with_new_keys(
         if old in renamed:
             renamed[new] = renamed.pop(old)
             if warn:
-                text = f"the key {section}.{old} is now called {section}.{new}; the old name will go in the next version"
+                text = (
+                    f"the key {section}.{old} is now called {section}.{new};"
+                    " the next version will refuse the old name"
+                )
                 warnings.warn(text, FutureWarning, stacklevel=2)
     return renamed
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top, mapping by mapping."""
+    """Merge `over` on top of `base`, mapping by mapping."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = (
-            merge(below, value)
-            if isinstance(below, Mapping) and isinstance(value, Mapping)
-            else value
-        )
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
 def resolve(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file over those of the file that it extends."""
+    """Merge the values of a file over those of the file that it extends.
+
+    Args:
+        path: YAML file.
+        seen: Files that extend it, directly or through others, outermost first.
+
+    Raises:
+        UserError: A file is not valid, is not there, or extends itself.
+    """
     path = path.resolve()
     if path in seen:
-        raise UserError(
-            f"{path} extends itself through {' → '.join(str(p) for p in seen)}; remove one `extends`"
-        )
+        chain = " → ".join(str(one) for one in seen)
+        raise UserError(f"{path} extends itself through {chain}; remove one `extends`")
     values = with_new_keys(read_yaml(path))
     base = values.pop("extends", None)
     if base is None:
         return {"name": path.stem, **values}
-    beside = path.parent / str(base)
-    parent = beside if beside.suffix in {".yaml", ".yml"} and beside.is_file() else find(str(base))
+    parent = path.parent / str(base)  # a path is relative to the file
+    if parent.suffix not in _ENDINGS or not parent.is_file():
+        parent = find(str(base))
     return merge(resolve(parent, (*seen, path)), {"name": path.stem, **values})
 
 
 def nest(path: list[str], value: Any) -> dict[str, Any]:
-    """`value` under nested keys."""
-    first, *rest = path
-    return {first: nest(rest, value) if rest else value}
+    """Put `value` under nested keys, the outermost first."""
+    for key in reversed(path):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as they stand in a sentence."""
+    """Join names for a sentence."""
     return ", ".join(names)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing keys that stand twice, values that hold themselves, and reading 3e-4 as the number it is."""
+    """Safe loader of YAML that refuses repeated keys and endless values; 3e-4 is a number."""
 
     def get_single_data(self) -> Any:
         node = self.get_single_node()
@@ -185,25 +210,30 @@ class _StrictLoader(yaml.SafeLoader):
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
+                None, None, f"the key {twice!r} is there twice", node.start_mark
             )
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
 
 def _check_finite(node: yaml.Node, above: list[int], seen: set[int]) -> None:
-    """Refuse a value that holds itself, as an alias inside of its own anchor makes it.
+    """Refuse a value that holds itself, as an alias inside its own anchor does.
 
-    Each node is looked at once.
+    Args:
+        node: Node that is checked with all below it.
+        above: Identities of the nodes around it.
+        seen: Identities of the nodes that are checked already, which are skipped.
     """
     if id(node) in above:
         raise yaml.constructor.ConstructorError(None, None, "a value holds itself", node.start_mark)
     if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
         return
     seen.add(id(node))
-    for part in node.value:
-        for below in part if isinstance(part, tuple) else (part,):
-            _check_finite(below, [*above, id(node)], seen)
+    below = node.value
+    if isinstance(node, yaml.MappingNode):
+        below = [part for pair in node.value for part in pair]
+    for part in below:
+        _check_finite(part, [*above, id(node)], seen)
 
 
 _StrictLoader.yaml_implicit_resolvers = {

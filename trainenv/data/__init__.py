@@ -1,7 +1,12 @@
-"""Text → tokens → batches.
+"""Training data: text is tokenised into a corpus, and batches are cut from it.
 
-`load` makes a `Corpus` from its configuration; `CorpusBatches` makes the batches of a run from it,
-a pure function of the data index.
+    corpus = data.load(config.corpus)
+    batches = data.CorpusBatches(corpus, context=64, batch_size=8)
+    batches(0)
+
+`documents`, `local` and `hub` read text, `tokenizers`, `bpe` and `gpt2_tokens` turn it into tokens,
+`corpus` and `token_stream` hold them, and `batches` and `stressors` make batches. A batch is a pure
+function of the data index.
 """
 
 from __future__ import annotations
@@ -36,19 +41,23 @@ __all__ = [
     "tokenizer",
 ]
 
-ARTEFACTS = "ï»¿Ã©â€™ï¿½Â\xa0â€œ\ufffd\ufffdÃƒÂ©\u200b\u00ad\ufeffÐ¿Ñ€Ð¸\x00\x7f\u202eä½\xa0å¥½ &amp;#8217; \\u00e9"
-HELD_OUT = 1_000_000  # tokens of a stream's validation split that are read
-_HEAD = 16  # documents of a stream's training split that go into its digest
+# Typical results of wrong encodings and double escapes.
+ARTEFACTS = (
+    "ï»¿Ã©â€™ï¿½Â\xa0â€œ\ufffd\ufffdÃƒÂ©\u200b\u00ad\ufeffÐ¿Ñ€Ð¸\x00\x7f\u202eä½\xa0å¥½ "
+    "&amp;#8217; \\u00e9"
+)
+HELD_OUT = 1_000_000  # tokens that are read of a stream's validation split
+_HEAD = 16  # documents of a stream's training split that its digest covers
 _TOGETHER = 256  # documents tokenised in one call, which uses every core
 
 
 def load(config: CorpusConfig) -> Corpus:
-    """The corpus of a configuration.
+    """Load the corpus of a configuration.
 
-    Kept in memory: text that changes on disk is seen by the next process.
+    It is kept in memory, so a change of the text on disk is only seen by the next process.
 
     Raises:
-        UserError: the text or the tokenizer cannot be had, or there is too little text.
+        UserError: The text or the tokenizer can't be read, or there is too little text.
     """
     return _load(config)
 
@@ -63,20 +72,23 @@ def _load(config: CorpusConfig) -> Corpus:
             f"of the files and folders at corpus.path {config.path} {found}", stacklevel=3
         )
     tokens = tokenizer(config, text, folder)
-    corpus = (
-        _streamed(config, text, tokens, folder)
-        if text.streams
-        else _whole(config, text, tokens, folder)
-    )
+    build = _whole
+    if text.streams:
+        build = _streamed
+    corpus = build(config, text, tokens, folder)
     if corpus.validation.size < 2 or corpus.probe.size < 2:
         raise UserError(
-            f"expected text in the validation split of corpus {config.name}, found none; give a split with text"
+            f"expected text in the validation split of corpus {config.name}, found none; "
+            "give a split with text"
         )
     return corpus
 
 
 def identity(corpus: Corpus) -> str:
-    """A digest that differs where a run would train on other tokens: the corpus's, and the sizes of a stream's files."""
+    """Return a digest of the tokens that a run trains on.
+
+    It covers the digest of the corpus and, for a stream, the sizes of its files.
+    """
     train = corpus.train
     if not isinstance(train, TokenStream):
         return corpus.digest
@@ -84,16 +96,18 @@ def identity(corpus: Corpus) -> str:
 
 
 def source(config: CorpusConfig) -> Source:
-    """The text of a configuration."""
+    """Return the text of a configuration."""
     if config.name == "stdlib":
         return standard_library()
     if config.name == "text":
         return text_files(config.path)
-    return hub.wikitext(config.path) if config.name == "wikitext-103" else hub.c4(config.path)
+    if config.name == "wikitext-103":
+        return hub.wikitext(config.path)
+    return hub.c4(config.path)
 
 
 def tokenizer(config: CorpusConfig, text: Source, folder: Path) -> Tokenizer:
-    """The tokenizer of a configuration; a BPE is trained on `text` (its training part, where it has a split of its own)."""
+    """Return the tokenizer of a configuration; a BPE is trained on the training part of `text`."""
     if config.tokenizer == "bytes":
         return Bytes()
     if config.tokenizer == "gpt2":
@@ -102,7 +116,7 @@ def tokenizer(config: CorpusConfig, text: Source, folder: Path) -> Tokenizer:
 
 
 def _whole(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) -> Corpus:
-    """A corpus that is tokenised at once."""
+    """Build a corpus whose text is tokenised as a whole."""
     array, digest = _tokenised(text.train, tokens, folder, config.max_tokens)
     if text.validation is None:
         train, validation, probe = interleaved(array, config.name)
@@ -116,7 +130,7 @@ def _whole(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) 
 
 
 def _streamed(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) -> Corpus:
-    """A corpus whose training tokens are made on demand.
+    """Build a corpus whose training tokens are made on demand.
 
     Its digest covers the held-out text, the beginning of the training text and the names of its
     shards.
@@ -150,9 +164,9 @@ def _corpus(
 def _tokenised(
     documents: Documents, tokens: Tokenizer, folder: Path, limit: int | None
 ) -> tuple[IntArray, str]:
-    """The first `limit` tokens of a text, read-only, and the digest of all of it.
+    """Return the first `limit` tokens of a text, read-only, and the digest of the whole text.
 
-    Bytes are made anew, all else is cached.
+    Tokens are cached on disk, except bytes, which are made again each time.
     """
     if isinstance(tokens, Bytes):
         return _as_bytes(documents, tokens.separator.tobytes(), limit)
@@ -168,20 +182,20 @@ def _tokenised(
 def _as_bytes(documents: Documents, separator: bytes, limit: int | None) -> tuple[IntArray, str]:
     joined = bytearray()
 
-    def taken() -> Iterator[bytes]:
+    def joining() -> Iterator[bytes]:
         for document in documents:
             joined.extend(document)
             joined.extend(separator)
             yield document
 
-    digest = Survey.of(taken()).digest
+    digest = Survey.of(joining()).digest
     tokens = np.frombuffer(joined, np.uint8)[:limit]
     tokens.flags.writeable = False
     return tokens, digest
 
 
 def _concatenated(documents: Documents, tokens: Tokenizer, limit: int | None) -> IntArray:
-    """The first `limit` tokens of a text, the separator after each document."""
+    """Return the first `limit` tokens of a text, with the separator after each document."""
     parts = [np.zeros(0, dtype(tokens.vocab_size))]
     size = 0
     rows = iter(documents)

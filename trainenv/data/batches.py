@@ -1,4 +1,7 @@
-"""Batches as a pure function of the data index: an epoch's sequences in a seeded order, a stream's in its own."""
+"""Batches as a pure function of the data index.
+
+The sequences of an epoch come in a seeded order, those of a stream in the order of its text.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,29 @@ from trainenv.data.corpus import Corpus, Growing, Indices, Split
 from trainenv.data.stressors import Stressors, philox
 from trainenv.types import Batch, UserError
 
-STREAM_EPOCH = 10_000  # steps that count as an epoch of a stream whose length is unknown
+STREAM_EPOCH = 10_000  # steps of an epoch of a stream whose length is unknown
 
 
 @dataclass(frozen=True)
 class CorpusBatches:
     """The batches of a run.
 
-    Calling it twice with one index gives the same batch, in any order and any process.
+    The same index gives the same batch, in any order of calls and in any process.
 
-    In an epoch each training sequence comes once at most: those that do not fill a last batch,
-    other ones each time, wait. The batches of a stream are its text in its own order; where it
-    ends, it starts again.
+    In an epoch each training sequence occurs at most once; the few that do not fill a last batch
+    are left out, different ones in each epoch. The batches of a stream follow its text; at its end
+    it starts again.
 
     Args:
-        corpus: where sequences come from.
-        context: inputs of a sequence; it has one token more, the last target.
-        batch_size: sequences of a step.
-        accumulation: micro-batches that they come in.
-        seed: of the order of the sequences.
-        stressors: what is done to batches, if anything.
+        corpus: Corpus that sequences are cut from.
+        context: Number of inputs of a sequence; it has one token more, the last target.
+        batch_size: Number of sequences of a step.
+        accumulation: Number of micro-batches of a step.
+        seed: Random seed of the order of the sequences.
+        stressors: Stressors that change batches; None for unchanged ones.
 
     Raises:
-        UserError: too few training tokens for one batch.
+        UserError: There are too few training tokens for one batch.
     """
 
     corpus: Corpus
@@ -48,38 +51,40 @@ class CorpusBatches:
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulation:
             raise UserError(
-                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})"
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation "
+                f"({self.accumulation})"
             )
         if self.epoch_steps < 1:
             raise _too_few(self.corpus, self.context, self.batch_size)
         factor = self._long_factor
         if factor > 1 and self.batch_size // self.accumulation % factor:
             raise UserError(
-                f"with long sequences, batch_size ÷ accumulation ({self.batch_size // self.accumulation}) must be a multiple of "
+                "with long sequences, batch_size ÷ accumulation "
+                f"({self.batch_size // self.accumulation}) must be a multiple of "
                 f"stressors.long_factor ({factor})"
             )
         if factor > 1 and isinstance(self.corpus.train, Split):
-            self.corpus.train.pulled_in(
-                np.zeros(0, np.int64), factor * self.context + 1
-            )  # raises where they do not fit
+            # Raises if long sequences do not fit.
+            self.corpus.train.pulled_in(np.zeros(0, np.int64), factor * self.context + 1)
 
     def under(self, stressors: Stressors | None) -> CorpusBatches:
-        """The same batches under these stressors."""
+        """Return the same batches with these stressors."""
         return replace(self, stressors=stressors)
 
     @property
     def epoch_steps(self) -> int:
-        """Data indices in an epoch."""
+        """The number of data indices in an epoch."""
         if "epoch_steps" not in self._memo:
             self._memo["epoch_steps"] = epoch_steps(self.corpus, self.context, self.batch_size)
         steps: int = self._memo["epoch_steps"]
         return steps
 
     def __call__(self, index: int, /) -> Batch:
-        """The batch of data index `index` ≥ 0: `accumulation` tensors [batch_size ÷ accumulation, context + 1], int64.
+        """Return the batch of data index `index` ≥ 0.
 
-        Where a long sequence hits, the same number of tokens comes as [… ÷ long_factor, context ·
-        long_factor + 1].
+        It has `accumulation` tensors [batch_size ÷ accumulation, context + 1], int64. Where the
+        stressor `long_sequence` hits, the same tokens come as
+        [batch_size ÷ accumulation ÷ long_factor, context · long_factor + 1].
         """
         names: tuple[str, ...] = ()
         factor = 1
@@ -96,19 +101,20 @@ class CorpusBatches:
         return Batch(micro=micro, index=index, stressors=names)
 
     def _tokens(self, index: int, factor: int) -> Indices:
-        """[batch_size ÷ factor, factor · context + 1]"""
+        """Return the tokens [batch_size ÷ factor, factor · context + 1] of a batch."""
         length = factor * self.context + 1
         train = self.corpus.train
         if not isinstance(train, Split):
             return train.cut(self._stream_starts(train, index)[::factor], length)
         epoch, place = divmod(index, self.epoch_steps)
-        starts = self._order(train, epoch)[
-            place * self.batch_size : (place + 1) * self.batch_size : factor
-        ]
-        return train.cut(starts if factor == 1 else train.pulled_in(starts, length), length)
+        first = place * self.batch_size
+        starts = self._order(train, epoch)[first : first + self.batch_size : factor]
+        if factor > 1:
+            starts = train.pulled_in(starts, length)
+        return train.cut(starts, length)
 
     def _order(self, train: Split, epoch: int) -> Indices:
-        """The starts of an epoch's sequences in its order; kept for the last epoch asked for."""
+        """Return the starts of an epoch's sequences in their order; the last epoch is kept."""
         kept: tuple[int, Indices] = self._memo.get("order", (-1, np.zeros(0, np.int64)))
         if kept[0] != epoch:
             kept = (
@@ -119,7 +125,7 @@ class CorpusBatches:
         return kept[1]
 
     def _stream_starts(self, train: Growing, index: int) -> Indices:
-        """The sequences of a batch follow one another in the text, and so do the batches."""
+        """Return the starts of a batch; its sequences, and the batches, follow the text."""
         stride = self.batch_size * self.context  # tokens
         if (there := train.grow((index + 1) * stride + 1)) <= (index + 1) * stride:
             if there <= stride:
@@ -129,9 +135,10 @@ class CorpusBatches:
 
     @property
     def _long_factor(self) -> int:
-        """How much longer sequences may get; 1 where none does."""
-        config = self.stressors.config if self.stressors is not None else None
-        return config.long_factor if config is not None and config.lengthens else 1
+        """Factor by which sequences may get longer; 1 without the stressor `long_sequence`."""
+        if self.stressors is None or not self.stressors.config.lengthens:
+            return 1
+        return self.stressors.config.long_factor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CorpusBatches:
         return self
@@ -148,9 +155,9 @@ class CorpusBatches:
 
 
 def epoch_steps(corpus: Corpus, context: int, batch_size: int) -> int:
-    """Data indices in an epoch.
+    """Return the number of data indices in an epoch.
 
-    Of a stream: up to its limit, and `STREAM_EPOCH` where it has none.
+    The epoch of a stream ends at its limit; without a limit it has `STREAM_EPOCH` steps.
     """
     if isinstance(corpus.train, Split):
         return len(corpus.train.starts(context)) // batch_size
@@ -166,8 +173,9 @@ def _too_few(corpus: Corpus, context: int, batch_size: int) -> UserError:
             f"{len(train.starts(context))} of {context + 1} tokens in {train.size} training tokens"
         )
     else:
-        found = f"a stream of {train.grow(batch_size * context + 1)} tokens, where {batch_size * context + 1} are needed"
+        needed = batch_size * context + 1
+        found = f"a stream of {train.grow(needed)} tokens, where {needed} are needed"
     return UserError(
-        f"expected at least {batch_size} training sequences in corpus {corpus.name}, one batch, found {found}; "
-        "give more text, or a smaller batch_size or context"
+        f"expected at least {batch_size} training sequences in corpus {corpus.name}, one batch, "
+        f"found {found}; give more text, or a smaller batch_size or context"
     )

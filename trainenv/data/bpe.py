@@ -1,6 +1,6 @@
-"""A byte-level BPE trained on the corpus (Sennrich et al.
+"""A byte-level BPE trained on the corpus.
 
-2016; over bytes as in Radford et al. 2019).
+BPE: Sennrich et al. 2016; over bytes as in Radford et al. 2019.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from trainenv.data.documents import Documents, Survey
 from trainenv.data.tokenizers import END_OF_TEXT, Subwords, interruptible
 from trainenv.types import UserError
 
-SAMPLE = 8 << 20  # bytes of text that a BPE is trained on, at most: a few seconds
-LONGEST = (
-    1024  # bytes of a word that a BPE is trained on: training takes the square of a word's length
-)
-_LONG = re.compile(
-    rf"[^ \t\r\n]{{{LONGEST // 4},}}|\s{{{LONGEST // 4},}}"
-)  # in characters, of at most 4 bytes
+SAMPLE = 8 << 20  # bytes of text that a BPE is trained on, at most; this takes a few seconds
+# Bytes of a word that a BPE is trained on: the time grows with the square of a word's length.
+LONGEST = 1024
+# Words that may be longer; counted in characters, which have at most 4 bytes.
+_LONG = re.compile(rf"[^ \t\r\n]{{{LONGEST // 4},}}|\s{{{LONGEST // 4},}}")
 
 
 def train(
     documents: Documents, vocab_size: int, folder: Path, *, streams: bool = False
 ) -> Subwords:
-    """A BPE of at most `vocab_size` tokens, trained on a sample of at most 8 MiB, spread over the documents (of a stream:
-    its beginning). The same text gives the same tokenizer; it is kept in the cache by the sample's
-    content.
+    """Train a BPE of at most `vocab_size` tokens, or take it from the cache in `folder`.
+
+    It is trained on a sample of at most 8 MiB: documents from all of the text, or the beginning of
+    a stream. The same text gives the same tokenizer; the content of the sample is its key in the
+    cache.
 
     Raises:
-        UserError: the text is too little for that vocabulary.
+        UserError: There is too little text for the vocabulary.
     """
-    stride = 1 if streams else max(1, -(-Survey.of(iter(documents)).size // SAMPLE))
+    stride = 1
+    if not streams:
+        stride = max(1, -(-Survey.of(iter(documents)).size // SAMPLE))
     survey = Survey.of(_sample(documents, stride))
     path = folder / f"bpe-{survey.digest}-{vocab_size}.json"
     if cache.facts(path) is None:
@@ -41,14 +43,15 @@ def train(
     bpe = Subwords(path.read_text(encoding="utf-8"), str(path))
     if bpe.vocab_size < vocab_size:
         raise UserError(
-            f"expected text for a vocabulary of {vocab_size} tokens, found {survey.size} bytes, enough for {bpe.vocab_size}; "
-            f"set corpus.vocab_size to at most {bpe.vocab_size}, or give more text"
+            f"expected text for a vocabulary of {vocab_size} tokens, found {survey.size} bytes, "
+            f"enough for {bpe.vocab_size}; set corpus.vocab_size to at most {bpe.vocab_size}, or "
+            "give more text"
         )
     return bpe
 
 
 def _sample(documents: Documents, stride: int) -> Iterator[bytes]:
-    """Every `stride`-th document, the last one cut, until the sample is full."""
+    """Yield every `stride`-th document until the sample is full; the last one is cut."""
     left = SAMPLE
     for place, document in enumerate(documents):
         if place % stride == 0:
@@ -59,9 +62,10 @@ def _sample(documents: Documents, stride: int) -> Iterator[bytes]:
 
 
 def _trained(sample: Iterator[bytes], vocab_size: int) -> str:
-    """The JSON of a tokenizer.
+    """Train a tokenizer and return its JSON.
 
-    Words longer than `LONGEST` (DNA, base64) are trained on in pieces, and encoded whole.
+    Words longer than `LONGEST` (DNA, base64) are split into pieces for training, but later encoded
+    whole.
     """
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Rust

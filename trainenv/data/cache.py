@@ -1,11 +1,9 @@
-"""Files made once and read often: tokens and trained tokenizers.
+"""Cache on disk for tokens and trained tokenizers, which are made once and read often.
 
-Written whole or not at all, checked when read.
-
-An entry is a data file and a JSON sidecar `<name>.json` with its size and hash. Data and sidecar
-are each written to a temporary name and renamed, the data first: an entry without a matching
-sidecar was never finished, and counts as absent. What an entry holds is a pure function of its
-name, so processes that write the same entry at once do no harm.
+An entry is a data file and a JSON sidecar `<name>.json` with its size and hash, which are checked
+when it is read. Data and sidecar are each written to a temporary name and renamed, the data first:
+an entry without a matching sidecar was never finished, and counts as absent. The content of an
+entry is a pure function of its name, so several processes may write the same entry at once.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ FORMAT = "trainenv corpus cache 1"
 
 
 def folder(configured: Path | None) -> Path:
-    """Where entries live: the configuration's `cache`, else $TRAINENV_CACHE, else ~/.cache/trainenv.
+    """Return the cache's folder: the configured one, else $TRAINENV_CACHE, else ~/.cache/trainenv.
 
-    Where there is no home folder, or it can't be written, they live in the temporary folder, and a
-    warning says so.
+    If there is no home folder, or it can't be written, entries go to the temporary folder, with a
+    warning.
     """
     chosen = configured or os.environ.get("TRAINENV_CACHE")
     if chosen:
@@ -43,11 +41,13 @@ def folder(configured: Path | None) -> Path:
         home = absolute("~/.cache/trainenv")
     except UserError:
         return _temporary("there is no home folder")
-    return home if _can_be_made(home) else _temporary(f"{home} can't be written")
+    if not _can_be_made(home):
+        return _temporary(f"{home} can't be written")
+    return home
 
 
 def _can_be_made(path: Path) -> bool:
-    """Whether a folder is there, or the nearest one above it may be written."""
+    """Tell if a folder exists, or the nearest existing one above it may be written."""
     if os.path.isdir(path):
         return True
     above = next(parent for parent in path.parents if os.path.lexists(parent))
@@ -56,25 +56,25 @@ def _can_be_made(path: Path) -> bool:
 
 @functools.cache
 def _temporary(reason: str) -> Path:
-    """A folder of this user's in the temporary folder; said once."""
+    """Return a folder of this user in the temporary folder, and warn once."""
     try:
         root = Path(tempfile.gettempdir())
-    except OSError:  # not even there: what is to be written will be refused in a sentence
+    except OSError:  # there is none; a later write fails with a clear message
         return Path("trainenv-cache").absolute()
     path = root / f"trainenv-cache-{portable.user_id()}"
     with suppress(OSError):
         path.mkdir(mode=0o700)
-    if not _is_ours(path):  # everybody may write there, so somebody else may have made it
+    if not _is_private(path):  # all users may write to `root`, so another user may have made it
         path = Path(tempfile.mkdtemp(prefix="trainenv-cache-"))
     warnings.warn(
-        f"{reason}, so that the corpus cache is in {path}; set TRAINENV_CACHE to keep it elsewhere",
+        f"{reason}, so the corpus cache is in {path}; set TRAINENV_CACHE to keep it elsewhere",
         stacklevel=2,
     )
     return path
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether it is a folder of this user's, that nobody else may write to."""
+def _is_private(path: Path) -> bool:
+    """Tell if `path` is a folder that belongs to this user and that no other user may write to."""
     try:
         found = path.lstat()
     except OSError:
@@ -84,10 +84,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes | memoryview, **facts: Any) -> None:
-    """Keep `data` and some JSON `facts` about it under `path`.
+    """Store `data` under `path`, with `facts` about it that are JSON.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: The folder can't be written.
     """
     sidecar = {
         "format": FORMAT,
@@ -101,13 +101,14 @@ def write(path: Path, data: bytes | memoryview, **facts: Any) -> None:
         _replace(_sidecar(path), json.dumps(sidecar).encode())
     except OSError as error:
         raise UserError(
-            f"expected to be able to write the corpus cache at {path.parent}, found {error.strerror or error}; "
-            "set corpus.cache or TRAINENV_CACHE to a folder that you own, with free space"
+            f"expected to be able to write the corpus cache at {path.parent}, found "
+            f"{error.strerror or error}; set corpus.cache or TRAINENV_CACHE to a folder that you "
+            "own, with free space"
         ) from None
 
 
 def facts(path: Path) -> dict[str, Any] | None:
-    """What was noted about the entry at `path`; None where it is absent, torn or foreign."""
+    """Return the facts about the entry at `path`; None where it is absent, torn or foreign."""
     try:
         sidecar = json.loads(_sidecar(path).read_bytes())
         if sidecar["format"] != FORMAT or path.stat().st_size != sidecar["size"]:
@@ -119,7 +120,9 @@ def facts(path: Path) -> dict[str, Any] | None:
         noted = sidecar["facts"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return noted if digest.hexdigest() == sidecar["digest"] and isinstance(noted, dict) else None
+    if digest.hexdigest() != sidecar["digest"] or not isinstance(noted, dict):
+        return None
+    return noted
 
 
 def _sidecar(path: Path) -> Path:
@@ -127,7 +130,7 @@ def _sidecar(path: Path) -> Path:
 
 
 def _replace(path: Path, data: bytes | memoryview) -> None:
-    # Drawn, not made of process ids: containers that share a cache have the same ones.
+    # The name is random, because process ids are equal in containers that share a cache.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:

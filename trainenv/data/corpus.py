@@ -1,4 +1,4 @@
-"""A corpus: tokens and their fixed split, and where sequences are cut from them."""
+"""A corpus: tokens, their fixed split, and the sequences that are cut from them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from trainenv.types import UserError
 Indices = npt.NDArray[np.int64]
 Run = tuple[int, int]
 
-# segments after which the pattern of the split repeats: 2 of them are validation, 1 is probe
-PERIOD = 80
-# places of held-out segments in a period
+PERIOD = 80  # segments after which the pattern of the split repeats
+# Indices of the held-out segments in a period.
 VALIDATION = (19, 59)
 PROBE = (39,)
-PERIODS = 8  # at most, where segments are long enough
-LONG_ENOUGH = 16384  # tokens of a segment: long sequences fit into it
+PERIODS = 8  # most periods of a text
+LONG_ENOUGH = 16384  # tokens of a segment in which long sequences fit; fewer periods if shorter
 FEWEST = 8 * PERIOD  # tokens of the shortest text that can be split
 
 
 class Growing(Protocol):
-    """Tokens that are made when they are asked for (`stream.TokenStream`)."""
+    """Tokens that are made on demand; see `token_stream.TokenStream`."""
 
     def grow(self, stop: int) -> int:
-        """How many of the first `stop` tokens there are: all of them, unless the stream ends before."""
+        """Make the first `stop` tokens; return their number, lower if the stream ends before."""
         ...
 
     def cut(self, starts: Indices, length: int) -> Indices: ...
@@ -40,9 +39,13 @@ class Growing(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A part of a token array: runs of contiguous tokens, as (start, stop).
+    """A part of a token array, made of runs of contiguous tokens.
 
-    Sequences never leave their run.
+    Sequences never cross the border of a run.
+
+    Attributes:
+        tokens: The whole array.
+        runs: Start and stop index of each run.
     """
 
     tokens: IntArray = field(repr=False)
@@ -50,38 +53,44 @@ class Split:
 
     @property
     def size(self) -> int:
-        """Its tokens."""
+        """The number of tokens in the part."""
         return sum(stop - start for start, stop in self.runs)
 
     def starts(self, context: int) -> Indices:
-        """Where the sequences of `context` inputs and one more target start, [n]; each starts at the last one's last target."""
+        """Return the start indices [n] of all sequences of `context` inputs and one more target.
+
+        A sequence starts at the last target of the one before.
+        """
         parts = [
             np.arange(start, stop - context, context, dtype=np.int64) for start, stop in self.runs
         ]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def pulled_in(self, starts: Indices, length: int) -> Indices:
-        """`starts` moved back so far that `length` tokens fit into their run; those in a shorter run move to the longest.
+        """Move `starts` back so far that `length` tokens fit into their run.
+
+        Starts in a run that is too short move to the longest run.
 
         Raises:
-            UserError: no run is so long.
+            UserError: No run is long enough.
         """
         first, last = np.array(self.runs, np.int64).T  # (runs,), (runs,)
         longest = int(np.argmax(last - first))
         if last[longest] - first[longest] < length:
             raise UserError(
-                f"expected {length} contiguous training tokens for a long sequence, found at most {(last - first).max()}; "
-                "give more text or a smaller context or stressors.long_factor"
+                f"expected {length} contiguous training tokens for a long sequence, found at most "
+                f"{(last - first).max()}; give more text or a smaller context or "
+                "stressors.long_factor"
             )
         run = np.searchsorted(first, starts, side="right") - 1
         run = np.where(last[run] - first[run] < length, longest, run)
         return np.clip(starts, first[run], last[run] - length)
 
     def cut(self, starts: Indices, length: int) -> Indices:
-        """The `length` tokens from each start, [n, length] int64."""
+        """Return `length` tokens from each start [n, length], int64."""
         tokens = self.tokens
         item = self.tokens.itemsize
-        # Overlapping rows over the same memory: one indexing operation copies what it needs.
+        # The rows overlap in the same memory, so that one indexing operation copies all sequences.
         rows: IntArray = np.ndarray(
             (len(tokens) - length + 1, length), tokens.dtype, tokens, 0, (item, item)
         )
@@ -90,16 +99,19 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Text as tokens. Immutable: copies share the tokens.
+    """Text as tokens; it is immutable, and copies share the tokens.
+
+    No token is in two of the three parts. Validation and probe are the same for every seed.
 
     Args:
-        name: the configuration's.
-        train: what batches are made from; a stream's tokens grow as they are asked for.
-        validation, probe: held out, the same for every seed. No token is in two of the three.
-        vocab_size: one more than the greatest token.
-        digest: a hash of tokenizer and content, the same on every machine that has the same text.
-        rare: the rarest tokens, whether they occur or not, ascending [n].
-        artefacts: tokens of a text gone wrong in its encoding, in the order of that text [n].
+        name: Name in the configuration.
+        train: Part that batches are made from; a stream's tokens are made on demand.
+        validation: Held-out part for the validation loss.
+        probe: Held-out part for the clean probe.
+        vocab_size: Number of tokens: one more than the greatest.
+        digest: Hash of tokenizer and content, the same on every machine that has the same text.
+        rare: Rarest tokens of the vocabulary, ascending [n]; some may not occur at all.
+        artefacts: Tokens of a badly encoded text, in its order [n].
     """
 
     name: str
@@ -112,17 +124,18 @@ class Corpus:
     artefacts: IntArray = field(repr=False)
 
     def validation_sequences(self, context: int, n: int) -> Indices:
-        """`n` sequences spread evenly over the validation part, [n, context + 1] int64.
+        """Return `n` sequences [n, context + 1], int64, spread evenly over the validation part.
 
         Raises:
-            UserError: there are fewer.
+            UserError: There are fewer than `n`.
         """
         return _spread(self.validation, "validation", context, n)
 
     def probe_sequences(self, context: int, n: int) -> Indices:
-        """`n` sequences spread evenly over the probe part, [n, context + 1] int64.
+        """Return `n` sequences [n, context + 1], int64, spread evenly over the probe part.
 
-        Raises as `validation_sequences` does.
+        Raises:
+            UserError: There are fewer than `n`.
         """
         return _spread(self.probe, "probe", context, n)
 
@@ -131,14 +144,17 @@ class Corpus:
 
 
 def interleaved(tokens: IntArray, name: str) -> tuple[Split, Split, Split]:
-    """Training, validation and probe: segments in a fixed pattern, 1 in 40 for validation and 1 in 80 for the probe.
+    """Split tokens into training, validation and probe by a fixed pattern of segments.
+
+    One segment in 40 is for validation and one in 80 for the probe.
 
     Raises:
-        UserError: too few tokens.
+        UserError: There are too few tokens.
     """
     if len(tokens) < FEWEST:
         raise UserError(
-            f"expected at least {FEWEST} tokens in corpus {name}, found {len(tokens)}; give more text"
+            f"expected at least {FEWEST} tokens in corpus {name}, found {len(tokens)}; "
+            "give more text"
         )
     segments = PERIOD * min(PERIODS, max(1, len(tokens) // (PERIOD * LONG_ENOUGH)))
     bounds = [len(tokens) * place // segments for place in range(segments + 1)]
@@ -155,13 +171,16 @@ def interleaved(tokens: IntArray, name: str) -> tuple[Split, Split, Split]:
 
 
 def held_out(tokens: IntArray) -> tuple[Split, Split]:
-    """A source's own validation split: the first two thirds are validation, the rest is the probe."""
+    """Split a source's own validation tokens: two thirds for validation, the rest for the probe."""
     border = len(tokens) * 2 // 3
     return Split(tokens, ((0, border),)), Split(tokens, ((border, len(tokens)),))
 
 
 def rarest(tokens: IntArray, vocab_size: int) -> IntArray:
-    """The rarest 1/16 of the vocabulary (at least 4 tokens) in a sample of `tokens`, ascending; ties go to the smaller token."""
+    """Return the rarest 1/16 of the vocabulary, at least 4 tokens, ascending.
+
+    Tokens are counted in a sample. Among equally rare ones, smaller tokens come first.
+    """
     counts = np.zeros(vocab_size, np.int64)
     block = 1 << 20
     for start in range(0, min(len(tokens), 16 * block), block):
@@ -173,7 +192,7 @@ def _spread(split: Split, part: str, context: int, n: int) -> Indices:
     starts = split.starts(context)
     if len(starts) < n:
         raise UserError(
-            f"expected {n} {part} sequences of {context + 1} tokens, found {len(starts)} in {split.size} {part} tokens; "
-            "ask for fewer, or give more text or a smaller context"
+            f"expected {n} {part} sequences of {context + 1} tokens, found {len(starts)} in "
+            f"{split.size} {part} tokens; ask for fewer, or give more text or a smaller context"
         )
     return split.cut(starts[(2 * np.arange(n) + 1) * len(starts) // (2 * max(1, n))], context + 1)

@@ -1,4 +1,4 @@
-"""Where text comes from: documents as UTF-8 bytes, in a fixed order, readable as often as one likes."""
+"""Documents: text as UTF-8 bytes in a fixed order, which can be read any number of times."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ _NOT_LIBRARY = {
 }
 _HEAD = 8192  # bytes of a file that show whether it is text
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tgz", ".tar")
-_NAMED = 5  # of what is left out, where it is told
+_NAMED = 5  # names of skipped files that a message lists
 
 
 class LeftOut(NamedTuple):
-    """A file or a folder that is not taken."""
+    """A file or a folder that is not part of the text, with the reason."""
 
     name: str
     why: str
 
     def __str__(self) -> str:
-        return f"{self.name if self.name.isprintable() else ascii(self.name)} ({self.why})"
+        name = self.name
+        if not name.isprintable():
+            name = ascii(name)
+        return f"{name} ({self.why})"
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Documents:
     """Text in shards that are read one after the other, each from its start.
 
     Args:
-        shards: their names, the same on every machine that has the same text.
-        read: the documents of the shard at a place in `shards`, UTF-8.
-        left_out: what lies there and is not part of the text: each name, and why.
-        sizes: bytes of the files that the shards are, where they are files.
+        shards: Names of the shards, the same on every machine that has the same text.
+        read: Function that yields the documents, UTF-8, of the shard at an index of `shards`.
+        left_out: Files and folders that are not part of the text, with the reasons.
+        sizes: Size of each shard's file, bytes; empty where shards are not files.
     """
 
     shards: tuple[str, ...]
@@ -68,9 +71,9 @@ class Source:
     """The text of a corpus.
 
     Args:
-        train: the text, or the training part of it where `validation` is given.
-        validation: the source's own held-out part, or None: the text is then split here.
-        streams: too long to be read as a whole.
+        train: All text, or its training part where `validation` is given.
+        validation: Validation part that the source provides; None where the text has to be split.
+        streams: True for text that is too long to be read as a whole.
     """
 
     train: Documents
@@ -80,7 +83,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Survey:
-    """One pass over documents: their number, their size in bytes and a 128-bit hash (xxh3) of their content."""
+    """Result of one pass over documents.
+
+    Attributes:
+        count: Number of documents.
+        size: Size of all documents, bytes.
+        digest: The xxh3-128 of their content and lengths, 32 hex digits.
+    """
 
     count: int
     size: int
@@ -92,9 +101,8 @@ class Survey:
         size = 0
         count = 0
         for document in documents:
-            digest.update(
-                len(document).to_bytes(8, "little")
-            )  # so that where documents end is part of the content
+            # The lengths make the borders between documents part of the digest.
+            digest.update(len(document).to_bytes(8, "little"))
             digest.update(document)
             size += len(document)
             count += 1
@@ -102,27 +110,30 @@ class Survey:
 
 
 def standard_library() -> Source:
-    """Every module of Python's own standard library, a document a file, sorted; about 11 MB."""
+    """Read Python's standard library: one document a module, sorted; about 11 MB."""
     root = Path(sysconfig.get_path("stdlib"))
     names = sorted(name for name in _walk(root, _NOT_LIBRARY) if name.endswith(".py"))
     if not names:
         raise UserError(
-            f"expected the standard library's *.py files below {root}, found none; use corpus.name: text with a path"
+            f"expected the standard library's *.py files below {root}, found none; "
+            "use corpus.name: text with a path"
         )
     return Source(Documents(tuple(names), partial(_whole_file, root, tuple(names))))
 
 
 def text_files(path: Path | None) -> Source:
-    """The file at `path`, or every text file below the folder there, sorted; linked folders are followed.
+    """Read the file at `path`, or all text files below a folder, sorted; folder links are followed.
 
     Hidden, binary, compressed and unreadable files are left out; `left_out` names them.
 
     Raises:
-        UserError: no path, nothing there, no text in it, or text that is not UTF-8.
+        UserError: The path is missing or does not exist, has no text, or has text that is not
+            UTF-8.
     """
     if path is None:
         raise UserError(
-            "corpus text needs corpus.path, found none; set it to a UTF-8 text file or a folder of them"
+            "corpus text needs corpus.path, found none; set it to a UTF-8 text file or a folder "
+            "of them"
         )
     path = expanded(path)
     left_out: list[LeftOut] = []
@@ -131,20 +142,25 @@ def text_files(path: Path | None) -> Source:
         names = [path.name]
         _check_readable(path)
     elif os.path.isdir(path):
-        root, (there, left_out) = path, files_below(path)
-        reasons = {name: _why_not(path / name) for name in there}
+        root = path
+        there, left_out = files_below(path)
+        reasons = {name: _reason_to_skip(path / name) for name in there}
         names = [name for name, why in reasons.items() if why is None]
         left_out += [LeftOut(name, why) for name, why in reasons.items() if why is not None]
     else:
         raise UserError(
-            f"expected a text file or a folder at corpus.path {path}, found neither; give a path that exists"
+            f"expected a text file or a folder at corpus.path {path}, found neither; "
+            "give a path that exists"
         )
     for name in names:
         _check_utf8(root / name)
     if not any((root / name).stat().st_size for name in names):
-        others = f" (left out: {listed(left_out)})" if left_out else ""
+        others = ""
+        if left_out:
+            others = f" (left out: {listed(left_out)})"
         raise UserError(
-            f"expected text at corpus.path {path}, found {len(names)} file(s) and no text in them{others}; give one with text"
+            f"expected text at corpus.path {path}, found {len(names)} file(s) and no text in "
+            f"them{others}; give one with text"
         )
     return Source(
         Documents(tuple(names), partial(_whole_file, root, tuple(names)), tuple(left_out))
@@ -152,16 +168,18 @@ def text_files(path: Path | None) -> Source:
 
 
 def listed(left_out: Sequence[LeftOut]) -> str:
-    """The first few of them, and that there are more."""
+    """List the first few skipped files and the number of others."""
     named = ", ".join(str(one) for one in left_out[:_NAMED])
-    return f"{named} and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else named
+    if len(left_out) <= _NAMED:
+        return named
+    return f"{named} and {len(left_out) - _NAMED} more"
 
 
 def files_below(root: Path) -> tuple[list[str], list[LeftOut]]:
-    """Names of the regular files below `root`, sorted, relative to it, with forward slashes; and what else is there.
+    """List the regular files below `root`, and everything else that is there.
 
-    Each folder is read once, under its own name rather than a link's, whatever links there are:
-    links may form a circle.
+    The names are sorted, relative to `root`, with forward slashes. Each folder is read once, under
+    its real name if possible: links may form a circle.
     """
     names: list[str] = []
     left_out: list[LeftOut] = []
@@ -174,14 +192,13 @@ def files_below(root: Path) -> tuple[list[str], list[LeftOut]]:
     def refused(error: OSError) -> None:
         left_out.append(LeftOut(name_of(error.filename), f"unreadable: {error.strerror}"))
 
-    while (
-        waiting
-    ):  # the folders themselves first, then what is linked into them, then what is linked into that
+    # Real folders come first, then the folders linked into them, then those linked into these.
+    while waiting:
         linked: list[str] = []
         for start in waiting:
             for folder, below, files in os.walk(start, onerror=refused):
                 if (identity := _identity(folder)) in read:
-                    left_out.append(LeftOut(name_of(folder), "a link to what is read already"))
+                    left_out.append(LeftOut(name_of(folder), "a link to a folder read already"))
                     below.clear()
                     continue
                 read.add(identity)
@@ -195,7 +212,9 @@ def files_below(root: Path) -> tuple[list[str], list[LeftOut]]:
                 linked += [os.path.join(folder, name) for name in seen if name not in below]
                 for name in files:
                     path = os.path.join(folder, name)
-                    if why := "hidden" if name.startswith(".") else _no_file(path):
+                    if name.startswith("."):
+                        left_out.append(LeftOut(name_of(path), "hidden"))
+                    elif why := _no_file(path):
                         left_out.append(LeftOut(name_of(path), why))
                     else:
                         names.append(name_of(path))
@@ -209,22 +228,24 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def _no_file(path: str) -> str | None:
-    """What it is, if no regular file and no link to one."""
+    """Return the reason to skip a path that is neither a regular file nor a link to one."""
     if os.path.isfile(path):
         return None
-    return (
-        "a broken link" if os.path.islink(path) and not os.path.exists(path) else "no regular file"
-    )
+    if os.path.islink(path) and not os.path.exists(path):
+        return "a broken link"
+    return "no regular file"
 
 
-def _why_not(file: Path) -> str | None:
-    """Why a file is left out; None where it is taken."""
+def _reason_to_skip(file: Path) -> str | None:
+    """Return the reason to skip a file; None for a text file."""
     try:
         if _is_text(file):
             return None
     except OSError as error:
         return f"unreadable: {error.strerror}"
-    return "compressed" if file.suffix in _COMPRESSED else "binary"
+    if file.suffix in _COMPRESSED:
+        return "compressed"
+    return "binary"
 
 
 def _check_readable(file: Path) -> None:
@@ -237,7 +258,7 @@ def _check_readable(file: Path) -> None:
 
 
 def _walk(root: Path, leave_out: set[str]) -> Iterator[str]:
-    """Names of the regular files below `root`, relative to it, with forward slashes; no hidden ones, no linked folders."""
+    """Yield regular files below `root` by relative name, without hidden files or linked folders."""
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if name not in leave_out and not name.startswith(".")]
         for name in files:
@@ -247,7 +268,7 @@ def _walk(root: Path, leave_out: set[str]) -> Iterator[str]:
 
 
 def _whole_file(root: Path, names: tuple[str, ...], shard: int) -> Iterator[bytes]:
-    """The file as one document; an empty one is none."""
+    """Yield the file as one document, unless it is empty."""
     if data := (root / names[shard]).read_bytes():
         yield data
 
@@ -255,8 +276,8 @@ def _whole_file(root: Path, names: tuple[str, ...], shard: int) -> Iterator[byte
 def _is_text(file: Path) -> bool:
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
-    # UTF-16 is full of zero bytes too: it is text, and is refused by name rather than left out in
-    # silence.
+    # UTF-16 has zero bytes too. It counts as text, so that it is refused with an error instead of
+    # being skipped.
     return b"\0" not in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
@@ -265,6 +286,7 @@ def _check_utf8(file: Path) -> None:
         file.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"expected UTF-8 text in {file}, found byte 0x{error.object[error.start]:02x} at position {error.start}; "
-            "convert the file (for example with iconv -t UTF-8) or move it away"
+            f"expected UTF-8 text in {file}, found byte 0x{error.object[error.start]:02x} at "
+            f"position {error.start}; convert the file (for example with iconv -t UTF-8) or move "
+            "it away"
         ) from None

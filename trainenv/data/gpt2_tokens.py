@@ -9,17 +9,16 @@ from trainenv.data.tokenizers import END_OF_TEXT, Subwords
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
-REPOSITORIES = (
-    "openai-community/gpt2",
-    "gpt2",
-)  # the present and the former name, which old caches have
+REPOSITORIES = ("openai-community/gpt2", "gpt2")  # the name now, and the one in old caches
 
 
 def load(path: Path | None) -> Subwords:
-    """GPT-2's tokenizer from a tokenizer.json, a folder with one (or with vocab.json and merges.txt), or the hub.
+    """Load GPT-2's tokenizer from disk, or from the hub where `path` is None.
+
+    The path is a tokenizer.json, a folder with one, or a folder with vocab.json and merges.txt.
 
     Raises:
-        UserError: none of them is there.
+        UserError: The tokenizer is not found.
     """
     if path is None:
         file = _from_hub()
@@ -33,13 +32,14 @@ def load(path: Path | None) -> Subwords:
     if isfile(vocabulary) and isfile(merges):
         return Subwords(_from_pair(vocabulary, merges), str(path))
     raise UserError(
-        f"expected a tokenizer.json, or a folder with one or with vocab.json and merges.txt, at corpus.tokenizer_path {path}, "
-        "found neither; give a path that exists or leave it out to load GPT-2's from the hub"
+        "expected a tokenizer.json, or a folder with one or with vocab.json and merges.txt, at "
+        f"corpus.tokenizer_path {path}, found neither; give a path that exists or leave it out to "
+        "load GPT-2's from the hub"
     )
 
 
 def _from_pair(vocabulary: Path, merges: Path) -> str:
-    """GPT-2's own two files as one tokenizer.json."""
+    """Convert GPT-2's two original files into the text of a tokenizer.json."""
     from tokenizers import Tokenizer as Rust
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -57,10 +57,10 @@ def _from_pair(vocabulary: Path, merges: Path) -> str:
 
 
 def _from_hub() -> Path:
-    """GPT-2's tokenizer.json in the hub's cache, downloaded where it is not there yet."""
+    """Return GPT-2's tokenizer.json in the hub's cache; download it if it is missing."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    # Looking into the cache first spares those without a network half a minute of retries.
+    # The cache is tried first: without a network, the hub's retries take half a minute.
     cached = (try_to_load_from_cache(name, "tokenizer.json") for name in REPOSITORIES)
     for file in cached:
         if isinstance(file, str):
@@ -69,6 +69,7 @@ def _from_hub() -> Path:
         return Path(hf_hub_download(REPOSITORIES[0], "tokenizer.json"))
     except Exception as error:  # network, HTTP and cache errors come in many classes
         raise UserError(
-            f"expected GPT-2's tokenizer in the Hugging Face cache or on the hub, found neither ({type(error).__name__}); "
-            "connect to the network, set corpus.tokenizer_path to a copy of tokenizer.json, or set corpus.tokenizer: bpe or bytes"
+            "expected GPT-2's tokenizer in the Hugging Face cache or on the hub, found neither "
+            f"({type(error).__name__}); connect to the network, set corpus.tokenizer_path to a "
+            "copy of tokenizer.json, or set corpus.tokenizer: bpe or bytes"
         ) from error

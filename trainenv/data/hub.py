@@ -1,8 +1,8 @@
 """WikiText-103 and C4, from the hub through `datasets` or from a local copy.
 
-WikiText: Merity et al. 2016, `Salesforce/wikitext`. C4: Raffel et al. 2020, `allenai/c4`, read
-shard by shard in its own
-order: a stream that is shuffled on the way does not resume exactly.
+WikiText: Merity et al. 2016, `Salesforce/wikitext`. C4: Raffel et al. 2020, `allenai/c4`. C4 is
+read shard by shard in its own order, because a stream that is shuffled while it is read does not
+resume exactly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ C4_VALIDATION = tuple(f"c4-validation.{shard:05d}-of-00008.json.gz" for shard in
 
 
 def wikitext(path: Path | None) -> Source:
-    """WikiText-103, raw: a document an article; the source's own validation split where it is there."""
+    """Read WikiText-103 raw: one document an article, with its own validation split if present."""
     if path is None:
         parts = [_hub_split(WIKITEXT, WIKITEXT_CONFIG, split) for split in ("train", "validation")]
     else:
@@ -39,14 +39,14 @@ def wikitext(path: Path | None) -> Source:
         Documents((str(place),), partial(_articles, part), part.left_out)
         for place, part in enumerate(parts)
     )
-    return Source(train, validation[0] if validation else None)
+    return Source(train, next(iter(validation), None))
 
 
 def c4(path: Path | None) -> Source:
-    """C4's English part as a stream: a document a page, shard after shard.
+    """Read C4's English part as a stream: one document a page, shard after shard.
 
     Raises:
-        UserError: a local copy without the validation split (a stream cannot be split here).
+        UserError: A local copy has no validation split; a stream can't be split here.
     """
     if path is None:
         train, validation = (
@@ -57,13 +57,13 @@ def c4(path: Path | None) -> Source:
     if len(parts) == 1:
         raise UserError(
             f"expected a validation split of C4 at corpus.path {path}, found only training files; "
-            f"put {C4_VALIDATION[0]} beside them, or read the files as corpus.name: text"
+            f"put {C4_VALIDATION[0]} next to them, or read the files as corpus.name: text"
         )
     return Source(parts[0], parts[1], streams=True)
 
 
 def _local_copy(path: Path, config: str) -> list[Documents]:
-    """The training rows and, where there are any, the validation rows of a copy on disk."""
+    """Read the training rows and, if present, the validation rows of a copy on disk."""
     if isfile(path / "dataset_dict.json") or isfile(path / "state.json"):
         return _saved(path)
     train, validation, left_out = local.find(path, config)
@@ -71,18 +71,22 @@ def _local_copy(path: Path, config: str) -> list[Documents]:
 
 
 def _saved(path: Path) -> list[Documents]:
-    """A folder written by `save_to_disk`."""
+    """Read a folder written by `save_to_disk`."""
     datasets = _datasets()
     try:
         saved = datasets.load_from_disk(str(path))
-    except Exception as error:  # the library lets errors of Arrow, JSON and its own through
+    except Exception as error:  # the library raises errors of Arrow and JSON, and its own
         raise UserError(
-            f"expected a folder written by save_to_disk at {path}, found {_reason(error)}; save it again"
+            f"expected a folder written by save_to_disk at {path}, found {_reason(error)}; "
+            "save it again"
         ) from None
-    parts = {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
+    if isinstance(saved, datasets.Dataset):
+        saved = {"train": saved}
+    parts = dict(saved)
     if "train" not in parts:
         raise UserError(
-            f"expected a split `train` at {path}, found {', '.join(parts)}; save the data set with it"
+            f"expected a split `train` at {path}, found {', '.join(parts)}; "
+            "save the data set with it"
         )
     return [_table(parts[split], split) for split in ("train", "validation") if split in parts]
 
@@ -90,7 +94,8 @@ def _saved(path: Path) -> list[Documents]:
 def _table(rows: Any, split: str) -> Documents:
     if "text" not in rows.column_names:
         raise UserError(
-            f"expected a column `text` in split {split}, found {', '.join(rows.column_names)}; rename it"
+            f"expected a column `text` in split {split}, found {', '.join(rows.column_names)}; "
+            "rename the column that holds the text"
         )
     return Documents((split,), partial(_table_rows, rows))
 
@@ -116,9 +121,9 @@ def _hub_shard(names: tuple[str, ...], shard: int) -> Iterator[bytes]:
 
 
 def _articles(rows: Documents, shard: int) -> Iterator[bytes]:
-    """Rows (lines) gathered into articles at the titles ` = Title = `.
+    """Join rows (lines) into articles, which begin at titles such as ` = Title = `.
 
-    Blank rows go: hub and raw files differ in them.
+    Blank rows are dropped, because the hub and the raw files differ in them.
     """
     lines: list[bytes] = []
     for row in rows:
@@ -152,9 +157,8 @@ def _hub_errors(repository: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # network, HTTP, cache and format errors come in many classes of three libraries
+    # Errors of network, HTTP, cache and format have many classes in three libraries.
+    except Exception as error:
         raise UserError(
             f"expected to read {repository} from the Hugging Face hub, found {_reason(error)}; "
             "connect to the network, or set corpus.path to a local copy"
@@ -163,7 +167,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet(datasets: ModuleType) -> Iterator[None]:
-    """No progress bars inside the block; the caller's setting after it."""
+    """Switch progress bars off inside the block, then restore the setting."""
     if datasets.are_progress_bars_disabled():
         yield
         return

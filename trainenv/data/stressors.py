@@ -1,20 +1,21 @@
-"""What provokes instability, on purpose and on record: batch → batch, pure functions of (tokens, index, seed).
+"""Stressors: recorded changes of batches that provoke instability.
 
-Whether a stressor hits an index is a uniform number of its own stream below its rate: stressors are
-independent of each other, and a higher rate hits what the lower one hit and more. Planted events
-hit with certainty.
+Each is a pure function of (tokens, data index, seed). A stressor hits an index where a uniform
+random number from its own stream is below its rate. Stressors are therefore independent of each
+other, and a higher rate hits all indices that a lower one hits. Planted events always hit.
 
-| stressor | what it does to a batch | `Plant.size` (1 by default) | when drawn |
+| stressor | effect on a batch | `Plant.size` (default: 1) | size if random |
 |---|---|---|---|
-| `rare_tokens` | runs of 16 tokens replaced by rare ones | share of positions, at most 1 | 0.5 |
-| `long_sequence` | the same number of tokens in fewer, `long_factor` times longer sequences | no meaning | |
-| `artefacts` | runs of 8 tokens replaced by mojibake; tokens dropped and others doubled | share of positions, at most 1 | 0.25 |
-| `block_shuffle` | blocks of 16 tokens shuffled within each sequence | share of blocks, at most 1 | 1 |
-| `random_tokens` | runs of 16 tokens replaced by uniformly drawn ones | share of positions, at most 1 | never |
-| `lr_spike` | nothing: the learning rate of the steps is multiplied | the factor | never |
-| `lost_moments` | nothing: the optimizer's moments are gone before the steps, as after a bad restart | no meaning | never |
+| `rare_tokens` | runs of 16 tokens replaced by rare tokens | share of positions | 0.5 |
+| `long_sequence` | same tokens in fewer, `long_factor` times longer sequences | none | |
+| `artefacts` | runs of 8 become mojibake; tokens dropped or doubled | share of positions | 0.25 |
+| `block_shuffle` | blocks of 16 tokens shuffled within each sequence | share of blocks | 1 |
+| `random_tokens` | runs of 16 tokens replaced by uniform ones | share of positions | never |
+| `lr_spike` | none; the learning rate of the steps is multiplied | factor | never |
+| `lost_moments` | none; the optimizer loses its moments, as after a bad restart | none | never |
 
-The rate of `block_shuffle` is the share of each epoch that one contiguous stretch of it covers.
+Shares are at most 1. The rate of `block_shuffle` is a share of each epoch: the batches of one
+contiguous stretch of that length are shuffled.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from trainenv.config.schema import PlantKind, StressorConfig
 Tokens = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-# In the order in which they change a batch.
+# Stressors that change tokens, in the order in which they are applied.
 TOKEN_KINDS: tuple[PlantKind, ...] = ("block_shuffle", "artefacts", "rare_tokens", "random_tokens")
 DRAWN_SIZE: dict[PlantKind, float] = {"block_shuffle": 1.0, "artefacts": 0.25, "rare_tokens": 0.5}
 RUN = {"artefacts": 8, "rare_tokens": 16, "random_tokens": 16}  # tokens
@@ -42,10 +43,13 @@ _DRAWN_TOGETHER = 1024  # indices
 
 
 def philox(seed: int, purpose: str, place: int) -> np.random.Generator:
-    """A generator of its own for each (seed, purpose, place): Philox, a function of key and counter (Salmon et al. 2011)."""
+    """Return an independent generator for each (seed, purpose, place).
+
+    Philox is a function of key and counter (Salmon et al. 2011).
+    """
     key = np.array([seed, xxhash.xxh3_64_intdigest(purpose.encode())], np.uint64)
-    # The place is the counter's third word: drawing counts up the first, so that no two places
-    # meet.
+    # The place is the third word of the counter. Drawing increments the first word, so two places
+    # never reach the same counter.
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, place, 0]))
 
 
@@ -54,12 +58,12 @@ class Stressors:
     """The stressors of a run.
 
     Args:
-        config: their rates, sizes and planted events.
-        rare: tokens that bursts are made of [n].
-        artefacts: tokens of a text gone wrong, in order [n].
-        vocab_size: tokens to draw random ones from.
-        seed: of every draw.
-        epoch_steps: data indices in an epoch, for the stretch of `block_shuffle`.
+        config: Rates, sizes and planted events.
+        rare: Rare tokens for bursts [n].
+        artefacts: Tokens of a badly encoded text, in order [n].
+        vocab_size: Number of tokens that random tokens are drawn from.
+        seed: Random seed.
+        epoch_steps: Data indices in an epoch, for the stretch of `block_shuffle`.
     """
 
     config: StressorConfig
@@ -70,11 +74,11 @@ class Stressors:
     epoch_steps: int
 
     def __call__(self, tokens: Tokens, index: int) -> tuple[Tokens, tuple[str, ...]]:
-        """The batch of data index `index` as stressed, and the names of what was done to it.
+        """Return the changed tokens of a batch, and the names of the stressors that changed them.
 
         Args:
-            tokens: [B, T + 1] int64; left as it is.
-            index: data index, at least 0.
+            tokens: Tokens [B, T + 1], int64; not modified.
+            index: Data index, at least 0.
         """
         names = []
         for kind in self._active:
@@ -87,12 +91,17 @@ class Stressors:
         return tokens, tuple(names)
 
     def is_long(self, index: int) -> bool:
-        """Whether the batch of `index` is to be cut into fewer, longer sequences; asked before it is cut."""
+        """Tell if the batch of `index` has to be cut into fewer, longer sequences."""
         return self.size("long_sequence", index) > 0
 
     def lr_factor(self, step: int) -> float:
-        """Factor on the learning rate of the step after `step` completed ones: the harsh warm-up and planted spikes."""
-        factor = self.config.harsh_warmup_lr if step < self.config.harsh_warmup_steps else 1.0
+        """Return the factor on the learning rate of the step after `step` completed ones.
+
+        It is the product of the harsh warm-up and the planted spikes.
+        """
+        factor = 1.0
+        if step < self.config.harsh_warmup_steps:
+            factor = self.config.harsh_warmup_lr
         spikes = (
             plant.size
             for plant in self.config.planted
@@ -101,13 +110,13 @@ class Stressors:
         return math.prod(spikes, start=factor)
 
     def moments_lost(self, step: int) -> bool:
-        """Whether the optimizer's moments are gone before the step after `step` completed ones."""
+        """Tell if the optimizer loses its moments before the step after `step` completed ones."""
         return self.size("lost_moments", step) > 0
 
     def size(self, kind: PlantKind, index: int) -> float:
-        """How strongly `kind` hits the batch of `index`; 0 where it does not.
+        """Return the strength of `kind` on the batch of `index`; 0 where it does not hit.
 
-        The strongest planted event goes before a draw.
+        The strongest planted event takes precedence over a random hit.
         """
         planted = [
             plant.size
@@ -116,7 +125,9 @@ class Stressors:
         ]
         if planted:
             return max(planted)
-        return DRAWN_SIZE.get(kind, 1.0) if self._drawn(kind, index) else 0.0
+        if not self._drawn(kind, index):
+            return 0.0
+        return DRAWN_SIZE.get(kind, 1.0)
 
     def _drawn(self, kind: PlantKind, index: int) -> bool:
         rate = self._rates.get(kind, 0.0)
@@ -128,8 +139,8 @@ class Stressors:
             )
         epoch, place = divmod(index, self.epoch_steps)
         length = math.ceil(rate * self.epoch_steps - 1e-9)
-        # Stretches of growing length lie in each other, since their common position is relative to
-        # the room left over.
+        # The start is a fixed share of the room that the stretch leaves, so that a longer stretch
+        # contains every shorter one.
         start = int(
             _uniforms(self.seed, kind, epoch // _DRAWN_TOGETHER)[epoch % _DRAWN_TOGETHER]
             * (self.epoch_steps - length)
@@ -156,7 +167,7 @@ class Stressors:
             return np.where(mask, rng.choice(self.rare, tokens.shape), tokens).astype(np.int64)
         if kind == "random_tokens":
             return np.where(mask, rng.integers(self.vocab_size, size=tokens.shape), tokens)
-        # A random place in the text gone wrong for each sequence; runs show stretches of it.
+        # Each sequence starts at a random place of the badly encoded text; runs copy parts of it.
         places = (
             rng.integers(len(self.artefacts), size=(len(tokens), 1)) + np.arange(tokens.shape[1])
         ) % len(self.artefacts)
@@ -165,7 +176,10 @@ class Stressors:
 
 @lru_cache(maxsize=256)
 def _uniforms(seed: int, kind: str, block: int) -> list[float]:
-    """The uniform numbers of `_DRAWN_TOGETHER` indices (`block_shuffle`: epochs), drawn together since a draw costs 15 µs."""
+    """Return the uniform numbers of `_DRAWN_TOGETHER` indices (`block_shuffle`: epochs).
+
+    They are drawn together because one draw costs 15 µs.
+    """
     drawn: list[float] = (
         philox(seed, f"stressors/{kind}/whether", block).random(_DRAWN_TOGETHER).tolist()
     )
@@ -173,7 +187,10 @@ def _uniforms(seed: int, kind: str, block: int) -> list[float]:
 
 
 def _runs(shape: tuple[int, ...], share: float, run: int, rng: np.random.Generator) -> Mask:
-    """A mask [B, L] of about `share` of the positions, at least one run in each row, in runs of `run` with a random start."""
+    """Return a mask [B, L] of about `share` of the positions.
+
+    Each row has at least one run of `run` positions; the runs have a random start.
+    """
     rows, length = shape
     count = -(-length // run)
     ranks = rng.random((rows, count)).argsort(axis=1)
@@ -183,7 +200,10 @@ def _runs(shape: tuple[int, ...], share: float, run: int, rng: np.random.Generat
 
 
 def _shuffle_blocks(tokens: Tokens, share: float, rng: np.random.Generator) -> Tokens:
-    """Each row's blocks, or a random `share` of them (at least two), in a random order; what is left at the end stays."""
+    """Shuffle the blocks of each row, or a random `share` of them, at least two.
+
+    Tokens after the last whole block stay in place.
+    """
     rows, length = tokens.shape
     count = length // BLOCK
     if count < 2:
@@ -198,13 +218,14 @@ def _shuffle_blocks(tokens: Tokens, share: float, rng: np.random.Generator) -> T
 
 
 def _shift(tokens: Tokens, share: float, rng: np.random.Generator) -> Tokens:
-    """Tokens dropped, and as many others doubled, up to 1 in 8 of each: what lies between is segmented anew."""
+    """Drop tokens and double as many others, up to 1 in 8 of each, so that the rest is shifted."""
     rows, length = tokens.shape
     count = max(1, round(share * length / 8))
     shifted = np.empty_like(tokens)
     for row in range(rows):
         places = rng.permutation(length)[: 2 * count]
         copies = np.ones(length, np.int64)
-        copies[places[:count]], copies[places[count:]] = 0, 2
+        copies[places[:count]] = 0
+        copies[places[count:]] = 2
         shifted[row] = np.repeat(tokens[row], copies)
     return shifted

@@ -1,8 +1,8 @@
-"""Tokens of a text too long to be read as a whole: made when they are asked for, in a fixed order, and kept on disk.
+"""Tokens of a text too long to be read as a whole, made on demand in a fixed order.
 
-The cache holds chunks of one fixed size. Each notes where in the text the next one starts, so that
-a stream resumes where it stopped, and a chunk that was torn is made again. A chunk is the same
-whoever makes it, so runs may share a folder.
+They are kept on disk in chunks of a fixed size. Each chunk records where in the text the next one
+starts, so that a stream resumes where it stopped; a torn chunk is made again. Every process makes
+the same chunks, so runs may share a folder.
 """
 
 from __future__ import annotations
@@ -27,25 +27,31 @@ _TOGETHER = 256  # documents tokenised in one call, which uses every core
 
 
 class Position(NamedTuple):
-    """A place in the text: `token` tokens into the document at place `document` of the shard at place `shard`."""
+    """A position in the text.
+
+    Attributes:
+        shard: Index of the shard.
+        document: Index of the document in the shard.
+        token: Index of the token in the document.
+    """
 
     shard: int
     document: int
     token: int
 
 
-Piece = tuple[Position, IntArray]  # tokens of one document, and where they start
+Piece = tuple[Position, IntArray]  # tokens of one document, and the position of the first
 
 
 class TokenStream:
-    """A growing array of tokens. What it holds at a place never changes, so copies share it.
+    """A growing array of tokens; existing tokens never change, so copies share it.
 
     Args:
-        documents: the text.
-        tokenizer: makes the tokens; its separator follows each document.
-        folder: where chunks are kept; its name must tell texts and tokenizers apart.
-        limit: tokens after which the stream ends, or None: at the end of the text.
-        chunk: tokens of a chunk.
+        documents: Text to tokenise.
+        tokenizer: Tokenizer; its separator follows each document.
+        folder: Folder of the chunks; its name must differ for other texts and tokenizers.
+        limit: Number of tokens after which the stream ends; None for the end of the text.
+        chunk: Number of tokens of a chunk.
     """
 
     def __init__(
@@ -62,26 +68,27 @@ class TokenStream:
         self.limit = limit
         self.chunk = chunk
         self._kept: OrderedDict[int, tuple[IntArray, Position]] = OrderedDict()
-        self._open: tuple[int, list[Piece], Iterator[Piece]] | None = (
-            None  # the next chunk, what is left over, what comes
-        )
+        # Index of the next chunk, pieces left over from the last one, pieces still to come.
+        self._open: tuple[int, list[Piece], Iterator[Piece]] | None = None
         self._end: int | None = None
         self._lock = threading.RLock()
 
     def grow(self, stop: int) -> int:
-        """How many of the first `stop` tokens there are: all of them, unless the stream ends before.
+        """Make the first `stop` tokens; return their number, lower if the stream ends before.
 
         Raises:
-            UserError: the text could not be read on, or the cache not be written.
+            UserError: The text could not be read, or the cache not written.
         """
         if self.limit is not None:
             stop = min(stop, self.limit)
         if self._end is None and stop > 0:
             self._chunk((stop - 1) // self.chunk)
-        return stop if self._end is None else min(stop, self._end)
+        if self._end is None:
+            return stop
+        return min(stop, self._end)
 
     def cut(self, starts: Indices, length: int) -> Indices:
-        """The `length` tokens from each start, [n, length] int64. They must be there (`grow`)."""
+        """Return `length` tokens from each start [n, length], int64; `grow` must have made them."""
         return np.stack([self._slice(int(start), int(start) + length) for start in starts]).astype(
             np.int64
         )
@@ -95,7 +102,7 @@ class TokenStream:
         return tokens[start - first * self.chunk : stop - first * self.chunk]
 
     def _chunk(self, place: int) -> IntArray:
-        """The tokens of a chunk: fewer than `chunk` of them where the text ends in it, none beyond."""
+        """Return the tokens of a chunk: fewer where the text ends in it, none beyond the end."""
         with self._lock:
             if place not in self._kept:
                 self._make_ready(place)
@@ -105,18 +112,22 @@ class TokenStream:
             return self._kept[place][0]
 
     def _make_ready(self, place: int) -> None:
-        """Read the chunk at `place`, or make those that are missing up to it."""
-        have = place if self._path(place).exists() else min(place, self._last_on_disk())
+        """Read the chunk at `place`, or make the missing ones up to it."""
+        have = place
+        if not self._path(place).exists():
+            have = min(place, self._last_on_disk())
         while have >= 0 and have not in self._kept and not self._read(have):
             have -= 1
         for missing in range(have + 1, place + 1):
             if self._end is not None and missing * self.chunk >= self._end:
                 return
-            before = self._kept[missing - 1][1] if missing else Position(0, 0, 0)
-            self._keep(missing, *self._make(missing, before))
+            start = Position(0, 0, 0)
+            if missing:
+                start = self._kept[missing - 1][1]
+            self._keep(missing, *self._make(missing, start))
 
     def _last_on_disk(self) -> int:
-        """The last chunk in the folder, whole or not; -1 where there is none."""
+        """Return the index of the last chunk in the folder, whole or torn; -1 without chunks."""
         return max(
             (int(file.stem.split("-")[1]) for file in self.folder.glob(f"{self.chunk}-*.tokens")),
             default=-1,
@@ -131,11 +142,11 @@ class TokenStream:
         return True
 
     def _make(self, place: int, position: Position) -> tuple[IntArray, Position]:
-        """Tokenise a chunk from `position` on and write it; where the next one starts."""
+        """Tokenise a chunk from `position` on and write it; also return the next one's position."""
         if self._open is None or self._open[0] != place:
             self._open = (place, [], self._pieces(position))
         _, left_over, pieces = self._open
-        self._open = None  # what a failure leaves half read is not read on
+        self._open = None  # after a failure, a half-read iterator is not used again
         parts = []
         missing = self.chunk
         for position, piece in chain(left_over, pieces):
@@ -157,16 +168,19 @@ class TokenStream:
             self._end = place * self.chunk + len(tokens)
 
     def _pieces(self, position: Position) -> Iterator[Piece]:
-        """The tokens of each document from `position` on, separator included, with where they start."""
+        """Yield the tokens of each document from `position` on, with separator and position."""
         separator = self.tokenizer.separator
+        _, document, drop = position
         for shard in range(position.shard, len(self.documents.shards)):
-            first, drop = position[1:] if shard == position.shard else (0, 0)
-            rows = islice(self.documents.read(shard), first, None)
+            rows = islice(self.documents.read(shard), document, None)
             while together := list(islice(rows, _TOGETHER)):
                 for tokens in self.tokenizer.encode(together):
-                    yield Position(shard, first, drop), np.concatenate([tokens, separator])[drop:]
-                    first = first + 1
+                    start = Position(shard, document, drop)
+                    yield start, np.concatenate([tokens, separator])[drop:]
+                    document += 1
                     drop = 0
+            document = 0
+            drop = 0
 
     def _path(self, place: int) -> Path:
         return self.folder / f"{self.chunk}-{place:06d}.tokens"

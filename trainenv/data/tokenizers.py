@@ -1,4 +1,7 @@
-"""Text ↔ tokens: bytes, and any byte-level tokenizer of the package `tokenizers` (`bpe` trains one, `gpt2` finds GPT-2's)."""
+"""Tokenizers: bytes, and any byte-level tokenizer of the package `tokenizers`.
+
+`bpe` trains one, `gpt2_tokens` loads GPT-2's.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _ROUND_TRIP = "def f(x):\n\treturn x  # naïve – 日本語 🙂\n"
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back. `digest` differs wherever the tokens of some text do."""
+    """Contract of a tokenizer; two tokenizers with the same `digest` make the same tokens."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -34,18 +37,19 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, documents: Sequence[bytes]) -> list[IntArray]:
-        """The tokens of each document, without separators, in `dtype(vocab_size)`."""
+        """Return the tokens of each document, without separators, in `dtype(vocab_size)`."""
         ...
 
     def decode(self, tokens: IntArray) -> str:
-        """Text of tokens; what is no UTF-8 becomes U+FFFD."""
+        """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
         ...
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """The result of `work`, which Ctrl-C can end the wait for: compiled code hears of no signal until it returns.
+    """Return the result of `work`, so that Ctrl-C can end the wait.
 
-    It runs in a thread that ends with the process, or on its own where the wait for it was ended.
+    Python handles no signal while compiled code runs. The work is therefore done in a thread, which
+    continues after Ctrl-C until it is done or the process ends.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -59,22 +63,22 @@ def interruptible(work: Callable[[], T]) -> T:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(0.2)  # not for ever: another thread may have been handed the signal
+        thread.join(0.2)  # with a limit: the system may give the signal to another thread
     if errors:
         raise errors[0]
     return results[0]
 
 
 def dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest unsigned type that holds every token."""
+    """Return the smallest unsigned type that holds every token."""
     return np.min_scalar_type(vocab_size - 1)
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """A byte a token.
+    """A tokenizer with one token a byte.
 
-    Two line feeds follow each document: 256 tokens leave no room for a mark of its own.
+    Two line feeds follow each document: 256 tokens leave no room for a separator token.
     """
 
     vocab_size: int = 256
@@ -95,14 +99,14 @@ class Bytes:
 class Subwords:
     """A byte-level tokenizer of the package `tokenizers`.
 
-    Documents are followed by its `<|endoftext|>`.
+    Its `<|endoftext|>` follows each document.
 
     Args:
-        text: the tokenizer as JSON.
-        source: where it came from, for errors.
+        text: The tokenizer as JSON.
+        source: Name of the file or folder that it came from, for errors.
 
     Raises:
-        UserError: not such a tokenizer, or one that cannot spell any text.
+        UserError: The text is not a tokenizer, or the tokenizer can't represent every text.
     """
 
     text: str = field(repr=False)
@@ -119,15 +123,17 @@ class Subwords:
             rust = Rust.from_str(self.text)
         except Exception as error:  # the package raises bare Exception
             raise UserError(
-                f"expected a tokenizer.json at {self.source}, found no such thing ({error}); save it again"
+                f"expected a tokenizer.json at {self.source}, found something else ({error}); "
+                "save it again"
             ) from None
         rust.no_truncation()
         rust.no_padding()
-        rust.encode_special_tokens = True  # `<|endoftext|>` spelled out in a text is text, no mark
+        rust.encode_special_tokens = True  # `<|endoftext|>` in a text is text, not a separator
         vocabulary = rust.get_vocab(with_added_tokens=True)
         if END_OF_TEXT not in vocabulary:
             raise UserError(
-                f"expected a token {END_OF_TEXT} in the tokenizer at {self.source}, found none; add it as a special token"
+                f"expected a token {END_OF_TEXT} in the tokenizer at {self.source}, found none; "
+                "add it as a special token"
             )
         size = max(vocabulary.values()) + 1  # ids may have gaps
         made = {
@@ -140,8 +146,9 @@ class Subwords:
             object.__setattr__(self, name, value)
         if self.decode(self.encode([_ROUND_TRIP.encode()])[0]) != _ROUND_TRIP:
             raise UserError(
-                f"expected a byte-level tokenizer like GPT-2's at {self.source}, found one that does not give back the text; "
-                "use one with a ByteLevel pre-tokenizer and decoder, or corpus.tokenizer: bpe"
+                f"expected a byte-level tokenizer like GPT-2's at {self.source}, found one that "
+                "does not give back the text; use one with a ByteLevel pre-tokenizer and decoder, "
+                "or corpus.tokenizer: bpe"
             )
 
     def encode(self, documents: Sequence[bytes]) -> list[IntArray]:

@@ -1,1 +1,9 @@
-"""TODO face of trainenv/models."""
+"""Models: GPT-2, and what training needs to know of any architecture.
+
+from trainenv.models import ModelSpec          # facts about an architecture of your own
+from trainenv.models.build import build        # the GPT-2 of a configuration
+"""
+
+from trainenv.models.spec import ModelSpec, Shape, spec_of, transformer_flops
+
+__all__ = ["ModelSpec", "Shape", "spec_of", "transformer_flops"]

@@ -1,4 +1,4 @@
-"""GPT-2 from transformers, sized by a `ModelConfig`, checked against the memory at hand."""
+"""GPT-2 from transformers, built from a `ModelConfig` and checked against the free memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
-    """A freshly initialised GPT-2, a pure function of the configuration (`seed` included).
+    """Return a freshly initialised GPT-2, a pure function of the configuration (`seed` included).
 
     Raises:
-        UserError: the run would need more memory than the device has free.
+        UserError: The run would need more memory than the device has free.
     """
     check_memory(config, vocab_size, device)
     from transformers import GPT2Config
@@ -62,7 +62,7 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> GPT2:
 
 
 def positions(config: RunConfig) -> int:
-    """How many positions the model embeds: its longest sequence."""
+    """Return the number of positions that the model embeds: its longest sequence."""
     longest = config.model.context * (
         config.stressors.long_factor if config.stressors.lengthens else 1
     )
@@ -70,14 +70,15 @@ def positions(config: RunConfig) -> int:
         return longest
     if config.model.positions < longest:
         raise UserError(
-            f"model.positions must be at least {longest} for long sequences (context × stressors.long_factor), "
+            f"model.positions must be at least {longest} for long sequences (context × "
+            "stressors.long_factor), "
             f"found {config.model.positions}; raise it or leave it out"
         )
     return config.model.positions
 
 
 def parameter_count(config: RunConfig, vocab_size: int) -> int:
-    """Parameters of the model of a configuration; the output layer shares the token embedding."""
+    """Return the number of parameters; the output layer shares the token embedding."""
     width = config.model.width
     layers = config.model.layers
     return (
@@ -86,10 +87,15 @@ def parameter_count(config: RunConfig, vocab_size: int) -> int:
 
 
 def memory_needed(config: RunConfig, vocab_size: int) -> int:
-    """A lower estimate, in bytes: fp32 weights, gradients and two moments, and the activations of one micro-batch."""
+    """Return a lower estimate of the memory of a run in bytes.
+
+    It counts fp32 weights, gradients and two moments, and the activations of one micro-batch.
+    """
     shape = config.model
     tokens = config.batch_size // config.accumulation * shape.context
-    size = 4 if config.precision == "fp32" else 2
+    size = 2
+    if config.precision == "fp32":
+        size = 4
     layer = 16 * shape.width * size  # inputs kept for the backward pass of one block, per token
     activations = (
         shape.width * size * shape.layers + layer
@@ -100,7 +106,7 @@ def memory_needed(config: RunConfig, vocab_size: int) -> int:
 
 
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
-    """Refuse a run that cannot fit before anything is allocated."""
+    """Refuse a run that cannot fit, before anything is allocated."""
     needed = memory_needed(config, vocab_size)
     free = (
         torch.cuda.mem_get_info(device)[0]
@@ -116,7 +122,10 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
 
 
 def _initialise_stably(model: GPT2) -> None:
-    """Small sub-layers, large shortcut (Takase 2024): σ = √(2 / 5d), output projections × 1/√(2N), embeddings × √d."""
+    """Initialise with small sub-layers and a large shortcut (Takase 2024).
+
+    σ = √(2 / 5d), output projections × 1/√(2N), embeddings × √d.
+    """
     width = model.config.n_embd
     layers = model.config.n_layer
     std = math.sqrt(2 / (5 * width))

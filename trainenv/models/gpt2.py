@@ -1,4 +1,4 @@
-"""GPT-2 as transformers has it, with a short way through for training.
+"""GPT-2 of transformers with a shorter forward pass for training.
 
 Importing this module imports transformers; `trainenv.models.build` does so only when a model is
 built.
@@ -17,15 +17,15 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 class GPT2(GPT2LMHeadModel):
     """`GPT2LMHeadModel` whose call with nothing but tokens goes straight through the blocks.
 
-    Same modules, same weights, same bits; what is left out are the masks, caches and output
-    recorders that plain causal training has no use for, and that take 4 to 6 % of a small model's
-    step. Any other call, `generate` too, goes the usual way.
+    Same modules, same weights, same bits. Masks, caches and output recorders, which plain causal
+    training does not need, are left out: they take 4 to 6 % of a small model's step. Any other
+    call, `generate` included, takes the usual path.
     """
 
     def forward(
         self, input_ids: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutputWithCrossAttentions:
-        """Logits [B, T, V] of int64 tokens [B, T]."""
+        """Return logits [B, T, V] for int64 tokens [B, T]."""
         # eager attention would need the causal mask
         masked_inside = self.config._attn_implementation == "sdpa"
         if input_ids is None or kwargs or self.config.use_cache or not masked_inside:
@@ -41,12 +41,12 @@ class GPT2(GPT2LMHeadModel):
 
 
 class ScaledEmbedding(nn.Embedding):
-    """A token embedding whose output is multiplied by √width, so that the shortcut starts at a standard deviation near 1.
+    """Token embedding multiplied by √width, so that the shortcut starts at a deviation near 1.
 
-    One of the two conditions of Takase 2024 ("Spike No More") that GPT-2's initialisation breaks;
-    the weights stay small, since the output layer shares them.
+    It is one of the two conditions of Takase 2024 ("Spike No More") that GPT-2's initialisation
+    does not meet. The weights stay small, because the output layer shares them.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Scaled embeddings [..., W] of int64 tokens [...]."""
+        """Return scaled embeddings [..., W] of int64 tokens [...]."""
         return super().forward(tokens) * math.sqrt(self.embedding_dim)

@@ -39,7 +39,7 @@ class ModelSpec:
     """
 
     position_names: tuple[str, ...] = ("wpe",)
-    """Parts of the names of position embeddings: they are looked up, cost no FLOPs, do not decay."""
+    """Parts of the names of position embeddings: they cost no FLOPs and do not decay."""
 
     def shape(self, model: nn.Module) -> Shape:
         """Return the size of the model, from its `config` as transformers names it."""
@@ -87,7 +87,7 @@ class ModelSpec:
         return next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
 
     def attention(self, block: nn.Module) -> tuple[nn.Module, Heads] | None:
-        """Return the projection of a block that computes queries and keys, and how to split its output.
+        """Return the projection that computes queries and keys, and how to split its output.
 
         None if the attention of this architecture cannot be observed: its entropy is then NaN. The
         default finds GPT-2's fused query–key–value projection.
@@ -113,7 +113,9 @@ DEFAULT = ModelSpec()
 def spec_of(model: nn.Module) -> ModelSpec:
     """Return the model's own `spec`, or the default one."""
     spec = getattr(model, "spec", None)
-    return spec if isinstance(spec, ModelSpec) else DEFAULT
+    if isinstance(spec, ModelSpec):
+        return spec
+    return DEFAULT
 
 
 def transformer_flops(parameters: int, *, layers: int, width: int, context: int) -> float:

@@ -1,7 +1,4 @@
-"""Harm on the clean probe: when a rise begins that lasts, and when it is over.
-
-One step at a time, from the past alone.
-"""
+"""Harm on the clean probe: lasting rises of the probe loss, detected step by step."""
 
 from __future__ import annotations
 
@@ -14,25 +11,24 @@ from typing import Any, NamedTuple
 
 from trainenv.types import UserError
 
-_KEPT = (
-    256  # looks kept; of a line that starts further back than all of them the level is learned anew
-)
+# Number of probes kept. After a rewind behind all of them the level is estimated anew.
+_KEPT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Harm:
-    """What counts as harm.
+    """The definition of harm: the probe loss is raised above its level for some steps.
 
     Args:
-        rise: nats above the level from which a look is raised.
-        hold: steps from the first raised look to the last that make an event of them, all looks
-            between raised too.
-        back: nats above the level from which on an event is over.
-        window: looks whose median is the level.
-        least: looks below which there is no level.
+        rise: Height above the level from which a probe is raised, nats.
+        hold: Steps from the first raised probe to the last that make an event, with all probes
+            between them raised.
+        back: Height above the level at which an event ends, nats.
+        window: Number of probes whose median is the level.
+        least: Number of probes below which there is no level.
 
     Raises:
-        UserError: a number is out of its range.
+        UserError: A number is out of range.
     """
 
     rise: float = 0.1
@@ -48,19 +44,20 @@ class Harm:
             and 1 <= self.least <= self.window <= _KEPT
         ):
             raise UserError(
-                f"harm needs 0 ≤ back < rise, hold ≥ 0 and 1 ≤ least ≤ window ≤ {_KEPT}, found {self!r}; the defaults are sound"
+                f"harm needs 0 ≤ back < rise, hold ≥ 0 and 1 ≤ least ≤ window ≤ {_KEPT}, found "
+                f"{self!r}; leave the numbers out to use the defaults"
             )
 
 
 class Onset(NamedTuple):
-    """Where an event started.
+    """The start of an event.
 
     Attributes:
-        step: of the first raised look, or the first lost step.
-        taken: steps taken by then, this one included.
-        level: of the probe loss before it, nats; inf where there was none yet: then the next look
-            that is a number ends it.
-        lost: whether it started with a loss that is no finite number.
+        step: Step of the first raised probe, or of the first non-finite loss.
+        taken: Number of steps taken by then, this one included.
+        level: Level of the probe loss before it, nats; inf if there was none, so that the next
+            finite probe ends the event.
+        lost: True if it started with a non-finite loss.
     """
 
     step: int
@@ -70,7 +67,13 @@ class Onset(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one step brought: an event that is certain from now on, events that are over, a rise cut short by a rewind."""
+    """The changes of one step.
+
+    Attributes:
+        begun: Start of an event that is certain from this step on.
+        ended: Events that end.
+        cut_short: True if a rewind removed a rise that had not lasted long enough.
+    """
 
     begun: Onset | None = None
     ended: tuple[Onset, ...] = ()
@@ -78,61 +81,66 @@ class Change(NamedTuple):
 
 
 class HarmWatch:
-    """Follows a run step by step, rewinds included: constant time a step on average, a few numbers an event that is open.
+    """A detector of harm that follows a run step by step, rewinds included.
 
-    A step that is not above the one before starts a new line: looks after where it starts are
-    forgotten, events stay open.
+    A step takes constant time on average; an open event takes a few numbers. A step that is not
+    above the last one means that the run was rewound: the probes of the rewound steps are
+    forgotten, and open events stay open.
 
     Attributes:
-        taken: steps seen so far, rewound ones included.
+        harm: Definition of harm.
+        taken: Number of steps seen, rewound ones included.
     """
 
     def __init__(self, harm: Harm | None = None) -> None:
         self.harm = harm or Harm()
         self.taken = 0
         self._step = 0
-        self._looks: deque[tuple[int, float]] = deque(
-            maxlen=_KEPT
-        )  # step and probe loss; what raised looks are judged by
-        self._raised: list[
-            tuple[int, int, float]
-        ] = []  # step, steps taken and probe loss of looks that may become an event
+        # Step and probe loss of the probes that make the level.
+        self._probes: deque[tuple[int, float]] = deque(maxlen=_KEPT)
+        # Step, steps taken and probe loss of raised probes that may become an event.
+        self._raised: list[tuple[int, int, float]] = []
         self._open: list[Onset] = []  # levels rise from one to the next, so the last ends first
-        self._armed = True  # whether what rises now is a new rise
+        self._armed = True  # True if a raised probe now would be a new rise
 
     @property
     def level(self) -> float:
-        """Median of the last looks, nats; NaN while there are too few.
+        """Median of the last probes, nats; NaN while there are too few.
 
-        Looks that may be the start of an event are not in it.
+        It leaves out raised probes that may become an event.
         """
-        count = min(self.harm.window, len(self._looks))
-        return (
-            median(self._looks[-i][1] for i in range(1, count + 1))
-            if count >= self.harm.least
-            else math.nan
-        )
+        count = min(self.harm.window, len(self._probes))
+        if count < self.harm.least:
+            return math.nan
+        return median(self._probes[-i][1] for i in range(1, count + 1))
 
     @property
     def above(self) -> float:
-        """Nats by which the newest look is above the level, that before the first event still open; NaN while that is unknown."""
-        newest = (
-            self._raised[-1][2] if self._raised else self._looks[-1][1] if self._looks else math.nan
-        )
-        return newest - (self._open[0].level if self._open else self.level)
+        """Height of the last probe above the level, nats; NaN while it is unknown.
+
+        With open events the level is that before the first of them.
+        """
+        newest = math.nan
+        if self._raised:
+            newest = self._raised[-1][2]
+        elif self._probes:
+            newest = self._probes[-1][1]
+        if self._open:
+            return newest - self._open[0].level
+        return newest - self.level
 
     @property
     def rising(self) -> int | None:
-        """The step of the look at which a rise began that may become an event; None: none has."""
+        """Step of the first raised probe of a rise that may become an event; None without one."""
         return self._raised[0][0] if self._raised else None
 
     def update(self, step: int, loss: float, probe_loss: float) -> Change:
-        """One more step of the run.
+        """Take in one more step and return its changes.
 
         Args:
-            step: steps completed after it.
-            loss: its training loss, nats.
-            probe_loss: on the clean probe after it, nats; NaN where it was not measured.
+            step: Number of completed steps, this one included.
+            loss: Training loss of the step, nats.
+            probe_loss: Loss on the clean probe after the step, nats; NaN if it was not measured.
         """
         cut_short = step <= self._step and self._go_back(step - 1)
         self._step = step
@@ -140,32 +148,29 @@ class HarmWatch:
         begun: Onset | None = None
         ended: tuple[Onset, ...] = ()
         if not math.isfinite(loss) or math.isinf(probe_loss):
-            begun = self._begin(lost=True) if self._armed else None
+            if self._armed:
+                begun = self._begin(lost=True)
         elif not math.isnan(probe_loss):
             ended = self._end(probe_loss)
-            begun = self._look(probe_loss)
+            begun = self._probe(probe_loss)
         return Change(begun, ended, cut_short)
 
-    def _look(self, value: float) -> Onset | None:
-        # Raised looks are not among those of the level: it is still that before the first of them.
+    def _probe(self, value: float) -> Onset | None:
+        """Take in a probe; return the event that it makes certain, if any."""
+        # Raised probes are not in the level, which is still that before the first of them.
         if not value >= self.level + self.harm.rise:
             self._armed = True
             self._settle()
         elif self._armed:
             self._raised.append((self._step, self.taken, value))
-            return (
-                self._begin(lost=False)
-                if self._step - self._raised[0][0] >= self.harm.hold
-                else None
-            )
-        self._looks.append((self._step, value))
+            if self._step - self._raised[0][0] >= self.harm.hold:
+                return self._begin(lost=False)
+            return None
+        self._probes.append((self._step, value))
         return None
 
     def _end(self, value: float) -> tuple[Onset, ...]:
-        """Close the events whose level is reached.
-
-        What was measured since they started does not stay in the level.
-        """
+        """End the events whose level is reached, and remove their probes from the level."""
         ended = []
         while self._open and value <= self._open[-1].level + self.harm.back:
             ended.append(self._open.pop())
@@ -174,8 +179,14 @@ class HarmWatch:
         return tuple(ended)
 
     def _begin(self, *, lost: bool) -> Onset:
-        step, taken = self._raised[0][:2] if self._raised else (self._step, self.taken)
-        level = math.inf if math.isnan(self.level) else self.level
+        """Open an event that starts at the first raised probe, or at this step."""
+        step = self._step
+        taken = self.taken
+        if self._raised:
+            step, taken, _ = self._raised[0]
+        level = self.level
+        if math.isnan(level):
+            level = math.inf
         if self._open:
             level = max(level, self._open[-1].level)
         onset = Onset(step, taken, level, lost)
@@ -185,27 +196,27 @@ class HarmWatch:
         return onset
 
     def _settle(self) -> None:
-        """Looks that were raised join the others: the level follows to where the run is now."""
-        self._looks.extend((step, value) for step, _, value in self._raised)
+        """Add the raised probes to the others, so that the level follows the run."""
+        self._probes.extend((step, value) for step, _, value in self._raised)
         self._raised.clear()
 
     def _go_back(self, start: int) -> bool:
-        """Forget what was measured after `start`; whether a rise is left behind with it, from its first look on."""
+        """Forget the probes after step `start`; return True if that removes a whole rise."""
         self._forget(start)
         rising = bool(self._raised)
-        self._raised = [look for look in self._raised if look[0] <= start]
+        self._raised = [probe for probe in self._raised if probe[0] <= start]
         return rising and not self._raised
 
     def _forget(self, after: int) -> None:
-        while self._looks and self._looks[-1][0] > after:
-            self._looks.pop()
+        while self._probes and self._probes[-1][0] > after:
+            self._probes.pop()
 
     def state_dict(self) -> dict[str, Any]:
-        """As strict JSON values."""
+        """Return strict JSON values."""
         return {
             "counts": [self.taken, self._step, self._armed],
-            "looks": [list(look) for look in self._looks],
-            "raised": [list(look) for look in self._raised],
+            "looks": [list(probe) for probe in self._probes],
+            "raised": [list(probe) for probe in self._raised],
             "open": [
                 [o.step, o.taken, o.level if math.isfinite(o.level) else None, o.lost]
                 for o in self._open
@@ -213,8 +224,9 @@ class HarmWatch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load a state that `state_dict` returned."""
         self.taken, self._step, self._armed = state["counts"]
-        self._looks = deque(((step, value) for step, value in state["looks"]), maxlen=_KEPT)
+        self._probes = deque(((step, value) for step, value in state["looks"]), maxlen=_KEPT)
         self._raised = [(step, taken, value) for step, taken, value in state["raised"]]
         self._open = [
             Onset(step, taken, math.inf if level is None else level, lost)

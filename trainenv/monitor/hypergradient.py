@@ -1,4 +1,7 @@
-"""How the gradient lies to the last update: the hypergradient of the learning rate, scale-free (Baydin 2018, Adam form)."""
+"""The hypergradient of the learning rate (Baydin et al. 2018, arXiv:1703.04782), for Adam.
+
+Its scale-free form is the cosine of the gradient and the last update.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +15,45 @@ from torch.optim import Optimizer
 
 from trainenv.config.schema import MonitorConfig
 
-Row = tuple[
-    Tensor, dict[str, Any], dict[str, Any]
-]  # a parameter, its optimizer state and its group
+# A parameter, its optimizer state and its group.
+Row = tuple[Tensor, dict[str, Any], dict[str, Any]]
 
-# warm-ups at the start, in each of which the gradient is compared with the last update so often
-_WARM = 3
-_WARMUP_LOOKS = 16
-# elements handled at a time, so that the temporary copies of a large model stay small
+# The cosine is measured more often at the start: `_PER_WARMUP` times a warm-up, for `_WARMUPS`
+# times the length of the warm-up.
+_WARMUPS = 3
+_PER_WARMUP = 16
+# Most elements in a chunk, so that the temporary copies of a large model stay small.
 _CHUNK = 2**24
 
 
 def due(step: int, monitor: MonitorConfig, warmup: int) -> bool:
-    """Decide if the gradient of the step after `step` completed ones is compared with the last update."""
+    """Decide if the cosine is measured in the next step.
+
+    Args:
+        step: Number of completed steps.
+        monitor: Configuration of the monitor.
+        warmup: Length of the learning-rate warm-up, steps.
+    """
     if not (monitor.enabled and monitor.probe_every):
         return False
     every = 2 * monitor.probe_every
-    if step < _WARM * warmup:
-        every = min(every, max(1, warmup // _WARMUP_LOOKS))
+    if step < _WARMUPS * warmup:
+        every = min(every, max(1, warmup // _PER_WARMUP))
     return step % every == 0
 
 
 def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[Tensor, Tensor]:
-    """The cosine cos(g_t, u_{t−1}) and the update ratio η‖u_{t−1}‖ / ‖w‖, as 0-dimensional tensors.
+    """Return the cosine cos(g_t, u_{t−1}) and the update ratio η‖u_{t−1}‖ / ‖w‖, 0-d tensors.
 
-    The sensitivity of the loss to ln η is −η⟨g_t, u_{t−1}⟩ with u the direction that the optimizer
-    *subtracted* last: a positive cosine says that a larger learning rate would have done better.
-    Call between the backward pass and the optimizer's step: then the moments still are those of the
-    last update, and no copy of it need be kept.
+    The slope of the loss in ln η is −η⟨g_t, u_{t−1}⟩, with u the direction that the optimizer
+    *subtracted* last: a positive cosine means that a larger learning rate would have done better.
+    Call it between the backward pass and the step of the optimizer: the moments are then still
+    those of the last update, so no copy of the update is needed.
 
     Args:
-        parameters: those with a gradient.
-        optimizer: an Adam (state `exp_avg`, `exp_avg_sq`, `step`); for another, or before its first
-            step, both are NaN.
+        parameters: Parameters with a gradient.
+        optimizer: Adam optimizer (state `exp_avg`, `exp_avg_sq`, `step`). For another optimizer, or
+            before the first step, both results are NaN.
     """
     device = parameters[0].device
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -54,12 +63,14 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
         return nan, nan
     _, state, group = rows[0]
     steps = torch.as_tensor(state["step"], dtype=torch.float32).to(device)
-    (beta1, beta2), eps, lr = group["betas"], group["eps"], group["lr"]
+    beta1, beta2 = group["betas"]
+    eps = group["eps"]
+    lr = group["lr"]
     root = (1 - beta2**steps).sqrt()
     dot, gradient, update, weight = (torch.zeros((), device=device) for _ in range(4))
     for chunk in _chunks(rows):
         grads = [p.grad for p, _, _ in chunk if p.grad is not None]
-        # m / (√(v / c) + ε) = √c · m / (√v + ε√c): the scalar √c comes in at the end, which saves a
+        # m / (√(v / c) + ε) = √c · m / (√v + ε√c): multiplying by the scalar √c at the end saves a
         # pass over the memory.
         bottoms = torch._foreach_sqrt([state["exp_avg_sq"] for _, state, _ in chunk])
         torch._foreach_add_(bottoms, eps * root)
@@ -76,12 +87,12 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
 
 
 def _square(tensors: Sequence[Tensor]) -> Tensor:
-    """The squared norm of tensors taken together."""
+    """Return the squared norm of all elements together, 0-d."""
     return torch.stack(torch._foreach_norm(list(tensors))).square().sum()
 
 
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Consecutive rows of at most `_CHUNK` elements together (a larger single row stands alone)."""
+    """Yield consecutive rows with at most `_CHUNK` elements; a larger row is a chunk of its own."""
     start = 0
     size = 0
     for end, (parameter, _, _) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The newest measurements of a run: the few numbers that a checkpoint tells of it."""
+"""The last measurements of a run: the few numbers that a checkpoint stores about it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor
 from trainenv.types import Telemetry
 
 _EVERY_STEP = ("loss", "grad_norm")
+_MOMENTS = ("activation_mean", "activation_std")
 _PROBED = ("probe_loss", "attention_entropy", "activation_entropy")
 
 
 class Statistics:
-    """The newest of each measurement.
-
-    `None` stands for what was never measured, or was not a finite number.
+    """The last value of each measurement; None if it was never measured or is not finite.
 
     Attributes:
-        activations: [blocks, 2], mean and standard deviation of what each block of the model puts
-            out, from the newest look at it; stays on the device, so that no step waits for it.
-        non_finite: steps in a row, up to the newest, whose loss was not finite and after which no
-            look at clean data was.
+        activations: Mean and standard deviation of the output of each block of the model at the
+            last probe, [blocks, 2]. It stays on the device, so that no step waits for it.
+        non_finite: Number of consecutive steps, up to the last, with a non-finite loss and no
+            finite probe loss.
     """
 
     def __init__(self) -> None:
@@ -39,32 +38,34 @@ class Statistics:
         for name in _PROBED:
             if not math.isnan(value := getattr(telemetry, name)):
                 self._newest[name] = _finite(value)
-        sound = math.isfinite(telemetry.loss) or math.isfinite(telemetry.probe_loss)
-        self.non_finite = 0 if sound else self.non_finite + 1
+        self.non_finite += 1
+        if math.isfinite(telemetry.loss) or math.isfinite(telemetry.probe_loss):
+            self.non_finite = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """As strict JSON values; the activations as one list over the blocks each."""
-        means, deviations = (
-            (None, None) if self.activations is None else self.activations.T.tolist()
-        )
-        return {
-            **self._newest,
-            **({"non_finite": self.non_finite} if self.non_finite else {}),
-            "activation_mean": means and [_finite(mean) for mean in means],
-            "activation_std": deviations and [_finite(deviation) for deviation in deviations],
-        }
+        """Return strict JSON values, the activations as two lists over the blocks."""
+        state: dict[str, Any] = dict(self._newest)
+        if self.non_finite:
+            state["non_finite"] = self.non_finite
+        state |= dict.fromkeys(_MOMENTS)
+        if self.activations is not None:
+            for name, column in zip(_MOMENTS, self.activations.T.tolist(), strict=True):
+                state[name] = [_finite(value) for value in column]
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load a state that `state_dict` returned."""
         self._newest = {name: state[name] for name in self._newest}
         self.non_finite = int(state.get("non_finite", 0))
-        columns = [state["activation_mean"], state["activation_std"]]
-        known = [
-            [math.nan if value is None else value for value in column or ()] for column in columns
-        ]
-        self.activations = (
-            None if columns[0] is None else torch.tensor(known, dtype=torch.float32).T
-        )
+        self.activations = None
+        if state["activation_mean"] is not None:
+            columns = [_floats(state[name]) for name in _MOMENTS]
+            self.activations = torch.tensor(columns, dtype=torch.float32).T
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _floats(column: list[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in column]

@@ -1,4 +1,4 @@
-"""`Monitor`: everything that is measured of a run while it trains."""
+"""The monitor of a training run: all measurements that it makes while it trains."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from trainenv.types import Telemetry
 
 
 class Monitor:
-    """Records the steps of a run, probes its model and reads the uncertainty index.
+    """The recorder of the steps of a run, with its probe, its statistics and its index.
 
     Args:
-        config: When to probe, and the numbers of the index.
+        config: Settings of the monitor: steps between probes, thresholds of the index.
         steps: Budget of the run in optimizer steps.
         probe: Probe of the model; None to measure training alone.
 
     Attributes:
         index: Uncertainty index, fed with each step that is read.
-        statistics: Newest values, as checkpoints show them.
+        statistics: Last values, as checkpoints show them.
         probe: Probe of the model; None without one.
     """
 
@@ -42,22 +42,22 @@ class Monitor:
         return self.probe is not None and step % self._config.probe_every == 0
 
     def measure(self) -> dict[str, Tensor]:
-        """Probe the model. The values stay on its device."""
+        """Probe the model; the values stay on its device."""
         assert self.probe is not None
         measured = self.probe.measure()
         self.statistics.activations = self.probe.activations
         return measured
 
     def append(self, known: Mapping[str, Any], measured: Mapping[str, Tensor]) -> None:
-        """Record a step: values that are known here, and tensors that are still on the device."""
+        """Record a step: values known on the host, and tensors that are still on the device."""
         self._recorder.append(known, measured)
 
     def read(self) -> list[Telemetry]:
-        """Fetch the steps recorded since the last read, each with its reading of the index."""
+        """Return the steps recorded since the last read, each with its reading of the index."""
         return [self._with_reading(telemetry) for telemetry in self._recorder.drain()]
 
     def forget_unread(self) -> None:
-        """Drop recorded steps that were not read: one of them did not end."""
+        """Drop recorded steps that were not read, because one of them did not end."""
         self._recorder = Recorder()
 
     def _with_reading(self, telemetry: Telemetry) -> Telemetry:

@@ -1,10 +1,12 @@
-"""A look inside the model on a small clean set of sequences: entropies and the diagnostics of the stability literature.
+"""A clean probe: the loss and the inside of the model on a few sequences that never change.
 
-A corrupted batch has a high loss of its own, so harm is judged here, on data that never changes.
-Entropies are shares of their maximum, in [0, 1]. Attention collapse (Zhai 2023) shows as falling
-attention entropy; dying or exploding features as falling activation entropy; the two conditions of
-Takase 2024 as `embedding_rms` (shortcut too small below about 1) and `shortcut_ratio` (sub-layers
-too large when it falls).
+A corrupted batch has a high loss of its own, so harm is measured on this clean set. Entropies are
+shares of their maximum, in [0, 1]. The measurements are diagnostics of the stability literature:
+
+- Attention collapse (Zhai 2023) lowers the attention entropy.
+- Dying or exploding features lower the activation entropy.
+- The two conditions of Takase 2024: the shortcut is too small if `embedding_rms` is below about 1,
+  and sub-layers are too large if `shortcut_ratio` falls.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from trainenv.models.spec import Heads, spec_of
 
-_QUERIES = 16
+_QUERIES = 16  # most positions of a sequence that are measured
 
 PROBE_FIELDS = (
     "probe_loss",
@@ -32,20 +34,20 @@ PROBE_FIELDS = (
 
 
 class Probe:
-    """Measures a model on fixed sequences with forward hooks that exist only while it looks.
+    """Measures a model on fixed sequences, with forward hooks that exist only during a measurement.
 
-    Attention entropy needs GPT-2's fused `c_attn` projections; for other models it is NaN. Blocks
-    are the members of the model's longest `nn.ModuleList`.
+    `trainenv.models.spec` finds the blocks, the embedding and the projections of the attention. A
+    measurement is NaN if the architecture does not have its part.
 
     Args:
-        model: the model that is looked at, never changed.
-        tokens: the probe set, as one micro-batch of the objective.
-        loss: the loss of a micro-batch, as the run computes it.
+        model: Model to measure; it is not changed.
+        tokens: Probe set, as one micro-batch of the objective.
+        loss: Function that returns the loss of a micro-batch, as in the run.
 
     Attributes:
-        activations: float32 [blocks, 2] on the model's device: mean and standard deviation of each
-            block's output when it last looked, over the positions that the activation entropy is
-            taken at. None before, and where no block has a shortcut.
+        activations: Mean and standard deviation of the output of each block at the last
+            measurement, float32 [blocks, 2] on the device of the model, over the positions of the
+            activation entropy. None before the first one, or if no block has a shortcut.
     """
 
     def __init__(self, model: nn.Module, tokens: Any, loss: Callable[[Any], Tensor]) -> None:
@@ -59,7 +61,10 @@ class Probe:
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """The fields of `PROBE_FIELDS` as 0-dimensional float32 tensors on the model's device; NaN where not measurable."""
+        """Return `PROBE_FIELDS` as 0-d float32 tensors on the device of the model.
+
+        A field that the model does not have is NaN.
+        """
         seen = _Seen()
         with ExitStack() as hooks:
             for block in self._blocks:
@@ -72,20 +77,21 @@ class Probe:
                 hooks.callback(self._embedding.register_forward_hook(seen.embedded).remove)
             hooks.enter_context(evaluating(self._model))
             loss = self._loss(self._tokens)
-        self.activations = torch.stack(seen.moments) if seen.moments else None
-        nan = torch.full((), math.nan, device=loss.device)
+        self.activations = None
+        if seen.moments:
+            self.activations = torch.stack(seen.moments)
         return {
             "probe_loss": loss.float(),
-            "attention_entropy": torch.stack(seen.attention).mean() if seen.attention else nan,
-            "activation_entropy": torch.stack(seen.activation).mean() if seen.activation else nan,
-            "embedding_rms": seen.embedding if seen.embedding is not None else nan,
-            "shortcut_ratio": torch.stack(seen.shortcut).mean() if seen.shortcut else nan,
+            "attention_entropy": _mean(seen.attention, loss.device),
+            "activation_entropy": _mean(seen.activation, loss.device),
+            "embedding_rms": _mean(seen.embedding, loss.device),
+            "shortcut_ratio": _mean(seen.shortcut, loss.device),
         }
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode inside the block; after it every module is in the mode it was in."""
+    """Put a model in evaluation mode inside the block; then restore the mode of every module."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -97,28 +103,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Seen:
-    """What the hooks of one look collect, a 0-dimensional tensor a layer."""
+    """The measurements of the hooks, a tensor a layer: 0-d, or [2] for the moments."""
 
     def __init__(self) -> None:
         self.attention: list[Tensor] = []
         self.activation: list[Tensor] = []
         self.moments: list[Tensor] = []
         self.shortcut: list[Tensor] = []
-        self.embedding: Tensor | None = None
+        self.embedding: list[Tensor] = []
 
     def block(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # (B, T, W)
-        before = inputs[0] if inputs else None
-        after = output[0] if isinstance(output, tuple) else output
-        if (
-            not isinstance(before, Tensor)
-            or not isinstance(after, Tensor)
-            or before.shape != after.shape
-        ):
-            return  # no block with a shortcut around it
-        before = before.float()
+        """Measure the output of a block with a shortcut around it."""
+        before = _first(inputs)
+        after = _first(output)
+        if before is None or after is None or before.shape != after.shape:
+            return
+        before = before.float()  # [B, T, W]
         after = after.float()
-        every = max(1, after.shape[1] // _QUERIES) if after.dim() == 3 else 1
+        every = 1
+        if after.dim() == 3:
+            every = max(1, after.shape[1] // _QUERIES)
         hidden = after[:, every - 1 :: every]
         self.activation.append(activation_entropy(hidden))
         deviation, mean = torch.std_mean(hidden, correction=0)
@@ -128,34 +132,58 @@ class _Seen:
     def projected(
         self, split: Heads, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
     ) -> None:
+        """Measure the attention of a block from the output of its projection."""
         self.attention.append(attention_entropy(*split(output)))
 
     def embedded(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self.embedding = output.float().square().mean().sqrt()
+        """Measure the output of the embedding; that of the last call counts."""
+        self.embedding = [output.float().square().mean().sqrt()]
 
 
 def attention_entropy(queries: Tensor, keys: Tensor) -> Tensor:
-    """Mean entropy of causal attention over [B, H, T, D] queries and keys, each position's as a share of ln(position + 1).
+    """Return the mean entropy of causal attention, each position as a share of ln(position + 1).
 
-    Of long sequences only `_QUERIES` positions, evenly spaced up to the last, are looked at: the
-    cost stays linear in T.
+    At most about `_QUERIES` positions of a sequence, evenly spaced up to the last, are measured, so
+    the cost is linear in T.
+
+    Args:
+        queries: Queries, [B, H, T, D].
+        keys: Keys, [B, H, T, D].
     """
     length = queries.shape[-2]
     stride = max(1, length // _QUERIES)
     positions = torch.arange((length - 1) % stride, length, stride, device=queries.device)
     positions = positions[positions > 0]  # the first position has no choice
-    scores = queries[..., positions, :].float() @ keys.float().transpose(-1, -2)  # (B, H, Q, T)
+    scores = queries[..., positions, :].float() @ keys.float().transpose(-1, -2)  # [B, H, Q, T]
     scores = scores / math.sqrt(queries.shape[-1])
-    hidden = torch.arange(length, device=queries.device) > positions[:, None]  # (Q, T)
+    hidden = torch.arange(length, device=queries.device) > positions[:, None]  # [Q, T]
     p = torch.softmax(scores.masked_fill_(hidden, -math.inf), dim=-1)
-    entropy = torch.special.entr(p).sum(-1)  # (B, H, Q)
+    entropy = torch.special.entr(p).sum(-1)  # [B, H, Q]
     mean: Tensor = (entropy / (positions + 1).log()).mean()
     return mean
 
 
 def activation_entropy(hidden: Tensor) -> Tensor:
-    """Mean entropy of how the energy of [B, T, W] activations is spread over the W features, as a share of ln W."""
+    """Return the mean entropy of the energy over the W features, as a share of ln W.
+
+    Args:
+        hidden: Activations, [B, T, W].
+    """
     energy = hidden.square()
     p = energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)
     share: Tensor = torch.special.entr(p).sum(-1).mean() / math.log(hidden.shape[-1])
     return share
+
+
+def _first(values: object) -> Tensor | None:
+    """Return a tensor, or the first of a tuple; None if it is no tensor."""
+    if isinstance(values, tuple) and values:
+        values = values[0]
+    return values if isinstance(values, Tensor) else None
+
+
+def _mean(values: list[Tensor], device: torch.device) -> Tensor:
+    """Return the mean of 0-d tensors; NaN without any."""
+    if not values:
+        return torch.full((), math.nan, device=device)
+    return torch.stack(values).mean()

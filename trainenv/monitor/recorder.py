@@ -1,4 +1,4 @@
-"""Telemetry kept on the device and read in blocks: a step never waits for the device."""
+"""Telemetry kept on the device and read in blocks, so that no step waits for the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainenv.types import Telemetry
 
 
 class Recorder:
-    """Collects, a step at a time, what is known on the host and 0-dimensional tensors that are not read yet."""
+    """Collects the values of each step: those of the host, and 0-d tensors that are read later."""
 
     def __init__(self) -> None:
         self._host: list[Mapping[str, Any]] = []
@@ -23,20 +23,19 @@ class Recorder:
         return len(self._host)
 
     def append(self, host: Mapping[str, Any], device: Mapping[str, Tensor]) -> None:
-        """Remember a step. Nothing is copied or read."""
+        """Add a step; nothing is copied or read."""
         self._host.append(host)
         self._names.append(tuple(device))
         self._device.extend(device.values())
 
     def drain(self) -> Iterator[Telemetry]:
-        """The telemetry of the remembered steps, in order, through one copy from the device; then forget them."""
+        """Yield the telemetry of the added steps in order, then forget them.
+
+        One copy from the device reads all tensors.
+        """
         if not self._host:
             return
-        values = iter(
-            torch.stack(
-                [t if t.dtype == torch.float32 else t.float() for t in self._device]
-            ).tolist()
-        )
+        values = iter(torch.stack([tensor.float() for tensor in self._device]).tolist())
         host = self._host
         names = self._names
         self._host = []
@@ -44,6 +43,6 @@ class Recorder:
         self._names = []
         for known, measured in zip(host, names):
             read = {name: next(values) for name in measured}
-            if "tokens" in read:  # counted on the device
+            if "tokens" in read:  # counted on the device, as a float
                 read["tokens"] = round(read["tokens"])
             yield Telemetry(**known, **read)

@@ -1,23 +1,30 @@
-"""The regression trigger: validation perplexity 1.5 σ worse twice in a row, or 25 % more instability than the run had before.
+"""The regression trigger: slow harm, which no single step shows.
 
-Both compare the run with its own past, and both are for slow harm, which no single step shows.
+It compares the run with its own past in two ways.
 
-*Validation.* Let x be ln of the validation loss at each look (perplexity is exp of the loss: the order is the same). Over the
-last `window` changes of x, at least `least` of them, their mean is the trend and their standard deviation σ, at least `floor`.
-What is expected is the line with that slope through the median of these looks, taken where the last look is, but never less
-than the last look itself. A look is *worse* if it lies more than `sigmas` · σ above what was expected before the first of the
-worse looks in a row; so a jump that stays is two, and a loss that only falls has none. Worse looks are kept apart: one alone
-is forgotten when the next is not. At `times` in a row it fires, and for what follows the looks before are lifted by the rise:
-the new height is what is compared with from there on. A loss that is no finite number above 0 fires at once.
+*Validation.* Let x be ln of the validation loss at each evaluation point (the order of perplexities
+is the same). The mean of the last `window` changes of x, at least `least` of them, is the trend;
+their standard deviation, at least `floor`, is σ. The expected x is on the line with that slope
+through the median of these points, taken at the last point, but never below the last point itself.
+A point is *worse* if its x is more than `sigmas` · σ above the value expected before the first of
+the consecutive worse points. So a lasting jump is two worse points, and a falling loss has none. A
+single worse point is forgotten at the next point that is not worse. At `times` consecutive worse
+points the trigger fires; then all earlier points are raised by the rise, so that the new height is
+the base of later comparisons. A loss that is not a finite number above 0 fires at once.
 
-*Instability.* Events are those of `trainenv.monitor.harm`. Those of the last `recent` steps taken are compared with
-those of all steps before these, once there are at least `baseline` of them: it fires where their rate is more than `rate`
-times as high, they are at least `events` of them (a single event is for the uncertainty index to see), and they are more than
-chance makes of the old rate: more than the E that it gives by over `chance` · √E, the standard deviation of a Poisson count.
-Without that a run that is as it always was would fire at every other window. After firing, what is recent begins anew.
+*Instability.* Events are those of `trainenv.monitor.harm`. With at least `baseline` steps before
+them, the events of the last `recent` steps are compared with all earlier ones. The trigger fires if
 
-A step at or below the last says that the run was rewound: validations from there on are forgotten,
-and the steps count as taken again.
+- their rate is more than `rate` times the earlier rate,
+- there are at least `events` of them (a single event is for the uncertainty index), and
+- there are more than E + `chance` · √E of them, where E is their number at the earlier rate and √E
+  the standard deviation of a Poisson count. Otherwise an unchanged run would fire at every other
+  window.
+
+After firing, the recent steps are counted anew.
+
+A step at or below the last one means that the run was rewound: validations from there on are
+forgotten, and the steps count again.
 """
 
 from __future__ import annotations
@@ -36,24 +43,24 @@ from trainenv.types import Telemetry, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
-    """The numbers of the trigger.
+    """The thresholds of the trigger.
 
     Args:
-        sigmas: of the changes of ln validation loss, beyond which a look is worse.
-        times: worse looks in a row that fire.
-        window: changes between looks that trend and σ are taken over.
-        least: changes below which no look is judged.
-        floor: the least σ, in ln loss: 0.002 is 0.2 %.
-        rate: how many times the rate of events before it the recent one must exceed.
-        recent: steps taken that are recent.
-        baseline: steps taken before these, at least, for there to be a rate to compare with.
-        events: recent events, at least.
-        chance: standard deviations of a Poisson count that they must be beyond the rate before; 0
-            looks at the rates alone.
-        harm: what counts as an event.
+        sigmas: Height above the expected ln validation loss from which a point is worse, σ.
+        times: Number of consecutive worse points that fire.
+        window: Number of changes between points for the trend and σ.
+        least: Number of changes below which no point is compared.
+        floor: Least σ, ln loss: 0.002 is 0.2 %.
+        rate: Ratio of the recent rate of events to the earlier rate that must be exceeded.
+        recent: Number of steps that are recent.
+        baseline: Least number of steps before them, so that there is a rate to compare with.
+        events: Least number of recent events.
+        chance: Standard deviations of a Poisson count that recent events must be above the earlier
+            rate; 0 compares the rates alone.
+        harm: Definition of an event.
 
     Raises:
-        UserError: a number is out of its range.
+        UserError: A number is out of range.
     """
 
     sigmas: float = 1.5
@@ -78,89 +85,92 @@ class Regression:
         )
         if not (counts and sizes and 1 <= self.rate < math.inf):
             raise UserError(
-                "regression needs sigmas and floor above 0, chance ≥ 0, rate ≥ 1, 2 ≤ least ≤ window, and times, recent, "
-                f"baseline and events ≥ 1, found {self!r}; the defaults are sound"
+                "regression needs sigmas and floor above 0, chance ≥ 0, rate ≥ 1, "
+                "2 ≤ least ≤ window, and times, recent, baseline and events ≥ 1, "
+                f"found {self!r}; leave the numbers out to use the defaults"
             )
 
 
 class RegressionTrigger:
-    """Says in words when a run has become worse than it was.
+    """A trigger that fires with a reason when a run has become worse than it was.
 
-    Deterministic, in constant time and memory a step.
+    It is deterministic, and takes constant time and memory a step.
     """
 
     def __init__(self, config: Regression | None = None) -> None:
         self.config = config or Regression()
-        # Step, ln loss, and by how much the looks before it are lifted; more than are used, so that
-        # some stay after a rewind.
-        self._looks: deque[tuple[int, float, float]] = deque(maxlen=4 * (self.config.window + 1))
-        self._worse: list[tuple[int, float]] = []
+        # Step, ln loss, and the rise of the points before it. More points are kept than used, so
+        # that some are left after a rewind.
+        self._points: deque[tuple[int, float, float]] = deque(maxlen=4 * (self.config.window + 1))
+        self._worse: list[tuple[int, float]] = []  # step and ln loss of consecutive worse points
         self._watch = HarmWatch(self.config.harm)
         self._recent: deque[int] = deque()  # steps taken when each recent event started
-        self._earlier = 0  # events before these
-        self._since = 0  # steps taken when it last fired: what is recent began after it
+        self._earlier = 0  # number of events before the recent ones
+        self._since = 0  # steps taken when it last fired; recent events start after it
 
     def validated(self, step: int, loss: float) -> str:
-        """One more validation of the run.
+        """Take in one more validation of the run.
 
         Args:
-            step: optimizer steps completed; at or below the last one's, the run was rewound.
-            loss: clean validation loss, nats per token.
+            step: Number of completed optimizer steps; if it is not above the last one, the run was
+                rewound.
+            loss: Clean validation loss, nats per token.
 
         Returns:
-            Why it fires; empty where it does not.
+            The reason to fire; empty if it does not fire.
         """
         self._go_back(step)
         if not 0 < loss < math.inf:
-            return f"validation loss at step {step} is no finite number above 0: {loss}"
+            return f"validation loss at step {step} is not a finite number above 0: {loss}"
         value = math.log(loss)
-        if len(self._looks) <= self.config.least:
-            self._looks.append((step, value, 0.0))
+        if len(self._points) <= self.config.least:
+            self._points.append((step, value, 0.0))
             return ""
         expected, sigma = self._expected()
         if value <= expected + self.config.sigmas * sigma:
             self._worse.clear()
-            self._looks.append((step, value, 0.0))
+            self._points.append((step, value, 0.0))
             return ""
         self._worse.append((step, value))
         if len(self._worse) < self.config.times:
             return ""
         rise = value - expected
-        self._looks.append((step, value, rise))
+        self._points.append((step, value, rise))
         self._worse.clear()
         return (
-            f"validation loss at step {step} is {100 * math.expm1(min(rise, 700)):.3g} % above what was expected: "
-            f"{rise / sigma:.1f} σ, the {_ordinal(self.config.times)} look in a row beyond {self.config.sigmas:g} σ"
+            f"validation loss at step {step} is {100 * math.expm1(min(rise, 700)):.3g} % above "
+            f"the expected one: {rise / sigma:.1f} σ, the {_ordinal(self.config.times)} "
+            f"consecutive evaluation above {self.config.sigmas:g} σ"
         )
 
     def windowed(self, telemetry: Iterable[Telemetry]) -> str:
-        """The next steps of the run, in order.
+        """Take in the next steps of the run, in order.
 
         Returns:
-            Why it fires; empty where it does not.
+            The reason to fire; empty if it does not fire.
         """
         reason = ""
         for one in telemetry:
             change = self._watch.update(one.step, one.loss, one.probe_loss)
             if change.begun is not None:
                 self._recent.append(change.begun.taken)
-            reason = self._compared() or reason
+            reason = self._compare_rates() or reason
         return reason
 
     @property
     def harm(self) -> float:
-        """Nats by which the clean probe's newest loss is above its level; NaN where that is unknown."""
+        """Height of the last clean-probe loss above its level, nats; NaN while it is unknown."""
         return self._watch.above
 
     @property
     def rising(self) -> int | None:
-        """The step of the look at which a rise began that may become an event; None: none has."""
+        """Step of the first raised probe of a rise that may become an event; None without one."""
         return self._watch.rising
 
-    def _compared(self) -> str:
-        """The rate of events of the last steps against that before them."""
+    def _compare_rates(self) -> str:
+        """Compare the recent rate of events with the earlier one; return the reason to fire."""
         taken = self._watch.taken
-        start = max(self._since, taken - self.config.recent)  # steps taken before what is recent
+        start = max(self._since, taken - self.config.recent)  # steps taken before the recent ones
         while self._recent and self._recent[0] <= start:
             self._recent.popleft()
             self._earlier += 1
@@ -170,21 +180,20 @@ class RegressionTrigger:
         recent = count / self.config.recent
         before = self._earlier / start
         usual = before * self.config.recent
-        if recent <= self.config.rate * before or count <= usual + self.config.chance * math.sqrt(
-            usual
-        ):
+        by_chance = usual + self.config.chance * math.sqrt(usual)
+        if recent <= self.config.rate * before or count <= by_chance:
             return ""
         self._since = taken
         return (
-            f"{count} instability events in the last {self.config.recent} steps, {1000 * recent:.1f} in 1000, "
-            f"against {1000 * before:.1f} before them"
+            f"{count} instability events in the last {self.config.recent} steps, "
+            f"{1000 * recent:.1f} in 1000, against {1000 * before:.1f} before them"
         )
 
     def _expected(self) -> tuple[float, float]:
-        """What ln loss the trend leads to at the last look, and σ of the changes about it."""
+        """Return the expected ln loss and σ."""
         values: list[float] = []
         lift = 0.0
-        for _, value, rise in list(self._looks)[: -self.config.window - 2 : -1]:
+        for _, value, rise in list(self._points)[: -self.config.window - 2 : -1]:
             values.insert(0, value + lift)
             lift += rise
         changes = [after - before for before, after in pairwise(values)]
@@ -197,21 +206,23 @@ class RegressionTrigger:
     def _go_back(self, step: int) -> None:
         while self._worse and self._worse[-1][0] >= step:
             self._worse.pop()
-        while self._looks and self._looks[-1][0] >= step:
-            self._looks.pop()
+        while self._points and self._points[-1][0] >= step:
+            self._points.pop()
 
     def state_dict(self) -> dict[str, Any]:
-        """As strict JSON values."""
+        """Return strict JSON values."""
         return {
-            "looks": [list(look) for look in self._looks],
-            "worse": [list(look) for look in self._worse],
+            "looks": [list(point) for point in self._points],
+            "worse": [list(point) for point in self._worse],
             "harm": self._watch.state_dict(),
             "events": [list(self._recent), self._earlier, self._since],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._looks = deque(
-            ((step, value, rise) for step, value, rise in state["looks"]), maxlen=self._looks.maxlen
+        """Load a state that `state_dict` returned."""
+        self._points = deque(
+            ((step, value, rise) for step, value, rise in state["looks"]),
+            maxlen=self._points.maxlen,
         )
         self._worse = [(step, value) for step, value in state["worse"]]
         self._watch.load_state_dict(state["harm"])

@@ -1,16 +1,16 @@
-"""Small rises that last: a cumulative sum (Page 1954) of what the loss, the gradient norm and the probe loss have of z.
+"""A cumulative sum (Page 1954) that finds small lasting rises of loss and gradient norm.
 
-A rise of a tenth of a nat for ten steps is within the noise on each of them, and far outside of it
-on their sum. With w the sum of the z of loss and gradient norm, m and s its recent mean and
-deviation, and p the probe's z on a step with a look,
+A rise of a tenth of a nat for ten steps is within the noise of each step, but far outside the noise
+of their sum. With w the sum of the z-scores of loss and gradient norm, m and s its recent mean and
+deviation, and p the z-score of the probe loss,
 
-    S ← max(0, S + (w − m) / s − drift + 2 (p − 2))        (the last term only on a step with a
-    look)
+    S ← max(0, S + (w − m) / s − drift + 2 (p − 2))
 
-Each z enters within ±2, the probe's within ±6: one odd step can't do it alone, a look that is far
-out can. On recent mean and
-deviation: the z of a young run are off, since the history they are judged against falls faster than
-the loss does now.
+where the last term counts only on a step with a probe. Each z-score counts within ±2, that of the
+probe within ±6: one unusual step cannot reach the limit alone, but a probe far outside can.
+
+The mean and the deviation are recent ones, because the z-scores of a young run are biased: the
+history that they refer to falls faster than the loss does now.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-_MOST = 2.0  # z of loss and gradient norm beyond which they count no further
-_LEAST = 0.25  # their least deviation, in z: a rise over what never moved is no rise yet
-_LOOK_MOST = 6.0
-# half of the z that harm is expected to have on the probe, where a step's own `drift` is half of 1
-_LOOK_DRIFT = 2.0
-_LOOK_WEIGHT = 2.0
-_CEILING = (
-    2.0  # limits beyond which the sum grows no further, so that it is not long in coming down
-)
+_MOST = 2.0  # largest z of loss and gradient norm that counts
+_LEAST = 0.25  # least deviation, in z, so that a tiny change after a constant signal is no rise
+_PROBE_MOST = 6.0  # largest z of the probe loss that counts
+# Drift of the probe: half of the z that harm is expected to have there. The expected z of a step is
+# 1, so its `drift` is 0.5.
+_PROBE_DRIFT = 2.0
+_PROBE_WEIGHT = 2.0
+_CEILING = 2.0  # most of the sum, in limits, so that it soon falls again
 
 
 class Shift:
-    """The cumulative sum, as a share of its limit.
+    """The cumulative sum as a share of its limit.
 
     Args:
-        drift: deviations a step by which a rise is less than a shift.
-        limit: sum that is a shift.
-        memory: steps that the recent mean is of; nothing is said before three times as many.
+        drift: Deviations a step that a rise must exceed.
+        limit: Sum that counts as a shift.
+        memory: Number of steps of the recent mean. The sum is 0 for the first three times as many.
     """
 
     def __init__(self, *, drift: float, limit: float, memory: int) -> None:
@@ -47,19 +46,19 @@ class Shift:
         self._sum = 0.0
         self._count = 0
 
-    def update(self, z: float, look: float | None) -> float:
-        """The sum over its limit after one more step: 1 and more is a shift.
+    def update(self, z: float, probe: float | None) -> float:
+        """Take in one more step and return the sum over its limit; 1 or more is a shift.
 
         Args:
-            z: of the step's own measurements, together.
-            look: z of the probe loss; None on a step without a look.
+            z: Bounded sum of the z-scores of loss and gradient norm.
+            probe: Z-score of the probe loss; None on a step without a probe.
         """
         deviation = max(math.sqrt(self._variance), _LEAST)
         away = z - self._mean
         if self._count >= 3 * self._memory:
             rise = away / deviation - self._drift
-            if look is not None:
-                rise += _LOOK_WEIGHT * (_within(look, _LOOK_MOST) - _LOOK_DRIFT)
+            if probe is not None:
+                rise += _PROBE_WEIGHT * (_within(probe, _PROBE_MOST) - _PROBE_DRIFT)
             self._sum = min(max(self._sum + rise, 0.0), _CEILING * self._limit)
         if self._count >= self._memory:
             away = _within(away, 3 * deviation)
@@ -69,22 +68,22 @@ class Shift:
         self._variance += rate * (away * away - self._variance)
         return self._sum / self._limit
 
-    def begin_anew(self) -> None:
-        """Forget the sum: what it has told is told."""
+    def reset(self) -> None:
+        """Set the sum to 0, after it has fired or the run was rewound."""
         self._sum = 0.0
 
     def state(self) -> list[float]:
-        """As JSON values, for `resume`."""
+        """Return the state as JSON values."""
         return [self._mean, self._variance, self._sum, self._count]
 
-    def resume(self, state: Sequence[float]) -> None:
-        """Go on from there."""
+    def load_state(self, state: Sequence[float]) -> None:
+        """Load a state that `state` returned."""
         self._mean, self._variance, self._sum, count = state
         self._count = int(count)
 
 
-def together(*scores: float) -> float:
-    """The sum of z-scores, each within its bounds."""
+def bounded_sum(*scores: float) -> float:
+    """Return the sum of z-scores, each within ±2."""
     return sum(_within(score, _MOST) for score in scores)
 
 

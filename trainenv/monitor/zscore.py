@@ -1,4 +1,4 @@
-"""One signal against its own history: how many standard deviations its newest value lies from what was usual."""
+"""The z-score of a signal against its own history."""
 
 from __future__ import annotations
 
@@ -10,35 +10,32 @@ import numpy as np
 
 from trainenv.types import UserError
 
-_REFRESH = 16  # values between refreshes of what is usual
-# standard deviations beyond which a value enters the history only that far, so that a spike is no
-# new normal
+_REFRESH = 16  # values between refreshes of the median and the spread
+# Standard deviations to which a value is limited when it joins the history, so that a spike does
+# not widen the usual range.
 _WINSOR = 4.0
-BEYOND = 100.0  # the largest z, and that of a value that is not finite
+BEYOND = 100.0  # largest z, and the z of a non-finite value
 
 
 class Track:
     """z-scores of a signal's residual against its exponential moving average, over a window.
 
     Gradient norms and losses have heavier tails than a normal distribution, and more so upwards. So
-    the standard deviation is taken for each side on its own: the larger of 1.4826 × the median
-    absolute deviation and of what the `tail` percentile would be of, if it were a normal
-    distribution's.
+    each side has its own standard deviation, the larger of two estimates: 1.4826 × the median
+    absolute deviation, and the one that the `tail` percentile would have in a normal distribution.
 
     Args:
-        window: residuals of history that count.
-        decay: of the exponential moving average, per value.
-        least: residuals of history below which there is no z-score (0 is returned).
-        tail: percentile that sets the spread; the window should hold several residuals beyond it.
-        follow: whether the average follows a jump at once, as what is measured on clean data
-            should: the model *is* elsewhere then. Otherwise it follows a jump as if it were
-            `_WINSOR` standard deviations.
-        finest: least spread, where the signal's own unit says what is small: one that never moved
-            may begin to.
+        window: Number of residuals in the history.
+        decay: Decay of the exponential moving average a value.
+        least: Number of residuals below which the z-score is 0.
+        tail: Percentile that sets the spread; several residuals of the window should lie beyond it.
+        follow: True if the average follows a jump at once, as for a measurement on clean data: then
+            the model has really changed. Otherwise a jump counts as `_WINSOR` standard deviations.
+        finest: Least spread in the unit of the signal, for a signal that has never moved.
 
     Attributes:
-        entered: the newest value as it joined the history, a spike within its bounds. NaN before
-            the first.
+        entered: The last value as it joined the history, limited if it was a spike; NaN before the
+            first.
     """
 
     def __init__(
@@ -65,12 +62,12 @@ class Track:
         self.entered = math.nan
 
     @property
-    def speaks(self) -> bool:
-        """Whether there is enough history for z-scores."""
+    def ready(self) -> bool:
+        """True if the history is long enough for z-scores."""
         return self._count >= self._least
 
     def update(self, value: float) -> float:
-        """The z-score of `value`, which then joins the history."""
+        """Return the z-score of a value and add it to the history."""
         if not math.isfinite(value):
             return BEYOND
         if math.isnan(self._average):
@@ -80,7 +77,7 @@ class Track:
         z = 0.0
         kept = residual
         self.entered = value
-        if self.speaks:
+        if self.ready:
             spread = self._above if residual > self._median else self._below
             z = max(-BEYOND, min(BEYOND, (residual - self._median) / spread))
             kept = self._median + max(-_WINSOR, min(_WINSOR, z)) * spread
@@ -90,13 +87,14 @@ class Track:
         self._count += 1
         if self._count % _REFRESH == 0 or self._count == self._least:
             self._refresh()
-        # The plain mean at first, so that the average follows a young run's fast fall.
-        self._average += max(1 - self._decay, 1 / (self._count + 1)) * (
-            residual if self._follow else kept
-        )
+        if self._follow:
+            kept = residual
+        # The plain mean at first, so that the average follows the fast fall of a young run.
+        self._average += max(1 - self._decay, 1 / (self._count + 1)) * kept
         return z
 
     def _refresh(self) -> None:
+        """Compute the median and the spread on each side from the window."""
         known = self._residuals[: min(self._count, self._window)]
         low, self._median, high = (
             float(q) for q in np.percentile(known, (100 - self._tail, 50, self._tail))
@@ -106,6 +104,7 @@ class Track:
         self._below = max(deviation, (self._median - low) / self._tail_z, self._finest) + 1e-9
 
     def state_dict(self) -> dict[str, Any]:
+        """Return strict JSON values."""
         average = None if math.isnan(self._average) else self._average
         known = self._residuals[: min(self._count, self._window)].tolist()
         return {
@@ -114,11 +113,16 @@ class Track:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a state that `state_dict` returned.
+
+        Raises:
+            UserError: The state has a longer window.
+        """
         known = state["residuals"]
         if len(known) > self._window:
             raise UserError(
-                f"the monitor's state has a window of at least {len(known)}, this one's is {self._window}; "
-                "restore it under the same monitor.uncertainty.window"
+                f"the monitor's state needs a window of at least {len(known)}, found "
+                f"{self._window}; restore it under the same monitor.uncertainty.window"
             )
         self._residuals = np.zeros(self._window)
         self._residuals[: len(known)] = known

@@ -1,4 +1,8 @@
-"""Training objectives, one file each. Their contract is `trainenv.types.Objective`."""
+"""Training objectives, one file each.
+
+The contract is `trainenv.types.Objective`: a callable that takes a model and tokens and returns the
+loss.
+"""
 
 from trainenv.objectives.next_token import NextToken
 

@@ -17,7 +17,10 @@ class NextToken:
     """
 
     def __call__(self, model: nn.Module, tokens: Tensor, /) -> Tensor:
-        """Loss of `tokens` [B, T + 1] as a scalar, in nats per token; computed in float32 whatever the autocast."""
+        """Return the loss of `tokens` [B, T + 1] as a scalar, in nats per token.
+
+        It is computed in float32, also under autocast.
+        """
         output = model(tokens[:, :-1])
         logits = getattr(output, "logits", output)  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())

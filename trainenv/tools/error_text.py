@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def describe_error(error: Exception) -> str:
-    """Return the kind of an error and its message, at most 300 characters."""
-    return f"{type(error).__name__}: {error}"[:300]
+    """Return the kind of an error and its message, if it has one, at most 300 characters."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")[:300]

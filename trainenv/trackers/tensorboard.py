@@ -1,4 +1,4 @@
-"""A run as TensorBoard shows it: scalars of the history that was kept, validation losses, decisions as text."""
+"""A run for TensorBoard: scalars of the kept history, validation losses, decisions as text."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ TAGS = {
 
 
 def write_tensorboard(folder: Path, out: Path) -> int:
-    """Write an event file of the run in `folder` to the folder `out`; returns how many scalars are in it.
+    """Write an event file of a run; return the number of scalars in it.
+
+    Args:
+        folder: Folder of the run.
+        out: Folder for the event file.
 
     Raises:
-        UserError: no run records in `folder`, or the package `tensorboard` is not installed.
+        UserError: The folder is not that of a run, or the package `tensorboard` is not installed.
     """
     record = read_run(folder)
     require("tensorboard", "TensorBoard output")
@@ -41,7 +45,7 @@ def write_tensorboard(folder: Path, out: Path) -> int:
 
 
 def _scalars(record: RunRecord) -> list[tuple[str, float, int]]:
-    """Tag, value and step of each value that is finite, in the order of the steps."""
+    """List tag, value and step of all finite values, in the order of the steps."""
     kept = record.kept
     found = []
     for column, tag in TAGS.items():

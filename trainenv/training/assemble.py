@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: corpus, model, optimizer, batches, stressors."""
+"""Parts of a run from its configuration: corpus, model, optimizer, batches, stressors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OWN_PARTS = ("model", "optimizer", "batches", "schedule", "objective", "validati
 
 
 def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for `TrainingRun`: what the user brought, and ours for the rest."""
+    """Return arguments for `TrainingRun`: the user's parts, and configured ones for the rest."""
     if unknown := set(own) - set(OWN_PARTS):
         raise UserError(
             f"parts of a run are {', '.join(OWN_PARTS)}; found {', '.join(sorted(unknown))}"
@@ -85,6 +85,7 @@ def _check_vocabulary(model: nn.Module, vocab_size: int) -> None:
     size = getattr(find() if callable(find) else None, "num_embeddings", vocab_size)
     if size < vocab_size:
         raise UserError(
-            f"the corpus's tokens do not fit the model: its vocabulary must be at least {vocab_size}, found {size}; "
+            "the corpus's tokens do not fit the model: its vocabulary must be at least "
+            f"{vocab_size}, found {size}; "
             "give the model more embeddings or the corpus another tokenizer"
         )

@@ -1,4 +1,4 @@
-"""Losses of micro-batches with their numbers of tokens, and the backward pass of a step."""
+"""Loss and gradient of a step over its micro-batches, weighted by their labelled tokens."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Pass(NamedTuple):
     """Forward and backward passes of one step.
 
     Attributes:
-        loss: mean over the labelled tokens of all micro-batches, nats; NaN where there are none.
-        tokens: labelled tokens; a scalar tensor where the device holds their number.
-        known: whether any micro-batch has a labelled token, so that the gradient is that of a loss;
-            a scalar bool tensor where only the device knows.
-        workers: unscaled gradients of each micro-batch with labelled tokens, [n][parameter], whose
-            mean is the step's gradient; None unless wanted.
+        loss: Mean loss over the labelled tokens of all micro-batches, in nats; NaN without any.
+        tokens: Number of labelled tokens; a scalar tensor if only the device knows it.
+        known: True if any micro-batch has a labelled token, so that the gradient is that of a loss;
+            a scalar bool tensor if only the device knows it.
+        workers: Unscaled gradients of each micro-batch with labelled tokens, [n][parameter], whose
+            mean is the gradient of the step; None unless asked for.
     """
 
     loss: Tensor
@@ -35,10 +35,10 @@ class Pass(NamedTuple):
 
 
 def as_loss(value: Any) -> Tensor | LossSum:
-    """An objective's value: a mean loss as a scalar tensor, or a `LossSum` of scalars.
+    """Return the value of an objective as a mean loss, a scalar tensor, or as a `LossSum`.
 
     Raises:
-        UserError: it is neither.
+        UserError: The value is neither.
     """
     if isinstance(value, Tensor):
         return _scalar(value)
@@ -52,26 +52,29 @@ def as_loss(value: Any) -> Tensor | LossSum:
             count = float(count)
         else:
             raise UserError(
-                "a pair that an objective returns must be (sum of the losses, number of labelled tokens), found "
+                "a pair that an objective returns must be (sum of the losses, number of labelled "
+                "tokens), found "
                 f"{_shown(value[1])} as the second; return the loss alone"
             )
         if not isinstance(count, Tensor) and not 0 <= count < math.inf:
             raise UserError(
-                f"the number of labelled tokens of a loss must be 0 or more, found {count}; count labels, no weights"
+                f"the number of labelled tokens of a loss must be 0 or more, found {count}; count "
+                "labels, no weights"
             )
         return LossSum(total, count)
     raise UserError(
-        "an objective must return the mean loss as a tensor, or a pair (sum of the losses, number of labelled tokens), found "
+        "an objective must return the mean loss as a tensor, or a pair (sum of the losses, number "
+        "of labelled tokens), found "
         f"{_shown(value)}; of a model's output return the loss alone"
     )
 
 
 def mean_loss(losses: Sequence[Tensor | LossSum], micro_batches: Sequence[Any]) -> float:
-    """Mean loss over the labelled tokens of several micro-batches, nats per token; NaN without any.
+    """Return the mean loss over the labelled tokens of micro-batches in nats; NaN without any.
 
     Args:
-        losses: of each micro-batch, without gradients.
-        micro_batches: what plain means are the means over.
+        losses: Loss of each micro-batch, without gradients.
+        micro_batches: Micro-batches, in which the labels of plain means are counted.
     """
     known = labelled(micro_batches)
     counts = [
@@ -87,13 +90,15 @@ def mean_loss(losses: Sequence[Tensor | LossSum], micro_batches: Sequence[Any]) 
 
 
 def mean_of(loss: Tensor | LossSum) -> Tensor:
-    """The mean of one micro-batch, nats per token; NaN where it has no labelled token."""
+    """Return the mean loss of one micro-batch in nats per token; NaN without labelled tokens."""
     if not isinstance(loss, LossSum):
         return loss
     total, count = loss
     if isinstance(count, Tensor):
         return torch.where(count > 0, total / _above_zero(count), math.nan)
-    return total / count if count else torch.full_like(total, math.nan)
+    if count:
+        return total / count
+    return torch.full_like(total, math.nan)
 
 
 def backward(
@@ -105,21 +110,21 @@ def backward(
     *,
     apart: bool,
 ) -> Pass:
-    """Run the passes of a step; the gradient of the mean over all labelled tokens goes to `p.grad`.
+    """Run the passes of a step; leave the gradient of the mean over labelled tokens in `p.grad`.
 
-    A micro-batch without labelled tokens contributes nothing, whatever its loss and gradient are. A
-    step without any has the gradient 0.
+    A micro-batch without labelled tokens contributes nothing, whatever its loss and gradient are.
+    The gradient of a step without any is 0.
 
     Args:
-        micro_batches: one or more.
-        loss_of: the loss of a micro-batch.
-        parameters: those that the optimizer updates.
-        scaler: for fp16, scales the gradient; a disabled one does nothing.
-        optimizer: whose gradients are set to zero in between.
-        apart: keep the gradient of each micro-batch, for clip policies that look at them.
+        micro_batches: Micro-batches of the step, at least one.
+        loss_of: Function that returns the loss of a micro-batch.
+        parameters: Parameters that the optimizer updates.
+        scaler: Gradient scaler for fp16; a disabled one does nothing.
+        optimizer: Optimizer whose gradients are set to zero between micro-batches.
+        apart: True to keep the gradient of each micro-batch, for clip policies that need them.
 
     Raises:
-        UserError: the objective returns a mean for one micro-batch and a pair for another.
+        UserError: The objective returns a mean for one micro-batch and a pair for another.
     """
     several = len(micro_batches) > 1
     workers = list[list[Tensor]]()
@@ -133,7 +138,8 @@ def backward(
             shares = _Sums(micro_batches, apart) if summed else _Means(micro_batches, apart)
         if isinstance(loss, LossSum) is not summed:
             raise UserError(
-                "an objective must return the mean loss of each micro-batch, or the pair of each; found both"
+                "an objective must return the mean loss of each micro-batch, or the pair of each; "
+                "found both"
             )
         part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # which was just checked
         _propagate(part, alive, parameters, scaler)
@@ -158,9 +164,9 @@ def backward(
 
 
 class _Means:
-    """Shares of micro-batches whose losses are plain means, of labels that are counted in the data.
+    """Weights of micro-batches with mean losses; their labels are counted in the data.
 
-    Equal shares have the bits of a mean over micro-batches.
+    Equal weights give the same bits as a mean over micro-batches.
     """
 
     def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
@@ -171,7 +177,7 @@ class _Means:
         self.tokens: float | Tensor = sum(self._counts)
 
     def part(self, place: int, loss: Tensor) -> tuple[Tensor, bool | Tensor]:
-        """What to propagate of a micro-batch, and whether it contributes at all."""
+        """Return the value to propagate for a micro-batch, and whether it contributes at all."""
         if isinstance(self.tokens, Tensor) and host_reads_are_free(loss):
             self._counts = [int(count) for count in self._counts]
             self.tokens = sum(self._counts)
@@ -202,21 +208,25 @@ class _Means:
 
     @property
     def factor(self) -> float | Tensor | None:
-        """What the gradients are to be multiplied by, now that all micro-batches were seen."""
-        return _share_alive(self._alive) if self._apart else None
+        """Return the factor on the gradients after the last micro-batch."""
+        if self._apart:
+            return _share_alive(self._alive)
+        return None
 
     @property
     def mean(self) -> Tensor:
         """Mean over all labelled tokens."""
         many = len(self._parts)
-        return _where(self.known, torch.stack(self._parts).mean()) if many > 1 else self._parts[0]
+        if many > 1:
+            return _where(self.known, torch.stack(self._parts).mean())
+        return self._parts[0]
 
 
 class _Sums:
-    """Shares of micro-batches whose losses are sums, over tokens that are counted on the way.
+    """Weights of micro-batches with summed losses; their tokens are counted along the way.
 
-    Until the last was seen, gradients are divided by the tokens in the data, so that they are of a
-    usual size for fp16.
+    Until the last one was seen, gradients are divided by the tokens in the data, so that they have
+    a usual size for fp16.
     """
 
     def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
@@ -227,7 +237,7 @@ class _Sums:
         self._counts = list[float | Tensor]()
 
     def part(self, place: int, loss: LossSum) -> tuple[Tensor, bool | Tensor]:
-        """What to propagate of a micro-batch, and whether it contributes at all."""
+        """Return the value to propagate for a micro-batch, and whether it contributes at all."""
         total, count = loss
         alive = count > 0
         self._totals.append(_selected(total.detach(), alive))
@@ -238,12 +248,12 @@ class _Sums:
 
     @property
     def tokens(self) -> float | Tensor:
-        """Labelled tokens of all."""
+        """Number of labelled tokens of all micro-batches."""
         return sum(self._counts)
 
     @property
     def factor(self) -> float | Tensor | None:
-        """What the gradients are to be multiplied by, now that all micro-batches were seen."""
+        """Return the factor on the gradients after the last micro-batch."""
         if self._many == 1:
             return None
         tokens = self.tokens
@@ -253,7 +263,9 @@ class _Sums:
         if isinstance(tokens, Tensor):
             wanted: Tensor = share * self._guess / _above_zero(tokens).double()
             return wanted
-        return share * self._guess / tokens if tokens and tokens != share * self._guess else None
+        if tokens and tokens != share * self._guess:
+            return share * self._guess / tokens
+        return None
 
     @property
     def known(self) -> bool | Tensor:
@@ -270,10 +282,11 @@ class _Sums:
 def _propagate(
     part: Tensor, alive: bool | Tensor, parameters: Sequence[Tensor], scaler: GradScaler
 ) -> None:
-    """Add a part's gradient to `p.grad` if it is alive."""
+    """Add a micro-batch's gradient to `p.grad` if it contributes."""
     if alive is not False and not part.requires_grad:
         raise UserError(
-            "the loss carries no gradients: expected one computed from the model's outputs; leave out detach(), item() and "
+            "the loss carries no gradients: expected one computed from the model's outputs; leave "
+            "out detach(), item() and "
             "torch.no_grad(), and let the model's parameters require gradients"
         )
     if not isinstance(alive, Tensor):
@@ -294,7 +307,7 @@ def _propagate(
 
 
 def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Set the gradient 0 for each parameter that the loss depends on; for all if on none."""
+    """Set a zero gradient for each parameter that the loss depends on; for all if on none."""
     if part.requires_grad:
         part.backward()
     for p in [p for p in parameters if p.grad is not None] or parameters:
@@ -302,7 +315,7 @@ def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
 
 
 def _selected(value: Tensor, alive: bool | Tensor) -> Tensor:
-    """The value if it is alive, else 0, whatever it is."""
+    """Return the value if it contributes, else 0."""
     return (
         torch.where(alive, value, 0.0)
         if isinstance(alive, Tensor)
@@ -316,43 +329,54 @@ def _any(alive: Sequence[bool | Tensor]) -> bool | Tensor:
     if any(one is True for one in alive):
         return True
     waiting = [one for one in alive if isinstance(one, Tensor)]
-    return torch.stack(waiting).any() if waiting else False
+    if waiting:
+        return torch.stack(waiting).any()
+    return False
 
 
 def _share_alive(alive: Sequence[bool | Tensor]) -> float | None:
-    """Share of micro-batches whose gradients are kept; None for all of them."""
+    """Return the share of micro-batches that contribute; None if all do."""
     kept = sum(one is not False for one in alive)
-    return kept / len(alive) if 0 < kept < len(alive) else None
+    if 0 < kept < len(alive):
+        return kept / len(alive)
+    return None
 
 
 def _where(known: bool | Tensor, value: Tensor) -> Tensor:
-    """The value if it is known, else NaN."""
+    """Return the value if it is known, else NaN."""
     if isinstance(known, Tensor):
         return torch.where(known, value, math.nan)
-    return value if known else torch.full_like(value, math.nan)
+    if known:
+        return value
+    return torch.full_like(value, math.nan)
 
 
 def _above_zero(count: float | Tensor) -> Any:
-    """The count where it is above 0, else 1."""
-    return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1
+    """Return the count if it is above 0, else 1."""
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, count, 1)
+    return count or 1
 
 
 def _scalar(loss: Tensor) -> Tensor:
     if loss.numel() != 1 or not loss.is_floating_point():
         raise UserError(
-            f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it with .mean()"
+            f"an objective must return one number, the mean loss, found {_shown(loss)}; reduce it "
+            "with .mean()"
         )
-    return loss if loss.dim() == 0 else loss.reshape(())
+    if loss.dim() == 0:
+        return loss
+    return loss.reshape(())
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
-        gradients = " with gradients" if value.requires_grad and value.numel() == 1 else ""
+        gradients = ""
+        if value.requires_grad and value.numel() == 1:
+            gradients = " with gradients"
         return (
             f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradients}"
         )
-    return (
-        f"{type(value).__name__} of length {len(value)}"
-        if isinstance(value, list | tuple)
-        else type(value).__name__
-    )
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of length {len(value)}"
+    return type(value).__name__

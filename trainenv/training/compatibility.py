@@ -1,7 +1,4 @@
-"""Is a snapshot one of this run, or of one built alike, and would it go on to the bit?
-
-Asked before anything is changed.
-"""
+"""Checks that a snapshot fits a run and resumes bit-exactly, made before anything is changed."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from trainenv.types import Snapshot, UserError
 
 
 def check_snapshot(snapshot: object) -> None:
-    """Refuse what is no snapshot.
+    """Check that a value is a snapshot.
 
     Raises:
-        UserError: it is something else.
+        UserError: It is something else.
     """
     if not isinstance(snapshot, Snapshot):
         raise UserError(
@@ -32,14 +29,15 @@ def check_snapshot(snapshot: object) -> None:
 def check_alike(
     model: nn.Module, optimizer: Optimizer, seed: int, state: Mapping[str, Any]
 ) -> None:
-    """Refuse the state of another model, optimizer or data order.
+    """Check that a state is of the same model, optimizer and data order as a run's.
 
     Raises:
-        UserError: names the first thing that differs.
+        UserError: Names the first thing that differs.
     """
     if "model" not in state or "optimizer" not in state:
         raise UserError(
-            f"expected the snapshot of a training run, found one that holds {', '.join(sorted(state)) or 'nothing'}"
+            "expected the snapshot of a training run, found one that holds "
+            f"{', '.join(sorted(state)) or 'nothing'}"
         )
     ours = parameter_names.state_of(model)
     theirs = parameter_names.fitted(model, state["model"])
@@ -55,34 +53,42 @@ def check_alike(
             or found.dtype != expected.dtype
         ):
             raise UserError(
-                f"the snapshot is of another model: {name} should be {_kind(expected)}, found {_kind(found)}; "
+                f"the snapshot is of another model: {name} should be {_kind(expected)}, found "
+                f"{_kind(found)}; "
                 "restore it into a run made from the same configuration"
             )
     for name, value in state.get("buffers", {}).items():
         if value is not None and not isinstance(value, Tensor):
             raise UserError(
-                f"the snapshot is of another model: buffer {name} should be a tensor, found {_kind(value)}"
+                f"the snapshot is of another model: buffer {name} should be a tensor, found "
+                f"{_kind(value)}"
             )
     if state["seed"] != seed:
         raise UserError(
-            f"the snapshot is of a run with seed {state['seed']}, this one draws its data with seed {seed}; "
+            f"the snapshot is of a run with seed {state['seed']}, this one draws its data with "
+            f"seed {seed}; "
             "restore it into a run with that seed"
         )
     kind = type(optimizer).__name__
     if state["optimizer"].get("kind") != kind:
         raise UserError(
-            f"the snapshot is of another optimizer: expected {kind}, found {state['optimizer'].get('kind')}"
+            f"the snapshot is of another optimizer: expected {kind}, found "
+            f"{state['optimizer'].get('kind')}"
         )
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if sizes != (found := [len(group["params"]) for group in state["optimizer"]["param_groups"]]):
         raise UserError(
-            f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found {found}"
+            f"the snapshot is of another optimizer: expected parameter groups of {sizes}, found "
+            f"{found}"
         )
     _check_moments(optimizer, state["optimizer"])
 
 
 def _check_moments(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """What an optimizer's kernels read without looking must have its parameter's shape: they would read, and write, past it."""
+    """Check that moments have the shape of their parameters.
+
+    The optimizer's kernels read them without looking and would read, and write, past their ends.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     places = [place for group in state["param_groups"] for place in group["params"]]
     for place, parameter in zip(places, parameters):
@@ -102,26 +108,27 @@ def _check_moments(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                 )
             if not fits:
                 raise UserError(
-                    f"the snapshot is of another optimizer: {name} of parameter {place} should be {_kind(expected)}, "
+                    f"the snapshot is of another optimizer: {name} of parameter {place} should be "
+                    f"{_kind(expected)}, "
                     f"found {_kind(found)}; restore it into a run made from the same configuration"
                 )
 
 
 def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
-    """Refuse a snapshot that this run would not go on from bit for bit.
+    """Check that a run would continue from a snapshot bit for bit.
 
     Args:
-        snapshot: of this run, or of one built alike.
-        numerics: the settings that the bits of this run depend on, as `devices.numerics` gives
-            them.
+        snapshot: Snapshot of this run, or of one built alike.
+        numerics: Settings that the bits of this run depend on, as `numerics.numerics` returns them.
 
     Raises:
-        UserError: its moments were rounded, or it was taken under other numeric settings; names
-            each, with both values.
+        UserError: Moments were rounded, or the snapshot was taken under other numeric settings;
+            names each, with both values.
     """
     if snapshot.tier != "exact":
         raise UserError(
-            "expected an exact snapshot: the moments of this snapshot were rounded to 8 bits when it was saved; "
+            "expected an exact snapshot: the moments of this snapshot were rounded to 8 bits when "
+            "it was saved; "
             "restore it without exact=True, or save with moments='exact'"
         )
     saved = snapshot.state.get("numerics", {})
@@ -133,7 +140,8 @@ def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
             f"{name} {saved.get(name)!r} (here {numerics.get(name)!r})" for name in parameter_names
         )
         raise UserError(
-            f"the snapshot was taken under other numeric settings, found {listed}: it would not go on bit for bit; "
+            f"the snapshot was taken under other numeric settings, found {listed}: it would not go "
+            "on bit for bit; "
             "restore it where they are the same, or without exact=True"
         )
 
@@ -141,4 +149,6 @@ def check_exact(snapshot: Snapshot, numerics: Mapping[str, Any]) -> None:
 def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return "absent" if value is None else type(value).__name__
+    if value is None:
+        return "absent"
+    return type(value).__name__

@@ -1,4 +1,4 @@
-"""Nested state is copied into the tensors that are there, so that to restore costs no more than the copy."""
+"""Copies of nested state into existing tensors, so that a restore costs no more than the copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class Copies:
     """Copies of nested state that share no memory with it.
 
-    Tensors that are one in the state are one in the copy.
+    A tensor that occurs twice in the state occurs twice in the copy.
     """
 
     def __init__(self) -> None:
@@ -19,19 +19,21 @@ class Copies:
         self._used: set[int] = set()  # ids of what was copied into
 
     def of(self, saved: Any, live: Any) -> Any:
-        """A copy of `saved`, each of its tensors written into the one in the same place of `live`, or cloned if none fits.
+        """Return a copy of `saved`, written into the tensors of `live` where they fit.
 
         Args:
-            saved: dicts, lists, tensors and JSON values.
-            live: the like, as far as there is something; a list where `live` has a tuple becomes
-                one.
+            saved: Nested dicts and lists of tensors and JSON values.
+            live: Counterpart with tensors to write into; may be incomplete. A list becomes a tuple
+                where `live` has one.
         """
         if isinstance(saved, Tensor):
             if id(saved) not in self._copies:
                 self._copies[id(saved)] = self._copy(saved, live)
             return self._copies[id(saved)]
         if isinstance(saved, dict):
-            have = live if isinstance(live, Mapping) else {}
+            have: Mapping[Any, Any] = {}
+            if isinstance(live, Mapping):
+                have = live
             return {key: self.of(part, have.get(key)) for key, part in saved.items()}
         if isinstance(saved, list | tuple):
             fits = isinstance(live, list | tuple) and len(live) == len(saved)
@@ -39,11 +41,13 @@ class Copies:
                 self.of(part, old)
                 for part, old in zip(saved, live if fits else [None] * len(saved))
             ]
-            return tuple(parts) if isinstance(live, tuple) else parts
+            if isinstance(live, tuple):
+                return tuple(parts)
+            return parts
         return saved
 
     def follow(self, saved: Any, live: Any) -> None:
-        """Take the tensors of `live`, which was made from `saved`, for the copies: whoever loaded them may have cloned."""
+        """Take the tensors of `live` as the copies of `saved`: a loader may have cloned them."""
         if isinstance(saved, Tensor) and isinstance(live, Tensor):
             self._copies[id(saved)] = live
         elif isinstance(saved, dict) and isinstance(live, Mapping):

@@ -1,7 +1,7 @@
-"""Which data each step sees: a pure function of (seed, step, skip list, block order), never of a live iterator.
+"""Order of the data: a pure function of seed, step, skip list and block order.
 
 Data indices are counted over epochs without end. In each epoch they come in blocks of
-`block_steps`; a reorder shuffles the whole blocks still to come in its epoch, a skip drops single
+`block_steps`. A reorder shuffles the whole blocks still to come in its epoch; a skip drops single
 indices wherever the order has put them.
 """
 
@@ -20,15 +20,15 @@ from trainenv.types import as_whole
 
 @dataclass(frozen=True)
 class DataOrder:
-    """The order of data indices.
+    """Order of data indices.
 
     Args:
-        seed: of the shuffles.
-        epoch_steps: data indices in an epoch.
-        block_steps: data indices in a block.
-        skips: data indices that no step shall see, ascending.
-        reorders: positions (counted before skipping) at which the blocks to come were shuffled, in
-            the order it was done.
+        seed: Seed of the shuffles.
+        epoch_steps: Number of data indices in an epoch.
+        block_steps: Number of data indices in a block.
+        skips: Data indices that no step sees, ascending.
+        reorders: Positions, counted before skipping, at which the remaining blocks were shuffled,
+            in the order in which it happened.
     """
 
     seed: int
@@ -38,24 +38,24 @@ class DataOrder:
     reorders: tuple[int, ...] = ()
 
     def index(self, step: int) -> int:
-        """The data index that the step after `step` completed ones sees."""
+        """Return the data index of the step after `step` completed ones."""
         if not self.skips and not self.reorders:
             return step
         return self._index_at(self._position(step))
 
     def skip(self, indices: Iterable[int]) -> DataOrder:
-        """The order without `indices`.
+        """Return the order without `indices`.
 
         Indices of steps already taken must not be among them: later steps would move.
         """
         return replace(self, skips=tuple(sorted({*self.skips, *indices})))
 
     def reorder(self, step: int) -> DataOrder:
-        """The order with the blocks that start at or after the next step shuffled, to the end of the epoch."""
+        """Return the order with the remaining blocks of the epoch shuffled."""
         return replace(self, reorders=(*self.reorders, self._position(step)))
 
     def ahead(self, step: int, indices: Collection[int]) -> tuple[int, ...]:
-        """Those of `indices` that steps after `step` would see."""
+        """Return those of `indices` that steps after `step` would see."""
         if not indices:
             return ()
         start = self._position(step)
@@ -70,7 +70,7 @@ class DataOrder:
         return replace(self, skips=tuple(state["skips"]), reorders=tuple(state["reorders"]))
 
     def _position(self, step: int) -> int:
-        """Where the step after `step` completed ones stands when nothing is skipped."""
+        """Return the position of the step after `step` completed ones, before skipping."""
         position = step
         for skipped in _skipped_positions(self):
             if skipped > position:
@@ -95,14 +95,14 @@ class DataOrder:
 
 
 def flagged_with(flagged: Iterable[int], more: object) -> tuple[int, ...]:
-    """Data indices that are flagged, and more of them, ascending.
+    """Return flagged data indices and further ones, ascending.
 
     Args:
-        flagged: those so far.
-        more: whole numbers, of NumPy or torch too; a single one may stand alone.
+        flagged: Flagged data indices so far.
+        more: Whole numbers, also NumPy's and torch's, or a single one.
 
     Raises:
-        UserError: one is not a whole number, or below 0.
+        UserError: A value is not a whole number, or below 0.
     """
     several = (
         isinstance(more, Iterable)
@@ -125,9 +125,9 @@ def _skipped_positions(order: DataOrder) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _block_order(order: DataOrder, epoch: int) -> np.ndarray:
-    """The block at each place of an epoch.
+    """Return the block at each place of an epoch.
 
-    The last block keeps its place where it is shorter than the others.
+    The last block keeps its place if it is shorter than the others.
     """
     whole, rest = divmod(order.epoch_steps, order.block_steps)
     blocks = np.arange(whole + bool(rest))

@@ -1,8 +1,8 @@
-"""Independent copies of what a run trains: the model, its optimizer and the objective, as they belong together.
+"""Independent copies of what a run trains: model, optimizer and objective.
 
-`copy.deepcopy` alone loses some of it: all attributes of an optimizer but three, hooks on
-parameters, compiled calls. And what a function holds in its closure it shares: a hook of the copy
-would then change the original.
+`copy.deepcopy` alone is not enough. It loses all attributes of an optimizer but three, hooks on
+parameters and compiled calls, and it shares what functions hold in their closures: a hook of the
+copy would then change the original.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ Memo = dict[int, Any]  # as `copy.deepcopy` has it: the id of what was copied â†
 def copy_trained(
     model: nn.Module, optimizer: Optimizer, objective: Any
 ) -> tuple[nn.Module, Optimizer, Any]:
-    """A model, its optimizer and the objective, sharing nothing with the originals.
+    """Return copies of a model, its optimizer and the objective that share nothing with them.
 
-    Tensors that still hang on the graph of an earlier step (a kept activation, say) are copied
-    without it. What a hook holds of the originals in its closure, the copied hook holds of the
+    Tensors that are part of the graph of an earlier step (a kept activation, for example) are
+    copied without it. References to the originals in the closures of hooks become references to the
     copies.
 
     Raises:
-        UserError: something in them cannot be copied; it is named.
+        UserError: Names a part that cannot be copied.
     """
     made, stepping, loss = _copied(model, optimizer, objective, {})
     return made, stepping, loss
 
 
 def check_forkable(model: nn.Module, optimizer: Optimizer, objective: Any) -> None:
-    """Refuse what `copy_trained` cannot copy.
+    """Check that `copy_trained` can copy these objects.
 
-    No weights and moments are copied, so that it costs no memory.
+    Weights and moments are not copied, so it costs no memory.
 
     Raises:
-        UserError: something cannot be copied; it is named.
+        UserError: Names a part that cannot be copied.
     """
     kept = [*model.parameters(), *model.buffers(), *_tensors(dict(optimizer.state), set())]
     _copied(model, optimizer, objective, {id(tensor): tensor for tensor in kept}, check=True)
@@ -86,14 +86,18 @@ def _copied(
             raise
         where, kind = _culprit(model, optimizer, objective)
         raise UserError(
-            f"the run cannot be forked: {where} is {kind} that cannot be copied ({error!s:.120}); keep it outside, or give "
+            f"the run cannot be forked: {where} is {kind} that cannot be copied ({error!s:.120}); "
+            "keep it outside, or give "
             "what holds it a __deepcopy__ or __getstate__ that leaves it out"
         ) from error
     return copies[0], copies[2], _followed(copies[1], memo)
 
 
 def _copy_optimizer(optimizer: Any, memo: Memo) -> Any:
-    """An optimizer with all of its attributes, and those that it holds; `Optimizer.__getstate__` keeps three attributes."""
+    """Return a copy of an optimizer with all of its attributes and inner optimizers.
+
+    `Optimizer.__getstate__` keeps three attributes.
+    """
     kind = type(optimizer)
     own = (
         hasattr(kind, "__deepcopy__")
@@ -120,7 +124,7 @@ def _copy_optimizer(optimizer: Any, memo: Memo) -> Any:
 
 
 def _rekey(made: Any, ids: list[int], memo: Memo) -> None:
-    """Key a copied dict by the copies of parameters, where it is keyed by their ids, or weakly by themselves."""
+    """Key a copied dict by the copies of parameters where it is keyed by them or by their ids."""
     renamed: dict[Any, Any] = {}
     if isinstance(made, WeakIdKeyDictionary):
         renamed = {key: memo[id(key)] for key in made if id(key) in memo}
@@ -134,7 +138,7 @@ def _rekey(made: Any, ids: list[int], memo: Memo) -> None:
 
 
 def _follow(original: Any, memo: Memo) -> None:
-    """Let functions that the copy of a module or an optimizer holds refer to copies, where they refer to originals."""
+    """Make functions held by the copy of a module or optimizer refer to copies."""
     holders = original.modules() if isinstance(original, nn.Module) else [original]
     for holder in holders:
         made = memo.get(id(holder), holder)
@@ -152,12 +156,12 @@ def _follow(original: Any, memo: Memo) -> None:
 
 
 def _followed(function: Any, memo: Memo, *, stateful: bool = False) -> Any:
-    """The function with copies in its closure and defaults where it has originals; itself where it has none.
+    """Return the function with copies in place of originals in its closure and defaults.
 
     Args:
-        function: anything; what is no function is returned as it is.
-        memo: copies that were made so far.
-        stateful: copy what the closure holds of its own too, as that of a hook that averages the
+        function: Any object; one that is not a function is returned unchanged.
+        memo: Copies made so far, by the id of the original.
+        stateful: True to copy other state in the closure too, such as that of a hook that averages
             weights.
     """
     if not isinstance(function, FunctionType):
@@ -183,7 +187,10 @@ def _followed(function: Any, memo: Memo, *, stateful: bool = False) -> Any:
 
 
 def _copy_state(value: Any, memo: Memo) -> None:
-    """Put a copy of a module, a tensor, a container or a plain object into the memo; what cannot be copied stays shared."""
+    """Put a copy of a module, tensor, container or plain object into the memo.
+
+    What cannot be copied stays shared.
+    """
     if id(value) in memo or not (
         isinstance(value, Tensor | dict | list | set | deque) or hasattr(value, "__dict__")
     ):
@@ -204,19 +211,20 @@ def _content(cell: CellType) -> Any:
 
 
 def _compiled_alike(original: nn.Module, made: nn.Module) -> Any:
-    """The copy's call compiled as that of a module that was compiled in place (`model.compile()`)."""
+    """Compile the call of the copy if the module was compiled in place (`model.compile()`)."""
     call: Any = original._compiled_call_impl
     held = dict(zip(call.__code__.co_freevars, (_content(cell) for cell in call.__closure__ or ())))
     context = held.get("self")
     if not callable(context):
         raise UserError(
-            "the run cannot be forked: a module was compiled in place; take torch.compile(module) instead"
+            "the run cannot be forked: a module was compiled in place; take torch.compile(module) "
+            "instead"
         )
     return context(made._call_impl)
 
 
 def _copy_hooks(parameters: list[Tensor], memo: Memo) -> None:
-    """Attributes and hooks of parameters, which their copies lack: a mask on a gradient is one."""
+    """Copy attributes and hooks of parameters, such as a mask on a gradient."""
     for parameter in parameters:
         made = memo.get(id(parameter))
         if made is None or made is parameter:
@@ -240,7 +248,9 @@ def _copy_hooks(parameters: list[Tensor], memo: Memo) -> None:
 
 
 def _parameters(model: nn.Module, optimizer: Any, objective: Any) -> list[Tensor]:
-    own = objective.parameters() if isinstance(objective, nn.Module) else ()
+    own: list[Tensor] = []
+    if isinstance(objective, nn.Module):
+        own = list(objective.parameters())
     every = [
         *model.parameters(),
         *own,
@@ -250,14 +260,14 @@ def _parameters(model: nn.Module, optimizer: Any, objective: Any) -> list[Tensor
 
 
 def _detached(*holders: Any) -> Memo:
-    """Copies of the tensors that are no leaves, without their graph."""
+    """Return copies of the non-leaf tensors, without their graph."""
     seen: set[int] = set()
     tensors = [tensor for holder in holders for tensor in _tensors(holder, seen)]
     return {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Tensors that an object holds, however deep."""
+    """Yield the tensors that an object holds, at any depth."""
     if id(value) in seen or isinstance(value, type | FunctionType | str | bytes | int | float):
         return
     seen.add(id(value))
@@ -267,13 +277,15 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Mapping):
         parts = [*value.keys(), *value.values()]
     else:
-        parts = list(value) if isinstance(value, list | tuple | set | frozenset) else []
+        parts = []
+        if isinstance(value, list | tuple | set | frozenset):
+            parts = list(value)
     for part in (*parts, *vars(value).values()) if hasattr(value, "__dict__") else parts:
         yield from _tensors(part, seen)
 
 
 def _culprit(model: nn.Module, optimizer: Any, objective: Any) -> tuple[str, str]:
-    """The place and the type of the first thing that cannot be copied."""
+    """Return the place and the type of the first part that cannot be copied."""
     holders = [(f"model.{name}".rstrip("."), module) for name, module in model.named_modules()]
     for where, holder in (*holders, ("optimizer", optimizer), ("objective", objective)):
         for name, value in getattr(holder, "__dict__", {}).items():

@@ -1,4 +1,4 @@
-"""What is known of a run, for those who forecast it: telemetry so far and the learning rates to come."""
+"""History of a run, as forecasts need it: telemetry so far and learning rates to come."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 def history_of(
     run: Run, telemetry: Sequence[Telemetry], *, horizon: int, validation: float = math.nan
 ) -> RunHistory:
-    """The history of a run that is where its telemetry ends.
+    """Return the history of a run that is at the step where its telemetry ends.
 
     Args:
-        run: as it is now.
-        telemetry: of its steps so far that were kept, in order; the last 512, or 40 decisions, will
-            do.
-        horizon: steps that a forecast is to look ahead, N; rounded to four decisions of equal
-            length. The pretrained model knows horizons of 12 % of the budget.
-        validation: clean validation loss now, nats per token, where it is known.
+        run: Run at its present step.
+        telemetry: Telemetry of its steps so far, in order; the last 512, or 40 decisions, are
+            enough.
+        horizon: Steps that a forecast looks ahead, N; rounded to four decisions of equal length.
+            The pretrained model knows horizons of 12 % of the budget.
+        validation: Clean validation loss now, in nats per token; NaN if unknown.
     """
     return RunHistory(
         telemetry=telemetry,

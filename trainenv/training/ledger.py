@@ -1,6 +1,6 @@
-"""Every FLOP, by purpose.
+"""`Ledger`: FLOPs spent, by purpose.
 
-Compute that was spent stays spent: restoring a snapshot never takes anything off the ledger.
+Spent compute stays spent: restoring a snapshot takes nothing off the ledger.
 """
 
 from __future__ import annotations
@@ -9,24 +9,27 @@ from trainenv.types import PURPOSES, Purpose, UserError, as_number
 
 
 class Ledger:
-    """FLOPs spent so far.
+    """FLOPs spent so far, by purpose.
 
-    main: steps that the run kept; rewound: steps of the run that were thrown away; verify: steps of
-    branches; plan: drafting;
-    evaluate: validation and probes; model: training the world model.
+    - main: steps that the run kept
+    - rewound: steps of the run that a rewind discarded
+    - verify: steps of branches
+    - plan: planning
+    - evaluate: validation and probes
+    - model: training of the world model
     """
 
     def __init__(self) -> None:
         self._flops: dict[Purpose, float] = dict.fromkeys(PURPOSES, 0.0)
 
     def charge(self, purpose: Purpose, flops: float) -> None:
-        """Add `flops` to a purpose."""
+        """Add FLOPs to a purpose."""
         if purpose not in self._flops:
             raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
         self._flops[purpose] += as_number(flops, "a charge", least=0, unit="FLOPs")
 
     def move(self, source: Purpose, target: Purpose, flops: float) -> None:
-        """Charge `flops` to `target` instead of `source`."""
+        """Charge FLOPs to `target` instead of `source`."""
         moved = min(flops, self._flops[source])
         self._flops[source] -= moved
         self._flops[target] += moved
@@ -39,11 +42,11 @@ class Ledger:
         return sum(self._flops.values())
 
     def as_dict(self) -> dict[str, float]:
-        """FLOPs by purpose, in the order of `PURPOSES`."""
+        """Return the FLOPs by purpose, in the order of `PURPOSES`."""
         return {str(purpose): flops for purpose, flops in self._flops.items()}
 
     def load(self, flops: dict[str, float]) -> None:
-        """Go on from what an earlier process had spent."""
+        """Take over what an earlier process has spent."""
         self._flops = {purpose: float(flops.get(purpose, 0.0)) for purpose in PURPOSES}
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Whatever a user's data callable returns ↔ the micro-batches of one step, on the run's device."""
+"""Micro-batches of a step, from whatever a user's data function returns, on the run's device."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ _MASKS = ("loss_mask", "attention_mask")
 
 
 def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) -> Batch:
-    """`data` as a `Batch`: one already, one micro-batch, rows to cut up, or a list of micro-batches.
+    """Return data as a `Batch`.
 
     With accumulation n above 1:
 
     - A tensor, a mapping (nested too) or a tuple of tensors is one batch, and is cut into n parts
-      of equally many rows. Rows are the first dimension, which all tensors must share. NumPy arrays
-      and lists of one entry a row are cut too; tensors of no dimension or of a single row, and
-      everything else, go to all parts.
+      with equally many rows. Rows are the first dimension, which all tensors must share. NumPy
+      arrays and lists with one entry a row are cut too. Tensors without a dimension or with a
+      single row, and everything else, go to all parts.
     - A list of n entries holds the micro-batches, unless its tensors differ in type or number of
       dimensions: that is what a `DataLoader` makes of (inputs, labels), and is one batch.
-    - A tuple of n entries holds the micro-batches where it can't be one batch: its tensors have
-      fewer than n rows, or not all as many, or its entries are mappings or sequences alike.
+    - A tuple of n entries holds the micro-batches if it can't be one batch: its tensors have fewer
+      than n rows, or different numbers of rows, or its entries are all mappings or all sequences.
 
     Args:
-        data: what `batches(index)` returned.
-        index: of the data.
-        accumulation: micro-batches of a step.
-        bare: whether the objective takes bare tensors, so that a tuple can't be one batch.
+        data: Return value of `batches(index)`.
+        index: Data index.
+        accumulation: Number of micro-batches in a step.
+        bare: True if the objective takes bare tensors, so that a tuple can't be one batch.
 
     Raises:
-        UserError: the data can't be divided, or could be read in two ways; the sentence says what
-            to return instead.
+        UserError: The data can't be divided, or could be read in two ways; says what to return.
     """
     if isinstance(data, Batch):
         if not data.micro:
@@ -66,9 +65,11 @@ def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) ->
 
 
 def placed(micro: Any, device: torch.device) -> Any:
-    """A micro-batch with its tensors on `device`."""
+    """Return a micro-batch with its tensors on `device`."""
     if isinstance(micro, Tensor):
-        return micro if micro.device == device else micro.to(device, non_blocking=True)
+        if micro.device == device:
+            return micro
+        return micro.to(device, non_blocking=True)
     if isinstance(micro, Mapping):
         return {key: placed(part, device) for key, part in micro.items()}
     if isinstance(micro, list | tuple):
@@ -77,7 +78,10 @@ def placed(micro: Any, device: torch.device) -> Any:
 
 
 def token_count(micro: Any) -> int:
-    """Tokens predicted: those of the first integer tensor, less one a row; 0 where there is none."""
+    """Return the number of predicted tokens; 0 if there are none.
+
+    They are those of the first integer tensor, less one a row.
+    """
     array = micro if isinstance(micro, Tensor) else next(filter(_is_integer, _arrays(micro)), None)
     if array is None or not _is_integer(array):
         return 0
@@ -85,37 +89,34 @@ def token_count(micro: Any) -> int:
 
 
 def pass_size(micro: Any) -> int:
-    """Tokens that a pass works on, by which its FLOPs are counted; else its rows. 1 or more."""
+    """Return the number of tokens, else rows, that a pass works on, at least 1; FLOPs follow it."""
     return token_count(micro) or max(
         (_rows_of(array) for array in itertools.islice(_arrays(micro), 1)), default=1
     )
 
 
 def labelled(micro_batches: Sequence[Any]) -> list[int | Tensor]:
-    """Labelled tokens of each micro-batch of a step, or of a validation set.
-
-    They are what a mean loss is the mean over.
+    """Return the number of labelled tokens of each micro-batch, over which a mean loss is the mean.
 
     The rule, for an objective that returns a plain mean:
 
-    - A single tensor: the tokens that are predicted from those before them, all but the first of
-      each row.
+    - A single tensor: the predicted tokens, all but the first of each row.
     - A mapping: the entries of `labels` (or `label`, `label_ids`, `targets`, `target`) other than
-      −100, and where there is a `loss_mask` of that shape, those that it lets through. Without
-      labels, the entries let through of `loss_mask`, or else of `attention_mask`; without masks,
-      the tokens of its first integer tensor, as of a single one.
+      −100; if there is a `loss_mask` of that shape, those that it selects. Without labels, the
+      entries selected by `loss_mask`, or else by `attention_mask`; without masks, the tokens of its
+      first integer tensor, as for a single one.
     - A tuple or list of at least two tensors: the entries of its last integer tensor other than
-      −100, and where there is a boolean tensor of that shape, those that it lets through.
+      −100; if there is a boolean tensor of that shape, those that it selects.
     - Labels that repeat the inputs (`input_ids`, else the first integer tensor) wherever there is a
       label are shifted inside the model, as transformers' causal models do: the first of each row
-      is no label. So it is with a mask in place of labels.
-    - Without integers, or where the labels are floats: every row.
+      is no label. The same holds for a mask in place of labels.
+    - Without integers, or with float labels: every row.
 
-    What this can't tell is settled by an objective that returns `trainenv.types.LossSum`.
+    If this rule does not fit, let the objective return a `trainenv.types.LossSum`.
 
     Returns:
-        A number where the labels lie on the CPU; else a scalar int64 tensor beside them, so that no
-        step waits for the device.
+        A number if the labels are on the CPU; else a scalar int64 tensor on their device, so that
+        no step waits for it.
     """
     found = [_counted(micro) for micro in micro_batches]
     # Of all together: in one small micro-batch each label may be the input by chance.
@@ -128,7 +129,7 @@ def labelled(micro_batches: Sequence[Any]) -> list[int | Tensor]:
 
 
 def host_reads_are_free(tensor: Tensor) -> bool:
-    """Whether its values can be read without waiting for a device."""
+    """Return True if values on this device can be read without waiting."""
     return tensor.is_cpu
 
 
@@ -136,7 +137,7 @@ def host_reads_are_free(tensor: Tensor) -> bool:
 
 
 def _is_one_batch(data: list[Any] | tuple[Any, ...], accumulation: int, bare: bool) -> bool:
-    """Whether a sequence is one batch of several tensors, no sequence of micro-batches."""
+    """Return True if a sequence is one batch of several tensors, not a list of micro-batches."""
     lengths = [len(array) for array in _arrays(data) if array.ndim]
     if bare or max(lengths, default=0) < accumulation:
         return False
@@ -154,7 +155,7 @@ def _is_one_batch(data: list[Any] | tuple[Any, ...], accumulation: int, bare: bo
 
 
 def _check_not_shifted(data: Sequence[Any], bare: bool) -> None:
-    """Refuse a list [inputs, labels] of a language model, which looks like two micro-batches."""
+    """Refuse a list [inputs, labels] of a language model: it looks like two micro-batches."""
     if bare or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
         return
     x, y = data
@@ -168,7 +169,8 @@ def _check_not_shifted(data: Sequence[Any], bare: bool) -> None:
     )
     if likely and torch.equal(x[:, 1:], y[:, :-1]) and not torch.equal(x, y):
         raise UserError(
-            "a list of 2 tensors holds two micro-batches, but the second of these is the first shifted by a token; return "
+            "a list of 2 tensors holds two micro-batches, but the second of these is the first "
+            "shifted by a token; return "
             "(inputs, labels) as a tuple or a mapping to have it cut by rows"
         )
 
@@ -182,12 +184,14 @@ def _cut(data: Any, parts: int) -> tuple[Any, ...]:
         raise _indivisible(data, parts)
     if others := sorted({length for length in lengths if length not in (1, rows)}):
         raise UserError(
-            f"with accumulation {parts}, the tensors of a batch must have as many rows each, found {rows} and {others[-1]}; "
+            f"with accumulation {parts}, the tensors of a batch must have as many rows each, found "
+            f"{rows} and {others[-1]}; "
             "put what is the same for all rows into tensors of one row"
         )
     if rows % parts:
         raise UserError(
-            f"with accumulation {parts}, batches(index) must return a multiple of {parts} rows, found {rows} in each tensor "
+            f"with accumulation {parts}, batches(index) must return a multiple of {parts} rows, "
+            f"found {rows} in each tensor "
             f"of a {type(data).__name__}; return other rows, or a list of {parts} micro-batches"
         )
     size = rows // parts
@@ -197,14 +201,18 @@ def _cut(data: Any, parts: int) -> tuple[Any, ...]:
 
 
 def _rows(data: Any, rows: int, which: slice) -> Any:
-    """Those rows of everything that has `rows` of them."""
+    """Return some rows of everything that has `rows` of them."""
     if isinstance(data, Tensor | np.ndarray):
-        return data[which] if data.ndim and len(data) == rows else data
+        if data.ndim and len(data) == rows:
+            return data[which]
+        return data
     if isinstance(data, Mapping):
         return {key: _rows(part, rows, which) for key, part in data.items()}
     if isinstance(data, list | tuple):
         if not list(_arrays(data)):
-            return data[which] if len(data) == rows else data
+            if len(data) == rows:
+                return data[which]
+            return data
         return _alike(data, [_rows(part, rows, which) for part in data])
     return data
 
@@ -216,20 +224,25 @@ def _indivisible(data: Any, parts: int) -> UserError:
         else f" of length {len(data)}"
     )
     return UserError(
-        f"with accumulation {parts}, batches(index) must return a tensor, a mapping or a tuple of tensors of a multiple of "
+        f"with accumulation {parts}, batches(index) must return a tensor, a mapping or a tuple of "
+        "tensors of a multiple of "
         f"{parts} rows, or a sequence of {parts} micro-batches; found {type(data).__name__}{length}"
     )
 
 
 def _alike(data: list[Any] | tuple[Any, ...], parts: list[Any]) -> Any:
-    return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
+    if hasattr(data, "_fields"):
+        return type(data)(*parts)
+    return type(data)(parts)
 
 
 # ── counting ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _rows_of(array: Tensor | np.ndarray) -> int:
-    return max(1, len(array)) if array.ndim else 1
+    if array.ndim:
+        return max(1, len(array))
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +250,9 @@ class _Marks:
     """Labels of a micro-batch, before it is known whether the model shifts them.
 
     Attributes:
-        marks: bool tensor, true where there is a label.
-        repeats: scalar bool tensor, true if each label is the input at its place; None if there are
-            no inputs to compare.
+        marks: Bool tensor, true at each label.
+        repeats: Scalar bool tensor, true if each label equals the input at its place; None without
+            inputs to compare.
     """
 
     marks: Tensor
@@ -247,20 +260,22 @@ class _Marks:
 
     @classmethod
     def of(cls, marks: Tensor, labels: Tensor, inputs: Tensor | None) -> _Marks:
-        """Compare the labels with the inputs where they have one shape [B, T, …]."""
+        """Compare the labels with the inputs if both have the shape [B, T, …]."""
         if inputs is None or marks.ndim < 2 or not inputs.shape == marks.shape == labels.shape:
             return cls(marks, None)
         return cls(marks, ((labels == inputs) | ~marks).all())
 
     def count(self, shifted: bool | Tensor) -> int | Tensor:
-        """Number of labels, without the first of each row if they are shifted."""
+        """Return the number of labels, without the first of each row if they are shifted."""
         if self.repeats is None or shifted is False:
             count = self.marks.sum()
         elif shifted is True:
             count = self.marks[:, 1:].sum()
         else:
             count = torch.where(torch.as_tensor(shifted), self.marks[:, 1:].sum(), self.marks.sum())
-        return int(count) if host_reads_are_free(count) else count
+        if host_reads_are_free(count):
+            return int(count)
+        return count
 
 
 def _counted(micro: Any) -> int | _Marks:
@@ -305,7 +320,7 @@ def _counted_by_name(micro: Mapping[Any, Any]) -> int | _Marks:
 
 
 def _arrays(value: Any) -> Iterator[Any]:
-    """Every tensor and NumPy array of numbers in nested mappings, lists and tuples."""
+    """Yield every tensor and numeric NumPy array in nested mappings, lists and tuples."""
     if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc"):
         yield value
     elif isinstance(value, Mapping):
@@ -323,4 +338,6 @@ def _is_integer(array: Tensor | np.ndarray) -> bool:
 
 
 def _tensor(array: Tensor | np.ndarray) -> Tensor:
-    return array if isinstance(array, Tensor) else torch.as_tensor(array)
+    if isinstance(array, Tensor):
+        return array
+    return torch.as_tensor(array)

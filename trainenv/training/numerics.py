@@ -1,4 +1,4 @@
-"""The device a run is on, and the numeric settings that its bits depend on."""
+"""Device of a run, and the numeric settings that its bits depend on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from trainenv.types import UserError
 
 
 def pick(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
+    """Return the device of a setting; `auto` is the GPU if there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "device cuda was asked for, but torch finds none; take device: auto, or install a CUDA build of torch"
+            "device cuda was asked for, but torch finds none; take device: auto, or install a CUDA "
+            "build of torch"
         )
     return torch.device(
         "cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu"
@@ -33,12 +34,11 @@ def pick(name: str) -> torch.device:
 
 @contextmanager
 def settings(config: TrainingConfig) -> Iterator[None]:
-    """The numeric settings of a run, in force inside the block and undone after it: threads, and deterministic kernels.
+    """Apply the numeric settings of a run inside the block: threads and deterministic kernels.
 
-    They are the process's: of its threads, one at a time is inside.
-
-    Bits depend on the number of threads. On the CPU our kernels never vary from call to call; on a
-    GPU some do unless told.
+    They belong to the process, so one thread at a time is inside. Bits depend on the number of
+    threads. On the CPU our kernels never vary from call to call; on a GPU some do unless they are
+    deterministic.
     """
     with rng.exclusive():
         threads = torch.get_num_threads()
@@ -61,10 +61,10 @@ def settings(config: TrainingConfig) -> Iterator[None]:
 def numerics(
     model: nn.Module, optimizer: Optimizer, device: torch.device, config: TrainingConfig
 ) -> dict[str, Any]:
-    """Everything that a run's bits depend on beside its state, as JSON values: a run restored under the same goes on to the bit.
+    """Return all settings that a run's bits depend on, as JSON values.
 
-    `matmul` is torch's word for how float32 products may be rounded ("tf32", "bf16"; None where
-    torch cannot say).
+    A run restored under equal settings continues bit for bit. `matmul` is torch's name for the
+    precision of float32 products ("tf32", "bf16"; None if torch does not say).
     """
     modules = list(model.modules())
     dtypes = {p.dtype for module in modules for p in module.parameters(recurse=False)}
@@ -90,7 +90,7 @@ def numerics(
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Find out if the model, or a part of it, is compiled."""
+    """Return True if the model, or a part of it, is compiled."""
     return any(_is_compiled(module) for module in model.modules())
 
 
@@ -105,7 +105,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 @cache
 def _version(package: str) -> str | None:
-    """The version of an installed package, read without importing it; None where there is none."""
+    """Return the version of an installed package without importing it; None if it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

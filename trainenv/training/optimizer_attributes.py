@@ -1,7 +1,8 @@
-"""Attributes of an optimizer as tensors and JSON, and back: containers with any keys, arrays, generators of random numbers.
+"""Attributes of an optimizer as tensors and JSON values, and back.
 
-What JSON lacks is a mapping with one key, its tag: `{"<deque>": […]}`. Parameters are named by
-their place in the optimizer.
+They may be containers with any keys, arrays, and generators of random numbers. A value that JSON
+lacks is a mapping with one key, its tag: `{"<deque>": […]}`. Parameters are named by their place in
+the optimizer.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ _MAPPINGS: dict[str, Callable[[], dict[Any, Any]]] = {
 
 
 class _Unsaved(Exception):
-    """The value is neither plain nor of a form known here."""
+    """Signal that a value has no known form and is not saved."""
 
 
 def saved_attributes(optimizer: Optimizer) -> dict[str, Any]:
-    """Attributes of an optimizer that training may change, as tensors and JSON; empty for torch's own optimizers."""
+    """Return the attributes that training may change; none for torch's own optimizers."""
     saved = {}
     writer = _Writer(optimizer)
     for name, value in vars(optimizer).items():
@@ -87,28 +88,33 @@ def saved_attributes(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def attribute_names(optimizer: Optimizer) -> list[str] | None:
-    """Names of an optimizer's attributes, saved or not; None for one of torch's own without any."""
+    """Return the names of all attributes; None for a torch optimizer without its own."""
     names = sorted(
         name
         for name in vars(optimizer)
         if name not in _TORCH and not name.startswith("_optimizer_")
     )
-    return names if names or not type(optimizer).__module__.startswith("torch.optim") else None
+    if names or not type(optimizer).__module__.startswith("torch.optim"):
+        return names
+    return None
 
 
 def drop_later_attributes(optimizer: Optimizer, names: Iterable[str]) -> None:
-    """Delete the attributes that could be saved and are not among `names`: a step after the saved state made them."""
+    """Delete attributes that could be saved and are not among `names`.
+
+    A step after the saved state has made them.
+    """
     for name in saved_attributes(optimizer).keys() - set(names):
         delattr(optimizer, name)
 
 
 def load_attributes(optimizer: Optimizer, saved: Mapping[str, Any], copies: Copies) -> None:
-    """Set attributes as they were saved, in the containers, tensors and generators that are there.
+    """Set attributes as they were saved, in the existing containers, tensors and generators.
 
     Args:
-        optimizer: its state and groups are loaded.
-        saved: what `saved_attributes` returned, perhaps through a file.
-        copies: of the tensors that were loaded.
+        optimizer: Optimizer whose state and groups are loaded already.
+        saved: Return value of `saved_attributes`, perhaps read from a file.
+        copies: Copies of the loaded tensors.
     """
     reader = _Reader(optimizer, copies)
     with torch.no_grad():
@@ -120,7 +126,7 @@ def load_attributes(optimizer: Optimizer, saved: Mapping[str, Any], copies: Copi
 
 
 def held_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """Other optimizers in the attributes of one, also in lists, tuples and dicts; each once."""
+    """Return other optimizers in the attributes of one, also in containers; each once."""
     found = {}
     for value in vars(optimizer).values():
         parts = (
@@ -141,7 +147,7 @@ def held_optimizers(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _known(optimizer: Optimizer) -> dict[str, Any]:
-    """Containers that the state dict covers, by path: an attribute may be one of them."""
+    """Return the containers that the state dict covers, by path."""
     places = {id(p): place for place, p in enumerate(_parameters(optimizer))}
     entries = {
         f"state/{places[id(p)]}": entry for p, entry in optimizer.state.items() if id(p) in places
@@ -166,7 +172,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 class _Writer:
-    """Attributes to tensors and JSON. A container met twice is written once."""
+    """Writer of attributes to tensors and JSON values. A container met twice is written once."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._places = {id(p): place for place, p in enumerate(_parameters(optimizer))}
@@ -194,7 +200,9 @@ class _Writer:
             dtype, _, _, data = _bytes_of(np.asarray(value))
             return {"<scalar>": [dtype, data.hex()]}
         if isinstance(value, int) and not isinstance(value, bool):
-            return int(value) if -(2**63) <= value < 2**63 else {"<int>": str(int(value))}
+            if -(2**63) <= value < 2**63:
+                return int(value)
+            return {"<int>": str(int(value))}
         if value is None or isinstance(value, bool | float | str):
             return value
         if isinstance(value, bytes):
@@ -262,17 +270,15 @@ class _Writer:
             not whole or type(value).__torch_dispatch__ != Tensor.__torch_dispatch__
         ):  # one made of others
             raise _Unsaved
-        return (
-            {"<own parameter>": [value.requires_grad, value]}
-            if isinstance(value, nn.Parameter)
-            else value
-        )
+        if isinstance(value, nn.Parameter):
+            return {"<own parameter>": [value.requires_grad, value]}
+        return value
 
     def _row(self, parts: Iterable[Any], path: str) -> list[Any]:
         return [self._of(part, f"{path}/{place}") for place, part in enumerate(parts)]
 
     def _sorted(self, parts: Iterable[Any]) -> list[Any]:
-        """Members of a set in an order that depends on nothing else."""
+        """Return the members of a set in an order that depends on nothing else."""
         return sorted((self._key(part) for part in parts), key=json.dumps)
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
@@ -302,18 +308,16 @@ class _Writer:
         return {"<dict>": parts}
 
     def _key(self, key: Any) -> Any:
-        """A key, or a member of a set: hashable, so that nothing in it is changed."""
+        """Write a key, or a member of a set: it is hashable, so nothing in it is changed."""
         if isinstance(key, Enum) and isinstance(key, int | str):
             return key.value
         if type(key) is int and key in self._places:
             return {"<id>": self._places[key]}
         if isinstance(key, tuple | frozenset):
             parts = [self._key(part) for part in key]
-            return (
-                {"<tuple>": parts}
-                if isinstance(key, tuple)
-                else {"<frozenset>": sorted(parts, key=json.dumps)}
-            )
+            if isinstance(key, tuple):
+                return {"<tuple>": parts}
+            return {"<frozenset>": sorted(parts, key=json.dumps)}
         known = isinstance(
             key,
             np.generic | int | float | str | bytes | complex | torch.device | torch.dtype | None,
@@ -324,7 +328,10 @@ class _Writer:
 
 
 class _Reader:
-    """Attributes from tensors and JSON, written into what is there: whoever holds a container, as a closure, sees it change."""
+    """Reader of attributes, which writes into the existing containers.
+
+    Whoever holds one of them, such as a closure, sees the change.
+    """
 
     def __init__(self, optimizer: Optimizer, copies: Copies) -> None:
         self._copies = copies
@@ -336,11 +343,9 @@ class _Reader:
         if isinstance(saved, Tensor):
             return self._copies.of(saved, live if _writable(live) else None)
         if isinstance(saved, list):  # a tuple or the like too, in snapshots from before tags
-            return (
-                self._read_tuple(saved, live, path)
-                if isinstance(live, tuple)
-                else self._list(saved, live, path)
-            )
+            if isinstance(live, tuple):
+                return self._read_tuple(saved, live, path)
+            return self._list(saved, live, path)
         if not isinstance(saved, Mapping):
             return saved
         tag, value = next(iter(saved.items())) if len(saved) == 1 else ("", None)
@@ -351,17 +356,15 @@ class _Reader:
             value = [str(live.device), value]
         if tag == "<same>":
             return self._made.get(str(value), live)
-        read = (
-            getattr(self, "_read_" + tag[1:-1].replace(" ", "_"), None)
-            if tag.startswith("<")
-            else None
-        )
+        read = None
+        if tag.startswith("<"):
+            read = getattr(self, "_read_" + tag[1:-1].replace(" ", "_"), None)
         if read is None:
             return self._pairs([[key, part] for key, part in saved.items()], live, path)
         return read(value, live, path)
 
     def _claim(self, live: Any, kind: Any, path: str, fresh: Any) -> Any:
-        """What is to be written into: what is there, where it is of the kind and nothing else's."""
+        """Return the existing object if it is of the kind and not yet taken; else None."""
         made = live if isinstance(live, kind) and id(live) not in self._used else fresh()
         self._used.add(id(made))
         self._made[path] = made
@@ -380,10 +383,14 @@ class _Reader:
         parts = self._row(saved, live if isinstance(live, tuple) else (), path)
         if hasattr(type(live), "_make") and len(live) == len(parts):
             return type(live)._make(parts)
-        return torch.Size(parts) if isinstance(live, torch.Size) else tuple(parts)
+        if isinstance(live, torch.Size):
+            return torch.Size(parts)
+        return tuple(parts)
 
     def _pairs(self, saved: Any, live: Any, path: str) -> Any:
-        have = live if isinstance(live, Mapping) else {}
+        have: Mapping[Any, Any] = {}
+        if isinstance(live, Mapping):
+            have = live
         parts = []
         for place, (key, part) in enumerate(saved):
             known = self.of(key, None, "")
@@ -409,8 +416,12 @@ class _Reader:
 
     def _read_deque(self, saved: Any, live: Any, path: str) -> Any:
         maxlen, parts = saved
-        have = list(live) if isinstance(live, deque) else []
-        fits = live if isinstance(live, deque) and live.maxlen == maxlen else None
+        have = []
+        if isinstance(live, deque):
+            have = list(live)
+        fits = None
+        if isinstance(live, deque) and live.maxlen == maxlen:
+            fits = live
         made = self._claim(fits, deque, path, lambda: deque(maxlen=maxlen))
         row = self._row(parts, have, path)
         made.clear()
@@ -450,7 +461,9 @@ class _Reader:
         return made
 
     def _read_numpy_generator(self, saved: Any, live: Any, path: str) -> Any:
-        inner = live.bit_generator if isinstance(live, np.random.Generator) else None
+        inner = None
+        if isinstance(live, np.random.Generator):
+            inner = live.bit_generator
         bits = self.of(saved, inner, f"{path}/bits")
         return self._claim(
             live if bits is inner else None,
@@ -462,14 +475,18 @@ class _Reader:
     def _read_bit_generator(self, saved: Any, live: Any, path: str) -> Any:
         state = self.of(saved, None, f"{path}/state")
         name = str(state["bit_generator"])
-        fits = live if type(live).__name__ == name else None
+        fits = None
+        if type(live).__name__ == name:
+            fits = live
         made = self._claim(fits, np.random.BitGenerator, path, lambda: _bits(name))
         made.state = state
         return made
 
     def _read_random_state(self, saved: Any, live: Any, path: str) -> Any:
         state = self.of(saved, None, f"{path}/state")
-        fits = live if isinstance(live, np.random.RandomState) and _same_kind(live, state) else None
+        fits = None
+        if isinstance(live, np.random.RandomState) and _same_kind(live, state):
+            fits = live
         name = str(state["bit_generator"])
         made = self._claim(
             fits, np.random.RandomState, path, lambda: np.random.RandomState(_bits(name))
@@ -490,18 +507,14 @@ class _Reader:
 
     def _read_own_parameter(self, saved: Any, live: Any, path: str) -> Any:
         found = self._copies.of(saved[1], live if _writable(live) else None)
-        return (
-            found
-            if isinstance(found, nn.Parameter)
-            else nn.Parameter(found, requires_grad=saved[0])
-        )
+        if isinstance(found, nn.Parameter):
+            return found
+        return nn.Parameter(found, requires_grad=saved[0])
 
     def _read_enum(self, saved: Any, live: Any, path: str) -> Any:
-        return (
-            type(live)[saved]
-            if isinstance(live, Enum) and saved in type(live).__members__
-            else live
-        )
+        if isinstance(live, Enum) and saved in type(live).__members__:
+            return type(live)[saved]
+        return live
 
     def _read_int(self, saved: Any, live: Any, path: str) -> Any:
         return int(saved)
@@ -522,22 +535,29 @@ class _Reader:
 
     def _read_dtype(self, saved: Any, live: Any, path: str) -> Any:
         found = getattr(torch, saved, None)
-        return found if isinstance(found, torch.dtype) else live
+        if isinstance(found, torch.dtype):
+            return found
+        return live
 
 
 def _bytes_of(array: Any) -> tuple[str, list[int], str, bytes]:
-    """The dtype, the shape, the order and the bytes of an array."""
+    """Return the dtype, the shape, the memory order and the bytes of an array."""
     if array.dtype.hasobject or array.dtype.names is not None:
         raise _Unsaved
     return array.dtype.str, list(array.shape), _order(array), array.tobytes(order=_order(array))
 
 
 def _order(array: Any) -> Any:
-    return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        return "F"
+    return "C"
 
 
 def _writable(live: Any) -> bool:
-    """Tell tensors that can be copied into from those whose elements share memory, and from those made in inference mode."""
+    """Return True if a tensor can be copied into.
+
+    Not one whose elements share memory, nor one made in inference mode.
+    """
     return (
         isinstance(live, Tensor)
         and not live.is_inference()

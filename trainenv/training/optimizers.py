@@ -1,4 +1,4 @@
-"""The optimizer: AdamW as we make it, and what any optimizer must let us do: set its rates, reset it, load it."""
+"""Optimizers: our AdamW, and the rates, resets, state and modes of any optimizer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ MOMENTS = (
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Fused AdamW (Loshchilov & Hutter 2019); matrices decay; biases, norms and position embeddings don't."""
+    """Return a fused AdamW (Loshchilov & Hutter 2019).
+
+    Matrices decay; biases, norms and position embeddings do not.
+    """
     spec = spec_of(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if spec.decays(name, p)]
@@ -54,7 +57,10 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def base_rates(optimizer: Optimizer) -> Rates:
-    """Learning rate and weight decay of each group: with a scheduler attached, those from before it changed them."""
+    """Return the learning rate and weight decay of each group.
+
+    With a scheduler attached, they are those from before it changed them.
+    """
     return [
         (float(group.get("initial_lr", group["lr"])), float(group.get("weight_decay") or 0.0))
         for group in optimizer.param_groups
@@ -64,7 +70,10 @@ def base_rates(optimizer: Optimizer) -> Rates:
 def set_rates(
     optimizer: Optimizer, base: Rates, lr_factor: float, weight_decay_factor: float
 ) -> None:
-    """Write base × factor into the groups, every step anew: nothing that reloads an optimizer can undo an intervention."""
+    """Write base × factor into the groups.
+
+    It is done anew at every step, so that reloading an optimizer can't undo an intervention.
+    """
     for group, (lr, weight_decay) in zip(optimizer.param_groups, base):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr * lr_factor)
@@ -75,30 +84,33 @@ def set_rates(
 
 
 def own_rates(optimizer: Optimizer) -> None:
-    """Give each group a learning rate of its own where it is a tensor: one given to several groups, or runs, is one tensor."""
+    """Give each group its own learning rate where it is a tensor.
+
+    A tensor that was given to several groups, or runs, would be one for all.
+    """
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].clone()
 
 
 def has_modes(optimizer: Optimizer) -> bool:
-    """Look for `train()` and `eval()`: such an optimizer evaluates other weights than it trains (Defazio 2024)."""
+    """Return True if it has `train()` and `eval()`, as schedule-free ones (Defazio 2024)."""
     return callable(getattr(optimizer, "train", None)) and callable(
         getattr(optimizer, "eval", None)
     )
 
 
 def train(optimizer: Optimizer) -> None:
-    """Make the optimizer ready to train, where it has modes."""
+    """Put an optimizer with modes into training mode."""
     if has_modes(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
 
 
 @contextmanager
 def evaluating(optimizer: Optimizer) -> Iterator[None]:
-    """The weights that the optimizer stands for inside the block, and the very bits of before after it.
+    """Put an optimizer with modes into evaluation mode inside the block; then restore all bits.
 
-    There and back by the optimizer itself is rounded, so that an evaluation would change the run.
+    The optimizer's own way back is rounded, so that an evaluation would change the run.
     """
     if not has_modes(optimizer):
         yield
@@ -118,7 +130,7 @@ def evaluating(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _marks(optimizer: Optimizer) -> list[bool]:
-    """Truth values in which an optimizer may note its mode."""
+    """Yield the flags in which an optimizer may note its mode."""
     noted = [
         *vars(optimizer).values(),
         *(value for group in optimizer.param_groups for value in group.values()),
@@ -127,7 +139,10 @@ def _marks(optimizer: Optimizer) -> list[bool]:
 
 
 def lose_moments(optimizer: Optimizer) -> None:
-    """Zero the moments and nothing else, as a restart without the optimizer's file does: the next updates are too large."""
+    """Zero the moments and nothing else.
+
+    A restart without the optimizer's file does the same: the next updates are too large.
+    """
     for state in optimizer.state.values():
         for name in MOMENTS:
             if isinstance(state.get(name), Tensor):
@@ -135,7 +150,10 @@ def lose_moments(optimizer: Optimizer) -> None:
 
 
 def reset_moments(optimizer: Optimizer) -> None:
-    """Zero the moments *and* Adam's step count: with the count kept, updates would be about three times too large."""
+    """Zero the moments *and* Adam's step count.
+
+    With the count kept, updates would be about three times too large.
+    """
     lose_moments(optimizer)
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
@@ -145,11 +163,11 @@ def reset_moments(optimizer: Optimizer) -> None:
 
 
 def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state dict that went through JSON, into the tensors that the optimizer has; what it lacks is cloned.
+    """Load a state dict that went through JSON into the optimizer's own tensors.
 
-    `Optimizer.load_state_dict` keeps the very tensors it is given, so it is given the optimizer's
-    own. It also casts state to the dtype of the parameters and makes new tensors of those in the
-    groups: both are put right after it.
+    `Optimizer.load_state_dict` keeps the tensors it is given, so it is given the optimizer's own;
+    missing ones are cloned. It also casts state to the dtype of the parameters and replaces tensors
+    in the groups: both are corrected afterwards.
     """
     copies = Copies()
     live = [(one, one.param_groups, one.state) for one in _with_inner(optimizer)]
@@ -197,36 +215,42 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def state_of(optimizer: Optimizer) -> dict[str, Any]:
-    """All of an optimizer that training may change: its kind, its state dict, attributes of its own, and those inside it."""
+    """Return all that training may change: kind, state dict, attributes, inner optimizers."""
     attributes = saved_attributes(optimizer)
     inner = [_inner_state(optimizer, one) for one in _with_inner(optimizer)[1:]]
     if any(inner):
         attributes[_INNER] = inner
     state = {"kind": type(optimizer).__name__, **optimizer.state_dict()}
-    return state | {"attributes": attributes} if attributes else state
+    if attributes:
+        return state | {"attributes": attributes}
+    return state
 
 
 def names_of(optimizer: Optimizer) -> dict[str, Any]:
-    """Names of all attributes, of the optimizer and of those inside it, to be saved beside its state; none for torch's own.
+    """Return the names of all attributes, those of inner optimizers included.
 
-    By them a restore knows which attributes came later. No step depends on them, so that they are
-    in no fingerprint.
+    By them a restore finds attributes that came later. No step depends on them, so they are in no
+    fingerprint.
     """
     names = [attribute_names(one) for one in _with_inner(optimizer)]
-    return {"attribute_names": names} if any(found is not None for found in names) else {}
+    if any(found is not None for found in names):
+        return {"attribute_names": names}
+    return {}
 
 
 def _inner_state(outer: Optimizer, inner: Optimizer) -> dict[str, Any]:
-    """The part of an optimizer's state that the state dict of the one around it lacks."""
+    """Return the part of an inner state that the outer state dict lacks."""
     attributes = saved_attributes(inner)
-    part = {"attributes": attributes} if attributes else {}
+    part = {}
+    if attributes:
+        part = {"attributes": attributes}
     if inner.state is outer.state or type(outer).state_dict is not Optimizer.state_dict:
         return part
     return {"kind": type(inner).__name__, **inner.state_dict(), **part}
 
 
 def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
-    """An optimizer and those that it is made around, which may share its groups and its state."""
+    """Yield an optimizer and those around which it is made; they may share groups and state."""
     found = [optimizer]
     for one in found:  # grows meanwhile
         found += [
@@ -236,7 +260,7 @@ def _with_inner(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _keep_shared(optimizer: Optimizer, groups: list[dict[str, Any]], state: Any) -> None:
-    """Put what was loaded into the groups and the state that were there: an optimizer around another shares them with it."""
+    """Put loaded values into the existing groups and state, which inner optimizers share."""
     if optimizer.param_groups is not groups and len(optimizer.param_groups) == len(groups):
         for group, loaded in zip(groups, optimizer.param_groups):
             if group is not loaded:
@@ -252,9 +276,11 @@ def _keep_shared(optimizer: Optimizer, groups: list[dict[str, Any]], state: Any)
 
 
 def _uncast(value: Any, cast: Any) -> Any:
-    """`cast` as it was loaded, with the dtypes of the `value` that it was made from."""
+    """Return `cast` with the dtypes of the `value` that it was made from."""
     if isinstance(value, Tensor) and isinstance(cast, Tensor):
-        return cast if cast.dtype == value.dtype else value.to(cast.device)
+        if cast.dtype == value.dtype:
+            return cast
+        return value.to(cast.device)
     if isinstance(value, dict) and isinstance(cast, dict):
         return {
             name: _uncast(part, cast[name]) if name in cast else part

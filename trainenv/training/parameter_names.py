@@ -1,6 +1,7 @@
-"""Weights under plain names, whatever wraps the model: `torch.compile`, `DataParallel` and DDP each lengthen them.
+"""Plain names of weights, whatever wraps the model.
 
-A snapshot, a file and another run then fit whether the model is wrapped or not.
+`torch.compile`, `DataParallel` and DDP each lengthen the names. With plain ones a snapshot, a file
+and another run fit whether the model is wrapped or not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """The model's state dict under plain names."""
+    """Return the model's state dict under plain names."""
     return {plain(model, name): value for name, value in model.state_dict().items()}
 
 
@@ -23,7 +24,7 @@ def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def plain(model: nn.Module, name: str) -> str:
-    """A name in the model's state dict without the parts that wrappers add."""
+    """Return a name in the model's state dict without the parts that wrappers add."""
     parts = []
     module = model
     for part in name.split("."):
@@ -34,7 +35,10 @@ def plain(model: nn.Module, name: str) -> str:
 
 
 def fitted(model: nn.Module, state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A state dict of others under plain names, as far as they are the model's: a wrapped or compiled one may have saved it."""
+    """Return a foreign state dict under plain names, as far as they are the model's.
+
+    A wrapped or compiled model may have saved it.
+    """
     own = {name: plain(model, name) for name in model.state_dict()}
     short = {name: own.get(name) or str(name).replace("_orig_mod.", "") for name in state}
     plain_names = set(own.values())
@@ -45,14 +49,14 @@ def fitted(model: nn.Module, state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside its wrappers."""
+    """Return the model inside its wrappers."""
     while inner := _wrapped_name(model):
         model = getattr(model, inner)
     return model
 
 
 def _wrapped_name(module: object) -> str | None:
-    """The attribute under which a wrapper holds its module; None for other modules."""
+    """Return the attribute in which a wrapper holds its module; None for other modules."""
     if isinstance(module, DataParallel | DistributedDataParallel):
         return "module"
     return (

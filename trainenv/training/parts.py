@@ -1,4 +1,4 @@
-"""The parts that a user hands to a run, checked before it starts: a wrong one is refused in a sentence, not at step 1000."""
+"""Checks of the parts that a user gives to a run, made before it starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPARSE = (nn.Embedding, nn.EmbeddingBag)
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run is made of, each part of the right kind."""
+    """Parts of a run, each of the right kind."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -49,12 +49,12 @@ def check(
     stress: object,
     moments_lost: object,
 ) -> Parts:
-    """The parts of a run, as `trainenv.run.TrainingRun` takes them.
+    """Return the parts of a run, checked; the arguments are those of `trainenv.TrainingRun`.
 
-    A mapping is validated as a `TrainingConfig`, a validation set is made a tuple of micro-batches.
+    A mapping is validated as a `TrainingConfig`, a validation set becomes a tuple of micro-batches.
 
     Raises:
-        UserError: names the first that is of a wrong kind, and says what to give.
+        UserError: Names the first part of a wrong kind, and says what to give.
     """
     model = check_model(model)
     config = as_config(config)
@@ -88,17 +88,16 @@ def check(
 
 
 def check_model(model: object) -> nn.Module:
-    """Refuse what is no module that can be trained as it is."""
+    """Check that a model is a module that can be trained as it is."""
     if not isinstance(model, nn.Module):
-        made = (
-            "; give an instance, model=Model(…)"
-            if isinstance(model, type)
-            else "; load or build it first"
-        )
+        made = "; load or build it first"
+        if isinstance(model, type):
+            made = "; give an instance, model=Model(…)"
         raise UserError(f"model must be a torch.nn.Module, found {_kind(model)}{made}")
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError(
-            f"model must be a module of Python, found {_kind(model)} of torch.jit; give the one it was made from"
+            f"model must be a module of Python, found {_kind(model)} of torch.jit; give the one it "
+            "was made from"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
@@ -112,33 +111,36 @@ def check_model(model: object) -> nn.Module:
             )
         if isinstance(tensor, nn.Parameter) and tensor.is_inference():
             raise UserError(
-                f"model must be built outside torch.inference_mode(), found {name} that was made in it"
+                f"model must be built outside torch.inference_mode(), found {name} that was made "
+                "in it"
             )
     for name, module in model.named_modules():
         if isinstance(module, _SPARSE) and module.sparse and module.weight.requires_grad:
             raise UserError(
-                f"gradients must be dense to be clipped, found a sparse embedding {name or 'model'}; take sparse=False"
+                "gradients must be dense to be clipped, found a sparse embedding "
+                f"{name or 'model'}; take sparse=False"
             )
     return model
 
 
 def train(model: nn.Module) -> None:
-    """Put a model that is in evaluation mode as a whole into training mode; a part that is kept in it on purpose stays in it."""
+    """Put a model that is in evaluation mode as a whole into training mode.
+
+    A single part in evaluation mode is there on purpose and stays in it.
+    """
     if not any(module.training for module in model.modules()):
         model.train()
 
 
 def as_config(config: object) -> TrainingConfig:
-    """A configuration of a run, which may be given as a mapping of its keys."""
+    """Return a configuration, which may be given as a mapping of its keys."""
     if isinstance(config, TrainingConfig):
         return config
     if isinstance(config, Mapping):
         return validate(TrainingConfig, config, "config")
-    hint = (
-        "for a preset's name or a file, call TrainingRun.from_config"
-        if isinstance(config, str)
-        else "give {'steps': 1000}"
-    )
+    hint = "give {'steps': 1000}"
+    if isinstance(config, str):
+        hint = "for a preset's name or a file, call TrainingRun.from_config"
     raise UserError(
         f"config must be a TrainingConfig, or a mapping of its keys, found {_kind(config)}; {hint}"
     )
@@ -148,15 +150,18 @@ def as_config(config: object) -> TrainingConfig:
 
 
 def check_optimizer(optimizer: Any) -> Optimizer:
-    """Refuse what is no optimizer that a run can step, set the rates of, save and load."""
+    """Check that a run can step, save and load an optimizer, and set its rates."""
     if isinstance(optimizer, list | tuple):
         raise UserError(
-            f"optimizer must be one optimizer, found {len(optimizer)} in a {type(optimizer).__name__}; "
-            "give one with a parameter group for each, or a class of your own that steps them all and has their groups"
+            f"optimizer must be one optimizer, found {len(optimizer)} in a "
+            f"{type(optimizer).__name__}; "
+            "give one with a parameter group for each, or a class of your own that steps them all "
+            "and has their groups"
         )
     if isinstance(optimizer, LRScheduler):
         raise UserError(
-            "optimizer must be a torch.optim.Optimizer, found its scheduler; give the optimizer that it is made for"
+            "optimizer must be a torch.optim.Optimizer, found its scheduler; give the optimizer "
+            "that it is made for"
         )
     needed = ("param_groups", "state", "step", "zero_grad", "state_dict", "load_state_dict")
     if isinstance(optimizer, type) or not all(hasattr(optimizer, name) for name in needed):
@@ -168,16 +173,19 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     closure = _parameters_of(optimizer.step).get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"optimizer must step without a closure, found {name}, which computes the loss again; take AdamW or SGD"
+            f"optimizer must step without a closure, found {name}, which computes the loss again; "
+            "take AdamW or SGD"
         )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise UserError(
-            "optimizer must take dense gradients, found SparseAdam; take Adam, and embeddings with sparse=False"
+            "optimizer must take dense gradients, found SparseAdam; take Adam, and embeddings with "
+            "sparse=False"
         )
     saved = optimizer.state_dict()
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise UserError(
-            f"{name}.state_dict() must hold 'state' and 'param_groups', so that a run can be saved; add them to it"
+            f"{name}.state_dict() must hold 'state' and 'param_groups', so that a run can be "
+            "saved; add them to it"
         )
     sizes, kept = (
         [len(group.get("params", ())) for group in groups]
@@ -185,7 +193,8 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     )
     if sizes != kept:
         raise UserError(
-            f"{name}.state_dict() must hold its parameter groups, so that a run can be saved, expected groups of {sizes} "
+            f"{name}.state_dict() must hold its parameter groups, so that a run can be saved, "
+            f"expected groups of {sizes} "
             f"parameters, found {kept}; put all of them under 'param_groups'"
         )
     _check_updates(optimizer)
@@ -193,27 +202,31 @@ def check_optimizer(optimizer: Any) -> Optimizer:
         apart = isinstance(inner, Optimizer) and inner.state is not optimizer.state
         if apart and getattr(type(optimizer), "state_dict", None) is Optimizer.state_dict:
             raise UserError(
-                f"{name}.state_dict() must hold the state of the optimizer inside; share its state, or add it"
+                f"{name}.state_dict() must hold the state of the optimizer inside; share its "
+                "state, or add it"
             )
     _check_rates(optimizer)
     return optimizer  # type: ignore[no-any-return]
 
 
 def _check_updates(optimizer: Optimizer) -> None:
-    """Refuse what torch itself, or a clip policy, refuses at the first step."""
+    """Refuse what torch, or a clip policy, would refuse at the first step."""
     for place, group in enumerate(optimizer.param_groups):
         trained = [p for p in group["params"] if p.requires_grad]
         if group.get("differentiable"):
             raise UserError(
-                f"optimizer must not be differentiable, found group {place} that is; leave out differentiable=True"
+                f"optimizer must not be differentiable, found group {place} that is; leave out "
+                "differentiable=True"
             )
         if group.get("capturable") and any(p.is_cpu for p in trained):
             raise UserError(
-                f"capturable=True needs a GPU, found group {place} of parameters on the CPU; leave it out"
+                f"capturable=True needs a GPU, found group {place} of parameters on the CPU; leave "
+                "it out"
             )
         if any(p.is_complex() for p in trained):
             raise UserError(
-                f"trained parameters must be real, found complex ones in group {place}; hold them as pairs (torch.view_as_real)"
+                f"trained parameters must be real, found complex ones in group {place}; hold them "
+                "as pairs (torch.view_as_real)"
             )
 
 
@@ -221,8 +234,10 @@ def _check_rates(optimizer: Optimizer) -> None:
     for place, group in enumerate(optimizer.param_groups):
         if group.get("relative_step") or group.get("lr") is None:
             raise UserError(
-                f"optimizer must have a learning rate, which the run then steers, found none in group {place} of "
-                f"{type(optimizer).__name__}; give it lr=…, and relative_step=False where it has that"
+                "optimizer must have a learning rate, which the run then steers, found none in "
+                f"group {place} of "
+                f"{type(optimizer).__name__}; give it lr=…, and relative_step=False where it has "
+                "that"
             )
         as_number(
             group.get("initial_lr", group["lr"]), f"lr of the optimizer's group {place}", least=0
@@ -232,32 +247,34 @@ def _check_rates(optimizer: Optimizer) -> None:
         )
     if not any(lr > 0 for lr, _ in base_rates(optimizer)):
         raise UserError(
-            "optimizer must have a learning rate above 0, found 0 in all groups; nothing would be trained, set lr"
+            "optimizer must have a learning rate above 0, found 0 in all groups; nothing would be "
+            "trained, set lr"
         )
 
 
 def trained(
     model: nn.Module, optimizer: Optimizer, objective: object, base: Rates = ()
 ) -> tuple[list[nn.Parameter], Rates]:
-    """The parameters that the optimizer updates now, and the base rates of its groups.
+    """Return the parameters that the optimizer updates now, and the base rates of its groups.
 
     Args:
-        model: owner of the parameters.
-        optimizer: the optimizer in its present state; parameters may have been unfrozen, and groups
+        model: Owner of the parameters.
+        optimizer: Optimizer in its present state; parameters may have been unfrozen, and groups
             added.
-        objective: loss, with or without parameters of its own.
-        base: known rates of the first groups; the rates of the other groups are read from the
+        objective: Loss, with or without parameters of its own.
+        base: Known rates of the first groups; those of the other groups are read from the
             optimizer.
 
     Raises:
-        UserError: the optimizer's parameters are not, or no longer, those of the model and the
+        UserError: The optimizer's parameters are not, or no longer, those of the model and the
             objective.
     """
     every = [p for group in optimizer.param_groups for p in group["params"]]
     parameters = [p for p in every if p.requires_grad]
     if not parameters or not any(p.requires_grad for p in model.parameters()):
         raise UserError(
-            "model and optimizer must hold parameters that require gradients, found none; unfreeze some"
+            "model and optimizer must hold parameters that require gradients, found none; unfreeze "
+            "some"
         )
     if len({id(p) for p in every}) < len(every):
         raise UserError(
@@ -267,16 +284,20 @@ def trained(
     foreign = sum(id(p) not in owned for p in every)
     if foreign:
         raise UserError(
-            f"optimizer must hold parameters of the model (or of the objective), found {foreign} of {len(every)} that are not, "
-            "so that no snapshot would hold them; make the optimizer after the last change of the model, and a new run with it"
+            f"optimizer must hold parameters of the model (or of the objective), found {foreign} "
+            f"of {len(every)} that are not, "
+            "so that no snapshot would hold them; make the optimizer after the last change of the "
+            "model, and a new run with it"
         )
     if len(places := {str(p.device) for p in parameters}) > 1:
         raise UserError(
-            f"trained parameters must be on one device, found {', '.join(sorted(places))}; move the model to one"
+            f"trained parameters must be on one device, found {', '.join(sorted(places))}; move "
+            "the model to one"
         )
     if len(optimizer.param_groups) < len(base):
         raise UserError(
-            f"optimizer must keep its {len(base)} groups, found {len(optimizer.param_groups)}; make a new run"
+            f"optimizer must keep its {len(base)} groups, found {len(optimizer.param_groups)}; "
+            "make a new run"
         )
     if len(optimizer.param_groups) > len(base):
         _check_rates(optimizer)
@@ -285,7 +306,7 @@ def trained(
 
 
 def _parameters_within(objective: object) -> Iterator[nn.Parameter]:
-    """Parameters of a loss that learns, a module or an object that holds some and saves them."""
+    """Return the parameters of a loss that learns: a module, or an object that holds some."""
     if isinstance(objective, nn.Module):
         yield from objective.parameters()
     elif hasattr(objective, "state_dict"):
@@ -319,7 +340,8 @@ def _check_batches(batches: object) -> None:
 def _check_schedule(schedule: object, config: TrainingConfig) -> None:
     if isinstance(schedule, LRScheduler):
         raise UserError(
-            f"schedule must be a function (step, progress) → factor on the learning rate, found {type(schedule).__name__}; write "
+            "schedule must be a function (step, progress) → factor on the learning rate, found "
+            f"{type(schedule).__name__}; write "
             "that function, and leave the scheduler out: the run sets the rates"
         )
     call = _check_function(
@@ -330,7 +352,8 @@ def _check_schedule(schedule: object, config: TrainingConfig) -> None:
     )
     if first != again:
         raise UserError(
-            f"schedule must be a pure function of step and progress, found {first:g} and then {again:g} for the same; "
+            f"schedule must be a pure function of step and progress, found {first:g} and then "
+            f"{again:g} for the same; "
             "compute the factor from its arguments alone"
         )
     if first == 0:
@@ -340,17 +363,19 @@ def _check_schedule(schedule: object, config: TrainingConfig) -> None:
             for step in (*steps, 1)
         ):
             raise UserError(
-                "schedule must return factors above 0, found 0 at every step; nothing would be trained"
+                "schedule must return factors above 0, found 0 at every step; nothing would be "
+                "trained"
             )
 
 
 def _check_function(
     name: str, function: object, form: str, arguments: tuple[Any, ...]
 ) -> Callable[..., Any]:
-    """Refuse what cannot be called with such arguments."""
+    """Check that a function can be called with such arguments."""
     if isinstance(function, type):
         raise UserError(
-            f"{name} must be a function {form}, found the class {function.__name__}; give an instance of it"
+            f"{name} must be a function {form}, found the class {function.__name__}; give an "
+            "instance of it"
         )
     if not callable(function):
         raise UserError(f"{name} must be a function {form}, found {_kind(function)}; write one")
@@ -362,7 +387,8 @@ def _check_function(
         signature.bind(*arguments)
     except TypeError as error:
         raise UserError(
-            f"{name} must be a function {form}, found one of {signature}: {error}; give it these arguments"
+            f"{name} must be a function {form}, found one of {signature}: {error}; give it these "
+            "arguments"
         ) from None
     return function
 
@@ -378,14 +404,18 @@ def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _micro_batches(validation: object) -> Iterator[Any]:
-    """Micro-batches of a validation set; a tensor or a mapping is left for `trainenv.training.trial`, which knows the training data."""
+    """Return the micro-batches of a validation set.
+
+    A tensor or a mapping is left to `trainenv.training.trial`, which knows the training data.
+    """
     if validation is None:
         return
     if isinstance(validation, Batch | Tensor | Mapping):
         validation = [validation]
     if isinstance(validation, str | bytes) or not isinstance(validation, Iterable):
         raise UserError(
-            f"validation must be a list of micro-batches, found {_kind(validation)}; give [micro_batch, …]"
+            f"validation must be a list of micro-batches, found {_kind(validation)}; give "
+            "[micro_batch, …]"
         )
     empty = isinstance(validation, Sequence)
     for micro in validation:
@@ -393,7 +423,8 @@ def _micro_batches(validation: object) -> Iterator[Any]:
         yield from micro.micro if isinstance(micro, Batch) else [micro]
     if not empty:
         raise UserError(
-            f"validation must be a list of micro-batches, found {_kind(validation)} without any; it may be used up"
+            f"validation must be a list of micro-batches, found {_kind(validation)} without any; "
+            "it may be used up"
         )
 
 
@@ -402,13 +433,14 @@ def _one_micro_batch(probe: object) -> Any:
         return probe.micro[0]
     if isinstance(probe, bool | int | float | str | bytes) or callable(probe):
         raise UserError(
-            f"probe must be a micro-batch like those of batches(index), found {_kind(probe)}; give the data itself"
+            f"probe must be a micro-batch like those of batches(index), found {_kind(probe)}; give "
+            "the data itself"
         )
     return probe
 
 
 def _kind(value: object) -> str:
-    """A value in few words."""
+    """Describe a value in few words."""
     if value is None:
         return "None"
     if isinstance(value, type):

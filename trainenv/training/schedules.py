@@ -1,7 +1,7 @@
-"""Learning-rate schedules, defined over the budget rather than over steps.
+"""Learning-rate schedules, defined over the budget instead of over steps.
 
-A run may spend compute on branches that are thrown away. Its `Horizon` then comes nearer, and the
-annealing that is left is compressed into the steps that are left: the run still ends annealed.
+A run may spend compute on branches that are discarded. The end of its `Horizon` then moves closer,
+and the remaining annealing is compressed into the remaining steps: the run still ends annealed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from trainenv.types import Schedule
 
 @dataclass(frozen=True)
 class Horizon:
-    """Progress of the annealing: linear from (`since`, `done`) to (`end`, 1).
+    """Progress of the annealing, linear from (`since`, `done`) to (`end`, 1).
 
     Args:
-        end: the step at which the budget is spent.
-        since: the step from which progress counts: the end of the warm-up, later that of the last
+        end: Step at which the budget is spent.
+        since: Step from which progress counts: the end of the warm-up, later the step of the last
             change of `end`.
-        done: progress at `since`.
+        done: Progress at `since`.
     """
 
     end: int
@@ -30,7 +30,7 @@ class Horizon:
     done: float = 0.0
 
     def progress(self, step: int) -> float:
-        """Share of the annealing done after `step` steps, in [0, 1]."""
+        """Return the share of the annealing that is done after `step` steps, in [0, 1]."""
         if step >= self.end:
             return 1.0
         if step <= self.since:
@@ -38,7 +38,7 @@ class Horizon:
         return self.done + (1 - self.done) * (step - self.since) / (self.end - self.since)
 
     def spend(self, step: int, steps: int) -> Horizon:
-        """The horizon after `steps` steps' worth of budget went elsewhere, at `step`.
+        """Return the horizon after the compute of `steps` steps was spent elsewhere, at `step`.
 
         Progress stays continuous.
         """
@@ -52,7 +52,10 @@ class Horizon:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Linear warm-up over `warmup` steps, then half a cosine from 1 to `final` (Loshchilov & Hutter 2017, without restarts)."""
+    """Linear warm-up over `warmup` steps, then half a cosine from 1 to `final`.
+
+    Loshchilov & Hutter 2017, without restarts.
+    """
 
     warmup: int
     final: float
@@ -65,7 +68,10 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay:
-    """Linear warm-up, a plateau at 1, then 1 − √ decay to `final` over the last `decay_share` (Hu 2024; Hägele 2024)."""
+    """Linear warm-up, a plateau at 1, then 1 − √ decay to `final` over the last `decay_share`.
+
+    Hu 2024; Hägele 2024.
+    """
 
     warmup: int
     final: float
@@ -87,7 +93,7 @@ class Constant:
 
 
 def make(config: ScheduleConfig) -> Schedule:
-    """The schedule of a configuration."""
+    """Return the schedule of a configuration."""
     if config.kind == "cosine":
         return Cosine(warmup=config.warmup, final=config.final)
     if config.kind == "wsd":
@@ -98,11 +104,16 @@ def make(config: ScheduleConfig) -> Schedule:
 
 
 def warmth(step: int, reset_at: int | None, steps: int) -> float:
-    """Factor on the learning rate after a momentum reset: 1 − 0.99 · half a cosine over `steps` steps (Huang 2025, SPAM)."""
+    """Return the factor on the learning rate after a momentum reset.
+
+    1 − 0.99 · half a cosine over `steps` steps (Huang 2025, SPAM).
+    """
     if reset_at is None or step - reset_at >= steps:
         return 1.0
     return 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * (step - reset_at) / steps))
 
 
 def _warm(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+    if warmup:
+        return min(1.0, (step + 1) / warmup)
+    return 1.0

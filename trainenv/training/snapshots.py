@@ -1,6 +1,6 @@
-"""Nested state ↔ `Snapshot`: tensors under flat names, the rest as JSON.
+"""Snapshots from nested state and back: tensors under flat names, the rest as JSON values.
 
-And the fingerprint of one.
+The fingerprint of a snapshot is computed here too.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ Keep = Callable[
 
 
 def capture(step: int, state: Mapping[str, Any], since: Snapshot | None = None) -> Snapshot:
-    """A snapshot of nested dicts and lists of tensors and JSON values, which may change as soon as this returns.
+    """Return a snapshot of nested dicts and lists of tensors and JSON values.
 
-    A tensor on the CPU is cloned, unless `since` holds its very bits under the same name: then the
-    two snapshots share that one. Bits are compared, no version counters: `tensor.data` is written
-    past those. It costs next to nothing where a tensor has changed, for the comparison ends at the
-    first difference. A tensor on a GPU is always copied, to pinned host memory: to compare it would
-    cost the transfer that comparing is to save.
+    The state may change as soon as this returns. A tensor on the CPU is cloned, unless `since`
+    holds the same bits under the same name: then both snapshots share it. Bits are compared,
+    because writes to `tensor.data` leave version counters unchanged. A comparison ends at the first
+    difference, so it costs next to nothing where a tensor has changed. A tensor on a GPU is always
+    copied to pinned host
+    memory: comparing it would cost the same transfer.
     """
     known = {} if since is None else since.tensors
     copying: set[torch.device] = set()
@@ -56,18 +57,18 @@ def capture(step: int, state: Mapping[str, Any], since: Snapshot | None = None) 
 
 
 def view(step: int, state: Mapping[str, Any]) -> Snapshot:
-    """Like `capture`, but with the very tensors of `state`: to be read at once, and dropped before they change."""
+    """Return a snapshot that shares the tensors of `state`: valid until they change."""
     return _snapshot(step, state, lambda name, tensor: tensor)
 
 
 class Recent:
-    """The last two snapshots that a run was at, remembered weakly: a snapshot that nobody else wants goes."""
+    """The last two snapshots that a run was at, referenced weakly: unused ones are freed."""
 
     def __init__(self) -> None:
         self._references: tuple[weakref.ref[Snapshot], ...] = ()
 
     def add(self, snapshot: Snapshot) -> None:
-        """The run is now at this snapshot: it was just taken, or restored."""
+        """Note that the run is at this snapshot: it was just taken, or restored."""
         others = [
             ref
             for ref in self._references
@@ -76,14 +77,14 @@ class Recent:
         self._references = (weakref.ref(snapshot), *others[:1])
 
     def newest(self) -> Snapshot | None:
-        """The last one that still exists."""
+        """Return the newest one that still exists."""
         return next((snapshot for reference in self._references if (snapshot := reference())), None)
 
 
 def expand(snapshot: Snapshot) -> dict[str, Any]:
-    """The nested state that `capture` was given.
+    """Return the nested state that `capture` was given.
 
-    Its tensors are the snapshot's own: whoever keeps one must clone it.
+    Its tensors are the snapshot's own: clone what you keep.
     """
     expanded = _join(snapshot.state, snapshot.tensors)
     assert isinstance(expanded, dict)
@@ -91,7 +92,7 @@ def expand(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:
-    """A 128-bit hash (xxh3) of everything in a snapshot but the top-level parts in `leave_out`."""
+    """Return a 128-bit hash (xxh3) of a snapshot without the top-level parts in `leave_out`."""
     digest = xxhash.xxh3_128()
     state = {key: value for key, value in snapshot.state.items() if key not in leave_out}
     digest.update(json.dumps([snapshot.step, state], sort_keys=True).encode())
@@ -103,7 +104,7 @@ def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:
 
 
 def _names(state: Any) -> set[str]:
-    """Names of the tensors that a state refers to."""
+    """Yield the names of the tensors that a state refers to."""
     names = set()
     left = [state]
     while left:
@@ -135,9 +136,12 @@ def _split(
         keys = [str(key) for key in value]
         if "/" in "".join(keys):
             raise UserError(
-                f"keys of a state must not hold a slash, found {next(key for key in keys if '/' in key)!r} in {name!r}"
+                "keys of a state must not hold a slash, found "
+                f"{next(key for key in keys if '/' in key)!r} in {name!r}"
             )
-        above = f"{name}/" if name else ""
+        above = ""
+        if name:
+            above = f"{name}/"
         return {
             key: part
             if isinstance(part, _PLAIN)
@@ -156,14 +160,18 @@ def _split(
     ):  # a rate of an optimizer, a count of a loss
         return value.item()
     raise UserError(
-        f"the state {name!r} must be tensors, numbers, strings, lists and dicts, found {type(value).__name__}"
+        f"the state {name!r} must be tensors, numbers, strings, lists and dicts, found "
+        f"{type(value).__name__}"
     )
 
 
 def _name(
     tensor: Tensor, name: str, tensors: dict[str, Tensor], aliases: dict[Any, str], keep: Keep
 ) -> str:
-    """Keep a tensor under `name`, unless the same memory was kept before (tied weights): returns the name it has."""
+    """Keep a tensor under `name` and return its name.
+
+    A tensor whose memory was kept before (tied weights) has its earlier name.
+    """
     key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
     if tensor.numel() and key in aliases:
         return aliases[key]
@@ -173,7 +181,7 @@ def _name(
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:
-    """Compared as integers: NaN equals a NaN of the same bits, and 0.0 differs from −0.0.
+    """Compare tensors bit by bit: equal NaN are equal, and 0.0 differs from −0.0.
 
     Ends at the first difference.
     """
@@ -198,23 +206,23 @@ def same_bits(one: Tensor, two: Tensor) -> bool:
 def _words(tensor: Tensor) -> np.ndarray:
     # NumPy compares these as fast as memory can be read; torch.equal takes three times as long.
     flat: np.ndarray = tensor.view(_BITS[tensor.element_size()]).numpy().reshape(-1)
-    return flat if flat.nbytes % 8 else flat.view(np.int64)
+    if flat.nbytes % 8:
+        return flat
+    return flat.view(np.int64)
 
 
 def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [part if isinstance(part, _PLAIN) else _join(part, tensors) for part in value]
     if not isinstance(value, _PLAIN) and isinstance(value, Mapping):
-        return (
-            tensors[value[TENSOR]]
-            if TENSOR in value
-            else {key: _join(part, tensors) for key, part in value.items()}
-        )
+        if TENSOR in value:
+            return tensors[value[TENSOR]]
+        return {key: _join(part, tensors) for key, part in value.items()}
     return value
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dicts and lists."""
+    """Yield every tensor in nested dicts and lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

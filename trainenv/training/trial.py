@@ -1,8 +1,8 @@
-"""One look at data and loss before a run starts: a wrong return is refused in a sentence, and nothing of the run is changed.
+"""Dry run of data and loss before a run starts; it changes nothing.
 
 The data of index 0 are drawn twice, and the loss of their first micro-batch is computed once, in
 evaluation mode. Random state, buffers, modes, attributes of modules and the objective's state are
-put back.
+restored.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ from trainenv.types import Batch, LossSum, UserError
 
 
 def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, ...]:
-    """Refuse data, loss, validation set and probe that do not fit each other.
+    """Check that data, loss, validation set and probe fit each other.
+
+    Args:
+        parts: Parts of the run.
+        rng: Random state of the run.
+        device: Device of the run.
 
     Returns:
         The validation set as micro-batches like those of the training data.
 
     Raises:
-        UserError: says what was returned, and what should be.
+        UserError: Says what was returned, and what should be.
     """
     validation = parts.validation
     probe = parts.probe
@@ -65,7 +70,7 @@ def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, 
 
 @contextmanager
 def untouched(*parts: Any) -> Iterator[None]:
-    """Modules and objects as they were once the block is left: buffers, modes, attributes and what `state_dict` holds."""
+    """Restore modules and objects after the block: buffers, modes, attributes and state dicts."""
     owners = [
         getattr(part, "__self__", part) for part in parts
     ]  # of a method, the object that it belongs to
@@ -113,17 +118,19 @@ def untouched(*parts: Any) -> Iterator[None]:
 
 
 def _drawn(parts: Parts) -> Batch:
-    """The data of index 0, which must be the same twice."""
+    """Return the data of index 0, which must be the same twice."""
     first = parts.batches(0)
     again = parts.batches(0)
     if first is None or isinstance(first, Iterator):
         found = "None" if first is None else f"a {type(first).__name__}"
         raise UserError(
-            f"batches(index) must return the data of that index, found {found}; return it, without yield"
+            f"batches(index) must return the data of that index, found {found}; return it, without "
+            "yield"
         )
     if not _equal(first, again):
         raise UserError(
-            "batches must be a pure function of the data index, found other data at a second call of batches(0); "
+            "batches must be a pure function of the data index, found other data at a second call "
+            "of batches(0); "
             "index a list instead of next(…), and draw from torch.Generator().manual_seed(index)"
         )
     return as_batch(
@@ -132,7 +139,7 @@ def _drawn(parts: Parts) -> Batch:
 
 
 def _equal(one: Any, two: Any) -> bool:
-    """Compare data to the bit; what cannot be looked into counts as the same."""
+    """Compare data bit by bit; objects without a known form count as equal."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
             return one.shape == two.shape and one.dtype == two.dtype
@@ -173,7 +180,10 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
-    """The validation set, where it was given as one micro-batch or as one tensor of several, as a tuple of micro-batches."""
+    """Return the validation set as a tuple of micro-batches.
+
+    It may have been given as one micro-batch, or as one tensor of several.
+    """
     if (
         isinstance(micro, list | tuple)
         and _alike(validation, micro)
@@ -182,7 +192,9 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
         return (validation,)
     if len(validation) == 1 and isinstance(validation[0], Tensor) and isinstance(micro, Tensor):
         (only,) = validation
-        return tuple(only) if only.dim() == micro.dim() + 1 else validation
+        if only.dim() == micro.dim() + 1:
+            return tuple(only)
+        return validation
     return validation
 
 
@@ -190,7 +202,7 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
 
 
 def _check_labels(parts: Parts, device: torch.device, validation: tuple[Any, ...]) -> None:
-    """Refuse a validation set whose loss would be NaN throughout the run, for nothing in it has a label."""
+    """Refuse a validation set without labels: its loss would be NaN throughout the run."""
     if not validation or any(labelled(validation)):
         return
     with torch.no_grad(), evaluating(parameter_names.unwrapped(parts.model)):
@@ -200,7 +212,8 @@ def _check_labels(parts: Parts, device: torch.device, validation: tuple[Any, ...
         ]
     if not any(bool(loss.isfinite()) for loss in losses):
         raise UserError(
-            f"validation must have labelled tokens, found none in its {len(losses)} micro-batch(es), so that its loss is NaN; "
+            f"validation must have labelled tokens, found none in its {len(losses)} "
+            "micro-batch(es), so that its loss is NaN; "
             "give labels other than -100, or leave the validation set out"
         )
 
@@ -228,18 +241,21 @@ def _check_loss(parts: Parts, device: torch.device, micro: Any, where: str) -> N
             raise
         except Exception as error:
             raise UserError(
-                f"objective(model, micro_batch) must compute the loss of {where}, found {type(error).__name__}: {error!s:.200}; "
+                f"objective(model, micro_batch) must compute the loss of {where}, found "
+                f"{type(error).__name__}: {error!s:.200}; "
                 "make data, model and objective fit each other"
             ) from error
     loss = as_loss(returned)
     total = loss.total if isinstance(loss, LossSum) else loss
     if not total.requires_grad:
         raise UserError(
-            "the loss carries no gradients: expected one computed from the model's outputs; leave out detach(), item() and "
-            "torch.no_grad(), and let the model's parameters require gradients"
+            "the loss carries no gradients: expected one computed from the model's outputs; leave "
+            "out detach(), item() and torch.no_grad(), and let the model's parameters require "
+            "gradients"
         )
     if isinstance(loss, LossSum) and float(loss.tokens) == 0 and float(total.detach()) != 0:
         raise UserError(
-            "a pair that an objective returns must be (sum of the losses, number of labelled tokens), found a sum of "
-            f"{float(total.detach()):g} over 0 tokens; return the loss alone"
+            "a pair that an objective returns must be (sum of the losses, number of labelled "
+            f"tokens), found a sum of {float(total.detach()):g} over 0 tokens; "
+            "return the loss alone"
         )

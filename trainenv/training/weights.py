@@ -1,4 +1,7 @@
-"""The weights of a run as a part of its state: under plain names, with buffers that no state dict holds and what is frozen."""
+"""Weights of a run as a part of its state, under plain names.
+
+Buffers that no state dict holds and frozen parameters are included once they change.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,15 @@ from trainenv.training.snapshots import same_bits
 
 
 class Weights:
-    """The weights of a run as it was built, so that its state need only hold what is different.
+    """Weights of a run as it was built, so that its state holds only what differs.
 
-    Non-persistent buffers and frozen parameters are in the state where they have changed since:
-    most are constants.
+    Non-persistent buffers and frozen parameters are in the state if they have changed: most are
+    constants.
 
     Args:
-        model: the model before the first step.
-        optimizer: the optimizer of its parameters.
-        objective: the loss, a module or any function.
+        model: Model before the first step.
+        optimizer: Optimizer of its parameters.
+        objective: Loss, a module or any function.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, objective: object) -> None:
@@ -31,7 +34,7 @@ class Weights:
         self._frozen = _frozen(optimizer)
 
     def state(self, model: nn.Module, optimizer: Optimizer, objective: object) -> dict[str, Any]:
-        """Parts of a run's state, nothing cloned."""
+        """Return the weights' part of a run's state, without copies."""
         state: dict[str, Any] = {"model": parameter_names.state_of(model)}
         changed = {
             name: buffer
@@ -48,9 +51,9 @@ class Weights:
     def load(
         self, model: nn.Module, optimizer: Optimizer, objective: object, state: Mapping[str, Any]
     ) -> None:
-        """Take on what `state` gave, of this run or of one built alike.
+        """Restore what `state` returned, of this run or of one built alike.
 
-        Keeps none of its tensors.
+        None of its tensors are kept.
         """
         live = parameter_names.state_of(model)
         live.update(
@@ -68,7 +71,7 @@ class Weights:
 
 
 def evaluated(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Copies of the weights that are others in evaluation, under plain names; none for most optimizers."""
+    """Return the weights that differ in evaluation, under plain names; none for most optimizers."""
     if not optimizers.has_modes(optimizer):
         return {}
     trained = {
@@ -88,7 +91,7 @@ def evaluated(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 def _unsaved(
     model: nn.Module, objective: object
 ) -> Iterator[tuple[str, nn.Module, str, Tensor | None]]:
-    """Each non-persistent buffer: its name, the module that has it, its name there, itself."""
+    """Yield each non-persistent buffer: its name, its module, its name there, and itself."""
     for where, root in (("model", model), ("objective", objective)):
         for above, module in root.named_modules() if isinstance(root, nn.Module) else ():
             for key in sorted(module._non_persistent_buffers_set):
@@ -115,7 +118,7 @@ def _write(module: nn.Module, key: str, saved: Tensor | None) -> None:
 
 
 def _frozen(optimizer: Optimizer) -> list[int]:
-    """Places, in the optimizer's state dict, of the parameters that are not trained."""
+    """Return the places, in the optimizer's state dict, of the frozen parameters."""
     return [
         place
         for place, parameter in enumerate(_parameters(optimizer))
@@ -128,7 +131,9 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _cloned(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach().clone()
+    if value is None:
+        return None
+    return value.detach().clone()
 
 
 def _same(one: Tensor | None, two: Tensor | None) -> bool:

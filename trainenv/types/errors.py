@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: says what was expected, what was found and what to do.
+    """A mistake that the user can correct.
 
-    Exit code 2 on the command line.
+    The message says what was expected, what was found and what to do. On the command line it leads
+    to exit code 2.
     """

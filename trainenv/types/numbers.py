@@ -1,23 +1,22 @@
-"""Numbers from outside, as Python numbers: the one conversion, with one error each."""
+"""Conversion of numbers from outside to Python numbers, with one error each."""
 
 from __future__ import annotations
 
 import math
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainenv.types.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 
 def as_number(value: object, name: str, *, least: float | None = None, unit: str = "") -> float:
-    """A number from outside as a Python float: also NumPy's, and arrays and tensors of one element.
+    """Return a number from outside as a Python float.
+
+    NumPy's numbers are taken too, and arrays and tensors of one element.
 
     Raises:
-        UserError: it is not a finite number, or below `least`.
+        UserError: The value is not a finite number, or below `least`.
     """
     number = scalar(value)
     try:
@@ -26,19 +25,19 @@ def as_number(value: object, name: str, *, least: float | None = None, unit: str
         found = math.inf
     if math.isfinite(found) and (least is None or found >= least):
         return found
-    kind = (
-        "a finite number"
-        if least is None
-        else f"{least:g} {unit} or more and finite".replace("  ", " ")
-    )
+    kind = "a finite number"
+    if least is not None:
+        kind = f"{least:g} {unit} or more and finite".replace("  ", " ")
     raise UserError(f"{name} must be {kind}, found {_short(value)}; give a number")
 
 
 def as_whole(value: object, name: str, *, least: int | None = None) -> int:
-    """A whole number from outside as a Python int: also NumPy's, 3.0, and arrays and tensors of one element.
+    """Return a whole number from outside as a Python int.
+
+    NumPy's numbers are taken too, 3.0, and arrays and tensors of one element.
 
     Raises:
-        UserError: it is not a whole number, or below `least`.
+        UserError: The value is not a whole number, or below `least`.
     """
     number: Any = scalar(value)
     whole = isinstance(number, Integral) or (
@@ -53,10 +52,12 @@ def as_whole(value: object, name: str, *, least: int | None = None) -> int:
 
 
 def as_bool(value: object, name: str) -> bool:
-    """A truth value from outside as a Python bool: also NumPy's, and arrays and tensors of one element.
+    """Return a truth value from outside as a Python bool.
+
+    NumPy's truth values are taken too, and arrays and tensors of one element.
 
     Raises:
-        UserError: it is neither True nor False; "no" and 0 are refused too.
+        UserError: The value is neither True nor False; "no" and 0 are refused too.
     """
     flag = scalar(value)
     if not isinstance(flag, bool):
@@ -65,11 +66,13 @@ def as_bool(value: object, name: str) -> bool:
 
 
 def scalar(value: object) -> object:
-    """The one element of an array or a tensor as a Python number; anything else as it is."""
-    if isinstance(value, bool | int | float) and type(value) in (bool, int, float):
+    """Return the only element of an array or tensor as a Python number; else the value itself."""
+    if type(value) in (bool, int, float):
         return value
+    if isinstance(value, Decimal):
+        return float(value)
     try:
-        return float(value) if isinstance(value, Decimal) else value.item()  # type: ignore[attr-defined]
+        return value.item()  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError, RuntimeError):  # it has none, or more than one
         return value
 

@@ -1,4 +1,4 @@
-"""The nouns of planning: the problem, its budget, candidates and plans, and the protocols of planners."""
+"""Nouns of planning: problem, budget, candidates, plan, and the protocols around planners."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Measure = Literal["horizon", "annealed", "final"]
-"""Of a branch: its loss where it ends, after a reference cool-down that starts there, or after training on to the run's end."""
-
-
-Masks = tuple[
-    "NDArray[np.bool_]", ...
-]  # for each part of the action, which of its values are legal
+"""Loss of a branch: at its end, after a cool-down that starts there, or at the run's end."""
+Masks = tuple["NDArray[np.bool_]", ...]
+"""Legal values of each part of the action."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What was spent, or may be.
+    """Compute that was spent, or may be.
 
     Attributes:
-        futures: what a model looked at: an entry of a forecast, or one state of an inference. The
-            same entry again is free.
-        seconds: of wall clock; never compared, so that plans of one seed are equal.
-        flops: of real training and its evaluations, as outcomes report them.
-        steps: real optimizer steps, those of cool-downs included.
+        futures: Number of futures that a model looked at: entries of a forecast, or states of an
+            inference. The same entry again is free.
+        seconds: Wall-clock time; never compared, so that plans of one seed are equal.
+        flops: FLOPs of real training and its evaluations, as outcomes report them.
+        steps: Real optimizer steps, those of cool-downs included.
     """
 
     futures: int = 0
@@ -55,12 +52,12 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a plan may cost at most, in the units of `Cost`.
+    """Upper limits on the cost of a plan, in the units of `Cost`.
 
-    None: no limit. 0: none of it; with nothing at all, do nothing.
+    None means no limit, 0 means none at all. A planner that may spend nothing plans to do nothing.
 
     Raises:
-        UserError: a limit is negative or not finite.
+        UserError: A limit is negative or not finite.
     """
 
     futures: int | None = 128
@@ -71,41 +68,42 @@ class Budget:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            whole = limit.name in ("futures", "steps")
             if value is None:
                 continue
+            whole = limit.name in ("futures", "steps")
             number: Any = scalar(value)
-            sound = (
-                not isinstance(number, bool)
-                and isinstance(number, Real)
-                and 0 <= float(number) < math.inf
-            )
-            if not sound or (whole and float(number) != int(number)):
-                kind = "a whole number" if whole else "a finite number"
+            real = isinstance(number, Real) and not isinstance(number, bool)
+            if not (
+                real and 0 <= float(number) < math.inf and (not whole or number == int(number))
+            ):
+                kind = "a finite number"
+                if whole:
+                    kind = "a whole number"
                 raise UserError(
-                    f"the budget's {limit.name} must be {kind}, at least 0, or None for no limit, found {value!r}"
+                    f"the budget's {limit.name} must be {kind}, at least 0, or None for no limit, "
+                    f"found {value!r}"
                 )
             object.__setattr__(self, limit.name, int(number) if whole else float(number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What running a branch for real measured.
+    """Measurements of a branch that was trained for real.
 
-    Losses are clean validation losses, nats per token; NaN: not measured, or lost.
+    Losses are clean validation losses in nats per token; NaN if not measured, or lost.
 
     Attributes:
-        looks: steps after now at which the loss was measured, rising, 0 first.
-        validation: the loss at each look.
-        annealed: the loss after the reference cool-down that starts at the last look.
-        final: the loss at the end of the run, trained on from the last look.
-        diverged: the loss passed all bounds or was lost; the branch may have ended early then.
-        volatility: mean volatility axis of the uncertainty index over the branch, z.
-        steps: real steps that it took, cool-down and training on included, and without those that
-            were known from before.
-        flops: of these steps and of the evaluations.
-        error: why the branch could not be run or measured; empty where it was. The other fields are
-            then what is known.
+        looks: Steps from now at which the loss was measured, rising, 0 first.
+        validation: Loss at each of these steps.
+        annealed: Loss after the reference cool-down that starts at the last of them.
+        final: Loss at the end of the run, trained from the last of them.
+        diverged: True if the loss passed all bounds or was lost; the branch may have ended early.
+        volatility: Mean volatility of the uncertainty index over the branch, a z-score.
+        steps: Real steps that were trained for it, cool-down included; steps known before count
+            nothing.
+        flops: FLOPs of these steps and of the evaluations.
+        error: Reason why the branch could not be run or measured; empty if it could. The other
+            fields then hold what is known.
     """
 
     looks: tuple[int, ...] = ()
@@ -120,14 +118,13 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs futures for real.
+    """Trainer of futures for real.
 
-    Called by planners, from one thread, never twice at a time; the run itself is left untouched.
-
-    A sequence is put in force one intervention a decision (`RunHistory.decision_steps`), the first
-    now; what would come at or after `steps` is left out. All sequences of all calls with one `draw`
-    see the same batches. What it has run it may keep: a sequence that goes on from one that was
-    run, or the same for more steps, then costs only what is new.
+    Planners call it from one thread, never twice at a time; the run itself is unchanged. A sequence
+    is put in force one intervention a decision (`RunHistory.decision_steps`), the first one now;
+    interventions at or after `steps` are left out. All sequences of all calls with one `draw` see
+    the same batches. Results may be kept: a longer version of a sequence that was run costs only
+    what is new.
     """
 
     def cost(
@@ -139,9 +136,9 @@ class Executor(Protocol):
         measure: Measure,
         draw: int = 0,
     ) -> Cost:
-        """What `run` would cost at most: FLOPs and steps of all sequences together.
+        """Return the most that `run` would cost: FLOPs and steps of all sequences together.
 
-        Changes nothing and takes no time.
+        It changes nothing and takes no time.
         """
         ...
 
@@ -154,65 +151,75 @@ class Executor(Protocol):
         measure: Measure,
         draw: int = 0,
     ) -> Sequence[Outcome]:
-        """One outcome a sequence, in order.
+        """Return one outcome for each sequence, in order.
 
-        A branch that fails says so in its outcome; the others go on.
+        A branch that fails says so in its outcome; the others are trained all the same.
 
         Args:
-            sequences: of interventions, at least one each.
-            steps: optimizer steps of each branch, at least 1.
-            measure: what must be measured beside the looks.
-            draw: 0 for the batches that the run itself will see; each other number for another
-                order of the data to come.
+            sequences: Sequences of at least one intervention each.
+            steps: Optimizer steps of each branch, at least 1.
+            measure: Loss that must be measured in addition to those along the way.
+            draw: Data seed: 0 for the batches that the run itself will see, any other number for
+                another order of the data to come.
         """
         ...
 
 
 class ActionSpace(Protocol):
-    """What of `ActionCodec` planners use: an action vector is six whole numbers, all zeros does nothing."""
+    """Part of `ActionCodec` that planners use.
+
+    An action vector is six whole numbers; all zeros does nothing.
+    """
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many values each part has."""
+        """Number of values of each part."""
         ...
 
     def decode(self, action: Sequence[int] | NDArray[np.integer[Any]], /) -> Intervention:
-        """The intervention of an action vector."""
+        """Return the intervention of an action vector."""
         ...
 
     def encode(self, intervention: Intervention, /) -> NDArray[np.int64]:
-        """The action vector of an intervention, int64 [6]; a `UserError` where it has none."""
+        """Return the action vector of an intervention, int64 [6].
+
+        Raises:
+            UserError: The intervention has no action vector.
+        """
         ...
 
 
 class Criterion(Protocol):
-    """What is to be small: a score in nats of ln loss, Δ against doing nothing, with divergence priced in."""
+    """Score that planners minimise: Δ ln loss against doing nothing in nats, with divergence."""
 
     @property
     def measure(self) -> Measure:
-        """What executors must measure for it."""
+        """Loss that executors must measure for the score."""
         ...
 
     def expected(self, forecast: Forecast, /) -> float:
-        """The score that a forecast gives reason to expect."""
+        """Return the expected score of a forecast."""
         ...
 
     def spread(self, forecast: Forecast, /) -> float:
-        """Standard deviation of that score, above 0."""
+        """Return the standard deviation of that score, above 0."""
         ...
 
     def measured(self, outcome: Outcome, control: Outcome, /) -> float:
-        """The score of an outcome beside that of doing nothing over the same steps; NaN where it was not measured."""
+        """Return the score of an outcome against that of doing nothing over the same steps.
+
+        NaN if it was not measured.
+        """
         ...
 
 
 class Pruner(Protocol):
-    """Drops hopeless candidates before a model sees them."""
+    """Filter of hopeless candidates, applied before a model sees them."""
 
     def hopeless(
         self, history: RunHistory, sequences: Sequence[Sequence[Intervention]], /
     ) -> Sequence[str]:
-        """For each sequence why it is dropped; empty where it stays.
+        """Return for each sequence the reason to drop it; empty to keep it.
 
         Doing nothing is never asked about.
         """
@@ -221,31 +228,31 @@ class Pruner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlanningProblem:
-    """What is asked of a planner.
+    """Task of a planner, made anew for each decision.
 
-    Made anew for each decision; the planner changes none of it but the generator and the executor.
+    The planner changes nothing of it except the generator and the executor.
 
     Attributes:
-        history: of the run up to now.
-        codec: the action space, `ActionCodec` for instance.
-        masks: for each part of the action, which of its values are legal now: bool, of the lengths
-            in `codec.sizes`. The first value of each part, doing nothing, is always legal.
-        generator: every random choice comes from it.
-        model: what forecasts; None where there is none.
-        executor: what runs futures for real; None where nothing may be run.
-        criterion: what is to be small; None for the default, `planners.Score()`.
-        budget: what the plan may cost.
-        masks_after: the masks at the decision that follows a sequence; None: those of now hold on.
-        proposals: sequences to look at first, after doing nothing (`trainenv.planners.proposals`
-            makes some). Illegal ones are dropped.
-        pruner: drops candidates before the model sees them; None for none.
-        previous: the plan of the decision before, for planners that go on from it; None at the
-            first.
-        taken: what was done after the previous plan.
+        history: History of the run up to now.
+        codec: Action space, `ActionCodec` for instance.
+        masks: Legal values of each part of the action now: bool arrays with the lengths of
+            `codec.sizes`. The first value of each part, doing nothing, is always legal.
+        generator: Source of every random choice.
+        model: World model; None without one.
+        executor: Trainer of futures for real; None if nothing may be trained.
+        criterion: Score to minimise; None for the default, `planners.Score()`.
+        budget: Upper limits on the cost of the plan.
+        masks_after: Function that returns the masks at the decision after a sequence; None if those
+            of now stay valid.
+        proposals: Sequences to look at first, after doing nothing; `trainenv.planners.proposals`
+            makes some. Illegal ones are dropped.
+        pruner: Filter applied before the model sees candidates; None for none.
+        previous: Plan of the decision before, for planners that continue it; None at the first.
+        taken: Intervention that was applied after the previous plan.
 
     Raises:
-        UserError: masks do not fit the codec, or forbid doing nothing, or leave a part no value at
-            all.
+        UserError: Masks do not fit the codec, forbid doing nothing, or leave a part without a
+            value.
     """
 
     history: RunHistory
@@ -267,31 +274,35 @@ class PlanningProblem:
         found = tuple(len(mask) for mask in self.masks)
         if found != sizes:
             raise UserError(
-                f"masks must have the lengths {sizes} of the codec's parts, found {found}; take codec.masks(run)"
+                f"masks must have the lengths {sizes} of the codec's parts, found {found}; "
+                "take codec.masks(run)"
             )
         for part, mask in enumerate(self.masks):
             if not mask[0]:
-                what = "leaves no value at all" if not any(mask) else "forbids the first value"
+                found_mask = "leaves no value at all"
+                if any(mask):
+                    found_mask = "forbids the first value"
                 raise UserError(
-                    f"doing nothing is always legal: the mask of part {part} {what}; allow its first value"
+                    f"doing nothing is always legal: the mask of part {part} {found_mask}; "
+                    "allow its first value"
                 )
 
     @property
     def decisions_left(self) -> int:
-        """Decisions until the end of the run, the one now included; at least 1."""
+        """Number of decisions until the end of the run, the one now included; at least 1."""
         return max(1, -(-len(self.history.lrs_ahead) // self.history.decision_steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A future that was considered.
+    """Future that was scored.
 
     Attributes:
-        interventions: the sequence, one a decision, the first now; never empty.
-        score: what it is ranked by, nats, lower is better: Δ ln loss against doing nothing with
-            divergence priced in. Finite.
-        forecast: what the model said of it; None where it was not asked.
-        outcomes: what running it for real measured, in order.
+        interventions: Sequence of interventions, one a decision, the first one now; never empty.
+        score: Score in nats, lower is better: Δ ln loss against doing nothing with divergence
+            priced in. Finite.
+        forecast: Forecast of the model; None if it was not asked.
+        outcomes: Measurements of real training, in order.
     """
 
     interventions: tuple[Intervention, ...]
@@ -301,12 +312,19 @@ class Candidate:
 
     @property
     def does_nothing(self) -> bool:
+        """True if no intervention of the sequence changes anything."""
         return all(intervention.does_nothing for intervention in self.interventions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """A future that was set aside without a score, and why: pruned, illegal, no number in its forecast, a branch that failed."""
+    """Future that was set aside without a score.
+
+    Attributes:
+        interventions: Sequence of interventions, one a decision.
+        reason: Reason, in words: pruned, illegal, a forecast without a number, a failed branch.
+        outcomes: Measurements of real training, in order.
+    """
 
     interventions: tuple[Intervention, ...]
     reason: str
@@ -315,21 +333,20 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Candidates ranked, best first, and what it took to find them.
+    """Ranked candidates, best first, with the cost of finding them.
 
     Attributes:
-        planner: its name.
-        candidates: best first, each sequence once; doing nothing is always among them.
-        dropped: what was set aside, in the order it happened.
-        cost: what the plan cost.
-        faults: what went wrong with the model or the executor, in words. With a fault the ranking
-            is of what was scored before.
-        complete: False where the budget or a fault ended it before the planner was done.
-        memory: whatever the planner wants back with `PlanningProblem.previous`; nobody else reads
-            it, and it is not compared.
+        planner: Name of the planner.
+        candidates: Candidates, best first, each sequence once; doing nothing is always among them.
+        dropped: Futures without a score, in the order in which they were set aside.
+        cost: Cost of the plan.
+        faults: Failures of the model or the executor, in words. With one, the ranking is of what
+            was scored before.
+        complete: False if the budget or a fault ended the planning early.
+        memory: State that the planner wants back as `PlanningProblem.previous`; it is not compared.
 
     Raises:
-        UserError: doing nothing is not among the candidates, a score is not finite, or scores do
+        UserError: Doing nothing is not among the candidates, a score is not finite, or scores do
             not rise.
     """
 
@@ -345,37 +362,38 @@ class Plan:
         scores = [candidate.score for candidate in self.candidates]
         if not any(candidate.does_nothing for candidate in self.candidates):
             raise UserError(
-                f"a plan must rank doing nothing, found none among {len(scores)} candidates; add Intervention()"
+                f"a plan must rank doing nothing, found none among {len(scores)} candidates; "
+                "add Intervention()"
             )
         if not all(math.isfinite(score) for score in scores) or scores != sorted(scores):
             raise UserError(
-                f"a plan's scores must be finite and rise from the best on, found {scores}; sort, drop what has none"
+                f"a plan's scores must be finite and rise from the best on, found {scores}; "
+                "sort them, and drop candidates without one"
             )
 
     @property
     def best(self) -> Candidate:
+        """Candidate with the lowest score."""
         return self.candidates[0]
 
     @property
     def control(self) -> Candidate:
-        """The candidate that does nothing."""
+        """Candidate that does nothing."""
         return next(candidate for candidate in self.candidates if candidate.does_nothing)
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """Ranks futures of a run. A frozen dataclass of hyperparameters.
+    """Ranking of futures of a run, as a frozen dataclass of hyperparameters.
 
-    Called by whoever steers a run, once a decision (an agent after its monitor has fired, or every
-    decision), from one thread. It may draw from the problem's generator and let the executor run;
-    everything else stays as it was, itself included: what it wants to remember goes into
-    `Plan.memory`. The same problem with a generator of the same seed gives an equal plan, unless a
-    limit in seconds cut it short. It ranks doing nothing, proposes nothing that a mask forbids and
-    stops at its budget: before what would exceed it (a call that is under way when the seconds end
-    is let finish).
+    Whoever steers a run calls it once a decision, from one thread. It may draw from the problem's
+    generator and let the executor run; everything else stays unchanged, itself included: what it
+    wants to remember goes into `Plan.memory`. The same problem with a generator of the same seed
+    gives an equal plan, unless a limit in seconds cut it short. It ranks doing nothing, proposes
+    nothing that a mask forbids, and stops before a call that would exceed its budget.
 
-    A model or executor that fails, or that returns what is no number, raises nothing: the plan is
-    of what was scored before, at least doing nothing, and its `faults` say what happened.
+    A model or executor that fails, or returns a non-finite number, raises nothing: the plan then
+    ranks what was scored before, at least doing nothing, and its `faults` say what happened.
     `planners.PlanBuilder` does all that; `trainenv.planners.testing` checks it.
     """
 
@@ -383,7 +401,7 @@ class Planner(Protocol):
         """Rank futures.
 
         Raises:
-            UserError: the problem lacks what this planner cannot work without (a model, an
-                executor).
+            UserError: The problem lacks a part that this planner needs, such as a model or an
+                executor.
         """
         ...

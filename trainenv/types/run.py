@@ -1,4 +1,4 @@
-"""Nouns of a training run: its state, its history, and `Run`, the protocol of a run that can be steered."""
+"""Nouns of a training run: its state, its history, and `Run`, the protocol of a steered run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-TENSOR = "__tensor__"
+TENSOR = "__tensor__"  # key that marks a tensor in `Snapshot.state`: {"__tensor__": its name}
 Tier = Literal["exact", "8bit"]
 Purpose = Literal["main", "rewound", "verify", "plan", "evaluate", "model"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -22,21 +22,18 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Snapshot:
-    """The whole state of a run at a step, in host memory.
+    """Whole state of a run at a step, in host memory.
 
-    Nothing in it is shared with the live run; never write into it.
-
-    Snapshots of one run share the tensors that had not changed between them: what is written into
-    one shows in others.
+    It shares nothing with the live run. Snapshots of one run share the tensors that did not change
+    between them: never write into one.
 
     Attributes:
-        step: optimizer steps completed.
-        tensors: flat names ("model/…", "optimizer/…", "clip/…", "rng/…") to tensors that only
-            snapshots hold.
-        state: everything that is no tensor, as JSON values.
-        tier: `exact`, or `8bit` where a compact checkpoint has rounded the optimizer's moments:
-            then a run that is restored from it goes on nearly, not exactly, as the one it was taken
-            of.
+        step: Number of completed optimizer steps.
+        tensors: Tensors by flat name ("model/…", "optimizer/…", "clip/…", "rng/…"), held by
+            snapshots alone.
+        state: Everything that is not a tensor, as JSON values.
+        tier: `exact`, or `8bit` if a compact checkpoint has rounded the optimizer's moments: a run
+            restored from it continues nearly, not exactly, as the original.
     """
 
     step: int
@@ -52,13 +49,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a run and that a person would want to see marked on its curve.
+    """Something that happened to a run and is marked on its loss curve.
 
     Attributes:
-        step: optimizer steps completed when it happened.
+        step: Number of completed optimizer steps when it happened.
         kind: `fired`, `non_finite`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`,
-            `diverged`, `interrupted`.
-        detail: numbers and words that belong to it, as JSON values.
+            `diverged` or `interrupted`.
+        detail: Numbers and words that belong to it, as JSON values.
     """
 
     step: int
@@ -68,18 +65,17 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHistory:
-    """What is known of a run at the moment when its futures are drafted.
+    """Facts about a run from which its futures are forecast.
 
     Attributes:
-        telemetry: of the steps so far in order, the last one now; the more of them, the better:
-            512, or 40 decisions, are plenty.
-        lrs_ahead: learning rate of each step still to come if nothing is done: as many entries as
-            there are steps left.
-        base_lr: the optimizer's base learning rate.
-        uniform_loss: loss of a uniform guess over the vocabulary, nats.
-        decision_steps: steps from one decision to the next; a forecast's horizon N is four of them.
-        validation: clean validation loss now, nats per token; NaN where it was not measured.
-        flagged_ahead: how many data indices that were flagged are still to come.
+        telemetry: Telemetry of the steps so far, in order. The last 512 steps, or 40 decisions, are
+            enough.
+        lrs_ahead: Learning rate of each step left in the budget without further interventions.
+        base_lr: Base learning rate of the optimizer.
+        uniform_loss: Loss of a uniform guess over the vocabulary, in nats.
+        decision_steps: Steps from one decision to the next; a forecast's horizon N is four of them.
+        validation: Clean validation loss now, in nats per token; NaN if it was not measured.
+        flagged_ahead: Number of flagged data indices that are still to come.
     """
 
     telemetry: Sequence[Telemetry] = field(repr=False)
@@ -129,7 +125,7 @@ class Horizon(Protocol):
 
 
 class Run(Protocol):
-    """A training run as a value: what agents, rollouts and records use of it.
+    """Training run as a value: the part of it that agents, rollouts and records use.
 
     `trainenv.TrainingRun` is one; a run attached to somebody else's trainer is another. Every
     member means what it means there. FLOPs are counted by the run's own ledger.
@@ -137,7 +133,7 @@ class Run(Protocol):
 
     lr_scale: float
     purpose: Purpose
-    ledger: Any  # a `trainenv.training.ledger.Ledger`, or one like it: `total`, `ledger["main"]`, `charge`, `move`
+    ledger: Any  # a `trainenv.training.ledger.Ledger`
     model: nn.Module
     optimizer: Optimizer
 
@@ -280,7 +276,7 @@ class Run(Protocol):
         ...
 
     def fork(self, purpose: Purpose = "verify", /) -> Self:
-        """Return an independent run in the same state that charges the same ledger for `purpose`."""
+        """Return an independent run in the same state; its steps are charged to `purpose`."""
         ...
 
     def check_forkable(self) -> None:

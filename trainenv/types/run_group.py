@@ -10,7 +10,7 @@ from trainenv.types.step import Intervention, Telemetry
 
 
 class Branchable(Protocol):
-    """What is done to one run of a group between two stretches of training."""
+    """Changes to one run of a group between two stretches of training."""
 
     lr_scale: float
 
@@ -43,7 +43,7 @@ class RunGroup(Protocol[R_co]):
         ...
 
     def snapshot(self, number: int, /) -> Snapshot:
-        """Return the state of one run, as a run by itself restores it."""
+        """Return the state of one run, as a single run restores it."""
         ...
 
 

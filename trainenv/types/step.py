@@ -1,4 +1,4 @@
-"""Nouns of one optimizer step: batches, interventions, telemetry, and the protocols of a run's parts."""
+"""Nouns of one optimizer step: batch, intervention, telemetry, protocols of a run's parts."""
 
 from __future__ import annotations
 
@@ -25,30 +25,25 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 ClipName = Literal["none", "zclip", "arc", "spam"]
-
-
 CLIP_NAMES: tuple[ClipName, ...] = get_args(ClipName)
-
-
-# key of the mark that stands for a tensor in `Snapshot.state`: {"__tensor__": its name}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention:
-    """A bounded change to a run. `Intervention()` does nothing.
+    """Bounded change to a run. `Intervention()` does nothing.
 
     Args:
-        lr_scale: factor on the learning rate in force (cumulative: two of 0.9 make 0.81 of the base
-            schedule).
-        weight_decay_scale: factor on the weight decay in force (cumulative).
-        clip: clip policy to put in force until changed; None keeps the present one.
-        momentum_reset: zero the optimizer's moments and its step count once, then warm the learning
-            rate up again.
-        data_reorder: shuffle the blocks of data still to come in this epoch.
-        skip_batch: drop the batches still to come that the monitor has flagged.
+        lr_scale: Factor on the learning rate in force. Factors multiply: two of 0.9 make 0.81 of
+            the base schedule.
+        weight_decay_scale: Factor on the weight decay in force. Factors multiply.
+        clip: Clip policy to put in force until it is changed; None keeps the present one.
+        momentum_reset: True to zero the optimizer's moments and step count once, and then warm the
+            learning rate up again.
+        data_reorder: True to shuffle the blocks of data still to come in this epoch.
+        skip_batch: True to drop the flagged batches still to come.
 
     Raises:
-        UserError: a scale is not a finite positive number, the clip policy is unknown, or another
+        UserError: A scale is not a finite positive number, the clip policy is unknown, or another
             part is neither True nor False.
     """
 
@@ -65,7 +60,7 @@ class Intervention:
             scale = scalar(value)
             if not (isinstance(scale, Real) and 0 < float(scale) < math.inf):
                 raise UserError(
-                    f"{name} must be a finite number above 0, found {value!r}; 1.0 leaves it as it is"
+                    f"{name} must be a finite number above 0, found {value!r}; 1.0 changes nothing"
                 )
             object.__setattr__(self, name, float(scale))
         if self.clip is not None and not (isinstance(self.clip, str) and self.clip in CLIP_NAMES):
@@ -79,19 +74,20 @@ class Intervention:
 
     @property
     def does_nothing(self) -> bool:
+        """True if no part changes anything."""
         return self == Intervention()
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The data of one optimizer step.
+    """Data of one optimizer step.
 
     Attributes:
-        micro: one entry a micro-batch. Ours are int64 tokens of shape [B, T + 1]: inputs [:, :-1],
+        micro: Micro-batches. Those of our corpora are int64 tokens [B, T + 1]: inputs [:, :-1],
             targets [:, 1:].
-        index: the data index it was made from (never repeats; differs from the step once batches
-            were skipped).
-        stressors: names of what was planted in it, empty for a clean batch.
+        index: Data index that the batch is made from. It never repeats, and differs from the step
+            once batches were skipped.
+        stressors: Names of planted faults; empty for a clean batch.
 
     Raises:
         UserError: `micro` is not a tuple of micro-batches, or `index` is not a whole number.
@@ -106,19 +102,19 @@ class Batch:
         if not isinstance(micro, tuple | list):
             found = type(micro).__name__
             raise UserError(
-                f"a Batch's micro must be a tuple of micro-batches, found {found}; give (data,) for one"
+                f"a Batch's micro must be a tuple of micro-batches, found {found}; "
+                "give (data,) for one"
             )
         object.__setattr__(self, "micro", tuple(micro))
         object.__setattr__(self, "index", as_whole(self.index, "a Batch's index"))
 
 
 class LossSum(NamedTuple):
-    """Loss of a micro-batch as a sum and a count, for objectives that count their tokens themselves.
+    """Loss of a micro-batch as a sum and a count, for objectives that count their tokens.
 
     Attributes:
-        total: sum of the losses of the labelled tokens, in nats; a scalar tensor that carries
-            gradients.
-        tokens: number of labelled tokens, 0 or more; a number or a scalar tensor.
+        total: Sum of the losses of the labelled tokens in nats, a scalar tensor with gradients.
+        tokens: Number of labelled tokens, 0 or more; a number or a scalar tensor.
     """
 
     total: Tensor
@@ -127,20 +123,19 @@ class LossSum(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClipReport:
-    """What a clip policy did to one gradient.
+    """Effect of a clip policy on one gradient.
 
-    All 0-dimensional float32 tensors on the gradient's device, so that nothing waits.
+    All values are 0-dimensional float32 tensors on the gradient's device, so that nothing waits.
 
     Attributes:
-        norm: global norm before clipping (may be inf or NaN).
-        clipped_norm: global norm of what the optimizer sees (always finite unless the policy is
-            `none`).
-        threshold: the norm (SPAM: the mean of its element bounds, 0 for unseen elements) that was
-            in force; inf where nothing could have been clipped.
-        score: the policy's own measure of how odd the norm is (ZClip: z; ARC, and `none` with a
-            fixed norm: norm ÷ threshold; SPAM: share of elements clipped); inf or NaN where the
-            norm is.
-        momentum_reset: the policy asks for the optimizer's moments to be reset before the next
+        norm: Global norm before clipping; may be inf or NaN.
+        clipped_norm: Global norm after clipping; finite, except for the policy `none`.
+        threshold: Norm above which the gradient is clipped (SPAM: mean of its bounds on elements, 0
+            for unseen elements); inf if nothing could have been clipped.
+        score: The policy's own measure of how odd the norm is. ZClip: z. ARC, and `none` with a
+            fixed norm: norm ÷ threshold. SPAM: share of clipped elements. Inf or NaN if the norm
+            is.
+        momentum_reset: True if the policy asks to reset the optimizer's moments before the next
             update (SPAM).
     """
 
@@ -153,9 +148,15 @@ class ClipReport:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The uncertainty index after one step.
+    """Uncertainty index after one step.
 
-    Each axis is a z-score against its own history; 0 while there is too little of it.
+    Attributes:
+        volatility: z-score of the loss and the gradient norm; 0 without enough history.
+        entropy: z-score of the probe's entropies; 0 without enough history.
+        disagreement: z-score of the disagreement of online forecasters; 0 without enough history.
+        index: Weighted sum of the three.
+        threshold: Value of the index above which it fires.
+        fired: True if the index has fired at this step.
     """
 
     volatility: float = 0.0
@@ -168,10 +169,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What one optimizer step measured, as Python numbers, strings and tuples; NaN where nothing was measured.
+    """Measurements of one optimizer step, as Python numbers, strings and tuples.
 
-    `configs/log_schema.json` gives the unit of each. `step` is the number of steps completed
-    *after* this one.
+    NaN stands for what was not measured. `configs/log_schema.json` gives meaning and unit of each
+    field. `step` is the number of completed steps *after* this one.
     """
 
     step: int
@@ -202,7 +203,7 @@ class Telemetry:
 
     @property
     def clipped(self) -> bool:
-        """Whether the clip policy made the gradient smaller (or replaced a non-finite one)."""
+        """True if the clip policy made the gradient smaller or replaced a non-finite one."""
         return not (self.grad_norm <= self.grad_norm_clipped * (1 + 1e-6))
 
 
@@ -211,16 +212,16 @@ TELEMETRY_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(Telemetry))
 
 @runtime_checkable
 class Batches(Protocol):
-    """Where a run gets its data.
+    """Training data of a run, a pure function of the data index.
 
-    Called once a step by `TrainingRun`; must be a pure function of its argument.
+    `TrainingRun` calls it once a step.
     """
 
     def __call__(self, index: int, /) -> Any:
-        """The data of index `index` ≥ 0: a `Batch`, or anything that the run's objective takes as one micro-batch.
+        """Return the data of an index ≥ 0: a `Batch`, or one micro-batch as the objective takes it.
 
-        With accumulation n, a tensor, a mapping or a tuple of tensors is one batch, and is cut into
-        n micro-batches of equally many rows; a list of n entries holds the micro-batches. See
+        With accumulation n, a tensor, a mapping or a tuple of tensors is one batch and is cut into
+        n micro-batches with equally many rows; a list of n entries holds the micro-batches. See
         `trainenv.training.micro_batches.as_batch`.
         """
         ...
@@ -228,55 +229,54 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A training loss.
+    """Training loss.
 
-    Called once a micro-batch by `TrainingRun` under autocast, and without gradients for validation.
+    `TrainingRun` calls it once a micro-batch, under autocast; for validation without gradients.
     """
 
     def __call__(
         self, model: nn.Module, micro_batch: Any, /
     ) -> Tensor | LossSum | tuple[Tensor, Tensor | float]:
-        """Mean loss in nats per token, a scalar with gradients; or a pair (loss sum, labelled tokens).
+        """Return the mean loss in nats per token, or a pair (loss sum, number of labelled tokens).
 
-        Micro-batches are weighed by their labelled tokens. Those of a plain mean are counted in the
-        data, by the rule of `trainenv.training.micro_batches.labelled`; where that rule does not
-        fit the data, return a `LossSum` or a plain pair.
+        The loss is a scalar with gradients. Micro-batches are weighted by their labelled tokens.
+        Those of a plain mean are counted in the data as `trainenv.training.micro_batches.labelled`
+        does; return a `LossSum` or a pair if that does not fit your data.
         """
         ...
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A learning-rate schedule over the budget.
+    """Learning-rate schedule over the budget, a pure function.
 
-    Called once a step by `TrainingRun`; must be a pure function.
+    `TrainingRun` calls it once a step.
     """
 
     def __call__(self, step: int, progress: float, /) -> float:
-        """Factor on the base learning rate for the step after `step` completed ones.
+        """Return the factor on the base learning rate for the step after `step` completed ones.
 
         Args:
-            step: optimizer steps completed.
-            progress: share of the budget's annealing done, 0 at the start and 1 at the end of the
-                run. It speeds up when budget is spent elsewhere (on branches, say), so that the run
-                still ends annealed.
+            step: Number of completed optimizer steps.
+            progress: Share of the budget's annealing that is done, 0 at the start and 1 at the end
+                of the run. It advances faster once budget is spent elsewhere, on branches for
+                example, so that the run still ends annealed.
         """
         ...
 
 
 class ClipPolicy(Protocol):
-    """How a gradient is made safe.
+    """Rule that makes a gradient safe.
 
-    Called once a step by `TrainingRun`, after the backward pass and before the optimizer.
-
-    A policy is a frozen dataclass of hyperparameters; its state lives in a dict of tensors that
-    `Clipper` keeps, so that one policy can serve many runs and a run's state can be saved.
+    `TrainingRun` calls it once a step, after the backward pass and before the optimizer. A policy
+    is a frozen dataclass of hyperparameters; its state is a dict of tensors that `Clipper` holds,
+    so that one policy serves many runs and the state of each can be saved.
     """
 
     needs_workers: ClassVar[bool]
 
     def init(self, parameters: Sequence[Tensor], /) -> dict[str, Tensor]:
-        """Fresh state, on the parameters' device."""
+        """Return a fresh state on the parameters' device."""
         ...
 
     def clip(
@@ -291,11 +291,11 @@ class ClipPolicy(Protocol):
         """Change the gradients and the state in place.
 
         Args:
-            parameters: those with a gradient; `p.grad` holds the mean over micro-batches (or, where
-                `workers` is given, is to be filled with it).
-            state: what `init` made, changed in place; no value of it is read on the host.
-            workers: the gradients of each micro-batch, [n][parameter], where `needs_workers` and n
-                > 1; else None.
-            optimizer: the run's, for policies that look at its moments; may be None.
+            parameters: Parameters with a gradient. `p.grad` is the mean over micro-batches, or is
+                to be filled with it if `workers` is given.
+            state: Return value of `init`, changed in place; no value of it is read on the host.
+            workers: Gradients of each micro-batch, [n][parameter], if `needs_workers` and n > 1;
+                else None.
+            optimizer: Optimizer of the run, for policies that read its moments; may be None.
         """
         ...

@@ -1,23 +1,25 @@
-"""The nouns of verification: branches that were trained, and the verdict on them."""
+"""Nouns of verification: branches that were trained, and the verdict on them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from trainenv.types.forecasting import Forecast
 from trainenv.types.planning import Cost, Measure, Outcome
 from trainenv.types.step import Intervention
 
-if TYPE_CHECKING:
-    pass
-
 Fate = Literal["control", "accepted", "passed", "rejected", "stopped", "failed"]
+"""Fate of a branch.
 
-
-"""Of a branch: it did nothing; it became the run; it would have, but another was better; it was refused; it clearly lost and was
-stopped early; it could not be run, or diverged."""
+- control: it did nothing
+- accepted: it became the run
+- passed: it was acceptable, but another one was better
+- rejected: the rule refused it
+- stopped: it was clearly worse and was stopped early
+- failed: it could not be run, or diverged
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,9 @@ class Paired:
     """Δ ln training loss of a branch against doing nothing, step by step on the same batches.
 
     Attributes:
-        mean: over the steps, nats.
-        error: standard error of the mean; inf for fewer than two steps.
-        steps: that both were trained for.
+        mean: Mean over the steps, in nats.
+        error: Standard error of the mean; inf for fewer than two steps.
+        steps: Number of steps that both were trained for.
     """
 
     mean: float
@@ -37,21 +39,21 @@ class Paired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """A drafted future that was run for real beside doing nothing, and what became of it.
+    """Planned future that was trained for real next to doing nothing, with its fate.
 
     Attributes:
-        interventions: the sequence, one a decision.
-        score: the draft's, nats; NaN where it has none.
-        forecast: what the model said; None where it was not asked.
-        expected: Δ ln validation loss against doing nothing where the branch ends, as drafted: 90 %
-            interval and median. None: no forecast.
-        outcome: what was measured.
-        losses: training loss of each step.
-        delta: Δ ln validation loss that was measured, nats; NaN: it was not.
-        annealed_delta: the same after the reference cool-down.
-        paired: the statistics of the training losses; None where there are none.
-        fate: what became of it.
-        reason: why, in words.
+        interventions: Sequence of interventions, one a decision.
+        score: Score of the plan in nats; NaN if it has none.
+        forecast: Forecast of the model; None if it was not asked.
+        expected: Forecast of `delta`: lower bound, median and upper bound of its 90 % interval.
+            None without a forecast.
+        outcome: Measurements.
+        losses: Training loss of each step.
+        delta: Measured Δ ln validation loss against doing nothing, in nats; NaN if not measured.
+        annealed_delta: The same after the reference cool-down.
+        paired: Statistics of the training losses; None without any.
+        fate: Fate of the branch.
+        reason: Reason for its fate, in words.
     """
 
     interventions: tuple[Intervention, ...]
@@ -68,47 +70,49 @@ class Branch:
 
     @property
     def lost(self) -> str:
-        """Why it cannot become the run, whatever the rule: it failed, diverged or was stopped.
+        """Reason why no rule can accept it: it failed, diverged or was stopped.
 
-        Empty where it can.
+        Empty if one can.
         """
         if self.outcome.error:
             return self.outcome.error
-        return "it diverged" if self.outcome.diverged else ""
+        if self.outcome.diverged:
+            return "it diverged"
+        return ""
 
 
 @runtime_checkable
 class AcceptRule(Protocol):
-    """Says whether a branch may become the run.
+    """Rule by which a branch may become the run.
 
-    A frozen dataclass, asked only of branches that are not lost.
+    A frozen dataclass, asked only about branches that are not lost.
     """
 
     @property
     def measure(self) -> Measure:
-        """What rollouts must measure for it."""
+        """Loss that rollouts must measure for the rule."""
         ...
 
     def objection(self, branch: Branch, control: Branch, /) -> str:
-        """Why the branch is refused, in words; empty where it is accepted."""
+        """Return the reason why the branch is refused; empty if it is accepted."""
         ...
 
     def rank(self, branch: Branch, /) -> float:
-        """Of those that are accepted the one with the lowest becomes the run."""
+        """Return a number; the accepted branch with the lowest becomes the run."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What verifying a draft came to.
+    """Result of verifying a plan.
 
     Attributes:
-        branches: the control that does nothing first, then as drafted.
-        accepted: the place of the branch that is to become the run; None: none.
-        reason: one sentence.
-        steps: real steps of a branch.
-        cost: of all branches, cool-downs and evaluations.
-        wasted: FLOPs of it that do not become the run's.
+        branches: Branches, the control that does nothing first, then as planned.
+        accepted: Place of the branch that is to become the run; None for none.
+        reason: Reason, one sentence.
+        steps: Real steps of a branch.
+        cost: Cost of all branches, cool-downs and evaluations included.
+        wasted: FLOPs of the cost that do not become part of the run.
     """
 
     branches: tuple[Branch, ...]
@@ -120,10 +124,12 @@ class Verdict:
 
     @property
     def control(self) -> Branch:
-        """The branch that does nothing."""
+        """Branch that does nothing."""
         return self.branches[0]
 
     @property
     def winner(self) -> Branch | None:
-        """The branch that is to become the run."""
-        return None if self.accepted is None else self.branches[self.accepted]
+        """Branch that is to become the run; None for none."""
+        if self.accepted is None:
+            return None
+        return self.branches[self.accepted]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from trainenv.envs.training import TrainingEnv
 from trainenv.rollouts.executor import NOTHING, Rollouts
+from trainenv.tools.checks import count, number
 from trainenv.types import (
     AcceptRule,
     Branch,
@@ -40,8 +41,6 @@ from trainenv.types import (
     Telemetry,
     UserError,
     Verdict,
-    as_number,
-    as_whole,
 )
 from trainenv.verification.early_stopping import Losing, paired
 from trainenv.verification.rules import make as make_rule
@@ -87,18 +86,13 @@ class Verification:
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "verify_steps", "workers"):
-            object.__setattr__(self, name, as_whole(getattr(self, name), name))
-        if self.worth != math.inf:  # which no draft promises
-            object.__setattr__(self, "worth", as_number(self.worth, "worth"))
+        limits = {"top_k": 1, "verify_steps": 1, "workers": 0}
         if self.cooldown is not None:
-            object.__setattr__(self, "cooldown", as_whole(self.cooldown, "cooldown", least=0))
-        if self.top_k < 1 or self.verify_steps < 1:
-            raise UserError(
-                f"top_k and verify_steps must be at least 1, found {self.top_k} and {self.verify_steps}"
-            )
-        if self.workers < 0:
-            raise UserError(f"workers must be 0 or more, found {self.workers}")
+            limits["cooldown"] = 0
+        for name, least in limits.items():
+            object.__setattr__(self, name, count(name, getattr(self, name), least=least))
+        if self.worth != math.inf:  # no plan forecasts that much: nothing is trained
+            object.__setattr__(self, "worth", number("worth", self.worth))
         if not isinstance(self.rule, AcceptRule):
             raise UserError(
                 f"rule must be an AcceptRule, found {self.rule!r:.80}; take trainenv.verification.rules.make('agreement')"

@@ -1,4 +1,4 @@
-"""The report of a comparison."""
+"""The HTML report of a comparison."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED
 from trainenv.report.comparison.comparison_record import Comparison
-from trainenv.report.comparison.forest_plot import forest, told
+from trainenv.report.comparison.comparison_text import measurement
+from trainenv.report.comparison.forest_plot import forest, with_interval
 from trainenv.report.comparison.trunks_table import trunks_table
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.intervals import key
@@ -15,24 +16,28 @@ from trainenv.report.drawing.page import head, page, section, tiles
 from trainenv.report.drawing.svg import element, escaped
 
 METHODS = (
-    "Final validation loss against doing nothing on the same trunk and seed; left of 0 is better. A run that diverged counts as "
-    "a uniform guess; one that failed is left out. Events are of instability. Regret is against the best static setting of the "
-    "trunk, chosen in hindsight."
+    "Change of the final validation loss against no intervention, in the same scenario with the "
+    "same seed; left of 0 is better. A run that diverged counts as a uniform guess; a run that "
+    "failed is left out. Events are events of instability. Regret is the change against the best "
+    "static setting of the scenario, chosen in hindsight."
 )
-TRUNKS = "Mean change of the final loss against doing nothing on each trunk; tinted where its interval is clear of 0."
-DECISIONS = "Of the methods that look into the future, over all trunks."
+TRUNKS = (
+    "Mean change of the final loss against no intervention in each scenario; tinted where the "
+    "whole interval is below or above 0."
+)
+DECISIONS = "Methods that try branches before they decide, over all scenarios."
 KEY = [
     ("interval", "95 % bootstrap interval of the mean"),
     ("measured good", "clearly better"),
     ("measured bad", "clearly worse"),
-    ("measured", "not told apart"),
-    ("pair", "each trunk and seed"),
+    ("measured", "no clear difference"),
+    ("pair", "one scenario and seed"),
 ]
-BAD = 500  # rows of what went wrong
+BAD = 500  # most rows of the table of failures
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The whole document."""
+    """Make the whole HTML document."""
     name = comparison.suite.name
     body = [
         head("Comparison at equal compute", name, verdict(comparison)),
@@ -49,22 +54,22 @@ def comparison_page(comparison: Comparison) -> str:
                 ),
             )
         )
-    parts = [element("h3", "All trunks") + forest(comparison, "all", comparison.trunks)]
+    parts = [element("h3", "All scenarios") + forest(comparison, "all", comparison.trunks)]
     for group, trunks in comparison.groups.items():
-        title = f"{group.capitalize()} trunks: {', '.join(trunks)}"
+        title = f"{group.capitalize()} scenarios: {', '.join(trunks)}"
         parts.append(element("h3", escaped(title)) + forest(comparison, group, trunks))
     body.append(section("Methods", key(KEY), *parts, about=METHODS))
     if len(comparison.trunks) > 1:
-        body.append(section("By trunk", trunks_table(comparison), about=TRUNKS))
+        body.append(section("By scenario", trunks_table(comparison), about=TRUNKS))
     if decisions := [row for row in comparison.found["decisions"] if row["group"] == "all"]:
         body.append(section("Decisions", _decisions(decisions), about=DECISIONS))
     if failures := _failures(comparison):
-        body.append(section("What went wrong", failures))
+        body.append(section("Failures", failures))
     return page(f"{name} · trainenv", "".join(body))
 
 
 def verdict(comparison: Comparison) -> str:
-    """Who did best, and how the loop did where that is another."""
+    """Name the best method and, if that is another, the result of the loop."""
     known = {
         row["method"]: row["against_nothing"]
         for row in comparison.rows("all")
@@ -73,46 +78,40 @@ def verdict(comparison: Comparison) -> str:
         and formatting.finite(row["against_nothing"]["value"]) is not None
     }
     if not known:
-        return "No method can be set against doing nothing yet."
+        return "No method can be compared with no intervention yet."
     best = min(known, key=lambda name: float(known[name]["value"]))
-    said = f"Of {formatting.counted(len(known), 'method')}, {best} ends best: {told(known[best])} against doing nothing, "
-    said += f"over {formatting.counted(known[best]['pairs'], 'pair')} of trunk and seed."
+    text = (
+        f"Of {formatting.counted(len(known), 'method')}, {best} has the lowest final loss: "
+        f"{with_interval(known[best])} against no intervention, over "
+        f"{formatting.counted(known[best]['pairs'], 'pair')} of scenario and seed."
+    )
     if SUBJECT in known and best != SUBJECT:
-        said += f" {SUBJECT.capitalize()} stands at {told(known[SUBJECT])}."
+        text += f" {SUBJECT.capitalize()} reaches {with_interval(known[SUBJECT])}."
     missed = sum(goal["met"] is False for goal in comparison.found["goals"])
     if SUBJECT in known:
-        said += f" {formatting.counted(missed, 'goal').capitalize()} missed."
-    return said
+        text += f" {formatting.counted(missed, 'goal').capitalize()} missed."
+    return text
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     cells = comparison.found["cells"]
     goals = comparison.found["goals"]
-    left = cells["wanted"] - cells["there"]
     seeds = len({seed for seeds in comparison.table.rows.values() for seed in seeds})
+    progress = f"{formatting.duration(cells['seconds'])} of computing"
+    if cells["wanted"] > cells["there"]:
+        progress = f"{cells['wanted'] - cells['there']} still to run"
+    failures = f"{cells['diverged']} diverged, {cells['failed']} failed"
     numbers = [
         ("Methods", str(len(comparison.methods)), "at equal compute"),
-        ("Trunks", str(len(comparison.trunks)), formatting.counted(seeds, "seed")),
-        (
-            "Runs",
-            formatting.whole(cells["there"]),
-            f"{left} to come" if left > 0 else formatting.duration(cells["seconds"]) + " of work",
-        ),
-        (
-            "Lost",
-            str(cells["diverged"] + cells["failed"]),
-            f"{cells['diverged']} diverged, {cells['failed']} failed",
-        ),
+        ("Scenarios", str(len(comparison.trunks)), formatting.counted(seeds, "seed")),
+        ("Runs", formatting.whole(cells["there"]), progress),
+        ("Failures", str(cells["diverged"] + cells["failed"]), failures),
     ]
     if SUBJECT in comparison.methods:
-        met, missed = (sum(goal["met"] is judged for goal in goals) for judged in (True, False))
-        numbers.append(
-            (
-                "Goals met",
-                f"{met} of {len(goals)}",
-                f"{missed} missed, {len(goals) - met - missed} open",
-            )
-        )
+        met = sum(goal["met"] is True for goal in goals)
+        missed = sum(goal["met"] is False for goal in goals)
+        others = f"{missed} missed, {len(goals) - met - missed} open"
+        numbers.append(("Goals met", f"{met} of {len(goals)}", others))
     return numbers
 
 
@@ -121,38 +120,31 @@ def _missed_first(goal: Mapping[str, Any]) -> int:
 
 
 def _goal(goal: Mapping[str, Any]) -> str:
-    """A goal with the word that says whether it was met, and what was measured."""
+    """Show a goal with its status and the measured value."""
     name, class_ = {True: ("met", "met"), False: ("missed", "missed")}.get(
         goal["met"], ("open", "off")
     )
+    measured = measurement(goal)
     low, high = goal["interval"] or (None, None)
-    measured = (
-        f"measured {formatting.number(goal['measured'], 4)}"
-        if goal["measured"] is not None
-        else "nothing to judge by yet"
-    )
-    inside = (
-        f" ({formatting.number(low, 4)} to {formatting.number(high, 4)})"
-        if formatting.finite(low) is not None
-        else ""
-    )
+    if formatting.finite(low) is not None:
+        measured += f" ({formatting.number(low, 4)} to {formatting.number(high, 4)})"
     text = element(
         "div",
         escaped(goal["what"]),
-        element("small", escaped(f"Goal: {goal['goal']}; {measured}{inside}.")),
+        element("small", escaped(f"Goal: {goal['goal']}; {measured}.")),
     )
     return element("li", element("span", name, class_=f"badge {class_}"), text)
 
 
 def _decisions(found: list[dict[str, Any]]) -> str:
-    """The second table."""
+    """Make the table about decisions."""
     titles = (
         "Decisions per 1000 steps",
         "Accepted",
-        "Draft-to-real gap",
-        "Coverage of 90 %",
-        "Steps a verification",
-        "Its compute",
+        "Forecast error",
+        "Coverage of 90 % intervals",
+        "Steps per verification",
+        "Compute for verification",
     )
     top = "<th>Method</th>" + "".join(f"<th class='n'>{title}</th>" for title in titles)
     rows = []
@@ -183,16 +175,15 @@ def _decisions(found: list[dict[str, Any]]) -> str:
 
 
 def _failures(comparison: Comparison) -> str:
-    """Cells that failed or diverged, one by one."""
+    """List the runs that failed or diverged; empty if there are none."""
     bad = [row for row in comparison.found["rows"] if row["ended"] in ("failed", "diverged")]
+    if not bad:
+        return ""
     texts = [
         (row["method"], row["trunk"], row["seed"], row["ended"], row["error"] or "")
         for row in bad[:BAD]
     ]
     rows = [element("tr", *(element("td", escaped(text)) for text in row)) for row in texts]
-    top = "<thead><tr><th>Method</th><th>Trunk</th><th>Seed</th><th>Ended</th><th>Error</th></tr></thead>"
-    return (
-        element("div", element("table", top, element("tbody", *rows)), class_="box tall")
-        if rows
-        else ""
-    )
+    titles = ("Method", "Scenario", "Seed", "Ended", "Error")
+    top = element("thead", element("tr", *(element("th", title) for title in titles)))
+    return element("div", element("table", top, element("tbody", *rows)), class_="box tall")

@@ -1,4 +1,4 @@
-"""A comparison from its folder, as far as it went: what was asked, the cells that there are, and what is found in them."""
+"""A comparison as read from its folder: the suite, the finished cells and their statistics."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trainenv.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Methods on the same trunks and seeds.
+    """Methods on the same scenarios (trunks) and seeds.
 
     Attributes:
-        path: its folder.
-        suite: what was asked, with all methods that there are cells of.
-        table: the cells.
-        found: see `trainenv.compare.results`.
+        path: Folder of the comparison.
+        suite: Suite as recorded, with all methods that have cells.
+        table: Finished cells.
+        found: Statistics; see `trainenv.compare.results`.
     """
 
     path: Path
@@ -34,40 +34,42 @@ class Comparison:
 
     @property
     def methods(self) -> list[str]:
-        """Those that have trained something, in the order of the suite."""
+        """The methods with at least one cell, in the order of the suite."""
         return [row["method"] for row in self.rows("all") if row["cells"]]
 
     @property
     def trunks(self) -> list[str]:
-        """Those that something has been trained on."""
+        """The scenarios with at least one cell."""
         there = {trunk for trunk, _ in self.table.rows}
         return [trunk.name for trunk in self.suite.trunks if trunk.name in there]
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """`stressed` and `calm`, with their trunks; empty where there is one of them only."""
+        """The groups `stressed` and `calm` with their scenarios; empty unless there are both."""
         groups = {
             name: trunks
             for name, trunks in groups_of(self.suite).items()
             if name in ("stressed", "calm")
         }
-        return dict(sorted(groups.items(), reverse=True)) if len(groups) > 1 else {}
+        if len(groups) < 2:
+            return {}
+        return dict(sorted(groups.items(), reverse=True))
 
     def rows(self, group: str) -> list[dict[str, Any]]:
-        """What is found of each method on a group of trunks."""
+        """Return the statistics of each method on a group of scenarios."""
         return [row for row in self.found["methods"] if row["group"] == group and row["cells"]]
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether a folder is one that a comparison records in."""
+    """Tell if a folder is that of a comparison."""
     return (folder / "suite.json").is_file() or (folder / "cells").is_dir()
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """The comparison in `folder`. Torn cells are passed over.
+    """Read the comparison in `folder`; torn cells are skipped.
 
     Raises:
-        UserError: what was asked can't be read, or no cell has ended yet.
+        UserError: The suite can't be read, or no cell is finished yet.
     """
     cells = [
         (path, path.relative_to(folder / "cells").parts)
@@ -81,14 +83,15 @@ def read_comparison(folder: Path) -> Comparison:
     rows = [row for cell in named if (row := read(folder, cell)) is not None]
     if not rows:
         raise UserError(
-            f"the comparison in {folder} has no cell that ended yet; wait for the first run, or go on with it"
+            f"the comparison in {folder} has no cell that ended yet; wait for the first run, or "
+            "resume it"
         )
     suite = _suite(folder, rows)
     return Comparison(path=folder, suite=suite, table=Table.of(rows), found=results(suite, rows))
 
 
 def _suite(folder: Path, rows: list[Row]) -> Suite:
-    """What was asked, and whatever else there are cells of: methods that were asked for before."""
+    """Read the suite, and add methods of an earlier suite that have cells."""
     try:
         asked = json.loads((folder / "suite.json").read_text(encoding="utf-8"))
         lists = {name: tuple(asked[name]) for name in ("methods", "hindsight")}
@@ -96,7 +99,8 @@ def _suite(folder: Path, rows: list[Row]) -> Suite:
         suite = Suite(name=asked["name"], seeds=asked["seeds"], trunks=trunks, **lists)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"expected what was asked in {folder / 'suite.json'}, found none that can be read; compare again"
+            f"expected the suite in {folder / 'suite.json'}, found none that can be read; "
+            "run the comparison again"
         ) from None
     others = dict.fromkeys(row["method"] for row in rows if row["method"] not in suite.played)
     return replace(suite, methods=(*suite.methods, *others))

@@ -1,12 +1,12 @@
-"""A comparison for the terminal, in 80 columns: a row a method, the best first, and the goals that were missed below."""
+"""A comparison for the terminal, in 80 columns: methods, the best first, then the missed goals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -20,10 +20,9 @@ MARKS = {False: ("missed", "bold yellow"), None: ("open  ", "dim")}
 
 
 def comparison_text(comparison: Comparison) -> Group:
-    """To be printed on a rich console."""
-    title = (
-        f"Final loss against doing nothing, {formatting.counted(len(comparison.trunks), 'trunk')}"
-    )
+    """Make the tables for a rich console."""
+    scenarios = formatting.counted(len(comparison.trunks), "scenario")
+    title = f"Final loss against no intervention, {scenarios}"
     table = Table(
         title=title,
         title_justify="left",
@@ -46,31 +45,33 @@ def comparison_text(comparison: Comparison) -> Group:
             formatting.whole(row["instability"]["value"]),
             formatting.share(row["wasted"]["value"]),
         )
-        lost = row["diverged"] + row["failed"]
+        failures = row["diverged"] + row["failed"]
         table.add_row(
             row["method"],
             coloured,
             formatting.interval(change["low"], change["high"]).removesuffix(" %"),
             *numbers,
-            str(lost or formatting.NOTHING),
+            str(failures or formatting.MISSING),
         )
-    goals = comparison.found["goals"] if SUBJECT in comparison.methods else []
+    parts: list[RenderableType] = [table]
+    if SUBJECT in comparison.methods:
+        parts += _goals(comparison.found["goals"])
+    return Group(*parts)
+
+
+def _goals(goals: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    if not goals:
+        return
     met = sum(goal["met"] is True for goal in goals)
-    count = (
-        [Text(f"{met} of {formatting.counted(len(goals), 'goal')} met", style="bold")]
-        if goals
-        else []
-    )
-    return Group(table, *count, *(_goal(goal) for goal in goals if goal["met"] is not True))
+    yield Text(f"{met} of {formatting.counted(len(goals), 'goal')} met", style="bold")
+    for goal in goals:
+        if goal["met"] is not True:
+            parts = (f"  {goal['what']}: {goal['goal']}; ", (measurement(goal), "bold"))
+            yield Padding(Text.assemble(MARKS[goal["met"]], *parts), (0, 0, 0, 1))
 
 
-def _goal(goal: Mapping[str, Any]) -> Padding:
-    measured = (
-        f"measured {formatting.number(goal['measured'], 4)}"
-        if goal["measured"] is not None
-        else "nothing to judge by yet"
-    )
-    text = Text.assemble(
-        MARKS[goal["met"]], f"  {goal['what']}: {goal['goal']}; ", (measured, "bold")
-    )
-    return Padding(text, (0, 0, 0, 1))
+def measurement(goal: Mapping[str, Any]) -> str:
+    """Write the measured value of a goal, if there is one."""
+    if goal["measured"] is None:
+        return "not measured yet"
+    return f"measured {formatting.number(goal['measured'], 4)}"

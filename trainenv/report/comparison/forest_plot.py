@@ -1,4 +1,4 @@
-"""Methods as a forest plot in a table: their difference to doing nothing on a group of trunks, and the other metrics."""
+"""Forest plot of methods in a table: change against no intervention, and the other metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainenv.report.drawing.intervals import (
 )
 from trainenv.report.drawing.svg import element, escaped
 
-POINTS = 200  # more pairs than this are not drawn one by one
+POINTS = 200  # most pairs that are drawn one by one
 TITLES = (
     "Change",
     "Regret",
@@ -26,13 +26,13 @@ TITLES = (
     "Events per 100k",
     "Steps to recover",
     "Wasted",
-    "Drafting",
-    "Lost",
+    "Planning",
+    "Failures",
 )
 
 
 def forest(comparison: Comparison, group: str, trunks: Sequence[str]) -> str:
-    """A row a method, the best first; what was known in hindsight only comes last."""
+    """Draw one row a method, the best first; methods chosen in hindsight come last."""
     found = best_first(comparison.rows(group))
     rows = [(row, _interval(row, pairs(comparison, trunks, row["method"]))) for row in found]
     scale = scale_of(interval for _, interval in rows)
@@ -42,18 +42,12 @@ def forest(comparison: Comparison, group: str, trunks: Sequence[str]) -> str:
     body = []
     for row, interval in rows:
         plot = element("td", interval_row(interval, scale), class_="plot", style=zero_line(scale))
-        note = "<small>in hindsight</small>" if row["hindsight"] else ""
+        name = escaped(row["method"])
+        if row["hindsight"]:
+            name += "<small>in hindsight</small>"
+        head = element("th", name, scope="row")
         cells = [element("td", text, class_="n") for text in _numbers(row)]
-        class_ = "us" if row["method"].startswith(SUBJECT) else None
-        body.append(
-            element(
-                "tr",
-                element("th", escaped(row["method"]), note, scope="row"),
-                plot,
-                *cells,
-                class_=class_,
-            )
-        )
+        body.append(element("tr", head, plot, *cells, class_=row_class(row["method"])))
     table = element(
         "table",
         element("thead", f"<tr>{top}</tr>"),
@@ -64,60 +58,73 @@ def forest(comparison: Comparison, group: str, trunks: Sequence[str]) -> str:
 
 
 def best_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Doing nothing, then by the change of the loss; what was known in hindsight only comes last."""
+    """Sort rows: no intervention first, then by change of the loss, hindsight methods last."""
     return sorted(rows, key=_order)
 
 
 def pairs(comparison: Comparison, trunks: Sequence[str], method: str) -> tuple[float, ...]:
-    """Δ ln final loss of each trunk and seed to doing nothing."""
-    found = comparison.table.pairs(trunks, method, UNTOUCHED) if method != UNTOUCHED else []
+    """Return Δ ln final loss against no intervention for each scenario and seed."""
+    if method == UNTOUCHED:
+        return ()
+    found = comparison.table.pairs(trunks, method, UNTOUCHED)
     return tuple(mine["log_final_loss"] - theirs["log_final_loss"] for mine, theirs in found)
 
 
 def clear(figure: Mapping[str, Any]) -> int:
-    """−1 where the whole interval of a figure is below 0, 1 where it is above, else 0."""
+    """Return −1 if the whole interval of a figure is below 0, 1 if it is above, else 0."""
     low = formatting.finite(figure.get("low"))
     high = formatting.finite(figure.get("high"))
     if low is None or high is None:
         return 0
-    return -1 if high < 0 else 1 if low > 0 else 0
+    return int(low > 0) - int(high < 0)
 
 
-def told(figure: Mapping[str, Any]) -> str:
-    """A difference with its interval in words."""
-    inside = formatting.interval(figure.get("low"), figure.get("high"))
-    return formatting.change(figure.get("value")) + (
-        f" ({inside})" if inside != formatting.NOTHING else ""
-    )
+def row_class(method: str) -> str | None:
+    """Return the style of a method's row: the loop's own rows stand out."""
+    if method.startswith(SUBJECT):
+        return "us"
+    return None
+
+
+def with_interval(figure: Mapping[str, Any]) -> str:
+    """Write a difference and, if known, its interval."""
+    written = formatting.change(figure.get("value"))
+    if inside := _bounds(figure):
+        written += f" ({inside})"
+    return written
 
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
     value = formatting.finite(row["against_nothing"]["value"])
-    return row["hindsight"], row["method"] != UNTOUCHED, math.inf if value is None else value
+    if value is None:
+        value = math.inf
+    return row["hindsight"], row["method"] != UNTOUCHED, value
 
 
 def _interval(row: Mapping[str, Any], points: tuple[float, ...]) -> Interval:
     name = row["method"]
     figure = row["against_nothing"]
     if name == UNTOUCHED:
-        return Interval(
-            dot=0.0, class_="control", said=f"{name}: what the others are measured against"
-        )
+        return Interval(dot=0.0, class_="control", about=f"{name}: baseline of the other methods")
+    if len(points) > POINTS:
+        points = ()
     return Interval(
         low=formatting.finite(figure["low"]),
         high=formatting.finite(figure["high"]),
         dot=formatting.finite(figure["value"]),
-        points=points if len(points) <= POINTS else (),
+        points=points,
         class_={-1: "good", 0: "", 1: "bad"}[clear(figure)],
-        said=f"{name}: {told(figure)}, {formatting.counted(figure['pairs'], 'pair')}",
+        about=f"{name}: {with_interval(figure)}, {formatting.counted(figure['pairs'], 'pair')}",
     )
 
 
 def _numbers(row: Mapping[str, Any]) -> list[str]:
-    """What stands beside the plot, in the order of `TITLES`."""
+    """Write the numbers to the right of the plot, in the order of `TITLES`."""
     change = row["against_nothing"]
     regret = row["regret"]
-    lost = row["diverged"] + row["failed"]
+    failures = formatting.MISSING
+    if count := row["diverged"] + row["failed"]:
+        failures = f"{count}<small>of {row['cells']}</small>"
     return [
         f"{formatting.change(change['value'])}<small>{_bounds(change)}</small>",
         f"{formatting.change(regret['value'])}<small>{_bounds(regret)}</small>",
@@ -126,10 +133,13 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
         formatting.whole(row["recovery"]["value"]),
         formatting.share(row["wasted"]["value"]),
         formatting.share(row["drafting"]["value"]),
-        f"{lost}<small>of {row['cells']}</small>" if lost else formatting.NOTHING,
+        failures,
     ]
 
 
 def _bounds(figure: Mapping[str, Any]) -> str:
-    inside = formatting.interval(figure["low"], figure["high"])
-    return "" if inside == formatting.NOTHING else inside
+    """Write the interval of a figure; empty if it is unknown."""
+    inside = formatting.interval(figure.get("low"), figure.get("high"))
+    if inside == formatting.MISSING:
+        return ""
+    return inside

@@ -1,10 +1,10 @@
-"""Methods against trunks: the mean change of the final loss, tinted by whether it is clear of 0."""
+"""Table of methods by scenario: mean change of the final loss, tinted where clearly not 0."""
 
 from __future__ import annotations
 
-from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED
+from trainenv.compare.paired_rows import UNTOUCHED
 from trainenv.report.comparison.comparison_record import Comparison
-from trainenv.report.comparison.forest_plot import clear
+from trainenv.report.comparison.forest_plot import clear, row_class
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.svg import element, escaped
 
@@ -12,7 +12,7 @@ TINTS = {-1: "n good-cell", 0: "n", 1: "n bad-cell"}
 
 
 def trunks_table(comparison: Comparison) -> str:
-    """A row a method, a column a trunk."""
+    """Make a table with one row a method and one column a scenario."""
     faults = {trunk.name: trunk.fault for trunk in comparison.suite.trunks}
     top = [
         element("th", escaped(t), f"<small>{escaped(faults[t] or 'calm')}</small>", class_="n")
@@ -32,15 +32,9 @@ def _row(comparison: Comparison, name: str) -> str:
     cells = []
     for trunk in comparison.trunks:
         figure = comparison.table.difference([trunk], name, UNTOUCHED).to_json()
-        said = f"{formatting.interval(figure['low'], figure['high'])}, {formatting.counted(figure['pairs'], 'pair')}"
-        cells.append(
-            element(
-                "td", formatting.change(figure["value"]), class_=TINTS[clear(figure)], title=said
-            )
-        )
-    return element(
-        "tr",
-        element("th", escaped(name), scope="row"),
-        *cells,
-        class_="us" if name.startswith(SUBJECT) else None,
-    )
+        inside = formatting.interval(figure["low"], figure["high"])
+        about = f"{inside}, {formatting.counted(figure['pairs'], 'pair')}"
+        change = formatting.change(figure["value"])
+        cells.append(element("td", change, class_=TINTS[clear(figure)], title=about))
+    head = element("th", escaped(name), scope="row")
+    return element("tr", head, *cells, class_=row_class(name))

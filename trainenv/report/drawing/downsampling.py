@@ -1,4 +1,4 @@
-"""Fewer points that look the same: a run of 100 000 steps draws as small as one of a thousand."""
+"""Reduction of points that keeps the look of a figure, so that reports of long runs stay small."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def floats(values: pd.Series[Any]) -> NDArray[np.float64]:
-    """A column as numbers; what is missing is NaN."""
+    """Return a column as numbers; missing values are NaN."""
     return np.asarray(values, dtype=np.float64)
 
 
 def smoothed(values: pd.Series[float], alpha: float = 0.12) -> pd.Series[float]:
-    """Exponential average over the steps before and after, so that it does not lag; what is not finite is passed over."""
+    """Return the exponential average over the steps before and after, which does not lag.
+
+    Values that are not finite are skipped.
+    """
     known = values.where(np.isfinite(values))
     before = known.ewm(alpha=alpha).mean()
     after = known[::-1].ewm(alpha=alpha).mean()[::-1]
     place = np.arange(len(known))
-    weight = 1 - (1 - alpha) ** (
-        place + 1
-    )  # of what is before; at the ends one of the two is an average of next to nothing
+    # Near an end, the average towards that end has few values and gets little weight.
+    weight = 1 - (1 - alpha) ** (place + 1)
     both: pd.Series[float] = (before * weight + after * weight[::-1]) / (weight + weight[::-1])
     return both
 
 
 def bucketed(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
-    """The mean of each of at most `count` stretches of equally many points, NaN left out; the first and the last point stay."""
+    """Average stretches of equal length, so that at most `count` points remain.
+
+    The first and the last point are kept; NaN is left out of the means.
+    """
     if len(x) <= count:
         return x, y
     edges = np.linspace(0, len(x), count - 1).astype(np.int64)
@@ -44,11 +49,11 @@ def bucketed(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line
 
 
 def cloud(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
-    """About `count` points that look like all of them, in order: every n-th, and whatever stands out of its stretch.
+    """Choose about `count` points that look like all of them, in order: every n-th, and outliers.
 
-    A point stands out that lies further from the median of its stretch than 6 times the median
-    distance: a spike of one step is never lost. Of each stretch at most its lowest and its highest
-    point are added. NaN and infinities are left out.
+    An outlier is further from the median of its stretch than 6 times the median distance, so a
+    spike of one step is never lost. At most the lowest and the highest point of each stretch are
+    added. NaN and infinities are left out.
     """
     known = np.isfinite(y)
     x = x[known]

@@ -1,4 +1,4 @@
-"""Interval plots that stand in the cells of a table: an axis in the head of the column, an interval and a dot in each row."""
+"""Interval plots in the cells of a table: an axis in the column's head, an interval in each row."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ EDGE = 14.0
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """What stands in one row; all in Δ ln loss.
+    """Values of one row, in Δ ln loss; None is not drawn.
 
     Attributes:
-        low, middle, high: an interval and the value in it; None draws none.
-        dot: a measured value; None draws none.
-        points: single values, drawn faint.
-        class_: how it is drawn: `accepted`, `good`, `bad`, or nothing.
-        said: what shows when the pointer rests on it.
+        low: Lower end of the interval.
+        middle: Value marked in the interval.
+        high: Upper end of the interval.
+        dot: Measured value.
+        points: Single values, drawn faint.
+        class_: Style: `accepted`, `good`, `bad`, or empty.
+        about: Text that appears under the pointer.
     """
 
     low: float | None = None
@@ -32,18 +34,18 @@ class Interval:
     dot: float | None = None
     points: tuple[float, ...] = ()
     class_: str = ""
-    said: str = ""
+    about: str = ""
 
     @property
     def holds(self) -> bool | None:
-        """Whether the dot lies in the interval; None where one of them lacks."""
+        """True if the dot lies in the interval; None if one of them is missing."""
         if self.low is None or self.high is None or self.dot is None:
             return None
         return self.low <= self.dot <= self.high
 
 
 def scale_of(intervals: Iterable[Interval]) -> Scale:
-    """An axis for these rows, with 0 in it.
+    """Choose an axis for these rows; it includes 0.
 
     Very long intervals are cut off, so that the others can still be read.
     """
@@ -58,20 +60,13 @@ def scale_of(intervals: Iterable[Interval]) -> Scale:
 
 
 def interval_head(scale: Scale) -> str:
-    """The axis: round values in percent of the loss, below 0 is better."""
+    """Draw the axis, with round values in percent of the loss; below 0 is better."""
     percent = Scale(100 * scale.low, 100 * scale.high, scale.start, scale.end)
     ticks = percent.ticks(4)
     digits = decimals(ticks)
-    numbers = [
-        label(
-            percent(v),
-            12,
-            formatting.number(v, digits) + (" %" if v == ticks[-1] else ""),
-            "tick",
-            "middle",
-        )
-        for v in ticks
-    ]
+    written = [formatting.number(v, digits) for v in ticks]
+    written[-1:] = [f"{last} %" for last in written[-1:]]
+    numbers = [label(percent(v), 12, text, "tick", "middle") for v, text in zip(ticks, written)]
     marks = [line(percent(v), 18, percent(v), 22, "mark") for v in ticks]
     return drawing(
         WIDTH,
@@ -84,19 +79,19 @@ def interval_head(scale: Scale) -> str:
 
 
 def zero_line(scale: Scale) -> str:
-    """The style of a cell that draws 0 through its whole height, whatever the height of its row."""
+    """Return the style of a cell that draws a line at 0 over the full height of its row."""
     return f"--zero:{100 * scale(0.0) / WIDTH:.2f}%"
 
 
 def interval_row(row: Interval, scale: Scale) -> str:
-    """The plot of one row."""
+    """Draw one row."""
     y = HEIGHT / 2
     parts = [
         element("circle", cx=scale.inside(v), cy=y, r=1.6, class_="pair")
         for v in row.points
         if scale.low <= v <= scale.high
     ]
-    kind = f" {row.class_}" if row.class_ else ""
+    kind = f" {row.class_}".rstrip()
     if row.low is not None and row.high is not None:
         x1 = scale.inside(row.low)
         x2 = scale.inside(row.high)
@@ -112,7 +107,7 @@ def interval_row(row: Interval, scale: Scale) -> str:
             )
         )
         for value, x, direction in ((row.low, x1, -1), (row.high, x2, 1)):
-            if not scale.low <= value <= scale.high:  # goes on beyond the picture
+            if not scale.low <= value <= scale.high:  # the interval is longer than the picture
                 parts.append(
                     element(
                         "path",
@@ -125,20 +120,16 @@ def interval_row(row: Interval, scale: Scale) -> str:
             line(scale.inside(row.middle), y - 6, scale.inside(row.middle), y + 6, f"median{kind}")
         )
     if row.dot is not None:
-        x = scale.inside(row.dot)
-        outside = " outside" if row.holds is False else ""
-        parts.append(element("circle", cx=x, cy=y, r=4.2, class_=f"measured{kind}{outside}"))
-    return drawing(
-        WIDTH,
-        HEIGHT,
-        titled(row.said) if row.said else "",
-        *parts,
-        class_="cell",
-        about=row.said or "no interval",
-    )
+        class_ = f"measured{kind}"
+        if row.holds is False:
+            class_ += " outside"
+        parts.append(element("circle", cx=scale.inside(row.dot), cy=y, r=4.2, class_=class_))
+    if row.about:
+        parts.insert(0, titled(row.about))
+    return drawing(WIDTH, HEIGHT, *parts, class_="cell", about=row.about or "no interval")
 
 
 def key(entries: Sequence[tuple[str, str]]) -> str:
-    """A legend: a swatch of each class with what it stands for."""
+    """Make a legend: a swatch of each class with its meaning."""
     items = [element("li", f'<i class="swatch {class_}"></i>', text) for class_, text in entries]
     return element("ul", *items, class_="key")

@@ -1,4 +1,4 @@
-"""The frame of a report: one HTML file that loads nothing, with its style, its small script and its data inside."""
+"""The frame of a report: one HTML file with style, a small script and data; it loads nothing."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ from trainenv.tools.version import VERSION
 
 @cache
 def style(*names: str) -> str:
-    """The style sheets of these names, one after another."""
-    return "".join(_beside(f"{name}.css") for name in names)
+    """Return the style sheets of these names, joined."""
+    return "".join(_resource(f"{name}.css") for name in names)
 
 
 @cache
-def _beside(name: str) -> str:
-    """A file that lies beside this one, in the sources and in the wheel."""
+def _resource(name: str) -> str:
+    """Read a file of this package, from the sources or the wheel."""
     return (files("trainenv.report.drawing") / name).read_text(encoding="utf-8")
 
 
 def page(title: str, body: str, data: Mapping[str, Any] | None = None) -> str:
-    """A whole document.
+    """Make a whole HTML document.
 
-    Only the script below may run in it, whatever a file has smuggled in: its hash is in the policy.
+    Its content policy allows only the script `pointer.js`, by hash, so that markup that came from a
+    recorded file cannot run code.
     """
-    script = _beside("pointer.js")
+    script = _resource("pointer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    # "<" never stands in the data as itself, so that nothing in it can end the element that it
-    # stands in.
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     about = (
         f"Written by trainenv {escaped(VERSION)}. Losses are in nats per token; lower is better."
     )
+    # Every "<" in the data is escaped, so that no text in it can end its element.
     held = json.dumps(data or {}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
         "<!doctype html>\n"
@@ -48,12 +51,13 @@ def page(title: str, body: str, data: Mapping[str, Any] | None = None) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escaped(title)}</title><style>{style('page', 'style', 'charts')}</style></head>"
         f'<body><main class="trainenv page">{body}<footer>{about}</footer></main>'
-        f'<script type="application/json" id="steps">{held}</script><script>{script}</script></body></html>\n'
+        f'<script type="application/json" id="steps">{held}</script>'
+        f"<script>{script}</script></body></html>\n"
     )
 
 
 def head(kind: str, title: str, verdict: str) -> str:
-    """What it is, its name, and how it went."""
+    """Make the head of a report: its kind, its title and a verdict."""
     return element(
         "header",
         element("p", escaped(kind), class_="kind"),
@@ -63,7 +67,7 @@ def head(kind: str, title: str, verdict: str) -> str:
 
 
 def tiles(numbers: Sequence[tuple[str, str, str]]) -> str:
-    """Numbers that one wants to see first: what it is, the number, and a note below it."""
+    """Make a row of key figures, each with a name, a value and a note."""
     parts = [
         element(
             "div",
@@ -76,6 +80,8 @@ def tiles(numbers: Sequence[tuple[str, str, str]]) -> str:
 
 
 def section(title: str, *body: str, about: str = "", name: str = "") -> str:
-    """A part of the report with its title and, where that helps, a sentence of how to read it."""
-    said = element("p", about, class_="about") if about else ""
-    return element("section", element("h2", escaped(title)), said, *body, id=name or None)
+    """Make a part of the report: a title, an explanation if `about` is given, and the body."""
+    parts = [element("h2", escaped(title))]
+    if about:
+        parts.append(element("p", about, class_="about"))
+    return element("section", *parts, *body, id=name or None)

@@ -1,4 +1,4 @@
-"""What the panels of one figure share: the axis of steps, and how a panel's own axis, grid and title are drawn."""
+"""Parts that the panels of a figure share: the step axis, and a panel's axis, grid and title."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from trainenv.report.drawing.svg import Scale, element, escaped, label, line
 
 LEFT = 46.0
 RIGHT = 16.0
-WIDTHS = {
-    "wide": 1080.0,
-    "middle": 680.0,
-    "narrow": 350.0,
-}  # pixels; the style sheet shows the one that fits
+# Widths of a figure, pixels; the style sheet shows the one that fits the screen.
+WIDTHS = {"wide": 1080.0, "middle": 680.0, "narrow": 350.0}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A figure's width and its axis of steps, in pixels."""
+    """Width of a figure and its step axis.
+
+    Attributes:
+        width: Width of the figure, pixels.
+        steps: Scale from optimizer steps to pixels.
+    """
 
     width: float
     steps: Scale
@@ -31,12 +33,20 @@ class Frame:
 
     @property
     def points(self) -> int:
-        """How many points a line across the figure needs: one for every second pixel."""
+        """The number of points of a line across the figure: one for every second pixel."""
         return int(self.width - LEFT - RIGHT) // 2
+
+    def fitting(self, wide: float, middle: float, narrow: float) -> float:
+        """Return the value for the width of this figure."""
+        if self.width > 900:
+            return wide
+        if self.width > 500:
+            return middle
+        return narrow
 
 
 def axis(frame: Frame, scale: Scale, count: int, written: Callable[[float], str]) -> str:
-    """Lines across the panel at round values, with the values beside them."""
+    """Draw lines across the panel at about `count` round values, with the values at the left."""
     parts = []
     for value in scale.ticks(count):
         y = scale(value)
@@ -46,14 +56,16 @@ def axis(frame: Frame, scale: Scale, count: int, written: Callable[[float], str]
 
 
 def title(top: float, text: str, note: str = "") -> str:
-    """What a panel shows, above it at the left."""
-    small = element("tspan", escaped(f"  {note}"), class_="note") if note else ""
-    return element("text", escaped(text), small, x=0, y=top, class_="panel")
+    """Draw the title of a panel, above it at the left."""
+    parts = [escaped(text)]
+    if note:
+        parts.append(element("tspan", escaped(f"  {note}"), class_="note"))
+    return element("text", *parts, x=0, y=top, class_="panel")
 
 
 def step_axis(frame: Frame, top: float) -> str:
-    """The steps, written below the last panel."""
-    ticks = frame.steps.ticks(10 if frame.width > 900 else 6 if frame.width > 500 else 3)
+    """Draw the step numbers below the last panel."""
+    ticks = frame.steps.ticks(int(frame.fitting(10, 6, 3)))
     numbers = [
         label(frame.steps(value), top + 14, formatting.whole(value), "tick", "middle")
         for value in ticks
@@ -62,8 +74,15 @@ def step_axis(frame: Frame, top: float) -> str:
 
 
 def decimals(ticks: list[float]) -> int:
-    """How many decimals tell these values apart."""
+    """Return the number of decimals that make these values distinct."""
     step = min((abs(b - a) for a, b in pairwise(ticks)), default=1.0)
     return next(
         (digits for digits in range(6) if abs(round(step, digits) - step) <= 1e-6 * step), 6
     )
+
+
+def grid_class(value: float) -> str:
+    """Return the style of a grid line; the one at 0 is stronger."""
+    if value == 0:
+        return "zero"
+    return "grid"

@@ -1,6 +1,6 @@
-"""Small functions that make SVG: elements, paths, scales.
+"""Functions that make SVG and HTML: elements, paths, scales.
 
-What comes from files is escaped here, once.
+Text from files is escaped here, once.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-_SHAPES = {
-    "circle",
-    "line",
-    "path",
-    "rect",
-}  # of SVG; in HTML an element that closes itself stays open
+# Elements of SVG that may be written as `<name/>`; elements of HTML may not.
+_SHAPES = {"circle", "line", "path", "rect"}
 
 
 def element(name: str, *children: str, **attributes: str | float | None) -> str:
-    """An element.
+    """Make an element.
 
-    Children are markup already; attributes are escaped: `class_` is `class`, `stroke_width`
-    `stroke-width`.
+    Children must be markup. Attributes are escaped; `class_` becomes `class` and `stroke_width`
+    becomes `stroke-width`.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
@@ -30,42 +26,43 @@ def element(name: str, *children: str, **attributes: str | float | None) -> str:
         if value is not None
     )
     inside = "".join(children)
-    return (
-        f"<{name}{written}>{inside}</{name}>"
-        if inside or name not in _SHAPES
-        else f"<{name}{written}/>"
-    )
+    if name in _SHAPES and not inside:
+        return f"<{name}{written}/>"
+    return f"<{name}{written}>{inside}</{name}>"
+
+
+def details(summary: str, *children: str, opened: bool, **attributes: str | None) -> str:
+    """Make an element that opens at a click on its summary."""
+    if opened:
+        attributes["open"] = "open"
+    return element("details", element("summary", summary), *children, **attributes)
 
 
 def escaped(text: object) -> str:
-    """Text as markup that shows it, whatever is in it."""
+    """Return markup that shows a text literally."""
     return html.escape(str(text))
 
 
 def titled(text: str) -> str:
-    """What shows when the pointer rests on an element: a child of it."""
+    """Make a child of an element: text that appears when the pointer rests on the element."""
     return f"<title>{escaped(text)}</title>"
 
 
 def label(x: float, y: float, text: str, class_: str = "", anchor: str = "start") -> str:
-    """A line of text that starts, ends or has its middle at (x, y)."""
-    return element(
-        "text",
-        escaped(text),
-        x=x,
-        y=y,
-        class_=class_ or None,
-        text_anchor=None if anchor == "start" else anchor,
-    )
+    """Draw text that has its start, middle or end at (x, y)."""
+    anchors = {}
+    if anchor != "start":
+        anchors["text_anchor"] = anchor
+    return element("text", escaped(text), x=x, y=y, class_=class_ or None, **anchors)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
-    """A straight line from (x1, y1) to (x2, y2)."""
+    """Draw a straight line from (x1, y1) to (x2, y2)."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
 def polyline(points: Iterable[tuple[float, float]], class_: str, *children: str) -> str:
-    """A line through points; where one is not finite the line breaks."""
+    """Draw a line through points; it breaks where a point is not finite."""
     parts = []
     pen = "M"
     for x, y in points:
@@ -74,19 +71,28 @@ def polyline(points: Iterable[tuple[float, float]], class_: str, *children: str)
             continue
         parts.append(f"{pen}{_short(x)} {_short(y)}")
         pen = "L"
-    return element("path", *children, d="".join(parts), class_=class_) if parts else ""
+    return _path(parts, class_, *children)
 
 
 def dots(points: Iterable[tuple[float, float]], class_: str) -> str:
-    """Many dots as one path of no length, to be drawn with a round line cap: a few bytes a dot."""
+    """Draw many dots as one path of empty strokes, which take a few bytes each.
+
+    The style must use a round line cap.
+    """
     parts = [
         f"M{_short(x)} {_short(y)}h0" for x, y in points if math.isfinite(x) and math.isfinite(y)
     ]
-    return element("path", d="".join(parts), class_=class_) if parts else ""
+    return _path(parts, class_)
+
+
+def _path(parts: Sequence[str], class_: str, *children: str) -> str:
+    if not parts:
+        return ""
+    return element("path", *children, d="".join(parts), class_=class_)
 
 
 def clipped(left: float, top: float, width: float, height: float, *children: str) -> str:
-    """What is drawn within a box is cut off at its edges; coordinates stay those of the drawing."""
+    """Cut off children at the edges of a box; coordinates remain those of the drawing."""
     box = " ".join(_short(value) for value in (left, top, width, height))
     return element("svg", *children, x=left, y=top, width=width, height=height, viewBox=box)
 
@@ -99,7 +105,7 @@ def drawing(
     about: str,
     **attributes: str | float | None,
 ) -> str:
-    """An SVG that takes the width that it is given; `about` is what a screen reader says."""
+    """Make an SVG that scales to the width of the page; `about` is for screen readers."""
     box = f"0 0 {_short(width)} {_short(height)}"
     return element(
         "svg", *children, viewBox=box, class_=class_, role="img", aria_label=about, **attributes
@@ -108,7 +114,14 @@ def drawing(
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A linear map of the values [low, high] to the pixels [start, end]; an empty range of values is widened."""
+    """A linear map from values to pixels.
+
+    Attributes:
+        low: Value at `start`; if equal to `high`, all values are drawn in the middle.
+        high: Value at `end`.
+        start: Position of `low`, pixels.
+        end: Position of `high`, pixels.
+    """
 
     low: float
     high: float
@@ -117,16 +130,17 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         span = self.high - self.low
-        return self.start + (self.end - self.start) * (
-            (value - self.low) / span if span > 0 else 0.5
-        )
+        share = 0.5
+        if span > 0:
+            share = (value - self.low) / span
+        return self.start + (self.end - self.start) * share
 
     def inside(self, value: float) -> float:
-        """The same, with values outside of the range put at its nearer end."""
+        """Map a value; one outside of the range is moved to the nearer end."""
         return self(min(max(value, self.low), self.high))
 
     def ticks(self, count: int) -> list[float]:
-        """About `count` round values within the range: multiples of 1, 2 or 5 times a power of ten."""
+        """Return about `count` round values in the range: 1, 2 or 5 times a power of ten apart."""
         span = self.high - self.low
         if not (span > 0 and math.isfinite(span)):
             return []
@@ -139,7 +153,7 @@ class Scale:
 
 
 def spread(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
-    """The range of the finite values with a share of it added at both ends; (0, 1) where there are none."""
+    """Return the range of the finite values, with a margin at both ends; (0, 1) without any."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return 0.0, 1.0
@@ -150,10 +164,12 @@ def spread(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
 
 
 def _attribute(value: str | float) -> str:
-    return html.escape(value) if isinstance(value, str) else _short(value)
+    if isinstance(value, str):
+        return html.escape(value)
+    return _short(value)
 
 
 def _short(value: float) -> str:
-    """A number with one decimal at most."""
+    """Write a number with at most one decimal."""
     text = f"{value:.1f}"
     return text.removesuffix(".0")

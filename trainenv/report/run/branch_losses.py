@@ -1,8 +1,7 @@
-"""The real steps of a decision's branches: training loss less the control's on the same batches, averaged from the start."""
+"""Training loss of a decision's branches minus the control's on the same batches, running mean."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.report.drawing import formatting
-from trainenv.report.drawing.panels import decimals
+from trainenv.report.drawing.panels import decimals, grid_class
 from trainenv.report.drawing.svg import (
     Scale,
     drawing,
@@ -31,7 +30,7 @@ BOTTOM = 24.0
 
 
 def rollouts(decision: Mapping[str, Any]) -> str:
-    """A small picture; nothing where no control, or no second branch, was run."""
+    """Draw a small figure; empty unless the control and another branch were trained."""
     control = next(
         (_losses(branch) for branch in decision["branches"] if branch.get("control")), np.empty(0)
     )
@@ -50,33 +49,36 @@ def rollouts(decision: Mapping[str, Any]) -> str:
     ticks = across.ticks(4)
     digits = decimals(ticks)
     grid = [
-        line(LEFT, across(v), WIDTH - RIGHT, across(v), "zero" if v == 0 else "grid")
+        line(LEFT, across(v), WIDTH - RIGHT, across(v), grid_class(v))
         + label(LEFT - 6, across(v) + 3.5, formatting.number(v, digits), "tick", "end")
         for v in ticks
     ]
-    curves.sort(key=lambda pair: pair[0].get("fate") == "accepted")
+    curves.sort(key=lambda pair: pair[0].get("fate") == "accepted")  # the accepted one on top
     lines = [_curve(branch, curve, along, across) for branch, curve in curves]
     steps = [
         label(along(v), HEIGHT - 8, formatting.whole(v), "tick", "middle") for v in along.ticks(4)
     ]
     about = (
-        "Training loss of each branch less doing nothing's, running mean over the verified steps"
+        "Training loss of each branch minus the loss without intervention, running mean over the "
+        "verified steps"
     )
     return drawing(WIDTH, HEIGHT, *grid, *steps, *lines, class_="chart small", about=about)
 
 
 def _losses(branch: Mapping[str, Any]) -> NDArray[np.float64]:
     losses = branch.get("losses")
-    known = [formatting.finite(loss) for loss in losses] if isinstance(losses, list) else []
-    return np.array([math.nan if loss is None else loss for loss in known], dtype=np.float64)
+    if not isinstance(losses, list):
+        return np.empty(0)
+    return np.array([formatting.finite(loss) for loss in losses], dtype=np.float64)  # None → NaN
 
 
 def _against(losses: NDArray[np.float64], control: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The running mean of the paired differences, up to where one of the two is not finite."""
+    """Return the running mean of the paired differences, up to the first that is not finite."""
     both = min(len(losses), len(control))
     difference = losses[:both] - control[:both]
     broken = np.flatnonzero(~np.isfinite(difference))
-    difference = difference[: broken[0]] if len(broken) else difference
+    if len(broken):
+        difference = difference[: broken[0]]
     means: NDArray[np.float64] = np.cumsum(difference) / np.arange(1, len(difference) + 1)
     return means
 
@@ -85,7 +87,9 @@ def _curve(
     branch: Mapping[str, Any], curve: NDArray[np.float64], along: Scale, across: Scale
 ) -> str:
     fate = str(branch.get("fate"))
-    class_ = fate if fate in ("accepted", "passed", "failed") else "rejected"
+    class_ = "rejected"
+    if fate in ("accepted", "passed", "failed"):
+        class_ = fate
     points = [(along(place + 1), across.inside(float(value))) for place, value in enumerate(curve)]
     about = titled(f"{formatting.sequence(branch.get('interventions') or [])}, {fate}")
     x, y = points[-1]

@@ -1,4 +1,4 @@
-"""A decision as a card: why, what was drafted, what the real steps measured, and what became of each branch."""
+"""A decision as a card: trigger, plan, verification, verdict, and the result of each branch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainenv.report.drawing.intervals import (
     scale_of,
     zero_line,
 )
-from trainenv.report.drawing.svg import element, escaped
+from trainenv.report.drawing.svg import details, element, escaped
 from trainenv.report.run.branch_losses import rollouts
 
 FATES = {
@@ -25,94 +25,123 @@ FATES = {
     "stopped": "stopped early",
     "failed": "failed",
 }
+CAPTION = (
+    "<figcaption>Training loss minus the loss without intervention on the same batches, running "
+    "mean, nats</figcaption>"
+)
+NO_REASON = "no reason was recorded"
 
 
 def decision_card(decision: Mapping[str, Any], *, opened: bool) -> str:
-    """The card: a line that is always seen, and what opens below it."""
-    head = element("summary", _head(decision))
-    # its steps saw other batches
-    picture = "" if formatting.recorded(decision) else rollouts(decision)
-    caption = "<figcaption>Real steps: training loss less doing nothing’s on the same batches, running mean, nats</figcaption>"
-    side = element("figure", picture, caption, class_="rollouts") if picture else ""
-    told = element("div", element("div", _why(decision), class_="told"), side, class_="split")
-    inside = told + element("div", _branches(decision), class_="box") + _settings(decision)
-    return element(
-        "details",
-        head,
-        inside,
+    """Make the card: a line that is always visible, and details that open below it."""
+    explanation = element("div", _explanation(decision), class_="told")
+    return details(
+        _head(decision),
+        element("div", explanation, _curves(decision), class_="split"),
+        element("div", _branches(decision), class_="box"),
+        _fingerprints(decision),
+        opened=opened,
         class_="card",
-        open="open" if opened else None,
         id=f"decision-{decision['number']}",
     )
 
 
 def outcome(decision: Mapping[str, Any]) -> str:
-    """What was decided, in a few words."""
+    """Describe the result of a decision in a few words."""
     branch = accepted_branch(decision)
     if branch is None:
-        return "went on as it was"
-    return f"{formatting.sequence(branch.get('interventions') or [])}, measured {formatting.change(branch.get('delta'))}"
+        return "continued unchanged"
+    name = formatting.sequence(branch.get("interventions") or [])
+    return f"{name}, measured {formatting.change(branch.get('delta'))}"
+
+
+def branch_forecast(branch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the forecast of a branch; empty for the control, whose change is 0 by definition."""
+    if branch.get("control"):
+        return {}
+    return branch.get("expected") or {}
+
+
+def _curves(decision: Mapping[str, Any]) -> str:
+    """Draw the losses of the branches; nothing if the control saw other batches."""
+    if formatting.recorded(decision):
+        return ""
+    picture = rollouts(decision)
+    if not picture:
+        return ""
+    return element("figure", picture, CAPTION, class_="rollouts")
 
 
 def _head(decision: Mapping[str, Any]) -> str:
-    became = accepted_branch(decision) is not None
-    badge = element(
-        "span", "accepted" if became else "kept", class_=f"badge {'on' if became else 'off'}"
-    )
+    badge = element("span", "unchanged", class_="badge off")
+    if accepted_branch(decision) is not None:
+        badge = element("span", "accepted", class_="badge on")
     title = element("b", f"Decision {decision['number']}")
     what = element("span", escaped(outcome(decision)), class_="what")
     return f"{title} <span>step {formatting.whole(decision['step'])}</span> {badge} {what}"
 
 
-def _why(decision: Mapping[str, Any]) -> str:
-    """Why, the draft, the verification and the verdict, a sentence or two each."""
-    why = formatting.WHY.get(str(decision.get("why")), str(decision.get("why")))
+def _explanation(decision: Mapping[str, Any]) -> str:
+    """Explain trigger, plan, verification and verdict in a sentence or two each."""
+    entries = [
+        ("Trigger", _trigger(decision)),
+        ("Plan", _plan(decision.get("planner") or {})),
+        ("Verification", _verification(decision)),
+        ("Verdict", formatting.sentence(decision.get("reason") or NO_REASON)),
+    ]
+    return element(
+        "dl", *(element("dt", name) + element("dd", escaped(text)) for name, text in entries)
+    )
+
+
+def _trigger(decision: Mapping[str, Any]) -> str:
+    step = decision["step"]
     at = formatting.finite(decision.get("at"))
-    place = f"At step {formatting.whole(decision['step'] if at is None else at)} {why}"
-    if at is not None and at > decision["step"]:
-        place += f"; the run was rewound to step {formatting.whole(decision['step'])}"
+    if at is None:
+        at = step
+    text = f"At step {formatting.whole(at)} {formatting.trigger(decision)}"
+    if at > step:
+        text += f"; the run was rolled back to step {formatting.whole(step)}"
     harm = formatting.finite(decision.get("harm"))
     if harm is not None and harm > 0:
-        place += f". Harm: the clean probe stood {formatting.number(harm)} nats above its level"
-    said = [
-        ("Why", f"{place}."),
-        ("Draft", _draft(decision.get("planner") or {})),
-        ("Verification", _verification(decision)),
-    ]
-    said.append(("Verdict", formatting.sentence(decision.get("reason") or "no reason was noted")))
-    return element(
-        "dl", *(element("dt", name) + element("dd", escaped(text)) for name, text in said)
-    )
+        excess = formatting.number(harm)
+        text += f". Harm: the loss on the clean probe was {excess} nats above its usual level"
+    return f"{text}."
 
 
-def _draft(planner: Mapping[str, Any]) -> str:
-    dropped = (
-        f" ({formatting.whole(planner['dropped'])} more dropped)" if planner.get("dropped") else ""
-    )
-    text = f"The planner “{planner.get('name', 'unknown')}” ranked {formatting.whole(planner.get('candidates'))} candidates{dropped}"
-    text += f" by {formatting.whole(planner.get('futures'))} forecast futures in {formatting.duration(planner.get('seconds'))}."
+def _plan(planner: Mapping[str, Any]) -> str:
+    name = f"“{planner.get('name', 'unknown')}”"
     if planner.get("candidates") == 2 and not planner.get("futures"):
-        text = f"“{planner.get('name', 'unknown')}” put forward one change, without a forecast."
+        text = f"{name} proposed one change, without a forecast."
+    else:
+        dropped = ""
+        if planner.get("dropped"):
+            dropped = f" ({formatting.whole(planner['dropped'])} more were dropped)"
+        text = (
+            f"The planner {name} ranked {formatting.whole(planner.get('candidates'))} "
+            f"candidates{dropped} with {formatting.whole(planner.get('futures'))} forecasts in "
+            f"{formatting.duration(planner.get('seconds'))}."
+        )
     if planner.get("complete") is False:
-        text += " It was cut short."
-    faults = planner.get("faults") or []
-    return f"{text} Faults: {'; '.join(map(str, faults))}." if faults else text
+        text += " Planning was stopped early."
+    if faults := planner.get("faults"):
+        text += f" Faults: {'; '.join(map(str, faults))}."
+    return text
 
 
 def _verification(decision: Mapping[str, Any]) -> str:
     verification = decision.get("verification") or {}
     cost = decision.get("cost") or {}
-    run = formatting.counted(len(decision["branches"]), "branch", "branches")
-    text = f"{run}, {formatting.whole(verification.get('verify_steps'))} real steps each"
+    text = formatting.counted(len(decision["branches"]), "branch", "branches")
+    text += f", {formatting.whole(verification.get('verify_steps'))} real steps each"
     if verification.get("cooldown"):
         text += f" and {formatting.whole(verification['cooldown'])} of cool-down"
-    text += f", judged by “{verification.get('rule', 'an unknown rule')}”. Cost: {formatting.whole(cost.get('steps'))} steps"
-    wasted = (
-        f"{formatting.whole(cost['wasted_steps'])} steps"
-        if "wasted_steps" in cost
-        else formatting.flops(cost.get("wasted_flops"))
-    )
-    return f"{text}, {formatting.flops(cost.get('flops'))}; {wasted} of them thrown away."
+    text += f", judged by the rule “{verification.get('rule', 'unknown')}”. "
+    wasted = formatting.flops(cost.get("wasted_flops"))
+    if "wasted_steps" in cost:
+        wasted = f"{formatting.whole(cost['wasted_steps'])} steps"
+    text += f"Cost: {formatting.whole(cost.get('steps'))} steps, "
+    return f"{text}{formatting.flops(cost.get('flops'))}; of this, {wasted} were discarded."
 
 
 def _branches(decision: Mapping[str, Any]) -> str:
@@ -120,79 +149,88 @@ def _branches(decision: Mapping[str, Any]) -> str:
         (name, branch, _interval(name, branch))
         for name, branch in zip(formatting.branches(decision), decision["branches"])
     ]
-    scale = scale_of(row for _, _, row in rows)
-    numbers = "".join(
-        f"<th class='n'>{name}</th>" for name in ("Drafted", "Measured", "Training loss")
+    scale = scale_of(interval for _, _, interval in rows)
+    titles = ("Forecast", "Measured", "Training loss")
+    head = element(
+        "tr",
+        element("th", "Branch"),
+        element("th", interval_head(scale), class_="plot"),
+        *(element("th", title, class_="n") for title in titles),
+        element("th", "Result"),
     )
-    head = f"<tr><th>Branch</th><th class='plot'>{interval_head(scale)}</th>{numbers}<th>Fate</th></tr>"
     body = [
-        _row(name, branch, interval_row(row, scale), zero_line(scale)) for name, branch, row in rows
+        _row(name, branch, interval_row(interval, scale), zero_line(scale))
+        for name, branch, interval in rows
     ]
     return element("table", element("thead", head), element("tbody", *body), class_="forest")
 
 
 def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
     fate = str(branch.get("fate"))
-    expected = _expected(branch)
-    paired = branch.get("paired") or {}
-    reason = formatting.reason(branch)
-    drafted = f"{formatting.change(expected.get('median'))}<small>{formatting.interval(expected.get('low'), expected.get('high'))}</small>"
-    training = f"{formatting.change(paired.get('mean'))}<small>± {formatting.change(paired.get('error')).lstrip('+')}</small>"
-    cells = (
+    result = element("b", escaped(FATES.get(fate, fate)), class_=f"fate {_class(fate)}")
+    reason = f"<small>{escaped(formatting.reason(branch))}</small>"
+    measured = "0"
+    if not branch.get("control"):
+        measured = formatting.change(branch.get("delta"))
+    numbers = (_written_forecast(branch), measured, _paired(branch))
+    return element(
+        "tr",
         element("th", escaped(name), scope="row"),
         element("td", plot, class_="plot", style=zero),
-        element("td", drafted if expected else formatting.NOTHING, class_="n"),
-        element(
-            "td",
-            "0" if branch.get("control") else formatting.change(branch.get("delta")),
-            class_="n",
-        ),
-        element("td", training if paired else formatting.NOTHING, class_="n"),
-        element(
-            "td",
-            element("b", escaped(FATES.get(fate, fate)), class_=f"fate {_class(fate)}"),
-            f"<small>{escaped(reason)}</small>",
-        ),
+        *(element("td", number, class_="n") for number in numbers),
+        element("td", result, reason),
+        class_=_class(fate),
     )
-    return element("tr", *cells, class_=_class(fate))
 
 
-def _expected(branch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the draft expected; of the control nothing, for it is 0 by definition."""
-    return {} if branch.get("control") else branch.get("expected") or {}
+def _written_forecast(branch: Mapping[str, Any]) -> str:
+    forecast = branch_forecast(branch)
+    if not forecast:
+        return formatting.MISSING
+    inside = formatting.interval(forecast.get("low"), forecast.get("high"))
+    return f"{formatting.change(forecast.get('median'))}<small>{inside}</small>"
+
+
+def _paired(branch: Mapping[str, Any]) -> str:
+    """Write the mean paired difference of the training loss with its standard error."""
+    paired = branch.get("paired")
+    if not paired:
+        return formatting.MISSING
+    error = formatting.change(paired.get("error")).lstrip("+")
+    return f"{formatting.change(paired.get('mean'))}<small>± {error}</small>"
 
 
 def _interval(name: str, branch: Mapping[str, Any]) -> Interval:
-    expected = _expected(branch)
-    low, middle, high = (
-        formatting.finite(expected.get(name)) for name in ("low", "median", "high")
-    )
-    delta = 0.0 if branch.get("control") else formatting.finite(branch.get("delta"))
-    drafted = (
-        f"drafted {formatting.change(middle)} ({formatting.interval(low, high)}), "
-        if middle is not None
-        else ""
-    )
-    said = f"{name}: {drafted}measured {formatting.change(delta)}"
-    class_ = (
-        "accepted"
-        if branch.get("fate") == "accepted"
-        else "control"
-        if branch.get("control")
-        else ""
-    )
-    return Interval(low=low, middle=middle, high=high, dot=delta, class_=class_, said=said)
+    forecast = branch_forecast(branch)
+    low, middle, high = (formatting.finite(forecast.get(key)) for key in ("low", "median", "high"))
+    delta = formatting.finite(branch.get("delta"))
+    class_ = ""
+    if branch.get("control"):
+        delta = 0.0
+        class_ = "control"
+    if branch.get("fate") == "accepted":
+        class_ = "accepted"
+    about = f"{name}: "
+    if middle is not None:
+        inside = formatting.interval(low, high)
+        about += f"forecast {formatting.change(middle)} ({inside}), "
+    about += f"measured {formatting.change(delta)}"
+    return Interval(low=low, middle=middle, high=high, dot=delta, class_=class_, about=about)
 
 
 def _class(fate: str) -> str:
-    return fate if fate in FATES else "rejected"
+    if fate in FATES:
+        return fate
+    return "rejected"
 
 
-def _settings(decision: Mapping[str, Any]) -> str:
-    """Where the numbers are that this card leaves out."""
+def _fingerprints(decision: Mapping[str, Any]) -> str:
+    """Show the fingerprints of the run, for a comparison with a replay."""
     start = str((decision.get("start") or {}).get("fingerprint") or "")[:12]
     end = str((decision.get("end") or {}).get("fingerprint") or "")[:12]
     if not start:
         return ""
-    text = f"state before {start}, after {end}" if end else f"state before {start}"
+    text = f"fingerprint of the run: {start} before the decision"
+    if end:
+        text += f", {end} after it"
     return element("p", escaped(text), class_="fine")

@@ -1,4 +1,4 @@
-"""The compute ledger as one bar, a piece a purpose."""
+"""The compute ledger as one bar, with one piece for each purpose."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainenv.types import PURPOSES
 
 
 def ledger_bar(flops: Mapping[str, float]) -> str:
-    """The bar and its table; a sentence where the ledger is not known yet."""
+    """Draw the bar and its table."""
     total = sum(flops.values())
     if not total:
-        return element("p", "The ledger is written when the run ends.", class_="quiet")
+        return element("p", "The compute is recorded when the run ends.", class_="quiet")
     names = [*PURPOSES, *(name for name in flops if name not in PURPOSES)]
     spent = [(name, flops.get(name, 0.0)) for name in names]
     pieces = [
@@ -39,7 +39,7 @@ def ledger_bar(flops: Mapping[str, float]) -> str:
     ]
     sum_row = element(
         "tr",
-        element("th", "all", scope="row"),
+        element("th", "total", scope="row"),
         element("td", "100 %", class_="n"),
         element("td", formatting.flops(total), class_="n"),
     )
@@ -55,4 +55,6 @@ def _named(name: str) -> str:
 
 
 def _known(name: str) -> str:
-    return name if name in PURPOSES else "other"
+    if name in PURPOSES:
+        return name
+    return "other"

@@ -1,4 +1,4 @@
-"""The figure of a run: panels that share the axis of steps, drawn once for each width of screen."""
+"""Figures of a run: panels that share the step axis, drawn once for each width of screen."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from trainenv.report.run.tree_panel import tree_panel
 
 
 def run_figure(record: RunRecord) -> str:
-    """Loss and branch tree."""
+    """Draw the loss and the branch tree."""
     return _each_width(record, _loss_and_tree)
 
 
 def index_figure(record: RunRecord) -> str:
-    """The uncertainty index, its axes, and the learning rate."""
+    """Draw the uncertainty index, its parts and the learning rate."""
     return _each_width(record, _index_and_rate)
 
 
 def _loss_and_tree(record: RunRecord, width: float) -> str:
     frame = Frame.of(width, record.furthest)
-    tall = 300.0 if width > 500 else 240.0
+    tall = frame.fitting(300.0, 300.0, 240.0)
     parts = [loss_panel(record, frame, 14, tall)]
     top = 14 + 16 + tall + 34
     bottom = top - 24
@@ -33,7 +33,8 @@ def _loss_and_tree(record: RunRecord, width: float) -> str:
         parts += [_drops(record, frame, 30, top + 16 + 65), tree_panel(record, frame, top, 130)]
         bottom = top + 16 + 130
     parts.append(step_axis(frame, bottom))
-    about = f"Loss over {formatting.whole(record.last_step)} steps, with {formatting.counted(len(record.decisions), 'decision')}"
+    decisions = formatting.counted(len(record.decisions), "decision")
+    about = f"Loss over {formatting.whole(record.last_step)} steps, with {decisions}"
     return _drawn(frame, bottom + 36, about, parts)
 
 
@@ -48,15 +49,17 @@ def _index_and_rate(record: RunRecord, width: float) -> str:
     return _drawn(
         frame,
         top + 17 + 54 + 36,
-        "Uncertainty index by axis, and the learning rate, over steps",
+        "Uncertainty index, its parts and the learning rate over steps",
         parts,
     )
 
 
 def _drops(record: RunRecord, frame: Frame, top: float, bottom: float) -> str:
-    """Thin lines from the loss down to where its decisions fan out."""
+    """Draw thin lines from the loss down to the fans; none if there are more than 80."""
     xs = {round(frame.steps.inside(decision["step"]), 1) for decision in record.decisions}
-    return "".join(line(x, top, x, bottom, "drop") for x in sorted(xs)) if len(xs) <= 80 else ""
+    if len(xs) > 80:
+        return ""
+    return "".join(line(x, top, x, bottom, "drop") for x in sorted(xs))
 
 
 def _each_width(record: RunRecord, drawn: Callable[[RunRecord, float], str]) -> str:

@@ -1,4 +1,4 @@
-"""The report of a run."""
+"""The HTML report of a run."""
 
 from __future__ import annotations
 
@@ -12,45 +12,54 @@ from trainenv.report.drawing import formatting
 from trainenv.report.drawing.downsampling import floats, smoothed
 from trainenv.report.drawing.intervals import key
 from trainenv.report.drawing.page import head, page, section, tiles
-from trainenv.report.drawing.svg import element, escaped
+from trainenv.report.drawing.svg import details, element, escaped
 from trainenv.report.run.calibration_panel import calibration
-from trainenv.report.run.decision_card import decision_card, outcome
+from trainenv.report.run.decision_card import NO_REASON, decision_card, outcome
 from trainenv.report.run.ledger_bar import ledger_bar
 from trainenv.report.run.run_figure import index_figure, run_figure
 from trainenv.report.run.run_record import RunRecord
 from trainenv.report.run.run_summary import Facts
 
-CARDS = 100  # more would make the file too large to send; the others stand in a table
+CARDS = 100  # most cards; more would make the file too large, so the rest goes into a table
 ROWS = 1000
 
 DECISIONS = (
-    "The change of the validation loss against doing nothing, after the verified steps: what the draft expected, and what "
-    "real steps measured."
+    "Change of the validation loss against no intervention, after the verified steps: the forecast "
+    "of the world model, and the measurement in real training steps."
 )
-CALIBRATION = "A draft is honest when nine of ten measurements lie in its 90 % intervals. In change of the validation loss."
-INDEX = "Each axis is a z-score against its own history; the index is their weighted sum. An alarm fires above the threshold."
-COMPUTE = "Every step taken anywhere is charged. Branches that became the run count as kept steps."
+CALIBRATION = (
+    "Forecasts are calibrated if nine of ten measurements lie in their 90 % intervals. All values "
+    "are changes of the validation loss against no intervention."
+)
+INDEX = (
+    "Volatility, entropy and disagreement are z-scores against their own history; the uncertainty "
+    "index is their weighted sum. An alarm is raised above the threshold."
+)
+COMPUTE = (
+    "All training steps are counted, also those of branches and those that were rolled back. The "
+    "steps of an accepted branch count as kept steps."
+)
 RUN_KEY = [
-    ("smooth", "training, smoothed"),
-    ("dot", "each step, thinned"),
-    ("validation", "validation"),
-    ("lost", "rewound"),
+    ("smooth", "training loss, smoothed"),
+    ("dot", "training loss of single steps (a selection)"),
+    ("validation", "validation loss"),
+    ("lost", "rolled back"),
     ("alarm", "alarm"),
 ]
 TREE_KEY = [
-    ("accepted", "branch that became the run"),
+    ("accepted", "accepted branch"),
     ("passed", "other branches"),
-    ("failed", "failed"),
+    ("failed", "failed branch"),
 ]
 CARD_KEY = [
-    ("interval", "drafted: 90 % interval and median"),
+    ("interval", "forecast: median and 90 % interval"),
     ("measured", "measured"),
-    ("measured outside", "measured, outside of the interval"),
+    ("measured outside", "measured, outside the interval"),
 ]
 
 
 def run_page(record: RunRecord) -> str:
-    """The whole document."""
+    """Make the whole HTML document."""
     facts = Facts.of(record)
     body = [head("Training run", record.name, facts.verdict), tiles(_tiles(facts)), _run(record)]
     if record.decisions:
@@ -59,28 +68,25 @@ def run_page(record: RunRecord) -> str:
     body.append(_index(record))
     body.append(section("Compute", ledger_bar(facts.flops), about=COMPUTE))
     if record.events:
-        body.append(section("What happened", _events(each_once(record.events))))
+        body.append(section("Events", _events(each_once(record.events))))
     return page(f"{record.name} · trainenv", "".join(body), _data(record))
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
-    budget = f"of {formatting.whole(facts.budget)}" if facts.budget else ""
+    ended = facts.ended
+    if facts.budget:
+        ended = f"of {formatting.whole(facts.budget)}; {ended}"
     numbers = [
         ("Validation loss", formatting.number(facts.loss), "nats per token"),
-        ("Steps", formatting.whole(facts.steps), f"{budget}{'; ' if budget else ''}{facts.ended}"),
-        ("Triggers", str(facts.alarms), formatting.counted(facts.rewinds, "rewind")),
+        ("Steps", formatting.whole(facts.steps), ended),
+        ("Alarms", str(facts.alarms), formatting.counted(facts.rewinds, "rollback")),
     ]
     if facts.verified:
         numbers.append(("Accepted", f"{facts.accepted} of {facts.verified}", "verified decisions"))
     if facts.total_flops:
-        numbers.append(("Wasted", formatting.share(facts.wasted), "rewound or thrown away"))
-        numbers.append(
-            (
-                "Drafting",
-                formatting.share(facts.drafting),
-                f"of {formatting.flops(facts.total_flops)}",
-            )
-        )
+        compute = f"of {formatting.flops(facts.total_flops)}"
+        numbers.append(("Wasted", formatting.share(facts.wasted), "rolled back or discarded"))
+        numbers.append(("Planning", formatting.share(facts.drafting), compute))
     return numbers
 
 
@@ -100,13 +106,13 @@ def _run(record: RunRecord) -> str:
 def _index(record: RunRecord) -> str:
     keys = key(
         [
-            ("axis-line index", "mean"),
-            ("dot axis-dot", "each step, thinned"),
-            ("threshold", "threshold"),
+            ("axis-line index", "mean of neighbouring steps"),
+            ("dot axis-dot", "single steps (a selection)"),
+            ("threshold", "alarm threshold"),
         ]
     )
     return section(
-        "Uncertainty by axis",
+        "Uncertainty index and its parts",
         keys,
         element("figure", index_figure(record), class_="wide"),
         about=INDEX,
@@ -114,20 +120,18 @@ def _index(record: RunRecord) -> str:
 
 
 def _decisions(record: RunRecord) -> str:
-    shown = _most_telling(record.decisions)
-    cards = [decision_card(decision, opened=len(record.decisions) <= 6) for decision in shown]
+    shown = _with_card(record.decisions)
+    parts = [decision_card(decision, opened=len(record.decisions) <= 6) for decision in shown]
     with_card = {id(decision) for decision in shown}
-    left = [decision for decision in record.decisions if id(decision) not in with_card]
-    rest = (
-        f"<p class='quiet'>{formatting.counted(len(left), 'more decision')}, in short:</p>{_in_short(left)}"
-        if left
-        else ""
-    )
-    return section("Decisions", key(CARD_KEY), *cards, rest, about=DECISIONS, name="decisions")
+    others = [decision for decision in record.decisions if id(decision) not in with_card]
+    if others:
+        count = formatting.counted(len(others), "more decision")
+        parts += [element("p", f"{count}, in short:", class_="quiet"), _in_short(others)]
+    return section("Decisions", key(CARD_KEY), *parts, about=DECISIONS, name="decisions")
 
 
-def _most_telling(decisions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """All of them, or `CARDS`: first those that changed the run, then the newest; in the order they were made."""
+def _with_card(decisions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Choose at most `CARDS` decisions: those that changed the run, then the newest; in order."""
     ranked = sorted(
         decisions, key=lambda decision: (accepted_branch(decision) is None, -decision["number"])
     )
@@ -145,7 +149,10 @@ def _in_short(decisions: Sequence[Mapping[str, Any]]) -> str:
         )
         for d in decisions[-ROWS:]
     ]
-    top = "<thead><tr><th class='n'>No.</th><th class='n'>Step</th><th>Outcome</th><th>Reason</th></tr></thead>"
+    top = (
+        "<thead><tr><th class='n'>No.</th><th class='n'>Step</th><th>Outcome</th><th>Reason</th>"
+        "</tr></thead>"
+    )
     return element("div", element("table", top, element("tbody", *rows)), class_="box tall")
 
 
@@ -154,63 +161,83 @@ def _events(events: Sequence[Mapping[str, Any]]) -> str:
         element(
             "tr",
             element("td", formatting.whole(event["step"]), class_="n"),
-            element("td", escaped(told(event))),
+            element("td", escaped(describe_event(event))),
         )
         for event in events[:ROWS]
     ]
-    more = f"<p class='quiet'>The first {ROWS} of {len(events)}.</p>" if len(events) > ROWS else ""
     top = "<thead><tr><th class='n'>Step</th><th>Event</th></tr></thead>"
-    table = element("div", element("table", top, element("tbody", *rows)), class_="box tall")
-    return element(
-        "details",
-        element("summary", formatting.counted(len(events), "event")),
-        table,
-        more,
-        open="open" if len(events) <= 12 else None,
+    parts = [element("div", element("table", top, element("tbody", *rows)), class_="box tall")]
+    if len(events) > ROWS:
+        parts.append(element("p", f"The first {ROWS} of {len(events)}.", class_="quiet"))
+    return details(
+        formatting.counted(len(events), "event"), *parts, opened=len(events) <= 12, class_=None
     )
 
 
-def told(event: Mapping[str, Any]) -> str:
-    """An event in words."""
+def describe_event(event: Mapping[str, Any]) -> str:
+    """Describe an event in words."""
     detail = event.get("detail") or {}
+    reason = detail.get("reason")
     match event["kind"]:
         case "fired":
-            return f"alarm: index {formatting.number(detail.get('index'), 1)}, loss {formatting.number(detail.get('loss'))}"
+            index = formatting.number(detail.get("index"), 1)
+            return f"alarm: uncertainty index {index}, loss {formatting.number(detail.get('loss'))}"
         case "rewind":
-            scale = formatting.finite(detail.get("lr_scale"))
-            return f"rewound to step {formatting.whole(detail.get('to'))}" + (
-                f", LR now ×{scale:.3g}" if scale is not None and scale != 1 else ""
-            )
+            return _rollback(detail)
         case "intervention":
-            later = " (a later part of what was accepted)" if detail.get("pending") else ""
-            return f"intervened: {formatting.intervention(detail)}{later}"
+            text = f"intervention: {formatting.intervention(detail)}"
+            if detail.get("pending"):
+                text += " (later part of an accepted plan)"
+            return text
         case "decision":
-            became = (
-                "a branch became the run" if detail.get("accepted") else "the run went on as it was"
-            )
-            return f"decision {detail.get('number')}: {became}" + (
-                f"; {detail['reason']}" if detail.get("reason") else ""
-            )
+            outcome = "the run continued unchanged"
+            if detail.get("accepted"):
+                outcome = "a branch was accepted"
+            return _joined(f"decision {detail.get('number')}: {outcome}", "; ", reason)
         case "skipped":
-            return f"no decision: {detail.get('reason') or 'no reason was noted'}{_often(detail)}"
+            return f"skipped decision: {reason or NO_REASON}{_often(detail)}"
         case "fault":
             return f"fault: {detail['reason']}{_often(detail)}"
         case "gave_up":
-            return f"gave up drafting: {detail.get('reason') or 'no reason was noted'}"
-    return f"{event['kind']}" + (f": {detail['reason']}" if detail.get("reason") else "")
+            return f"planning was given up: {reason or NO_REASON}"
+    return _joined(f"{event['kind']}", ": ", reason)
+
+
+def _rollback(detail: Mapping[str, Any]) -> str:
+    text = f"rolled back to step {formatting.whole(detail.get('to'))}"
+    scale = formatting.finite(detail.get("lr_scale"))
+    if scale is not None and scale != 1:
+        text += f", LR now ×{scale:.3g}"
+    return text
+
+
+def _joined(text: str, separator: str, reason: object) -> str:
+    if not reason:
+        return text
+    return f"{text}{separator}{reason}"
 
 
 def _often(detail: Mapping[str, Any]) -> str:
-    """The number of times, where it is more than one."""
-    return f" ({detail['times']} times)" if detail.get("times", 1) > 1 else ""
+    """Write the number of times, if it is more than one."""
+    if detail.get("times", 1) <= 1:
+        return ""
+    return f" ({detail['times']} times)"
 
 
 def _data(record: RunRecord) -> dict[str, Any]:
-    """What the pointer reads out: about 600 kept steps."""
-    kept = record.kept.assign(smooth=smoothed(record.kept["loss"]) if len(record.kept) else [])
+    """Return the values that are shown under the pointer: about 600 kept steps."""
+    kept = record.kept
+    kept = kept.assign(smooth=kept["loss"])
+    if len(kept):
+        kept = kept.assign(smooth=smoothed(kept["loss"]))
     shown = kept.iloc[:: max(math.ceil(len(kept) / 600), 1)]
     data: dict[str, Any] = {"step": shown["step"].astype(int).tolist()}
     for name, column, digits in (("loss", "smooth", 4), ("index", "index", 2), ("LR", "lr", 8)):
-        values = floats(shown[column])
-        data[name] = [round(v, digits) if math.isfinite(v) else None for v in values.tolist()]
+        data[name] = [_rounded(value, digits) for value in floats(shown[column]).tolist()]
     return data
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    if not math.isfinite(value):
+        return None
+    return round(value, digits)

@@ -1,10 +1,10 @@
-"""What is known of a run from its folder, as far as it went: torn files and files still missing are passed over."""
+"""A run as read from its folder; torn and missing files are skipped."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from trainenv.records.decision_files import read_decisions
 from trainenv.records.lineage import last_kept
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_part
+from trainenv.report.drawing import formatting
 from trainenv.tools.json_lines import read_lines
 from trainenv.types import UserError
 
@@ -37,16 +38,17 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run, as far as it went.
+    """A run as far as it is recorded.
 
     Attributes:
-        path: its folder.
-        config: its configuration; empty where it can't be read.
-        summary: what it ended with; None while it is going on, and where it was killed.
-        steps: a row an optimizer step of the run, with `COLUMNS` and `kept`: no later line went
-            back behind it.
-        validation: step, line, loss and kept of each validation.
-        events, decisions: as they were recorded, in order.
+        path: Folder of the run.
+        config: Configuration; empty if it can't be read.
+        summary: Final summary; None while the run trains, and if it was killed.
+        steps: Table with one row an optimizer step, with `COLUMNS` and `kept`, which is True
+            unless the step was rolled back later.
+        validation: Step, line, loss and kept of each validation.
+        events: Events in the order of their recording.
+        decisions: Decisions in the order of their recording.
     """
 
     path: Path
@@ -59,34 +61,71 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The run's name, with its folder's where that says more."""
-        name = str(self.config.get("name") or self.path.resolve().name)
-        return name if name == self.path.resolve().name else f"{name} · {self.path.resolve().name}"
+        """The run's name, followed by its folder's if that is different."""
+        folder = self.path.resolve().name
+        name = str(self.config.get("name") or folder)
+        if name == folder:
+            return name
+        return f"{name} · {folder}"
 
     @property
     def kept(self) -> pd.DataFrame:
+        """The rows of the steps that were kept."""
         kept: pd.DataFrame = self.steps[self.steps["kept"]]
         return kept
 
     @property
     def last_step(self) -> int:
-        """The step that the run has come to."""
+        """The last step of the kept history."""
         steps = [*self.kept["step"].tail(1), *(v["step"] for v in self.validation if v["kept"])]
         return int(max(steps, default=0))
 
     @property
     def furthest(self) -> int:
-        """The highest step that was ever trained, lines that were left included."""
-        return max(self.last_step, int(self.steps["step"].max()) if len(self.steps) else 0)
+        """The highest step that was ever trained, rolled-back steps included."""
+        if not len(self.steps):
+            return self.last_step
+        return max(self.last_step, int(self.steps["step"].max()))
 
     @property
     def budget(self) -> int | None:
+        """The optimizer steps of the configuration; None if unknown."""
         steps = self.config.get("steps")
-        return steps if isinstance(steps, int) else None
+        if not isinstance(steps, int):
+            return None
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """A return of the run to an earlier step.
+
+    Attributes:
+        start: Step at which the run was.
+        to: Step to which it returned.
+    """
+
+    start: float
+    to: float
+
+    @property
+    def about(self) -> str:
+        """The text that appears under the pointer."""
+        return (
+            f"rolled back from step {formatting.whole(self.start)} to {formatting.whole(self.to)}"
+        )
+
+
+def rollbacks(record: RunRecord) -> Iterator[Rollback]:
+    """Yield the rollbacks of a run in the order of their recording."""
+    for event in record.events:
+        to = formatting.finite((event.get("detail") or {}).get("to"))
+        if event["kind"] == "rewind" and to is not None:
+            yield Rollback(start=event["step"], to=to)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one that a run records in."""
+    """Tell if a folder is that of a run."""
     began = (folder / "validation.jsonl").is_file() or any(
         (folder / "telemetry").glob("part-*.parquet")
     )
@@ -94,10 +133,10 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """The run in `folder`.
+    """Read the run in `folder`.
 
     Raises:
-        UserError: no run records there.
+        UserError: The folder is not that of a run.
     """
     if not is_run(folder):
         expected = f"expected the folder of a run or of a comparison in {folder}"
@@ -120,12 +159,12 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _steps(folder: Path) -> pd.DataFrame:
-    """The run's own steps of all whole parts, in the order they were trained."""
+    """Read the run's own steps from all whole parts, in the order of training."""
     tables = []
     for part in sorted(folder.glob("part-*.parquet")):
         try:
             table = read_part(part, [*COLUMNS, "purpose"])
-        except (OSError, pa.ArrowException):  # what a crash left of it
+        except (OSError, pa.ArrowException):  # torn by a crash
             continue
         tables.append(table)
     if not tables:
@@ -138,7 +177,10 @@ def _steps(folder: Path) -> pd.DataFrame:
 
 
 def _last_of_each(steps: pd.DataFrame) -> pd.DataFrame:
-    """Of steps that are kept twice (a killed process had recorded more than it had saved) the later one was kept."""
+    """Keep only the later row of a step that was recorded twice.
+
+    A process that is killed may have recorded steps after its last checkpoint.
+    """
     twice = steps["kept"] & steps[steps["kept"]].duplicated("step", keep="last").reindex(
         steps.index, fill_value=False
     )
@@ -151,16 +193,18 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any] | None:
         value = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    return value
 
 
 def _found(folder: Path) -> str:
-    """What there is instead, in words that help."""
+    """Describe a folder that is not that of a run."""
     if not folder.exists():
         return "no such folder"
     if not folder.is_dir():
         return "a file"
     runs = sorted(child.name for child in folder.iterdir() if child.is_dir() and is_run(child))
-    return (
-        f"the folders of several runs ({', '.join(runs)}), one of which will do" if runs else "none"
-    )
+    if not runs:
+        return "none"
+    return f"the folders of several runs ({', '.join(runs)}), one of which can be given"

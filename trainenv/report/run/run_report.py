@@ -1,4 +1,4 @@
-"""The branch tree of a run as text for the terminal, and a fragment of HTML for notebooks.
+"""The branch tree of a run as text for the terminal, and as HTML for notebooks.
 
 >>> report = RunReport(Path("runs/tiny"))    # doctest: +SKIP
 >>> print(report.tree())                     # doctest: +SKIP
@@ -20,46 +20,44 @@ from rich.tree import Tree
 
 from trainenv.records.decision_files import accepted_branch
 from trainenv.records.faults import each_once
-from trainenv.report import write_report
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.intervals import key
 from trainenv.report.drawing.page import style
 from trainenv.report.drawing.svg import element, escaped
+from trainenv.report.html_file import write_report
+from trainenv.report.run.decision_card import NO_REASON, branch_forecast
 from trainenv.report.run.run_figure import run_figure
-from trainenv.report.run.run_page import RUN_KEY, TREE_KEY, told
+from trainenv.report.run.run_page import RUN_KEY, TREE_KEY, describe_event
 from trainenv.report.run.run_record import RunRecord, read_run
 from trainenv.report.run.run_summary import Facts
 
 MARKS = {"accepted": ("✔", "bold green"), "failed": ("✘", "red"), "control": ("·", "dim")}
 SIGNS = {"fired": ("▲", "red"), "rewind": ("↶", "yellow"), "fault": ("✘", "red")}
-SHOWN = {
-    "fired",
-    "rewind",
-    "skipped",
-    "gave_up",
-    "fault",
-    "diverged",
-    "interrupted",
-}  # decisions tell of themselves
+# Events in the tree; decisions have entries of their own.
+SHOWN = {"fired", "rewind", "skipped", "gave_up", "fault", "diverged", "interrupted"}
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What became of a run, read from its folder when it is first looked at.
+    """Report of a run; its folder is read when the report is first used.
+
+    Args:
+        folder: Folder of the run.
 
     Raises:
-        UserError: no run records in the folder (when it is read).
+        UserError: The folder is not that of a run; raised when it is read.
     """
 
     folder: Path
 
     @cached_property
     def record(self) -> RunRecord:
+        """The run as recorded."""
         return read_run(Path(self.folder))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The summary that the run ended with, or what is known of it so far."""
+        """The final summary of the run, or the figures known so far."""
         if self.record.summary is not None:
             return dict(self.record.summary)
         facts = Facts.of(self.record)
@@ -77,62 +75,63 @@ class RunReport:
         }
 
     def tree(self, width: int = 110) -> str:
-        """The branch tree as plain text, lines of at most `width` characters."""
+        """Return the branch tree as plain text, in lines of at most `width` characters."""
         page = io.StringIO()
         Console(file=page, width=width, color_system=None, highlight=False).print(self.__rich__())
         return page.getvalue()
 
     def html(self, path: str | Path | None = None) -> Path:
-        """Write the report (see `write_report`); `report.html` in the folder by default."""
-        return write_report(Path(self.folder), None if path is None else Path(path))
+        """Write the HTML report, by default to `report.html` in the folder; return its path."""
+        if path is not None:
+            path = Path(path)
+        return write_report(Path(self.folder), path)
 
     def __rich__(self) -> Tree:
-        """The same with colours, for a rich console."""
+        """Return the branch tree with colours, for a rich console."""
         facts = Facts.of(self.record)
         tree = Tree(
             Text.assemble((self.record.name, "bold"), "  ", facts.verdict), guide_style="dim"
         )
         for step, _, entry in sorted(_entries(self.record), key=lambda found: found[:2]):
             if isinstance(entry, Text):
-                tree.add(Text.assemble((f"{formatting.whole(step):>7}  ", "cyan"), entry))
+                tree.add(Text.assemble(_step(step), entry))
             else:
                 _decision(tree, entry)
-        loss = (
-            f", validation loss {formatting.number(facts.loss)}" if facts.loss is not None else ""
-        )
-        tree.add(
-            Text.assemble(
-                (f"{formatting.whole(facts.steps):>7}  ", "cyan"),
-                ("● ", "bold"),
-                f"{facts.ended}{loss}",
-            )
-        )
+        end = facts.ended
+        if facts.loss is not None:
+            end += f", validation loss {formatting.number(facts.loss)}"
+        tree.add(Text.assemble(_step(facts.steps), ("● ", "bold"), end))
         return tree
 
     def _repr_html_(self) -> str:
-        """Name, verdict, loss and branch tree: what a notebook shows."""
-        keys = key([*RUN_KEY[:3], *(TREE_KEY if self.record.decisions else [])])
-        head = element("h3", escaped(self.record.name)) + element(
-            "p", escaped(Facts.of(self.record).verdict)
-        )
-        figure = element("figure", run_figure(self.record), class_="wide")
+        """Return name, verdict, loss and branch tree as HTML for a notebook."""
+        entries = RUN_KEY[:3]
+        if self.record.decisions:
+            entries = [*entries, *TREE_KEY]
         return element(
             "div",
             element("style", style("style", "charts")),
-            head,
-            keys,
-            figure,
+            element("h3", escaped(self.record.name)),
+            element("p", escaped(Facts.of(self.record).verdict)),
+            key(entries),
+            element("figure", run_figure(self.record), class_="wide"),
             class_="trainenv fragment",
         )
 
 
+def _step(step: int) -> tuple[str, str]:
+    """Write a step number in its column; also return the column's colour."""
+    return f"{formatting.whole(step):>7}  ", "cyan"
+
+
 def _entries(record: RunRecord) -> list[tuple[int, int, Text | Mapping[str, Any]]]:
-    """What stands in the tree: the step where it happened, its place among what happened there, and itself."""
+    """List the entries of the tree, each with its step and its order within that step."""
     found: list[tuple[int, int, Text | Mapping[str, Any]]] = []
     for place, event in enumerate(each_once(record.events)):
         if event["kind"] in SHOWN:
             sign, colour = SIGNS.get(event["kind"], ("○", "dim"))
-            found.append((event["step"], place, Text.assemble((f"{sign} ", colour), told(event))))
+            text = Text.assemble((f"{sign} ", colour), describe_event(event))
+            found.append((event["step"], place, text))
     count = len(record.events)
     found += [
         (d.get("at") or d["step"], count + place, d) for place, d in enumerate(record.decisions)
@@ -141,37 +140,31 @@ def _entries(record: RunRecord) -> list[tuple[int, int, Text | Mapping[str, Any]
 
 
 def _decision(tree: Tree, decision: Mapping[str, Any]) -> None:
-    """A decision and its branches below it."""
-    became = accepted_branch(decision) is not None
-    why = formatting.WHY.get(str(decision.get("why")), str(decision.get("why")))
-    known = formatting.finite(decision.get("harm")) or 0.0
-    harm = f", harm {formatting.number(known)} nats" if known > 0 else ""
-    sign = ("◆ ", "bold green") if became else ("◇ ", "bold")
-    title = Text.assemble(
-        (f"{formatting.whole(decision['step']):>7}  ", "cyan"),
-        sign,
-        (f"decision {decision['number']}", "bold"),
-    )
-    node = tree.add(
-        title.append(f": {why}{harm}; {decision.get('reason') or 'no reason was noted'}")
-    )
+    """Add a decision to the tree, with its branches below it."""
+    sign = ("◇ ", "bold")
+    if accepted_branch(decision) is not None:
+        sign = ("◆ ", "bold green")
+    title = Text.assemble(_step(decision["step"]), sign, (f"decision {decision['number']}", "bold"))
+    title.append(f": {formatting.trigger(decision)}")
+    harm = formatting.finite(decision.get("harm"))
+    if harm is not None and harm > 0:
+        title.append(f", harm {formatting.number(harm)} nats")
+    title.append(f"; {decision.get('reason') or NO_REASON}")
+    node = tree.add(title)
     names = formatting.branches(decision)
     widest = min(max(map(len, names), default=0), 30)
     for name, branch in zip(names, decision["branches"]):
-        fate = str(branch.get("fate"))
-        mark, colour = MARKS.get(fate, ("–", "dim"))
-        expected = {} if branch.get("control") else branch.get("expected") or {}
-        drafted = (
-            f" draft {formatting.interval(expected.get('low'), expected.get('high'))}"
-            if expected
-            else ""
-        )
-        measured = "" if branch.get("control") else formatting.change(branch.get("delta"))
-        node.add(
-            Text.assemble(
-                (f"{mark} {name:<{widest}}", colour),
-                f" {measured:>8} ",
-                (f" {fate:<8}", colour),
-                (drafted, "dim"),
-            )
-        )
+        node.add(_branch(f"{name:<{widest}}", branch))
+
+
+def _branch(name: str, branch: Mapping[str, Any]) -> Text:
+    fate = str(branch.get("fate"))
+    mark, colour = MARKS.get(fate, ("–", "dim"))
+    measured = ""
+    if not branch.get("control"):
+        measured = formatting.change(branch.get("delta"))
+    text = Text.assemble((f"{mark} {name}", colour), f" {measured:>8} ", (f" {fate:<8}", colour))
+    if forecast := branch_forecast(branch):
+        inside = formatting.interval(forecast.get("low"), forecast.get("high"))
+        text.append(f" forecast {inside}", "dim")
+    return text

@@ -1,4 +1,4 @@
-"""What is said of a run at the head of its report, and in the terminal."""
+"""Key figures of a run, for the head of its report and for the terminal."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from trainenv.report.run.run_record import RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The run in numbers; None where they are not known (yet).
+    """Key figures of a run; None for those that are not known (yet).
 
     Attributes:
-        ended: how, in words.
-        steps, budget: optimizer steps of the history that was kept, and that were asked for.
-        loss: the newest validation loss of that history, nats per token; None for a run that
-            diverged.
-        alarms, rewinds: how often, over all lines.
-        verified, accepted: decisions whose branches were run, and those of them of which a branch
-            became the run.
-        flops: by purpose.
-        wasted: FLOPs rewound or of branches thrown away ÷ all. drafting: FLOPs of drafting ÷ all.
+        ended: State of the run in words.
+        steps: Optimizer steps of the kept history.
+        budget: Optimizer steps of the configuration.
+        loss: Last validation loss of the kept history, nats per token; None if the run diverged.
+        alarms: Number of alarms, those in rolled-back steps included.
+        rewinds: Number of rollbacks.
+        verified: Number of decisions whose branches were trained.
+        accepted: Number of these decisions in which a branch was accepted.
+        flops: FLOPs by purpose.
+        total_flops: FLOPs of all purposes.
+        wasted: FLOPs of rolled-back steps and discarded branches, as a share of all.
+        drafting: FLOPs of planning, as a share of all.
     """
 
     ended: str
@@ -45,66 +48,73 @@ class Facts:
         kinds = [event["kind"] for event in record.events]
         flops = _flops(record.summary)
         total = sum(flops.values())
-        diverged = (record.summary or {}).get("ended") == "diverged" or "diverged" in kinds[-1:]
-        losses = [formatting.finite(v["loss"]) for v in record.validation if v["kept"]]
+        wasted = None
+        drafting = None
+        if total:
+            wasted = (flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total
+            drafting = flops.get("plan", 0.0) / total
         return cls(
             ended=_ended(record, kinds),
             steps=record.last_step,
             budget=record.budget,
-            loss=None if diverged or not losses else losses[-1],
+            loss=_final_loss(record, kinds),
             alarms=kinds.count("fired"),
             rewinds=kinds.count("rewind"),
             verified=len(record.decisions),
             accepted=sum(accepted_branch(decision) is not None for decision in record.decisions),
             flops=flops,
             total_flops=total or None,
-            wasted=(flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total
-            if total
-            else None,
-            drafting=flops.get("plan", 0.0) / total if total else None,
+            wasted=wasted,
+            drafting=drafting,
         )
 
     @property
     def verdict(self) -> str:
-        """One sentence or two."""
-        loss = (
-            "No validation loss is known"
-            if self.loss is None
-            else f"Validation loss {formatting.number(self.loss)} nats per token"
-        )
-        budget = f" of a budget of {formatting.whole(self.budget)}" if self.budget else ""
-        said = [f"{loss} after {formatting.whole(self.steps)} steps{budget}; {self.ended}."]
+        """A sentence or two about the result of the run."""
+        loss = "No validation loss is known"
+        if self.loss is not None:
+            loss = f"Validation loss {formatting.number(self.loss)} nats per token"
+        steps = f"{formatting.whole(self.steps)} steps"
+        if self.budget:
+            steps += f" (budget: {formatting.whole(self.budget)})"
+        sentences = [f"{loss} after {steps}; {self.ended}."]
         if self.verified:
-            became = f"{self.accepted} of {formatting.counted(self.verified, 'verified decision')} became the run"
-            said.append(f"{became}.")
+            decisions = formatting.counted(self.verified, "verified decision")
+            sentences.append(f"A branch was accepted in {self.accepted} of {decisions}.")
         elif self.rewinds or self.alarms:
-            said.append(
-                f"{formatting.counted(self.alarms, 'alarm').capitalize()}, {formatting.counted(self.rewinds, 'rewind')}."
-            )
+            alarms = formatting.counted(self.alarms, "alarm").capitalize()
+            sentences.append(f"{alarms}, {formatting.counted(self.rewinds, 'rollback')}.")
         if self.wasted or self.drafting:
-            said.append(
-                f"{formatting.share(self.wasted)} of the compute was wasted, {formatting.share(self.drafting)} went into drafting."
+            sentences.append(
+                f"{formatting.share(self.wasted)} of the compute was wasted, "
+                f"{formatting.share(self.drafting)} was used for planning."
             )
-        return " ".join(said)
+        return " ".join(sentences)
+
+
+def _final_loss(record: RunRecord, kinds: list[str]) -> float | None:
+    diverged = (record.summary or {}).get("ended") == "diverged" or "diverged" in kinds[-1:]
+    losses = [formatting.finite(v["loss"]) for v in record.validation if v["kept"]]
+    if diverged or not losses:
+        return None
+    return losses[-1]
 
 
 def _flops(summary: Mapping[str, Any] | None) -> dict[str, float]:
     flops = (summary or {}).get("flops")
-    known = (
-        {str(key): formatting.finite(value) for key, value in flops.items()}
-        if isinstance(flops, Mapping)
-        else {}
-    )
+    if not isinstance(flops, Mapping):
+        return {}
+    known = {str(key): formatting.finite(value) for key, value in flops.items()}
     return {key: value for key, value in known.items() if value is not None}
 
 
 def _ended(record: RunRecord, kinds: list[str]) -> str:
     if record.summary is not None:
-        return {"budget spent": "the budget is spent", "diverged": "the run diverged"}.get(
-            str(record.summary.get("ended")), str(record.summary.get("ended") or "ended")
-        )
+        ended = str(record.summary.get("ended") or "ended")
+        known = {"budget spent": "the budget is spent", "diverged": "the run diverged"}
+        return known.get(ended, ended)
     if kinds[-1:] == ["diverged"]:
         return "the run diverged"
     if kinds[-1:] == ["interrupted"]:
         return "interrupted, can be resumed"
-    return "still going, or killed"
+    return "still running, or killed"

@@ -1,0 +1,76 @@
+"""Keys of the sections `optimizer`, `schedule` and `clip`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from trainenv.config.section import Config, CountOrZero, NonNegative, Positive, Rate
+from trainenv.types import ClipName
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    lr: Positive = Field(
+        description="Base learning rate, above 0. The rate of a step is base × schedule ×"
+        " interventions."
+    )
+    betas: tuple[_Beta, _Beta] = Field(
+        default=(0.9, 0.95),
+        description="Decay rates of the first and second moment, each from 0 to below 1.",
+    )
+    eps: Positive = Field(
+        default=1e-8, description="Term added to the denominator of the update, above 0."
+    )
+    weight_decay: NonNegative = Field(
+        default=0.1,
+        description="Decoupled weight decay, at least 0. Biases, norms and position embeddings have"
+        " none.",
+    )
+
+
+class ScheduleConfig(Config):
+    """Learning rate over the budget, as a factor on the base rate."""
+
+    kind: Literal["cosine", "wsd", "constant"] = Field(
+        default="cosine",
+        description="Shape after the warm-up: `cosine`, `wsd` (stable, then a decay) or"
+        " `constant`.",
+    )
+    warmup: CountOrZero = Field(
+        default=100, description="Steps of linear warm-up at the start; 0 for none."
+    )
+    final: Rate = Field(
+        default=0.1,
+        description="Factor on the base rate at the end of the budget, from 0 to 1. `constant`"
+        " ignores it.",
+    )
+    decay_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2,
+        description="Last share of the steps after the warm-up in which `wsd` decays, above 0 and"
+        " at most 1.",
+    )
+
+
+class ClipConfig(Config):
+    """Gradient clipping at the start of the run; interventions may change the policy."""
+
+    policy: ClipName = Field(
+        default="zclip",
+        description="Clip policy at the start. `none` does not clip unless its option `max_norm` is"
+        " set.",
+    )
+    options: Mapping[ClipName, Mapping[str, float | str | bool | None]] = Field(
+        default_factory=dict,
+        description="Hyperparameters by policy, for example `{zclip: {z_threshold: 3.0}}`. What is"
+        " left out keeps the policy's default.",
+    )
+
+    def options_of(self, name: str) -> Mapping[str, Any]:
+        """Return the hyperparameters of a policy that differ from its defaults."""
+        return next((options for policy, options in self.options.items() if policy == name), {})

@@ -1,0 +1,39 @@
+"""Writing of the HTML report of a run or of a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainenv.report.comparison.comparison_page import comparison_page
+from trainenv.report.comparison.comparison_record import is_comparison, read_comparison
+from trainenv.report.run.run_page import run_page
+from trainenv.report.run.run_record import read_run
+from trainenv.types import UserError
+
+
+def write_report(folder: Path, path: Path | None = None) -> Path:
+    """Write the report of a run or a comparison, finished or not; return its path.
+
+    Args:
+        folder: Folder of the run or the comparison.
+        path: Path of the HTML file, `report.html` in the folder by default. Missing folders are
+            made.
+
+    Raises:
+        UserError: The folder is neither that of a run nor that of a comparison, or the file can't
+            be written.
+    """
+    path = path or folder / "report.html"
+    if is_comparison(folder):
+        text = comparison_page(read_comparison(folder))
+    else:
+        text = run_page(read_run(folder))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} must be a file to write the report to, found: {error.strerror}; "
+            "give another --out"
+        ) from None
+    return path
