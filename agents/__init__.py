@@ -1,12 +1,17 @@
-"""Agents: whatever acts in the environment.
+"""Agents: everything that steers a training run.
 
-    agents.play(gymnasium.make("trainenv/GPT2-Tiny-v0"), agents.ClipOnly("zclip"), seed=0)      # in
-    an environment train(run, folder, callback=agents.AgentCallback(agent=agents.DoNothing()))
-    # in a run that is recorded train(run, folder, callback=agents.RollbackRule.in_style("palm",
-    run.config.steps))             # by a rule for whole runs
+An agent in an environment:
 
-`Agent` is the contract of one of your own. Planners and models come in as arguments. Each is loaded
-when it is first used.
+    agents.play(gymnasium.make("trainenv/GPT2-Tiny-v0"), agents.ClipOnly("zclip"), seed=0)
+
+An agent, or a rule for whole runs, as a callback of a recorded run:
+
+    train(run, folder, callback=agents.AgentCallback(agent=agents.ClipOnly("zclip")))
+    train(run, folder, callback=agents.RollbackRule.in_style("palm", run.config.steps))
+    train(run, folder, callback=agents.Branching(planner=planners.make("grid"), model=model))
+
+`Agent` is the protocol of an agent of your own. An agent knows runs, planners and models only
+through the protocols of `trainenv.types`. Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from trainenv.agents.baselines.planner_driven import PlannerCallback, population
     from trainenv.agents.baselines.rollback_rule import STYLES, RollbackRule
     from trainenv.agents.baselines.tuned_schedule import TunedSchedule
-    from trainenv.agents.branching import Branching, BranchingAgent, Drafting
+    from trainenv.agents.branching import Branching, BranchingAgent, PlanningOptions
     from trainenv.agents.contract import Agent
     from trainenv.agents.episodes import Episode, play
 
@@ -33,9 +38,9 @@ __all__ = [
     "BranchingAgent",
     "ClipOnly",
     "DoNothing",
-    "Drafting",
     "Episode",
     "PlannerCallback",
+    "PlanningOptions",
     "RollbackRule",
     "TunedSchedule",
     "play",
@@ -51,7 +56,7 @@ _LAZY = {
     "RollbackRule": "trainenv.agents.baselines.rollback_rule",
     "ClipOnly": "trainenv.agents.baselines.clip_only",
     "DoNothing": "trainenv.agents.baselines.do_nothing",
-    "Drafting": "trainenv.agents.branching",
+    "PlanningOptions": "trainenv.agents.branching",
     "Episode": "trainenv.agents.episodes",
     "PlannerCallback": "trainenv.agents.baselines.planner_driven",
     "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",

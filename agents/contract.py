@@ -1,4 +1,4 @@
-"""What an agent is: of your own, ours or one that was trained."""
+"""Protocol of an agent, whether it is written by hand or trained."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ Action = NDArray[np.integer[Any]]
 
 @runtime_checkable
 class Agent(Protocol):
-    """Whatever decides what is done to a run, a decision every `environment.decision_steps` optimizer steps.
+    """Takes a decision about a run every `environment.decision_steps` optimizer steps.
 
         class Careful:
             def act(self, observation, info):
-                action = np.zeros(6, dtype=np.int64)          # does nothing
+                action = np.zeros(6, dtype=np.int64)          # leaves the run alone
                 if info["fired"] and info["action_masks"][1]:
                     action[0] = 1                             # 20 % less learning rate
                 return action
 
-    Called by `agents.play` in an environment and by `agents.AgentCallback` in a run that
-    `trainenv.loop.train` drives. An agent that remembers something of the run may have
-    `state_dict() -> dict` of JSON values and `load_state_dict(state)`: a driven run that was killed
-    then goes on as if nothing had been.
+    `agents.play` calls it in an environment, and `agents.AgentCallback` in a run that
+    `trainenv.train` trains. An agent with a state may have `state_dict() -> dict` of JSON values
+    and `load_state_dict(state)`: then a resumed run ends with the same bits as one that was never
+    interrupted.
     """
 
     def act(self, observation: Observation, info: Mapping[str, Any], /) -> Action:
-        """The action vector of six whole numbers, see `trainenv.interventions`; all zeros does nothing.
+        """Return the action: six whole numbers, see `trainenv.interventions`.
+
+        All zeros leaves the run alone.
 
         Args:
-            observation: float32 of shape (32,), see `trainenv.envs.observation.Features`.
-            info: `step` (optimizer steps completed), `validation_loss` (now, nats per token),
-                `fired` (times that the uncertainty index fired since the last decision),
-                `action_masks` (bool, the legal values of each part one part after another),
-                `masked` (the parts of the last action that were left out, being illegal) and
-                `flops` (the ledger).
+            observation: Features of the run, float32 [32], see `trainenv.envs.observation`.
+            info: Mapping with `step` (optimizer steps completed), `validation_loss` (now, nats per
+                token), `fired` (number of alarms of the uncertainty index since the last decision),
+                `action_masks` (bool [18], legal values, one part after the other), `masked` (parts
+                of the last action that were left out because they were illegal) and `flops` (FLOPs
+                spent, by purpose).
         """
         ...

@@ -1,4 +1,4 @@
-"""The plain Gymnasium loop: an agent in an environment, to the end of an episode."""
+"""Gymnasium loop: an agent acts in an environment to the end of an episode."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trainenv.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """What came of playing.
+    """Result of an episode.
 
     Attributes:
-        rewards: of each decision.
-        actions: of each decision, as whole numbers.
-        terminated: the run diverged.
-        truncated: its budget was spent.
-        info: after the last decision.
+        rewards: Reward of each decision.
+        actions: Action of each decision, as whole numbers.
+        terminated: True if the run diverged.
+        truncated: True if its budget was spent.
+        info: Mapping that the environment returned with the last decision.
     """
 
     rewards: tuple[float, ...]
@@ -33,7 +33,7 @@ class Episode:
 
     @property
     def reward(self) -> float:
-        """Of the whole episode."""
+        """Sum of the rewards."""
         return sum(self.rewards)
 
 
@@ -48,15 +48,15 @@ def play(
     """Let an agent act from a reset to the end of the episode.
 
     Args:
-        env: `trainenv/GPT2-Tiny-v0`, `trainenv/Synthetic-v0`, or any with the same spaces; wrapped
-            or not.
-        agent: what acts. It gets `info["action_masks"]` too, where the environment can tell them.
-        seed: of the reset.
-        options: of the reset, for example `{"snapshot": s}`.
-        decisions: stop after so many; None for the whole episode.
+        env: Environment, such as `trainenv/GPT2-Tiny-v0` or `trainenv/Synthetic-v0`, or any with
+            the same spaces; wrapped or not.
+        agent: Agent. Its `info` has `action_masks` as well if the environment has them.
+        seed: Random seed of the reset.
+        options: Options of the reset, for example `{"snapshot": s}`.
+        decisions: Largest number of decisions; None for the whole episode.
 
     Raises:
-        UserError: what was given as an agent has no method `act`.
+        UserError: The agent has no method `act`.
     """
     if not isinstance(agent, Agent):
         raise UserError(f"an agent needs a method act(observation, info), found {agent!r:.200}")
@@ -79,9 +79,7 @@ def play(
 
 
 def _masks(env: gym.Env[Any, Any]) -> dict[str, Any]:
-    """Wrappers hand on no attributes, so they are asked for one after the other."""
-    return (
-        {"action_masks": env.get_wrapper_attr("action_masks")()}
-        if env.has_wrapper_attr("action_masks")
-        else {}
-    )
+    """Return the action masks, if there are any; wrappers do not forward attributes."""
+    if not env.has_wrapper_attr("action_masks"):
+        return {}
+    return {"action_masks": env.get_wrapper_attr("action_masks")()}

@@ -1,4 +1,8 @@
-"""Compute that may be thrown away, and that the budget is owed: stated before the run, never exceeded."""
+"""Compute that may be wasted, and compute that the run's budget owes.
+
+Both are announced before the run and never exceeded. *Wasted* are the FLOPs of branches that do not
+become the run, of evaluations and cool-downs, of planning, and of steps that were rewound.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,23 @@ from typing import Any
 from trainenv.config.schema import BranchingConfig
 from trainenv.types import Run
 
-_KEPT, _LATE = (
-    0.5,
-    0.8,
-    # of what may be thrown away, the share that trials leave for harm until this share of the run
-    # is over
-)
-_WORKER = 500_000_000  # bytes of a process that verifies, torch and a corpus in it
+# Trials leave this share of the waste budget for harm, until the run is in its last fifth.
+_KEPT = 0.5
+_LATE = 0.8
+_WORKER = 500_000_000  # bytes of a worker process with torch and a corpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostEstimate:
-    """What a loop may cost at most, said before the run; going back from a lost loss is not counted, or the run is over.
+    """Upper bounds on the cost of steering a run, for before it starts.
+
+    A rewind after divergence is not counted: without it the run would be over.
 
     Attributes:
-        steps: worth of compute that may be thrown away; they are taken off the run's own.
-        memory: bytes of forks and rewind points at once.
-        disk: bytes of the starts of decisions, kept for replays.
-        decision: steps' worth of compute that a decision may throw away, of one branch.
+        steps: Compute that may be wasted, in steps; it is taken off the run's own budget.
+        memory: Bytes of all forks and rewind points at once.
+        disk: Bytes of the checkpoints that decisions are replayed from.
+        decision: Compute that a decision with a single branch may waste, in steps.
     """
 
     steps: int
@@ -45,10 +48,18 @@ class CostEstimate:
         workers: int,
         decision: float,
     ) -> CostEstimate:
-        """Of a run that is not steered yet, with so many branches and processes at once."""
+        """Estimate the cost for a run that is not steered yet.
+
+        Args:
+            run: Run.
+            settings: Settings of the branching loop.
+            width: Number of branches trained at once, without the control.
+            workers: Number of worker processes.
+            decision: Compute that a decision with a single branch may waste, in steps.
+        """
         weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
-        state = 3 * weights  # with both moments; a fork has gradients beside it
-        forks = (width + 1) * (2 * state + weights)  # and what each has come to
+        state = 3 * weights  # with both moments of the optimizer
+        forks = (width + 1) * (2 * state + weights)  # each with its gradients and its end state
         budget = max(run.config.steps, run.horizon.end)
         decisions = budget // settings.every + budget // max(1, settings.refractory_steps)
         return cls(
@@ -60,12 +71,16 @@ class CostEstimate:
 
     @property
     def affords(self) -> str:
-        """What the steps are enough for, in a sentence; where they are not, what to change."""
+        """Number of decisions that the steps allow, in a sentence; or the settings to change."""
         count = int(self.steps / self.decision)
         if count >= 2:
-            return f"that is enough for about {count} decisions, of which half are kept for harm until late in the run"
+            return (
+                f"that is enough for about {count} decisions, "
+                "of which half are kept for harm until late in the run"
+            )
         return (
-            f"that is too little for more than {count} decision(s), each of which may cost {self.decision:.0f} steps: "
+            f"that is too little for more than {count} decision(s), "
+            f"each of which may cost {self.decision:.0f} steps: "
             "raise branching.max_waste, or lower validation.sequences or branching.verify_steps"
         )
 
@@ -76,21 +91,22 @@ class CostEstimate:
 
 
 def _size(count: int) -> str:
-    """Bytes as a person would say them."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{math.ceil(count / 1e6)} MB"
+    """Return a number of bytes in words."""
+    if count >= 1e8:
+        return f"{count / 1e9:.1f} GB"
+    return f"{math.ceil(count / 1e6)} MB"
 
 
 @dataclass
 class WasteBudget:
-    """FLOPs of one run's loop.
+    """FLOPs that the branching loop may waste in one run.
 
     Attributes:
-        allowed: that may be thrown away: branches that were not taken, cool-downs, evaluations and
-            steps that were rewound.
-        wasted: thrown away so far.
-        owed: spent beside the run's own steps, but not yet taken off its budget: less than a
-            step's.
-        trials: thrown away in decisions that no harm has called for.
+        allowed: FLOPs that may be wasted.
+        wasted: FLOPs wasted so far.
+        owed: FLOPs spent outside the run's own steps and not yet taken off its budget; less than
+            a step.
+        trials: FLOPs wasted in decisions that no harm called for.
     """
 
     allowed: float
@@ -100,29 +116,63 @@ class WasteBudget:
 
     @classmethod
     def of(cls, run: Run, share: float) -> WasteBudget:
-        """A share of the budget of a run that is not steered yet."""
+        """Return a share of the budget of a run that is not steered yet."""
         return cls(share * run.horizon.end * run.flops_ahead)
 
     @property
     def left(self) -> float:
-        """FLOPs that may still be thrown away."""
+        """FLOPs that may still be wasted."""
         return max(0.0, self.allowed - self.wasted)
 
-    def spares(self, run: Run) -> bool:
-        """Whether a trial may begin: until late in the run, trials that nothing calls for leave half for what does."""
+    def left_in(self, run: Run) -> float:
+        """Return the FLOPs that may still be wasted and that the run still has."""
+        ahead = (run.horizon.end - run.step) * run.flops_ahead
+        return min(self.left, ahead - self.owed)
+
+    def has_for_trials(self, run: Run) -> bool:
+        """Tell whether a trial may begin: until late in the run, half is kept for harm."""
         return self.trials < _KEPT * self.allowed or run.step >= _LATE * run.horizon.end
 
-    def widest(self, most: int, price: Callable[[int], float]) -> int:
-        """The greatest K up to `most` whose price, FLOPs thrown away at most, is left; 0 where none is."""
-        return next((k for k in range(most, 0, -1) if price(k) <= self.left), 0)
+    def refusal(self, run: Run, flops: float, *, trial: bool = False) -> str:
+        """Return the reason for skipping a decision; empty if it may be taken.
+
+        Args:
+            run: Run.
+            flops: FLOPs that the decision may waste.
+            trial: True if no harm called for it.
+        """
+        if flops > self.left_in(run):
+            return self.shortfall(run, flops)
+        if trial and not self.has_for_trials(run):
+            return (
+                "no budget is left: trials have had their half of it, and the rest is kept for harm"
+            )
+        return ""
+
+    def shortfall(self, run: Run, flops: float) -> str:
+        """Return the reason for skipping a decision that may waste more FLOPs than are left."""
+        steps = flops / run.flops_ahead
+        left = self.left / run.flops_ahead
+        return f"no budget is left: {steps:.0f} steps' worth may be thrown away, of {left:.0f}"
+
+    def widest(self, run: Run, most: int, price: Callable[[int], float]) -> int:
+        """Return the largest number of branches, up to `most`, that is affordable; 0 for none.
+
+        Args:
+            run: Run.
+            most: Largest number of branches.
+            price: FLOPs that a number of branches may waste.
+        """
+        left = self.left_in(run)
+        return next((count for count in range(most, 0, -1) if price(count) <= left), 0)
 
     def throw_away(self, flops: float, *, trial: bool = False) -> None:
-        """Note what was thrown away, in a trial or otherwise; who did it takes it off the run's budget."""
+        """Count FLOPs as wasted; the caller takes them off the run's budget."""
         self.wasted += flops
         self.trials += flops * trial
 
     def owe(self, run: Run, flops: float) -> None:
-        """Take FLOPs off the run's budget, in whole steps; the rest is owed."""
+        """Take FLOPs off the run's budget in whole steps; the rest is owed."""
         self.owed += flops
         steps = int(self.owed // run.flops_ahead)
         if steps:
@@ -130,19 +180,26 @@ class WasteBudget:
             self.owed -= steps * run.flops_ahead
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values."""
         return asdict(self)
 
 
 @dataclass
 class ComputeDebt:
-    """FLOPs that were spent and not yet taken off the budget: below 0 what was taken off too much, less than a step."""
+    """FLOPs not yet charged to the budget.
+
+    Attributes:
+        owed: FLOPs; negative, by less than a step, after rounding up to a whole step.
+    """
 
     owed: float = 0.0
 
     def settle(self, run: Run, flops: float) -> int:
-        """Add FLOPs and give the steps' worth that is now to come off the budget, rounded up; the rest is kept for next time."""
+        """Add FLOPs, and return the whole steps to take off the budget now, rounded up."""
         self.owed += flops
         each = run.flops_ahead
-        steps = max(0, -int(-self.owed // each)) if each else 0
+        if not each:
+            return 0
+        steps = max(0, -int(-self.owed // each))
         self.owed -= steps * each
         return steps

@@ -132,7 +132,8 @@ def study(folder: Path, trunks: int, width: int, workers: int, quiet: bool) -> d
         if not quiet:
             left = progress.seconds_left / 60
             print(
-                f"{progress.done} of {progress.total} trunks, {left:.1f} minutes left {progress.error}",
+                f"{progress.done} of {progress.total} trunks, {left:.1f} minutes left "
+                f"{progress.error}",
                 flush=True,
             )
 

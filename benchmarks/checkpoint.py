@@ -533,14 +533,16 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     print(
-        f"GPT-2 small, {result['parameters'] / 1e6:.0f} M parameters, {result['threads']} threads, {result['rounds']} rounds"
+        f"GPT-2 small, {result['parameters'] / 1e6:.0f} M parameters, {result['threads']} threads, "
+        f"{result['rounds']} rounds"
     )
     print(f"\n{'size':30} {'MB':>8} {'÷ torch.save':>14}")
     for name, size in result["bytes"].items():
         print(f"  {name:28} {size / 1e6:8.0f} {result['bytes_of_torch_save'][name]:14.3f}")
     for what, rows in result["seconds"].items():
         print(
-            f"\n{what + ', s':30} {'median':>8} {'min':>8} {'max':>8} {'÷ ' + OPPONENTS[what] if what in OPPONENTS else '':>28}"
+            f"\n{what + ', s':30} {'median':>8} {'min':>8} {'max':>8} "
+            f"{'÷ ' + OPPONENTS[what] if what in OPPONENTS else '':>28}"
         )
         for name, row in rows.items():
             share = result["ratios"].get(what, {}).get(name)
@@ -549,7 +551,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"\n{'goal':45} {'found':>8} {'at most':>8}")
     for row in result["goals"]:
         print(
-            f"  {row['what']:43} {row['value']:8.3f} {row['goal']:8.2f}   {'met' if row['met'] else 'missed'}",
+            f"  {row['what']:43} {row['value']:8.3f} {row['goal']:8.2f}   "
+            f"{'met' if row['met'] else 'missed'}",
             flush=True,
         )
 
@@ -616,7 +619,8 @@ def main() -> int:
     disk = real_disk(args.folder)
     if (free := shutil.disk_usage(disk).free) < DISK_NEEDED:
         print(
-            f"{disk} should have {DISK_NEEDED >> 30} GiB free, found {free / 2**30:.1f}; give --folder",
+            f"{disk} should have {DISK_NEEDED >> 30} GiB free, found {free / 2**30:.1f}; give "
+            "--folder",
             file=sys.stderr,
         )
         return 2

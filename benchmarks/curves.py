@@ -263,7 +263,8 @@ def main() -> None:
                     results[label][case]["+2000"] for case in ("change", "steep", "same")
                 )
                 print(
-                    f"{label:32} +2000: change {change}  steep {steep}  same {same}  fit {results[label]['fit_ms']} ms",
+                    f"{label:32} +2000: change {change}  steep {steep}  same {same}  fit "
+                    f"{results[label]['fit_ms']} ms",
                     flush=True,
                 )
     cost = batch_cost(models)

@@ -103,7 +103,8 @@ def starts() -> dict[str, Start]:
     )  # it warns of kernels that nobody asked for
     if not is_installed("bitsandbytes"):
         print(
-            "bitsandbytes is not installed, its row is left out; pip install 'trainenv[benchmarks]'",
+            "bitsandbytes is not installed, its row is left out; pip install "
+            "'trainenv[benchmarks]'",
             file=sys.stderr,
         )
         del found["bitsandbytes"]
@@ -284,15 +285,18 @@ def show(preset: str, result: dict[str, Any]) -> None:
         f"{at}: {value['mean']:.3f}" for at, value in result["validation"].items()
     )
     print(
-        f"\n{preset}, from step {result['start']}; validation loss of the exact run after so many more steps: {validation}"
+        f"\n{preset}, from step {result['start']}; validation loss of the exact run after so many "
+        f"more steps: {validation}"
     )
     for horizon, rows in result["off"].items():
         print(
-            f"\n  {f'after {horizon} steps':15} {'|Δ training loss|':>32} {'Δ validation loss':>34} {'weight drift':>32}"
+            f"\n  {f'after {horizon} steps':15} {'|Δ training loss|':>32} "
+            f"{'Δ validation loss':>34} {'weight drift':>32}"
         )
         for name, row in rows.items():
             print(
-                f"  {name:15} {spread(row['loss']):>32} {spread(row['validation'], '+'):>34} {spread(row['weights']):>32}"
+                f"  {name:15} {spread(row['loss']):>32} {spread(row['validation'], '+'):>34} "
+                f"{spread(row['weights']):>32}"
             )
     pairs = "; ".join(
         f"{horizon}: {spread(value)}" for horizon, value in result["signed_over_8bit"].items()

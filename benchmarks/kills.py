@@ -15,10 +15,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # before torch: a forked saver can't use its parent's threads
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "checkpoints"))
-    from killing import main
+    # Before torch is imported: a forked process can't use its parent's threads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.support.killing import main
 
     main()

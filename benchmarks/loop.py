@@ -13,7 +13,7 @@
 | `oracle-draft` | a draft that has seen how each learning-rate change ends at the end of the run (16 futures, uncharged) |
 
 Printed are paired differences of ln final validation loss to doing nothing, with 95 % bootstrap
-intervals over trunks and seeds.
+intervals over scenarios and seeds.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 # Scripts beside this one are named like packages.
 from trainenv.agents.branching import Branching
+from trainenv.agents.branching.decision import Decision, Proposal
 from trainenv.agents.branching.problems import ramps
+from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.compare import compare, load_suite
-from trainenv.compare.measuring import measure_cell
+from trainenv.compare.cells import measure_cell
 from trainenv.composition.default_loop import branching
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
@@ -39,29 +41,35 @@ from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 from trainenv.rollouts.executor import NOTHING, Rollouts
 from trainenv.run import TrainingRun
-from trainenv.types import Branch, Candidate, Measure, Plan, RunHistory
+from trainenv.types import Branch, Candidate, Measure, Plan, PlanningProblem, Run
 
-TRUNKS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
+SCENARIOS = ("calm", "lr-10x", "lr-third", "unclipped-bursts", "corrupt-and-spikes", "lost-moments")
 
 
 class Oracle(Branching):
-    """Drafts by training each change of the learning rate to the end of the run; none of it is charged."""
+    """Branching loop whose planner trains each change of the learning rate to the end of the run."""
 
-    def _draft(self, run: TrainingRun) -> tuple[RunHistory, Plan]:
-        history, _ = super()._draft(run)
-        ledger, listed = (
-            run.ledger.as_dict(),
-            [NOTHING, *ramps(self._codec, self._codec.masks(run))],
-        )
-        steps = run.horizon.end - run.step
-        outcomes = Rollouts(run, decision_steps=history.decision_steps).run(
-            listed, steps, measure="horizon"
-        )
+    def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal:
+        """Return the proposal of a planner that knows the run."""
+        self.planner = Hindsight(run)
+        return super().plan(run, point, decision)
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """Planner that ranks changes of the learning rate by the final loss; its runs are not charged."""
+
+    run: Run
+
+    def plan(self, problem: PlanningProblem, /) -> Plan:
+        """Return each change of the learning rate, the best first."""
+        run = self.run
+        ledger = run.ledger.as_dict()
+        listed = [NOTHING, *ramps(problem.codec, problem.masks)]
+        rollouts = Rollouts(run, decision_steps=problem.history.decision_steps)
+        outcomes = rollouts.run(listed, run.horizon.end - run.step, measure="horizon")
         run.ledger.load(ledger)
-        losses = [
-            o.validation[-1] if not o.error and not o.diverged else run.uniform_loss
-            for o in outcomes
-        ]
+        losses = [run.uniform_loss if o.error or o.diverged else o.validation[-1] for o in outcomes]
         ranked = sorted(
             (
                 Candidate(interventions=one, score=loss / losses[0] - 1)
@@ -69,7 +77,7 @@ class Oracle(Branching):
             ),
             key=lambda candidate: candidate.score,
         )
-        return history, Plan(planner="oracle", candidates=tuple(ranked))
+        return Plan(planner="oracle", candidates=tuple(ranked))
 
 
 class Anything:
@@ -100,7 +108,7 @@ def play(
         callback.planner = replace(callback.planner, rank_by="forecast")  # type: ignore[type-var]
     if variant == "oracle":
         callback = Oracle(
-            planner=callback.planner, model=callback.model, drafting=callback.drafting
+            planner=callback.planner, model=callback.model, planning=callback.planning
         )
     if variant == "unverified":
         from trainenv.wrappers import Verification
@@ -129,10 +137,10 @@ VARIANTS: dict[str, Any] = {
 
 
 def measure(
-    out: Path, seeds: int, workers: int, names: Sequence[str], trunks: Sequence[str]
+    out: Path, seeds: int, workers: int, names: Sequence[str], scenarios: Sequence[str]
 ) -> dict[str, Any]:
     suite = replace(
-        load_suite("quick").select(methods=names, trunks=trunks, seeds=seeds), hindsight=()
+        load_suite("quick").select(methods=names, scenarios=scenarios, seeds=seeds), hindsight=()
     )
 
     def tell(progress: Any) -> None:
@@ -143,7 +151,7 @@ def measure(
 
     found = compare(out, suite, VARIANTS, measure_cell, workers=workers, progress=tell)
     rows = [row for row in found["methods"] if row["group"] in ("all", "calm", "stressed")]
-    return {"trunks": list(trunks), "seeds": seeds, "rows": rows, "failed": found["failed"]}
+    return {"scenarios": list(scenarios), "seeds": seeds, "rows": rows, "failed": found["failed"]}
 
 
 def main() -> None:
@@ -159,11 +167,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--trunks", default=",".join(TRUNKS))
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     found = measure(
-        args.out, args.seeds, args.workers, args.variants.split(","), args.trunks.split(",")
+        args.out, args.seeds, args.workers, args.variants.split(","), args.scenarios.split(",")
     )
     print(json.dumps(found) if args.json else json.dumps(found, indent=1))
 

@@ -471,7 +471,8 @@ def shown(report: Row) -> str:
 
     where = " and ".join(report["trunks_of"])
     lines = [
-        f"regret, 1e-3 ln loss, {report['snapshots']} snapshots of {report['trunks']} trunks ({where})",
+        f"regret, 1e-3 ln loss, {report['snapshots']} snapshots of {report['trunks']} trunks "
+        f"({where})",
         f"{'':17}{'horizon':>24}{'annealed':>24}{'final':>24}{'annealed less nothing':>24}{'annealed less grid':>24}"
         "  idle futures branches faults",
     ]

@@ -5,7 +5,7 @@
 `trainenv compare` puts methods at equal compute, so there the four members share one budget. Here
 each member trains as long as the loop does, and the population costs four times as much. Printed:
 paired differences of ln final validation loss, loop less population, with a 95 % bootstrap interval
-over trunks and seeds, and both methods' FLOPs.
+over scenarios and seeds, and both methods' FLOPs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainenv.compare.bootstrap import figure
 from trainenv.composition.methods import METHODS
 from trainenv.config.schema import RunConfig
 
-TRUNKS = ("calm", "lr-3x", "lr-10x", "lr-third", "rare-tokens", "unclipped-bursts")
+SCENARIOS = ("calm", "lr-3x", "lr-10x", "lr-third", "rare-tokens", "unclipped-bursts")
 MEMBERS = 4
 
 
@@ -35,9 +35,11 @@ def cell(job: tuple[str, int]) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     name, seed = job
-    config = next(trunk for trunk in load_suite("full").trunks if trunk.name == name).config(seed)
+    config = next(
+        scenario for scenario in load_suite("full").scenarios if scenario.name == name
+    ).config(seed)
     whole = {"steps": MEMBERS * config.steps, "schedule.warmup": MEMBERS * config.schedule.warmup}
-    found: dict[str, Any] = {"trunk": name, "seed": seed}
+    found: dict[str, Any] = {"scenario": name, "seed": seed}
     with tempfile.TemporaryDirectory() as root:
         for method, own in (("branching", config), ("pbt", RunConfig.load(config, whole))):
             summary = METHODS[method](
@@ -56,11 +58,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    jobs = [(name, seed) for seed in range(args.seeds) for name in TRUNKS]
+    jobs = [(name, seed) for seed in range(args.seeds) for name in SCENARIOS]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         cells = pool.map(cell, jobs, chunksize=1)
     differences = [one["branching"]["log_loss"] - one["pbt"]["log_loss"] for one in cells]
-    found = figure(differences, [one["trunk"] for one in cells])
+    found = figure(differences, [one["scenario"] for one in cells])
     compute = sum(one["branching"]["flops"] for one in cells) / sum(
         one["pbt"]["flops"] for one in cells
     )
@@ -68,9 +70,10 @@ def main() -> None:
         "difference": found.value,
         "interval": [found.low, found.high],
         "compute": compute,
-        "trunks": {
-            name: sum(d for one, d in zip(cells, differences) if one["trunk"] == name) / args.seeds
-            for name in TRUNKS
+        "scenarios": {
+            name: sum(d for one, d in zip(cells, differences) if one["scenario"] == name)
+            / args.seeds
+            for name in SCENARIOS
         },
         "cells": cells,
     }

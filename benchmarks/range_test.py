@@ -3,9 +3,10 @@
     python benchmarks/range_test.py --json
 
 Nothing but the trigger `warmup` is on, so all that differs is what it asks for, what real steps
-measured, and what it costs. Printed per warm-up and learning rate, over trunks and seeds: what was
-accepted of what was asked for, and Δ ln final validation loss at equal compute. The rate that suits
-these runs is × 1: a test that works lowers those above it, raises those below, and leaves it alone.
+measured, and what it costs. Printed per warm-up and learning rate, over scenarios and seeds: what
+was accepted of what was asked for, and Δ ln final validation loss at equal compute. The rate that
+suits these runs is × 1: a test that works lowers those above it, raises those below, and leaves it
+alone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def cell(job: tuple[str, int, float, int]) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     name, warmup, factor, seed = job
-    config = next(trunk for trunk in load_suite("full").trunks if trunk.name == name).config(seed)
+    config = next(
+        scenario for scenario in load_suite("full").scenarios if scenario.name == name
+    ).config(seed)
     changes = {
         "steps": LENGTH * warmup,
         "schedule.warmup": warmup,
@@ -63,7 +66,7 @@ def cell(job: tuple[str, int, float, int]) -> dict[str, Any]:
         for one in decisions
     ]
     return {
-        "trunk": name,
+        "scenario": name,
         "warmup": warmup,
         "factor": factor,
         "seed": seed,
@@ -76,13 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trunks", nargs="+", default=["calm", "calm-subwords"])
+    parser.add_argument("--scenarios", nargs="+", default=["calm", "calm-subwords"])
     parser.add_argument("--warmups", type=int, nargs="+", default=list(WARMUPS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    jobs = list(itertools.product(args.trunks, args.warmups, FACTORS, range(args.seeds)))
+    jobs = list(itertools.product(args.scenarios, args.warmups, FACTORS, range(args.seeds)))
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         cells = pool.map(cell, jobs, chunksize=1)
     rows = [
@@ -93,17 +96,19 @@ def main() -> None:
         print(json.dumps({"rows": rows, "cells": cells}))
         return
     print(
-        f"{'warm-up':>8} {'LR ×':>6} {'lower':>9} {'higher':>9} {'Δ ln final loss':>16}   accepted of asked, {len(cells)} runs"
+        f"{'warm-up':>8} {'LR ×':>6} {'lower':>9} {'higher':>9} {'Δ ln final loss':>16}   accepted "
+        f"of asked, {len(cells)} runs"
     )
     for row in rows:
         lower, higher = (f"{row[side][0]}/{row[side][1]}" for side in ("lower", "higher"))
         print(
-            f"{row['warmup']:8d} {row['factor']:6g} {lower:>9} {higher:>9} {row['difference']:+16.4f}"
+            f"{row['warmup']:8d} {row['factor']:6g} {lower:>9} {higher:>9} "
+            f"{row['difference']:+16.4f}"
         )
 
 
 def _row(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """One warm-up and learning rate over trunks and seeds."""
+    """One warm-up and learning rate over scenarios and seeds."""
     asked = [one for cell in cells for one in cell["asked"]]
     sides = {
         "lower": [one for one in asked if one["scale"] < 1],

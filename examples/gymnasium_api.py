@@ -45,7 +45,8 @@ SMALL = {
 env = gym.make("trainenv/GPT2-Tiny-v0", overrides=SMALL)
 observation, info = env.reset(seed=0)
 print(
-    f"{env.action_space}, {len(observation)} features; {info['validation_loss']:.3f} nats at the start"
+    f"{env.action_space}, {len(observation)} features; {info['validation_loss']:.3f} nats at the "
+    "start"
 )
 
 # %% [markdown] ## Observe and act An action changes six parts of training; all zeros does nothing.
@@ -63,7 +64,8 @@ print("ZClip is", ZCLIP.tolist(), "and 10 % more learning rate", HIGHER.tolist()
 for name, action in {"ZClip": ZCLIP, "ZClip again": ZCLIP, "learning rate +10 %": HIGHER}.items():
     observation, reward, terminated, truncated, info = env.step(action)
     print(
-        f"step {info['step']}: {name}, {info['validation_loss']:.3f} nats, reward {reward:+.3f}, masked {info['masked']}"
+        f"step {info['step']}: {name}, {info['validation_loss']:.3f} nats, reward {reward:+.3f}, "
+        f"masked {info['masked']}"
     )
 masks = np.split(
     training.action_masks(), np.cumsum(training.codec.sizes)[:-1]
@@ -77,7 +79,8 @@ print("legal now:", {part: np.flatnonzero(mask).tolist() for part, mask in zip(P
 snapshot, fork = training.snapshot(), training.fork()
 here, there = env.step(NOTHING)[-1], fork.step(LOWER)[-1]
 print(
-    f"left alone {here['validation_loss']:.4f}, the fork at a lower learning rate {there['validation_loss']:.4f}"
+    f"left alone {here['validation_loss']:.4f}, the fork at a lower learning rate "
+    f"{there['validation_loss']:.4f}"
 )
 env.reset(options={"snapshot": snapshot})
 print(f"and once more from the snapshot {env.step(NOTHING)[-1]['validation_loss']:.4f}")
@@ -97,7 +100,8 @@ class Eager:
 for agent in (agents.DoNothing(), Eager()):
     episode = agents.play(env, agent, seed=0)
     print(
-        f"{type(agent).__name__}: {episode.info['validation_loss']:.3f} nats, reward {episode.reward:.3f}"
+        f"{type(agent).__name__}: {episode.info['validation_loss']:.3f} nats, reward "
+        f"{episode.reward:.3f}"
     )
 
 # %% [markdown] ## Try it for real first Within `SpeculativeVerification` an action is trained
@@ -124,5 +128,6 @@ with TemporaryDirectory() as folder:
     print(report.tree())
     page = report.html(Path(folder) / "report.html")
     print(
-        f"{page.name}: {page.stat().st_size // 1000} kB, for the browser; give `out` a folder that stays to look at it again"
+        f"{page.name}: {page.stat().st_size // 1000} kB, for the browser; give `out` a folder that "
+        "stays to look at it again"
     )

@@ -58,7 +58,8 @@ def main() -> None:
     run.advance(100)
     branch.advance(100)
     print(
-        f"left alone {run.evaluate():.3f}, at half the learning rate with ZClip {branch.evaluate():.3f}; {run.ledger}"
+        f"left alone {run.evaluate():.3f}, at half the learning rate with ZClip "
+        f"{branch.evaluate():.3f}; {run.ledger}"
     )
 
 

@@ -100,7 +100,9 @@ class Bandit:
     def _arms(self, builder: PlanBuilder) -> list[_Arm]:
         """Return the arms, the most promising first."""
         problem = builder.problem
-        limit = self.arms if problem.model is None else self.candidates
+        limit = self.candidates
+        if problem.model is None:
+            limit = self.arms
         pool = list(dict.fromkeys([*builder.proposals, *some(problem, limit, 1, even)]))[:limit]
         if problem.model is None or builder.futures_left == 0:
             return [_Arm(one, 0.0, self.prior**2) for one in pool[: self.arms]]

@@ -55,7 +55,7 @@ class Bayes:
         steps: Real steps of a branch if the executor is the scorer; None for `decisions` decisions.
 
     Raises:
-        UserError: A hyperparameter is out of range, or a package of the sampler is not installed.
+        UserError: A hyperparameter is out of range, or optuna is not installed.
     """
 
     sampler: Sampler = "tpe"

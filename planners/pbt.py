@@ -174,7 +174,9 @@ def perturbed(problem: PlanningProblem, masks: Masks, resample: float) -> Interv
         if generator.random() < resample:
             vector[part] = generator.choice(legal)
         elif PARTS[part] in ("lr_scale", "weight_decay_scale"):
-            sign = 1 if generator.random() < 0.5 else -1
+            sign = -1
+            if generator.random() < 0.5:
+                sign = 1
             logs = {int(value): math.log(factor(codec, part, int(value))) for value in legal}
             beyond = [value for value, log in logs.items() if sign * log > 0]
             vector[part] = min(beyond, key=lambda value: abs(logs[value]), default=0)

@@ -11,10 +11,26 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 SAID = {  # what a reader is there to see
-    "gymnasium_api": ["masked ['clip']", "accepted, of 1 verified", "the budget is spent", "report.html"],
-    "own_loop": ["steering costs at most 40 steps", "alarm", "left alone", "steered", "clipping by zclip"],
+    "gymnasium_api": [
+        "masked ['clip']",
+        "accepted, of 1 verified",
+        "the budget is spent",
+        "report.html",
+    ],
+    "own_loop": [
+        "steering costs at most 40 steps",
+        "alarm",
+        "left alone",
+        "steered",
+        "clipping by zclip",
+    ],
     "own_model": ["left alone"],
-    "own_planner_and_agent": ["the planner keeps its promises", "thermostat", "loop", "the budget is spent"],
+    "own_planner_and_agent": [
+        "the planner keeps its promises",
+        "thermostat",
+        "loop",
+        "the budget is spent",
+    ],
 }
 
 
@@ -23,7 +39,9 @@ def test_every_example_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_runs(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, temporary = tmp_path / "here", tmp_path / "temporary"
     here.mkdir()
     temporary.mkdir()
@@ -34,9 +52,16 @@ def test_an_example_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [what for what in SAID[path.stem] if what not in said] == []
     assert "nan" not in said.split()
     left = [*here.iterdir(), *temporary.iterdir()]
-    assert [found.name for found in left if not found.name.startswith("torchinductor")] == []  # a cache of torch's own
-    if path.stem == "gymnasium_api":  # the snapshot brings back the past, to every digit that is printed
-        alone, again = (re.search(rf"{words} ([\d.]+)", said) for words in ("left alone", "once more from the snapshot"))
+    assert [
+        found.name for found in left if not found.name.startswith("torchinductor")
+    ] == []  # a cache of torch's own
+    if (
+        path.stem == "gymnasium_api"
+    ):  # the snapshot brings back the past, to every digit that is printed
+        alone, again = (
+            re.search(rf"{words} ([\d.]+)", said)
+            for words in ("left alone", "once more from the snapshot")
+        )
         assert alone is not None
         assert again is not None
         assert alone[1] == again[1]

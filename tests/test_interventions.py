@@ -75,16 +75,30 @@ def test_zeros_does_nothing_and_nothing_else_does() -> None:
 @pytest.mark.parametrize(
     ("action", "expected"),
     [
-        *(([n, 0, 0, 0, 0, 0], Intervention(lr_scale=scale)) for n, scale in enumerate((1.0, 0.8, 0.9, 1.1))),
-        *(([0, n, 0, 0, 0, 0], Intervention(weight_decay_scale=scale)) for n, scale in enumerate((1.0, 0.5, 2.0))),
-        *(([0, 0, n, 0, 0, 0], Intervention(clip=clip)) for n, clip in enumerate((None, "none", "zclip", "arc", "spam"))),  # type: ignore[arg-type]
+        *(
+            ([n, 0, 0, 0, 0, 0], Intervention(lr_scale=scale))
+            for n, scale in enumerate((1.0, 0.8, 0.9, 1.1))
+        ),
+        *(
+            ([0, n, 0, 0, 0, 0], Intervention(weight_decay_scale=scale))
+            for n, scale in enumerate((1.0, 0.5, 2.0))
+        ),
+        *(
+            ([0, 0, n, 0, 0, 0], Intervention(clip=clip))
+            for n, clip in enumerate((None, "none", "zclip", "arc", "spam"))
+        ),  # type: ignore[arg-type]
         ([0, 0, 0, 1, 0, 0], Intervention(momentum_reset=True)),
         ([0, 0, 0, 0, 1, 0], Intervention(data_reorder=True)),
         ([0, 0, 0, 0, 0, 1], Intervention(skip_batch=True)),
         (
             [1, 2, 3, 1, 1, 1],
             Intervention(
-                lr_scale=0.8, weight_decay_scale=2.0, clip="arc", momentum_reset=True, data_reorder=True, skip_batch=True
+                lr_scale=0.8,
+                weight_decay_scale=2.0,
+                clip="arc",
+                momentum_reset=True,
+                data_reorder=True,
+                skip_batch=True,
             ),
         ),
     ],
@@ -93,9 +107,14 @@ def test_the_values_in_their_order(action: list[int], expected: Intervention) ->
     assert ActionCodec().decode(action) == expected
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda a: np.array(a, np.int8), lambda a: np.array(a, np.float32)])
+@pytest.mark.parametrize(
+    "kind",
+    [list, tuple, np.array, lambda a: np.array(a, np.int8), lambda a: np.array(a, np.float32)],
+)
 def test_any_vector_of_whole_numbers(kind: Any) -> None:
-    assert ActionCodec().decode(kind([1, 0, 2, 0, 1, 0])) == Intervention(lr_scale=0.8, clip="zclip", data_reorder=True)
+    assert ActionCodec().decode(kind([1, 0, 2, 0, 1, 0])) == Intervention(
+        lr_scale=0.8, clip="zclip", data_reorder=True
+    )
 
 
 @pytest.mark.parametrize("place", range(6))
@@ -104,16 +123,31 @@ def test_out_of_range(place: int, below: bool) -> None:
     action = [0] * 6
     action[place] = -1 if below else SIZES[place]
     with pytest.raises(
-        UserError, match=f"the action's {PARTS[place]} must be from 0 to {SIZES[place] - 1}, found {action[place]} in"
+        UserError,
+        match=f"the action's {PARTS[place]} must be from 0 to {SIZES[place] - 1}, found {action[place]} in",
     ):
         ActionCodec().decode(action)
 
 
 @pytest.mark.parametrize(
-    "action", [[], [0] * 5, [0] * 7, [[0] * 6], 0, None, "000000", [0.5, 0, 0, 0, 0, 0], [math.nan, 0, 0, 0, 0, 0], ["a"] * 6]
+    "action",
+    [
+        [],
+        [0] * 5,
+        [0] * 7,
+        [[0] * 6],
+        0,
+        None,
+        "000000",
+        [0.5, 0, 0, 0, 0, 0],
+        [math.nan, 0, 0, 0, 0, 0],
+        ["a"] * 6,
+    ],
 )
 def test_not_an_action(action: Any) -> None:
-    with pytest.raises(UserError, match=r"an action is 6 whole numbers \(lr_scale, weight_decay_scale, clip"):
+    with pytest.raises(
+        UserError, match=r"an action is 6 whole numbers \(lr_scale, weight_decay_scale, clip"
+    ):
         ActionCodec().decode(action)
 
 
@@ -126,8 +160,14 @@ def test_infinite(value: float) -> None:
 @pytest.mark.parametrize(
     ("intervention", "message"),
     [
-        (Intervention(lr_scale=0.5), "lr_scale must be one of 1, 0.8, 0.9, 1.1 in this action space, found 0.5"),
-        (Intervention(weight_decay_scale=3.0), "weight_decay_scale must be one of 1, 0.5, 2 in this action space, found 3"),
+        (
+            Intervention(lr_scale=0.5),
+            "lr_scale must be one of 1, 0.8, 0.9, 1.1 in this action space, found 0.5",
+        ),
+        (
+            Intervention(weight_decay_scale=3.0),
+            "weight_decay_scale must be one of 1, 0.5, 2 in this action space, found 3",
+        ),
     ],
 )
 def test_values_that_the_space_lacks(intervention: Intervention, message: str) -> None:
@@ -137,14 +177,19 @@ def test_values_that_the_space_lacks(intervention: Intervention, message: str) -
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "0.9", None])
 def test_impossible_scales(value: Any) -> None:
-    with pytest.raises(UserError, match=r"lr_scale must be a finite number above 0.*1\.0 changes nothing"):
+    with pytest.raises(
+        UserError, match=r"lr_scale must be a finite number above 0.*1\.0 changes nothing"
+    ):
         Intervention(lr_scale=value)
     with pytest.raises(UserError, match="weight_decay_scale must be a finite number above 0"):
         Intervention(weight_decay_scale=value)
 
 
 def test_unknown_clip_policy() -> None:
-    with pytest.raises(UserError, match=r"clip must be None \(keep\) or one of none, zclip, arc, spam, found 'zclop'"):
+    with pytest.raises(
+        UserError,
+        match=r"clip must be None \(keep\) or one of none, zclip, arc, spam, found 'zclop'",
+    ):
         Intervention(clip="zclop")  # type: ignore[arg-type]
 
 
@@ -168,7 +213,9 @@ configs = st.builds(
 
 
 @given(run=runs, config=configs)
-def test_masks_have_the_space_s_shape_and_doing_nothing_is_always_legal(run: Fake, config: InterventionConfig) -> None:
+def test_masks_have_the_space_s_shape_and_doing_nothing_is_always_legal(
+    run: Fake, config: InterventionConfig
+) -> None:
     codec = ActionCodec(config)
     masks = codec.masks(run)
     assert tuple(len(mask) for mask in masks) == codec.sizes
@@ -177,7 +224,9 @@ def test_masks_have_the_space_s_shape_and_doing_nothing_is_always_legal(run: Fak
 
 
 @given(data=st.data(), config=configs)
-def test_legal_actions_never_lead_out_of_bounds(data: st.DataObject, config: InterventionConfig) -> None:
+def test_legal_actions_never_lead_out_of_bounds(
+    data: st.DataObject, config: InterventionConfig
+) -> None:
     codec, run = ActionCodec(config), Fake()
     for _ in range(data.draw(st.integers(1, 40))):
         wanted = data.draw(st.tuples(*(st.integers(0, size - 1) for size in codec.sizes)))
@@ -194,19 +243,27 @@ def test_all_legal_is_exactly_what_the_masks_allow(config: InterventionConfig, r
     assert legal[0] == Intervention()
     assert len(set(legal)) == len(legal)
     masks = codec.masks(run)
-    allowed = [action for action in space(codec.sizes) if all(mask[value] for mask, value in zip(masks, action))]
+    allowed = [
+        action
+        for action in space(codec.sizes)
+        if all(mask[value] for mask, value in zip(masks, action))
+    ]
     assert set(legal) == {codec.decode(action) for action in allowed}
 
 
 @given(run=runs, config=configs, data=st.data())
-def test_legal_leaves_masked_parts_out_and_names_them(run: Fake, config: InterventionConfig, data: st.DataObject) -> None:
+def test_legal_leaves_masked_parts_out_and_names_them(
+    run: Fake, config: InterventionConfig, data: st.DataObject
+) -> None:
     codec = ActionCodec(config)
     action = data.draw(st.tuples(*(st.integers(0, size - 1) for size in codec.sizes)))
     intervention, out = codec.legal(action, run)
     masks = codec.masks(run)
     expected = tuple(name for name, mask, value in zip(PARTS, masks, action) if not mask[value])
     assert out == expected
-    assert codec.encode(intervention).tolist() == [0 if name in out else value for name, value in zip(PARTS, action)]
+    assert codec.encode(intervention).tolist() == [
+        0 if name in out else value for name, value in zip(PARTS, action)
+    ]
     assert intervention in set(codec.all_legal(run))
     assert codec.legal(codec.encode(intervention), run) == (intervention, ())
 
@@ -241,7 +298,11 @@ def test_optional_parts_are_masked_unless_allowed() -> None:
     run = Fake(clip="none", flagged_ahead=(3,))
     _, _, clip, reset, reorder, skip = ActionCodec().masks(run)
     assert clip.tolist() == [True, False, True, True, False]
-    assert (reset.tolist(), reorder.tolist(), skip.tolist()) == ([True, True], [True, False], [True, False])
+    assert (reset.tolist(), reorder.tolist(), skip.tolist()) == (
+        [True, True],
+        [True, False],
+        [True, False],
+    )
     _, _, clip, _, reorder, skip = ActionCodec(EVERYTHING).masks(run)
     assert clip.tolist() == [True, False, True, True, True]
     assert (reorder.tolist(), skip.tolist()) == ([True, True], [True, True])

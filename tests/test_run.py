@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import trainenv
-from trainenv.config.schema import RunConfig, UncertaintyConfig, find, read_yaml
+from trainenv.config.presets import find, read_yaml
+from trainenv.config.schema import RunConfig, UncertaintyConfig
 from trainenv.run import TrainingRun
 from trainenv.types import CLIP_NAMES, ClipReport, Intervention, Reading, Telemetry, UserError
 
@@ -37,7 +38,9 @@ def cosine(step: int, end: int = STEPS) -> float:
     """The learning rate of the step after `step` completed ones, by the book."""
     if step < WARMUP:
         return LR * (step + 1) / WARMUP
-    return LR * (FINAL + (1 - FINAL) * (1 + math.cos(math.pi * min(1, (step - WARMUP) / (end - WARMUP)))) / 2)
+    return LR * (
+        FINAL + (1 - FINAL) * (1 + math.cos(math.pi * min(1, (step - WARMUP) / (end - WARMUP)))) / 2
+    )
 
 
 # ── telemetry ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -70,7 +73,11 @@ def test_advance_tells_of_each_step() -> None:
 @pytest.mark.parametrize("stress", [False, True])
 def test_the_learning_rate_is_the_schedule_times_what_is_in_force(stress: bool) -> None:
     planted = [{"at": 8, "kind": "lr_spike", "steps": 2, "size": 3.0}]
-    run = made(stressors={"harsh_warmup_steps": 3, "harsh_warmup_lr": 2.0, "planted": planted}) if stress else made()
+    run = (
+        made(stressors={"harsh_warmup_steps": 3, "harsh_warmup_lr": 2.0, "planted": planted})
+        if stress
+        else made()
+    )
     window = run.advance(10)
     run.apply(Intervention(lr_scale=0.8, weight_decay_scale=2.0))
     window += run.advance(10)
@@ -93,11 +100,15 @@ def test_the_learning_rate_is_the_schedule_times_what_is_in_force(stress: bool) 
 
 @pytest.mark.parametrize("kind", ["wsd", "constant"])
 def test_the_other_schedules(kind: str) -> None:
-    window = made(schedule={"kind": kind, "warmup": WARMUP, "final": FINAL, "decay_share": 0.5}).advance(STEPS + 1)
+    window = made(
+        schedule={"kind": kind, "warmup": WARMUP, "final": FINAL, "decay_share": 0.5}
+    ).advance(STEPS + 1)
     for telemetry in window:
         step = telemetry.step - 1
         progress = min(1.0, max(0, step - WARMUP) / (STEPS - WARMUP))
-        factor = 1 - (1 - FINAL) * math.sqrt(max(0.0, (progress - 0.5) / 0.5)) if kind == "wsd" else 1.0
+        factor = (
+            1 - (1 - FINAL) * math.sqrt(max(0.0, (progress - 0.5) / 0.5)) if kind == "wsd" else 1.0
+        )
         assert telemetry.lr == pytest.approx(LR * min(1, (step + 1) / WARMUP) * factor)
 
 
@@ -105,12 +116,19 @@ def test_the_first_update_is_adam_s() -> None:
     run = made(**{"clip.policy": "none", "optimizer.weight_decay": 0.0})
     before = [p.detach().clone() for p in run.model.parameters()]
     (telemetry,) = run.advance(1)
-    change = max((p.detach() - old).abs().max().item() for p, old in zip(run.model.parameters(), before))
-    assert change == pytest.approx(telemetry.lr, rel=1e-3)  # the first step of Adam goes lr in every direction
+    change = max(
+        (p.detach() - old).abs().max().item() for p, old in zip(run.model.parameters(), before)
+    )
+    assert change == pytest.approx(
+        telemetry.lr, rel=1e-3
+    )  # the first step of Adam goes lr in every direction
 
 
 def test_accumulation_changes_nothing_but_the_memory() -> None:
-    whole, parts = made(**{"clip.policy": "none"}).advance(6), made(**{"clip.policy": "none"}, accumulation=4).advance(6)
+    whole, parts = (
+        made(**{"clip.policy": "none"}).advance(6),
+        made(**{"clip.policy": "none"}, accumulation=4).advance(6),
+    )
     for one, other in zip(whole, parts):
         assert other.loss == pytest.approx(one.loss, rel=1e-4)
         assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
@@ -141,7 +159,9 @@ def test_training_learns() -> None:
 
 
 def test_the_multipliers_are_cumulative_and_bounded() -> None:
-    run = made(**{"interventions.lr_bounds": [0.5, 2.0], "interventions.weight_decay_bounds": [0.5, 2.0]})
+    run = made(
+        **{"interventions.lr_bounds": [0.5, 2.0], "interventions.weight_decay_bounds": [0.5, 2.0]}
+    )
     run.apply(Intervention(lr_scale=0.9))
     run.apply(Intervention(lr_scale=0.9))
     assert run.lr_scale == pytest.approx(0.81)
@@ -149,9 +169,18 @@ def test_the_multipliers_are_cumulative_and_bounded() -> None:
     run.advance(1)
     before = run.fingerprint()
     refused = [
-        (Intervention(lr_scale=0.5), r"lr_scale in force must stay within \[0.5, 2\], this intervention would make it 0.405"),
-        (Intervention(lr_scale=3, clip="none", momentum_reset=True), "widen interventions.lr_bounds"),
-        (Intervention(lr_scale=1.1, weight_decay_scale=4, data_reorder=True), "widen interventions.weight_decay_bounds"),
+        (
+            Intervention(lr_scale=0.5),
+            r"lr_scale in force must stay within \[0.5, 2\], this intervention would make it 0.405",
+        ),
+        (
+            Intervention(lr_scale=3, clip="none", momentum_reset=True),
+            "widen interventions.lr_bounds",
+        ),
+        (
+            Intervention(lr_scale=1.1, weight_decay_scale=4, data_reorder=True),
+            "widen interventions.weight_decay_bounds",
+        ),
     ]
     for intervention, message in refused:
         with pytest.raises(UserError, match=message):
@@ -175,7 +204,9 @@ def test_a_momentum_reset_zeroes_the_moments_and_warms_up_again() -> None:
     run.advance(8)
     run.apply(Intervention(momentum_reset=True))
     for state in run.optimizer.state.values():
-        assert all(float(state[name].abs().sum()) == 0 for name in ("exp_avg", "exp_avg_sq", "step"))
+        assert all(
+            float(state[name].abs().sum()) == 0 for name in ("exp_avg", "exp_avg_sq", "step")
+        )
     window = run.advance(WARM_AGAIN + 2)
     assert [t.steps_since_reset for t in window] == list(range(1, WARM_AGAIN + 3))
     for place, telemetry in enumerate(window):
@@ -325,7 +356,9 @@ def test_flops_by_the_formula() -> None:
     assert run.ledger["main"] == pytest.approx(7 * 4 * 32 * token)
     assert run.flops_per_step == pytest.approx(4 * 32 * token)
     looks = run.ledger["evaluate"]
-    assert looks == pytest.approx(3 * 2 * 32 * token / 3)  # three looks at two sequences, a forward pass each
+    assert looks == pytest.approx(
+        3 * 2 * 32 * token / 3
+    )  # three looks at two sequences, a forward pass each
     run.evaluate()
     assert run.ledger["evaluate"] - looks == pytest.approx(4 * 32 * token / 3)
     run.fork().advance(2)
@@ -350,7 +383,11 @@ def test_evaluation_is_deterministic_and_changes_nothing() -> None:
 # ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("settings", [{"model.width": 64}, {"model.layers": 2}, {"seed": 5}, {"model.context": 16}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"model.width": 64}, {"model.layers": 2}, {"seed": 5}, {"model.context": 16}],
+    ids=str,
+)
 def test_the_snapshot_of_another_run_is_refused(settings: dict[str, Any]) -> None:
     run, other = made(), made(**settings)
     run.advance(3)
@@ -368,7 +405,9 @@ def test_the_snapshot_of_another_optimizer_is_refused() -> None:
     run = TrainingRun.from_config(config)
     other = TrainingRun.from_config(config)
     model = other.model
-    other = TrainingRun.from_config(config, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    other = TrainingRun.from_config(
+        config, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     before = run.fingerprint()
     with pytest.raises(UserError, match="optimizer"):
         run.restore(other.snapshot())
@@ -409,14 +448,22 @@ def test_a_run_without_a_validation_set_says_so() -> None:
 def test_a_model_without_anything_to_train_is_refused() -> None:
     frozen = made().model.requires_grad_(False)
     with pytest.raises(UserError, match="require gradients"):
-        TrainingRun.from_config("tiny", SMALL, model=frozen, optimizer=torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1))
+        TrainingRun.from_config(
+            "tiny",
+            SMALL,
+            model=frozen,
+            optimizer=torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1),
+        )
 
 
 # ── the names that hold ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_names_of_a_run() -> None:
-    assert list(inspect.signature(trainenv.TrainingRun.from_config).parameters)[:2] == ["source", "overrides"]
+    assert list(inspect.signature(trainenv.TrainingRun.from_config).parameters)[:2] == [
+        "source",
+        "overrides",
+    ]
     run = trainenv.TrainingRun.from_config(RunConfig.load("tiny", SMALL))
     assert isinstance(run.advance(1), list)
     run.apply(trainenv.Intervention(lr_scale=0.9, clip="zclip"))
@@ -457,12 +504,21 @@ def test_the_names_of_a_clip_policy(name: str) -> None:
     assert isinstance(clip(model.parameters()), ClipReport)
     other = trainenv.clipping.make(name)
     other.load_state_dict(clip.state_dict())
-    assert all(torch.equal(value, clip.state_dict()[key]) for key, value in other.state_dict().items())
+    assert all(
+        torch.equal(value, clip.state_dict()[key]) for key, value in other.state_dict().items()
+    )
 
 
 def test_the_names_of_the_uncertainty_index() -> None:
     config = UncertaintyConfig(**read_yaml(find("uncertainty")))
     reading = trainenv.UncertaintyIndex(config).update(made().advance(1)[0])
     assert isinstance(reading, trainenv.Reading)
-    assert [f.name for f in fields(reading)] == ["volatility", "entropy", "disagreement", "index", "threshold", "fired"]
+    assert [f.name for f in fields(reading)] == [
+        "volatility",
+        "entropy",
+        "disagreement",
+        "index",
+        "threshold",
+        "fired",
+    ]
     assert trainenv.UncertaintyIndex().config == config

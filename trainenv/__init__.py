@@ -1,8 +1,11 @@
 """A language-model training run as an environment that can be saved, forked, simulated and steered.
 
+    run = trainenv.TrainingRun.from_config("tiny")
+    trainenv.train(run, "runs/mine", callback=trainenv.branching())
+
 Importing this package registers the Gymnasium environments
-`trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and `trainenv/Synthetic-v0`. Everything heavy is loaded
-when it is first used.
+`trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and `trainenv/Synthetic-v0`. Heavy modules are loaded
+when they are first used.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ _LAZY = {
     "drive": "trainenv.loop",
     "train": "trainenv.loop",
 }
-_MODULES = ("clipping", "wrappers")
+_MODULES = ("agents", "clipping", "planners", "worldmodel", "wrappers")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""The only codec between an `Intervention` and an action vector, with its bounds and masks.
+"""Codec between an `Intervention` and its action vector, with bounds and masks.
 
-An action is a vector of six small integers, the space `MultiDiscrete([4, 3, 5, 2, 2, 2])` by
-default; all zeros does nothing.
+An action is a vector of six small integers, by default of the space
+`MultiDiscrete([4, 3, 5, 2, 2, 2])`. All zeros leaves the run alone.
 
 | part | values by default |
 |---|---|
@@ -32,13 +32,17 @@ ActionVector = Sequence[int] | NDArray[np.integer]
 
 @dataclass(frozen=True)
 class ActionCodec:
-    """Intervention ↔ action vector for one configuration of the action space."""
+    """Codec for one configuration of the action space.
+
+    Args:
+        config: Values of each part, their bounds, and the parts that are allowed.
+    """
 
     config: InterventionConfig = field(default_factory=InterventionConfig)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many values each part has; the `nvec` of the Gymnasium space."""
+        """Number of values of each part; the `nvec` of the Gymnasium space."""
         return (
             len(self.config.lr_scales),
             len(self.config.weight_decay_scales),
@@ -49,10 +53,10 @@ class ActionCodec:
         )
 
     def decode(self, action: ActionVector) -> Intervention:
-        """The intervention of an action vector.
+        """Return the intervention of an action vector.
 
         Raises:
-            UserError: not six whole numbers, or one out of range.
+            UserError: The action is not six whole numbers, or one of them is out of range.
         """
         try:
             vector = np.asarray(action)
@@ -68,24 +72,26 @@ class ActionCodec:
         for name, value, size in zip(PARTS, vector.tolist(), self.sizes):
             if not 0 <= value < size:
                 raise UserError(
-                    f"the action's {name} must be from 0 to {size - 1}, found {value:g} in {vector.tolist()}"
+                    f"the action's {name} must be from 0 to {size - 1}, "
+                    f"found {value:g} in {vector.tolist()}"
                 )
         lr, decay, clip, reset, reorder, skip = (int(v) for v in vector)
         return Intervention(
             lr_scale=self.config.lr_scales[lr],
             weight_decay_scale=self.config.weight_decay_scales[decay],
-            clip=None if clip == 0 else CLIP_NAMES[clip - 1],
+            clip=(None, *CLIP_NAMES)[clip],
             momentum_reset=bool(reset),
             data_reorder=bool(reorder),
             skip_batch=bool(skip),
         )
 
     def encode(self, intervention: Intervention) -> NDArray[np.int64]:
-        """The action vector of an intervention, int64 [6].
+        """Return the action vector of an intervention, int64 [6].
 
         Raises:
-            UserError: one of its values is not in this action space.
+            UserError: One of its values is not in this action space.
         """
+        policies = (None, *CLIP_NAMES)
         parts = (
             _place("lr_scale", intervention.lr_scale, self.config.lr_scales),
             _place(
@@ -93,7 +99,7 @@ class ActionCodec:
                 intervention.weight_decay_scale,
                 self.config.weight_decay_scales,
             ),
-            0 if intervention.clip is None else 1 + CLIP_NAMES.index(intervention.clip),
+            policies.index(intervention.clip),
             int(intervention.momentum_reset),
             int(intervention.data_reorder),
             int(intervention.skip_batch),
@@ -101,11 +107,11 @@ class ActionCodec:
         return np.array(parts, dtype=np.int64)
 
     def masks(self, run: InForce) -> tuple[NDArray[np.bool_], ...]:
-        """For each part, which of its values are legal now: bool arrays of the lengths in `sizes`.
+        """Return the legal values of each part now: bool arrays of the lengths in `sizes`.
 
-        Illegal is what would leave the bounds, what is redundant (setting the policy that is in
-        force, skipping where nothing is flagged) and what the configuration does not allow. The
-        first value of each part, doing nothing, is always legal.
+        A value is illegal if it would leave the bounds, if it would change nothing (the policy that
+        is in force already, a skip where no data is flagged), or if the configuration does not
+        allow it. The first value of each part changes nothing and is always legal.
         """
         config = self.config
         lr = [within(run.lr_scale * scale, config.lr_bounds) for scale in config.lr_scales]
@@ -126,7 +132,7 @@ class ActionCodec:
         return tuple(np.array(part, dtype=np.bool_) for part in parts)
 
     def legal(self, action: ActionVector, run: InForce) -> tuple[Intervention, tuple[str, ...]]:
-        """The intervention of an action with its masked parts left out, and the names of those parts."""
+        """Return the intervention without its illegal parts, and the names of those parts."""
         self.decode(action)
         vector = np.asarray(action).astype(np.int64)
         masked = [not mask[value] for mask, value in zip(self.masks(run), vector)]
@@ -135,25 +141,56 @@ class ActionCodec:
         )
 
     def all_legal(self, run: InForce) -> Iterator[Intervention]:
-        """Every legal intervention, doing nothing first."""
+        """Yield every legal intervention; the first one changes nothing."""
         for action in product(*(np.flatnonzero(mask) for mask in self.masks(run))):
             yield self.decode([int(value) for value in action])
 
 
+@dataclass(frozen=True)
+class Factors:
+    """Interventions in force, as far as the legal actions depend on them; see `InForce`."""
+
+    lr_scale: float
+    weight_decay_scale: float
+    clip: str
+    flagged_ahead: tuple[int, ...]
+
+
+def after(in_force: InForce, *interventions: Intervention) -> Factors:
+    """Return the factors and the clip policy in force after interventions.
+
+    Args:
+        in_force: Run, or any other state that interventions act on; it is left as it is.
+        interventions: Interventions in their order.
+    """
+    factors = Factors(
+        in_force.lr_scale, in_force.weight_decay_scale, in_force.clip, in_force.flagged_ahead
+    )
+    for one in interventions:
+        factors = Factors(
+            lr_scale=factors.lr_scale * one.lr_scale,
+            weight_decay_scale=factors.weight_decay_scale * one.weight_decay_scale,
+            clip=one.clip or factors.clip,
+            flagged_ahead=() if one.skip_batch else factors.flagged_ahead,
+        )
+    return factors
+
+
 def within(value: float, bounds: tuple[float, float]) -> bool:
-    """Whether a multiplier is inside its bounds, give or take the rounding of repeated products."""
+    """Tell whether a factor is inside its bounds, up to the rounding of repeated products."""
     return bounds[0] * (1 - 1e-9) <= value <= bounds[1] * (1 + 1e-9)
 
 
 def bounded(name: str, value: float, bounds: tuple[float, float]) -> float:
-    """`value` if it is inside its bounds.
+    """Return the value.
 
     Raises:
-        UserError: it is not.
+        UserError: It is out of its bounds.
     """
     if not within(value, bounds):
         raise UserError(
-            f"{name} in force must stay within [{bounds[0]:g}, {bounds[1]:g}], this intervention would make it {value:g}; "
+            f"{name} in force must stay within [{bounds[0]:g}, {bounds[1]:g}], "
+            f"this intervention would make it {value:g}; "
             f"intervene less, or widen interventions.{name.removesuffix('_scale')}_bounds"
         )
     return value
@@ -163,6 +200,5 @@ def _place(name: str, value: float, values: tuple[float, ...]) -> int:
     for place, known in enumerate(values):
         if abs(known - value) <= 1e-9 * known:
             return place
-    raise UserError(
-        f"{name} must be one of {', '.join(f'{v:g}' for v in values)} in this action space, found {value:g}"
-    )
+    known_values = ", ".join(f"{known:g}" for known in values)
+    raise UserError(f"{name} must be one of {known_values} in this action space, found {value:g}")

@@ -440,23 +440,23 @@ class TrainingRun:
     # ── the run as a value ────────────────────────────────────────────────────────────────────────
 
     @torch.inference_mode(False)
-    def snapshot(self, beside: Mapping[str, Any] | None = None) -> Snapshot:
+    def snapshot(self, extra: Mapping[str, Any] | None = None) -> Snapshot:
         """Return the whole state. Tensors unchanged since the last snapshot are shared with it.
 
         Args:
-            beside: Further parts of the state, by name, for whoever steers the run. `restore`
+            extra: Further parts of the state, by name, for whoever steers the run. `restore`
                 ignores them.
         """
         state = self._state()
         state["optimizer"] |= optimizers.names_of(self.optimizer)
-        if clash := sorted(state.keys() & (beside or {}).keys()):
+        if clash := sorted(state.keys() & (extra or {}).keys()):
             raise UserError(
                 f"further parts must have other names than the run's own, found "
                 f"{', '.join(clash)}; rename them"
             )
         if averaged := evaluated(self.model, self.optimizer):
             state["evaluated"] = averaged
-        snapshot = snapshots.capture(self.step, state | dict(beside or {}), self._recent.newest())
+        snapshot = snapshots.capture(self.step, state | dict(extra or {}), self._recent.newest())
         self._recent.add(snapshot)
         return snapshot
 

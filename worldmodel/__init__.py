@@ -1,9 +1,11 @@
-"""The world model of training dynamics: forecasts what an intervention does to a run.
+"""The world model of training dynamics: it forecasts what an intervention does to a run.
 
-model = worldmodel.load_pretrained()
-model.forecast(history, [Intervention(lr_scale=0.5), Intervention(clip="zclip")])
+    model = worldmodel.load_pretrained()
+    model.forecast(history, [Intervention(lr_scale=0.5), Intervention(clip="zclip")])
 
-Everything heavy is loaded when it is first used.
+`OnlineModel` learns from verified branches; `save` and `load` store a model in a folder. The
+subpackages hold the data set it is built from, loss-curve forecasters, baselines, conformal
+calibration and evaluation. Everything is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""From nothing to a world model: generate, train, calibrate, evaluate, write the files.
+"""Building of a world model: generate data, train, calibrate, evaluate, write the files.
 
-Every part is resumable or short.
+Generating resumes where it was interrupted; the other parts are short.
 
-| in the folder | |
+| in the folder | content |
 |---|---|
-| `branches/` | the data set; what is there is not made again |
-| `model/` | `model.safetensors` and `card.json`, as the package ships them |
-| `report.json` | the evaluation on trunks that nothing was fitted on |
+| `branches/` | data set; trunks that exist are not generated again |
+| `model/` | `model.safetensors` and `card.json`, as shipped with the package |
+| `report.json` | evaluation on trunks that nothing was fitted on |
 
-The trunks are split once, by setting: on some the networks are trained, on others they are
-calibrated, on the rest judged.
+The trunks are split once, stratified by setting: one part trains the networks, one calibrates them,
+one evaluates them.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from trainenv.worldmodel.serialization import load, save
 from trainenv.worldmodel.training import Training, fit
 
 SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}
-_REHEARSED = 1000  # branches that come with a model
+_REHEARSED = 1000  # training branches that are saved with a model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a model is made of. The same recipe gives the same model, on the same kind of machine.
+    """Settings of a build; the same recipe gives the same model on the same kind of machine.
 
     Args:
-        trunks: runs to branch.
-        seed: of trunks, splits and networks.
-        workers: processes that generate.
-        design: of the branches.
-        training: of the networks.
-        architecture: of the networks.
+        trunks: Number of runs to branch.
+        seed: Random seed of trunks, splits and networks.
+        workers: Number of processes that generate data.
+        design: Design of the branches.
+        training: Hyperparameters of the training.
+        architecture: Sizes of the networks.
 
     Raises:
-        UserError: too few trunks to train, calibrate and judge on.
+        UserError: there are too few trunks to train, calibrate and evaluate on.
     """
 
     trunks: int = 200
@@ -72,9 +72,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.trunks < 60:
-            # 9 trunks are the fewest that give a finite interval of 90 %, 12 are a fifth of 60.
+            # 9 trunks are the fewest that give a finite 90 % interval; 12 are a fifth of 60.
             raise UserError(
-                f"trunks must be at least 60, to have some to calibrate and to judge on, found {self.trunks}"
+                "trunks must be at least 60, to have some to calibrate and to evaluate on, "
+                f"found {self.trunks}"
             )
 
 
@@ -88,16 +89,18 @@ def build(
     progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Do all of it; returns the report, with `interrupted` where `stop` ended it: call it again to go on.
+    """Build a world model and return its report.
+
+    If `stop` ended the build, the report has `interrupted`: True; call again to resume.
 
     Args:
-        folder: of everything.
-        recipe: what to make.
-        make_run: configuration → run, at the top of a module.
-        fold: puts runs side by side; see `generate`.
-        say: told of each part as it begins.
-        progress: told of each trunk.
-        stop: asked between trunks and parts.
+        folder: Folder of the data set, the model and the report.
+        recipe: Settings of the build.
+        make_run: Function that makes a run from a configuration, at the top of a module.
+        fold: Function that trains runs together in one batch; see `generate`.
+        say: Function called with a sentence when a part begins.
+        progress: Function called after each trunk.
+        stop: Function that returns True to interrupt; it is called between trunks and parts.
 
     Raises:
         UserError: the folder holds something else, or trunks failed.
@@ -116,9 +119,10 @@ def build(
         stop=stop,
     )
     if made.failed:
-        name, why = next(iter(made.failed.items()))
+        name, reason = next(iter(made.failed.items()))
         raise UserError(
-            f"{len(made.failed)} runs could not be branched, {name} for one: {why}; mend that and build again"
+            f"expected branches of {recipe.trunks} runs, found {len(made.failed)} that failed, "
+            f"for instance {name}: {reason}; correct the cause and build again"
         )
     if made.interrupted or stop():
         return {
@@ -126,7 +130,7 @@ def build(
             "interrupted": True,
             "trunks": len(made.there) + len(made.made),
         }
-    say("reading them")
+    say("reading the branches")
     data = Dataset.open(folder / "branches")
     examples = Examples.of(data)
     say("training the networks")
@@ -135,8 +139,8 @@ def build(
         "folder": str(folder),
         "interrupted": False,
         "seconds": round(time.perf_counter() - started, 1),
+        "generated": _generated(made),
     }
-    report |= {"generated": _generated(made)}
     save(model, folder / "model", _rehearsal(examples, recipe))
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
@@ -149,18 +153,21 @@ def assemble(
     *,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Model, dict[str, Any]]:
-    """Train, calibrate and judge on a data set that is there: the model with its card, and the report.
+    """Train, calibrate and evaluate a model on a data set.
 
     Args:
-        data: the data set.
-        examples: of it, `Examples.of(data)`.
-        recipe: what to make.
-        say: told of each part as it begins.
+        data: Data set of branches.
+        examples: Examples of this data set, `Examples.of(data)`.
+        recipe: Settings of the build.
+        say: Function called with a sentence when a part begins.
+
+    Returns:
+        The model with its card, and the report.
     """
     parts = split(data, recipe.seed)
     training = replace(recipe.training, seed=recipe.seed)
     networks = fit(examples.among(parts["train"]), training, recipe.architecture)
-    say("calibrating and judging")
+    say("calibrating and evaluating")
     bare = rounded(Model(networks))
     held = examples.among(parts["calibrate"])
     model = Model(bare.networks, Calibrations.fit(held, bare.raw(held)))
@@ -175,14 +182,17 @@ def assemble(
             evaluate(test, model.predict(test, picks=True), noise=noise, seed=recipe.seed)
         ),
     }
-    card = {"data": _data(data, parts), "recipe": _plain(recipe)} | {
-        name: report[name] for name in ("test", "test_picks")
+    card = {
+        "data": _data(data, parts),
+        "recipe": _plain(recipe),
+        "test": report["test"],
+        "test_picks": report["test_picks"],
     }
     return Model(model.networks, model.calibrations, card), report
 
 
 def rounded(model: Model) -> Model:
-    """The model as it will be read back from its files: calibrated and judged is what is shipped."""
+    """Return the model as read back from its files, so that the shipped model is evaluated."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +200,7 @@ def rounded(model: Model) -> Model:
 
 
 def split(data: Dataset, seed: int) -> dict[str, tuple[str, ...]]:
-    """The names of the trunks to train, calibrate and judge on."""
+    """Return the names of the trunks to train, calibrate and evaluate on."""
     return by_trunk(data.trunks, SHARES, seed=seed)
 
 
@@ -200,19 +210,19 @@ def _rows(examples: Examples, names: Collection[str]) -> NDArray[np.bool_]:
 
 
 def _of_picks(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a report, how intervals made for picks cover picks."""
+    """Return from a report the coverage of picked candidates, by target."""
     return {target: report[target]["intervals"]["selected"] for target in TARGETS}
 
 
 def _rehearsal(examples: Examples, recipe: Recipe) -> Examples:
-    """Branches drawn from those that the networks learned from, their controls among them."""
+    """Sample the branches to rehearse, controls included."""
     rng = np.random.default_rng([recipe.seed, 1])
     chosen = rng.permutation(len(examples))[:_REHEARSED]
     return examples.where(np.sort(chosen))
 
 
 def _data(data: Dataset, parts: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """What a card says of the data."""
+    """Return the card's description of the data."""
     return {
         "trunks": {part: len(names) for part, names in parts.items()},
         "snapshots": len(data.snapshots),
@@ -235,12 +245,13 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def _generated(made: Generated) -> dict[str, Any]:
+    speed = None
+    if made.core_seconds:
+        speed = round(made.steps / made.core_seconds, 1)
     return {
         "trunks": len(made.made) + len(made.there),
         "made_now": len(made.made),
         "steps": made.steps,
         "core_seconds": round(made.core_seconds, 1),
-        "steps_per_core_second": round(made.steps / made.core_seconds, 1)
-        if made.core_seconds
-        else None,
+        "steps_per_core_second": speed,
     }

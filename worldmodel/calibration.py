@@ -1,10 +1,11 @@
-"""What makes the networks' numbers honest: intervals that cover, risks that are frequencies, and when to abstain.
+"""Calibration of the networks' forecasts: intervals, probabilities and the limit for abstaining.
 
-Fitted on trunks that the networks have not seen. Intervals are calibrated in units (asinh(Δ /
-0.01)), as wide as the forecast says times what it was wrong by; being monotone, the way back to
-nats keeps their coverage. Strata are what is seen when it is
-forecast: whether the run is alarmed, and whether the interventions raise, lower or leave the
-learning rate.
+All are fitted on trunks that the networks have not seen. Intervals are calibrated in units
+(asinh(Δ / 0.01)), in proportion to their forecast width. The conversion to nats is monotone, so it
+keeps their coverage.
+
+Strata use only what is known at the forecast: whether the uncertainty index fired recently, and
+whether the interventions raise, lower or keep the learning rate.
 """
 
 from __future__ import annotations
@@ -31,26 +32,27 @@ from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
 from trainenv.worldmodel.features import STATE, Floats
 from trainenv.worldmodel.networks import UNIT
 
-ALARM = 0.3  # of `fired_recency`: the index fired within 1.2 decisions
-RISE = 0.05  # |Σ ln factors on the learning rate| from which it is raised or lowered
-ALPHA = 0.1
+ALARM = 0.3  # `fired_recency` above this means that the index fired within 1.2 decisions
+RISE = 0.05  # |Σ ln factors on the learning rate| above which it counts as raised or lowered
+ALPHA = 0.1  # share of outcomes that may fall outside of their intervals
 CQR_HOW = CQR(alpha=ALPHA, sides="symmetric", scaled=True)
-_EVERYTHING = 1e3  # widths
-_LEAST_TRUNKS = 5  # in which it happened, for a risk to be calibrated
+_WIDEST = 1e3  # largest widening, in widths of the forecast interval
+_LEAST_TRUNKS = 5  # a risk is calibrated on at least this number of trunks in which it happened
 _FIRED = STATE.index("fired_recency")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibrations:
-    """All of a model's, applied to what its networks say.
+    """All calibrations of a model.
 
     Attributes:
-        intervals: by target, for candidates as they come.
-        picked: by target, for those that are picked by their median of `annealed`.
-        divergence, instability: of probabilities.
-        disagreement: in nats, above which the model abstains.
-        alpha: by target, the share of outcomes that intervals may miss: 0.1, unless late labels
-            have moved it.
+        intervals: Calibration of each target's interval, for a candidate at random.
+        picked: Calibration of each target's interval, for candidates picked by their median of
+            `annealed`.
+        divergence, instability: Calibrations of the two probabilities.
+        disagreement: Disagreement above which the model abstains, in nats.
+        alpha: Share of outcomes that each target's intervals may miss: 0.1, unless late labels have
+            moved it.
     """
 
     intervals: Mapping[str, Calibration]
@@ -65,22 +67,22 @@ class Calibrations:
 
     @classmethod
     def fit(cls, examples: Examples, raw: Predictions, *, how: CQR = CQR_HOW) -> Calibrations:
-        """From branches of trunks that the networks did not learn from.
+        """Fit all calibrations.
 
         Args:
-            examples: those branches.
-            raw: what the networks say of them.
-            how: the score of intervals.
+            examples: Branches of trunks that the networks have not seen.
+            raw: Forecasts of the networks for these branches.
+            how: Score of the intervals.
         """
         rows = np.flatnonzero(examples.candidate)
         some = examples.where(rows)
-        said = raw.where(rows)
-        strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
+        forecast = raw.where(rows)
+        strata = branch_strata(some)
         intervals = {}
         picked = {}
         for target in TARGETS:
             outcome = units(getattr(some, target))
-            quantiles = units(getattr(said, target))
+            quantiles = units(getattr(forecast, target))
             known = np.isfinite(outcome)
             lower = quantiles[:, 0]
             upper = quantiles[:, -1]
@@ -91,50 +93,43 @@ class Calibrations:
                 trunks=some.trunk[known],
                 strata=list(strata[known]),
             )
-            decisions = _decisions(some, known, lower, upper, outcome, said)
+            decisions = _decisions(some, known, lower, upper, outcome, forecast)
             picked[target] = fit_selected(how, decisions, Lowest(by="median"))
         return cls(
             intervals=intervals,
             picked=picked,
             divergence=_risk(raw.divergence, examples.diverged >= 0, examples.trunk),
             instability=_risk(raw.instability, examples.fired, examples.trunk),
-            disagreement=disagreement_limit(said.disagreement, alpha=ALPHA, trunks=some.trunk),
+            disagreement=disagreement_limit(forecast.disagreement, alpha=ALPHA, trunks=some.trunk),
         )
 
     def apply(
         self, raw: Predictions, strata: NDArray[np.str_], *, picks: bool = False
     ) -> Predictions:
-        """What the networks said, mended.
+        """Return calibrated forecasts.
 
         Args:
-            raw: of n branches.
-            strata: [n] as `strata_of` gives them.
-            picks: for candidates that are picked among many by their median, not for candidates as
-                they come.
+            raw: Forecasts of the networks for n branches.
+            strata: [n] strata from `strata_of`.
+            picks: True for candidates that are picked among many by their median; False for a
+                candidate at random.
         """
-        mended = {}
+        calibrated = {}
         paths, place = np.unique(strata, return_inverse=True)
         for target in TARGETS:
             quantiles = units(getattr(raw, target))
-            low = quantiles[:, 0]
-            high = quantiles[:, -1]
             corrections = [self._correction(target, str(path), picks) for path in paths]
-            # With too few trunks to calibrate on, everything is possible.
-            down, up = (
-                np.minimum([getattr(one, side) for one in corrections], _EVERYTHING)[place]
-                for side in ("low", "high")
-            )
-            low, high = low - down * (high - low), high + up * (high - low)
+            # A correction from too few trunks is infinite.
+            down = np.minimum([one.low for one in corrections], _WIDEST)[place]
+            up = np.minimum([one.high for one in corrections], _WIDEST)[place]
+            width = quantiles[:, -1] - quantiles[:, 0]
             middle = quantiles[:, 1:-1]
-            mended[target] = nats(
-                np.stack(
-                    [np.minimum(low, middle[:, 0]), *middle.T, np.maximum(high, middle[:, -1])],
-                    axis=1,
-                )
-            )
+            low = np.minimum(quantiles[:, 0] - down * width, middle[:, 0])
+            high = np.maximum(quantiles[:, -1] + up * width, middle[:, -1])
+            calibrated[target] = nats(np.stack([low, *middle.T, high], axis=1))
         return replace(
             raw,
-            **mended,
+            **calibrated,
             hazard=scaled_hazard(raw.hazard, self.divergence(raw.divergence)),
             instability=self.instability(raw.instability),
         )
@@ -142,24 +137,24 @@ class Calibrations:
     def _correction(self, target: str, stratum: str, picks: bool) -> Correction:
         key = target, stratum, picks
         if key not in self._memo:
-            calibration, stratum = (
-                (self.picked[target], "") if picks else (self.intervals[target], stratum)
-            )
-            # Below 1/(K + 1) the interval of K trunks is everything, which helps nobody: late
-            # labels move the level no further.
+            calibration = self.intervals[target]
+            if picks:
+                calibration = self.picked[target]
+                stratum = ""
+            # Late labels move the level no lower than 1/(K + 1): below it, the interval of K trunks
+            # is infinite and of no use.
             trunks = calibration.correction("", alpha=ALPHA).trunks
             alpha = max(self.alpha[target], min(ALPHA, 1 / (trunks + 1)))
             found = calibration.correction(stratum, alpha=alpha)
-            while found.stratum and math.isinf(
-                found.high
-            ):  # a level below the one it was made for asks for more trunks
+            # A lower level needs more trunks than the stratum was made for: ask its parents.
+            while found.stratum and math.isinf(found.high):
                 found = calibration.correction(found.stratum.rpartition("/")[0], alpha=alpha)
             self._memo[key] = found
         return self._memo[key]
 
     @property
     def state(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """The calibrations as JSON values."""
         return {
             "intervals": {target: one.state for target, one in self.intervals.items()},
             "picked": {target: one.state for target, one in self.picked.items()},
@@ -171,7 +166,7 @@ class Calibrations:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Calibrations:
-        """The calibrations that `state` was taken of."""
+        """Return the calibrations with this `state`."""
         return cls(
             intervals={
                 target: Calibration.from_state(one) for target, one in state["intervals"].items()
@@ -185,7 +180,10 @@ class Calibrations:
 
 
 def _risk(risk: Floats, happened: NDArray[np.bool_], trunks: NDArray[np.int64]) -> Platt:
-    """Risks as they are where it happened in too few trunks: Platt's targets for those that are sound are 1/(K + 2), no rarer."""
+    """Calibrate a risk that happened in enough trunks; leave a rarer one unchanged.
+
+    Platt's target for a sound branch is 1/(K + 2) and no lower, which is too much for a rare risk.
+    """
     if len(np.unique(trunks[happened])) < _LEAST_TRUNKS:
         return Platt()
     return Platt.fit(risk, happened.astype(float), trunks=trunks, least_positives=_LEAST_TRUNKS)
@@ -197,38 +195,47 @@ def _decisions(
     lower: Floats,
     upper: Floats,
     outcome: Floats,
-    said: Predictions,
+    forecast: Predictions,
 ) -> list[Decision]:
-    """The candidates of each snapshot whose outcome is known, as something to pick from."""
-    median = said.annealed[:, len(LEVELS) // 2]
+    """Return one decision for each snapshot: its candidates with known outcomes."""
+    median = forecast.annealed[:, len(LEVELS) // 2]
     groups = [
         np.flatnonzero((some.snapshot == snapshot) & known) for snapshot in np.unique(some.snapshot)
     ]
     return [
         Decision(
-            trunk=int(some.trunk[those[0]]),
-            forecasts={"lower": lower[those], "upper": upper[those], "median": median[those]},
-            outcome=outcome[those],
+            trunk=int(some.trunk[rows[0]]),
+            forecasts={"lower": lower[rows], "upper": upper[rows], "median": median[rows]},
+            outcome=outcome[rows],
         )
-        for those in groups
-        if len(those)
+        for rows in groups
+        if len(rows)
     ]
 
 
+def branch_strata(examples: Examples) -> NDArray[np.str_]:
+    """Return the stratum of each branch, [n]."""
+    ln_lr = examples.actions[..., 0].sum(axis=1)
+    return strata_of(examples.states[examples.snapshot], ln_lr)
+
+
 def strata_of(states: Floats, ln_lr: Floats) -> NDArray[np.str_]:
-    """The stratum of each forecast, [n]: `calm` or `alarmed`, then `raised`, `lowered` or `kept`.
+    """Return strata [n]: `calm` or `alarmed`, then `/raised`, `/lowered` or `/kept`.
 
     Args:
-        states: [n, F] features.
+        states: [n, F] features of the states.
         ln_lr: [n] ln of the product of all factors on the learning rate.
     """
-    mood = np.where(states[:, _FIRED] > ALARM, "alarmed", "calm")
-    way = np.select([ln_lr > RISE, ln_lr < -RISE], ["raised", "lowered"], "kept")
-    return np.char.add(np.char.add(mood, "/"), way)
+    alarm = np.where(states[:, _FIRED] > ALARM, "alarmed", "calm")
+    direction = np.select([ln_lr > RISE, ln_lr < -RISE], ["raised", "lowered"], "kept")
+    return np.char.add(np.char.add(alarm, "/"), direction)
 
 
 def scaled_hazard(hazard: Floats, divergence: Floats) -> Floats:
-    """Hazards [n, D] that multiply up to probabilities of divergence [n], in the same proportions of −ln(1 − h)."""
+    """Scale hazards [n, D] so that together they give probabilities of divergence [n].
+
+    The proportions of −ln(1 − hazard) between the D decisions are kept.
+    """
     logs = -np.log1p(-np.clip(hazard, 0.0, 1 - 1e-9))
     wanted = -np.log1p(-np.clip(divergence, 0.0, 1 - 1e-9))
     share: Floats = wanted / np.maximum(logs.sum(axis=1), 1e-12)
@@ -236,12 +243,12 @@ def scaled_hazard(hazard: Floats, divergence: Floats) -> Floats:
 
 
 def units(delta: Floats) -> Floats:
-    """Δ in nats → units; see `networks`."""
+    """Convert Δ from nats to units; see `networks`."""
     found: Floats = np.arcsinh(delta / UNIT)
     return found
 
 
 def nats(found: Floats) -> Floats:
-    """Units → Δ in nats; at most some 100 nats either way, which is everything."""
+    """Convert Δ from units to nats, within ±110 nats, which no loss exceeds."""
     delta: Floats = UNIT * np.sinh(np.clip(found, -10.0, 10.0))
     return delta

@@ -1,35 +1,36 @@
-"""A data set of branches as models see it: states and actions in, what became of them out.
+"""Training examples of a world model: the states and actions of branches, and their outcomes.
 
     examples = Examples.of(Dataset.open("branches"))
-    train, test = examples.among(parts["train"]), examples.among(parts["test"])
+    train = examples.among(parts["train"])
+    test = examples.among(parts["test"])
 
-Every Δ is the natural logarithm of a clean validation loss less that of the do-nothing control of
-the same snapshot, on the same batches; a loss counts as at most the data set's cap.
+Every Δ is a difference of ln losses: the clean validation loss of a branch against that of the
+do-nothing control of the same snapshot, on the same batches. Losses above the data set's cap count
+as the cap.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import CLIP_NAMES
+from trainenv.types import CLIP_NAMES, DECISIONS
 from trainenv.worldmodel.dataset import Dataset, Trunk
 from trainenv.worldmodel.dataset.dataset import CLIPS
 from trainenv.worldmodel.dataset.run_histories import rates_ahead, scheduled
 from trainenv.worldmodel.features import (
     ACTION,
     COLUMNS,
-    DECISIONS,
     GROUPS,
     STATE,
     Columns,
-    Now,
+    Context,
     state,
 )
 from trainenv.worldmodel.law_prior import prior
@@ -42,43 +43,42 @@ Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of every forecast quantile."""
+"""Levels of the forecast quantiles."""
 TARGETS = ("horizon", "annealed", "final")
-LOOKS = 8
 CANDIDATES = ("single", "sequence", "every")
-"""Kinds of branches that try something; the others are controls."""
+"""Kinds of branches that try an intervention; branches of other kinds are controls."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
-    """n branches of S snapshots.
+    """n branches of S snapshots, which were taken from T trunks (runs).
 
     F = len(STATE), A = len(ACTION); a decision is a quarter of the horizon.
 
     Attributes:
         trunks: [T] names of the trunks.
-        trunk: [n] of each branch, its place in `trunks`.
-        snapshot: [n] its row in `states`.
-        kind: [n] `control`, `nudged`, `reordered`, `single`, `sequence` or `every`.
-        states: [S, F] features of the snapshots, NaN where unmeasured.
-        after: [n, 4, F] features after each decision of the branch; NaN throughout where it had
-            been lost.
-        actions: [n, 4, A] of each decision; 0 where nothing was done.
+        trunk: [n] index in `trunks` of each branch's trunk.
+        snapshot: [n] row in `states` of each branch's snapshot.
+        kind: [n] kinds: `control`, `nudged`, `reordered`, `single`, `sequence` or `every`.
+        states: [S, F] features of the snapshots; NaN where not measured.
+        after: [n, 4, F] features after each decision of the branch; all NaN after a non-finite
+            loss.
+        actions: [n, 4, A] action features of each decision; 0 where nothing was done.
         law: [n, 3] Δ ln loss by the anchored multi-power law: horizon, annealed, final.
         looks: [n, 8] Δ ln loss after each eighth of the horizon; the last is the target `horizon`.
         annealed: [n] Δ ln loss after the reference cool-down.
-        final: [n] Δ ln loss at the end of the run; NaN where the branches of the snapshot did not
-            go on so far.
-        fall: [n, 4] fall of ln loss over each decision of the branch itself: a search's rewards.
-        to_end: [n] fall of ln loss from the horizon to the end of the run; NaN as `final`.
-        diverged: [n] decision in which it diverged, 0 to 3; −1 if it did not.
-        fired: [n] whether the uncertainty index fired within the horizon.
-        recovery: [n] decisions until the loss was back at its best so far, 0 to 4; NaN where nobody
+        final: [n] Δ ln loss at the end of the run; NaN where the branches of the snapshot were not
+            trained until then.
+        fall: [n, 4] fall of the branch's own ln loss over each decision: the rewards of a search.
+        to_end: [n] fall of ln loss from the horizon to the end of the run; NaN where `final` is.
+        diverged: [n] decision in which the branch diverged, 0 to 3; −1 if it did not.
+        fired: [n] True where the uncertainty index fired within the horizon.
+        recovery: [n] decisions until the loss was back at its best so far, 0 to 4; NaN where not
             watched.
-        recovered: [n] False: `recovery` is as long as it was watched.
+        recovered: [n] False where the loss had not recovered by then: the time is right-censored.
         decision_steps: [S] steps of a decision.
-        strata: [S] setting of the trunk and origin of the snapshot, "faulty/fired" say.
-        flagged: [S] whether flagged data was still to come.
+        strata: [S] setting of the trunk and origin of the snapshot, for instance "faulty/fired".
+        flagged: [S] True where flagged data was still to come.
     """
 
     trunks: tuple[str, ...]
@@ -113,20 +113,20 @@ class Examples:
 
     @property
     def candidate(self) -> Flags:
-        """[n] whether the branch tried something."""
+        """[n] True where the branch tried an intervention."""
         return np.isin(self.kind, CANDIDATES)
 
     def where(self, rows: NDArray[Any]) -> Examples:
-        """The branches at `rows` (a mask or indices); snapshots and trunks keep their numbers."""
+        """Return the branches at `rows` (mask or indices); snapshots and trunks are all kept."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _BY_BRANCH})
 
     def among(self, trunks: Collection[str]) -> Examples:
-        """The branches of these trunks."""
+        """Return the branches of these trunks."""
         wanted = np.array([name in set(trunks) for name in self.trunks])
         return self.where(wanted[self.trunk])
 
     def without(self, group: str) -> Examples:
-        """The same with a group of `features.GROUPS` unmeasured, or the `law` left out."""
+        """Return examples without a group of `features.GROUPS`, or without the "law"."""
         if group == "law":
             return replace(self, law=np.zeros_like(self.law))
         places = [STATE.index(name) for name in GROUPS[group]]
@@ -135,45 +135,42 @@ class Examples:
         return replace(self, states=states)
 
     def shuffled(self, rng: np.random.Generator) -> Examples:
-        """The same with each snapshot's actions dealt out anew among its candidates: they say nothing of the outcomes."""
+        """Return examples with actions permuted among the candidates of each snapshot.
+
+        So actions carry no information about the outcomes.
+        """
         actions = self.actions.copy()
         law = self.law.copy()
         for snapshot in np.unique(self.snapshot):
             rows = np.flatnonzero((self.snapshot == snapshot) & self.candidate)
-            dealt = rng.permutation(rows)
-            actions[rows], law[rows] = self.actions[dealt], self.law[dealt]
+            sources = rng.permutation(rows)
+            actions[rows] = self.actions[sources]
+            law[rows] = self.law[sources]
         return replace(self, actions=actions, law=law)
 
     @classmethod
     def of(cls, data: Dataset) -> Examples:
-        """The examples of a data set; some minutes for a large one."""
+        """Build the examples of a data set; a large one takes some minutes."""
         arrays = data.arrays()
         branches = data.branches
         cap = data.design.divergence * data.trunks["uniform_loss"].to_numpy()[arrays.trunk]
-        falls, values = _losses(data, cap)
+        losses = _losses(data, cap)
         states = np.full((len(data.snapshots), len(STATE)), math.nan)
         after = np.full((len(branches), DECISIONS, len(STATE)), math.nan)
         law = np.zeros((len(branches), len(TARGETS)))
         actions = _actions(arrays.actions)
-        rows_of = {
-            name: np.flatnonzero(arrays.trunk == row)
-            for row, name in enumerate(data.trunks["trunk"])
-        }
-        for name, rows in rows_of.items():
-            for snapshot, state_here, law_here, after_here, those in _of_trunk(
-                data, str(name), rows, arrays, actions
-            ):
-                states[snapshot], law[those], after[those] = state_here, law_here, after_here
-        decision = (
-            data.trunks.set_index("trunk")["decision"].loc[data.snapshots["trunk"]].to_numpy()
-        )
+        for place, name in enumerate(data.trunks["trunk"]):
+            rows = np.flatnonzero(arrays.trunk == place)
+            for one in _snapshots(data, str(name), rows, arrays):
+                states[one.snapshot] = one.state
+                law[one.rows] = one.law
+                after[one.rows] = one.after
+        trunk_of = data.trunks.set_index("trunk").loc[data.snapshots["trunk"]]  # of each snapshot
+        decision = trunk_of["decision"].to_numpy()
+        settings = trunk_of["setting"].to_numpy(dtype=str)
         steps_in = branches["diverged_at"].to_numpy(dtype=np.int64)
-        within = decision[arrays.snapshot]
-        settings = (
-            data.trunks.set_index("trunk")["setting"]
-            .loc[data.snapshots["trunk"]]
-            .to_numpy(dtype=str)
-        )
+        decision_of = decision[arrays.snapshot]  # of each branch
+        diverged = np.minimum(np.maximum(steps_in - 1, 0) // decision_of, DECISIONS - 1)
         return cls(
             trunks=tuple(str(name) for name in data.trunks["trunk"]),
             trunk=arrays.trunk,
@@ -183,13 +180,10 @@ class Examples:
             after=after,
             actions=actions,
             law=law,
-            **values,
-            **falls,
-            diverged=np.where(
-                steps_in >= 0, np.minimum(np.maximum(steps_in - 1, 0) // within, DECISIONS - 1), -1
-            ),
+            **losses,
+            diverged=np.where(steps_in >= 0, diverged, -1),
             fired=np.array([len(steps) > 0 for steps in branches["fired"]], dtype=np.bool_),
-            recovery=arrays.recovery / within,
+            recovery=arrays.recovery / decision_of,
             recovered=arrays.recovered,
             decision_steps=decision.astype(np.int64),
             strata=np.array([f"{a}/{b}" for a, b in zip(settings, data.snapshots["origin"])]),
@@ -206,15 +200,15 @@ _BY_BRANCH = tuple(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """What a model forecasts for n branches. Quantiles are at `LEVELS` and rise.
+    """Forecasts for n branches. Quantiles are at `LEVELS` and rise.
 
     Attributes:
-        horizon, annealed, final: [n, 5] quantiles of Δ ln loss; for a control 0.
-        hazard: [n, 4] for each decision, the probability of diverging in it if not before.
-        instability: [n] probability that the index fires within the horizon.
-        recovery: [n, 5] quantiles of the decisions until recovered; 4 stands for 4 or more.
-        disagreement: [n] standard deviation of the median of `annealed` over an ensemble; 0 without
-            one.
+        horizon, annealed, final: [n, 5] quantiles of Δ ln loss; 0 for a control.
+        hazard: [n, 4] probability of diverging in each decision, if not before.
+        instability: [n] probability that the uncertainty index fires within the horizon.
+        recovery: [n, 5] quantiles of the decisions until recovered; 4 means 4 or more.
+        disagreement: [n] standard deviation of the median of `annealed` over the ensemble, in nats;
+            0 for a single model.
     """
 
     horizon: Floats
@@ -232,50 +226,68 @@ class Predictions:
         return whole
 
     def where(self, rows: NDArray[Any]) -> Predictions:
-        """Those of the branches at `rows`."""
+        """Return the forecasts for the branches at `rows` (mask or indices)."""
         return Predictions(
             **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
         )
 
 
-def _losses(data: Dataset, cap: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """What the branches themselves lost, and what they lost against their controls."""
+def _losses(data: Dataset, cap: Floats) -> dict[str, Floats]:
+    """Return the columns of `Examples` that come from losses."""
     arrays = data.arrays()
-    validation = np.log(
-        np.minimum(np.nan_to_num(arrays.validation, nan=np.inf), cap[:, None])
-    )  # [n, 9]
-    annealed = np.log(np.minimum(np.nan_to_num(arrays.annealed, nan=np.inf), cap))
-    going_on = data.snapshots["continued"].to_numpy(dtype=bool)[arrays.snapshot]
-    final = np.where(
-        going_on, np.log(np.minimum(np.nan_to_num(arrays.final, nan=np.inf), cap)), math.nan
-    )
-    control = np.zeros(len(data.snapshots), dtype=np.int64)
+    validation = _capped_logs(arrays.validation, cap[:, None])  # [n, 9]
+    annealed = _capped_logs(arrays.annealed, cap)
+    continued = data.snapshots["continued"].to_numpy(dtype=bool)[arrays.snapshot]
+    final = np.where(continued, _capped_logs(arrays.final, cap), math.nan)
+    control_of = np.zeros(len(data.snapshots), dtype=np.int64)
     is_control = data.branches["kind"].to_numpy() == "control"
-    control[arrays.snapshot[is_control]] = np.flatnonzero(is_control)
-    beside = control[arrays.snapshot]
-    looks = validation[:, 1:] - validation[beside, 1:]
+    control_of[arrays.snapshot[is_control]] = np.flatnonzero(is_control)
+    control = control_of[arrays.snapshot]
     per_decision = validation[:, ::2]  # [n, 5]
-    falls = {
+    return {
+        "looks": validation[:, 1:] - validation[control, 1:],
+        "annealed": annealed - annealed[control],
+        "final": final - final[control],
         "fall": per_decision[:, :-1] - per_decision[:, 1:],
         "to_end": validation[:, -1] - final,
     }
-    return falls, {
-        "looks": looks,
-        "annealed": annealed - annealed[beside],
-        "final": final - final[beside],
-    }
+
+
+def _capped_logs(losses: Floats, cap: Floats) -> Floats:
+    """Return ln losses of at most the cap; a non-finite loss counts as the cap."""
+    logs: Floats = np.log(np.minimum(np.nan_to_num(losses, nan=np.inf), cap))
+    return logs
 
 
 def _actions(raw: Floats) -> Floats:
-    """[n, 4, A] from the data set's [n, 4, 6]: the clip policy as one flag each."""
+    """Return action features [n, 4, A] of the data set's actions [n, 4, 6]."""
     clip = raw[..., 2:3] == np.array([CLIPS.index(name) for name in CLIP_NAMES])
     found: Floats = np.concatenate([raw[..., :2], clip, raw[..., 3:]], axis=-1)
     assert found.shape[-1] == len(ACTION)
     return found
 
 
-def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats):  # type: ignore[no-untyped-def]
-    """Of each snapshot of a trunk: its row, features, the law's Δ and the features after each decision of its branches."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Snapshot:
+    """Features of a snapshot and of its b branches.
+
+    Attributes:
+        snapshot: Row in the table of snapshots.
+        rows: [b] rows of its branches.
+        state: [F] features.
+        law: [b, 3] Δ ln loss by the law.
+        after: [b, 4, F] features after each decision.
+    """
+
+    snapshot: int
+    rows: Ints
+    state: Floats
+    law: Floats
+    after: Floats
+
+
+def _snapshots(data: Dataset, name: str, rows: Ints, arrays: Any) -> Iterator[_Snapshot]:
+    """Yield the snapshots of a trunk whose branches are `rows`."""
     telemetry = _columns(data.trunk_steps(name))
     record: dict[Any, Any] = data.trunks[data.trunks["trunk"] == name].to_dict("records")[0]
     recipe = Trunk.from_json(json.loads(record["recipe"]))
@@ -291,8 +303,9 @@ def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats
         step = int(row["step"])
         behind = {key: column[:step] for key, column in telemetry.items()}
 
-        def now(at: int, last: Mapping[str, float], validation: float, flagged: int) -> Now:
-            return Now(
+        def context(columns: Columns, at: int, validation: float, flagged: int) -> Context:
+            last = {key: float(column[-1]) for key, column in columns.items()}
+            return Context(
                 lrs_ahead=rates_ahead(planned, at, last, recipe.reset_warmup),
                 base_lr=float(record["lr"]),
                 uniform_loss=float(record["uniform_loss"]),
@@ -302,31 +315,33 @@ def _of_trunk(data: Dataset, name: str, rows: Ints, arrays: Any, actions: Floats
                 done=at,
             )
 
-        those = rows[arrays.snapshot[rows] == snapshot]
-        last = {name: float(column[-1]) for name, column in behind.items()}
-        here = now(step, last, float(row["validation"]), int(row["flagged_ahead"]))
-        law = prior(behind, here, arrays.actions[those, :, 0])
-        after = np.full((len(those), DECISIONS, len(STATE)), math.nan)
-        for place, branch in enumerate(those):
+        branches = rows[arrays.snapshot[rows] == snapshot]
+        here = context(behind, step, float(row["validation"]), int(row["flagged_ahead"]))
+        after = np.full((len(branches), DECISIONS, len(STATE)), math.nan)
+        for place, branch in enumerate(branches):
             number = int(data.branches["branch"].iloc[branch])
-            played = pieces.get((int(row["snapshot"]), number))
-            if played is None:
+            trained = pieces.get((int(row["snapshot"]), number))
+            if trained is None:
                 continue
             for count in range(1, DECISIONS + 1):
-                known = played["step"] <= step + count * decision
+                known = trained["step"] <= step + count * decision
                 loss = arrays.validation[branch, 2 * count]
                 if (
                     known.sum() < count * decision
-                    or not np.isfinite(played["loss"][known]).all()
+                    or not np.isfinite(trained["loss"][known]).all()
                     or not math.isfinite(loss)
                 ):
                     break
-                whole = {key: np.concatenate([behind[key], played[key][known]]) for key in behind}
-                last = {name: float(column[-1]) for name, column in whole.items()}
-                after[place, count - 1] = state(
-                    whole, now(step + count * decision, last, float(loss), 0)
-                )
-        yield int(snapshot), state(behind, here), law, after, those
+                whole = {key: np.concatenate([behind[key], trained[key][known]]) for key in behind}
+                there = context(whole, step + count * decision, float(loss), 0)
+                after[place, count - 1] = state(whole, there)
+        yield _Snapshot(
+            snapshot=int(snapshot),
+            rows=branches,
+            state=state(behind, here),
+            law=prior(behind, here, arrays.actions[branches, :, 0]),
+            after=after,
+        )
 
 
 def _columns(steps: pd.DataFrame) -> Columns:

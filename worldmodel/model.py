@@ -1,11 +1,11 @@
-"""The world model: networks and what makes their numbers honest, behind three calls.
+"""The world model: an ensemble of networks and their calibrations, behind three calls.
 
-model = worldmodel.load_pretrained()
-forecasts = model.forecast(history, interventions)       # 128 in one call
-root = model.initial_inference([history])                # for a search
-next = model.recurrent_inference(root.latent, actions)   # [B, 6] action vectors
+    model = worldmodel.load_pretrained()
+    forecasts = model.forecast(history, interventions)       # 128 in one call
+    root = model.initial_inference([history])                # for a search
+    child = model.recurrent_inference(root.latent, actions)  # [B, 6] action vectors
 
-Numbers come from the networks, and honesty from `calibration`.
+The networks make the forecasts; `calibration` corrects their intervals and probabilities.
 """
 
 from __future__ import annotations
@@ -20,31 +20,40 @@ from torch import Tensor
 
 from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
-from trainenv.types import Estimate, Forecast, Inference, Intervention, RunHistory, UserError
+from trainenv.types import (
+    DECISIONS,
+    LOOKS,
+    Estimate,
+    Forecast,
+    Inference,
+    Intervention,
+    RunHistory,
+    UserError,
+)
 from trainenv.worldmodel import features
-from trainenv.worldmodel.calibration import Calibrations, nats, strata_of
+from trainenv.worldmodel.calibration import Calibrations, branch_strata, nats, strata_of
 from trainenv.worldmodel.curves import CurveForecaster, MultiPower
 from trainenv.worldmodel.examples import LEVELS, Examples, Predictions
-from trainenv.worldmodel.features import ACTION, DECISIONS, STATE, Floats
+from trainenv.worldmodel.features import ACTION, STATE, Floats
 from trainenv.worldmodel.law_prior import prior
-from trainenv.worldmodel.networks import LOOKS, TARGETS, Heads, Networks, to_units
+from trainenv.worldmodel.networks import TARGETS, Heads, Networks, to_units
 
-_CHUNK = 4096  # branches at a time
+_CHUNK = 4096  # branches forecast at a time
 
 
 class Model:
-    """A `trainenv.types.WorldModel`. Deterministic, and never changed by what is asked of it.
+    """A `trainenv.types.WorldModel`: deterministic; no call changes it.
 
     Args:
-        networks: trained.
-        calibrations: fitted on trunks that the networks have not seen; None gives what the networks
-            say as it is.
-        card: what it was made of, and how good it was found to be; JSON values.
-        actions: the action space that a search's action vectors are of.
+        networks: Trained networks.
+        calibrations: Calibrations fitted on trunks that the networks have not seen; None leaves the
+            forecasts of the networks as they are.
+        card: Origin and measured quality of the model, as JSON values.
+        actions: Action space of a search's action vectors.
 
     Attributes:
-        curves: what forecasts absolute losses, over schedules too: the anchored multi-power law,
-            which the networks do not touch.
+        curves: Forecaster of absolute losses, also under other schedules: the anchored multi-power
+            law, which the networks do not change.
     """
 
     curves: ClassVar[CurveForecaster] = MultiPower()
@@ -61,9 +70,7 @@ class Model:
         self.calibrations = calibrations
         self.card = dict(card or {})
         self._codec = ActionCodec(actions or InterventionConfig())
-        self._vectors: dict[
-            bytes, tuple[float, ...]
-        ] = {}  # features of action vectors seen so far: a memo, nothing else
+        self._vectors: dict[bytes, tuple[float, ...]] = {}  # cached features of action vectors
 
     def forecast(
         self,
@@ -73,55 +80,52 @@ class Model:
         *,
         picks: bool = False,
     ) -> list[Forecast]:
-        """One forecast an entry, in order.
+        """Return one forecast for each entry, in order.
 
         Args:
-            history: what is known of the run: at least 16 steps, the last of them finite.
-            interventions: each one intervention now, or one for each of up to four decisions from
-                now on; any number of them.
-            picks: intervals that hold for those that are picked by their median of `annealed`, not
-                for all alike: wider.
+            history: History of the run: at least 16 steps, the last of them finite.
+            interventions: Any number of entries; each is one intervention now, or a sequence of up
+                to four, one for each decision from now on.
+            picks: True for wider intervals, which hold for candidates picked by their median of
+                `annealed`; False for intervals that hold for a candidate at random.
 
         Raises:
-            UserError: the history is too short or not finite where it counts, or an entry is no
+            UserError: the history is too short, its last step is not finite, or an entry is no
                 intervention.
         """
-        columns, now = features.read(history)
+        columns, context = features.read(history)
         actions = action_features(interventions)  # [K, 4, A]
         if not len(actions):
             return []
-        state = features.state(columns, now)
-        law = prior(columns, now, actions[..., 0])
+        state = features.state(columns, context)
+        law = prior(columns, context, actions[..., 0])
         nothing = np.logical_not(actions.any(axis=(1, 2)))
-        raw = self._predict(state[None], np.zeros(len(actions), dtype=np.int64), actions, law)
-        if self.calibrations is None:
-            limit = np.inf
-        else:
-            strata = strata_of(
-                np.broadcast_to(state, (len(actions), len(state))), actions[..., 0].sum(axis=1)
-            )
-            raw = self.calibrations.apply(raw, strata, picks=picks)
+        found = self._predict(state[None], np.zeros(len(actions), dtype=np.int64), actions, law)
+        limit = np.inf
+        if self.calibrations is not None:
+            states = np.broadcast_to(state, (len(actions), len(state)))
+            strata = strata_of(states, actions[..., 0].sum(axis=1))
+            found = self.calibrations.apply(found, strata, picks=picks)
             limit = self.calibrations.disagreement
-        return _forecasts(raw, nothing, now.decision, limit)
+        return _forecasts(found, nothing, context.decision, limit)
 
     @property
     def flops_per_future(self) -> float:
-        """FLOPs that a future costs to look at: all members' forward passes over four decisions and of what judges them."""
+        """FLOPs of one forecast: the forward passes of all members over four decisions."""
         networks = self.networks
-        judges = (networks.effect, networks.spread, networks.gate, networks.risk)
-        weights = DECISIONS * _size(networks.dynamics) + sum(map(_size, judges))
+        heads = (networks.effect, networks.spread, networks.gate, networks.risk)
+        weights = DECISIONS * _size(networks.dynamics) + sum(map(_size, heads))
         return 2.0 * weights
 
     def predict(self, examples: Examples, *, picks: bool = False) -> Predictions:
-        """What is forecast of each branch of a data set."""
+        """Return calibrated forecasts for the branches of a data set; `picks` as in `forecast`."""
         raw = self.raw(examples)
         if self.calibrations is None:
             return raw
-        strata = strata_of(examples.states[examples.snapshot], examples.actions[..., 0].sum(axis=1))
-        return self.calibrations.apply(raw, strata, picks=picks)
+        return self.calibrations.apply(raw, branch_strata(examples), picks=picks)
 
     def raw(self, examples: Examples) -> Predictions:
-        """What the networks alone say of each branch."""
+        """Return the forecasts of the networks, without calibration."""
         parts = []
         for start in range(0, max(len(examples), 1), _CHUNK):
             some = examples.where(np.arange(start, min(start + _CHUNK, len(examples))))
@@ -137,17 +141,24 @@ class Model:
     def _predict(
         self, states: Floats, which: NDArray[np.int64], actions: Floats, law: Floats
     ) -> Predictions:
-        """Of n sequences of actions [n, 4, A], each from the state numbered `which` [n] among [S, F]."""
+        """Forecast n sequences of decisions.
+
+        Args:
+            states: [S, F] features of states.
+            which: [n] row in `states` of the state that each sequence starts from.
+            actions: [n, 4, A] action features.
+            law: [n, 3] Δ ln loss by the law.
+        """
         networks = self.networks
         used, place = np.unique(which, return_inverse=True)
-        # (M, S', W)
-        start = networks.represent(_float(states[used]))
+        start = networks.represent(_float(states[used]))  # (M, S', W)
         rows = torch.from_numpy(place)
-        # Doing nothing goes on beside the rest, once for each state.
+        # Doing nothing is unrolled in the same batch, once for each state.
         end = torch.cat([start[:, rows], start], dim=1)
-        tried = torch.cat([_float(actions), torch.zeros(len(used), DECISIONS, len(ACTION))])
+        nothing_done = torch.zeros(len(used), DECISIONS, len(ACTION))
+        taken = torch.cat([_float(actions), nothing_done])
         for decision in range(DECISIONS):
-            end = networks.step(end, tried[:, decision])
+            end = networks.step(end, taken[:, decision])
         end, nothing = end.split([len(actions), len(used)], dim=1)
         if len(used) > 1:
             start = start[:, rows]
@@ -156,11 +167,11 @@ class Model:
 
     @torch.inference_mode()
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
-        """The states that histories are in, as roots of a search."""
+        """Return the states at the ends of histories, as roots of a search."""
         read = [features.read(history) for history in histories]
-        states = (
-            np.stack([features.state(*one) for one in read]) if read else np.zeros((0, len(STATE)))
-        )
+        states = np.zeros((len(read), len(STATE)))
+        for place, (columns, context) in enumerate(read):
+            states[place] = features.state(columns, context)
         latent = self.networks.represent(_float(states))
         return self._inference(latent, np.zeros(len(states), dtype=np.float32))
 
@@ -168,23 +179,20 @@ class Model:
     def recurrent_inference(
         self, latent: NDArray[np.float32], actions: NDArray[np.integer[Any]], /
     ) -> Inference:
-        """What B states become; see `WorldModel.recurrent_inference`. Latents are [B, M·W]."""
-        before = (
-            torch.from_numpy(latent)
-            .view(len(latent), self.networks.shape.members, self.networks.shape.width)
-            .transpose(0, 1)
-        )
-        after = self.networks.step(
-            before,
-            torch.tensor([self._vector(action) for action in actions]).view(
-                len(latent), len(ACTION)
-            ),
-        )
+        """Return B states after one decision; latents are [B, M·W].
+
+        See `WorldModel.recurrent_inference`.
+        """
+        shape = self.networks.shape
+        flat = torch.from_numpy(latent)
+        before = flat.view(len(latent), shape.members, shape.width).transpose(0, 1)
+        vectors = torch.tensor([self._vector(action) for action in actions])
+        after = self.networks.step(before, vectors.view(len(latent), len(ACTION)))
         reward = self.networks.expected(self.networks.rewards(before, after)).mean(0)
         return self._inference(after, reward.numpy())
 
     def _inference(self, latent: Tensor, reward: NDArray[np.float32]) -> Inference:
-        value, policy = self.networks.judge(latent)
+        value, policy = self.networks.assess(latent)
         return Inference(
             latent=latent.transpose(0, 1).flatten(1).numpy(),
             reward=reward,
@@ -200,16 +208,16 @@ class Model:
 
 
 def action_features(interventions: Sequence[Intervention | Sequence[Intervention]]) -> Floats:
-    """[K, 4, A] action features; 0 where nothing is done.
+    """Return action features [K, 4, A]; 0 where nothing is done.
 
     Raises:
-        UserError: an entry is neither an intervention nor up to four of them.
+        UserError: an entry is neither an intervention nor a sequence of up to four.
     """
     if not isinstance(interventions, Sequence):
         raise UserError(
             f"expected a list of interventions, found {interventions!r:.120}; put it in brackets"
         )
-    places: list[int] = []  # of decisions among all, K · 4
+    places: list[int] = []  # indices among all K · 4 decisions
     rows: list[tuple[float, ...]] = []
     for place, entry in enumerate(interventions):
         if isinstance(entry, Intervention):
@@ -219,8 +227,9 @@ def action_features(interventions: Sequence[Intervention | Sequence[Intervention
         known = isinstance(entry, Sequence) and all(isinstance(one, Intervention) for one in entry)
         if not known or len(entry) > DECISIONS:
             raise UserError(
-                f"expected an Intervention, or up to {DECISIONS} of them in order, found {entry!r:.120} at place {place}; decode "
-                "action vectors with trainenv.interventions.ActionCodec"
+                f"expected an Intervention, or up to {DECISIONS} of them in order, "
+                f"found {entry!r:.120} at place {place}; "
+                "decode action vectors with trainenv.interventions.ActionCodec"
             )
         places += range(DECISIONS * place, DECISIONS * place + len(entry))
         rows += [features.action(one) for one in entry]
@@ -231,7 +240,7 @@ def action_features(interventions: Sequence[Intervention | Sequence[Intervention
 
 
 def _collect(heads: Heads) -> Predictions:
-    """The members' forecasts as one: means of quantiles and of probabilities."""
+    """Average the quantiles and the probabilities of the members."""
     quantiles = heads.quantiles.mean(0).double().numpy()  # [n, 3, 5]
     times = torch.softmax(heads.recovery, dim=-1).mean(0).double().numpy().cumsum(axis=1)  # [n, 10]
     places = (times[:, None] < np.array(LEVELS)[:, None]).sum(axis=2)  # [n, 5]
@@ -248,45 +257,53 @@ def _collect(heads: Heads) -> Predictions:
 
 
 def _forecasts(
-    said: Predictions, nothing: NDArray[np.bool_], decision: int, limit: float
+    found: Predictions, nothing: NDArray[np.bool_], decision: int, limit: float
 ) -> list[Forecast]:
-    """As frozen values, one an entry.
+    """Convert predictions for n entries to forecasts.
 
-    Doing nothing has Δ 0 by definition, and nothing to disagree about.
+    Doing nothing has Δ 0 and no disagreement, by definition.
+
+    Args:
+        found: Predictions for the entries.
+        nothing: [n] True where an entry does nothing.
+        decision: Steps of a decision.
+        limit: Disagreement above which a forecast abstains, in nats.
     """
     kept = np.where(nothing, 0.0, 1.0)[:, None]
-    deltas = [_means(getattr(said, target) * kept) for target in ("horizon", "annealed", "final")]
-    recovery = _means(said.recovery * decision)
-    disagreement = said.disagreement * kept[:, 0]
-    rows = zip(
-        *deltas,
-        said.hazard.tolist(),
-        said.divergence.tolist(),
-        said.instability.tolist(),
-        recovery,
-        disagreement.tolist(),
-        (disagreement > limit).tolist(),
-    )
+    horizon = _estimates(found.horizon * kept)
+    annealed = _estimates(found.annealed * kept)
+    final = _estimates(found.final * kept)
+    recovery = _estimates(found.recovery * decision)
+    hazard = found.hazard.tolist()
+    divergence = found.divergence.tolist()
+    instability = found.instability.tolist()
+    disagreement = found.disagreement * kept[:, 0]
+    spread = disagreement.tolist()
+    abstain = (disagreement > limit).tolist()
     return [
         Forecast(
-            horizon=Estimate(*horizon),
-            annealed=Estimate(*annealed),
-            final=Estimate(*final),
-            hazard=tuple(hazard),
-            divergence=divergence,
-            instability=instability,
-            recovery=Estimate(*until),
-            disagreement=spread,
-            abstain=abstain,
+            horizon=horizon[row],
+            annealed=annealed[row],
+            final=final[row],
+            hazard=tuple(hazard[row]),
+            divergence=divergence[row],
+            instability=instability[row],
+            recovery=recovery[row],
+            disagreement=spread[row],
+            abstain=abstain[row],
         )
-        for horizon, annealed, final, hazard, divergence, instability, until, spread, abstain in rows
+        for row in range(len(nothing))
     ]
 
 
-def _means(quantiles: Floats) -> list[list[float]]:
-    """Mean, median and the 90 % interval of quantiles [n, 5]; the mean is that of a density flat between them."""
+def _estimates(quantiles: Floats) -> list[Estimate]:
+    """Return mean, median and 90 % interval of quantiles [n, 5].
+
+    The mean is that of a density which is constant between neighbouring quantiles.
+    """
     mean = quantiles @ _FLAT
-    return np.stack([mean, quantiles[:, 2], quantiles[:, 0], quantiles[:, -1]], axis=1).tolist()  # type: ignore[no-any-return]
+    columns = np.stack([mean, quantiles[:, 2], quantiles[:, 0], quantiles[:, -1]], axis=1)
+    return [Estimate(*row) for row in columns.tolist()]
 
 
 def _flat_weights() -> Floats:
@@ -294,7 +311,7 @@ def _flat_weights() -> Floats:
     weights = np.zeros(len(LEVELS))
     weights[:-1] += gaps / 2
     weights[1:] += gaps / 2
-    weights[[0, -1]] += LEVELS[0]  # the tails stand at their quantiles
+    weights[[0, -1]] += LEVELS[0]  # the mass of each tail is placed at its quantile
     return weights
 
 

@@ -1,19 +1,24 @@
-"""The networks, shaped as MuZero's (Schrittwieser et al.
+"""An ensemble of networks with the parts of MuZero: representation, dynamics and prediction.
 
-2020, arXiv:1911.08265): representation, dynamics, prediction.
+Schrittwieser et al. 2020, arXiv:1911.08265.
 
-    z_0 = representation(features)                       z_{d+1}, reward = dynamics(z_d, action_d)
-    policy, value = search heads(z_d)                    Δ quantiles, hazard, … = forecast
-    heads(z_4, ẑ_4, z_0, law)
+    z_0              = representation(features)
+    z_{d+1}, reward  = dynamics(z_d, action_d)
+    policy, value    = search heads(z_d)
+    Δ quantiles, hazard, instability, recovery = forecast heads(z_4, ẑ_4, z_0, law)
 
-ẑ_4 is where doing nothing leads: what is forecast is the difference of two futures, and where the
-two are one it is 0 by construction. The anchored multi-power law's Δ enters twice, as an input and,
-through a gate, as what the median starts from.
+ẑ_4 is the latent after four decisions of doing nothing. The forecast is the difference between two
+futures; where both are the same it is 0 by construction. The Δ of the anchored multi-power law
+enters twice: as an input and, through a gate, as the value that the median starts from.
 
-Everything is an ensemble: M members side by side in batched matrix products, [M, …] first in every
-shape. They share inputs and nothing else. Δ are in *units*: asinh(Δ / 0.01), linear below 1 % and
-logarithmic above, so that a divergence does not drown the rest. Deviations from MuZero: no images,
-so dense layers; latents are layer-normalised instead of scaled to [0, 1].
+The M members of the ensemble are computed together in batched matrix products; M is the first axis
+of every shape. Members share their inputs and nothing else.
+
+Δ is expressed in *units*: asinh(Δ / 0.01), linear below 1 % and logarithmic above. So a divergence
+does not dominate the loss.
+
+Deviations from MuZero: layers are dense, because there are no images; latents are layer-normalised
+instead of scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -26,31 +31,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainenv.types import UserError
-from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.interventions import ActionCodec
+from trainenv.types import DECISIONS, LOOKS, UserError
+from trainenv.worldmodel.features import ACTION, STATE
 
-UNIT = 0.01  # nats: what is small and what is large
+UNIT = 0.01  # nats; asinh(Δ / UNIT) is linear below it and logarithmic above
 TARGETS = 3  # horizon, annealed, final
 QUANTILES = 5
-LOOKS = 8
-RECOVERY = LOOKS + 2  # at once, after each look, later than all
-POLICY = (4, 3, 5, 2, 2, 2)  # sizes of the parts of an action
-BINS = torch.linspace(-10, 10, 41)  # of rescaled rewards and values
-REWARD_SCALE = 100.0  # rewards are some 1e-3 nats: unscaled, all would fall into one bin
+RECOVERY = LOOKS + 2  # recovered at the start, by each evaluation point, or later
+ACTION_SIZES = ActionCodec().sizes  # number of values of each part of an action; they sum to 18
+BINS = torch.linspace(-10, 10, 41)  # centres of the bins of rescaled rewards and values
+REWARD_SCALE = 100.0  # rewards are about 1e-3 nats: unscaled, all would fall into one bin
 
 Dynamics = Literal["mlp", "recurrent"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Sizes. Saved beside the weights.
+    """Sizes of the networks, saved in the model's card.
 
     Args:
-        members: of the ensemble.
-        width: of a latent.
-        hidden: of the layer between.
-        dynamics: a residual two-layer perceptron, or a gated recurrent unit (Cho et al. 2014) that
-            sees the run as a learned optimizer sees its problem (Andrychowicz et al. 2016).
+        members: Number of members of the ensemble.
+        width: Size of a latent.
+        hidden: Size of the hidden layers.
+        dynamics: Kind of the dynamics: "mlp" is a residual two-layer perceptron, "recurrent" a
+            gated recurrent unit (Cho et al. 2014), the form that learned optimizers take
+            (Andrychowicz et al. 2016).
 
     Raises:
         UserError: a size is below 1 or the dynamics is unknown.
@@ -72,11 +78,11 @@ class Architecture:
 
 
 class Unrolled(NamedTuple):
-    """Latents and rewards along sequences of decisions.
+    """Latents and rewards along B sequences of four decisions.
 
     Attributes:
-        latents: [M, B, 5, W], the start first.
-        rewards: [M, B, 4, bins] logits.
+        latents: [M, B, 5, W] latents, the start first.
+        rewards: [M, B, 4, bins] logits of the reward of each decision.
     """
 
     latents: Tensor
@@ -84,14 +90,16 @@ class Unrolled(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """What is forecast of B sequences, by each member.
+    """Forecasts of B sequences by each of the M members.
 
     Attributes:
-        quantiles: [M, B, 3, 5] Δ in units at `LEVELS`, rising: horizon, annealed, final.
+        quantiles: [M, B, 3, 5] quantiles of Δ in units at `LEVELS`, rising; the targets are
+            horizon, annealed and final.
         looks: [M, B, 4] median Δ in units after each decision.
-        hazard: [M, B, 4] logits.
-        instability: [M, B] logits.
-        recovery: [M, B, 10] logits over when the loss is back: at once, by each look, later.
+        hazard: [M, B, 4] logits of the hazard of divergence in each decision.
+        instability: [M, B] logits of the probability that the uncertainty index fires.
+        recovery: [M, B, 10] logits of the time until the loss has recovered: at the start, by each
+            evaluation point, or later.
     """
 
     quantiles: Tensor
@@ -102,7 +110,7 @@ class Heads(NamedTuple):
 
 
 class Linear(nn.Module):
-    """M linear layers side by side: [M, B, inputs] → [M, B, outputs]."""
+    """One linear layer for each member: [M, B, inputs] → [M, B, outputs]."""
 
     def __init__(self, members: int, inputs: int, outputs: int, *, gain: float = 1.0) -> None:
         super().__init__()
@@ -114,7 +122,7 @@ class Linear(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Two layers with a SiLU between."""
+    """Two linear layers with a SiLU between them: [M, B, inputs] → [M, B, outputs]."""
 
     def __init__(
         self,
@@ -139,8 +147,11 @@ class Perceptron(nn.Module):
         return outputs
 
 
-class Judge(nn.Module):
-    """A perceptron of two inputs, the second of which many rows of the first may share: [M, B, own] and [M, 1 or B, shared]."""
+class SharedPerceptron(nn.Module):
+    """A perceptron of two inputs, the second of which all rows may share.
+
+    [M, B, own] and [M, 1 or B, shared] → [M, B, outputs].
+    """
 
     def __init__(
         self,
@@ -159,17 +170,20 @@ class Judge(nn.Module):
         self.dropout = dropout
 
     def forward(self, own: Tensor | None, shared: Tensor) -> Tensor:
-        """None stands for an `own` of zeros."""
-        before = self.shared(shared) + (self.own.bias if own is None else self.own(own))
-        hidden = F.silu(before)
+        """Return the outputs; None for `own` has the same result as zeros."""
+        from_shared = self.shared(shared)
+        from_own = self.own.bias
+        if own is not None:
+            from_own = self.own(own)
+        hidden = F.silu(from_shared + from_own)
         if self.training and self.dropout:
             hidden = F.dropout(hidden, self.dropout)
         outputs: Tensor = self.second(hidden)
         return outputs
 
 
-class Gated(nn.Module):
-    """A gated recurrent unit, M side by side: the state is the latent, the input the action."""
+class GatedUnit(nn.Module):
+    """A gated recurrent unit for each member; its state is the latent, its input the action."""
 
     def __init__(self, members: int, inputs: int, width: int) -> None:
         super().__init__()
@@ -177,19 +191,18 @@ class Gated(nn.Module):
         self.new = Linear(members, inputs + width, width)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        update, reset = torch.sigmoid(self.gates(torch.cat([latent, action], dim=-1))).chunk(
-            2, dim=-1
-        )
+        gates = torch.sigmoid(self.gates(torch.cat([latent, action], dim=-1)))
+        update, reset = gates.chunk(2, dim=-1)
         new = torch.tanh(self.new(torch.cat([reset * latent, action], dim=-1)))
         return latent + update * (new - latent)
 
 
 class Networks(nn.Module):
-    """All of them. Inputs are standardised here, with what `standardise` was told.
+    """All networks of the ensemble. They standardise their inputs with the values of `standardise`.
 
     Args:
-        shape: sizes.
-        dropout: of the hidden layers while training.
+        shape: Sizes of the networks.
+        dropout: Probability that a hidden unit is dropped while training.
     """
 
     mean: Tensor
@@ -208,43 +221,45 @@ class Networks(nn.Module):
                 members, width + len(ACTION), hidden, width, gain=0.5, dropout=dropout
             )
         else:
-            self.dynamics = Gated(members, len(ACTION), width)
+            self.dynamics = GatedUnit(members, len(ACTION), width)
         self.reward = Perceptron(members, 2 * width, hidden, len(BINS), gain=0.1)
-        self.search = Perceptron(members, width, hidden, len(BINS) + sum(POLICY), gain=0.1)
-        self.effect = Judge(
+        self.search = Perceptron(members, width, hidden, len(BINS) + sum(ACTION_SIZES), gain=0.1)
+        self.effect = SharedPerceptron(
             members, width + TARGETS, width, hidden, TARGETS + DECISIONS, dropout=dropout
         )
-        self.spread = Judge(members, width + TARGETS, width, hidden, TARGETS * (QUANTILES - 1))
+        self.spread = SharedPerceptron(
+            members, width + TARGETS, width, hidden, TARGETS * (QUANTILES - 1)
+        )
         self.gate = Linear(members, width, TARGETS, gain=0.1)
-        self.risk = Judge(members, width, width, hidden, DECISIONS + 1 + RECOVERY)
+        self.risk = SharedPerceptron(members, width, width, hidden, DECISIONS + 1 + RECOVERY)
         self.decoder = Linear(members, width, len(STATE))
         self.register_buffer("mean", torch.zeros(len(STATE)))
         self.register_buffer("deviation", torch.ones(len(STATE)))
         self.register_buffer("bins", BINS.clone(), persistent=False)
 
     def standardise(self, mean: Tensor, deviation: Tensor) -> None:
-        """Remember the mean and standard deviation of each feature, [F]."""
+        """Set the mean and standard deviation of each feature, [F] each."""
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
 
     def standard(self, features: Tensor) -> Tensor:
-        """z-scores within ±5; NaN stays NaN."""
+        """Return features as z-scores within ±5; NaN stays NaN."""
         return ((features - self.mean) / self.deviation).clamp(-5, 5)
 
     def represent(self, features: Tensor) -> Tensor:
-        """[B, F] features, NaN where unmeasured → latents [M, B, W]."""
+        """Return latents [M, B, W] of features [B, F]; NaN means not measured."""
         inputs = self.standard(features).nan_to_num(0.0).expand(self.shape.members, -1, -1)
         return _norm(self.representation(inputs))
 
     def step(self, latent: Tensor, action: Tensor) -> Tensor:
-        """Latents [M, B, W] after a decision with the action features [B, A] or [M, B, A]."""
+        """Return latents [M, B, W] after a decision with action features [B, A] or [M, B, A]."""
         action = action.expand(self.shape.members, -1, -1)
-        if isinstance(self.dynamics, Gated):
+        if isinstance(self.dynamics, GatedUnit):
             return _norm(self.dynamics(latent, action))
         return _norm(latent + self.dynamics(torch.cat([latent, action], dim=-1)))
 
     def unroll(self, latent: Tensor, actions: Tensor) -> Unrolled:
-        """From latents [M, B, W] along action features [B, 4, A]."""
+        """Apply the dynamics to latents [M, B, W] along action features [B, 4, A]."""
         latents = [latent]
         for decision in range(actions.shape[1]):
             latents.append(self.step(latents[-1], actions[:, decision]))
@@ -252,24 +267,29 @@ class Networks(nn.Module):
         return Unrolled(stacked, self.rewards(stacked[:, :, :-1], stacked[:, :, 1:]))
 
     def rewards(self, before: Tensor, after: Tensor) -> Tensor:
-        """Logits over `BINS` of the rescaled reward between latents [M, …, W]."""
+        """Return logits over `BINS` of the rescaled reward between latents [M, …, W]."""
         flat = torch.cat([before, after], dim=-1)
         logits: Tensor = self.reward(flat.flatten(1, -2))
         return logits.view(*flat.shape[:-1], len(BINS))
 
-    def judge(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Of latents [M, B, W]: logits over `BINS` of the rescaled value, and those of the policy's parts, [M, B, 18]."""
-        value, policy = self.search(latent).split([len(BINS), sum(POLICY)], dim=-1)
+    def assess(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits of value and policy at latents [M, B, W].
+
+        Returns:
+            [M, B, bins] logits over `BINS` of the rescaled value, and [M, B, 18] logits of the
+            policy, part by part.
+        """
+        value, policy = self.search(latent).split([len(BINS), sum(ACTION_SIZES)], dim=-1)
         return value, policy
 
     def forecast(self, start: Tensor, end: Tensor, nothing: Tensor, law: Tensor) -> Heads:
-        """What comes of sequences that lead from `start` to `end`, where doing nothing would lead to `nothing`; [M, B, W] each.
+        """Forecast B sequences of decisions against doing nothing.
 
         Args:
-            start: latents of the state, [M, 1, W] where all sequences start from one.
-            end: those after the sequence.
-            nothing: those after as many decisions of doing nothing, as `start`.
-            law: [B, 3] the law's Δ in units.
+            start: [M, B, W] latents before the sequences; [M, 1, W] if all start from one state.
+            end: [M, B, W] latents after the sequences.
+            nothing: Latents after as many decisions of doing nothing, in the shape of `start`.
+            law: [B, 3] Δ by the law, in units.
         """
         law = law.expand(self.shape.members, -1, -1)
         own = torch.cat([end - nothing, law], dim=-1)
@@ -294,33 +314,28 @@ class Networks(nn.Module):
         return Heads(quantiles, effect[..., TARGETS:], hazard, instability[..., 0], recovery)
 
     def expected(self, logits: Tensor) -> Tensor:
-        """Rewards or values in nats of logits over `BINS`."""
+        """Return the expected reward or value in nats of logits over `BINS`."""
         return unscale((torch.softmax(logits, dim=-1) * self.bins).sum(-1)) / REWARD_SCALE
 
 
 def to_units(delta: Tensor) -> Tensor:
-    """Δ in nats → units."""
+    """Convert Δ from nats to units; `calibration.nats` is the inverse."""
     return torch.asinh(delta / UNIT)
 
 
-def to_nats(units: Tensor) -> Tensor:
-    """Units → Δ in nats."""
-    return UNIT * torch.sinh(units)
-
-
 def rescale(x: Tensor) -> Tensor:
-    """h(x) = sign(x)(√(|x| + 1) − 1) + 0.001x (Pohlen et al. 2018, as MuZero has it)."""
+    """Apply MuZero's h(x) = sign(x)(√(|x| + 1) − 1) + 0.001x (Pohlen et al. 2018)."""
     return torch.sign(x) * (torch.sqrt(x.abs() + 1) - 1) + 0.001 * x
 
 
 def unscale(y: Tensor) -> Tensor:
-    """The inverse of `rescale`."""
+    """Apply the inverse of `rescale`."""
     root = (torch.sqrt(1 + 0.004 * (y.abs() + 1.001)) - 1) / 0.002
     return torch.sign(y) * (root.square() - 1)
 
 
 def two_hot(nats: Tensor, bins: Tensor) -> Tensor:
-    """Rewards or values in nats, [...], as weights of the two bins beside each, [..., bins]."""
+    """Encode rewards or values [...] in nats as weights of their two nearest bins, [..., bins]."""
     y = rescale(nats * REWARD_SCALE).clamp(float(bins[0]), float(bins[-1]))
     place = (y - bins[0]) / (bins[1] - bins[0])
     low = place.floor().clamp(0, len(bins) - 2)

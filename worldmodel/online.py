@@ -1,17 +1,18 @@
-"""Keep learning from what was really tried, without forgetting what was known (Liu et al.
+"""Online learning from verified branches, without forgetting the pretraining data.
 
-2023's online speculative decoding).
+The idea is that of online speculative decoding (Liu et al. 2023).
 
     online = OnlineModel(worldmodel.load_pretrained(), rehearsal)
     online.learn([Rollout(run="mine", history=history, interventions=(…,), annealed=-0.012)])
     online.model.forecast(history, interventions)
 
-Every rollout is first forecast with the model as it is, and only then learned: what its error says
-of intervals is honest. So scores join the calibrations at once, and the level of each target's
-intervals follows the misses (ACI, `conformal.adaptive`). Networks are refreshed after every
-`refresh` rollouts, always from the pretrained ones, on all rollouts kept and as many branches of
-the pretraining data: going on from the last refresh would drift, going back does not, and costs the
-same few seconds.
+Every rollout is forecast with the current model before it is learned, so its error is an honest
+test of the intervals. Its scores join the calibrations at once, and the level of each target's
+intervals follows the misses (ACI, `conformal.adaptive`).
+
+The networks are fitted anew after every `refresh` rollouts, on all rollouts kept and on about as
+many branches of the pretraining data. Each fit starts from the pretrained networks: one that starts
+from the last fit would drift, and it takes the same few seconds.
 """
 
 from __future__ import annotations
@@ -24,29 +25,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import Rollout, UserError
+from trainenv.types import DECISIONS, LOOKS, Rollout, UserError
 from trainenv.worldmodel import features
-from trainenv.worldmodel.calibration import ALPHA, Calibrations, strata_of, units
+from trainenv.worldmodel.calibration import ALPHA, Calibrations, branch_strata, units
 from trainenv.worldmodel.conformal import AdaptiveLevel, Calibration
-from trainenv.worldmodel.examples import LOOKS, TARGETS, Examples
-from trainenv.worldmodel.features import DECISIONS, STATE
+from trainenv.worldmodel.examples import TARGETS, Examples
+from trainenv.worldmodel.features import STATE
 from trainenv.worldmodel.law_prior import prior
 from trainenv.worldmodel.model import Model, action_features
 from trainenv.worldmodel.training import Training, fit
 
-_MEASURED = ("states", "actions", "law", "looks", "annealed", "final")
-_NEW = "online/"  # prefix of the names of runs learned from, beside those of the pretraining data
+_NEW = "online/"  # prefix of the names of new runs, which tells them from the pretraining data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Online:
-    """How to go on learning.
+    """Hyperparameters of online learning.
 
     Args:
-        refresh: rollouts between refreshes of the networks.
-        keep: rollouts kept, the newest.
-        training: of a refresh.
-        level: rule by which the intervals' level follows late labels.
+        refresh: Number of rollouts after which the networks are fitted anew.
+        keep: Number of newest rollouts that are kept.
+        training: Hyperparameters of each fit.
+        level: Rule by which the level of the intervals follows late labels.
 
     Raises:
         UserError: a count is below 1.
@@ -64,16 +64,16 @@ class Online:
 
 
 class OnlineModel:
-    """A model that learns.
+    """A world model that learns from rollouts.
 
     Args:
-        pretrained: where it starts; it is never changed.
-        rehearsal: branches of the pretraining data (`files.load_rehearsal`).
-        how: hyperparameters.
+        pretrained: Model to start from; it is never changed.
+        rehearsal: Branches of the pretraining data (`serialization.load_rehearsal`).
+        how: Hyperparameters of online learning.
 
     Attributes:
-        model: the newest; a new object after each change.
-        flops: spent on refreshing the networks so far.
+        model: Newest model, a new object after each change.
+        flops: FLOPs spent so far on fitting the networks.
     """
 
     def __init__(self, pretrained: Model, rehearsal: Examples, how: Online | None = None) -> None:
@@ -86,85 +86,85 @@ class OnlineModel:
         self._kept: Examples | None = None
         self._learned: list[dict[str, Any]] = []
         self.flops = 0.0
-        self._runs: dict[str, int] = {}  # those learned from, in the order they were first seen
+        self._runs: dict[str, int] = {}  # numbers of the new runs, in the order first seen
         self._waiting = 0
         self._levels = {target: self.how.level.init() for target in TARGETS}
         self.model = self._pretrained
 
     def learn(self, rollouts: Sequence[Rollout], /) -> None:
-        """Take in rollouts, in the order they were measured."""
+        """Learn from rollouts, in the order they were measured."""
         if rollouts:
             columns = read(rollouts)
             self._learned.append(columns)
             self.learn_examples(examples_of(columns))
 
     def price(self, rollouts: int) -> float:
-        """FLOPs that `learn` takes of so many rollouts, at most."""
+        """Return the FLOPs that learning from this number of rollouts takes at most."""
         if self._waiting + rollouts < self.how.refresh:
             return 0.0
-        kept = min(self.how.keep, rollouts + (0 if self._kept is None else len(self._kept)))
-        return self._refreshing(max(2 * len(self._rehearsal), len(self._rehearsal) + 4 * kept))
+        kept = rollouts
+        if self._kept is not None:
+            kept += len(self._kept)
+        kept = min(self.how.keep, kept)
+        return self._fit_flops(max(2 * len(self._rehearsal), len(self._rehearsal) + 4 * kept))
 
-    def _refreshing(self, examples: int) -> float:
-        """FLOPs of fitting the networks to so many."""
+    def _fit_flops(self, examples: int) -> float:
+        """Return the FLOPs of fitting the networks to this number of branches."""
         weights = sum(p.numel() for p in self._pretrained.networks.parameters())
         return 6.0 * DECISIONS * weights * examples * self.how.training.epochs
 
     def state_dict(self) -> dict[str, Any]:
-        """What `learn` took in, as JSON values: learned again, it comes to the same."""
+        """Return the rollouts learned from, as JSON values; learning them again is exact."""
         return {"learned": self._learned}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Know what another had learned from rollouts, and nothing else."""
+        """Start anew and learn from the rollouts of another model's `state_dict`."""
         flops = self.flops
         self._start()
         for columns in state["learned"]:
             self._learned.append(dict(columns))
             self.learn_examples(examples_of(columns))
-        self.flops = flops  # learning it again was not the run's
+        self.flops = flops  # the run is not charged for learning again
 
     def learn_examples(self, fresh: Examples) -> None:
-        """The same for branches of a data set; names of trunks tell runs apart."""
-        fresh = replace(
-            fresh, trunks=tuple(f"{_NEW}{name.removeprefix(_NEW)}" for name in fresh.trunks)
-        )
+        """Learn from branches of a data set; each trunk counts as a run."""
+        names = [name.removeprefix(_NEW) for name in fresh.trunks]
+        fresh = replace(fresh, trunks=tuple(f"{_NEW}{name}" for name in names))
         if self.model.calibrations is not None:
-            self.model = Model(
-                self.model.networks,
-                self._recalibrated(self.model.calibrations, fresh),
-                self.model.card,
-            )
-        kept = fresh if self._kept is None else concatenated([self._kept, fresh])
+            calibrations = self._recalibrated(self.model.calibrations, fresh)
+            self.model = Model(self.model.networks, calibrations, self.model.card)
+        kept = fresh
+        if self._kept is not None:
+            kept = concatenated([self._kept, fresh])
         self._kept = _used(kept.where(np.arange(len(kept))[-self.how.keep :]))
         self._waiting += len(fresh)
         if self._waiting >= self.how.refresh:
             self._refresh()
 
     def report(self) -> dict[str, dict[str, float]]:
-        """By target, what late labels have shown of the intervals; see `AdaptiveLevel.report`."""
+        """Return the measured misses of the intervals by target; see `AdaptiveLevel.report`."""
         return {target: self.how.level.report(state) for target, state in self._levels.items()}
 
     def _refresh(self) -> None:
-        """New networks from the pretrained ones, on the rollouts kept and as much of the old data."""
+        """Fit the pretrained networks to the rollouts kept and to as much of the old data."""
         assert self._kept is not None
         self._waiting = 0
         old = self._rehearsal
-        times = max(
-            1, round(len(old) / len(self._kept))
-        )  # new and old weigh alike, but no rollout more than it did at first
-        both = concatenated([old, *[self._kept] * min(times, 4)])
+        # New and old branches weigh the same in all, but one rollout at most as four old branches.
+        times = min(4, max(1, round(len(old) / len(self._kept))))
+        both = concatenated([old, *[self._kept] * times])
         networks = fit(both, self.how.training, start=self._pretrained.networks)
-        self.flops += self._refreshing(len(both))
+        self.flops += self._fit_flops(len(both))
         self.model = Model(networks, self.model.calibrations, self.model.card)
 
     def _recalibrated(self, calibrations: Calibrations, fresh: Examples) -> Calibrations:
-        """With the scores of rollouts that were not learned from yet, and the level moved by their misses."""
+        """Return calibrations with the scores of new branches, and levels moved by their misses."""
         some = fresh.where(fresh.candidate)
         if not len(some):
             return calibrations
         raw = self.model.raw(some)
-        strata = strata_of(some.states[some.snapshot], some.actions[..., 0].sum(axis=1))
-        said = calibrations.apply(raw, strata)
+        strata = branch_strata(some)
+        calibrated = calibrations.apply(raw, strata)
         intervals = dict(calibrations.intervals)
         alpha = dict(calibrations.alpha)
         for target in TARGETS:
@@ -179,10 +179,10 @@ class OnlineModel:
             assert self._pretrained.calibrations is not None
             first = int(self._pretrained.calibrations.intervals[target].trunks.max()) + 1
             codes = np.array([first + self._runs[run] for run in runs.tolist()])
-            intervals[target] = _joined(
+            intervals[target] = _extended(
                 intervals[target], quantiles, units(outcome[known]), codes, list(strata[known])
             )
-            bounds = getattr(said, target)[known]
+            bounds = getattr(calibrated, target)[known]
             missed = (outcome[known] < bounds[:, 0]) | (outcome[known] > bounds[:, -1])
             for run in np.unique(runs):
                 self._move_level(target, str(run), missed[runs == run])
@@ -190,9 +190,9 @@ class OnlineModel:
         return replace(calibrations, intervals=intervals, alpha=alpha)
 
     def _move_level(self, target: str, run: str, missed: NDArray[np.bool_]) -> None:
-        """By the labels of one run that came together.
+        """Move a target's level by labels of one run that arrived together.
 
-        They share its fate, so together they weigh as one.
+        These share the future of the run, so together they weigh as one label.
         """
         state = self._levels[target]
         rule = replace(self.how.level, gamma=self.how.level.gamma / len(missed))
@@ -200,28 +200,23 @@ class OnlineModel:
         rule.learn(state, dict(zip(tickets, missed.tolist(), strict=True)))
 
 
-def as_examples(rollouts: Sequence[Rollout]) -> Examples:
-    """Rollouts as branches of a data set; what they did not measure is NaN."""
-    return examples_of(read(rollouts))
-
-
 def read(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """What is learned from rollouts, as JSON values: a list a column, with an entry a rollout."""
+    """Return rollouts as JSON values: for each column a list with one entry per rollout."""
     columns: dict[str, list[Any]] = {}
     for rollout in rollouts:
-        telemetry, now = features.read(rollout.history)
+        telemetry, context = features.read(rollout.history)
         actions = action_features([rollout.interventions])  # [1, 4, A]
         row = {
             "run": rollout.run,
-            "states": features.state(telemetry, now).tolist(),
+            "states": features.state(telemetry, context).tolist(),
             "actions": actions[0].tolist(),
-            "law": prior(telemetry, now, actions[..., 0])[0].tolist(),
+            "law": prior(telemetry, context, actions[..., 0])[0].tolist(),
             "looks": [*rollout.looks, *[math.nan] * (LOOKS - len(rollout.looks))],
             "annealed": rollout.annealed,
             "final": rollout.final,
             "diverged": rollout.diverged,
             "fired": rollout.fired,
-            "decision_steps": now.decision,
+            "decision_steps": context.decision,
             "flagged": rollout.history.flagged_ahead > 0,
         }
         for name, value in row.items():
@@ -230,10 +225,10 @@ def read(rollouts: Sequence[Rollout]) -> dict[str, Any]:
 
 
 def examples_of(columns: Mapping[str, Any]) -> Examples:
-    """Columns as `read` gives them, as branches of a data set; null counts as NaN, and so does what rollouts never measure."""
+    """Convert columns from `read` to branches; a value that was not measured is NaN."""
     count = len(columns["run"])
     runs = sorted(set(columns["run"]))
-    given = {
+    measured = {
         name: np.array(columns[name], dtype=np.float64)
         for name in ("states", "actions", "law", "looks", "annealed", "final")
     }
@@ -252,12 +247,12 @@ def examples_of(columns: Mapping[str, Any]) -> Examples:
         decision_steps=np.array(columns["decision_steps"], dtype=np.int64),
         strata=np.array(["online/rollout"] * count),
         flagged=np.array(columns["flagged"], dtype=np.bool_),
-        **given,
+        **measured,
     )
 
 
 def concatenated(parts: Sequence[Examples]) -> Examples:
-    """Examples one after the other; trunks of the same name are one."""
+    """Concatenate examples; trunks of the same name become one."""
     names: dict[str, int] = {}
     for part in parts:
         for name in part.trunks:
@@ -282,7 +277,7 @@ def concatenated(parts: Sequence[Examples]) -> Examples:
 
 
 def _used(examples: Examples) -> Examples:
-    """The same without the snapshots that no branch is of any more: memory would grow with all that was ever seen."""
+    """Drop snapshots without branches: with them, memory would grow for ever."""
     used, snapshot = np.unique(examples.snapshot, return_inverse=True)
     columns = {
         name: getattr(examples, name)[used]
@@ -291,14 +286,14 @@ def _used(examples: Examples) -> Examples:
     return replace(examples, snapshot=snapshot, **columns)
 
 
-def _joined(
+def _extended(
     old: Calibration,
     quantiles: NDArray[np.float64],
     outcome: NDArray[np.float64],
     runs: NDArray[np.int64],
     strata: list[str],
 ) -> Calibration:
-    """A calibration with more rows, of the trunks that `runs` numbers."""
+    """Add rows of the trunks with the numbers `runs` to a calibration."""
     low, high = old.how.scores(quantiles[:, 0], quantiles[:, -1], outcome)
     return replace(
         old,

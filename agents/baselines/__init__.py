@@ -1,1 +1,52 @@
-"""TODO face of agents/baselines."""
+"""Baselines: agents and rules that steer without a world model.
+
+| name | does |
+|---|---|
+| `DoNothing` | leaves the run alone |
+| `ClipOnly` | puts one clip policy in force |
+| `RollbackRule` | rolls back, skips data and lowers the learning rate at each alarm |
+| `TunedSchedule` | tunes learning rate and clip policy before the run |
+| `PlannerCallback`, `population` | let AutoLRS, PBT or PB2 try changes for real |
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainenv.agents.baselines.clip_only import ClipOnly
+    from trainenv.agents.baselines.do_nothing import DoNothing
+    from trainenv.agents.baselines.planner_driven import PlannerCallback, population
+    from trainenv.agents.baselines.rollback_rule import STYLES, RollbackRule, Style
+    from trainenv.agents.baselines.tuned_schedule import Setting, TunedSchedule
+
+__all__ = [
+    "STYLES",
+    "ClipOnly",
+    "DoNothing",
+    "PlannerCallback",
+    "RollbackRule",
+    "Setting",
+    "Style",
+    "TunedSchedule",
+    "population",
+]
+
+_LAZY = {
+    "ClipOnly": "trainenv.agents.baselines.clip_only",
+    "DoNothing": "trainenv.agents.baselines.do_nothing",
+    "PlannerCallback": "trainenv.agents.baselines.planner_driven",
+    "population": "trainenv.agents.baselines.planner_driven",
+    "STYLES": "trainenv.agents.baselines.rollback_rule",
+    "RollbackRule": "trainenv.agents.baselines.rollback_rule",
+    "Style": "trainenv.agents.baselines.rollback_rule",
+    "Setting": "trainenv.agents.baselines.tuned_schedule",
+    "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

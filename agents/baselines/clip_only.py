@@ -1,6 +1,7 @@
-"""Put a clip policy in force at the first decision and leave the rest alone.
+"""Agent that puts one clip policy in force and leaves the rest of the run alone.
 
-ZClip (Kumar 2025), ARC (Allouah 2025), SPAM (Huang 2025): see `trainenv.clipping`.
+The policies are ZClip (Kumar 2025), ARC (Allouah 2025) and SPAM (Huang 2025), see
+`trainenv.clipping`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from trainenv.types import ClipName, Intervention
 
 @dataclass(frozen=True)
 class ClipOnly:
-    """Asks for a clip policy at every decision; where it is in force the environment masks that, and nothing is done.
+    """Sets a clip policy at every decision where it is not in force yet.
 
     Args:
-        policy: `zclip`, `arc`, `none`, or `spam` where the configuration allows it
-            (`interventions.allow_spam`).
-        codec: of the action space.
+        policy: Clip policy: `zclip`, `arc`, `none`, or `spam` if `interventions.allow_spam` is set.
+        codec: Codec of the action space.
     """
 
     policy: ClipName
     codec: ActionCodec = field(default_factory=ActionCodec)
 
     def act(self, observation: Observation, info: Mapping[str, Any], /) -> Action:
-        """The action vector that sets the policy, int64 [6]; all zeros where `info["action_masks"]` forbids it."""
+        """Return the action that sets the policy, int64 [6]; all zeros if it is illegal."""
         action = self.codec.encode(Intervention(clip=self.policy))
         masks = info.get("action_masks")
         before = sum(self.codec.sizes[:2])  # masks of the parts before the clip policy's

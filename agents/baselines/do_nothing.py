@@ -1,4 +1,4 @@
-"""Leave the run alone: what every other agent is measured against."""
+"""Agent that leaves the run alone: the baseline of every other agent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trainenv.agents.contract import Action, Observation
 
 @dataclass(frozen=True)
 class DoNothing:
-    """Does nothing, whatever happens."""
+    """Leaves the run alone."""
 
     def act(self, observation: Observation, info: Mapping[str, Any], /) -> Action:
-        """All zeros, int64 [6]."""
+        """Return all zeros, int64 [6]."""
         return np.zeros(6, dtype=np.int64)

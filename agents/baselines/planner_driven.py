@@ -1,35 +1,37 @@
-"""Whole runs steered by a planner that tries things for real: AutoLRS stage by stage, PBT and PB2 as one population.
+"""Runs steered by a planner that trains its candidates for real: AutoLRS, PBT and PB2.
 
-    train(run, folder, callback=PlannerCallback(planner=planners.make("autolrs"), decision_steps=15,
-    every=150)) train(run, folder, callback=population(run, planners.make("pbt", population=4,
-    generations=5)))
+    autolrs = planners.make("autolrs")
+    train(run, folder, callback=PlannerCallback(planner=autolrs, decision_steps=15, every=150))
+    pbt = planners.make("pbt", population=4, generations=5)
+    train(run, folder, callback=population(run, pbt, members=4, generations=5))
 
-At each plan forks of the run are trained (`trainenv.rollouts.executor`), the best of them becomes
-the run, and whatever else was spent, validations included, comes off the run's budget: it ends,
-annealed, that much earlier, and has cost what a run left alone does.
+For each plan, forks of the run are trained (`trainenv.rollouts.executor`) and the best of them
+becomes the run. Everything else that was spent, validations included, is taken off the run's
+budget. So the run ends that much earlier, fully annealed, at the cost of a run left alone.
 
-AutoLRS (Jin et al. 2021, arXiv:2105.10762): each stage of τ steps begins with short tries of
-learning rates. Deviation: the short run of the rate that was chosen is gone on with, where the
-paper starts the stage again. PBT (Jaderberg et al. 2017, arXiv:1711.09846), PB2 (Parker-Holder et
-al. 2020, arXiv:2002.02518): the members share the budget and so train a short run each, to the same
-end of the schedule. Deviations: they start from a common first block of steps; after the last
-generation the best one trains to the end alone, an interval or so. Where doing nothing has died out
-among the members, a fork of it is still trained to compare with, and the population ends about a
+AutoLRS (Jin et al. 2021, arXiv:2105.10762): each stage of τ steps begins with short trials of
+learning rates. Deviation: the run continues from the trial that was chosen; the paper starts the
+stage again.
+
+PBT (Jaderberg et al. 2017, arXiv:1711.09846) and PB2 (Parker-Holder et al. 2020, arXiv:2002.02518):
+the members share the budget, so that each trains a short run to the same end of the schedule.
+Deviations: the members start from a common first block of steps. After the last generation, the
+best member trains to the end alone, for about one interval. If no member is left that never changed
+anything, a fork left alone is still trained for comparison, and the population ends about a
 generation earlier.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from trainenv.agents.agent_callback import different
-from trainenv.agents.branching.problems import after
 from trainenv.agents.waste_budget import ComputeDebt
-from trainenv.interventions import ActionCodec
+from trainenv.interventions import ActionCodec, after
 from trainenv.loop import Callback, CallbackResult
 from trainenv.rollouts.executor import Rollouts
 from trainenv.types import (
@@ -46,28 +48,28 @@ from trainenv.types import (
     Telemetry,
     UserError,
 )
+from trainenv.verification.record import changes
 
 
 @dataclass(kw_only=True)
 class PlannerCallback(Callback):
-    """Asks a planner what to do with a run, gives it real forks to find out with, and does the best that it found.
+    """Callback that lets a planner train forks of the run and follows its best candidate.
 
     Args:
-        planner: needs an executor and no model.
-        decision_steps: steps of one of the planner's decisions.
-        criterion: what the planner is to make small; None for its own default.
-        start: steps before the first plan.
-        every: steps from one plan to the next; None for a single plan.
-        first: factors on the learning rate that the first decision of a plan may take beside those
-            of the action space.
-        proposes: whether these are proposed, to be looked at before others.
-        short: steps that the run is to have from the plan on while the planner looks at it; None
-            for all that are left.
-        share: of what is left of the budget, that a plan may cost.
-        seed: of the planner's random choices.
+        planner: Planner that needs an executor and no model.
+        decision_steps: Steps from one intervention of a sequence to the next.
+        criterion: Quantity that the planner minimises; None for its own default.
+        start: Steps before the first plan.
+        every: Steps from one plan to the next; None for a single plan.
+        first: Factors on the learning rate that the first decision of a plan may take, besides
+            those of the action space.
+        proposes: True to try these factors before other candidates.
+        short: Steps that the run has left while the planner trains its forks; None for all.
+        share: Share of the budget left that a plan may cost, 0 to 1.
+        seed: Random seed of the planner.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: A number is out of range.
     """
 
     planner: Planner
@@ -81,7 +83,7 @@ class PlannerCallback(Callback):
     share: float = 0.5
     seed: int = 0
     _due: int | None = field(default=None, init=False, repr=False)
-    _tab: ComputeDebt = field(default_factory=ComputeDebt, init=False, repr=False)
+    _debt: ComputeDebt = field(default_factory=ComputeDebt, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if (
@@ -91,16 +93,19 @@ class PlannerCallback(Callback):
             or not 0 < self.share <= 1
         ):
             raise UserError(
-                "decision_steps, every and short must be at least 1, start at least 0 and share in (0, 1], "
-                f"found {self.decision_steps}, {self.every}, {self.short}, {self.start} and {self.share}"
+                "decision_steps, every and short must be at least 1, start at least 0 and share "
+                f"in (0, 1], found {self.decision_steps}, {self.every}, {self.short}, "
+                f"{self.start} and {self.share}"
             )
         self._due = self.start
 
     def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
-        """Plan and follow, if it is time."""
+        """Plan and follow the best candidate if a plan is due. See `Callback`."""
         if self._due is None or run.step < self._due or run.done or run.diverged:
             return CallbackResult()
-        self._due = None if self.every is None else run.step + self.every
+        self._due = None
+        if self.every is not None:
+            self._due = run.step + self.every
         before = self._spent(run)
         end = run.horizon.end
         left = run.horizon.end - run.step
@@ -110,24 +115,26 @@ class PlannerCallback(Callback):
         budget = Budget(futures=None, flops=self.share * left * run.flops_ahead)
         best = self.planner.plan(self._problem(run, window, rollouts, budget)).best
         response = self._follow(run, rollouts, best)
-        run.end_at(end - self._tab.settle(run, self._spent(run) - before))
+        run.end_at(end - self._debt.settle(run, self._spent(run) - before))
         return response
 
     def state_dict(self) -> dict[str, Any]:
-        """When it is to plan again, and what it has not paid for yet."""
-        return {"due": self._due, "owed": self._tab.owed}
+        """Return the step of the next plan and the compute owed. See `Callback`."""
+        return {"due": self._due, "owed": self._debt.owed}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from there."""
+        """Take on the state that `state_dict` returned. See `Callback`."""
         if state:
             self._due = state["due"]
-            self._tab = ComputeDebt(float(state["owed"]))
+            self._debt = ComputeDebt(float(state["owed"]))
 
     def _follow(self, run: Run, rollouts: Rollouts, best: Candidate) -> CallbackResult:
-        """Make the run what the best candidate has come to; where that was lost, begin like it."""
+        """Make the run the trained candidate; if that failed, apply its first intervention."""
         start = run.step
         sequence = best.interventions
-        steps = best.outcomes[-1].looks[-1] if best.outcomes and best.outcomes[-1].looks else 0
+        steps = 0
+        if best.outcomes and best.outcomes[-1].looks:
+            steps = best.outcomes[-1].looks[-1]
         future = rollouts.future(sequence, steps)
         kept: Sequence[Telemetry] = ()
         if (
@@ -136,12 +143,12 @@ class PlannerCallback(Callback):
             and not (future.diverged or future.error or future.stopped)
         ):
             kept = rollouts.adopt(sequence, steps)
-            taken = sequence[: -(-steps // self.decision_steps)]
+            taken = sequence[: math.ceil(steps / self.decision_steps)]
         else:
             run.apply(sequence[0])
             taken = sequence[:1]
         events = [
-            Event(start + place * self.decision_steps, "intervention", different(one))
+            Event(start + place * self.decision_steps, "intervention", changes(one))
             for place, one in enumerate(taken)
             if not one.does_nothing
         ]
@@ -155,7 +162,7 @@ class PlannerCallback(Callback):
         codec = ActionCodec(space.model_copy(update={"lr_scales": (*space.lr_scales, *self.first)}))
 
         def masks_after(sequence: Sequence[Intervention]) -> Masks:
-            masks = codec.masks(after(run, sequence))
+            masks = codec.masks(after(run, *sequence))
             masks[0][usual:] = False
             return masks
 
@@ -167,6 +174,9 @@ class PlannerCallback(Callback):
             decision_steps=self.decision_steps,
             flagged_ahead=len(run.flagged_ahead),
         )
+        proposals: list[tuple[Intervention]] = []
+        if self.proposes:
+            proposals = [(Intervention(lr_scale=factor),) for factor in self.first]
         return PlanningProblem(
             history=history,
             codec=codec,
@@ -176,13 +186,11 @@ class PlannerCallback(Callback):
             criterion=self.criterion,
             budget=budget,
             masks_after=masks_after,
-            proposals=[(Intervention(lr_scale=factor),) for factor in self.first]
-            if self.proposes
-            else (),
+            proposals=proposals,
         )
 
     def _spent(self, run: Run) -> float:
-        """FLOPs of branches that were thrown away and of evaluations."""
+        """Return the FLOPs of wasted branches and of evaluations so far."""
         return float(run.ledger["verify"] + run.ledger["evaluate"])
 
 
@@ -196,24 +204,23 @@ def population(
     first: tuple[float, ...] = (0.1, 0.3, 3.0),
     seed: int = 0,
 ) -> PlannerCallback:
-    """A population that shares the budget of a run, to be handed to `train` with it.
+    """Return the callback for a population that shares the budget of a run.
 
-    Its generations are so long that those of all members and one more of the best one, with their
-    evaluations, are the budget.
+    The budget is spent on all generations of all members, one more of the best member, and their
+    evaluations.
 
     Args:
-        run: before its first step.
-        planner: `planners.PBT` with as many members and generations, an interval of one decision.
-        members: of the population.
-        generations: of it.
-        criterion: what members are compared by.
-        first: factors on the learning rate that members differ by at first, beside other single
-            changes.
-        seed: of the planner's random choices.
+        run: Run before its first step.
+        planner: `planners.PBT` or `PB2` with these members and generations, and an interval of one
+            decision.
+        members: Number of members of the population.
+        generations: Number of generations.
+        criterion: Quantity that members are compared by; None for the planner's default.
+        first: Factors on the learning rate that members start with, besides other single changes.
+        seed: Random seed of the planner.
     """
-    left = 0.98 * (
-        run.horizon.end - run.config.monitor.block
-    )  # the monitor's probes take a hundredth
+    # The monitor's probes take a hundredth.
+    left = 0.98 * (run.horizon.end - run.config.monitor.block)
     evaluations = (members * generations + 1) * run.flops_per_evaluation / run.flops_ahead
     interval = max(1, int((left - evaluations) / (members * generations + 1)))
     return PlannerCallback(

@@ -1,22 +1,21 @@
-"""The rule that people follow at night: roll back, drop the data around the spike, cut the learning rate.
+"""Rule that engineers follow by hand: roll back, skip the data around the spike, lower the rate.
 
-Two teams wrote down how they did it, each in its own style (`STYLES`; the default settings of
-`RollbackRule` are a blend of both):
+Two teams published how they did it (`STYLES`). The default settings of `RollbackRule` combine both.
 
     palm   Chowdhery 2022 (arXiv:2204.02311), §5.1: restart from about 100 steps before the spike,
-    skip 200 to 500 batches that
-           were seen before and during it, leave the learning rate alone; about 20 spikes in the
-           largest run
+           skip 200 to 500 batches seen before and during it, leave the learning rate alone; about
+           20 spikes in the largest run
     opt    Zhang 2022 (arXiv:2205.01068), §2.5: restart from an earlier checkpoint with a lower
-    learning rate, and clip more
-           tightly later in the run (§2.2: at 0.3 instead of 1.0); no figure for how far back or how
-           much lower
+           learning rate, and clip more tightly later in the run (§2.2: at 0.3 instead of 1.0); no
+           figures for how far back and how much lower
 
-Lengths are shares of the budget: a small run stands for one of 16 000 steps, so that 100 steps of
-the papers' are 9 of 1500.
-Deviations: the uncertainty index raises the alarm, not a person; what the OPT paper leaves open is
-ours (half a checkpoint interval back at least, × 0.8 each time); clipping more tightly is ZClip, as
-action spaces set policies and no thresholds; nobody goes back to one place more than twice.
+Lengths are shares of the budget. A small run represents one of 16 000 steps, so that 100 steps of
+the papers are 9 of 1500.
+
+Deviations: the uncertainty index raises the alarm, not a person. Where the OPT paper gives no
+figure, ours are half a checkpoint interval back at least, and × 0.8 each time. Tighter clipping is
+ZClip, because action spaces set policies and no thresholds. The rule goes back to one place at most
+twice.
 """
 
 from __future__ import annotations
@@ -45,22 +44,22 @@ from trainenv.types import (
     as_whole,
 )
 
-_FULL_LENGTH = 16_000  # steps of the run that a small one stands for
+_FULL_LENGTH = 16_000  # steps of the run that a small one represents
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How a team answers. Lengths are in steps of a run of 16 000.
+    """Rule of a team; lengths are in steps of a run of 16 000.
 
     Args:
-        rewind: to go back behind the alarm.
-        every: between the snapshots to go back to.
-        skip: batches before the alarm, and as many after it, that are dropped; None: none at all.
-        lr_scale: factor on the learning rate.
-        clip: policy that is put in force; None leaves the one there is.
-        clip_from: the answer from which on it is.
-        patience: alarms answered.
-        repeats: answers to one and the same alarm: people see when they go in circles.
+        rewind: Least number of steps to go back from the alarm.
+        every: Steps between the snapshots to go back to.
+        skip: Number of batches skipped before the alarm, and as many after it; None for none.
+        lr_scale: Factor on the learning rate.
+        clip: Clip policy to put in force; None for the one in force.
+        clip_from: Number of the rollback, from 1 on, that first puts it in force.
+        patience: Largest number of rollbacks.
+        repeats: Largest number of rollbacks for the same alarm.
     """
 
     rewind: int
@@ -81,22 +80,25 @@ STYLES: Mapping[str, Style] = {
 
 @dataclass(kw_only=True)
 class RollbackRule(Callback):
-    """Acts on a run whenever its uncertainty index fires. A callback for `trainenv.loop.train`.
+    """Callback that rolls the run back whenever its uncertainty index fires.
 
     Args:
-        rewind: steps to go back behind the alarm; the newest snapshot at least that old is taken.
-        every: steps between the snapshots kept in memory.
-        keep: how many of them are kept.
-        skip: steps before the alarm, and after it (at least what was trained before the alarm was
-            read), whose data is dropped.
-        lr_scale: factor on the learning rate after going back; 1.0 leaves it.
-        patience: alarms answered; after that the run is left alone, so that it cannot be caught in
-            a loop.
-        drops: whether data is dropped at all, that which the index has flagged included.
-        clip: policy to put in force after going back; None leaves the one there is.
-        clip_from: the answer, from 1 on, from which on that is done.
-        repeats: answers in a row to alarms within `rewind` + 2 · `skip` steps of each other; None:
-            no limit but `patience`.
+        rewind: Least number of steps to go back from the alarm, to the newest snapshot there.
+        every: Steps between the snapshots kept in memory.
+        keep: Number of snapshots kept in memory.
+        skip: Number of steps before the alarm, and after it, whose data is skipped; at least all
+            that were trained before the alarm was read.
+        lr_scale: Factor on the learning rate after a rollback.
+        patience: Largest number of rollbacks; after that the run is left alone, so that it always
+            ends.
+        drops: True to skip data, including the data that the index has flagged.
+        clip: Clip policy to put in force after a rollback; None for the one in force.
+        clip_from: Number of the rollback, from 1 on, that first puts it in force.
+        repeats: Largest number of rollbacks in a row for alarms within `rewind` + 2 · `skip` steps
+            of each other; None for no limit but `patience`.
+
+    Raises:
+        UserError: A setting is out of range.
     """
 
     rewind: int = 50
@@ -112,9 +114,8 @@ class RollbackRule(Callback):
     _snapshots: deque[Snapshot] = field(default_factory=deque, init=False, repr=False)
     _seen: deque[tuple[int, int]] = field(default_factory=deque, init=False, repr=False)
     _answered: int = field(default=0, init=False, repr=False)
-    _here: list[int] = field(
-        default_factory=list, init=False, repr=False
-    )  # the alarms in a row that were answered at one place
+    # Alarms answered in a row at one place.
+    _here: list[int] = field(default_factory=list, init=False, repr=False)
     _run: Run | None = field(default=None, init=False, repr=False)
     _resumed: bool = field(default=False, init=False, repr=False)
 
@@ -135,21 +136,29 @@ class RollbackRule(Callback):
 
     @classmethod
     def in_style(cls, name: str, steps: int) -> Self:
-        """The rule as one of the teams followed it, scaled to a run of that many steps.
+        """Return the rule of one of the teams, scaled to a run.
+
+        Args:
+            name: Name in `STYLES`.
+            steps: Number of steps of the run.
 
         Raises:
-            UserError: there is no such style.
+            UserError: There is no such style.
         """
         if name not in STYLES:
             raise UserError(
-                f"style must be one of {', '.join(STYLES)}, found {name!r}{nearest(name, tuple(STYLES))}"
+                f"style must be one of {', '.join(STYLES)}, "
+                f"found {name!r}{nearest(name, tuple(STYLES))}"
             )
         style = STYLES[name]
         scale = as_whole(steps, "steps", least=1) / _FULL_LENGTH
+        skip = 0
+        if style.skip is not None:
+            skip = max(1, round(style.skip * scale))
         return cls(
             rewind=max(1, round(style.rewind * scale)),
             every=max(1, round(style.every * scale)),
-            skip=0 if style.skip is None else max(1, round(style.skip * scale)),
+            skip=skip,
             lr_scale=style.lr_scale,
             patience=style.patience,
             drops=style.skip is not None,
@@ -159,24 +168,24 @@ class RollbackRule(Callback):
         )
 
     def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
-        """A run that goes on can go back to its regular checkpoints, where there are no snapshots in memory."""
+        """Take the regular checkpoints of a resumed run as snapshots. See `Callback`."""
         if self._run is not None and self._run is not run:
             self._forget()
         self._run = run
         if self._resumed:
             self._resumed = False
             for step in store.steps():
-                # Each line saves the regular ones anew as it comes by; others may be of a line that
-                # was left.
+                # Each line of history saves the regular ones again; others may be of a line that
+                # the run has left.
                 if 0 < step <= run.step and step % store.every == 0 and self._due(step):
                     self._keep(store.load(step))
 
     def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
-        """Go back and intervene if the index fired in the window; otherwise remember the run as it is."""
+        """Roll back if the index fired; otherwise keep a snapshot if one is due. See `Callback`."""
         self._seen.extend((t.step, t.data_index) for t in window)
         while len(self._seen) > self.skip + len(window):
             self._seen.popleft()
-        # One loss that is not finite and leaves the weights alone is a batch without labels, not a
+        # A single non-finite loss that leaves the weights alone is a batch without labels, and no
         # spike.
         alarm = next(
             (t for t in window if t.reading.fired and (math.isfinite(t.loss) or run.diverged)), None
@@ -186,12 +195,12 @@ class RollbackRule(Callback):
                 self._keep(run.snapshot())
             return CallbackResult()
         behind = [s for s in self._snapshots if s.step <= alarm.step - self.rewind]
-        # Going back costs as many steps of the budget as it undoes: near its end the run would stop
-        # short of annealing.
+        # A rollback costs as many steps of the budget as it undoes: near its end, the run would
+        # stop before it is annealed.
         if (
             not behind
             or run.horizon.end - run.step < run.step - behind[-1].step
-            or self._tired(alarm)
+            or self._has_answered_enough(alarm)
         ):
             return CallbackResult()
         self._answered += 1
@@ -199,7 +208,7 @@ class RollbackRule(Callback):
         return CallbackResult(events=[self._go_back(run, behind[-1], alarm)])
 
     def state_dict(self) -> dict[str, Any]:
-        """What was answered and seen; snapshots are not in it."""
+        """Return the state without the snapshots. See `Callback`."""
         return {
             "answered": self._answered,
             "here": list(self._here),
@@ -207,7 +216,7 @@ class RollbackRule(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from there."""
+        """Take on the state that `state_dict` returned. See `Callback`."""
         self._forget()
         self._run = None
         self._resumed = True
@@ -216,13 +225,13 @@ class RollbackRule(Callback):
             self._here = [int(step) for step in state["here"]]
             self._seen.extend((int(step), int(index)) for step, index in state["seen"])
 
-    def _tired(self, alarm: Telemetry) -> bool:
-        """Whether enough alarms were answered, altogether or at this place."""
+    def _has_answered_enough(self, alarm: Telemetry) -> bool:
+        """Tell whether enough alarms were answered, in all or at this place."""
         if self._here and abs(alarm.step - self._here[-1]) > self.rewind + 2 * self.skip:
             self._here = []
-        return self._answered >= self.patience or (
-            self.repeats is not None and len(self._here) >= self.repeats
-        )
+        if self._answered >= self.patience:
+            return True
+        return self.repeats is not None and len(self._here) >= self.repeats
 
     def _forget(self) -> None:
         self._answered = 0
@@ -239,11 +248,14 @@ class RollbackRule(Callback):
             run.flag(harmful)
         wanted = max(run.lr_scale * self.lr_scale, run.config.interventions.lr_bounds[0])
         run.rewind(snapshot)
-        # Below what was in force at the alarm, not at the snapshot: a second answer cuts deeper
-        # than the first.
+        clip: ClipName | None = None
+        if self._answered >= self.clip_from:
+            clip = self.clip
+        # The rate is lowered from the one at the alarm, not at the snapshot, so that a second
+        # rollback lowers it further.
         intervention = Intervention(
             lr_scale=wanted / run.lr_scale,
-            clip=self.clip if self._answered >= self.clip_from else None,
+            clip=clip,
             skip_batch=self.drops and bool(run.flagged_ahead),
         )
         run.apply(intervention)

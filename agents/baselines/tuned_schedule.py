@@ -1,14 +1,14 @@
-"""The static schedule tuned before the run: learning rate and clip policy, by the Tree-structured Parzen Estimator.
+"""Schedule tuned before the run: learning rate and clip policy, by TPE.
 
-TPE (Bergstra et al. 2011) as Optuna implements it. Half of the budget goes into trials, each a
-short full run with warm-up and annealing of its own; the other half trains the run with the best
-setting. So tuning costs what it finds.
+The Tree-structured Parzen Estimator (Bergstra et al. 2011) is that of Optuna. Half of the budget is
+spent on trials, each a short but complete run with its own warm-up and annealing. The other half
+trains the run with the best setting.
 
     summary = TunedSchedule(trials=8).train(config, folder)
 
-Deviations from tuning as a lab would do it: trials have the seed and so the data of the run; the
-first one is the configuration as it stands. What is planted at certain steps is planted there in
-the short runs too, or after their end.
+Deviations from common practice: trials have the seed of the run, and so its data. The first trial
+is the configuration without changes. Stressors that are planted at certain steps are planted at the
+same steps of the short runs, or not at all if these end before.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _LEAST = 8  # steps of a trial; where there is budget for fewer, there are fewer
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is tuned, and what came of it.
+    """Setting of a trial, and its result.
 
     Attributes:
-        lr_factor: on the configuration's learning rate.
-        clip: the clip policy.
-        loss: validation loss at the end of the trial, nats per token; twice that of a uniform guess
-            where it diverged.
+        lr_factor: Factor on the configuration's learning rate.
+        clip: Clip policy.
+        loss: Validation loss at the end of the trial, nats per token; twice that of a uniform guess
+            if the trial diverged.
     """
 
     lr_factor: float
@@ -54,14 +54,14 @@ class TunedSchedule:
     """Tunes the learning rate and the clip policy, then trains, all within the budget of one run.
 
     Args:
-        trials: short runs.
-        share: of the budget that goes into them.
-        lr_factors: lowest and highest factor on the learning rate.
-        clips: policies to choose among, beside the configuration's own.
-        seed: of the sampler.
+        trials: Number of short runs.
+        share: Share of the budget that they may cost, between 0 and 1.
+        lr_factors: Lowest and highest factor on the learning rate.
+        clips: Clip policies to choose from, besides the configuration's own.
+        seed: Random seed of the sampler.
 
     Raises:
-        UserError: a number is out of range; there is no such policy.
+        UserError: A number is out of range, or there is no such policy.
     """
 
     trials: int = 8
@@ -74,8 +74,8 @@ class TunedSchedule:
         low, high = self.lr_factors
         if self.trials < 1 or not 0 < self.share < 1 or not 0 < low <= 1 <= high < math.inf:
             raise UserError(
-                "trials must be at least 1, share between 0 and 1 and lr_factors two numbers around 1, "
-                f"found {self.trials}, {self.share} and {self.lr_factors}"
+                "trials must be at least 1, share between 0 and 1 and lr_factors two numbers "
+                f"around 1, found {self.trials}, {self.share} and {self.lr_factors}"
             )
         if unknown := [clip for clip in self.clips if clip not in CLIP_NAMES]:
             raise UserError(
@@ -90,17 +90,17 @@ class TunedSchedule:
         watch: Watch = lambda run, window: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Tune, then train in a new folder; the summary of `train`, with the trials under `tuned`.
+        """Tune, then train, and return the summary of the run, with the trials under `tuned`.
 
         Args:
-            config: the run; its steps are the budget of everything.
-            path: of the run's folder, new or empty.
-            watch: called after each block of the last run.
-            stop: asked before each trial, then after each block; the run is stopped after a block
-                at the earliest.
+            config: Configuration of the run; its steps are the budget of trials and run together.
+            path: New or empty folder for the run.
+            watch: Function to call after each block of the run.
+            stop: Function to call before each trial and after each block of the run; True stops the
+                run, after one block at the earliest.
 
         Raises:
-            UserError: optuna is not installed.
+            UserError: Optuna is not installed.
         """
         ledger = Ledger()
         tried = list[Setting]()
@@ -134,12 +134,16 @@ class TunedSchedule:
             * config.model.context
             / (3 * config.batch_size * config.model.context)
         )
-        looks = 1 / monitor.probe_every if monitor.enabled and monitor.probe_every else 0.0
-        step = run.flops_ahead * (1 + probe * looks)
+        probes = 0.0  # per step
+        if monitor.enabled and monitor.probe_every:
+            probes = 1 / monitor.probe_every
+        step = run.flops_ahead * (1 + probe * probes)
         total = config.steps * step
         spare = self.share * total
         trials = min(self.trials, int(spare / (_LEAST * step + run.flops_per_evaluation)))
-        steps = int((spare / trials - run.flops_per_evaluation) / step) if trials else 0
+        steps = 0
+        if trials:
+            steps = int((spare / trials - run.flops_per_evaluation) / step)
         return _Budget(total=total, step=step, trials=trials, steps=steps)
 
     def _try(
@@ -170,7 +174,14 @@ class TunedSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class _Budget:
-    """FLOPs of everything and of a step with its share of the monitor's probes; how many trials, of how many steps."""
+    """Budget of trials and run.
+
+    Attributes:
+        total: FLOPs of trials and run together.
+        step: FLOPs of a step with its share of the monitor's probes.
+        trials: Number of trials.
+        steps: Steps of each trial.
+    """
 
     total: float
     step: float
@@ -179,7 +190,7 @@ class _Budget:
 
 
 def _trained(run: Run) -> float:
-    """The loss at the end of a short run; one that is lost or beyond the bound of twice a uniform guess counts as that."""
+    """Train a run and return its validation loss, at most twice that of a uniform guess."""
     cap = 2 * run.uniform_loss
     while not run.done:
         run.advance(min(run.config.monitor.block, run.horizon.end - run.step))
@@ -190,7 +201,7 @@ def _trained(run: Run) -> float:
 
 
 def _shorter(config: RunConfig, steps: int, setting: Setting) -> RunConfig:
-    """The configuration with a setting, for a run of so many steps; the warm-up is as large a share of it."""
+    """Return the configuration with a setting and fewer steps; the warm-up keeps its share."""
     return RunConfig.load(
         config,
         {

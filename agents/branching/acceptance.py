@@ -1,4 +1,4 @@
-"""AcceptanceStats of verified branches: how often drafts are accepted, how wide their intervals must be, and a model that learns."""
+"""Statistics of verified branches, and a model that learns from them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 from trainenv.types import DECISIONS, LOOKS, Learner, Rollout, RunHistory, Verdict
 
-_DECAY = 0.7  # of the acceptance rate
-# share of branches that may lie outside their intervals; how fast the width follows
-_MISSED = 0.1
-_RATE = 0.5
+_DECAY = 0.7  # of the acceptance rate, a decision
+_MISSED = 0.1  # share of the branches that may lie outside their intervals
+_RATE = 0.5  # rate at which the width follows the misses
 
 
 @dataclass
@@ -19,19 +18,19 @@ class AcceptanceStats:
     """Acceptance rate and interval width, learned from verified drafts.
 
     Attributes:
-        accepted: share of the drafts that were accepted, the newest weighing most.
-        width: factor on the width of the drafts' intervals.
+        accepted: Share of the drafts that were accepted; the newest count most.
+        width: Factor on the width of the forecast intervals.
     """
 
     accepted: float = 0.5
     width: float = 1.0
 
     def learn(self, verdict: Verdict) -> None:
-        """From one verification.
+        """Update both figures from one verification.
 
-        The width follows the misses (adaptive conformal inference, Gibbs and Candès 2021, on its
-        logarithm); the branches of one verification share their fate, so together they weigh as
-        one.
+        The width follows the misses: adaptive conformal inference (Gibbs and Candès 2021), on the
+        logarithm of the width. The branches of one verification are not independent, so together
+        they count as one.
         """
         self.accepted = _DECAY * self.accepted + (1 - _DECAY) * (verdict.accepted is not None)
         missed = [
@@ -43,30 +42,34 @@ class AcceptanceStats:
             self.width *= math.exp(_RATE * (sum(missed) / len(missed) - _MISSED))
 
     def branches(self, most: int) -> int:
-        """Number of branches worth verifying: fewer where drafts are mostly accepted."""
+        """Return the number of branches to verify: fewer where drafts are mostly accepted."""
         return max(1, round(most * (1 - self.accepted)))
 
     def steps(self, usual: int) -> int:
-        """Steps that each branch is trained: fewer where drafts are mostly accepted."""
+        """Return the number of steps of each branch: fewer where drafts are mostly accepted."""
         return max(1, round(usual * (1.25 - 0.5 * self.accepted)))
 
     def state_dict(self) -> dict[str, Any]:
-        """State as JSON values."""
+        """Return the state as JSON values."""
         return asdict(self)
 
 
 def update_model(
     model: Learner, run: str, history: RunHistory, verdict: Verdict, left: float = math.inf
 ) -> float:
-    """Hand what was measured to a model that learns, where it has a place for it.
+    """Let a model learn from verified branches, and return the FLOPs that this took.
 
-    Returns the FLOPs that learning took.
-
-    A model may have a method `price(rollouts)`, the FLOPs that learning from so many takes at most:
-    beyond what is `left` it does not learn.
+    Args:
+        model: Model that learns. It may have a method `price(rollouts)`: the most FLOPs that
+            learning from a number of rollouts takes. If that is more than `left`, it does not
+            learn.
+        run: Name of the run.
+        history: History that the branches start from.
+        verdict: Verified branches.
+        left: FLOPs that learning may take.
     """
-    looks = DECISIONS * history.decision_steps / LOOKS
-    near = abs(verdict.steps - looks) <= 0.25 * looks
+    horizon = DECISIONS * history.decision_steps / LOOKS
+    near = abs(verdict.steps - horizon) <= 0.25 * horizon
     rollouts = [
         Rollout(
             run=run,

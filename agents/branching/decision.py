@@ -1,90 +1,130 @@
-"""A decision on its way: skipped or verified; what a draft may cost; what went wrong, in words."""
+"""Values that the five steps of the branching loop hand to each other.
+
+    check_triggers → Decision     rewind → RewindPoint     plan → Proposal     verify → Verified
+
+A step that ends the decision raises `Skipped`.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-from trainenv.config.schema import BranchingConfig
-from trainenv.rollouts.executor import Rollouts
-from trainenv.types import Budget, Plan, RunHistory, Telemetry, UserError, Verdict, WorldModel
-from trainenv.verification.rules import make as make_rule
+from trainenv.agents.branching.rewind_points import RewindPoint
+from trainenv.rollouts.executor import NOTHING, Rollouts
+from trainenv.tools.error_text import describe_error
+from trainenv.types import (
+    DECISIONS,
+    Branch,
+    Event,
+    Outcome,
+    Plan,
+    Run,
+    RunHistory,
+    Snapshot,
+    Verdict,
+)
 from trainenv.verification.verify import Verification
 
-FEWEST = 8  # futures that a draft must be able to look at
+_TRIALS = ("warmup", "checkpoint")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A decision that was not taken.
+class Skipped(Exception):
+    """A decision that is not taken.
 
-    Attributes:
-        reason: for that, in words.
-        fault: something has failed.
-        vain: doing nothing failed too, as it would again.
+    Args:
+        reason: Reason in words, for the record.
+        fault: True if something failed.
+        control_failed: True if the run left alone could not be trained, which would happen again.
     """
 
-    reason: str
-    fault: bool = False
-    vain: bool = False
+    def __init__(self, reason: str, *, fault: bool = False, control_failed: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.fault = fault
+        self.control_failed = control_failed
+
+    @classmethod
+    def because_of(cls, error: Exception) -> Skipped:
+        """Return the error itself if it is a `Skipped`, else one for the fault."""
+        if isinstance(error, Skipped):
+            return error
+        return cls(describe_error(error), fault=True)
+
+
+@dataclass(kw_only=True)
+class Decision:
+    """A decision under way.
+
+    Attributes:
+        number: Number in the run, from 1 on.
+        trigger: Reason for it: `diverged`, `harm`, `fired`, `regression`, `warmup` or `checkpoint`.
+        at: Step of the run when the trigger was met.
+        harm: Loss on the clean probe above its usual level then, in nats; NaN where unknown.
+        accounted: Total of the run's ledger, in FLOPs, up to which waste is accounted for.
+        events: Events so far, in order.
+    """
+
+    number: int
+    trigger: str
+    at: int
+    harm: float
+    accounted: float
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def is_trial(self) -> bool:
+        """True if no harm called for the decision."""
+        return self.trigger in _TRIALS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
-    """Branches that were trained, judged and put on record; none is committed yet."""
+class Proposal:
+    """Branches to verify, and how.
 
-    rollouts: Rollouts
-    verdict: Verdict
-    where: Path
-    told: dict[str, Any]
+    Attributes:
+        point: Rewind point that the branches start from.
+        plan: Ranked candidates, the run left alone among them.
+        verification: Settings for training and judging them.
+        steps: Steps of each branch.
+        decision_steps: Steps from one intervention of a sequence to the next.
+        limit: FLOPs that the verification may waste.
+        history: History that the plan was made from; None for a rollback, which needs no model.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Draft(Verified):
-    """Those of a draft."""
-
+    point: RewindPoint
     plan: Plan
-    history: RunHistory
+    verification: Verification
+    steps: int
+    decision_steps: int
+    limit: float
+    history: RunHistory | None = None
 
+    def verify(self, run: Run) -> tuple[Rollouts, Verdict]:
+        """Train the branches and judge them; the run stays as it is.
 
-def verification_of(settings: BranchingConfig) -> Verification:
-    """The verification that a configuration describes."""
-    return Verification(
-        top_k=settings.top_k,
-        verify_steps=settings.verify_steps,
-        rule=make_rule(
-            settings.rule, **({"cut": settings.cut_gain} if settings.rule == "agreement" else {})
-        ),
-        workers=settings.workers,
-        worth=settings.min_gain,
-    )
+        The control of a rollback is not trained: it is what the run has done since.
 
-
-def within(budget: Budget, flops: float, per_future: float) -> Budget:
-    """A planner's budget, cut to FLOPs; to no future at all where hardly any could be looked at."""
-    if not per_future or (budget.futures is not None and budget.futures * per_future <= flops):
-        return budget
-    futures = int(max(flops, 0.0) // per_future)
-    return replace(budget, futures=futures if futures >= FEWEST else 0)
-
-
-def per_future(model: WorldModel | None) -> float:
-    """FLOPs of looking at one future; 0 without a model."""
-    return float(getattr(model, "flops_per_future", 0.0))
-
-
-def first_lost(history: Sequence[Telemetry], step: int) -> int:
-    """The first of the steps in a row, up to the newest, whose loss is not finite; `step` where there is none."""
-    for telemetry in reversed(history):
-        if math.isfinite(telemetry.loss):
-            break
-        step = telemetry.step
-    return step
-
-
-def describe_error(error: Exception) -> str:
-    """An error in words."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        Args:
+            run: Run.
+        """
+        since = self.point.since
+        start: Snapshot | None = None
+        control: Branch | None = None
+        if since:
+            start = self.point.start.snapshot()
+            validation = (run.evaluate(),)
+            flops = run.flops_per_evaluation
+            control = Branch(
+                interventions=NOTHING,
+                score=0.0,
+                outcome=Outcome(looks=(len(since),), validation=validation, flops=flops),
+                losses=tuple(one.loss for one in since),
+            )
+        rollouts = self.verification.rollouts(
+            run, decision_steps=self.decision_steps, start=start, limit=self.limit
+        )
+        horizon = DECISIONS * self.decision_steps
+        verdict = self.verification.verify(
+            rollouts, self.plan, horizon=horizon, steps=self.steps, control=control
+        )
+        return rollouts, verdict

@@ -1,17 +1,18 @@
-"""The start of a run as a learning-rate range test (Smith 2017, arXiv:1506.01186), read by the hypergradient (Baydin 2018).
+"""Learning-rate range test (Smith 2017, arXiv:1506.01186), read by the hypergradient (Baydin 2018).
 
-The cosine of the gradient and the update before it says what a larger step would have done. While
-the rate warms up it is above
-0. Where a rate is too high for its run, its mean is down at 0 long before the rate is at its height, and what goes on rising
-from there does harm that no later correction undoes. Where a rate is too low, it still is above 0 once the warm-up is over.
+The cosine between the gradient and the update before it tells what a larger step would have done.
+While the learning rate warms up, it is above 0. If the rate is too high for the run, the mean
+cosine falls to 0 long before the peak of the rate, and the rise from there on does harm that no
+later correction undoes. If the rate is too low, the cosine is still above 0 after the warm-up.
 
-    too high at s  ⇔  mean cosine over the last W/5 steps ≤ 0                 W/4 ≤ s ≤ 5W/6
-    draft: rate × ½ s/W too low at s   ⇔  mean cosine over the last W/2 to W steps > 2 errors
-    3W/2 ≤ s ≤ 3W        draft: rate × 2
+    too high at step s  ⇔  mean cosine over the last W/5 steps ≤ 0             W/4 ≤ s ≤ 5W/6
+                           candidate: rate × ½ s/W
+    too low at step s   ⇔  mean cosine over the last W/2 to W steps > 2 standard errors
+                           candidate: rate × 2                                 3W/2 ≤ s ≤ 3W
 
-W are the steps of the warm-up; ½ s/W makes the height half of the rate at which the mean was down.
-Both signs have other causes too, and see a step ahead. So they ask, and decide nothing: the other
-rate becomes the run only if it is better at once (`trainenv.verification.rules.better`), which it
+W is the number of warm-up steps. The factor ½ s/W makes the peak half of the rate at which the mean
+reached 0. Both signs have other causes too, and they look one step ahead. So they only propose: the
+other rate becomes the run if it is better at once (`trainenv.verification.rules.better`), which it
 is not where the rate was right.
 """
 
@@ -24,83 +25,91 @@ from typing import Any
 
 from trainenv.types import Candidate, Intervention, Plan, Telemetry
 
-# shares of the warm-up: a window, and where it may end
-_TURN = 1 / 5
+# Shares of the warm-up: length of the window, first and last step at which it may end.
+_WINDOW = 1 / 5
 _FIRST = 1 / 4
 _LAST = 5 / 6
-# warm-ups: the least that is looked at after it, and where that ends
+# Multiples of the warm-up: shortest window after it, and the end of the test.
 _SPAN = 1 / 2
 _END = 3
-_LEAST = 10  # steps of a warm-up, below which it says nothing
-_SAMPLES = 4  # cosines below which their mean says nothing
-_CERTAIN = 2.0  # standard errors above 0, as if steps were independent of one another
-# the score of a draft that no model has seen: before doing nothing, by no more than a sign
-_SIGN = -1e-9
+_LEAST = 10  # steps of the shortest warm-up that is tested
+_SAMPLES = 4  # cosines of the smallest sample whose mean counts
+_CERTAIN = 2.0  # standard errors above 0, as if steps were independent
+# Score of a candidate that no model has seen: only just better than the run left alone.
+_UNSEEN = -1e-9
 
 
 class RangeTest:
-    """Watches the start of a run.
+    """Watches the start of a run and proposes another learning rate.
 
     Args:
-        warmup: W, steps over which the rate rises.
+        warmup: W, the number of steps over which the rate rises.
 
     Attributes:
-        asks: factor on the learning rate that is worth a try; None: none is.
+        factor: Factor on the learning rate that is worth a trial; None without one.
     """
 
     def __init__(self, warmup: int) -> None:
         self._warmup = warmup
-        self._since = 0  # step of the last draft
-        self._cosines: list[tuple[int, float]] = []  # with the step of each
-        self.asks: float | None = None
+        self._since = 0  # step of the last proposal
+        self._cosines: list[tuple[int, float]] = []  # each with its step
+        self.factor: float | None = None
 
-    def see(self, window: Sequence[Telemetry]) -> None:
-        """Take in steps; those long after the warm-up say nothing any more."""
+    def observe(self, window: Sequence[Telemetry]) -> None:
+        """Take in steps; those long after the warm-up are left out."""
         for t in window:
-            if self.asks is not None or self._warmup < _LEAST or t.step > _END * self._warmup:
+            if self.factor is not None or self._warmup < _LEAST or t.step > _END * self._warmup:
                 return
             if math.isfinite(t.hypergradient_cosine):
-                self._cosines = [
-                    (s, c) for s, c in self._cosines if t.step - self._warmup < s < t.step
-                ]
+                oldest = t.step - self._warmup
+                self._cosines = [(s, c) for s, c in self._cosines if oldest < s < t.step]
                 self._cosines.append((t.step, t.hypergradient_cosine))
-                self.asks = self._higher(t.step) if t.step > self._warmup else self._lower(t.step)
+                if t.step > self._warmup:
+                    self.factor = self._higher(t.step)
+                else:
+                    self.factor = self._lower(t.step)
 
     def _lower(self, step: int) -> float | None:
+        """Return a factor below 1 if the rate is too high."""
         if self._since or not _FIRST * self._warmup <= step <= _LAST * self._warmup:
             return None
-        within = sum(s > step - _TURN * self._warmup for s, _ in self._cosines)
+        within = sum(s > step - _WINDOW * self._warmup for s, _ in self._cosines)
         recent = [c for _, c in self._cosines[-max(within, _SAMPLES) :]]
-        return 0.5 * step / self._warmup if len(recent) >= _SAMPLES and fmean(recent) <= 0 else None
+        if len(recent) < _SAMPLES or fmean(recent) > 0:
+            return None
+        return 0.5 * step / self._warmup
 
     def _higher(self, step: int) -> float | None:
+        """Return 2 if the rate is too low."""
         since = max(self._warmup, self._since, self._cosines[0][0] - 1)
         recent = [c for s, c in self._cosines if s > since]
         if step - since < _SPAN * self._warmup or len(recent) < _SAMPLES:
             return None
-        return 2.0 if fmean(recent) > _CERTAIN * stdev(recent) / math.sqrt(len(recent)) else None
+        if fmean(recent) > _CERTAIN * stdev(recent) / math.sqrt(len(recent)):
+            return 2.0
+        return None
 
-    def draft(self, step: int) -> Plan:
-        """What it asks for at `step`, beside doing nothing.
+    def propose(self, step: int) -> Plan:
+        """Return the other rate and the run left alone as a plan.
 
-        What was seen before says nothing of the rate from there on.
+        Cosines before `step` no longer count: they are not of the rate from there on.
         """
-        assert self.asks is not None
-        other = Intervention(lr_scale=self.asks)
+        assert self.factor is not None
+        other = Intervention(lr_scale=self.factor)
         candidates = (
-            Candidate(interventions=(other,), score=_SIGN),
+            Candidate(interventions=(other,), score=_UNSEEN),
             Candidate(interventions=(Intervention(),), score=0.0),
         )
-        self.asks = None
+        self.factor = None
         self._since = step
         return Plan(planner="range-test", candidates=candidates)
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"cosines": self._cosines, "since": self._since, "asks": self.asks}
+        """Return the state as JSON values."""
+        return {"cosines": self._cosines, "since": self._since, "asks": self.factor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` gave."""
+        """Take on the state that `state_dict` returned."""
         self._cosines = [(int(step), float(cosine)) for step, cosine in state["cosines"]]
         self._since = state["since"]
-        self.asks = state["asks"]
+        self.factor = state["asks"]

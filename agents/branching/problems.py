@@ -1,4 +1,4 @@
-"""What is asked of a planner: the run's history, what is legal now and later, and what to look at first."""
+"""Planning problems: history, legal actions now and later, and candidates to try first."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainenv.interventions import PARTS, ActionCodec
+from trainenv.interventions import PARTS, ActionCodec, after
 from trainenv.types import (
     DECISIONS,
+    ActionSpace,
     Budget,
     InForce,
     Intervention,
+    Learner,
     Masks,
     PlanningProblem,
     Pruner,
@@ -24,19 +26,21 @@ from trainenv.types import (
 Sequenced = tuple[Intervention, ...]
 Propose = Callable[[RunHistory, ActionCodec, Masks], Sequence[Sequence[Intervention]]]
 Allow = Callable[[RunHistory, WorldModel | None], Budget]
-"""How much a draft may look at: wider where risk is high."""
+"""Budget of a draft: larger where the risk is high."""
+
+FEWEST = 8  # futures that a draft must be able to look at
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drafting:
-    """What goes into a planning problem beside the run.
+class PlanningOptions:
+    """Settings of a planning problem besides the run.
 
     Args:
-        propose: sequences to look at first, beside `ramps`; None for none.
-        pruner: drops hopeless candidates before the model sees them; None for none.
-        allow: the budget of a draft; None for the default of `Budget`.
-        parts: of an intervention that drafts may change; the others stay as they are.
-        highest: factor on the base learning rate that drafts may raise it to.
+        propose: Function that returns sequences to try first, before `ramps`; None for none.
+        pruner: Filter that drops hopeless candidates before the model sees them; None for none.
+        allow: Function that returns the budget of a draft; None for the default of `Budget`.
+        parts: Names of the parts of an intervention that drafts may change.
+        highest: Largest factor on the base learning rate that drafts may raise it to.
     """
 
     propose: Propose | None = None
@@ -53,13 +57,11 @@ class Drafting:
         model: WorldModel | None,
         generator: np.random.Generator,
     ) -> PlanningProblem:
-        """The planning problem of a run that is where its history ends."""
+        """Return the planning problem of a run at the end of its history."""
         masks = self._masks(codec, run)
-        proposed = (
-            []
-            if self.propose is None
-            else [tuple(one) for one in self.propose(history, codec, masks)]
-        )
+        proposals: list[Sequenced] = []
+        if self.propose is not None:
+            proposals = [tuple(one) for one in self.propose(history, codec, masks)]
         return PlanningProblem(
             history=history,
             codec=codec,
@@ -67,53 +69,54 @@ class Drafting:
             generator=generator,
             model=model,
             budget=Budget() if self.allow is None else self.allow(history, model),
-            masks_after=lambda sequence: self._masks(codec, after(run, sequence)),
-            proposals=[*proposed, *ramps(codec, masks)],
+            masks_after=lambda sequence: self._masks(codec, after(run, *sequence)),
+            proposals=[*proposals, *ramps(codec, masks)],
             pruner=self.pruner,
         )
 
     def _masks(self, codec: ActionCodec, run: InForce) -> Masks:
         legal = dict(zip(PARTS, codec.masks(run)))
         scales = np.array(codec.config.lr_scales)
-        legal["lr_scale"] = legal["lr_scale"] & (
-            (scales <= 1) | (run.lr_scale * scales <= self.highest)
-        )
-        return tuple(
-            mask if part in self.parts else np.arange(len(mask)) == 0
-            for part, mask in legal.items()
-        )
+        legal["lr_scale"] &= (scales <= 1) | (run.lr_scale * scales <= self.highest)
+        for part in legal.keys() - set(self.parts):
+            legal[part] = np.arange(len(legal[part])) == 0
+        return tuple(legal.values())
 
 
-@dataclass(frozen=True)
-class _After:
-    """A run as far as masks go, after interventions."""
+def ramps(codec: ActionSpace, masks: Masks) -> list[Sequenced]:
+    """Return each legal change of the learning rate, alone and repeated at later decisions.
 
-    lr_scale: float
-    weight_decay_scale: float
-    clip: str
-    flagged_ahead: tuple[int, ...]
-
-
-def after(run: InForce, sequence: Sequence[Intervention]) -> InForce:
-    """What would be in force after a sequence."""
-    state = _After(run.lr_scale, run.weight_decay_scale, run.clip, run.flagged_ahead)
-    for one in sequence:
-        state = replace(
-            state,
-            lr_scale=state.lr_scale * one.lr_scale,
-            weight_decay_scale=state.weight_decay_scale * one.weight_decay_scale,
-            clip=one.clip or state.clip,
-            flagged_ahead=() if one.skip_batch else state.flagged_ahead,
-        )
-    return state
-
-
-def ramps(codec: ActionCodec, masks: Masks) -> list[Sequenced]:
-    """Each legal change of the learning rate, alone and repeated at later decisions: how one that is far off is put right."""
+    Repeated, a change corrects a rate that is far off.
+    """
     part = PARTS.index("lr_scale")
     found = []
     for value in np.flatnonzero(masks[part])[1:].tolist():
-        vector = [value if place == part else 0 for place in range(len(masks))]
+        vector = [0] * len(masks)
+        vector[part] = value
         change = codec.decode(vector)
         found += [(change,) * times for times in range(1, DECISIONS + 1)]
     return found
+
+
+def world_model_of(model: WorldModel | Learner | None) -> WorldModel | None:
+    """Return the world model itself, or that of a learner."""
+    return model.model if isinstance(model, Learner) else model
+
+
+def flops_per_future(model: WorldModel | None) -> float:
+    """Return the FLOPs of one forecast; 0 without a model."""
+    return float(getattr(model, "flops_per_future", 0.0))
+
+
+def within(budget: Budget, flops: float, per_future: float) -> Budget:
+    """Return a planner's budget cut to FLOPs; without any future if fewer than `FEWEST` are left.
+
+    Args:
+        budget: Budget of the planner.
+        flops: FLOPs that its forecasts may take.
+        per_future: FLOPs of one forecast.
+    """
+    if not per_future or (budget.futures is not None and budget.futures * per_future <= flops):
+        return budget
+    futures = int(max(flops, 0.0) // per_future)
+    return replace(budget, futures=futures if futures >= FEWEST else 0)

@@ -1,135 +1,74 @@
-"""A way round harm that has begun: from before it to where the run is now, on other data and at a lower rate.
+"""Rollback that is tried once harm is seen: from before it to where the run is now.
 
-    rewind      to the newest snapshot from before the last look that saw no harm
-    skip        the data since, and as much ahead as lies between two looks
+    rewind      to the newest snapshot from before the last probe that saw no harm
+    skip        the data since, and as much ahead as lies between two probes
     lower       the learning rate to ⅓ of what it is now, until the run is as far as it was
 
-What the run has done since is what it is measured against, and was trained already: a detour costs
-its own steps, and where it is not taken the run goes on as if nobody had tried. Causes need no
-telling apart: bad data are skipped, and a rate that is too high for a time, by itself or for
-moments that were lost, is lower while it lasts. It is what people do by hand (PaLM, Chowdhery 2022,
-§5.1; OPT, Zhang 2022, §2.5), tried before it is done.
+The rollback is compared with what the run has done since, which was trained already. So it costs
+its own steps only, and a rollback that is not accepted leaves the run as if it had not been tried.
+It serves both causes of harm: bad data is skipped, and a rate that is too high, in itself or after
+lost optimizer moments, is lower for a while. People do the same by hand, but without the trial
+(PaLM, Chowdhery 2022, §5.1; OPT, Zhang 2022, §2.5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 
-from trainenv.rollouts.executor import NOTHING, Rollouts
+from trainenv.agents.branching.decision import Proposal
+from trainenv.agents.branching.rewind_points import RewindPoint
+from trainenv.rollouts.executor import NOTHING
 from trainenv.types import (
-    Branch,
     Candidate,
     Intervention,
-    Outcome,
     Plan,
     Run,
-    Snapshot,
-    Telemetry,
-    UserError,
-    Verdict,
 )
 from trainenv.verification.rules import Better
 from trainenv.verification.verify import Verification
 
-_RATE = 1 / 3  # of the learning rate, on the way
-# ln loss by which it must be better where the run is now; harm is 0.1 nats or more, about three
-# times as much
+_RATE = 1 / 3  # factor on the learning rate during the rollback
+# Least gain in ln loss where the run is now. Harm is 0.1 nats or more, about three times as much.
 _MARGIN = 0.01
-# the score of a draft that no model has seen: before doing nothing, by no more than a sign
-_SIGN = -1e-9
+# Score of a candidate that no model has seen: only just better than the run left alone.
+_UNSEEN = -1e-9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rollback:
-    """One that could be taken.
-
-    Attributes:
-        start: a fork of the run as it was before the harm, which knows the data that it is to skip.
-        since: what the run has done from there.
-        way: the intervention at the start, and what ends it where the run is now.
-    """
-
-    start: Run
-    since: tuple[Telemetry, ...]
-    way: tuple[Intervention, Intervention]
-
-    @property
-    def steps(self) -> int:
-        """To where the run is now."""
-        return len(self.since)
-
-    def price(self, run: Run) -> float:
-        """FLOPs that are thrown away at most: its steps or those of the run since, and the looks at its start and both ends."""
-        return (
-            self.steps * run.flops_ahead
-            + run.flops_of_probes(self.steps)
-            + 3 * run.flops_per_evaluation
-        )
-
-    @property
-    def plan(self) -> Plan:
-        """As a draft of one."""
-        way = Candidate(interventions=self.way, score=_SIGN)
-        nothing = Candidate(interventions=NOTHING, score=0.0)
-        return Plan(planner="detour", candidates=(way, nothing))
-
-    def verification(self, usual: Verification) -> Verification:
-        """How it is verified. It is not folded, so that it has the bits of a run by itself."""
-        return replace(
-            usual, top_k=1, rule=Better(margin=_MARGIN), worth=0.0, stopping=None, fold=False
-        )
-
-    def verified(self, run: Run, verification: Verification) -> tuple[Rollouts, Verdict]:
-        """Train it, and judge it by what the run has come to."""
-        flops = run.flops_per_evaluation
-        loss = run.evaluate()
-        outcome = Outcome(looks=(self.steps,), validation=(loss,), flops=flops)
-        known = Branch(
-            interventions=NOTHING,
-            score=0.0,
-            outcome=outcome,
-            losses=tuple(t.loss for t in self.since),
-        )
-        rollouts = verification.rollouts(
-            run, decision_steps=self.steps, start=self.start.snapshot()
-        )
-        return rollouts, verification.verify(
-            rollouts, self.plan, horizon=4 * self.steps, steps=self.steps, control=known
-        )
-
-
-def plan_rollback(
-    run: Run, rising: int, snapshots: Sequence[Snapshot], history: Sequence[Telemetry]
-) -> Rollback:
-    """The way round harm that was first seen at step `rising`.
+def plan_rollback(run: Run, point: RewindPoint, usual: Verification) -> Proposal:
+    """Plan a lower learning rate on other data, from before the harm to where the run is now.
 
     Args:
-        run: where it is now.
-        rising: step of the first look that saw harm.
-        snapshots: of the run as it came here, the newest last.
-        history: its last steps.
-
-    Raises:
-        UserError: there is no snapshot from before it, or not every step since is known.
+        run: Run, which is left as it is.
+        point: Fork of the run from before the harm.
+        usual: Verification of drafts. That of a rollback is not folded, so that it trains with the
+            same bits as a single run.
     """
-    between = run.config.monitor.probe_every
-    before = [snapshot for snapshot in snapshots if snapshot.step <= rising - between]
-    since = tuple(t for t in history if before and t.step > before[-1].step)
-    if not before or len(since) != run.step - before[-1].step:
-        raise UserError(
-            f"there is no state to go back to from step {rising - between} or before, the last look that saw no harm"
-        )
-    start = run.fork("verify")
-    start.restore(before[-1])
-    start.flag({*(t.data_index for t in since), *run.upcoming(between)})
-    # What was decided since then holds, but for a higher rate.
+    start = point.start
+    steps = len(point.since)
+    # Decisions since then hold, except for a higher rate.
     rate = min(run.lr_scale, start.lr_scale) / start.lr_scale
-    clip = next(
-        (one.clip for _, one in reversed(run.applied[len(start.applied) :]) if one.clip), None
+    later = [one for _, one in run.applied[len(start.applied) :]]
+    clip = next((one.clip for one in reversed(later) if one.clip), None)
+    lower = Intervention(lr_scale=rate * _RATE, clip=clip, skip_batch=True)
+    back = Intervention(lr_scale=1 / _RATE)
+    way = Candidate(interventions=(lower, back), score=_UNSEEN)
+    nothing = Candidate(interventions=NOTHING, score=0.0)
+    return Proposal(
+        point=point,
+        plan=Plan(planner="detour", candidates=(way, nothing)),
+        verification=replace(
+            usual, top_k=1, rule=Better(margin=_MARGIN), worth=0.0, stopping=None, fold=False
+        ),
+        steps=steps,
+        decision_steps=steps,
+        limit=math.inf,
     )
-    way = (
-        Intervention(lr_scale=rate * _RATE, clip=clip, skip_batch=True),
-        Intervention(lr_scale=1 / _RATE),
-    )
-    return Rollback(start=start, since=since, way=way)
+
+
+def price_of_rollback(run: Run, steps: int) -> float:
+    """Return the most FLOPs that a rollback of this many steps wastes.
+
+    Wasted are its steps or those of the run since, and validations at its start and at both ends.
+    """
+    return steps * run.flops_ahead + run.flops_of_probes(steps) + 3 * run.flops_per_evaluation

@@ -1,4 +1,4 @@
-"""When a run calls for a decision: alarms, harm that stays, what has become worse, and checkpoints that are due."""
+"""Triggers of decisions: alarms, harm, a worse trend, the range test, and due checkpoints."""
 
 from __future__ import annotations
 
@@ -11,105 +11,109 @@ from trainenv.config.schema import BranchingConfig
 from trainenv.monitor.regression import RegressionTrigger
 from trainenv.types import Run, Telemetry
 
-_VAIN = 2  # verifications in a row in which doing nothing failed: the next would end alike
-_LAST = 0.03  # share of the budget at its end in which nothing is decided
+# Verifications in a row in which the run left alone failed: the next one would fail as well.
+_FAILURES = 2
+_LAST = 0.03  # share of the budget, at its end, without decisions
 
 
 class Triggers:
-    """Watches a run, and says why it calls for a decision.
+    """Watches a run and names the reason for a decision.
 
     Args:
-        settings: what it answers to.
-        start: step from which on checkpoints come due.
-        warmup: steps over which the learning rate rises.
+        settings: Settings of the branching loop.
+        start: Step from which on checkpoints come due.
+        warmup: Number of steps over which the learning rate rises.
 
     Attributes:
-        range_test: what the warm-up says of the rate.
-        careful: the run has been hurt. It may be hurt again, by what no model of its present
-            foresees, and a higher learning rate would make it worse.
-        in_row: drafts in a row that were not accepted.
-        gave_up: nothing is decided any more.
+        range_test: Learning-rate range test over the warm-up.
+        careful: True once the run was hurt: no model foresees when that will happen again, and a
+            higher learning rate would make it worse.
+        in_row: Number of drafts in a row that were not accepted.
+        gave_up: True once nothing is decided any more.
     """
 
     def __init__(self, settings: BranchingConfig, start: int = 0, warmup: int = 0) -> None:
         self._settings = settings
         self.range_test = RangeTest(warmup)
-        self.careful = self.gave_up = False
-        self.in_row = self._vain = 0
+        self.careful = False
+        self.gave_up = False
+        self.in_row = 0
+        self._failures = 0
         self._regression = RegressionTrigger()
         self._regressed = ""
-        self._met = -1  # step of the first look at the harm that was answered last
+        self._answered = -1  # step of the first probe that saw the harm answered last
         self._quiet_until = 0
         self._next = (start // settings.every + 1) * settings.every
-        self._alarm: list[
-            float
-        ] = []  # step and worst harm of an alarm whose harm may yet heal by itself
+        # Step and worst harm of an alarm after which the run may yet recover.
+        self._alarm: list[float] = []
 
     @property
     def harm(self) -> float:
-        """Nats of clean probe loss above its level; NaN where that is unknown."""
+        """Loss on the clean probe above its usual level, in nats; NaN where unknown."""
         return self._regression.harm
 
     @property
-    def rising(self) -> int | None:
-        """Step of the first look at harm that has begun and was not answered yet; None where none has."""
-        rising = self._regression.rising if self.harm >= self._settings.harm else None
-        return None if rising == self._met else rising
+    def harm_began(self) -> int | None:
+        """Step of the first probe that saw harm which was not answered yet; None without any."""
+        if not self.harm >= self._settings.harm or self._regression.rising == self._answered:
+            return None
+        return self._regression.rising
 
-    def see(self, window: Sequence[Telemetry]) -> None:
-        """Take in steps.
+    def observe(self, window: Sequence[Telemetry]) -> None:
+        """Take in steps of the run.
 
-        Those whose loss is not finite say nothing: `Run.diverged` tells whether they do
-        harm.
+        Steps with a non-finite loss are left out: `Run.diverged` tells whether they do harm.
         """
-        window = [t for t in window if math.isfinite(t.loss)]
-        self.range_test.see(window)
-        self._regressed = self._regression.windowed(window) or self._regressed
+        finite = [t for t in window if math.isfinite(t.loss)]
+        self.range_test.observe(finite)
+        self._regressed = self._regression.windowed(finite) or self._regressed
         self.careful = self.careful or self.harm >= self._settings.harm
-        fired = next((t.step for t in window if t.reading.fired), None)
+        fired = next((t.step for t in finite if t.reading.fired), None)
         if fired is not None and not self._alarm:
             self._alarm = [fired, 0.0]
 
     def on_evaluate(self, step: int, loss: float) -> None:
-        """Take in a validation; a loss that is no finite number above 0 can't be compared with others."""
+        """Take in a validation loss; one that is not a finite number above 0 is left out."""
         if 0 < loss < math.inf:
             self._regressed = self._regression.validated(step, loss) or self._regressed
 
-    def why(self, run: Run, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
-        """Name what calls for a decision after a window that was seen; empty: nothing does.
+    def reason(self, run: Run, window: Sequence[Telemetry], *, least: int, busy: bool) -> str:
+        """Return the trigger of a decision after observed steps; empty without one.
 
         Args:
-            run: where it ended.
-            window: the steps since it was last asked.
-            least: steps that must be left in the budget.
-            busy: whether an accepted sequence is still being put in force: then no checkpoint is
-                due.
+            run: Run at the end of these steps.
+            window: Telemetry of the steps since the last call.
+            least: Smallest number of steps left in the budget that a decision needs.
+            busy: True while an accepted sequence is being put in force, when no checkpoint is due.
         """
         triggers = self._settings.triggers
-        stays = self._stays(run.step)
+        lasts = self._harm_lasts(run.step)
         due = run.step >= self._next
         if self.gave_up or run.horizon.end - run.step <= max(least, _LAST * run.config.steps):
             return ""
         awake = run.step >= self._quiet_until
-        if "harm" in triggers and self.rising is not None:
+        if "harm" in triggers and self.harm_began is not None:
             return "harm"
         fired = any(t.reading.fired and math.isfinite(t.loss) for t in window)
-        if "fired" in triggers and (stays or (awake and fired)):
+        if "fired" in triggers and (lasts or (awake and fired)):
             return "fired"
         if "regression" in triggers and awake and self._regressed:
             return "regression"
-        if "warmup" in triggers and self.range_test.asks is not None and not self._alarm:
+        if "warmup" in triggers and self.range_test.factor is not None and not self._alarm:
             return "warmup"
-        return "checkpoint" if "checkpoint" in triggers and due and not busy else ""
+        if "checkpoint" in triggers and due and not busy:
+            return "checkpoint"
+        return ""
 
-    def _stays(self, step: int) -> bool:
-        """Tell whether harm stays: half of the worst after an alarm is still there `quiet` steps later.
+    def _harm_lasts(self, step: int) -> bool:
+        """Tell whether half of the worst harm is left `refractory_steps` after an alarm.
 
-        Most spikes heal sooner than the steps that going back throws away would be trained again.
+        Most spikes heal in fewer steps than a rewind would have to train again.
         """
         if not self._alarm:
             return False
-        self._alarm[1] = max(self._alarm[1], 0.0 if math.isnan(self.harm) else self.harm)
+        if not math.isnan(self.harm):
+            self._alarm[1] = max(self._alarm[1], self.harm)
         if step < self._alarm[0] + self._settings.refractory_steps:
             return False
         if self.harm >= max(self._settings.harm, 0.5 * self._alarm[1]):
@@ -117,89 +121,96 @@ class Triggers:
         self._alarm = []
         return False
 
-    def answered(self, step: int, *, lost: bool) -> int | None:
-        """A decision is being taken.
+    def answer(self, step: int, *, diverged: bool) -> int | None:
+        """Begin a decision, and return the step of the alarm that the run should rewind to.
 
-        Returns the step of the alarm to go back behind; None: there is no need to.
+        None: it need not rewind.
         """
         self._regressed = ""
         self._quiet_until = step + self._settings.refractory_steps
-        stays = (
+        lasts = (
             bool(self._alarm)
             and step >= self._alarm[0] + self._settings.refractory_steps
             and self.harm >= self._settings.harm
         )
-        if not (lost or stays):
+        if not (diverged or lasts):
             return None
         alarm = int(self._alarm[0]) if self._alarm else step
         self._alarm = []
         return alarm
 
-    def met(self) -> int:
-        """The harm that has begun is being answered. Returns the step of the first look at it."""
-        assert self.rising is not None
-        self._met = self.rising
-        return self._met
+    def answer_harm(self) -> int:
+        """Begin a decision about harm, and return the step of the first probe that saw it."""
+        assert self.harm_began is not None
+        self._answered = self.harm_began
+        return self._answered
 
-    def gone_round(self, step: int) -> None:
-        """The run has gone round it, and is at `step` again."""
+    def note_rollback(self, step: int) -> None:
+        """Take in that an accepted rollback has brought the run to `step` again."""
         self._alarm = []
         self._regressed = ""
         self._quiet_until = step + self._settings.refractory_steps
 
-    def passed(self, step: int) -> None:
-        """A window has ended at `step`: the next checkpoint is due an interval later, or two once drafts keep failing."""
-        if step >= self._next:
-            self._next = (
-                step // self._settings.every + (1 if self.in_row < self._settings.patience else 2)
-            ) * self._settings.every
+    def schedule_checkpoint(self, step: int) -> None:
+        """Set the next checkpoint if one was due at `step`.
 
-    def in_vain(self) -> str:
-        """A verification in which doing nothing failed too.
-
-        Returns why it gives up now; empty: it does not.
+        It is an interval later, or two intervals once drafts keep being refused.
         """
-        self._vain += 1
-        if self.gave_up or self._vain < _VAIN:
+        if step >= self._next:
+            intervals = 1 if self.in_row < self._settings.patience else 2
+            self._next = (step // self._settings.every + intervals) * self._settings.every
+
+    def note_failed_control(self) -> str:
+        """Take in that the run left alone failed in a verification.
+
+        Returns:
+            Reason for giving up now; empty otherwise.
+        """
+        self._failures += 1
+        if self.gave_up or self._failures < _FAILURES:
             return ""
         self.gave_up = True
-        return f"doing nothing failed {_VAIN} times in a row, so that nothing can be compared"
+        return f"doing nothing failed {_FAILURES} times in a row, so that nothing can be compared"
 
-    def judged(self, *, accepted: bool) -> str:
-        """Take in whether a draft was accepted. Returns why it gives up now; empty: it does not."""
+    def note_verdict(self, *, accepted: bool) -> str:
+        """Take in the verdict on a draft.
+
+        Returns:
+            Reason for giving up now; empty otherwise.
+        """
         self.in_row = 0 if accepted else self.in_row + 1
-        self._vain = 0
+        self._failures = 0
         if self.gave_up or self.in_row < 2 * self._settings.patience:
             return ""
         self.gave_up = True
         return f"{self.in_row} drafts in a row were not accepted"
 
     def state_dict(self) -> dict[str, Any]:
-        """State as JSON values."""
+        """Return the state as JSON values."""
         return {
             "careful": self.careful,
             "gave_up": self.gave_up,
             "in_row": self.in_row,
-            "vain": self._vain,
+            "vain": self._failures,
             "regressed": self._regressed,
             "quiet_until": self._quiet_until,
             "next": self._next,
             "alarm": self._alarm,
-            "met": self._met,
+            "met": self._answered,
             "regression": self._regression.state_dict(),
             "range_test": self.range_test.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on what `state_dict` gave."""
+        """Take on the state that `state_dict` returned."""
         self.careful = state["careful"]
         self.gave_up = state["gave_up"]
         self.in_row = state["in_row"]
-        self._vain = state.get("vain", 0)
+        self._failures = state.get("vain", 0)
         self._regressed = state["regressed"]
         self._alarm = state["alarm"]
         self._quiet_until = state["quiet_until"]
         self._next = state["next"]
-        self._met = state["met"]
+        self._answered = state["met"]
         self._regression.load_state_dict(state["regression"])
         self.range_test.load_state_dict(state["range_test"])

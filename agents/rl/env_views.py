@@ -1,10 +1,10 @@
-"""Environments as learners of Stable-Baselines3 see them.
+"""Environments in the form that learners of Stable-Baselines3 expect.
 
-This imports that package, so import this module late.
+The module imports that package, so import it late.
 
-A `View` says what differs: features that a policy is not to see are 0, rewards are scaled up (nats
-are small beside what learners expect), DQN chooses from a short list in place of vectors, and the
-end of the budget is an end: nothing comes after it that could be bootstrapped from.
+Differences from the environment, see `View`: hidden features are 0. Rewards are scaled up, because
+nats are small numbers for a learner. DQN chooses from a short list instead of vectors. The end of
+the budget ends the episode: there is no later value to bootstrap from.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from trainenv.envs.world_model import WorldModelEnv
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """How a learner sees an environment.
+    """View of a learner on an environment.
 
     Attributes:
-        sees: names of the features that it is shown.
-        actions: [A, 6] the vectors to choose from by number; None: vectors themselves.
-        scale: factor on rewards.
+        sees: Names of the features that are shown.
+        actions: Action vectors to choose from by number, int64 [A, 6]; None to choose any vector.
+        scale: Factor on rewards.
     """
 
     sees: tuple[str, ...]
@@ -41,27 +41,27 @@ class View:
     scale: float = 1.0
 
     def shown(self, observations: Observation) -> Observation:
-        """Observations [..., 32], what is not to be seen 0."""
+        """Return observations [..., 32] with hidden features set to 0."""
         return observations * np.isin(FEATURES, self.sees).astype(np.float32)
 
     def vector(self, choice: Any) -> NDArray[np.int64]:
-        """The action vector [6] of what was chosen."""
-        return (
-            np.asarray(choice, dtype=np.int64)
-            if self.actions is None
-            else self.actions[int(choice)]
-        )
+        """Return the action vector [6] of a choice."""
+        if self.actions is not None:
+            choice = self.actions[int(choice)]
+        return np.asarray(choice, dtype=np.int64)
 
     def choices(self, vectors: spaces.Space[Any]) -> spaces.Space[Any]:
-        """The space to choose from."""
-        return vectors if self.actions is None else spaces.Discrete(len(self.actions))
+        """Return the space of choices, for the space of action vectors."""
+        if self.actions is None:
+            return vectors
+        return spaces.Discrete(len(self.actions))
 
 
 class Viewed(gym.Wrapper[Observation, Any, Observation, NDArray[np.int64]]):
-    """A training environment as a learner sees it.
+    """Training environment in a learner's view.
 
     Attributes:
-        returns: of the episodes that have ended, in nats.
+        returns: Returns of the episodes that have ended, in nats.
     """
 
     env: TrainingEnv
@@ -78,12 +78,12 @@ class Viewed(gym.Wrapper[Observation, Any, Observation, NDArray[np.int64]]):
 
     @property
     def dearest(self) -> float:
-        """FLOPs that a decision, and the reset after it, cost at most as far as is known."""
+        """Largest cost of a decision and the reset after it so far, in FLOPs."""
         return self._reset_cost + self._step_cost
 
     @property
     def flops(self) -> dict[str, float]:
-        """What all runs so far have spent, by purpose."""
+        """FLOPs of all runs so far, by purpose."""
         now = self.env.run.ledger.as_dict()
         return {purpose: self._earlier[purpose] + flops for purpose, flops in now.items()}
 
@@ -116,12 +116,12 @@ class Viewed(gym.Wrapper[Observation, Any, Observation, NDArray[np.int64]]):
 
 
 class ImaginedEpisodes(VecEnv):
-    """Episodes of a `WorldModelEnv` side by side, a call of the model for all of them.
+    """Episodes of a `WorldModelEnv` that advance together, with one call of the model for all.
 
-    An episode that ends starts anew.
+    Where an episode ends, a new one starts.
 
     Attributes:
-        returns: of the episodes that have ended, in nats.
+        returns: Returns of the episodes that have ended, in nats.
     """
 
     def __init__(self, env: WorldModelEnv, view: View, *, episodes: int, seed: int) -> None:
@@ -154,7 +154,8 @@ class ImaginedEpisodes(VecEnv):
         overs = np.array([step.after.over for step in steps])
         self._returned += rewards
         for place, step in enumerate(steps):
-            self._states[place], self._latents[place] = step.after, step.latent
+            self._states[place] = step.after
+            self._latents[place] = step.latent
             if step.after.over:
                 infos[place]["terminal_observation"] = self.view.shown(step.after.observation)
                 self.returns.append(float(self._returned[place]))
@@ -168,11 +169,10 @@ class ImaginedEpisodes(VecEnv):
     def _observations(self) -> Observation:
         return self.view.shown(np.stack([state.observation for state in self._states]))
 
-    # What `VecEnv` asks for beside: there is one environment, so its attributes are those of all
-    # episodes.
+    # The rest of `VecEnv`: there is one environment, so its attributes are those of all episodes.
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         return [getattr(self.env, attr_name)] * self._count(indices)

@@ -1,11 +1,13 @@
-"""What learns: hyperparameters of PPO and DQN as Stable-Baselines3 has them, which is imported when it is first used.
+"""Learners: hyperparameters of PPO and DQN for Stable-Baselines3.
 
-PPO (Schulman et al. 2017, arXiv:1707.06347) chooses each part of the action by itself. DQN (Mnih et
-al. 2015) chooses a number, so it is given a short list, `USEFUL`. Neither is told what is masked:
-the environment leaves those parts out.
+PPO (Schulman et al. 2017, arXiv:1707.06347) chooses each part of the action separately. DQN (Mnih
+et al. 2015) chooses a number, here from the short list `USEFUL`. Neither of them gets the action
+masks: the environment leaves illegal parts out.
 
-Deviations: no discount, for rewards add up to the final loss; rewards are scaled up; PPO starts out
-near doing nothing.
+Deviations: rewards are not discounted, because they add up to the fall of the final loss. Rewards
+are scaled up. PPO starts near the policy that leaves the run alone.
+
+Stable-Baselines3 is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from trainenv.tools.optional import require
 from trainenv.types import Intervention, UserError
 
 MOVING = (*KNOWN, *FORECAST)
-"""Features that move in imagination; a policy that was trained there from a few roots is to see no others."""
+"""Features that change in the world model.
+
+A policy that is trained there from a few roots should see no others.
+"""
 
 USEFUL = (
     Intervention(),
@@ -40,14 +45,14 @@ USEFUL = (
     Intervention(lr_scale=0.8, momentum_reset=True),
     Intervention(skip_batch=True),
 )
-"""What DQN chooses from: what people do by hand, one or two things at a time.
+"""Interventions that DQN chooses from: those that people make by hand, one or two at a time.
 
-What an action space does not have is left out.
+Those that an action space does not have are left out.
 """
 
 SEEDS = 2**32
-"""Seeds are below this."""
-_WIDEST = 4096
+"""Upper bound of seeds."""
+_WIDEST = 4096  # units of a layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +60,23 @@ class PPO:
     """Proximal policy optimisation.
 
     Args:
-        decisions: to learn from.
-        episodes: side by side, in imagination; a real run is alone.
-        rollout: decisions of each episode between updates.
-        epochs, batch: passes over a rollout, and decisions of a gradient step.
-        lr: of Adam.
+        decisions: Number of decisions to learn from.
+        episodes: Number of episodes at once in the world model; a real run is a single one.
+        rollout: Decisions of each episode between two updates.
+        epochs: Number of passes over a rollout.
+        batch: Decisions of a gradient step.
+        lr: Learning rate of Adam.
         trace: λ of the advantage estimates.
-        clip: of the probability ratio.
-        entropy: weight of the entropy bonus.
-        reluctance: logit by which doing nothing leads in each part of the action at the start.
-        width: of the two layers of policy and of value.
-        scale: factor on rewards.
-        sees: features that the policy is shown.
-        seed: of everything that is drawn.
+        clip: Clip range of the probability ratio.
+        entropy: Weight of the entropy bonus.
+        reluctance: Initial lead of leaving the run alone, a logit for each part of the action.
+        width: Units of each of the two layers of policy and value.
+        scale: Factor on rewards.
+        sees: Names of the features that the policy sees.
+        seed: Random seed.
+
+    Raises:
+        UserError: A hyperparameter is out of range.
     """
 
     name: ClassVar[str] = "ppo"
@@ -95,10 +104,9 @@ class PPO:
         )
 
     def learner(self, env: Any) -> Any:
-        """SB3's, over an environment."""
+        """Return the PPO of Stable-Baselines3 for an environment."""
         sizes = env.action_space.nvec
-        alone = not hasattr(env, "num_envs")
-        together = self.rollout * (1 if alone else env.num_envs)
+        together = self.rollout * getattr(env, "num_envs", 1)
         made = stable_baselines3().PPO(
             "MlpPolicy",
             env,
@@ -119,12 +127,15 @@ class PPO:
         return made
 
     def flops(self, learner: Any) -> float:
-        """Of the policy's own passes so far: 2 a weight and decision to act, 6 to learn from it, in each epoch."""
+        """Return the FLOPs of the policy so far.
+
+        They are 2 for each weight and decision to act, and 6 in each epoch to learn.
+        """
         learned = learner._n_updates * self.rollout * learner.n_envs
         return _weights(learner.policy) * float(2 * learner.num_timesteps + 6 * learned)
 
     def most(self, learner: Any) -> float:
-        """FLOPs that come at most from one decision of all episodes to the next, with an update between."""
+        """Return the most FLOPs from one decision of all episodes to the next, with an update."""
         return _weights(learner.policy) * float(
             learner.n_envs * (2 + 6 * self.epochs * self.rollout)
         )
@@ -135,17 +146,21 @@ class DQN:
     """Deep Q-network over `USEFUL`.
 
     Args:
-        decisions: to learn from; all are remembered.
-        episodes: side by side, in imagination; a real run is alone.
-        first: decisions before learning starts.
-        updates: gradient steps for each decision of all episodes; `batch` decisions each.
-        lr: of Adam.
-        follow: decisions between copies to the target network.
-        explore: share of the decisions over which chance gives way, down to 1 in 20.
-        width: of the two layers.
-        scale: factor on rewards.
-        sees: features that the policy is shown.
-        seed: of everything that is drawn.
+        decisions: Number of decisions to learn from; all of them stay in the replay buffer.
+        episodes: Number of episodes at once in the world model; a real run is a single one.
+        first: Number of decisions before learning starts.
+        updates: Gradient steps for each decision of all episodes.
+        batch: Decisions of a gradient step.
+        lr: Learning rate of Adam.
+        follow: Decisions between two copies to the target network.
+        explore: Share of the decisions over which random choices fall to 1 in 20.
+        width: Units of each of the two layers.
+        scale: Factor on rewards.
+        sees: Names of the features that the policy sees.
+        seed: Random seed.
+
+    Raises:
+        UserError: A hyperparameter is out of range.
     """
 
     name: ClassVar[str] = "dqn"
@@ -168,7 +183,7 @@ class DQN:
         _check(self, counts=counts, rates=("lr", "explore", "scale"))
 
     def learner(self, env: Any) -> Any:
-        """SB3's, over an environment."""
+        """Return the DQN of Stable-Baselines3 for an environment."""
         return stable_baselines3().DQN(
             "MlpPolicy",
             env,
@@ -187,13 +202,16 @@ class DQN:
         )
 
     def flops(self, learner: Any) -> float:
-        """Of the policy's own passes so far: 2 a weight and decision to act, 8 to learn from one, the target's pass included."""
+        """Return the FLOPs of the policy so far.
+
+        They are 2 for each weight and decision to act, and 8 to learn, the target network included.
+        """
         return _weights(learner.q_net) * float(
             2 * learner.num_timesteps + 8 * learner._n_updates * self.batch
         )
 
     def most(self, learner: Any) -> float:
-        """FLOPs that come at most from one decision of all episodes to the next, with the updates between."""
+        """Return the most FLOPs from one decision of all episodes to the next, with updates."""
         return _weights(learner.q_net) * float(2 * learner.n_envs + 8 * self.updates * self.batch)
 
 
@@ -202,10 +220,10 @@ LEARNERS: Mapping[str, type[Learner]] = {"ppo": PPO, "dqn": DQN}
 
 
 def stable_baselines3() -> Any:
-    """The package.
+    """Import the package and return it.
 
     Raises:
-        UserError: it is not installed.
+        UserError: It is not installed.
     """
     require("stable_baselines3", "training an agent by PPO or DQN")
     import stable_baselines3
@@ -214,7 +232,7 @@ def stable_baselines3() -> Any:
 
 
 def useful(codec: ActionCodec) -> tuple[Intervention, ...]:
-    """Those of `USEFUL` that an action space has."""
+    """Return those of `USEFUL` that an action space has."""
     found = []
     for intervention in USEFUL:
         try:

@@ -1,10 +1,11 @@
-"""Policies that Stable-Baselines3 trains, in a world model's imagination or in real runs.
+"""Policies that Stable-Baselines3 trains, in a world model or in real runs.
 
     trained = train_in_model(worldmodel.load_pretrained(), histories, config, PPO(decisions=20_000))
     trained.policy.act(observation, info)                       # an action vector
     trained.policy.save(Path("policy")); Policy.load(Path("policy"))
 
-A policy's files are safetensors and JSON; SB3's own .zip holds pickled data, which is never read.
+The files of a policy are safetensors and JSON. The .zip files of Stable-Baselines3 hold pickled
+data and are never read.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ _LARGEST = 1 << 26  # bytes of either file
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Policy:
-    """An agent: what a learner has learned. Deterministic.
+    """Agent with a trained network; it is deterministic.
 
     Attributes:
-        learner: how it was trained.
-        sizes: of the parts of an action vector.
-        actions: the vectors that it chooses from by number; None where it chooses each part.
-        network: SB3's policy.
+        learner: Learner that trained it.
+        sizes: Number of values of each part of an action vector.
+        actions: Action vectors that it chooses from by number; None to choose each part.
+        network: Policy of Stable-Baselines3.
     """
 
     learner: Learner
@@ -60,15 +61,15 @@ class Policy:
     def act(
         self, observation: NDArray[np.float32], info: Mapping[str, Any], /
     ) -> NDArray[np.int64]:
-        """The action vector, int64 [6]; `info` is not looked at."""
+        """Return the action vector, int64 [6]; `info` is not used."""
         shown = observation * np.isin(FEATURES, self.learner.sees).astype(np.float32)
         choice, _ = self.network.predict(shown, deterministic=True)
-        return np.array(
-            choice if self.actions is None else self.actions[int(choice)], dtype=np.int64
-        )
+        if self.actions is not None:
+            choice = self.actions[int(choice)]
+        return np.array(choice, dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the weights and, beside them, what they are of."""
+        """Write the weights and a card that describes them."""
         from safetensors.torch import save
 
         weights = save(
@@ -88,10 +89,10 @@ class Policy:
 
     @staticmethod
     def load(folder: Path) -> Policy:
-        """The policy that `save` wrote.
+        """Return the policy that `save` wrote.
 
         Raises:
-            UserError: there is none, or it is damaged, or of another version.
+            UserError: The folder has none, or it is damaged or of another version.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -100,27 +101,30 @@ class Policy:
             sizes_of_files = [(folder / name).stat().st_size for name in (_CARD, _WEIGHTS)]
             if max(sizes_of_files) > _LARGEST:
                 raise UserError(
-                    f"expected files of at most {_LARGEST} bytes in {folder}, found {max(sizes_of_files)}"
+                    f"expected files of at most {_LARGEST} bytes in {folder}, "
+                    f"found {max(sizes_of_files)}; train the policy anew"
                 )
             card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
             weights = (folder / _WEIGHTS).read_bytes()
             if (card["format"], card["features"]) != (FORMAT, list(FEATURES)):
                 raise UserError(
-                    f"expected {FORMAT!r} over this version's features in {folder}, found another; train it anew"
+                    f"expected {FORMAT!r} with the features of this version in {folder}, "
+                    "found another; train it anew"
                 )
             if card["digest"] != sha256(weights).hexdigest():
                 raise UserError(
-                    f"expected the weights that {folder / _CARD} tells of, found others; train the policy anew"
+                    f"expected the weights that {folder / _CARD} describes, found others; "
+                    "train the policy anew"
                 )
             settings = dict(card["learner"])
             learner = LEARNERS[settings.pop("name")](**settings | {"sees": tuple(settings["sees"])})
             sizes = tuple(int(size) for size in card["sizes"])
-            actions = (
-                None
-                if card["actions"] is None
-                else tuple(tuple(int(n) for n in vector) for vector in card["actions"])
-            )
-            for vector in [[size - 1 for size in sizes]] if actions is None else actions:
+            actions: tuple[tuple[int, ...], ...] | None = None
+            checked: Sequence[tuple[int, ...]] = [tuple(size - 1 for size in sizes)]
+            if card["actions"] is not None:
+                actions = tuple(tuple(int(n) for n in vector) for vector in card["actions"])
+                checked = actions
+            for vector in checked:
                 if len(vector) != len(PARTS) or not all(
                     0 <= value < size for value, size in zip(vector, sizes, strict=True)
                 ):
@@ -129,7 +133,8 @@ class Policy:
             network.load_state_dict(load(weights))
         except OSError as error:
             raise UserError(
-                f"expected a policy in {folder}, found no readable file ({error.strerror})"
+                f"expected a policy in {folder}, found no readable file ({error.strerror}); "
+                "give the folder that it was saved in"
             ) from None
         except (
             ValueError,
@@ -142,23 +147,24 @@ class Policy:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"expected a policy in {folder}, found something else ({error!r:.200}); train it anew"
+                f"expected a policy in {folder}, found something else ({error!r:.200}); "
+                "train it anew"
             ) from None
         return Policy(learner=learner, sizes=sizes, actions=actions, network=network)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came of training.
+    """Trained policy and the cost of its training.
 
     Attributes:
-        policy: an agent.
-        decisions: that were taken to learn from.
-        returns: of the episodes that ended, in their order, nats.
-        flops: by purpose. `model`: of the policy's training and the calls of the world model, both
-            estimated. Of real runs, all of them thrown away: `verify` their steps, `evaluate` their
-            validations.
-        stopped: it was asked to stop before it was done.
+        policy: Policy, an agent.
+        decisions: Number of decisions that it has learned from.
+        returns: Returns of the episodes that have ended, in their order, in nats.
+        flops: FLOPs by purpose. `model` is an estimate for the training of the policy and the calls
+            of the world model. `verify` and `evaluate` are the steps and the validations of real
+            runs, which are all wasted.
+        stopped: True if the training was stopped before its end.
     """
 
     policy: Policy
@@ -183,18 +189,18 @@ def train_in_model(
     """Train a policy in a `WorldModelEnv`.
 
     Args:
-        model: what imagines.
-        histories: where episodes start.
-        config: of the runs that they are of.
-        learner: `PPO()` if left out.
-        divergence: see `WorldModelEnv`; priced in, it is less noisy and several times as fast as
-            drawn.
-        reach: see `WorldModelEnv`; beyond four decisions the model's value is to be trusted more
-            than its rewards.
-        flops: that it may cost at most; it ends before the decision that could exceed them.
-        flops_per_state: of the model, a state and a call; 2 for each weight of its networks if left
-            out.
-        stop: asked after each decision.
+        model: World model.
+        histories: Histories of runs, which episodes start from.
+        config: Configuration of these runs.
+        learner: Learner; None for `PPO()`.
+        divergence: Treatment of divergence, see `WorldModelEnv`. Its expected cost is less noisy
+            and several times faster to learn from than random divergence.
+        reach: Number of decisions of an episode, see `WorldModelEnv`. Beyond four decisions the
+            model's value is more reliable than its rewards.
+        flops: Largest cost in FLOPs; training ends before the decision that could exceed it.
+        flops_per_state: FLOPs of the model for each state of a call; None for 2 for each weight of
+            its networks.
+        stop: Function to call after each decision; True stops the training.
     """
     stable_baselines3()
     from trainenv.agents.rl.env_views import ImaginedEpisodes
@@ -202,10 +208,13 @@ def train_in_model(
     learner = learner or PPO()
     env = WorldModelEnv(model, histories, config, divergence=divergence, reach=reach)
     view, actions = _view(learner, env.codec)
-    each = flops_of(model) if flops_per_state is None else flops_per_state
-    asked = learner.episodes * (
-        1 if divergence == "expected" else 2
-    )  # of the model, from one decision of all to the next
+    each = flops_per_state
+    if each is None:
+        each = flops_of(model)
+    # States that the model is called for, from one decision of all episodes to the next.
+    asked = learner.episodes
+    if divergence != "expected":
+        asked *= 2
 
     def spent(made: Any) -> float:
         return learner.flops(made) + env.futures * each
@@ -233,13 +242,14 @@ def train_in_run(
     flops: float = math.inf,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train a policy in a `TrainingEnv`, one real episode after another, and throw the runs away.
+    """Train a policy in a `TrainingEnv`, one real run after another; the runs are thrown away.
 
     Args:
-        config: of the episodes; make it short.
-        learner: `PPO(sees=FEATURES)` over short rollouts if left out.
-        flops: that real runs may cost at most; it ends before the decision that could exceed them.
-        stop: asked after each decision.
+        config: Configuration of the runs, which should be short.
+        learner: Learner; None for `PPO(sees=FEATURES)` with short rollouts.
+        flops: Largest cost of the runs in FLOPs; training ends before the decision that could
+            exceed it.
+        stop: Function to call after each decision; True stops the training.
     """
     stable_baselines3()
     from trainenv.agents.rl.env_views import Viewed
@@ -267,36 +277,40 @@ def train_in_run(
 
 
 def flops_of(model: WorldModel) -> float:
-    """FLOPs of a model's call, a state: 2 for each weight of its `networks`; 0 where it has none.
+    """Estimate the FLOPs of a model's call for one state.
 
-    An inference passes through some of the networks and a forecast several times through them, so
-    it is of that order.
+    It is 2 for each weight of its `networks`, and 0 without any. An inference uses some of the
+    networks and a forecast uses them several times, so this is the order of magnitude.
     """
     networks = getattr(model, "networks", None)
-    return (
-        0.0
-        if networks is None
-        else 2.0 * sum(parameter.numel() for parameter in networks.parameters())
-    )
+    if networks is None:
+        return 0.0
+    return 2.0 * float(sum(parameter.numel() for parameter in networks.parameters()))
 
 
 def _learn(learner: Learner, env: Any, stop: Callable[[Any], bool]) -> tuple[Any, bool]:
-    """SB3's learner when it is done, and whether it was stopped; `stop` is told of it after each decision."""
+    """Train, and return the learner of Stable-Baselines3, and True if it was stopped.
+
+    Args:
+        learner: Hyperparameters.
+        env: Environment.
+        stop: Function to call with the learner after each decision; True stops the training.
+    """
     made = learner.learner(env)
-    asked = False
+    stopped = False
 
-    def go_on(_: Any, __: Any) -> bool:
-        nonlocal asked
-        asked = stop(made)
-        return not asked
+    def continues(_: Any, __: Any) -> bool:
+        nonlocal stopped
+        stopped = stop(made)
+        return not stopped
 
-    made.learn(learner.decisions, callback=go_on)
+    made.learn(learner.decisions, callback=continues)
     made.policy.set_training_mode(False)
-    return made, asked
+    return made, stopped
 
 
 def _view(learner: Learner, codec: ActionCodec) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
-    """How a learner sees an environment, and the action vectors that it chooses from."""
+    """Return a learner's view of an environment, and the action vectors that it chooses from."""
     from trainenv.agents.rl.env_views import View
 
     if isinstance(learner, PPO):
@@ -310,7 +324,7 @@ def _view(learner: Learner, codec: ActionCodec) -> tuple[Any, tuple[tuple[int, .
 def _network(
     learner: Learner, sizes: tuple[int, ...], actions: tuple[tuple[int, ...], ...] | None
 ) -> Any:
-    """The network of such a policy, untrained."""
+    """Return the untrained network of a policy."""
     stable_baselines3()
     from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.dqn.policies import DQNPolicy
@@ -332,9 +346,15 @@ def _network(
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """SB3 seeds and draws from the generators of the process, which are nobody else's business; on one thread, for its sums."""
+    """Restore the random generators and threads of the process afterwards.
+
+    Stable-Baselines3 seeds and uses the global generators. It runs on one thread, so that its sums
+    have the same bits everywhere.
+    """
     with exclusive():
-        python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
+        python = random.getstate()
+        numpy = np.random.get_state()  # noqa: NPY002
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with torch.random.fork_rng(devices=[]):

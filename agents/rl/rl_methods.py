@@ -1,16 +1,16 @@
-"""Runs that a policy of PPO or DQN steers, at the compute of the run left alone: methods of a comparison.
+"""Methods of a comparison: runs that a policy of PPO or DQN steers, at the cost of one run.
 
     ppo_model(config, folder, watch, stop, model=worldmodel.load_pretrained())
 
 | name | the policy is trained |
 |---|---|
-| `ppo_model`, `dqn_model` | in the world model, once the run's first tenth is done, and anew as it goes on |
+| `ppo_model`, `dqn_model` | in the world model, after the first tenth of the run, then repeatedly |
 | `ppo_real` | on short real runs, for half of the budget, before the run starts |
 
-What training the policy costs comes off the run's budget at once: what is left of the annealing is
-as much faster. In the world model it is trained anew with the newest states as roots, since the
-model is to be trusted for four decisions only: what was learned from the first tenth alone says
-little of what the run becomes, and steers it worse.
+The cost of training the policy is taken off the run's budget at once, so that the learning rate
+anneals in fewer steps. In the world model the policy is trained again and again from the newest
+states, because the model can be trusted for four decisions only: a policy trained on the first
+tenth alone steers the run worse.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from trainenv.run import make_run
 from trainenv.training.history import history_of
 from trainenv.types import DECISIONS, PURPOSES, Run, RunHistory, Telemetry, WorldModel
 
-DECISION_SHARE = (
-    0.03  # of the budget, from one decision to the next: what the world model has learned from
-)
-WATCHED_SHARE = 0.1  # of the budget, before a policy is trained in the world model
-AGAIN_SHARE = 0.15  # of the budget, from one such training to the next
-TRAINING_SHARE = 0.02  # of the budget: what one of them may cost
-ROOTS = 16  # the newest histories, that a training starts from
-# times, than the budget: a real episode to learn from; so half of the budget makes about eight
+# Shares of the budget: length of a decision, as the world model has learned it; steps before the
+# first training in the world model; steps from one training to the next; cost of a training.
+DECISION_SHARE = 0.03
+WATCHED_SHARE = 0.1
+AGAIN_SHARE = 0.15
+TRAINING_SHARE = 0.02
+ROOTS = 16  # newest histories that a training starts from
+# A real episode is this many times shorter than the run, so that half of the budget makes eight.
 SHORTER = 16
-_LOOKED_AT = 512, 40  # steps and decisions of telemetry, the more of the two: see `RunHistory`
+_LOOKED_AT = 512, 40  # steps and decisions of telemetry kept, the larger of both: see `RunHistory`
 _POLICY = "policy"
 
 Stop = Callable[[], bool]
@@ -53,10 +53,7 @@ Stop = Callable[[], bool]
 def ppo_model(
     config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel
 ) -> dict[str, Any]:
-    """PPO, trained in the world model, again and again.
-
-    See the module; returns the summary as `train` does.
-    """
+    """Train a run that a PPO policy from the world model steers, and return the summary."""
     return _in_model(
         config, folder, watch, stop, model, PPO(decisions=6000, seed=config.seed % SEEDS)
     )
@@ -65,17 +62,14 @@ def ppo_model(
 def dqn_model(
     config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel
 ) -> dict[str, Any]:
-    """DQN, trained in the world model, again and again.
-
-    See the module; returns the summary as `train` does.
-    """
+    """Train a run that a DQN policy from the world model steers, and return the summary."""
     return _in_model(
         config, folder, watch, stop, model, DQN(decisions=3000, seed=config.seed % SEEDS)
     )
 
 
 def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> dict[str, Any]:
-    """PPO, trained on real runs. See the module; returns the summary as `train` does."""
+    """Train a run that a PPO policy from real runs steers, and return the summary."""
     config = _steered(config)
     run = make_run(config)
     recorded = RunFolder.create(folder, config)
@@ -94,9 +88,14 @@ def ppo_real(config: RunConfig, folder: Path, watch: Watch, stop: Stop, /) -> di
 
 
 def shortened(config: RunConfig, times: int) -> RunConfig:
-    """A run so many times as short that goes the same way: as many decisions, warm-ups and planted faults in its own time.
+    """Return the configuration of a shorter run, with decisions and warm-up shortened alike.
 
-    Its validation set is as much smaller (but not below 4 sequences), for it is measured as often.
+    Planted stressors move in proportion as well. The validation set is smaller by the same factor,
+    but has at least 4 sequences, because it is measured as often.
+
+    Args:
+        config: Configuration of the run.
+        times: Factor by which the run is shorter.
     """
     steps = max(1, config.steps // times)
 
@@ -125,14 +124,13 @@ def shortened(config: RunConfig, times: int) -> RunConfig:
 
 @dataclass(kw_only=True)
 class Apprentice(Callback):
-    """Watches the first steps of a run, trains a policy on what a world model makes of them, lets it steer, and trains anew.
+    """Callback that trains a policy from the histories of the run, and lets it steer.
 
     Args:
-        train: histories → a trained policy.
-        until: step after which it trains: at the end of a block of telemetry, and where there is a
-            history to start from.
-        again: steps from one training to the next; near the end, within so many steps, there is
-            none any more.
+        train: Function that takes histories and returns a trained policy.
+        until: Step after which it trains, once there is a history.
+        again: Steps from one training to the next; there is none in the last steps of this number.
+        acting: Callback of the policy; None before the first training.
     """
 
     train: Callable[[Sequence[RunHistory]], Trained]
@@ -143,7 +141,7 @@ class Apprentice(Callback):
     _histories: list[RunHistory] = field(default_factory=list, init=False, repr=False)
 
     def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
-        """Watch, train if it is time to, and let the policy act if there is one."""
+        """Train if it is due, and let the policy act if there is one. See `Callback`."""
         sound = bool(np.isfinite([window[-1].loss, window[-1].grad_norm]).all())
         if run.done or not sound:
             return CallbackResult()
@@ -163,11 +161,12 @@ class Apprentice(Callback):
             self.acting.agent = trained.policy
         if self.acting is None:
             return CallbackResult()
-        # Of the steps before there was a policy, it is shown those of one decision.
-        return self.acting.on_block_end(run, self._telemetry[-decision:] if first else window)
+        if first:  # of the steps before, the policy sees those of one decision
+            window = self._telemetry[-decision:]
+        return self.acting.on_block_end(run, window)
 
     def _watch(self, run: Run, window: Sequence[Telemetry], decision: int) -> None:
-        """Keep what a history needs, and the newest histories."""
+        """Keep the telemetry that a history needs, and the newest histories."""
         self._telemetry = [*self._telemetry, *window][
             -max(_LOOKED_AT[0], _LOOKED_AT[1] * decision) :
         ]
@@ -196,14 +195,14 @@ def _in_model(
 
 
 def _steered(config: RunConfig) -> RunConfig:
-    """The same run, with decisions as long as the world model knows them."""
+    """Return the configuration with decisions of the length that the world model knows."""
     return RunConfig.load(
         config, {"environment.decision_steps": max(1, round(DECISION_SHARE * config.steps))}
     )
 
 
 def _pay(run: Run, trained: Trained) -> None:
-    """Charge a policy's training to the run, and take as much off its budget."""
+    """Charge the training of a policy to the run, and take it off the budget."""
     for purpose in PURPOSES:
         run.ledger.charge(purpose, trained.flops.get(purpose, 0.0))
     run.spend(ComputeDebt().settle(run, sum(trained.flops.values())))

@@ -41,7 +41,9 @@ class GumbelPicker:
         chosen = self._legal[0]
         for action in self._legal:
             if visits[action] == before[action] + turn:
-                completed = q[action] if visits[action] else mixed
+                completed = mixed
+                if visits[action]:
+                    completed = q[action]
                 score = self.base[action] + (completed - highest) * scale
                 if score > best:
                     best = score

@@ -60,7 +60,9 @@ def search(
     nodes = plant(root, room=simulations, depth=depth, below=below)
     first = nodes.used
     chooser = rule.begin(nodes, legal=legal, simulations=simulations, generator=generator)
-    loop = _search_single if nodes.batch == 1 else _search_batch
+    loop = _search_batch
+    if nodes.batch == 1:
+        loop = _search_single
     with np.errstate(all="ignore"):  # numbers that are not finite are reported at the end
         evaluations = loop(
             nodes, model, chooser, depth=depth, discount=discount, turns=_turns(simulations, stop)

@@ -126,7 +126,9 @@ class PlanBuilder(Account):
         fresh = self.unpruned(fresh)
         if NOTHING not in self._forecasts:
             fresh = [NOTHING, *fresh]
-        size = len(fresh) if self.problem.budget.seconds is None else _BLOCK
+        size = _BLOCK
+        if self.problem.budget.seconds is None:
+            size = len(fresh)
         while fresh and not self.over:
             block = fresh[: int(min(size, self.futures_left))]
             if not block:
@@ -179,7 +181,9 @@ class PlanBuilder(Account):
 
     def _expected(self, sequence: Interventions) -> float:
         forecast = self._forecasts.get(sequence)
-        return math.nan if forecast is None else self.criterion.expected(forecast)
+        if forecast is None:
+            return math.nan
+        return self.criterion.expected(forecast)
 
     # ── real steps by the executor ────────────────────────────────────────────────────────────────
 
@@ -216,7 +220,9 @@ class PlanBuilder(Account):
     ) -> Outcome | None:
         """Return the outcome of a sequence; None if it was not run or failed."""
         found = self._measured.get((canonical(sequence), steps, draw))
-        return None if found is None or found.error else found
+        if found is None or found.error:
+            return None
+        return found
 
     def price(
         self, sequences: Iterable[Sequence[Intervention]], steps: int, *, draw: int = 0

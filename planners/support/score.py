@@ -90,4 +90,6 @@ class Score:
             return outcome.annealed
         if self.measure == "final":
             return outcome.final
-        return outcome.validation[-1] if outcome.validation else math.nan
+        if outcome.validation:
+            return outcome.validation[-1]
+        return math.nan

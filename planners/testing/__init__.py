@@ -10,12 +10,12 @@ what a planner asks of the model and the executor, and makes them fail as real o
 from __future__ import annotations
 
 from trainenv.planners.testing.contract import CHECKS, check
-from trainenv.planners.testing.toy import InForce, ToyExecutor, ToyModel, ToyWorld
+from trainenv.planners.testing.toy import START, ToyExecutor, ToyModel, ToyWorld
 from trainenv.planners.testing.watched import WatchedExecutor, WatchedModel, watched
 
 __all__ = [
     "CHECKS",
-    "InForce",
+    "START",
     "ToyExecutor",
     "ToyModel",
     "ToyWorld",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.interventions import ActionCodec
+from trainenv.interventions import ActionCodec, Factors, after
 from trainenv.planners.support.sequences import canonical
 from trainenv.types import (
     CLIP_NAMES,
@@ -48,24 +48,8 @@ _LOSS = 3.0  # nats per token now
 _COOLDOWN = 20  # steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class InForce:
-    """The values in force, on which masks depend."""
-
-    lr_scale: float = 1.0
-    weight_decay_scale: float = 1.0
-    clip: str = "zclip"
-    flagged_ahead: tuple[int, ...] = ()
-
-    def after(self, intervention: Intervention) -> InForce:
-        """Return the values in force after an intervention."""
-        return replace(
-            self,
-            lr_scale=self.lr_scale * intervention.lr_scale,
-            weight_decay_scale=self.weight_decay_scale * intervention.weight_decay_scale,
-            clip=intervention.clip or self.clip,
-            flagged_ahead=() if intervention.skip_batch else self.flagged_ahead,
-        )
+START = Factors(lr_scale=1.0, weight_decay_scale=1.0, clip="zclip", flagged_ahead=())
+"""Factors in force before any intervention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +131,12 @@ class ToyWorld:
         """
 
         def masks_after(sequence: Sequence[Intervention]) -> tuple[NDArray[np.bool_], ...]:
-            state = InForce()
-            for done in sequence:
-                state = state.after(done)
-            return self.codec.masks(state)
+            return self.codec.masks(after(START, *sequence))
 
         usual: dict[str, Any] = {
             "history": history(),
             "codec": self.codec,
-            "masks": self.codec.masks(InForce()),
+            "masks": self.codec.masks(START),
             "masks_after": masks_after,
             "generator": np.random.default_rng(seed),
             "model": ToyModel(self),
@@ -177,7 +158,9 @@ class ToyModel:
 
     def _one(self, sequence: Sequence[Intervention]) -> Forecast:
         delta = self.world.delta(sequence)
-        p = 0.9 if self.world.diverges(sequence) else 0.01
+        p = 0.01
+        if self.world.diverges(sequence):
+            p = 0.9
         sure = Estimate(delta, delta, delta - 0.01, delta + 0.01)
         horizon = float(DECISIONS * DECISION)
         late = Estimate(horizon, horizon, 0.0, horizon)
@@ -313,7 +296,9 @@ class ToyExecutor:
 
 def as_sequence(one: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:
     """Return an entry of a forecast as a sequence."""
-    return (one,) if isinstance(one, Intervention) else tuple(one)
+    if isinstance(one, Intervention):
+        return (one,)
+    return tuple(one)
 
 
 def _clip_value(name: ClipName) -> int:

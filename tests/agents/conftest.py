@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from steered_runs import alarm_at
 
+from tests.support.steered_runs import alarm_at
 from trainenv.monitor.uncertainty import UncertaintyIndex
 
 

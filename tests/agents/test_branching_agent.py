@@ -8,10 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from steered_runs import QUICK, SMALL, Dreamer, Promising
 
 import trainenv  # noqa: F401  (registers the environments)
-from trainenv.agents.branching import BranchingAgent, Drafting
+from tests.support.steered_runs import QUICK, SMALL, Dreamer, Promising
+from trainenv.agents.branching import BranchingAgent, PlanningOptions
 from trainenv.config.schema import BranchingConfig
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
@@ -21,13 +21,17 @@ from trainenv.wrappers import SpeculativeVerification
 
 
 def made(**more: Any) -> gym.Env[Any, Any]:
-    return gym.make("trainenv/GPT2-Tiny-v0", overrides={**SMALL, "steps": 60, "branching": QUICK, **more})
+    return gym.make(
+        "trainenv/GPT2-Tiny-v0", overrides={**SMALL, "steps": 60, "branching": QUICK, **more}
+    )
 
 
 @pytest.mark.parametrize("total", [None, 40, 90])
 def test_it_trains_until_the_budget_is_spent(total: int | None, tmp_path: Path) -> None:
     env: Any = made()
-    report = BranchingAgent(env, planner=Promising(), model=Dreamer()).run(total, out=tmp_path / "run")
+    report = BranchingAgent(env, planner=Promising(), model=Dreamer()).run(
+        total, out=tmp_path / "run"
+    )
     run, budget = env.unwrapped.run, total or 60
     assert isinstance(report, RunReport)
     assert report.folder == tmp_path / "run"
@@ -52,24 +56,38 @@ def test_the_share_is_of_the_budget_that_was_given(total: int, tmp_path: Path) -
 
 def test_drafts_are_verified_as_the_wrapper_says(tmp_path: Path) -> None:
     env = SpeculativeVerification(made(), top_k=2, verify_steps=3, rule="risk", worth=0.095)
-    agent = BranchingAgent(env, planner=Promising(), config=BranchingConfig(**(QUICK | {"top_k": 6, "verify_steps": 9})))
+    agent = BranchingAgent(
+        env,
+        planner=Promising(),
+        config=BranchingConfig(**(QUICK | {"top_k": 6, "verify_steps": 9})),
+    )
     agent.run(out=tmp_path / "run")
     decisions = read_decisions(tmp_path / "run")
     assert decisions
     for decision in decisions:
         assert decision["verification"]["rule"] == "risk"
-        assert decision["verification"]["verify_steps"] <= 4  # about three: a few less or more by how drafts fare
-        assert [branch["score"] for branch in decision["branches"][1:]] == [-0.1]  # the only one that promises so much
+        assert (
+            decision["verification"]["verify_steps"] <= 4
+        )  # about three: a few less or more by how drafts fare
+        assert [branch["score"] for branch in decision["branches"][1:]] == [
+            -0.1
+        ]  # the only one that promises so much
     bare = BranchingAgent(made(), planner=Promising())
     bare.run(out=tmp_path / "bare")
-    assert {decision["verification"]["rule"] for decision in read_decisions(tmp_path / "bare")} == {"agreement"}
+    assert {decision["verification"]["rule"] for decision in read_decisions(tmp_path / "bare")} == {
+        "agreement"
+    }
 
 
 def test_it_goes_on_with_a_run_that_was_stopped(tmp_path: Path) -> None:
     env: Any = made()
-    agent = BranchingAgent(env, planner=Promising(), drafting=Drafting())
+    agent = BranchingAgent(env, planner=Promising(), planning=PlanningOptions())
     seen: list[int] = []
-    stopped = agent.run(out=tmp_path / "run", watch=lambda run, window: seen.append(run.step), stop=lambda: seen[-1] >= 20)
+    stopped = agent.run(
+        out=tmp_path / "run",
+        watch=lambda run, window: seen.append(run.step),
+        stop=lambda: seen[-1] >= 20,
+    )
     assert "interrupted" in stopped.summary["ended"]
     assert env.unwrapped.run.step == seen[-1] < 60
     wasted = agent.callback.state_dict()["purse"]["wasted"]
@@ -85,7 +103,10 @@ def test_what_cannot_be_trained_is_refused_and_left_as_it_is(tmp_path: Path) -> 
     env.reset(seed=0)
     env.unwrapped.run.advance(10)
     for total in (10, 0, -5):
-        with pytest.raises(UserError, match=f"a budget of more steps than the 10 taken, found {total}; give a greater one"):
+        with pytest.raises(
+            UserError,
+            match=f"a budget of more steps than the 10 taken, found {total}; give a greater one",
+        ):
             BranchingAgent(env, planner=Promising()).run(total, out=tmp_path / "run")
     assert env.unwrapped.run.horizon.end == 60
     (tmp_path / "run").mkdir()

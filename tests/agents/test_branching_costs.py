@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lengths import either
-from steered_runs import (
+
+from tests.support.lengths import either
+from tests.support.steered_runs import (
     QUICK,
     SMALL,
     Dreamer,
@@ -22,7 +23,6 @@ from steered_runs import (
     steered,
     toy,
 )
-
 from trainenv.agents.branching import Branching
 from trainenv.agents.waste_budget import WasteBudget
 from trainenv.config.schema import RunConfig
@@ -31,7 +31,9 @@ from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
 
 OFTEN = settings(
-    deadline=None, max_examples=either(short=4, long=16), suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=either(short=4, long=16),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -53,7 +55,9 @@ def within_its_budget(found: Steered, nothing: float, share: float) -> None:
     assert found.total <= 1.01 * nothing
     purse = found.callback.state_dict()["purse"]
     assert purse["wasted"] <= purse["allowed"] * (1 + 1e-9) + 1e-6
-    assert purse["allowed"] == pytest.approx(share * found.run.config.steps * found.run.flops_per_step, rel=1e-6)
+    assert purse["allowed"] == pytest.approx(
+        share * found.run.config.steps * found.run.flops_per_step, rel=1e-6
+    )
     assert flops["verify"] + flops["rewound"] <= purse["wasted"] * (1 + 1e-9)
     assert 0 <= purse["owed"] < found.run.flops_ahead
     cost_estimate = Branching(planner=Promising()).cost_estimate(found.run)
@@ -88,11 +92,17 @@ def test_a_run_never_spends_more_than_doing_nothing(
     more: dict[str, Any] = {"kicked": kicked, "validation": {"every": validate}}
     nothing = left_alone(toy(branching=asked, **more), tmp_path_factory)
     planner = Promising(futures=futures) if accepts else refused()
-    found = steered(toy(branching=asked, **more), planner=planner, model=Dreamer(flops_per_future=300.0))
+    found = steered(
+        toy(branching=asked, **more), planner=planner, model=Dreamer(flops_per_future=300.0)
+    )
     within_its_budget(found, nothing, asked["max_waste"])
 
 
-@settings(deadline=None, max_examples=either(short=1, long=4), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=either(short=1, long=4),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     seed=st.integers(0, 3),
     max_waste=st.sampled_from([0.05, 0.3, 0.8]),
@@ -101,7 +111,9 @@ def test_a_run_never_spends_more_than_doing_nothing(
     every=st.integers(5, 30),
     refractory_steps=st.integers(0, 20),
 )
-def test_nor_does_a_language_model(tmp_path_factory: pytest.TempPathFactory, seed: int, **asked: Any) -> None:
+def test_nor_does_a_language_model(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, **asked: Any
+) -> None:
     config = RunConfig.load("tiny", {**SMALL, "seed": seed, "branching": QUICK | asked})
     nothing = left_alone(TrainingRun.from_config(config), tmp_path_factory)
     found = steered(TrainingRun.from_config(config), planner=Promising())
@@ -120,7 +132,9 @@ def test_a_learner_is_paid_for_by_the_run(tmp_path_factory: pytest.TempPathFacto
     assert found.total <= 1.01 * nothing
 
 
-def test_a_run_that_is_lost_again_and_again_spends_no_more_either(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_run_that_is_lost_again_and_again_spends_no_more_either(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     nothing, run = left_alone(toy(), tmp_path_factory), toy(branching={"rewind": 1})
     objective: Any = run.objective
 
@@ -141,11 +155,14 @@ def test_a_run_that_is_lost_again_and_again_spends_no_more_either(tmp_path_facto
     most=st.integers(1, 12),
     price=st.floats(1, 1e8),
 )
-def test_the_widest_is_the_widest_that_is_left(allowed: float, spent: list[float], most: int, price: float) -> None:
-    purse = WasteBudget(allowed)
+def test_the_widest_is_the_widest_that_is_left(
+    allowed: float, spent: list[float], most: int, price: float
+) -> None:
+    run, purse = toy(10**6), WasteBudget(allowed)
     for flops in spent:
         purse.throw_away(flops)
-    width = purse.widest(most, lambda k: k * price)
+    width = purse.widest(run, most, lambda k: k * price)
+    assert purse.left_in(run) == purse.left  # the run has more than may be wasted
     assert 0 <= width <= most
     assert width * price <= purse.left or width == 0
     assert width == most or (width + 1) * price > purse.left
@@ -156,21 +173,27 @@ def test_trials_leave_half_for_harm_until_late_in_the_run() -> None:
     run, purse = toy(100), WasteBudget(1000.0)
     purse.throw_away(400.0)  # for harm
     purse.throw_away(499.0, trial=True)
-    assert purse.spares(run)
+    assert purse.has_for_trials(run)
     purse.throw_away(1.0, trial=True)
-    assert not purse.spares(run)
+    assert not purse.has_for_trials(run)
     run.advance(80)
-    assert purse.spares(run)
-    assert WasteBudget(allowed=9.0, wasted=1.0, owed=0.0).spares(toy())  # as older checkpoints have it
+    assert purse.has_for_trials(run)
+    assert WasteBudget(allowed=9.0, wasted=1.0, owed=0.0).has_for_trials(
+        toy()
+    )  # as older checkpoints have it
 
 
 def test_drafting_is_within_what_was_stated() -> None:
     """A model that costs as much as the run: most of what may be thrown away would go into drafts."""
     for futures in (37, 10**6):  # as was asked, and more than that
         found = steered(
-            toy(branching={"max_waste": 0.2}), planner=Promising(futures=futures), model=Dreamer(flops_per_future=900.0)
+            toy(branching={"max_waste": 0.2}),
+            planner=Promising(futures=futures),
+            model=Dreamer(flops_per_future=900.0),
         )
-        stated = Branching(planner=Promising()).cost_estimate(found.run).steps * found.run.flops_per_step
+        stated = (
+            Branching(planner=Promising()).cost_estimate(found.run).steps * found.run.flops_per_step
+        )
         flops = found.summary["flops"]
         purse = found.callback.state_dict()["purse"]
         assert flops["plan"] > 0
@@ -180,7 +203,9 @@ def test_drafting_is_within_what_was_stated() -> None:
 
 def test_a_planner_is_told_how_many_futures_it_can_afford() -> None:
     planner = Promising(futures=1)
-    steered(toy(branching={"max_waste": 0.2}), planner=planner, model=Dreamer(flops_per_future=900.0))
+    steered(
+        toy(branching={"max_waste": 0.2}), planner=planner, model=Dreamer(flops_per_future=900.0)
+    )
     counts = [problem.budget.futures or 0 for problem in planner.problems]
     assert counts
     assert max(counts) < 128
@@ -189,9 +214,13 @@ def test_a_planner_is_told_how_many_futures_it_can_afford() -> None:
 
 def test_the_statement_says_what_can_be_afforded() -> None:
     rich = Branching(planner=Promising()).cost_estimate(toy(2000))
-    assert rich.affords.startswith(f"that is enough for about {int(rich.steps / rich.decision)} decisions")
+    assert rich.affords.startswith(
+        f"that is enough for about {int(rich.steps / rich.decision)} decisions"
+    )
     poor = Branching(planner=Promising()).cost_estimate(toy(branching={"max_waste": 0.01}))
-    assert poor.affords.startswith("that is too little for more than 0 decision(s), each of which may cost")
+    assert poor.affords.startswith(
+        "that is too little for more than 0 decision(s), each of which may cost"
+    )
     assert "raise branching.max_waste" in poor.affords
 
 
@@ -201,11 +230,15 @@ def test_what_is_owed_is_taken_off_in_whole_steps(flops: list[float]) -> None:
     for some in flops:
         purse.owe(run, some)
     assert 0 <= purse.owed < run.flops_ahead
-    assert (10_000 - run.horizon.end) * run.flops_ahead + purse.owed == pytest.approx(sum(flops), abs=1e-3)
+    assert (10_000 - run.horizon.end) * run.flops_ahead + purse.owed == pytest.approx(
+        sum(flops), abs=1e-3
+    )
 
 
 def test_the_statement_holds_of_memory_and_disk(tmp_path: Path) -> None:
-    config = RunConfig.load("tiny", {**SMALL, "branching": QUICK | {"replayable": True, "max_waste": 0.9}})
+    config = RunConfig.load(
+        "tiny", {**SMALL, "branching": QUICK | {"replayable": True, "max_waste": 0.9}}
+    )
     run, callback = TrainingRun.from_config(config), Branching(planner=Promising())
     cost_estimate = callback.cost_estimate(run)
     found = steered(run, callback)
@@ -213,8 +246,11 @@ def test_the_statement_holds_of_memory_and_disk(tmp_path: Path) -> None:
     saved = [path.stat().st_size for path in found.path.glob("branches/*/*.ptz")]
     assert len(saved) == len(found.decisions)
     assert sum(saved) <= cost_estimate.disk
-    snapshots = callback._remembered
+    snapshots = callback._state.points.snapshots
     assert sum(one.nbytes for one in snapshots) <= cost_estimate.memory
     memory, disk = -(-cost_estimate.memory // 10**6), -(-cost_estimate.disk // 10**6)
-    assert str(cost_estimate) == f"steering costs at most 108 steps, {memory} MB of memory and {disk} MB on disk"
+    assert (
+        str(cost_estimate)
+        == f"steering costs at most 108 steps, {memory} MB of memory and {disk} MB on disk"
+    )
     assert Branching(planner=Promising()).cost_estimate(toy()).disk == 0

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steered_runs import (
+
+from tests.support.steered_runs import (
     NOTHING,
     Dreamer,
     Promising,
@@ -16,12 +17,11 @@ from steered_runs import (
     steered,
     toy,
 )
-
 from trainenv import planners
-from trainenv.agents.branching import Branching, Drafting
+from trainenv.agents.branching import Branching, PlanningOptions
 from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.composition.default_loop import as_risk_asks
+from trainenv.composition.default_loop import allow_by_risk
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import (
@@ -57,13 +57,18 @@ GARBAGE: dict[str, tuple[Callable[..., Any], str]] = {
     "words for interventions": (
         lambda problem: Plan(
             planner="p",
-            candidates=(Candidate(interventions=("up",), score=-1.0), Candidate(interventions=(NOTHING,), score=0.0)),  # type: ignore[arg-type]
+            candidates=(
+                Candidate(interventions=("up",), score=-1.0),
+                Candidate(interventions=(NOTHING,), score=0.0),
+            ),  # type: ignore[arg-type]
         ),
         "AttributeError",
     ),
     "faults": (
         lambda problem: Plan(
-            planner="p", candidates=(Candidate(interventions=(NOTHING,), score=0.0),), faults=("it fell", "over")
+            planner="p",
+            candidates=(Candidate(interventions=(NOTHING,), score=0.0),),
+            faults=("it fell", "over"),
         ),
         "it fell; over",
     ),
@@ -87,7 +92,10 @@ def test_a_planner_that_fails_is_told_of_and_the_run_goes_on(name: str) -> None:
 
 def test_a_draft_of_the_impossible_fails_and_nothing_is_done() -> None:
     found = steered(toy(), planner=Promising(sequences=[(Intervention(lr_scale=1e9),)]))
-    assert {branch["fate"] for decision in found.decisions for branch in decision["branches"]} == {"control", "failed"}
+    assert {branch["fate"] for decision in found.decisions for branch in decision["branches"]} == {
+        "control",
+        "failed",
+    }
     assert found.run.lr_scale == 1.0
 
 
@@ -99,8 +107,12 @@ def test_a_model_that_raises_is_told_of_and_the_run_goes_on() -> None:
     asked = steered(toy(), planner=planners.make("grid"), model=Broken())
     assert asked.summary["ended"] == "budget spent"
     assert all("NaN in the weights" in event["detail"]["reason"] for event in asked.of("skipped"))
-    allowing = steered(toy(), planner=Promising(), model=Broken(), drafting=Drafting(allow=as_risk_asks))
-    assert {event["detail"]["reason"] for event in allowing.of("skipped")} == {"RuntimeError: NaN in the weights"}
+    allowing = steered(
+        toy(), planner=Promising(), model=Broken(), planning=PlanningOptions(allow=allow_by_risk)
+    )
+    assert {event["detail"]["reason"] for event in allowing.of("skipped")} == {
+        "RuntimeError: NaN in the weights"
+    }
     assert asked.of("skipped")
     assert allowing.of("skipped")
 
@@ -115,7 +127,10 @@ def test_a_learner_that_fails_to_learn_is_told_of_beside_the_decision() -> None:
     assert {tuple(event["detail"]["faults"]) for event in found.of("decision")} == {
         ("the model did not learn: RuntimeError: no room",)
     }
-    assert all("faults" not in event["detail"] for event in steered(toy(), planner=Promising(), model=Pupil()).of("decision"))
+    assert all(
+        "faults" not in event["detail"]
+        for event in steered(toy(), planner=Promising(), model=Pupil()).of("decision")
+    )
 
 
 def test_a_learner_whose_state_cannot_be_saved_is_told_of_and_the_run_goes_on() -> None:
@@ -142,20 +157,36 @@ def test_a_rule_that_raises_loses_the_decision_and_not_the_run() -> None:
     from trainenv.verification.verify import Verification
 
     verification = Verification(rule=Judge(), top_k=2, verify_steps=4)  # type: ignore[arg-type]
-    found = steered(toy(branching={"default_clip": False, "max_waste": 0.2}), planner=Promising(), verification=verification)
-    assert {event["detail"]["reason"].split(":")[0] for event in found.of("skipped")} == {"LookupError", "no budget is left"}
+    found = steered(
+        toy(branching={"default_clip": False, "max_waste": 0.2}),
+        planner=Promising(),
+        verification=verification,
+    )
+    assert {event["detail"]["reason"].split(":")[0] for event in found.of("skipped")} == {
+        "LookupError",
+        "no budget is left",
+    }
     assert read_decisions(found.path) == []
     assert found.callback.state_dict()["purse"]["wasted"] > 0
-    assert found.callback.state_dict()["purse"]["wasted"] <= found.callback.state_dict()["purse"]["allowed"]
+    assert (
+        found.callback.state_dict()["purse"]["wasted"]
+        <= found.callback.state_dict()["purse"]["allowed"]
+    )
 
 
 def test_what_is_handed_to_the_model_is_what_was_measured() -> None:
     pupil, told = Pupil(), []
     learn = pupil.learn
     pupil.learn = lambda rollouts, /: (told.extend(rollouts), learn(rollouts))[1]  # type: ignore[method-assign, func-returns-value]
-    found = steered(toy(branching={"horizon": 32, "verify_steps": 4}), planner=Promising(), model=pupil)
-    measured = [branch["delta"] for decision in found.decisions for branch in decision["branches"][1:]]
-    assert [rollout.looks for rollout in told] == [(delta,) for delta in measured if delta is not None]
+    found = steered(
+        toy(branching={"horizon": 32, "verify_steps": 4}), planner=Promising(), model=pupil
+    )
+    measured = [
+        branch["delta"] for decision in found.decisions for branch in decision["branches"][1:]
+    ]
+    assert [rollout.looks for rollout in told] == [
+        (delta,) for delta in measured if delta is not None
+    ]
     assert {rollout.run for rollout in told} == {"toy-0"}
     assert all(isinstance(t, Telemetry) for t in told[0].history.telemetry)
     assert found.summary["flops"]["model"] == 1000.0 * len(told)
@@ -197,7 +228,9 @@ def full(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["record", "file", "store", "folder"])
-def test_a_disk_that_is_full_loses_decisions_and_not_the_run(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_loses_decisions_and_not_the_run(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full(monkeypatch, where)
     run = toy(branching={"replayable": where != "record", "default_clip": False})
     found = steered(run, planner=Promising())
@@ -205,7 +238,9 @@ def test_a_disk_that_is_full_loses_decisions_and_not_the_run(where: str, monkeyp
     assert found.decisions == []
     assert found.of("decision") == []
     assert found.of("skipped")
-    assert all("No space left on device" in event["detail"]["reason"] for event in found.of("skipped")[:2])
+    assert all(
+        "No space left on device" in event["detail"]["reason"] for event in found.of("skipped")[:2]
+    )
     assert found.run.applied == ()
     purse = found.callback.state_dict()["purse"]
     assert 0 <= purse["wasted"] <= purse["allowed"]
@@ -214,7 +249,9 @@ def test_a_disk_that_is_full_loses_decisions_and_not_the_run(where: str, monkeyp
     assert read_telemetry(found.path)["loss"][:16].tolist() == losses
 
 
-def test_a_disk_that_fills_up_after_the_branch_was_taken_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_after_the_branch_was_taken_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write, calls = record.write, []
 
     def once(folder: Path, told: Any) -> Path:

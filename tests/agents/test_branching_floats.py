@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from steered_runs import QUICK, Promising, steered
 from torch import Tensor, nn
 
+from tests.support.steered_runs import QUICK, Promising, steered
 from trainenv.agents.branching import Branching
 from trainenv.config.schema import TrainingConfig
 from trainenv.rollouts.executor import Rollouts
@@ -48,7 +48,9 @@ def regression(scale: float, shift: float = 0.0) -> TrainingRun:
     )
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e5, 0.0), (1e-9, 0.0), (1.0, -5.0), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(1.0, 0.0), (1e5, 0.0), (1e-9, 0.0), (1.0, -5.0), (0.0, 0.0)]
+)
 def test_the_loop_runs_to_its_end(scale: float, shift: float) -> None:
     run = regression(scale, shift)
     each = run.flops_ahead
@@ -58,7 +60,11 @@ def test_the_loop_runs_to_its_end(scale: float, shift: float) -> None:
     assert found.summary["ended"] == "budget spent"
     assert found.run.flops_per_step == found.run.flops_ahead == each
     assert 0 < found.run.flops_per_evaluation < math.inf
-    assert 120 - cost_estimate.steps - found.summary["flops"]["evaluate"] / each - 1 <= found.run.step <= 120
+    assert (
+        120 - cost_estimate.steps - found.summary["flops"]["evaluate"] / each - 1
+        <= found.run.step
+        <= 120
+    )
     assert found.summary["rewinds"] == 0
     assert all(math.isfinite(flops) and flops >= 0 for flops in found.summary["flops"].values())
     assert found.decisions
@@ -67,7 +73,9 @@ def test_the_loop_runs_to_its_end(scale: float, shift: float) -> None:
 def test_a_large_loss_is_no_divergence() -> None:
     run = regression(1e5)
     run.advance(4)
-    outcomes = Rollouts(run, decision_steps=4).run([(Intervention(),), (Intervention(lr_scale=0.8),)], 8, measure="horizon")
+    outcomes = Rollouts(run, decision_steps=4).run(
+        [(Intervention(),), (Intervention(lr_scale=0.8),)], 8, measure="horizon"
+    )
     assert all(outcome.validation[-1] > 100 and not outcome.diverged for outcome in outcomes)
     assert run.vocabulary is None
 
@@ -75,6 +83,11 @@ def test_a_large_loss_is_no_divergence() -> None:
 def test_a_vocabulary_of_one_token_has_a_scale_too() -> None:
     model = nn.Embedding(1, 1)
     config = TrainingConfig.model_validate({"steps": 3})
-    run = TrainingRun(model, torch.optim.SGD(model.parameters(), 0.1), lambda index: torch.zeros(2, 3).long(), config)
+    run = TrainingRun(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        lambda index: torch.zeros(2, 3).long(),
+        config,
+    )
     assert run.vocabulary == 1
     assert run.uniform_loss == math.log(2)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from lengths import either
-from steered_runs import (
+
+from tests.support.lengths import either
+from tests.support.steered_runs import (
     HIGHER,
     LOWER,
     Promising,
@@ -22,7 +23,6 @@ from steered_runs import (
     alarm_at,
     toy,
 )
-
 from trainenv.agents.branching import Branching
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.loop import resume, train
@@ -57,8 +57,18 @@ EVENTFUL: dict[str, Any] = {
 def eventful() -> tuple[TrainingRun, Branching]:
     """Several decisions, a warm-up that asks, a detour, a rewind, parts that are pending and a model that learns."""
     saved, warming = {"every": 8, "moments": "exact"}, {"warmup": 24}
-    run = toy(240, branching=EVENTFUL, kicked={60: -200.0}, validation={"every": 30}, checkpoints=saved, schedule=warming)
-    return run, Branching(planner=Promising(sequences=((LOWER, HIGHER, HIGHER), (HIGHER,), (LOWER, LOWER))), model=Pupil())
+    run = toy(
+        240,
+        branching=EVENTFUL,
+        kicked={60: -200.0},
+        validation={"every": 30},
+        checkpoints=saved,
+        schedule=warming,
+    )
+    return run, Branching(
+        planner=Promising(sequences=((LOWER, HIGHER, HIGHER), (HIGHER,), (LOWER, LOWER))),
+        model=Pupil(),
+    )
 
 
 def came_to(run: TrainingRun, callback: Branching, path: Path) -> dict[str, Any]:
@@ -66,8 +76,16 @@ def came_to(run: TrainingRun, callback: Branching, path: Path) -> dict[str, Any]
     decisions = read_decisions(path)
     for decision in decisions:
         decision["planner"]["seconds"] = 0
-    state, events = callback.state_dict(), [(event["step"], event["kind"]) for event in read_events(path)]
-    found = {"fingerprint": run.fingerprint(), "state": state, "decisions": decisions, "flops": run.ledger.as_dict()}
+    state, events = (
+        callback.state_dict(),
+        [(event["step"], event["kind"]) for event in read_events(path)],
+    )
+    found = {
+        "fingerprint": run.fingerprint(),
+        "state": state,
+        "decisions": decisions,
+        "flops": run.ledger.as_dict(),
+    }
     return found | {"events": [event for event in events if event[1] != "interrupted"]}
 
 
@@ -84,7 +102,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_run_to_be_killed_is_eventful(straight: dict[str, Any]) -> None:
     assert len(straight["decisions"]) >= 4
-    assert {decision["why"] for decision in straight["decisions"]} == {"warmup", "harm", "fired", "checkpoint"}
+    assert {decision["why"] for decision in straight["decisions"]} == {
+        "warmup",
+        "harm",
+        "fired",
+        "checkpoint",
+    }
     kinds = [kind for _, kind in straight["events"]]
     assert kinds.count("rewind") >= 1
     assert kinds.count("intervention") >= 2
@@ -135,7 +158,11 @@ def driven_on(path: Path) -> tuple[TrainingRun, Branching, RunFolder]:
     return run, callback, folder
 
 
-@settings(deadline=None, max_examples=either(short=3, long=20), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=either(short=3, long=20),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     place=st.integers(0, len(PLACES) - 1),
     call=st.integers(0, 60),
@@ -156,7 +183,10 @@ def test_killed_at_any_moment_it_comes_to_the_same(
     path = tmp_path_factory.mktemp("killed") / "run"
     run, callback = eventful()
     folder = RunFolder.create(path, run.config)
-    for kills in ((place, call % 20 if place != 7 else call), ((place + again) % len(PLACES), again)):
+    for kills in (
+        (place, call % 20 if place != 7 else call),
+        ((place + again) % len(PLACES), again),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             kill_at(patch, *kills, before=before)
             try:
@@ -183,7 +213,8 @@ VICTIM = """
 import sys
 from pathlib import Path
 from trainenv.monitor.uncertainty import UncertaintyIndex
-import steered_runs, test_branching_resume as resumed
+from tests.agents import test_branching_resume as resumed
+from tests.support import steered_runs
 from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
 UncertaintyIndex.update = steered_runs.alarm_at(61)
@@ -214,8 +245,10 @@ def test_killed_for_good_by_the_system_it_comes_to_the_same(
     straight: dict[str, Any], alarms: Callable[..., None], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    victim = subprocess.run([sys.executable, "-c", VICTIM, str(path), "45"], env=environment, timeout=120, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    victim = subprocess.run(
+        [sys.executable, "-c", VICTIM, str(path), "45"], env=environment, timeout=120, check=False
+    )
     assert victim.returncode == -signal.SIGKILL
     alarms(61)
     assert 1 <= len(read_decisions(path)) < len(straight["decisions"])
@@ -229,7 +262,9 @@ def test_killed_for_good_by_the_system_it_comes_to_the_same(
     )
 
 
-def test_decisions_of_a_future_that_was_lost_are_off_the_record(alarms: Callable[..., None], tmp_path: Path) -> None:
+def test_decisions_of_a_future_that_was_lost_are_off_the_record(
+    alarms: Callable[..., None], tmp_path: Path
+) -> None:
     """Where moments are rounded, the run goes on nearly as before: what it decides now is not what it had decided."""
     path, seen = tmp_path / "run", []
     run, callback = eventful()
@@ -273,13 +308,19 @@ def test_driven_on_in_the_same_process_it_remembers(
     assert (first["number"], first["step"]) == (1, 20)  # it starts anew with another run
 
 
-def test_a_run_that_was_left_alone_can_be_steered_from_then_on(alarms: Callable[..., None], tmp_path: Path) -> None:
+def test_a_run_that_was_left_alone_can_be_steered_from_then_on(
+    alarms: Callable[..., None], tmp_path: Path
+) -> None:
     run, _ = eventful()
     train(run, RunFolder.create(tmp_path / "run", run.config), stop=lambda: run.step >= 40)
     run, callback = eventful()
     folder, _ = resume(tmp_path / "run", run, callback)
     train(run, folder, callback=callback)
-    first = next(decision for decision in read_decisions(folder.path) if decision["why"] == "checkpoint")
+    first = next(
+        decision for decision in read_decisions(folder.path) if decision["why"] == "checkpoint"
+    )
     assert first["step"] > 60
     planner: Any = callback.planner
-    assert [t.step for t in planner.problems[0].history.telemetry] == list(range(1, first["step"] + 1))
+    assert [t.step for t in planner.problems[0].history.telemetry] == list(
+        range(1, first["step"] + 1)
+    )

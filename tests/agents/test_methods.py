@@ -12,7 +12,7 @@ import pytest
 
 from trainenv import RunConfig, TrainingRun
 from trainenv.composition.methods import METHODS
-from trainenv.config.schema import find, read_yaml
+from trainenv.config.presets import find, read_yaml
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
 
@@ -35,9 +35,23 @@ SMALL: dict[str, Any] = {
     "stressors.planted": [{"at": 50, "kind": "lr_spike", "steps": 3, "size": 100}],
 }
 CONFIG = RunConfig.load("tiny", SMALL)
-LOST = RunConfig.load(CONFIG, {"stressors.planted": [{"at": 50, "kind": "lr_spike", "steps": 3, "size": 1e30}]})
+LOST = RunConfig.load(
+    CONFIG, {"stressors.planted": [{"at": 50, "kind": "lr_spike", "steps": 3, "size": 1e30}]}
+)
 OURS = (
-    *("nothing", "zclip", "arc", "spam", "clip-1.0", "palm", "opt", "pbt", "pb2", "autolrs", "tuned"),
+    *(
+        "nothing",
+        "zclip",
+        "arc",
+        "spam",
+        "clip-1.0",
+        "palm",
+        "opt",
+        "pbt",
+        "pb2",
+        "autolrs",
+        "tuned",
+    ),
     *("static-0.1", "static-0.3", "static-1", "static-3"),
 )
 REWINDING = ("palm", "opt")
@@ -69,7 +83,9 @@ def test_all_are_there_and_can_be_sent_to_other_processes() -> None:
 
 
 @pytest.mark.parametrize("name", OURS[1:])
-def test_costs_what_doing_nothing_does(name: str, nothing: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_costs_what_doing_nothing_does(
+    name: str, nothing: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
     """At most a hundredth more, and not much less either: the budget is used, and the run ends annealed."""
     most, path = cost(*nothing), tmp_path / "run"
     summary = ran(name, path)
@@ -86,13 +102,22 @@ def test_costs_what_doing_nothing_does(name: str, nothing: tuple[dict[str, Any],
 
 def test_static_methods_differ_in_the_learning_rate_alone(tmp_path: Path) -> None:
     config = RunConfig.load(CONFIG, {"steps": 12})
-    rows = {name: ran(name, tmp_path / name, config) and read_telemetry(tmp_path / name) for name in ("nothing", "static-0.3")}
-    assert list(rows["static-0.3"]["lr"]) == pytest.approx([0.3 * lr for lr in rows["nothing"]["lr"]])
+    rows = {
+        name: ran(name, tmp_path / name, config) and read_telemetry(tmp_path / name)
+        for name in ("nothing", "static-0.3")
+    }
+    assert list(rows["static-0.3"]["lr"]) == pytest.approx(
+        [0.3 * lr for lr in rows["nothing"]["lr"]]
+    )
     assert list(rows["static-0.3"]["data_index"]) == list(rows["nothing"]["data_index"])
 
 
-@pytest.mark.parametrize(("name", "clip", "threshold"), [("spam", "spam", None), ("clip-1.0", "none", 1.0)])
-def test_clip_policies_are_in_force_from_the_first_step_on(name: str, clip: str, threshold: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "clip", "threshold"), [("spam", "spam", None), ("clip-1.0", "none", 1.0)]
+)
+def test_clip_policies_are_in_force_from_the_first_step_on(
+    name: str, clip: str, threshold: float | None, tmp_path: Path
+) -> None:
     ran(name, tmp_path / "run", RunConfig.load(CONFIG, {"steps": 12}))
     rows = read_telemetry(tmp_path / "run")
     assert set(rows["clip"]) == {clip}

@@ -15,9 +15,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from lengths import either
-from steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 
+from tests.support.lengths import either
+from tests.support.steered_runs import Dreamer, Promising, Steered, refused, steered, toy
 from trainenv.agents.branching import Branching
 from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder
@@ -33,7 +33,13 @@ pytestmark = pytest.mark.usefixtures("alarms")
 
 STEPS = either(short=300, long=400)
 EXAMPLES = int(os.environ.get("FAULT_EXAMPLES", "3"))  # beside those that are always tried
-HOW: dict[str, Any] = {"max_waste": 0.08, "every": 20, "verify_steps": 3, "top_k": 2, "default_clip": True}
+HOW: dict[str, Any] = {
+    "max_waste": 0.08,
+    "every": 20,
+    "verify_steps": 3,
+    "top_k": 2,
+    "default_clip": True,
+}
 MESSAGE = "it broke"  # what every fault says
 
 
@@ -65,7 +71,13 @@ class Stage:
     def __init__(self, fault: Fault) -> None:
         self.fault, self.met, self.verifying = fault, 0, False
         self.roles: dict[int, str] = {}  # by model
-        self.run = toy(STEPS, 2e-2, HOW, validation={"every": 50}, checkpoints={"every": 25, "moments": "exact"})
+        self.run = toy(
+            STEPS,
+            2e-2,
+            HOW,
+            validation={"every": 50},
+            checkpoints={"every": 25, "moments": "exact"},
+        )
         self._wrap(self.run)
         objective: Any = self.run.objective
         batches = self.run._batches
@@ -75,7 +87,11 @@ class Stage:
     def strikes(self, part: str, role: str = "") -> bool:
         """Whether a part goes wrong now."""
         fault = self.fault
-        due = part == fault.part and fault.first <= self.run.step + 1 <= fault.last and role in ("", fault.who)
+        due = (
+            part == fault.part
+            and fault.first <= self.run.step + 1 <= fault.last
+            and role in ("", fault.who)
+        )
         self.met += due
         return due
 
@@ -93,7 +109,9 @@ class Stage:
             return step(*given, **named)
 
         run.optimizer.step = stepped  # type: ignore[method-assign]
-        run.model.register_forward_pre_hook(lambda *_: self.raises("model", role) if torch.is_grad_enabled() else None)
+        run.model.register_forward_pre_hook(
+            lambda *_: self.raises("model", role) if torch.is_grad_enabled() else None
+        )
 
     def _batch(self, batches: Any, index: int) -> Any:
         self.raises("batches", "control" if self.verifying else "run")
@@ -106,7 +124,11 @@ class Stage:
             return loss
         self.raises("objective", role)
         if self.fault.how in ("nan", "masked") and self.strikes("objective", role):
-            return loss * math.nan if self.fault.how == "nan" else (loss * 0.0) + torch.tensor(math.nan)
+            return (
+                loss * math.nan
+                if self.fault.how == "nan"
+                else (loss * 0.0) + torch.tensor(math.nan)
+            )
         return loss
 
     @contextmanager
@@ -114,7 +136,9 @@ class Stage:
         """Forks are told apart, and what verifies them is known to."""
         side_by_side, run, write = executor.side_by_side, executor.Rollouts.run, record.write
 
-        def told_apart(parent: TrainingRun, starts: Sequence[Start], **how: Any) -> RunGroup[Branchable]:
+        def told_apart(
+            parent: TrainingRun, starts: Sequence[Start], **how: Any
+        ) -> RunGroup[Branchable]:
             together = side_by_side(parent, starts, **how)
             for place, fork in enumerate(together.runs):
                 assert isinstance(fork, TrainingRun)
@@ -163,7 +187,9 @@ class Stage:
         usual = refused()
         verification = Verification(top_k=2, verify_steps=3, rule=Rule())
         planner = Planner(forecasts=usual.forecasts, sequences=usual.sequences)
-        return Branching(planner=planner, model=Model(flops_per_future=50.0), verification=verification)
+        return Branching(
+            planner=planner, model=Model(flops_per_future=50.0), verification=verification
+        )
 
 
 def alone(fault: Fault) -> float:
@@ -179,13 +205,29 @@ def thrown_away(found: Steered) -> float:
     flops = found.summary["flops"]
     kept = found.run.step * found.run.flops_per_step
     return (
-        float(flops["main"] + flops["rewound"] + flops["verify"] + flops["plan"] + flops["model"] - kept)
+        float(
+            flops["main"]
+            + flops["rewound"]
+            + flops["verify"]
+            + flops["plan"]
+            + flops["model"]
+            - kept
+        )
         / found.run.flops_per_step
     )
 
 
 PARTS = {
-    "raises": ("model", "objective", "batches", "optimizer", "planner", "world model", "rule", "disk"),
+    "raises": (
+        "model",
+        "objective",
+        "batches",
+        "optimizer",
+        "planner",
+        "world model",
+        "rule",
+        "disk",
+    ),
     "nan": ("objective",),
     "masked": ("objective",),
 }
@@ -194,14 +236,20 @@ FAULTS = st.sampled_from(sorted(PARTS)).flatmap(
         Fault,
         part=st.sampled_from(PARTS[how]),
         how=st.just(how),
-        who=st.sampled_from(("control", "branch") if how == "raises" else ("run", "control", "branch")),
+        who=st.sampled_from(
+            ("control", "branch") if how == "raises" else ("run", "control", "branch")
+        ),
         first=st.integers(2, 80),
         last=st.one_of(st.integers(0, 60), st.just(math.inf)),
     ).map(lambda fault: replace(fault, last=fault.first + fault.last))
 )
 
 
-@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(fault=FAULTS)
 @example(Fault("objective", "masked", "run", 101, 101))
 @example(Fault("objective", "nan", "run", 101, 140))
@@ -219,7 +267,11 @@ def test_whatever_fails_no_more_is_thrown_away_than_was_stated(fault: Fault) -> 
     with stage.set():
         found = steered(stage.run, callback)
     assert thrown_away(found) <= stated + 1
-    named = [one for one in found.summary["faults"] if MESSAGE in one["reason"] or "not finite" in one["reason"]]
+    named = [
+        one
+        for one in found.summary["faults"]
+        if MESSAGE in one["reason"] or "not finite" in one["reason"]
+    ]
     assert len({one["reason"] for one in found.summary["faults"]}) == len(found.summary["faults"])
     if stage.met and fault.how == "raises":
         assert named
@@ -267,7 +319,9 @@ def test_a_loop_whose_forks_all_fail_gives_up_and_says_so_once() -> None:
         "doing nothing failed 2 times in a row, so that nothing can be compared"
     ]
     (fault,) = found.summary["faults"]
-    assert fault["reason"].startswith("doing nothing could not be trained to compare with, so nothing is done: Broken: it broke")
+    assert fault["reason"].startswith(
+        "doing nothing could not be trained to compare with, so nothing is done: Broken: it broke"
+    )
     assert fault["times"] == 2
     assert found.decisions == []
 
@@ -290,7 +344,8 @@ def test_a_run_of_which_most_steps_are_odd_is_left_alone() -> None:
     run = toy(STEPS, 1e-2, HOW)
     objective: Any = run.objective
     run.objective = lambda model, micro, /: (
-        objective(model, micro) * (math.nan if torch.is_grad_enabled() and int(micro[0, 0]) % 3 == 0 else 1.0)
+        objective(model, micro)
+        * (math.nan if torch.is_grad_enabled() and int(micro[0, 0]) % 3 == 0 else 1.0)
     )
     found = steered(run, planner=refused())
     assert found.summary["ended"] == "budget spent"

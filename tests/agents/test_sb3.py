@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent.parent / "envs"))
-from known_world import Known, history, telemetry
-
+from tests.support.known_world import Known, history, telemetry
 from trainenv.agents.rl.learners import DQN, MOVING, PPO, USEFUL, Learner, useful
 from trainenv.agents.rl.policy import Policy, train_in_model, train_in_run
 from trainenv.agents.rl.rl_methods import Apprentice, dqn_model, ppo_model, ppo_real, shortened
@@ -77,7 +75,9 @@ def test_they_learn_what_a_known_world_rewards(learner: Learner) -> None:
 
 
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.name)
-def test_the_same_seed_gives_the_same_policy_and_the_process_keeps_its_generators(learner: Learner) -> None:
+def test_the_same_seed_gives_the_same_policy_and_the_process_keeps_its_generators(
+    learner: Learner,
+) -> None:
     def weights(seed: int) -> bytes:
         changed = replace(learner, decisions=256, seed=seed)
         policy = train_in_model(Known(reward=cuts), [history()], CONFIG, changed).policy
@@ -86,9 +86,17 @@ def test_the_same_seed_gives_the_same_policy_and_the_process_keeps_its_generator
     random.seed(7)
     np.random.seed(7)  # noqa: NPY002
     torch.manual_seed(7)
-    before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002
+    before = (
+        random.getstate(),
+        np.random.get_state()[1].tobytes(),  # noqa: NPY002
+        torch.get_rng_state().numpy().tobytes(),
+    )
     first, again, other = (weights(seed) for seed in (3, 3, 4))
-    after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002
+    after = (
+        random.getstate(),
+        np.random.get_state()[1].tobytes(),  # noqa: NPY002
+        torch.get_rng_state().numpy().tobytes(),
+    )
     assert first == again != other
     assert before == after
 
@@ -110,11 +118,15 @@ def test_what_a_policy_is_not_to_see_changes_nothing() -> None:
 def test_ppo_starts_near_doing_nothing() -> None:
     from trainenv.agents.rl.env_views import ImaginedEpisodes, View
 
-    episodes = ImaginedEpisodes(WorldModelEnv(Known(), [history()], CONFIG), View(sees=MOVING), episodes=2, seed=0)
+    episodes = ImaginedEpisodes(
+        WorldModelEnv(Known(), [history()], CONFIG), View(sees=MOVING), episodes=2, seed=0
+    )
     for reluctance, low, high in ((0.0, 0.24, 0.26), (3.0, 0.85, 0.89)):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             policy = PPO(reluctance=reluctance).learner(episodes).policy
-            chance = policy.get_distribution(torch.zeros(1, len(FEATURES))).distribution[0].probs[0, 0]
+            chance = (
+                policy.get_distribution(torch.zeros(1, len(FEATURES))).distribution[0].probs[0, 0]
+            )
         assert low < float(chance) < high
 
 
@@ -122,9 +134,14 @@ def test_episodes_side_by_side_are_those_of_the_environment() -> None:
     from trainenv.agents.rl.env_views import ImaginedEpisodes, View
 
     env = WorldModelEnv(Known(reward=cuts), [history(left=30)], CONFIG, divergence="expected")
-    vectors = np.array([ActionCodec().encode(intervention) for intervention in useful(ActionCodec())])
+    vectors = np.array(
+        [ActionCodec().encode(intervention) for intervention in useful(ActionCodec())]
+    )
     view = View(sees=FEATURES, actions=vectors, scale=50.0)
-    many, choices = ImaginedEpisodes(env, view, episodes=3, seed=0), np.random.default_rng(0).integers(len(vectors), size=(7, 3))
+    many, choices = (
+        ImaginedEpisodes(env, view, episodes=3, seed=0),
+        np.random.default_rng(0).integers(len(vectors), size=(7, 3)),
+    )
     first = many.reset()
     returned = np.zeros(3)
     for count, chosen in enumerate(choices):
@@ -161,7 +178,9 @@ def test_flops_of_a_policy_in_a_world_model() -> None:
 
 
 def test_real_runs_cost_what_they_cost_and_end_before_the_limit() -> None:
-    config = RunConfig.load("tiny", SMALL | {"steps": 24, "environment.decision_steps": 4, "schedule.warmup": 2})
+    config = RunConfig.load(
+        "tiny", SMALL | {"steps": 24, "environment.decision_steps": 4, "schedule.warmup": 2}
+    )
     learner = PPO(decisions=24, rollout=8, batch=8, sees=FEATURES, width=8)
     whole = train_in_run(config, learner)
     assert (whole.decisions, whole.stopped, len(whole.returns)) == (24, False, 4)
@@ -178,15 +197,23 @@ def test_real_runs_cost_what_they_cost_and_end_before_the_limit() -> None:
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.name)
 def test_training_in_a_world_model_ends_before_the_limit(learner: Learner) -> None:
     learner = replace(learner, decisions=480)
-    whole = train_in_model(Known(), [history()], CONFIG, learner, flops_per_state=1e5).flops["model"]
-    limited = train_in_model(Known(), [history()], CONFIG, learner, flops_per_state=1e5, flops=0.6 * whole)
+    whole = train_in_model(Known(), [history()], CONFIG, learner, flops_per_state=1e5).flops[
+        "model"
+    ]
+    limited = train_in_model(
+        Known(), [history()], CONFIG, learner, flops_per_state=1e5, flops=0.6 * whole
+    )
     assert limited.stopped
     assert 0.4 * whole < limited.flops["model"] <= 0.6 * whole
 
 
 def test_it_stops_when_asked() -> None:
     trained = train_in_model(
-        Known(), [history()], CONFIG, PPO(decisions=2000, episodes=8, rollout=8, batch=64), stop=lambda: True
+        Known(),
+        [history()],
+        CONFIG,
+        PPO(decisions=2000, episodes=8, rollout=8, batch=64),
+        stop=lambda: True,
     )
     assert (trained.stopped, trained.decisions) == (True, 8)
 
@@ -197,18 +224,29 @@ def test_it_stops_when_asked() -> None:
 @pytest.fixture(scope="module", params=[0, 1], ids=["ppo", "dqn"])
 def policy(request: pytest.FixtureRequest) -> Policy:
     learner = LEARNERS[request.param]
-    return train_in_model(Known(reward=cuts), [history()], CONFIG, replace(learner, decisions=400)).policy
+    return train_in_model(
+        Known(reward=cuts), [history()], CONFIG, replace(learner, decisions=400)
+    ).policy
 
 
 def test_a_policy_comes_back_as_it_was(policy: Policy, tmp_path: Path) -> None:
     policy.save(tmp_path / "policy")
     back = Policy.load(tmp_path / "policy")
-    assert (back.learner, back.sizes, back.actions) == (policy.learner, policy.sizes, policy.actions)
-    for observation in np.random.default_rng(0).normal(0, 3, (50, len(FEATURES))).astype(np.float32):
+    assert (back.learner, back.sizes, back.actions) == (
+        policy.learner,
+        policy.sizes,
+        policy.actions,
+    )
+    for observation in (
+        np.random.default_rng(0).normal(0, 3, (50, len(FEATURES))).astype(np.float32)
+    ):
         action = back.act(observation, {})
         assert np.array_equal(action, policy.act(observation, {}))
         ActionCodec().decode(action)
-    assert sorted(path.name for path in (tmp_path / "policy").iterdir()) == ["policy.json", "policy.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "policy").iterdir()) == [
+        "policy.json",
+        "policy.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +287,9 @@ def test_the_package_is_imported_late(name: str) -> None:
     source = ast.parse((Path(__file__).parents[2] / "agents" / "rl" / f"{name}.py").read_text())
     late = [node for node in ast.walk(source) if isinstance(node, ast.Import | ast.ImportFrom)]
     at_once = [ast.unparse(node) for node in source.body if node in late]
-    assert not [line for line in at_once if "stable_baselines3" in line.split()[1] or "env_views" in line]
+    assert not [
+        line for line in at_once if "stable_baselines3" in line.split()[1] or "env_views" in line
+    ]
 
 
 def test_without_the_package_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +334,9 @@ def test_bad_hyperparameters(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo-model", "dqn-model", "ppo-real"])
-def test_methods_stay_within_the_budget_and_steer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_stay_within_the_budget_and_steer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = RunConfig.load("tiny", SMALL | {"seed": 2**40 + 7})
     smaller = {
         "PPO": {"decisions": 256, "episodes": 8, "batch": 64, "reluctance": 0.0},
@@ -302,10 +344,18 @@ def test_methods_stay_within_the_budget_and_steer(name: str, tmp_path: Path, mon
     }
     made = {"PPO": PPO, "DQN": DQN}
     for learner, values in smaller.items():
-        little = partial(lambda kind, values, **asked: kind(**asked | values | {"width": 8}), made[learner], values)
+        little = partial(
+            lambda kind, values, **asked: kind(**asked | values | {"width": 8}),
+            made[learner],
+            values,
+        )
         monkeypatch.setattr(f"trainenv.agents.rl.rl_methods.{learner}", little)
     model = Known(reward=cuts)
-    methods = {"ppo-model": partial(ppo_model, model=model), "dqn-model": partial(dqn_model, model=model), "ppo-real": ppo_real}
+    methods = {
+        "ppo-model": partial(ppo_model, model=model),
+        "dqn-model": partial(dqn_model, model=model),
+        "ppo-real": ppo_real,
+    }
     folder = tmp_path / "run"
     summary = methods[name](config, folder, lambda run, window: None, lambda: False)
     assert summary["ended"] == "budget spent"
@@ -328,7 +378,9 @@ def test_an_apprentice_leaves_a_diverged_run_alone() -> None:
         done, step, config = False, 40, CONFIG
 
     lost = [telemetry(step, loss=float("nan")) for step in range(1, 41)]
-    apprentice = Apprentice(train=lambda histories: pytest.fail("nothing to learn from"), until=10, again=10)
+    apprentice = Apprentice(
+        train=lambda histories: pytest.fail("nothing to learn from"), until=10, again=10
+    )
     assert apprentice.on_block_end(Run(), lost).events == ()  # type: ignore[arg-type]
     assert apprentice.acting is None
 
@@ -336,14 +388,24 @@ def test_an_apprentice_leaves_a_diverged_run_alone() -> None:
 def test_an_apprentice_trains_anew_on_what_is_newest(tmp_path: Path) -> None:
     config = RunConfig.load("tiny", SMALL | {"environment.decision_steps": 8})
     run, trainings = TrainingRun.from_config(config), list[tuple[int, list[int]]]()
-    cut = train_in_model(Known(), [history()], CONFIG, PPO(decisions=64, episodes=4, rollout=8, batch=32))
+    cut = train_in_model(
+        Known(), [history()], CONFIG, PPO(decisions=64, episodes=4, rollout=8, batch=32)
+    )
 
     def train_again(histories: Any) -> Any:
         trainings.append((run.step, [h.telemetry[-1].step for h in histories]))
         return replace(cut, flops={"model": 2 * run.flops_per_step})
 
-    train(run, RunFolder.create(tmp_path / "run", config), callback=Apprentice(train=train_again, until=20, again=50))
-    assert [step for step, _ in trainings] == [24, 74, 124]  # ends of blocks; none within 50 steps of the end
+    train(
+        run,
+        RunFolder.create(tmp_path / "run", config),
+        callback=Apprentice(train=train_again, until=20, again=50),
+    )
+    assert [step for step, _ in trainings] == [
+        24,
+        74,
+        124,
+    ]  # ends of blocks; none within 50 steps of the end
     assert trainings[0][1] == [16, 24]
     assert trainings[1][1] == [16, 24, 32, 40, 48, 50, 58, 66, 74]
     assert (len(trainings[2][1]), trainings[2][1][-1]) == (16, 124)
@@ -353,9 +415,16 @@ def test_an_apprentice_trains_anew_on_what_is_newest(tmp_path: Path) -> None:
 
 def test_a_shortened_run_goes_the_same_way() -> None:
     plant = {"at": 800, "kind": "random_tokens", "steps": 8}
-    config = RunConfig.load("tiny", {"steps": 1600, "stressors.planted": [plant], "environment.decision_steps": 48})
+    config = RunConfig.load(
+        "tiny", {"steps": 1600, "stressors.planted": [plant], "environment.decision_steps": 48}
+    )
     short = shortened(config, 16)
-    assert (short.steps, short.schedule.warmup, short.reset_warmup, short.environment.decision_steps) == (100, 3, 1, 3)
+    assert (
+        short.steps,
+        short.schedule.warmup,
+        short.reset_warmup,
+        short.environment.decision_steps,
+    ) == (100, 3, 1, 3)
     assert [(p.at, p.kind, p.steps) for p in short.stressors.planted] == [(50, "random_tokens", 1)]
     assert short.validation.sequences == 8
     same = {"optimizer", "model", "clip", "corpus", "seed", "batch_size"}

@@ -39,7 +39,9 @@ def test_half_of_the_budget_is_for_trials(trained: tuple[dict[str, Any], Path]) 
     run = TrainingRun.from_config(CONFIG)
     budget = 160 * run.flops_ahead
     assert 0.45 * budget < summary["flops"]["plan"] <= 0.5 * budget
-    assert summary["flops"]["evaluate"] == pytest.approx(2 * run.flops_per_evaluation)  # of the run, before and after it
+    assert summary["flops"]["evaluate"] == pytest.approx(
+        2 * run.flops_per_evaluation
+    )  # of the run, before and after it
     total = summary["flops"]["plan"] + summary["flops"]["main"]
     assert budget - run.flops_ahead < total <= budget
     assert summary["flops"]["main"] == pytest.approx(summary["step"] * run.flops_ahead)
@@ -49,11 +51,17 @@ def test_the_best_trial_is_what_trains(trained: tuple[dict[str, Any], Path]) -> 
     summary, path = trained
     found, trials = summary["tuned"], summary["tuned"]["trials"]
     assert len(trials) == 6
-    assert (trials[0]["lr_factor"], trials[0]["clip"]) == (1.0, "none")  # the configuration as it is
+    assert (trials[0]["lr_factor"], trials[0]["clip"]) == (
+        1.0,
+        "none",
+    )  # the configuration as it is
     best = min(trials, key=lambda trial: trial["loss"])
     assert (found["lr_factor"], found["clip"]) == (best["lr_factor"], best["clip"])
     assert found["lr_factor"] > 3
-    assert all(0.1 <= trial["lr_factor"] <= 100 and trial["clip"] in ("none", "zclip", "arc") for trial in trials)
+    assert all(
+        0.1 <= trial["lr_factor"] <= 100 and trial["clip"] in ("none", "zclip", "arc")
+        for trial in trials
+    )
     config = RunConfig.load(path / "config.yaml")
     assert config.optimizer.lr == pytest.approx(3e-5 * found["lr_factor"])
     assert (config.clip.policy, config.steps) == (found["clip"], summary["step"])
@@ -69,7 +77,9 @@ def test_a_trial_is_a_short_full_run(trained: tuple[dict[str, Any], Path]) -> No
     run = TrainingRun.from_config(CONFIG)
     each = summary["flops"]["plan"] / 6
     steps = round((each - run.flops_per_evaluation) / run.flops_ahead)
-    alone = TrainingRun.from_config(CONFIG, {"steps": steps, "schedule.warmup": round(16 * steps / 160)})
+    alone = TrainingRun.from_config(
+        CONFIG, {"steps": steps, "schedule.warmup": round(16 * steps / 160)}
+    )
     alone.advance(steps)
     assert summary["tuned"]["trials"][0]["loss"] == alone.evaluate()
 
@@ -77,7 +87,8 @@ def test_a_trial_is_a_short_full_run(trained: tuple[dict[str, Any], Path]) -> No
 def test_the_same_seed_finds_the_same(tmp_path: Path) -> None:
     config = RunConfig.load(CONFIG, {"steps": 64})
     one, two, other = (
-        TunedSchedule(trials=3, seed=seed).train(config, tmp_path / str(place)) for place, seed in enumerate((1, 1, 2))
+        TunedSchedule(trials=3, seed=seed).train(config, tmp_path / str(place))
+        for place, seed in enumerate((1, 1, 2))
     )
     assert one["tuned"] == two["tuned"]
     assert one["final_validation_loss"] == two["final_validation_loss"]

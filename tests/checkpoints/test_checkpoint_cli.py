@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from lengths import either
 from safetensors.torch import load_file
 
+from tests.support.lengths import either
 from trainenv import cli
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.cli import main
@@ -94,9 +94,14 @@ def told(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 0
 
 
 @pytest.mark.parametrize("folder", ["mine", "mine/checkpoints"])
-def test_verify_says_a_line_a_file(folder: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_says_a_line_a_file(
+    folder: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = ["manifest.json", "cp_0.ptz", "cp_8.ptz", "cp_16.ptz", "cp_24.ptz"]
-    assert said(capsys, ["verify", folder]).splitlines() == [*(f"ok     {name}" for name in expected), "all 5 files are whole"]
+    assert said(capsys, ["verify", folder]).splitlines() == [
+        *(f"ok     {name}" for name in expected),
+        "all 5 files are whole",
+    ]
     result = told(capsys, ["verify", folder])
     assert (result["ok"], [finding["file"] for finding in result["files"]]) == (True, expected)
 
@@ -126,7 +131,9 @@ def test_names_are_printed_as_they_are(run: Path, capsys: pytest.CaptureFixture[
     assert "[red]mine/checkpoints/cp_16.ptz" in said(capsys, ["verify", "[red]mine"], code=1)
 
 
-def test_show_lists_them_with_the_numbers_that_bits_depend_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_lists_them_with_the_numbers_that_bits_depend_on(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     CheckpointStore(run / "checkpoints").hold(8, "a branch")
     lines = said(capsys, ["show", "mine"]).splitlines()
     assert lines[0].split() == ["step", "sequence", "tier", "size", "file", "held", "by"]
@@ -145,18 +152,25 @@ def test_show_lists_them_with_the_numbers_that_bits_depend_on(run: Path, capsys:
     assert result["numerics"]["precision"] == "fp32"
 
 
-def test_show_goes_back_to_a_header_that_can_be_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_goes_back_to_a_header_that_can_be_read(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tear(run / "checkpoints" / "cp_24.ptz")
     assert "numeric settings at step 16" in said(capsys, ["show", "mine"])
 
 
-def test_gc_says_what_would_go_and_then_does_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_says_what_would_go_and_then_does_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said(capsys, ["gc", "mine"]) == "nothing to delete\n"
     (run / "checkpoints" / ".cp_99.ptz.tmp").write_bytes(b"left over")
     sizes = {name: (run / "checkpoints" / name).stat().st_size for name in names(run)}
     lines = said(capsys, ["gc", "mine", "--keep-last", "2", "--dry-run"]).splitlines()
     assert lines[0] == "would delete .cp_99.ptz.tmp (9 B): left by a save that never finished"
-    assert [line.split(" (")[0] for line in lines[1:3]] == ["would delete cp_0.ptz", "would delete cp_8.ptz"]
+    assert [line.split(" (")[0] for line in lines[1:3]] == [
+        "would delete cp_0.ptz",
+        "would delete cp_8.ptz",
+    ]
     assert lines[1].endswith("KiB): older than the newest that are kept")
     assert lines[3].startswith("3 files, ")
     assert len(names(run)) == 4
@@ -169,17 +183,28 @@ def test_gc_says_what_would_go_and_then_does_it(run: Path, capsys: pytest.Captur
     assert said(capsys, ["verify", "mine"])
 
 
-def test_gc_keeps_what_the_run_is_configured_to_keep(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_keeps_what_the_run_is_configured_to_keep(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = run / "config.yaml"
-    config.write_text(config.read_text(encoding="utf-8").replace("keep_last: 8", "keep_last: 3"), encoding="utf-8")
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("keep_last: 8", "keep_last: 3"), encoding="utf-8"
+    )
     CheckpointStore(run / "checkpoints").hold(0, "me")
     assert told(capsys, ["gc", "mine"])["deleted"] == []
     CheckpointStore(run / "checkpoints").release("me")
-    assert [deletion["file"] for deletion in told(capsys, ["gc", "mine/checkpoints"])["deleted"]] == ["cp_0.ptz"]
+    assert [
+        deletion["file"] for deletion in told(capsys, ["gc", "mine/checkpoints"])["deleted"]
+    ] == ["cp_0.ptz"]
 
 
-@pytest.mark.parametrize("spoilt", ["checkpoints: 3", "checkpoints: {keep_lst: 3}", "- a list", "checkpoints: {keep_last: 0}"])
-def test_a_spoilt_configuration_matters_to_gc_alone(spoilt: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "spoilt",
+    ["checkpoints: 3", "checkpoints: {keep_lst: 3}", "- a list", "checkpoints: {keep_last: 0}"],
+)
+def test_a_spoilt_configuration_matters_to_gc_alone(
+    spoilt: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run / "config.yaml").write_text(spoilt, encoding="utf-8")
     assert main(["checkpoint", "gc", "mine"]) == cli.USER_ERROR
     assert "config.yaml" in capsys.readouterr().err
@@ -202,14 +227,25 @@ def test_gc_stays_away_while_a_run_records(run: Path, capsys: pytest.CaptureFixt
     assert len(names(run)) == 4
 
 
-def test_export_writes_what_plain_torch_loads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_writes_what_plain_torch_loads(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = TrainingRun.from_config("mine/config.yaml")
     trained.advance(24)
-    assert said(capsys, ["export", "mine", "w.safetensors"]).startswith("wrote the weights of step 24 to w.safetensors (")
+    assert said(capsys, ["export", "mine", "w.safetensors"]).startswith(
+        "wrote the weights of step 24 to w.safetensors ("
+    )
     weights = load_file("w.safetensors")
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, weights[name]) for name, tensor in trained.model.state_dict().items()
+    )
     result = told(capsys, ["export", "mine", "deep/w.pt", "--step", "8"])
-    assert result == {"command": "checkpoint export", "step": 8, "tier": "exact", "out": "deep/w.pt"}
+    assert result == {
+        "command": "checkpoint export",
+        "step": 8,
+        "tier": "exact",
+        "out": "deep/w.pt",
+    }
     assert torch.load("deep/w.pt", weights_only=True)["step"] == 8
 
 
@@ -225,7 +261,9 @@ def test_export_writes_what_plain_torch_loads(run: Path, capsys: pytest.CaptureF
         (["export", "mine", "taken.pt"], ("taken.pt already exists",)),
     ],
 )
-def test_mistakes(arguments: list[str], words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    arguments: list[str], words: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("empty").mkdir()
     Path("taken.pt").touch()
     for more in ([], ["--json"]):
@@ -240,18 +278,24 @@ def test_mistakes(arguments: list[str], words: tuple[str, ...], run: Path, capsy
 # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_resuming_says_from_where_and_how_closely(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_says_from_where_and_how_closely(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "--resume", "--out", "mine"]) == 0
     assert capsys.readouterr().out.startswith("resuming from step 24, bit-exact\n")
 
 
-def test_resuming_from_rounded_moments_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_from_rounded_moments_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = CheckpointStore(run / "checkpoints")
     store.save(store.load(), moments="8bit", wait=True)
     store.close()
     assert main(["run", "--resume", "--out", "mine"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("resuming from step 24, nearly exact (8bit): the optimizer's moments were rounded")
+    assert out.startswith(
+        "resuming from step 24, nearly exact (8bit): the optimizer's moments were rounded"
+    )
 
 
 def test_resuming_under_other_settings_says_so(
@@ -264,7 +308,9 @@ def test_resuming_under_other_settings_says_so(
 
 
 @AS_A_USER_SEES_THEM
-def test_a_torn_checkpoint_is_passed_over_in_a_sentence(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_checkpoint_is_passed_over_in_a_sentence(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tear(run / "checkpoints" / "cp_24.ptz")
     assert main(["run", "--resume", "--out", "mine"]) == 0
     out, err = capsys.readouterr()
@@ -275,7 +321,10 @@ def test_a_torn_checkpoint_is_passed_over_in_a_sentence(run: Path, capsys: pytes
     assert "UserWarning" not in err
     straight = TrainingRun.from_config("mine/config.yaml")
     straight.advance(40)
-    assert fingerprint(CheckpointStore("mine/checkpoints").load(), NOT_THE_FUTURE) == straight.fingerprint()
+    assert (
+        fingerprint(CheckpointStore("mine/checkpoints").load(), NOT_THE_FUTURE)
+        == straight.fingerprint()
+    )
 
 
 @AS_A_USER_SEES_THEM
@@ -294,15 +343,32 @@ def test_weights_to_start_from(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["run", "tiny", *sets(steps=8), "--weights", "w.safetensors", "--out", "new"]) == 0
     assert capsys.readouterr().out.startswith("starting from the weights in w.safetensors\n")
     weights, start = load_file("w.safetensors"), CheckpointStore("new/checkpoints").load(0)
-    assert all(torch.equal(start.tensors[f"model/{name}"], weights[name]) for name in weights if f"model/{name}" in start.tensors)
+    assert all(
+        torch.equal(start.tensors[f"model/{name}"], weights[name])
+        for name in weights
+        if f"model/{name}" in start.tensors
+    )
     fresh = TrainingRun.from_config("tiny", SMALL).evaluate()
-    assert json.loads((Path("new") / "summary.json").read_text(encoding="utf-8"))["first_validation_loss"] < fresh - 0.05
+    assert (
+        json.loads((Path("new") / "summary.json").read_text(encoding="utf-8"))[
+            "first_validation_loss"
+        ]
+        < fresh - 0.05
+    )
 
 
-def test_weights_of_another_model_write_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_another_model_write_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said(capsys, ["export", "mine", "w.pt"])
-    assert main(["run", "tiny", *sets(model__width=32), "--weights", "w.pt", "--out", "new"]) == cli.USER_ERROR
-    assert "transformer.wte.weight should be float32 [256, 32], found float32 [256, 64] (and " in capsys.readouterr().err
+    assert (
+        main(["run", "tiny", *sets(model__width=32), "--weights", "w.pt", "--out", "new"])
+        == cli.USER_ERROR
+    )
+    assert (
+        "transformer.wte.weight should be float32 [256, 32], found float32 [256, 64] (and "
+        in capsys.readouterr().err
+    )
     assert not Path("new").exists()
 
 
@@ -323,16 +389,24 @@ def reached(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until a checkpoint of `step` or later is being written."""
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
-        written = [path.name.strip(".").removeprefix("cp_").split(".")[0] for path in folder.glob("checkpoints/*cp_*")]
+        written = [
+            path.name.strip(".").removeprefix("cp_").split(".")[0]
+            for path in folder.glob("checkpoints/*cp_*")
+        ]
         if any(int(name.split("-")[0]) >= step for name in written):
             return
         time.sleep(0.002)
     raise AssertionError(f"no checkpoint of step {step} came: {process.communicate()}")
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments, resume = ["run", "tiny", *sets(steps=STEPS), "--out", "mine"], ["run", "--resume", "--out", "mine"]
+    arguments, resume = (
+        ["run", "tiny", *sets(steps=STEPS), "--out", "mine"],
+        ["run", "--resume", "--out", "mine"],
+    )
     for step in KILLED_AT:
         process = child(arguments)
         try:
@@ -349,7 +423,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
     assert main(resume) == 0
     straight = TrainingRun.from_config("mine/config.yaml")
     straight.advance(STEPS)
-    assert fingerprint(CheckpointStore("mine/checkpoints").load(), NOT_THE_FUTURE) == straight.fingerprint()
-    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, STEPS + 1))
+    assert (
+        fingerprint(CheckpointStore("mine/checkpoints").load(), NOT_THE_FUTURE)
+        == straight.fingerprint()
+    )
+    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(
+        range(1, STEPS + 1)
+    )
     assert len(read_lines(tmp_path / "mine" / "lines.jsonl")) == len(KILLED_AT)
     assert all(finding.ok for finding in CheckpointStore("mine/checkpoints").verify())

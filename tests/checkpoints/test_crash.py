@@ -13,20 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from power import Lie, PowerCut, left
-from small_runs import made, same
 
+from tests.support.power import Lie, PowerCut, left
+from tests.support.small_runs import made, same
 from trainenv.checkpoints import file
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.types import Snapshot, Tier, UserError
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def run(script: str, *arguments: str) -> Any:
     """The JSON object that a script of this folder ends with."""
-    command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, str(SUPPORT / script), *arguments]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -76,17 +82,27 @@ def fault(folder: Path, acknowledged: int, wanted: list[Snapshot]) -> str:
             newest = entries[-1].sequence if entries else 0
             if newest < acknowledged:
                 return f"save {acknowledged} was acknowledged, {newest} is the newest"
-            if broken := [finding for finding in store.verify() if not finding.ok and finding.entry is not None]:
+            if broken := [
+                finding
+                for finding in store.verify()
+                if not finding.ok and finding.entry is not None
+            ]:
                 return f"listed, and not whole: {broken}"
             if entries and not same(store.load(), wanted[newest - 1]):
                 return f"save {newest} is different"
             with store:
-                return f"left lying about: {found}" if (found := [d for d in store.preview() if d.reason == "orphan"]) else ""
+                return (
+                    f"left lying about: {found}"
+                    if (found := [d for d in store.preview() if d.reason == "orphan"])
+                    else ""
+                )
     except (UserError, UserWarning) as error:
         return f"{type(error).__name__}: {error}"
 
 
-def cut_everywhere(disk: PowerCut, folder: Path, check: Callable[[Path, int], str], outcomes: int) -> tuple[int, list[str]]:
+def cut_everywhere(
+    disk: PowerCut, folder: Path, check: Callable[[Path, int], str], outcomes: int
+) -> tuple[int, list[str]]:
     """Cut the power at every moment, with so many outcomes each; how many different ones there were, and their faults."""
     seen: set[tuple[int, frozenset[tuple[str, bytes]]]] = set()
     faults = []
@@ -94,7 +110,10 @@ def cut_everywhere(disk: PowerCut, folder: Path, check: Callable[[Path, int], st
         for outcome in range(outcomes):
             content = left(moment, random.Random(f"{place} {outcome}"))
             # What is in a temporary file is never read: one content stands for all.
-            key = moment.acknowledged, frozenset((n, c if not n.endswith(".tmp") else b"") for n, c in content.items())
+            key = (
+                moment.acknowledged,
+                frozenset((n, c if not n.endswith(".tmp") else b"") for n, c in content.items()),
+            )
             if key in seen:
                 continue
             seen.add(key)
@@ -109,18 +128,24 @@ def cut_everywhere(disk: PowerCut, folder: Path, check: Callable[[Path, int], st
 
 def test_a_power_cut_at_any_moment(tmp_path: Path, wanted: list[Snapshot]) -> None:
     disk = saved(tmp_path / "store")
-    count, faults = cut_everywhere(disk, tmp_path / "cut", lambda cut, known: fault(cut, known, wanted), outcomes=30)
+    count, faults = cut_everywhere(
+        disk, tmp_path / "cut", lambda cut, known: fault(cut, known, wanted), outcomes=30
+    )
     assert faults == []
     assert len(disk.moments) > 150
     assert count > 50
 
 
 @pytest.mark.parametrize("lie", ["sync", "sync_folder"])
-def test_a_disk_that_breaks_its_promises_is_noticed(tmp_path: Path, wanted: list[Snapshot], lie: Lie) -> None:
+def test_a_disk_that_breaks_its_promises_is_noticed(
+    tmp_path: Path, wanted: list[Snapshot], lie: Lie
+) -> None:
     """So that the test above can fail: without either kind of sync, it does."""
     disk = saved(tmp_path / "store", lie)
     disk.moments = disk.moments[::7]
-    assert cut_everywhere(disk, tmp_path / "cut", lambda cut, known: fault(cut, known, wanted), outcomes=3)[1]
+    assert cut_everywhere(
+        disk, tmp_path / "cut", lambda cut, known: fault(cut, known, wanted), outcomes=3
+    )[1]
 
 
 # ── the process is killed ───────────────────────────────────────────────────────────────────────────────────────────
@@ -131,7 +156,9 @@ def test_killed_savers_leave_every_acknowledged_save() -> None:
     assert tally["kills"] == 60
     assert len(tally["at_points"]) == tally["at_random"] == 30
     assert tally["acknowledged"] > 30
-    assert tally["unresumable"] == tally["partial_taken_as_whole"] == tally["silent_differences"] == 0
+    assert (
+        tally["unresumable"] == tally["partial_taken_as_whole"] == tally["silent_differences"] == 0
+    )
 
 
 # ── the process ends ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -163,7 +190,9 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, d
         ("forked_child_only_reads", 0, [1, 3]),
     ],
 )
-def test_a_process_that_ends(endings: tuple[Path, dict[str, Any]], scenario: str, status: int, steps: list[int]) -> None:
+def test_a_process_that_ends(
+    endings: tuple[Path, dict[str, Any]], scenario: str, status: int, steps: list[int]
+) -> None:
     folder, ended = endings
     assert ended[scenario]["status"] == status, ended[scenario]["stderr"]
     store = CheckpointStore(folder / scenario)
@@ -175,11 +204,19 @@ def test_a_process_that_ends(endings: tuple[Path, dict[str, Any]], scenario: str
 
 def test_a_failure_at_the_end_of_the_process_is_told(endings: tuple[Path, dict[str, Any]]) -> None:
     words = endings[1]["failure_that_nobody_asks_about"]["stderr"]
-    assert "cp_2.ptz failed: the system reported 'No space left on device'; the one before it, cp_1.ptz, is intact" in words
+    assert (
+        "cp_2.ptz failed: the system reported 'No space left on device'; the one before it, cp_1.ptz, is intact"
+        in words
+    )
 
 
-def test_the_lock_stays_while_what_it_protects_goes_on(endings: tuple[Path, dict[str, Any]]) -> None:
-    assert "is in use: another CheckpointStore of this same process" in endings[1]["interrupted_at_the_end_of_with"]["stderr"]
+def test_the_lock_stays_while_what_it_protects_goes_on(
+    endings: tuple[Path, dict[str, Any]],
+) -> None:
+    assert (
+        "is in use: another CheckpointStore of this same process"
+        in endings[1]["interrupted_at_the_end_of_with"]["stderr"]
+    )
 
 
 def test_a_forked_child_is_told_that_it_only_reads(endings: tuple[Path, dict[str, Any]]) -> None:
@@ -187,4 +224,7 @@ def test_a_forked_child_is_told_that_it_only_reads(endings: tuple[Path, dict[str
     told = json.loads(endings[1]["forked_child_only_reads"]["stderr"].splitlines()[-1])
     assert told.pop("loads") == 1
     assert set(told) == {"save", "collect", "hold"}
-    assert all(words.startswith("UserError: this process is a child made by fork") for words in told.values())
+    assert all(
+        words.startswith("UserError: this process is a child made by fork")
+        for words in told.values()
+    )

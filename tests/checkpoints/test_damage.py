@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_runs import files, filled, flip, made, same, small
 
+from tests.support.small_runs import files, filled, flip, made, same, small
 from trainenv.checkpoints import file, manifest
 from trainenv.checkpoints import reader as reading
 from trainenv.checkpoints.file import BrokenCheckpoint
@@ -21,7 +21,9 @@ from trainenv.types import Snapshot, UserError
 # ── damage ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("damage", ["front", "chunk", "torn", "empty", "missing", "link", "folder", "another", "older"])
+@pytest.mark.parametrize(
+    "damage", ["front", "chunk", "torn", "empty", "missing", "link", "folder", "another", "older"]
+)
 def test_a_damaged_newest_is_named_and_the_one_before_taken(tmp_path: Path, damage: str) -> None:
     filled(tmp_path, 1, 2, 3).close()
     path = tmp_path / "cp_3.ptz"
@@ -31,7 +33,9 @@ def test_a_damaged_newest_is_named_and_the_one_before_taken(tmp_path: Path, dama
         os.truncate(path, 0 if damage == "empty" else path.stat().st_size - 1)
     elif damage == "another":
         saved = small(3, 2)
-        file.write(replace(saved, state={**saved.state, "lr_scale": 2.0}), path, sequence=3)  # of the very same length
+        file.write(
+            replace(saved, state={**saved.state, "lr_scale": 2.0}), path, sequence=3
+        )  # of the very same length
     elif damage == "older":
         shutil.copyfile(tmp_path / "cp_2.ptz", path)
     else:
@@ -43,7 +47,9 @@ def test_a_damaged_newest_is_named_and_the_one_before_taken(tmp_path: Path, dama
     for store in (CheckpointStore(tmp_path), filled(tmp_path)):
         with pytest.warns(UserWarning, match=r"cp_3\.ptz.*Taken instead: cp_2\.ptz of step 2"):
             assert same(store.load(), small(2, 1))
-        with pytest.raises(BrokenCheckpoint, match=r"cp_3\.ptz.*those of these steps are whole: \[1, 2\]"):
+        with pytest.raises(
+            BrokenCheckpoint, match=r"cp_3\.ptz.*those of these steps are whole: \[1, 2\]"
+        ):
             store.load(3)
         assert [finding.file for finding in store.verify() if not finding.ok] == ["cp_3.ptz"]
         assert same(store.load(2), small(2, 1))
@@ -56,7 +62,9 @@ def test_each_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"cp_3\.ptz.*cp_2\.ptz.*Taken instead: cp_1\.ptz"):
         assert store.load().step == 1
     flip(tmp_path / "cp_1.ptz", 40)
-    with pytest.raises(BrokenCheckpoint, match=r"cp_3\.ptz.*cp_2\.ptz.*cp_1\.ptz.*no other is whole either"):
+    with pytest.raises(
+        BrokenCheckpoint, match=r"cp_3\.ptz.*cp_2\.ptz.*cp_1\.ptz.*no other is whole either"
+    ):
         store.load()
 
 
@@ -76,7 +84,9 @@ def test_exact_never_falls_back_to_a_compact_one(tmp_path: Path) -> None:
         assert store.load(exact=True).step == 1
 
 
-def test_a_name_that_was_overwritten_under_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_was_overwritten_under_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A writer deletes what a reader is about to read: the reader looks again, and says nothing."""
     store = filled(tmp_path, 1, keep_last=1)
     reader, read = CheckpointStore(tmp_path), reading.read_entry
@@ -95,7 +105,9 @@ def test_a_name_that_was_overwritten_under_a_reader(tmp_path: Path, monkeypatch:
         reader.load(1)
 
 
-def test_a_file_deleted_between_its_front_and_its_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_deleted_between_its_front_and_its_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = filled(tmp_path, 1, keep_last=1)
     reader, read = CheckpointStore(tmp_path), file.read
 
@@ -108,7 +120,9 @@ def test_a_file_deleted_between_its_front_and_its_chunks(tmp_path: Path, monkeyp
     assert reader.load().step == 2
 
 
-def test_verify_is_silent_about_what_a_writer_deletes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_is_silent_about_what_a_writer_deletes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = filled(tmp_path, 1, keep_last=1)
     reader, read = CheckpointStore(tmp_path), reading.read_entry
 
@@ -165,7 +179,9 @@ def test_a_save_that_is_not_listed_never_happened(tmp_path: Path) -> None:
     assert store.steps() == [1]
     assert store.load().step == 1
     orphans = [".cp_4-5.ptz.tmp", ".cp_4.ptz.tmp", ".manifest.json.tmp", "cp_2.ptz", "cp_3-7.ptz"]
-    assert [(deletion.file, deletion.reason) for deletion in store.preview()] == [(name, "orphan") for name in orphans]
+    assert [(deletion.file, deletion.reason) for deletion in store.preview()] == [
+        (name, "orphan") for name in orphans
+    ]
     with store:
         assert files(tmp_path) == sorted(["cp_1.ptz", *others])
         store.save(small(2, 5), wait=True)
@@ -186,7 +202,12 @@ def test_collect_deletes_what_preview_lists(tmp_path: Path) -> None:
         ("cp_2.ptz", "retention", 2),
         ("cp_3.ptz", "cap", 3),
     ]
-    assert [d.bytes for d in preview] == [3, sizes["cp_1.ptz"], sizes["cp_2.ptz"], sizes["cp_3.ptz"]]
+    assert [d.bytes for d in preview] == [
+        3,
+        sizes["cp_1.ptz"],
+        sizes["cp_2.ptz"],
+        sizes["cp_3.ptz"],
+    ]
     assert store.collect() == preview
     assert before - set(files(tmp_path)) == {d.file for d in preview}
     assert store.preview() == store.collect() == []
@@ -203,17 +224,33 @@ def test_a_lost_list_is_rebuilt_and_nothing_in_it_deleted(tmp_path: Path) -> Non
     (tmp_path / "manifest.json").unlink()
     flip(tmp_path / "cp_2.ptz", 40)
     reader = CheckpointStore(tmp_path)
-    with pytest.warns(UserWarning, match=r"was lost: there is none.*3 are listed again; cp_2\.ptz is left out: .*digest"):
+    with pytest.warns(
+        UserWarning,
+        match=r"was lost: there is none.*3 are listed again; cp_2\.ptz is left out: .*digest",
+    ):
         found = reader.entries()
     assert [(e.file, e.step, e.sequence, e.tier, e.bytes, e.digest) for e in found] == [
-        (e.file, e.step, e.sequence, e.tier, e.bytes, e.digest) for e in before if e.file != "cp_2.ptz"
+        (e.file, e.step, e.sequence, e.tier, e.bytes, e.digest)
+        for e in before
+        if e.file != "cp_2.ptz"
     ]
     assert not (tmp_path / "manifest.json").exists()  # who reads writes nothing
     with pytest.warns(UserWarning, match="was lost"):
         store = filled(tmp_path, 4, keep_last=1)
-    assert [entry.file for entry in store.entries()] == ["cp_1.ptz", "cp_1-3.ptz", "cp_3.ptz", "cp_4.ptz"]
+    assert [entry.file for entry in store.entries()] == [
+        "cp_1.ptz",
+        "cp_1-3.ptz",
+        "cp_3.ptz",
+        "cp_4.ptz",
+    ]
     assert store.entries()[-1].sequence == 5
-    assert files(tmp_path) == ["cp_1-3.ptz", "cp_1.ptz", "cp_2.ptz.unreadable", "cp_3.ptz", "cp_4.ptz"]
+    assert files(tmp_path) == [
+        "cp_1-3.ptz",
+        "cp_1.ptz",
+        "cp_2.ptz.unreadable",
+        "cp_3.ptz",
+        "cp_4.ptz",
+    ]
     store.release(manifest.REBUILT)
     assert [deletion.step for deletion in store.collect()] == [1, 1, 3]
     assert files(tmp_path) == ["cp_2.ptz.unreadable", "cp_4.ptz"]

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_runs import made, same
 
+from tests.support.small_runs import made, same
 from trainenv.checkpoints import reader
 from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
@@ -127,11 +127,15 @@ class Outcome:
         self.look(acknowledged=before[-1].step if message else self.step)
         # Only where the new list had already taken the old one's place may a save that failed be listed all the same.
         assert not message or self.store.entries() == before or kind in ("rename", "sync_folder")
-        assert self.step in self.store.steps() or not (self.folder / f"cp_{self.step}.ptz").exists()  # its space is free again
+        assert (
+            self.step in self.store.steps() or not (self.folder / f"cp_{self.step}.ptz").exists()
+        )  # its space is free again
         assert reader.verify(self.folder)[0].ok  # the list, as it stands on disk
         self.save()
         self.look(acknowledged=self.step)
-        assert [entry.step for entry in self.store.entries()] == sorted(entry.step for entry in self.store.entries())
+        assert [entry.step for entry in self.store.entries()] == sorted(
+            entry.step for entry in self.store.entries()
+        )
         assert self.store.preview() == []  # nothing is left lying about
         return message, [str(one.message) for one in caught]
 
@@ -142,21 +146,31 @@ class Outcome:
             assert entries == self.store.entries()
             assert acknowledged in store.steps()
             assert acknowledged <= store.load().step == entries[-1].step
-            assert all(same(store.load(entry.step), made(entry.step, numel=64)) for entry in entries)
+            assert all(
+                same(store.load(entry.step), made(entry.step, numel=64)) for entry in entries
+            )
             assert all(finding.ok for finding in store.verify() if finding.entry is not None)
 
 
-def strike_all(tmp_path: Path, kind: str, hows: tuple[str, ...]) -> list[tuple[str, int, str, str, list[str]]]:
+def strike_all(
+    tmp_path: Path, kind: str, hows: tuple[str, ...]
+) -> list[tuple[str, int, str, str, list[str]]]:
     outcome = Outcome(tmp_path / "store")
     count = outcome.operations()[kind]
     assert count
-    return [(kind, number, how, *outcome.strike(kind, number, how)) for how in hows for number in range(1, count + 1)]
+    return [
+        (kind, number, how, *outcome.strike(kind, number, how))
+        for how in hows
+        for number in range(1, count + 1)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["create", "write", "sync", "close", "rename", "sync_folder"])
 def test_a_failing_operation(tmp_path: Path, kind: str) -> None:
     """The last `sync_folder` comes after the save: what it fails at is only noted."""
-    hows = ("ENOSPC", "EIO") if kind == "create" else ("ENOSPC", "EIO after")  # no system opens a file and says it did not
+    hows = (
+        ("ENOSPC", "EIO") if kind == "create" else ("ENOSPC", "EIO after")
+    )  # no system opens a file and says it did not
     struck = strike_all(tmp_path, kind, hows)
     last = max(number for _, number, *_ in struck)
     for _, number, how, message, warned in struck:
@@ -165,8 +179,16 @@ def test_a_failing_operation(tmp_path: Path, kind: str) -> None:
             assert "may come back" in warned[0]
             continue
         assert warned == []
-        assert "No space left on device" in message if how == "ENOSPC" else "Input/output error" in message
-        assert "free some space" in message.lower() if how == "ENOSPC" else "check the disk" in message.lower()
+        assert (
+            "No space left on device" in message
+            if how == "ENOSPC"
+            else "Input/output error" in message
+        )
+        assert (
+            "free some space" in message.lower()
+            if how == "ENOSPC"
+            else "check the disk" in message.lower()
+        )
         assert "cp_" in message
         assert ".ptz, is intact" in message
 
@@ -178,11 +200,16 @@ def test_a_failing_deletion_is_noted_and_done_by_the_next_save(tmp_path: Path) -
 
 
 def test_short_writes_are_continued(tmp_path: Path) -> None:
-    assert all(not message and not warned for *_, message, warned in strike_all(tmp_path, "write", ("short",)))
+    assert all(
+        not message and not warned
+        for *_, message, warned in strike_all(tmp_path, "write", ("short",))
+    )
 
 
 def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
-    assert all("took none" in message for *_, message, _ in strike_all(tmp_path, "write", ("none",)))
+    assert all(
+        "took none" in message for *_, message, _ in strike_all(tmp_path, "write", ("none",))
+    )
 
 
 @pytest.mark.parametrize("code", ["EDQUOT", "EROFS", "ENOSPC"])
@@ -193,10 +220,17 @@ def test_a_disk_that_keeps_failing(tmp_path: Path, code: str) -> None:
         with pytest.raises(UserError, match=os.strerror(getattr(errno, code))):
             outcome.save()
         assert outcome.store.load().step == 3
-        assert sorted(os.listdir(outcome.folder)) == [".lock", "cp_2.ptz", "cp_3.ptz", "manifest.json"]
+        assert sorted(os.listdir(outcome.folder)) == [
+            ".lock",
+            "cp_2.ptz",
+            "cp_3.ptz",
+            "manifest.json",
+        ]
 
 
-@pytest.mark.parametrize("kind", ["make_folder", "create", "write", "sync", "rename", "sync_folder"])
+@pytest.mark.parametrize(
+    "kind", ["make_folder", "create", "write", "sync", "rename", "sync_folder"]
+)
 def test_opening_on_a_failing_disk_says_so_and_frees_the_lock(tmp_path: Path, kind: str) -> None:
     disk = Faulty()
     disk.arm(kind, 1, "EIO")
@@ -210,9 +244,15 @@ def test_opening_on_a_failing_disk_says_so_and_frees_the_lock(tmp_path: Path, ki
 def test_a_hold_that_cannot_be_noted(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path / "store")
     outcome.disk.arm("write", 1, "ENOSPC")
-    with pytest.raises(UserError, match=r"holding cp_3.ptz failed: the system reported 'No space left on device'"):
+    with pytest.raises(
+        UserError, match=r"holding cp_3.ptz failed: the system reported 'No space left on device'"
+    ):
         outcome.store.hold(3, "somebody")
-    assert outcome.store.entries()[-1].holders == CheckpointStore(tmp_path / "store").entries()[-1].holders == ()
+    assert (
+        outcome.store.entries()[-1].holders
+        == CheckpointStore(tmp_path / "store").entries()[-1].holders
+        == ()
+    )
     outcome.store.hold(3, "somebody")
     outcome.disk.arm("sync_folder", 1, "EIO")
     with pytest.raises(UserError, match="releasing what 'somebody' held"):
@@ -280,7 +320,10 @@ def test_on_error_warn_lets_the_training_go_on(tmp_path: Path) -> None:
         store.save(made(1, numel=64), wait=True)
         disk.arm("sync", 1, "EIO")
         store.save(made(2, numel=64))
-        with pytest.warns(UserWarning, match=r"cp_2\.ptz failed: the system reported 'Input/output error'; .*cp_1\.ptz, is intact"):
+        with pytest.warns(
+            UserWarning,
+            match=r"cp_2\.ptz failed: the system reported 'Input/output error'; .*cp_1\.ptz, is intact",
+        ):
             store.save(made(3, numel=64))
         assert store.steps() == [1, 3]
 
@@ -325,7 +368,9 @@ class Held(Disk):
         super().sync(file)
 
 
-def test_training_goes_on_while_a_save_is_written_and_the_next_save_waits_for_it(tmp_path: Path) -> None:
+def test_training_goes_on_while_a_save_is_written_and_the_next_save_waits_for_it(
+    tmp_path: Path,
+) -> None:
     disk = Held()
     with CheckpointStore(tmp_path, disk=disk) as store:
         disk.waiting.clear()
@@ -352,5 +397,7 @@ def test_a_save_is_written_on_a_thread_that_the_interpreter_waits_for(tmp_path: 
         disk.go_on.clear()
         store.save(made(1, numel=64))
         assert disk.waiting.wait(30)
-        assert [thread.daemon for thread in threading.enumerate() if thread.name == "checkpoint"] == [False]
+        assert [
+            thread.daemon for thread in threading.enumerate() if thread.name == "checkpoint"
+        ] == [False]
         disk.go_on.set()

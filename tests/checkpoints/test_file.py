@@ -14,7 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.checkpoints.test_compression import SHAPES, noise
+from tests.support.checkpoint_files import (
     MARK,
     PROLOGUE,
     TIERS,
@@ -27,12 +32,7 @@ from checkpoint_files import (
     snapshot,
     written,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from lengths import either
-from test_planes import SHAPES, noise
-from torch import Tensor
-
+from tests.support.lengths import either
 from trainenv.checkpoints import compression, file
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
 from trainenv.checkpoints.filesystem import Disk
@@ -40,10 +40,21 @@ from trainenv.training import snapshots
 from trainenv.types import Snapshot, Tier, UserError
 
 FLIPS = either(short=2_000, long=12_000)
-tensors = st.builds(noise, st.sampled_from([*compression.DTYPES.values()]), st.sampled_from(SHAPES), st.integers(0, 99))
-plain = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text(max_size=5)
+tensors = st.builds(
+    noise,
+    st.sampled_from([*compression.DTYPES.values()]),
+    st.sampled_from(SHAPES),
+    st.integers(0, 99),
+)
+plain = (
+    st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats() | st.text(max_size=5)
+)
 nested = st.recursive(
-    plain, lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=4), below, max_size=3), max_leaves=12
+    plain,
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=4), below, max_size=3)
+    ),
+    max_leaves=12,
 )
 
 
@@ -56,14 +67,20 @@ def there_and_back(original: Snapshot, folder: Path, tier: Tier = "exact") -> Sn
 
 
 @given(
-    held=st.dictionaries(st.text("abc./0é\0\n", min_size=1, max_size=6).map("model/{}".format), tensors, max_size=5),
+    held=st.dictionaries(
+        st.text("abc./0é\0\n", min_size=1, max_size=6).map("model/{}".format), tensors, max_size=5
+    ),
     state=nested,
     step=st.integers(0, 2**63 - 1),
     tier=st.sampled_from(TIERS),
 )
 @settings(max_examples=either(short=100, long=400), deadline=None)
 def test_anything_comes_back(
-    held: dict[str, Tensor], state: Any, step: int, tier: Tier, tmp_path_factory: pytest.TempPathFactory
+    held: dict[str, Tensor],
+    state: Any,
+    step: int,
+    tier: Tier,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     original = snapshot([state, [{MARK: name} for name in held]], held, step=step, tier=tier)
     back = there_and_back(original, tmp_path_factory.mktemp("cp"), tier)
@@ -75,17 +92,40 @@ def test_anything_comes_back(
 @pytest.mark.parametrize("off", [-1, 0, 1])
 def test_the_edges_of_chunks(dtype: torch.dtype, off: int, tmp_path: Path) -> None:
     full = compression.CHUNK_BYTES // dtype.itemsize
-    held = {"a": noise(dtype, (full + off,)), "b": noise(dtype, (2, full + off), 1)[:, 1:], "c": noise(dtype, (3,))}
+    held = {
+        "a": noise(dtype, (full + off,)),
+        "b": noise(dtype, (2, full + off), 1)[:, 1:],
+        "c": noise(dtype, (3,)),
+    }
     back = there_and_back(holding(held), tmp_path)
     assert all(bits(back.tensors[name]) == bits(tensor) for name, tensor in held.items())
     _, table, _ = apart((tmp_path / "cp").read_bytes())
     chunks_of_b = math.ceil(2 * (full + off - 1) * dtype.itemsize / compression.CHUNK_BYTES)
-    assert len(table) == (2 if off > 0 else 1) + chunks_of_b + 1 + 3  # and the three that the schema asks for
+    assert (
+        len(table) == (2 if off > 0 else 1) + chunks_of_b + 1 + 3
+    )  # and the three that the schema asks for
 
 
 @pytest.mark.parametrize(
     "value",
-    [math.nan, math.inf, -math.inf, -0.0, 5e-324, 0.1, 1e308, 2**63, -(10**4000), "", "\0\x1b[31m", "\ud800", "𝄞é", True, 1, 1.0],
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        -0.0,
+        5e-324,
+        0.1,
+        1e308,
+        2**63,
+        -(10**4000),
+        "",
+        "\0\x1b[31m",
+        "\ud800",
+        "𝄞é",
+        True,
+        1,
+        1.0,
+    ],
     ids=repr,
 )
 def test_odd_values_in_a_state_come_back(value: Any, tmp_path: Path) -> None:
@@ -166,7 +206,9 @@ def test_a_header_can_be_read_where_chunks_are_damaged(tmp_path: Path) -> None:
     data[-1] ^= 1
     (tmp_path / "cp").write_bytes(data)
     assert read_header(tmp_path / "cp") == header
-    with pytest.raises(BrokenCheckpoint, match=r"cp is damaged: the checksum of the \d+ bytes at \d+ is wrong"):
+    with pytest.raises(
+        BrokenCheckpoint, match=r"cp is damaged: the checksum of the \d+ bytes at \d+ is wrong"
+    ):
         read(tmp_path / "cp")
 
 
@@ -186,31 +228,75 @@ def deep(levels: int) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], Snapshot], str]] = {
-    "sparse": (lambda: holding({"a/b": torch.eye(3).to_sparse()}), "a/b has the dtype float32 and the layout torch.sparse_coo"),
+    "sparse": (
+        lambda: holding({"a/b": torch.eye(3).to_sparse()}),
+        "a/b has the dtype float32 and the layout torch.sparse_coo",
+    ),
     "sparse moments": (
-        lambda: holding({f"optimizer/state/0/{name}": torch.eye(99).to_sparse() for name in ("exp_avg", "exp_avg_sq")}),
+        lambda: holding(
+            {
+                f"optimizer/state/0/{name}": torch.eye(99).to_sparse()
+                for name in ("exp_avg", "exp_avg_sq")
+            }
+        ),
         "layout torch.sparse_coo, which a checkpoint can't hold",
     ),
-    "dtype": (lambda: holding({"a": torch.zeros(3).to(torch.float8_e4m3fnuz)}), "a has the dtype float8_e4m3fnuz"),
+    "dtype": (
+        lambda: holding({"a": torch.zeros(3).to(torch.float8_e4m3fnuz)}),
+        "a has the dtype float8_e4m3fnuz",
+    ),
     "shape": (lambda: holding({"a": torch.zeros(0, 2**50)}), "'a' has an impossible shape"),
     "dimensions": (lambda: holding({"a": torch.zeros([1] * 65)}), "'a' has an impossible shape"),
-    "step": (lambda: Snapshot(-1, small().tensors, small().state), "its step must be at least 0 and below 2.*63, found -1"),
-    "huge step": (lambda: Snapshot(2**63, small().tensors, small().state), "its step must be at least 0"),
-    "no step": (lambda: Snapshot(True, small().tensors, small().state), "'step' must be int, found true"),
+    "step": (
+        lambda: Snapshot(-1, small().tensors, small().state),
+        "its step must be at least 0 and below 2.*63, found -1",
+    ),
+    "huge step": (
+        lambda: Snapshot(2**63, small().tensors, small().state),
+        "its step must be at least 0",
+    ),
+    "no step": (
+        lambda: Snapshot(True, small().tensors, small().state),
+        "'step' must be int, found true",
+    ),
     "field": (lambda: changed(surprise=1), "unknown field 'surprise'"),
     "missing": (lambda: Snapshot(1, {}, {}), "the snapshot of step 1: the field '.*' is missing"),
-    "nobody's": (lambda: Snapshot(1, {**small().tensors, "x": torch.ones(1)}, small().state), "disagree about 'x'"),
-    "dangling": (lambda: changed(objective=[small().state["objective"], {MARK: "x"}]), "disagree about 'x'"),
-    "mark": (lambda: changed(model={MARK: {MARK: "model/weight"}}), "'model' must be a mapping, found the mark of a tensor"),
-    "deep": (lambda: changed(objective=[small().state["objective"], deep(64)]), "nested more than 64 levels deep"),
-    "very deep": (lambda: changed(objective=[small().state["objective"], deep(99_999)]), "does not fit into a checkpoint"),
-    "no JSON": (lambda: changed(objective=[small().state["objective"], 1j]), "does not fit into a checkpoint"),
-    "huge int": (lambda: changed(objective=[small().state["objective"], 10**5000]), "does not fit into a checkpoint"),
+    "nobody's": (
+        lambda: Snapshot(1, {**small().tensors, "x": torch.ones(1)}, small().state),
+        "disagree about 'x'",
+    ),
+    "dangling": (
+        lambda: changed(objective=[small().state["objective"], {MARK: "x"}]),
+        "disagree about 'x'",
+    ),
+    "mark": (
+        lambda: changed(model={MARK: {MARK: "model/weight"}}),
+        "'model' must be a mapping, found the mark of a tensor",
+    ),
+    "deep": (
+        lambda: changed(objective=[small().state["objective"], deep(64)]),
+        "nested more than 64 levels deep",
+    ),
+    "very deep": (
+        lambda: changed(objective=[small().state["objective"], deep(99_999)]),
+        "does not fit into a checkpoint",
+    ),
+    "no JSON": (
+        lambda: changed(objective=[small().state["objective"], 1j]),
+        "does not fit into a checkpoint",
+    ),
+    "huge int": (
+        lambda: changed(objective=[small().state["objective"], 10**5000]),
+        "does not fit into a checkpoint",
+    ),
     "much": (
         lambda: changed(objective=[small().state["objective"], "x" * (9 << 20)]),
         "would need 9439.* bytes, at most 8388608 fit",
     ),
-    "many": (lambda: changed(objective=[small().state["objective"], [[]] * 999_999]), "its JSON has too many parts"),
+    "many": (
+        lambda: changed(objective=[small().state["objective"], [[]] * 999_999]),
+        "its JSON has too many parts",
+    ),
 }
 
 
@@ -236,7 +322,9 @@ def test_a_sequence_number_is_a_count(sequence: Any, tmp_path: Path) -> None:
 def test_names_that_parts_of_rounded_tensors_need_are_theirs(tmp_path: Path) -> None:
     held = {**adam(), "optimizer/state/0/exp_avg/codes": torch.ones(2)}
     write(holding(held), tmp_path / "cp")
-    with pytest.raises(UserError, match="'optimizer/state/0/exp_avg' have the names of other tensors"):
+    with pytest.raises(
+        UserError, match="'optimizer/state/0/exp_avg' have the names of other tensors"
+    ):
         write(holding(held), tmp_path / "cp", tier="8bit")
 
 
@@ -338,7 +426,11 @@ def test_flipped_bits(tier: Tier, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("more", [b"\0", b" ", b"\n", bytes(4096), None], ids=["zero", "space", "newline", "page", "file"])
+@pytest.mark.parametrize(
+    "more",
+    [b"\0", b" ", b"\n", bytes(4096), None],
+    ids=["zero", "space", "newline", "page", "file"],
+)
 def test_nothing_may_follow(tier: Tier, more: bytes | None, tmp_path: Path) -> None:
     data = written(small(), tier)
     (tmp_path / "cp").write_bytes(data + (data if more is None else more))
@@ -364,7 +456,9 @@ def test_no_file(tmp_path: Path) -> None:
         read(Path(__file__) / "below")
 
 
-def test_memory_that_the_system_does_not_give_is_the_users_to_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_the_system_does_not_give_is_the_users_to_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(small(), tmp_path / "cp", tier="8bit")
 
     def refuse(*_: Any) -> None:
@@ -377,7 +471,9 @@ def test_memory_that_the_system_does_not_give_is_the_users_to_find(tmp_path: Pat
         monkeypatch.undo()
 
 
-def test_what_may_pass_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_pass_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A store goes back to an older checkpoint where one is broken; it must not where this process has too many files open."""
     write(small(), tmp_path / "cp")
 
@@ -385,6 +481,8 @@ def test_what_may_pass_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(file.os, "open", refuse)
-    with pytest.raises(UserError, match="can't be read as a checkpoint: Too many open files") as raised:
+    with pytest.raises(
+        UserError, match="can't be read as a checkpoint: Too many open files"
+    ) as raised:
         read(tmp_path / "cp")
     assert not isinstance(raised.value, BrokenCheckpoint)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.training.test_fork import ARC, CONFIGS, SMALL, SPAM, STRESSED, go, made
 from trainenv.checkpoints import file
 from trainenv.types import Intervention
-
-sys.path.append(str(Path(__file__).parent.parent))
-from test_fork import ARC, CONFIGS, SMALL, SPAM, STRESSED, go, made
 
 CHILD = """
 import json, sys
@@ -36,7 +33,10 @@ STEERED: dict[str, dict[str, Any]] = {
     "steered": {"model.dropout": 0.1, **ARC, "accumulation": 2},
     "steered, spam under stress": {**SPAM, **STRESSED},
     "steered, bf16": {"precision": "bf16"},
-    "steered, fp16 and activation checkpointing": {"precision": "fp16", "model.activation_checkpointing": True},
+    "steered, fp16 and activation checkpointing": {
+        "precision": "fp16",
+        "model.activation_checkpointing": True,
+    },
 }
 ALL = {**CONFIGS, **STEERED}
 
@@ -51,13 +51,26 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
         run.advance(7)
         if name in STEERED:
             run.flag([run.step + 3])
-            run.apply(Intervention(lr_scale=0.8, clip="spam", momentum_reset=True, data_reorder=True, skip_batch=True))
+            run.apply(
+                Intervention(
+                    lr_scale=0.8,
+                    clip="spam",
+                    momentum_reset=True,
+                    data_reorder=True,
+                    skip_batch=True,
+                )
+            )
             run.advance(2)
         file.write(run.snapshot(), folder / name)
         here = run.fingerprint()
         expected[name] = [here, *go(run, 5), True]
     settings = json.dumps({name: {**SMALL, **settings} for name, settings in ALL.items()})
-    child = subprocess.run([sys.executable, "-c", CHILD, str(folder), settings], capture_output=True, text=True, timeout=300)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), settings],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert child.returncode == 0, child.stderr
     for line in child.stdout.splitlines():
         name, *rest = json.loads(line)
@@ -66,7 +79,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_another_process_goes_on_from_the_file_to_the_bit(name: str, told: dict[str, tuple[Any, Any]]) -> None:
+def test_another_process_goes_on_from_the_file_to_the_bit(
+    name: str, told: dict[str, tuple[Any, Any]]
+) -> None:
     """Telemetry and fingerprint; and written once more, by that process, the file has the same bytes."""
     expected, found = told[name]
     assert found == expected

@@ -9,16 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fuzzing
 import pytest
-from checkpoint_files import content
 
+from tests.files.checkpoints.make_corpus import SEEDS
+from tests.support import fuzzing
+from tests.support.checkpoint_files import content
 from trainenv.checkpoints import file
 from trainenv.checkpoints.header import FIXED_MEMORY
 from trainenv.types import Snapshot
-
-sys.path.append(str(Path(__file__).parent / "corpus"))
-from make_corpus import SEEDS
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -36,7 +34,15 @@ def test_a_file_of_the_corpus_is_still_read(name: str) -> None:
 
 
 def test_whatever_is_read_is_refused_or_a_snapshot(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", fuzzing.__file__, str(SEED), str(SECONDS), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        fuzzing.__file__,
+        str(SEED),
+        str(SECONDS),
+        str(tmp_path),
+    ]
     child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 120)
     assert child.returncode == 0, child.stderr[-4000:]
     report = json.loads(child.stdout.splitlines()[-1])
@@ -49,7 +55,9 @@ def test_whatever_is_read_is_refused_or_a_snapshot(tmp_path: Path) -> None:
 def test_a_turn_can_be_taken_again() -> None:
     seeds = [path.read_bytes() for path in sorted(fuzzing.CORPUS.glob("*.ptz"))]
     assert len(seeds) == len(SEEDS)
-    assert [fuzzing.made(3, turn, seeds) for turn in range(50)] == [fuzzing.made(3, turn, seeds) for turn in range(50)]
+    assert [fuzzing.made(3, turn, seeds) for turn in range(50)] == [
+        fuzzing.made(3, turn, seeds) for turn in range(50)
+    ]
     assert fuzzing.made(3, 0, seeds) != fuzzing.made(4, 0, seeds)
 
 
@@ -85,7 +93,9 @@ def test_a_reader_that_errs_is_found_and_the_file_kept(
     assert (tmp_path / "found-7-0.ptz").read_bytes()
 
 
-def test_a_reader_that_skips_a_checksum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_skips_a_checksum_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Agreeing(str):
         def __ne__(self, other: object) -> bool:
             return False

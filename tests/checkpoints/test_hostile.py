@@ -17,7 +17,8 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from checkpoint_files import (
+
+from tests.support.checkpoint_files import (
     MARK,
     TIERS,
     apart,
@@ -29,8 +30,7 @@ from checkpoint_files import (
     together,
     written,
 )
-from hostile_cases import FIRST, SECOND, cases, tensor
-
+from tests.support.hostile_cases import FIRST, SECOND, cases, tensor
 from trainenv.checkpoints import file
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
 from trainenv.checkpoints.header import FIXED_MEMORY, MAGIC, TENSORS_MOST
@@ -151,7 +151,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     numbered = {f"{number:03}": name for number, name in enumerate(CASES)}
     for number, name in numbered.items():
         (folder / number).write_bytes(CASES[name][0]())
-    child = subprocess.run([sys.executable, "-c", CHILD, str(folder)], capture_output=True, text=True, timeout=300)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder)], capture_output=True, text=True, timeout=300
+    )
     assert child.returncode == 0, child.stderr
     lines = [json.loads(line) for line in child.stdout.splitlines()]
     return {numbered.get(number, number): Outcome(*rest) for number, *rest in lines}
@@ -164,7 +166,9 @@ def test_the_forger_changes_nothing_but_what_it_is_told_to() -> None:
         assert together(*apart(whole)) == whole
 
 
-def test_a_whole_file_is_loaded_in_the_process_that_refuses_the_others(outcomes: dict[str, Outcome]) -> None:
+def test_a_whole_file_is_loaded_in_the_process_that_refuses_the_others(
+    outcomes: dict[str, Outcome],
+) -> None:
     assert outcomes["whole"].kind == "loaded"
     assert outcomes.keys() == {"whole", *CASES}
 
@@ -173,7 +177,9 @@ def test_a_whole_file_is_loaded_in_the_process_that_refuses_the_others(outcomes:
 def test_a_file_that_lies_is_refused(name: str, outcomes: dict[str, Outcome]) -> None:
     """By a sentence of its own, that is short, can be printed anywhere, and names the file."""
     found = outcomes[name]
-    assert found.kind == "BrokenCheckpoint" or (found.kind == "UserError" and "GiB of memory" in found.message), found
+    assert found.kind == "BrokenCheckpoint" or (
+        found.kind == "UserError" and "GiB of memory" in found.message
+    ), found
     assert re.search(CASES[name][1], found.message), found
     assert "/hostile" in found.message
     assert len(found.message) < 500
@@ -183,7 +189,21 @@ def test_a_file_that_lies_is_refused(name: str, outcomes: dict[str, Outcome]) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["..", ".", "/", "/etc/passwd", "../../x", "a\0b", "x" * 10**6, "\x1b[31m", "\ud800", "", "con", "~"]
+    "name",
+    [
+        "..",
+        ".",
+        "/",
+        "/etc/passwd",
+        "../../x",
+        "a\0b",
+        "x" * 10**6,
+        "\x1b[31m",
+        "\ud800",
+        "",
+        "con",
+        "~",
+    ],
 )
 def test_names_are_only_names(name: str, tmp_path: Path) -> None:
     """Nothing of a file's content is ever taken for a path."""
@@ -216,7 +236,9 @@ def test_what_does_not_fit_into_memory_is_not_tried(
         read(tmp_path / "cp")
         return
     monkeypatch.setattr(file.compression, "empty", None)
-    with pytest.raises(UserError, match=r"cp needs .* GiB of memory, found .* GiB available; free some"):
+    with pytest.raises(
+        UserError, match=r"cp needs .* GiB of memory, found .* GiB available; free some"
+    ):
         read(tmp_path / "cp")
 
 
@@ -228,8 +250,12 @@ def test_as_many_tensors_as_fit(tmp_path: Path) -> None:
     header["state"]["objective"].append([{MARK: name} for name in names])
     header["memory_bytes"] += len(names)
     (tmp_path / "whole").write_bytes(ROUNDED)
-    (tmp_path / "many").write_bytes(together(header, table + [line(b"\1")] * len(names), body + b"\1" * len(names)))
-    child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    (tmp_path / "many").write_bytes(
+        together(header, table + [line(b"\1")] * len(names), body + b"\1" * len(names))
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
     assert child.returncode == 0, child.stderr
     many, whole = (Outcome(*json.loads(line)[1:]) for line in child.stdout.splitlines())
     assert (many.kind, whole.kind) == ("loaded", "loaded")
@@ -237,13 +263,20 @@ def test_as_many_tensors_as_fit(tmp_path: Path) -> None:
 
 
 def test_a_large_checkpoint_takes_what_it_declares(tmp_path: Path) -> None:
-    large = holding({"optimizer/state/0/exp_avg": torch.ones(4 << 20, 8), "optimizer/state/0/exp_avg_sq": torch.ones(4 << 20, 8)})
+    large = holding(
+        {
+            "optimizer/state/0/exp_avg": torch.ones(4 << 20, 8),
+            "optimizer/state/0/exp_avg_sq": torch.ones(4 << 20, 8),
+        }
+    )
     for tier in TIERS:
         write(large, tmp_path / tier, tier=tier)
     declared = read_header(tmp_path / "8bit").memory_bytes
     assert declared > 1.2 * large.nbytes
     (tmp_path / "whole").write_bytes(ROUNDED)
-    child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
     assert child.returncode == 0, child.stderr
     for line_ in child.stdout.splitlines():
         name, kind, _, beside, _ = json.loads(line_)
@@ -269,10 +302,16 @@ def test_scales_that_no_rounding_gives_are_refused(name: str, bad: float, tmp_pa
         before += 2 if other in header["rounded"] else int(math.prod(shape) > 0)
     start = sum(sum(entry[1:]) for entry in table[: before + 1])
     size = sum(table[before + 1][1:])
-    planes = [scales.view(torch.uint8).view(-1, 4)[:, place].numpy().tobytes() for place in range(4)]
+    planes = [
+        scales.view(torch.uint8).view(-1, 4)[:, place].numpy().tobytes() for place in range(4)
+    ]
     table[before + 1] = line(*planes)
-    (tmp_path / "cp").write_bytes(together(header, table, body[:start] + b"".join(planes) + body[start + size :]))
-    with pytest.raises(BrokenCheckpoint, match=f"'{name}' has scales that are not finite or below 0"):
+    (tmp_path / "cp").write_bytes(
+        together(header, table, body[:start] + b"".join(planes) + body[start + size :])
+    )
+    with pytest.raises(
+        BrokenCheckpoint, match=f"'{name}' has scales that are not finite or below 0"
+    ):
         read(tmp_path / "cp")
 
 
@@ -288,7 +327,11 @@ def test_any_codes_decode_to_finite_moments(tmp_path: Path) -> None:
     header["state"]["objective"] = [{MARK: name} for name in kept]
     parts = [codes, scales, codes, scales, *([b"\0"] for _ in needed)]
     header["memory_bytes"] = 2 * (4 * 4096 + 4096 + 64) + len(needed)
-    (tmp_path / "cp").write_bytes(together(header, [line(*part) for part in parts], b"".join(b"".join(part) for part in parts)))
+    (tmp_path / "cp").write_bytes(
+        together(
+            header, [line(*part) for part in parts], b"".join(b"".join(part) for part in parts)
+        )
+    )
     back = read(tmp_path / "cp")
     assert all(back.tensors[name].isfinite().all() for name in kept)
     assert (back.tensors[SECOND] >= 0).all()

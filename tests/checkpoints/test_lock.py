@@ -23,7 +23,9 @@ def forked(act: Callable[[], object]) -> Iterator[int]:
     """A child that has done something and then waits to be killed, at the latest when the block ends."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the child touches none
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of forking beside threads: the child touches none
         child = os.fork()
     if not child:
         try:
@@ -92,7 +94,9 @@ def test_a_dead_holder_never_blocks(tmp_path: Path) -> None:
         refusal(tmp_path)
         os.kill(child, signal.SIGKILL)
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        assert json.loads((tmp_path / ".lock").read_bytes())["pid"] == child  # what it left says that it holds the lock
+        assert (
+            json.loads((tmp_path / ".lock").read_bytes())["pid"] == child
+        )  # what it left says that it holds the lock
         FolderLock(tmp_path).take()
 
 
@@ -136,7 +140,16 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "left", [b"", b"{", b"[]", b'{"pid": "x"}', b'{"host": 1, "pid": null, "since": 2}', b"[" * 4000, b"\xff\0"]
+    "left",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"pid": "x"}',
+        b'{"host": 1, "pid": null, "since": 2}',
+        b"[" * 4000,
+        b"\xff\0",
+    ],
 )
 def test_whatever_stands_in_the_file_the_lock_is_free(tmp_path: Path, left: bytes) -> None:
     (tmp_path / ".lock").write_bytes(left)
@@ -149,7 +162,9 @@ def test_whatever_stands_in_the_file_the_lock_is_free(tmp_path: Path, left: byte
 def test_a_holder_cannot_write_on_the_terminal(tmp_path: Path) -> None:
     one = FolderLock(tmp_path)
     one.take()
-    (tmp_path / ".lock").write_text(json.dumps({"host": "\x1b[31m" + "x" * 1000, "pid": 1, "since": "now\n"}))
+    (tmp_path / ".lock").write_text(
+        json.dumps({"host": "\x1b[31m" + "x" * 1000, "pid": 1, "since": "now\n"})
+    )
     message = refusal(tmp_path)
     assert message.isprintable()
     assert len(message) < 600

@@ -13,15 +13,25 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import made, same
 
+from tests.support.small_runs import made, same
 from trainenv.checkpoints import file, manifest
 from trainenv.checkpoints.manifest import Damaged, Entry, Manifest, checkpoint_name, is_ours, parse
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.types import UserError
 
-ENTRY = Entry(file="cp_3.ptz", step=3, sequence=1, tier="exact", bytes=100, digest="ab" * 16, holders=("somebody",))
-WHOLE = Manifest((ENTRY, replace(ENTRY, file="cp_3-2.ptz", sequence=2, tier="8bit", holders=())), next_sequence=5)
+ENTRY = Entry(
+    file="cp_3.ptz",
+    step=3,
+    sequence=1,
+    tier="exact",
+    bytes=100,
+    digest="ab" * 16,
+    holders=("somebody",),
+)
+WHOLE = Manifest(
+    (ENTRY, replace(ENTRY, file="cp_3-2.ptz", sequence=2, tier="8bit", holders=())), next_sequence=5
+)
 
 
 def signed(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -29,7 +39,9 @@ def signed(change: Callable[[dict[str, Any]], object]) -> bytes:
     document = json.loads(WHOLE.to_bytes())
     del document["checksum"]
     change(document)
-    return json.dumps(document | {"checksum": manifest._checksum(document)}, indent=1).encode() + b"\n"
+    return (
+        json.dumps(document | {"checksum": manifest._checksum(document)}, indent=1).encode() + b"\n"
+    )
 
 
 def entry(**fields: Any) -> Callable[[dict[str, Any]], object]:
@@ -134,7 +146,9 @@ def test_hostile_bytes(data: bytes) -> None:
 
 @given(
     data=st.binary(max_size=200)
-    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
+        lambda v: json.dumps(v).encode()
+    )
 )
 @settings(max_examples=60)
 def test_any_bytes(data: bytes) -> None:
@@ -145,9 +159,13 @@ def test_any_bytes(data: bytes) -> None:
 def test_another_version_is_refused_not_rebuilt(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         store.save(made(1, numel=64))
-    (tmp_path / "manifest.json").write_bytes(signed(lambda document: document.update(format="trainenv checkpoints 2")))
+    (tmp_path / "manifest.json").write_bytes(
+        signed(lambda document: document.update(format="trainenv checkpoints 2"))
+    )
     for use in (CheckpointStore(tmp_path).load, CheckpointStore(tmp_path).__enter__):
-        with pytest.raises(UserError, match="expected 'trainenv checkpoints 1', found 'trainenv checkpoints 2'"):
+        with pytest.raises(
+            UserError, match="expected 'trainenv checkpoints 1', found 'trainenv checkpoints 2'"
+        ):
             use()
     assert (tmp_path / "cp_1.ptz").exists()
 
@@ -159,7 +177,17 @@ def test_names_that_are_ours() -> None:
     assert is_ours(".manifest.json.tmp")
     assert not any(
         map(
-            is_ours, ("manifest.json", ".lock", "cp_1.ptz.tmp", "cp_+1.ptz", "cp_1_0.ptz", "cp_1.ptz\n", "a/cp_1.ptz", "CP_1.ptz")
+            is_ours,
+            (
+                "manifest.json",
+                ".lock",
+                "cp_1.ptz.tmp",
+                "cp_+1.ptz",
+                "cp_1_0.ptz",
+                "cp_1.ptz\n",
+                "a/cp_1.ptz",
+                "CP_1.ptz",
+            ),
         )
     )
 
@@ -197,7 +225,10 @@ def test_whatever_stands_in_its_place(tmp_path: Path, what: str) -> None:
         assert same(store.load(), made(2, numel=64))
     assert not store.verify()[0].ok
     if what == "folder":
-        with pytest.warns(UserWarning, match="was lost"), pytest.raises(UserError, match="Is a directory"):
+        with (
+            pytest.warns(UserWarning, match="was lost"),
+            pytest.raises(UserError, match="Is a directory"),
+        ):
             store.save(made(3, numel=64))
         return
     with pytest.warns(UserWarning, match="was lost"):
@@ -213,7 +244,9 @@ def test_rebuilding_takes_only_what_a_store_could_have_written(tmp_path: Path) -
     file.write(made(2, numel=64), tmp_path / "cp_2-4.ptz", sequence=4)
     file.write(made(3, numel=64), tmp_path / "cp_4.ptz", sequence=5)  # under another step's name
     file.write(made(5, numel=64), tmp_path / "cp_5-6.ptz", sequence=7)  # under another number
-    file.write(made(6, numel=64), tmp_path / "cp_6.ptz", sequence=10**17)  # no number is left after it
+    file.write(
+        made(6, numel=64), tmp_path / "cp_6.ptz", sequence=10**17
+    )  # no number is left after it
     (tmp_path / "cp_8.ptz").symlink_to("cp_1.ptz")
     found, left_out = manifest.rebuild(tmp_path)
     assert [one.file for one in found.entries] == ["cp_2-4.ptz", "cp_1.ptz"]  # in order of saving
@@ -233,7 +266,9 @@ def test_files_from_outside_a_store_can_be_listed(tmp_path: Path) -> None:
         assert CheckpointStore(tmp_path).load().step == 2
 
 
-def test_a_list_that_cannot_be_read_is_not_taken_for_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_that_cannot_be_read_is_not_taken_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Too many open files say nothing of what is in this one: nothing may be rebuilt, or deleted, because of them."""
     with CheckpointStore(tmp_path) as store:
         store.save(made(1, numel=64))

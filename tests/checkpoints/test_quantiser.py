@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from checkpoint_files import MARK, adam, bits, content, holding, snapshot
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.support.checkpoint_files import MARK, adam, bits, content, holding, snapshot
 from trainenv.checkpoints import file, quantiser
 from trainenv.run import TrainingRun
 from trainenv.types import UserError
@@ -43,11 +43,16 @@ def through(kind: quantiser.Kind, moment: Row, second: Row | None = None) -> Row
 
 def scale_of(x: Row) -> npt.NDArray[np.float64]:
     """The largest magnitude of each element's block, element by element."""
-    blocks = [np.abs(x[start : start + 256]).max().repeat(len(x[start : start + 256])) for start in range(0, len(x), 256)]
+    blocks = [
+        np.abs(x[start : start + 256]).max().repeat(len(x[start : start + 256]))
+        for start in range(0, len(x), 256)
+    ]
     return np.concatenate(blocks).astype(np.float64)
 
 
-wide = st.floats(-44, 38).map(lambda power: 10.0**power)  # any order of magnitude that float32 has, denormals too
+wide = st.floats(-44, 38).map(
+    lambda power: 10.0**power
+)  # any order of magnitude that float32 has, denormals too
 seconds = st.lists(st.just(0.0) | wide, min_size=1, max_size=600).map(row)
 firsts = st.lists(st.just(0.0) | wide | wide.map(lambda x: -x), min_size=1, max_size=600).map(row)
 
@@ -64,11 +69,16 @@ def test_a_second_moment_is_off_by_half_a_code_and_above_zero_where_it_was(secon
     assert np.array_equal(back > 0, second > 0)
     assert np.isfinite(back).all()
     scale = scale_of(np.sqrt(second))
-    root, found = np.sqrt(second.astype(np.float64)), np.sqrt(np.maximum(back.astype(np.float64) - TINY, 0))
+    root, found = (
+        np.sqrt(second.astype(np.float64)),
+        np.sqrt(np.maximum(back.astype(np.float64) - TINY, 0)),
+    )
     code = 255 * np.sqrt(root / np.where(scale > 0, scale, 1))
     # (c ± ½)² − c² ≤ c + ¼; what would be coded as zero is coded as one instead, which is off by less than 1.
     bound = scale * np.maximum(code + 0.25, 1) / 255**2
-    assert (np.abs(found - root) <= bound * (1 + 1e-4) + 2.0**-62).all()  # √TINY / 2: where the square underflows
+    assert (
+        np.abs(found - root) <= bound * (1 + 1e-4) + 2.0**-62
+    ).all()  # √TINY / 2: where the square underflows
 
 
 @given(first=firsts)
@@ -81,7 +91,9 @@ def test_a_signed_moment_is_off_by_half_a_code(first: Row) -> None:
     scale = scale_of(first)
     code = 127 * np.sqrt(np.abs(first.astype(np.float64)) / np.where(scale > 0, scale, 1))
     bound = scale * (code + 0.25) / 127**2
-    assert (np.abs(back.astype(np.float64) - first) <= bound * (1 + 1e-4) + 127**2 * 2.0**-149).all()
+    assert (
+        np.abs(back.astype(np.float64) - first) <= bound * (1 + 1e-4) + 127**2 * 2.0**-149
+    ).all()
 
 
 @given(second=seconds, seed=st.integers(0, 99))
@@ -95,7 +107,9 @@ def test_a_first_moment_is_off_by_half_a_code_of_its_direction(second: Row, seed
     direction = first / np.where(root > 0, root, np.float32(1))
     codes, scales = quantiser.quantise("v", "root", second, None)
     share = (codes.astype(np.float64) / 255) ** 2
-    decoded = share * scales.astype(np.float64).repeat(256)[: len(second)]  # the √v that it is decoded with
+    decoded = (
+        share * scales.astype(np.float64).repeat(256)[: len(second)]
+    )  # the √v that it is decoded with
     error = np.abs(back.astype(np.float64) - decoded * direction.astype(np.float64))
     assert (error <= decoded * scale_of(direction) / 254 * (1 + 1e-4) + 2.0**-148).all()
 
@@ -112,7 +126,9 @@ def test_what_is_largest_in_a_block_stays() -> None:
     first = row([3.0, -3.0, 0.1, 0.0])
     assert through("signed", first)[:2] == pytest.approx([3, -3], rel=1e-6)
     second = row([4.0, 9.0, 1.0, 0.0])
-    assert through("direction", row([6.0, -9.0, 0.5, 0.0]), second)[[0, 1, 3]] == pytest.approx([6, -9, 0], rel=0.01)
+    assert through("direction", row([6.0, -9.0, 0.5, 0.0]), second)[[0, 1, 3]] == pytest.approx(
+        [6, -9, 0], rel=0.01
+    )
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -152,7 +168,9 @@ def test_what_is_not_finite_is_refused_by_name(which: str, bad: float, tmp_path:
     if fine:
         file.write(holding(moments), tmp_path / "cp", tier="8bit")
         return
-    with pytest.raises(UserError, match=f"{name} holds values that are not finite.*save it with moments='exact'"):
+    with pytest.raises(
+        UserError, match=f"{name} holds values that are not finite.*save it with moments='exact'"
+    ):
         file.write(holding(moments), tmp_path / "cp", tier="8bit")
     assert list(tmp_path.iterdir()) == []
     file.write(holding(moments), tmp_path / "cp", tier="exact")
@@ -170,7 +188,11 @@ def test_scales_that_no_rounding_gives_are_told(bad: float) -> None:
 
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     entries = optimizer.state_dict()["state"]
-    return {f"optimizer/state/{place}/{name}": value for place, entry in entries.items() for name, value in entry.items()}
+    return {
+        f"optimizer/state/{place}/{name}": value
+        for place, entry in entries.items()
+        for name, value in entry.items()
+    }
 
 
 def stepped(make: Any, shape: tuple[int, ...] = (64, 64)) -> dict[str, Tensor]:
@@ -190,7 +212,10 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, str]]] = {
         lambda weights: torch.optim.AdamW(weights, amsgrad=True),
         {"exp_avg": "direction", "exp_avg_sq": "root", "max_exp_avg_sq": "root"},
     ),
-    "momentum": (lambda weights: torch.optim.SGD(weights, momentum=0.9), {"momentum_buffer": "signed"}),
+    "momentum": (
+        lambda weights: torch.optim.SGD(weights, momentum=0.9),
+        {"momentum_buffer": "signed"},
+    ),
     "no momentum": (torch.optim.SGD, {}),
     "Adamax": (torch.optim.Adamax, {"exp_avg": "signed"}),
     "Adagrad": (torch.optim.Adagrad, {}),
@@ -202,7 +227,9 @@ def test_what_is_rounded_of_an_optimizer(name: str, tmp_path: Path) -> None:
     make, expected = OPTIMIZERS[name]
     tensors = stepped(make)
     kinds = quantiser.kinds(tensors)
-    assert {name.removeprefix("optimizer/state/0/"): kind for name, kind in kinds.items()} == expected
+    assert {
+        name.removeprefix("optimizer/state/0/"): kind for name, kind in kinds.items()
+    } == expected
     file.write(holding(tensors), tmp_path / "cp", tier="8bit")
     back = file.read(tmp_path / "cp").tensors
     for name, tensor in tensors.items():
@@ -221,15 +248,30 @@ def test_a_first_moment_without_a_direction_is_rounded_by_itself() -> None:
     moments["optimizer/state/0/exp_avg"].view(-1)[5] = 0
     assert quantiser.kinds(moments)["optimizer/state/0/exp_avg"] == "direction"
     for other in (second.double(), second.flatten(), second[1:]):
-        assert quantiser.kinds({**moments, "optimizer/state/0/exp_avg_sq": other})["optimizer/state/0/exp_avg"] == "signed"
+        assert (
+            quantiser.kinds({**moments, "optimizer/state/0/exp_avg_sq": other})[
+                "optimizer/state/0/exp_avg"
+            ]
+            == "signed"
+        )
 
 
 def test_what_is_no_moment_is_not_rounded() -> None:
     large = torch.ones(8192)
     area = "optimizer/state/0"
-    others = {"model/exp_avg": large, "optimizer/exp_avg": large, f"{area}/step": large, f"{area}/exp_avg_of": large}
+    others = {
+        "model/exp_avg": large,
+        "optimizer/exp_avg": large,
+        f"{area}/step": large,
+        f"{area}/exp_avg_of": large,
+    }
     assert quantiser.kinds(others) == {}
-    assert quantiser.kinds({f"{area}/exp_avg": large.half(), "optimizer/state/1/exp_avg_sq": large.double()}) == {}
+    assert (
+        quantiser.kinds(
+            {f"{area}/exp_avg": large.half(), "optimizer/state/1/exp_avg_sq": large.double()}
+        )
+        == {}
+    )
 
 
 @pytest.mark.parametrize("count", [quantiser.SMALLEST - 1, quantiser.SMALLEST])
@@ -250,14 +292,24 @@ def test_a_file_gives_what_the_codes_say(shape: tuple[int, ...], tmp_path: Path)
     moments["optimizer/state/0/exp_avg"].view(-1)[256:512] = 0  # a whole block
     moments["optimizer/state/0/exp_avg_sq"].view(-1)[256:512] = 0
     header = file.write(holding(moments), tmp_path / "cp", tier="8bit")
-    assert header.rounded == {"optimizer/state/0/exp_avg": "direction", "optimizer/state/0/exp_avg_sq": "root"}
+    assert header.rounded == {
+        "optimizer/state/0/exp_avg": "direction",
+        "optimizer/state/0/exp_avg_sq": "root",
+    }
     back = file.read(tmp_path / "cp")
     assert content(back) == content(file.read(tmp_path / "cp"))
     assert back.tier == "8bit"
-    first, second = (moments[f"optimizer/state/0/{name}"].flatten().numpy() for name in ("exp_avg", "exp_avg_sq"))
+    first, second = (
+        moments[f"optimizer/state/0/{name}"].flatten().numpy() for name in ("exp_avg", "exp_avg_sq")
+    )
     assert back.tensors["optimizer/state/0/exp_avg"].shape == shape
-    assert np.array_equal(back.tensors["optimizer/state/0/exp_avg"].flatten().numpy(), through("direction", first, second))
-    assert np.array_equal(back.tensors["optimizer/state/0/exp_avg_sq"].flatten().numpy(), through("root", second))
+    assert np.array_equal(
+        back.tensors["optimizer/state/0/exp_avg"].flatten().numpy(),
+        through("direction", first, second),
+    )
+    assert np.array_equal(
+        back.tensors["optimizer/state/0/exp_avg_sq"].flatten().numpy(), through("root", second)
+    )
 
 
 def test_rounding_again_hardly_changes_a_thing(tmp_path: Path) -> None:
@@ -272,15 +324,25 @@ def test_rounding_again_hardly_changes_a_thing(tmp_path: Path) -> None:
 def test_tied_moments_stay_one(tmp_path: Path) -> None:
     moments = adam()
     name = "optimizer/state/0/exp_avg"
-    file.write(snapshot([*({MARK: n} for n in moments), {"again": {MARK: name}}], moments), tmp_path / "cp", tier="8bit")
+    file.write(
+        snapshot([*({MARK: n} for n in moments), {"again": {MARK: name}}], moments),
+        tmp_path / "cp",
+        tier="8bit",
+    )
     back = file.read(tmp_path / "cp")
     assert back.state["objective"][-1] == {"again": {MARK: name}}
     assert len(back.tensors) == len(holding(moments).tensors)
 
 
 def test_a_run_goes_on_nearly_as_it_would_have(tmp_path: Path) -> None:
-    small = {"steps": 60, "batch_size": 4, "model": {"width": 32, "layers": 1, "heads": 2, "context": 32}}
-    run = TrainingRun.from_config("tiny", {**small, "schedule.warmup": 5, "validation": {"every": 0, "sequences": 4}})
+    small = {
+        "steps": 60,
+        "batch_size": 4,
+        "model": {"width": 32, "layers": 1, "heads": 2, "context": 32},
+    }
+    run = TrainingRun.from_config(
+        "tiny", {**small, "schedule.warmup": 5, "validation": {"every": 0, "sequences": 4}}
+    )
     run.advance(12)
     header = file.write(run.snapshot(), tmp_path / "cp", tier="8bit")
     assert {"root", "direction"} == set(header.rounded.values())
@@ -306,7 +368,9 @@ def test_updates_are_nearer_than_those_of_bitsandbytes() -> None:
     first, second = moments["optimizer/state/0/exp_avg"], moments["optimizer/state/0/exp_avg_sq"]
 
     def dynamic(x: Tensor, signed: bool) -> Tensor:
-        codes, state = functional.quantize_blockwise(x, code=functional.create_dynamic_map(signed=signed), blocksize=256)
+        codes, state = functional.quantize_blockwise(
+            x, code=functional.create_dynamic_map(signed=signed), blocksize=256
+        )
         back = functional.dequantize_blockwise(codes, state)
         assert isinstance(back, Tensor)
         return back
@@ -314,7 +378,9 @@ def test_updates_are_nearer_than_those_of_bitsandbytes() -> None:
     def update(first: Tensor, root: Tensor) -> Tensor:
         return first / (root + 1e-8)
 
-    ours_first = torch.from_numpy(through("direction", first.flatten().numpy(), second.flatten().numpy()))
+    ours_first = torch.from_numpy(
+        through("direction", first.flatten().numpy(), second.flatten().numpy())
+    )
     ours = update(ours_first, torch.from_numpy(through("root", second.flatten().numpy())).sqrt())
     theirs = update(dynamic(first, True), dynamic(second.sqrt(), False)).flatten()
     exact = update(first, second.sqrt()).flatten()

@@ -11,11 +11,21 @@ from trainenv.checkpoints.retention import plan, without
 
 def entry(sequence: int, size: int = 10, step: int | None = None) -> Entry:
     step = sequence if step is None else step
-    return Entry(file=checkpoint_name(step, sequence), step=step, sequence=sequence, tier="exact", bytes=size, digest="0" * 32)
+    return Entry(
+        file=checkpoint_name(step, sequence),
+        step=step,
+        sequence=sequence,
+        tier="exact",
+        bytes=size,
+        digest="0" * 32,
+    )
 
 
 def planned(
-    entries: list[Entry], keep_last: int = 100, max_bytes: int | None = None, held: tuple[int, ...] = ()
+    entries: list[Entry],
+    keep_last: int = 100,
+    max_bytes: int | None = None,
+    held: tuple[int, ...] = (),
 ) -> list[tuple[int, str]]:
     """Sequence number and reason of what goes."""
     names = {e.file: e.sequence for e in entries}
@@ -41,7 +51,11 @@ def test_last_is_by_order_of_saving_not_by_step() -> None:
 
 def test_what_is_held_stays_beside_the_last_few() -> None:
     assert planned(FIVE, keep_last=2, held=(1,)) == [(2, "retention"), (3, "retention")]
-    assert planned(FIVE, keep_last=2, held=(5,)) == [(1, "retention"), (2, "retention"), (3, "retention")]
+    assert planned(FIVE, keep_last=2, held=(5,)) == [
+        (1, "retention"),
+        (2, "retention"),
+        (3, "retention"),
+    ]
 
 
 def test_the_cap_takes_the_oldest_that_nobody_holds_but_never_the_newest() -> None:
@@ -53,7 +67,11 @@ def test_the_cap_takes_the_oldest_that_nobody_holds_but_never_the_newest() -> No
 
 
 def test_what_retention_takes_is_not_counted_for_the_cap() -> None:
-    assert planned(FIVE, keep_last=3, max_bytes=20) == [(1, "retention"), (2, "retention"), (3, "cap")]
+    assert planned(FIVE, keep_last=3, max_bytes=20) == [
+        (1, "retention"),
+        (2, "retention"),
+        (3, "cap"),
+    ]
 
 
 @given(
@@ -62,7 +80,9 @@ def test_what_retention_takes_is_not_counted_for_the_cap() -> None:
     max_bytes=st.none() | st.integers(1, 600),
     held=st.sets(st.integers(1, 12)),
 )
-def test_a_plan_takes_no_more_than_it_must(sizes: list[int], keep_last: int, max_bytes: int | None, held: set[int]) -> None:
+def test_a_plan_takes_no_more_than_it_must(
+    sizes: list[int], keep_last: int, max_bytes: int | None, held: set[int]
+) -> None:
     entries = [entry(place, size) for place, size in enumerate(sizes, start=1)]
     files = {e.file for e in entries if e.sequence in held}
     deletions = plan(entries, keep_last=keep_last, max_bytes=max_bytes, held=files)
@@ -71,7 +91,10 @@ def test_a_plan_takes_no_more_than_it_must(sizes: list[int], keep_last: int, max
     assert not entries or entries[-1] in kept
     assert [(deletion.bytes, deletion.step) for deletion in deletions] == [
         (e.bytes, e.step)
-        for e in sorted((e for e in entries if e not in kept), key=lambda e: [d.file for d in deletions].index(e.file))
+        for e in sorted(
+            (e for e in entries if e not in kept),
+            key=lambda e: [d.file for d in deletions].index(e.file),
+        )
     ]
     total = sum(e.bytes for e in kept)
     free = [e for e in kept[:-1] if e.file not in files]

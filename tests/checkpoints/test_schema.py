@@ -144,7 +144,9 @@ class Weighted(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        return nn.functional.cross_entropy(
+            model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
+        )
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"notes": [1, "two", None]}
@@ -157,7 +159,11 @@ class Noted(torch.optim.SGD):
     """An optimizer that keeps more than torch's do."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "notes": {"phase": "warm", "means": [torch.zeros(2)]}, "calls": 3}
+        return {
+            **super().state_dict(),
+            "notes": {"phase": "warm", "means": [torch.zeros(2)]},
+            "calls": 3,
+        }
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,13 @@ class Noted(torch.optim.SGD):
 def test_a_user_s_own_parts_pass(make: Callable[[Any], torch.optim.Optimizer]) -> None:
     model = nn.Sequential(nn.Embedding(8, 4), nn.BatchNorm1d(8), nn.Linear(4, 8))
     config = TrainingConfig(steps=10, monitor={"probe_every": 0})
-    run = TrainingRun(model, make(model.parameters()), lambda index: torch.full((2, 9), index % 8), config, objective=Weighted())
+    run = TrainingRun(
+        model,
+        make(model.parameters()),
+        lambda index: torch.full((2, 9), index % 8),
+        config,
+        objective=Weighted(),
+    )
     run.advance(2)
     check_state(run.snapshot().state, "it")
 
@@ -225,9 +237,14 @@ def test_a_missing_field_is_named(path: str, state: dict[str, Any]) -> None:
         ("rng.cud", "cuda"),
     ],
 )
-def test_an_unknown_field_is_named_with_the_nearest(path: str, meant: str, state: dict[str, Any]) -> None:
+def test_an_unknown_field_is_named_with_the_nearest(
+    path: str, meant: str, state: dict[str, Any]
+) -> None:
     put(state, path, 1)
-    with pytest.raises(UserError, match=rf"unknown field '{re.escape(path)}'; did you mean '{meant}'\?; valid here: "):
+    with pytest.raises(
+        UserError,
+        match=rf"unknown field '{re.escape(path)}'; did you mean '{meant}'\?; valid here: ",
+    ):
         check_state(state, "it")
 
 
@@ -257,7 +274,9 @@ def test_an_unknown_field_is_named_with_the_nearest(path: str, meant: str, state
         ("numerics.deterministic", 1, "must be bool, found 1"),
     ],
 )
-def test_a_field_of_another_type_is_named(path: str, value: Any, told: str, state: dict[str, Any]) -> None:
+def test_a_field_of_another_type_is_named(
+    path: str, value: Any, told: str, state: dict[str, Any]
+) -> None:
     put(state, path, value)
     with pytest.raises(UserError) as error:
         check_state(state, "it")
@@ -265,11 +284,16 @@ def test_a_field_of_another_type_is_named(path: str, value: Any, told: str, stat
     assert "state_schema_v1.yaml" in str(error.value)
 
 
-@pytest.mark.parametrize("mark", [{"__tensor__": None}, {"__tensor__": []}, {"__tensor__": "a", "b": 1}])
+@pytest.mark.parametrize(
+    "mark", [{"__tensor__": None}, {"__tensor__": []}, {"__tensor__": "a", "b": 1}]
+)
 @pytest.mark.parametrize("place", ["model.w", "optimizer.state.0", "clip.state.mean", "objective"])
 def test_a_spoilt_mark_is_found_anywhere(place: str, mark: Any, state: dict[str, Any]) -> None:
     put(state, place, mark)
-    with pytest.raises(UserError, match=rf"'{re.escape(place)}[^']*' must be a (tensor|mapping), found the mark of a tensor"):
+    with pytest.raises(
+        UserError,
+        match=rf"'{re.escape(place)}[^']*' must be a (tensor|mapping), found the mark of a tensor",
+    ):
         check_state(state, "it")
 
 
@@ -280,7 +304,10 @@ def test_any_number_is_a_float(value: float, state: dict[str, Any]) -> None:
     check_state(state, "it")
 
 
-@pytest.mark.parametrize("field", ["format", "schema", "tier", "drift", "step", "sequence", "memory_bytes", "state", "tensors"])
+@pytest.mark.parametrize(
+    "field",
+    ["format", "schema", "tier", "drift", "step", "sequence", "memory_bytes", "state", "tensors"],
+)
 def test_each_field_of_a_header_is_needed(field: str, state: dict[str, Any]) -> None:
     whole = header(state)
     with pytest.raises(UserError, match=f"the field '{field}' is missing"):
@@ -316,7 +343,21 @@ def deep(value: Any, levels: int = 100_000) -> Any:
     return value
 
 
-HOSTILE = [None, True, 3, "text", b"bytes", [], {}, [[]], {"model": {}}, {"synthetic": None}, {"synthetic": {}}, {3: 4}, object()]
+HOSTILE = [
+    None,
+    True,
+    3,
+    "text",
+    b"bytes",
+    [],
+    {},
+    [[]],
+    {"model": {}},
+    {"synthetic": None},
+    {"synthetic": {}},
+    {3: 4},
+    object(),
+]
 
 
 @pytest.mark.parametrize("found", HOSTILE, ids=lambda found: repr(found).split(" at ")[0])
@@ -330,19 +371,33 @@ def test_anything_else_is_refused(found: Any) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12) | st.just("__tensor__"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=12) | st.just("__tensor__"), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
-@given(path=st.sampled_from(["", *(f"{a}.{b}" for a, b in [("rng", "x"), ("horizon", "end"), ("model", "w")])]), value=JSON)
-def test_nothing_but_a_refusal_comes_of_anything(path: str, value: Any, whole: Mapping[str, Any]) -> None:
+@given(
+    path=st.sampled_from(
+        ["", *(f"{a}.{b}" for a, b in [("rng", "x"), ("horizon", "end"), ("model", "w")])]
+    ),
+    value=JSON,
+)
+def test_nothing_but_a_refusal_comes_of_anything(
+    path: str, value: Any, whole: Mapping[str, Any]
+) -> None:
     spoilt: Any = copy.deepcopy(dict(whole))
     if path:
         put(spoilt, path, value)
     else:
         spoilt = value
-    for check, found in ((check_state, spoilt), (check_header, header(spoilt)), (check_header, spoilt)):
+    for check, found in (
+        (check_state, spoilt),
+        (check_header, header(spoilt)),
+        (check_header, spoilt),
+    ):
         with suppress(UserError):
             check(found, "it")
 
@@ -360,7 +415,12 @@ def test_what_is_nested_without_end_is_looked_through(state: dict[str, Any]) -> 
 
 
 def test_messages_stay_short(state: dict[str, Any]) -> None:
-    for change in ({"x" * 10**7: 1}, {"lr_scale": "y" * 10**7}, {"seed": 1.5, "flagged": [0] * 10**6}, {"lr_scale": [10**5000]}):
+    for change in (
+        {"x" * 10**7: 1},
+        {"lr_scale": "y" * 10**7},
+        {"seed": 1.5, "flagged": [0] * 10**6},
+        {"lr_scale": [10**5000]},
+    ):
         with pytest.raises(UserError) as error:
             check_state({**state, **change}, "it")
         assert len(str(error.value)) < 600
@@ -395,7 +455,8 @@ def test_every_field_is_explained() -> None:
     bare = [
         line
         for line in text.splitlines()
-        if (found := re.match(r"\s+(?:- )?([\w?]+): ?([^#{\[]*)$", line)) and found[2].rstrip("?") not in parts
+        if (found := re.match(r"\s+(?:- )?([\w?]+): ?([^#{\[]*)$", line))
+        and found[2].rstrip("?") not in parts
     ]
     assert bare == []
 

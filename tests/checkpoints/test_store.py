@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import files, filled, made, same, seed_of, small
 
+from tests.support.small_runs import files, filled, made, same, seed_of, small
 from trainenv.checkpoints import file, reader
 from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.manifest import Entry
@@ -33,7 +33,9 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     compact = store.load()
     assert (compact.step, compact.tier) == (4, "8bit")
     assert torch.equal(compact.tensors["model/weight"], made(4).tensors["model/weight"])
-    assert not torch.equal(compact.tensors["optimizer/state/0/exp_avg"], made(4).tensors["optimizer/state/0/exp_avg"])
+    assert not torch.equal(
+        compact.tensors["optimizer/state/0/exp_avg"], made(4).tensors["optimizer/state/0/exp_avg"]
+    )
     assert files(tmp_path / "a/b") == ["cp_2.ptz", "cp_4.ptz"]
 
 
@@ -43,7 +45,12 @@ def test_entries_say_what_there_is(tmp_path: Path) -> None:
     one, two = store.entries()
     header = file.read_header(tmp_path / "cp_5.ptz")
     assert one == Entry(
-        file="cp_5.ptz", step=5, sequence=1, tier="exact", bytes=(tmp_path / "cp_5.ptz").stat().st_size, digest=header.digest
+        file="cp_5.ptz",
+        step=5,
+        sequence=1,
+        tier="exact",
+        bytes=(tmp_path / "cp_5.ptz").stat().st_size,
+        digest=header.digest,
     )
     assert (two.sequence, two.tier) == (2, "8bit")
     assert header.sequence == 1
@@ -76,7 +83,9 @@ def test_a_rewound_history_comes_by_again(tmp_path: Path) -> None:
     newest = store.load()
     assert (newest.step, seed_of(newest)) == (2, 5)  # saved last, though not the highest step
     assert [seed_of(store.load(step)) for step in (1, 2, 3)] == [0, 5, 4]
-    assert same(reader.read_entry(tmp_path, store.entries()[1]), small(2, 1))  # the old one is intact
+    assert same(
+        reader.read_entry(tmp_path, store.entries()[1]), small(2, 1)
+    )  # the old one is intact
 
 
 def test_order_is_that_of_saving_not_of_time_stamps(tmp_path: Path) -> None:
@@ -106,7 +115,9 @@ def test_moments_that_cannot_be_rounded_are_saved_exactly(tmp_path: Path) -> Non
     snapshot.tensors["optimizer/state/0/exp_avg"][3] = math.nan
     store = CheckpointStore(tmp_path, moments="8bit")
     store.save(snapshot)
-    with pytest.warns(UserWarning, match="cp_1.ptz was saved with exact moments, not in 8 bits: .*not finite"):
+    with pytest.warns(
+        UserWarning, match="cp_1.ptz was saved with exact moments, not in 8 bits: .*not finite"
+    ):
         store.wait()
     assert store.entries()[0].tier == "exact"
     assert same(store.load(exact=True), snapshot)
@@ -130,7 +141,10 @@ def test_a_name_that_is_taken_by_something_else(tmp_path: Path) -> None:
     assert [entry.file for entry in store.entries()] == ["cp_1.ptz", "cp_2-2.ptz", "cp_3-3.ptz"]
     assert (tmp_path / "elsewhere").read_text() == "x"
     assert store.collect() == []  # no regular files, so nobody deletes them
-    assert [finding.file for finding in store.verify() if not finding.ok] == ["cp_2.ptz", "cp_3.ptz"]
+    assert [finding.file for finding in store.verify() if not finding.ok] == [
+        "cp_2.ptz",
+        "cp_3.ptz",
+    ]
 
 
 def test_a_link_in_place_of_a_temporary_file_is_not_written_through(tmp_path: Path) -> None:
@@ -187,7 +201,12 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 def test_only_snapshots_are_saved(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    for wrong in (None, {}, Snapshot(step=-1, tensors={}, state={}), Snapshot(step="1", tensors={}, state={})):  # type: ignore[arg-type]
+    for wrong in (
+        None,
+        {},
+        Snapshot(step=-1, tensors={}, state={}),
+        Snapshot(step="1", tensors={}, state={}),
+    ):  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"expected a Snapshot|must be an int from 0 on"):
             store.save(wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="moments must be one of"):
@@ -200,7 +219,9 @@ def test_a_step_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found none"):
         CheckpointStore(tmp_path / "nothing").load(3)
     store = filled(tmp_path, *range(0, 24, 2), keep_last=100)
-    with pytest.raises(UserError, match=r"step 9 .* 12 others; nearest: \[2, 4, 6, 8, 10, 12, 14, 16\]"):
+    with pytest.raises(
+        UserError, match=r"step 9 .* 12 others; nearest: \[2, 4, 6, 8, 10, 12, 14, 16\]"
+    ):
         store.load(9)
     with pytest.raises(UserError, match="a step must be an int, found '8'"):
         store.load("8")  # type: ignore[arg-type]
@@ -208,14 +229,17 @@ def test_a_step_that_is_not_there(tmp_path: Path) -> None:
         store.hold(9, "somebody")
 
 
-def test_exact_is_refused_of_a_compact_checkpoint_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_is_refused_of_a_compact_checkpoint_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = filled(tmp_path, 1)
     for step in (2, 3):
         store.save(made(step), moments="8bit")
     store.wait()
     monkeypatch.setattr(file, "read", lambda path: pytest.fail("it was read"))
     with pytest.raises(
-        UserError, match=r"cp_3.ptz was saved with its moments in 8 bits.*the newest exact checkpoint is that of step 1"
+        UserError,
+        match=r"cp_3.ptz was saved with its moments in 8 bits.*the newest exact checkpoint is that of step 1",
     ):
         store.load(exact=True)
     with pytest.raises(UserError, match=r"cp_2.ptz was saved with its moments in 8 bits"):
@@ -232,7 +256,12 @@ def test_exact_is_refused_where_there_is_none(tmp_path: Path) -> None:
 def test_a_second_store_is_refused_and_reading_needs_no_lock(tmp_path: Path) -> None:
     with filled(tmp_path, 1) as store:
         other = CheckpointStore(tmp_path)
-        for write in (lambda: other.save(small(2)), other.collect, lambda: other.hold(1, "x"), other.__enter__):
+        for write in (
+            lambda: other.save(small(2)),
+            other.collect,
+            lambda: other.hold(1, "x"),
+            other.__enter__,
+        ):
             with pytest.raises(UserError, match="another CheckpointStore of this same process"):
                 write()
         assert other.steps() == [1]
@@ -349,7 +378,9 @@ def test_a_folder_can_be_moved(tmp_path: Path) -> None:
     assert same(CheckpointStore(tmp_path / "there").load(), small(2, 1))
 
 
-def test_a_relative_folder_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_stays_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     store = CheckpointStore("store")
     monkeypatch.chdir("/")

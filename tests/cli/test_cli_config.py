@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import assert_one_sentence
 from jsonschema import Draft202012Validator
-from strict_json import strict
 
+from tests.support.command_line import assert_one_sentence
+from tests.support.strict_json import strict
 from trainenv.cli import main
 from trainenv.config import RunConfig
 from trainenv.config.describe import Key, keys, markdown, sections

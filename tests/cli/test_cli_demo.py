@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command_line import asks_to_stop_at, assert_one_sentence
-from strict_json import strict
 
+from tests.support.command_line import asks_to_stop_at, assert_one_sentence
+from tests.support.strict_json import strict
 from trainenv import cli
 from trainenv.cli import main
 
@@ -32,7 +32,10 @@ def test_demo_trains_both_ways_and_reports(whole: tuple[dict[str, Any], str]) ->
     result, err = whole
     assert [run["method"] for run in result["runs"]] == ["left alone", "branching"]
     for run in result["runs"]:
-        assert strict((Path(run["folder"]) / "summary.json").read_text(encoding="utf-8"))["step"] == run["step"]
+        assert (
+            strict((Path(run["folder"]) / "summary.json").read_text(encoding="utf-8"))["step"]
+            == run["step"]
+        )
         assert f"{run['method']}: step" in err
     alone, steered = result["runs"]
     assert alone["first_validation_loss"] == steered["first_validation_loss"]
@@ -45,7 +48,9 @@ def test_demo_trains_both_ways_and_reports(whole: tuple[dict[str, Any], str]) ->
     assert "http" not in page.split("</head>")[0].replace("http-equiv", "")
 
 
-def test_demo_for_people_says_what_it_may_cost_and_shows_the_tree(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_for_people_says_what_it_may_cost_and_shows_the_tree(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["demo", "--steps", "100", "--out", "here"]) == 0
     out = capsys.readouterr().out
     assert "steering costs at most 10 steps" in out
@@ -67,13 +72,18 @@ def test_interrupted_demo_goes_on_to_the_same_end(
     assert not (tmp_path / "here" / "summary.json").exists()
     assert main(["demo", "--resume", "--json", "--out", "here"]) == 0
     resumed = strict(capsys.readouterr().out)
-    assert [run["fingerprint"] for run in resumed["runs"]] == [run["fingerprint"] for run in whole[0]["runs"]]
+    assert [run["fingerprint"] for run in resumed["runs"]] == [
+        run["fingerprint"] for run in whole[0]["runs"]
+    ]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--resume"], ["--resume", "--out", "nowhere"], ["--resume", "--out", "a", "--steps", "9"]]
+    "arguments",
+    [["--resume"], ["--resume", "--out", "nowhere"], ["--resume", "--out", "a", "--steps", "9"]],
 )
-def test_a_demo_that_cannot_be_gone_on_with_says_so(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_demo_that_cannot_be_gone_on_with_says_so(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["demo", *arguments]) == cli.USER_ERROR
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -81,7 +91,9 @@ def test_a_demo_that_cannot_be_gone_on_with_says_so(arguments: list[str], capsys
 def test_too_little_memory_for_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trainenv.models.build.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    monkeypatch.setattr(
+        "trainenv.models.build.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20)
+    )
     assert_one_sentence(["demo"], ("GiB", "found 0.0 GiB free"), tmp_path, capsys)
 
 
@@ -94,7 +106,9 @@ def test_too_little_memory_for_the_demo(
         (["--out", "full/a/b"], ("full/a/b must be a folder", "give another --out")),
     ],
 )
-def test_demo_mistakes(arguments: list[str], words: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_mistakes(
+    arguments: list[str], words: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("1", encoding="utf-8")
     assert_one_sentence(["demo", *arguments], words, tmp_path, capsys)

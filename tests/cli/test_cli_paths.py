@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import asks_to_stop_at, assert_one_sentence, files, sets
-from strict_json import strict
 
+from tests.support.command_line import asks_to_stop_at, assert_one_sentence, files, sets
+from tests.support.strict_json import strict
 from trainenv import cli
 from trainenv.cli import main
 from trainenv.cli.options import overrides_of
@@ -21,7 +21,19 @@ from trainenv.config.schema import RunConfig
 from trainenv.records.run_folder import RunFolder
 from trainenv.tools.paths import typed
 
-ODD = ["lr:3e-4", "run-12:30", "file:x", "s3:x", "a::b", "-x", "a%20b#c?d*[e]{f}", "a\nb", "ünï", "a 'b'", "$a_$b"]
+ODD = [
+    "lr:3e-4",
+    "run-12:30",
+    "file:x",
+    "s3:x",
+    "a::b",
+    "-x",
+    "a%20b#c?d*[e]{f}",
+    "a\nb",
+    "ünï",
+    "a 'b'",
+    "$a_$b",
+]
 
 NOTHING_IS_READ = pytest.mark.skipif(
     sys.version_info >= (3, 13), reason="--out=-- names a folder from Python 3.13 on"
@@ -49,23 +61,31 @@ def test_a_folder_of_any_name_is_recorded_in_resumed_and_reported(
     assert main(["checkpoint", "verify", f"./{name}"]) == 0
 
 
-def test_a_home_folder_that_the_shell_left_to_us(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_home_folder_that_the_shell_left_to_us(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (home / "short.yaml").write_text("extends: tiny\n", encoding="utf-8")
     assert main(["run", "~/short.yaml", *sets(steps=2), "--json", "--out=~/mine"]) == 0
     assert strict(capsys.readouterr().out)["folder"] == str(home / "mine")
     assert not Path("~").exists()
 
 
-def test_no_home_folder_for_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_home_folder_for_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
-    assert_one_sentence(["run", "tiny", *sets(), "--out=~/mine"], ("~/mine", "HOME is not set"), tmp_path, capsys)
+    assert_one_sentence(
+        ["run", "tiny", *sets(), "--out=~/mine"], ("~/mine", "HOME is not set"), tmp_path, capsys
+    )
     wrong = ["run", "tiny", *sets(), "--set", "corpus.path=~/a.txt"]
     assert_one_sentence(wrong, ("corpus.path", "HOME is not set"), tmp_path, capsys)
 
 
 @pytest.mark.parametrize("out", ["x" * 300, "/dev/null", "fifo", "broken", "fifo/x"])
-def test_where_nothing_can_be_recorded(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_can_be_recorded(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.mkfifo("fifo")
     Path("broken").symlink_to("nowhere")
     assert main(["run", "tiny", *sets(), "--out", out]) == cli.USER_ERROR
@@ -75,9 +95,18 @@ def test_where_nothing_can_be_recorded(out: str, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "command", [["report"], ["checkpoint", "verify"], ["run", "--resume", "--out"], ["run"], ["run", "tiny", "--weights"]]
+    "command",
+    [
+        ["report"],
+        ["checkpoint", "verify"],
+        ["run", "--resume", "--out"],
+        ["run"],
+        ["run", "tiny", "--weights"],
+    ],
 )
-def test_a_path_that_is_too_long_costs_a_sentence(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_is_too_long_costs_a_sentence(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert_one_sentence([*command, "x" * 300], ("x" * 300,), tmp_path, capsys)
 
 
@@ -90,7 +119,7 @@ def test_a_path_that_is_too_long_costs_a_sentence(command: list[str], tmp_path: 
         (["report", "a\0b"], "zero byte"),
         pytest.param(["run", "tiny", *sets(), "--out=--"], "./--", marks=NOTHING_IS_READ),
         (["compare", "quick", "--methods", ""], "found none in"),
-        (["compare", "quick", "--trunks", " , "], "found none in"),
+        (["compare", "quick", "--scenarios", " , "], "found none in"),
     ],
 )
 def test_what_is_no_name_costs_a_sentence(
@@ -99,12 +128,19 @@ def test_what_is_no_name_costs_a_sentence(
     assert_one_sentence(arguments, (word,), tmp_path, capsys)
 
 
-def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_path_is_not_the_current_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run", "tiny", *sets(), "--out="])
     assert ended.value.code == 2
     assert "expected a path, found an empty one" in capsys.readouterr().err
-    assert_one_sentence(["run", "tiny", *sets(), "--set", "corpus.path=''"], ("corpus.path", "empty"), tmp_path, capsys)
+    assert_one_sentence(
+        ["run", "tiny", *sets(), "--set", "corpus.path=''"],
+        ("corpus.path", "empty"),
+        tmp_path,
+        capsys,
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,14 +186,31 @@ def test_values_that_yaml_reads_otherwise_cost_a_sentence(
     assert_one_sentence(["run", "a.yaml"], words, tmp_path, capsys)
 
 
-def test_paths_are_recorded_whole(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"corpus.path": "~/a.txt", "corpus.cache": "cache", "corpus.tokenizer_path": "sub/../t.json"}
+def test_paths_are_recorded_whole(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "corpus.path": "~/a.txt",
+        "corpus.cache": "cache",
+        "corpus.tokenizer_path": "sub/../t.json",
+    }
     config = RunConfig.load("tiny", given)
     assert config.corpus.path == home / "a.txt"
     assert config.corpus.cache == tmp_path / "cache"
     assert str(config.corpus.tokenizer_path) == f"{tmp_path}/sub/../t.json"
     (home / "a.txt").write_text("the quick brown fox\n" * 2000, encoding="utf-8")
-    assert main(["run", "tiny", *sets(steps=2, corpus__name="text", corpus__path="~/a.txt"), "--out", "mine"]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "tiny",
+                *sets(steps=2, corpus__name="text", corpus__path="~/a.txt"),
+                "--out",
+                "mine",
+            ]
+        )
+        == 0
+    )
     monkeypatch.chdir(home)
     assert RunConfig.load("../mine/config.yaml").corpus.path == home / "a.txt"
 
@@ -168,7 +221,9 @@ def test_a_path_on_a_command_line_is_one_argument() -> None:
     assert typed(Path("-x")) == "./-x"
 
 
-def test_a_letter_that_the_terminal_lacks_does_not_stop_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_letter_that_the_terminal_lacks_does_not_stop_a_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert main(["run", "tiny", *sets(steps=2, name="é"), "--out", "é", "--json"]) == 0
     shown = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
@@ -177,7 +232,9 @@ def test_a_letter_that_the_terminal_lacks_does_not_stop_a_command(monkeypatch: p
     assert rb"report: \xe9/report.html" in shown.getvalue()
 
 
-def test_a_disk_that_is_full_costs_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_is_full_costs_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(folder: RunFolder, step: int, loss: float) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import (
+
+from tests.support.command_line import (
     RUN_FILES,
     SMALL,
     asks_to_stop_at,
@@ -21,8 +22,7 @@ from command_line import (
     newest,
     sets,
 )
-from strict_json import strict
-
+from tests.support.strict_json import strict
 from trainenv import cli
 from trainenv.cli import main
 from trainenv.cli.options import interruptible
@@ -37,7 +37,9 @@ from trainenv.types import Reading
 
 
 def same_rows(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(found.drop(columns="line"), expected.drop(columns="line"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        found.drop(columns="line"), expected.drop(columns="line"), check_exact=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +74,18 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
     assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == resumed
     changing = {"folder": "", "seconds": 0, "ms_per_step": 0}
     assert resumed | changing == straight | changing
-    assert resumed["flops"] == straight["flops"]  # steps, probes and validations of both parts, to the flop
+    assert (
+        resumed["flops"] == straight["flops"]
+    )  # steps, probes and validations of both parts, to the flop
     assert final("mine") == final(whole)
     assert [(v["step"], v["loss"]) for v in read_validation(tmp_path / "mine")] == [
         (v["step"], v["loss"]) for v in read_validation(whole)
     ]
     same_rows(read_telemetry("mine", kept_only=True), read_telemetry(whole))
     assert list(read_telemetry("mine")["line"]) == [0] * stop_at + [1] * (24 - stop_at)
-    assert read_lines(tmp_path / "mine" / "lines.jsonl") == [{"line": 1, "step": stop_at, "rewinds": 0}]
+    assert read_lines(tmp_path / "mine" / "lines.jsonl") == [
+        {"line": 1, "step": stop_at, "rewinds": 0}
+    ]
 
 
 def test_interrupted_twice_and_resumed_twice(
@@ -96,7 +102,9 @@ def test_interrupted_twice_and_resumed_twice(
     assert [event["step"] for event in read_events(tmp_path / "mine")] == [4, 16]
 
 
-def test_resuming_a_run_that_was_stopped_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_run_that_was_stopped_in_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = RunConfig.load("tiny", SMALL)
     folder = RunFolder.create(tmp_path / "mine", config)
     asked = iter([False, False, True])
@@ -127,7 +135,10 @@ def test_what_an_interrupted_run_says_how_to_go_on_gives_the_same_run(
 
 @pytest.mark.parametrize("spoilt", ["optimizer: {lr: -1}", "seed: 1\nsteps: 24", "", None])
 def test_a_resume_that_is_refused_writes_nothing(
-    spoilt: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    spoilt: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 12)
@@ -151,7 +162,9 @@ def test_the_summary_of_a_resumed_run_counts_the_alarms_of_both_parts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        UncertaintyIndex, "update", lambda index, t: Reading(index=9.0, threshold=3.0, fired=t.step in (3, 11, 18))
+        UncertaintyIndex,
+        "update",
+        lambda index, t: Reading(index=9.0, threshold=3.0, fired=t.step in (3, 11, 18)),
     )
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 12)
@@ -183,7 +196,14 @@ def test_signals_are_handed_back(number: signal.Signals, monkeypatch: pytest.Mon
 
 
 def test_sigterm_to_a_process(tmp_path: Path) -> None:
-    arguments = ["run", "tiny", *sets(steps=1500, monitor__probe_every=0, validation__every=0), "--json", "--out", "mine"]
+    arguments = [
+        "run",
+        "tiny",
+        *sets(steps=1500, monitor__probe_every=0, validation__every=0),
+        "--json",
+        "--out",
+        "mine",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "trainenv.cli", *arguments],
         stdout=subprocess.PIPE,

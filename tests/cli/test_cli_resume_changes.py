@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import asks_to_stop_at, assert_one_sentence, sets
-from strict_json import strict
 
+from tests.support.command_line import asks_to_stop_at, assert_one_sentence, sets
+from tests.support.strict_json import strict
 from trainenv import cli, data
 from trainenv.cli import main
 from trainenv.records.made_of import MadeOf, check_corpus
@@ -37,7 +37,9 @@ def text() -> Path:
     return file
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str, step: int = 12) -> None:
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str, step: int = 12
+) -> None:
     """A run on the text that was stopped, in the folder `mine`."""
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, step)
@@ -58,7 +60,9 @@ def test_other_text_is_refused_and_may_be_accepted(
     interrupted(monkeypatch, capsys)
     before = json.loads(RECORD.read_text())["corpus"]
     text.write_text(WORDS.upper() * 1000, encoding="utf-8")
-    assert_one_sentence(RESUME, (f"was {before}, is ", "digest of the corpus", "--accept-changes"), tmp_path, capsys)
+    assert_one_sentence(
+        RESUME, (f"was {before}, is ", "digest of the corpus", "--accept-changes"), tmp_path, capsys
+    )
     told = said(capsys, "--accept-changes")
     assert "not bit-exact: the digest of the corpus" in told
     assert before in told
@@ -84,7 +88,11 @@ def test_other_tokens_of_the_same_text_are_refused(
     assert main(["run", "tiny", *sets(steps=1), "--set", on]) == 0
     made = next(cache.glob("bpe-*-260.json"))
     Path("t.json").write_text(made.read_text(encoding="utf-8"), encoding="utf-8")
-    interrupted(monkeypatch, capsys, *("--set", "corpus.tokenizer=gpt2", "--set", "corpus.tokenizer_path=t.json"))
+    interrupted(
+        monkeypatch,
+        capsys,
+        *("--set", "corpus.tokenizer=gpt2", "--set", "corpus.tokenizer_path=t.json"),
+    )
     other = json.loads(made.read_text(encoding="utf-8"))
     other["model"]["merges"] = []
     Path("t.json").write_text(json.dumps(other), encoding="utf-8")
@@ -96,7 +104,9 @@ def test_text_that_was_moved_is_the_same_text(
 ) -> None:
     interrupted(monkeypatch, capsys)
     config = Path("mine/config.yaml")
-    config.write_text(config.read_text().replace(str(text.absolute()), str(text.rename("b.txt").absolute())))
+    config.write_text(
+        config.read_text().replace(str(text.absolute()), str(text.rename("b.txt").absolute()))
+    )
     assert said(capsys) == "resuming from step 12, bit-exact"
 
 
@@ -120,7 +130,12 @@ def test_it_may_be_resumed_from_anywhere(
     ],
 )
 def test_a_configuration_that_was_edited_is_refused(
-    old: str, new: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    old: str,
+    new: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupted(monkeypatch, capsys, "--set", "optimizer.lr=0.003")
     config = tmp_path / "mine" / "config.yaml"
@@ -135,7 +150,11 @@ def test_settings_that_change_no_bit_may_be_edited(
 ) -> None:
     interrupted(monkeypatch, capsys)
     config = tmp_path / "mine" / "config.yaml"
-    edited = config.read_text(encoding="utf-8").replace("name: tiny", "name: mine").replace("keep_last: 8", "keep_last: 3")
+    edited = (
+        config.read_text(encoding="utf-8")
+        .replace("name: tiny", "name: mine")
+        .replace("keep_last: 8", "keep_last: 3")
+    )
     config.write_text(edited, encoding="utf-8")
     assert said(capsys) == "resuming from step 12, bit-exact"
 
@@ -167,7 +186,9 @@ def test_a_folder_that_does_not_say_is_resumed_unchecked(
     assert MadeOf.read(Path("mine")) is not None
 
 
-def test_a_record_of_a_later_version_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_of_a_later_version_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupted(monkeypatch, capsys)
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     RECORD.write_text(json.dumps({**record, "version": 2}), encoding="utf-8")
@@ -210,8 +231,12 @@ def test_an_accepted_change_is_on_record_once_a_checkpoint_has_it(
     assert said(capsys) == "resuming from step 20, bit-exact"
 
 
-def test_accepting_changes_of_a_new_run_makes_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_one_sentence(["run", "tiny", *sets(), "--accept-changes"], ("--resume", "leave it out"), tmp_path, capsys)
+def test_accepting_changes_of_a_new_run_makes_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_sentence(
+        ["run", "tiny", *sets(), "--accept-changes"], ("--resume", "leave it out"), tmp_path, capsys
+    )
 
 
 # ── who steers ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -221,7 +246,10 @@ BRANCHING = ("--branching", "--planner", "random")
 
 @pytest.mark.parametrize("flags", [BRANCHING, ("--by-hand",)], ids=["branching", "by hand"])
 def test_a_steered_run_goes_on_steered_as_it_was(
-    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupted(monkeypatch, capsys, *flags)
     for others in (("--branching", "--planner", "grid"), ("--by-hand",)):
@@ -235,7 +263,9 @@ def test_a_steered_run_goes_on_steered_as_it_was(
     assert made.flags == flags
 
 
-def test_the_planner_need_not_be_named_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_planner_need_not_be_named_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupted(monkeypatch, capsys, *BRANCHING)
     assert said(capsys, "--branching").endswith(", bit-exact")
 
@@ -244,7 +274,12 @@ def test_an_unsteered_run_stays_unsteered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupted(monkeypatch, capsys)
-    assert_one_sentence([*RESUME, "--by-hand"], ("is not steered, found --by-hand", "--accept-changes"), tmp_path, capsys)
+    assert_one_sentence(
+        [*RESUME, "--by-hand"],
+        ("is not steered, found --by-hand", "--accept-changes"),
+        tmp_path,
+        capsys,
+    )
     told = said(capsys, "--by-hand", "--accept-changes")
     assert "not bit-exact: it was not steered, is steered by --by-hand" in told
 
@@ -254,18 +289,32 @@ def test_a_steered_run_whose_folder_does_not_say_by_what(
 ) -> None:
     interrupted(monkeypatch, capsys, "--by-hand")
     RECORD.unlink()
-    assert_one_sentence(RESUME, ("is steered", "found nobody", "--branching", "--by-hand"), tmp_path, capsys)
     assert_one_sentence(
-        [*RESUME, "--branching"], ("another callback", "trainenv.agents.Branching", "--accept-changes"), tmp_path, capsys
+        RESUME, ("is steered", "found no callback", "--branching", "--by-hand"), tmp_path, capsys
+    )
+    assert_one_sentence(
+        [*RESUME, "--branching"],
+        ("another callback", "trainenv.agents.Branching", "--accept-changes"),
+        tmp_path,
+        capsys,
     )
     assert ", bit-exact if text" in said(capsys, "--by-hand")
 
 
 @pytest.mark.parametrize(
-    ("flags", "others"), [(("--by-hand",), ()), (("--by-hand",), BRANCHING), (BRANCHING, ()), (BRANCHING, ("--by-hand",))]
+    ("flags", "others"),
+    [
+        (("--by-hand",), ()),
+        (("--by-hand",), BRANCHING),
+        (BRANCHING, ()),
+        (BRANCHING, ("--by-hand",)),
+    ],
 )
 def test_other_steering_where_the_folder_does_not_say_is_accepted_by_name(
-    flags: tuple[str, ...], others: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...],
+    others: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupted(monkeypatch, capsys, *flags)
     RECORD.unlink()
@@ -273,5 +322,12 @@ def test_other_steering_where_the_folder_does_not_say_is_accepted_by_name(
     assert "not bit-exact: the callback that steered it is not recorded" in capsys.readouterr().out
 
 
-def test_a_planner_without_a_loop_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_one_sentence(["run", "tiny", *sets(), "--planner", "grid"], ("--planner grid", "no --branching"), tmp_path, capsys)
+def test_a_planner_without_a_loop_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_sentence(
+        ["run", "tiny", *sets(), "--planner", "grid"],
+        ("--planner grid", "no --branching"),
+        tmp_path,
+        capsys,
+    )

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alarms import fires_at
-from command_line import (
+
+import trainenv
+from tests.support.alarms import fires_at
+from tests.support.command_line import (
     RUN_FILES,
     SMALL,
     asks_to_stop_at,
@@ -23,9 +25,7 @@ from command_line import (
     sets,
     tree,
 )
-from strict_json import strict
-
-import trainenv
+from tests.support.strict_json import strict
 from trainenv import cli
 from trainenv.cli import main, make_parser
 from trainenv.config.schema import RunConfig
@@ -36,7 +36,9 @@ from trainenv.records.telemetry_log import read_telemetry
 # ── run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_run_with_json_prints_one_object_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_with_json_prints_one_object_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
@@ -51,7 +53,9 @@ def test_run_with_json_prints_one_object_and_nothing_else(tmp_path: Path, capsys
     assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == summary
 
 
-def test_run_records_every_step_and_the_whole_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_records_every_step_and_the_whole_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "tiny", *sets(), "--json", "--out", "mine"]) == 0
     summary = strict(capsys.readouterr().out)
     rows = read_telemetry(tmp_path / "mine")
@@ -69,13 +73,17 @@ def test_run_records_every_step_and_the_whole_configuration(tmp_path: Path, caps
     assert read_events(tmp_path / "mine") == []
 
 
-def test_what_run_writes_can_be_run_again_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_run_writes_can_be_run_again_to_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "tiny", *sets(), "--out", "first"]) == 0
     assert main(["run", "first/config.yaml", "--out", "second"]) == 0
     assert final("first") == final("second")
 
 
-def test_run_for_people_prints_a_table_on_stdout_and_progress_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_for_people_prints_a_table_on_stdout_and_progress_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["run", "tiny", *sets()]) == 0
     out, err = capsys.readouterr()
     for heading in ("steps", "alarms", "rewinds", "0.0 %"):
@@ -86,7 +94,9 @@ def test_run_for_people_prints_a_table_on_stdout_and_progress_on_stderr(capsys: 
     assert "{" not in out
 
 
-def test_run_records_under_runs_by_default_and_never_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_records_under_runs_by_default_and_never_over_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(2):
         assert main(["run", "tiny", *sets(steps=2)]) == 0
     assert main(["run", "tiny", *sets(steps=2, name="mine"), "--json"]) == 0
@@ -95,35 +105,81 @@ def test_run_records_under_runs_by_default_and_never_over_another(tmp_path: Path
 
 
 def test_run_from_a_file_takes_its_name(tmp_path: Path) -> None:
-    lines = ["extends: tiny", "steps: 2", "batch_size: 2", "model: {context: 16}", "validation: {sequences: 2}"]
+    lines = [
+        "extends: tiny",
+        "steps: 2",
+        "batch_size: 2",
+        "model: {context: 16}",
+        "validation: {sequences: 2}",
+    ]
     (tmp_path / "short.yaml").write_text("\n".join(lines), encoding="utf-8")
     assert main(["run", "short.yaml"]) == 0
     assert files(tmp_path / "runs" / "short") == RUN_FILES
 
 
 def test_later_overrides_win_and_values_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--set", "steps=3", "--set", "optimizer.lr=3e-4", "--set", "optimizer={weight_decay: 0}", "--set", "clip.policy=none"]
+    more = [
+        "--set",
+        "steps=3",
+        "--set",
+        "optimizer.lr=3e-4",
+        "--set",
+        "optimizer={weight_decay: 0}",
+        "--set",
+        "clip.policy=none",
+    ]
     assert main(["run", "tiny", *sets(), *more, "--out", "mine"]) == 0
     config = RunConfig.load("mine/config.yaml")
-    assert (config.steps, config.clip.policy, config.optimizer.lr, config.optimizer.weight_decay) == (3, "none", 3e-4, 0)
+    assert (
+        config.steps,
+        config.clip.policy,
+        config.optimizer.lr,
+        config.optimizer.weight_decay,
+    ) == (3, "none", 3e-4, 0)
 
 
-def test_by_hand_answers_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_hand_answers_an_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fires_at(monkeypatch, 58)
-    assert main(["run", "tiny", *sets(steps=120, validation__every=0), "--by-hand", "--json", "--out", "mine"]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "tiny",
+                *sets(steps=120, validation__every=0),
+                "--by-hand",
+                "--json",
+                "--out",
+                "mine",
+            ]
+        )
+        == 0
+    )
     summary = strict(capsys.readouterr().out)
     assert (summary["fired"], summary["rewinds"], summary["ended"]) == (1, 1, "budget spent")
     assert [event["kind"] for event in read_events(tmp_path / "mine")] == ["fired", "rewind"]
     assert summary["flops"]["rewound"] > 0
-    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(range(1, summary["step"] + 1))
+    assert list(read_telemetry(tmp_path / "mine", kept_only=True)["step"]) == list(
+        range(1, summary["step"] + 1)
+    )
 
 
 @pytest.mark.parametrize("planner", [[], ["--planner", "random"]], ids=["grid", "random"])
 def test_branching_drafts_verifies_and_goes_on(
-    planner: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    planner: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     quick = "{every: 40, horizon: 48, verify_steps: 3, refractory_steps: 8, max_waste: 0.5, min_gain: 0, top_k: 2}"
-    arguments = ["run", "tiny", *sets(steps=120, validation__every=0, branching=quick), "--branching", *planner]
+    arguments = [
+        "run",
+        "tiny",
+        *sets(steps=120, validation__every=0, branching=quick),
+        "--branching",
+        *planner,
+    ]
     assert main([*arguments, "--out", "straight"]) == 0
     said = capsys.readouterr().out
     assert "steering costs at most 60 steps, " in said
@@ -136,16 +192,31 @@ def test_branching_drafts_verifies_and_goes_on(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 56)
         assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
-    hint = shlex.split(capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip())
-    assert hint == ["run", "--resume", "--out", "mine", "--branching", "--planner", (planner or ["grid"])[-1]]
+    hint = shlex.split(
+        capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip()
+    )
+    assert hint == [
+        "run",
+        "--resume",
+        "--out",
+        "mine",
+        "--branching",
+        "--planner",
+        (planner or ["grid"])[-1],
+    ]
     assert main([*hint, "--json"]) == 0
     assert final("mine") == final("straight")
-    assert [d["number"] for d in read_decisions(tmp_path / "mine")] == [d["number"] for d in decisions]
+    assert [d["number"] for d in read_decisions(tmp_path / "mine")] == [
+        d["number"] for d in decisions
+    ]
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [(["--branching", "--by-hand"], ("--by-hand", "--branching")), (["--branching", "--planner", "gird"], ("gird", "grid"))],
+    [
+        (["--branching", "--by-hand"], ("--by-hand", "--branching")),
+        (["--branching", "--planner", "gird"], ("gird", "grid")),
+    ],
 )
 def test_a_run_is_steered_by_one_that_there_is(
     wrong: list[str], words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -209,9 +280,18 @@ def test_each_argument_is_explained_by_a_phrase_of_its_own(place: str, text: str
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["runn", "tiny"], ["run", "tiny", "mini"], ["run", "tiny", "--steps", "3"], ["demo", "--steps", "many"]]
+    "arguments",
+    [
+        [],
+        ["runn", "tiny"],
+        ["run", "tiny", "mini"],
+        ["run", "tiny", "--steps", "3"],
+        ["demo", "--steps", "many"],
+    ],
 )
-def test_a_command_that_does_not_parse(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_that_does_not_parse(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from clip_references import (
+
+from tests.support.clip_references import (
     ARCStepsReference,
     arc_rank,
     arc_workers,
@@ -16,7 +17,6 @@ from clip_references import (
     norms,
     parameters,
 )
-
 from trainenv.clipping import make
 from trainenv.clipping.arc import cut_count
 
@@ -25,7 +25,11 @@ from trainenv.clipping.arc import cut_count
 @pytest.mark.parametrize("seed", range(2))
 def test_steps_as_workers_agree_with_the_formula(share, window, seed):
     rng = np.random.default_rng(seed)
-    tensors, clip, reference = parameters(), make("arc", suspected=share, window=window), ARCStepsReference(share, window)
+    tensors, clip, reference = (
+        parameters(),
+        make("arc", suspected=share, window=window),
+        ARCStepsReference(share, window),
+    )
     clipped = 0
     for norm in norms(rng, 220):
         raw = gradient(rng, norm)
@@ -48,14 +52,21 @@ def test_workers_agree_with_the_formula(n, seed):
     tensors, clip = parameters(), make("arc")
     for _ in range(40):
         workers = [gradient(rng, norm) for norm in norms(rng, n, odd=0.4)]
-        report = clip(tensors, workers=[[torch.tensor(part) for part in worker] for worker in workers])
+        report = clip(
+            tensors, workers=[[torch.tensor(part) for part in worker] for worker in workers]
+        )
         expected, threshold = arc_workers(workers)
         for found, wanted in zip(grads(tensors), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * min(threshold, 1e3))
         assert float(report.threshold) == pytest.approx(threshold, rel=1e-5)
-        assert float(report.clipped_norm) == pytest.approx(norm_of(grads(tensors)), rel=1e-5, abs=1e-12)
+        assert float(report.clipped_norm) == pytest.approx(
+            norm_of(grads(tensors)), rel=1e-5, abs=1e-12
+        )
         with np.errstate(invalid="ignore"):
-            mean = [np.mean([worker[place] for worker in workers], axis=0) for place in range(len(tensors))]
+            mean = [
+                np.mean([worker[place] for worker in workers], axis=0)
+                for place in range(len(tensors))
+            ]
         assert float(report.norm) == pytest.approx(norm_of(mean), rel=1e-5, nan_ok=True)
 
 
@@ -66,13 +77,19 @@ def test_number_cut_is_that_of_the_paper():
     assert cut_count(4, 0.1) == 1
     assert cut_count(1, 0.1) == 0
     assert cut_count(100, 0.0) == 0
-    assert all(cut_count(n, s) == arc_rank(n, s) < n for n in range(1, 80) for s in (0, 0.05, 0.1, 0.25, 0.4, 0.49))
+    assert all(
+        cut_count(n, s) == arc_rank(n, s) < n
+        for n in range(1, 80)
+        for s in (0, 0.05, 0.1, 0.25, 0.4, 0.49)
+    )
 
 
 def test_one_wild_worker_of_four_is_cut_to_the_next():
     tensors, rng = parameters(), np.random.default_rng(1)
     workers = [gradient(rng, norm) for norm in (1.0, 2.0, 3.0, 1e4)]
-    report = make("arc")(tensors, workers=[[torch.tensor(part) for part in worker] for worker in workers])
+    report = make("arc")(
+        tensors, workers=[[torch.tensor(part) for part in worker] for worker in workers]
+    )
     assert float(report.threshold) == pytest.approx(3.0)
     assert float(report.score) == pytest.approx(1e4 / 3, rel=1e-5)
     assert float(report.clipped_norm) <= (1 + 2 + 3 + 3) / 4
@@ -81,7 +98,9 @@ def test_one_wild_worker_of_four_is_cut_to_the_next():
 def test_wild_worker_is_cut_beside_a_broken_one():
     tensors, rng = parameters(), np.random.default_rng(1)
     workers = [gradient(rng, norm) for norm in (1.0, 2.0, math.nan, 1e4)]
-    report = make("arc")(tensors, workers=[[torch.tensor(part) for part in worker] for worker in workers])
+    report = make("arc")(
+        tensors, workers=[[torch.tensor(part) for part in worker] for worker in workers]
+    )
     assert float(report.threshold) == pytest.approx(2.0)
     assert float(report.clipped_norm) <= (1 + 2 + 2) / 4
 

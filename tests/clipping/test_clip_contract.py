@@ -10,9 +10,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from clip_references import fill, gradient, grads, norm_of, norms, parameters, same, same_report
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.clip_references import (
+    fill,
+    gradient,
+    grads,
+    norm_of,
+    norms,
+    parameters,
+    same,
+    same_report,
+)
 from trainenv.clipping import NAMES, POLICIES, Clipper, make
 from trainenv.clipping import norms as primitives
 from trainenv.types import CLIP_NAMES, UserError
@@ -27,7 +36,9 @@ VARIANTS = [
     ("spam", {"interval": 40, "warmup": 5, "threshold": 30.0, "beta2": 0.9}),
 ]
 SAFE = [variant for variant in VARIANTS if variant[0] != "none"]
-SCALES = [variant for variant in VARIANTS if variant[0] != "spam"]  # scale the whole gradient by one number
+SCALES = [
+    variant for variant in VARIANTS if variant[0] != "spam"
+]  # scale the whole gradient by one number
 BAD = [
     ("none", {"max_norm": 0}, "above 0"),
     ("none", {"max_norm": math.inf}, "finite"),
@@ -74,7 +85,8 @@ def run(clip, seed, steps, odd=0.12):
 
 def equal(a, b) -> bool:
     return all(
-        same_report(x[1], y[1]) and all(same(g, h) for g, h in zip(x[0], y[0], strict=True)) for x, y in zip(a, b, strict=True)
+        same_report(x[1], y[1]) and all(same(g, h) for g, h in zip(x[0], y[0], strict=True))
+        for x, y in zip(a, b, strict=True)
     )
 
 
@@ -176,7 +188,9 @@ def test_finite_elements_whose_norm_overflows_count_as_non_finite(name, hyper):
     report = clip(tensors)
     assert math.isinf(float(report.norm))
     assert norm_of(grads(tensors)) == 0 == float(report.clipped_norm)
-    assert all(bool(value.isfinite().all()) for key, value in clip.state_dict().items() if key != "history")
+    assert all(
+        bool(value.isfinite().all()) for key, value in clip.state_dict().items() if key != "history"
+    )
 
 
 @every
@@ -187,7 +201,9 @@ def test_reported_norms_are_those_of_the_gradients(name, hyper):
         fill(tensors, raw)
         report = clip(tensors)
         assert float(report.norm) == pytest.approx(norm_of(raw), rel=1e-5, nan_ok=True)
-        assert float(report.clipped_norm) == pytest.approx(norm_of(grads(tensors)), rel=1e-5, abs=1e-12, nan_ok=True)
+        assert float(report.clipped_norm) == pytest.approx(
+            norm_of(grads(tensors)), rel=1e-5, abs=1e-12, nan_ok=True
+        )
 
 
 @pytest.mark.parametrize(("name", "hyper"), SCALES, ids=map(identity, SCALES))
@@ -234,7 +250,9 @@ def test_reports_do_not_change_later(name, hyper):
 @every
 def test_no_value_is_read_on_the_host_beyond_the_one_on_the_cpu(name, hyper):
     clip, tensors, rng = make(name, **hyper), parameters(), np.random.default_rng(0)
-    allowed = {"none": 0, "zclip": 1, "arc": 1, "spam": 2}[name]  # SPAM reads its step counter, which lies on the CPU
+    allowed = {"none": 0, "zclip": 1, "arc": 1, "spam": 2}[
+        name
+    ]  # SPAM reads its step counter, which lies on the CPU
     for norm in norms(rng, 60, odd=0.3):
         fill(tensors, gradient(rng, norm))
         with CountReads() as counter:
@@ -251,7 +269,12 @@ def test_no_value_is_read_from_another_device(name, hyper):
             tensor.grad = torch.empty_like(tensor)
         workers = [[torch.empty_like(t) for t in tensors] for _ in range(4)] if place % 2 else None
         report = clip(tensors, workers=workers)
-        assert report.norm.device.type == report.score.device.type == report.threshold.device.type == "meta"
+        assert (
+            report.norm.device.type
+            == report.score.device.type
+            == report.threshold.device.type
+            == "meta"
+        )
         assert report.clipped_norm.device.type == "meta"
 
 
@@ -305,8 +328,13 @@ def test_workers_fill_the_gradient_with_a_mean(name, hyper):
     tensors, rng = parameters(), np.random.default_rng(0)
     workers = [gradient(rng, 0.2) for _ in range(3)]
     for given in (workers, workers[:1]):
-        report = make(name, **hyper)(tensors, workers=[[torch.tensor(part) for part in worker] for worker in given])
-        mean = [np.mean([worker[place] for worker in given], axis=0, dtype=np.float64) for place in range(len(tensors))]
+        report = make(name, **hyper)(
+            tensors, workers=[[torch.tensor(part) for part in worker] for worker in given]
+        )
+        mean = [
+            np.mean([worker[place] for worker in given], axis=0, dtype=np.float64)
+            for place in range(len(tensors))
+        ]
         assert float(report.norm) == pytest.approx(norm_of(mean), rel=1e-5)
         assert float(report.clipped_norm) == pytest.approx(norm_of(mean), rel=1e-5)
         for found, wanted in zip(grads(tensors), mean, strict=True):
@@ -345,10 +373,13 @@ def test_bad_values_are_refused(name, hyper, message):
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"none, zclip, arc, spam, found 'zlip'; did you mean 'zclip'\?"):
+    with pytest.raises(
+        UserError, match=r"none, zclip, arc, spam, found 'zlip'; did you mean 'zclip'\?"
+    ):
         make("zlip")
     with pytest.raises(
-        UserError, match=r"zclip has no hyperparameter 'z_treshold'; did you mean 'z_threshold'\?; it has: alpha,"
+        UserError,
+        match=r"zclip has no hyperparameter 'z_treshold'; did you mean 'z_threshold'\?; it has: alpha,",
     ):
         make("zclip", z_treshold=3)
 
@@ -389,4 +420,7 @@ def test_state_follows_the_gradients_to_the_gpu(name, hyper):
     for tensor in tensors:
         tensor.grad = torch.ones_like(tensor)
     clip(tensors)
-    assert all(value.device.type == ("cpu" if key == "step" else "cuda") for key, value in clip.state_dict().items())
+    assert all(
+        value.device.type == ("cpu" if key == "step" else "cuda")
+        for key, value in clip.state_dict().items()
+    )

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from clip_references import fill, gradient, grads, norms, parameters, same
 
+from tests.support.clip_references import fill, gradient, grads, norms, parameters, same
 from trainenv.clipping import make
 
 
@@ -40,7 +40,9 @@ def test_without_max_norm_everything_passes(norm):
     raw = gradient(np.random.default_rng(0), norm)
     fill(tensors, raw)
     report = make("none")(tensors)
-    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(grads(tensors), raw, strict=True))
+    assert all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(grads(tensors), raw, strict=True)
+    )
     assert same(report.norm, report.clipped_norm)
     assert math.isinf(float(report.threshold))
     assert float(report.score) == 0

@@ -5,8 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from clip_references import SHAPES, SPAMReference, fill, gradient, grads, norm_of, norms, parameters
 
+from tests.support.clip_references import (
+    SHAPES,
+    SPAMReference,
+    fill,
+    gradient,
+    grads,
+    norm_of,
+    norms,
+    parameters,
+)
 from trainenv.clipping import SPAM, make
 from trainenv.types import UserError
 
@@ -17,7 +26,9 @@ def element_spikes(rng, norm):
     """A gradient in which some elements are far larger than usual, and some are 0."""
     raw = gradient(rng, norm)
     for part in raw:
-        part *= np.where(rng.random(part.shape) < 0.05, 10 ** rng.uniform(0.5, 3), 1.0).astype(np.float32)
+        part *= np.where(rng.random(part.shape) < 0.05, 10 ** rng.uniform(0.5, 3), 1.0).astype(
+            np.float32
+        )
         part *= (rng.random(part.shape) > 0.05).astype(np.float32)
     return raw
 
@@ -59,7 +70,12 @@ def test_optimizers_v_agrees_with_the_formula(kind, unseen):
     for norm in norms(rng, 220):
         raw = element_spikes(rng, norm)
         fill(tensors, raw)
-        seen = [optimizer.state[t]["exp_avg_sq"].clone() if optimizer.state.get(t) else torch.zeros_like(t) for t in tensors]
+        seen = [
+            optimizer.state[t]["exp_avg_sq"].clone()
+            if optimizer.state.get(t)
+            else torch.zeros_like(t)
+            for t in tensors
+        ]
         reference.v = [v.double().detach().numpy() for v in seen]
         report = clip(tensors, optimizer=optimizer)
         clipped, share, reset = reference.step(raw)
@@ -68,7 +84,10 @@ def test_optimizers_v_agrees_with_the_formula(kind, unseen):
         assert report.momentum_reset is reset
         clipped_steps += share > 0
         if optimizer.state:
-            assert all(torch.equal(optimizer.state[t]["exp_avg_sq"], v) for t, v in zip(tensors, seen, strict=True))
+            assert all(
+                torch.equal(optimizer.state[t]["exp_avg_sq"], v)
+                for t, v in zip(tensors, seen, strict=True)
+            )
         if reset:
             for state in optimizer.state.values():
                 for moment in state.values():
@@ -80,7 +99,10 @@ def test_optimizers_v_agrees_with_the_formula(kind, unseen):
 
 def test_optimizer_without_second_moments_gets_the_policys_own():
     rng = np.random.default_rng(0)
-    for optimizer_of in (lambda t: torch.optim.SGD(t, lr=0.1), lambda t: torch.optim.SGD(t, lr=0.1, momentum=0.9)):
+    for optimizer_of in (
+        lambda t: torch.optim.SGD(t, lr=0.1),
+        lambda t: torch.optim.SGD(t, lr=0.1, momentum=0.9),
+    ):
         tensors = parameters()
         optimizer, clip, alone = optimizer_of(tensors), make("spam"), make("spam")
         for _ in range(3):
@@ -115,15 +137,22 @@ def test_threshold_is_the_mean_bound_and_inf_in_the_warm_up():
     fill(tensors, gradient(rng, 1.0))
     assert math.isinf(float(clip(tensors, optimizer=optimizer).threshold))
     optimizer.step()
-    bounds = np.concatenate([np.sqrt(5000 * optimizer.state[t]["exp_avg_sq"].double().numpy()).ravel() for t in tensors])
+    bounds = np.concatenate(
+        [np.sqrt(5000 * optimizer.state[t]["exp_avg_sq"].double().numpy()).ravel() for t in tensors]
+    )
     fill(tensors, gradient(rng, 1.0))
-    assert float(clip(tensors, optimizer=optimizer).threshold) == pytest.approx(bounds.mean(), rel=1e-5)
+    assert float(clip(tensors, optimizer=optimizer).threshold) == pytest.approx(
+        bounds.mean(), rel=1e-5
+    )
 
 
 def test_unseen_row_can_learn_unless_the_papers_form_is_asked_for():
     for unseen, moved in (("keep", True), ("clip", False)):
         row = torch.nn.Parameter(torch.zeros(2, 3))
-        optimizer, clip = torch.optim.AdamW([row], lr=0.1, weight_decay=0.0), make("spam", warmup=2, unseen=unseen)
+        optimizer, clip = (
+            torch.optim.AdamW([row], lr=0.1, weight_decay=0.0),
+            make("spam", warmup=2, unseen=unseen),
+        )
         for place in range(6):
             row.grad = torch.tensor([[1.0, -1.0, 1.0], [float(place > 3)] * 3])
             clip([row], optimizer=optimizer)

@@ -4,10 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from clip_references import ZClipReference, fill, gradient, grads, norm_of, norms, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.clip_references import (
+    ZClipReference,
+    fill,
+    gradient,
+    grads,
+    norm_of,
+    norms,
+    parameters,
+)
 from trainenv.clipping import make
 
 MODES = ("adaptive", "mean", "percentile")
@@ -18,7 +26,11 @@ MODES = ("adaptive", "mean", "percentile")
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_the_formula(mode, max_norm, seed):
     rng = np.random.default_rng(seed)
-    tensors, clip, reference = parameters(), make("zclip", mode=mode, max_norm=max_norm), ZClipReference(mode, max_norm)
+    tensors, clip, reference = (
+        parameters(),
+        make("zclip", mode=mode, max_norm=max_norm),
+        ZClipReference(mode, max_norm),
+    )
     clipped = 0
     for norm in norms(rng, 250):
         raw = gradient(rng, norm)
@@ -83,7 +95,11 @@ def test_gradient_that_is_not_clipped_keeps_its_bits():
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     mode=st.sampled_from(MODES),
-    sequence=st.lists(st.one_of(st.floats(0, 1e15), st.sampled_from([0.0, 1.0, math.inf, math.nan])), min_size=30, max_size=60),
+    sequence=st.lists(
+        st.one_of(st.floats(0, 1e15), st.sampled_from([0.0, 1.0, math.inf, math.nan])),
+        min_size=30,
+        max_size=60,
+    ),
 )
 def test_statistics_stay_finite_and_norms_below_the_threshold(mode, sequence):
     tensors, clip = parameters(), make("zclip", mode=mode, warmup=5)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_fakes import METHODS, measure, suite
 
+from tests.support.compare_fakes import METHODS, measure, suite
 from trainenv.compare import Suite, compare
 from trainenv.compare.allowed_flops import allowance
-from trainenv.compare.cells import MEASURED, Cell, Task, play, read, write
-from trainenv.compare.measuring import measure_cell
+from trainenv.compare.cells import MEASURED, Cell, Task, measure_cell, play, read, write
 from trainenv.compare.runner import Estimate, cells, expected_seconds
-from trainenv.compare.trunks import Trunk
+from trainenv.compare.scenarios import Scenario
 from trainenv.config.schema import RunConfig
 from trainenv.loop import train
 from trainenv.records.run_folder import RunFolder
@@ -25,10 +24,12 @@ from trainenv.run import TrainingRun
 from trainenv.types import UserError
 
 
-def task(folder: Path, method: str, trunk: str = "calm", seed: int = 0, **more: Any) -> Task:
-    of = next(of for of in suite().trunks if of.name == trunk)
-    cell = Cell(trunk=trunk, seed=seed, method=method)
-    return Task(cell=cell, trunk=of, method=METHODS[method], measure=measure, folder=folder, **more)
+def task(folder: Path, method: str, scenario: str = "calm", seed: int = 0, **more: Any) -> Task:
+    of = next(of for of in suite().scenarios if of.name == scenario)
+    cell = Cell(scenario=scenario, seed=seed, method=method)
+    return Task(
+        cell=cell, scenario=of, method=METHODS[method], measure=measure, folder=folder, **more
+    )
 
 
 # ── one cell ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -37,10 +38,13 @@ def task(folder: Path, method: str, trunk: str = "calm", seed: int = 0, **more: 
 def test_a_cell_is_kept_as_it_was_measured_and_its_run_is_not(tmp_path: Path) -> None:
     row = play(task(tmp_path, "nothing", seed=3))
     assert row is not None
-    assert {"trunk", "seed", "method", "error", "budget", "seconds", *MEASURED} == set(row)
-    assert (row["trunk"], row["seed"], row["method"], row["error"]) == ("calm", 3, "nothing", "")
+    assert {"scenario", "seed", "method", "error", "budget", "seconds", *MEASURED} == set(row)
+    assert (row["scenario"], row["seed"], row["method"], row["error"]) == ("calm", 3, "nothing", "")
     assert row["log_final_loss"] == pytest.approx(math.log(row["final_loss"]))
-    assert json.loads((tmp_path / "cells" / "calm" / "3" / "nothing.json").read_text(encoding="utf-8")) == row
+    assert (
+        json.loads((tmp_path / "cells" / "calm" / "3" / "nothing.json").read_text(encoding="utf-8"))
+        == row
+    )
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["nothing.json"]
 
 
@@ -71,7 +75,7 @@ def test_a_method_that_fails_is_a_failed_cell(method: str, said: str, tmp_path: 
     assert row is not None
     assert (row["ended"], row["error"]) == ("failed", said)
     assert set(MEASURED) <= set(row)
-    assert row == read(tmp_path, Cell(trunk="calm", seed=0, method=method))
+    assert row == read(tmp_path, Cell(scenario="calm", seed=0, method=method))
     assert not (tmp_path / "runs" / "calm" / "0" / method).exists()
 
 
@@ -93,9 +97,9 @@ def test_a_stopped_cell_is_no_cell(tmp_path: Path) -> None:
 def test_torn_and_foreign_files_are_no_cells(tmp_path: Path) -> None:
     row = play(task(tmp_path, "nothing"))
     assert row is not None
-    cell = Cell(trunk="calm", seed=0, method="nothing")
+    cell = Cell(scenario="calm", seed=0, method="nothing")
     assert read(tmp_path, cell) == row
-    for text in ("", "{", "[]", json.dumps({"trunk": "calm"}), json.dumps({**row, "seed": 1})):
+    for text in ("", "{", "[]", json.dumps({"scenario": "calm"}), json.dumps({**row, "seed": 1})):
         cell.file(tmp_path).write_text(text, encoding="utf-8")
         assert read(tmp_path, cell) is None
 
@@ -109,15 +113,17 @@ def test_a_row_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
 # ── budgets and seeds ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def small(trunk: Trunk, seed: int, steps: int = 60) -> RunConfig:
-    return RunConfig.load(trunk.config(seed), {"steps": steps, "validation.every": 25, "validation.sequences": 8})
+def small(scenario: Scenario, seed: int, steps: int = 60) -> RunConfig:
+    return RunConfig.load(
+        scenario.config(seed), {"steps": steps, "validation.every": 25, "validation.sequences": 8}
+    )
 
 
 @pytest.mark.parametrize("place", [0, 3])
 def test_the_budget_is_what_a_run_left_alone_spends(place: int, tmp_path: Path) -> None:
     """A real one, that the measures are taken of."""
-    trunk = suite().trunks[place]
-    config = small(trunk, 1)
+    scenario = suite().scenarios[place]
+    config = small(scenario, 1)
     train(TrainingRun.from_config(config), RunFolder.create(tmp_path / "run", config))
     row = measure_cell(tmp_path / "run")
     assert row["total_flops"] == pytest.approx(allowance(config), rel=1e-12)
@@ -127,11 +133,13 @@ def test_the_budget_is_what_a_run_left_alone_spends(place: int, tmp_path: Path) 
 
 
 def test_other_validations_and_monitors_are_in_the_budget() -> None:
-    config = small(suite().trunks[0], 0)
+    config = small(suite().scenarios[0], 0)
     plain = allowance(RunConfig.load(config, {"validation.every": 0, "monitor.probe_every": 0}))
     run = TrainingRun.from_config(config)
     assert plain == pytest.approx(60 * run.flops_ahead + 2 * run.flops_per_evaluation)
-    assert allowance(RunConfig.load(config, {"monitor.probe_every": 0})) == pytest.approx(plain + 2 * run.flops_per_evaluation)
+    assert allowance(RunConfig.load(config, {"monitor.probe_every": 0})) == pytest.approx(
+        plain + 2 * run.flops_per_evaluation
+    )
     assert allowance(RunConfig.load(config, {"validation.every": 60})) < allowance(
         RunConfig.load(config, {"validation.every": 59})
     )
@@ -141,11 +149,19 @@ def test_seeds_are_common_to_methods_and_to_nothing_else(tmp_path: Path) -> None
     seen = {}
     for method in ("nothing", "branching"):
         for seed in (0, 1):
-            for trunk in ("calm", "high"):
-                play(task(tmp_path, method, trunk=trunk, seed=seed, keep=True))
-                left = json.loads((tmp_path / "runs" / trunk / str(seed) / method / "left.json").read_text(encoding="utf-8"))
-                seen[method, trunk, seed] = left["seed"]
-    assert all(seen["nothing", trunk, seed] == seen["branching", trunk, seed] for trunk in ("calm", "high") for seed in (0, 1))
+            for scenario in ("calm", "high"):
+                play(task(tmp_path, method, scenario=scenario, seed=seed, keep=True))
+                left = json.loads(
+                    (tmp_path / "runs" / scenario / str(seed) / method / "left.json").read_text(
+                        encoding="utf-8"
+                    )
+                )
+                seen[method, scenario, seed] = left["seed"]
+    assert all(
+        seen["nothing", scenario, seed] == seen["branching", scenario, seed]
+        for scenario in ("calm", "high")
+        for seed in (0, 1)
+    )
     assert len(set(seen.values())) == 4
 
 
@@ -157,7 +173,13 @@ def played(folder: Path, of: Suite, **more: Any) -> tuple[dict[str, Any], list[C
     order: list[Cell] = []
 
     def note(progress: Any) -> None:
-        order.append(Cell(trunk=progress.row["trunk"], seed=progress.row["seed"], method=progress.row["method"]))
+        order.append(
+            Cell(
+                scenario=progress.row["scenario"],
+                seed=progress.row["seed"],
+                method=progress.row["method"],
+            )
+        )
 
     return compare(folder, of, METHODS, measure, workers=0, progress=note, **more), order
 
@@ -166,10 +188,15 @@ def test_every_prefix_is_balanced() -> None:
     of = suite(seeds=3)
     order = [cell for _, cell in cells(of)]
     assert len(order) == len(set(order)) == 4 * 3 * 2
-    assert {trunk.name for trunk, cell in cells(of) if trunk.name == cell.trunk} == {trunk.name for trunk in of.trunks}
+    assert {scenario.name for scenario, cell in cells(of) if scenario.name == cell.scenario} == {
+        scenario.name for scenario in of.scenarios
+    }
     for end in range(1, len(order) + 1):
         prefix = order[:end]
-        for names, slack in (([cell.method for cell in prefix], 1), ([cell.trunk for cell in prefix], 2)):
+        for names, slack in (
+            ([cell.method for cell in prefix], 1),
+            ([cell.scenario for cell in prefix], 2),
+        ):
             counts = [names.count(name) for name in set(names)]
             assert max(counts) - min(counts) <= slack
         seeds = [sum(cell.seed == seed for cell in prefix) for seed in range(3)]
@@ -189,14 +216,16 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert rest["finished"]
 
     def but_for_time(found: dict[str, Any]) -> dict[str, Any]:
-        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in found["rows"]]
+        rows = [
+            {key: value for key, value in row.items() if key != "seconds"} for row in found["rows"]
+        ]
         return {**found, "rows": rows, "cells": {**found["cells"], "seconds": 0}}
 
     assert json.dumps(but_for_time(rest)) == json.dumps(but_for_time(whole))
     again, third = played(tmp_path / "part", suite())
     assert third == []
     assert json.dumps(again) == json.dumps(rest)
-    lone = Cell(trunk="high", seed=1, method="branching")
+    lone = Cell(scenario="high", seed=1, method="branching")
     lone.file(tmp_path / "part").unlink()
     assert played(tmp_path / "part", suite())[1] == [lone]
     assert not (tmp_path / "part" / "runs").exists()
@@ -208,28 +237,42 @@ def test_more_methods_and_seeds_can_be_added_later(tmp_path: Path) -> None:
     assert {cell.seed for cell in order if cell.method != "diverges"} == {1}
     assert found["finished"]
     assert [row["method"] for row in found["rows"]].count("diverges") == 8
-    part, order = played(tmp_path, suite().select(trunks=["high"], methods=["nothing"], seeds=1))
+    part, order = played(tmp_path, suite().select(scenarios=["high"], methods=["nothing"], seeds=1))
     assert order == []
     assert part["cells"]["wanted"] == 1
-    assert {trunk["name"] for trunk in json.loads((tmp_path / "suite.json").read_text())["trunks"]} == {
-        trunk.name for trunk in suite().trunks
-    }
+    assert {
+        scenario["name"]
+        for scenario in json.loads((tmp_path / "suite.json").read_text())["scenarios"]
+    } == {scenario.name for scenario in suite().scenarios}
 
 
 def test_another_suite_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     played(tmp_path, suite())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    changed = suite(sizes={"tiny": {"model": {"width": 8, "layers": 1, "heads": 1, "context": 16}, "batch_size": 4, "steps": 41}})
-    with pytest.raises(UserError, match=r"holds the cells of another suite \(its trunk 'calm' is another\); give another --out"):
+    changed = suite(
+        sizes={
+            "tiny": {
+                "model": {"width": 8, "layers": 1, "heads": 1, "context": 16},
+                "batch_size": 4,
+                "steps": 41,
+            }
+        }
+    )
+    with pytest.raises(
+        UserError,
+        match=r"holds the cells of another suite \(its scenario 'calm' is another\); give another --out",
+    ):
         played(tmp_path, changed)
     with pytest.raises(UserError, match="expected 'quick', found 'fake'"):
         compare(tmp_path, replace(suite(), name="quick"), METHODS, measure)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     (tmp_path / "suite.json").write_text("{}")
-    with pytest.raises(UserError, match="is no suite of ours"):
+    with pytest.raises(UserError, match="expected the suite of a comparison in"):
         played(tmp_path, suite())
     (tmp_path / "suite.json").unlink()
-    with pytest.raises(UserError, match="is not empty and holds no comparison"):
+    with pytest.raises(
+        UserError, match="expected an empty folder or a comparison, found other files"
+    ):
         played(tmp_path, suite())
 
 
@@ -237,16 +280,29 @@ def test_an_unknown_method_is_told_before_anything_is_made(tmp_path: Path) -> No
     with pytest.raises(UserError, match="unknown method 'nothin'; did you mean 'nothing'"):
         played(tmp_path / "out", suite(methods=["nothin"]))
     with pytest.raises(UserError, match="branching must be a function at the top of a module"):
-        compare(tmp_path / "out", suite(), {**METHODS, "branching": lambda *given: {}}, measure, workers=1)
+        compare(
+            tmp_path / "out",
+            suite(),
+            {**METHODS, "branching": lambda *given: {}},
+            measure,
+            workers=1,
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_processes_that_die_and_methods_that_fail_are_cells(tmp_path: Path) -> None:
     """In one process of its own, which is replaced twice."""
-    of = suite(seeds=1, methods=["nothing", "dies-once", "raises", "dies"]).select(trunks=["calm"])
+    of = suite(seeds=1, methods=["nothing", "dies-once", "raises", "dies"]).select(
+        scenarios=["calm"]
+    )
     rows: dict[str, dict[str, Any]] = {}
     found = compare(
-        tmp_path, of, METHODS, measure, workers=1, progress=lambda progress: rows.update({progress.row["method"]: progress.row})
+        tmp_path,
+        of,
+        METHODS,
+        measure,
+        workers=1,
+        progress=lambda progress: rows.update({progress.row["method"]: progress.row}),
     )
     assert found["finished"]
     assert list(rows) == ["nothing", "dies-once", "raises", "dies"]
@@ -260,7 +316,9 @@ def test_processes_that_die_and_methods_that_fail_are_cells(tmp_path: Path) -> N
     assert found["cells"] == {**found["cells"], "wanted": 4, "there": 4, "failed": 2, "diverged": 0}
     assert [failure["method"] for failure in found["failed"]] == ["raises", "dies"]
     assert not (tmp_path / "runs").exists()
-    assert write(tmp_path, rows["dies"]) == read(tmp_path, Cell(trunk="calm", seed=0, method="dies"))
+    assert write(tmp_path, rows["dies"]) == read(
+        tmp_path, Cell(scenario="calm", seed=0, method="dies")
+    )
     left = rows["nothing"]
     alone = play(task(tmp_path / "alone", "nothing"))
     assert alone is not None
@@ -272,7 +330,10 @@ def test_processes_that_die_and_methods_that_fail_are_cells(tmp_path: Path) -> N
 
 def test_the_estimate_learns_what_methods_take() -> None:
     estimate = Estimate(workers=2)
-    slow, quick = ([Cell(trunk="t", seed=seed, method=name) for seed in range(4)] for name in ("slow", "quick"))
+    slow, quick = (
+        [Cell(scenario="t", seed=seed, method=name) for seed in range(4)]
+        for name in ("slow", "quick")
+    )
     estimate.expect(dict.fromkeys([*slow, *quick], 10.0))
     assert estimate.seconds_left() == pytest.approx(8 + 40)
     estimate.note(slow[0], 30.0)
@@ -286,7 +347,7 @@ def test_the_estimate_learns_what_methods_take() -> None:
 def test_the_longest_cell_takes_what_such_cells_have_taken() -> None:
     """On a machine that is a hundred times as fast as was expected, too."""
     estimate = Estimate(workers=4)
-    one, other = (Cell(trunk="t", seed=seed, method="nothing") for seed in range(2))
+    one, other = (Cell(scenario="t", seed=seed, method="nothing") for seed in range(2))
     estimate.expect({one: 1000.0, other: 2000.0})
     estimate.note(one, 10.0)
     assert estimate.seconds_left() == pytest.approx(20.0)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_fakes import METHODS, TINY, measure
 
+from tests.support.compare_fakes import METHODS, TINY, measure
+from trainenv.cli import make_parser
 from trainenv.cli.compare import compare_command
 from trainenv.cli.options import INTERRUPTED
-from trainenv.compare import measuring, runner
+from trainenv.compare import cells, runner
 from trainenv.composition import methods as table
 from trainenv.types import UserError
 
@@ -23,15 +24,29 @@ SUITE: dict[str, Any] = {
     "sizes": {"tiny": TINY},
     "corpora": {"bytes": {"name": "stdlib"}},
     "overrides": {"validation": {"every": 20, "sequences": 8}},
-    "trunks": {
+    "scenarios": {
         "calm": {"group": "calm", "size": "tiny", "corpus": "bytes"},
-        "high": {"group": "stressed", "fault": "LR × 9", "size": "tiny", "corpus": "bytes", "lr_factor": 9},
+        "high": {
+            "group": "stressed",
+            "fault": "LR × 9",
+            "size": "tiny",
+            "corpus": "bytes",
+            "lr_factor": 9,
+        },
     },
 }
 
 
 def args(suite: Any, out: Path | None = None, **more: Any) -> argparse.Namespace:
-    values = {"methods": None, "trunks": None, "seeds": None, "workers": 0, "keep": False, "json": False, **more}
+    values = {
+        "methods": None,
+        "scenarios": None,
+        "seeds": None,
+        "workers": 0,
+        "keep": False,
+        "json": False,
+        **more,
+    }
     return argparse.Namespace(suite=str(suite), out=out, **values)
 
 
@@ -47,7 +62,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "METHODS", METHODS)
-    monkeypatch.setattr(measuring, "measure_cell", measure)
+    monkeypatch.setattr(cells, "measure_cell", measure)
 
 
 @pytest.mark.usefixtures("fakes")
@@ -55,8 +70,10 @@ def test_tables_and_files(suite: Path, capsys: pytest.CaptureFixture[str]) -> No
     result, code = compare_command(args(suite))
     out, err = capsys.readouterr()
     assert code == 0
-    assert out.startswith("2 trunks × 2 seeds × 3 methods: 12 cells in runs/compare-mine, about a minute with 1 process")
-    assert "Stressed trunks (1)" in out
+    assert out.startswith(
+        "2 scenarios × 2 seeds × 3 methods: 12 cells in runs/compare-mine, about a minute with 1 process"
+    )
+    assert "Stressed scenarios (1)" in out
     assert "branching" in out
     assert "12 of 12 cells, 0 diverged, 4 failed." in out
     assert "raises on high, seed 1: ZeroDivisionError: by hand" in out
@@ -78,16 +95,23 @@ def test_json_keeps_stdout_for_itself(suite: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.usefixtures("fakes")
 def test_parts(suite: Path) -> None:
-    result, _ = compare_command(args(suite, Path("out"), methods="branching, nothing", trunks="high", seeds=3))
+    result, _ = compare_command(
+        args(suite, Path("out"), methods="branching, nothing", scenarios="high", seeds=3)
+    )
     assert result["cells"]["there"] == 6
-    assert [row["method"] for row in result["methods"] if row["group"] == "all"] == ["branching", "nothing"]
+    assert [row["method"] for row in result["methods"] if row["group"] == "all"] == [
+        "branching",
+        "nothing",
+    ]
     assert not Path("out/runs").exists()
     compare_command(args(suite, Path("kept"), methods="nothing", keep=True))
     assert Path("kept/runs/calm/0/nothing/left.json").is_file()
 
 
 @pytest.mark.usefixtures("fakes")
-def test_stopped_and_gone_on_with(suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stopped_and_gone_on_with(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stopped(*given: Any, **more: Any) -> Any:
         answers = iter([False] * 4)
         return comparing_compare(*given, **{**more, "stop": lambda: next(answers, True)})
@@ -106,7 +130,7 @@ def test_stopped_and_gone_on_with(suite: Path, monkeypatch: pytest.MonkeyPatch, 
     [
         ({"methods": "nothing,branchin"}, "unknown method 'branchin'; did you mean 'branching'"),
         ({"methods": ","}, "a comparison needs methods, found none"),
-        ({"trunks": "hihg"}, "unknown trunk 'hihg'; did you mean 'high'"),
+        ({"scenarios": "hihg"}, "unknown scenario 'hihg'; did you mean 'high'"),
         ({"seeds": 0}, "seeds must be a whole number, at least 1, found 0"),
         ({"workers": -1}, "--workers must be 0 (in this process) or more, found -1"),
     ],
@@ -118,10 +142,19 @@ def test_mistakes(more: dict[str, Any], said: str, suite: Path) -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("option", ["--scenarios", "--trunks"])
+def test_scenarios_are_chosen_by_their_new_and_their_old_name(option: str) -> None:
+    parser = make_parser()
+    assert parser.parse_args(["compare", "quick", option, "high"]).scenarios == "high"
+    assert parser.parse_args(["compare", "quick"]).scenarios is None
+
+
 def test_a_real_run_left_alone(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is faked: it spends what it may to the last FLOP, and differs from itself by nothing."""
     names: Sequence[str] = ("nothing", "zclip")
-    result, code = compare_command(args(suite, Path("out"), methods=",".join(names), trunks="calm", seeds=1, keep=True))
+    result, code = compare_command(
+        args(suite, Path("out"), methods=",".join(names), scenarios="calm", seeds=1, keep=True)
+    )
     assert code == 0
     (nothing, zclip) = (row for row in result["methods"] if row["group"] == "calm")
     assert nothing["spent"]["value"] == pytest.approx(1, abs=1e-12)
@@ -130,4 +163,4 @@ def test_a_real_run_left_alone(suite: Path, capsys: pytest.CaptureFixture[str]) 
     rows = json.loads(Path("out/results.json").read_text(encoding="utf-8"))["rows"]
     assert all(2 < row["final_loss"] < 6 and row["steps"] == 40 for row in rows)
     assert Path("out/runs/calm/0/nothing/summary.json").is_file()
-    assert "Calm trunks (1)" in capsys.readouterr().out
+    assert "Calm scenarios (1)" in capsys.readouterr().out

@@ -82,7 +82,9 @@ def test_it_happens_to_runs_that_are_folded() -> None:
     assert [[t.step for t in window if t.stressors] for window in measured] == [[7], [7]]
     alone = made(6)
     alone.advance(12)
-    assert [t.loss for t in measured[0]] == pytest.approx([t.loss for t in made(6).advance(12)], rel=1e-4)
+    assert [t.loss for t in measured[0]] == pytest.approx(
+        [t.loss for t in made(6).advance(12)], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(("plant", "lost"), [((4, 1), {4}), ((0, 2), {0, 1})])

@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 import pytest
-from compare_fakes import suite
 
+from tests.support.compare_fakes import suite
 from trainenv.cli.comparison_screen import Screen, counts, minutes
 from trainenv.compare.results import groups_of, is_static, results
 from trainenv.compare.suite import Suite
@@ -17,9 +17,9 @@ from trainenv.tools.json_lines import plain
 Found = dict[str, Any]
 
 
-def row(trunk: str, seed: int, method: str, loss: float, **more: Any) -> dict[str, Any]:
+def row(scenario: str, seed: int, method: str, loss: float, **more: Any) -> dict[str, Any]:
     values = {
-        "trunk": trunk,
+        "scenario": scenario,
         "seed": seed,
         "method": method,
         "ended": "budget spent",
@@ -40,24 +40,26 @@ def row(trunk: str, seed: int, method: str, loss: float, **more: Any) -> dict[st
     return {**values, **more}
 
 
-def level(trunk: str, seed: int) -> float:
+def level(scenario: str, seed: int) -> float:
     """How hard a run is: by far more than methods differ."""
-    return 1 + len(trunk) / 3 + 0.2 * seed
+    return 1 + len(scenario) / 3 + 0.2 * seed
 
 
 def made(of: Suite, effects: dict[str, float], **more: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of methods that differ by a constant, give or take a little, and by more that is said of each."""
     return [
         row(
-            trunk.name,
+            scenario.name,
             seed,
             method,
-            level(trunk.name, seed) + effect + 0.001 * ((seed + len(trunk.name)) % 2),
+            level(scenario.name, seed) + effect + 0.001 * ((seed + len(scenario.name)) % 2),
             **more.get(method, {}),
         )
         if method != "nothing"
-        else row(trunk.name, seed, method, level(trunk.name, seed) + effect, **more.get(method, {}))
-        for trunk in of.trunks
+        else row(
+            scenario.name, seed, method, level(scenario.name, seed) + effect, **more.get(method, {})
+        )
+        for scenario in of.scenarios
         for seed in range(of.seeds)
         for method, effect in effects.items()
     ]
@@ -73,13 +75,31 @@ def goal(found: Found, words: str) -> Found:
     return dict(there)
 
 
-FOUR = suite(seeds=3, methods=["nothing", "zclip", "pbt", "branching", "branching-quarter"], hindsight=["static-0.3"])
-EFFECTS = {"nothing": 0.0, "zclip": -0.01, "pbt": 0.02, "branching": -0.05, "branching-quarter": 0.01, "static-0.3": -0.08}
+FOUR = suite(
+    seeds=3,
+    methods=["nothing", "zclip", "pbt", "branching", "branching-quarter"],
+    hindsight=["static-0.3"],
+)
+EFFECTS = {
+    "nothing": 0.0,
+    "zclip": -0.01,
+    "pbt": 0.02,
+    "branching": -0.05,
+    "branching-quarter": 0.01,
+    "static-0.3": -0.08,
+}
 
 
 @pytest.fixture(scope="module")
 def found() -> Found:
-    decisions = {"invoked": 3, "verified": 2, "accepted": 1, "gap": 0.02, "coverage": 0.75, "verify_steps": 30}
+    decisions = {
+        "invoked": 3,
+        "verified": 2,
+        "accepted": 1,
+        "gap": 0.02,
+        "coverage": 0.75,
+        "verify_steps": 30,
+    }
     more = {
         "branching": {
             "decisions": decisions,
@@ -97,12 +117,12 @@ def test_differences_are_of_the_same_runs(found: Found) -> None:
     against = of_method(found, "branching")["against_nothing"]
     assert against["value"] == pytest.approx(-0.0495, abs=6e-4)
     assert against["high"] - against["low"] < 0.0015
-    assert (against["pairs"], against["trunks"]) == (12, 4)
+    assert (against["pairs"], against["scenarios"]) == (12, 4)
     other = of_method(found, "pbt")["branching_against"]
     assert other["value"] == pytest.approx(-0.07)
     assert of_method(found, "branching")["branching_against"]["pairs"] == 0
     assert math.isnan(of_method(found, "nothing")["against_nothing"]["value"])
-    assert of_method(found, "branching", "LR × 10")["against_nothing"]["trunks"] == 1
+    assert of_method(found, "branching", "LR × 10")["against_nothing"]["scenarios"] == 1
 
 
 def test_groups_are_calm_stressed_and_each_fault() -> None:
@@ -113,7 +133,7 @@ def test_groups_are_calm_stressed_and_each_fault() -> None:
         "LR × 10": ("high",),
         "rare tokens": ("bursts",),
     }
-    assert "calm" not in groups_of(FOUR.select(trunks=["high"]))
+    assert "calm" not in groups_of(FOUR.select(scenarios=["high"]))
 
 
 def test_only_runs_that_both_have_trained_are_compared() -> None:
@@ -135,14 +155,32 @@ def test_only_runs_that_both_have_trained_are_compared() -> None:
     assert (against["cells"], against["failed"], against["diverged"]) == (4, 1, 1)
     assert found["cells"] == {"wanted": 16, "there": 8, "failed": 1, "diverged": 1, "seconds": 8.0}
     assert not found["finished"]
-    assert found["failed"] == [{"trunk": "high", "seed": 0, "method": "branching", "error": "fell over"}]
+    assert found["failed"] == [
+        {"scenario": "high", "seed": 0, "method": "branching", "error": "fell over"}
+    ]
 
 
 def test_rates_are_of_sums_and_shares_are_means() -> None:
-    of = suite(seeds=2, methods=["nothing"]).select(trunks=["calm"])
+    of = suite(seeds=2, methods=["nothing"]).select(scenarios=["calm"])
     rows = [
-        row("calm", 0, "nothing", 1.0, instability={"events": 3, "steps": 100, "per_100k": 3000.0}, wasted=0.1, drafting=0.0),
-        row("calm", 1, "nothing", 1.0, instability={"events": 0, "steps": 20, "per_100k": 0.0}, wasted=0.3, total_flops=50.0),
+        row(
+            "calm",
+            0,
+            "nothing",
+            1.0,
+            instability={"events": 3, "steps": 100, "per_100k": 3000.0},
+            wasted=0.1,
+            drafting=0.0,
+        ),
+        row(
+            "calm",
+            1,
+            "nothing",
+            1.0,
+            instability={"events": 0, "steps": 20, "per_100k": 0.0},
+            wasted=0.3,
+            total_flops=50.0,
+        ),
     ]
     rows[1]["recovery"] = {"mean": None, "median": None, "events": 0, "unrecovered": 0}
     rows[0]["recovery"] = {"mean": 8.0, "median": 8.0, "events": 3, "unrecovered": 1}
@@ -153,10 +191,10 @@ def test_rates_are_of_sums_and_shares_are_means() -> None:
     assert there["spent"]["value"] == pytest.approx(0.75)
 
 
-def test_regret_is_to_the_best_static_setting_of_each_trunk() -> None:
-    of = suite(seeds=2, methods=["nothing", "zclip", "branching"], hindsight=["static-3", "static-0.3"]).select(
-        trunks=["calm", "high"]
-    )
+def test_regret_is_to_the_best_static_setting_of_each_scenario() -> None:
+    of = suite(
+        seeds=2, methods=["nothing", "zclip", "branching"], hindsight=["static-3", "static-0.3"]
+    ).select(scenarios=["calm", "high"])
     losses = {
         ("calm", "nothing"): (1.0, 1.2),
         ("calm", "zclip"): (1.1, 1.3),
@@ -169,9 +207,16 @@ def test_regret_is_to_the_best_static_setting_of_each_trunk() -> None:
         ("high", "static-3"): (3.0, 3.0),
         ("high", "static-0.3"): (1.4, 1.5),
     }
-    rows = [row(trunk, seed, method, loss) for (trunk, method), by in losses.items() for seed, loss in enumerate(by)]
+    rows = [
+        row(scenario, seed, method, loss)
+        for (scenario, method), by in losses.items()
+        for seed, loss in enumerate(by)
+    ]
     found = results(of, rows)
-    assert [(best["trunk"], best["method"]) for best in found["hindsight"]] == [("calm", "nothing"), ("high", "static-0.3")]
+    assert [(best["scenario"], best["method"]) for best in found["hindsight"]] == [
+        ("calm", "nothing"),
+        ("high", "static-0.3"),
+    ]
     assert of_method(found, "branching", "calm")["regret"]["value"] == pytest.approx(0.05)
     assert of_method(found, "branching", "stressed")["regret"]["value"] == pytest.approx(0.15)
     assert of_method(found, "nothing", "calm")["regret"]["value"] == 0
@@ -190,27 +235,49 @@ def test_decisions_weigh_as_many_as_there_are(found: Found) -> None:
     assert not [row for row in found["decisions"] if row["method"] != "branching"]
 
     def one(seed: int, **more: Any) -> dict[str, Any]:
-        decisions = {"invoked": 1, "verified": 1, "accepted": 0, "gap": None, "coverage": None, "verify_steps": 0, **more}
+        decisions = {
+            "invoked": 1,
+            "verified": 1,
+            "accepted": 0,
+            "gap": None,
+            "coverage": None,
+            "verify_steps": 0,
+            **more,
+        }
         return row("calm", seed, "branching", 1.0, decisions=decisions)
 
-    rows = [one(0, verified=9, gap=0.1, coverage=0.5), one(1, verified=1, gap=0.3, coverage=1.0), one(2, verified=5)]
+    rows = [
+        one(0, verified=9, gap=0.1, coverage=0.5),
+        one(1, verified=1, gap=0.3, coverage=1.0),
+        one(2, verified=5),
+    ]
     there = of_method(results(suite(seeds=3), rows), "branching", "all", "decisions")
     assert there["gap"]["value"] == pytest.approx(0.12)
     assert there["coverage"]["value"] == pytest.approx(0.55)
 
 
 def test_goals_are_checked_one_by_one(found: Found) -> None:
-    assert goal(found, "branching less pbt on stressed")["met"] is True
-    assert goal(found, "branching less zclip on stressed")["interval"][1] < 0
-    assert goal(found, "on calm trunks")["met"] is True
-    quarter = goal(found, "branching-quarter less pbt")
+    assert goal(found, "branching against pbt on stressed")["met"] is True
+    assert goal(found, "branching against zclip on stressed")["interval"][1] < 0
+    assert goal(found, "on calm scenarios")["met"] is True
+    quarter = goal(found, "branching-quarter against pbt")
     assert (quarter["met"], quarter["measured"]) == (True, pytest.approx(-0.01))
     assert goal(found, "compute of branching-quarter")["measured"] == pytest.approx(0.25)
     assert goal(found, "compute of branching-quarter")["met"] is True
     assert goal(found, "instability events")["measured"] == pytest.approx(1)
-    assert goal(found, "wasted") == {**goal(found, "wasted"), "measured": pytest.approx(0.08), "met": True}
-    assert goal(found, "drafted") == {**goal(found, "drafted"), "measured": pytest.approx(0.02), "met": False}
-    assert all(set(goal) == {"what", "goal", "measured", "interval", "met"} for goal in found["goals"])
+    assert goal(found, "wasted") == {
+        **goal(found, "wasted"),
+        "measured": pytest.approx(0.08),
+        "met": True,
+    }
+    assert goal(found, "drafted") == {
+        **goal(found, "drafted"),
+        "measured": pytest.approx(0.02),
+        "met": False,
+    }
+    assert all(
+        set(goal) == {"what", "goal", "measured", "interval", "met"} for goal in found["goals"]
+    )
 
 
 def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
@@ -218,14 +285,16 @@ def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
     # Better on the whole, but not on every run: with an interval that reaches 0 it is not shown.
     rows = made(of, {"nothing": 0.0, "branching": 0.0})
     for at in rows:
-        at["log_final_loss"] += (0.1 if at["seed"] else -0.25) if at["method"] == "branching" else 0.0
+        at["log_final_loss"] += (
+            (0.1 if at["seed"] else -0.25) if at["method"] == "branching" else 0.0
+        )
     found = results(of, rows)
-    stressed = goal(found, "branching less nothing on stressed")
+    stressed = goal(found, "branching against nothing on stressed")
     assert stressed["measured"] < 0 < stressed["interval"][1]
     assert stressed["met"] is False
-    assert goal(found, "on calm trunks")["met"] is False
-    assert goal(found, "branching-quarter less pbt") == {
-        **goal(found, "branching-quarter less pbt"),
+    assert goal(found, "on calm scenarios")["met"] is False
+    assert goal(found, "branching-quarter against pbt") == {
+        **goal(found, "branching-quarter against pbt"),
         "measured": None,
         "interval": None,
         "met": None,
@@ -236,13 +305,23 @@ def test_a_goal_that_is_missed_or_not_measured_says_so() -> None:
     assert empty["hindsight"] == []
 
 
-def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_json_and_tables(
+    found: Found, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     json.dumps(plain(found), allow_nan=False)
     with Screen("compare", 3, quiet=False) as screen:
         screen.tables(found)
     out = capsys.readouterr().out
-    for words in ("Stressed trunks (2)", "Calm trunks (2)", "-4.8 [", "rare tokens", "Goals", "Decisions", "high: static-0.3"):
+    for words in (
+        "Stressed scenarios (2)",
+        "Calm scenarios (2)",
+        "-4.8 [",
+        "rare tokens",
+        "Goals",
+        "Decisions",
+        "high: static-0.3",
+    ):
         assert words in out
     assert "72 of 72 cells, 0 diverged, 0 failed." in out
     assert "NO" in out
@@ -254,8 +333,18 @@ def test_results_are_json_and_tables(found: Found, capsys: pytest.CaptureFixture
 
 
 def test_failed_cells_are_told() -> None:
-    rows = [row("calm", seed, "branching", 1.0, ended="failed", error=f"no {seed}") for seed in range(12)]
+    rows = [
+        row("calm", seed, "branching", 1.0, ended="failed", error=f"no {seed}")
+        for seed in range(12)
+    ]
     said = counts(results(suite(seeds=12, methods=["branching"]), rows))
-    assert said.startswith("12 of 48 cells, 0 diverged, 12 failed.\n  branching on calm, seed 0: no 0\n")
+    assert said.startswith(
+        "12 of 48 cells, 0 diverged, 12 failed.\n  branching on calm, seed 0: no 0\n"
+    )
     assert said.endswith("and 2 more, see results.json")
-    assert (minutes(3), minutes(70), minutes(600), minutes(9000)) == ("a minute", "2 minutes", "10 minutes", "2.5 hours")
+    assert (minutes(3), minutes(70), minutes(600), minutes(9000)) == (
+        "a minute",
+        "2 minutes",
+        "10 minutes",
+        "2.5 hours",
+    )

@@ -11,8 +11,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from known_world import UNIFORM, Known, history
 
+from tests.support.known_world import UNIFORM, Known, history
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.imagined_run import FORECAST, KNOWN, Root, record_histories
 from trainenv.envs.observation import FEATURES
@@ -50,7 +50,9 @@ class Draws:
         return np.array(self.values)
 
 
-def imagined(model: Known | None = None, *histories: RunHistory, config: TrainingConfig = CONFIG, **how: Any) -> WorldModelEnv:
+def imagined(
+    model: Known | None = None, *histories: RunHistory, config: TrainingConfig = CONFIG, **how: Any
+) -> WorldModelEnv:
     env = WorldModelEnv(model or Known(), histories or (history(),), config, **how)
     env.reset(seed=0)
     return env
@@ -80,7 +82,9 @@ def random_actions(seed: int, count: int = 12) -> np.ndarray:
 def test_gymnasium_and_sb3_find_nothing_to_say(divergence: Any) -> None:
     from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-    model = Known(reward=lambda action: 0.01 * action.sum(), hazard=(0.3, 0.2, 0.1, 0.0), instability=0.4)
+    model = Known(
+        reward=lambda action: 0.01 * action.sum(), hazard=(0.3, 0.2, 0.1, 0.0), instability=0.4
+    )
     env = WorldModelEnv(model, [history(), history(20, left=80)], CONFIG, divergence=divergence)
     check_env(env, skip_render_check=True)
     check_env_sb3(env)
@@ -104,9 +108,14 @@ def test_the_shipped_model_imagines() -> None:
 
 def test_the_same_seed_and_actions_give_the_same_and_another_seed_another() -> None:
     def seen(seed: int) -> list[Any]:
-        env = imagined(Known(hazard=(0.3,) * 4), history(), history(20, left=80), history(30, left=70))
+        env = imagined(
+            Known(hazard=(0.3,) * 4), history(), history(20, left=80), history(30, left=70)
+        )
         observation, _ = env.reset(seed=seed)
-        return [observation.tobytes(), *[(s[0].tobytes(), *s[1:4]) for s in played(env, random_actions(3))]]
+        return [
+            observation.tobytes(),
+            *[(s[0].tobytes(), *s[1:4]) for s in played(env, random_actions(3))],
+        ]
 
     assert seen(1) == seen(1)
     assert len({str(seen(seed)) for seed in range(8)}) > 3
@@ -123,12 +132,18 @@ def test_a_fork_goes_on_by_itself() -> None:
 # ── what is known ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def real_and_imagined(at: int, actions: np.ndarray, before: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def real_and_imagined(
+    at: int, actions: np.ndarray, before: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Observations of a real run from its decision `at` on, and of an imagined one that starts there."""
     config = RunConfig.load("tiny", SMALL)
     real = TrainingEnv(config)
     observation, _ = real.reset(seed=2)
-    run, telemetry, codec = TrainingRun.from_config(real.run.config), [], ActionCodec(config.interventions)
+    run, telemetry, codec = (
+        TrainingRun.from_config(real.run.config),
+        [],
+        ActionCodec(config.interventions),
+    )
     for action in before:
         observation, *_ = real.step(action)
         run.apply(codec.legal(action, run)[0])
@@ -175,7 +190,9 @@ def test_all_other_features_stay_as_at_the_root() -> None:
 
 
 def test_flagged_data_stay_until_they_are_skipped() -> None:
-    config = CONFIG.model_copy(update={"interventions": CONFIG.interventions.model_copy(update={"allow_skip_batch": True})})
+    config = CONFIG.model_copy(
+        update={"interventions": CONFIG.interventions.model_copy(update={"allow_skip_batch": True})}
+    )
     env = imagined(None, history(flagged=3), config=config)
     assert env.action_masks()[-1]
     observation, *_ = env.step(NOTHING)
@@ -209,10 +226,16 @@ def test_without_a_validation_the_clean_probe_then_the_training_loss_stands_for_
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-0.5, 0.2), min_size=6, max_size=6), st.floats(1.0, 5.0))
-def test_rewards_are_the_model_s_and_add_up_to_the_fall_of_the_log_loss(rewards: list[float], validation: float) -> None:
+def test_rewards_are_the_model_s_and_add_up_to_the_fall_of_the_log_loss(
+    rewards: list[float], validation: float
+) -> None:
     """Up to the bound at which a run counts as diverged."""
     coming = iter(rewards)
-    env = imagined(Known(reward=lambda action: next(coming)), history(validation=validation), divergence="expected")
+    env = imagined(
+        Known(reward=lambda action: next(coming)),
+        history(validation=validation),
+        divergence="expected",
+    )
     steps = played(env, [NOTHING] * 6)
     last = steps[-1][4]["validation_loss"]
     assert sum(step[1] for step in steps) == pytest.approx(math.log(validation / last), abs=1e-6)
@@ -223,7 +246,9 @@ def test_rewards_are_the_model_s_and_add_up_to_the_fall_of_the_log_loss(rewards:
     assert steps[-1][2] == (not last < cap)
     assert last <= cap * (1 + 1e-9)
     assert feature(steps[-1][0], "validation") == pytest.approx(math.log(last / UNIFORM), abs=1e-5)
-    assert feature(steps[-1][0], "validation_fall") == pytest.approx(min(10, max(-10, 10 * steps[-1][1])), abs=1e-4)
+    assert feature(steps[-1][0], "validation_fall") == pytest.approx(
+        min(10, max(-10, 10 * steps[-1][1])), abs=1e-4
+    )
 
 
 def test_the_budget_truncates_after_a_last_shorter_decision() -> None:
@@ -237,11 +262,19 @@ def test_the_budget_truncates_after_a_last_shorter_decision() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@example(h=0.998046875, reward=0.0, loss=1.0, draw=0.998046875)  # what is left when it does not come is beyond all bounds
+@example(
+    h=0.998046875, reward=0.0, loss=1.0, draw=0.998046875
+)  # what is left when it does not come is beyond all bounds
 @given(st.floats(0, 1), st.floats(-0.3, 0.3), st.floats(1.0, 5.0), st.floats(0, 0.999))
-def test_a_drawn_divergence_and_its_absence_make_the_model_s_reward(h: float, reward: float, loss: float, draw: float) -> None:
+def test_a_drawn_divergence_and_its_absence_make_the_model_s_reward(
+    h: float, reward: float, loss: float, draw: float
+) -> None:
     model = Known(reward=lambda action: reward, hazard=(h,) * 4)
-    env = imagined(model, history(validation=loss), config=CONFIG.model_copy(update={"environment": free_of_caps()}))
+    env = imagined(
+        model,
+        history(validation=loss),
+        config=CONFIG.model_copy(update={"environment": free_of_caps()}),
+    )
     state, latent = env.start(0)
     (after,) = env.imagine([state], latent[None], [NOTHING], Draws(draw))
     assert after.diverged == (draw < h)
@@ -261,7 +294,12 @@ def test_hazards_are_told_for_four_decisions_and_asked_with_all_that_was_done() 
     model = Known(hazard=(0.0, 0.0, 0.0, 0.0))
     env = imagined(model)
     played(env, [[1, 0, 0, 0, 0, 0], NOTHING, [0, 1, 0, 0, 0, 0], NOTHING, NOTHING, NOTHING])
-    done = (Intervention(lr_scale=0.8), Intervention(), Intervention(weight_decay_scale=0.5), Intervention())
+    done = (
+        Intervention(lr_scale=0.8),
+        Intervention(),
+        Intervention(weight_decay_scale=0.5),
+        Intervention(),
+    )
     assert [tuple(entry) for entry in model.entries] == [done[:count] for count in (1, 2, 3, 4)]
     for place in range(4):
         env = imagined(Known(hazard=tuple(float(place == k) for k in range(4))))
@@ -279,19 +317,30 @@ def test_alarms_are_charged_by_their_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reach", "left", "decisions", "further"), [(1, 60, 1, 0.5), (4, 60, 4, 0.5), (6, 60, 6, 0.0), (4, 20, 2, 0.0)]
+    ("reach", "left", "decisions", "further"),
+    [(1, 60, 1, 0.5), (4, 60, 4, 0.5), (6, 60, 6, 0.0), (4, 20, 2, 0.0)],
 )
-def test_within_reach_the_value_stands_for_the_rest(reach: int, left: int, decisions: int, further: float) -> None:
+def test_within_reach_the_value_stands_for_the_rest(
+    reach: int, left: int, decisions: int, further: float
+) -> None:
     env = imagined(Known(value=0.5), history(left=left), reach=reach)
     steps = played(env, [NOTHING] * 9)
     assert len(steps) == decisions
     assert steps[-1][2:4] == (False, True)
-    assert [step[1] for step in steps] == pytest.approx([0.01] * (decisions - 1) + [0.01 + further], abs=1e-6)
-    assert steps[-1][4]["validation_loss"] == pytest.approx(2.0 * math.exp(-0.01 * decisions), rel=1e-5)
+    assert [step[1] for step in steps] == pytest.approx(
+        [0.01] * (decisions - 1) + [0.01 + further], abs=1e-6
+    )
+    assert steps[-1][4]["validation_loss"] == pytest.approx(
+        2.0 * math.exp(-0.01 * decisions), rel=1e-5
+    )
 
 
 def test_many_at_once_are_as_each_alone_and_asked_for_together() -> None:
-    model = Known(reward=lambda action: 0.01 * float(action @ [1, 2, 3, 4, 5, 6]), hazard=(0.0,) * 4, instability=0.4)
+    model = Known(
+        reward=lambda action: 0.01 * float(action @ [1, 2, 3, 4, 5, 6]),
+        hazard=(0.0,) * 4,
+        instability=0.4,
+    )
     env = imagined(model, history(), history(20, left=80))
     states, latents = zip(*(env.start(number) for number in (0, 1, 1, 0)))
     states, latents = list(states), np.stack(latents)
@@ -309,7 +358,12 @@ def test_many_at_once_are_as_each_alone_and_asked_for_together() -> None:
         for place, step in enumerate(steps):
             observation, reward, terminated, truncated, info = alone[place][count]
             assert np.array_equal(step.after.observation, observation)
-            assert (step.reward, step.diverged, step.ended, step.info) == (reward, terminated, truncated, info)
+            assert (step.reward, step.diverged, step.ended, step.info) == (
+                reward,
+                terminated,
+                truncated,
+                info,
+            )
     assert model.calls == 3 * 2  # a call for each root
 
 
@@ -364,7 +418,9 @@ def test_mistakes_are_said_clearly() -> None:
 
 def test_it_can_be_made_by_gymnasium() -> None:
     spec = gym.envs.registration.EnvSpec(
-        "trainenv/Imagined-v0", WorldModelEnv, kwargs={"model": Known(), "histories": [history()], "config": CONFIG}
+        "trainenv/Imagined-v0",
+        WorldModelEnv,
+        kwargs={"model": Known(), "histories": [history()], "config": CONFIG},
     )
     env = gym.make(spec)
     env.reset(seed=0)

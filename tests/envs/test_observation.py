@@ -64,7 +64,11 @@ def seen(window: list[Telemetry], **now: Any) -> Features:
 def test_every_feature_is_documented_once_and_in_order() -> None:
     text = inspect.getdoc(Features) or ""
     described = re.findall(r"^ {4}([a-z_, ]+):", text.split("Attributes:")[1], flags=re.MULTILINE)
-    assert tuple(name for line in described for name in line.split(", ")) == FEATURES == tuple(f.name for f in fields(Features))
+    assert (
+        tuple(name for line in described for name in line.split(", "))
+        == FEATURES
+        == tuple(f.name for f in fields(Features))
+    )
 
 
 def test_the_vector_is_the_features_in_order() -> None:
@@ -125,13 +129,17 @@ def test_the_loss_s_slope_and_spread() -> None:
     slope, offset = np.polyfit(range(6), logs, 1)
     residuals = [value - (offset + slope * place) for place, value in enumerate(logs)]
     features = seen(series("loss", losses))
-    assert features.loss_slope == pytest.approx(10 * 5 * slope)  # over the five steps from first to last
+    assert features.loss_slope == pytest.approx(
+        10 * 5 * slope
+    )  # over the five steps from first to last
     assert features.loss_spread == pytest.approx(10 * statistics.pstdev(residuals))
 
 
 @pytest.mark.parametrize("count", [3, 4, 25])
 def test_an_exponential_fall_is_all_slope(count: int) -> None:
-    features = seen(series("loss", [3 * math.exp(-0.2 * place / (count - 1)) for place in range(count)]))
+    features = seen(
+        series("loss", [3 * math.exp(-0.2 * place / (count - 1)) for place in range(count)])
+    )
     assert features.loss_slope == pytest.approx(-2)
     assert features.loss_spread == pytest.approx(0, abs=1e-6)
 
@@ -153,7 +161,14 @@ def test_gradients() -> None:
 
 def test_what_is_in_force_is_the_last_step_s() -> None:
     first = step(lr=1.0, lr_scale=5.0, weight_decay_scale=4.0, clip="arc", steps_since_reset=1)
-    features = seen([first, step(lr=1.5e-3, lr_scale=0.8, weight_decay_scale=2.0, clip="spam", steps_since_reset=10)])
+    features = seen(
+        [
+            first,
+            step(
+                lr=1.5e-3, lr_scale=0.8, weight_decay_scale=2.0, clip="spam", steps_since_reset=10
+            ),
+        ]
+    )
     assert features.lr == pytest.approx(math.log(0.5))
     assert features.lr_scale == pytest.approx(math.log(0.8))
     assert features.weight_decay_scale == pytest.approx(math.log(2))
@@ -164,7 +179,9 @@ def test_what_is_in_force_is_the_last_step_s() -> None:
 @pytest.mark.parametrize("name", CLIP_NAMES)
 def test_one_policy_is_in_force(name: str) -> None:
     features = seen([step(clip=name)])
-    assert {clip: getattr(features, f"clip_{clip}") for clip in CLIP_NAMES} == {clip: float(clip == name) for clip in CLIP_NAMES}
+    assert {clip: getattr(features, f"clip_{clip}") for clip in CLIP_NAMES} == {
+        clip: float(clip == name) for clip in CLIP_NAMES
+    }
 
 
 def test_reset_recency() -> None:
@@ -176,9 +193,19 @@ def test_reset_recency() -> None:
 def test_what_is_measured_now_and_then_is_averaged_over_the_times_it_was() -> None:
     window = [
         step(),
-        step(hypergradient_cosine=0.5, update_ratio=1e-3, attention_entropy=0.7, activation_entropy=0.9),
+        step(
+            hypergradient_cosine=0.5,
+            update_ratio=1e-3,
+            attention_entropy=0.7,
+            activation_entropy=0.9,
+        ),
         step(),
-        step(hypergradient_cosine=-0.1, update_ratio=3e-3, attention_entropy=0.5, activation_entropy=0.8),
+        step(
+            hypergradient_cosine=-0.1,
+            update_ratio=3e-3,
+            attention_entropy=0.5,
+            activation_entropy=0.8,
+        ),
     ]
     features = seen(window)
     assert features.hypergradient == pytest.approx(0.2)
@@ -194,9 +221,15 @@ def test_the_inside_of_the_model() -> None:
 
 
 def test_readings_are_the_largest_of_the_window() -> None:
-    readings = [Reading(1.0, 2.0, 0.5, 1.2, 2.5, False), Reading(3.0, 1.0, 0.0, 2.6, 2.5, True), Reading(index=0.3)]
+    readings = [
+        Reading(1.0, 2.0, 0.5, 1.2, 2.5, False),
+        Reading(3.0, 1.0, 0.0, 2.6, 2.5, True),
+        Reading(index=0.3),
+    ]
     features = seen([step(reading=reading) for reading in readings])
-    assert (features.volatility, features.entropy, features.disagreement) == pytest.approx((3 / 2.5, 2 / 2.5, 0.5 / 2.5))
+    assert (features.volatility, features.entropy, features.disagreement) == pytest.approx(
+        (3 / 2.5, 2 / 2.5, 0.5 / 2.5)
+    )
     assert features.index == pytest.approx(2.6 / 2.5)
     assert features.fired == 1
     assert seen([step(), step()]).fired == 0
@@ -210,13 +243,23 @@ def test_after_a_reset_there_is_only_the_situation() -> None:
 
 def test_nothing_measured_reads_as_zero() -> None:
     vector = dict(zip(FEATURES, seen([step()], gradient_before=math.nan).vector().tolist()))
-    inside = ("hypergradient", "update_ratio", "probe_gap", "attention_entropy", "activation_entropy", "embedding", "shortcut")
+    inside = (
+        "hypergradient",
+        "update_ratio",
+        "probe_gap",
+        "attention_entropy",
+        "activation_entropy",
+        "embedding",
+        "shortcut",
+    )
     assert all(vector[name] == 0 for name in (*inside, "gradient"))
 
 
 # ── whatever happens ────────────────────────────────────────────────────────────────────────────────────────────────
 
-wild = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, 1.7e308, -1.0])
+wild = st.floats() | st.sampled_from(
+    [math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, 1.7e308, -1.0]
+)
 scales = st.floats(1e-6, 1e6)
 telemetry = st.builds(
     Telemetry,

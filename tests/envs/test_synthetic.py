@@ -83,7 +83,11 @@ def test_a_snapshot_goes_on_bit_for_bit_through_json(at):
     actions = random_actions(0)
     play(env, actions[:at])
     snapshot = env.snapshot()
-    carried = Snapshot(step=snapshot.step, tensors={}, state=json.loads(json.dumps(snapshot.state, allow_nan=False)))
+    carried = Snapshot(
+        step=snapshot.step,
+        tensors={},
+        state=json.loads(json.dumps(snapshot.state, allow_nan=False)),
+    )
     fork, elsewhere = env.fork(), SyntheticEnv(interventions=EVERYTHING)
     elsewhere.reset(options={"snapshot": carried})
     ahead = play(env, actions[at:])
@@ -112,7 +116,10 @@ def test_the_charge_is_for_spikes():
     env = fresh(seed_with_base(4, 6))
     steps = play(env, [NOTHING] * 60)
     assert sum(step[4]["fired"] for step in steps) > 0
-    assert all(step[4]["charges"] == EnvironmentConfig().instability_charge * step[4]["fired"] for step in steps)
+    assert all(
+        step[4]["charges"] == EnvironmentConfig().instability_charge * step[4]["fired"]
+        for step in steps
+    )
 
 
 def test_the_budget_truncates_and_a_step_after_the_end_is_an_error():
@@ -132,7 +139,9 @@ def test_a_learning_rate_far_too_high_diverges_with_finite_values():
         seen.append(env.step([3, 0, 0, 0, 0, 0]))
     assert seen[-1][2:4] == (True, False)
     assert env.state.validation == 2 * REFERENCE
-    assert all(np.isfinite(observation).all() and math.isfinite(reward) for observation, reward, *_ in seen)
+    assert all(
+        np.isfinite(observation).all() and math.isfinite(reward) for observation, reward, *_ in seen
+    )
 
 
 def test_info_holds_plain_values():
@@ -152,18 +161,27 @@ def test_info_holds_plain_values():
 
 def test_masked_parts_are_left_out_and_named():
     env = fresh()
-    *_, info = env.step([0, 0, 2, 0, 1, 1])  # ZClip is in force, reorder and skip are off by default
+    *_, info = env.step(
+        [0, 0, 2, 0, 1, 1]
+    )  # ZClip is in force, reorder and skip are off by default
     assert info["masked"] == ["clip", "data_reorder", "skip_batch"]
 
 
-@pytest.mark.parametrize("action", [[4, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0], [0, 0], [0.5, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize(
+    "action", [[4, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0], [0, 0], [0.5, 0, 0, 0, 0, 0]]
+)
 def test_an_action_out_of_range_is_the_users_mistake(action):
     with pytest.raises(UserError):
         fresh().step(action)
 
 
 def test_mistakes_are_said_clearly():
-    for call in (SyntheticEnv().action_masks, SyntheticEnv().snapshot, SyntheticEnv().fork, SyntheticEnv().optimum):
+    for call in (
+        SyntheticEnv().action_masks,
+        SyntheticEnv().snapshot,
+        SyntheticEnv().fork,
+        SyntheticEnv().optimum,
+    ):
         with pytest.raises(UserError, match="reset"):
             call()
     with pytest.raises(UserError, match="reset"):
@@ -201,7 +219,12 @@ def test_the_best_look_one_decision_ahead_is_far_from_the_best_return():
     best = env.optimum()[0]
     gained = 0.0
     while not env.state.over:
-        gained += env.step(max(([rate, 0, 0, 0, 0, 0] for rate in range(4)), key=lambda action: env.fork().step(action)[1]))[1]
+        gained += env.step(
+            max(
+                ([rate, 0, 0, 0, 0, 0] for rate in range(4)),
+                key=lambda action: env.fork().step(action)[1],
+            )
+        )[1]
     assert gained < best - 0.05
 
 
@@ -369,7 +392,9 @@ def test_with_spikes_the_optimum_bounds_every_return_and_the_reference_is_near_i
             calm = SyntheticEnv(spikes=False)
             calm.restore(env.snapshot())
             assert total(env.fork(), actions) <= total(calm, actions) + 1e-12 <= bound + 2e-12
-        returns.append(total(env, [env.codec.encode(intervention) for intervention in env.reference()]))
+        returns.append(
+            total(env, [env.codec.encode(intervention) for intervention in env.reference()])
+        )
         bounds.append(bound)
     assert all(value <= bound for value, bound in zip(returns, bounds))
     assert np.mean(returns) > np.mean(bounds) - 0.1
@@ -391,7 +416,16 @@ def test_ppo_trains_and_acts():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = PPO("MlpPolicy", SyntheticEnv(), n_steps=256, batch_size=128, n_epochs=2, gamma=1.0, seed=0, device="cpu")
+        model = PPO(
+            "MlpPolicy",
+            SyntheticEnv(),
+            n_steps=256,
+            batch_size=128,
+            n_epochs=2,
+            gamma=1.0,
+            seed=0,
+            device="cpu",
+        )
         before = torch.cat([p.detach().clone().flatten() for p in model.policy.parameters()])
         model.learn(512)
         after = torch.cat([p.detach().flatten() for p in model.policy.parameters()])

@@ -17,7 +17,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from trainenv.checkpoints.file import read, write
-from trainenv.config.schema import find, read_yaml
+from trainenv.config.presets import find, read_yaml
 from trainenv.envs.observation import FEATURES
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.envs.training import TrainingEnv
@@ -122,7 +122,9 @@ def test_maskable_ppo_takes_only_what_is_legal() -> None:
     contrib = pytest.importorskip("sb3_contrib")
     masks = pytest.importorskip("sb3_contrib.common.maskable.utils")
     env = TrainingEnv("tiny", SMALL)
-    learner = contrib.MaskablePPO("MlpPolicy", env, n_steps=4, batch_size=4, n_epochs=1, seed=0, device="cpu")
+    learner = contrib.MaskablePPO(
+        "MlpPolicy", env, n_steps=4, batch_size=4, n_epochs=1, seed=0, device="cpu"
+    )
     learner.learn(4)
     observation, _ = env.reset(seed=1)
     over = False
@@ -217,7 +219,9 @@ def test_divergence_terminates_with_finite_values(settings: dict[str, Any]) -> N
         assert all(map(math.isfinite, numbers((observation, reward, info))))
     cap = 2 * env.run.uniform_loss
     assert steps[-1][4]["validation_loss"] == cap
-    assert sum(step[1] + step[4]["charges"] for step in steps) == pytest.approx(math.log(first / cap), abs=1e-9)
+    assert sum(step[1] + step[4]["charges"] for step in steps) == pytest.approx(
+        math.log(first / cap), abs=1e-9
+    )
     with pytest.raises(UserError, match="over"):
         env.step(NOTHING)
 
@@ -243,7 +247,9 @@ def test_weights_that_are_not_numbers_terminate_with_finite_values() -> None:
 
 def test_the_same_seed_and_actions_give_the_same_and_another_seed_another() -> None:
     actions = random_actions(1)
-    first, again, other = (play(fresh(seed, **FREE, **{"model.dropout": 0.1}), actions) for seed in (3, 3, 4))
+    first, again, other = (
+        play(fresh(seed, **FREE, **{"model.dropout": 0.1}), actions) for seed in (3, 3, 4)
+    )
     assert first == again
     assert first[0] != other[0]
 
@@ -299,7 +305,10 @@ def test_reset_to_a_snapshot_tells_where_it_is() -> None:
 
 
 def test_a_fork_leaves_its_parent_alone() -> None:
-    free = {"model.dropout": 0.1, "environment.compute_charge": 0.0}  # else the parent pays for the branch
+    free = {
+        "model.dropout": 0.1,
+        "environment.compute_charge": 0.0,
+    }  # else the parent pays for the branch
     env = fresh(2, **free)
     env.step(NOTHING)
     before, memory = env.run.fingerprint(), env.snapshot().state["environment"]
@@ -349,13 +358,17 @@ def test_masks_are_the_codec_s_at_every_step() -> None:
     for action in random_actions(2, 6):
         masks = env.action_masks()
         assert masks.dtype == np.bool_
-        assert np.array_equal(masks, np.concatenate(ActionCodec(env.config.interventions).masks(env.run)))
+        assert np.array_equal(
+            masks, np.concatenate(ActionCodec(env.config.interventions).masks(env.run))
+        )
         env.step(action)
 
 
 def test_masked_parts_are_left_out_and_named() -> None:
     env, plain = fresh(), fresh()
-    *_, info = env.step([1, 0, 2, 0, 1, 1])  # ZClip is in force, reorder and skip are off by default
+    *_, info = env.step(
+        [1, 0, 2, 0, 1, 1]
+    )  # ZClip is in force, reorder and skip are off by default
     assert info["masked"] == ["clip", "data_reorder", "skip_batch"]
     *_, info = plain.step([1, 0, 0, 0, 0, 0])
     assert info["masked"] == []
@@ -366,7 +379,9 @@ def test_masked_parts_are_left_out_and_named() -> None:
     assert tight.run.lr_scale == 1
 
 
-@pytest.mark.parametrize("action", [[4, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0], [0, 0], [0.5, 0, 0, 0, 0, 0], None])
+@pytest.mark.parametrize(
+    "action", [[4, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 0, 0], [0, 0], [0.5, 0, 0, 0, 0, 0], None]
+)
 def test_an_action_out_of_range_is_the_users_mistake_and_changes_nothing(action: Any) -> None:
     env = fresh()
     before = env.run.fingerprint()
@@ -379,7 +394,13 @@ def test_an_action_out_of_range_is_the_users_mistake_and_changes_nothing(action:
 
 def test_mistakes_are_said_clearly() -> None:
     env = TrainingEnv("tiny", SMALL)
-    for call in (env.action_masks, env.snapshot, env.fork, lambda: env.run, lambda: env.step(NOTHING)):
+    for call in (
+        env.action_masks,
+        env.snapshot,
+        env.fork,
+        lambda: env.run,
+        lambda: env.step(NOTHING),
+    ):
         with pytest.raises(UserError, match="reset"):
             call()
     with pytest.raises(UserError, match="snapshot"):
@@ -433,7 +454,10 @@ def test_observations_are_not_shared() -> None:
 
 def calm(**settings: Any) -> TrainingEnv:
     """An environment that charges for compute only."""
-    return fresh(environment={"decision_steps": 5, "instability_charge": 0.0, "compute_charge": 0.5}, **settings)
+    return fresh(
+        environment={"decision_steps": 5, "instability_charge": 0.0, "compute_charge": 0.5},
+        **settings,
+    )
 
 
 def test_branches_are_charged_by_their_share_of_the_budget() -> None:

@@ -44,8 +44,13 @@ def measured(steps: int) -> list[Telemetry]:
     ]
 
 
-def test_a_run_is_trained_once(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    event, trained = bench.Planted(at=5, kind="lr_spike", steps=3, size=4.0, rise=0.2, half_at=9), []
+def test_a_run_is_trained_once(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event, trained = (
+        bench.Planted(at=5, kind="lr_spike", steps=3, size=4.0, rise=0.2, half_at=9),
+        [],
+    )
 
     def trial(job: tuple[int, bool]) -> object:
         trained.append(job)
@@ -57,7 +62,11 @@ def test_a_run_is_trained_once(bench: ModuleType, tmp_path: Path, monkeypatch: p
     again = list(bench.made(jobs, tmp_path, 1))
     assert trained == jobs
     assert repr(first) == repr(again) == repr([trial(job) for job in jobs])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["7-clean.json", "7-events.json", "8-events.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "7-clean.json",
+        "7-events.json",
+        "8-events.json",
+    ]
 
 
 def test_readings_are_those_of_a_fresh_index(bench: ModuleType) -> None:
@@ -69,4 +78,6 @@ def test_readings_are_those_of_a_fresh_index(bench: ModuleType) -> None:
     blind = bench.replayed(one, probe=False).telemetry
     assert all(math.isnan(t.probe_loss) and t.reading.entropy == 0 for t in blind)
     index = UncertaintyIndex(steps=bench.STEPS)
-    assert [t.reading for t in blind] == [index.update(step=t.step, loss=t.loss, grad_norm=t.grad_norm) for t in blind]
+    assert [t.reading for t in blind] == [
+        index.update(step=t.step, loss=t.loss, grad_norm=t.grad_norm) for t in blind
+    ]

@@ -117,7 +117,9 @@ def test_finite_whatever_comes(values: list[float], repeats: int) -> None:
     assert math.isfinite(said)
 
 
-@pytest.mark.parametrize("values", [[3.0] * 5000, [3.0 + 1e-9 * n for n in range(5000)], [0.0, 1.0] * 2500])
+@pytest.mark.parametrize(
+    "values", [[3.0] * 5000, [3.0 + 1e-9 * n for n in range(5000)], [0.0, 1.0] * 2500]
+)
 def test_nothing_grows_without_end_while_nothing_new_is_seen(values: list[float]) -> None:
     forecasters = Forecasters()
     for value in values:

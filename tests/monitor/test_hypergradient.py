@@ -104,12 +104,16 @@ def test_chunks_are_consecutive_and_bounded(chunk: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("make", [lambda p: SGD(p, lr=LR), lambda p: SGD(p, lr=LR, momentum=0.9)])
 def test_not_an_adam(make: Any) -> None:
     model, optimizer, _ = after(3, make)
-    assert all(math.isnan(value.item()) for value in hypergradient(list(model.parameters()), optimizer))
+    assert all(
+        math.isnan(value.item()) for value in hypergradient(list(model.parameters()), optimizer)
+    )
 
 
 def test_before_the_first_step_and_after_a_reset() -> None:
     model, optimizer, _ = after(0, lambda p: AdamW(p, lr=LR))
-    assert all(math.isnan(value.item()) for value in hypergradient(list(model.parameters()), optimizer))
+    assert all(
+        math.isnan(value.item()) for value in hypergradient(list(model.parameters()), optimizer)
+    )
     model, optimizer, _ = after(3, lambda p: AdamW(p, lr=LR))
     reset_moments(optimizer)
     cosine, _ = hypergradient(list(model.parameters()), optimizer)
@@ -119,10 +123,15 @@ def test_before_the_first_step_and_after_a_reset() -> None:
 def test_nothing_is_changed() -> None:
     model, optimizer, _ = after(3, lambda p: AdamW(p, lr=LR))
     state = [{k: v.clone() for k, v in entry.items()} for entry in optimizer.state.values()]
-    gradients, weights = [p.grad.clone() for p in model.parameters() if p.grad is not None], flat(model.parameters())
+    gradients, weights = (
+        [p.grad.clone() for p in model.parameters() if p.grad is not None],
+        flat(model.parameters()),
+    )
     hypergradient(list(model.parameters()), optimizer)
     assert torch.equal(weights, flat(model.parameters()))
-    assert all(torch.equal(g, p.grad) for g, p in zip(gradients, model.parameters()) if p.grad is not None)
+    assert all(
+        torch.equal(g, p.grad) for g, p in zip(gradients, model.parameters()) if p.grad is not None
+    )
     for before, entry in zip(state, optimizer.state.values()):
         assert all(torch.equal(before[k], entry[k]) for k in before)
 
@@ -136,10 +145,21 @@ def test_some_parameters_without_a_gradient() -> None:
     assert some[1].item() != everything[1].item()
 
 
-@pytest.mark.parametrize(("warmup", "warming", "every"), [(0, 1, 16), (20, 1, 16), (64, 4, 16), (200, 12, 16), (2000, 16, 16)])
+@pytest.mark.parametrize(
+    ("warmup", "warming", "every"),
+    [(0, 1, 16), (20, 1, 16), (64, 4, 16), (200, 12, 16), (2000, 16, 16)],
+)
 def test_a_warm_up_is_looked_at_often(warmup: int, warming: int, every: int) -> None:
-    small = {"batch_size": 1, "model": {"width": 16, "layers": 1, "heads": 2, "context": 8}, "monitor.probe_every": every // 2}
-    run = TrainingRun.from_config("tiny", small | {"schedule.warmup": warmup, "validation": {"every": 0, "sequences": 2}})
+    small = {
+        "batch_size": 1,
+        "model": {"width": 16, "layers": 1, "heads": 2, "context": 8},
+        "monitor.probe_every": every // 2,
+    }
+    run = TrainingRun.from_config(
+        "tiny", small | {"schedule.warmup": warmup, "validation": {"every": 0, "sequences": 2}}
+    )
     measured = [t.step - 1 for t in run.advance(256) if math.isfinite(t.hypergradient_cosine)]
     steps = range(1, 256)  # before the first there is no update
-    assert measured == [step for step in steps if step % (warming if step < 3 * warmup else every) == 0]
+    assert measured == [
+        step for step in steps if step % (warming if step < 3 * warmup else every) == 0
+    ]

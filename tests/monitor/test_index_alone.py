@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strict_json import strict
 
+from tests.support.strict_json import strict
 from trainenv import TrainingRun, UncertaintyIndex
 from trainenv.config.presets import find, read_yaml
 from trainenv.config.schema import RunConfig, UncertaintyConfig
@@ -25,7 +25,24 @@ def index(steps: int | None = None, **changes: Any) -> UncertaintyIndex:
 
 
 def telemetry(step: int, loss: float, grad_norm: float = 1.0, **more: float) -> Telemetry:
-    return Telemetry(step, step, 8, loss, grad_norm, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0, **more)
+    return Telemetry(
+        step,
+        step,
+        8,
+        loss,
+        grad_norm,
+        1.0,
+        math.inf,
+        0.0,
+        "none",
+        0.1,
+        1.0,
+        0.1,
+        1.0,
+        -1,
+        0.0,
+        **more,
+    )
 
 
 def calm(steps: int, seed: int = 0, noise: str = "normal") -> list[tuple[float, float]]:
@@ -38,7 +55,9 @@ def calm(steps: int, seed: int = 0, noise: str = "normal") -> list[tuple[float, 
     return list(zip(losses.tolist(), norms.tolist()))
 
 
-def fed(made: UncertaintyIndex, values: list[tuple[float, float]], only_loss: bool = False) -> list[int]:
+def fed(
+    made: UncertaintyIndex, values: list[tuple[float, float]], only_loss: bool = False
+) -> list[int]:
     """The steps at which it fires, from the step after its last."""
     fired = []
     for loss, norm in values:
@@ -54,14 +73,18 @@ def test_by_name_is_to_the_bit_as_from_telemetry() -> None:
     by_name, whole = index(), index()
     for step, (loss, norm) in enumerate(calm(300), 1):
         loss = math.nan if step == 150 else loss
-        assert by_name.update(step=step, loss=loss, grad_norm=norm) == whole.update(telemetry(step, loss, norm))
+        assert by_name.update(step=step, loss=loss, grad_norm=norm) == whole.update(
+            telemetry(step, loss, norm)
+        )
     assert by_name.state_dict() == whole.state_dict()
 
 
 def test_the_step_is_the_next_if_left_out() -> None:
     one, other = index(), index()
     for step, (loss, norm) in enumerate(calm(100), 1):
-        assert one.update(loss=loss, grad_norm=norm) == other.update(step=step, loss=loss, grad_norm=norm)
+        assert one.update(loss=loss, grad_norm=norm) == other.update(
+            step=step, loss=loss, grad_norm=norm
+        )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +119,9 @@ def test_whatever_is_a_number(number: Any) -> None:
         ({"loss": 2.8, "step": 1.5}, "step must be a whole number"),
     ],
 )
-def test_what_is_no_step_is_refused_and_leaves_no_trace(given: dict[str, Any], message: str) -> None:
+def test_what_is_no_step_is_refused_and_leaves_no_trace(
+    given: dict[str, Any], message: str
+) -> None:
     made = index()
     before = json.dumps(made.state_dict())
     with pytest.raises(UserError, match=message):
@@ -135,10 +160,22 @@ def test_noise_is_as_wide_with_axes_silent() -> None:
 
     def width(heard: tuple[bool, bool, bool]) -> float:
         rows = [[z if speaks else None for z, speaks in zip(row, heard)] for row in draws]
-        return float(np.std([made._weighted(dict(zip(("volatility", "entropy", "disagreement"), row))) for row in rows]))  # type: ignore[arg-type]
+        return float(
+            np.std(
+                [
+                    made._weighted(dict(zip(("volatility", "entropy", "disagreement"), row)))
+                    for row in rows
+                ]
+            )
+        )  # type: ignore[arg-type]
 
     whole = width((True, True, True))
-    for heard in ((True, False, True), (True, False, False), (False, True, False), (False, True, True)):
+    for heard in (
+        (True, False, True),
+        (True, False, False),
+        (False, True, False),
+        (False, True, True),
+    ):
         assert width(heard) == pytest.approx(whole, rel=0.04)
 
 
@@ -146,10 +183,16 @@ def test_noise_is_as_wide_with_axes_silent() -> None:
 @pytest.mark.parametrize("steps", [200, 1000, 16_000, None])
 @pytest.mark.parametrize("start", [80, 190, 700])
 @pytest.mark.parametrize("noise", [0.02, 0.3])
-def test_a_loss_that_triples_within_eight_steps_fires(only_loss: bool, steps: int | None, start: int, noise: float) -> None:
+def test_a_loss_that_triples_within_eight_steps_fires(
+    only_loss: bool, steps: int | None, start: int, noise: float
+) -> None:
     draws = noise * np.random.Generator(np.random.Philox(key=start)).normal(size=start + 8)
     losses = (2.8 + draws + np.r_[np.zeros(start), np.arange(1, 9) * 0.75]).tolist()
-    found = fed(index(steps), [(loss, 1.0 + 0.1 * (step % 3)) for step, loss in enumerate(losses)], only_loss)
+    found = fed(
+        index(steps),
+        [(loss, 1.0 + 0.1 * (step % 3)) for step, loss in enumerate(losses)],
+        only_loss,
+    )
     assert found
     assert min(found) > start
 
@@ -166,10 +209,14 @@ def test_an_axis_at_its_most_fires_alone_in_the_end(axis: str, step: int) -> Non
 def test_an_axis_at_its_most_must_stay_there() -> None:
     made = index()
     for step in range(1000, 1030):
-        assert not made._read(step, volatility=0.0, entropy=5.9 if step % 3 == 2 else 6.0, disagreement=0.0).fired
+        assert not made._read(
+            step, volatility=0.0, entropy=5.9 if step % 3 == 2 else 6.0, disagreement=0.0
+        ).fired
 
 
-@pytest.mark.parametrize(("noise", "only_loss", "most"), [("normal", True, 3), ("normal", False, 3), ("heavy", False, 6)])
+@pytest.mark.parametrize(
+    ("noise", "only_loss", "most"), [("normal", True, 3), ("normal", False, 3), ("heavy", False, 6)]
+)
 def test_without_a_probe_a_calm_run_seldom_fires(noise: str, only_loss: bool, most: int) -> None:
     assert len(fed(index(), calm(20_000, 1, noise), only_loss)) <= most
 
@@ -177,7 +224,9 @@ def test_without_a_probe_a_calm_run_seldom_fires(noise: str, only_loss: bool, mo
 def test_a_probe_that_is_gone_falls_silent() -> None:
     made, rng = index(), np.random.Generator(np.random.Philox(key=3))
     for step in range(1, 400):
-        looks = dict(zip(("probe_loss", "attention_entropy"), (0.7 + 0.01 * rng.normal(size=2)).tolist()))
+        looks = dict(
+            zip(("probe_loss", "attention_entropy"), (0.7 + 0.01 * rng.normal(size=2)).tolist())
+        )
         made.update(telemetry(step, 3 + 0.1 * rng.normal(), **(looks if step % 8 == 1 else {})))
     made.update(telemetry(401, 3.0, probe_loss=9.0, attention_entropy=0.1))
     after = [made.update(telemetry(step, 3 + 0.1 * rng.normal())) for step in range(402, 480)]
@@ -189,17 +238,31 @@ def test_a_probe_that_is_gone_falls_silent() -> None:
 # ── leniency ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("steps", "lenient"), [(200, 40), (1000, 200), (1500, 300), (16_000, 300), (None, 300)])
+@pytest.mark.parametrize(
+    ("steps", "lenient"), [(200, 40), (1000, 200), (1500, 300), (16_000, 300), (None, 300)]
+)
 def test_leniency_is_a_share_of_the_run_and_bounded(steps: int | None, lenient: int) -> None:
     made = index(steps)
-    found = [made._read(step, volatility=0.0, entropy=0.0, disagreement=0.0).threshold for step in (lenient // 2, lenient)]
+    found = [
+        made._read(step, volatility=0.0, entropy=0.0, disagreement=0.0).threshold
+        for step in (lenient // 2, lenient)
+    ]
     assert found == pytest.approx([3.75, 2.5])
 
 
 def test_numbers_without_a_share_are_still_numbers() -> None:
-    before = {name: value for name, value in NUMBERS.items() if name not in ("lenient_share", "shift_drift", "shift_limit")}
+    before = {
+        name: value
+        for name, value in NUMBERS.items()
+        if name not in ("lenient_share", "shift_drift", "shift_limit")
+    }
     assert UncertaintyConfig(**before) == UncertaintyConfig(**NUMBERS)
-    assert RunConfig.load("tiny", {"monitor.uncertainty.lenient_steps": 50}).monitor.uncertainty.lenient_steps == 50
+    assert (
+        RunConfig.load(
+            "tiny", {"monitor.uncertainty.lenient_steps": 50}
+        ).monitor.uncertainty.lenient_steps
+        == 50
+    )
 
 
 def test_a_run_tells_its_index_how_long_it_is() -> None:
@@ -283,5 +346,7 @@ def test_states_are_strict_json_and_go_on_to_the_bit() -> None:
         first.update(loss=loss, grad_norm=norm)
     second.load_state_dict(strict(json.dumps(first.state_dict())))
     expected = [whole.update(loss=loss, grad_norm=norm) for loss, norm in values]
-    assert [second.update(loss=loss, grad_norm=norm) for loss, norm in values[303:]] == expected[303:]
+    assert [second.update(loss=loss, grad_norm=norm) for loss, norm in values[303:]] == expected[
+        303:
+    ]
     assert any(reading.fired for reading in expected)

@@ -12,7 +12,9 @@ from trainenv.types import Reading, Telemetry
 
 
 def telemetry(step: int, loss: float, grad_norm: float = 1.0) -> Telemetry:
-    return Telemetry(step, step, 8, loss, grad_norm, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0)
+    return Telemetry(
+        step, step, 8, loss, grad_norm, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0
+    )
 
 
 @pytest.mark.parametrize("step", [1, 30, 88, 500])
@@ -29,7 +31,9 @@ def calm(steps: int) -> list[tuple[float, float]]:
     return [(3 + 0.1 * rng.normal(), float(rng.lognormal(0, 0.2))) for _ in range(steps)]
 
 
-def readings(index: UncertaintyIndex, values: list[tuple[float, float]], start: int = 1) -> list[Reading]:
+def readings(
+    index: UncertaintyIndex, values: list[tuple[float, float]], start: int = 1
+) -> list[Reading]:
     return [index.update(telemetry(step, *pair)) for step, pair in enumerate(values, start)]
 
 
@@ -78,6 +82,14 @@ def test_a_spike_of_the_loss_is_no_new_habit_of_the_forecasters() -> None:
     values = calm(500)
     plain = readings(UncertaintyIndex(), values)
     spiked = readings(UncertaintyIndex(), [*values[:300], (1e6, 1.0), *values[301:]])
-    assert max(reading.disagreement for reading in spiked[320:]) < max(r.disagreement for r in plain[100:]) + 1.5
-    late = [*values[:300], (1e6, 1.0), *values[301:380], *[(3.0 + 0.5 * k, 1.0) for k in range(1, 9)]]
+    assert (
+        max(reading.disagreement for reading in spiked[320:])
+        < max(r.disagreement for r in plain[100:]) + 1.5
+    )
+    late = [
+        *values[:300],
+        (1e6, 1.0),
+        *values[301:380],
+        *[(3.0 + 0.5 * k, 1.0) for k in range(1, 9)],
+    ]
     assert any(step > 380 for step in fired(readings(UncertaintyIndex(), late)))

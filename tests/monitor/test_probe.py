@@ -22,7 +22,10 @@ Parts = tuple[Any, Tensor, Callable[[Any], Tensor]]
 
 
 def gpt2(**overrides: Any) -> Parts:
-    config = RunConfig.load("tiny", {"model.width": 32, "model.context": 24, "model.layers": 3, "model.heads": 4, **overrides})
+    config = RunConfig.load(
+        "tiny",
+        {"model.width": 32, "model.context": 24, "model.layers": 3, "model.heads": 4, **overrides},
+    )
     model = build.build(config, 100, CPU)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,7 +63,9 @@ def test_against_the_hidden_states(parts: Parts) -> None:
     hidden: list[tuple[Tensor, Tensor]] = []
     for block in model.transformer.h:
         block.register_forward_hook(
-            lambda _, i, o: hidden.append((i[0].double(), (o[0] if isinstance(o, tuple) else o).double()))
+            lambda _, i, o: hidden.append(
+                (i[0].double(), (o[0] if isinstance(o, tuple) else o).double())
+            )
         )
     model.eval()
     with torch.no_grad():
@@ -78,14 +83,19 @@ def test_against_the_hidden_states(parts: Parts) -> None:
 def test_embedding_rms_sees_the_scaled_embedding() -> None:
     model, tokens, loss = gpt2(**{"model.init": "stable"})
     expected = (model.transformer.wte.weight[tokens[:, :-1]] * math.sqrt(32)).square().mean().sqrt()
-    assert Probe(model, tokens, loss).measure()["embedding_rms"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert Probe(model, tokens, loss).measure()["embedding_rms"].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_the_loss_is_the_objective_s_without_dropout() -> None:
     model, tokens, loss = gpt2(**{"model.dropout": 0.5})
     measured = Probe(model, tokens, loss).measure()
     assert tuple(measured) == PROBE_FIELDS
-    assert all(value.shape == () and value.dtype == torch.float32 and not value.requires_grad for value in measured.values())
+    assert all(
+        value.shape == () and value.dtype == torch.float32 and not value.requires_grad
+        for value in measured.values()
+    )
     assert torch.equal(measured["probe_loss"], loss(tokens)) is False
     model.eval()
     with torch.no_grad():
@@ -163,7 +173,9 @@ def test_other_models_have_no_attention_entropy() -> None:
 def test_of_a_bare_model_there_is_only_the_loss() -> None:
     model = nn.Linear(4, 4)
     measured = Probe(model, torch.ones(2, 4), lambda x: model(x).square().mean()).measure()
-    assert {name for name, value in measured.items() if not math.isnan(value.item())} == {"probe_loss"}
+    assert {name for name, value in measured.items() if not math.isnan(value.item())} == {
+        "probe_loss"
+    }
 
 
 def test_entropies_are_shares_of_their_maximum() -> None:
@@ -175,4 +187,6 @@ def test_entropies_are_shares_of_their_maximum() -> None:
     assert activation_entropy(torch.eye(16)[None]).item() == pytest.approx(0.0, abs=1e-6)
     assert activation_entropy(torch.zeros(1, 2, 16)).item() == 0.0
     random_states = torch.randn(4, 5, 16)
-    assert activation_entropy(3 * random_states).item() == pytest.approx(activation_entropy(random_states).item(), rel=1e-4)
+    assert activation_entropy(3 * random_states).item() == pytest.approx(
+        activation_entropy(random_states).item(), rel=1e-4
+    )

@@ -20,7 +20,9 @@ from trainenv.types import Telemetry, UserError
 Losses = st.lists(st.floats(0.01, 20.0), min_size=1, max_size=40)
 
 
-def looked(losses: Sequence[float], trigger: RegressionTrigger | None = None, start: int = 0) -> list[str]:
+def looked(
+    losses: Sequence[float], trigger: RegressionTrigger | None = None, start: int = 0
+) -> list[str]:
     trigger = trigger or RegressionTrigger()
     return [trigger.validated(100 * (start + place), loss) for place, loss in enumerate(losses)]
 
@@ -30,14 +32,34 @@ def fired(losses: Sequence[float], trigger: RegressionTrigger | None = None) -> 
 
 
 def telemetry(step: int, probe: float, loss: float = 2.0) -> Telemetry:
-    return Telemetry(step, step, 8, loss, 1.0, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0, probe_loss=probe)
+    return Telemetry(
+        step,
+        step,
+        8,
+        loss,
+        1.0,
+        1.0,
+        math.inf,
+        0.0,
+        "none",
+        0.1,
+        1.0,
+        0.1,
+        1.0,
+        -1,
+        0.0,
+        probe_loss=probe,
+    )
 
 
 def spiked(steps: int, spikes: Sequence[int], every: int = 8) -> list[Telemetry]:
     """A calm run at 2.0 with a look every few steps, at 3.0 for 24 steps from each spike on."""
     steps_of = range(1, steps + 1)
     raised = {step + more for step in spikes for more in range(24)}
-    return [telemetry(s, (3.0 if s in raised else 2.0) if s % every == 1 else math.nan) for s in steps_of]
+    return [
+        telemetry(s, (3.0 if s in raised else 2.0) if s % every == 1 else math.nan)
+        for s in steps_of
+    ]
 
 
 # ── validation ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -49,7 +71,9 @@ def test_a_loss_that_only_falls_never_fires(losses: list[float]) -> None:
 
 
 @given(losses=Losses, last=st.floats(0.01, 20.0))
-def test_never_where_no_look_is_above_the_last_that_was_not_worse(losses: list[float], last: float) -> None:
+def test_never_where_no_look_is_above_the_last_that_was_not_worse(
+    losses: list[float], last: float
+) -> None:
     """Whatever the trend leads to expect, better than the look before is not worse."""
     trigger = RegressionTrigger()
     looked(sorted(losses, reverse=True), trigger)
@@ -80,7 +104,10 @@ def test_silent_until_there_is_enough_to_compare_with() -> None:
     for least in (2, 4, 6):
         trigger = RegressionTrigger(Regression(least=least, window=8))
         assert fired([2.0] * (least + 1) + [3.0, 3.0], trigger) == [least + 2]
-        assert fired([2.0] * least + [3.0, 3.0], RegressionTrigger(Regression(least=least, window=8))) == []
+        assert (
+            fired([2.0] * least + [3.0, 3.0], RegressionTrigger(Regression(least=least, window=8)))
+            == []
+        )
 
 
 def test_the_limit_is_that_of_the_definition() -> None:
@@ -136,7 +163,10 @@ def test_a_rewind_forgets_what_it_left_behind(before: int, back: int, losses: li
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])
 def test_a_loss_that_is_lost_fires_at_once(bad: float) -> None:
     trigger = RegressionTrigger()
-    assert trigger.validated(0, bad) == f"validation loss at step 0 is not a finite number above 0: {bad}"
+    assert (
+        trigger.validated(0, bad)
+        == f"validation loss at step 0 is not a finite number above 0: {bad}"
+    )
     assert fired([2.0] * 9, trigger) == []
     json.dumps(trigger.state_dict(), allow_nan=False)
 
@@ -144,7 +174,9 @@ def test_a_loss_that_is_lost_fires_at_once(bad: float) -> None:
 def test_of_noise_about_a_falling_curve_it_seldom_fires() -> None:
     rng = np.random.Generator(np.random.Philox(key=2))
     curves = [2.0 + 4.0 * np.exp(-np.arange(60) / 15) for _ in range(40)]
-    false = sum(len(fired((curve * np.exp(0.003 * rng.standard_normal(60))).tolist())) for curve in curves)
+    false = sum(
+        len(fired((curve * np.exp(0.003 * rng.standard_normal(60))).tolist())) for curve in curves
+    )
     assert false <= 24  # 1 % of 2400 looks
     hits = 0
     for curve in curves:
@@ -251,7 +283,10 @@ def test_the_state_does_not_grow() -> None:
     trigger = RegressionTrigger()
     sizes = []
     for start in range(0, 9000, 3000):
-        shifted = [telemetry(start + one.step, one.probe_loss) for one in spiked(3000, range(101, 3000, 100))]
+        shifted = [
+            telemetry(start + one.step, one.probe_loss)
+            for one in spiked(3000, range(101, 3000, 100))
+        ]
         trigger.windowed(shifted)
         looked([2.0] * 100, trigger, start)
         sizes.append(len(json.dumps(trigger.state_dict())))

@@ -69,7 +69,9 @@ def test_activations_are_those_of_the_blocks() -> None:
     seen: list[tuple[float, float]] = []
 
     def look(module: Any, inputs: Any, output: Any) -> None:
-        hidden = (output[0] if isinstance(output, tuple) else output)[:, 1::2]  # of 32 positions, 16 are looked at
+        hidden = (output[0] if isinstance(output, tuple) else output)[
+            :, 1::2
+        ]  # of 32 positions, 16 are looked at
         seen.append((hidden.mean().item(), hidden.std(correction=0).item()))
 
     hooks = [block.register_forward_hook(look) for block in run.model.transformer.h]  # type: ignore[union-attr]
@@ -122,7 +124,11 @@ def test_they_are_no_part_of_the_future() -> None:
     run.advance(4)
     before, snapshot = run.fingerprint(), run.snapshot()
     statistics = dict.fromkeys(snapshot.state["statistics"])
-    run.restore(type(snapshot)(snapshot.step, snapshot.tensors, {**snapshot.state, "statistics": statistics}))
+    run.restore(
+        type(snapshot)(
+            snapshot.step, snapshot.tensors, {**snapshot.state, "statistics": statistics}
+        )
+    )
     assert run.fingerprint() == before
 
 
@@ -141,9 +147,18 @@ def test_what_is_not_finite_is_none() -> None:
 
 
 def test_a_step_that_looked_at_nothing_keeps_the_older_look() -> None:
-    common: dict[str, Any] = dict.fromkeys((f for f in Telemetry.__dataclass_fields__ if f not in ("reading", "stressors")), 0.0)
+    common: dict[str, Any] = dict.fromkeys(
+        (f for f in Telemetry.__dataclass_fields__ if f not in ("reading", "stressors")), 0.0
+    )
     statistics = Statistics()
-    statistics.update(Telemetry(**common | {"loss": 2.0, "probe_loss": 3.0, "attention_entropy": math.inf}))
+    statistics.update(
+        Telemetry(**common | {"loss": 2.0, "probe_loss": 3.0, "attention_entropy": math.inf})
+    )
     statistics.update(Telemetry(**common | {"loss": math.nan} | dict.fromkeys(PROBED, math.nan)))
     found = statistics.state_dict()
-    assert (found["loss"], found["probe_loss"], found["attention_entropy"], found["activation_entropy"]) == (None, 3.0, None, 0.0)
+    assert (
+        found["loss"],
+        found["probe_loss"],
+        found["attention_entropy"],
+        found["activation_entropy"],
+    ) == (None, 3.0, None, 0.0)

@@ -35,16 +35,19 @@ def device(step: int, **more: float) -> dict[str, Tensor]:
 def test_in_order_with_what_each_step_measured() -> None:
     recorder = Recorder()
     recorder.append({**HOST, "step": 1}, device(1))
-    recorder.append({**HOST, "step": 2, "stressors": ("artefacts",)}, device(2, probe_loss=5.5, update_ratio=0.25))
+    recorder.append(
+        {**HOST, "step": 2, "stressors": ("artefacts",)},
+        device(2, probe_loss=5.5, update_ratio=0.25),
+    )
     recorder.append({**HOST, "step": 3}, dict(reversed(device(3).items())))
     assert len(recorder) == 3
     drained = list(recorder.drain())
     assert len(recorder) == 0
     assert list(recorder.drain()) == []
     assert [t.step for t in drained] == [1, 2, 3]
-    assert [(t.loss, t.grad_norm, t.grad_norm_clipped, t.clip_threshold, t.clip_score) for t in drained] == [
-        tuple(float(step * 10 + place) for place in range(5)) for step in (1, 2, 3)
-    ]
+    assert [
+        (t.loss, t.grad_norm, t.grad_norm_clipped, t.clip_threshold, t.clip_score) for t in drained
+    ] == [tuple(float(step * 10 + place) for place in range(5)) for step in (1, 2, 3)]
     assert [t.stressors for t in drained] == [(), ("artefacts",), ()]
     assert (drained[1].probe_loss, drained[1].update_ratio) == (5.5, 0.25)
     assert math.isnan(drained[0].probe_loss)
@@ -53,9 +56,14 @@ def test_in_order_with_what_each_step_measured() -> None:
 
 def test_python_numbers_whatever_the_dtype() -> None:
     recorder = Recorder()
-    values = {**device(1), "loss": torch.tensor(1.5, dtype=torch.bfloat16), "grad_norm": torch.tensor(2.5, dtype=torch.float64)}
+    values = {
+        **device(1),
+        "loss": torch.tensor(1.5, dtype=torch.bfloat16),
+        "grad_norm": torch.tensor(2.5, dtype=torch.float64),
+    }
     recorder.append(
-        {**HOST, "step": 1}, {**values, "clip_score": torch.tensor(math.nan), "clip_threshold": torch.tensor(math.inf)}
+        {**HOST, "step": 1},
+        {**values, "clip_score": torch.tensor(math.nan), "clip_threshold": torch.tensor(math.inf)},
     )
     (t,) = recorder.drain()
     assert (type(t.loss), t.loss, t.grad_norm, t.clip_threshold) == (float, 1.5, 2.5, math.inf)
@@ -99,8 +107,17 @@ def test_steps_appended_while_draining_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("norm", "seen", "clipped"),
-    [(1.0, 1.0, False), (2.0, 1.0, True), (math.nan, 1.0, True), (math.inf, 0.0, True), (1.0 + 1e-8, 1.0, False)],
+    [
+        (1.0, 1.0, False),
+        (2.0, 1.0, True),
+        (math.nan, 1.0, True),
+        (math.inf, 0.0, True),
+        (1.0 + 1e-8, 1.0, False),
+    ],
 )
 def test_clipped(norm: float, seen: float, clipped: bool) -> None:
-    measured = {name: value.item() for name, value in device(0).items()} | {"grad_norm": norm, "grad_norm_clipped": seen}
+    measured = {name: value.item() for name, value in device(0).items()} | {
+        "grad_norm": norm,
+        "grad_norm_clipped": seen,
+    }
     assert Telemetry(**HOST, step=1, **measured).clipped is clipped

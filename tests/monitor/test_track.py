@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from trainenv.monitor.zscore import BEYOND, Track
 
 
-def reference(values: np.ndarray, window: int, decay: float, least: int, follow: bool) -> list[float]:  # type: ignore[type-arg]
+def reference(
+    values: np.ndarray, window: int, decay: float, least: int, follow: bool
+) -> list[float]:  # type: ignore[type-arg]
     """z-scores by the definition, from lists that keep everything."""
     scores, history, average = [0.0], [], float(values[0])
     median = above = below = 0.0
@@ -29,8 +31,12 @@ def reference(values: np.ndarray, window: int, decay: float, least: int, follow:
             recent = np.array(history[-window:])
             median = float(np.median(recent))
             mad = 1.4826 * float(np.median(np.abs(recent - median)))
-            above = max(mad, (float(np.quantile(recent, 0.98)) - median) / 2.0537489106318225) + 1e-9
-            below = max(mad, (median - float(np.quantile(recent, 0.02))) / 2.0537489106318225) + 1e-9
+            above = (
+                max(mad, (float(np.quantile(recent, 0.98)) - median) / 2.0537489106318225) + 1e-9
+            )
+            below = (
+                max(mad, (median - float(np.quantile(recent, 0.02))) / 2.0537489106318225) + 1e-9
+            )
         average += max(1 - decay, 1 / (len(history) + 1)) * (residual if follow else kept)
         scores.append(z)
     return scores
@@ -41,12 +47,16 @@ def run(track: Track, values: object) -> list[float]:
 
 
 @pytest.mark.parametrize("follow", [False, True])
-@pytest.mark.parametrize(("window", "decay", "least"), [(64, 0.9, 16), (100, 0.98, 40), (32, 0.5, 32), (512, 0.98, 64)])
+@pytest.mark.parametrize(
+    ("window", "decay", "least"), [(64, 0.9, 16), (100, 0.98, 40), (32, 0.5, 32), (512, 0.98, 64)]
+)
 def test_against_the_definition(window: int, decay: float, least: int, follow: bool) -> None:
     rng = np.random.Generator(np.random.Philox(key=window))
     values = 5 * np.exp(-np.arange(700) / 200) + rng.standard_t(3, 700) * 0.1
     track = Track(window, decay, least, follow=follow)
-    np.testing.assert_allclose(run(track, values), reference(values, window, decay, least, follow), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        run(track, values), reference(values, window, decay, least, follow), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_of_normal_noise_the_scores_are_normal() -> None:
@@ -74,9 +84,14 @@ def test_heavier_upwards_is_judged_for_each_side() -> None:
     assert abs(down.update(-6.0)) > 1.5 * up.update(8.0)
 
 
-@given(values=st.lists(st.floats(-1e30, 1e30), max_size=120), bad=st.sampled_from([math.nan, math.inf, -math.inf]))
+@given(
+    values=st.lists(st.floats(-1e30, 1e30), max_size=120),
+    bad=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
 @settings(max_examples=60)
-def test_what_is_not_finite_is_beyond_and_leaves_the_history(values: list[float], bad: float) -> None:
+def test_what_is_not_finite_is_beyond_and_leaves_the_history(
+    values: list[float], bad: float
+) -> None:
     track = Track(32, 0.9, 8)
     run(track, values)
     before = track.state_dict()

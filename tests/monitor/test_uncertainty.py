@@ -36,15 +36,31 @@ def history(steps: int, seed: int = 0, probe_every: int = 8) -> list[Telemetry]:
     for step in range(1, steps + 1):
         probe: dict[str, float] = {}
         if step % probe_every == 1:
-            names = ("probe_loss", "attention_entropy", "activation_entropy", "embedding_rms", "shortcut_ratio")
+            names = (
+                "probe_loss",
+                "attention_entropy",
+                "activation_entropy",
+                "embedding_rms",
+                "shortcut_ratio",
+            )
             probe = dict(zip(names, (0.7 + rng.normal(0, 0.01, 5)).tolist()))
-        calm.append(telemetry(step, 2 + 3 * math.exp(-step / 200) + rng.normal(0, 0.05), float(rng.lognormal(0, 0.2)), **probe))
+        calm.append(
+            telemetry(
+                step,
+                2 + 3 * math.exp(-step / 200) + rng.normal(0, 0.05),
+                float(rng.lognormal(0, 0.2)),
+                **probe,
+            )
+        )
     return calm
 
 
 def fired(made: UncertaintyIndex, values: list[float], start: int = 1000) -> list[int]:
     """The steps at which it fires when the index itself (all axes alike) takes these values from `start` on."""
-    readings = {start + n: made._read(start + n, volatility=v, entropy=v, disagreement=v) for n, v in enumerate(values)}
+    readings = {
+        start + n: made._read(start + n, volatility=v, entropy=v, disagreement=v)
+        for n, v in enumerate(values)
+    }
     return [step for step, reading in readings.items() if reading.fired]
 
 
@@ -57,7 +73,9 @@ def test_public_name() -> None:
 
 
 @given(axes=st.tuples(*[st.floats(0, 10)] * 3), weights=st.tuples(*[st.floats(0.1, 5)] * 3))
-def test_the_index_is_the_weighted_mean_of_the_axes(axes: tuple[float, ...], weights: tuple[float, ...]) -> None:
+def test_the_index_is_the_weighted_mean_of_the_axes(
+    axes: tuple[float, ...], weights: tuple[float, ...]
+) -> None:
     names = ("volatility", "entropy", "disagreement")
     reading = index(weights=dict(zip(names, weights)))._read(1000, **dict(zip(names, axes)))
     assert (reading.volatility, reading.entropy, reading.disagreement) == axes
@@ -73,18 +91,31 @@ def test_weights_by_default() -> None:
 def test_zero_while_there_is_too_little_history() -> None:
     made = index(min_history=64)
     for step in range(1, 60):
-        reading = made.update(telemetry(step, loss=3.0 + 50 * (step % 7 == 0), grad_norm=10.0 ** (step % 3)))
-        assert (reading.volatility, reading.disagreement, reading.index, reading.fired) == (0, 0, 0, False)
+        reading = made.update(
+            telemetry(step, loss=3.0 + 50 * (step % 7 == 0), grad_norm=10.0 ** (step % 3))
+        )
+        assert (reading.volatility, reading.disagreement, reading.index, reading.fired) == (
+            0,
+            0,
+            0,
+            False,
+        )
 
 
 def test_threshold_starts_lenient_and_falls_in_a_line() -> None:
     made = index(lenient=2.0, lenient_steps=200)
-    found = [made._read(step, volatility=0.0, entropy=0.0, disagreement=0.0).threshold for step in (0, 50, 100, 199, 200, 5000)]
+    found = [
+        made._read(step, volatility=0.0, entropy=0.0, disagreement=0.0).threshold
+        for step in (0, 50, 100, 199, 200, 5000)
+    ]
     assert found == pytest.approx([5.0, 4.375, 3.75, 2.5 * (2 - 199 / 200), 2.5, 2.5])
 
 
 def test_no_leniency_where_there_are_no_lenient_steps() -> None:
-    assert index(lenient_steps=0)._read(0, volatility=0.0, entropy=0.0, disagreement=0.0).threshold == 2.5
+    assert (
+        index(lenient_steps=0)._read(0, volatility=0.0, entropy=0.0, disagreement=0.0).threshold
+        == 2.5
+    )
 
 
 # ── firing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,7 +213,10 @@ def test_no_axis_fires_quite_alone_on_a_single_step(axis: str) -> None:
 
 def test_a_loss_that_is_never_finite_fires_even_at_the_start() -> None:
     made = index()
-    assert any(made.update(telemetry(step, loss=math.nan, grad_norm=math.nan)).fired for step in range(1, 10))
+    assert any(
+        made.update(telemetry(step, loss=math.nan, grad_norm=math.nan)).fired
+        for step in range(1, 10)
+    )
 
 
 def test_a_spike_of_the_loss_fires_and_the_next_one_too() -> None:
@@ -191,7 +225,9 @@ def test_a_spike_of_the_loss_fires_and_the_next_one_too() -> None:
     assert any(reading.fired for reading in first)
     rng = np.random.Generator(np.random.Philox(key=8))
     for step in range(404, 470):
-        assert not made.update(telemetry(step, 2.3 + rng.normal(0, 0.05), float(rng.lognormal(0, 0.2)))).fired
+        assert not made.update(
+            telemetry(step, 2.3 + rng.normal(0, 0.05), float(rng.lognormal(0, 0.2)))
+        ).fired
     again = [made.update(telemetry(470 + n, loss=9.0, grad_norm=40.0)) for n in range(3)]
     assert any(reading.fired for reading in again)
 
@@ -227,14 +263,18 @@ def test_what_goes_on_inside_counts_in_both_directions(signal: str, sign: int) -
 
 def test_between_looks_the_last_look_holds() -> None:
     made = calm_index()
-    looked = made.update(telemetry(401, 2.4, attention_entropy=0.9, activation_entropy=0.7, shortcut_ratio=0.7)).entropy
+    looked = made.update(
+        telemetry(401, 2.4, attention_entropy=0.9, activation_entropy=0.7, shortcut_ratio=0.7)
+    ).entropy
     assert looked > 0
     assert made.update(telemetry(402, 2.4)).entropy == looked
 
 
 def test_without_a_probe_there_is_no_entropy() -> None:
     made = index()
-    assert all(made.update(telemetry(t.step, t.loss, t.grad_norm)).entropy == 0.0 for t in history(200))
+    assert all(
+        made.update(telemetry(t.step, t.loss, t.grad_norm)).entropy == 0.0 for t in history(200)
+    )
 
 
 number = st.one_of(st.floats(width=32), st.sampled_from([0.0, math.nan, math.inf, -math.inf, 1e30]))
@@ -246,7 +286,9 @@ def test_always_a_reading(values: list[tuple[float, float, float, float]]) -> No
     made = calm_index(100)
     for step, (loss, norm, probe, entropy) in enumerate(values, 101):
         bounded = max(min(loss, 1e6), -1e6)
-        reading = made.update(telemetry(step, bounded, abs(norm), probe_loss=probe, attention_entropy=entropy))
+        reading = made.update(
+            telemetry(step, bounded, abs(norm), probe_loss=probe, attention_entropy=entropy)
+        )
         assert isinstance(reading, Reading)
         assert isinstance(reading.fired, bool)
         for axis in (reading.volatility, reading.entropy, reading.disagreement):

@@ -23,13 +23,17 @@ ARMS = [(Intervention(lr_scale=scale),) for scale in (0.8, 0.9, 1.1)]
     noise=st.floats(0.01, 1),
     scores=st.lists(st.floats(-1, 1), min_size=1, max_size=6),
 )
-def test_the_posterior_is_that_of_normals(mean: float, spread: float, noise: float, scores: list[float]) -> None:
+def test_the_posterior_is_that_of_normals(
+    mean: float, spread: float, noise: float, scores: list[float]
+) -> None:
     arm = _Arm(ARMS[0], mean, spread**2)
     for score in scores:
         arm.update(score, noise)
     precision = 1 / spread**2 + len(scores) / noise**2
     assert arm.variance == pytest.approx(1 / precision)
-    assert arm.mean == pytest.approx((mean / spread**2 + sum(scores) / noise**2) / precision, abs=1e-9)
+    assert arm.mean == pytest.approx(
+        (mean / spread**2 + sum(scores) / noise**2) / precision, abs=1e-9
+    )
     assert arm.pulls == len(scores)
 
 
@@ -112,11 +116,18 @@ def test_real_pulls_overrule_a_model_that_is_wrong() -> None:
     class Wrong:
         def forecast(self, history, interventions, /):  # type: ignore[no-untyped-def]
             found = problem.model.forecast(history, interventions)  # type: ignore[union-attr]
-            return [replace(f, annealed=replace(f.annealed, mean=-f.annealed.mean, low=-1.0, high=1.0)) for f in found]
+            return [
+                replace(f, annealed=replace(f.annealed, mean=-f.annealed.mean, low=-1.0, high=1.0))
+                for f in found
+            ]
 
     wrong = replace(problem, model=Wrong())  # type: ignore[arg-type]
     trusting = Bandit(arms=80, pulls=1).plan(wrong).best
-    checking = Bandit(arms=80, pulls=160, batch=8).plan(replace(wrong, generator=np.random.default_rng(3))).best
+    checking = (
+        Bandit(arms=80, pulls=160, batch=8)
+        .plan(replace(wrong, generator=np.random.default_rng(3)))
+        .best
+    )
     assert world.delta(checking.interventions) < -0.01
     assert world.delta(checking.interventions) < world.delta(trusting.interventions)
 

@@ -31,7 +31,10 @@ def test_a_summary_is_paired_and_over_trunks(bench: ModuleType) -> None:
         "nothing": [[0.1, 0.2, nan], [0.3, 0.4, nan], [0.5, 0.6, 0.7]],
         "grid": [[0.0, 0.1, nan], [0.2, 0.3, nan], [0.4, 0.5, 0.6]],
     }
-    found = {name: [{"regret": np.array(row), "futures": 3.0} for row in rows] for name, rows in regrets.items()}
+    found = {
+        name: [{"regret": np.array(row), "futures": 3.0} for row in rows]
+        for name, rows in regrets.items()
+    }
     table = bench.summary(found, trunks, resamples=200)
     nothing = table["nothing"]
     assert nothing["annealed"]["value"] == pytest.approx(0.4)

@@ -43,7 +43,9 @@ def identity(value: object) -> str:
 
 @pytest.mark.parametrize("check", testing.CHECKS, ids=identity)
 @pytest.mark.parametrize("variant", VARIANTS, ids=identity)
-def test_every_planner_keeps_the_contract(variant: tuple[str, dict[str, Any]], check: testing.contract.Check) -> None:
+def test_every_planner_keeps_the_contract(
+    variant: tuple[str, dict[str, Any]], check: testing.contract.Check
+) -> None:
     check(planners.make(variant[0], **variant[1]))
 
 
@@ -110,7 +112,8 @@ class Careless(Good):
         forecasts = problem.model.forecast(problem.history, [one[0] for one in sequences])
         problem.executor.run(sequences, 50, measure="annealed")
         scored = [
-            Candidate(interventions=one, score=f.annealed.mean, forecast=f) for one, f in zip(sequences, forecasts, strict=True)
+            Candidate(interventions=one, score=f.annealed.mean, forecast=f)
+            for one, f in zip(sequences, forecasts, strict=True)
         ]
         return Plan(planner="careless", candidates=tuple(sorted(scored, key=lambda one: one.score)))
 
@@ -162,7 +165,9 @@ CAUGHT: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("planner", "name"), CAUGHT, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
+@pytest.mark.parametrize(
+    ("planner", "name"), CAUGHT, ids=lambda v: v if isinstance(v, str) else type(v).__name__
+)
 def test_the_contract_catches(planner: Planner, name: str) -> None:
     check = next(check for check in testing.CHECKS if check.__name__ == name)
     check(Good())
@@ -201,7 +206,12 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "halving_by_hand-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halving-by-hand\nVersion: 1.0\n")
-    entries = ["halve = halving_by_hand:Halve", "gone = no_such_module:X", "dict = halving_by_hand:no_planner", "grid = x:y"]
+    entries = [
+        "halve = halving_by_hand:Halve",
+        "gone = no_such_module:X",
+        "dict = halving_by_hand:no_planner",
+        "grid = x:y",
+    ]
     (info / "entry_points.txt").write_text("\n".join([f"[{planners.GROUP}]", *entries]))
     (tmp_path / "halving_by_hand.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -221,7 +231,11 @@ def test_a_user_s_planner_is_found_and_keeps_the_contract() -> None:
 @pytest.mark.usefixtures("_installed")
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("gone", "cannot be loaded: ModuleNotFoundError"), ("dict", "must make a planner"), ("halv", "did you mean 'halve'")],
+    [
+        ("gone", "cannot be loaded: ModuleNotFoundError"),
+        ("dict", "must make a planner"),
+        ("halv", "did you mean 'halve'"),
+    ],
 )
 def test_installed_planners_that_are_none(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

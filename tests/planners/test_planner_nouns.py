@@ -11,7 +11,7 @@ import pytest
 
 from trainenv.planners import Score
 from trainenv.planners.support.sequences import NOTHING
-from trainenv.planners.testing import InForce, ToyWorld
+from trainenv.planners.testing import START, ToyWorld
 from trainenv.types import (
     Budget,
     Candidate,
@@ -28,7 +28,14 @@ WORLD = ToyWorld(seed=1)
 
 
 @pytest.mark.parametrize(
-    "limit", [{"futures": -1}, {"futures": 1.5}, {"seconds": math.nan}, {"flops": math.inf}, {"steps": True}]
+    "limit",
+    [
+        {"futures": -1},
+        {"futures": 1.5},
+        {"seconds": math.nan},
+        {"flops": math.inf},
+        {"steps": True},
+    ],
 )
 def test_budgets_that_are_none(limit: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"the budget's {next(iter(limit))} must be a"):
@@ -36,14 +43,16 @@ def test_budgets_that_are_none(limit: dict[str, Any]) -> None:
 
 
 def test_costs_add_up() -> None:
-    total = Cost(futures=1, seconds=0.5, flops=2.0, steps=3) + Cost(futures=10, seconds=1.0, flops=20.0, steps=30)
+    total = Cost(futures=1, seconds=0.5, flops=2.0, steps=3) + Cost(
+        futures=10, seconds=1.0, flops=20.0, steps=30
+    )
     assert total == Cost(futures=11, flops=22.0, steps=33)
     assert total.seconds == 1.5
 
 
 def test_masks_that_do_not_fit() -> None:
     problem = WORLD.problem()
-    masks = list(WORLD.codec.masks(InForce()))
+    masks = list(WORLD.codec.masks(START))
     with pytest.raises(UserError, match=r"lengths \(4, 3, 5, 2, 2, 2\)"):
         replace(problem, masks=tuple(masks[:-1]))
     masks[3] = np.array([False, True])
@@ -55,7 +64,10 @@ def test_masks_that_do_not_fit() -> None:
 
 
 def test_plans_that_are_none() -> None:
-    nothing, lower = Candidate(interventions=NOTHING, score=0.0), Candidate(interventions=LOWER, score=-0.1)
+    nothing, lower = (
+        Candidate(interventions=NOTHING, score=0.0),
+        Candidate(interventions=LOWER, score=-0.1),
+    )
     plan = Plan(planner="x", candidates=(lower, nothing))
     assert plan.best is lower
     assert plan.control is nothing
@@ -70,7 +82,10 @@ def test_plans_that_are_none() -> None:
 @pytest.mark.parametrize(("left", "decisions"), [(0, 1), (1, 1), (50, 1), (51, 2), (400, 8)])
 def test_decisions_left(left: int, decisions: int) -> None:
     problem: PlanningProblem = WORLD.problem()
-    assert replace(problem, history=replace(problem.history, lrs_ahead=[1e-3] * left)).decisions_left == decisions
+    assert (
+        replace(problem, history=replace(problem.history, lrs_ahead=[1e-3] * left)).decisions_left
+        == decisions
+    )
 
 
 # ── criteria ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,7 +97,9 @@ def measured(score: Score, outcome: Outcome, control: Outcome) -> float:
 
 def test_each_measure_is_of_its_own_loss() -> None:
     control = Outcome(looks=(0, 50), validation=(3.0, 2.8), annealed=2.5, final=2.0)
-    better = Outcome(looks=(0, 50), validation=(3.0, 2.8 * 0.9), annealed=2.5 * 0.8, final=2.0 * 0.7)
+    better = Outcome(
+        looks=(0, 50), validation=(3.0, 2.8 * 0.9), annealed=2.5 * 0.8, final=2.0 * 0.7
+    )
     for measure, factor in (("horizon", 0.9), ("annealed", 0.8), ("final", 0.7)):
         score = Score(measure=measure)  # type: ignore[arg-type]
         assert measured(score, better, control) == pytest.approx(math.log(factor))
@@ -114,11 +131,17 @@ def test_risk_is_priced_into_what_is_expected() -> None:
         math.sqrt(0.5 * score.spread(calm) ** 2 + 0.25 * (0.4 - forecast.annealed.mean) ** 2)
     )
     assert math.isnan(score.expected(replace(forecast, divergence=math.nan)))
-    assert score.spread(replace(calm, annealed=replace(calm.annealed, low=0.0, high=0.0), disagreement=0.0)) > 0
+    assert (
+        score.spread(
+            replace(calm, annealed=replace(calm.annealed, low=0.0, high=0.0), disagreement=0.0)
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"measure": "anneal"}, "did you mean 'annealed'"), ({"divergence_cost": 0}, "above 0")]
+    ("wrong", "said"),
+    [({"measure": "anneal"}, "did you mean 'annealed'"), ({"divergence_cost": 0}, "above 0")],
 )
 def test_criteria_that_are_none(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):

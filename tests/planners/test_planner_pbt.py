@@ -22,7 +22,7 @@ from trainenv.planners.support.pb2_explore import (
     time_varying,
 )
 from trainenv.planners.support.sequences import NOTHING
-from trainenv.planners.testing import InForce, ToyWorld, watched
+from trainenv.planners.testing import START, ToyWorld, watched
 from trainenv.types import Budget, Intervention, Outcome
 
 IDLE = Intervention()
@@ -38,12 +38,16 @@ def test_generations_go_on_from_each_other_and_all_steps_are_charged() -> None:
     assert [steps for _, steps, _ in calls] == [50, 100, 150, 200]
     assert plan.cost.steps == executor.steps
     assert plan.cost.futures == 0
-    new = sum(count * (50 + 20) for count, _, _ in calls)  # each generation trains 50 more, and cools down for 20
+    new = sum(
+        count * (50 + 20) for count, _, _ in calls
+    )  # each generation trains 50 more, and cools down for 20
     assert executor.steps <= new
     assert all(len(one.interventions) <= 4 for one in plan.candidates)
 
 
-def test_the_worst_quarter_is_replaced_by_copies_of_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worst_quarter_is_replaced_by_copies_of_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With exploring switched off, what is replaced turns into what is best."""
     monkeypatch.setattr("trainenv.planners.pbt.perturbed", lambda problem, masks, resample: IDLE)
     world = ToyWorld(seed=1)
@@ -53,14 +57,18 @@ def test_the_worst_quarter_is_replaced_by_copies_of_the_best(monkeypatch: pytest
     first = {one.interventions: one.outcomes[0] for one in plan.candidates}
     losses = [math.inf if outcome.diverged else outcome.annealed for outcome in first.values()]
     for one in replaced:
-        assert one.outcomes[0].diverged or one.outcomes[0].annealed >= max(loss for loss in losses if loss < math.inf)
-    assert len(plan.candidates) == 6  # the copies are the same sequences as what they were copied from
+        assert one.outcomes[0].diverged or one.outcomes[0].annealed >= max(
+            loss for loss in losses if loss < math.inf
+        )
+    assert (
+        len(plan.candidates) == 6
+    )  # the copies are the same sequences as what they were copied from
     assert all(len(one.outcomes) == 2 for one in plan.candidates)
 
 
 def test_exploring_moves_to_a_neighbour_or_draws_anew() -> None:
     world = ToyWorld()
-    problem, masks = world.problem(5), tuned_only(world.codec.masks(InForce()))
+    problem, masks = world.problem(5), tuned_only(world.codec.masks(START))
     moved = [perturbed(problem, masks, 0.0) for _ in range(400)]
     assert {done.lr_scale for done in moved} == {0.9, 1.1}
     assert {done.weight_decay_scale for done in moved} == {0.5, 2.0}
@@ -72,16 +80,20 @@ def test_exploring_moves_to_a_neighbour_or_draws_anew() -> None:
         values = [getattr(done, part) for done in drawn]
         assert len(set(values)) == count
         assert max(values.count(value) for value in set(values)) < 1.4 * len(values) / count
-    assert not any(done.momentum_reset or done.data_reorder or done.skip_batch for done in (*moved, *drawn))
+    assert not any(
+        done.momentum_reset or done.data_reorder or done.skip_batch for done in (*moved, *drawn)
+    )
     some = [perturbed(problem, masks, 0.25) for _ in range(1000)]
-    assert np.mean([done.lr_scale in (0.8, 1.0) for done in some]) == pytest.approx(0.25 * 0.5, abs=0.03)
+    assert np.mean([done.lr_scale in (0.8, 1.0) for done in some]) == pytest.approx(
+        0.25 * 0.5, abs=0.03
+    )
 
 
 def test_exploring_stays_within_bounds() -> None:
     """Where the bound is next, the factor that would pass it is masked: then it stays."""
     codec = ActionCodec(InterventionConfig(lr_bounds=(0.95, 10.0)))
     problem = ToyWorld(codec=codec).problem(1)
-    masks = tuned_only(codec.masks(InForce()))
+    masks = tuned_only(codec.masks(START))
     assert {perturbed(problem, masks, 0.0).lr_scale for _ in range(50)} == {1.0, 1.1}
 
 
@@ -111,13 +123,21 @@ def test_pbt_finds_sequences_that_no_single_intervention_reaches() -> None:
 @given(seed=st.integers(0, 999), n=st.integers(1, 8), width=st.sampled_from([0.5, 1.0, 2.0]))
 def test_the_process_is_the_textbook_s(seed: int, n: int, width: float) -> None:
     rng = np.random.default_rng(seed)
-    points, values, asked = rng.standard_normal((n, 2)), 3 + 2 * rng.standard_normal(n), rng.standard_normal((5, 2))
+    points, values, asked = (
+        rng.standard_normal((n, 2)),
+        3 + 2 * rng.standard_normal(n),
+        rng.standard_normal((5, 2)),
+    )
     mean, std = fit(points, values, widths=(width,), noise=0.1).at(asked)
     scale = values.std() or 1.0
     inverse = np.linalg.inv(squared_exponential(points, points, width) + 0.1 * np.eye(n))
     cross = squared_exponential(asked, points, width)
-    assert mean == pytest.approx(values.mean() + cross @ inverse @ (values - values.mean()), abs=1e-8)
-    assert std**2 == pytest.approx(scale**2 * (1 - np.einsum("ai,ij,aj->a", cross, inverse, cross)), abs=1e-8)
+    assert mean == pytest.approx(
+        values.mean() + cross @ inverse @ (values - values.mean()), abs=1e-8
+    )
+    assert std**2 == pytest.approx(
+        scale**2 * (1 - np.einsum("ai,ij,aj->a", cross, inverse, cross)), abs=1e-8
+    )
 
 
 def test_the_width_is_the_most_likely() -> None:
@@ -132,7 +152,11 @@ def test_old_observations_count_less() -> None:
 
 
 def test_features_are_what_is_in_force() -> None:
-    member = (Intervention(lr_scale=0.8, clip="arc"), Intervention(lr_scale=1.1, weight_decay_scale=2.0), IDLE)
+    member = (
+        Intervention(lr_scale=0.8, clip="arc"),
+        Intervention(lr_scale=1.1, weight_decay_scale=2.0),
+        IDLE,
+    )
     time, start, rate, decay, *clips = features(3, -0.1, member)
     assert (time, start) == (3.0, -0.1)
     assert (rate, decay) == pytest.approx((math.log(0.88), math.log(2.0)))
@@ -144,7 +168,9 @@ def test_pb2_chooses_what_has_improved_most_and_then_something_else() -> None:
     scales = (0.8, 0.9, 1.0, 1.1)
     for _ in range(6):
         members = [(Intervention(lr_scale=scale),) for scale in scales]
-        seen.add(0, 1, [0.0] * 4, [0.1 * math.log(scale) for scale in scales], members)  # lower is better, by far
+        seen.add(
+            0, 1, [0.0] * 4, [0.1 * math.log(scale) for scale in scales], members
+        )  # lower is better, by far
     legal = [Intervention(lr_scale=scale) for scale in (1.0, 0.8, 0.9, 1.1)]
     first = choose_change(seen, 0, 0.0, (), legal, [])
     assert first.lr_scale == 0.8
@@ -177,7 +203,8 @@ def test_an_exponential_is_found_again(a: float, rate: float, c: float, looks: i
 
 
 @pytest.mark.parametrize(
-    ("losses", "expected"), [([3.0, 2.9, 2.8], 2.8), ([3.0, 3.1, 3.2, 3.3], 3.3), ([3.0, math.nan, 2.9, 2.9], 2.9)]
+    ("losses", "expected"),
+    [([3.0, 2.9, 2.8], 2.8), ([3.0, 3.1, 3.2, 3.3], 3.3), ([3.0, math.nan, 2.9, 2.9], 2.9)],
 )
 def test_what_cannot_be_fitted_stays_as_it_is(losses: list[float], expected: float) -> None:
     assert extrapolated(range(len(losses)), losses, 100) == expected
@@ -190,7 +217,9 @@ def test_a_fit_never_promises_more_than_half_of_the_loss() -> None:
 def test_autolrs_tries_rates_alone_each_for_a_tenth() -> None:
     problem, _, executor = watched(ToyWorld(seed=1).problem(1))
     plan = AutoLRS(stage=4).plan(problem)
-    assert {one[0] for one in executor.asked} == {Intervention(lr_scale=scale) for scale in (1.0, 0.8, 0.9, 1.1)}
+    assert {one[0] for one in executor.asked} == {
+        Intervention(lr_scale=scale) for scale in (1.0, 0.8, 0.9, 1.1)
+    }
     assert {steps for _, steps, _ in executor.executor.calls} == {20}  # type: ignore[attr-defined]
     assert plan.cost.steps == 4 * 20  # no cool-down: it judges by the raw loss
 
@@ -208,7 +237,12 @@ def test_autolrs_finds_the_best_of_many_rates_with_few_tries() -> None:
         def run(self, sequences, steps, /, *, measure, draw=0):  # type: ignore[no-untyped-def]
             logs = [math.log(sequence[0].lr_scale) for sequence in sequences]
             tried.extend(logs)
-            return [Outcome(looks=(0, steps), validation=(3.0, 2.5 + 0.1 * (log - 0.9) ** 2), steps=steps) for log in logs]
+            return [
+                Outcome(
+                    looks=(0, steps), validation=(3.0, 2.5 + 0.1 * (log - 0.9) ** 2), steps=steps
+                )
+                for log in logs
+            ]
 
     plan = AutoLRS().plan(replace(world.problem(1), executor=Parabola()))  # type: ignore[arg-type]
     assert len(tried) == 10

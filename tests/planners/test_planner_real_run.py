@@ -43,9 +43,13 @@ def make_run(lr: float = 0.003) -> trainenv.TrainingRun:
     config = trainenv.TrainingConfig(steps=200, threads=1, seed=3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, VOCABULARY))
+        model = torch.nn.Sequential(
+            torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, VOCABULARY)
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    return trainenv.TrainingRun(model, optimizer, batch, config, validation=[batch(10**6), batch(10**6 + 1)])
+    return trainenv.TrainingRun(
+        model, optimizer, batch, config, validation=[batch(10**6), batch(10**6 + 1)]
+    )
 
 
 @dataclass
@@ -56,11 +60,28 @@ class Forks:
     spent: int = 0
     asked: list[tuple[Intervention, ...]] = field(default_factory=list)
 
-    def cost(self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0) -> Cost:
-        return Cost(steps=len(sequences) * steps, flops=2 * len(sequences) * steps * self.run_.flops_per_step)
+    def cost(
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
+    ) -> Cost:
+        return Cost(
+            steps=len(sequences) * steps,
+            flops=2 * len(sequences) * steps * self.run_.flops_per_step,
+        )
 
     def run(
-        self, sequences: Sequence[Sequence[Intervention]], steps: int, /, *, measure: Measure, draw: int = 0
+        self,
+        sequences: Sequence[Sequence[Intervention]],
+        steps: int,
+        /,
+        *,
+        measure: Measure,
+        draw: int = 0,
     ) -> list[Outcome]:
         return [self._one(tuple(sequence), steps) for sequence in sequences]
 
@@ -87,7 +108,9 @@ class Forks:
         )
 
 
-def problem_of(run: trainenv.TrainingRun, telemetry: list[Telemetry], **changes: Any) -> PlanningProblem:
+def problem_of(
+    run: trainenv.TrainingRun, telemetry: list[Telemetry], **changes: Any
+) -> PlanningProblem:
     codec = ActionCodec(run.config.interventions)
     history = RunHistory(
         telemetry=telemetry,

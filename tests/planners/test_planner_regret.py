@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_worlds import RATES, Synthetic
 
+from tests.support.synthetic_worlds import RATES, Synthetic
 from trainenv import planners
 from trainenv.planners import Score
 from trainenv.types import Budget, Plan
@@ -24,13 +24,17 @@ def world(seed: int, rates: bool = False) -> Synthetic:
     return Synthetic(seed=seed, decisions=10, **({"interventions": RATES} if rates else {}))
 
 
-def mean_regret(name: str, budget: Budget, hyper: Hyper, *, error: float = 0.0, seeds: range = SEEDS) -> float:
+def mean_regret(
+    name: str, budget: Budget, hyper: Hyper, *, error: float = 0.0, seeds: range = SEEDS
+) -> float:
     """Mean over worlds of what the best candidate loses against the optimum of the whole run, ln loss."""
     regrets = []
     for seed in seeds:
         here = world(seed)
         here.error = error
-        plan = planners.make(name, **hyper).plan(here.problem(seed, criterion=Score(measure="final"), budget=budget))
+        plan = planners.make(name, **hyper).plan(
+            here.problem(seed, criterion=Score(measure="final"), budget=budget)
+        )
         regrets.append(here.regret(plan.best.interventions))
     assert min(regrets) > -1e-9  # nothing is better than the optimum
     return float(np.mean(regrets))
@@ -66,9 +70,12 @@ RUNNERS: list[tuple[str, Callable[[int], Hyper], float]] = [
 
 
 @pytest.mark.parametrize(("name", "hyper", "error"), RUNNERS)
-def test_regret_falls_with_real_steps(name: str, hyper: Callable[[int], Hyper], error: float) -> None:
+def test_regret_falls_with_real_steps(
+    name: str, hyper: Callable[[int], Hyper], error: float
+) -> None:
     none, few, many = (
-        mean_regret(name, Budget(futures=None, steps=n), hyper(n), error=error, seeds=range(12)) for n in (0, 4500, 20_000)
+        mean_regret(name, Budget(futures=None, steps=n), hyper(n), error=error, seeds=range(12))
+        for n in (0, 4500, 20_000)
     )
     assert few < none - 0.0005
     assert many < few - 0.0005
@@ -103,7 +110,9 @@ def test_autolrs_falls_by_its_own_measure() -> None:
 def test_sequences_beat_single_interventions() -> None:
     """With enough looks, two decisions come closer to the optimum than one."""
     one = mean_regret("grid", Budget(futures=None), {"candidates": 72}, seeds=range(4))
-    two = mean_regret("random", Budget(futures=None), {"decisions": 2, "candidates": 120}, seeds=range(4))
+    two = mean_regret(
+        "random", Budget(futures=None), {"decisions": 2, "candidates": 120}, seeds=range(4)
+    )
     assert two < one - 0.002
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import RULES, Given, root_of, searched
-from search_reference import World
 
+from tests.support.search_cases import RULES, Given, root_of, searched
+from tests.support.search_reference import World
 from trainenv.planners.search import PUCT, Gumbel, Root, search, subtree
 from trainenv.types import UserError
 
@@ -27,11 +27,23 @@ from trainenv.types import UserError
     rule=st.sampled_from(["gumbel", "puct"]),
 )
 def test_a_tree_adds_up(
-    seed: int, roots: int, actions: int, simulations: int, depth: int | None, discount: float, rule: str
+    seed: int,
+    roots: int,
+    actions: int,
+    simulations: int,
+    depth: int | None,
+    discount: float,
+    rule: str,
 ) -> None:
     world = World.random(np.random.default_rng(seed), actions=actions)
     found = searched(
-        world, np.arange(roots), rule=RULES[rule], seed=seed, simulations=simulations, depth=depth, discount=discount
+        world,
+        np.arange(roots),
+        rule=RULES[rule],
+        seed=seed,
+        simulations=simulations,
+        depth=depth,
+        discount=discount,
     )
     tree = found.tree
     assert found.visits.sum(axis=1).tolist() == [simulations] * roots
@@ -44,8 +56,12 @@ def test_a_tree_adds_up(
         assert child > node
         assert (tree.parents[b, child], tree.actions[b, child]) == (node, action)
         assert tree.depths[b, child] == tree.depths[b, node] + 1
-        later = tree.values[b, child]  # of a final node its own value alone, however often it is visited
-        assert tree.q[b, node, action] == pytest.approx(tree.rewards[b, child] + discount * later, abs=1e-9)
+        later = tree.values[
+            b, child
+        ]  # of a final node its own value alone, however often it is visited
+        assert tree.q[b, node, action] == pytest.approx(
+            tree.rewards[b, child] + discount * later, abs=1e-9
+        )
         if tree.depths[b, child] != depth:
             assert tree.visits[b, node, action] == 1 + tree.visits[b, child].sum()
     assert ((tree.visits > 0) == (tree.children > 0)).all()
@@ -59,7 +75,8 @@ def test_the_same_seed_gives_the_same_tree_and_nothing_given_is_changed(rule: st
     root = root_of(world, [3, 4])
     copies = [array.copy() for array in (root.value, root.logits, root.latent)]
     one, two, other = (
-        search(root, world, rule=RULES[rule], simulations=30, generator=np.random.default_rng(seed)) for seed in (1, 1, 2)
+        search(root, world, rule=RULES[rule], simulations=30, generator=np.random.default_rng(seed))
+        for seed in (1, 1, 2)
     )
     for name in ("parents", "children", "visits", "q", "latent"):
         assert (getattr(one.tree, name) == getattr(two.tree, name)).all()
@@ -70,13 +87,17 @@ def test_the_same_seed_gives_the_same_tree_and_nothing_given_is_changed(rule: st
     kept = [below.visits.copy(), below.q.copy(), below.children.copy()]
     search(root, world, rule=RULES[rule], simulations=5, generator=np.random.default_rng(0), below=below,
            legal=np.tile([True, False, True, True, True], (2, 1)))  # fmt: skip
-    assert all((array == copy).all() for array, copy in zip((below.visits, below.q, below.children), kept))
+    assert all(
+        (array == copy).all() for array, copy in zip((below.visits, below.q, below.children), kept)
+    )
 
 
 def test_a_masked_action_is_as_if_it_were_not_there() -> None:
     world = World.random(np.random.default_rng(9), actions=5)
     keep = [0, 2, 4]
-    small = World(world.follow[:, keep], world.rewards[:, keep], world.values, world.logits[:, keep])
+    small = World(
+        world.follow[:, keep], world.rewards[:, keep], world.values, world.logits[:, keep]
+    )
     mask = np.tile(np.isin(np.arange(5), keep), (2, 1))
     noise = np.random.default_rng(0).gumbel(size=(2, 5))
     for depth_one in ({"depth": 1, "simulations": 11}, {"depth": 1, "simulations": 40}):
@@ -96,10 +117,20 @@ def test_the_model_is_asked_once_a_simulation_and_not_at_all_for_what_is_final_a
         calls.append(len(actions))
         return world(latent, actions)
 
-    for roots, depth, expected in ((1, None, [1] * 20), (2, None, [2] * 20), (1, 1, [1] * 3), (2, 1, [2] * 3)):
+    for roots, depth, expected in (
+        (1, None, [1] * 20),
+        (2, None, [2] * 20),
+        (1, 1, [1] * 3),
+        (2, 1, [2] * 3),
+    ):
         calls.clear()
         found = search(
-            root_of(world, range(roots)), counting, rule=Gumbel(), simulations=20, depth=depth, generator=np.random.default_rng(0)
+            root_of(world, range(roots)),
+            counting,
+            rule=Gumbel(),
+            simulations=20,
+            depth=depth,
+            generator=np.random.default_rng(0),
         )
         assert calls == expected
         assert found.evaluations == sum(expected)
@@ -107,11 +138,15 @@ def test_the_model_is_asked_once_a_simulation_and_not_at_all_for_what_is_final_a
 
 def test_single_precision_long_searches_and_hopeless_priors_do_no_harm() -> None:
     world = World.random(np.random.default_rng(11), actions=3)
-    single = World(world.follow, *(a.astype(np.float32) for a in (world.rewards, world.values, world.logits)))
+    single = World(
+        world.follow, *(a.astype(np.float32) for a in (world.rewards, world.values, world.logits))
+    )
     single.logits[:, 1] = -3000.0  # e^−3000 is 0
     for roots in (1, 2):
         for rule in RULES.values():
-            found = searched(single, np.arange(roots), rule=rule, simulations=700 if roots == 1 else 100)
+            found = searched(
+                single, np.arange(roots), rule=rule, simulations=700 if roots == 1 else 100
+            )
             assert found.visits.sum(axis=1).tolist() == [700 if roots == 1 else 100] * roots
             assert np.isfinite(found.q).all()
             assert np.isfinite(found.policy).all()
@@ -139,7 +174,9 @@ def test_going_on_below_an_action_that_was_not_tried_starts_empty() -> None:
 @pytest.mark.parametrize("roots", [1, 3])
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rule", ["gumbel", "puct"])
-def test_a_model_that_returns_no_number_is_named(what: int, roots: int, number: float, rule: str) -> None:
+def test_a_model_that_returns_no_number_is_named(
+    what: int, roots: int, number: float, rule: str
+) -> None:
     world = World.random(np.random.default_rng(13), actions=3)
     calls = 0
 
@@ -153,7 +190,13 @@ def test_a_model_that_returns_no_number_is_named(what: int, roots: int, number: 
 
     name = ("rewards", "values", "logits")[what]
     with pytest.raises(UserError, match=f"{name} that are not at node 4 of root {roots - 1}"):
-        search(root_of(world, range(roots)), broken, rule=RULES[rule], simulations=9, generator=np.random.default_rng(0))
+        search(
+            root_of(world, range(roots)),
+            broken,
+            rule=RULES[rule],
+            simulations=9,
+            generator=np.random.default_rng(0),
+        )
 
 
 @pytest.mark.parametrize("roots", [1, 2])
@@ -167,7 +210,13 @@ def test_a_model_that_returns_other_shapes_is_told(roots: int) -> None:
             return tuple(found)
 
         with pytest.raises(UserError, match="of the shapes"):
-            search(root_of(world, range(roots)), broken, rule=Gumbel(), simulations=2, generator=np.random.default_rng(0))
+            search(
+                root_of(world, range(roots)),
+                broken,
+                rule=Gumbel(),
+                simulations=2,
+                generator=np.random.default_rng(0),
+            )
 
 
 def test_wrong_arguments_are_told() -> None:
@@ -188,8 +237,14 @@ def test_wrong_arguments_are_told() -> None:
             searched(world, **options)
     root = root_of(world, 0)
     for bad, match in (
-        (Root(value=root.value * math.nan, logits=root.logits, latent=root.latent), "value must be finite"),
-        (Root(value=root.value, logits=root.logits * math.inf, latent=root.latent), "logits must be finite"),
+        (
+            Root(value=root.value * math.nan, logits=root.logits, latent=root.latent),
+            "value must be finite",
+        ),
+        (
+            Root(value=root.value, logits=root.logits * math.inf, latent=root.latent),
+            "logits must be finite",
+        ),
         (Root(value=root.value, logits=root.logits[0], latent=root.latent), "a root must have"),
         (Root(value=root.value, logits=root.logits[:, :0], latent=root.latent), "a root must have"),
     ):

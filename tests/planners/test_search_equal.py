@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from search_cases import Given, assert_same_tree, mask_of, searched
-from search_golden import CASES, GOLDEN, solve
-from search_reference import GumbelReference, Node, PUCTReference, World
 
+from tests.support.search_cases import Given, assert_same_tree, mask_of, searched
+from tests.support.search_golden import CASES, GOLDEN, solve
+from tests.support.search_reference import GumbelReference, Node, PUCTReference, World
 from trainenv.planners.search import PUCT, Gumbel, subtree
 
 
-def random_case(rule: str, seed: int) -> tuple[World, dict[str, Any], list[list[int]], np.ndarray, Any]:
+def random_case(
+    rule: str, seed: int
+) -> tuple[World, dict[str, Any], list[list[int]], np.ndarray, Any]:
     """A world, options of a search, legal actions and noise of three roots, and the rule for it."""
     rng = np.random.default_rng([seed, len(rule)])
     actions = int(rng.integers(1, 7))
@@ -30,17 +32,35 @@ def random_case(rule: str, seed: int) -> tuple[World, dict[str, Any], list[list[
     if seed % 3 == 0:
         masks[:] = True
     legal = [np.flatnonzero(mask).tolist() for mask in masks]
-    noise = rng.gumbel(size=masks.shape) * rng.integers(2) if rule == "gumbel" else rng.gamma(0.3, size=masks.shape)
-    chosen = Gumbel(considered=int(rng.integers(1, 9))) if rule == "gumbel" else PUCT(untried=("lowest", "node")[seed % 2])
+    noise = (
+        rng.gumbel(size=masks.shape) * rng.integers(2)
+        if rule == "gumbel"
+        else rng.gamma(0.3, size=masks.shape)
+    )
+    chosen = (
+        Gumbel(considered=int(rng.integers(1, 9)))
+        if rule == "gumbel"
+        else PUCT(untried=("lowest", "node")[seed % 2])
+    )
     return world, options, legal, noise, chosen
 
 
 def reference(
-    world: World, state: int, legal: list[int], noise: np.ndarray, rule: Any, below: Node | None = None, **options: Any
+    world: World,
+    state: int,
+    legal: list[int],
+    noise: np.ndarray,
+    rule: Any,
+    below: Node | None = None,
+    **options: Any,
 ) -> Any:
-    extra = {"considered": rule.considered} if isinstance(rule, Gumbel) else {"untried": rule.untried}
+    extra = (
+        {"considered": rule.considered} if isinstance(rule, Gumbel) else {"untried": rule.untried}
+    )
     kind = GumbelReference if isinstance(rule, Gumbel) else PUCTReference
-    return kind(world=world, state=state, legal=legal, noise=noise.tolist(), below=below, **options, **extra).run()
+    return kind(
+        world=world, state=state, legal=legal, noise=noise.tolist(), below=below, **options, **extra
+    ).run()
 
 
 @pytest.mark.parametrize("rule", ["gumbel", "puct"])
@@ -50,9 +70,13 @@ def test_trees_and_choices_equal_those_of_the_independent_search(rule: str, bloc
         world, options, legal, noise, chosen = random_case(rule, seed)
         expected = [reference(world, b, legal[b], noise[b], chosen, **options) for b in range(3)]
         mask = mask_of(legal, noise.shape[1])
-        together = searched(world, np.arange(3), rule=chosen, legal=mask, generator=Given(noise), **options)
+        together = searched(
+            world, np.arange(3), rule=chosen, legal=mask, generator=Given(noise), **options
+        )
         for b in range(3):
-            alone = searched(world, b, rule=chosen, legal=mask[b : b + 1], generator=Given(noise[b]), **options)
+            alone = searched(
+                world, b, rule=chosen, legal=mask[b : b + 1], generator=Given(noise[b]), **options
+            )
             for found, row in ((together, b), (alone, 0)):
                 assert_same_tree(found.tree, row, expected[b].root)
                 assert found.action[row] == found.ranking[row, 0] == expected[b].action
@@ -73,15 +97,32 @@ def test_going_on_equals_the_independent_search_that_goes_on(rule: str) -> None:
         below = subtree(found.tree, np.array(taken))
         renewed = {**options, "simulations": 9}
         expected = [
-            reference(world, states[b], legal[b], noise[b], chosen, first[b].root.children[taken[b]], **renewed) for b in range(3)
+            reference(
+                world,
+                states[b],
+                legal[b],
+                noise[b],
+                chosen,
+                first[b].root.children[taken[b]],
+                **renewed,
+            )
+            for b in range(3)
         ]
         mask = mask_of(legal, actions)
-        together = searched(world, states, rule=chosen, legal=mask, generator=Given(noise), below=below, **renewed)
+        together = searched(
+            world, states, rule=chosen, legal=mask, generator=Given(noise), below=below, **renewed
+        )
         for b in range(3):
             own = searched(world, b, rule=chosen, generator=Given(noise[b]), **options)
             own_below = subtree(own.tree, np.array([taken[b]]))
             alone = searched(
-                world, states[b], rule=chosen, legal=mask[b : b + 1], generator=Given(noise[b]), below=own_below, **renewed
+                world,
+                states[b],
+                rule=chosen,
+                legal=mask[b : b + 1],
+                generator=Given(noise[b]),
+                below=own_below,
+                **renewed,
             )
             for again, row in ((together, b), (alone, 0)):
                 assert_same_tree(again.tree, row, expected[b].root)
@@ -110,7 +151,10 @@ def test_golden_trees(name: str, copies: int) -> None:
     for number, node in zip(in_tree, nodes):
         assert tree.latent[b, number, 0] == node["state"]
         assert tree.depths[b, number] == node["depth"]
-        assert (tree.rewards[b, number], tree.raw_values[b, number]) == (node["reward"], node["value"])
+        assert (tree.rewards[b, number], tree.raw_values[b, number]) == (
+            node["reward"],
+            node["value"],
+        )
         assert [numbers[int(child)] for child in tree.children[b, number]] == node["children"]
         assert tree.visits[b, number].tolist() == node["visits"]
         np.testing.assert_allclose(tree.q[b, number], node["q"], rtol=0, atol=1e-11)
@@ -121,5 +165,7 @@ def test_golden_files_are_what_the_independent_search_writes() -> None:
     for name, case in CASES.items():
         golden = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
         again = solve(case | {"rule": golden["rule"]})
-        assert again.pop("policy") == pytest.approx(golden.pop("policy"), rel=1e-12)  # the last bit of exp is the platform's
+        assert again.pop("policy") == pytest.approx(
+            golden.pop("policy"), rel=1e-12
+        )  # the last bit of exp is the platform's
         assert again == golden

@@ -23,7 +23,11 @@ from trainenv.types import (
     UserError,
 )
 
-VARIANTS = (MCTS(variant="puct"), MCTS(rank_by="forecast", simulations=30), MCTS(reuse=True, gumbel_scale=1.0))
+VARIANTS = (
+    MCTS(variant="puct"),
+    MCTS(rank_by="forecast", simulations=30),
+    MCTS(reuse=True, gumbel_scale=1.0),
+)
 CODEC = ActionCodec()
 FIRST, THEN = Intervention(momentum_reset=True), Intervention(lr_scale=1.1)
 
@@ -48,7 +52,9 @@ class Combination:
         """Falls of ln loss, one a decision."""
         falls, ready = [], False
         for done in sequence:
-            falls.append(0.1 if ready and done == THEN else 0.0 if not ready and done.does_nothing else -0.02)
+            falls.append(
+                0.1 if ready and done == THEN else 0.0 if not ready and done.does_nothing else -0.02
+            )
             ready = done == FIRST or (ready and done != THEN)
         return falls
 
@@ -56,8 +62,13 @@ class Combination:
         toy = ToyModel(ToyWorld(unsafe=None)).forecast(history, [Intervention()])[0]
         sequences = [(one,) if isinstance(one, Intervention) else one for one in interventions]
         deltas = [-sum(self.steps(sequence)) for sequence in sequences]
-        estimates = [replace(toy.annealed, mean=delta, median=delta, low=delta - 0.01, high=delta + 0.01) for delta in deltas]
-        return [replace(toy, horizon=one, annealed=one, final=one, divergence=0.0) for one in estimates]
+        estimates = [
+            replace(toy.annealed, mean=delta, median=delta, low=delta - 0.01, high=delta + 0.01)
+            for delta in deltas
+        ]
+        return [
+            replace(toy, horizon=one, annealed=one, final=one, divergence=0.0) for one in estimates
+        ]
 
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
         return self._inference(np.zeros((len(histories), 1)), np.zeros(len(histories)))
@@ -66,7 +77,9 @@ class Combination:
         done = [CODEC.decode(action) for action in actions]
         before = [[FIRST] if ready else [Intervention()] for ready in latent[:, 0]]
         rewards = [self.steps([*was, now])[-1] for was, now in zip(before, done)]
-        ready = [[now == FIRST or (was == [FIRST] and now != THEN)] for was, now in zip(before, done)]
+        ready = [
+            [now == FIRST or (was == [FIRST] and now != THEN)] for was, now in zip(before, done)
+        ]
         return self._inference(np.array(ready), np.array(rewards))
 
     def _inference(self, latent: np.ndarray, rewards: np.ndarray) -> Inference:
@@ -75,7 +88,9 @@ class Combination:
 
 
 @pytest.mark.parametrize("options", [{}, {"rank_by": "forecast"}], ids=["search", "forecast"])
-def test_finds_two_interventions_that_must_be_combined_where_one_step_planners_do_nothing(options: Any) -> None:
+def test_finds_two_interventions_that_must_be_combined_where_one_step_planners_do_nothing(
+    options: Any,
+) -> None:
     allowed = tuple(np.arange(size) == 0 for size in CODEC.sizes)
     allowed[0][CODEC.encode(THEN)[0]] = allowed[3][1] = True
     for seed in range(6):
@@ -95,12 +110,21 @@ def test_scores_are_the_models_returns_of_the_sequences_themselves(variant: Any)
         world = ToyWorld(seed=seed)
         plan = MCTS(variant=variant).plan(world.problem(seed))
         assert plan.complete
-        firsts = [candidate.interventions[0] for candidate in plan.candidates if not candidate.does_nothing]
+        firsts = [
+            candidate.interventions[0]
+            for candidate in plan.candidates
+            if not candidate.does_nothing
+        ]
         assert len(set(firsts)) == len(firsts)
-        assert len(firsts) in (15, 16)  # 16 where waiting for something is worth being listed beside doing nothing
+        assert len(firsts) in (
+            15,
+            16,
+        )  # 16 where waiting for something is worth being listed beside doing nothing
         for candidate in plan.candidates:
             if not world.diverges(candidate.interventions):
-                assert candidate.score == pytest.approx(world.delta(candidate.interventions), abs=1e-5)
+                assert candidate.score == pytest.approx(
+                    world.delta(candidate.interventions), abs=1e-5
+                )
         assert not world.diverges(plan.best.interventions)
         shown = [candidate for candidate in plan.candidates if candidate.forecast is not None]
         assert len(shown) == 7
@@ -112,7 +136,9 @@ def test_what_later_masks_forbid_is_not_searched() -> None:
     once = tuple(np.arange(size) == 0 for size in CODEC.sizes)
 
     def after(sequence: Sequence[Intervention]) -> Any:
-        return once if any(not done.does_nothing for done in sequence) else ToyWorld().problem().masks
+        return (
+            once if any(not done.does_nothing for done in sequence) else ToyWorld().problem().masks
+        )
 
     plan = MCTS().plan(ToyWorld(seed=1).problem(1, masks_after=after))
     assert not plan.dropped
@@ -139,13 +165,22 @@ def test_candidates_are_sampled_from_the_models_policy() -> None:
 
     problem = ToyWorld().problem(3, model=Keen(ToyWorld()))
     plan = MCTS(considered=8, simulations=20).plan(problem)
-    assert {done.interventions[0].lr_scale for done in plan.candidates if not done.interventions[0].does_nothing} == {0.8}
+    assert {
+        done.interventions[0].lr_scale
+        for done in plan.candidates
+        if not done.interventions[0].does_nothing
+    } == {0.8}
 
 
 def test_the_pruner_is_asked_before_the_model() -> None:
     class NoReset:
-        def hopeless(self, history: RunHistory, sequences: Sequence[Sequence[Intervention]], /) -> list[str]:
-            return ["resets" if any(done.momentum_reset for done in sequence) else "" for sequence in sequences]
+        def hopeless(
+            self, history: RunHistory, sequences: Sequence[Sequence[Intervention]], /
+        ) -> list[str]:
+            return [
+                "resets" if any(done.momentum_reset for done in sequence) else ""
+                for sequence in sequences
+            ]
 
     plan = MCTS(depth=1).plan(ToyWorld().problem(0, pruner=NoReset()))
     assert plan.dropped
@@ -165,8 +200,12 @@ def test_a_small_budget_goes_to_simulations_first() -> None:
 # ── going on from the last plan ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def next_problem(problem: PlanningProblem, plan: Any, taken: Intervention, **changes: Any) -> PlanningProblem:
-    return replace(problem, previous=plan, taken=taken, generator=np.random.default_rng(9), **changes)
+def next_problem(
+    problem: PlanningProblem, plan: Any, taken: Intervention, **changes: Any
+) -> PlanningProblem:
+    return replace(
+        problem, previous=plan, taken=taken, generator=np.random.default_rng(9), **changes
+    )
 
 
 def test_reuse_goes_on_from_the_tree_below_what_was_done() -> None:
@@ -195,13 +234,19 @@ def test_reuse_needs_a_tree_below_what_was_done_and_obeys_the_masks_of_now() -> 
     first = planner.plan(problem)
     elsewhere = Intervention(lr_scale=0.8, weight_decay_scale=0.5, clip="arc", data_reorder=True)
     for taken in (elsewhere, None):
-        assert planner.plan(next_problem(problem, first, taken)).memory.tree.visits[0, 0].sum() == 50  # type: ignore[arg-type]
+        assert (
+            planner.plan(next_problem(problem, first, taken)).memory.tree.visits[0, 0].sum() == 50
+        )  # type: ignore[arg-type]
     column = int(first.memory.tree.visits[0, 0].argmax())
     masks = tuple(mask.copy() for mask in problem.masks)
     masks[0][1:] = False
-    changed = next_problem(problem, first, first.memory.states.interventions[column], masks=masks, masks_after=None)
+    changed = next_problem(
+        problem, first, first.memory.states.interventions[column], masks=masks, masks_after=None
+    )
     again = planner.plan(changed)
-    assert all(done.lr_scale == 1.0 for candidate in again.candidates for done in candidate.interventions)
+    assert all(
+        done.lr_scale == 1.0 for candidate in again.candidates for done in candidate.interventions
+    )
     assert not again.dropped
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from search_cases import searched
-from search_reference import World
 
+from tests.support.search_cases import searched
+from tests.support.search_reference import World
 from trainenv.planners.search import PUCT, Gumbel
 from trainenv.planners.search.halving import considered_visits
 
@@ -35,7 +35,9 @@ def test_without_differences_in_return_the_likeliest_action_is_taken_and_the_pol
         found = searched(world, np.arange(count), rule=Gumbel(gumbel_scale=0.0), simulations=30)
         assert found.action.tolist() == world.logits[:count].argmax(axis=1).tolist()
         prior = np.exp(world.logits[:count])
-        np.testing.assert_allclose(found.policy, prior / prior.sum(axis=1, keepdims=True), rtol=1e-9)
+        np.testing.assert_allclose(
+            found.policy, prior / prior.sum(axis=1, keepdims=True), rtol=1e-9
+        )
         np.testing.assert_allclose(found.value, 0.7)
 
 
@@ -53,7 +55,9 @@ def test_gumbel_samples_the_first_action_from_the_policy() -> None:
     world = World.random(np.random.default_rng(2), actions=4)
     generator = np.random.default_rng(3)
     states = np.zeros(4000, dtype=int)
-    taken = searched(world, states, rule=Gumbel(considered=1), simulations=1, generator=generator).action
+    taken = searched(
+        world, states, rule=Gumbel(considered=1), simulations=1, generator=generator
+    ).action
     prior = np.exp(world.logits[0]) / np.exp(world.logits[0]).sum()
     frequency = np.bincount(taken, minlength=4) / 4000
     assert np.abs(frequency - prior).max() < 4 * math.sqrt(0.25 / 4000)
@@ -64,8 +68,12 @@ def test_puct_mixes_dirichlet_noise_over_the_legal_actions_alone() -> None:
     mask = np.tile([True, True, False, True, False, True], (3000, 1))
     states = np.zeros(3000, dtype=int)
     rule = PUCT(noise=1.0)
-    first = searched(world, states, rule=rule, simulations=1, legal=mask, generator=np.random.default_rng(5)).action
-    frequency = np.bincount(first, minlength=6) / 3000  # the first visit goes where the noise alone is highest: anywhere alike
+    first = searched(
+        world, states, rule=rule, simulations=1, legal=mask, generator=np.random.default_rng(5)
+    ).action
+    frequency = (
+        np.bincount(first, minlength=6) / 3000
+    )  # the first visit goes where the noise alone is highest: anywhere alike
     assert frequency[[2, 4]].tolist() == [0, 0]
     assert np.abs(frequency[[0, 1, 3, 5]] - 0.25).max() < 4 * math.sqrt(0.25 * 0.75 / 3000)
 
@@ -75,7 +83,10 @@ def test_puct_draws_the_action_by_visits(roots: int) -> None:
     world = World.random(np.random.default_rng(6), actions=3, spread=0.3)
     world.logits[:] = 0.0
     generator, rule = np.random.default_rng(7), PUCT(noise=0.0, temperature=0.5)
-    runs = [searched(world, [0] * roots, rule=rule, simulations=12, depth=1, generator=generator) for _ in range(300)]
+    runs = [
+        searched(world, [0] * roots, rule=rule, simulations=12, depth=1, generator=generator)
+        for _ in range(300)
+    ]
     weights = runs[0].visits[0].astype(float) ** 2
     assert np.count_nonzero(weights) > 1
     frequency = np.bincount([run.action[-1] for run in runs], minlength=3) / 300
@@ -88,13 +99,19 @@ def two_steps() -> World:
     Values and policy say nothing of it. (pUCT stays with what looks best for some 200 simulations.)
     """
     follow = np.array([[0, 1, 2], [1, 1, 3], [2, 2, 2], [3, 3, 3]])
-    rewards = np.array([[0.0, -0.02, -0.02], [-0.02, -0.02, 0.10], [-0.02, -0.02, -0.02], [0.0, 0.0, 0.0]])
+    rewards = np.array(
+        [[0.0, -0.02, -0.02], [-0.02, -0.02, 0.10], [-0.02, -0.02, -0.02], [0.0, 0.0, 0.0]]
+    )
     return World(follow=follow, rewards=rewards, values=np.zeros(4), logits=np.zeros((4, 3)))
 
 
-@pytest.mark.parametrize(("rule", "simulations"), [(Gumbel(gumbel_scale=0.0), 30), (PUCT(noise=0.0), 400)])
+@pytest.mark.parametrize(
+    ("rule", "simulations"), [(Gumbel(gumbel_scale=0.0), 30), (PUCT(noise=0.0), 400)]
+)
 @pytest.mark.parametrize("roots", [1, 3])
-def test_finds_two_interventions_that_help_only_together(rule: Any, simulations: int, roots: int) -> None:
+def test_finds_two_interventions_that_help_only_together(
+    rule: Any, simulations: int, roots: int
+) -> None:
     world, states = two_steps(), [0] * roots
     for seed in range(3):
         found = searched(world, states, rule=rule, seed=seed, simulations=simulations, depth=2)

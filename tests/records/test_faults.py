@@ -16,7 +16,13 @@ EVENTS = [
     event(4, "non_finite", reason="the loss is not finite"),
     event(8, "skipped", reason="RuntimeError: it broke", fault=True, number=1),
     event(9, "skipped", reason="no draft promises enough", number=2),
-    event(12, "decision", number=3, accepted=False, faults=["a branch failed: it broke", "RuntimeError: it broke"]),
+    event(
+        12,
+        "decision",
+        number=3,
+        accepted=False,
+        faults=["a branch failed: it broke", "RuntimeError: it broke"],
+    ),
     event(16, "skipped", reason="RuntimeError: it broke", fault=True, number=4),
     event(20, "fired", index=3.0, loss=2.5),
     event(24, "non_finite", reason="the loss is not finite"),
@@ -54,8 +60,20 @@ def test_an_event_without_detail_is_no_fault() -> None:
 
 def test_decisions_in_a_row_that_are_skipped_for_one_reason_are_one() -> None:
     skips = [event(step, "skipped", reason="no budget is left") for step in (4, 8, 12)]
-    other, fired = event(16, "skipped", reason="no draft promises enough"), event(10, "fired", index=3.0, loss=2.5)
-    shown = each_once([*skips[:2], fired, skips[2], other, event(20, "decision", number=1), skips[0] | {"step": 24}])
+    other, fired = (
+        event(16, "skipped", reason="no draft promises enough"),
+        event(10, "fired", index=3.0, loss=2.5),
+    )
+    shown = each_once(
+        [
+            *skips[:2],
+            fired,
+            skips[2],
+            other,
+            event(20, "decision", number=1),
+            skips[0] | {"step": 24},
+        ]
+    )
     assert [(one["step"], one["kind"], one["detail"].get("times", 1)) for one in shown] == [
         (4, "skipped", 3),
         (10, "fired", 1),

@@ -21,11 +21,15 @@ from trainenv.tools.json_lines import read_lines
 from trainenv.training.snapshots import fingerprint
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 
-CONFIG = RunConfig.load("tiny", {"name": "mine", "stressors.planted": [{"at": 3, "kind": "artefacts"}]})
+CONFIG = RunConfig.load(
+    "tiny", {"name": "mine", "stressors.planted": [{"at": 3, "kind": "artefacts"}]}
+)
 
 
 def telemetry(step: int) -> Telemetry:
-    return Telemetry(step, step, 8, 3.0, 1.0, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0)
+    return Telemetry(
+        step, step, 8, 3.0, 1.0, 1.0, math.inf, 0.0, "none", 0.1, 1.0, 0.1, 1.0, -1, 0.0
+    )
 
 
 RUN = TrainingRun(
@@ -40,7 +44,11 @@ EXACT = CheckpointConfig(moments="exact")
 
 def snapshot(step: int) -> Snapshot:
     state = RUN.snapshot()
-    return replace(state, step=step, tensors={name: tensor.clone() + step for name, tensor in state.tensors.items()})
+    return replace(
+        state,
+        step=step,
+        tensors={name: tensor.clone() + step for name, tensor in state.tensors.items()},
+    )
 
 
 def checkpoint(folder: RunFolder, *steps: int, rewinds: int = 0) -> None:
@@ -48,7 +56,10 @@ def checkpoint(folder: RunFolder, *steps: int, rewinds: int = 0) -> None:
     with folder.recording(0, EXACT) as store:
         for step in steps:
             made = snapshot(step)
-            store.save(replace(made, state=made.state | ({"rewinds": rewinds} if rewinds else {})), wait=True)
+            store.save(
+                replace(made, state=made.state | ({"rewinds": rewinds} if rewinds else {})),
+                wait=True,
+            )
 
 
 @pytest.fixture
@@ -84,11 +95,16 @@ def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
 def test_create_never_writes_over_anything(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
-    with pytest.raises(UserError, match="is not empty; give another --out, or --resume to go on with the run in it"):
+    with pytest.raises(
+        UserError, match="is not empty; give another --out, or --resume to continue the run in it"
+    ):
         RunFolder.create(tmp_path / "run", CONFIG)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
     for path in (tmp_path / "run" / "precious", tmp_path / "run" / "precious" / "below"):
-        with pytest.raises(UserError, match=rf"{path.name} must be a folder to record in, found: .*; give another --out"):
+        with pytest.raises(
+            UserError,
+            match=rf"{path.name} must be a folder to record in, found: .*; give another --out",
+        ):
             RunFolder.create(path, CONFIG)
     assert (tmp_path / "run" / "precious").read_bytes() == b""
 
@@ -118,7 +134,10 @@ def test_json_has_no_numbers_that_are_not_finite(folder: RunFolder, number: floa
     folder.finish({"loss": number, "runs": [{"loss": number}], "step": 3})
     for path in folder.path.glob("*.json*"):
         assert not re.search(r"NaN|Infinity", path.read_text(encoding="utf-8"))
-    assert read_events(folder.path)[0]["detail"] == {"index": None, "of": [None, 1.5, {"deep": [None]}]}
+    assert read_events(folder.path)[0]["detail"] == {
+        "index": None,
+        "of": [None, 1.5, {"deep": [None]}],
+    }
     assert read_validation(folder.path) == [{"line": 0, "step": 3, "loss": None}]
     summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
     assert summary == {"loss": None, "runs": [{"loss": None}], "step": 3}
@@ -129,7 +148,9 @@ def test_nothing_happened(folder: RunFolder) -> None:
     assert read_validation(folder.path) == []
 
 
-@pytest.mark.parametrize("torn", ["{", '{"line": 0, "step": 4, "kind": "fired", "detail": {}', '{"line": 0, "st'])
+@pytest.mark.parametrize(
+    "torn", ["{", '{"line": 0, "step": 4, "kind": "fired", "detail": {}', '{"line": 0, "st']
+)
 def test_a_torn_last_line_never_happened(folder: RunFolder, torn: str) -> None:
     folder.event(Event(3, "fired"))
     with (folder.path / "events.jsonl").open("a", encoding="utf-8") as file:
@@ -138,9 +159,17 @@ def test_a_torn_last_line_never_happened(folder: RunFolder, torn: str) -> None:
 
 
 def test_checkpoints_are_kept_as_configured(folder: RunFolder) -> None:
-    config = CheckpointConfig(every=7, keep_last=2, moments="exact", max_bytes=10**6, on_error="warn")
+    config = CheckpointConfig(
+        every=7, keep_last=2, moments="exact", max_bytes=10**6, on_error="warn"
+    )
     with folder.recording(0, config) as store:
-        assert (store.every, store.keep_last, store.moments, store.max_bytes, store.on_error) == (7, 2, "exact", 10**6, "warn")
+        assert (store.every, store.keep_last, store.moments, store.max_bytes, store.on_error) == (
+            7,
+            2,
+            "exact",
+            10**6,
+            "warn",
+        )
         assert store.folder == folder.path / "checkpoints"
     assert folder.line == 0
 
@@ -239,11 +268,14 @@ def test_a_line_that_a_power_cut_left_is_passed_over(folder: RunFolder, rest: by
 def test_nothing_to_resume(folder: RunFolder, tmp_path: Path) -> None:
     for path in (folder.path, tmp_path / "gone"):
         with pytest.raises(
-            UserError, match=r"expected an interrupted run with checkpoints in .*none; leave out --resume to start one"
+            UserError,
+            match=r"expected an interrupted run with checkpoints in .*none; leave out --resume to start one",
         ):
             RunFolder.resume(path)
     assert not (tmp_path / "gone").exists()
-    with pytest.raises(UserError, match="delete the folder: the run in it stopped before its first one"):
+    with pytest.raises(
+        UserError, match="delete the folder: the run in it stopped before its first one"
+    ):
         RunFolder.resume(folder.path)  # which can't be recorded in either
 
 
@@ -253,14 +285,21 @@ def test_a_finished_run_is_not_resumed(folder: RunFolder) -> None:
     folder.finish({"ended": "budget spent", "loss": None})
     with pytest.raises(UserError, match="has ended; give another --out for a new one"):
         RunFolder.resume(folder.path)
-    assert json.loads((folder.path / "summary.json").read_text(encoding="utf-8")) == {"ended": "budget spent", "loss": None}
+    assert json.loads((folder.path / "summary.json").read_text(encoding="utf-8")) == {
+        "ended": "budget spent",
+        "loss": None,
+    }
 
 
 def test_finishing_flushes_and_leaves_nothing_temporary(folder: RunFolder) -> None:
     folder.telemetry.append([telemetry(1)])
     folder.finish({})
     assert read_telemetry(folder.path)["step"].tolist() == [1]
-    assert sorted(p.name for p in folder.path.iterdir()) == ["config.yaml", "summary.json", "telemetry"]
+    assert sorted(p.name for p in folder.path.iterdir()) == [
+        "config.yaml",
+        "summary.json",
+        "telemetry",
+    ]
 
 
 def tear(path: Path) -> None:
@@ -294,6 +333,9 @@ def test_what_another_process_went_on_with_is_resumed_anew(folder: RunFolder) ->
     checkpoint(folder, 2)
     resumed, _ = RunFolder.resume(folder.path)
     checkpoint(folder, 4)
-    with pytest.raises(UserError, match="another process has gone on with the run"), resumed.recording(2, EXACT):
+    with (
+        pytest.raises(UserError, match="another process has continued it"),
+        resumed.recording(2, EXACT),
+    ):
         pass
     assert not (folder.path / "lines.jsonl").exists()

@@ -41,7 +41,11 @@ def test_each_is_given_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     for _ in range(5):
         found = at_once(lambda place: RunFolder.create(None, configs[place]).path)
         assert len({str(path) for path in found}) == AT_ONCE
-        seeds = [yaml.safe_load((path / "config.yaml").read_text())["seed"] for path in found if isinstance(path, Path)]
+        seeds = [
+            yaml.safe_load((path / "config.yaml").read_text())["seed"]
+            for path in found
+            if isinstance(path, Path)
+        ]
         assert sorted(seeds) == list(range(AT_ONCE))
 
 
@@ -54,7 +58,9 @@ def test_of_those_that_name_the_same_folder_one_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["file", "broken link"])
-def test_runs_that_is_no_folder(there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_is_no_folder(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     if there == "file":
         Path("runs").write_text("1", encoding="utf-8")

@@ -24,7 +24,10 @@ def saved(recorded: list[Step], begun: list[dict[str, Any]]) -> list[Step]:
     return [(line, step) for line, step in recorded if step <= last[line]]
 
 
-moves = st.lists(st.tuples(st.sampled_from(["advance", "rewind", "save", "kill"]), st.integers(0, 12)), max_size=20)
+moves = st.lists(
+    st.tuples(st.sampled_from(["advance", "rewind", "save", "kill"]), st.integers(0, 12)),
+    max_size=20,
+)
 
 
 @given(moves=moves)
@@ -38,7 +41,12 @@ def test_it_is_what_the_run_remembers(moves: list[tuple[str, int]]) -> None:
     for move, size in moves:
         if move == "advance":
             taken = [(line, step + ahead) for ahead in range(1, size + 1)]
-            recorded, history, happened, step = recorded + taken, history + taken, happened + taken, step + size
+            recorded, history, happened, step = (
+                recorded + taken,
+                history + taken,
+                happened + taken,
+                step + size,
+            )
         elif move == "save":
             checkpoint = step, rewinds, history, happened
         else:

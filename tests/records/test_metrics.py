@@ -59,13 +59,18 @@ def spans(events: Sequence[HarmEvent]) -> list[tuple[int, int, bool]]:
 
 def test_a_rise_that_lasts_is_an_event_from_its_first_look_to_the_first_that_is_back() -> None:
     (event,) = harm_events(rows([2.0] * 8 + [2.4, 2.5, 2.3, 2.03, 2.02, 2.0]))
-    assert event == HarmEvent(line=0, step=65, taken=65, level=2.0, rise=0.5, lost=False, lasted=4 * EVERY, recovered=True)
+    assert event == HarmEvent(
+        line=0, step=65, taken=65, level=2.0, rise=0.5, lost=False, lasted=4 * EVERY, recovered=True
+    )
 
 
 @pytest.mark.parametrize(
-    ("every", "looks", "found"), [(8, 1, 0), (8, 2, 1), (4, 2, 0), (4, 3, 1), (1, 8, 0), (1, 9, 1), (16, 2, 1)]
+    ("every", "looks", "found"),
+    [(8, 1, 0), (8, 2, 1), (4, 2, 0), (4, 3, 1), (1, 8, 0), (1, 9, 1), (16, 2, 1)],
 )
-def test_it_must_last_for_eight_steps_however_often_one_looks(every: int, looks: int, found: int) -> None:
+def test_it_must_last_for_eight_steps_however_often_one_looks(
+    every: int, looks: int, found: int
+) -> None:
     assert len(harm_events(rows([2.0] * 10 + [2.5] * looks + [2.0] * 10, every))) == found
 
 
@@ -103,7 +108,12 @@ def test_a_second_spike_before_the_first_has_healed_is_another() -> None:
     probes = [2.0] * 8 + [3.0] + [2.6] * 8 + [3.0] * 2 + [2.6] * 2 + [2.3] * 2 + [2.01]
     first, second = harm_events(rows(probes))
     assert (first.level, first.step, first.lasted, first.recovered) == (2.0, 65, 15 * EVERY, True)
-    assert (second.level, second.step, second.lasted, second.recovered) == (2.6, 137, 2 * EVERY, True)
+    assert (second.level, second.step, second.lasted, second.recovered) == (
+        2.6,
+        137,
+        2 * EVERY,
+        True,
+    )
     assert (first.rise, second.rise) == (1.0, pytest.approx(0.4))
 
 
@@ -122,7 +132,11 @@ def test_what_an_event_measured_is_no_level_once_it_is_over() -> None:
 def test_a_loss_that_is_lost_is_an_event_at_once(bad: float) -> None:
     calm = rows([2.0] * 12)
     calm[69] = calm[69]._replace(loss=bad)
-    assert harm_events(calm) == [HarmEvent(line=0, step=70, taken=70, level=2.0, rise=0.0, lost=True, lasted=3, recovered=True)]
+    assert harm_events(calm) == [
+        HarmEvent(
+            line=0, step=70, taken=70, level=2.0, rise=0.0, lost=True, lasted=3, recovered=True
+        )
+    ]
     for place in range(69, 96):
         calm[place] = lost(calm[place])
     (event,) = harm_events(calm)
@@ -154,7 +168,11 @@ def test_every_event_is_what_the_definition_says(probes: list[float]) -> None:
     for event in events:
         assert looks[event.step] >= event.level + 0.1
         assert looks[event.step + EVERY] >= event.level + 0.1
-        after = {step: look for step, look in looks.items() if event.step < step <= event.step + event.lasted}
+        after = {
+            step: look
+            for step, look in looks.items()
+            if event.step < step <= event.step + event.lasted
+        }
         back = [step for step, look in after.items() if look <= event.level + 0.02]
         assert back == ([event.step + event.lasted] if event.recovered else [])
     if events:
@@ -191,11 +209,16 @@ def test_the_state_of_a_watch_goes_on_exactly(probes: list[float], cut: int) -> 
     for row in run[:cut]:
         first.update(row.step, row.loss, row.probe_loss)
     second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
-    assert [second.update(row.step, row.loss, row.probe_loss) for row in run[cut:]] == expected[cut:]
+    assert [second.update(row.step, row.loss, row.probe_loss) for row in run[cut:]] == expected[
+        cut:
+    ]
     assert second.state_dict() == whole.state_dict()
 
 
-@pytest.mark.parametrize("wrong", [{"rise": 0.02}, {"back": -0.1}, {"hold": -1}, {"least": 0}, {"least": 9}, {"window": 300}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rise": 0.02}, {"back": -0.1}, {"hold": -1}, {"least": 0}, {"least": 9}, {"window": 300}],
+)
 def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="harm needs 0 ≤ back < rise"):
         Harm(**wrong)
@@ -221,7 +244,9 @@ def test_the_level_of_a_line_is_that_of_the_history_it_grew_from() -> None:
     """The first line fell to 1.5; the second starts where it was 2.0 still, and is no event there."""
     first = rows([2.0] * 8 + [1.5] * 8)
     assert harm_events([*first, *rows([2.0] * 4, line=1, start=64)]) == []
-    assert spans(harm_events([*first, *rows([2.0, 2.2, 2.2], line=1, start=64)])) == [(73, 15, False)]
+    assert spans(harm_events([*first, *rows([2.0, 2.2, 2.2], line=1, start=64)])) == [
+        (73, 15, False)
+    ]
     assert spans(harm_events([*first, *rows([2.0] * 4, line=1, start=128)])) == [(129, 31, False)]
 
 
@@ -232,7 +257,9 @@ def test_a_spike_met_again_is_another_event_once_the_first_is_over() -> None:
     assert (first.line, first.step, second.line, second.step) == (0, 65, 1, 65)
     assert second.taken == 80 + 33
     # Gone back not far enough, the run is in the same rise still.
-    assert spans(harm_events([*spike, *rows([3.0, 3.0, 2.0], line=1, start=72)])) == [(65, 32, True)]
+    assert spans(harm_events([*spike, *rows([3.0, 3.0, 2.0], line=1, start=72)])) == [
+        (65, 32, True)
+    ]
 
 
 def test_an_event_within_others_is_over_no_later_than_they_are() -> None:
@@ -260,7 +287,9 @@ def test_a_raised_look_that_was_left_behind_makes_no_event() -> None:
 def lasting(*durations: int, open_: Sequence[int] = ()) -> list[HarmEvent]:
     made = [(lasted, True) for lasted in durations] + [(lasted, False) for lasted in open_]
     return [
-        HarmEvent(line=0, step=1, taken=1, level=2.0, rise=1.0, lost=False, lasted=lasted, recovered=over)
+        HarmEvent(
+            line=0, step=1, taken=1, level=2.0, rise=1.0, lost=False, lasted=lasted, recovered=over
+        )
         for lasted, over in made
     ]
 
@@ -268,7 +297,11 @@ def lasting(*durations: int, open_: Sequence[int] = ()) -> list[HarmEvent]:
 def test_recovery_with_censored_events() -> None:
     assert recovery(lasting(10, 20, 60)).median == 20
     assert recovery(lasting(10, 20, 30, 60)).median == 20
-    found = recovery(lasting(6, 6, 6, 7, 10, 13, 16, 22, 23, open_=[6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]))
+    found = recovery(
+        lasting(
+            6, 6, 6, 7, 10, 13, 16, 22, 23, open_=[6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
+        )
+    )
     # The 6-MP arm of Freireich et al. 1963, the textbook's example: 23 weeks.
     assert (found.median, found.events, found.unrecovered) == (23, 21, 12)
     assert math.isnan(recovery(lasting(10, open_=[20, 20])).median)
@@ -296,7 +329,14 @@ def planted(run: list[Row], *places: tuple[int, str]) -> list[Row]:
 
 
 def test_events_near_what_was_planted() -> None:
-    run = planted(rows([2.0] * 8 + [3.0, 3.0] + [2.0] * 8), (3, "rare"), (48, "burst"), (49, "rare"), (50, "rare"), (66, "late"))
+    run = planted(
+        rows([2.0] * 8 + [3.0, 3.0] + [2.0] * 8),
+        (3, "rare"),
+        (48, "burst"),
+        (49, "rare"),
+        (50, "rare"),
+        (66, "late"),
+    )
     events = harm_events(run)
     assert [event.step for event in events] == [65]
     assert clusters(run, events) == {
@@ -311,16 +351,27 @@ def test_events_near_what_was_planted() -> None:
 def test_what_was_planted_on_a_line_that_was_left_is_near_nothing_of_the_next() -> None:
     left = planted(rows([2.0] * 9), (10, "early"), (70, "late"))
     run = [*left, *rows([2.0] * 2, line=1, start=16)]
-    assert clusters(run, []) == {"early": Cluster(steps=1, near=17 + 10, events=0), "late": Cluster(steps=1, near=3, events=0)}
+    assert clusters(run, []) == {
+        "early": Cluster(steps=1, near=17 + 10, events=0),
+        "late": Cluster(steps=1, near=3, events=0),
+    }
 
 
 # ── decisions ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def branch(place: int, delta: float | None, expected: tuple[float, float, float] | None, **outcome: Any) -> dict[str, Any]:
+def branch(
+    place: int, delta: float | None, expected: tuple[float, float, float] | None, **outcome: Any
+) -> dict[str, Any]:
     named = None if expected is None else dict(zip(("low", "median", "high"), expected))
     ran = {"steps": 25, "diverged": False, "error": "", **outcome}
-    return {"place": place, "control": place == 0, "delta": delta, "expected": named, "outcome": ran}
+    return {
+        "place": place,
+        "control": place == 0,
+        "delta": delta,
+        "expected": named,
+        "outcome": ran,
+    }
 
 
 def decision(number: int, accepted: int | None, *branches: dict[str, Any]) -> dict[str, Any]:
@@ -355,7 +406,14 @@ SUMMARY: dict[str, Any] = {
     "ended": "budget spent",
     "step": 104,
     "final_validation_loss": 1.5,
-    "flops": {"main": 700.0, "rewound": 60.0, "verify": 40.0, "plan": 8.0, "evaluate": 192.0, "model": 0.0},
+    "flops": {
+        "main": 700.0,
+        "rewound": 60.0,
+        "verify": 40.0,
+        "plan": 8.0,
+        "evaluate": 192.0,
+        "model": 0.0,
+    },
 }
 
 
@@ -368,7 +426,9 @@ def folder(tmp_path: Path) -> RunFolder:
     folder.telemetry.flush()
     folder.rewound(32)
     folder.telemetry.append([telemetry(row) for row in rows([2.0] * 9, line=1, start=32)], line=1)
-    folder.telemetry.append([telemetry(row) for row in rows([5.0] * 4, line=1, start=32)], line=1, purpose="verify")
+    folder.telemetry.append(
+        [telemetry(row) for row in rows([5.0] * 4, line=1, start=32)], line=1, purpose="verify"
+    )
     folder.validation(0, 5.5)
     folder.validation(104, 1.5)
     folder.finish(SUMMARY)
@@ -378,24 +438,46 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_the_whole_of_a_run(folder: RunFolder) -> None:
     found = measure(folder.path)
     assert (found.ended, found.steps, found.taken, found.notes) == ("budget spent", 104, 152, ())
-    assert (found.final_loss, found.log_final_loss, found.perplexity) == (1.5, math.log(1.5), math.exp(1.5))
+    assert (found.final_loss, found.log_final_loss, found.perplexity) == (
+        1.5,
+        math.log(1.5),
+        math.exp(1.5),
+    )
     assert found.instability.events == 1
     assert found.instability.per_100k == pytest.approx(1e5 / 152)
     assert found.recovery == recovery(lasting(16))
     assert (found.total_flops, found.wasted, found.drafting) == (1000.0, 0.1, 0.008)
     assert found.stressors == {"random_tokens": Cluster(steps=1, near=17, events=1)}
     assert found.decisions is None
-    assert found.events == tuple(harm_events([*rows([2.0] * 8 + [3.0, 3.0]), *rows([2.0] * 9, line=1, start=32)]))
+    assert found.events == tuple(
+        harm_events([*rows([2.0] * 8 + [3.0, 3.0]), *rows([2.0] * 9, line=1, start=32)])
+    )
     as_json = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert as_json["instability"] == {"events": 1, "steps": 152, "per_100k": found.instability.per_100k, "cut_short": 0}
+    assert as_json["instability"] == {
+        "events": 1,
+        "steps": 152,
+        "per_100k": found.instability.per_100k,
+        "cut_short": 0,
+    }
     assert as_json["events"][0]["rise"] == 1.0
 
 
 def test_decisions(folder: RunFolder) -> None:
     write(
         folder.path,
-        decision(3, None, branch(1, 0.03, (-0.02, 0.0, 0.02)), branch(2, None, (-0.1, 0.0, 0.1), diverged=True)),
-        decision(1, 1, branch(1, -0.02, (-0.02, -0.01, 0.0)), branch(2, 0.5, None), branch(3, None, None, error="OOM", steps=3)),
+        decision(
+            3,
+            None,
+            branch(1, 0.03, (-0.02, 0.0, 0.02)),
+            branch(2, None, (-0.1, 0.0, 0.1), diverged=True),
+        ),
+        decision(
+            1,
+            1,
+            branch(1, -0.02, (-0.02, -0.01, 0.0)),
+            branch(2, 0.5, None),
+            branch(3, None, None, error="OOM", steps=3),
+        ),
         decision(2, 0, branch(1, None, (-0.1, 0.0, 0.1), steps=0)),
         decision(4, 0, branch(1, 0.02, (-0.1, 0.0, 0.1))),
     )
@@ -409,7 +491,11 @@ def test_decisions(folder: RunFolder) -> None:
     assert found.bias == pytest.approx((-0.01 + 0.03 + 0.02) / 3)
     assert found.sign == pytest.approx(1 / 3)
     assert found.coverage == 0.5
-    assert (found.verify_steps, found.verify_flops, found.verify_share) == (25 * (3 + 4 + 2 + 2), 400.0, 0.4)
+    assert (found.verify_steps, found.verify_flops, found.verify_share) == (
+        25 * (3 + 4 + 2 + 2),
+        400.0,
+        0.4,
+    )
     assert [(point.number, point.at, point.accepted) for point in found.over_time] == [
         (1, 100, True),
         (3, 300, False),
@@ -456,10 +542,12 @@ def test_torn_decisions_are_noted_and_passed_over(folder: RunFolder, torn: str) 
     assert (found.decisions.invoked, found.decisions.coverage) == (1, 1.0)
     unfinished, broken = found.notes
     assert unfinished == "branches/77 has no decision.json: a decision that was never finished"
-    assert broken.startswith(("branches/800/decision.json is passed over: ", "decision 2 is passed over: "))
+    assert broken.startswith(("branches/800/decision.json is skipped: ", "decision 2 is skipped: "))
 
 
-def test_a_run_without_decisions_has_none_and_one_whose_trigger_never_fired_has_zero(folder: RunFolder) -> None:
+def test_a_run_without_decisions_has_none_and_one_whose_trigger_never_fired_has_zero(
+    folder: RunFolder,
+) -> None:
     assert measure(folder.path).to_json()["decisions"] is None
     (folder.path / "branches").mkdir()
     found = measure(folder.path).to_json()["decisions"]
@@ -477,7 +565,9 @@ def test_a_run_without_decisions_has_none_and_one_whose_trigger_never_fired_has_
         ({"corpus.tokenizer": "gpt2"}, math.log(50257)),
     ],
 )
-def test_a_diverged_run_counts_as_a_uniform_guess(tmp_path: Path, config: dict[str, Any], uniform: float) -> None:
+def test_a_diverged_run_counts_as_a_uniform_guess(
+    tmp_path: Path, config: dict[str, Any], uniform: float
+) -> None:
     folder = RunFolder.create(tmp_path / "run", RunConfig.load("tiny", config))
     folder.telemetry.append([telemetry(row) for row in rows([2.0])])
     folder.finish({**SUMMARY, "ended": "diverged", "final_validation_loss": None})
@@ -513,7 +603,7 @@ def test_a_torn_part_of_the_telemetry_is_passed_over(folder: RunFolder) -> None:
     part.write_bytes(part.read_bytes()[:200])
     found = measure(folder.path)
     assert (found.taken, found.instability.events) == (72, 0)
-    assert found.notes == ("telemetry/part-00000.parquet is passed over: ArrowInvalid",)
+    assert found.notes == ("telemetry/part-00000.parquet is skipped: ArrowInvalid",)
 
 
 def test_an_empty_folder_and_none(tmp_path: Path) -> None:
@@ -526,7 +616,9 @@ def test_an_empty_folder_and_none(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_whatever_is_torn_there_are_metrics(folder: RunFolder, data: st.DataObject) -> None:
     if not (folder.path / "branches").is_dir():
         write(folder.path, decision(1, 1, branch(1, 0.0, (-1.0, 0.0, 1.0))))

@@ -17,7 +17,7 @@ from trainenv.records.made_of import MadeOf
 from trainenv.report import write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:the key branching:FutureWarning")
-OLD = Path(__file__).parents[1] / "data" / "old_run"
+OLD = Path(__file__).parents[1] / "files" / "old_run"
 
 
 @pytest.fixture
@@ -43,8 +43,13 @@ def test_an_old_steered_run_is_resumed_by_the_same_loop(folder: Path) -> None:
     assert snapshot.step == run.step == 103
     summary = train(run, reopened, callback=callback)
     assert summary["ended"] == "budget spent"
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    numbers = [event["detail"]["number"] for event in events if event["kind"] in ("decision", "skipped")]
+    events = [
+        json.loads(line)
+        for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    numbers = [
+        event["detail"]["number"] for event in events if event["kind"] in ("decision", "skipped")
+    ]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > 4
 

@@ -77,15 +77,22 @@ def columns(folder: Path, name: str) -> list[Any]:
 def test_the_schema_is_json_schema_and_covers_exactly_what_is_measured() -> None:
     schema = json.loads((configs_folder() / "log_schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
-    measured = {"line", "purpose", *TELEMETRY_FIELDS, *(f.name for f in fields(Reading))} - {"reading"}
+    measured = {"line", "purpose", *TELEMETRY_FIELDS, *(f.name for f in fields(Reading))} - {
+        "reading"
+    }
     assert set(schema["properties"]) == set(schema["required"]) == measured
     assert schema["additionalProperties"] is False
-    assert {name for name, column in schema["properties"].items() if "null" in column["type"]} == MAY_BE_NULL
+    assert {
+        name for name, column in schema["properties"].items() if "null" in column["type"]
+    } == MAY_BE_NULL
     assert all(column["description"] for column in schema["properties"].values())
     assert log_schema() == schema
 
 
-@pytest.mark.parametrize("measured", [telemetry(1), telemetry(2, **FULL), telemetry(3, loss=math.nan, grad_norm=math.inf)])
+@pytest.mark.parametrize(
+    "measured",
+    [telemetry(1), telemetry(2, **FULL), telemetry(3, loss=math.nan, grad_norm=math.inf)],
+)
 def test_real_rows_follow_the_schema(measured: Telemetry) -> None:
     values = row(measured, 3, "verify")
     jsonschema.Draft202012Validator(log_schema()).validate(values)
@@ -147,12 +154,21 @@ def test_every_value_comes_back(tmp_path: Path) -> None:
     assert tuple(table.pop("stressors")) == original.stressors
     for name in [f.name for f in fields(Reading)]:
         assert table.pop(name) == getattr(original.reading, name)
-    assert table == {name: getattr(original, name) for name in TELEMETRY_FIELDS if name not in {"reading", "stressors"}}
+    assert table == {
+        name: getattr(original, name)
+        for name in TELEMETRY_FIELDS
+        if name not in {"reading", "stressors"}
+    }
 
 
 def test_unmeasured_is_null_and_nan_stays_nan(tmp_path: Path) -> None:
     log = TelemetryLog(tmp_path)
-    log.append([telemetry(1, loss=math.nan, grad_norm=math.inf, clip_score=math.nan), telemetry(2, probe_loss=0.5)])
+    log.append(
+        [
+            telemetry(1, loss=math.nan, grad_norm=math.inf, clip_score=math.nan),
+            telemetry(2, probe_loss=0.5),
+        ]
+    )
     log.flush()
     assert columns(tmp_path, "probe_loss") == [None, 0.5]
     for name in MAY_BE_NULL - {"probe_loss"}:
@@ -166,9 +182,15 @@ def test_unmeasured_is_null_and_nan_stays_nan(tmp_path: Path) -> None:
     assert math.isnan(read_telemetry(tmp_path)["loss"][0])
 
 
-@given(values=st.lists(st.tuples(st.floats(), st.floats(), st.integers(-1, 2**62)), min_size=1, max_size=5))
+@given(
+    values=st.lists(
+        st.tuples(st.floats(), st.floats(), st.integers(-1, 2**62)), min_size=1, max_size=5
+    )
+)
 @settings(max_examples=20, deadline=None)
-def test_numbers_are_kept_to_the_bit(values: list[tuple[float, float, int]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_numbers_are_kept_to_the_bit(
+    values: list[tuple[float, float, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("t")
     log = TelemetryLog(folder)
     log.append([telemetry(1, loss=a, lr=b, data_index=c) for a, b, c in values])
@@ -191,7 +213,10 @@ def test_parts_are_written_when_there_are_enough_rows(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     log.append(telemetry(step) for step in range(6, 9))
     log.flush()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["part-00000.parquet", "part-00001.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
     assert columns(tmp_path, "step") == list(range(1, 9))
 
 
@@ -228,7 +253,9 @@ def test_a_torn_part_never_happened(tmp_path: Path) -> None:
     assert read_telemetry(tmp_path)["step"].tolist() == [1, 2]
 
 
-def test_a_failing_write_leaves_no_part_and_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_leaves_no_part_and_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = TelemetryLog(tmp_path)
     log.append([telemetry(1)])
 
@@ -256,19 +283,29 @@ def test_a_run_s_folder_and_its_telemetry_folder_are_the_same(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["empty", "gone"])
 def test_no_telemetry(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"expected telemetry under .*, found no part-\*\.parquet; give the folder of a run"):
+    with pytest.raises(
+        UserError,
+        match=r"expected telemetry under .*, found no part-\*\.parquet; give the folder of a run",
+    ):
         read_telemetry(tmp_path / name)
 
 
 # ── the history that was kept ───────────────────────────────────────────────────────────────────────────────────────
 
-moves = st.lists(st.tuples(st.sampled_from(["advance", "rewind", "verify"]), st.integers(0, 12)), min_size=1, max_size=12)
+moves = st.lists(
+    st.tuples(st.sampled_from(["advance", "rewind", "verify"]), st.integers(0, 12)),
+    min_size=1,
+    max_size=12,
+)
 
 
 @given(moves=moves, last=st.integers(1, 5), part_rows=st.integers(1, 20))
 @settings(max_examples=60, deadline=None)
 def test_kept_only_is_what_a_simulation_keeps(
-    moves: list[tuple[str, int]], last: int, part_rows: int, tmp_path_factory: pytest.TempPathFactory
+    moves: list[tuple[str, int]],
+    last: int,
+    part_rows: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("t")
     log, line, step = TelemetryLog(folder, part_rows=part_rows), 0, 0
@@ -281,7 +318,11 @@ def test_kept_only_is_what_a_simulation_keeps(
             kept = [(at, of) for at, of in kept if at <= step]
         else:
             steps = range(step + 1, step + size + 1)
-            log.append([telemetry(s) for s in steps], line=line, purpose="main" if move == "advance" else "verify")
+            log.append(
+                [telemetry(s) for s in steps],
+                line=line,
+                purpose="main" if move == "advance" else "verify",
+            )
             written += len(steps)
             if move == "advance":
                 kept += [(s, line) for s in steps]

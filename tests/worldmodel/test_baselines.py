@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_examples import LR, RESET, SENSITIVE, examples, squash, world
 
-from trainenv.types import UserError
+from tests.support.made_examples import LR, RESET, SENSITIVE, examples, squash, world
+from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel.baselines import BASELINES, NAMES, Baseline, Fitted, Trees, make
 from trainenv.worldmodel.baselines.folds import folds
 from trainenv.worldmodel.baselines.groups import groups
-from trainenv.worldmodel.baselines.learning_curve import drawn
+from trainenv.worldmodel.baselines.learning_curve import reconstructed
 from trainenv.worldmodel.baselines.points import offsets
 from trainenv.worldmodel.baselines.risk import Rates, hazards, shares
 from trainenv.worldmodel.baselines.scale import outcomes, unsquash
 from trainenv.worldmodel.evaluation import evaluate
 from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Predictions
-from trainenv.worldmodel.features import ACTION, DECISIONS, STATE
+from trainenv.worldmodel.features import ACTION, STATE
 
 QUICK = {"iterations": 25, "learning_rate": 0.2, "patience": 5}
 TRAIN, TEST = 24, 6
@@ -166,14 +166,22 @@ def test_those_that_know_nothing_of_actions_say_no_difference() -> None:
 
 
 def test_the_more_is_known_the_better() -> None:
-    assert mae("mean-by-action") < mae("nothing")  # resets hurt everywhere; a rate's effect averages out
+    assert mae("mean-by-action") < mae(
+        "nothing"
+    )  # resets hurt everywhere; a rate's effect averages out
     for best in ("ridge", "trees"):
         assert mae(best) < 0.75 * mae("mean-by-action")
         for less in ("blind", "shuffled"):
             assert mae(best) < 0.85 * mae(f"{less}-{best}")
     assert report("ridge")["horizon"]["ranking"]["spearman"]["value"] > 0.6
-    assert report("trees")["divergence"]["auprc"]["value"] > 2 * report("nothing")["divergence"]["rate"]["value"]
-    assert report("trees")["divergence"]["brier"]["value"] < report("nothing")["divergence"]["brier"]["value"]
+    assert (
+        report("trees")["divergence"]["auprc"]["value"]
+        > 2 * report("nothing")["divergence"]["rate"]["value"]
+    )
+    assert (
+        report("trees")["divergence"]["brier"]["value"]
+        < report("nothing")["divergence"]["brier"]["value"]
+    )
 
 
 def test_intervals_of_held_out_errors_cover() -> None:
@@ -186,7 +194,9 @@ def test_intervals_of_held_out_errors_cover() -> None:
 
 def test_the_anchored_law_is_the_law_and_the_pooled_one_has_its_strength() -> None:
     _, test = parts()
-    np.testing.assert_allclose(predicted("anchored-multi-power").horizon[:, 2], test.law[:, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        predicted("anchored-multi-power").horizon[:, 2], test.law[:, 0], atol=1e-12
+    )
     train, _ = parts()
     made = replace(train, looks=np.repeat(unsquash(3 * squash(train.law[:, :1])), 8, axis=1))
     fitted = make("pooled-multi-power").fit(made)
@@ -198,7 +208,9 @@ def test_spikes_correct_the_law_where_there_is_one() -> None:
     spiking = train.states[train.snapshot, STATE.index("index_most")] >= 1
     reset = train.actions[:, 0, RESET] > 0
     error = np.where(spiking & reset, 2.0, 0.0)
-    made = replace(train, looks=np.repeat(unsquash(squash(train.law[:, :1]) + error[:, None]), 8, axis=1))
+    made = replace(
+        train, looks=np.repeat(unsquash(squash(train.law[:, :1]) + error[:, None]), 8, axis=1)
+    )
     median = make("law-and-spikes", weight=1e-9).fit(made).predict(made).horizon[:, 2]
     np.testing.assert_allclose(median, made.horizon, atol=1e-6)
 
@@ -246,7 +258,9 @@ def test_ridge_is_the_normal_equations() -> None:
         x, y = rng.normal(size=(rows, columns)), rng.normal(size=rows)
         centred = x - x.mean(axis=0)
         for penalty, line in zip((0.5, 20.0), _lines(x, y, (0.5, 20.0))):
-            direct = np.linalg.solve(centred.T @ centred + penalty * np.eye(columns), centred.T @ (y - y.mean()))
+            direct = np.linalg.solve(
+                centred.T @ centred + penalty * np.eye(columns), centred.T @ (y - y.mean())
+            )
             np.testing.assert_allclose(line.weights, direct, atol=1e-9)
             assert line(x).mean() == pytest.approx(y.mean())
 
@@ -278,11 +292,11 @@ def state(**features: float) -> np.ndarray:  # type: ignore[type-arg]
 
 def test_a_curve_is_drawn_from_its_slopes() -> None:
     # ln loss = −0.5 − 0.02·(decisions from now): over n decisions it changes by −0.02·n, ten times that is the feature.
-    history = drawn(state(slope_1=-0.2, slope_4=-0.8, slope_16=-3.2), 5)
+    history = reconstructed(state(slope_1=-0.2, slope_4=-0.8, slope_16=-3.2), 5)
     ago = (history.steps[-1] - history.steps) / 5
     assert (history.steps[-1], ago[0]) == (100, 16)
     np.testing.assert_allclose(np.log(history.losses), -0.5 + 0.02 * ago, atol=1e-12)
-    short = drawn(state(past=np.log(2.0)), 5)
+    short = reconstructed(state(past=np.log(2.0)), 5)
     assert (short.steps[0], short.steps[-1]) == (0, 10)
     np.testing.assert_allclose(np.log(short.losses), -0.5)
 
@@ -332,7 +346,9 @@ def test_offsets_are_quantiles_of_errors_and_a_claim_stays_the_median() -> None:
 
 
 def test_rates_and_hazards() -> None:
-    made = examples([0] * 8, [0] * 8, ["single"] * 8, np.zeros(8), diverged=[0, 0, 1, 3, -1, -1, -1, -1])
+    made = examples(
+        [0] * 8, [0] * 8, ["single"] * 8, np.zeros(8), diverged=[0, 0, 1, 3, -1, -1, -1, -1]
+    )
     np.testing.assert_allclose(Rates.of(made).hazard, [2 / 8, 1 / 6, 0, 1 / 5])
     np.testing.assert_allclose(shares(made), [0.5, 0.25, 0, 0.25])
     chances = np.array([0.0, 0.4, 1.0])

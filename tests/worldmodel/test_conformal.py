@@ -20,7 +20,9 @@ INF = math.inf
 def fitted(scores: Any, *, trunks: Any = None, **how: Any) -> Calibration:
     """A calibration whose rows lie `scores` above an interval of [0, 0]."""
     zero = np.zeros(len(scores))
-    return CQR(**how).fit(zero, zero, scores, trunks=range(len(scores)) if trunks is None else trunks)
+    return CQR(**how).fit(
+        zero, zero, scores, trunks=range(len(scores)) if trunks is None else trunks
+    )
 
 
 # --- the quantile
@@ -40,7 +42,9 @@ def fitted(scores: Any, *, trunks: Any = None, **how: Any) -> Calibration:
         (0, 0.5, None),
     ],
 )
-def test_the_quantile_is_the_order_statistic_of_the_paper(count: int, alpha: float, rank: int | None) -> None:
+def test_the_quantile_is_the_order_statistic_of_the_paper(
+    count: int, alpha: float, rank: int | None
+) -> None:
     scores = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
     assert conformal_quantile(scores, alpha=alpha) == (INF if rank is None else rank)
 
@@ -65,7 +69,11 @@ def test_rows_of_one_trunk_share_its_mass_and_weights_scale_it() -> None:
     assert conformal_quantile(scores, alpha=0.2, trunks=trunks) == 8
     assert conformal_quantile(scores, alpha=0.2) == 100
     # Doubling a row by its weight is doubling it, and a row of weight 0 is not there.
-    assert conformal_quantile([1, 2, 3, 4], alpha=0.4, weights=[2, 1, 1, 0]) == conformal_quantile([1, 1, 2, 3], alpha=0.4) == 2
+    assert (
+        conformal_quantile([1, 2, 3, 4], alpha=0.4, weights=[2, 1, 1, 0])
+        == conformal_quantile([1, 1, 2, 3], alpha=0.4)
+        == 2
+    )
     assert conformal_quantile([1, 2], alpha=0.5, weights=[0, 0]) == INF
 
 
@@ -77,8 +85,13 @@ def test_rows_of_one_trunk_share_its_mass_and_weights_scale_it() -> None:
     st.lists(st.lists(st.integers(-5, 5), min_size=1, max_size=6), min_size=2, max_size=12),
     st.sampled_from([0.05, 0.1, 0.25, 0.5, 0.8]),
 )
-def test_each_trunk_left_out_in_turn_is_covered_on_average(groups: list[list[int]], alpha: float) -> None:
-    scores, trunks = np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+def test_each_trunk_left_out_in_turn_is_covered_on_average(
+    groups: list[list[int]], alpha: float
+) -> None:
+    scores, trunks = (
+        np.concatenate(groups),
+        np.repeat(np.arange(len(groups)), [len(g) for g in groups]),
+    )
     shares = []
     for trunk in range(len(groups)):
         out = trunks == trunk
@@ -101,10 +114,14 @@ def test_grouping_by_trunk_covers_where_counting_rows_does_not() -> None:
         errors, trunks = rows_with_dependence(rng, 12)
         new, owner = rows_with_dependence(rng, 30)
         weight = 1 / np.bincount(owner)[owner] / 30  # a random row of a random trunk
-        by_trunk.append(weight @ (np.abs(new) <= conformal_quantile(np.abs(errors), alpha=0.1, trunks=trunks)))
+        by_trunk.append(
+            weight @ (np.abs(new) <= conformal_quantile(np.abs(errors), alpha=0.1, trunks=trunks))
+        )
         by_row.append(weight @ (np.abs(new) <= conformal_quantile(np.abs(errors), alpha=0.1)))
     noise = 4 * np.std(by_trunk) / math.sqrt(400)
-    assert 0.9 - noise <= np.mean(by_trunk) <= 0.9 + 2 / 13 + noise  # at most 1 − α + 2/(K + 1), rows being many
+    assert (
+        0.9 - noise <= np.mean(by_trunk) <= 0.9 + 2 / 13 + noise
+    )  # at most 1 − α + 2/(K + 1), rows being many
     assert np.mean(by_row) < 0.83
 
 
@@ -116,7 +133,9 @@ def test_intervals_cover_what_they_promise_and_no_more(sides: Any, scaled: bool)
     for _ in range(600):
         width = rng.uniform(0.5, 2, 59)
         y = rng.normal(0.3, 1, 59) * width
-        calibration = CQR(sides=sides, scaled=scaled).fit(-width[:39], width[:39], y[:39], trunks=range(39))
+        calibration = CQR(sides=sides, scaled=scaled).fit(
+            -width[:39], width[:39], y[:39], trunks=range(39)
+        )
         lower, upper = calibration.interval(-width[39:], width[39:])
         hits.append(((lower <= y[39:]) & (y[39:] <= upper)).mean())
     noise = 4 * np.std(hits) / math.sqrt(600)
@@ -144,7 +163,9 @@ def test_golden_intervals_of_mapie() -> None:
     y = (mean + rng.normal(0, 1, 25)).round(2)
     for (level, symmetric), intervals in golden.items():
         how = CQR(alpha=1 - level, sides="symmetric" if symmetric else "separate")
-        bounds = how.fit(mean - half, mean + half, y, trunks=range(25)).interval([-0.5, 1.0], [0.5, 1.2])
+        bounds = how.fit(mean - half, mean + half, y, trunks=range(25)).interval(
+            [-0.5, 1.0], [0.5, 1.2]
+        )
         np.testing.assert_allclose(np.stack(bounds, axis=1), intervals, rtol=0, atol=1e-12)
 
 
@@ -174,12 +195,16 @@ def test_equals_mapie_bit_for_bit_where_it_is_installed() -> None:
         for level in (0.9, 0.85, 0.8, 0.55):
             for symmetric in (True, False):
                 theirs = ConformalizedQuantileRegressor(
-                    estimator=[Column(c).fit(known) for c in range(3)], confidence_level=level, prefit=True
+                    estimator=[Column(c).fit(known) for c in range(3)],
+                    confidence_level=level,
+                    prefit=True,
                 )
                 theirs.conformalize(known, y)
                 expected = theirs.predict_interval(new, symmetric_correction=symmetric)[1][:, :, 0]
                 how = CQR(alpha=1 - level, sides="symmetric" if symmetric else "separate")
-                ours = how.fit(known[:, 0], known[:, 1], y, trunks=range(count)).interval(new[:, 0], new[:, 1])
+                ours = how.fit(known[:, 0], known[:, 1], y, trunks=range(count)).interval(
+                    new[:, 0], new[:, 1]
+                )
                 np.testing.assert_array_equal(np.stack(ours, axis=1), expected)
 
 
@@ -190,7 +215,9 @@ def test_too_few_trunks_give_the_whole_support() -> None:
         assert [b.tolist() for b in few.interval([0, 2], [1, 2])] == [[-INF, -INF], [INF, INF]]
     few = CQR(support=(0, 1)).fit([0.1] * 4, [0.2] * 4, [0.3] * 4, trunks=range(4))
     assert [b.tolist() for b in few.interval([0.1], [0.2])] == [[0], [1]]
-    np.testing.assert_allclose(few.interval([0.1], [0.2], alpha=0.2), [[0], [0.3]], atol=1e-12)  # four are enough for 80 %
+    np.testing.assert_allclose(
+        few.interval([0.1], [0.2], alpha=0.2), [[0], [0.3]], atol=1e-12
+    )  # four are enough for 80 %
 
 
 def test_one_bound_leaves_the_other_open() -> None:
@@ -202,7 +229,10 @@ def test_one_bound_leaves_the_other_open() -> None:
 
 def test_bounds_shrink_where_forecasts_are_too_wide_but_never_cross() -> None:
     calibration = CQR().fit([-10] * 19, [10] * 19, np.linspace(-1, 1, 19), trunks=range(19))
-    assert [b.tolist() for b in calibration.interval([-10, 0], [10, 4])] == [[-1, 2], [1, 2]]  # all but the one at the end: ±1
+    assert [b.tolist() for b in calibration.interval([-10, 0], [10, 4])] == [
+        [-1, 2],
+        [1, 2],
+    ]  # all but the one at the end: ±1
     assert [b.tolist() for b in calibration.interval([10], [-10])] == [[-1], [1]]  # swapped bounds
 
 
@@ -231,8 +261,16 @@ def test_a_stratum_with_too_few_trunks_asks_its_nearest_parent_with_enough() -> 
     paths, trunks, scores = zip(*rows)
     zero = np.zeros(len(rows))
     calibration = CQR().fit(zero, zero, scores, trunks=trunks, strata=paths)
-    asked = {path: calibration.correction(path) for path in ("early/lr", "early/clip", "early/reset", "late/lr", "earl", "")}
-    assert [(c.stratum, c.trunks) for c in asked.values()] == [("early/lr", 12), ("early", 12), ("early", 12), *[("", 16)] * 3]
+    asked = {
+        path: calibration.correction(path)
+        for path in ("early/lr", "early/clip", "early/reset", "late/lr", "earl", "")
+    }
+    assert [(c.stratum, c.trunks) for c in asked.values()] == [
+        ("early/lr", 12),
+        ("early", 12),
+        ("early", 12),
+        *[("", 16)] * 3,
+    ]
     assert asked["early/lr"].high == 1.0
     assert asked["early/clip"].high == asked["early/reset"].high == 3.0
     _, upper = calibration.interval([0, 0], [0, 0], strata=["early/lr", "late/lr"])
@@ -278,7 +316,9 @@ def test_the_order_of_rows_and_the_names_of_trunks_do_not_matter() -> None:
 def test_state_is_json_and_gives_the_same_intervals() -> None:
     y = np.array([*np.linspace(-1, 1, 30), INF])
     trunks, paths = np.arange(31) % 17, ["a"] * 20 + ["b/c"] * 11
-    one = CQR(sides="separate", scaled=True).fit([0] * 31, [1] * 31, y, trunks=trunks, strata=paths, weights=[1] * 30 + [0.5])
+    one = CQR(sides="separate", scaled=True).fit(
+        [0] * 31, [1] * 31, y, trunks=trunks, strata=paths, weights=[1] * 30 + [0.5]
+    )
     text = json.dumps(one.state, allow_nan=False)
     two = Calibration.from_state(json.loads(text))
     assert two.how == one.how
@@ -289,18 +329,26 @@ def test_state_is_json_and_gives_the_same_intervals() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(*[st.floats(-1e300, 1e300)] * 2, st.floats(allow_nan=False)), min_size=1, max_size=30),
+    st.lists(
+        st.tuples(*[st.floats(-1e300, 1e300)] * 2, st.floats(allow_nan=False)),
+        min_size=1,
+        max_size=30,
+    ),
     st.sampled_from(["symmetric", "separate", "lower", "upper"]),
     st.booleans(),
     st.floats(0, 1, exclude_max=True),
 )
-def test_bounds_are_never_nan_and_never_cross(rows: Any, sides: Any, scaled: bool, alpha: float) -> None:
+def test_bounds_are_never_nan_and_never_cross(
+    rows: Any, sides: Any, scaled: bool, alpha: float
+) -> None:
     lower, upper, y = (np.array(column) for column in zip(*rows))
     if scaled:
         upper = lower + np.abs(upper) + np.abs(lower) * 1e-3 + 1e-3
         lower, upper = np.clip(lower, -1e300, 1e300), np.clip(upper, -1e305, 1e305)
     with np.errstate(over="ignore"):
-        calibration = CQR(sides=sides, scaled=scaled).fit(lower, upper, y, trunks=np.arange(len(y)) // 2)
+        calibration = CQR(sides=sides, scaled=scaled).fit(
+            lower, upper, y, trunks=np.arange(len(y)) // 2
+        )
         low, high = calibration.interval(lower, upper, alpha=alpha)
     assert not np.isnan(low).any()
     assert not np.isnan(high).any()
@@ -313,7 +361,7 @@ ROWS: dict[str, Any] = {"lower": [0, 0], "upper": [1, 1], "outcome": [0, 1], "tr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"outcome": [0, math.nan]}, "outcome must not be NaN, found in row 1"),
+        ({"outcome": [0, math.nan]}, "outcome must not be NaN, found NaN in row 1"),
         ({"lower": [0, -INF]}, "lower must be finite"),
         ({"upper": [1]}, "upper must have as many rows as lower, 2, found 1"),
         ({"upper": [[1, 1]]}, "shape"),
@@ -321,7 +369,7 @@ ROWS: dict[str, Any] = {"lower": [0, 0], "upper": [1, 1], "outcome": [0, 1], "tr
         ({"lower": [], "upper": [], "outcome": [], "trunks": []}, "at least one"),
         ({"trunks": [0]}, "trunks must name the run of each row, 2"),
         ({"trunks": [0, math.nan]}, "trunks must not be NaN"),
-        ({"strata": ["a"]}, "one path a row"),
+        ({"strata": ["a"]}, "one path for each row"),
         ({"weights": [1, -1]}, "weights must be 2 finite numbers"),
         ({"weights": [1, INF]}, "weights must be 2 finite numbers"),
         ({"weights": [1]}, "weights must be 2 finite numbers"),
@@ -355,5 +403,5 @@ def test_outcomes_outside_the_support_and_widths_of_zero_are_refused() -> None:
             conformal_quantile([1.0], alpha=alpha)
     with pytest.raises(UserError, match="NaN"):
         calibration.interval([math.nan], [1])
-    with pytest.raises(UserError, match="one path a row"):
+    with pytest.raises(UserError, match="one path for each row"):
         calibration.interval([0], [1], strata=["a", "b"])

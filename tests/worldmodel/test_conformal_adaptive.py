@@ -26,16 +26,29 @@ def test_follows_the_papers_recursion() -> None:
     assert state["alpha"] == pytest.approx(expected) == pytest.approx(0.025)
     ticket, _ = rule.issue(state, run="a")
     rule.learn(state, {ticket: True})
-    assert state["alpha"] < 0 == rule.level(state)  # the level in force stops at 0, the state goes on
+    assert (
+        state["alpha"] < 0 == rule.level(state)
+    )  # the level in force stops at 0, the state goes on
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.data(), st.integers(1, 8), st.sampled_from([0.02, 0.05, 0.3]), st.sampled_from([0.05, 0.1, 0.4]))
-def test_misses_stay_below_the_bound_whatever_happens(data: Any, most: int, gamma: float, alpha: float) -> None:
+@given(
+    st.data(),
+    st.integers(1, 8),
+    st.sampled_from([0.02, 0.05, 0.3]),
+    st.sampled_from([0.05, 0.1, 0.4]),
+)
+def test_misses_stay_below_the_bound_whatever_happens(
+    data: Any, most: int, gamma: float, alpha: float
+) -> None:
     # An adversary chooses what misses, wherever the interval is finite, and when and in what order labels come.
     rule = AdaptiveLevel(alpha=alpha, gamma=gamma)
     state, waiting = rule.init(), {}
-    moves = data.draw(st.lists(st.tuples(st.booleans(), st.sampled_from([0, 1, 1]), st.integers(0, 7)), max_size=120))
+    moves = data.draw(
+        st.lists(
+            st.tuples(st.booleans(), st.sampled_from([0, 1, 1]), st.integers(0, 7)), max_size=120
+        )
+    )
     for issues, miss, which in moves:
         if issues and len(waiting) < most:
             ticket, level = rule.issue(state, run="a")
@@ -118,7 +131,9 @@ def test_reports_what_was_measured_by_run_and_in_all() -> None:
     rule.learn(state, {tickets[0]: True, tickets[1]: False, tickets[2]: False})
     rule.forget(state, tickets[4:])
     report = rule.report(state)
-    assert [report[k] for k in ("labels", "misses", "missed", "worst_run", "waiting", "forgotten")] == [3, 1, 1 / 3, 0.5, 1, 2]
+    assert [
+        report[k] for k in ("labels", "misses", "missed", "worst_run", "waiting", "forgotten")
+    ] == [3, 1, 1 / 3, 0.5, 1, 2]
     assert report["bound"] == 1.0  # three labels promise nothing
 
 
@@ -147,6 +162,13 @@ def test_bad_tickets_and_settings_are_refused() -> None:
     rule.learn(state, {ticket: True})
     with pytest.raises(UserError, match="give each label once"):
         rule.learn(state, {ticket: True})
-    for change in ({"alpha": 0}, {"alpha": 1}, {"gamma": 0}, {"gamma": math.nan}, {"highest": 0.05}, {"highest": 1}):
+    for change in (
+        {"alpha": 0},
+        {"alpha": 1},
+        {"gamma": 0},
+        {"gamma": math.nan},
+        {"highest": 0.05},
+        {"highest": 1},
+    ):
         with pytest.raises(UserError, match="found"):
             AdaptiveLevel(**change)

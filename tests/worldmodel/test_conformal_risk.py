@@ -39,7 +39,9 @@ def test_platt_finds_the_line_that_overconfident_risks_lie_on() -> None:
         p = fit(forecast)
         for low, high in ((0, 0.05), (0.05, 0.2), (0.2, 0.5), (0.5, 1)):
             inside = (p >= low) & (p < high)
-            assert p[inside].mean() == pytest.approx(y[inside].mean(), abs=4 * math.sqrt(0.25 / inside.sum()))
+            assert p[inside].mean() == pytest.approx(
+                y[inside].mean(), abs=4 * math.sqrt(0.25 / inside.sum())
+            )
 
 
 def test_platt_equals_its_stationary_point() -> None:
@@ -88,7 +90,12 @@ def test_platt_beats_isotonic_on_few_divergences() -> None:
         truth = rng.normal(-2.5, 1.2, 1060)
         y, forecast = rng.random(1060) < sigmoid(truth), sigmoid(2 * truth + 1)
         fits = [kind.fit(forecast[:60], y[:60], trunks=range(60)) for kind in (Platt, Isotonic)]
-        losses.append([cross_entropy(q, y[60:]) for q in (forecast[60:], *(fit(forecast[60:]) for fit in fits))])
+        losses.append(
+            [
+                cross_entropy(q, y[60:])
+                for q in (forecast[60:], *(fit(forecast[60:]) for fit in fits))
+            ]
+        )
     raw, platt, isotonic = np.mean(losses, axis=0)
     assert platt < raw
     assert platt < isotonic
@@ -105,11 +112,15 @@ def test_isotonic_equals_scikit_learn_between_its_least_and_greatest() -> None:
     assert found[[2, 3, 4, 5]] == pytest.approx([0.5] * 4)
     assert found[[0, -1]] == pytest.approx([1 / 8, 7 / 8])  # six trunks
     assert found[[1, 6]] == pytest.approx([(1 / 8 + 0.5) / 2, (0.5 + 7 / 8) / 2])
-    assert np.clip(expected, 1 / 8, 7 / 8)[[0, 2, 3, 4, 5, 7]] == pytest.approx(found[[0, 2, 3, 4, 5, 7]])
+    assert np.clip(expected, 1 / 8, 7 / 8)[[0, 2, 3, 4, 5, 7]] == pytest.approx(
+        found[[0, 2, 3, 4, 5, 7]]
+    )
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.integers(0, 9)), min_size=1, max_size=40))
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.integers(0, 9)), min_size=1, max_size=40)
+)
 def test_calibrated_risks_are_ordered_probabilities(rows: list[tuple[float, bool, int]]) -> None:
     p, y, trunks = zip(*rows)
     at = np.linspace(0, 1, 21)
@@ -118,7 +129,9 @@ def test_calibrated_risks_are_ordered_probabilities(rows: list[tuple[float, bool
         found = fit(at)
         assert ((found > 0) & (found < 1)).all()
         assert (np.diff(found) >= -1e-12).all()
-        assert (kind.from_state(json.loads(json.dumps(fit.state, allow_nan=False)))(at) == found).all()
+        assert (
+            kind.from_state(json.loads(json.dumps(fit.state, allow_nan=False)))(at) == found
+        ).all()
         order = np.random.default_rng(0).permutation(len(p))
         again = kind.fit(np.array(p)[order], np.array(y)[order], trunks=np.array(trunks)[order])
         np.testing.assert_allclose(again(at), found, rtol=0, atol=1e-6)
@@ -134,33 +147,55 @@ def test_a_limit_is_the_greatest_that_the_budget_allows() -> None:
     assert risk_limit(risk, diverged, alpha=0.1, trunks=range(9)) == 0.2
     assert risk_limit(risk, diverged, alpha=0.09, trunks=range(9)) == -math.inf
     assert risk_limit(risk, [0] * 9, alpha=0.1, trunks=range(9)) == math.inf
-    assert risk_limit([0.5] * 9, diverged, alpha=0.3, trunks=range(9)) == 0.5  # all or none of a tie
+    assert (
+        risk_limit([0.5] * 9, diverged, alpha=0.3, trunks=range(9)) == 0.5
+    )  # all or none of a tie
     # One trunk: R ≤ 2·0.75 − 1. A decision costs what its worst candidate costs, so its second one comes for nothing.
-    assert risk_limit([0.1, 0.2, 0.3], [1, 1, 1], alpha=0.75, trunks=[0, 0, 0], decisions=[0, 0, 1]) == 0.3
+    assert (
+        risk_limit([0.1, 0.2, 0.3], [1, 1, 1], alpha=0.75, trunks=[0, 0, 0], decisions=[0, 0, 1])
+        == 0.3
+    )
     assert risk_limit([0.1, 0.2, 0.3], [1, 1, 1], alpha=0.75, trunks=[0, 0, 0]) == 0.2
-    assert risk_limit([0.1, 0.2, 0.3], [1, 1, 1], alpha=0.6, trunks=[0, 0, 0], decisions=[0, 0, 1]) == 0.1
+    assert (
+        risk_limit([0.1, 0.2, 0.3], [1, 1, 1], alpha=0.6, trunks=[0, 0, 0], decisions=[0, 0, 1])
+        == 0.1
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 2)), min_size=1, max_size=6),
+        st.lists(
+            st.tuples(st.integers(0, 9), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 2)),
+            min_size=1,
+            max_size=6,
+        ),
         min_size=2,
         max_size=10,
     ),
     st.sampled_from([0.05, 0.2, 0.4, 0.8]),
     st.booleans(),
 )
-def test_each_trunk_left_out_in_turn_costs_no_more_than_alpha(groups: Any, alpha: float, by_decision: bool) -> None:
-    risk, cost, decisions = (np.concatenate([[row[i] for row in g] for g in groups]) for i in range(3))
+def test_each_trunk_left_out_in_turn_costs_no_more_than_alpha(
+    groups: Any, alpha: float, by_decision: bool
+) -> None:
+    risk, cost, decisions = (
+        np.concatenate([[row[i] for row in g] for g in groups]) for i in range(3)
+    )
     trunks = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     costs = []
     for trunk in range(len(groups)):
         out = trunks == trunk
         picked = decisions[~out] if by_decision else None
-        limit = risk_limit(risk[~out], cost[~out], alpha=alpha, trunks=trunks[~out], decisions=picked)
+        limit = risk_limit(
+            risk[~out], cost[~out], alpha=alpha, trunks=trunks[~out], decisions=picked
+        )
         paid = np.where(risk[out] < limit, cost[out], 0)
-        costs.append(np.mean([paid[decisions[out] == d].max() for d in set(decisions[out])]) if by_decision else paid.mean())
+        costs.append(
+            np.mean([paid[decisions[out] == d].max() for d in set(decisions[out])])
+            if by_decision
+            else paid.mean()
+        )
     assert np.mean(costs) <= alpha + 1e-9
 
 

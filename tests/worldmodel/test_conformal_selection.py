@@ -15,7 +15,9 @@ from trainenv.worldmodel.conformal import CQR, Calibration, Decision, Lowest, fi
 Rng = np.random.Generator
 
 
-def made(rng: Rng, count: int, decisions: int = 3, candidates: int = 128, shared: float = 0.25) -> list[Decision]:
+def made(
+    rng: Rng, count: int, decisions: int = 3, candidates: int = 128, shared: float = 0.25
+) -> list[Decision]:
     """Decisions of `count` trunks, whose forecasts err by more than the candidates differ; a part of the error is the trunk's."""
     known = []
     for trunk in range(count):
@@ -29,14 +31,23 @@ def made(rng: Rng, count: int, decisions: int = 3, candidates: int = 128, shared
     return known
 
 
-def share_covered(calibration: Calibration, decisions: list[Decision], rule: Any, *, joint: bool = False) -> float:
+def share_covered(
+    calibration: Calibration, decisions: list[Decision], rule: Any, *, joint: bool = False
+) -> float:
     """Share of picks covered, or of decisions all of whose picks are; as many picks at each."""
     rows = []
     for one in decisions:
         picks = rule(one.forecasts)
-        rows.append([np.asarray(column)[picks] for column in (one.forecasts["lower"], one.forecasts["upper"], one.outcome)])
+        rows.append(
+            [
+                np.asarray(column)[picks]
+                for column in (one.forecasts["lower"], one.forecasts["upper"], one.outcome)
+            ]
+        )
     lower, upper, outcome = np.array(rows).transpose(1, 0, 2)  # [decisions, picks] each
-    low, high = (bound.reshape(lower.shape) for bound in calibration.interval(lower.ravel(), upper.ravel()))
+    low, high = (
+        bound.reshape(lower.shape) for bound in calibration.interval(lower.ravel(), upper.ravel())
+    )
     hit = (low <= outcome) & (outcome <= high)
     return float(hit.all(axis=1).mean() if joint else hit.mean())
 
@@ -55,7 +66,9 @@ def test_the_best_of_128_is_covered_only_by_calibrating_on_it() -> None:
         found["random"].append(share_covered(marginal, new, first))
         found["marginal"].append(share_covered(marginal, new, Lowest()))
         found["selected"].append(share_covered(fit_selected(CQR(), known, Lowest()), new, Lowest()))
-        found["separate"].append(share_covered(fit_selected(CQR(sides="separate"), known, Lowest()), new, Lowest()))
+        found["separate"].append(
+            share_covered(fit_selected(CQR(sides="separate"), known, Lowest()), new, Lowest())
+        )
     mean = {name: float(np.mean(values)) for name, values in found.items()}
     noise = 4 * max(np.std(values) for values in found.values()) / math.sqrt(repetitions)
     assert noise < 0.06
@@ -74,7 +87,9 @@ def test_top_6_one_by_one_and_all_at_once() -> None:
         marginal = fit_selected(CQR(), known, rule)
         each.append(share_covered(marginal, new, rule))
         naive.append(share_covered(marginal, new, rule, joint=True))
-        every.append(share_covered(fit_selected(CQR(), known, rule, joint=True), new, rule, joint=True))
+        every.append(
+            share_covered(fit_selected(CQR(), known, rule, joint=True), new, rule, joint=True)
+        )
     noise = 4 * max(np.std(each), np.std(every)) / math.sqrt(30)
     assert noise < 0.06
     assert np.mean(each) > 0.9 - noise
@@ -108,7 +123,9 @@ def test_replays_the_rule_on_forecasts_alone_and_needs_outcomes_of_picks_alone()
 
 
 def test_joint_scores_are_the_worst_of_each_side() -> None:
-    one = Decision(trunk=0, forecasts={"lower": [0, 0], "upper": [1, 1], "mean": [0, 0]}, outcome=[-2, 4])
+    one = Decision(
+        trunk=0, forecasts={"lower": [0, 0], "upper": [1, 1], "mean": [0, 0]}, outcome=[-2, 4]
+    )
     calibration = fit_selected(CQR(sides="separate"), [one], Lowest(count=2), joint=True)
     assert (calibration.low.tolist(), calibration.high.tolist()) == ([2], [3])
 
@@ -129,8 +146,16 @@ def test_the_order_of_decisions_and_of_candidates_does_not_matter() -> None:
     for i in rng.permutation(len(known)):
         order = rng.permutation(128)
         forecasts = {name: np.asarray(column)[order] for name, column in known[i].forecasts.items()}
-        mixed.append(Decision(trunk=f"run {known[i].trunk}", forecasts=forecasts, outcome=np.asarray(known[i].outcome)[order]))
-    one, two = (fit_selected(CQR(), decisions, Lowest(count=3)).correction() for decisions in (known, mixed))
+        mixed.append(
+            Decision(
+                trunk=f"run {known[i].trunk}",
+                forecasts=forecasts,
+                outcome=np.asarray(known[i].outcome)[order],
+            )
+        )
+    one, two = (
+        fit_selected(CQR(), decisions, Lowest(count=3)).correction() for decisions in (known, mixed)
+    )
     assert one == two
 
 
@@ -154,14 +179,19 @@ def test_bad_picks_are_refused(picks: Any, message: str) -> None:
 
 def test_bad_decisions_are_refused() -> None:
     def some(**change: Any) -> Decision:
-        return Decision(**{"trunk": 0, "forecasts": {"lower": [0], "upper": [1]}, "outcome": [0], **change})
+        return Decision(
+            **{"trunk": 0, "forecasts": {"lower": [0], "upper": [1]}, "outcome": [0], **change}
+        )
 
     for decisions, message in [
         ([], "found none"),
         ([some(forecasts={"lower": [0]})], "'lower' and 'upper'"),
-        ([some(outcome=[0, 1])], "one entry a candidate"),
+        ([some(outcome=[0, 1])], "one entry for each candidate"),
         ([some(forecasts={"lower": [0], "upper": [1, 2]})], "as many rows"),
-        ([some(forecasts={"lower": [0], "upper": [1], "mean": [math.nan]})], "mean must not be NaN"),
+        (
+            [some(forecasts={"lower": [0], "upper": [1], "mean": [math.nan]})],
+            "mean must not be NaN",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             fit_selected(CQR(), decisions, first)

@@ -27,7 +27,11 @@ from trainenv.worldmodel.curves import (
 )
 
 LAW = Law(L0=2.0, A=0.5, alpha=0.5, B=60.0, C=0.2, beta=1.2, gamma=0.6)
-VARIANTS = {**FORECASTERS, "held multi-power": MultiPower(law=LAW), "transferred multi-power": MultiPower(law=LAW, spread=0.5)}
+VARIANTS = {
+    **FORECASTERS,
+    "held multi-power": MultiPower(law=LAW),
+    "transferred multi-power": MultiPower(law=LAW, spread=0.5),
+}
 LR_AWARE = [name for name in VARIANTS if "multi-power" in name]
 
 
@@ -62,9 +66,15 @@ def forecaster(request):
 def test_shapes(forecaster) -> None:
     history = falling()
     fitted, steps = forecaster.fit(history), ahead(history)
-    for lrs, shape in ((np.full(50, 1e-3), (50,)), (np.full((1, 50), 1e-3), (1, 50)), (np.full((7, 50), 1e-3), (7, 50))):
+    for lrs, shape in (
+        (np.full(50, 1e-3), (50,)),
+        (np.full((1, 50), 1e-3), (1, 50)),
+        (np.full((7, 50), 1e-3), (7, 50)),
+    ):
         forecast = fitted.predict(steps, lrs)
-        assert forecast.mean.shape == forecast.std.shape == forecast.chance_below(2.0).shape == shape
+        assert (
+            forecast.mean.shape == forecast.std.shape == forecast.chance_below(2.0).shape == shape
+        )
         sane(forecast)
     assert fitted.predict(steps, np.full((7, 50), 1e-3), at=[-1, 0]).mean.shape == (7, 2)
 
@@ -128,8 +138,15 @@ def test_steps_and_learning_rates_have_no_scale_of_their_own() -> None:
     for name in ("last-value", "pow3", "exponential", "multi-power", "anchored-multi-power"):
         history = falling(noise=0.01)
         expected = make(name).fit(history).predict(ahead(history), np.full(50, 3e-4)).mean
-        stretched = History(steps=100 * (history.steps + 1) - 1, losses=history.losses, lrs=10 * history.lrs)
-        again = make(name).fit(stretched).predict(100 * (ahead(history) + 1) - 1, np.full(50, 3e-3)).mean
+        stretched = History(
+            steps=100 * (history.steps + 1) - 1, losses=history.losses, lrs=10 * history.lrs
+        )
+        again = (
+            make(name)
+            .fit(stretched)
+            .predict(100 * (ahead(history) + 1) - 1, np.full(50, 3e-3))
+            .mean
+        )
         np.testing.assert_allclose(again, expected, atol=2e-2 if "multi" in name else 1e-6)
 
 
@@ -168,19 +185,36 @@ def test_what_was_not_measured_is_left_out(forecaster) -> None:
 @pytest.mark.parametrize("start", [0.0, 1e-3])
 def test_learning_rates_of_zero_and_far_above(forecaster, start: float, then: float) -> None:
     history = History(steps=np.arange(0, 60), losses=np.geomspace(9, 3, 60), lrs=np.full(60, start))
-    sane(forecaster.fit(history).predict(ahead(history), np.stack([np.full(50, then), np.linspace(then, 0, 50)])))
+    sane(
+        forecaster.fit(history).predict(
+            ahead(history), np.stack([np.full(50, then), np.linspace(then, 0, 50)])
+        )
+    )
 
 
 def test_warming_up_again(forecaster) -> None:
-    lrs = np.concatenate([np.linspace(1e-5, 1e-3, 20), np.full(80, 1e-3), np.full(50, 1e-4), np.linspace(1e-4, 1e-3, 50)])
+    lrs = np.concatenate(
+        [
+            np.linspace(1e-5, 1e-3, 20),
+            np.full(80, 1e-3),
+            np.full(50, 1e-4),
+            np.linspace(1e-4, 1e-3, 50),
+        ]
+    )
     history = History(steps=np.arange(1, 201), losses=2 + 3 * np.arange(1, 201) ** -0.4, lrs=lrs)
     sane(forecaster.fit(history).predict(ahead(history), np.full(50, 1e-3)))
 
 
 def test_steps_that_jump(forecaster) -> None:
     steps = np.array([0, 1, 2, 3, 500, 501, 10_000, 10_001, 10_500, 11_000, 11_400, 90_000])
-    history = History(steps=steps, losses=9 - np.log(steps + 2) / 2, lrs=np.linspace(1e-3, 1e-4, 12))
-    sane(forecaster.fit(history).predict(history.now + np.array([1.0, 7.0, 4000.0]), np.array([1e-4, 1e-4, 0.0])))
+    history = History(
+        steps=steps, losses=9 - np.log(steps + 2) / 2, lrs=np.linspace(1e-3, 1e-4, 12)
+    )
+    sane(
+        forecaster.fit(history).predict(
+            history.now + np.array([1.0, 7.0, 4000.0]), np.array([1e-4, 1e-4, 0.0])
+        )
+    )
 
 
 @given(data=st.data())
@@ -188,7 +222,9 @@ def test_steps_that_jump(forecaster) -> None:
 def test_never_nan(data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, 40))
     gaps = data.draw(st.lists(st.integers(1, 1000), min_size=rows, max_size=rows))
-    loss = st.one_of(st.floats(1e-3, 20), st.sampled_from([0.0, 1e-300, 1e5, 3.0, math.nan, math.inf, -1.0]))
+    loss = st.one_of(
+        st.floats(1e-3, 20), st.sampled_from([0.0, 1e-300, 1e5, 3.0, math.nan, math.inf, -1.0])
+    )
     losses = data.draw(st.lists(loss, min_size=rows, max_size=rows))
     rate = st.sampled_from([0.0, 1e-30, 1e-8, 1e-4, 1e-3, 0.1, 10.0])
     lrs = data.draw(st.lists(rate, min_size=rows, max_size=rows))
@@ -197,7 +233,9 @@ def test_never_nan(data: st.DataObject) -> None:
     history = History(steps=np.cumsum(gaps) - 1, losses=losses, lrs=lrs)
     for forecaster in VARIANTS.values():
         fitted = forecaster.fit(history)
-        forecast = fitted.predict(history.now + np.array([1, 2, 3, 50, 3000, 1e6]), np.array([later, later[::-1]]))
+        forecast = fitted.predict(
+            history.now + np.array([1, 2, 3, 50, 3000, 1e6]), np.array([later, later[::-1]])
+        )
         sane(forecast)
         chance = forecast.chance_below(2.0)
         assert ((chance >= 0) & (chance <= 1)).all()
@@ -260,7 +298,7 @@ def test_futures_that_cannot_be(forecaster, steps, lrs, at, message: str) -> Non
         ("ensemble", {"families": ()}, "found none"),
         ("ensemble", {"families": ("pow5",)}, "found pow5"),
         ("multi-power", {"spread": -1.0}, "at least 0"),
-        ("multi-power", {"spread": 0.0}, "holds a law, found none"),
+        ("multi-power", {"spread": 0.0}, "fixes a law, found none"),
         ("multi-power", {"recent": 1.0}, "below 1"),
         ("multi-power", {"relative_error": "small"}, "found 'small'"),
     ],

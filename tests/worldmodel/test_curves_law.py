@@ -23,7 +23,9 @@ def slow_losses(law: Law, lrs: np.ndarray) -> np.ndarray:  # type: ignore[type-a
         gained = 0.0
         for k in range(1, t + 1):
             since = sum(lrs[k : t + 1])
-            gained += (lrs[k - 1] - lrs[k]) * (1 - (1 + law.C * lrs[k] ** -law.gamma * since) ** -law.beta)
+            gained += (lrs[k - 1] - lrs[k]) * (
+                1 - (1 + law.C * lrs[k] ** -law.gamma * since) ** -law.beta
+            )
         losses.append(law.L0 + law.A * sum(lrs[: t + 1]) ** -law.alpha - law.B * gained)
     return np.array(losses)
 
@@ -49,7 +51,11 @@ def schedule(name: str, n: int) -> np.ndarray:  # type: ignore[type-arg]
 
 def history_of(lrs: np.ndarray, law: Law = LAW, noise: float = 0.0) -> History:  # type: ignore[type-arg]
     rng = np.random.Generator(np.random.Philox(key=len(lrs)))
-    return History(steps=np.arange(1, len(lrs) + 1), losses=losses_of(law, lrs) + noise * rng.normal(size=len(lrs)), lrs=lrs)
+    return History(
+        steps=np.arange(1, len(lrs) + 1),
+        losses=losses_of(law, lrs) + noise * rng.normal(size=len(lrs)),
+        lrs=lrs,
+    )
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "wsd", "step", "up again"])
@@ -67,7 +73,9 @@ def test_gathering_keeps_sums_and_mean_positions() -> None:
     np.testing.assert_allclose(at, sums[[4, 20, 39]])
     for block, rows in enumerate((slice(0, 5), slice(5, 21), slice(21, 40))):
         assert some.drop[block] == pytest.approx(every.drop[rows].sum())
-        assert some.position[block] == pytest.approx(np.average(every.position[rows], weights=every.drop[rows]))
+        assert some.position[block] == pytest.approx(
+            np.average(every.position[rows], weights=every.drop[rows])
+        )
     np.testing.assert_allclose(every.position, np.concatenate([[0.7], sums[:-1]]), rtol=1e-12)
 
 
@@ -78,7 +86,10 @@ def test_what_annealing_gains_in_the_end() -> None:
     assert gain(LAW, sums[:1], changes)[0] == 0  # nothing before
 
 
-@pytest.mark.parametrize("wrong", [{"alpha": 0.0}, {"beta": -1.0}, {"B": -1.0}, {"L0": float("nan")}, {"C": float("inf")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"alpha": 0.0}, {"beta": -1.0}, {"B": -1.0}, {"L0": float("nan")}, {"C": float("inf")}],
+)
 def test_laws_that_cannot_be(wrong) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         dataclasses.replace(LAW, **wrong)
@@ -98,19 +109,38 @@ def test_coordinates_come_back() -> None:
 
 def test_known_parameters_are_found_from_several_schedules() -> None:
     names = ("constant", "cosine", "wsd", "step", "low step")
-    law = MultiPower().pooled([history_of(schedule(name, 2000 if name != "cosine" else 3000)) for name in names]).law
+    law = (
+        MultiPower()
+        .pooled([history_of(schedule(name, 2000 if name != "cosine" else 3000)) for name in names])
+        .law
+    )
     assert law is not None
-    for field, tolerance in (("L0", 0.02), ("alpha", 0.06), ("B", 0.06), ("beta", 0.2), ("gamma", 0.15)):
+    for field, tolerance in (
+        ("L0", 0.02),
+        ("alpha", 0.06),
+        ("B", 0.06),
+        ("beta", 0.2),
+        ("gamma", 0.15),
+    ):
         assert getattr(law, field) == pytest.approx(getattr(LAW, field), rel=tolerance), field
     unseen = schedule("up again", 1500)
-    np.testing.assert_allclose(losses_of(law, unseen)[200:], losses_of(LAW, unseen)[200:], atol=3e-3)
+    np.testing.assert_allclose(
+        losses_of(law, unseen)[200:], losses_of(LAW, unseen)[200:], atol=3e-3
+    )
 
 
 def test_noise_is_lived_with() -> None:
-    pooled = MultiPower().pooled([history_of(schedule(name, 2000), noise=0.03) for name in ("constant", "cosine", "low step")])
+    pooled = MultiPower().pooled(
+        [
+            history_of(schedule(name, 2000), noise=0.03)
+            for name in ("constant", "cosine", "low step")
+        ]
+    )
     assert pooled.law is not None
     unseen = schedule("wsd", 1500)
-    np.testing.assert_allclose(losses_of(pooled.law, unseen)[200:], losses_of(LAW, unseen)[200:], atol=0.02)
+    np.testing.assert_allclose(
+        losses_of(pooled.law, unseen)[200:], losses_of(LAW, unseen)[200:], atol=0.02
+    )
 
 
 def test_one_history_with_a_change_in_it_tells_what_the_next_change_does() -> None:
@@ -137,7 +167,11 @@ def test_a_constant_history_leaves_the_belief() -> None:
 
 
 def test_warm_up_counts_in_the_sum_and_is_no_change() -> None:
-    warm = History(steps=np.arange(1, 201), losses=np.full(200, 3.0), lrs=np.minimum(np.arange(1, 201) / 50, 1) * PEAK)
+    warm = History(
+        steps=np.arange(1, 201),
+        losses=np.full(200, 3.0),
+        lrs=np.minimum(np.arange(1, 201) / 50, 1) * PEAK,
+    )
     seen = curve(warm)
     assert not seen.changes.drop.any()
     assert seen.last_sum == pytest.approx(warm.lrs.sum())
@@ -174,7 +208,8 @@ def test_one_noisy_value_hardly_moves_the_anchor() -> None:
     other = History(steps=history.steps, losses=moved, lrs=history.lrs)
     steps, lrs = 601 + np.arange(10), np.full(10, PEAK)
     difference = (
-        MultiPower(law=LAW).fit(other).predict(steps, lrs).mean - MultiPower(law=LAW).fit(history).predict(steps, lrs).mean
+        MultiPower(law=LAW).fit(other).predict(steps, lrs).mean
+        - MultiPower(law=LAW).fit(history).predict(steps, lrs).mean
     )
     assert np.abs(difference).max() < 0.1
     clean = MultiPower(law=LAW).fit(history_of(schedule("constant", 600))).predict(steps, lrs).mean

@@ -32,7 +32,9 @@ def test_every_family_finds_its_own(name: str) -> None:
     truth = TRUTHS[name]
     fitted = FAMILIES[name].fit(X, truth(X), np.full(200, 1 / 200))
     assert np.abs(fitted(X) - truth(X)).max() < 0.02
-    assert float(fitted(np.array([400.0]))[0]) == pytest.approx(float(truth(np.array([400.0]))[0]), abs=0.02)
+    assert float(fitted(np.array([400.0]))[0]) == pytest.approx(
+        float(truth(np.array([400.0]))[0]), abs=0.02
+    )
 
 
 def test_the_eight_are_the_paper_s() -> None:
@@ -101,14 +103,22 @@ def test_chance_rises_with_the_best_and_falls_with_the_loss(name: str) -> None:
     chances = np.array([forecast.chance_below(best)[-1] for best in np.linspace(0.5, 4.0, 30)])
     assert (np.diff(chances) >= 0).all()
     assert chances[0] < 0.05 < 0.95 < chances[-1]
-    worse = [make(name).fit(history_of(base + shift)).predict(steps, lrs).chance_below(2.1)[-1] for shift in (0, 0.2, 0.5, 1.0)]
+    worse = [
+        make(name).fit(history_of(base + shift)).predict(steps, lrs).chance_below(2.1)[-1]
+        for shift in (0, 0.2, 0.5, 1.0)
+    ]
     assert (np.diff(worse) <= 0).all()
 
 
 def test_a_hopeless_branch_is_pruned_and_a_good_one_is_not() -> None:
     rng = np.random.Generator(np.random.Philox(key=4))
     noise = 0.03 * rng.normal(size=200)
-    good, hopeless = history_of(TRUTHS["pow3"](X) + noise), history_of(2.0 + TRUTHS["pow3"](X) + noise)
+    good, hopeless = (
+        history_of(TRUTHS["pow3"](X) + noise),
+        history_of(2.0 + TRUTHS["pow3"](X) + noise),
+    )
     best = 2.1
-    chances = [Ensemble().fit(one).predict([400], [1e-3]).chance_below(best)[0] for one in (good, hopeless)]
+    chances = [
+        Ensemble().fit(one).predict([400], [1e-3]).chance_below(best)[0] for one in (good, hopeless)
+    ]
     assert chances[0] > 0.05 > chances[1]

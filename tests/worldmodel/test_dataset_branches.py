@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from toy_runs import SIZE, SMALL, make_run, trunks
 
 import trainenv
+from tests.support.toy_runs import SIZE, SMALL, make_run, trunks
 from trainenv.interventions import ActionCodec
 from trainenv.rollouts.cooldown import cool_down
 from trainenv.rollouts.group import InTurn
@@ -26,7 +26,9 @@ from trainenv.worldmodel.dataset.texts import CORPORA
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FAULTS = (Fault(kind="weight_kick", at=20, size=40.0), Fault(kind="random_tokens", at=31, steps=4))
-FAULTY = replace(trunks(1)[0], steps=60, faults=FAULTS, setting="faulty", lr_factor=1.0, clip="zclip")
+FAULTY = replace(
+    trunks(1)[0], steps=60, faults=FAULTS, setting="faulty", lr_factor=1.0, clip="zclip"
+)
 DESIGN = replace(SMALL, replicated=1.0, continued=1.0, singles=1, sequences=1, after_faults=2)
 
 
@@ -58,7 +60,11 @@ def test_the_control_is_the_trunk_going_on(tables: Tables) -> None:
     for snapshot in tables["snapshots"]:
         assert snapshot["control_is_trunk"]
         number = snapshot["snapshot"]
-        steps = [row for row in of(tables, "branch_steps", snapshot=number, branch=0) if row["phase"] != "cooldown"]
+        steps = [
+            row
+            for row in of(tables, "branch_steps", snapshot=number, branch=0)
+            if row["phase"] != "cooldown"
+        ]
         going_on = tables["trunk_steps"][snapshot["step"] :]
         assert [(row["data_index"], row["loss"], row["lr"]) for row in steps] == [
             (row["data_index"], row["loss"], row["lr"]) for row in going_on
@@ -71,7 +77,13 @@ def test_branches_of_a_snapshot_see_the_same_batches(tables: Tables) -> None:
     for snapshot in tables["snapshots"]:
         seen = {}
         for branch in of(tables, "branches", snapshot=snapshot["snapshot"]):
-            steps = of(tables, "branch_steps", snapshot=snapshot["snapshot"], branch=branch["branch"], phase="branch")
+            steps = of(
+                tables,
+                "branch_steps",
+                snapshot=snapshot["snapshot"],
+                branch=branch["branch"],
+                phase="branch",
+            )
             assert len(steps) == branch["steps"]
             indices = [row["data_index"] for row in steps]
             if branch["kind"] == "reordered":
@@ -85,17 +97,27 @@ def test_branches_of_a_snapshot_see_the_same_batches(tables: Tables) -> None:
 
 def test_noise_repeats_the_control_nearly(tables: Tables) -> None:
     for snapshot in tables["snapshots"]:
-        by_kind = {row["kind"]: row for row in of(tables, "branches", snapshot=snapshot["snapshot"])}
+        by_kind = {
+            row["kind"]: row for row in of(tables, "branches", snapshot=snapshot["snapshot"])
+        }
         control, nudged = by_kind["control"], by_kind["nudged"]
-        assert nudged["annealed"] != control["annealed"] or nudged["validation"] != control["validation"]
+        assert (
+            nudged["annealed"] != control["annealed"]
+            or nudged["validation"] != control["validation"]
+        )
         assert nudged["validation"][-1] == pytest.approx(control["validation"][-1], abs=1e-4)
-        assert by_kind["reordered"]["validation"][-1] == pytest.approx(control["validation"][-1], abs=0.5)
+        assert by_kind["reordered"]["validation"][-1] == pytest.approx(
+            control["validation"][-1], abs=0.5
+        )
 
 
 def test_outcomes_are_all_measured_and_paid_for(tables: Tables) -> None:
     for branch in tables["branches"]:
         assert len(branch["validation"]) == 9
-        assert all(math.isfinite(loss) for loss in (*branch["validation"], branch["annealed"], branch["final"]))
+        assert all(
+            math.isfinite(loss)
+            for loss in (*branch["validation"], branch["annealed"], branch["final"])
+        )
         assert min(branch["flops_branch"], branch["flops_cooldown"]) > 0
         assert branch["steps"] == tables["trunks"][0]["horizon"] == 8
         assert [len(branch[part]) for part in ("lr_scale", "clip", "propensity", "wide")] == [4] * 4
@@ -108,11 +130,15 @@ def test_points_have_every_origin_and_know_what_came_before(tables: Tables) -> N
     assert origins.count("random") == 1
     assert origins.count("after_fault") == 2
     assert set(origins) == {"random", "after_fault", "fired", "rewound"}
-    assert [row["step"] for row in tables["snapshots"]] == sorted(row["step"] for row in tables["snapshots"])
+    assert [row["step"] for row in tables["snapshots"]] == sorted(
+        row["step"] for row in tables["snapshots"]
+    )
     rewound = of(tables, "snapshots", origin="rewound")[0]
     fired = of(tables, "snapshots", origin="fired")[0]
     assert rewound["step"] < rewound["event"] <= fired["step"]
-    kicked = next(row for row in of(tables, "snapshots", origin="after_fault") if row["event"] == 20)
+    kicked = next(
+        row for row in of(tables, "snapshots", origin="after_fault") if row["event"] == 20
+    )
     assert kicked["step"] > 20
     assert kicked["level"] < kicked["validation"]
     assert all(row["level"] <= row["validation"] for row in tables["snapshots"])
@@ -123,7 +149,8 @@ def test_blows_that_are_still_to_come_fall_on_every_branch() -> None:
     early = min(done.points, key=lambda point: point.step)
     late = replace(FAULTY, faults=(Fault(kind="weight_kick", at=early.step + 2, size=40.0),))
     struck, calm = (
-        play_all(run, early, [Plan(kind="control")], trunk, DESIGN, to_end=False)[0] for trunk in (late, replace(late, faults=()))
+        play_all(run, early, [Plan(kind="control")], trunk, DESIGN, to_end=False)[0]
+        for trunk in (late, replace(late, faults=()))
     )
     assert struck.validation[2] == calm.validation[2]  # 2 steps in, the blow has not fallen yet
     assert struck.validation[3] != calm.validation[3]
@@ -151,7 +178,12 @@ def test_no_action_is_illegal(monkeypatch: pytest.MonkeyPatch) -> None:
         apply(run, intervention)
 
     monkeypatch.setattr(trainenv.TrainingRun, "apply", checked)
-    collect(FAULTY, replace(DESIGN, replicated=0.0, sequences=6, continued=0.0, cooldown_share=0.01), make_run, TEXTS)
+    collect(
+        FAULTY,
+        replace(DESIGN, replicated=0.0, sequences=6, continued=0.0, cooldown_share=0.01),
+        make_run,
+        TEXTS,
+    )
     assert len(set(seen)) > 20
 
 
@@ -177,7 +209,9 @@ def test_after_the_weights_are_lost_nothing_is_measured(monkeypatch: pytest.Monk
     point = done.points[0]
     losses = iter([2.0, 2.1, math.nan])
     monkeypatch.setattr(type(run), "evaluate", lambda self: next(losses))
-    (played,) = play_all(run, point, [Plan(kind="sequence", uniforms=(0.5,) * 4)], FAULTY, DESIGN, to_end=True)
+    (played,) = play_all(
+        run, point, [Plan(kind="sequence", uniforms=(0.5,) * 4)], FAULTY, DESIGN, to_end=True
+    )
     assert played.validation[:3] == [point.validation, 2.0, 2.1]
     assert all(math.isnan(loss) for loss in (*played.validation[3:], played.annealed, played.final))
     assert len(played.validation) == 9
@@ -224,7 +258,9 @@ def test_a_nudge_moves_every_weight_by_one_unit_in_the_last_place() -> None:
 def test_shares_of_snapshots_are_replicated_and_continued() -> None:
     design = Design(replicated=0.3, continued=0.4, exhaustive=0.0)
     run = make_run(FAULTY.overrides(TEXTS))
-    drawn = [plans(trunk, design, place, run) for trunk in sample(200, seed=0) for place in range(4)]
+    drawn = [
+        plans(trunk, design, place, run) for trunk in sample(200, seed=0) for place in range(4)
+    ]
     assert sum(to_end for _, to_end in drawn) / 800 == pytest.approx(0.4, abs=0.05)
     assert sum(len(listed) > 15 for listed, _ in drawn) / 800 == pytest.approx(0.3, abs=0.05)
     assert all(listed[0] == Plan(kind="control") for listed, _ in drawn)
@@ -235,7 +271,11 @@ def test_a_real_run_is_branched_too(tmp_path: Path) -> None:
     size = replace(SIZE, width=16, context=16)
     (trunk,) = sample(1, seed=1, sizes=(size,), steps=(40, 40))
     trunk = replace(
-        trunk, faults=(Fault(kind="lost_moments", at=12),), corpus="stdlib", stressor="long_sequence", stressor_rate=0.2
+        trunk,
+        faults=(Fault(kind="lost_moments", at=12),),
+        corpus="stdlib",
+        stressor="long_sequence",
+        stressor_rate=0.2,
     )
     design = Design(
         random=0,
@@ -252,7 +292,9 @@ def test_a_real_run_is_branched_too(tmp_path: Path) -> None:
     text = tmp_path / "code.txt"
     text.write_text("".join(Path(module.__file__).read_text() for module in (argparse, typing)))
     texts = {"stdlib": {"name": "text", "path": str(text)}}
-    tables = collect(trunk, design, lambda overrides: trainenv.TrainingRun.from_config("tiny", overrides), texts)
+    tables = collect(
+        trunk, design, lambda overrides: trainenv.TrainingRun.from_config("tiny", overrides), texts
+    )
     assert all(row["control_is_trunk"] for row in tables["snapshots"])
     assert {row["kind"] for row in tables["branches"]} == set(KINDS) - {"every"}
     assert any(row["attention_entropy"] is not None for row in tables["branch_steps"])

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import CRASHES, FAILS, SMALL, Beside, make_run, make_run_or_not, trunks
 
+from tests.support.toy_runs import CRASHES, FAILS, SMALL, Beside, make_run, make_run_or_not, trunks
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset import Dataset, Progress, Run, generate
 
@@ -63,13 +63,17 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(whole: Path, tmp_path: P
 
 def test_stop_ends_it_between_trunks(tmp_path: Path) -> None:
     asked = iter([False, True])
-    report = generate(tmp_path, TRUNKS, make_run, design=DESIGN, workers=0, stop=lambda: next(asked))
+    report = generate(
+        tmp_path, TRUNKS, make_run, design=DESIGN, workers=0, stop=lambda: next(asked)
+    )
     assert report.interrupted
     assert len(report.made) == 1
 
 
 def test_a_process_that_dies_takes_its_trunk_alone(tmp_path: Path) -> None:
-    report = generate(tmp_path / "there", TRUNKS, make_run_or_not, design=DESIGN, fold=Beside, workers=1)
+    report = generate(
+        tmp_path / "there", TRUNKS, make_run_or_not, design=DESIGN, fold=Beside, workers=1
+    )
     assert set(report.failed) == {TRUNKS[CRASHES].name, TRUNKS[FAILS].name}
     assert "exit code 7" in report.failed[TRUNKS[CRASHES].name]
     assert report.failed[TRUNKS[FAILS].name] == "RuntimeError: no such luck"
@@ -77,21 +81,23 @@ def test_a_process_that_dies_takes_its_trunk_alone(tmp_path: Path) -> None:
     assert report.steps > 0
     assert report.core_seconds > 0
     generate(tmp_path / "here", TRUNKS[:2], make_run, design=DESIGN, fold=Beside, workers=0)
-    assert shards(tmp_path / "there") == shards(tmp_path / "here")  # in a process of its own, too, and side by side
+    assert shards(tmp_path / "there") == shards(
+        tmp_path / "here"
+    )  # in a process of its own, too, and side by side
 
 
 def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
     code = """
 import signal, sys
 from trainenv.worldmodel.dataset import generate
-from toy_runs import make_run_slowly, SMALL, trunks
+from tests.support.toy_runs import make_run_slowly, SMALL, trunks
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits an ignored one
     generate(sys.argv[1], trunks(8), make_run_slowly, design=SMALL, progress=lambda p: print(p.trunk, flush=True))
 """
     script = tmp_path / "build.py"
     script.write_text(code)
-    paths = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    paths = str(Path(__file__).parents[2])
     child = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "data")],
         stdout=subprocess.PIPE,
@@ -127,7 +133,9 @@ def _children(pid: int) -> list[int]:
 def test_what_cannot_be_built_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="top of a module"):
         generate(tmp_path, TRUNKS, lambda overrides: make_run(overrides), workers=1)
-    with pytest.raises(UserError, match=r"fold must be a function at the top of a module, found .*lambda"):
+    with pytest.raises(
+        UserError, match=r"fold must be a function at the top of a module, found .*lambda"
+    ):
         generate(tmp_path, TRUNKS, make_run, fold=lambda runs: Beside(runs), workers=1)
     with pytest.raises(UserError, match="different names"):
         generate(tmp_path, [*TRUNKS, TRUNKS[0]], make_run, workers=0)
@@ -135,7 +143,12 @@ def test_what_cannot_be_built_is_refused(whole: Path, tmp_path: Path) -> None:
         generate(whole, TRUNKS, make_run, design=SMALL, workers=0)
     with pytest.raises(UserError, match="another trunk t00000"):
         generate(whole, trunks(1, seed=5), make_run, design=DESIGN, workers=0)
-    wrongs: list[dict[str, Any]] = [{"horizon_share": 0.9}, {"continued": 1.5}, {"exhaustive": -0.1}, {"singles": -1}]
+    wrongs: list[dict[str, Any]] = [
+        {"horizon_share": 0.9},
+        {"continued": 1.5},
+        {"exhaustive": -0.1},
+        {"singles": -1},
+    ]
     for wrong in [*wrongs, {"fold": (48, 0)}, {"fold": (48,)}, {"divergence": 0.0}]:
         with pytest.raises(UserError, match=rf"{next(iter(wrong))} must be .*found"):
             replace(DESIGN, **wrong)

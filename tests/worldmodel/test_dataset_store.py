@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from toy_runs import SMALL, make_run, trunks
 
+from tests.support.toy_runs import SMALL, make_run, trunks
 from trainenv.records.telemetry_log import log_schema
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset import (
@@ -69,10 +69,14 @@ def test_a_data_set_is_read_back_whole(built: Path) -> None:
     control = (data.branches["kind"] == "control").to_numpy()
     assert not arrays.actions[control].any()
     assert np.array_equal(data.trunks["trunk"].to_numpy()[arrays.trunk], data.branches["trunk"])
-    assert np.array_equal(data.snapshots["snapshot"].to_numpy()[arrays.snapshot], data.branches["snapshot"])
+    assert np.array_equal(
+        data.snapshots["snapshot"].to_numpy()[arrays.snapshot], data.branches["snapshot"]
+    )
     assert arrays.actions[:, :, 2].max() < len(CLIPS)
     row = int(np.flatnonzero(arrays.actions[:, 0, 0])[0])
-    assert np.exp(arrays.actions[row, 0, 0]) == pytest.approx(data.branches["lr_scale"].iloc[row][0])
+    assert np.exp(arrays.actions[row, 0, 0]) == pytest.approx(
+        data.branches["lr_scale"].iloc[row][0]
+    )
 
 
 def test_windows_end_at_their_snapshot(built: Path) -> None:
@@ -95,7 +99,9 @@ def test_rows_follow_the_json_schema(built: Path) -> None:
         check = jsonschema.Draft202012Validator(schema["$defs"][table])
         for row in pq.read_table(built / "shards" / "t00000" / f"{table}.parquet").to_pylist()[:50]:
             check.validate(row)
-            assert set(row) - set(own) == (set(log_schema()["properties"]) if table.endswith("_steps") else set())
+            assert set(row) - set(own) == (
+                set(log_schema()["properties"]) if table.endswith("_steps") else set()
+            )
         assert all(column["description"] for column in own.values())
 
 
@@ -169,7 +175,11 @@ def test_a_column_too_many_or_of_another_type_is_refused(copied: Path) -> None:
     ("table", "change", "message"),
     [
         ("branches", lambda rows: rows[1:], "branches numbered from 0"),
-        ("branches", lambda rows: [row for row in rows if row["snapshot"]], "branches of every snapshot"),
+        (
+            "branches",
+            lambda rows: [row for row in rows if row["snapshot"]],
+            "branches of every snapshot",
+        ),
         ("branches", lambda rows: rows[0].update(kind="single"), "the control"),
         ("branches", lambda rows: rows[0].update(kind="guess"), "found 'guess'"),
         ("branches", lambda rows: rows[0].update(propensity=[1.0]), "each decision whole"),
@@ -182,7 +192,9 @@ def test_a_column_too_many_or_of_another_type_is_refused(copied: Path) -> None:
         ("trunk_steps", lambda rows: rows[2:], "telemetry of every step"),
     ],
 )
-def test_a_shard_that_contradicts_itself_is_refused(copied: Path, table: str, change: Any, message: str) -> None:
+def test_a_shard_that_contradicts_itself_is_refused(
+    copied: Path, table: str, change: Any, message: str
+) -> None:
     rewrite(copied, table, change)
     with pytest.raises(UserError, match=message):
         Dataset.open(copied).verify()
@@ -208,7 +220,11 @@ def test_no_trunk_is_in_two_parts_and_settings_are_spread() -> None:
     table = frame(80)
     parts = by_trunk(table, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=1)
     assert sorted(sum(parts.values(), ())) == sorted(table["trunk"])
-    assert {part: len(names) for part, names in parts.items()} == {"train": 56, "validation": 8, "test": 16}
+    assert {part: len(names) for part, names in parts.items()} == {
+        "train": 56,
+        "validation": 8,
+        "test": 16,
+    }
     clean = set(table["trunk"][table["setting"] == "clean"])
     assert len(clean & set(parts["test"])) == 4
     assert by_trunk(table, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=1) == parts
@@ -227,7 +243,9 @@ def test_leaving_a_level_out_never_shares_a_trunk(column: str) -> None:
         assert not set(without) & set(having)
         assert len(without) + len(having) == 80
         held = table.set_index("trunk").loc[list(having), column]
-        assert all(level in value if isinstance(value, list) else level == str(value) for value in held)
+        assert all(
+            level in value if isinstance(value, list) else level == str(value) for value in held
+        )
     with pytest.raises(UserError, match="'colour'"):
         next(leave_out(table, "colour"))
 
@@ -235,7 +253,9 @@ def test_leaving_a_level_out_never_shares_a_trunk(column: str) -> None:
 def test_leaving_an_action_out(built: Path) -> None:
     branches = Dataset.open(built).branches
     names = sorted(branches["trunk"].unique())
-    learn, test = leave_action_out(branches, "lr_scale", train=tuple(names[:2]), test=tuple(names[2:]))
+    learn, test = leave_action_out(
+        branches, "lr_scale", train=tuple(names[:2]), test=tuple(names[2:])
+    )
     assert learn.any()
     assert test.any()
     assert not uses(branches, "lr_scale")[learn].any()
@@ -261,11 +281,14 @@ def test_effects_are_against_the_control_and_lost_runs_count_as_the_cap(built: P
     found = effects(data)
     assert len(found) == (data.branches["kind"] != "control").sum()
     lost = found[
-        (found["trunk"] == branch["trunk"]) & (found["snapshot"] == branch["snapshot"]) & (found["branch"] == branch["branch"])
+        (found["trunk"] == branch["trunk"])
+        & (found["snapshot"] == branch["snapshot"])
+        & (found["branch"] == branch["branch"])
     ]
-    control = data.branches[(data.branches["trunk"] == branch["trunk"]) & (data.branches["snapshot"] == branch["snapshot"])].iloc[
-        0
-    ]
+    control = data.branches[
+        (data.branches["trunk"] == branch["trunk"])
+        & (data.branches["snapshot"] == branch["snapshot"])
+    ].iloc[0]
     cap = SMALL.divergence * np.log(23)
     assert lost["horizon"].item() == pytest.approx(np.log(cap / control["validation"][-1]))
     assert lost["annealed"].item() == pytest.approx(np.log(cap / control["annealed"]))

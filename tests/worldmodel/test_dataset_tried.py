@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_runs import SMALL, make_run, trunks
 
+from tests.support.toy_runs import SMALL, make_run, trunks
 from trainenv.interventions import ActionCodec
 from trainenv.planners import Score, make
 from trainenv.training.history import history_of
@@ -16,7 +16,7 @@ from trainenv.types import Budget, Intervention, PlanningProblem, UserError
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset import Dataset, effects, generate
 from trainenv.worldmodel.dataset.recorded_executor import RecordedExecutor, exhaustive_snapshots
-from trainenv.worldmodel.dataset.run_histories import recorded_history, telemetry_of
+from trainenv.worldmodel.dataset.run_histories import recorded_history
 from trainenv.worldmodel.examples import Examples
 
 TEXTS: dict[str, dict[str, str]] = {"stdlib": {}, "topics": {}, "words": {}}  # toy runs read none
@@ -26,9 +26,19 @@ TEXTS: dict[str, dict[str, str]] = {"stdlib": {}, "topics": {}, "words": {}}  # 
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("tried") / "branches"
     design = replace(
-        SMALL, after_faults=0, rewound=0, fired=0, replicated=0.0, singles=0, sequences=0, exhaustive=1.0, continued=1.0
+        SMALL,
+        after_faults=0,
+        rewound=0,
+        fired=0,
+        replicated=0.0,
+        singles=0,
+        sequences=0,
+        exhaustive=1.0,
+        continued=1.0,
     )
-    assert not generate(folder, trunks(1, seed=5, steps=(40, 40)), make_run, design=design, workers=0).failed
+    assert not generate(
+        folder, trunks(1, seed=5, steps=(40, 40)), make_run, design=design, workers=0
+    ).failed
     return Dataset.open(folder)
 
 
@@ -40,7 +50,9 @@ def test_a_recorded_history_has_the_features_of_the_examples(data: Dataset) -> N
         assert history.telemetry[-1].step == data.snapshots["step"].iloc[row]
         assert history.decision_steps == examples.decision_steps[row]
         run = make_run(trunks(1, seed=5, steps=(40, 40))[0].overrides(TEXTS))
-        own = history_of(run, run.advance(len(history.telemetry)), horizon=4 * history.decision_steps)
+        own = history_of(
+            run, run.advance(len(history.telemetry)), horizon=4 * history.decision_steps
+        )
         np.testing.assert_allclose(history.lrs_ahead, own.lrs_ahead, rtol=1e-12)
         assert (history.base_lr, history.uniform_loss) == (own.base_lr, own.uniform_loss)
 
@@ -50,12 +62,14 @@ def test_a_recorded_history_is_that_of_the_run() -> None:
     import pandas as pd
     import pyarrow as pa
 
-    from trainenv.records.telemetry_log import arrow_schema, row
+    from trainenv.records.telemetry_log import arrow_schema, row, telemetry_of
 
     trunk = trunks(1, seed=5)[0]
     run = make_run(trunk.overrides(TEXTS))
     telemetry = run.advance(20)
-    rows: pd.DataFrame = pa.Table.from_pylist([row(t, 0, "main") for t in telemetry], schema=arrow_schema()).to_pandas()
+    rows: pd.DataFrame = pa.Table.from_pylist(
+        [row(t, 0, "main") for t in telemetry], schema=arrow_schema()
+    ).to_pandas()
     assert repr(telemetry_of(rows)) == repr(telemetry)
 
 
@@ -73,14 +87,20 @@ def test_what_was_tried_is_looked_up(data: Dataset) -> None:
         assert outcome.validation == pytest.approx(tuple(branch["validation"]), nan_ok=True)
         assert outcome.looks == tuple(range(0, tried.horizon + 1, tried.look))
         if branch["kind"] == "every" and not (outcome.diverged or control.diverged):
-            assert Score().measured(outcome, control) == pytest.approx(truth["annealed"][branch["branch"]], abs=1e-12)
+            assert Score().measured(outcome, control) == pytest.approx(
+                truth["annealed"][branch["branch"]], abs=1e-12
+            )
         end = fresh.run([[option]], tried.look, measure="final")[0]
         assert end.final == pytest.approx(branch["final"], nan_ok=True)
 
 
 def test_only_what_is_new_is_paid_for(data: Dataset) -> None:
     tried = RecordedExecutor(data, int(exhaustive_snapshots(data)[0]))
-    one = next(option for option in tried.rows if data.branches["steps"].iloc[tried.rows[option]] == tried.horizon)
+    one = next(
+        option
+        for option in tried.rows
+        if data.branches["steps"].iloc[tried.rows[option]] == tried.horizon
+    )
 
     def paid(steps: int, measure: str, draw: int = 0) -> int:
         cost = tried.cost([[one]], steps, measure=measure, draw=draw)  # type: ignore[arg-type]
@@ -140,6 +160,8 @@ def test_a_planner_that_tries_all_finds_the_oracle(data: Dataset) -> None:
 def test_a_snapshot_with_a_hole_is_refused(data: Dataset) -> None:
     row = int(exhaustive_snapshots(data)[0])
     hole = RecordedExecutor(data, row).rows[Intervention(lr_scale=0.9, weight_decay_scale=2.0)]
-    holed = Dataset(data._shards, data.design, data.trunks, data.snapshots, data.branches.drop(index=hole))
+    holed = Dataset(
+        data._shards, data.design, data.trunks, data.snapshots, data.branches.drop(index=hole)
+    )
     with pytest.raises(UserError, match=r"every legal intervention.*1 combinations missing"):
         RecordedExecutor(holed, row)

@@ -26,7 +26,9 @@ def test_every_level_is_there_and_a_quarter_is_clean_and_well_set() -> None:
     trunks = sample(240, seed=0)
     clean = [trunk for trunk in trunks if trunk.setting == "clean"]
     assert len(clean) == 60
-    assert all(not trunk.faults and not trunk.stressor and 0.7 < trunk.lr_factor < 1.4 for trunk in clean)
+    assert all(
+        not trunk.faults and not trunk.stressor and 0.7 < trunk.lr_factor < 1.4 for trunk in clean
+    )
     assert set(Counter(trunk.clip for trunk in trunks).values()) == {60}
     assert {trunk.clip for trunk in trunks} == set(CLIP_NAMES)
     assert {trunk.corpus for trunk in trunks} == set(CORPORA)
@@ -37,10 +39,23 @@ def test_every_level_is_there_and_a_quarter_is_clean_and_well_set() -> None:
         assert sum(kind in {fault.kind for fault in trunk.faults} for trunk in trunks) >= 15
     assert min(trunk.lr_factor for trunk in trunks) < 0.3
     assert max(trunk.lr_factor for trunk in trunks) > 28
-    assert all(min(200, trunk.size.most_steps) <= trunk.steps <= min(800, trunk.size.most_steps) for trunk in trunks)
+    assert all(
+        min(200, trunk.size.most_steps) <= trunk.steps <= min(800, trunk.size.most_steps)
+        for trunk in trunks
+    )
     assert len({trunk.steps for trunk in trunks}) > 100
-    assert min(size.parameters for size in SIZES) < 25_000 < 800_000 < max(size.parameters for size in SIZES)
-    kicks = [fault.size for trunk in trunks for fault in trunk.faults if fault.kind in ("weight_kick", "lr_spike")]
+    assert (
+        min(size.parameters for size in SIZES)
+        < 25_000
+        < 800_000
+        < max(size.parameters for size in SIZES)
+    )
+    kicks = [
+        fault.size
+        for trunk in trunks
+        for fault in trunk.faults
+        if fault.kind in ("weight_kick", "lr_spike")
+    ]
     assert 4 <= min(kicks) < 8 < 40 < max(kicks) <= 60
 
 
@@ -64,7 +79,9 @@ def test_every_trunk_is_a_valid_configuration(tmp_path: Path) -> None:
         config = RunConfig.load("tiny", trunk.overrides(texts))
         assert config.optimizer.lr == trunk.size.lr * trunk.lr_factor
         assert len(config.stressors.planted) <= len(trunk.faults)
-        assert config.validation.sequences * config.model.context == VALIDATION_TOKENS  # no size is measured better
+        assert (
+            config.validation.sequences * config.model.context == VALIDATION_TOKENS
+        )  # no size is measured better
 
 
 def test_texts_are_written_once_and_are_real(tmp_path: Path) -> None:

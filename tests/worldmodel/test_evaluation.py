@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_examples import examples, predictions, world
 
+from tests.support.made_examples import examples, predictions, world
 from trainenv.types import UserError
 from trainenv.worldmodel.evaluation import choices, compare, evaluate, matters, seed_noise
 from trainenv.worldmodel.evaluation.divergence import alarm, brier_by_decision, leads
@@ -47,7 +47,9 @@ def number(report: dict[str, Any], *path: str) -> float:
 @settings(deadline=None)
 @given(st.floats(-5, 5), st.floats(-5, 5))
 def test_crps_of_a_point_is_its_absolute_error(at: float, outcome: float) -> None:
-    assert crps(np.full((1, 5), at), np.array([outcome]))[0] == pytest.approx(abs(at - outcome), abs=1e-12)
+    assert crps(np.full((1, 5), at), np.array([outcome]))[0] == pytest.approx(
+        abs(at - outcome), abs=1e-12
+    )
 
 
 def test_crps_by_hand() -> None:
@@ -68,7 +70,11 @@ def test_crps_of_a_normal_is_near_the_integral() -> None:
 @given(st.lists(st.floats(-3, 3), min_size=5, max_size=5), st.floats(-3, 3))
 def test_crps_is_best_where_the_median_is_and_narrow(levels: list[float], outcome: float) -> None:
     quantiles = np.sort(np.array([levels]))
-    assert crps(quantiles, np.array([outcome]))[0] >= crps(np.full((1, 5), outcome), np.array([outcome]))[0] == 0
+    assert (
+        crps(quantiles, np.array([outcome]))[0]
+        >= crps(np.full((1, 5), outcome), np.array([outcome]))[0]
+        == 0
+    )
 
 
 # ── order within a snapshot ─────────────────────────────────────────────────────────────────────────────────────────
@@ -95,7 +101,9 @@ def test_spearman_of_a_constant_forecast_is_0() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(few, few, st.integers(1, 5))
-def test_recall_is_that_of_random_order_among_ties(forecast: list[int], outcome: list[int], top: int) -> None:
+def test_recall_is_that_of_random_order_among_ties(
+    forecast: list[int], outcome: list[int], top: int
+) -> None:
     count = min(len(forecast), len(outcome))
     top = min(top, count - 1)
     a, b = np.array(forecast[:count], dtype=float), np.array(outcome[:count], dtype=float)
@@ -118,7 +126,11 @@ def test_chance_of_six_in_fourteen() -> None:
 
 def test_picks() -> None:
     assert pick(np.array([0.0, 1.0, 2.0])).tolist() == [1, 0, 0]
-    assert pick(np.array([0.0, 0.0, 2.0])).tolist() == [1, 0, 0]  # nothing is better than doing nothing
+    assert pick(np.array([0.0, 0.0, 2.0])).tolist() == [
+        1,
+        0,
+        0,
+    ]  # nothing is better than doing nothing
     assert pick(np.array([0.0, -1.0, -1.0])).tolist() == [0, 0.5, 0.5]
 
 
@@ -126,7 +138,11 @@ def test_picks() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 2)), min_size=1, max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 2)), min_size=1, max_size=12
+    )
+)
 def test_average_precision_is_scikit_learn_s(rows: list[tuple[int, bool, int]]) -> None:
     from sklearn.metrics import average_precision_score
 
@@ -137,17 +153,30 @@ def test_average_precision_is_scikit_learn_s(rows: list[tuple[int, bool, int]]) 
         if (labels * weight[trunk]).sum() == 0:
             assert math.isnan(found)
         else:
-            assert found == pytest.approx(average_precision_score(labels, scores, sample_weight=weight[trunk]))
+            assert found == pytest.approx(
+                average_precision_score(labels, scores, sample_weight=weight[trunk])
+            )
 
 
 def test_a_constant_risk_has_the_base_rate() -> None:
     labels = np.array([True, False, False, True, False])
-    assert value(AveragePrecision(scores=np.zeros(5), labels=labels, trunk=np.zeros(5, int), count=1)) == pytest.approx(0.4)
+    assert value(
+        AveragePrecision(scores=np.zeros(5), labels=labels, trunk=np.zeros(5, int), count=1)
+    ) == pytest.approx(0.4)
 
 
 def test_alarms_and_leads_by_hand() -> None:
-    made = examples([0] * 5, [0] * 5, ["single"] * 5, np.zeros(5), diverged=[3, 3, 0, -1, -1], decision_steps=[10])
-    hazard = np.array([[0, 0.1, 0.12, 0.5], [0, 0, 0, 0.1], [0.0, 0.9, 0, 0], [0.2, 0, 0, 0], [0.0, 0, 0, 0.1]])
+    made = examples(
+        [0] * 5,
+        [0] * 5,
+        ["single"] * 5,
+        np.zeros(5),
+        diverged=[3, 3, 0, -1, -1],
+        decision_steps=[10],
+    )
+    hazard = np.array(
+        [[0, 0.1, 0.12, 0.5], [0, 0, 0, 0.1], [0.0, 0.9, 0, 0], [0.2, 0, 0, 0], [0.0, 0, 0, 0.1]]
+    )
     # Chance by the end of each decision of the first: 0, 0.1, 0.208: it passes 0.2 in decision 2, one before it diverges.
     assert alarm(hazard, 0.2).tolist() == [2, 4, 1, 0, 4]
     caught, steps, false = leads(made, predictions(np.zeros(5), hazard=hazard), 0.2)
@@ -157,7 +186,9 @@ def test_alarms_and_leads_by_hand() -> None:
 
 
 def test_brier_by_decision_by_hand() -> None:
-    found = brier_by_decision(np.array([[0.5, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), np.array([1, -1]))
+    found = brier_by_decision(
+        np.array([[0.5, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), np.array([1, -1])
+    )
     np.testing.assert_allclose(found, [(0.25 + 0.25 + 0.25 + 0.0) / 4, 0])
 
 
@@ -172,7 +203,9 @@ def test_noise_of_a_trunk_its_stratum_its_setting_and_all() -> None:
     horizon = [1e-6] * 4 + [0.1, -0.2, 0.3, -0.4] + [0.9, 0.9] + [0.5, 0.1, 2.0]
     made = examples(trunk, snapshot, kind, horizon, strata=strata, final=[math.nan] * 13)
     noise = seed_noise(made)
-    assert noise[0, 0] == pytest.approx(1.4826 * 0.25)  # its own, the greater of the kinds: the median of 0.1 … 0.4
+    assert noise[0, 0] == pytest.approx(
+        1.4826 * 0.25
+    )  # its own, the greater of the kinds: the median of 0.1 … 0.4
     pooled = 1.4826 * float(np.median([0.1, 0.2, 0.3, 0.4, 0.9, 0.9]))
     assert noise[10, 0] == pytest.approx(pooled)  # too few of its own: its stratum's
     assert noise[11, 0] == pytest.approx(pooled)  # no replica in its stratum: its setting's
@@ -193,7 +226,10 @@ def test_choices_are_different_and_do_something() -> None:
     made.actions[3] = made.actions[2]  # the same as the single one
     made.actions[4] = 0  # a sequence that never did anything
     found = choices(made)
-    assert [(one.snapshot, one.rows.tolist(), len(one)) for one in found] == [(0, [5], 2), (1, [2], 2)]
+    assert [(one.snapshot, one.rows.tolist(), len(one)) for one in found] == [
+        (0, [5], 2),
+        (1, [2], 2),
+    ]
     assert found[1].values(made.horizon).tolist() == [0.0, 2.0]
 
 
@@ -204,7 +240,9 @@ def test_means_weigh_rows_and_draws_weigh_trunks() -> None:
     statistic = mean([1.0, 2.0, 6.0, math.nan], [0, 0, 1, 1], 3)
     assert value(statistic) == 3
     assert (statistic.units, statistic.trunks.tolist()) == (3, [True, True, False])
-    np.testing.assert_array_equal(statistic.of(np.array([[2.0, 0, 0], [1, 2, 0], [0, 0, 2]])), [1.5, 3.75, math.nan])
+    np.testing.assert_array_equal(
+        statistic.of(np.array([[2.0, 0, 0], [1, 2, 0], [0, 0, 2]])), [1.5, 3.75, math.nan]
+    )
     assert value(share([1.0, 3.0], [2.0, 2.0], [0, 1], 2)) == 1.0
 
 
@@ -221,7 +259,9 @@ def test_draws_are_of_the_trunks_present_and_reproducible() -> None:
 def test_bootstrap_interval_is_as_wide_as_theory_says() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(size=200)
-    low, high = bounds(mean(values, np.arange(200), 200).of(resampled(np.ones(200, dtype=bool), 4000, 0)))
+    low, high = bounds(
+        mean(values, np.arange(200), 200).of(resampled(np.ones(200, dtype=bool), 4000, 0))
+    )
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(200), rel=0.08)
 
 
@@ -253,7 +293,9 @@ def by_hand() -> tuple[Any, Any]:
     median = np.array([0.0, -0.1, -0.2, 0.5, 0.0, 0.1, -0.1, 0.2])
     hazard = np.zeros((8, 4))
     hazard[3, 0], hazard[1, 3] = 0.5, 0.2
-    return examples(**HAND), predictions(median, spread=1 / 0.9 * 0.2, hazard=hazard)  # 90 % intervals of ±0.1
+    return examples(**HAND), predictions(
+        median, spread=1 / 0.9 * 0.2, hazard=hazard
+    )  # 90 % intervals of ±0.1
 
 
 def test_a_report_by_hand() -> None:
@@ -273,14 +315,20 @@ def test_a_report_by_hand() -> None:
     # The lowest annealed medians are the second candidate of each: outcomes −0.3 and 0.2 against −0.2 ± 0.1 and −0.1 ± 0.1.
     assert leaf(report, "annealed", "intervals", "selected", "coverage")["units"] == 6
     assert number(report, "annealed", "intervals", "selected", "coverage") == pytest.approx(0.5)
-    assert number(report, "annealed", "intervals", "strata", "faulty/fired", "coverage") == pytest.approx(2 / 3)
+    assert number(
+        report, "annealed", "intervals", "strata", "faulty/fired", "coverage"
+    ) == pytest.approx(2 / 3)
     # It chooses the second candidate of each: at the horizon 0.1 and 0.2 against the best, −0.2 and 0 (nothing).
     assert number(report, "regret", "horizon", "annealed", "mean") == pytest.approx((0.3 + 0.2) / 2)
     assert number(report, "regret", "horizon", "annealed", "in_noise") == pytest.approx(2.5)
     assert number(report, "regret", "horizon", "nothing", "mean") == pytest.approx((0.2 + 0.0) / 2)
     assert number(report, "regret", "horizon", "annealed", "of_nothing") == pytest.approx(0.5 / 0.2)
-    assert number(report, "regret", "horizon", "random", "mean") == pytest.approx((0.275 + 0.15) / 2)
-    assert number(report, "regret", "final", "best_look", "mean") == pytest.approx(0.9)  # a perfect look at +N
+    assert number(report, "regret", "horizon", "random", "mean") == pytest.approx(
+        (0.275 + 0.15) / 2
+    )
+    assert number(report, "regret", "final", "best_look", "mean") == pytest.approx(
+        0.9
+    )  # a perfect look at +N
     assert number(report, "regret", "final", "best_annealed", "mean") == pytest.approx(0.3)
     assert number(report, "regret", "final", "annealed", "mean") == pytest.approx(0.3)
     # Eight branches: six candidates and two controls; one diverged.
@@ -296,7 +344,10 @@ def test_a_report_by_hand() -> None:
 def test_coverage_at_the_bounds_counts() -> None:
     made = examples([0, 0], [0, 0], ["single"] * 2, [0.25, 0.5])
     told = predictions([0.0, 0.0], horizon=np.array([[-0.25, 0, 0, 0, 0.25]] * 2))
-    assert number(evaluate(made, told, resamples=5), "horizon", "intervals", "marginal", "coverage") == 0.5
+    assert (
+        number(evaluate(made, told, resamples=5), "horizon", "intervals", "marginal", "coverage")
+        == 0.5
+    )
 
 
 def test_what_is_perfect() -> None:
@@ -304,11 +355,16 @@ def test_what_is_perfect() -> None:
     lost = made.diverged >= 0
     hazard = np.zeros((len(made), 4))
     hazard[lost, made.diverged[lost]] = 1
-    told = {name: np.repeat(getattr(made, name)[:, None], 5, axis=1) for name in ("horizon", "annealed", "final")}
+    told = {
+        name: np.repeat(getattr(made, name)[:, None], 5, axis=1)
+        for name in ("horizon", "annealed", "final")
+    }
     told["final"] = np.nan_to_num(told["final"])
     report = evaluate(made, predictions(np.zeros(len(made)), hazard=hazard, **told), resamples=10)
     for target in ("horizon", "annealed", "final"):
-        assert number(report, target, "all", "mae") == number(report, target, "mattering", "crps") == 0
+        assert (
+            number(report, target, "all", "mae") == number(report, target, "mattering", "crps") == 0
+        )
         assert number(report, target, "ranking", "spearman") == pytest.approx(1)
         assert number(report, target, "ranking", "best_in_top_6") == 1
         assert 0.5 < number(report, target, "ranking", "best_in_top_6_by_chance") < 1
@@ -328,11 +384,20 @@ def test_what_is_constant() -> None:
     assert number(report, "horizon", "ranking", "spearman") == 0
     ranking = report["horizon"]["ranking"]
     assert ranking["best_in_top_6"] == ranking["best_in_top_6_by_chance"]
-    assert report["regret"]["final"]["annealed"]["mean"] == report["regret"]["final"]["nothing"]["mean"]
+    assert (
+        report["regret"]["final"]["annealed"]["mean"]
+        == report["regret"]["final"]["nothing"]["mean"]
+    )
     assert number(report, "regret", "final", "annealed", "of_nothing") == 1
-    assert number(report, "divergence", "auprc") == pytest.approx(number(report, "divergence", "rate"))
-    assert number(report, "divergence", "caught") == number(report, "divergence", "false_alarms") == 0
-    assert number(report, "horizon", "all", "mae") == pytest.approx(np.abs(made.horizon[made.candidate]).mean())
+    assert number(report, "divergence", "auprc") == pytest.approx(
+        number(report, "divergence", "rate")
+    )
+    assert (
+        number(report, "divergence", "caught") == number(report, "divergence", "false_alarms") == 0
+    )
+    assert number(report, "horizon", "all", "mae") == pytest.approx(
+        np.abs(made.horizon[made.candidate]).mean()
+    )
 
 
 def test_controls_are_no_candidates() -> None:
@@ -370,7 +435,11 @@ def test_intervals_are_reproducible_and_hold_their_value() -> None:
     report = evaluate(made, told, resamples=50)
     assert report == evaluate(made, told, resamples=50)
     assert report != evaluate(made, told, resamples=50, seed=1)
-    for path in (("horizon", "all", "mae"), ("regret", "horizon", "annealed", "mean"), ("horizon", "ranking", "spearman")):
+    for path in (
+        ("horizon", "all", "mae"),
+        ("regret", "horizon", "annealed", "mean"),
+        ("horizon", "ranking", "spearman"),
+    ):
         one = leaf(report, *path)
         assert one["low"] <= one["value"] <= one["high"]
         assert one["low"] < one["high"]
@@ -391,7 +460,9 @@ def test_paired_differences() -> None:
     # The interval of the difference is of paired draws: each is that of the rows' differences.
     rows = made.candidate
     differences = np.abs(effect - made.horizon)[rows] - np.abs(made.horizon)[rows]
-    low, high = bounds(mean(differences, made.trunk[rows], 12).of(resampled(np.ones(12, dtype=bool), 50, 0)))
+    low, high = bounds(
+        mean(differences, made.trunk[rows], 12).of(resampled(np.ones(12, dtype=bool), 50, 0))
+    )
     found = one["horizon"]["all"]["mae"]
     assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
     json.dumps(one, allow_nan=False)
@@ -410,12 +481,21 @@ def test_wrong_use_is_refused() -> None:
     made, told = by_hand()
     none = made.where(np.zeros(8, dtype=bool))
     for call, message in [
-        (lambda: evaluate(made, told.where(np.arange(7))), "of the 8 branches of the examples, found 7"),
+        (
+            lambda: evaluate(made, told.where(np.arange(7))),
+            "of the 8 branches of the examples, found 7",
+        ),
         (lambda: evaluate(made, predictions([math.nan] * 8)), "found NaN in horizon of branch 0"),
         (lambda: evaluate(made, told, noise=np.ones((8, 2))), r"shape \(8, 3\), found \(8, 2\)"),
         (lambda: evaluate(made, told, limit=1.0), "limit must be a probability"),
-        (lambda: evaluate(made, told, resamples=0), "resamples must be a whole number, at least 1, found 0"),
-        (lambda: evaluate(none, told.where(np.zeros(8, dtype=bool))), "at least one trunk, found none"),
+        (
+            lambda: evaluate(made, told, resamples=0),
+            "resamples must be a whole number, at least 1, found 0",
+        ),
+        (
+            lambda: evaluate(none, told.where(np.zeros(8, dtype=bool))),
+            "at least one trunk, found none",
+        ),
         (lambda: compare(made, told, told.where(np.arange(7))), "found 7"),
     ]:
         with pytest.raises(UserError, match=message):

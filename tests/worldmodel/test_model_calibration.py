@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_examples import examples, predictions
-from made_models import calibration_examples, model
 
+from tests.support.made_examples import examples, predictions
+from tests.support.made_models import calibration_examples, model
 from trainenv.types import UserError
 from trainenv.worldmodel.calibration import (
     ALARM,
@@ -31,7 +31,9 @@ TRIED = 8  # candidates of a snapshot
 QUANTILES = np.array([-1.645, -0.674, 0.0, 0.674, 1.645])
 
 
-def simulated(trunks: int, *, seed: int, narrow: float = 0.5, known: float = 1.0) -> tuple[Examples, Predictions]:
+def simulated(
+    trunks: int, *, seed: int, narrow: float = 0.5, known: float = 1.0
+) -> tuple[Examples, Predictions]:
     """Forecasts of candidates that are noisy and too narrow; errors of a trunk go together. Each has its own true Δ."""
     rng = np.random.default_rng(seed)
     n, trunk = trunks * TRIED, np.repeat(np.arange(trunks), TRIED)
@@ -40,7 +42,9 @@ def simulated(trunks: int, *, seed: int, narrow: float = 0.5, known: float = 1.0
     final = np.where(rng.random(trunks)[trunk] < known, nats(truth), math.nan)
     made = examples(trunk, trunk, np.array(["single"] * n), nats(truth), final=final)
     spread = nats((truth + error)[:, None] + narrow * QUANTILES)
-    said = predictions(np.zeros(n), horizon=spread, annealed=spread, final=spread, disagreement=rng.random(n))
+    said = predictions(
+        np.zeros(n), horizon=spread, annealed=spread, final=spread, disagreement=rng.random(n)
+    )
     return made, replace(said, hazard=np.full((n, 4), 0.05), instability=np.full(n, 0.3))
 
 
@@ -60,12 +64,23 @@ def test_intervals_cover_what_they_say_on_trunks_never_seen() -> None:
         made, said = simulated(200, seed=2 * seed + 1)
         raw = covered(made.annealed, said.annealed).mean()
         assert raw < 0.75  # or there would be nothing to mend
-        plain, wide = calibrations.apply(said, strata(made)), calibrations.apply(said, strata(made), picks=True)
-        best = np.array([rows[np.argmin(said.annealed[rows, 2])] for rows in np.arange(len(made)).reshape(-1, TRIED)])
+        plain, wide = (
+            calibrations.apply(said, strata(made)),
+            calibrations.apply(said, strata(made), picks=True),
+        )
+        best = np.array(
+            [
+                rows[np.argmin(said.annealed[rows, 2])]
+                for rows in np.arange(len(made)).reshape(-1, TRIED)
+            ]
+        )
         marginal.append(covered(made.annealed, plain.annealed).mean())
         picked.append(covered(made.annealed, plain.annealed)[best].mean())
         of_picks.append(covered(made.annealed, wide.annealed)[best].mean())
-        widths.append((wide.annealed[:, -1] - wide.annealed[:, 0]).mean() / (plain.annealed[:, -1] - plain.annealed[:, 0]).mean())
+        widths.append(
+            (wide.annealed[:, -1] - wide.annealed[:, 0]).mean()
+            / (plain.annealed[:, -1] - plain.annealed[:, 0]).mean()
+        )
     assert 0.88 < np.mean(marginal) < 0.94
     assert np.mean(picked) < 0.85  # selection bites
     assert 0.88 < np.mean(of_picks) < 0.95
@@ -93,7 +108,10 @@ def test_with_too_few_trunks_anything_is_possible() -> None:
         assert mended.final[:, 0].max() < -50
         assert mended.final[:, -1].min() > 50
         assert np.abs(mended.annealed).max() < 1
-    assert Calibrations.from_state(json.loads(json.dumps(calibrations.state))).state == calibrations.state
+    assert (
+        Calibrations.from_state(json.loads(json.dumps(calibrations.state))).state
+        == calibrations.state
+    )
 
 
 def test_fewer_trunks_than_a_limit_of_disagreement_needs_are_refused() -> None:
@@ -103,13 +121,19 @@ def test_fewer_trunks_than_a_limit_of_disagreement_needs_are_refused() -> None:
 
 def test_a_level_of_0_is_as_wide_as_anything_was_ever_off() -> None:
     made, said = simulated(30, seed=4)
-    fitted = replace(Calibrations.fit(made, said), alpha={"horizon": 0.0, "annealed": 0.3, "final": ALPHA})
+    fitted = replace(
+        Calibrations.fit(made, said), alpha={"horizon": 0.0, "annealed": 0.3, "final": ALPHA}
+    )
     mended = fitted.apply(said, strata(made))
-    widest, wide, narrow = (one[:, -1] - one[:, 0] for one in (mended.horizon, mended.final, mended.annealed))
+    widest, wide, narrow = (
+        one[:, -1] - one[:, 0] for one in (mended.horizon, mended.final, mended.annealed)
+    )
     assert (widest > wide).all()  # the same forecasts at another level
     assert (wide > narrow).all()
     assert covered(made.horizon, mended.horizon).all()
-    at_the_last_trunk = replace(fitted, alpha=dict.fromkeys(TARGETS, 1 / 31)).apply(said, strata(made))
+    at_the_last_trunk = replace(fitted, alpha=dict.fromkeys(TARGETS, 1 / 31)).apply(
+        said, strata(made)
+    )
     assert np.array_equal(mended.horizon, at_the_last_trunk.horizon)
 
 
@@ -123,7 +147,9 @@ def test_what_is_alike_is_calibrated_together() -> None:
     made = replace(
         made,
         actions=actions,
-        annealed=nats(units(said.annealed[:, 2]) + off * (units(made.annealed) - units(said.annealed[:, 2]))),
+        annealed=nats(
+            units(said.annealed[:, 2]) + off * (units(made.annealed) - units(said.annealed[:, 2]))
+        ),
     )
     fresh = Calibrations.fit(made, said).apply(said, strata(made))
     width = units(fresh.annealed[:, -1]) - units(fresh.annealed[:, 0])
@@ -172,7 +198,11 @@ def test_calibrated_divergence_is_a_frequency() -> None:
     rng = np.random.default_rng(0)
     made, said = simulated(200, seed=6)
     risk = rng.uniform(0.01, 0.09, len(made))
-    said = replace(said, hazard=np.stack([10 * risk, *[np.zeros(len(made))] * 3], axis=1), instability=10 * risk)
+    said = replace(
+        said,
+        hazard=np.stack([10 * risk, *[np.zeros(len(made))] * 3], axis=1),
+        instability=10 * risk,
+    )
     happened = rng.random(len(made)) < risk
     made = replace(made, diverged=np.where(happened, 0, -1), fired=happened)
     mended = Calibrations.fit(made, said).apply(said, strata(made))
@@ -198,10 +228,15 @@ def test_a_level_that_a_stratum_has_too_few_trunks_for_asks_its_parent() -> None
     made, said = simulated(60, seed=0)
     fitted = Calibrations.fit(made, said)
     divided = {
-        name: replace(one, strata=tuple("calm/raised" if trunk < 9 else "calm/kept" for trunk in one.trunks))
+        name: replace(
+            one, strata=tuple("calm/raised" if trunk < 9 else "calm/kept" for trunk in one.trunks)
+        )
         for name, one in fitted.intervals.items()
     }
     strict = replace(fitted, intervals=divided, alpha=dict.fromkeys(TARGETS, 0.08))
     assert math.isinf(divided["annealed"].correction("calm/raised", alpha=0.08).high)
-    own, parents = (strict.apply(said, np.full(len(made), stratum)).annealed for stratum in ("calm/raised", "calm"))
+    own, parents = (
+        strict.apply(said, np.full(len(made), stratum)).annealed
+        for stratum in ("calm/raised", "calm")
+    )
     assert np.array_equal(own, parents)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_models import history, telemetry
 
+from tests.support.made_models import history, telemetry
 from trainenv.types import CLIP_NAMES, Intervention, RunHistory, UserError
 from trainenv.worldmodel import features
 from trainenv.worldmodel.features import ACTION, GROUPS, LEAST_STEPS, STATE
@@ -34,7 +34,9 @@ def test_a_run_that_measures_all_has_all_features() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(loss=st.floats(0.05, 20), gradient=st.floats(1e-3, 1e3), rate=st.floats(1e-3, 1e3))
-def test_losses_and_learning_rates_of_another_scale_have_the_same_features(loss: float, gradient: float, rate: float) -> None:
+def test_losses_and_learning_rates_of_another_scale_have_the_same_features(
+    loss: float, gradient: float, rate: float
+) -> None:
     """Where all losses of a run, the uniform guess's included, are multiplied; or all rates. Gradients count as they are."""
     plain = history(80)
     rows = [
@@ -67,7 +69,10 @@ def test_losses_and_learning_rates_of_another_scale_have_the_same_features(loss:
 
 def test_times_count_in_decisions() -> None:
     """A run of twice the steps, each decision twice as long, is as far along."""
-    short, long = state(history(64, left=100, decision=4)), state(history(128, left=200, decision=8))
+    short, long = (
+        state(history(64, left=100, decision=4)),
+        state(history(128, left=200, decision=8)),
+    )
     for name in ("left", "past"):
         assert long[name] == pytest.approx(short[name])
     assert long["progress"] == pytest.approx(short["progress"])
@@ -76,12 +81,23 @@ def test_times_count_in_decisions() -> None:
 
 
 def test_what_features_say_of_a_known_run() -> None:
-    rows = telemetry(64, loss=2.0, grad_norm=4.0, grad_norm_clipped=2.0, lr=1e-3, lr_scale=0.5, steps_since_reset=8, clip="spam")
+    rows = telemetry(
+        64,
+        loss=2.0,
+        grad_norm=4.0,
+        grad_norm_clipped=2.0,
+        lr=1e-3,
+        lr_scale=0.5,
+        steps_since_reset=8,
+        clip="spam",
+    )
     found = state(history(rows=rows, left=64, validation=1.0, uniform_loss=math.e))
     assert found["progress"] == 0.5
     assert found["level"] == pytest.approx(-1.0)
     assert found["train_gap"] == pytest.approx(math.log(2))
-    assert [found["slope_4"], found["noise"], found["above_best"]] == pytest.approx([0.0] * 3, abs=1e-12)
+    assert [found["slope_4"], found["noise"], found["above_best"]] == pytest.approx(
+        [0.0] * 3, abs=1e-12
+    )
     assert found["clip_depth"] == pytest.approx(math.log(2))
     assert found["clipped_1"] == 1.0
     assert found["lr"] == 0.0
@@ -103,13 +119,29 @@ def test_slopes_are_changes_of_the_logarithm_over_the_window() -> None:
 
 def test_what_was_not_measured_is_nan() -> None:
     nothing = dict.fromkeys(
-        ("hypergradient_cosine", "update_ratio", "probe_loss", "attention_entropy", "embedding_rms"), math.nan
+        (
+            "hypergradient_cosine",
+            "update_ratio",
+            "probe_loss",
+            "attention_entropy",
+            "embedding_rms",
+        ),
+        math.nan,
     )
     found = state(history(rows=telemetry(64, **nothing), validation=math.nan))
     unmeasured = {name for name, value in found.items() if math.isnan(value)}
-    assert {"cosine_4", "update_ratio", "probe_gap", "probe_slope", "attention", "embedding_change"} <= unmeasured
+    assert {
+        "cosine_4",
+        "update_ratio",
+        "probe_gap",
+        "probe_slope",
+        "attention",
+        "embedding_change",
+    } <= unmeasured
     assert {"level", "train_gap", "slope_4", "gradient", "lr", "activation"}.isdisjoint(unmeasured)
-    assert found["level"] == pytest.approx(np.log([t.loss for t in telemetry(64)][-4:]).mean() - math.log(math.log(257)))
+    assert found["level"] == pytest.approx(
+        np.log([t.loss for t in telemetry(64)][-4:]).mean() - math.log(math.log(257))
+    )
 
 
 @pytest.mark.parametrize("lost", [math.inf, math.nan])
@@ -117,14 +149,22 @@ def test_a_loss_or_norm_on_the_way_that_is_no_number_is_left_out(lost: float) ->
     rows = telemetry(64)
     rows[60] = replace(rows[60], loss=lost, grad_norm=lost, grad_norm_clipped=0.0)
     found = state(history(rows=rows))
-    assert all(math.isfinite(found[name]) for name in ("slope_1", "noise", "gradient", "gradient_spread", "clip_depth"))
+    assert all(
+        math.isfinite(found[name])
+        for name in ("slope_1", "noise", "gradient", "gradient_spread", "clip_depth")
+    )
     assert found["clipped_1"] >= 0.25
 
 
 def test_actions_are_logarithms_and_nothing_is_zeros() -> None:
     assert features.action(Intervention()) == (0.0,) * len(ACTION)
     whole = Intervention(
-        lr_scale=0.5, weight_decay_scale=2.0, clip="zclip", momentum_reset=True, data_reorder=True, skip_batch=True
+        lr_scale=0.5,
+        weight_decay_scale=2.0,
+        clip="zclip",
+        momentum_reset=True,
+        data_reorder=True,
+        skip_batch=True,
     )
     found = dict(zip(ACTION, features.action(whole)))
     assert found["ln_lr"] == pytest.approx(math.log(0.5))
@@ -134,19 +174,37 @@ def test_actions_are_logarithms_and_nothing_is_zeros() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "too short": ({"rows": telemetry(LEAST_STEPS - 1)}, "at least 16 steps, found 15; train on first"),
+    "too short": (
+        {"rows": telemetry(LEAST_STEPS - 1)},
+        "at least 16 steps, found 15; train more steps first",
+    ),
     "empty": ({"rows": []}, "at least 16 steps, found 0"),
-    "gaps": ({"rows": telemetry(20) + telemetry(20, first=40)}, "consecutive steps, found gaps; leave rewound steps out"),
+    "gaps": (
+        {"rows": telemetry(20) + telemetry(20, first=40)},
+        "consecutive steps, found gaps; leave rewound steps out",
+    ),
     "twice": ({"rows": telemetry(20) + telemetry(20)}, "consecutive steps"),
-    "lost": ({"rows": telemetry(20, loss=[2.0] * 19 + [math.nan])}, "must end with a finite loss and gradient norm, found nan"),
-    "blown": ({"rows": telemetry(20, grad_norm=[2.0] * 19 + [math.inf])}, "found .* and inf at step 20; rewind to before that"),
-    "no rates": ({"lrs_ahead": []}, "lrs_ahead must be learning rates of the steps to come, at least one"),
+    "lost": (
+        {"rows": telemetry(20, loss=[2.0] * 19 + [math.nan])},
+        "must end with a finite loss and gradient norm, found nan",
+    ),
+    "blown": (
+        {"rows": telemetry(20, grad_norm=[2.0] * 19 + [math.inf])},
+        "found .* and inf at step 20; rewind to before that",
+    ),
+    "no rates": ({"lrs_ahead": []}, "lrs_ahead must be the learning rates of the steps to come"),
     "a NaN ahead": ({"lrs_ahead": [1e-3, math.nan]}, "lrs_ahead must be"),
     "a rate below 0": ({"lrs_ahead": [1e-3, -1e-3]}, "lrs_ahead must be"),
     "rates in a table": ({"lrs_ahead": [[1e-3], [1e-3]]}, "lrs_ahead must be"),
     "base 0": ({"base_lr": 0.0}, "base_lr of a history must be a finite number above 0, found 0.0"),
-    "base NaN": ({"base_lr": math.nan}, "base_lr of a history must be a finite number above 0, found nan"),
-    "uniform": ({"uniform_loss": -1.0}, "uniform_loss of a history must be a finite number above 0"),
+    "base NaN": (
+        {"base_lr": math.nan},
+        "base_lr of a history must be a finite number above 0, found nan",
+    ),
+    "uniform": (
+        {"uniform_loss": -1.0},
+        "uniform_loss of a history must be a finite number above 0",
+    ),
     "decision": ({"decision_steps": 0}, "decision_steps must be at least 1, found 0"),
 }
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_models import calibration_examples, history, model
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
+from tests.support.made_models import calibration_examples, history, model
 from trainenv import worldmodel
 from trainenv.types import Intervention, UserError
 from trainenv.worldmodel import serialization
@@ -22,7 +22,11 @@ from trainenv.worldmodel.examples import Examples
 from trainenv.worldmodel.model import Model
 from trainenv.worldmodel.serialization import CARD, WEIGHTS, load, load_rehearsal, save
 
-TRIED = [Intervention(), Intervention(lr_scale=0.8), Intervention(momentum_reset=True, clip="zclip")]
+TRIED = [
+    Intervention(),
+    Intervention(lr_scale=0.8),
+    Intervention(momentum_reset=True, clip="zclip"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +46,14 @@ def some_examples() -> Examples:
     return whole.where(np.flatnonzero(whole.trunk % 3 == 1))
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> None:
+def rewrite(
+    folder: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
+) -> None:
     """Change what the files hold, and sign it anew, as somebody would who means it."""
-    card, tensors = json.loads((folder / CARD).read_bytes()), from_bytes((folder / WEIGHTS).read_bytes())
+    card, tensors = (
+        json.loads((folder / CARD).read_bytes()),
+        from_bytes((folder / WEIGHTS).read_bytes()),
+    )
     change(card, tensors)
     content = to_bytes(tensors)
     card["digest"] = serialization._digest(content, card)
@@ -60,7 +69,9 @@ def test_there_and_back(saved: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (saved / name).read_bytes()
     second = load(again)
     assert first.forecast(history(), TRIED) == second.forecast(history(), TRIED)
-    for (name, one), (other_name, other) in zip(first.networks.state_dict().items(), second.networks.state_dict().items()):
+    for (name, one), (other_name, other) in zip(
+        first.networks.state_dict().items(), second.networks.state_dict().items()
+    ):
         assert name == other_name
         assert torch.equal(one, other)
     assert first.calibrations is not None
@@ -82,9 +93,13 @@ def test_the_rehearsal_comes_back_without_what_it_does_not_need(saved: Path) -> 
     before, after = some_examples(), load_rehearsal(saved)
     assert len(after) == len(before)
     assert [after.trunks[t] for t in after.trunk] == [before.trunks[t] for t in before.trunk]
-    np.testing.assert_allclose(after.states[after.snapshot], before.states[before.snapshot], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        after.states[after.snapshot], before.states[before.snapshot], rtol=1e-3, atol=1e-3
+    )
     for name in ("annealed", "final", "actions", "looks", "law"):
-        np.testing.assert_allclose(getattr(after, name), getattr(before, name), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            getattr(after, name), getattr(before, name), rtol=1e-3, atol=1e-4
+        )
     for name in ("kind", "diverged", "fired", "recovered"):
         assert (getattr(after, name) == getattr(before, name)).all()
     assert np.isnan(after.after).all()
@@ -100,7 +115,13 @@ def test_any_byte_that_is_not_as_it_was_is_refused(mine: Path) -> None:
     rng = np.random.default_rng(0)
     for name in (CARD, WEIGHTS):
         content = (mine / name).read_bytes()
-        places = {0, 1, len(content) // 2, len(content) - 1, *rng.integers(len(content), size=40).tolist()}
+        places = {
+            0,
+            1,
+            len(content) // 2,
+            len(content) - 1,
+            *rng.integers(len(content), size=40).tolist(),
+        }
         for place in sorted(places):
             for flip in (1, 0x80):
                 damaged = bytearray(content)
@@ -124,7 +145,14 @@ def test_a_digit_of_a_calibration_is_refused(mine: Path) -> None:
 @pytest.mark.parametrize("name", [CARD, WEIGHTS])
 def test_truncated_empty_swapped_missing_or_oversized(name: str, mine: Path) -> None:
     content = (mine / name).read_bytes()
-    for wrong in (content[:-1], content[: len(content) // 2], b"", content + b"\n", b"[" * 200_000, b"\x80\x04K\x01."):
+    for wrong in (
+        content[:-1],
+        content[: len(content) // 2],
+        b"",
+        content + b"\n",
+        b"[" * 200_000,
+        b"\x80\x04K\x01.",
+    ):
         (mine / name).write_bytes(wrong)
         with pytest.raises(UserError, match=r"expected .*; (copy both files anew|build)"):
             load(mine)
@@ -170,19 +198,31 @@ def lose(name: str) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
 
 
 FOREIGN: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], None], str]] = {
-    "another version": (set_("format", value="trainenv world model 0"), "found 'trainenv world model 0'; build the model anew"),
-    "other features": (set_("state", value=["loss"]), "other features than this version has"),
-    "other actions": (set_("action", value=[]), "other features than this version has"),
+    "another version": (
+        set_("format", value="trainenv world model 0"),
+        "found 'trainenv world model 0'; build the model anew",
+    ),
+    "other features": (set_("state", value=["loss"]), "found one for others"),
+    "other actions": (set_("action", value=[]), "found one for others"),
     "NaN weights": (poison(math.nan), "weights that are not finite"),
     "infinite weights": (poison(math.inf), "weights that are not finite"),
-    "other sizes": (set_("architecture", "width", value=16), "weights of other shapes than the card says"),
-    "giant sizes": (set_("architecture", "hidden", value=10**9), "weights of other shapes than the card says"),
+    "other sizes": (
+        set_("architecture", "width", value=16),
+        "weights of other shapes than the card says",
+    ),
+    "giant sizes": (
+        set_("architecture", "hidden", value=10**9),
+        "weights of other shapes than the card says",
+    ),
     "no size": (set_("architecture", "width", value=0), "width must be at least 1"),
     "sizes in words": (set_("architecture", "width", value="wide"), "a card that does not fit"),
     "unknown sizes": (set_("architecture", "depth", value=3), "a card that does not fit"),
     "no weights": (lose("networks/gate.bias"), "weights of other shapes"),
     "no calibrations": (set_("calibrations", value={}), "a card that does not fit"),
-    "calibrations of words": (set_("calibrations", "disagreement", value="x"), "a card that does not fit"),
+    "calibrations of words": (
+        set_("calibrations", "disagreement", value="x"),
+        "a card that does not fit",
+    ),
 }
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_models import calibration_examples, history, model, networks, telemetry
 
+from tests.support.made_models import calibration_examples, history, model, networks, telemetry
 from trainenv.interventions import ActionCodec
 from trainenv.types import CLIP_NAMES, Forecast, Intervention, RunHistory, UserError, WorldModel
 from trainenv.worldmodel import features
@@ -36,7 +36,13 @@ def numbers(forecast: Forecast) -> list[float]:
     """All of a forecast's numbers."""
     estimates = (forecast.horizon, forecast.annealed, forecast.final, forecast.recovery)
     flat = [number for estimate in estimates for number in astuple(estimate)]
-    return [*flat, *forecast.hazard, forecast.divergence, forecast.instability, forecast.disagreement]
+    return [
+        *flat,
+        *forecast.hazard,
+        forecast.divergence,
+        forecast.instability,
+        forecast.disagreement,
+    ]
 
 
 def mixed(count: int, seed: int = 0) -> list[Intervention | tuple[Intervention, ...]]:
@@ -56,8 +62,18 @@ def mixed(count: int, seed: int = 0) -> list[Intervention | tuple[Intervention, 
 def odd_histories(draw: Any) -> RunHistory:
     """Histories that are allowed, if only just."""
     steps, first = draw(st.integers(16, 24)), draw(st.sampled_from([1, 500, 10**7]))
-    names = ("loss", "grad_norm", "grad_norm_clipped", "probe_loss", "update_ratio", "embedding_rms", "hypergradient_cosine")
-    changes: dict[str, Any] = {name: draw(st.lists(ODD, min_size=steps, max_size=steps)) for name in names}
+    names = (
+        "loss",
+        "grad_norm",
+        "grad_norm_clipped",
+        "probe_loss",
+        "update_ratio",
+        "embedding_rms",
+        "hypergradient_cosine",
+    )
+    changes: dict[str, Any] = {
+        name: draw(st.lists(ODD, min_size=steps, max_size=steps)) for name in names
+    }
     changes["lr"] = draw(st.lists(KNOWN, min_size=steps, max_size=steps))
     changes["loss"][-1], changes["grad_norm"][-1] = draw(KNOWN), draw(KNOWN)
     changes["lr_scale"], changes["weight_decay"] = draw(KNOWN), draw(KNOWN)
@@ -72,8 +88,13 @@ def odd_histories(draw: Any) -> RunHistory:
     )
 
 
-@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate))  # shrinking takes minutes
-@given(odd_histories(), st.lists(st.one_of(interventions, st.lists(interventions, max_size=4)), min_size=1, max_size=3))
+@settings(
+    max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate)
+)  # shrinking takes minutes
+@given(
+    odd_histories(),
+    st.lists(st.one_of(interventions, st.lists(interventions, max_size=4)), min_size=1, max_size=3),
+)
 def test_a_forecast_is_never_nan(of: RunHistory, tried: list[Any]) -> None:
     for forecast in model().forecast(of, [*tried, NOTHING]):
         assert all(math.isfinite(number) for number in numbers(forecast))
@@ -84,7 +105,9 @@ def test_a_forecast_is_never_nan(of: RunHistory, tried: list[Any]) -> None:
             assert 0 <= chance <= 1
         assert 0 <= forecast.recovery.low <= forecast.recovery.high <= 4 * of.decision_steps
     root = model().initial_inference([of])
-    assert all(np.isfinite(part).all() for part in (root.latent, root.reward, root.value, root.logits))
+    assert all(
+        np.isfinite(part).all() for part in (root.latent, root.reward, root.value, root.logits)
+    )
 
 
 def close(some: Forecast, other: Forecast) -> None:
@@ -111,7 +134,9 @@ def test_the_order_of_the_list_is_the_order_of_the_forecasts() -> None:
 
 def test_one_intervention_is_that_and_then_nothing() -> None:
     single = Intervention(lr_scale=0.8, momentum_reset=True)
-    one, short, whole = model().forecast(history(), [single, [single], (single, NOTHING, NOTHING, NOTHING)])
+    one, short, whole = model().forecast(
+        history(), [single, [single], (single, NOTHING, NOTHING, NOTHING)]
+    )
     close(one, short)
     close(one, whole)
     late = model().forecast(history(), [(NOTHING, single)])[0]
@@ -161,9 +186,13 @@ def test_it_abstains_where_the_members_disagree_more_than_where_it_was_calibrate
     limit = (spreads[20] + spreads[21]) / 2
     strict = Model(here.networks, replace(here.calibrations, disagreement=limit))
     forecasts = strict.forecast(history(), entries)
-    assert [forecast.abstain for forecast in forecasts] == [forecast.disagreement > limit for forecast in forecasts]
+    assert [forecast.abstain for forecast in forecasts] == [
+        forecast.disagreement > limit for forecast in forecasts
+    ]
     assert 0 < sum(forecast.abstain for forecast in forecasts) < 40
-    assert not any(forecast.abstain for forecast in Model(here.networks).forecast(history(), entries))  # nothing to go by
+    assert not any(
+        forecast.abstain for forecast in Model(here.networks).forecast(history(), entries)
+    )  # nothing to go by
 
 
 def test_intervals_for_picks_are_those_of_picks() -> None:
@@ -174,7 +203,9 @@ def test_intervals_for_picks_are_those_of_picks() -> None:
         assert one.annealed.median == other.annealed.median
         assert one.annealed != other.annealed
     swapped = replace(here.calibrations, intervals=here.calibrations.picked)
-    for one, other in zip(Model(here.networks, swapped).forecast(history(), [NOTHING, *tried])[1:], picked):
+    for one, other in zip(
+        Model(here.networks, swapped).forecast(history(), [NOTHING, *tried])[1:], picked
+    ):
         close(one, other)
 
 
@@ -183,8 +214,18 @@ def test_predictions_of_a_data_set_are_the_forecasts_of_its_states() -> None:
     whole = bare.raw(examples)
     some = np.array([3, 40, 77, 400])
     alone = bare.raw(examples.where(some))
-    for name in ("horizon", "annealed", "final", "hazard", "instability", "recovery", "disagreement"):
-        np.testing.assert_allclose(getattr(alone, name), getattr(whole, name)[some], rtol=1e-4, atol=1e-5)
+    for name in (
+        "horizon",
+        "annealed",
+        "final",
+        "hazard",
+        "instability",
+        "recovery",
+        "disagreement",
+    ):
+        np.testing.assert_allclose(
+            getattr(alone, name), getattr(whole, name)[some], rtol=1e-4, atol=1e-5
+        )
     controls = np.flatnonzero(examples.kind == "control")
     assert not whole.annealed[controls, 2].any()  # Δ of doing nothing
 
@@ -192,7 +233,9 @@ def test_predictions_of_a_data_set_are_the_forecasts_of_its_states() -> None:
 def test_it_is_a_world_model_and_calling_it_changes_nothing() -> None:
     here: WorldModel = model()  # checked by mypy
     for name in ("forecast", "initial_inference", "recurrent_inference"):
-        promised, kept = (inspect.signature(getattr(one, name)).parameters for one in (WorldModel, Model))
+        promised, kept = (
+            inspect.signature(getattr(one, name)).parameters for one in (WorldModel, Model)
+        )
         assert [kept[part].kind for part in promised] == [part.kind for part in promised.values()]
     before = {name: value.clone() for name, value in model().networks.state_dict().items()}
     generator = torch.get_rng_state()
@@ -200,7 +243,9 @@ def test_it_is_a_world_model_and_calling_it_changes_nothing() -> None:
     root = here.initial_inference([history()])
     here.recurrent_inference(root.latent, np.ones((1, 6), dtype=np.int64))
     assert here.forecast(history(), mixed(16)) == first
-    assert all(torch.equal(before[name], value) for name, value in model().networks.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in model().networks.state_dict().items()
+    )
     assert torch.equal(generator, torch.get_rng_state())
 
 
@@ -208,7 +253,9 @@ def test_it_is_a_world_model_and_calling_it_changes_nothing() -> None:
 def test_a_search_goes_where_the_forecast_goes(dynamics: Any) -> None:
     """Inference along actions is the unroll that forecasts are made of."""
     here, codec = model(dynamics=dynamics), ActionCodec()
-    vectors = np.array([[1, 0, 2, 0, 0, 0], [0, 2, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [3, 1, 4, 0, 1, 1]])
+    vectors = np.array(
+        [[1, 0, 2, 0, 0, 0], [0, 2, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [3, 1, 4, 0, 1, 1]]
+    )
     root = here.initial_inference([history(), history(80)])
     nets = here.networks
     states = np.stack([features.state(*features.read(one)) for one in (history(), history(80))])
@@ -222,10 +269,15 @@ def test_a_search_goes_where_the_forecast_goes(dynamics: Any) -> None:
         latent = unrolled.latents[:, :, decision + 1].transpose(0, 1).flatten(1)
         np.testing.assert_allclose(inference.latent, latent, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(
-            inference.reward, nets.expected(unrolled.rewards[:, :, decision]).mean(0), rtol=1e-3, atol=1e-6
+            inference.reward,
+            nets.expected(unrolled.rewards[:, :, decision]).mean(0),
+            rtol=1e-3,
+            atol=1e-6,
         )
     assert inference.logits.shape == (2, sum(codec.sizes))
-    assert {part.dtype for part in (root.latent, inference.reward, inference.value, inference.logits)} == {np.dtype(np.float32)}
+    assert {
+        part.dtype for part in (root.latent, inference.reward, inference.value, inference.logits)
+    } == {np.dtype(np.float32)}
 
 
 def test_searching_no_states_gives_none() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainenv.worldmodel import losses
 from trainenv.worldmodel.examples import LEVELS
-from trainenv.worldmodel.networks import BINS, POLICY, RECOVERY, two_hot
+from trainenv.worldmodel.networks import ACTION_SIZES, BINS, RECOVERY, two_hot
 
 M, B = 3, 4
 NAN = math.nan
@@ -36,12 +36,16 @@ def test_pinball() -> None:
                 for level, q in zip(LEVELS, quantiles[member, branch, target].tolist()):
                     terms.append(level * (y - q) if y > q else (1 - level) * (q - y))
                 each.append(sum(terms) / 5)
-            assert float(found[member, branch]) == pytest.approx(sum(each) / len(each) if each else 0.0, rel=1e-5)
+            assert float(found[member, branch]) == pytest.approx(
+                sum(each) / len(each) if each else 0.0, rel=1e-5
+            )
 
 
 def test_pinball_is_least_at_the_quantiles() -> None:
     outcome = drawn(4000, 1, seed=1).expand(-1, 3)
-    best = torch.tensor([torch.quantile(outcome[:, 0], level) for level in LEVELS]).expand(1, 4000, 3, 5)
+    best = torch.tensor([torch.quantile(outcome[:, 0], level) for level in LEVELS]).expand(
+        1, 4000, 3, 5
+    )
     least = losses.pinball(best, outcome).mean()
     for place in range(5):
         for shift in (-0.2, 0.2):
@@ -55,7 +59,9 @@ def test_curve_leaves_out_what_was_not_measured() -> None:
     looks = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, NAN, NAN, 0.0], [NAN] * 4])
     found = losses.curve(medians, looks)
     torch.testing.assert_close(found[:, 0], (medians[:, 0] - looks[0]).abs().mean(-1))
-    torch.testing.assert_close(found[:, 1], ((medians[:, 1, 0] - 1).abs() + medians[:, 1, 3].abs()) / 2)
+    torch.testing.assert_close(
+        found[:, 1], ((medians[:, 1, 0] - 1).abs() + medians[:, 1, 3].abs()) / 2
+    )
     assert not found[:, 2].any()
 
 
@@ -76,11 +82,22 @@ def test_survival() -> None:
 def test_censored() -> None:
     """Of a time that was not seen, only what is later counts; in the last place it stays there; −1 says nothing."""
     logits = drawn(M, 6, RECOVERY)
-    place, known = torch.tensor([0, 8, 3, 9, 8, -1]), torch.tensor([True, True, False, False, False, False])
+    place, known = (
+        torch.tensor([0, 8, 3, 9, 8, -1]),
+        torch.tensor([True, True, False, False, False, False]),
+    )
     found = losses.censored(logits, place, known)
     chances = torch.softmax(logits.double(), dim=-1)
-    expected = [chances[:, 0, 0], chances[:, 1, 8], chances[:, 2, 4:].sum(-1), chances[:, 3, 9], chances[:, 4, 9]]
-    torch.testing.assert_close(found[:, :5].double(), -torch.log(torch.stack(expected, dim=1)), rtol=1e-5, atol=1e-6)
+    expected = [
+        chances[:, 0, 0],
+        chances[:, 1, 8],
+        chances[:, 2, 4:].sum(-1),
+        chances[:, 3, 9],
+        chances[:, 4, 9],
+    ]
+    torch.testing.assert_close(
+        found[:, :5].double(), -torch.log(torch.stack(expected, dim=1)), rtol=1e-5, atol=1e-6
+    )
     torch.testing.assert_close(found[:, 5], torch.zeros(M), rtol=0, atol=1e-6)
 
 
@@ -92,18 +109,21 @@ def test_categorical() -> None:
     for member in range(M):
         first = [-float((two_hot(nats[0, d], BINS) * logs[member, 0, d]).sum()) for d in range(4)]
         assert float(found[member, 0]) == pytest.approx(sum(first) / 4, rel=1e-5)
-        assert float(found[member, 1]) == pytest.approx(-float((two_hot(nats[1, 1], BINS) * logs[member, 1, 1]).sum()), rel=1e-5)
+        assert float(found[member, 1]) == pytest.approx(
+            -float((two_hot(nats[1, 1], BINS) * logs[member, 1, 1]).sum()), rel=1e-5
+        )
     assert not found[:, 2].any()
 
 
 def test_policy() -> None:
-    logits = drawn(M, B, sum(POLICY))
-    target = torch.cat([torch.softmax(part, dim=-1) for part in drawn(B, sum(POLICY), seed=2).split(POLICY, dim=-1)], dim=-1)
+    logits = drawn(M, B, sum(ACTION_SIZES))
+    parts = drawn(B, sum(ACTION_SIZES), seed=2).split(ACTION_SIZES, dim=-1)
+    target = torch.cat([torch.softmax(part, dim=-1) for part in parts], dim=-1)
     found = losses.policy(logits, target)
     for member in range(M):
         for branch in range(B):
             total, start = 0.0, 0
-            for size in POLICY:
+            for size in ACTION_SIZES:
                 logs = torch.log_softmax(logits[member, branch, start : start + size], dim=0)
                 total -= float((target[branch, start : start + size] * logs).sum())
                 start += size
@@ -111,9 +131,14 @@ def test_policy() -> None:
 
 
 def test_consistency() -> None:
-    decoded, features = drawn(M, 2, 2, 3), torch.tensor([[[1.0, NAN, 0.0], [NAN, NAN, 2.0]], [[NAN] * 3] * 2])
+    decoded, features = (
+        drawn(M, 2, 2, 3),
+        torch.tensor([[[1.0, NAN, 0.0], [NAN, NAN, 2.0]], [[NAN] * 3] * 2]),
+    )
     found = losses.consistency(decoded, features)
-    by_hand = (decoded[:, 0, 0, 0] - 1) ** 2 + decoded[:, 0, 0, 2] ** 2 + (decoded[:, 0, 1, 2] - 2) ** 2
+    by_hand = (
+        (decoded[:, 0, 0, 0] - 1) ** 2 + decoded[:, 0, 0, 2] ** 2 + (decoded[:, 0, 1, 2] - 2) ** 2
+    )
     torch.testing.assert_close(found[:, 0], by_hand / 3)
     assert not found[:, 1].any()
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_models import networks
 from torch import Tensor
 
+from tests.support.made_models import networks
 from trainenv.types import UserError
+from trainenv.worldmodel.calibration import nats
 from trainenv.worldmodel.features import ACTION, STATE
 from trainenv.worldmodel.networks import (
     BINS,
@@ -19,7 +20,6 @@ from trainenv.worldmodel.networks import (
     Architecture,
     Networks,
     rescale,
-    to_nats,
     to_units,
     two_hot,
     unscale,
@@ -72,7 +72,7 @@ def test_a_reward_beyond_all_bins_is_in_the_last(nats: float) -> None:
 @given(st.floats(-5, 5))
 def test_units_there_and_back(delta: float) -> None:
     there = torch.tensor(delta, dtype=torch.float64)
-    assert float(to_nats(to_units(there))) == pytest.approx(delta, rel=1e-9, abs=1e-15)
+    assert float(nats(to_units(there).numpy())) == pytest.approx(delta, rel=1e-9, abs=1e-15)
 
 
 @DYNAMICS
@@ -89,14 +89,22 @@ def test_doing_nothing_is_forecast_to_change_nothing(dynamics: Any) -> None:
 @given(st.integers(0, 1000), st.floats(0.1, 30))
 def test_quantiles_never_cross(seed: int, size: float) -> None:
     heads = forecast(
-        networks(), size * drawn(8, len(STATE), seed=seed), size * drawn(8, 4, len(ACTION), seed=seed), torch.zeros(8, 3)
+        networks(),
+        size * drawn(8, len(STATE), seed=seed),
+        size * drawn(8, 4, len(ACTION), seed=seed),
+        torch.zeros(8, 3),
     )
     assert (heads.quantiles.diff(dim=-1) > 0).all()
 
 
 @DYNAMICS
 def test_members_know_nothing_of_each_other(dynamics: Any) -> None:
-    nets, states, actions, law = networks(dynamics=dynamics), drawn(5, len(STATE)), drawn(5, 4, len(ACTION)), drawn(5, 3)
+    nets, states, actions, law = (
+        networks(dynamics=dynamics),
+        drawn(5, len(STATE)),
+        drawn(5, 4, len(ACTION)),
+        drawn(5, 3),
+    )
     before = forecast(nets, states, actions, law)
     other = networks(dynamics=dynamics)
     with torch.no_grad():
@@ -111,7 +119,12 @@ def test_members_know_nothing_of_each_other(dynamics: Any) -> None:
 
 @DYNAMICS
 def test_many_sequences_of_one_state_share_its_latent(dynamics: Any) -> None:
-    nets, state, actions, law = networks(dynamics=dynamics), drawn(1, len(STATE)), drawn(7, 4, len(ACTION)), drawn(7, 3)
+    nets, state, actions, law = (
+        networks(dynamics=dynamics),
+        drawn(1, len(STATE)),
+        drawn(7, 4, len(ACTION)),
+        drawn(7, 3),
+    )
     expanded = forecast(nets, state.expand(7, -1), actions, law)
     start = nets.represent(state)  # (M, 1, W)
     nothing = nets.unroll(start, torch.zeros(1, 4, len(ACTION))).latents[:, :, -1]
@@ -130,7 +143,9 @@ def test_an_unroll_is_steps_one_after_the_other(dynamics: Any) -> None:
         torch.testing.assert_close(unrolled.latents[:, :, decision + 1], after)
         torch.testing.assert_close(unrolled.rewards[:, :, decision], nets.rewards(latent, after))
         latent = after
-    torch.testing.assert_close(latent.mean(-1), torch.zeros(3, 2), rtol=0, atol=1e-5)  # latents are normalised
+    torch.testing.assert_close(
+        latent.mean(-1), torch.zeros(3, 2), rtol=0, atol=1e-5
+    )  # latents are normalised
 
 
 def test_features_are_standardised_and_what_is_missing_is_average() -> None:
@@ -139,7 +154,9 @@ def test_features_are_standardised_and_what_is_missing_is_average() -> None:
     assert nets.standard(torch.full((1, len(STATE)), 4.0)).unique().tolist() == [0.5]
     assert nets.standard(torch.full((1, len(STATE)), 1e9)).unique().tolist() == [5.0]
     missing = torch.full((1, len(STATE)), torch.nan)
-    torch.testing.assert_close(nets.represent(missing), nets.represent(torch.full((1, len(STATE)), 2.0)))
+    torch.testing.assert_close(
+        nets.represent(missing), nets.represent(torch.full((1, len(STATE)), 2.0))
+    )
 
 
 def test_the_law_opens_the_gate() -> None:
@@ -152,7 +169,9 @@ def test_the_law_opens_the_gate() -> None:
     assert ((median > 0) & (median < 2.0)).all()
 
 
-@pytest.mark.parametrize("wrong", [{"members": 0}, {"width": 0}, {"hidden": -1}, {"dynamics": "linear"}])
+@pytest.mark.parametrize(
+    "wrong", [{"members": 0}, {"width": 0}, {"hidden": -1}, {"dynamics": "linear"}]
+)
 def test_sizes_that_make_no_network_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="must be"):
         Architecture(**wrong)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_models import history, telemetry
 
+from tests.support.made_models import history, telemetry
 from trainenv.worldmodel import features
 from trainenv.worldmodel.curves import History, MultiPower
 from trainenv.worldmodel.curves.law_fit import CENTRE, Scale, curve, to_law
@@ -62,9 +62,16 @@ def test_it_is_the_law_of_curves_step_by_step(steps: list[float]) -> None:
     left, decision = 200, 8
     rows = history(rows=SMOOTH, left=left, decision=decision)
     columns, now = features.read(rows)
-    measured = History(steps=columns["step"], losses=columns["loss"], lrs=columns["lr"], first_lr_sum=columns["lr"][0])
+    measured = History(
+        steps=columns["step"],
+        losses=columns["loss"],
+        lrs=columns["lr"],
+        first_lr_sum=columns["lr"][0],
+    )
     behind = curve(measured)
-    law = to_law(CENTRE, Scale(behind.last_sum, behind.greatest_lr, float(columns["loss"][-8:].mean())))
+    law = to_law(
+        CENTRE, Scale(behind.last_sum, behind.greatest_lr, float(columns["loss"][-8:].mean()))
+    )
     fitted = law_of(law, measured)
     plain = np.asarray(rows.lrs_ahead)
     cooling = round(COOLDOWN_SHARE * (now.done + left))
@@ -79,7 +86,9 @@ def test_it_is_the_law_of_curves_step_by_step(steps: list[float]) -> None:
 
     found = ask([steps], left=left, decision=decision)[0]
     tried, control = scaled(plain, steps), scaled(plain, [0, 0, 0, 0])
-    for place, paths in enumerate(((tried[:32], control[:32]), (down(tried), down(control)), (tried, control))):
+    for place, paths in enumerate(
+        ((tried[:32], control[:32]), (down(tried), down(control)), (tried, control))
+    ):
         one, other = (fitted(path) for path in paths)
         assert found[place] == pytest.approx(math.log(one / other), rel=0.1, abs=1e-3)
         assert found[place] * math.log(one / other) >= 0 or abs(found[place]) < 1e-3
@@ -110,14 +119,18 @@ def test_at_the_end_of_a_run_the_horizon_is_the_end() -> None:
         found = ask([[-0.3, 0, 0, 0], [0, 0.1, 0, 0]], left=left, lrs_ahead=[5e-4] * left)
         assert np.isfinite(found).all()
         assert found[0, 0] == pytest.approx(found[0, 2], rel=0.1)
-    short, long = (ask([[-0.3, 0, 0, 0]], left=left, lrs_ahead=[5e-4] * left)[0] for left in (32, 300))
+    short, long = (
+        ask([[-0.3, 0, 0, 0]], left=left, lrs_ahead=[5e-4] * left)[0] for left in (32, 300)
+    )
     assert short[0] == pytest.approx(long[0], rel=1e-9)
     assert short[2] != pytest.approx(long[2], rel=0.05)
 
 
 def test_scaled_rates_and_losses_change_nothing() -> None:
     rows = [replace(t, lr=50 * t.lr, loss=0.3 * t.loss) for t in SMOOTH]
-    scaled = ask([[-0.3, 0, 0.2, 0]], rows=rows, lrs_ahead=[50 * 1e-3 * (1 - k / 200) for k in range(200)])
+    scaled = ask(
+        [[-0.3, 0, 0.2, 0]], rows=rows, lrs_ahead=[50 * 1e-3 * (1 - k / 200) for k in range(200)]
+    )
     np.testing.assert_allclose(scaled, ask([[-0.3, 0, 0.2, 0]]), rtol=1e-6)
 
 
@@ -130,7 +143,12 @@ def test_what_a_fitted_law_says_points_the_same_way() -> None:
     """A run that follows the law: fitted to it, or only scaled to it, a lower rate has the same sign and size."""
     columns, now = features.read(history(rows=SMOOTH, left=200, decision=8))
     fitted = MultiPower().fit(
-        History(steps=columns["step"], losses=columns["loss"], lrs=columns["lr"], first_lr_sum=columns["lr"][0])
+        History(
+            steps=columns["step"],
+            losses=columns["loss"],
+            lrs=columns["lr"],
+            first_lr_sum=columns["lr"][0],
+        )
     )
     rates = np.stack([now.lrs_ahead, 0.7 * now.lrs_ahead])
     control, lower = fitted.predict(now.done + 1.0 + np.arange(200), rates).mean[:, 31]

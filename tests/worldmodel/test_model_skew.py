@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_runs import SMALL, make_run, trunks
 
+from tests.support.toy_runs import SMALL, make_run, trunks
 from trainenv.rollouts.group import InTurn
 from trainenv.training.history import history_of
 from trainenv.types import CLIP_NAMES, Intervention, RunHistory, Telemetry
@@ -26,12 +26,33 @@ from trainenv.worldmodel.model import action_features
 
 TEXTS: dict[str, dict[str, Any]] = {name: {} for name in CORPORA}
 FLAGGED = STATE.index("flagged")
-DESIGN = replace(SMALL, random=2, fired=0, rewound=0, singles=1, sequences=2, replicated=0.0, continued=0.0, cooldown_share=0.01)
-PLAIN = replace(trunks(1)[0], steps=84, setting="faulty", lr_factor=0.05, clip="none", schedule="cosine", final=0.1, faults=())
+DESIGN = replace(
+    SMALL,
+    random=2,
+    fired=0,
+    rewound=0,
+    singles=1,
+    sequences=2,
+    replicated=0.0,
+    continued=0.0,
+    cooldown_share=0.01,
+)
+PLAIN = replace(
+    trunks(1)[0],
+    steps=84,
+    setting="faulty",
+    lr_factor=0.05,
+    clip="none",
+    schedule="cosine",
+    final=0.1,
+    faults=(),
+)
 TRUNKS = (
     replace(PLAIN, index=0, faults=(Fault(kind="lr_spike", at=40, steps=6, size=3.0),)),
     replace(PLAIN, index=1, schedule="wsd", final=0.0, clip="zclip", seed=7),
-    replace(PLAIN, index=2, clip="spam", seed=8, faults=(Fault(kind="weight_kick", at=45, size=20.0),)),
+    replace(
+        PLAIN, index=2, clip="spam", seed=8, faults=(Fault(kind="weight_kick", at=45, size=20.0),)
+    ),
 )
 
 
@@ -80,7 +101,8 @@ def same(found: Any, expected: Any, names: tuple[str, ...] = STATE) -> None:
     wrong = [
         (name, a, b)
         for name, a, b in zip(names, found, expected)
-        if not (math.isnan(a) and math.isnan(b)) and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+        if not (math.isnan(a) and math.isnan(b))
+        and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
     ]
     assert wrong == []
 
@@ -102,13 +124,17 @@ def test_a_live_run_and_the_data_set_have_one_state(made: Made, trunk: Trunk) ->
         for number, sequence in zip(those, done):
             run.restore(there)
             for count, state in enumerate(played(run, sequence, telemetry, trunk)):
-                state[FLAGGED] = made.examples.after[number, count, FLAGGED]  # of a branch it is not recorded
+                state[FLAGGED] = made.examples.after[
+                    number, count, FLAGGED
+                ]  # of a branch it is not recorded
                 same(state, made.examples.after[number, count])
         run.restore(there)
     assert made.examples.actions[..., ACTION.index("reset")].any()
 
 
-def played(run: Any, sequence: list[Intervention], telemetry: list[Telemetry], trunk: Trunk) -> Iterator[Any]:
+def played(
+    run: Any, sequence: list[Intervention], telemetry: list[Telemetry], trunk: Trunk
+) -> Iterator[Any]:
     """The features of a live run after each of its decisions."""
     behind, decision = list(telemetry), DESIGN.lengths(trunk.steps).decision
     for intervention in sequence:
@@ -138,7 +164,9 @@ def test_a_trunk_is_planned_as_its_run_is(schedule: str) -> None:
     telemetry = run.advance(60)
     trained = np.array([t.lr for t in telemetry]) / scheduled(trunk)[:60]
     np.testing.assert_allclose(np.delete(trained, range(30, 34)), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(trained[30:34], 5.0, rtol=1e-6)  # what was planted was trained with, and never planned
+    np.testing.assert_allclose(
+        trained[30:34], 5.0, rtol=1e-6
+    )  # what was planted was trained with, and never planned
     np.testing.assert_allclose(run.lrs_ahead(), scheduled(trunk)[60:], rtol=1e-12)
 
 

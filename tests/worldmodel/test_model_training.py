@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_examples import SENSITIVE, quiet, world
-from made_models import SMALL, networks
 
-from trainenv.types import UserError
+from tests.support.made_examples import SENSITIVE, quiet, world
+from tests.support.made_models import SMALL, networks
+from trainenv.types import LOOKS, UserError
 from trainenv.worldmodel.examples import Examples
 from trainenv.worldmodel.features import STATE
 from trainenv.worldmodel.model import Model
-from trainenv.worldmodel.networks import LOOKS, POLICY, REWARD_SCALE, Networks, rescale
+from trainenv.worldmodel.networks import ACTION_SIZES, REWARD_SCALE, Networks, rescale
 from trainenv.worldmodel.training import Training, _table, _tensors, fit, improved
 
 QUICK = Training(epochs=2, batch=128, lr=5e-3)
@@ -32,7 +32,9 @@ def data() -> tuple[Examples, Examples]:
     return quiet(world(50, seed=1, tried=12)[0]), quiet(world(20, seed=2)[0])
 
 
-def test_it_learns_an_effect_and_nothing_from_shuffled_actions(data: tuple[Examples, Examples]) -> None:
+def test_it_learns_an_effect_and_nothing_from_shuffled_actions(
+    data: tuple[Examples, Examples],
+) -> None:
     train, test = data
     how, losses = Training(epochs=8, batch=128, lr=5e-3, dropout=0.0), []
     learned = error(fit(train, how, SMALL, watch=lambda epoch, loss: losses.append(loss)), test)
@@ -71,7 +73,10 @@ def test_where_it_starts_from_stays_as_it_was(data: tuple[Examples, Examples]) -
 
 def test_what_was_not_measured_does_not_spoil_the_weights(data: tuple[Examples, Examples]) -> None:
     train = data[0].where(np.arange(200))
-    nan = {name: np.full_like(getattr(train, name), math.nan) for name in ("after", "final", "fall", "to_end", "recovery")}
+    nan = {
+        name: np.full_like(getattr(train, name), math.nan)
+        for name in ("after", "final", "fall", "to_end", "recovery")
+    }
     looks = train.looks.copy()
     looks[:, :-1] = math.nan
     bare = replace(train, **nan, looks=looks, recovered=np.zeros(len(train), dtype=bool))
@@ -106,13 +111,17 @@ def test_standardised_features_have_mean_0_and_deviation_1(data: tuple[Examples,
 def test_the_improved_policy_goes_for_the_better_action() -> None:
     """Networks in which an action's learning rate, and nothing else, decides the reward: ×0.8 is best, ×1.1 worst."""
     nets = crafted()
-    policy = improved(nets, torch.randn(3, len(STATE), generator=torch.Generator().manual_seed(0)), *_table())
-    assert policy.shape == (3, sum(POLICY))
-    torch.testing.assert_close(policy.split(POLICY, dim=-1)[0].sum(-1), torch.ones(3))
+    policy = improved(
+        nets, torch.randn(3, len(STATE), generator=torch.Generator().manual_seed(0)), *_table()
+    )
+    assert policy.shape == (3, sum(ACTION_SIZES))
+    torch.testing.assert_close(policy.split(ACTION_SIZES, dim=-1)[0].sum(-1), torch.ones(3))
     rate, decay = policy[:, :4], policy[:, 4:7]
     assert (rate[:, 1] > 0.6).all()  # of ×1, ×0.8, ×0.9, ×1.1
     assert (rate.argmin(dim=1) == 3).all()
-    torch.testing.assert_close(decay, torch.full((3, 3), 1 / 3), rtol=0, atol=1e-3)  # says nothing, so nothing is learned
+    torch.testing.assert_close(
+        decay, torch.full((3, 3), 1 / 3), rtol=0, atol=1e-3
+    )  # says nothing, so nothing is learned
 
 
 class _Crafted(Networks):
@@ -125,8 +134,10 @@ class _Crafted(Networks):
         wanted = rescale(-0.01 * after[..., :1] * REWARD_SCALE)
         return -20 * (self.bins - wanted).square()
 
-    def judge(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(*latent.shape[:-1], len(self.bins)), torch.zeros(*latent.shape[:-1], sum(POLICY))
+    def assess(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(*latent.shape[:-1], len(self.bins)), torch.zeros(
+            *latent.shape[:-1], sum(ACTION_SIZES)
+        )
 
 
 def crafted() -> Networks:
@@ -140,7 +151,9 @@ def test_nothing_to_learn_from_is_refused() -> None:
         fit(controls.where(~controls.candidate), QUICK, SMALL)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"reanalyse": 0}, {"lr": 0.0}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch": 0}, {"reanalyse": 0}, {"lr": 0.0}, {"dropout": 1.0}]
+)
 def test_hyperparameters_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be"):
         Training(**wrong)  # type: ignore[arg-type]

@@ -7,10 +7,8 @@ which runs no code.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv.tools import portable
+from trainenv.tools.atomic_files import replacing
 from trainenv.training import optimizers, parameter_names, snapshots
 from trainenv.types import Snapshot, UserError
 
@@ -64,27 +62,23 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
         )
     trained = _on_the_host(state["model"])
     weights = trained | _on_the_host(state.get("evaluated", {}))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".pt":
-            content = {
-                "model": weights,
-                "optimizer": _torch_state_dict(state["optimizer"]),
-                "step": snapshot.step,
-            }
-            if "evaluated" in state:
-                content["model_in_training"] = trained
-            torch.save(content, temporary)
-        else:
-            _save_safetensors(weights, temporary)
-        portable.sync_file(temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
+        with replacing(path, fsync=True) as temporary:
+            if path.suffix == ".pt":
+                content = {
+                    "model": weights,
+                    "optimizer": _torch_state_dict(state["optimizer"]),
+                    "step": snapshot.step,
+                }
+                torch.save(
+                    content | ({"model_in_training": trained} if "evaluated" in state else {}),
+                    temporary,
+                )
+            else:
+                _save_safetensors(weights, temporary)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
         raise UserError(f"{path} could not be written: {error}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path
 
 

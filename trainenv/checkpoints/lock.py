@@ -1,8 +1,8 @@
 """A lock that lets one process write into a folder; the kernel frees it when the process dies.
 
-The package filelock is not used: it does not name the holder, and a holder whose lock file was
-deleted does not notice. Its older versions, which torch accepts, free the lock of the parent when
-a forked child collects its copy.
+The package filelock is not used here: it does not name the holder, and a holder whose lock file was
+deleted does not notice. Its older versions, which torch accepts, free the lock of the parent when a
+forked child collects its copy.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class FolderLock:
             except OSError as error:
                 os.close(file)
                 raise UserError(
-                    f"{self.folder} can't be locked: {error.strerror}; give a folder on a file "
-                    "system that has locks, as local ones do"
+                    f"{self.folder} can't be locked: {error.strerror}; "
+                    "give a folder on a file system that has locks, as local ones do"
                 ) from None
             self._file = file
             _OPEN.add(self)

@@ -16,6 +16,7 @@ from trainenv.types import TENSOR, UserError
 
 VERSION = 1
 SCHEMA = f"state_schema_v{VERSION}.yaml"
+_KINDS = {"synthetic": "synthetic", "other": "run"}  # part of the schema → field that tells it
 _LONGEST = 60  # characters of a found value that a message repeats
 
 Check = Callable[[Any, str], None]  # takes a value and its dotted path, raises _Unfit
@@ -94,11 +95,11 @@ def _check(spec: Any) -> Check:
 
 
 def _state(value: Any, path: str) -> None:
-    """Check the state of a synthetic environment, if it says that it is one, or of a run."""
-    if isinstance(value, Mapping) and "synthetic" in value:
-        _compiled("synthetic")(value, path)
-    else:
-        _compiled("training")(value, path)
+    """Check the state of a synthetic environment, of another run, or else of a training run."""
+    part = "training"
+    if isinstance(value, Mapping):
+        part = next((name for name, key in _KINDS.items() if key in value), part)
+    _compiled(part)(value, path)
 
 
 def _mapping(

@@ -60,7 +60,7 @@ def compare_command(args: argparse.Namespace) -> Result:
     """Train the cells of a suite that are not there yet, and show the results."""
     from trainenv.cli.comparison_screen import Screen, minutes
     from trainenv.compare import compare, load_suite
-    from trainenv.compare.measuring import measure_cell
+    from trainenv.compare.cells import measure_cell
     from trainenv.compare.runner import expected_seconds
     from trainenv.compare.suite import check_known
     from trainenv.composition.methods import METHODS
@@ -70,14 +70,14 @@ def compare_command(args: argparse.Namespace) -> Result:
     chosen = _names("methods", args.methods)
     check_known("method", chosen or (), METHODS)
     suite = load_suite(args.suite).select(
-        methods=chosen, trunks=_names("trunks", args.trunks), seeds=args.seeds
+        methods=chosen, scenarios=_names("scenarios", args.scenarios), seeds=args.seeds
     )
     folder = args.out or Path("runs") / f"compare-{suite.name}"
-    total = len(suite.trunks) * suite.seeds * len(suite.played)
+    total = len(suite.scenarios) * suite.seeds * len(suite.played)
     with interruptible() as stop, Screen("compare", total, quiet=args.json) as screen:
         seconds = expected_seconds(folder, suite, args.workers)
         screen.say(
-            f"{len(suite.trunks)} trunks × {suite.seeds} seeds × {len(suite.played)} methods:"
+            f"{len(suite.scenarios)} scenarios × {suite.seeds} seeds × {len(suite.played)} methods:"
             f" {total} cells in {folder},"
             f" about {minutes(seconds)} with {args.workers or 1} process(es)"
         )

@@ -40,13 +40,13 @@ class Screen(ProgressLine):
         left = f"about {minutes(progress.seconds_left)} left"
         if row["error"]:
             self.err.print(
-                f"{row['method']} on {row['trunk']}, seed {row['seed']}, failed: {row['error']}",
+                f"{row['method']} on {row['scenario']}, seed {row['seed']}, failed: {row['error']}",
                 markup=False,
             )
         self.update(
             progress.done,
             progress.total,
-            note=f"{left}, {row['method']} on {row['trunk']}",
+            note=f"{left}, {row['method']} on {row['scenario']}",
             line=f"{progress.done} of {progress.total} cells, {left}",
         )
 
@@ -59,16 +59,18 @@ class Screen(ProgressLine):
                 if row["group"] == group and not row["hindsight"] and row["cells"]
             ]
             if rows:
-                trunks = max(row["regret"]["trunks"] for row in rows)
-                self.out.print(_methods_table(f"{group.capitalize()} trunks ({trunks})", rows))
-        if found["rows"] and any(trunk["fault"] for trunk in found["trunks"].values()):
+                scenarios = max(row["regret"]["scenarios"] for row in rows)
+                self.out.print(
+                    _methods_table(f"{group.capitalize()} scenarios ({scenarios})", rows)
+                )
+        if found["rows"] and any(scenario["fault"] for scenario in found["scenarios"].values()):
             for table in _fault_tables(found):
                 self.out.print(table)
         if rows := [row for row in found["decisions"] if row["group"] in ("stressed", "calm")]:
             self.out.print(_decisions_table(rows))
         if rows := [goal for goal in found["goals"] if goal["measured"] is not None]:
             self.out.print(_goals_table(rows))
-        settings = ", ".join(f"{best['trunk']}: {best['method']}" for best in found["hindsight"])
+        settings = ", ".join(f"{best['scenario']}: {best['method']}" for best in found["hindsight"])
         if settings:
             self.say(f"Best static setting in hindsight (regret is against it): {settings}.")
         self.say(counts(found))
@@ -83,7 +85,7 @@ def counts(found: Mapping[str, Any]) -> str:
         f" {cells['failed']} failed."
     ]
     lines += [
-        f"  {cell['method']} on {cell['trunk']}, seed {cell['seed']}: {cell['error']}"
+        f"  {cell['method']} on {cell['scenario']}, seed {cell['seed']}: {cell['error']}"
         for cell in failed[:_FAILURES]
     ]
     if len(failed) > _FAILURES:
@@ -167,7 +169,7 @@ def _fault_tables(found: Mapping[str, Any]) -> list[Table]:
 def _decisions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(
         "Decisions",
-        "trunks",
+        "scenarios",
         "method",
         "per 1000 steps",
         "accepted %",

@@ -96,10 +96,9 @@ def _extras() -> Finding:
     absent = {extra for package, extra in EXTRAS.items() if not is_installed(package)}
     there = sorted(set(EXTRAS.values()) - absent)
     found = _finding("extras", True, ", ".join(there) or "none")
-    remedy = ""
-    if absent:
-        remedy = f"pip install 'trainenv[{','.join(sorted(absent))}]'"
-    return {**found, "remedy": remedy}  # they are optional, so this is no failure
+    if absent:  # they are optional, so this is no failure
+        found["remedy"] = f"pip install 'trainenv[{','.join(sorted(absent))}]'"
+    return found
 
 
 def _memory() -> Finding:

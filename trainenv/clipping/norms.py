@@ -21,7 +21,9 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def device_of(parameters: Sequence[Tensor]) -> torch.device | None:
     """Return the device of the parameters; None, torch's default, without parameters."""
-    return parameters[0].device if parameters else None
+    if parameters:
+        return parameters[0].device
+    return None
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -1,11 +1,14 @@
-"""Intervals by resampling trunks, and within each the seeds (Davison & Hinkley 1997, section 3.8: of clusters, in two stages).
+"""Bootstrap intervals: scenarios are resampled, then the seeds of each.
 
-Runs of one trunk are alike, so a draw takes whole trunks with replacement, then seeds of each with
-replacement. Each trunk weighs alike, however many of its seeds are there. A draw is a weighting of
-the runs: what is compared on the same runs is weighed by the same draws, and a difference is taken
-run by run before it is resampled, so that pairs stay pairs. Resampling at both stages counts the
-noise of seeds a little twice: intervals are slightly too wide where trunks are all alike, and, as
-any percentile interval of a mean, too narrow where there are only a few trunks that differ.
+This is the two-stage bootstrap of clusters (Davison & Hinkley 1997, section 3.8). Runs of one
+scenario are similar, so each draw takes whole scenarios with replacement, then seeds of each with
+replacement. All scenarios have the same weight, however many of their seeds are there. A draw
+gives each run a weight. Two methods are compared with the same draws, and their difference is taken
+run by run before resampling, so that pairs stay pairs.
+
+Resampling at both stages counts the noise of seeds slightly twice. Intervals are therefore a little
+too wide where all scenarios are similar. Like any percentile interval of a mean, they are too
+narrow where only a few scenarios differ.
 """
 
 from __future__ import annotations
@@ -30,89 +33,87 @@ class Figure:
     """A number with its 95 % interval; NaN where there is none.
 
     Attributes:
-        value: of the runs that there are.
-        low: of the interval; NaN where a single run says nothing of the next.
-        high: of the interval.
-        pairs: runs (trunk and seed) that it is of.
-        trunks: of how many trunks they are.
+        value: Value over the runs that exist.
+        low: Lower end of the interval; NaN for a single run.
+        high: Upper end of the interval; NaN for a single run.
+        pairs: Number of runs (scenario and seed).
+        scenarios: Number of scenarios of these runs.
     """
 
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     pairs: int = 0
-    trunks: int = 0
+    scenarios: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; NaN where there is no number, which files write as null."""
+        """Return all fields; files write NaN as null."""
         return asdict(self)
 
 
 def figure(
-    values: ArrayLike, trunks: Sequence[str], of: Callable[[Floats], Floats] | None = None
+    values: ArrayLike, scenarios: Sequence[str], of: Callable[[Floats], Floats] | None = None
 ) -> Figure:
-    """A number made of means over runs, with its interval.
+    """Return a number computed from means over runs, with its interval.
 
     Args:
-        values: [n] or [n, k], of each run; runs with a number that is not finite are left out.
-        trunks: [n] names.
-        of: what is made of the means: [R, k] → [R]; the mean itself if left out. NaN where it has
-            no value.
+        values: [n] or [n, k] numbers, one row a run; runs with a non-finite number are left out.
+        scenarios: [n] names of the scenarios.
+        of: Function of the means, [R, k] → [R], NaN where it has no value; the first mean by
+            default.
     """
-    if not len(trunks):
+    if not len(scenarios):
         return Figure()
-    table = np.asarray(values, dtype=np.float64).reshape(len(trunks), -1)  # (n, k)
-    known = np.isfinite(table @ np.ones(table.shape[1]))
-    names = [name for name, there in zip(trunks, known) if there]
+    table = np.asarray(values, dtype=np.float64).reshape(len(scenarios), -1)  # (n, k)
+    finite = np.isfinite(table @ np.ones(table.shape[1]))
+    names = [name for name, there in zip(scenarios, finite) if there]
     if not names:
         return Figure()
     order = sorted(range(len(names)), key=lambda place: names[place])
-    table = table[known][order]
+    table = table[finite][order]
     counts = tuple(names.count(name) for name in sorted(set(names)))
-    made = of or (lambda means: means[:, 0])
+    compute = of or (lambda means: means[:, 0])
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(made(_even(counts)[None] @ table)[0])
-        drawn = made(weights(counts) @ table)
+        value = float(compute(_even(counts)[None] @ table)[0])
+        drawn = compute(weights(counts) @ table)
     drawn = drawn[~np.isnan(drawn)]
     if len(names) == 1 or not len(drawn):
-        return Figure(value=value, pairs=len(names), trunks=len(counts))
-    low, high = np.quantile(
-        drawn, INTERVAL, method="nearest"
-    )  # between infinities nothing can be interpolated
+        return Figure(value=value, pairs=len(names), scenarios=len(counts))
+    # "nearest", because nothing can be interpolated between infinities.
+    low, high = np.quantile(drawn, INTERVAL, method="nearest")
     return Figure(
-        value=value, low=float(low), high=float(high), pairs=len(names), trunks=len(counts)
+        value=value, low=float(low), high=float(high), pairs=len(names), scenarios=len(counts)
     )
 
 
 @lru_cache(maxsize=32)
 def weights(counts: tuple[int, ...], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """What each run weighs in each draw, [R, n]; every row sums to 1. Read-only.
+    """Return the weight of each run in each draw, [R, n], read-only; each row sums to 1.
 
     Args:
-        counts: runs of each trunk, which lie one trunk after the other.
-        resamples: R.
-        seed: of the draws.
+        counts: Number of runs of each scenario; the runs of a scenario are adjacent.
+        resamples: Number of draws, R.
+        seed: Random seed of the draws.
     """
     rng = np.random.default_rng(seed)
     many = len(counts)
     runs = np.array(counts)
-    trunk = rng.integers(many, size=(resamples, many))  # (R, T)
-    drawn = np.floor(rng.random((resamples, many, max(counts))) * runs[trunk][..., None]).astype(
-        np.int64
-    )  # (R, T, S)
-    place = (np.cumsum(runs) - runs)[trunk][..., None] + drawn
-    # as many draws of a trunk as it has seeds
-    taken = np.arange(max(counts)) < runs[trunk][..., None]
-    share = np.where(taken, 1 / (many * runs[trunk][..., None]), 0.0)
-    row = np.arange(resamples)[:, None, None] * runs.sum()
-    sums: Floats = np.bincount(
-        (row + place).ravel(), share.ravel(), resamples * int(runs.sum())
-    ).astype(np.float64)
-    weighed = sums.reshape(resamples, -1)
-    weighed.flags.writeable = False
-    return weighed
+    scenario = rng.integers(many, size=(resamples, many))  # (R, T)
+    seeds = runs[scenario][..., None]  # (R, T, 1)
+    uniform = rng.random((resamples, many, max(counts)))
+    drawn = np.floor(uniform * seeds).astype(np.int64)  # (R, T, S)
+    place = (np.cumsum(runs) - runs)[scenario][..., None] + drawn
+    # A scenario is drawn with as many runs as it has seeds.
+    taken = np.arange(max(counts)) < seeds
+    share = np.where(taken, 1 / (many * seeds), 0.0)
+    total = int(runs.sum())
+    row = np.arange(resamples)[:, None, None] * total
+    sums = np.bincount((row + place).ravel(), share.ravel(), resamples * total)
+    drawn_weights: Floats = sums.astype(np.float64).reshape(resamples, -1)
+    drawn_weights.flags.writeable = False
+    return drawn_weights
 
 
 def _even(counts: tuple[int, ...]) -> Floats:
-    """Each trunk alike, and its runs alike."""
+    """Return equal weights for all scenarios, and for the runs of each."""
     return np.repeat(1 / (len(counts) * np.array(counts, dtype=np.float64)), counts)

@@ -1,14 +1,15 @@
-"""Cells: a method that has trained a run, measured and kept as one JSON file.
+"""Cells of a comparison: one method on one run. Each is kept as one JSON file.
 
-cells/{trunk}/{seed}/{method}.json     what was measured runs/{trunk}/{seed}/{method}/          the
-run's folder, deleted once it is measured unless it is to be kept
+| path | holds |
+|---|---|
+| `cells/{scenario}/{seed}/{method}.json` | the row of the cell |
+| `runs/{scenario}/{seed}/{method}/` | the folder of the run; deleted after measuring by default |
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from typing import Any
 
 from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.contract import Measure, Method, Stop
-from trainenv.compare.trunks import Trunk
+from trainenv.compare.scenarios import Scenario
+from trainenv.tools import atomic_files
+from trainenv.tools.error_text import describe_error
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
@@ -35,41 +38,57 @@ MEASURED = (
     "drafting",
     "decisions",
 )
-"""What a `Measure` says of a run's folder: keys of a cell's row."""
+"""Keys of what a `Measure` returns."""
 
-OVERSPENT = (
-    0.01  # share of the budget that a method may exceed it by: the last block, the last evaluation
-)
+# Share of the budget that a method may overspend, for its last block and its last evaluation.
+OVERSPENT = 0.01
 Row = dict[str, Any]
-"""A cell as it is kept: `trunk`, `seed`, `method`, the keys of `MEASURED`, `error`, `budget` (FLOPs) and `seconds`."""
+"""Row of a cell: `scenario`, `seed`, `method`, the keys of `MEASURED`, `error`, `budget` (FLOPs)
+and `seconds`.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Where a method meets a run."""
+    """One method on one run.
 
-    trunk: str
+    Attributes:
+        scenario: Name of the scenario.
+        seed: Number of the run, from 0 on.
+        method: Name of the method.
+    """
+
+    scenario: str
     seed: int
     method: str
 
     def file(self, folder: Path) -> Path:
-        """Of its row."""
-        return folder / "cells" / self.trunk / str(self.seed) / f"{self.method}.json"
+        """Return the path of the row, in the folder of a comparison."""
+        return folder / "cells" / self.scenario / str(self.seed) / f"{self.method}.json"
 
     def run_folder(self, folder: Path) -> Path:
-        """Where its run records."""
-        return folder / "runs" / self.trunk / str(self.seed) / self.method
+        """Return the folder that the run records in."""
+        return folder / "runs" / self.scenario / str(self.seed) / self.method
 
     def __str__(self) -> str:
-        return f"{self.method} on {self.trunk}, seed {self.seed}"
+        return f"{self.method} on {self.scenario}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that a process needs to play a cell."""
+    """All that a process needs to play a cell.
+
+    Attributes:
+        cell: Names and number of the cell.
+        scenario: Scenario to train.
+        method: Method that trains it.
+        measure: Function that measures the folder of the run.
+        folder: Folder of the comparison.
+        keep: Flag: the folder of the run is kept.
+    """
 
     cell: Cell
-    trunk: Trunk
+    scenario: Scenario
     method: Method
     measure: Measure
     folder: Path
@@ -77,73 +96,90 @@ class Task:
 
 
 def play(task: Task, stop: Stop = lambda: False) -> Row | None:
-    """Train and measure a cell, and keep its row; None where `stop` has ended it.
+    """Train and measure a cell, and write its row; return None if `stop` ended it.
 
-    Whatever the method raises is a failed cell.
+    Whatever the method raises makes a failed cell.
     """
     cell = task.cell
     here = task.cell.run_folder(task.folder)
-    shutil.rmtree(here, ignore_errors=True)  # what a process that was killed has left
+    shutil.rmtree(here, ignore_errors=True)  # left by a process that was killed
     here.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        config = task.trunk.config(cell.seed)
+        config = task.scenario.config(cell.seed)
         summary = task.method(config, here, lambda run, window: None, stop)
         if summary.get("ended") == "interrupted":
             return None
         row = _measured(cell, task.measure(here), allowance(config))
-    except Exception as error:  # whatever a method may raise: the other cells go on
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        row = failed(cell, said)
+    except Exception as error:  # whatever a method may raise: the other cells are still played
+        row = failed(cell, describe_error(error))
     finally:
         if not task.keep:
             shutil.rmtree(here, ignore_errors=True)
     return write(task.folder, row | {"seconds": round(time.perf_counter() - started, 3)})
 
 
+def measure_cell(folder: Path, /) -> dict[str, Any]:
+    """Measure the run in a folder: a `Measure` with what `trainenv.records.metrics` defines."""
+    from trainenv.records.metrics import measure
+
+    measured = measure(folder).to_json()
+    row = {key: measured[key] for key in MEASURED}
+    if row["decisions"] is not None:
+        # Leave out the list by decisions, which a comparison does not read.
+        row["decisions"] = {k: v for k, v in row["decisions"].items() if k != "over_time"}
+    return row
+
+
 def failed(cell: Cell, error: str) -> Row:
-    """The row of a cell that could not be played."""
+    """Return the row of a cell that could not be played."""
     nothing = dict.fromkeys(MEASURED) | {"ended": "failed"}
     return {**_named(cell), **nothing, "error": error, "budget": None, "seconds": 0.0}
 
 
 def read(folder: Path, cell: Cell) -> Row | None:
-    """The row of a cell; None where it was not played."""
+    """Return the row of a cell; None if it was not played, or its file is torn or foreign."""
     try:
         row = json.loads(cell.file(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(row, dict) and row.keys() >= {*_named(cell), *MEASURED, "error"}
-    return row if whole and _named(cell).items() <= row.items() else None
+    if not isinstance(row, dict):
+        return None
+    if "trunk" in row:  # the name of a scenario, in the version before
+        row = {"scenario": row["trunk"], **row}
+        del row["trunk"]
+    whole = row.keys() >= {*_named(cell), *MEASURED, "error"}
+    if whole and _named(cell).items() <= row.items():
+        return row
+    return None
 
 
 def write(folder: Path, row: Row) -> Row:
-    """Keep a row, whole or not at all; returns it as it will be read."""
+    """Write a row, whole or not at all; return it as it will be read."""
     row = plain(row)
-    path = Cell(trunk=row["trunk"], seed=row["seed"], method=row["method"]).file(folder)
+    path = Cell(scenario=row["scenario"], seed=row["seed"], method=row["method"]).file(folder)
     write_json(path, row)
     return row
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all.
+    """Write a JSON file, whole or not at all, and the folder for it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        atomic_files.write_json(path, value)
     except OSError as error:
         raise UserError(
-            f"expected to be able to write {path}, found: {error.strerror}; what was measured so far is kept"
+            f"expected to be able to write {path}, found: {error.strerror}; make room, then run "
+            "the same command: what was measured so far is kept"
         ) from None
 
 
 def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
-    """The row of what was measured, checked: it has a final loss, and the budget was held."""
+    """Return the row of measured values; failed without a final loss, or over the budget."""
     if missing := [key for key in MEASURED if key not in measured]:
         return failed(
             cell, f"expected the measures {', '.join(MEASURED)}, found no {', '.join(missing)}"
@@ -162,10 +198,11 @@ def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
             "error": f"expected a final validation loss, found {loss!r}",
         }
     if total > budget * (1 + OVERSPENT):
-        over = f"spent {100 * (total / budget - 1):.1f} % more than its budget: {total:.4g} FLOPs of {budget:.4g}"
-        return row | {"ended": "failed", "error": f"not at equal compute: {over}"}
+        over = f"spent {100 * (total / budget - 1):.1f} % more than its budget"
+        error = f"not at equal compute: {over}: {total:.4g} FLOPs of {budget:.4g}"
+        return row | {"ended": "failed", "error": error}
     return row
 
 
 def _named(cell: Cell) -> Row:
-    return {"trunk": cell.trunk, "seed": cell.seed, "method": cell.method}
+    return {"scenario": cell.scenario, "seed": cell.seed, "method": cell.method}

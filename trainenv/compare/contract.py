@@ -1,4 +1,4 @@
-"""What a comparison asks of its parts: methods that train, and what measures the folder that a method has left."""
+"""Protocols of a comparison's parts: methods that train runs, and measures of the folders."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ Stop = Callable[[], bool]
 
 
 class Method(Protocol):
-    """Trains a run.
+    """Function that trains a run.
 
-    At the top of a module (or a frozen dataclass), so that other processes can import it.
+    It is at the top of a module, or a frozen dataclass, so that other processes can import it.
     """
 
     def __call__(
         self, config: RunConfig, folder: Path, watch: Watch, stop: Stop, /
     ) -> dict[str, Any]:
-        """Train the run of `config` at the budget of `config.steps` steps' worth of compute, recording in `folder`.
+        """Train the run of `config` with the compute of `config.steps` steps; record in `folder`.
 
         Args:
-            config: of the run; its seed is that of every random choice.
-            folder: does not exist yet.
-            watch: called after each block of telemetry.
-            stop: asked after each block.
+            config: Configuration of the run; all random choices depend on its seed.
+            folder: Folder to record in; it does not exist yet.
+            watch: Function that is called after each block of telemetry.
+            stop: Function that is called after each block; True ends the run.
 
         Returns:
-            The summary as `trainenv.loop.train` returns it; `ended` is `interrupted` where `stop`
-            has ended it.
+            The summary that `trainenv.loop.train` returns; `ended` is `interrupted` if `stop` ended
+            the run.
         """
         ...
 
 
 class Measure(Protocol):
-    """Says what became of the run in a folder."""
+    """Function that measures the run in a folder."""
 
     def __call__(self, folder: Path, /) -> Mapping[str, Any]:
-        """The keys of `trainenv.compare.cells.MEASURED`."""
+        """Return a value for each key of `trainenv.compare.cells.MEASURED`."""
         ...

@@ -1,4 +1,4 @@
-"""The second table: how often a method looked into the future, what it took of it, and how right it was."""
+"""The table of decisions: how often methods decide, what they accept, how right they are."""
 
 from __future__ import annotations
 
@@ -6,68 +6,79 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainenv.compare.bootstrap import Floats, figure
-from trainenv.compare.paired_rows import Table, number
+from trainenv.compare.cells import Row
+from trainenv.compare.paired_rows import Table
+from trainenv.tools.json_lines import number_or_nan
+
+_GROUPS = ("all", "calm", "stressed")
+Ratio = tuple[float, float]
+"""Numerator and denominator of one run; a figure is the ratio of their means over runs."""
 
 
 def decision_rows(
     table: Table,
     groups: Mapping[str, Sequence[str]],
     methods: Sequence[str],
-    among: Sequence[str] = ("all", "calm", "stressed"),
+    among: Sequence[str] = _GROUPS,
 ) -> list[dict[str, Any]]:
-    """A row for each of `among` and each method that decides.
+    """Return a row for each group in `among` and each method that decides.
 
-    Figures: `invoked` (decisions per 1000 steps taken), `accepted` (share of the decisions that
-    were verified), `gap` (between draft and measurement, nats of ln loss, mean over verified
-    branches), `coverage` (of the draft's 90 % intervals), `verify_steps` (steps of verification a
-    verified decision) and `verify_cost` (compute of verification, share of all of it).
+    | figure | is |
+    |---|---|
+    | `invoked` | decisions per 1000 steps taken |
+    | `accepted` | accepted decisions, share of the verified ones |
+    | `gap` | absolute error of the draft, nats of ln loss, mean over verified branches |
+    | `coverage` | measured values inside the draft's 90 % interval, share |
+    | `verify_steps` | steps of verification for each verified decision |
+    | `verify_cost` | compute of verification, share of all compute |
     """
-    return [
-        found
-        for group in among
-        if group in groups
-        for method in methods
-        if (found := _row(table, group, groups[group], method)) is not None
-    ]
+    rows = []
+    for group in among:
+        for method in methods:
+            decided = [
+                row
+                for row in table.sound(groups.get(group, ()), method)
+                if row["decisions"] is not None
+            ]
+            if decided:
+                rows.append({"group": group, "method": method, **_figures(decided)})
+    return rows
 
 
-def _row(table: Table, group: str, trunks: Sequence[str], method: str) -> dict[str, Any] | None:
-    rows = [row for row in table.sound(trunks, method) if row["decisions"] is not None]
-    if not rows:
-        return None
-    of = [row["trunk"] for row in rows]
-    made = [row["decisions"] for row in rows]
-    verified = [number(decisions["verified"]) for decisions in made]
-    ratios = {
-        "invoked": [
-            (1000 * number(d["invoked"]), number(row["instability"]["steps"]))
-            for d, row in zip(made, rows)
-        ],
-        "accepted": [(number(d["accepted"]), n) for d, n in zip(made, verified)],
-        "gap": [_weighed(d["gap"], d.get("compared", n)) for d, n in zip(made, verified)],
-        "coverage": [
-            _weighed(d["coverage"], d.get("covered_of", n)) for d, n in zip(made, verified)
-        ],
-        "verify_steps": [(number(d["verify_steps"]), n) for d, n in zip(made, verified)],
-        "verify_cost": [
-            (
-                number(d.get("verify_flops", row["flops"].get("verify", 0.0))),
-                number(row["total_flops"]),
-            )
-            for d, row in zip(made, rows)
-        ],
-    }
+def _figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the number of cells and all figures, of cells that have decisions."""
+    scenarios = [row["scenario"] for row in rows]
+    ratios = [_ratios(row) for row in rows]
     return {
-        "group": group,
-        "method": method,
         "cells": len(rows),
-        **{name: figure(pairs, of, _ratio).to_json() for name, pairs in ratios.items()},
+        **{
+            name: figure([one[name] for one in ratios], scenarios, _ratio).to_json()
+            for name in ratios[0]
+        },
     }
 
 
-def _weighed(value: Any, weight: float) -> tuple[float, float]:
-    """A mean over the decisions of a run, to be averaged over all decisions; a run that has none has no say."""
-    return (0.0, 0.0) if value is None else (number(value) * weight, weight)
+def _ratios(row: Row) -> dict[str, Ratio]:
+    """Return the ratio of one run behind each figure."""
+    made = row["decisions"]
+    verified = number_or_nan(made["verified"])
+    steps = number_or_nan(row["instability"]["steps"])
+    verify_flops = made.get("verify_flops", row["flops"].get("verify", 0.0))
+    return {
+        "invoked": (1000 * number_or_nan(made["invoked"]), steps),
+        "accepted": (number_or_nan(made["accepted"]), verified),
+        "gap": _weighted(made["gap"], made.get("compared", verified)),
+        "coverage": _weighted(made["coverage"], made.get("covered_of", verified)),
+        "verify_steps": (number_or_nan(made["verify_steps"]), verified),
+        "verify_cost": (number_or_nan(verify_flops), number_or_nan(row["total_flops"])),
+    }
+
+
+def _weighted(mean: Any, count: float) -> Ratio:
+    """Return sum and count behind a mean; a run without a mean has weight 0."""
+    if mean is None:
+        return 0.0, 0.0
+    return number_or_nan(mean) * count, count
 
 
 def _ratio(means: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What the loop is to show, checked one by one against what was measured."""
+"""Goals of the branching loop, each checked against what was measured."""
 
 from __future__ import annotations
 
@@ -7,80 +7,94 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainenv.compare.bootstrap import Figure, Floats, figure
-from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table, number
+from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table
+from trainenv.tools.json_lines import number_or_nan
 
-HARMLESS = 0.002  # of ln loss: what a calm run may be worse by
-FEWER = 0.8  # of the instability events
-# shares of compute, at most
-WASTED = 0.1
-DRAFTING = 0.01
+HARMLESS = 0.002  # greatest loss on calm runs, in ln of the final loss
+FEWER = 0.8  # least share of the instability events that are avoided
+WASTED = 0.1  # greatest share of compute that is wasted
+DRAFTING = 0.01  # greatest share of compute that drafts take
 POPULATION = "pbt"
 QUARTER = "branching-quarter"
-QUARTERED = 0.25  # of the population's compute
+QUARTERED = 0.25  # share of the population's compute that `QUARTER` may take
 
 
 def goals(
     table: Table, groups: Mapping[str, Sequence[str]], methods: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """[{what, goal, measured, interval, met}]; all null but the words where there is nothing to judge by.
+    """Check every goal.
 
-    Where a goal speaks of an interval, the whole of it must keep the goal, else the measured value.
+    Returns:
+        [{what, goal, measured, interval, met}], a dict for each goal. A goal that speaks of an
+        interval is met if the whole interval keeps it, else if the measured value does. `measured`,
+        `interval` and `met` are None if there is nothing to judge by.
     """
     calm = groups.get("calm", ())
     stressed = groups.get("stressed", ())
     every = groups.get("all", ())
-    others = [method for method in methods if method not in (SUBJECT, QUARTER)]
-    found = []
-    for other in others:
-        better = table.difference(stressed, SUBJECT, other)
-        what = f"{SUBJECT} less {other} on stressed trunks, ln final loss"
-        found.append(_goal(what, "below 0, interval and all", better, better.high < 0))
-    calmly = table.difference(calm, SUBJECT, UNTOUCHED)
-    what = f"{SUBJECT} less {UNTOUCHED} on calm trunks, ln final loss"
-    found.append(
-        _goal(what, f"at most {HARMLESS:g}, interval and all", calmly, calmly.high <= HARMLESS)
-    )
-    quarter = table.difference(every, QUARTER, POPULATION)
-    share = _compute(table, every)
-    fewer = _fewer(table, stressed)
-    wasted, drafting = (_share(table, every, name) for name in ("wasted", "drafting"))
     return [
-        *found,
-        _goal(
-            f"{QUARTER} less {POPULATION}, ln final loss", "at most 0", quarter, quarter.value <= 0
-        ),
-        _goal(
-            f"compute of {QUARTER} over that of {POPULATION}",
-            f"at most {QUARTERED:g}",
-            share,
-            share.value <= QUARTERED * 1.01,
-        ),
-        _goal(
-            f"share of the instability events of {UNTOUCHED} that {SUBJECT} avoids, stressed trunks",
-            f"at least {FEWER:g}",
-            fewer,
-            fewer.value >= FEWER,
-        ),
-        _goal(
-            f"compute that {SUBJECT} wasted, share",
-            f"at most {WASTED:g}",
-            wasted,
-            wasted.value <= WASTED,
-        ),
-        _goal(
-            f"compute that {SUBJECT} drafted with, share",
-            f"at most {DRAFTING:g}",
-            drafting,
-            drafting.value <= DRAFTING,
-        ),
+        *(_better(table, stressed, other) for other in methods if other not in (SUBJECT, QUARTER)),
+        _harmless(table, calm),
+        _quarter_as_good(table, every),
+        _quarter_costs(table, every),
+        _fewer_events(table, stressed),
+        _share(table, every, "wasted", f"compute that {SUBJECT} wasted, share", WASTED),
+        _share(table, every, "drafting", f"compute that {SUBJECT} drafted with, share", DRAFTING),
     ]
+
+
+def _better(table: Table, stressed: Sequence[str], other: str) -> dict[str, Any]:
+    found = table.difference(stressed, SUBJECT, other)
+    what = f"{SUBJECT} against {other} on stressed scenarios, ln final loss"
+    return _goal(what, "below 0, interval and all", found, found.high < 0)
+
+
+def _harmless(table: Table, calm: Sequence[str]) -> dict[str, Any]:
+    found = table.difference(calm, SUBJECT, UNTOUCHED)
+    what = f"{SUBJECT} against {UNTOUCHED} on calm scenarios, ln final loss"
+    return _goal(what, f"at most {HARMLESS:g}, interval and all", found, found.high <= HARMLESS)
+
+
+def _quarter_as_good(table: Table, scenarios: Sequence[str]) -> dict[str, Any]:
+    found = table.difference(scenarios, QUARTER, POPULATION)
+    what = f"{QUARTER} against {POPULATION}, ln final loss"
+    return _goal(what, "at most 0", found, found.value <= 0)
+
+
+def _quarter_costs(table: Table, scenarios: Sequence[str]) -> dict[str, Any]:
+    pairs = table.pairs(scenarios, QUARTER, POPULATION)
+    spent = [[number_or_nan(row["total_flops"]) for row in pair] for pair in pairs]
+    found = figure(spent, [mine["scenario"] for mine, _ in pairs], _ratio)
+    what = f"compute of {QUARTER} over that of {POPULATION}"
+    return _goal(what, f"at most {QUARTERED:g}", found, found.value <= QUARTERED * 1.01)
+
+
+def _fewer_events(table: Table, stressed: Sequence[str]) -> dict[str, Any]:
+    """1 − (events a step) ÷ (events a step of doing nothing)."""
+    pairs = table.pairs(stressed, SUBJECT, UNTOUCHED)
+    rates = [
+        [number_or_nan(row["instability"][key]) for row in pair for key in ("events", "steps")]
+        for pair in pairs
+    ]
+    found = figure(rates, [mine["scenario"] for mine, _ in pairs], _avoided)
+    what = f"instability events of {UNTOUCHED} that {SUBJECT} avoids on stressed scenarios, share"
+    return _goal(what, f"at least {FEWER:g}", found, found.value >= FEWER)
+
+
+def _share(
+    table: Table, scenarios: Sequence[str], name: str, what: str, most: float
+) -> dict[str, Any]:
+    rows = table.sound(scenarios, SUBJECT)
+    found = figure([number_or_nan(row[name]) for row in rows], [row["scenario"] for row in rows])
+    return _goal(what, f"at most {most:g}", found, found.value <= most)
 
 
 def _goal(what: str, goal: str, found: Figure, met: bool) -> dict[str, Any]:
     if math.isnan(found.value):
         return {"what": what, "goal": goal, "measured": None, "interval": None, "met": None}
-    known = not math.isnan(found.low)
-    interval = [found.low, found.high] if known else None
+    interval = None
+    if not math.isnan(found.low):
+        interval = [found.low, found.high]
     return {
         "what": what,
         "goal": goal,
@@ -90,28 +104,9 @@ def _goal(what: str, goal: str, found: Figure, met: bool) -> dict[str, Any]:
     }
 
 
-def _fewer(table: Table, trunks: Sequence[str]) -> Figure:
-    """1 − (events a step) ÷ (events a step of doing nothing)."""
-    pairs = table.pairs(trunks, SUBJECT, UNTOUCHED)
-    rates = [
-        [number(row["instability"][key]) for row in pair for key in ("events", "steps")]
-        for pair in pairs
-    ]
-    return figure(rates, [mine["trunk"] for mine, _ in pairs], _avoided)
-
-
 def _avoided(means: Floats) -> Floats:
     return 1 - (means[:, 0] / means[:, 1]) / (means[:, 2] / means[:, 3])
 
 
-def _compute(table: Table, trunks: Sequence[str]) -> Figure:
-    pairs = table.pairs(trunks, QUARTER, POPULATION)
-    spent = [[number(row["total_flops"]) for row in pair] for pair in pairs]
-    return figure(
-        spent, [mine["trunk"] for mine, _ in pairs], lambda means: means[:, 0] / means[:, 1]
-    )
-
-
-def _share(table: Table, trunks: Sequence[str], name: str) -> Figure:
-    rows = table.sound(trunks, SUBJECT)
-    return figure([number(row[name]) for row in rows], [row["trunk"] for row in rows])
+def _ratio(means: Floats) -> Floats:
+    return means[:, 0] / means[:, 1]

@@ -1,23 +1,24 @@
-"""From rows to what was found: a table of methods, one of decisions, the best static setting in hindsight, goals.
+"""Results of a comparison: methods, decisions, the best static settings in hindsight, goals.
 
 `results.json` holds:
 
 | key | is |
 |---|---|
-| `suite`, `finished` | its name; whether every cell is there |
+| `schema` | 2 |
+| `suite`, `finished` | name of the suite; true if every cell is there |
 | `cells` | {wanted, there, failed, diverged, seconds} |
-| `trunks` | by name, {group, fault} |
-| `rows` | the cells, as they are kept |
-| `methods` | a row a (group, method), see `method_row`; groups are `all`, `calm`, `stressed` and each fault |
-| `decisions` | likewise, see `trainenv.compare.decision_table` |
-| `hindsight` | the best static setting of each trunk: {trunk, method, log_final_loss, seeds} |
+| `scenarios` | by name, {group, fault} |
+| `rows` | the rows of all cells |
+| `methods` | a row for each (group, method), see `method_row` |
+| `decisions` | a row for each (group, method), see `trainenv.compare.decision_table` |
+| `hindsight` | [{scenario, method, log_final_loss, seeds}], the best static settings |
 | `goals` | see `trainenv.compare.goals` |
-| `failed` | [{trunk, seed, method, error}] |
+| `failed` | [{scenario, seed, method, error}] |
 
-A figure is {value, low, high, pairs, trunks}: see `trainenv.compare.bootstrap`. Differences are of
-the natural logarithm of the final validation loss, on the same trunk and seed; −0.01 is about 1 %
-better. A run that diverged counts with the loss of a uniform guess; a cell that failed counts
-nowhere but among the failed.
+Groups are `all`, `calm`, `stressed` and each fault. A figure is {value, low, high, pairs,
+scenarios}, see `trainenv.compare.bootstrap`. Differences are of the natural logarithm of the final
+validation loss, on the same scenario and seed; −0.01 is about 1 % better. A run that diverged
+counts with the loss of a uniform guess. A cell that failed is only counted as failed.
 """
 
 from __future__ import annotations
@@ -30,38 +31,35 @@ from trainenv.compare.bootstrap import Figure, Floats, figure
 from trainenv.compare.cells import Row
 from trainenv.compare.decision_table import decision_rows
 from trainenv.compare.goals import goals
-from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table, number
+from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table
 from trainenv.compare.suite import Suite
+from trainenv.tools.json_lines import number_or_nan
 
 SHARES = ("wasted", "drafting")
-_COMPETE = (
-    "nothing",
-    "zclip",
-    "arc",
-    "spam",
-    "clip-1.0",
-)  # static methods that are competitors too
-_GRID = "static-"  # starts the names of the others
+# Static methods that compete; the names of the others begin with `_GRID`.
+_COMPETE = ("nothing", "zclip", "arc", "spam", "clip-1.0")
+_GRID = "static-"
 
 
 def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
-    """All that is found in the rows of a suite's cells."""
+    """Return all that is found in the rows of a suite's cells."""
     table = Table.of(rows)
     groups = groups_of(suite)
     best = hindsight(suite, table)
     return {
-        "schema": 1,
+        "schema": 2,
         "suite": suite.name,
-        "finished": len(rows) == len(suite.trunks) * suite.seeds * len(suite.played),
+        "finished": len(rows) == len(suite.scenarios) * suite.seeds * len(suite.played),
         "cells": {
-            "wanted": len(suite.trunks) * suite.seeds * len(suite.played),
+            "wanted": len(suite.scenarios) * suite.seeds * len(suite.played),
             "there": len(rows),
             "failed": sum(row["ended"] == "failed" for row in rows),
             "diverged": sum(row["ended"] == "diverged" for row in rows),
             "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 1),
         },
-        "trunks": {
-            trunk.name: {"group": trunk.group, "fault": trunk.fault} for trunk in suite.trunks
+        "scenarios": {
+            scenario.name: {"group": scenario.group, "fault": scenario.fault}
+            for scenario in suite.scenarios
         },
         "methods": [
             method_row(table, group, names, method, best, hindsight=method in suite.hindsight)
@@ -72,7 +70,7 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
         "hindsight": list(best.values()),
         "goals": goals(table, groups, suite.methods),
         "failed": [
-            {key: row[key] for key in ("trunk", "seed", "method", "error")}
+            {key: row[key] for key in ("scenario", "seed", "method", "error")}
             for row in rows
             if row["ended"] == "failed"
         ],
@@ -81,14 +79,14 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def groups_of(suite: Suite) -> dict[str, tuple[str, ...]]:
-    """The trunks of `all`, of `calm` and `stressed`, and of each fault."""
-    faults = dict.fromkeys(trunk.fault for trunk in suite.trunks if trunk.fault)
+    """Return the scenarios of `all`, of `calm` and `stressed`, and of each fault."""
+    faults = dict.fromkeys(scenario.fault for scenario in suite.scenarios if scenario.fault)
     groups = {
-        "all": [trunk.name for trunk in suite.trunks],
-        "calm": [trunk.name for trunk in suite.trunks if trunk.group == "calm"],
-        "stressed": [trunk.name for trunk in suite.trunks if trunk.group == "stressed"],
+        "all": [scenario.name for scenario in suite.scenarios],
+        "calm": [scenario.name for scenario in suite.scenarios if scenario.group == "calm"],
+        "stressed": [scenario.name for scenario in suite.scenarios if scenario.group == "stressed"],
         **{
-            fault: [trunk.name for trunk in suite.trunks if trunk.fault == fault]
+            fault: [scenario.name for scenario in suite.scenarios if scenario.fault == fault]
             for fault in faults
         },
     }
@@ -96,14 +94,17 @@ def groups_of(suite: Suite) -> dict[str, tuple[str, ...]]:
 
 
 def hindsight(suite: Suite, table: Table) -> dict[str, dict[str, Any]]:
-    """The best static setting of each trunk, by its mean over seeds: chosen with the results known, so that it is a bound.
+    """Return the best static setting of each scenario, by its mean over seeds.
 
-    Settings that lack seeds which others have are passed over.
+    It is chosen when the results are known, so it is a bound for what a method can reach. Settings
+    that lack seeds which others have are left out.
     """
     best = {}
-    for trunk in suite.trunks:
+    for scenario in suite.scenarios:
         losses = {
-            method: table.losses(trunk.name, method) for method in suite.played if is_static(method)
+            method: table.losses(scenario.name, method)
+            for method in suite.played
+            if is_static(method)
         }
         most = max((len(by_seed) for by_seed in losses.values()), default=0)
         whole = {
@@ -112,8 +113,8 @@ def hindsight(suite: Suite, table: Table) -> dict[str, dict[str, Any]]:
         if whole:
             means = {method: sum(by_seed.values()) / most for method, by_seed in whole.items()}
             method = min(means, key=lambda name: means[name])
-            best[trunk.name] = {
-                "trunk": trunk.name,
+            best[scenario.name] = {
+                "scenario": scenario.name,
                 "method": method,
                 "log_final_loss": means[method],
                 "seeds": most,
@@ -122,43 +123,50 @@ def hindsight(suite: Suite, table: Table) -> dict[str, dict[str, Any]]:
 
 
 def is_static(method: str) -> bool:
-    """Whether a method leaves its settings alone, to judge by its name."""
+    """Tell by its name whether a method never changes its settings."""
     return method in _COMPETE or method.startswith(_GRID)
 
 
 def method_row(
     table: Table,
     group: str,
-    trunks: Iterable[str],
+    scenarios: Iterable[str],
     method: str,
     best: Mapping[str, Mapping[str, Any]],
     *,
     hindsight: bool = False,
 ) -> dict[str, Any]:
-    """What is found of a method on a group of trunks.
+    """Return the results of a method on a group of scenarios.
 
-    Returns:
-        `cells`, `failed`, `diverged`: how many; `final_loss`: geometric mean, nats per token;
-            figures: `against_nothing` (this
-        method less doing nothing), `branching_against` (branching less this method), `regret` (this
-        method less the best static setting of the trunk), `instability` (events per 100 000 steps),
-        `recovery` (mean steps), `wasted`, `drafting` (shares of its compute) and `spent` (share of
-        the budget); `hindsight`: no competitor, only a reference.
+    | key | is |
+    |---|---|
+    | `hindsight` | true for a method that does not compete, a reference only |
+    | `cells`, `failed`, `diverged` | numbers of cells |
+    | `final_loss` | geometric mean, nats per token |
+    | `against_nothing` | figure: this method less doing nothing |
+    | `branching_against` | figure: branching less this method |
+    | `regret` | figure: this method less the best static setting of the scenario |
+    | `instability` | figure: events per 100 000 steps |
+    | `recovery` | figure: mean steps |
+    | `wasted`, `drafting` | figures: shares of its compute |
+    | `spent` | figure: share of the budget |
     """
-    names = tuple(trunks)
+    names = tuple(scenarios)
     there = table.cells(names, method)
     rows = table.sound(names, method)
-    of = [row["trunk"] for row in rows]
+    of = [row["scenario"] for row in rows]
     figures = {
         "against_nothing": table.difference(names, method, UNTOUCHED),
         "branching_against": table.difference(names, SUBJECT, method),
         "regret": _regret(table, names, method, best),
         "instability": figure([_events(row) for row in rows], of, _per_100k),
         "recovery": figure([_recovery(row) for row in rows], of, _ratio),
-        **{share: figure([number(row[share]) for row in rows], of) for share in SHARES},
-        "spent": figure([number(row["total_flops"]) / number(row["budget"]) for row in rows], of),
+        **{share: figure([number_or_nan(row[share]) for row in rows], of) for share in SHARES},
+        "spent": figure([_spent(row) for row in rows], of),
     }
-    logs = [row["log_final_loss"] for row in rows]
+    final_loss = math.nan
+    if rows:
+        final_loss = math.exp(sum(row["log_final_loss"] for row in rows) / len(rows))
     return {
         "group": group,
         "method": method,
@@ -166,33 +174,41 @@ def method_row(
         "cells": len(there),
         "failed": len(there) - len(rows),
         "diverged": sum(row["ended"] == "diverged" for row in rows),
-        "final_loss": math.exp(sum(logs) / len(logs)) if logs else math.nan,
+        "final_loss": final_loss,
         **{name: found.to_json() for name, found in figures.items()},
     }
 
 
 def _regret(
-    table: Table, trunks: Sequence[str], method: str, best: Mapping[str, Mapping[str, Any]]
+    table: Table, scenarios: Sequence[str], method: str, best: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
     values = []
     of = []
-    for trunk in trunks:
-        reference = table.losses(trunk, best[trunk]["method"]) if trunk in best else {}
-        for seed, loss in table.losses(trunk, method).items():
+    for scenario in scenarios:
+        if scenario not in best:
+            continue
+        reference = table.losses(scenario, best[scenario]["method"])
+        for seed, loss in table.losses(scenario, method).items():
             if seed in reference:
                 values.append(loss - reference[seed])
-                of.append(trunk)
+                of.append(scenario)
     return figure(values, of)
 
 
 def _events(row: Row) -> tuple[float, float]:
-    return number(row["instability"]["events"]), number(row["instability"]["steps"])
+    return number_or_nan(row["instability"]["events"]), number_or_nan(row["instability"]["steps"])
 
 
 def _recovery(row: Row) -> tuple[float, float]:
-    """Steps of recovering and events that were recovered from, of a run: the mean over all of them is their ratio."""
-    events = number(row["recovery"]["events"] or 0)
-    return (number(row["recovery"]["mean"]) * events, events) if events else (0.0, 0.0)
+    """Return the steps of all recoveries of a run, and their number; the mean is the ratio."""
+    events = number_or_nan(row["recovery"]["events"] or 0)
+    if not events:
+        return 0.0, 0.0
+    return number_or_nan(row["recovery"]["mean"]) * events, events
+
+
+def _spent(row: Row) -> float:
+    return number_or_nan(row["total_flops"]) / number_or_nan(row["budget"])
 
 
 def _per_100k(means: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Play every cell that is not there yet, over processes: resumable, interruptible, and no method can end it."""
+"""Play the missing cells of a comparison over processes; resumable, and no method can end it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from typing import Any
 from trainenv import data
 from trainenv.checkpoints.lock import NAME as LOCK
 from trainenv.checkpoints.lock import FolderLock
-from trainenv.compare.cells import Cell, Row, Task, play, read, write_json
+from trainenv.compare.cells import Cell, Row, Task, failed, play, read, write, write_json
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.results import results
-from trainenv.compare.suite import Suite, check_known
-from trainenv.compare.trunks import Trunk
+from trainenv.compare.scenarios import Scenario
+from trainenv.compare.suite import Suite, check_known, noted_scenarios
 from trainenv.config.schema import with_whole_paths
-from trainenv.distributed.job_pool import Crew
+from trainenv.distributed import JobPool
 from trainenv.tools.json_lines import plain
 from trainenv.tools.version import VERSION
 from trainenv.types import UserError
 
-_STARTUP = 8.0  # seconds until a process has loaded what it needs
+_STARTUP = 8.0  # seconds that a process needs to start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a comparison is, after each cell.
+    """State of a comparison after a cell.
 
     Attributes:
-        row: of the cell that has just ended.
-        done: cells that are there, those from before and those that failed included, of `total`.
-        seconds_left: an estimate from what each method took so far.
+        row: Row of the cell that has just ended.
+        done: Number of finished cells, earlier ones and failed ones included.
+        total: Number of all cells.
+        seconds_left: Expected seconds until the end, from the times that each method took so far.
     """
 
     row: Row
@@ -55,26 +56,30 @@ def compare(
     progress: Callable[[Progress], None] = lambda progress: None,
     stop: Stop = lambda: False,
 ) -> dict[str, Any]:
-    """Play the cells of `suite` that are not in `folder` yet; returns what is in `results.json` then (see `results`).
+    """Play the cells of `suite` that are missing in `folder`, and write `results.json`.
 
-    An interrupt drops the cells in hand; what is measured stays, and the same call goes on from
-    there. A cell that failed is there too: to play it again, delete its file.
+    An interrupt drops the cells that are being played. Finished cells stay, and the same call
+    continues with the others. Failed cells count as finished: to play one again, delete its file.
 
     Args:
-        folder: of the comparison: `suite.json`, `cells/`, `results.json`; `runs/` while it works.
-        suite: what is compared.
-        methods: by name, at least those that the suite names.
-        measure: says what became of a run.
-        workers: processes, one core each; 0 plays in this one. With processes, methods and measure
-            are sent to them.
-        keep: whether the runs' folders stay.
-        progress: called after each cell.
-        stop: asked about three times a second (without workers: after each block of telemetry);
-            True drops the cells in hand.
+        folder: Folder of the comparison: `suite.json`, `cells/`, `results.json`, and `runs/` while
+            cells are played.
+        suite: Scenarios, methods and seeds to compare.
+        methods: Methods by name, at least those of the suite.
+        measure: Function that measures the folder of a run.
+        workers: Number of processes, one core each; 0 plays in this process. With processes,
+            methods and measure are sent to them.
+        keep: True to keep the folders of the runs.
+        progress: Function that is called after each cell.
+        stop: Function that is called about three times a second (without workers: after each block
+            of telemetry). True drops the cells that are being played.
+
+    Returns:
+        The content of `results.json`, see `trainenv.compare.results`.
 
     Raises:
-        UserError: the folder holds another comparison, a method is unknown or can't be sent, or
-            processes can't work at all.
+        UserError: The folder holds another comparison, a method is unknown or cannot be sent, or
+            no process can start.
     """
     check_known("method", suite.played, methods)
     _check_importable(methods, measure, suite, workers)
@@ -86,10 +91,10 @@ def compare(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """A comparison has one process that plays it: two would delete each other's runs.
+    """Lock the folder inside the block: two comparisons would delete each other's runs.
 
     Raises:
-        UserError: another one plays it, or the folder can't be made.
+        UserError: Another process plays the comparison, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,25 +120,25 @@ def _played(
     progress: Callable[[Progress], None],
     stop: Stop,
 ) -> dict[str, Any]:
-    """Play what is missing; returns the results."""
+    """Play the missing cells, and return the results."""
     tasks = [
         Task(
             cell=cell,
-            trunk=trunk,
+            scenario=scenario,
             method=methods[cell.method],
             measure=measure,
             folder=folder,
             keep=keep,
         )
-        for trunk, cell in cells(suite)
+        for scenario, cell in cells(suite)
     ]
     rows = {task.cell: row for task in tasks if (row := read(folder, task.cell)) is not None}
     waiting = [task for task in tasks if task.cell not in rows]
     estimate = Estimate(workers=max(1, workers))
-    estimate.expect({task.cell: task.trunk.seconds for task in waiting})
+    estimate.expect({task.cell: task.scenario.seconds for task in waiting})
 
     def note(row: Row) -> None:
-        cell = Cell(trunk=row["trunk"], seed=row["seed"], method=row["method"])
+        cell = Cell(scenario=row["scenario"], seed=row["seed"], method=row["method"])
         rows[cell] = row
         estimate.note(cell, row["seconds"])
         progress(
@@ -142,10 +147,17 @@ def _played(
             )
         )
 
+    def note_result(task: Task, row: Row | None) -> None:
+        if row is not None:  # None only where the cell was stopped
+            note(row)
+
+    def note_lost(task: Task, reason: str) -> None:
+        note(write(folder, failed(task.cell, reason)))
+
     try:
         if workers:
-            with Crew(workers) as crew:
-                crew.work(waiting, note, stop)
+            with JobPool(play, workers=workers) as pool:
+                pool.run(waiting, note_result, note_lost, stop)
         else:
             for task in waiting:
                 if stop() or (row := play(task, stop)) is None:
@@ -161,92 +173,127 @@ def _played(
     return found
 
 
-def cells(suite: Suite) -> Iterator[tuple[Trunk, Cell]]:
-    """Every cell, with its trunk, in the order in which they are played: whatever is there when it is interrupted is balanced.
+def cells(suite: Suite) -> Iterator[tuple[Scenario, Cell]]:
+    """Yield every cell with its scenario, in the order in which they are played.
 
-    All methods of a run come together, and a run of each trunk before the second of any; seeds take
-    turns.
+    The order is balanced at any interruption: all methods of a run come together, and every
+    scenario has its first run before any has its second. Seeds take turns.
     """
     for turn in range(suite.seeds):
-        for place, trunk in enumerate(suite.trunks):
+        for place, scenario in enumerate(suite.scenarios):
             for method in suite.played:
-                yield (
-                    trunk,
-                    Cell(trunk=trunk.name, seed=(turn + place) % suite.seeds, method=method),
-                )
+                seed = (turn + place) % suite.seeds
+                yield scenario, Cell(scenario=scenario.name, seed=seed, method=method)
 
 
 def expected_seconds(folder: Path, suite: Suite, workers: int) -> float:
-    """About how long the cells will take that are not in the folder yet."""
+    """Estimate the seconds that the missing cells of a folder will take."""
     estimate = Estimate(workers=max(1, workers))
     estimate.expect(
-        {cell: trunk.seconds for trunk, cell in cells(suite) if read(folder, cell) is None}
+        {cell: scenario.seconds for scenario, cell in cells(suite) if read(folder, cell) is None}
     )
     return estimate.seconds_left()
 
 
 def begin(folder: Path, suite: Suite) -> None:
-    """Note in the folder what is asked.
+    """Write the suite to the folder.
 
     Raises:
-        UserError: see `check_folder`, or it can't be written.
+        UserError: See `check_folder`; or the file cannot be written.
     """
-    write_json(
-        folder / "suite.json", {"schema": 1, "version": VERSION, **check_folder(folder, suite)}
-    )
+    asked = check_folder(folder, suite)
+    write_json(folder / "suite.json", {"schema": 2, "version": VERSION, **asked})
 
 
 def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
-    """What is to be noted in the folder: what is asked, and the trunks that are there.
+    """Return what the folder is to note: the suite, the scenarios it has, and digests of texts.
 
     Nothing is written.
 
     Raises:
-        UserError: it holds something else, or a comparison of other trunks, or of other text, under
-            the same names.
+        UserError: The folder holds something else, or a comparison with other scenarios, or other
+            text, under the same names.
     """
-    path = folder / "suite.json"
     asked = json.loads(json.dumps(suite.to_json()))
     digests = _digests(suite)
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            known = {
-                trunk["name"]: {**trunk, "corpus": with_whole_paths(trunk["corpus"])}
-                for trunk in there["trunks"]
-            }
-            name = there["name"]
-            trained_on = dict(there.get("corpora", {}))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is no suite of ours; give another --out") from None
-        differing = next((t["name"] for t in asked["trunks"] if known.get(t["name"], t) != t), None)
-        if name != suite.name or differing is not None:
-            what = (
-                f"its trunk {differing!r} is another"
-                if name == suite.name
-                else f"expected {suite.name!r}, found {name!r}"
-            )
-            raise UserError(
-                f"{folder} holds the cells of another suite ({what}); give another --out"
-            )
-        for trunk, digest in digests.items():
-            if trained_on.get(trunk, digest) != digest:
-                raise UserError(
-                    f"{folder} holds cells that were trained on other text: the digest of the corpus of trunk {trunk!r} was "
-                    f"{trained_on[trunk]}, is {digest}; put the text back, or give another --out"
-                )
-        digests = {**trained_on, **digests}
-        asked["trunks"] = list(
-            {**known, **{trunk["name"]: trunk for trunk in asked["trunks"]}}.values()
-        )
+    if (folder / "suite.json").is_file():
+        noted = _read_noted(folder / "suite.json")
+        _check_same_suite(folder, noted, asked)
+        _check_same_text(folder, noted, digests)
+        digests = {**noted.digests, **digests}
+        merged = {**noted.scenarios, **{one["name"]: one for one in asked["scenarios"]}}
+        asked["scenarios"] = list(merged.values())
     elif folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no comparison; give another --out")
-    return {**asked, "corpora": digests} if digests else dict(asked)
+        raise UserError(
+            f"expected an empty folder or a comparison, found other files in {folder}; "
+            "give another --out"
+        )
+    if not digests:
+        return dict(asked)
+    return {**asked, "corpora": digests}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noted:
+    """Content of `suite.json`.
+
+    Attributes:
+        name: Name of the suite.
+        scenarios: Scenarios by name, as JSON values.
+        digests: Digests of the users' texts, by scenario.
+    """
+
+    name: str
+    scenarios: Mapping[str, Mapping[str, Any]]
+    digests: Mapping[str, str]
+
+
+def _read_noted(path: Path) -> _Noted:
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return _Noted(
+            name=noted["name"],
+            scenarios={
+                scenario["name"]: {**scenario, "corpus": with_whole_paths(scenario["corpus"])}
+                for scenario in noted_scenarios(noted)
+            },
+            digests=dict(noted.get("corpora", {})),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"expected the suite of a comparison in {path}, found something else; "
+            "give another --out"
+        ) from None
+
+
+def _check_same_suite(folder: Path, noted: _Noted, asked: Mapping[str, Any]) -> None:
+    different = ""
+    if noted.name != asked["name"]:
+        different = f"expected {asked['name']!r}, found {noted.name!r}"
+    for scenario in asked["scenarios"]:
+        name = scenario["name"]
+        if not different and noted.scenarios.get(name, scenario) != scenario:
+            different = f"its scenario {name!r} is another"
+    if different:
+        raise UserError(
+            f"{folder} holds the cells of another suite ({different}); give another --out"
+        )
+
+
+def _check_same_text(folder: Path, noted: _Noted, digests: Mapping[str, str]) -> None:
+    for scenario, digest in digests.items():
+        before = noted.digests.get(scenario, digest)
+        if before != digest:
+            raise UserError(
+                f"{folder} holds cells that were trained on other text: the digest of the corpus "
+                f"of scenario {scenario!r} was {before}, is {digest}; put the text back, or give "
+                "another --out"
+            )
 
 
 def _digests(suite: Suite) -> dict[str, str]:
-    """The digests of the texts that lie in files of the user's, by trunk."""
-    configs = {trunk.name: trunk.config(0).corpus for trunk in suite.trunks}
+    """Return the digests of texts in the user's own files, by scenario."""
+    configs = {scenario.name: scenario.config(0).corpus for scenario in suite.scenarios}
     return {
         name: data.identity(data.load(config))
         for name, config in configs.items()
@@ -256,53 +303,63 @@ def _digests(suite: Suite) -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class Estimate:
-    """How long it will take: what is known of a trunk, times what its methods have taken of that so far.
+    """Estimate of the time left.
+
+    The seconds expected of a scenario are scaled by what its method took in finished cells.
 
     Args:
-        workers: processes.
+        workers: Number of processes, at least 1.
     """
 
     workers: int
-    _expected: dict[Cell, float] = field(
-        default_factory=dict, init=False
-    )  # seconds of the cells to come
+    # Seconds of the cells to come.
+    _expected: dict[Cell, float] = field(default_factory=dict, init=False)
+    # Expected and real seconds of finished cells, by method.
     _took: dict[str, list[tuple[float, float]]] = field(
         default_factory=lambda: defaultdict(list), init=False
     )
 
     def expect(self, seconds: Mapping[Cell, float]) -> None:
-        """Cells that are to be played, and about how long each takes a method that does nothing beside training."""
+        """Add cells to play, with the seconds that training alone takes for each."""
         self._expected |= seconds
 
     def note(self, cell: Cell, seconds: float) -> None:
-        """A cell was played."""
+        """Take in the seconds that a cell took."""
         self._took[cell.method].append((self._expected.pop(cell), seconds))
 
     def seconds_left(self) -> float:
-        """Of wall clock."""
+        """Return the expected seconds of wall-clock time until all cells are played."""
+        if not self._expected:
+            return 0.0
         overall = _ratio([pair for pairs in self._took.values() for pair in pairs])
         ratios = {method: _ratio(pairs) for method, pairs in self._took.items()}
         each = [
             seconds * ratios.get(cell.method, overall) for cell, seconds in self._expected.items()
         ]
-        startup = 0.0 if self._took or not each else _STARTUP
-        return startup + max(sum(each) / self.workers, max(each, default=0.0))
+        left = max(sum(each) / self.workers, *each)
+        if self._took:
+            return left
+        return _STARTUP + left
 
 
 def _ratio(pairs: list[tuple[float, float]]) -> float:
+    """Return real over expected seconds; 1 if nothing is known yet."""
     expected = sum(pair[0] for pair in pairs)
     took = sum(pair[1] for pair in pairs)
-    return took / expected if expected and took else 1.0
+    if expected and took:
+        return took / expected
+    return 1.0
 
 
 def _check_importable(
     methods: Mapping[str, Method], measure: Measure, suite: Suite, workers: int
 ) -> None:
-    for name, part in {
-        "measure": measure,
-        **{name: methods[name] for name in suite.played},
-    }.items():
-        if workers and "<" in getattr(part, "__qualname__", ""):
+    if not workers:
+        return
+    parts = {"measure": measure, **{name: methods[name] for name in suite.played}}
+    for name, part in parts.items():
+        if "<" in getattr(part, "__qualname__", ""):  # such as <lambda>
             raise UserError(
-                f"{name} must be a function at the top of a module, found {part!r}; other processes import it"
+                f"{name} must be a function at the top of a module, found {part!r}; move it there, "
+                "so that other processes can import it"
             )

@@ -1,54 +1,57 @@
-"""A suite: which trunks, which methods, how many seeds; from a YAML file.
+"""A suite: scenarios, methods and the number of seeds, read from a YAML file.
 
 seeds: 3
 methods: [nothing, zclip, pbt, branching]
-hindsight: [static-0.1, static-0.3, static-3]   # the best of these, and of the static ones above,
-is the reference of regret
-overrides: {validation: {sequences: 32}}        # of every trunk
+# Regret is against the best of these and of the static methods above.
+hindsight: [static-0.1, static-0.3, static-3]
+overrides: {validation: {sequences: 32}}        # for every scenario
 sizes: {small: {model: {width: 32, layers: 1}, steps: 700}}
 corpora: {bytes: {name: stdlib}}
-trunks:
-calm: {group: calm, size: small, corpus: bytes}
-too-high: {group: stressed, fault: LR × 10, size: small, corpus: bytes, lr_factor: 10}
+scenarios:
+  calm: {group: calm, size: small, corpus: bytes}
+  too-high: {group: stressed, fault: LR × 10, size: small, corpus: bytes, lr_factor: 10}
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-from trainenv.compare.trunks import Trunk
+from trainenv.compare.scenarios import Scenario
 from trainenv.config.presets import configs_folder, merge, read_yaml
 from trainenv.config.schema import with_whole_paths
 from trainenv.tools.paths import expanded
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
-_KEYS = ("seeds", "methods", "hindsight", "overrides", "sizes", "corpora", "trunks")
-_NAMED = {"size": "sizes", "corpus": "corpora"}  # fields of a trunk that name an entry of the suite
+_KEYS = ("seeds", "methods", "hindsight", "overrides", "sizes", "corpora", "scenarios")
+_OLD_KEY = "trunks"  # name of `scenarios` in the version before
+# Fields of a scenario that name an entry of the suite.
+_NAMED = {"size": "sizes", "corpus": "corpora"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What is compared.
+    """Scenarios and methods to compare.
 
     Attributes:
-        name: of it.
-        trunks: different names.
-        methods: names of them, in the order of the tables.
-        hindsight: names of methods that are no competitors: what a static setting would have come
-            to, known afterwards.
-        seeds: runs a trunk, from 0 on.
+        name: Name of the suite.
+        scenarios: Scenarios, with different names.
+        methods: Names of the methods, in the order of the tables.
+        hindsight: Names of static methods that do not compete. The best of them, known only after
+            the runs, is the reference of regret.
+        seeds: Number of runs of each scenario and method, numbered from 0 on.
 
     Raises:
-        UserError: nothing to compare, or the same twice.
+        UserError: There is nothing to compare, or a name comes twice.
     """
 
     name: str
-    trunks: tuple[Trunk, ...]
+    scenarios: tuple[Scenario, ...]
     methods: tuple[str, ...]
     hindsight: tuple[str, ...] = ()
     seeds: int = 5
@@ -59,7 +62,7 @@ class Suite:
                 f"{self.name}: seeds must be a whole number, at least 1, found {self.seeds!r}"
             )
         for what, names in {
-            "trunks": [t.name for t in self.trunks],
+            "scenarios": [t.name for t in self.scenarios],
             "methods": [*self.methods, *self.hindsight],
         }.items():
             if not names:
@@ -73,58 +76,63 @@ class Suite:
 
     @property
     def played(self) -> tuple[str, ...]:
-        """Every method that is to be played."""
+        """All methods to play."""
         return (*self.methods, *self.hindsight)
 
     def select(
         self,
         *,
         methods: Sequence[str] | None = None,
-        trunks: Sequence[str] | None = None,
+        scenarios: Sequence[str] | None = None,
         seeds: int | None = None,
     ) -> Suite:
-        """A part of it, or other methods and seeds than it names; None leaves it as it is.
+        """Return a suite with some of the scenarios, other methods or another number of seeds.
+
+        Args:
+            methods: Names of the methods; None for those of this suite.
+            scenarios: Names of scenarios of this suite; None for all.
+            seeds: Number of runs; None for that of this suite.
 
         Raises:
-            UserError: no such trunk.
+            UserError: The suite has no such scenario.
         """
-        chosen = self.trunks
-        if trunks is not None:
-            known = {trunk.name: trunk for trunk in self.trunks}
-            check_known("trunk", trunks, known)
-            chosen = tuple(known[name] for name in trunks)
+        chosen = self.scenarios
+        if scenarios is not None:
+            known = {scenario.name: scenario for scenario in self.scenarios}
+            check_known("scenario", scenarios, known)
+            chosen = tuple(known[name] for name in scenarios)
         wanted = self.methods if methods is None else tuple(methods)
         hindsight = tuple(name for name in self.hindsight if name not in wanted)
         return replace(
             self,
-            trunks=chosen,
+            scenarios=chosen,
             methods=wanted,
             hindsight=hindsight,
             seeds=self.seeds if seeds is None else seeds,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all fields as JSON values."""
         return {
             "name": self.name,
             "seeds": self.seeds,
             "methods": list(self.methods),
             "hindsight": list(self.hindsight),
-            "trunks": [trunk.to_json() for trunk in self.trunks],
+            "scenarios": [scenario.to_json() for scenario in self.scenarios],
         }
 
 
 def suites() -> list[str]:
-    """Names of those that come with the package."""
+    """Return the names of the suites in the package."""
     return sorted(path.stem for path in (configs_folder() / "compare").glob("*.yaml"))
 
 
 def load_suite(source: str | Path) -> Suite:
-    """The suite of a name or of a YAML file.
+    """Return the suite with a name, or in a YAML file.
 
     Raises:
-        UserError: no such suite, or something in it is wrong: the nearest valid name stands in the
-            sentence.
+        UserError: There is no such suite, or something in it is wrong; the sentence names the
+            nearest valid name.
     """
     path = expanded(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -132,74 +140,118 @@ def load_suite(source: str | Path) -> Suite:
         if str(source) not in suites():
             close = nearest(source, suites())
             raise UserError(
-                f"unknown suite {str(source)!r}{close}; suites: {', '.join(suites())}; or give a path ending in .yaml"
+                f"unknown suite {str(source)!r}{close}; suites: {', '.join(suites())}; or give a "
+                "path ending in .yaml"
             )
     elif not isfile(path):
         raise UserError(
-            f"expected a YAML file at {path}, found none; give one that exists, or a suite: {', '.join(suites())}"
+            f"expected a YAML file at {path}, found none; give one that exists, or a suite: "
+            f"{', '.join(suites())}"
         )
     return suite_of(read_yaml(path), path.stem)
 
 
 def suite_of(values: Mapping[str, Any], name: str) -> Suite:
-    """The suite that the mapping in a YAML file describes.
+    """Return the suite that the mapping in a YAML file describes.
 
     Raises:
-        UserError: something in it is wrong.
+        UserError: Something in it is wrong.
     """
+    values = _with_new_key(values, name)
     check_known("key", values, _KEYS, name)
     parts = {
         key: _mapping(values.get(key) or {}, f"{name}: {key}")
-        for key in ("overrides", "sizes", "corpora", "trunks")
+        for key in ("overrides", "sizes", "corpora", "scenarios")
     }
     lists = {
         key: _names(values.get(key) or (), f"{name}: {key}") for key in ("methods", "hindsight")
     }
-    trunks = tuple(
-        _trunk(key, _mapping(trunk, f"{name}: trunks.{key}"), parts)
-        for key, trunk in parts["trunks"].items()
+    scenarios = tuple(
+        _scenario(key, _mapping(scenario, f"{name}: scenarios.{key}"), parts)
+        for key, scenario in parts["scenarios"].items()
     )
-    return Suite(name=name, trunks=trunks, seeds=values.get("seeds", 5), **lists)
+    return Suite(name=name, scenarios=scenarios, seeds=values.get("seeds", 5), **lists)
+
+
+def noted_scenarios(noted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the scenarios in what `Suite.to_json` returned, of this version or the one before.
+
+    Raises:
+        KeyError: It names none.
+    """
+    key = "scenarios"
+    if _OLD_KEY in noted:
+        key = _OLD_KEY
+    return list(noted[key])
 
 
 def check_known(what: str, names: Iterable[str], valid: Iterable[str], where: str = "") -> None:
-    """Refuse names that are none of the valid ones.
+    """Refuse names that are not valid.
+
+    Args:
+        what: Kind of name, for the sentence.
+        names: Names to check.
+        valid: Valid names.
+        where: Place of the names, for the sentence; empty to leave it out.
 
     Raises:
-        UserError: names the nearest valid one.
+        UserError: A name is unknown; the sentence names the nearest valid one.
     """
     known = list(valid)
+    start = ""
+    if where:
+        start = f"{where}: "
     for name in names:
         if name not in known:
-            start = f"{where}: " if where else ""
             raise UserError(
                 f"{start}unknown {what} {name!r}{nearest(name, known)}; valid: {', '.join(known)}"
             )
 
 
-def _trunk(name: str, values: Mapping[str, Any], suite: Mapping[str, Mapping[str, Any]]) -> Trunk:
+def _scenario(
+    name: str, values: Mapping[str, Any], suite: Mapping[str, Mapping[str, Any]]
+) -> Scenario:
     check_known(
         "key",
         values,
-        [field.name for field in fields(Trunk) if field.name != "name"],
-        f"trunk {name}",
+        [field.name for field in fields(Scenario) if field.name != "name"],
+        f"scenario {name}",
     )
     given = dict(values)
     if "group" not in given:
-        raise UserError(f"trunk {name}: group is missing; say calm or stressed")
+        raise UserError(f"scenario {name}: group is missing; say calm or stressed")
     for key, among in _NAMED.items():
         if key not in given:
             raise UserError(
-                f"trunk {name}: {key} is missing; name one of {among}: {', '.join(suite[among])}"
+                f"scenario {name}: {key} is missing; name one of {among}: {', '.join(suite[among])}"
             )
-        check_known(key, [str(given[key])], suite[among], f"trunk {name}")
+        check_known(key, [str(given[key])], suite[among], f"scenario {name}")
         given[key] = suite[among][given[key]]
     given["overrides"] = merge(
-        suite["overrides"], _mapping(given.get("overrides") or {}, f"trunk {name}: overrides")
+        suite["overrides"], _mapping(given.get("overrides") or {}, f"scenario {name}: overrides")
     )
-    if isinstance(given["corpus"], Mapping):  # else the trunk says what is wrong
+    if isinstance(given["corpus"], Mapping):  # else `Scenario` reports the mistake
         given["corpus"] = with_whole_paths(given["corpus"])
-    return Trunk(name=str(name), **given)
+    return Scenario(name=str(name), **given)
+
+
+def _with_new_key(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the values with `scenarios` in place of its old name; warn if that was used."""
+    if _OLD_KEY not in values:
+        return values
+    if "scenarios" in values:
+        raise UserError(
+            f"{name}: expected scenarios alone, found {_OLD_KEY} too, its old name; move all "
+            "entries to scenarios"
+        )
+    text = (
+        f"{name}: the key {_OLD_KEY} is now called scenarios; the old name will go in the next "
+        "version"
+    )
+    warnings.warn(text, FutureWarning, stacklevel=3)
+    renamed = dict(values)
+    renamed["scenarios"] = renamed.pop(_OLD_KEY)
+    return renamed
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -1,4 +1,7 @@
-"""The loop as the command line puts it together: grid search over the shipped world model, which learns from what is verified."""
+"""The branching loop with its default parts.
+
+A grid search drafts over the shipped world model, and the model learns from verified branches.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,41 @@ from trainenv.types import Budget, Intervention, RunHistory, WorldModel
 if TYPE_CHECKING:
     from trainenv.agents.branching import Branching
 
-# verified branches from one refresh of the networks to the next: one costs as much as a small run's
-# hundred steps
+# Verified branches between two refreshes of the networks. A refresh costs as much as a hundred
+# steps of a small run.
 _REFRESH = 512
-_CALM_FUTURES = (
-    24  # doing nothing, every change of the learning rate alone and repeated, and a few more
-)
+# Futures drafted where the risk is low: doing nothing, every change of the learning rate once and
+# repeated, and a few more.
+_CALM_FUTURES = 24
 
 
 def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
-    """The branching agent as a callback of `train`, with the shipped model.
+    """Return the branching agent as a callback of `train`, with the shipped model.
 
     Args:
-        planner: a name in `planners.NAMES`, or one that is installed.
-        learn: whether the model goes on learning from what is verified.
+        planner: Name of a planner in `planners.NAMES`, or of an installed one.
+        learn: Flag: the model learns from verified branches during the run.
     """
     from trainenv import planners, worldmodel
-    from trainenv.agents.branching import Branching, Drafting
+    from trainenv.agents.branching import Branching, PlanningOptions
     from trainenv.worldmodel.online import Online
     from trainenv.worldmodel.serialization import load_rehearsal, pretrained
 
-    model = worldmodel.load_pretrained()
-    learner = (
-        worldmodel.OnlineModel(model, load_rehearsal(pretrained()), Online(refresh=_REFRESH))
-        if learn
-        else model
-    )
-    drafting = Drafting(propose=planners.hypergradient, allow=as_risk_asks)
-    return Branching(planner=planners.make(planner), model=learner, drafting=drafting)
+    shipped = worldmodel.load_pretrained()
+    model: worldmodel.Model | worldmodel.OnlineModel = shipped
+    if learn:
+        online = Online(refresh=_REFRESH)
+        model = worldmodel.OnlineModel(shipped, load_rehearsal(pretrained()), online)
+    planning = PlanningOptions(propose=planners.hypergradient, allow=allow_by_risk)
+    return Branching(planner=planners.make(planner), model=model, planning=planning)
 
 
-def as_risk_asks(history: RunHistory, model: WorldModel | None) -> Budget:
-    """More futures where the risk of going on as now is higher."""
+def allow_by_risk(history: RunHistory, model: WorldModel | None) -> Budget:
+    """Return a budget of futures that grows with the risk of doing nothing."""
     from trainenv import planners
 
-    forecast = model.forecast(history, [Intervention()])[0] if model is not None else None
+    forecast = None
+    if model is not None:
+        forecast = model.forecast(history, [Intervention()])[0]
     risk = planners.risk_of(forecast, history.telemetry[-1].reading)
     return Budget(futures=planners.AdaptiveWidth(least=_CALM_FUTURES).of(risk))

@@ -1,10 +1,10 @@
-"""The methods that are compared: each trains a run of a configuration at its budget, with everything it does charged to it.
+"""The methods that are compared; each trains the run of a configuration within its budget.
 
     summary = METHODS["autolrs"](config, folder, watch, stop)
 
-The budget is `config.steps` optimizer steps' worth of compute. What a method looks at beside the
-validations of `validation.every` is paid for by fewer steps. All are functions at the top of this
-module, so that processes that are spawned find them.
+The budget is the compute of `config.steps` optimizer steps. All that a method computes is charged
+to it: whatever it evaluates in addition to the validations of `validation.every` costs it steps.
+All methods are functions at the top of this module, so that spawned processes can import them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Stop = Callable[[], bool]
 Method = Callable[["RunConfig", Path, "Watch", Stop], dict[str, Any]]
-"""(configuration, folder that is new or empty, called after each block, asked after each block) → the summary of `train`."""
+"""(config, folder, watch, stop) → the summary of `train`; see `trainenv.compare.Method`."""
 
 _CLIP_AT_ONE = {"clip.policy": "none", "clip.options": {"none": {"max_norm": 1.0}}}
 _MEMBERS = 4
@@ -39,7 +39,7 @@ def as_set(
     overrides: Mapping[str, Any] | None = None,
     lr_factor: float = 1.0,
 ) -> dict[str, Any]:
-    """A run left alone, with some values of the configuration set otherwise from the start."""
+    """Train without interventions, with some values of the configuration changed from the start."""
     from trainenv.config.schema import RunConfig
 
     changed = RunConfig.load(
@@ -51,7 +51,7 @@ def as_set(
 def by_hand(
     config: RunConfig, path: Path, watch: Watch, stop: Stop, *, style: str
 ) -> dict[str, Any]:
-    """Rewind and change something whenever the index fires, as a team wrote down that it did."""
+    """Roll back and change something whenever the index fires, as one team has published."""
     from trainenv.agents.baselines.rollback_rule import RollbackRule
 
     return _driven(_fresh(config), path, watch, stop, RollbackRule.in_style(style, config.steps))
@@ -60,7 +60,7 @@ def by_hand(
 def population(
     config: RunConfig, path: Path, watch: Watch, stop: Stop, *, explore: str
 ) -> dict[str, Any]:
-    """A population that shares the budget."""
+    """Train a population whose members share the budget."""
     from trainenv import planners
     from trainenv.agents.baselines.planner_driven import population
 
@@ -78,13 +78,12 @@ def population(
 
 
 def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
-    """Learning rates tried for real at the start of each tenth of the run, once it has warmed up."""
+    """Try learning rates in real steps at the start of each tenth of the run, after the warm-up."""
     from trainenv import planners
     from trainenv.agents.baselines.planner_driven import PlannerCallback
 
-    decision = max(
-        1, round(config.steps / _STAGES / 10)
-    )  # the paper's tries take a tenth of a stage
+    # In the paper each try takes a tenth of a stage.
+    decision = max(1, round(config.steps / _STAGES / 10))
     callback = PlannerCallback(
         planner=planners.make("autolrs", stage=10, tries=_TRIES, share=0.1),
         decision_steps=decision,
@@ -97,7 +96,7 @@ def autolrs(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str
 
 
 def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
-    """Half of the budget finds the learning rate and the clip policy, the other half trains with them."""
+    """Tune the learning rate and the clip policy with half of the budget, train with the rest."""
     from trainenv.agents.baselines.tuned_schedule import TunedSchedule
 
     return TunedSchedule(seed=config.seed).train(config, path, watch=watch, stop=stop)
@@ -106,7 +105,7 @@ def tuned(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, 
 def learned(
     config: RunConfig, path: Path, watch: Watch, stop: Stop, *, algorithm: str
 ) -> dict[str, Any]:
-    """An agent of Stable-Baselines3 that learns in the world model while the run goes on."""
+    """Steer with an agent of Stable-Baselines3 that learns in the world model during the run."""
     from trainenv import worldmodel
     from trainenv.agents.rl.rl_methods import dqn_model, ppo_model
 
@@ -115,7 +114,7 @@ def learned(
 
 
 def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
-    """The same, learning in short real runs of its own for half of the budget."""
+    """Steer with a PPO agent that spends half of the budget on learning in short real runs."""
     from trainenv.agents.rl.rl_methods import ppo_real
 
     return ppo_real(config, path, watch, stop)
@@ -124,7 +123,7 @@ def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[st
 def branching(
     config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0
 ) -> dict[str, Any]:
-    """The whole loop, at a share of the budget."""
+    """Train with the whole loop, at a share of the budget."""
     from trainenv.composition.default_loop import branching
     from trainenv.config.schema import RunConfig
 

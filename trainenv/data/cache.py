@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import secrets
 import stat
 import tempfile
 import warnings
@@ -22,6 +21,7 @@ from typing import Any
 import xxhash
 
 from trainenv.tools import portable
+from trainenv.tools.atomic_files import write_file
 from trainenv.tools.paths import absolute
 from trainenv.types import UserError
 
@@ -97,8 +97,8 @@ def write(path: Path, data: bytes | memoryview, **facts: Any) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
-        _replace(_sidecar(path), json.dumps(sidecar).encode())
+        write_file(path, data, fsync=True)
+        write_file(_sidecar(path), json.dumps(sidecar), fsync=True)
     except OSError as error:
         raise UserError(
             f"expected to be able to write the corpus cache at {path.parent}, found "
@@ -127,16 +127,3 @@ def facts(path: Path) -> dict[str, Any] | None:
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _replace(path: Path, data: bytes | memoryview) -> None:
-    # The name is random, because process ids are equal in containers that share a cache.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,1 +1,45 @@
-"""Training as an environment: a real run, and its synthetic twin."""
+"""Gymnasium environments in which an agent steers a training run.
+
+- `TrainingEnv` (`trainenv/GPT2-Tiny-v0`): a real run.
+- `SyntheticEnv` (`trainenv/Synthetic-v0`): a run that follows a law, with a known optimum.
+- `WorldModelEnv`: a run that a world model imagines, from the history of a real one.
+
+Actions, observations and action masks are the same for all three: see `trainenv.interventions` and
+`Features`. Each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainenv.envs.imagined_run import record_histories
+    from trainenv.envs.observation import FEATURES, Features
+    from trainenv.envs.synthetic import SyntheticEnv
+    from trainenv.envs.training import TrainingEnv
+    from trainenv.envs.world_model import WorldModelEnv
+
+__all__ = [
+    "FEATURES",
+    "Features",
+    "SyntheticEnv",
+    "TrainingEnv",
+    "WorldModelEnv",
+    "record_histories",
+]
+
+_LAZY = {
+    "FEATURES": "observation",
+    "Features": "observation",
+    "SyntheticEnv": "synthetic",
+    "TrainingEnv": "training",
+    "WorldModelEnv": "world_model",
+    "record_histories": "imagined_run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,7 @@
-"""Where imagined episodes start, and what is known of them without a model: schedule, multipliers, masks, observation."""
+"""Imagined runs: their start in a recorded history, and all that follows without a model.
+
+That is the schedule, the multipliers in force, the action masks and part of the observation.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +21,38 @@ from trainenv.training.history import history_of
 from trainenv.types import CLIP_NAMES, DECISIONS, Intervention, RunHistory, Telemetry, UserError
 
 KNOWN = (
-    "progress", "budget_left", "lr", "lr_scale", "weight_decay_scale", *(f"clip_{name}" for name in CLIP_NAMES),
-    "reset_recency", "flagged",
-)  # fmt: skip
-"""Features of the observation that follow from the interventions and the schedule alone."""
+    "progress",
+    "budget_left",
+    "lr",
+    "lr_scale",
+    "weight_decay_scale",
+    *(f"clip_{name}" for name in CLIP_NAMES),
+    "reset_recency",
+    "flagged",
+)
+"""Features of an observation that follow from the interventions and the schedule alone."""
 FORECAST = ("validation", "validation_fall")
-"""Features that follow from a model's rewards."""
+"""Features of an observation that follow from the rewards of a model."""
 LEAST_STEPS = 16
-"""Of telemetry: what the shipped world model needs."""
+"""Steps of telemetry that the shipped world model needs."""
 _MOVING = np.array([FEATURES.index(name) for name in (*KNOWN, *FORECAST)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Root:
-    """A real run at the moment from which its future is imagined.
+    """A real run at the step from which its future is imagined.
 
     Attributes:
-        history: as it was recorded.
-        observation: what `TrainingEnv` would have shown; `validation_fall` is 0, for a history does
-            not tell the loss before.
-        validation: clean validation loss, nats per token; where the history has none, that of the
+        history: Recorded history of the run.
+        observation: Observation that `TrainingEnv` would have returned, float32 [32].
+            `validation_fall` is 0, since a history does not have the loss one decision ago.
+        validation: Clean validation loss, nats per token. If the history has none, the loss on the
             clean probe over the last decision, else the training loss.
-        rates: [R] learning rate of each step ahead at a multiplier of 1, without the warm-up after
-            a momentum reset.
-        horizon: of the budget, in steps; progress follows from it.
-        reset_at: step of the last momentum reset, None without one.
-        reset_warmup: steps over which the learning rate warms up after one.
+        rates: Learning rate of each step ahead, [R], at a multiplier of 1 and without the warm-up
+            after a momentum reset.
+        horizon: Budget in steps; progress follows from it.
+        reset_at: Step of the last momentum reset; None without one.
+        reset_warmup: Steps of the warm-up after a momentum reset.
     """
 
     history: RunHistory = field(repr=False)
@@ -56,14 +65,19 @@ class Root:
 
     @staticmethod
     def of(history: RunHistory, config: TrainingConfig) -> Root:
-        """The root that a history makes.
+        """Make the root of a history.
+
+        Args:
+            history: Recorded history of a run.
+            config: Configuration of that run.
 
         Raises:
-            UserError: the history has no telemetry or no learning rates ahead.
+            UserError: The history has no telemetry or no learning rates ahead.
         """
         if not history.telemetry or not history.lrs_ahead:
             raise UserError(
-                f"a root needs telemetry and learning rates ahead, found {len(history.telemetry)} and {len(history.lrs_ahead)}; "
+                f"a root needs telemetry and learning rates ahead, "
+                f"found {len(history.telemetry)} and {len(history.lrs_ahead)}; "
                 "record histories with record_histories or history_of"
             )
         last = history.telemetry[-1]
@@ -71,13 +85,12 @@ class Root:
         window = history.telemetry[-steps:]
         earlier = history.telemetry[-2 * steps : -steps]
         end = last.step + len(history.lrs_ahead)
-        # Until the warm-up is over, annealing has not begun.
-        since = (
-            last.step - 1
-            if last.progress > 0
-            else max(last.step - 1, min(config.schedule.warmup, end))
-        )
-        reset_at = last.step - last.steps_since_reset if last.steps_since_reset >= 0 else None
+        since = last.step - 1
+        if last.progress <= 0:  # annealing begins after the warm-up
+            since = max(since, min(config.schedule.warmup, end))
+        reset_at = None
+        if last.steps_since_reset >= 0:
+            reset_at = last.step - last.steps_since_reset
         in_force = [
             last.lr_scale * schedules.warmth(last.step + ahead, reset_at, config.reset_warmup)
             for ahead in range(len(history.lrs_ahead))
@@ -105,11 +118,11 @@ class Root:
 
     @property
     def step(self) -> int:
-        """Steps completed."""
+        """Completed optimizer steps."""
         return self.history.telemetry[-1].step
 
     def start(self) -> Imagined:
-        """The run as it is here."""
+        """Return an imagined run at this root."""
         last = self.history.telemetry[-1]
         return Imagined(
             root=self,
@@ -124,18 +137,20 @@ class Root:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Imagined:
-    """A run as it is imagined some decisions after its root: a value, and what action masks depend on.
+    """A run as imagined some decisions after its root. It is a value; action masks depend on it.
 
     Attributes:
-        root: where it started.
-        taken: the intervention of each decision since.
-        lr_scale, weight_decay_scale, clip: in force.
-        flagged_ahead: one number for each flagged data index still to come. When they come is not
-            known at a root, so they stay until they are skipped.
-        reset_at: step of the last momentum reset.
-        validation: loss, nats per token.
-        fall: of its logarithm over the last decision.
-        over: the episode has ended.
+        root: Root that the run started from.
+        taken: Intervention of each decision since the root.
+        lr_scale: Multiplier on the learning rate in force.
+        weight_decay_scale: Multiplier on the weight decay in force.
+        clip: Name of the clip policy in force.
+        flagged_ahead: One number for each flagged data index still to come. A root does not know
+            when they come, so they stay until they are skipped.
+        reset_at: Step of the last momentum reset; None without one.
+        validation: Validation loss, nats per token.
+        fall: Fall of ln(validation loss) over the last decision, nats.
+        over: True once the episode has ended.
     """
 
     root: Root
@@ -151,7 +166,7 @@ class Imagined:
 
     @property
     def step(self) -> int:
-        """Optimizer steps that would be completed."""
+        """Completed optimizer steps, those of the imagined decisions included."""
         return min(
             self.root.step + len(self.taken) * self.root.history.decision_steps,
             self.root.horizon.end,
@@ -159,13 +174,14 @@ class Imagined:
 
     @property
     def observation(self) -> Observation:
-        """The root's, with `KNOWN` and `FORECAST` as they are now."""
+        """Observation of the root, with the features `KNOWN` and `FORECAST` as they are now."""
         seen = self.root.observation.copy()
         if self.taken:
             seen[_MOVING] = np.clip(self._moving(), -BOUND, BOUND)
         return seen
 
     def _moving(self) -> list[float]:
+        """Return the features `KNOWN` and `FORECAST`, in order."""
         root = self.root
         step = self.step
         last = self.step - 1
@@ -174,16 +190,20 @@ class Imagined:
             * self.lr_scale
             * schedules.warmth(last, self.reset_at, root.reset_warmup)
         )
+        log_lr = -math.inf
+        if lr > 0:
+            log_lr = math.log(lr / root.history.base_lr)
+        recency = 0.0
+        if self.reset_at is not None:
+            recency = math.exp((self.reset_at - step) / root.history.decision_steps)
         return [
             root.horizon.progress(last),
             1 - step / root.horizon.end,
-            math.log(lr / root.history.base_lr) if lr > 0 else -math.inf,
+            log_lr,
             math.log(self.lr_scale),
             math.log(self.weight_decay_scale),
             *(float(self.clip == name) for name in CLIP_NAMES),
-            0.0
-            if self.reset_at is None
-            else math.exp((self.reset_at - step) / root.history.decision_steps),
+            recency,
             float(bool(self.flagged_ahead)),
             math.log(self.validation / root.history.uniform_loss),
             10 * self.fall,
@@ -193,19 +213,27 @@ class Imagined:
 def record_histories(
     config: RunConfig, *, runs: int = 1, seed: int = 0, every: int | None = None
 ) -> tuple[list[RunHistory], float]:
-    """Histories of runs that nobody steers, to start imagined episodes from; and the FLOPs that the runs cost.
+    """Train runs without interventions, and record histories that imagined episodes start from.
+
+    No history is recorded before 16 steps, nor at a step with a non-finite loss or gradient.
 
     Args:
-        config: of the runs; make it short and small. Their decisions are
-            `environment.decision_steps` long, best 3 % of the budget: those that the shipped world
-            model has learned from.
-        runs: how many; their seeds are `seed`, `seed + 1`, …
-        seed: of the first run.
-        every: steps from one history to the next; a decision's if left out. None is taken before 16
-            steps, nor at a step whose loss or gradient is not finite.
+        config: Configuration of the runs; take a short and small one. Decisions of 3 % of the
+            budget (`environment.decision_steps`) are best: the shipped world model has learned from
+            such.
+        runs: Number of runs; their seeds are `seed`, `seed + 1`, …
+        seed: Seed of the first run.
+        every: Steps from one history to the next; those of a decision if left out.
+
+    Returns:
+        Histories, and the FLOPs that the runs took.
+
+    Raises:
+        UserError: `runs` or `every` is below 1.
     """
     decision = config.environment.decision_steps
-    every = decision if every is None else every
+    if every is None:
+        every = decision
     if runs < 1 or every < 1:
         raise UserError(f"runs and every must be at least 1, found {runs} and {every}")
     histories = []
@@ -229,7 +257,7 @@ def record_histories(
 
 
 def _validation(history: RunHistory, window: Sequence[Telemetry]) -> float:
-    """The clean validation loss, or what comes nearest to it."""
+    """Return the clean validation loss, or the nearest loss that was measured."""
     for losses in ([history.validation], [t.probe_loss for t in window], [t.loss for t in window]):
         if math.isfinite(loss := _geometric_mean(losses)):
             return loss
@@ -237,6 +265,8 @@ def _validation(history: RunHistory, window: Sequence[Telemetry]) -> float:
 
 
 def _geometric_mean(values: Sequence[float]) -> float:
-    """Of the positive finite values; NaN where there is none."""
+    """Return the geometric mean of the positive finite values, NaN if there is none."""
     logs = [math.log(value) for value in values if 0 < value < math.inf]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+    if not logs:
+        return math.nan
+    return math.exp(sum(logs) / len(logs))

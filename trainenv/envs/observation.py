@@ -1,7 +1,7 @@
-"""From telemetry to the observation: a float32 vector whose features mean the same for every model size.
+"""The observation: a float32 vector of features, made from telemetry.
 
-Ratios and logarithms throughout, NaN (nothing measured) becomes 0, and every feature is clipped to
-[−10, 10].
+A feature means the same for every model size, since all are ratios or logarithms. NaN (not
+measured) becomes 0, and every feature is clipped to [−10, 10].
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ BOUND = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
-    """The observation, feature by feature, in order. A *window* is the steps of the last decision.
+    """The features of an observation, in order. A *window* is the steps of the last decision.
 
     Attributes:
-        progress: share of the annealing done, 0 to 1.
-        budget_left: share of the budget left, 0 to 1.
-        validation: ln(validation loss ÷ reference); the reference is the loss of a uniform guess,
+        progress: Share of the annealing done, 0 to 1.
+        budget_left: Share of the budget left, 0 to 1.
+        validation: ln(validation loss ÷ reference). The reference is the loss of a uniform guess,
             ln V.
-        validation_fall: fall of ln(validation loss) over the last decision, × 10.
-        loss: ln(geometric mean of the window's training loss ÷ reference).
-        loss_slope: change of ln(training loss) over the window by least squares, × 10.
-        loss_spread: standard deviation of ln(training loss) about that line, × 10.
+        validation_fall: Fall of ln(validation loss) over the last decision, × 10.
+        loss: ln(geometric mean of the training loss of the window ÷ reference).
+        loss_slope: Change of ln(training loss) over the window by least squares, × 10.
+        loss_spread: Standard deviation of ln(training loss) about that line, × 10.
         loss_peak: ln(largest ÷ mean training loss) of the window.
         gradient: ln(geometric mean of the gradient norm ÷ that of the window before).
         gradient_peak: ln(largest ÷ mean gradient norm) of the window.
-        clipped: share of steps whose gradient was clipped.
-        lr: ln(learning rate ÷ the optimizer's base learning rate), at the window's end.
-        lr_scale: ln of the multiplier in force.
-        weight_decay_scale: ln of the multiplier in force.
-        clip_none, clip_zclip, clip_arc, clip_spam: 1 for the policy in force.
+        clipped: Share of the steps whose gradient was clipped, 0 to 1.
+        lr: ln(learning rate ÷ base learning rate of the optimizer), at the end of the window.
+        lr_scale: ln(multiplier on the learning rate in force).
+        weight_decay_scale: ln(multiplier on the weight decay in force).
+        clip_none, clip_zclip, clip_arc, clip_spam: One-hot code of the clip policy in force.
         reset_recency: exp(−steps since the last momentum reset ÷ decision steps); 0 without one.
-        hypergradient: mean cosine of the gradient with the last update; positive: a larger learning
-            rate would help at once.
+        hypergradient: Mean cosine of the gradient with the last update. If it is positive, a larger
+            learning rate would help at once.
         update_ratio: log10(‖update‖ ÷ ‖weights‖) + 3.
         probe_gap: ln(loss on the clean probe ÷ training loss), geometric means.
-        attention_entropy, activation_entropy: shares of their maximum, 0 to 1, less 0.5, × 4.
+        attention_entropy, activation_entropy: Shares of their maximum, 0 to 1, less 0.5, × 4.
         embedding: ln(root mean square of the token embeddings' output).
         shortcut: ln(‖shortcut‖ ÷ ‖sub-layers' output‖), mean over layers.
-        volatility, entropy, disagreement, index: the largest of each reading in the window, ÷ 2.5.
-        fired: 1 if the uncertainty index fired in the window.
-        flagged: 1 if data that was flagged is still to come.
+        volatility, entropy, disagreement, index: Largest of each reading in the window, ÷ 2.5.
+        fired: 1 if the uncertainty index fired in the window, else 0.
+        flagged: 1 if flagged data are still to come, else 0.
     """
 
     progress: float
@@ -86,11 +86,10 @@ class Features:
     flagged: float
 
     def vector(self) -> NDArray[np.float32]:
-        """The observation, float32 of shape (len(FEATURES),), finite and within [−10, 10]."""
+        """Return the observation, float32 [len(FEATURES)], finite and within [−10, 10]."""
         raw = np.array([getattr(self, name) for name in FEATURES], dtype=np.float64)
-        return np.clip(
-            np.nan_to_num(raw, nan=0.0, posinf=BOUND, neginf=-BOUND), -BOUND, BOUND
-        ).astype(np.float32)
+        finite = np.nan_to_num(raw, nan=0.0, posinf=BOUND, neginf=-BOUND)
+        return np.clip(finite, -BOUND, BOUND).astype(np.float32)
 
 
 FEATURES: tuple[str, ...] = tuple(f.name for f in fields(Features))
@@ -98,18 +97,17 @@ FEATURES: tuple[str, ...] = tuple(f.name for f in fields(Features))
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What an observation needs beside the telemetry of the window.
+    """The input of an observation in addition to the telemetry of the window.
 
     Attributes:
-        reference: loss of a uniform guess, nats.
-        base_lr: the optimizer's base learning rate.
-        decision_steps: optimizer steps a decision.
-        budget_left: share of the budget left.
-        validation: validation loss now, nats per token.
-        validation_before: the same, a decision ago.
-        gradient_before: geometric mean of the gradient norm in the window before; NaN where there
-            was none.
-        flagged: whether flagged data is still to come.
+        reference: Loss of a uniform guess, nats per token.
+        base_lr: Base learning rate of the optimizer.
+        decision_steps: Optimizer steps of a decision.
+        budget_left: Share of the budget left, 0 to 1.
+        validation: Validation loss now, nats per token.
+        validation_before: Validation loss one decision ago, nats per token.
+        gradient_before: Geometric mean of the gradient norm in the window before; NaN without one.
+        flagged: True if flagged data are still to come.
     """
 
     reference: float
@@ -123,9 +121,13 @@ class Situation:
 
 
 def observe(window: Sequence[Telemetry], now: Situation) -> Features:
-    """The features of a window of telemetry.
+    """Return the features of a window of telemetry.
 
-    An empty window (after a reset) reads as zeros but for what `now` tells.
+    For an empty window (after a reset) all features are 0 except those that `now` determines.
+
+    Args:
+        window: Telemetry of the steps of the last decision.
+        now: State of the run after them.
     """
     last = window[-1] if window else None
     log_loss = _log([t.loss for t in window])
@@ -133,9 +135,8 @@ def observe(window: Sequence[Telemetry], now: Situation) -> Features:
     loss = _mean(log_loss)
     gradients = _log([t.grad_norm for t in window])
     gradient = _mean(gradients)
-    clip = last.clip if last else ""
     return Features(
-        progress=last.progress if last else 0.0,
+        **_in_force(last, now),
         budget_left=now.budget_left,
         validation=_log_ratio(now.validation, now.reference),
         validation_fall=10 * _log_ratio(now.validation_before, now.validation),
@@ -146,17 +147,8 @@ def observe(window: Sequence[Telemetry], now: Situation) -> Features:
         gradient=gradient - _log_ratio(now.gradient_before, 1.0),
         gradient_peak=_peak(gradients),
         clipped=_mean(np.array([t.clipped for t in window], dtype=np.float64)),
-        lr=_log_ratio(last.lr, now.base_lr) if last else 0.0,
-        lr_scale=math.log(last.lr_scale) if last else 0.0,
-        weight_decay_scale=math.log(last.weight_decay_scale) if last else 0.0,
-        **{f"clip_{name}": float(clip == name) for name in CLIP_NAMES},
-        reset_recency=math.exp(-last.steps_since_reset / now.decision_steps)
-        if last and last.steps_since_reset >= 0
-        else 0.0,
         hypergradient=_known([t.hypergradient_cosine for t in window]),
-        update_ratio=math.log10(max(_known([t.update_ratio for t in window]), 1e-12)) + 3
-        if window
-        else 0.0,
+        update_ratio=_update_ratio(window),
         probe_gap=_mean(_log([t.probe_loss for t in window])) - loss,
         attention_entropy=4 * (_known([t.attention_entropy for t in window]) - 0.5),
         activation_entropy=4 * (_known([t.activation_entropy for t in window]) - 0.5),
@@ -171,23 +163,53 @@ def observe(window: Sequence[Telemetry], now: Situation) -> Features:
     )
 
 
+def _in_force(last: Telemetry | None, now: Situation) -> dict[str, float]:
+    """Return the features that depend on the last step alone; 0 without a step."""
+    clips = [f"clip_{name}" for name in CLIP_NAMES]
+    if last is None:
+        names = ("progress", "lr", "lr_scale", "weight_decay_scale", "reset_recency", *clips)
+        return dict.fromkeys(names, 0.0)
+    recency = 0.0
+    if last.steps_since_reset >= 0:
+        recency = math.exp(-last.steps_since_reset / now.decision_steps)
+    return {
+        "progress": last.progress,
+        "lr": _log_ratio(last.lr, now.base_lr),
+        "lr_scale": math.log(last.lr_scale),
+        "weight_decay_scale": math.log(last.weight_decay_scale),
+        "reset_recency": recency,
+        **{name: float(name == f"clip_{last.clip}") for name in clips},
+    }
+
+
+def _update_ratio(window: Sequence[Telemetry]) -> float:
+    """Return log10(‖update‖ ÷ ‖weights‖) + 3, at least −9; 0 for an empty window."""
+    if not window:
+        return 0.0
+    return math.log10(max(_known([t.update_ratio for t in window]), 1e-12)) + 3
+
+
 def _log(values: list[float]) -> NDArray[np.float64]:
-    """Logarithms of the finite positive values."""
+    """Return the logarithms of the finite positive values."""
     array = np.array(values, dtype=np.float64)
     return np.log(array[np.isfinite(array) & (array > 0)])
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else math.nan
+    if not values.size:
+        return math.nan
+    return float(values.mean())
 
 
 def _peak(logs: NDArray[np.float64]) -> float:
-    """ln(largest ÷ mean) of values given as logarithms."""
-    return -float(np.log(np.exp(logs - logs.max()).mean())) if logs.size else 0.0
+    """Return ln(largest ÷ mean) of values that are given as logarithms."""
+    if not logs.size:
+        return 0.0
+    return -float(np.log(np.exp(logs - logs.max()).mean()))
 
 
 def _line(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Change along the least-squares line, and the standard deviation about it."""
+    """Return the change along the least-squares line, and the standard deviation about it."""
     if values.size < 3:
         return 0.0, 0.0
     x = np.linspace(-0.5, 0.5, values.size)
@@ -196,20 +218,20 @@ def _line(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _log_ratio(value: float, reference: float) -> float:
-    """ln(value ÷ reference): −∞ for 0, NaN where either is not a positive number."""
+    """Return ln(value ÷ reference): −∞ for 0, NaN if either is not positive and finite."""
     if value == 0:
         return -math.inf
-    return (
-        math.log(value) - math.log(reference)
-        if 0 < value < math.inf and 0 < reference < math.inf
-        else math.nan
-    )
+    if 0 < value < math.inf and 0 < reference < math.inf:
+        return math.log(value) - math.log(reference)
+    return math.nan
 
 
 def _known(values: list[float]) -> float:
-    """Mean of the values that were measured, NaN if none was."""
+    """Return the mean of the values that were measured, NaN if none was."""
     known = [v for v in values if math.isfinite(v)]
-    return sum(known) / len(known) if known else math.nan
+    if not known:
+        return math.nan
+    return sum(known) / len(known)
 
 
 def _most(values: list[float]) -> float:

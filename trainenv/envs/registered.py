@@ -1,7 +1,7 @@
-"""The registered environments' entry points.
+"""Entry points of the registered environments.
 
-Functions, no classes: Gymnasium compares a render mode with a class's list of them, and warns of it
-before the environment can refuse it in a sentence.
+They are functions, not classes: for a class, Gymnasium checks the render mode itself and warns
+before the environment can refuse it with an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the training environment and its synthetic twin share: spaces, masks, charges and the way in."""
+"""Parts that all environments share: spaces, action masks, charges and errors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Observation = NDArray[np.float32]
 
 
 class NoSuchRenderMode(UserError, TypeError):
-    """A render mode that an environment lacks.
+    """The error for a render mode that an environment does not have.
 
-    A `TypeError` too: Stable-Baselines3 asks for `rgb_array`, and does without
-    on that one alone.
+    It is a `TypeError` too: Stable-Baselines3 asks for `rgb_array`, and continues without it after
+    a `TypeError` alone.
     """
 
 
@@ -30,8 +30,15 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
     """An environment whose actions are interventions and whose observations are `Features`.
 
     Args:
-        interventions: the action space.
-        environment: decision length, charges and the divergence cap.
+        interventions: Configuration of the action space.
+        environment: Configuration of decision length, charges and divergence cap.
+        render_mode: None; nothing is rendered.
+
+    Attributes:
+        codec: Codec between actions and interventions.
+
+    Raises:
+        NoSuchRenderMode: A render mode is given.
     """
 
     def __init__(
@@ -42,7 +49,8 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
     ) -> None:
         if render_mode is not None:
             raise NoSuchRenderMode(
-                f"there is nothing to render: render_mode must be None, found {render_mode!r}; leave it out"
+                f"there is nothing to render: render_mode must be None, found {render_mode!r}; "
+                "leave it out"
             )
         self.codec = ActionCodec(interventions)
         self.environment = environment
@@ -53,19 +61,22 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
     @property
     @abstractmethod
     def steered(self) -> InForce:
-        """What the action masks depend on."""
+        """State that the action masks depend on."""
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which values are legal now, the parts one after another: bool [sum(nvec)], as sb3-contrib's MaskablePPO takes it."""
+        """Return True for each action value that is legal now, bool [sum(nvec)], part after part.
+
+        This is the form that MaskablePPO of sb3-contrib takes.
+        """
         return np.concatenate(self.codec.masks(self.steered))
 
     def charges(self, *, events: int, share_elsewhere: float) -> float:
-        """What a decision's reward is less than the fall in ln(validation loss).
+        """Return the amount that is taken off the reward of a decision, nats.
 
         Args:
-            events: times that the uncertainty index fired.
-            share_elsewhere: share of the budget that went into anything but the run's own steps
-                since the last decision.
+            events: Number of times that the uncertainty index fired.
+            share_elsewhere: Share of the budget, 0 to 1, that was spent since the last decision on
+                anything but the run's own steps.
         """
         return (
             self.environment.instability_charge * events
@@ -74,17 +85,19 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
 
 
 def snapshot_among(options: dict[str, Any] | None) -> Snapshot | None:
-    """The one option that `reset` knows."""
+    """Return the snapshot among the options of `reset`, None if there is none."""
     if unknown := set(options or {}) - {"snapshot"}:
-        raise UserError(f"reset knows the option 'snapshot', found {', '.join(sorted(unknown))}")
+        raise UserError(
+            f"reset knows the option 'snapshot', found {', '.join(sorted(unknown))}; leave it out"
+        )
     return (options or {}).get("snapshot")
 
 
 def no_run() -> UserError:
-    """What is raised where a run is needed and `reset` was not called."""
+    """Return the error for an environment that needs `reset` before anything else."""
     return UserError("there is no run yet; call reset() first")
 
 
 def episode_over() -> UserError:
-    """What is raised where `step` is called after the end."""
+    """Return the error for a `step` after the end of an episode."""
     return UserError("the episode is over; call reset() before the next step()")

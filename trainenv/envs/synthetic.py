@@ -1,4 +1,7 @@
-"""A training run as a law: thousands of decisions a second, the spaces of `TrainingEnv`, and an optimum that is known."""
+"""An environment in which a training run follows a law, with a known optimum.
+
+It has the spaces of `TrainingEnv`, takes thousands of decisions a second, and trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trainenv.config.schema import EnvironmentConfig, InterventionConfig
 from trainenv.envs.observation import FEATURES, Features
 from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run, snapshot_among
-from trainenv.envs.synthetic_law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_path
-from trainenv.interventions import ActionVector
+from trainenv.envs.synthetic_law import EPOCH, REFERENCE, SCHEDULE, Law, State, World, best_plan
+from trainenv.interventions import ActionVector, after
 from trainenv.training.compatibility import check_snapshot
 from trainenv.training.data_order import DataOrder, flagged_with
 from trainenv.training.schedules import Horizon
@@ -25,20 +25,26 @@ from trainenv.types import CLIP_NAMES, ClipName, Intervention, Snapshot, UserErr
 class SyntheticEnv(SteeredEnv):
     """Steer a training run that follows the law of `trainenv.envs.synthetic_law`.
 
-    **Action, observation, reward, termination, truncation and reset** are those of `TrainingEnv`: `MultiDiscrete([4, 3, 5, 2, 2,
-    2])`, `Box(-10, 10, (32,), float32)` with 0 for the features that the law does not have (entropies, embedding, shortcut),
-    the fall in ln(validation loss) less charges. No FLOPs are spent, so `info` has no "flops".
+    **Action, observation, reward, termination, truncation and reset** are those of `TrainingEnv`:
+    `MultiDiscrete([4, 3, 5, 2, 2, 2])`, `Box(-10, 10, (32,), float32)`, the fall in
+    ln(validation loss) less charges. Features that the law does not have (entropies, embedding,
+    shortcut) are 0. No FLOPs are spent, so `info` has no "flops".
 
-    **Spikes** belong to data: index i spikes where its draw is below the chance at the learning rate in force. That data is
-    flagged; after a `rewind` it can be skipped, and the spike does not come back. A reorder moves it.
+    **Spikes** belong to data: a data index causes a spike if its random number is below the chance
+    at the learning rate in force. That index is then flagged. After a `rewind` it can be skipped,
+    and the spike does not come back; reordering the data moves it.
 
     Args:
-        decisions: the budget.
-        spikes: whether there are any. Without them an episode is deterministic given the seed, and
+        decisions: Budget, in decisions.
+        spikes: True for spikes. Without them an episode is deterministic given the seed, and
             `optimum` is exact.
-        interventions: the action space.
-        environment: charges and the divergence cap.
-        law: the constants.
+        interventions: Configuration of the action space.
+        environment: Configuration of charges and divergence cap.
+        law: Constants of the law.
+        render_mode: None; nothing is rendered.
+
+    Raises:
+        UserError: There is no decision, or the divergence cap is too low for the law.
     """
 
     def __init__(
@@ -60,21 +66,22 @@ class SyntheticEnv(SteeredEnv):
             raise UserError(f"decisions must be 1 or more, found {decisions}")
         if self.environment.divergence_loss <= 1.2:
             raise UserError(
-                f"divergence_loss must be above 1.2 here, found {self.environment.divergence_loss:g}"
+                "divergence_loss must be above 1.2 in this environment, "
+                f"found {self.environment.divergence_loss:g}"
             )
         self._seed = 0
         self._current: State | None = None
 
     @property
     def state(self) -> State:
-        """The state now; a value. Exists after the first `reset`."""
+        """The state now, a value. It exists after the first `reset`."""
         if self._current is None:
             raise no_run()
         return self._current
 
     @property
     def world(self) -> World:
-        """What is hidden from the observation."""
+        """The constants that observations do not show."""
         return World.of(self._seed)
 
     def reset(
@@ -103,17 +110,17 @@ class SyntheticEnv(SteeredEnv):
             raise episode_over()
         intervention, masked = self.codec.legal(action, state)
         state = self._applied(state, intervention)
-        # what was left of the budget went elsewhere since the last decision
+        # The rest of the budget may have been spent elsewhere since the last decision.
         idle = state.decision >= state.horizon.end
         r = self.world.base * state.schedule(state.decision) * state.lr_scale
         data = state.order.index(state.decision) % EPOCH
         spiked = self.spikes and not idle and self.world.draws[data] < self.law.chance(r)
-        spike = self.world.sizes[data] * r if spiked else 0.0
-        after = (
-            replace(state, validation_before=state.validation)
-            if idle
-            else self._trained(state, r, spike)
-        )
+        spike = 0.0
+        if spiked:
+            spike = self.world.sizes[data] * r
+        after = replace(state, validation_before=state.validation)
+        if not idle:
+            after = self._trained(state, r, spike)
         terminated = not after.validation < cap
         after = replace(after, validation=min(after.validation, cap), owed=0.0)
         truncated = after.decision >= after.horizon.end and not terminated
@@ -134,11 +141,14 @@ class SyntheticEnv(SteeredEnv):
         return self.state
 
     def flag(self, data_indices: Iterable[int]) -> None:
-        """Mark data indices as harmful, for `Intervention(skip_batch=True)`; `rewind` carries them over."""
+        """Flag harmful data indices, for `Intervention(skip_batch=True)`; `rewind` keeps them."""
         self._current = replace(self.state, flagged=flagged_with(self.state.flagged, data_indices))
 
     def spend(self, decisions: int) -> None:
-        """Take `decisions` decisions' worth off the budget: the run ends, annealed, that much earlier. Charged with the next."""
+        """Take decisions off the budget, as many as were spent elsewhere.
+
+        The run anneals and ends that much earlier. The charge is taken off the next reward.
+        """
         state = self.state
         decisions = as_whole(decisions, "decisions", least=0)
         horizon = state.horizon.spend(state.decision, decisions)
@@ -147,11 +157,20 @@ class SyntheticEnv(SteeredEnv):
         )
 
     def rewind(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this episode, keeping the flagged data; the decisions since come off the budget."""
-        before, (seed, back) = self.state, self._read(snapshot)
+        """Go back to a snapshot of this episode, and keep the flagged data.
+
+        The decisions since the snapshot are taken off the budget.
+
+        Raises:
+            UserError: The snapshot is not an earlier one of this episode.
+        """
+        before = self.state
+        seed, back = self._read(snapshot)
         if seed != self._seed or back.decision > before.decision:
             raise UserError(
-                "a rewind goes back in its own episode: expected an earlier snapshot of it; use restore() for others"
+                f"a rewind goes back in its own episode: expected an earlier snapshot of it, "
+                f"found decision {back.decision} of the episode with seed {seed}; "
+                "use restore() for others"
             )
         self._current = back
         self.flag(before.flagged)
@@ -160,7 +179,10 @@ class SyntheticEnv(SteeredEnv):
     # ── the environment as a value ────────────────────────────────────────────────────────────────
 
     def snapshot(self) -> Snapshot:
-        """The whole state, as JSON values, for `restore` or `reset(options={"snapshot": …})`."""
+        """Return the whole state as JSON values.
+
+        It is for `restore` or `reset(options={"snapshot": …})`.
+        """
         state = {f.name: getattr(self.state, f.name) for f in fields(State)}
         state |= {
             "horizon": asdict(state["horizon"]),
@@ -171,11 +193,11 @@ class SyntheticEnv(SteeredEnv):
         return Snapshot(step=step, tensors={}, state={"seed": self._seed, "synthetic": state})
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot, of this environment or of another synthetic one."""
+        """Go back to a snapshot of this environment or of another synthetic one."""
         self._seed, self._current = self._read(snapshot)
 
     def fork(self) -> SyntheticEnv:
-        """An independent environment in the same state."""
+        """Return an independent environment in the same state."""
         return self._fork(self.spikes)
 
     def _fork(self, spikes: bool) -> SyntheticEnv:
@@ -191,7 +213,8 @@ class SyntheticEnv(SteeredEnv):
         check_snapshot(snapshot)
         if "synthetic" not in snapshot.state:
             raise UserError(
-                "expected a snapshot of a synthetic environment, found one of a training run; TrainingEnv takes it"
+                "expected a snapshot of a synthetic environment, found one of a training run; "
+                "give it to a TrainingEnv"
             )
         seed = int(snapshot.state["seed"])
         saved = snapshot.state["synthetic"]
@@ -208,66 +231,43 @@ class SyntheticEnv(SteeredEnv):
     # ── the known optimum ─────────────────────────────────────────────────────────────────────────
 
     def optimum(self) -> tuple[float, list[Intervention]]:
-        """The best return that is attainable from here on when no spike comes, and interventions that attain it.
+        """Return the best return from here on without spikes, and interventions that attain it.
 
-        With `spikes=False`, and no excess left from before, it is exact, to rounding. The final
-        loss falls with the final P, and
+        With `spikes=False`, and no excess left from before, it is exact up to rounding. The final
+        loss falls with the final progress
 
-            P = const + Σ_k [gain(r_k) − ρ^(K−1−k)·(1 − ρ)·(k + 1)·hidden(r_k)] − Σ_k decay cost −
-            Σ_k clip cost,
+            P = const + Σ_k [gain(r_k) − ρ^(K−1−k)·(1 − ρ)·(k + 1)·hidden(r_k)]
+                − Σ_k decay cost − Σ_k clip cost.
 
-        less half a gain for each reset, so none is made; policy `none` costs nothing. The
-        learning-rate and the weight decay multiplier enter different sums and are steered by
-        different parts of the action, so each sum is maximised alone, by dynamic programming over
-        every multiplier that can be reached (factors commute: a state is how often each was used).
+        Each reset costs half a gain, so none is made; policy `none` costs nothing. The multipliers
+        on learning rate and weight decay are in different sums, and different parts of the action
+        change them. Each sum is hence maximised alone, by dynamic programming over all multipliers
+        that can be reached (see `best_path`).
 
-        A law of your own must keep `reset_gain` ≤ 1 and no clip cost below that of `none`.
+        If you use your own law, keep `reset_gain` ≤ 1 and no clip cost below that of `none`.
 
-        With spikes it is an upper bound: the same actions meet the same r, and a spike only adds
-            excess, slows gain and is
-        charged (a reorder or a skip changes nothing but spikes). Takes about 0.1 s for 60
-        decisions, and memory as decisions ^ (number of learning-rate factors).
+        With spikes it is an upper bound: the same actions give the same r, and a spike only adds
+        excess, slows gain and is charged (reordering or skipping data changes nothing but spikes).
+        It takes about 0.1 s for 60 decisions, and memory as decisions ^ (number of learning-rate
+        factors).
         """
         return self._planned(toll=0.0, clip="none")
 
     def reference(self, toll: float = 4.0) -> list[Intervention]:
-        """A good plan where there are spikes, not an optimal one: as `optimum`, with ZClip and `toll` progress lost a spike.
+        """Return a plan that is good with spikes, though not optimal.
 
-        It knows the hidden base learning rate but not which data spikes, and does not react to what
-        happens.
+        It is that of `optimum` with ZClip, where each expected spike costs progress. It knows the
+        hidden base learning rate, but not which data cause spikes, and it does not react to them.
+
+        Args:
+            toll: Progress lost for each spike.
         """
         return self._planned(toll=toll, clip="zclip")[1]
 
     def _planned(self, *, toll: float, clip: ClipName) -> tuple[float, list[Intervention]]:
+        """Return the return without spikes of the best plan, and the plan."""
         state = self.state
-        law = self.law
-        world = self.world
-        config = self.codec.config
-        first = state.decision
-        steps = 0 if state.over else max(0, state.horizon.end - state.decision)
-
-        def rate_value(k: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-            r = world.base * state.schedule(first + k) * scale
-            still_hidden = law.memory ** (steps - 1 - k) * (1 - law.memory) * (first + k + 1)
-            return law.gain(r) - still_hidden * law.hidden(r) - toll * law.chance(r)
-
-        def decay_value(k: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-            return -law.decay_cost * state.schedule(first + k) * (np.log2(scale) - world.decay) ** 2
-
-        rates = best_path(config.lr_scales, state.lr_scale, config.lr_bounds, steps, rate_value)
-        decays = best_path(
-            config.weight_decay_scales,
-            state.weight_decay_scale,
-            config.weight_decay_bounds,
-            steps,
-            decay_value,
-        )
-        plan = [
-            Intervention(lr_scale=rate, weight_decay_scale=decay)
-            for rate, decay in zip(rates, decays)
-        ]
-        if plan and state.clip != clip:
-            plan[0] = replace(plan[0], clip=clip)
+        plan = best_plan(self.law, self.world, state, self.codec.config, toll=toll, clip=clip)
         calm = self._fork(spikes=False)
         calm._current = replace(state, excess=0.0, owed=0.0)
         gained = [calm.step(self.codec.encode(intervention))[1] for intervention in plan]
@@ -279,37 +279,45 @@ class SyntheticEnv(SteeredEnv):
         order = state.order.reorder(state.decision) if intervention.data_reorder else state.order
         if intervention.skip_batch:
             order = order.skip(order.ahead(state.decision, state.flagged))
+        factors = after(state, intervention)
         return replace(
             state,
-            lr_scale=state.lr_scale * intervention.lr_scale,
-            weight_decay_scale=state.weight_decay_scale * intervention.weight_decay_scale,
-            clip=intervention.clip or state.clip,
+            lr_scale=factors.lr_scale,
+            weight_decay_scale=factors.weight_decay_scale,
+            clip=factors.clip,
             reset_at=state.decision if intervention.momentum_reset else state.reset_at,
             order=order,
         )
 
     def _trained(self, state: State, r: float, spike: float) -> State:
-        """The state after a decision at learning rate `r` that met a spike of `spike` nats (0: none)."""
+        """Return the state after a decision.
+
+        Args:
+            state: State with the intervention of the decision in force.
+            r: Learning rate in units of the critical one.
+            spike: Size of the spike, nats; 0 for none.
+        """
         law = self.law
         place = CLIP_NAMES.index(state.clip)
-        reset = state.reset_at == state.decision
-        excess = (
-            state.excess * (law.recovery_reset if reset else law.recovery)
-            + spike * law.damping[place]
-        )
+        recovery = law.recovery
+        gain_share = 1.0
+        if state.reset_at == state.decision:
+            recovery = law.recovery_reset
+            gain_share = law.reset_gain
+        excess = state.excess * recovery + spike * law.damping[place]
         off = math.log2(state.weight_decay_scale) - self.world.decay
         costs = law.decay_cost * state.schedule(state.decision) * off * off + law.clip_cost[place]
-        gained = (
-            state.gained
-            + law.gain(r) * (law.reset_gain if reset else 1.0) / (1 + law.stall * excess)
-            - costs
-        )
+        gain = law.gain(r) * gain_share / (1 + law.stall * excess)
+        gained = state.gained + gain - costs
         hidden = law.memory * state.hidden + (1 - law.memory) * (state.decision + 1) * law.hidden(r)
         index = state.order.index(state.decision)
+        flagged = state.flagged
+        if spike:
+            flagged = tuple(sorted({*flagged, index}))
         return replace(
             state,
             decision=state.decision + 1,
-            flagged=tuple(sorted({*state.flagged, index})) if spike else state.flagged,
+            flagged=flagged,
             gained=gained,
             hidden=hidden,
             excess=excess,
@@ -319,6 +327,7 @@ class SyntheticEnv(SteeredEnv):
         )
 
     def _situation(self, state: State) -> dict[str, float]:
+        """Return the features that exist before the first decision already."""
         return {
             "budget_left": max(0.0, 1 - state.decision / max(1, state.horizon.end)),
             "validation": math.log(state.validation / REFERENCE),
@@ -327,13 +336,26 @@ class SyntheticEnv(SteeredEnv):
         }
 
     def _observe(self, before: State, spike: float, r: float, noise: float) -> Observation:
-        """What a monitor would see of the decision since `before`.
+        """Return the observation after a decision.
 
-        The batch that spikes has a high loss of its own.
+        The batch that causes a spike has a high training loss itself.
+
+        Args:
+            before: State before the training of the decision.
+            spike: Size of the spike, nats; 0 for none.
+            r: Learning rate in units of the critical one.
+            noise: Measurement noise, standard deviations.
         """
         now = self.state
         training = now.validation * math.exp(0.01 * noise) + 0.5 * spike
-        adaptive = now.clip != "none"
+        clipped = 0.02
+        if spike:
+            clipped = 0.2
+        if now.clip == "none":
+            clipped = 0.0
+        recency = 0.0
+        if now.reset_at is not None:
+            recency = math.exp(now.reset_at - now.decision)
         volatility = (abs(noise) + 8 * math.log1p(4 * spike)) / 2.5
         features = dict.fromkeys(FEATURES, 0.0) | self._situation(now)
         features |= {
@@ -344,14 +366,14 @@ class SyntheticEnv(SteeredEnv):
             "loss_peak": math.log1p(spike / training),
             "gradient": math.log((now.gradient or 1.0) / (before.gradient or now.gradient or 1.0)),
             "gradient_peak": math.log1p(4 * spike),
-            "clipped": (0.2 if spike else 0.02) if adaptive else 0.0,
+            "clipped": clipped,
             "lr": math.log(now.lr_scale * now.schedule(before.decision)),
             "lr_scale": math.log(now.lr_scale),
             "weight_decay_scale": math.log(now.weight_decay_scale),
             f"clip_{now.clip}": 1.0,
-            "reset_recency": 0.0 if now.reset_at is None else math.exp(now.reset_at - now.decision),
-            # The sensitivity of ln(gain) to ln(learning rate), as the cosine of two gradients would
-            # show it.
+            "reset_recency": recency,
+            # Sensitivity of ln(gain) to ln(learning rate), as the cosine of two gradients would
+            # have it.
             "hypergradient": 0.5 * (1 - r * r) / (1 + r * r) + 0.05 * noise,
             "update_ratio": math.log10(r),
             "probe_gap": math.log(now.validation / training),

@@ -1,4 +1,7 @@
-"""A training run as a world model imagines it: the spaces of `TrainingEnv`, thousands of decisions a second, no training."""
+"""An environment in which a world model imagines a training run.
+
+It has the spaces of `TrainingEnv`, takes thousands of decisions a second, and trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,25 @@ from numpy.typing import NDArray
 from trainenv.config.schema import TrainingConfig
 from trainenv.envs.imagined_run import Imagined, Root
 from trainenv.envs.spaces import Observation, SteeredEnv, episode_over, no_run
-from trainenv.interventions import ActionVector
+from trainenv.interventions import ActionVector, after
 from trainenv.types import DECISIONS, Inference, Intervention, RunHistory, UserError, WorldModel
 
 Divergence = Literal["sampled", "expected"]
-_LEAST = 1e-300  # a loss: below it a quotient of losses is no number
+_LEAST = 1e-300  # smallest loss, nats: the quotient of smaller ones could be NaN
 
 
 class Step(NamedTuple):
-    """What a decision has led to.
+    """The result of a decision.
 
     Attributes:
-        after: the run then.
-        latent: [W] the model's state of it.
-        reward: fall of ln(validation loss), and where `reach` has ended it the further fall
-            expected, less `charges`, nats.
-        diverged, ended: the run diverged; its budget is spent.
-        masked: parts of the action that were left out.
+        after: Run after the decision.
+        latent: State of the model for that run, [W].
+        reward: Fall of ln(validation loss) less `charges`, nats. If `reach` has ended the episode,
+            the further fall that the model expects is added.
+        charges: Amount that was taken off the reward, nats.
+        diverged: True if the run diverged.
+        ended: True if the budget is spent, or `reach` decisions were taken.
+        masked: Names of the parts of the action that were illegal and left out.
     """
 
     after: Imagined
@@ -44,7 +49,7 @@ class Step(NamedTuple):
 
     @property
     def info(self) -> dict[str, Any]:
-        """As `TrainingEnv` gives it, but for FLOPs, of which none are spent, and alarms, which nobody counts."""
+        """The `info` of `step`: as in `TrainingEnv`, without FLOPs and alarms."""
         return {
             "step": self.after.step,
             "validation_loss": self.after.validation,
@@ -54,49 +59,58 @@ class Step(NamedTuple):
 
 
 class WorldModelEnv(SteeredEnv):
-    """Steer a training run that a world model imagines from where a real one was.
+    """Steer a training run that a world model imagines, from the history of a real run.
 
-    **Action** — `MultiDiscrete([4, 3, 5, 2, 2, 2])`, as in `TrainingEnv`: parts that `action_masks()` forbids are left out and
-    named in `info["masked"]`.
+    **Action** — `MultiDiscrete([4, 3, 5, 2, 2, 2])`, as in `TrainingEnv`. Parts that
+    `action_masks()` forbids are left out and named in `info["masked"]`.
 
-    **Observation** — `Box(-10, 10, (32,), float32)`, see `Features`. The model's state is its own, so the observation is the
-    real one of the root with these features moved on: `progress`, `budget_left`, `lr`, `lr_scale`, `weight_decay_scale`,
-    `clip_*`, `reset_recency` and `flagged` as they follow from schedule and interventions, `validation` and `validation_fall`
-    from the model's rewards. **All other features stay as they were at the root**: the model does not forecast them.
-    `flagged` stays until it is skipped, and a warm-up that a clip policy asks for by itself is not foreseen.
+    **Observation** — `Box(-10, 10, (32,), float32)`, see `Features`. It is the real observation of
+    the root, with some features updated:
 
-    **Reward** — float, the fall in ln(validation loss) over the decision as the model expects it, less the charges of
-    `TrainingEnv`: `instability_charge` × a quarter of the chance that the uncertainty index fires
-    within four decisions, where the model is asked for risks (below). Nothing is spent elsewhere,
-    so there is no charge for compute.
+    - `progress`, `budget_left`, `lr`, `lr_scale`, `weight_decay_scale`, `clip_*`, `reset_recency`
+      and `flagged` follow from schedule and interventions;
+    - `validation` and `validation_fall` follow from the rewards of the model.
 
-    **Termination** — the run diverged: the validation loss passed `divergence_loss` × ln V, or, with `divergence="sampled"`, a
-    draw fell below the model's hazard. Hazards are told for four decisions from the root on; later decisions are not drawn for.
-    The model's reward has divergence priced in (its data count a diverged run's loss as that of a uniform guess). So where a
-    draw decides, divergence falls to that loss, and going on gets what makes the mean of both the model's reward. With
-    `divergence="expected"` nothing is drawn and no risks are asked for: the reward is the model's, and decisions are taken
-    several times as fast.
+    **All other features stay as they were at the root**: the model does not forecast them.
+    `flagged` stays until the data are skipped. A warm-up that a clip policy starts is not foreseen.
 
-    **Truncation** — the budget is spent; or `reach` decisions are taken, where it is given. Then the model's value of the state,
-    what it expects the loss to fall further until the end of the run, is added to the last reward. The shipped model has learned
-    from four decisions at a time: of runs in which nothing was done it told the whole fall to 0.03 nats with `reach=4`, and to
-    0.11 nats decision by decision until the end (`benchmarks/sb3.py`).
+    **Reward** — float, the fall in ln(validation loss) over the decision that the model expects,
+    less the charges of `TrainingEnv`: `instability_charge` × a quarter of the chance that the
+    uncertainty index fires within four decisions, if the model is asked for risks (see below).
+    There is no charge for compute, since no FLOPs are spent.
+
+    **Termination** — the run diverged: the validation loss passed `divergence_loss` × ln V, or,
+    with `divergence="sampled"`, a random number was below the hazard of the model. The model
+    forecasts hazards of the first four decisions; later decisions have none. The reward of the
+    model already includes divergence, since its data count the loss of a diverged run as that of a
+    uniform guess. With sampling, a divergence therefore falls to that loss, and the reward without
+    one is set so that the mean of both is the reward of the model. With `divergence="expected"`
+    nothing is sampled and no risks are asked for: the reward is that of the model, and decisions
+    are several times as fast.
+
+    **Truncation** — the budget is spent, or `reach` decisions were taken, if it is given. Then the
+    value of the state is added to the last reward: the further fall until the end of the run that
+    the model expects. The shipped model has learned from four decisions at a time. On runs without
+    interventions its error of the whole fall was 0.03 nats with `reach=4`, and 0.11 nats decision
+    by decision until the end (`benchmarks/sb3.py`).
 
     **Reset** — a root drawn from the histories, or `options={"root": number}`.
 
     Args:
-        model: what imagines. Its action vectors must be those of `config.interventions`.
-        histories: where episodes start; their decisions are those of the episodes.
-        config: of the runs that the histories are of: action space, charges, warm-ups.
-        divergence: whether it is drawn or only priced in.
-        reach: decisions of an episode, at most; None for as many as the budget has.
+        model: World model. Its action vectors must be those of `config.interventions`.
+        histories: Histories that episodes start from. Decisions have the length that they have
+            there.
+        config: Configuration of the runs in the histories: action space, charges, warm-ups.
+        divergence: `"sampled"` to draw divergences, `"expected"` to leave them in the reward.
+        reach: Largest number of decisions of an episode; None for the whole budget.
+        render_mode: None; nothing is rendered.
 
     Attributes:
-        roots: where episodes start, in the order of the histories.
-        futures: what the model has looked at so far: states of inferences and entries of forecasts.
+        roots: One root for each history, in the same order.
+        futures: Number of model evaluations so far: states of inferences plus entries of forecasts.
 
     Raises:
-        UserError: there are no histories, or the model cannot read one.
+        UserError: There are no histories, the model cannot read one, or a setting is out of range.
     """
 
     def __init__(
@@ -120,7 +134,8 @@ class WorldModelEnv(SteeredEnv):
             )
         if not histories:
             raise UserError(
-                "imagined episodes need histories to start from, found none; make some with record_histories"
+                "imagined episodes need histories to start from, found none; "
+                "make some with record_histories"
             )
         self.model = model
         self.divergence = divergence
@@ -133,7 +148,7 @@ class WorldModelEnv(SteeredEnv):
 
     @property
     def state(self) -> Imagined:
-        """The run now; a value. Exists after the first `reset`."""
+        """The run now, a value. It exists after the first `reset`."""
         if self._current is None:
             raise no_run()
         return self._current
@@ -147,11 +162,13 @@ class WorldModelEnv(SteeredEnv):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         if unknown := set(options or {}) - {"root"}:
-            raise UserError(f"reset knows the option 'root', found {', '.join(sorted(unknown))}")
+            raise UserError(
+                f"reset knows the option 'root', found {', '.join(sorted(unknown))}; leave it out"
+            )
         number = (options or {}).get("root")
-        self._current, self._latent = self.start(
-            int(self.np_random.integers(len(self.roots))) if number is None else number
-        )
+        if number is None:
+            number = int(self.np_random.integers(len(self.roots)))
+        self._current, self._latent = self.start(number)
         info = {
             "step": self.state.step,
             "validation_loss": self.state.validation,
@@ -168,7 +185,7 @@ class WorldModelEnv(SteeredEnv):
         return done.after.observation, done.reward, done.diverged, done.ended, done.info
 
     def fork(self) -> WorldModelEnv:
-        """An independent environment in the same state."""
+        """Return an independent environment in the same state."""
         fork = copy.copy(self)
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
@@ -176,7 +193,7 @@ class WorldModelEnv(SteeredEnv):
     # ── many at once ──────────────────────────────────────────────────────────────────────────────
 
     def start(self, number: int) -> tuple[Imagined, NDArray[np.float32]]:
-        """An episode at the root of that number, and the model's state of it."""
+        """Return a run at the root with a number, and the state of the model for it, [W]."""
         if not isinstance(number, int | np.integer) or number not in range(len(self.roots)):
             raise UserError(
                 f"root must be a whole number from 0 to {len(self.roots) - 1}, found {number!r}"
@@ -190,73 +207,88 @@ class WorldModelEnv(SteeredEnv):
         actions: Sequence[ActionVector],
         generator: np.random.Generator,
     ) -> list[Step]:
-        """A decision in each of B episodes, in one call of the model; the environment's own episode is left as it is.
+        """Take one decision in each of B episodes, in one call of the model.
+
+        The episode of the environment itself is not changed.
 
         Args:
             states: B runs that are not over.
-            latents: [B, W] the model's state of each.
+            latents: State of the model for each run, [B, W].
             actions: B action vectors.
-            generator: divergences are drawn from it, one number an episode.
+            generator: Generator that divergences are drawn from, one number for each episode.
         """
         legal = [self.codec.legal(action, state) for action, state in zip(actions, states)]
         vectors = np.array([self.codec.encode(intervention) for intervention, _ in legal])
-        said = self.model.recurrent_inference(latents, vectors)
+        inference = self.model.recurrent_inference(latents, vectors)
         self.futures += len(vectors)
         after = [_applied(state, intervention) for state, (intervention, _) in zip(states, legal)]
         risks = self._risks(after)
         draws = generator.random(len(after))
         return [
-            self._judged(run, said, place, risks[place], float(draws[place]), masked)
+            self._step_of(run, inference, place, risks[place], float(draws[place]), masked)
             for place, (run, (_, masked)) in enumerate(zip(after, legal))
         ]
 
-    def _judged(
+    def _step_of(
         self,
         run: Imagined,
-        said: Inference,
+        inference: Inference,
         place: int,
         risk: _Risk,
         draw: float,
         masked: tuple[str, ...],
     ) -> Step:
-        """A decision of the run at `place` in what the model says."""
-        fall = float(said.reward[place])
+        """Return the result of a decision.
+
+        Args:
+            run: Run with the intervention of the decision in force.
+            inference: Inference of the model for all runs.
+            place: Place of the run in the inference.
+            risk: Risks of the decision.
+            draw: Random number from 0 to 1; the run diverges if it is below the hazard.
+            masked: Names of the parts of the action that were left out.
+        """
+        fall = float(inference.reward[place])
         uniform = run.root.history.uniform_loss
         if not math.isfinite(fall):
             raise UserError(
                 f"expected finite rewards of the model, found {fall}; build or load the model anew"
             )
-        lost = math.log(
-            run.validation / max(uniform, run.validation)
-        )  # what a divergence falls by: 0 or less
+        # The fall of a divergence: 0 or less.
+        lost = math.log(run.validation / max(uniform, run.validation))
         drawn = draw < risk.hazard
         if drawn:
             fall = lost
         elif risk.hazard < 1:
             fall = (fall - risk.hazard * lost) / (1 - risk.hazard)
         cap = max(self.environment.divergence_loss * uniform, run.validation)
-        # Where the loss passes the cap it is the cap, to the bit.
-        validation = (
-            max(run.validation * math.exp(-fall), _LEAST)
-            if fall > math.log(run.validation / cap)
-            else cap
-        )
+        validation = cap  # a loss above the cap is the cap, equal to the bit
+        if fall > math.log(run.validation / cap):
+            validation = max(run.validation * math.exp(-fall), _LEAST)
         fall = math.log(run.validation / validation)
         diverged = drawn or not validation < cap
         spent = run.step >= run.root.horizon.end
         reached = self.reach is not None and len(run.taken) >= self.reach
         ended = (spent or reached) and not diverged
-        further = float(said.value[place]) if ended and not spent else 0.0
+        further = 0.0
+        if ended and not spent:
+            further = float(inference.value[place])
         charges = self.environment.instability_charge * risk.alarms
         after = replace(run, validation=validation, fall=fall, over=diverged or ended)
         return Step(
-            after, said.latent[place], fall + further - charges, charges, diverged, ended, masked
+            after=after,
+            latent=inference.latent[place],
+            reward=fall + further - charges,
+            charges=charges,
+            diverged=diverged,
+            ended=ended,
+            masked=masked,
         )
 
     def _risks(self, runs: Sequence[Imagined]) -> list[_Risk]:
-        """Of the decision that each run has just taken.
+        """Return the risks of the last decision of each run.
 
-        Those of one root are asked for in one call.
+        Runs of one root are forecast in one call.
         """
         risks = [_NO_RISK] * len(runs)
         if self.divergence == "expected":
@@ -266,11 +298,11 @@ class WorldModelEnv(SteeredEnv):
             if len(run.taken) <= DECISIONS:
                 by_root[id(run.root)].append(place)
         for places in by_root.values():
-            told = self.model.forecast(
+            forecasts = self.model.forecast(
                 runs[places[0]].root.history, [runs[place].taken for place in places]
             )
-            self.futures += len(told)
-            for place, forecast in zip(places, told):
+            self.futures += len(forecasts)
+            for place, forecast in zip(places, forecasts):
                 hazard = forecast.hazard[len(runs[place].taken) - 1]
                 risks[place] = _Risk(float(hazard), forecast.instability / DECISIONS)
         return risks
@@ -278,7 +310,12 @@ class WorldModelEnv(SteeredEnv):
 
 @dataclass(frozen=True)
 class _Risk:
-    """Of a decision: the chance of divergence, and the expected number of alarms."""
+    """The risks of a decision.
+
+    Attributes:
+        hazard: Probability that the run diverges in the decision, 0 to 1.
+        alarms: Expected number of times that the uncertainty index fires.
+    """
 
     hazard: float
     alarms: float
@@ -288,13 +325,14 @@ _NO_RISK = _Risk(0.0, 0.0)
 
 
 def _applied(run: Imagined, intervention: Intervention) -> Imagined:
-    """The run once the intervention is in force and its decision's steps are done, its loss still as before."""
+    """Return the run after the intervention and its decision's steps; its loss is unchanged."""
+    factors = after(run, intervention)
     return replace(
         run,
         taken=(*run.taken, intervention),
-        lr_scale=run.lr_scale * intervention.lr_scale,
-        weight_decay_scale=run.weight_decay_scale * intervention.weight_decay_scale,
-        clip=intervention.clip or run.clip,
-        flagged_ahead=() if intervention.skip_batch else run.flagged_ahead,
+        lr_scale=factors.lr_scale,
+        weight_decay_scale=factors.weight_decay_scale,
+        clip=factors.clip,
+        flagged_ahead=factors.flagged_ahead,
         reset_at=run.step if intervention.momentum_reset else run.reset_at,
     )

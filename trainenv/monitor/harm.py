@@ -132,7 +132,9 @@ class HarmWatch:
     @property
     def rising(self) -> int | None:
         """Step of the first raised probe of a rise that may become an event; None without one."""
-        return self._raised[0][0] if self._raised else None
+        if self._raised:
+            return self._raised[0][0]
+        return None
 
     def update(self, step: int, loss: float, probe_loss: float) -> Change:
         """Take in one more step and return its changes.

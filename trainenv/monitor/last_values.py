@@ -64,7 +64,9 @@ class Statistics:
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    if math.isfinite(value):
+        return value
+    return None
 
 
 def _floats(column: list[float | None]) -> list[float]:

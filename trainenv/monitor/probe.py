@@ -179,7 +179,9 @@ def _first(values: object) -> Tensor | None:
     """Return a tensor, or the first of a tuple; None if it is no tensor."""
     if isinstance(values, tuple) and values:
         values = values[0]
-    return values if isinstance(values, Tensor) else None
+    if isinstance(values, Tensor):
+        return values
+    return None
 
 
 def _mean(values: list[Tensor], device: torch.device) -> Tensor:

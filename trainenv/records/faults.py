@@ -1,4 +1,4 @@
-"""Faults of a run, each named once however often it was met: for its summary, its report and its tree."""
+"""Faults of a run, each named once however often it occurred; for summary, report and tree."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ Record = Mapping[str, Any]  # a line of `events.jsonl`
 
 
 def faults_of(events: Sequence[Record]) -> list[dict[str, Any]]:
-    """The faults that events tell of, in the order they were first met.
+    """Return the faults in events, in the order of their first occurrence.
 
     Args:
-        events: as `trainenv.records.run_folder.read_events` returns them.
+        events: Events as `trainenv.records.run_folder.read_events` returns them.
 
     Returns:
-        For each its `reason`, the `step` that it was first met at, and how many `times` it was met.
+        [{reason, step, times}]: the reason in words, the step of the first occurrence, and the
+        number of occurrences.
     """
     found: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -26,15 +27,15 @@ def faults_of(events: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def each_once(events: Iterable[Record]) -> list[dict[str, Any]]:
-    """The events, with each fault named where it was first met, by an event of kind `fault`, and nowhere else.
+    """Return the events with each fault as one event of kind `fault`, at its first occurrence.
 
-    Decisions in a row that were skipped for one reason are one event, with the `times` in its
-    detail.
+    Consecutive decisions that were skipped for the same reason become one event, with the number of
+    `times` in its detail.
     """
     events = list(events)
     shown = list[dict[str, Any]]()
     named = {fault["reason"]: fault for fault in faults_of(events)}
-    skipped: dict[str, Any] | None = None  # the newest of those in a row
+    skipped: dict[str, Any] | None = None  # newest of consecutive skips
     lost = {_place(event) for event in events if event["kind"] == "non_finite"}
     for event in events:
         reasons = _reasons(event)
@@ -42,9 +43,8 @@ def each_once(events: Iterable[Record]) -> list[dict[str, Any]]:
             if fault := named.pop(reason, None):
                 shown.append({**event, "kind": "fault", "detail": fault})
         if event["kind"] == "decision":
-            detail = {
-                key: value for key, value in (event.get("detail") or {}).items() if key != "faults"
-            }
+            detail = _detail(event)
+            detail.pop("faults", None)
             shown.append({**event, "detail": detail})
         elif (
             not reasons
@@ -54,17 +54,22 @@ def each_once(events: Iterable[Record]) -> list[dict[str, Any]]:
         ):
             skipped["detail"]["times"] = skipped["detail"].get("times", 1) + 1
             continue
-        elif not reasons and not (
-            event["kind"] == "fired" and _place(event) in lost
-        ):  # an alarm about the very loss
-            shown.append({**event, "detail": dict(event.get("detail") or {})})
+        elif not reasons and not (event["kind"] == "fired" and _place(event) in lost):
+            # An alarm about a non-finite loss is left out: the loss has its own event.
+            shown.append({**event, "detail": _detail(event)})
         if shown and event["kind"] in ("skipped", "decision", "rewind"):
-            skipped = shown[-1] if shown[-1]["kind"] == "skipped" else None
+            skipped = None
+            if shown[-1]["kind"] == "skipped":
+                skipped = shown[-1]
     return shown
 
 
+def _detail(event: Record) -> dict[str, Any]:
+    return dict(event.get("detail") or {})
+
+
 def _reason(event: Record) -> Any:
-    return (event.get("detail") or {}).get("reason")
+    return _detail(event).get("reason")
 
 
 def _place(event: Record) -> tuple[int, int]:
@@ -73,8 +78,8 @@ def _place(event: Record) -> tuple[int, int]:
 
 
 def _reasons(event: Record) -> tuple[str, ...]:
-    """The faults that an event tells of."""
-    detail = event.get("detail") or {}
+    """Reasons of the faults in an event."""
+    detail = _detail(event)
     if event["kind"] == "decision":
         return tuple(map(str, detail.get("faults") or ()))
     if event["kind"] == "non_finite" or (event["kind"] == "skipped" and detail.get("fault")):

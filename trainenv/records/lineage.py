@@ -1,4 +1,8 @@
-"""What of a run's record is its history: rewinds leave steps behind, and what a killed process had not saved never happened."""
+"""Lineage of a run: which recorded steps are its history.
+
+A rewind leaves steps behind and starts a new line. When a process is killed, the steps after its
+last checkpoint are lost; the resumed run starts a new line too.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ import pandas as pd
 
 
 def last_kept(steps: pd.DataFrame, begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """The last step of each line that was kept: the lowest that a later one begins from; -inf for a line that was lost.
+    """Return the last step of each line that is history; -inf for a line that was lost.
+
+    It is the lowest step that a later line starts from.
 
     Args:
-        steps: what was recorded: `line` and `step` of each row.
-        begun: the records of `lines.jsonl`; a line that has no step yet is known from here alone.
+        steps: Recorded steps, with the columns `line` and `step`.
+        begun: Records of `lines.jsonl`, in order; they also name lines without any step.
     """
     records = _whole(begun)
     first = steps.groupby("line", as_index=False)["step"].min()
@@ -24,22 +30,24 @@ def last_kept(steps: pd.DataFrame, begun: Iterable[Mapping[str, Any]]) -> dict[i
     kept = dict[int, float]()
     lowest = math.inf
     for line in sorted(starts, reverse=True):
-        lost = saved.get(line, math.inf) == -math.inf
-        kept[line] = -math.inf if lost else lowest
-        lowest = lowest if lost else min(lowest, starts[line])
+        if saved.get(line, math.inf) == -math.inf:
+            kept[line] = -math.inf
+            continue
+        kept[line] = lowest
+        lowest = min(lowest, starts[line])
     return kept
 
 
 def last_saved(begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """The last step of each line that was not lost with its process, -inf for a line that was lost as a whole.
+    """Return the last step of each line that was saved; -inf for a line that was lost as a whole.
 
-    A run that is resumed knows of as many rewinds as its checkpoint. Lines with more behind them
-    are lost, and of those with as many what came after the checkpoint. Steps that a rewind left
-    behind did happen.
+    A resumed run has as many rewinds behind it as its checkpoint. Lines with more rewinds are lost.
+    Of lines with the same number, the steps after the checkpoint are lost. Steps that a rewind left
+    behind count as saved: they were taken.
 
     Args:
-        begun: the records of `lines.jsonl`, in order; of those that say nothing of rewinds nothing
-            is lost.
+        begun: Records of `lines.jsonl`, in order. Records without the number of rewinds lose
+            nothing.
     """
     saved = {0: math.inf}
     rewinds = {0: 0}
@@ -47,15 +55,18 @@ def last_saved(begun: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     for record in _whole(begun):
         line = record["line"]
         behind = record.get("rewinds", before)
-        if "rewinds" in record and behind <= before:  # a rewind would have made it one more
-            for earlier in saved:
-                if rewinds[earlier] >= behind:
-                    saved[earlier] = min(
-                        saved[earlier], record["step"] if rewinds[earlier] == behind else -math.inf
-                    )
-        saved[line], rewinds[line], before = math.inf, behind, behind
+        if "rewinds" in record and behind <= before:  # a resume; a rewind would have added one
+            for earlier, count in rewinds.items():
+                if count > behind:
+                    saved[earlier] = -math.inf
+                elif count == behind:
+                    saved[earlier] = min(saved[earlier], record["step"])
+        saved[line] = math.inf
+        rewinds[line] = behind
+        before = behind
     return saved
 
 
 def _whole(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Records that name a line and a step."""
     return [record for record in records if {"line", "step"} <= set(record)]

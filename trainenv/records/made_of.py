@@ -1,7 +1,8 @@
-"""What a run was trained with, beside its checkpoints: resumed with anything else, it would not go on as it was.
+"""Parts that a run was trained with, kept next to its checkpoints and checked when it is resumed.
 
-`checkpoints/made_of.json` holds the configuration, the digest of the text and who steers. Folders
-that were written before there was such a file are resumed all the same, unchecked.
+Resumed with other parts, a run would not continue as before. `checkpoints/made_of.json` holds the
+configuration, the digest of the text, and the callback that steers. Older folders have no such
+file; they are resumed without a check.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 from trainenv import data
 from trainenv.checkpoints import FOLDER, MADE_OF
 from trainenv.config.presets import with_new_keys
+from trainenv.tools.atomic_files import write_json
 from trainenv.tools.json_lines import plain
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
     from trainenv.types import Run
 
-# Settings that change no bit, or whose effect is compared elsewhere: a path by its text's digest, a
-# device by its numerics.
-_NO_MATTER = (
+# Settings that change no bit of the result, or whose effect is compared elsewhere: a path by the
+# digest of its text, a device by its numerics.
+_IRRELEVANT = (
     "name",
     "device",
     "threads",
@@ -34,29 +36,29 @@ _NO_MATTER = (
     "branching.workers",
     "branching.replayable",
 )
-_ONCE_CALLED = {
+# Names of callbacks in earlier versions.
+_OLD_NAMES = {
     "Acting": "AgentCallback",
     "ByHand": "RollbackRule",
+    "Drafting": "PlanningOptions",
+    "drafting": "planning",
     "Planned": "PlannerCallback",
     "Tuned": "TunedSchedule",
 }
-_ONCE_AT_THE_TOP = (
-    "agents",
-    "planners",
-    "worldmodel",
-)  # packages of their own before they were part of trainenv
+# Packages that were not part of trainenv in earlier versions.
+_OLD_PACKAGES = ("agents", "planners", "worldmodel")
+_NO_CALLBACK = "nobody"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeOf:
-    """What a run is trained with.
+    """Parts that a run is trained with.
 
     Attributes:
-        config: the configuration, as JSON values.
-        corpus: digest of text and tokenizer; None where the batches are the user's own.
-        callback: class and settings of who steers, as JSON values; None where nobody does.
-        flags: arguments of `trainenv run` that make the callback; empty where it was made in
-            Python.
+        config: Configuration, as JSON values.
+        corpus: Digest of text and tokenizer; None if the batches are the user's own.
+        callback: Class and settings of the callback, as JSON values; None without a callback.
+        flags: Arguments of `trainenv run` that make the callback; empty if it was made in Python.
     """
 
     config: Mapping[str, Any]
@@ -66,23 +68,29 @@ class MadeOf:
 
     @classmethod
     def of(cls, run: Run, callback: object | None, flags: Sequence[str] = ()) -> MadeOf:
-        """What a run, and who steers it, are made of now."""
+        """Return the parts of a run and of its callback as they are now."""
         corpus = getattr(run.batches, "corpus", None)
+        digest = None
+        if isinstance(corpus, data.Corpus):
+            digest = data.identity(corpus)
+        settings = None
+        if callback is not None:
+            settings = _json(_settings(callback))
         return cls(
             config=_json(run.config.model_dump(mode="json")),
-            corpus=data.identity(corpus) if isinstance(corpus, data.Corpus) else None,
-            callback=None if callback is None else _json(_settings(callback)),
+            corpus=digest,
+            callback=settings,
             flags=tuple(flags),
         )
 
     @classmethod
     def read(cls, path: Path) -> MadeOf | None:
-        """What the run recorded in a folder was made of; None where the folder does not say."""
+        """Return the recorded parts of the run in a folder; None if they cannot be read."""
         try:
             found = json.loads((path / FOLDER / MADE_OF).read_text(encoding="utf-8"))
             if not isinstance(found["flags"], list):
                 return None
-            if "responder" in found:  # as callbacks were once called
+            if "responder" in found:  # name of the callback in earlier versions
                 found["callback"] = found["responder"]
             made = cls(
                 **{field.name: found[field.name] for field in fields(cls)}
@@ -97,126 +105,134 @@ class MadeOf:
         )
 
     def _is_sound(self) -> bool:
-        """Whether the parts of what was read are what `of` makes; more parts, of a later version, do no harm."""
-        steered = self.callback is None or (
-            isinstance(self.callback, dict) and isinstance(self.callback.get("class"), str)
+        """Tell whether all fields have the types that `of` gives them."""
+        has_callback = isinstance(self.callback, dict) and isinstance(
+            self.callback.get("class"), str
         )
-        flags = all(isinstance(flag, str) for flag in self.flags)
         return (
             isinstance(self.config, dict)
             and isinstance(self.corpus, str | None)
-            and steered
-            and flags
+            and (self.callback is None or has_callback)
+            and all(isinstance(flag, str) for flag in self.flags)
         )
 
     def write(self, path: Path) -> None:
-        """Keep it in a run's folder, whole or not at all.
+        """Write the parts to a run's folder, whole or not at all.
 
         Raises:
-            UserError: it can't be written.
+            UserError: The file cannot be written.
         """
         if self == MadeOf.read(path):
             return
         place = path / FOLDER / MADE_OF
-        temporary = place.with_name(f".{MADE_OF}.tmp")
         try:
-            temporary.write_text(json.dumps(vars(self), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(place)
+            write_json(place, vars(self))
         except OSError as error:
             raise UserError(
-                f"{place} can't be written: {error.strerror}; make room, or give another folder"
+                f"expected to be able to write {place}, found: {error.strerror}; make room, or "
+                "give another folder"
             ) from None
 
     @property
     def steered_by(self) -> str:
-        """Who steers, in words."""
+        """The flags or the class of the callback, for sentences."""
         return " ".join(self.flags) or self.callback_class
 
     @property
     def callback_class(self) -> str:
-        """The class of who steers, in words."""
-        return "nobody" if self.callback is None else str(self.callback["class"])
+        """The class of the callback, for sentences."""
+        if self.callback is None:
+            return _NO_CALLBACK
+        return str(self.callback["class"])
 
     def changes(self, now: MadeOf) -> tuple[str, ...]:
-        """What is not as it was, in words."""
+        """Return the differences to the parts `now`, as clauses of a sentence."""
         found = [
             f"{key} was {before!r}, is {after!r}"
             for key, before, after in _differing(self.config, now.config)
-            if not any(key == name or key.startswith(f"{name}.") for name in _NO_MATTER)
+            if not any(key == name or key.startswith(f"{name}.") for name in _IRRELEVANT)
         ]
         if self.corpus is not None and now.corpus != self.corpus:
             found.append(
                 f"the digest of the corpus (text and tokenizer) was {self.corpus}, is {now.corpus}"
             )
-        if now.callback is not None and self.steered_by != "nobody":
-            before, after = (made.callback or {} for made in (self, now))
-            if before.get("class") == after.get("class"):
-                found += [
-                    f"the callback's {key} was {a!r}, is {b!r}"
-                    for key, a, b in _differing(before, after)
-                ]
+        then = self.callback or {}
+        if now.callback is not None and then.get("class") == now.callback.get("class"):
+            found += [
+                f"the callback's {key} was {before!r}, is {after!r}"
+                for key, before, after in _differing(then, now.callback)
+            ]
         return tuple(found)
 
 
 def check_corpus(path: Path, run: Run) -> None:
-    """Refuse a run that trains on other text than the one recorded in a folder; one whose text is not known is taken.
+    """Refuse a run that trains on other text than the run in a folder.
+
+    A run whose text is not known is accepted.
 
     Raises:
-        UserError: names both digests.
+        UserError: The digests of the texts differ.
     """
     made = MadeOf.read(path)
     now = MadeOf.of(run, None)
     if made is not None and made.corpus is not None and made.corpus != now.corpus:
         raise UserError(
-            f"the digest of the corpus (text and tokenizer) of the run in {path} was {made.corpus}, is {now.corpus}; put the "
-            "text back as it was"
+            f"the digest of the corpus (text and tokenizer) of the run in {path} was "
+            f"{made.corpus}, is {now.corpus}; put the text back as it was"
         )
 
 
 def check_callback(path: Path, made: MadeOf | None, now: MadeOf, *, has_state: bool) -> None:
-    """Refuse to drop what a callback remembers, or to give it to one of another kind.
+    """Refuse to drop the state of a callback, or to give it to a callback of another kind.
 
     Args:
-        path: the run's folder.
-        made: what the run was made of; None where the folder does not say.
-        now: what it is to be resumed with.
-        has_state: whether the checkpoint holds what a callback remembers.
+        path: Folder of the run.
+        made: Parts that the run was trained with; None if the folder does not say.
+        now: Parts that it is to be resumed with.
+        has_state: Flag: the checkpoint holds the state of a callback.
 
     Raises:
-        UserError: names both.
+        UserError: The callback is missing, or of another kind.
     """
     if not has_state:
-        return  # whoever steered it remembered nothing
-    then = made.callback if made is not None else None
-    steered = (
-        f"by {made.steered_by}" if made is not None and then is not None else "when it was saved"
-    )
+        return
+    then = None
+    steered = "when it was saved"
+    if made is not None and made.callback is not None:
+        then = made.callback
+        steered = f"by {made.steered_by}"
     if now.callback is None:
         raise UserError(
-            f"the run in {path} is steered {steered}, found nobody to steer it on; resume it with the callback that it had, "
-            "on the command line with --branching and its --planner, or --by-hand"
+            f"the run in {path} is steered {steered}, found no callback to steer it; resume it "
+            "with the callback that it had, on the command line with --branching and its "
+            "--planner, or --by-hand"
         )
     if then is not None and not same_kind(then, now.callback):
         raise UserError(
-            f"the run in {path} is steered {steered}, found {now.callback['class']}; resume it with the callback that it had"
+            f"the run in {path} is steered {steered}, found {now.callback['class']}; resume it "
+            "with the callback that it had"
         )
 
 
 def same_kind(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    """Whether one callback may remember what the other did: a class of another package may be made around it."""
+    """Tell whether one callback may load the state of the other.
+
+    A class of another package may be a wrapper around the other's, so it is accepted.
+    """
     same_package = one["class"].partition(".")[0] == two["class"].partition(".")[0]
     return bool(one["class"] == two["class"] or not same_package)
 
 
 def _settings(value: object) -> dict[str, Any]:
-    """The class of an object and those of its settings that can be told: numbers, names, and frozen dataclasses of those."""
-    found: dict[str, Any] = {
-        "class": _class_name(f"{type(value).__module__}.{type(value).__qualname__}")
-    }
-    if not is_dataclass(value) or not (
-        _is_frozen(value) or found["class"].startswith("trainenv.agents.")
-    ):
-        return found  # it may count in its fields
+    """Return the class of an object and its plain settings.
+
+    Settings are numbers, strings, and frozen dataclasses of those. The fields of other objects are
+    left out, because they may be counters.
+    """
+    name = _class_name(f"{type(value).__module__}.{type(value).__qualname__}")
+    found: dict[str, Any] = {"class": name}
+    if not is_dataclass(value) or not (_is_frozen(value) or name.startswith("trainenv.agents.")):
+        return found
     for field in fields(value):
         part = getattr(value, field.name, None)
         if field.init and (part is None or isinstance(part, bool | int | float | str)):
@@ -227,20 +243,23 @@ def _settings(value: object) -> dict[str, Any]:
 
 
 def _class_name(path: str) -> str:
-    """The name of a class without the module that it lies in, if it is one of ours: modules are moved, classes stay."""
+    """Return the present name of a class; of our own without its module, because modules move."""
     parts = path.split(".")
-    if parts[0] in _ONCE_AT_THE_TOP:
-        parts = ["trainenv", *parts[:-1], _ONCE_CALLED.get(parts[-1], parts[-1])]
-    return ".".join([*parts[:2], parts[-1]]) if parts[0] == "trainenv" and len(parts) > 2 else path
+    if parts[0] in _OLD_PACKAGES:
+        parts = ["trainenv", *parts[:-1], _OLD_NAMES.get(parts[-1], parts[-1])]
+    if parts[0] == "trainenv" and len(parts) > 2:
+        return ".".join([*parts[:2], parts[-1]])
+    return path
 
 
 def _renamed(settings: Any) -> Any:
-    """Settings as an earlier version has recorded them, with the class names of now."""
+    """Return settings that an earlier version recorded, with the present names."""
     if not isinstance(settings, dict):
         return settings
-    named = settings.get("class")
-    renamed = {key: _renamed(one) for key, one in settings.items()}
-    return renamed | {"class": _class_name(named)} if isinstance(named, str) else renamed
+    renamed = {_OLD_NAMES.get(key, key): _renamed(one) for key, one in settings.items()}
+    if isinstance(settings.get("class"), str):
+        renamed["class"] = _class_name(settings["class"])
+    return renamed
 
 
 def _is_frozen(value: object) -> bool:
@@ -251,7 +270,10 @@ def _is_frozen(value: object) -> bool:
 def _differing(
     one: Mapping[str, Any], two: Mapping[str, Any], above: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys that both have, with the two values where they differ: a key that only one version knows is no change."""
+    """Yield (dotted key, one value, other value) for each difference.
+
+    Keys that only one of them has are no difference: another version may not know them.
+    """
     for key in one:
         if key not in two or one[key] == two[key]:
             continue
@@ -262,6 +284,6 @@ def _differing(
 
 
 def _json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will be read back."""
+    """Return the values as JSON will give them back."""
     read: dict[str, Any] = json.loads(json.dumps(plain(value)))
     return read

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import CheckpointConfig, TrainingConfig
 from trainenv.records.lineage import last_saved
 from trainenv.records.telemetry_log import TelemetryLog
-from trainenv.tools.json_lines import append_line, plain, read_lines
+from trainenv.tools.atomic_files import write_json
+from trainenv.tools.json_lines import append_line, read_lines
 from trainenv.tools.paths import expanded
 from trainenv.types import Event, Snapshot, UserError
 
-REWINDS = "rewinds"  # part of a checkpoint: how many of them lie behind it, if any
+REWINDS = "rewinds"  # part of a checkpoint: the number of rewinds before it; missing if none
 
 
 class RunFolder:
@@ -31,13 +31,23 @@ class RunFolder:
     | file | holds |
     |---|---|
     | `config.yaml` | the whole configuration |
-    | `telemetry/part-*.parquet` | a row an optimizer step, see `configs/log_schema.json` |
-    | `events.jsonl` | a JSON object an event, in order |
+    | `telemetry/part-*.parquet` | one row for each optimizer step, see `configs/log_schema.json` |
+    | `events.jsonl` | one JSON object for each event, in order |
     | `validation.jsonl` | step, line and validation loss |
-    | `lines.jsonl` | where history started anew: number of the line, the step it starts from, and the rewinds behind it |
+    | `lines.jsonl` | each line of the lineage: number, first step, rewinds before it |
     | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
-    | `checkpoints/made_of.json` | what the run is trained with, see `records.resuming` |
-    | `summary.json` | the result, once the run has ended |
+    | `checkpoints/made_of.json` | parts that the run is trained with, see `records.made_of` |
+    | `summary.json` | the result; written when the run has ended |
+
+    Args:
+        path: Path of the folder.
+        line: Number of the present line of the lineage.
+        rewinds: Number of rewinds so far.
+
+    Attributes:
+        telemetry: Log of the telemetry.
+        flags: Arguments of `trainenv run` that make the callback.
+        changes: Changes since the run was saved, in words; None if they are not known.
     """
 
     def __init__(self, path: Path, line: int = 0, rewinds: int = 0) -> None:
@@ -45,20 +55,19 @@ class RunFolder:
         self.line = line
         self.rewinds = rewinds
         self.telemetry = TelemetryLog(path / "telemetry")
-        self.flags: tuple[str, ...] = ()  # of `trainenv run`, that make who steers
-        self.changes: (
-            tuple[str, ...] | None
-        ) = ()  # since the run was saved, in words; None: that can't be told
-        self._resumed: list[str] | None = (
-            None  # digests of the checkpoints there were, for a run that goes on
-        )
+        self.flags: tuple[str, ...] = ()
+        self.changes: tuple[str, ...] | None = ()
+        # For a resumed run: digests of the checkpoints when it was read.
+        self._resumed: list[str] | None = None
 
     @classmethod
     def create(cls, path: str | Path | None, config: TrainingConfig) -> RunFolder:
-        """A new folder: `path`, or the first free `runs/NAME`, `runs/NAME-2`, … No two processes are given the same.
+        """Make a new folder: `path`, or the first free one of `runs/NAME`, `runs/NAME-2`, …
+
+        Two processes never get the same one.
 
         Raises:
-            UserError: `path` already holds something.
+            UserError: `path` holds something already, or cannot be written.
         """
         wanted = Path("runs") / config.name if path is None else expanded(path)
         try:
@@ -70,47 +79,48 @@ class RunFolder:
             occupied = any(folder.iterdir())
         except OSError as error:
             raise UserError(
-                f"{wanted} must be a folder to record in, found: {error.strerror}; give another --out"
+                f"{wanted} must be a folder to record in, found: {error.strerror}; "
+                "give another --out"
             ) from None
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         try:
             if not occupied:
                 with (folder / "config.yaml").open("x", encoding="utf-8") as file:
                     file.write(text)
-        except FileExistsError:  # another process has just begun there
+        except FileExistsError:  # another process has just started there
             occupied = True
         except OSError as error:
             raise UserError(
-                f"{folder} must be a folder to record in, found: {error.strerror}; give another --out"
+                f"{folder} must be a folder to record in, found: {error.strerror}; "
+                "give another --out"
             ) from None
         if occupied:
             raise UserError(
-                f"{folder} is not empty; give another --out, or --resume to go on with the run in it"
+                f"{folder} is not empty; give another --out, or --resume to continue the run in it"
             )
         return cls(folder)
 
     @classmethod
     def resume(cls, path: str | Path) -> tuple[RunFolder, Snapshot]:
-        """The folder of a run that stopped, however it did, and its newest whole checkpoint.
+        """Return the folder of an interrupted run, and its newest whole checkpoint.
 
         Nothing is written yet.
 
         Raises:
-            UserError: there is nothing to resume, or the run had ended.
+            UserError: There is nothing to resume, or the run has ended.
         """
         path = expanded(path)
         if (path / "summary.json").is_file():
             raise UserError(f"the run in {path} has ended; give another --out for a new one")
         store = CheckpointStore(path / FOLDER)
         if not store.folder.is_dir() or not store.steps():
-            early = (
-                " and delete the folder: the run in it stopped before its first one"
-                if (path / "config.yaml").is_file()
-                else ""
+            sentence = (
+                f"expected an interrupted run with checkpoints in {path}, found none; "
+                "leave out --resume to start one"
             )
-            raise UserError(
-                f"expected an interrupted run with checkpoints in {path}, found none; leave out --resume to start one{early}"
-            )
+            if (path / "config.yaml").is_file():
+                sentence += " and delete the folder: the run in it stopped before its first one"
+            raise UserError(sentence)
         digests = _digests(store)
         snapshot = store.load()
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
@@ -120,25 +130,26 @@ class RunFolder:
 
     @contextmanager
     def recording(self, step: int, config: CheckpointConfig) -> Iterator[CheckpointStore]:
-        """The run's checkpoints, for as long as this process alone records here.
+        """Open the checkpoint store of the run; inside the block only this process records here.
 
         A resumed run starts a new line at `step`.
 
         Raises:
-            UserError: another process records here, or has gone on with the run since it was read.
+            UserError: Another process records here, or has continued the run since it was read.
         """
         with CheckpointStore(self.path / FOLDER, **config.model_dump()) as store:
             if self._resumed is not None:
                 if _digests(store) != self._resumed:
                     raise UserError(
-                        f"another process has gone on with the run in {self.path} just now; resume it again"
+                        f"expected the run in {self.path} as it was read, found that another "
+                        "process has continued it; resume it again"
                     )
                 self._resumed = None
                 self._new_line(step)
             yield store
 
     def rewound(self, step: int) -> None:
-        """The run went back to `step`, and history starts anew from there."""
+        """Note that the run went back to `step`; a new line starts there."""
         self.rewinds += 1
         self._new_line(step)
 
@@ -149,18 +160,17 @@ class RunFolder:
         )
 
     def event(self, event: Event) -> None:
-        """Note an event at once, so that it survives whatever comes next."""
+        """Append an event to the file at once, so that a crash cannot lose it."""
         append_line(self.path / "events.jsonl", {"line": self.line, **asdict(event)})
 
     def validation(self, step: int, loss: float) -> None:
+        """Append a validation loss, nats per token."""
         append_line(self.path / "validation.jsonl", {"line": self.line, "step": step, "loss": loss})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary: the run has ended."""
+        """Write the rest of the telemetry, and the summary that marks the run as ended."""
         self.telemetry.flush()
-        temporary = self.path / ".summary.tmp"
-        temporary.write_text(json.dumps(plain(summary), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.path / "summary.json")
+        write_json(self.path / "summary.json", summary, indent=2)
 
 
 def _digests(store: CheckpointStore) -> list[str]:
@@ -168,10 +178,11 @@ def _digests(store: CheckpointStore) -> list[str]:
 
 
 def _made_first(path: Path) -> Path:
-    """The first of `path`, `path-2`, `path-3`, … that this process, and no other, has made."""
+    """Make the first of `path`, `path-2`, `path-3`, … that does not exist, and return it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for count in itertools.count(1):
-        free = path if count == 1 else path.with_name(f"{path.name}-{count}")
+    names = itertools.chain([path.name], (f"{path.name}-{n}" for n in itertools.count(2)))
+    for name in names:
+        free = path.with_name(name)
         try:
             free.mkdir()
         except FileExistsError:
@@ -181,7 +192,7 @@ def _made_first(path: Path) -> Path:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a run's folder, in order, but for those that were lost with a process, and came again."""
+    """Return the events in a run's folder, in order, without those that a kill has lost."""
     saved = last_saved(read_lines(path / "lines.jsonl"))
     return [
         event
@@ -191,11 +202,16 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _at(event: Mapping[str, Any]) -> float:
-    """The step of its line that an event belongs to; a rewind tells the one that was seen, on the line before."""
+    """Return the step of its line that an event belongs to; for a rewind the one it went back to.
+
+    The `step` of a rewind is the one that it left, on the line before.
+    """
     step = event.get("step", -math.inf)
-    return float(event.get("detail", {}).get("to", step) if event.get("kind") == "rewind" else step)
+    if event.get("kind") == "rewind":
+        step = event.get("detail", {}).get("to", step)
+    return float(step)
 
 
 def read_validation(path: Path) -> list[dict[str, Any]]:
-    """Step, line and loss of each validation of a run's folder, in order."""
+    """Return line, step and loss of each validation in a run's folder, in order."""
     return read_lines(path / "validation.jsonl")

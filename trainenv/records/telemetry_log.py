@@ -1,7 +1,6 @@
-"""Telemetry as Parquet, following `configs/log_schema.json`.
+"""Telemetry as Parquet files, with the columns of `configs/log_schema.json`.
 
-A folder of parts, each written whole and renamed into place: whatever stops the process, the parts
-that are there are whole.
+A log is a folder of parts. Each part is written whole or not at all, so a crash never damages one.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from trainenv.config.presets import configs_folder
 from trainenv.records.lineage import last_kept
+from trainenv.tools.atomic_files import replacing
 from trainenv.tools.json_lines import read_lines
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 
@@ -31,11 +31,12 @@ _ARROW = {
     "array": pa.list_(pa.string()),
 }
 _READING = tuple(f.name for f in fields(Reading))
+_NUMBERS = tuple(name for name in TELEMETRY_FIELDS if name not in ("clip", "stressors", "reading"))
 
 
 @cache
 def log_schema() -> Mapping[str, Any]:
-    """The JSON schema of a row."""
+    """Return the JSON schema of a row."""
     schema: Mapping[str, Any] = json.loads(
         (configs_folder() / "log_schema.json").read_text(encoding="utf-8")
     )
@@ -44,17 +45,28 @@ def log_schema() -> Mapping[str, Any]:
 
 @cache
 def arrow_schema() -> pa.Schema:
-    """The same as an Arrow schema; fields that may be unmeasured are nullable, units and descriptions are in the metadata."""
+    """Return the Arrow schema of a row.
+
+    Fields that may be unmeasured are nullable. Units and descriptions are in the metadata.
+    """
     columns = []
     for name, column in log_schema()["properties"].items():
-        kinds = column["type"] if isinstance(column["type"], list) else [column["type"]]
+        kinds = column["type"]
+        if not isinstance(kinds, list):
+            kinds = [kinds]
         notes = {key: column[key] for key in ("unit", "description") if key in column}
         columns.append(pa.field(name, _ARROW[kinds[0]], nullable="null" in kinds, metadata=notes))
     return pa.schema(columns)
 
 
 def row(telemetry: Telemetry, line: int, purpose: str) -> dict[str, Any]:
-    """The row of one step, as `log_schema` describes it."""
+    """Return the row of one step, as `log_schema` describes it.
+
+    Args:
+        telemetry: Telemetry of the step.
+        line: Number of the line of the lineage.
+        purpose: Purpose of the step in the ledger, such as "main" or "verify".
+    """
     schema = log_schema()["properties"]
     values: dict[str, Any] = {"line": line, "purpose": purpose}
     values |= {name: getattr(telemetry, name) for name in TELEMETRY_FIELDS if name != "reading"}
@@ -66,24 +78,41 @@ def row(telemetry: Telemetry, line: int, purpose: str) -> dict[str, Any]:
     return values
 
 
-def telemetry_of(rows: pd.DataFrame) -> list[Telemetry]:
-    """Rows as `read_telemetry` gives them, as the telemetry that they were made of."""
-    found = []
-    for values in rows.to_dict("records"):
-        reading = Reading(**{name: values[name] for name in _READING})
-        named = {
-            name: values[name] for name in TELEMETRY_FIELDS if name not in ("reading", "stressors")
-        }
-        found.append(Telemetry(**named, stressors=tuple(values["stressors"]), reading=reading))
-    return found
+def telemetry_of(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Telemetry]:
+    """Return the telemetry that rows were made of; the inverse of `row`.
+
+    Args:
+        rows: Rows as `read_telemetry` returns them, or mappings with the same names. A number may
+            be None where nothing was measured, or a word: "nan", "inf".
+    """
+    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    return [
+        Telemetry(
+            **{name: _number(values[name]) for name in _NUMBERS},
+            clip=values["clip"],
+            stressors=tuple(values["stressors"]),
+            reading=Reading(**{name: _number(values[name]) for name in _READING}),
+        )
+        for values in records
+    ]
+
+
+def _number(value: Any) -> Any:
+    """Return a value with None as NaN and words as numbers."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        return float(value)
+    return value
 
 
 class TelemetryLog:
-    """Appends telemetry to a folder of Parquet parts.
+    """Log of telemetry in a folder of Parquet parts.
 
     Args:
-        folder: made if it does not exist; an existing one is continued after its last part.
-        part_rows: rows kept in memory before a part is written.
+        folder: Folder of the parts. It is made if it does not exist; an existing one is continued
+            after its last part.
+        part_rows: Number of rows kept in memory before a part is written.
     """
 
     def __init__(self, folder: Path, part_rows: int = 2000) -> None:
@@ -91,62 +120,66 @@ class TelemetryLog:
         self._part_rows = part_rows
         folder.mkdir(parents=True, exist_ok=True)
         self._rows: list[dict[str, Any]] = []
-        self._next = 1 + max(
-            (int(p.stem.removeprefix("part-")) for p in folder.glob("part-*.parquet")), default=-1
-        )
+        numbers = (int(p.stem.removeprefix("part-")) for p in folder.glob("part-*.parquet"))
+        self._next = 1 + max(numbers, default=-1)
 
     @property
     def written(self) -> bool:
-        """Whether the folder has any steps on record."""
+        """True if the folder holds a part."""
         return self._next > 0
 
     def append(
         self, telemetry: Iterable[Telemetry], *, line: int = 0, purpose: str = "main"
     ) -> None:
-        """Remember steps, writing a part whenever there are enough."""
+        """Add steps; write a part when there are `part_rows` of them.
+
+        Args:
+            telemetry: Telemetry of the steps, in order.
+            line: Number of the line of the lineage.
+            purpose: Purpose of the steps in the ledger.
+        """
         self._rows.extend(row(t, line, purpose) for t in telemetry)
         if len(self._rows) >= self._part_rows:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is remembered as a part."""
+        """Write the rows in memory as a part."""
         if not self._rows:
             return
         path = self._folder / f"part-{self._next:05d}.parquet"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open(
-            "wb"
-        ) as file:  # not a path: pyarrow takes one with a colon for an address
-            pq.write_table(
-                pa.Table.from_pylist(self._rows, schema=arrow_schema()), file, compression="zstd"
-            )
-        temporary.replace(path)
+        table = pa.Table.from_pylist(self._rows, schema=arrow_schema())
+        # An open file, not a path: pyarrow takes a path with a colon for an address.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
         self._next += 1
         self._rows = []
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part, or the named columns of it.
+    """Return a part, or the named columns of it.
 
     Raises:
-        OSError, pa.ArrowException: it is torn or can't be read.
+        OSError, pa.ArrowException: The file is torn or cannot be read.
     """
+    names = None if columns is None else list(columns)
     with path.open("rb") as file:  # not a path: pyarrow takes one with a colon for an address
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+        return pq.read_table(file, columns=names)
 
 
 def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFrame:
-    """All rows below a run's folder, in the order they were written.
+    """Return all rows in a run's folder, in the order in which they were written.
 
     Args:
-        folder: a run's folder, or one of bare parts.
-        kept_only: only what is history: no step that a later line went back behind, none that was
-            lost with its process.
+        folder: Folder of a run, or of parts alone.
+        kept_only: True for the history alone, without steps that a rewind left behind or a kill has
+            lost.
+
+    Raises:
+        UserError: The folder holds no telemetry.
     """
     folder = Path(folder)
-    parts = sorted(
-        (folder / "telemetry" if (folder / "telemetry").is_dir() else folder).glob("part-*.parquet")
-    )
+    within = folder / "telemetry"
+    parts = sorted((within if within.is_dir() else folder).glob("part-*.parquet"))
     if not parts:
         raise UserError(
             f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run"

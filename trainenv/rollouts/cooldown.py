@@ -1,6 +1,6 @@
-"""The reference cool-down: what a run's loss would be if it were annealed from here.
+"""The reference cool-down: an estimate of the loss that a run would reach if it annealed now.
 
-It ranks futures where raw losses lie.
+It ranks futures where their raw losses mislead.
 """
 
 from __future__ import annotations
@@ -9,13 +9,21 @@ from collections.abc import Sequence
 
 from trainenv.types import Branchable, RunGroup, Telemetry
 
-_STAIRS = 16  # of the line to 0: a call a step would cost a twentieth of it
+_STAIRS = 16  # constant rates on the line to 0: a call each step would take 1/20 of the time
 
 
 def cool_down(
     together: RunGroup[Branchable], steps: int, among: Sequence[int] = (0,)
 ) -> list[list[Telemetry]]:
-    """Train with the learning rate of the schedule times a line that falls to 0 over `steps`, in 16 stairs."""
+    """Train runs while their learning rate falls linearly to 0, and return their steps.
+
+    The learning rate is that of the schedule times a line in 16 stairs.
+
+    Args:
+        together: Group of runs; their learning rates are left near 0.
+        steps: Optimizer steps of the cool-down.
+        among: Numbers of the runs that take part.
+    """
     measured: list[list[Telemetry]] = [[] for _ in among]
     runs = [together.runs[number] for number in among]
     if not runs:
@@ -23,7 +31,8 @@ def cool_down(
     scales = [run.lr_scale for run in runs]
     done = 0
     for bound in sorted({round(stair * steps / _STAIRS) for stair in range(1, _STAIRS + 1)} - {0}):
-        # No interventions: they are bounded below, and would stand in the run's record.
+        # Not by interventions: their learning rates have a lower bound, and the run would record
+        # them.
         middle = (done + bound) / 2
         for run, scale in zip(runs, scales):
             run.lr_scale = scale * (1 - middle / steps)

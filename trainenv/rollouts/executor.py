@@ -1,31 +1,31 @@
-"""Futures of a run, trained for real: forks that see the same batches, side by side.
+"""Futures of a run, trained for real on forks that see the same batches. The run stays as it is.
 
-The run is left as it is.
+    rollouts = Rollouts(run, decision_steps=25, cooldown=100)
+    lower = (Intervention(lr_scale=0.8),)
+    outcomes = rollouts.run([NOTHING, lower], 50, measure="annealed")
+    rollouts.adopt(lower, 50)               # the run becomes that future, without training again
 
-    rollouts = Rollouts(run, decision_steps=25, cooldown=100) outcomes =
-    rollouts.run([(Intervention(),), (Intervention(lr_scale=0.8),)], 50, measure="annealed")
-    rollouts.adopt((Intervention(lr_scale=0.8),), 50)          # the run becomes that future: those
-    steps are not trained again
+Tiny models are folded into one (`trainenv.rollouts.folded`); others are trained in turn, a stretch
+each, or in worker processes (`trainenv.rollouts.remote`). Each future is kept as far as it was
+trained, so that longer or similar ones cost only their new steps.
 
-Tiny models are folded into one (`trainenv.rollouts.folded`), others are trained in turn, a stretch
-each, or in worker processes (`trainenv.rollouts.remote`). What a future has come to is kept, so
-that going on with it costs only what is new. A future that fails (out of memory, an error of the
-model's) says so in its outcome and the others go on; one whose validation loss is not finite, or
-beyond all bounds, has diverged and is not trained further. With `stopping`, a clear loser against
-doing nothing is stopped early.
+A future that fails (out of memory, an error of the model) has the error in its outcome, and the
+others continue. One whose validation loss is not finite, or above the cap, has diverged and is not
+trained further. With `stopping`, a clear loser against doing nothing is stopped early.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from trainenv.rollouts.branch_loop import BranchLoop, Stopping
 from trainenv.rollouts.cooldown import cool_down
 from trainenv.rollouts.fork import Start, fork_at
-from trainenv.rollouts.future import Future, Growing, Sequenced, over
+from trainenv.rollouts.future import Future, InterventionSequence, LiveBranch
+from trainenv.rollouts.future_cache import FutureCache
 from trainenv.rollouts.group import ask_each
 from trainenv.rollouts.placement import side_by_side
 from trainenv.tools.error_text import describe_error
@@ -45,35 +45,34 @@ from trainenv.types import (
 if TYPE_CHECKING:
     from trainenv.types import Run
 
-NOTHING: Sequenced = (Intervention(),)
-
-
-Stopping = Callable[[Sequence[Telemetry], Sequence[Telemetry]], str]
-"""(steps of a future, the same steps of doing nothing) → why it is stopped here; empty: it goes on."""
+NOTHING: InterventionSequence = (Intervention(),)
 
 
 class Rollouts:
     """A `trainenv.types.Executor` over a live run.
 
     Args:
-        run: forked as it is now; until `adopt` it is only read.
-        start: an earlier snapshot that futures start from instead: they are what the run could have
-            done since.
-        decision_steps: steps from one intervention of a sequence to the next.
-        cooldown: steps of the reference cool-down, for the measure `annealed`.
-        look: steps between looks at the validation loss; None: only where a future ends.
-        validation: the run's loss now where it is known, so that it is not measured again.
-        stopping: stops futures that clearly lose, asked after each quarter of the steps.
-        fold: whether tiny models are folded.
-        workers: processes that train what is not folded; 0: in turn, in this one.
-        limit: FLOPs beyond which no future is trained a second time, by itself, after all together
-            have failed.
+        run: Run that is forked as it is now. It is not changed before `adopt`.
+        start: Earlier snapshot that the futures start from; None to start from the run as it is
+            now. Such futures are alternatives to what the run has done since.
+        decision_steps: Optimizer steps from one intervention of a sequence to the next.
+        cooldown: Steps of the reference cool-down, for the measure `annealed`.
+        evaluate_every: Steps from one evaluation of the validation loss to the next; None to
+            evaluate at the end of a future alone.
+        validation: Validation loss of the run now, in nats per token; NaN if it is not known.
+        stopping: Test that stops futures which clearly lose, applied after each quarter of the
+            steps; None for none.
+        fold: True to fold tiny models.
+        workers: Number of worker processes for models that are not folded; 0 to train in turn in
+            this process.
+        limit: FLOPs that a call may spend, in all, before futures are trained one at a time after
+            all together have failed.
 
     Attributes:
-        past: whether futures start before where the run is.
+        past: True if the futures start from an earlier snapshot.
 
     Raises:
-        UserError: a step count is below 1 (`cooldown`: below 0), or the run has not come as far as
+        UserError: A step count is below 1 (`cooldown`, `workers`: below 0), or the run is before
             `start`.
     """
 
@@ -84,44 +83,38 @@ class Rollouts:
         decision_steps: int,
         start: Snapshot | None = None,
         cooldown: int = 0,
-        look: int | None = None,
+        evaluate_every: int | None = None,
         validation: float = math.nan,
         stopping: Stopping | None = None,
         fold: bool = True,
         workers: int = 0,
         limit: float = math.inf,
     ) -> None:
-        if decision_steps < 1 or cooldown < 0 or workers < 0 or (look is not None and look < 1):
+        self._loop = BranchLoop(
+            decision_steps=decision_steps, evaluate_every=evaluate_every, stopping=stopping
+        )
+        if cooldown < 0 or workers < 0:
             raise UserError(
-                f"decision_steps and look must be at least 1 and cooldown and workers at least 0, found {decision_steps}, "
-                f"{look}, {cooldown} and {workers}"
+                f"cooldown and workers must be at least 0, found {cooldown} and {workers}"
             )
         if start is not None and start.step > run.step:
             raise UserError(
                 f"start must be a snapshot of step {run.step} or before, found step {start.step}"
             )
         self._run = run
-        self._decision = decision_steps
         self._cooldown = cooldown
-        self._look = look
-        self._stopping = stopping
         self._fold = fold
         self._workers = workers
         self._limit = limit
-        self._start = run.snapshot() if start is None else start
+        self._start = start or run.snapshot()
         self._validation = validation
         self.past = start is not None
-        self._standing = run.step, run.applied, run.horizon
-        # A loss that is not of tokens has no scale that we know: any finite one may be usual.
-        self._bound = (
-            math.inf
-            if run.vocabulary is None
-            else run.config.environment.divergence_loss * run.uniform_loss
-        )
-        self._futures: dict[int, list[Future]] = {}  # of each draw, the longest last
-        self._ends: dict[
-            tuple[int, Sequenced, int, Measure], float
-        ] = {}  # annealed or final losses
+        self._unchanged = run.step, run.applied, run.horizon
+        # The scale of a loss is known for tokens alone; of others, any finite loss may be usual.
+        self._bound = math.inf
+        if run.vocabulary is not None:
+            self._bound = run.config.environment.divergence_loss * run.uniform_loss
+        self._cache = FutureCache()
 
     # ── an executor ───────────────────────────────────────────────────────────────────────────────
 
@@ -138,18 +131,19 @@ class Rollouts:
         run = self._run
         taken = 0
         probed = 0.0
-        looked = 0 if math.isfinite(self._validation) else 1
+        evaluations = int(not math.isfinite(self._validation))
         for padded in dict.fromkeys(self._padded(sequence, steps) for sequence in sequences):
-            known = self._known(padded, steps, draw)
-            if over(known):
+            known = self._cache.longest(padded, steps, draw)
+            if known.ended:
                 continue
-            end = measure != "horizon" and (draw, padded, steps, measure) not in self._ends
+            end = measure != "horizon" and self._cache.end(padded, steps, draw, measure) is None
             trained = steps - known.steps + self._after(steps, measure) * end
-            taken = taken + trained
-            probed = probed + run.flops_of_probes(trained)
-            looked += self._looks(known.steps, steps) + end
+            taken += trained
+            probed += run.flops_of_probes(trained)
+            evaluations += self._loop.evaluations(known.steps, steps) + end
         return Cost(
-            steps=taken, flops=taken * run.flops_ahead + probed + looked * run.flops_per_evaluation
+            steps=taken,
+            flops=taken * run.flops_ahead + probed + evaluations * run.flops_per_evaluation,
         )
 
     def run(
@@ -170,63 +164,69 @@ class Rollouts:
         if padded and not math.isfinite(self._validation):
             unknown = self._evaluate_start()
             spent[padded[0]] += Cost(flops=self._run.flops_per_evaluation)
-        starts: dict[int, dict[Sequenced, Future]] = {}
+        starts: dict[int, dict[InterventionSequence, Future]] = {}  # by their steps
         for one in dict.fromkeys(padded):
-            known = self._known(one, steps, draw)
-            measured = measure == "horizon" or (draw, one, steps, measure) in self._ends
-            if (known.steps < steps or not measured) and not over(known):
+            known = self._cache.longest(one, steps, draw)
+            end = self._cache.end(one, steps, draw, measure)
+            measured = measure == "horizon" or end is not None
+            if (known.steps < steps or not measured) and not known.ended:
                 starts.setdefault(known.steps, {})[one] = known
-        for group in (starts[known_steps] for known_steps in sorted(starts)):
-            if unknown:
-                for one in group:
-                    self._fail(one, steps, draw, unknown)
-            else:
+        for _, group in sorted(starts.items()):
+            if not unknown:
                 self._train(group, steps, measure, draw, spent)
-        # What two sequences share, for they differ only later on, is charged to the first.
+                continue
+            for one in group:
+                self._cache.add_error(one, steps, draw, unknown)
+        # Steps that two sequences share, since they differ only later, are charged to the first.
         return [self._outcome(one, steps, measure, draw, spent.pop(one, Cost())) for one in padded]
 
     def future(self, sequence: Sequence[Intervention], steps: int, /, *, draw: int = 0) -> Future:
-        """What became of a future that was run for so many steps, or ended before."""
-        return self._known(self._padded(sequence, steps), steps, draw)
+        """Return a future that was run for `steps` steps, or that ended before."""
+        return self._cache.longest(self._padded(sequence, steps), steps, draw)
 
     def adopt(
         self, sequence: Sequence[Intervention], steps: int, /, *, draw: int = 0
     ) -> tuple[Telemetry, ...]:
-        """The run becomes a future that was run; its steps are charged as the run's own.
+        """Make the run a future that was trained, and return the telemetry of its steps.
 
-        Returns what they measured.
+        The steps are charged as the run's own. If the future starts from an earlier snapshot, the
+        run first goes back there, as `Run.rewind` does.
 
-        Of futures that start earlier: it goes back there first, as `Run.rewind` does.
+        Args:
+            sequence: Interventions of the future.
+            steps: Optimizer steps of the future.
+            draw: Order of the data that the future was trained on.
 
         Raises:
-            UserError: it was not run for so many steps, or has ended before; or the run was trained
-                or changed since.
+            UserError: The future was not run for `steps` steps, or it ended before; or the run was
+                trained or changed since.
         """
         future = self.future(sequence, steps, draw=draw)
         if future.state is None or future.error or future.steps != steps:
             raise UserError(
-                f"expected a future that was run for {steps} steps, found one of {future.steps}; run it first"
+                f"expected a future that was run for {steps} steps, found one of {future.steps}; "
+                "run it first"
             )
-        if self._standing != (self._run.step, self._run.applied, self._run.horizon):
+        if self._unchanged != (self._run.step, self._run.applied, self._run.horizon):
             raise UserError(
-                f"the run has gone on or was changed since step {self._start.step}, it is now at {self._run.step}; "
-                "make new Rollouts of it"
+                f"expected the run as it was when its rollouts were made, at step "
+                f"{self._unchanged[0]}, found it trained or changed since, at step "
+                f"{self._run.step}; make new Rollouts of it"
             )
         if self.past:
             self._run.rewind(self._start)
         flagged = self._run.flagged
         end = self._run.horizon.end
         self._run.restore(future.state)
-        if (
-            self.past
-        ):  # the future knows nothing of what was learned, and spent, since it has branched off
+        if self.past:
+            # The future has neither the flags nor the shorter budget of the run that it leaves.
             self._run.flag(flagged)
             self._run.end_at(end)
         self._run.ledger.move("verify", self._run.purpose, future.flops)
         return future.telemetry
 
     def _evaluate_start(self) -> str:
-        """Measure the validation loss at the start. Returns why that fails; empty: it is known."""
+        """Measure the validation loss at the start; return the error, empty if there is none."""
         try:
             run = self._run
             if self.past:
@@ -236,85 +236,91 @@ class Rollouts:
             return describe_error(error)
         if math.isfinite(self._validation):
             return ""
-        return "the validation loss is not finite where the branches start, so that there is nothing to compare them with"
+        return (
+            "the validation loss is not finite where the branches start, "
+            "so that there is nothing to compare them with"
+        )
 
     @property
     def _cap(self) -> float:
-        """The validation loss from which on a future has diverged; above what it starts from, whatever the scale of the loss."""
+        """Validation loss from which on a future has diverged, above that at the start."""
         return max(self._bound, 2 * self._validation)
 
     # ── training futures ──────────────────────────────────────────────────────────────────────────
 
     def _train(
         self,
-        group: dict[Sequenced, Future],
+        known: dict[InterventionSequence, Future],
         steps: int,
         measure: Measure,
         draw: int,
-        spent: dict[Sequenced, Cost],
+        spent: dict[InterventionSequence, Cost],
     ) -> None:
-        """Train futures that have come equally far; where that fails for all together, one at a time."""
+        """Train futures that are at the same step: together, or one at a time if that fails.
+
+        Args:
+            known: Sequences to train, each with the future that its training continues from.
+            steps: Optimizer steps of a whole future.
+            measure: Loss that is measured in addition to the validation loss.
+            draw: Order of the data.
+            spent: Cost of each sequence, which is added to.
+        """
         error = ""
         try:
-            self._go_on(group, steps, measure, draw, spent, fold=self._fold and len(group) > 1)
-        except Exception as raised:  # whatever a model may raise, memory that is out among it
+            fold = self._fold and len(known) > 1
+            self._train_together(known, steps, measure, draw, spent, fold=fold)
+        except Exception as raised:  # any error of a model, out of memory included
             error = describe_error(raised)
         if not error:
             return
-        if len(group) == 1:
-            self._fail(next(iter(group)), steps, draw, error)
+        if len(known) == 1:
+            self._cache.add_error(next(iter(known)), steps, draw, error)
             return
-        for (
-            one
-        ) in group:  # not in the clause above: what was raised keeps all those forks in memory
-            known = self._known(one, steps, draw)
-            if over(known):
+        # Not in the clause above: the exception keeps all those forks in memory.
+        for sequence in known:
+            future = self._cache.longest(sequence, steps, draw)
+            if future.ended:
                 continue
-            flops = (
-                sum(cost.flops for cost in spent.values())
-                + self.cost([one], steps, measure=measure, draw=draw).flops
-            )
+            flops = sum(cost.flops for cost in spent.values())
+            flops += self.cost([sequence], steps, measure=measure, draw=draw).flops
             if flops > self._limit:
-                self._fail(
-                    one, steps, draw, f"{error} (and no budget is left to train it by itself)"
-                )
+                why = f"{error} (and no budget is left to train it by itself)"
+                self._cache.add_error(sequence, steps, draw, why)
             else:
-                self._train({one: known}, steps, measure, draw, spent)
+                self._train({sequence: future}, steps, measure, draw, spent)
 
-    def _fail(self, one: Sequenced, steps: int, draw: int, error: str) -> None:
-        """Note that a future could not be trained, or measured, from where it has come to."""
-        self._futures.setdefault(draw, []).append(
-            replace(self._known(one, steps, draw), done=one, error=error)
-        )
-
-    def _go_on(
+    def _train_together(
         self,
-        group: dict[Sequenced, Future],
+        known: dict[InterventionSequence, Future],
         steps: int,
         measure: Measure,
         draw: int,
-        spent: dict[Sequenced, Cost],
+        spent: dict[InterventionSequence, Cost],
         *,
         fold: bool,
     ) -> None:
-        ledgers = [Ledger() for _ in group]
-        branches = [Growing(one, known, self._start_losses(known)) for one, known in group.items()]
-        together = self._forks(list(group.values()), draw, ledgers, fold=fold)
+        """See `_train`. An error that is not of one branch alone is raised."""
+        ledgers = [Ledger() for _ in known]
+        branches = [
+            LiveBranch(sequence, future, future.evaluations or ((0, self._validation),))
+            for sequence, future in known.items()
+        ]
+        together = self._forks(list(known.values()), draw, ledgers, fold=fold)
         try:
-            sound = self._horizon(together, branches, steps)
+            sound = self._loop.train(together, branches, steps, cap=self._cap)
             for number, branch in enumerate(branches):
-                branch.flops = group[branch.sequence].flops + ledgers[number]["verify"]
+                branch.flops = branch.start.flops + ledgers[number]["verify"]
                 if number in sound:
                     branch.state = together.snapshot(number)
             for branch in branches:
                 if branch.new_steps or branch.error:
-                    self._futures.setdefault(draw, []).append(branch.future())
-            self._beyond(together, branches, sound, steps, measure, draw)
+                    self._cache.add(branch.future(), draw)
+            self._measure_end(together, branches, sound, steps, measure, draw)
         finally:
             for ledger in ledgers:
                 for purpose in ("verify", "evaluate"):
                     self._run.ledger.charge(purpose, ledger[purpose])
-            for branch, ledger in zip(branches, ledgers):  # also of what failed: it was spent
+            for branch, ledger in zip(branches, ledgers):  # failed ones too: they were paid for
                 spent[branch.sequence] += Cost(
                     steps=branch.new_steps, flops=ledger["verify"] + ledger["evaluate"]
                 )
@@ -322,126 +328,69 @@ class Rollouts:
     def _forks(
         self, futures: Sequence[Future], draw: int, ledgers: Sequence[Ledger], *, fold: bool
     ) -> RunGroup[Branchable]:
-        starts = [
-            Start(
-                state=future.state or self._start, draw=0 if future.steps else draw, ledger=ledger
-            )
-            for future, ledger in zip(futures, ledgers)
-        ]
+        starts = []
+        for future, ledger in zip(futures, ledgers):
+            start = Start(state=self._start, draw=draw, ledger=ledger)
+            if future.state is not None:  # the data of that state are reordered already
+                start = Start(state=future.state, draw=0, ledger=ledger)
+            starts.append(start)
         return side_by_side(self._run, starts, fold=fold, workers=self._workers)
 
-    def _horizon(
-        self, together: RunGroup[Branchable], branches: Sequence[Growing], steps: int
-    ) -> list[int]:
-        """Train to `steps`; the numbers of those that got there."""
-        sound = list(range(len(branches)))
-        done = branches[0].steps
-        control = next((b for b in branches if all(part.does_nothing for part in b.sequence)), None)
-        start = done
-        quarter = max(1, (steps - done) // 4)
-        while done < steps and sound:
-            if done % self._decision == 0:
-                for number in sound:
-                    branches[number].put_in_force(together.runs[number], done // self._decision)
-                sound = [number for number in sound if not branches[number].over]
-            ends = [
-                self._decision - done % self._decision,
-                quarter - (done - start) % quarter,
-                steps - done,
-            ]
-            stretch = min(*ends, *([self._look - done % self._look] if self._look else []))
-            for number, fresh in ask_each(
-                together, branches, sound, partial(together.advance, stretch)
-            ):
-                branches[number].see(fresh)
-            done += stretch
-            sound = [number for number in sound if not branches[number].over]
-            if sound and (done == steps or (self._look and done % self._look == 0)):
-                for number, loss in ask_each(together, branches, sound, together.evaluate):
-                    branches[number].looked(done, loss, self._cap)
-            if (
-                control is not None
-                and self._stopping is not None
-                and (done - start) % quarter == 0
-                and done < steps
-            ):
-                for number in sound:
-                    if branches[number] is not control and not control.over:
-                        branches[number].stopped = self._stopping(
-                            branches[number].telemetry, control.telemetry
-                        )
-            sound = [number for number in sound if not branches[number].over]
-        return sound
-
-    def _beyond(
+    def _measure_end(
         self,
         together: RunGroup[Branchable],
-        branches: Sequence[Growing],
+        branches: Sequence[LiveBranch],
         sound: list[int],
         steps: int,
         measure: Measure,
         draw: int,
     ) -> None:
-        """The loss after the cool-down, or at the end of the run."""
-        after = self._after(steps, measure)
+        """Measure the loss of branches after the cool-down, or at the end of the run."""
         if measure == "horizon" or not sound:
             return
-        annealed = measure == "annealed" and after > 0
-        train = (
-            partial(cool_down, together, after) if annealed else partial(together.advance, after)
-        )
+        after = self._after(steps, measure)
+        train = partial(together.advance, after)
+        if measure == "annealed" and after > 0:
+            train = partial(cool_down, together, after)
         for number, fresh in ask_each(together, branches, sound, train):
             branches[number].new_steps += len(fresh)
         sound = [number for number in sound if not branches[number].error]
         for number, loss in ask_each(together, branches, sound, together.evaluate):
-            self._ends[draw, branches[number].sequence, steps, measure] = loss
+            self._cache.add_end(branches[number].sequence, steps, draw, measure, loss)
         for branch in branches:
             if branch.error:
-                self._fail(branch.sequence, steps, draw, branch.error)
+                self._cache.add_error(branch.sequence, steps, draw, branch.error)
 
     def _after(self, steps: int, measure: Measure) -> int:
-        """Steps from the end of a branch on, until its last loss is measured."""
+        """Return the steps from the end of a branch until its last loss is measured."""
         left = max(0, self._run.horizon.end - self._run.step - steps)
         return {"horizon": 0, "annealed": self._cooldown, "final": left}[measure]
 
-    # ── what is known ─────────────────────────────────────────────────────────────────────────────
-
-    def _padded(self, sequence: Sequence[Intervention], steps: int) -> Sequenced:
-        """What is put in force at each decision before `steps`."""
-        decisions = max(1, -(-steps // self._decision))
+    def _padded(self, sequence: Sequence[Intervention], steps: int) -> InterventionSequence:
+        """Return one intervention for each decision before `steps`."""
+        decisions = max(1, -(-steps // self._loop.decision_steps))
         return (*sequence, *NOTHING * decisions)[:decisions]
 
-    def _known(self, padded: Sequenced, steps: int, draw: int) -> Future:
-        """The future that has come farthest on the way, or the start."""
-        fitting = [
-            one
-            for one in self._futures.get(draw, ())
-            if one.steps <= steps and one.done == padded[: len(one.done)]
-        ]
-        return max(fitting, key=lambda one: (one.steps, over(one)), default=Future())
-
-    def _looks(self, start: int, end: int) -> int:
-        """How often the loss is measured on the way, at the end included."""
-        if start == end or self._look is None:
-            return int(start < end)
-        return end // self._look - start // self._look + (end % self._look > 0)
-
-    def _start_losses(self, start: Future) -> tuple[tuple[int, float], ...]:
-        return start.looks or ((0, self._validation),)
-
     def _outcome(
-        self, padded: Sequenced, steps: int, measure: Measure, draw: int, spent: Cost
+        self, padded: InterventionSequence, steps: int, measure: Measure, draw: int, spent: Cost
     ) -> Outcome:
-        future = self._known(padded, steps, draw)
-        end = self._ends.get((draw, padded, steps, measure))
+        future = self._cache.longest(padded, steps, draw)
+        evaluations = future.evaluations or ((0, self._validation),)
+        end = self._cache.end(padded, steps, draw, measure)
+        diverged = future.diverged or (end is not None and not end < self._cap)
+        if end is None:
+            end = math.nan
         readings = [t.reading.volatility for t in future.telemetry]
+        volatility = math.nan
+        if readings:
+            volatility = sum(readings) / len(readings)
         return Outcome(
-            looks=tuple(step for step, _ in future.looks) or (0,),
-            validation=tuple(loss for _, loss in future.looks) or (self._validation,),
-            annealed=math.nan if end is None or measure != "annealed" else end,
-            final=math.nan if end is None or measure != "final" else end,
-            diverged=future.diverged or (end is not None and not end < self._cap),
-            volatility=sum(readings) / len(readings) if readings else math.nan,
+            looks=tuple(step for step, _ in evaluations),
+            validation=tuple(loss for _, loss in evaluations),
+            annealed=end if measure == "annealed" else math.nan,
+            final=end if measure == "final" else math.nan,
+            diverged=diverged,
+            volatility=volatility,
             steps=spent.steps,
             flops=spent.flops,
             error=future.error or future.stopped,

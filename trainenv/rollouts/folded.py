@@ -1,23 +1,25 @@
-"""Many tiny runs trained as one: their weights lie side by side, and a step is one pass over all of them.
+"""Folding: K tiny runs trained as one model, with one forward and backward pass for all.
 
-A step of a tiny model is mostly the overhead of some hundred small kernels. Folded, K runs share
+A step of a tiny model is mostly the overhead of about a hundred small kernels. Folded runs share
 each kernel:
 
     folded = Folded([run.fork() for _ in range(8)])
-    folded.runs[3].apply(Intervention(lr_scale=0.5))        # each is steered by itself
+    folded.runs[3].apply(Intervention(lr_scale=0.5))        # each run is steered alone
     telemetry = folded.advance(50)                          # [8][50]
     losses = folded.evaluate()                              # [8]
 
-Folding makes every weight, gradient and moment of a run a view into one row of a matrix [K, P], P
-elements of the parameters of an optimizer group. Forward and backward go over all rows at once;
-clipping, the optimizer, the monitor and the data order are the run's own code, on flat rows. The
-run stays a `TrainingRun`: to steer, evaluate, snapshot and restore it alone works as before (its
-snapshots fit runs folded alike; `Folded.snapshot` takes one for runs that are not). To train it and
-to fork it does not: `advance` and `fork` of its own are refused.
+Folding makes every weight, gradient and moment of a run a view into one row of a matrix [K, P],
+where P is the number of elements in an optimizer group. Forward and backward pass are over all rows
+at once. Clipping, the optimizer, the monitor and the data order are the run's own code, applied to
+its flat row.
 
-Deviations from a run by itself: sums are taken in another order, so bits differ, and losses drift
-apart as they do after a change of one unit in the last place. Only what is folded alike (as many
-runs, of which as many take part) is comparable to the bit.
+A folded run stays a `TrainingRun`. Steering, evaluating, saving and restoring it alone work as
+before. Its own snapshots fit runs that are folded in the same way; `Folded.snapshot` makes one that
+fits runs which are not folded. Its own `advance` and `fork` are refused.
+
+Deviation from a run that is not folded: sums are in another order, so bits differ, and losses drift
+apart as after a change of one unit in the last place. Equal bits need equal folding: the same
+number of runs, and the same number of them in each call.
 """
 
 from __future__ import annotations
@@ -46,21 +48,22 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Folded:
-    """Runs of one GPT-2, in lockstep.
+    """Runs of GPT-2s of one shape, trained in lockstep: a `trainenv.types.RunGroup`.
 
-    They are changed in place, and trained through this from now on.
+    The runs are changed in place, and are trained by this object from now on.
 
     Args:
-        runs: forks of one run or runs built alike: GPT-2s of one shape on one device, trained by
-            next-token prediction with AdamW in fp32, one micro-batch a step, no dropout. Each keeps
-            its own state, data order and interventions; threads, deterministic kernels and how
-            often the device is read are as the first run's configuration says.
+        runs: Forks of one run, or runs built in the same way: GPT-2s of one shape on one device,
+            trained by next-token prediction with AdamW in fp32, one micro-batch each step, no
+            dropout. Each run keeps its own state, data order and interventions. The number of
+            threads, deterministic kernels and the block length of telemetry are those of the first
+            run.
 
     Attributes:
-        runs: as given.
+        runs: The runs, in the order given.
 
     Raises:
-        UserError: there is none, or one that can't be folded with the first; nothing was changed.
+        UserError: There is no run, or one that can't be folded with the first. No run was changed.
     """
 
     def __init__(self, runs: Sequence[TrainingRun]) -> None:
@@ -76,7 +79,7 @@ class Folded:
         self._heads = int(shape.heads or 1)
         self._layers = int(shape.layers or 0)
         self._layout = _layout(first)
-        self._rows: list[Tensor] = []  # [K, P] of each group, leaves
+        self._rows: list[Tensor] = []  # leaf [K, P] of each optimizer group
         grouped = [[group["params"] for group in run.optimizer.param_groups] for run in self.runs]
         for place in range(len(self._layout)):
             flat = torch.stack([_flat(groups[place]) for groups in grouped])
@@ -85,18 +88,18 @@ class Folded:
             self._fold(number, run)
 
     def advance(self, steps: int, among: Sequence[int] | None = None) -> list[list[Telemetry]]:
-        """Train each for `steps` steps, as `TrainingRun.advance` does.
+        """Train runs for `steps` steps, as `TrainingRun.advance` does.
 
         Args:
-            steps: optimizer steps.
-            among: numbers of the runs that take part; all if left out.
+            steps: Number of optimizer steps.
+            among: Numbers of the runs that take part; all if left out.
 
         Returns:
-            For each of them, in the order of `among`, the telemetry of each step.
+            Telemetry of each step, for each run in the order of `among`.
 
         Raises:
-            UserError: steps are below 0, a number is none of a run, or a run's batch is not one
-                micro-batch.
+            UserError: The steps are below 0, a number is not that of a run, or a batch has more
+                than one micro-batch.
         """
         if steps < 0:
             raise UserError(f"steps must be 0 or more, found {steps}")
@@ -118,10 +121,13 @@ class Folded:
         return measured
 
     def evaluate(self, among: Sequence[int] | None = None) -> list[float]:
-        """Validation loss of each in nats per token, in the order of `among`, as `TrainingRun.evaluate`.
+        """Return the validation loss of runs, in nats per token, in the order of `among`.
+
+        Args:
+            among: Numbers of the runs to evaluate; all if left out.
 
         Raises:
-            UserError: there is no validation set, or a number is none of a run.
+            UserError: There is no validation set, or a number is not that of a run.
         """
         numbers = self._numbers(among)
         runs = [self.runs[number] for number in numbers]
@@ -129,7 +135,8 @@ class Folded:
             return []
         if not runs[0]._validation:
             raise UserError(
-                "these runs have no validation set; pass validation=[micro_batch, …] to TrainingRun"
+                "expected runs with a validation set, found no validation set; "
+                "pass validation=[micro_batch, …] to TrainingRun"
             )
         sets = zip(*(run._validation for run in runs), strict=True)
         with torch.no_grad(), numerics.settings(self.runs[0].config):
@@ -137,13 +144,13 @@ class Folded:
         return [run._validated(list(row)) for run, row in zip(runs, torch.stack(losses, dim=1))]
 
     def snapshot(self, number: int) -> Snapshot:
-        """The whole state of one of the runs, as a run by itself would take it: for runs that are not folded."""
+        """Return the whole state of one run, in the form of a run that is not folded."""
         (number,) = self._numbers([number])
         run = self.runs[number]
         return snapshots.capture(run.step, run._state() | {"optimizer": self._unfolded(run)})
 
     def _unfolded(self, run: TrainingRun) -> dict[str, Any]:
-        """The state of a run's optimizer with the moments of each parameter apart."""
+        """Return the optimizer state of a run, with the moments of each parameter apart."""
         folded = run.optimizer.state_dict()
         groups = []
         states = dict[int, Any]()
@@ -153,31 +160,32 @@ class Folded:
             known = folded["state"].get(row)
             groups.append({**group, "params": list(places)})
             first += len(layout)
-            if known is None:  # there was no step yet
+            if known is None:  # no step was taken yet
                 continue
             pieces = {
                 name: known[name].split([shape.numel() for _, shape in layout]) for name in _MOMENTS
             }
             for place, (_, shape), *moments in zip(places, layout, *pieces.values()):
                 named = {name: moment.view(shape) for name, moment in zip(_MOMENTS, moments)}
-                # A count each: what is one tensor in a snapshot is one when restored, and would
-                # count the steps of all of them.
+                # Each parameter has its own step counter: a tensor that is shared in a snapshot is
+                # shared after restoring, and would count the steps of all parameters.
                 states[place] = {"step": known["step"].clone(), **named}
         return {"kind": type(run.optimizer).__name__, "state": states, "param_groups": groups}
 
     def _step(self, numbers: Sequence[int]) -> None:
-        """One optimizer step of each."""
+        """Take one optimizer step of each run."""
         batches = {number: self.runs[number]._coming_batch() for number in numbers}
-        alike = defaultdict(
-            list
-        )  # long sequences hit one run and miss another whose data were reordered
+        # By the shape of the batch: runs whose data were reordered meet long sequences at other
+        # steps.
+        by_shape = defaultdict(list)
         for number, batch in batches.items():
             if len(batch.micro) != 1:
                 raise UserError(
-                    f"to be folded, a run needs one micro-batch a step, found {len(batch.micro)}; train it by itself"
+                    f"to be folded, a run needs one micro-batch a step, found {len(batch.micro)}; "
+                    "train it by itself"
                 )
-            alike[batch.micro[0].shape].append(number)
-        for members in alike.values():
+            by_shape[batch.micro[0].shape].append(number)
+        for members in by_shape.values():
             losses = self._losses(
                 members, self._together([batches[number].micro[0] for number in members])
             )
@@ -190,11 +198,13 @@ class Folded:
                 run._update(batches[number], Pass(loss, tokens))
 
     def _losses(self, numbers: Sequence[int], tokens: Tensor) -> Tensor:
-        """Mean loss of each run's own `tokens` [K, B, T + 1], in nats per token, [K]."""
+        """Return the mean loss of each run, nats per token, [K], on its `tokens` [K, B, T + 1]."""
         whole = list(numbers) == list(range(len(self.runs)))
         weights: dict[str, Tensor] = {}
         for layout, rows in zip(self._layout, self._rows):
-            chosen = rows if whole else rows[torch.tensor(numbers, device=rows.device)]
+            chosen = rows
+            if not whole:
+                chosen = rows[torch.tensor(numbers, device=rows.device)]
             pieces = chosen.split([shape.numel() for _, shape in layout], dim=1)
             weights |= {
                 name: piece.unflatten(1, shape) for (name, shape), piece in zip(layout, pieces)
@@ -210,7 +220,7 @@ class Folded:
         )
 
     def _fold(self, number: int, run: TrainingRun) -> None:
-        """Make a run's weights, and its optimizer with its moments, views into row `number`."""
+        """Make the weights, the optimizer and the moments of a run views into row `number`."""
         groups: list[dict[str, Any]] = []
         states = []
         for rows, group in zip(self._rows, run.optimizer.param_groups):
@@ -226,7 +236,7 @@ class Folded:
             )
         optimizer = AdamW(groups, fused=True)
         for row, known in states:
-            if known:  # there was a step
+            if known:  # a step was taken already
                 moments = {
                     name: torch.cat([state[name].reshape(-1) for state in known])
                     for name in _MOMENTS
@@ -237,12 +247,15 @@ class Folded:
         run.folded = True
 
     def _together(self, micro: Sequence[Tensor]) -> Tensor:
-        """Micro-batches [B, T + 1] of several runs as one [K, B, T + 1]."""
+        """Return micro-batches [B, T + 1] of K runs as one tensor [K, B, T + 1]."""
         return torch.stack(list(micro)).to(self._rows[0].device)
 
     def _numbers(self, among: Sequence[int] | None) -> list[int]:
+        """Return checked numbers of runs; all for None."""
         every = list(range(len(self.runs)))
-        numbers = every if among is None else list(among)
+        if among is None:
+            return every
+        numbers = list(among)
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(every):
             raise UserError(
                 f"among must be different numbers of runs, from 0 to {every[-1]}, found {numbers}"
@@ -251,13 +264,13 @@ class Folded:
 
 
 def forward(weights: dict[str, Tensor], tokens: Tensor, *, heads: int, layers: int) -> Tensor:
-    """Logits [K, B·T, V] of K GPT-2s at once, for int64 tokens [K, B, T].
+    """Return the logits of K GPT-2s at once, [K, B·T, V].
 
     Args:
-        weights: those of `GPT2LMHeadModel` by name, [K, …] each.
-        tokens: of each model.
-        heads: of each block.
-        layers: blocks.
+        weights: Weights of `GPT2LMHeadModel` by name, [K, …] each.
+        tokens: Tokens of each model, int64 [K, B, T].
+        heads: Number of attention heads of each block.
+        layers: Number of blocks.
     """
     count, batch, length = tokens.shape
     embedding = weights["transformer.wte.weight"]  # (K, V, W)
@@ -300,7 +313,7 @@ def _flat(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def _layout(run: TrainingRun) -> list[list[tuple[str, torch.Size]]]:
-    """Of each optimizer group, the names and shapes of its parameters, as they lie in a row."""
+    """Return the names and shapes of the parameters of each optimizer group, in order."""
     names = {id(p): name for name, p in run.model.named_parameters()}
     return [
         [(names.get(id(p), ""), p.shape) for p in group["params"]]
@@ -315,14 +328,14 @@ _AS_IN_FORWARD = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "tie_word_embeddings": (True,),
 }
-"""Settings of a GPT-2, and their values that `forward` computes."""
+"""Settings of a GPT-2, with the values that `forward` computes."""
 
 
 def _check(run: TrainingRun, first: TrainingRun) -> None:
-    """Refuse what `forward` would compute otherwise than the run does, or what doesn't fit the first run.
+    """Refuse a run that `forward` computes differently, or that does not fit the first run.
 
     Raises:
-        UserError: names what differs.
+        UserError: The run can't be folded; the error gives the difference.
     """
     model: Any = run.model
 
@@ -371,7 +384,7 @@ def _check(run: TrainingRun, first: TrainingRun) -> None:
 
 
 def _check_model(model: Any, expect: Callable[[bool, str, Any], None]) -> None:
-    """The model's part of `_check`."""
+    """Refuse a model that `forward` computes differently."""
     config = model.config
     dropout = max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop)
     expect(dropout == 0, "no dropout", dropout)

@@ -13,7 +13,13 @@ R = TypeVar("R", bound=Run)
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a fork starts from: a state, whose data to come are reordered `draw` times; its steps are charged to `ledger`."""
+    """The start of a fork.
+
+    Attributes:
+        state: Snapshot that the fork starts from.
+        draw: Number of times that the data to come are reordered; 0 for the run's own order.
+        ledger: Ledger that the steps of the fork are charged to.
+    """
 
     state: Snapshot
     draw: int
@@ -21,7 +27,7 @@ class Start:
 
 
 def fork_at(run: R, start: Start) -> R:
-    """A fork of a run, as it starts."""
+    """Return a fork of a run at a start."""
     fork = run.fork("verify")
     fork.restore(start.state)
     fork.ledger = start.ledger

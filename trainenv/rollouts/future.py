@@ -1,4 +1,4 @@
-"""Futures as they are trained: what each has measured so far, and one that is still in training."""
+"""Futures of a run: `Future` as far as it was trained, `LiveBranch` while it is training."""
 
 from __future__ import annotations
 
@@ -8,41 +8,64 @@ from dataclasses import dataclass, field
 from trainenv.tools.error_text import describe_error
 from trainenv.types import Branchable, Intervention, Snapshot, Telemetry, UserError
 
-Sequenced = tuple[Intervention, ...]
+InterventionSequence = tuple[Intervention, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Future:
-    """Where a future has come to.
+    """A future as far as it was trained.
 
     Attributes:
-        done: what was put in force at each decision so far.
-        steps: trained since the run was forked.
-        state: of the fork, for the run to become; None where it was lost.
-        telemetry: of every step.
-        looks: steps and validation losses so far, the start among them.
-        flops: of the steps alone.
-        diverged, stopped, error: how it ended, if it did.
+        applied: Intervention of each decision so far.
+        steps: Optimizer steps since the fork.
+        state: Snapshot of the fork, for the run to become; None if the branch was lost.
+        telemetry: Telemetry of each step.
+        evaluations: Step and validation loss (nats per token) of each evaluation, the start
+            included.
+        flops: FLOPs of the optimizer steps alone.
+        diverged: True if the validation loss passed the cap.
+        stopped: Reason for which the branch was stopped early; empty if it was not.
+        error: Description of the error that ended the branch; empty if there was none.
     """
 
-    done: Sequenced = ()
+    applied: InterventionSequence = ()
     steps: int = 0
     state: Snapshot | None = field(default=None, repr=False)
     telemetry: tuple[Telemetry, ...] = field(default=(), repr=False)
-    looks: tuple[tuple[int, float], ...] = ()
+    evaluations: tuple[tuple[int, float], ...] = ()
     flops: float = 0.0
     diverged: bool = False
     stopped: str = ""
     error: str = ""
 
+    @property
+    def ended(self) -> bool:
+        """True if training cannot continue from here."""
+        lost = self.steps > 0 and self.state is None
+        return lost or bool(self.error)
+
 
 @dataclass
-class Growing:
-    """A future in the making."""
+class LiveBranch:
+    """A branch under training, which becomes a `Future`.
 
-    sequence: Sequenced
+    Attributes:
+        sequence: Interventions, one for each decision.
+        start: Future that training continues from.
+        evaluations: Step and validation loss (nats per token) of each evaluation so far.
+        state: Snapshot of the fork once its training has ended.
+        flops: FLOPs of the optimizer steps, those of `start` included.
+        diverged: True if the validation loss passed the cap.
+        stopped: Reason for which the branch was stopped early; empty if it was not.
+        error: Description of the error that ended the branch; empty if there was none.
+        new_steps: Optimizer steps since `start`, those of a cool-down included.
+        telemetry: Telemetry of each step, those of `start` included.
+        steps: Optimizer steps since the fork.
+    """
+
+    sequence: InterventionSequence
     start: Future
-    looks: tuple[tuple[int, float], ...]
+    evaluations: tuple[tuple[int, float], ...]
     state: Snapshot | None = None
     flops: float = 0.0
     diverged: bool = False
@@ -55,47 +78,50 @@ class Growing:
         self.steps = self.start.steps
 
     @property
-    def over(self) -> bool:
-        """Whether it is not trained further."""
+    def does_nothing(self) -> bool:
+        """True for the control."""
+        return all(intervention.does_nothing for intervention in self.sequence)
+
+    @property
+    def ended(self) -> bool:
+        """True if the branch is not trained further."""
         return self.diverged or bool(self.stopped or self.error)
 
-    def put_in_force(self, fork: Branchable, decision: int) -> None:
-        """The intervention of a decision; one that would leave the bounds is a failure of this future alone."""
+    def intervene(self, fork: Branchable, decision: int) -> None:
+        """Apply the intervention of a decision to the fork.
+
+        An intervention out of bounds is an error of this branch alone.
+        """
         try:
             fork.apply(self.sequence[decision])
         except UserError as error:
             self.error = describe_error(error)
 
-    def see(self, fresh: Sequence[Telemetry]) -> None:
-        """Take in steps.
+    def add_steps(self, fresh: Sequence[Telemetry]) -> None:
+        """Add the telemetry of new steps.
 
-        Not their losses but the validation loss tells a divergence: a batch without labels has
-        none.
+        A non-finite training loss is no divergence here, since a batch without labels has no loss.
+        Only the validation loss decides.
         """
         self.telemetry += fresh
         self.steps += len(fresh)
         self.new_steps += len(fresh)
 
-    def looked(self, step: int, loss: float, cap: float) -> None:
-        """Take in a validation loss. One that is not below the cap is a divergence."""
-        self.looks = (*self.looks, (step, loss))
+    def add_evaluation(self, step: int, loss: float, cap: float) -> None:
+        """Add a validation loss; the branch has diverged unless the loss is below the cap."""
+        self.evaluations = (*self.evaluations, (step, loss))
         self.diverged = self.diverged or not loss < cap
 
     def future(self) -> Future:
-        """Where it has come to."""
+        """Return the branch as far as it was trained."""
         return Future(
-            done=self.sequence,
+            applied=self.sequence,
             steps=self.steps,
             state=self.state,
             telemetry=tuple(self.telemetry),
-            looks=self.looks,
+            evaluations=self.evaluations,
             flops=self.flops,
             diverged=self.diverged,
             stopped=self.stopped,
             error=self.error,
         )
-
-
-def over(future: Future) -> bool:
-    """Whether it can't be gone on with."""
-    return bool(future.steps and future.state is None) or bool(future.error)

@@ -1,4 +1,4 @@
-"""Runs that are trained in turn, and how a group of runs is asked so that a failure stays with one of them."""
+"""Runs that are trained in turn, and requests to a group that keep a failure to one branch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trainenv.tools.error_text import describe_error
 from trainenv.types import Branchable, Run, RunGroup, Snapshot, Telemetry
 
 if TYPE_CHECKING:
-    from trainenv.rollouts.future import Growing
+    from trainenv.rollouts.future import LiveBranch
 
 Answer = TypeVar("Answer")
 R = TypeVar("R", bound=Run)
 
 
 class InTurn(Generic[R]):
-    """Forks trained one after the other, a stretch each."""
+    """A group of runs that are trained one after the other, a stretch each."""
 
     def __init__(self, runs: Sequence[R]) -> None:
         self.runs = tuple(runs)
@@ -38,17 +38,24 @@ class InTurn(Generic[R]):
 
 def ask_each(
     together: RunGroup[Branchable],
-    branches: Sequence[Growing],
+    branches: Sequence[LiveBranch],
     numbers: list[int],
     ask: Callable[[list[int]], list[Answer]],
 ) -> list[tuple[int, Answer]]:
-    """What `ask` answers for each number.
+    """Return number and answer of each run that did not fail.
 
-    Where runs are not folded into one, one that fails is marked, and the others go on.
+    A run that fails is marked in its branch, and the others continue; only in a folded group they
+    fail together.
+
+    Args:
+        together: Group of runs.
+        branches: Branch of each run.
+        numbers: Numbers of the runs to ask.
+        ask: Request to the group: numbers → one answer each.
 
     Raises:
-        torch.OutOfMemoryError: the device has no room for a step beside so many forks; that is no
-            fault of the one that asked.
+        torch.OutOfMemoryError: The device has no room for a step in addition to the other forks.
+            The branch that asked is not to blame.
     """
     if not isinstance(together, InTurn):
         answered = list(zip(numbers, ask(numbers)))

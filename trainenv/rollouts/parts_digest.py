@@ -1,4 +1,7 @@
-"""Whether two runs are made of the same parts, all that their futures depend on to the bit and that no snapshot holds."""
+"""Digests of the parts of a run that no snapshot holds.
+
+Two runs with equal digests and equal snapshots have futures that are equal to the bit.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
-_LOOKS = 8  # data indices that are compared, over the budget
+_SAMPLED_INDICES = 8  # data indices whose batches are compared, evenly over the budget
 
 
 def parts_digest(run: TrainingRun) -> dict[str, str]:
-    """Each part of a run in a word: equal for runs whose parts are alike, whatever their states are."""
+    """Return a digest of each part of a run, which does not depend on the state of the run."""
     steps = range(run.config.steps + 1)
     stress = run._rates.stress
     lost = run._moments_lost
-    indices = range(0, run.config.steps, max(1, run.config.steps // _LOOKS))
+    indices = range(0, run.config.steps, max(1, run.config.steps // _SAMPLED_INDICES))
     return {
         "class": _kind(run),
         "model": _hash(_kind(run.model), str(run.model), _settings(run.model)),
@@ -50,22 +53,23 @@ def _kind(part: object) -> str:
 
 def _settings(model: Any) -> Any:
     config: Any = getattr(model, "config", None)
-    return sorted(config.to_dict().items(), key=str) if hasattr(config, "to_dict") else repr(config)
+    if hasattr(config, "to_dict"):
+        return sorted(config.to_dict().items(), key=str)
+    return repr(config)
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an optimizer group that stay as they were."""
-    kept = {
-        name: value for name, value in group.items() if name not in ("params", "lr", "weight_decay")
-    }
-    return {
-        name: json.dumps(value, default=repr) for name, value in kept.items()
-    }  # a tuple is a list once it was restored
+    """Return the settings of an optimizer group that training does not change.
+
+    As JSON, since a tuple becomes a list when it is restored.
+    """
+    kept = group.keys() - {"params", "lr", "weight_decay"}
+    return {name: json.dumps(group[name], default=repr) for name in kept}
 
 
 def _micro(run: TrainingRun, index: int) -> Any:
     bare = isinstance(run.objective, NextToken)
-    with run._rng.active(keep=False):  # the batches may draw from it, or seed it
+    with run._rng.active(keep=False):  # batches may draw random numbers, or set the seed
         return as_batch(run._batches(index), index, run.config.accumulation, bare=bare).micro
 
 

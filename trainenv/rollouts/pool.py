@@ -1,6 +1,6 @@
-"""Worker processes that hold forks of a run, as seen from the process of the run.
+"""The pool of worker processes that hold forks of a run, as seen from the process of the run.
 
-`trainenv.rollouts.remote` puts forks into them.
+`trainenv.rollouts.remote` places forks in them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PATIENCE = 5.0  # seconds that a process has to end
 
 
 class Lost(Exception):
-    """A worker has ended.
+    """A worker process has ended.
 
     Attributes:
-        exitcode: of the process; −N: by signal N.
+        exitcode: Exit code of the process; −N if signal N ended it, None if it is not known.
     """
 
     def __init__(self, exitcode: int | None) -> None:
@@ -37,98 +37,111 @@ class Lost(Exception):
 
 
 class Worker:
-    """One process.
+    """One worker process.
 
-    It is sent a command at a time, and answers each for every fork that it is for.
+    It is sent one command at a time, and answers it for each fork that the command is for.
+
+    Args:
+        config: Configuration of the run that the process builds.
+
+    Attributes:
+        lost: Error to raise once the process has ended; None before.
     """
 
     def __init__(self, config: RunConfig) -> None:
         context = multiprocessing.get_context("spawn")
-        self._line, theirs = context.Pipe()
+        self._connection, theirs = context.Pipe()
         self._process: SpawnProcess = context.Process(
             target=serve, args=(theirs, config), daemon=True
         )
         with _no_script():
             self._process.start()
-        theirs.close()  # so that its death is the end of the line
+        theirs.close()  # the connection then ends with the process
         self.lost: Lost | None = None
-        self._alike: dict[str, str] = {}
+        self._digest: dict[str, str] = {}
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """True until the process ends."""
         return self.lost is None and self._process.is_alive()
 
     @property
     def pid(self) -> int | None:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
-    def check(self, alike: Mapping[str, str]) -> None:
-        """Wait until it has built the run.
+    def check(self, digest: Mapping[str, str]) -> None:
+        """Wait until the process has built the run, and compare its parts.
 
         Args:
-            alike: `parts_digest` of the run that it is to hold forks of.
+            digest: `parts_digest` of the run that the worker is to hold forks of.
 
         Raises:
-            Lost: it has ended.
-            UserError: it can't build the run, or builds another.
+            Lost: The process has ended.
+            UserError: The process can't build the run, or builds another one.
         """
-        self._alike = self._alike or self.receive()
-        if "error" in self._alike:
-            raise UserError(f"worker processes can't build the run ({self._alike['error']})")
-        if odd := [name for name in alike if self._alike.get(name) != alike[name]]:
+        self._digest = self._digest or self.receive()
+        if "error" in self._digest:
+            raise UserError(f"worker processes can't build the run ({self._digest['error']})")
+        if odd := [name for name in digest if self._digest.get(name) != digest[name]]:
             raise UserError(
-                f"worker processes build a run with another {', '.join(odd)}; state it in the configuration"
+                f"worker processes build a run with another {', '.join(odd)}; "
+                "state it in the configuration"
             )
 
     def send(self, command: Command, arguments: Mapping[int, Any]) -> None:
-        """Have a command done for the forks with these numbers; `receive` what comes of it before the next."""
-        if self.lost is None:
-            try:
-                self._line.send((command, dict(arguments)))
-            except OSError:
-                self._bury()
+        """Send a command for some forks; `receive` its answers before the next command.
 
-    def receive(self) -> Any:
-        """What it answers, by number.
-
-        Raises:
-            Lost: it has ended.
+        Args:
+            command: Command to carry out.
+            arguments: Argument of the command by number of the fork.
         """
         if self.lost is None:
             try:
-                return self._line.recv()
+                self._connection.send((command, dict(arguments)))
+            except OSError:
+                self._reap()
+
+    def receive(self) -> Any:
+        """Return the answers to the last command by number of the fork.
+
+        Raises:
+            Lost: The process has ended.
+        """
+        if self.lost is None:
+            try:
+                return self._connection.recv()
             except (EOFError, OSError):
-                self._bury()
+                self._reap()
         assert self.lost is not None
         raise self.lost
 
     def end(self) -> None:
-        """End the process, whatever it is at."""
-        self._line.close()
+        """End the process, even while it is busy."""
+        self._connection.close()
         self._process.terminate()
         self._process.join(_PATIENCE)
         self._process.kill()
         self._process.join()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
+        """Collect the exit code of a process that has ended."""
         self._process.join(_PATIENCE)
         self.end()
         self.lost = Lost(self._process.exitcode)
 
 
 class Workers:
-    """Worker processes of one run, started when they are first asked for.
+    """The worker processes of one run, started on first use.
 
     Use them in a `with` block, or `close` them.
 
     Args:
-        config: of the run.
-        count: of processes, a core each.
+        config: Configuration of the run.
+        count: Number of processes, one core each.
 
     Raises:
-        UserError: the count is below 1.
+        UserError: The count is below 1.
     """
 
     def __init__(self, config: RunConfig, count: int) -> None:
@@ -145,32 +158,29 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes; they are started again when they are asked for."""
+        """End the processes. The next use starts new ones."""
         workers = self._workers
         self._workers = []
         for worker in workers:
             worker.end()
 
-    def ready(self, alike: Mapping[str, str]) -> Sequence[Worker]:
-        """All of them, those that were lost replaced.
+    def ready(self, digest: Mapping[str, str]) -> Sequence[Worker]:
+        """Return all workers, with new ones in place of those that were lost.
 
         Args:
-            alike: `parts_digest` of the run that they are to be forks of.
+            digest: `parts_digest` of the run that the workers are to hold forks of.
 
         Raises:
-            UserError: they can't be started, or build another run.
+            UserError: The processes can't be started, or build another run.
         """
         self._workers = [worker for worker in self._workers if worker.alive]
         try:
             while len(self._workers) < self.count:
                 self._workers.append(Worker(self.config))
             for worker in self._workers:
-                worker.check(alike)
-        except (
-            Lost,
-            OSError,
-            AssertionError,
-        ) as error:  # a daemon's processes may not have processes
+                worker.check(digest)
+        except (Lost, OSError, AssertionError) as error:
+            # Among them: a process that is a daemon may not have processes of its own.
             self.close()
             raise UserError(f"worker processes can't be started ({error})") from None
         except BaseException:
@@ -179,21 +189,28 @@ class Workers:
         return tuple(self._workers)
 
     def ask(
-        self, command: Command, parcels: Mapping[Worker, Mapping[int, Any]]
+        self, command: Command, arguments: Mapping[Worker, Mapping[int, Any]]
     ) -> dict[int, Answer | Lost]:
-        """Have a command done by several workers at once. Of each number, what came of it."""
+        """Have several workers carry out a command at the same time, and return all answers.
+
+        Args:
+            command: Command to carry out.
+            arguments: Argument of the command by worker and number of the fork.
+
+        Returns:
+            Answer by number of the fork; `Lost` if its worker has ended.
+        """
         answers: dict[int, Answer | Lost] = {}
         try:
-            for worker, arguments in parcels.items():
-                worker.send(command, arguments)
-            for worker, arguments in parcels.items():
+            for worker, own in arguments.items():
+                worker.send(command, own)
+            for worker, own in arguments.items():
                 try:
                     answers |= worker.receive()
                 except Lost as lost:
-                    answers |= dict.fromkeys(arguments, lost)
-        except (
-            BaseException
-        ):  # an interrupt: what they still have to say answers nothing that is asked later
+                    answers |= dict.fromkeys(own, lost)
+        except BaseException:
+            # After an interrupt, answers that are still to come would be taken for later ones.
             self.close()
             raise
         return answers
@@ -201,8 +218,12 @@ class Workers:
 
 @contextmanager
 def _no_script() -> Iterator[None]:
-    """A process that is started in the block does not import the script that runs here, which would train all over again."""
-    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    """Keep processes that are started in the block from importing the running script.
+
+    A training script without a `__main__` guard would otherwise train in each worker too.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:

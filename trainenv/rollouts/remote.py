@@ -1,8 +1,8 @@
-"""Forks in worker processes, side by side: to steer and to train as if they were here, and to the same bits.
+"""Forks in worker processes, with the same interface and the same bits as forks in this process.
 
-A fork whose worker is lost is trained again here, from what it was told so far. What the worker had
-answered for is charged already and is not charged again, so that a decision, and what it has cost,
-do not hang on a process that was killed.
+A fork whose worker is lost is trained again in this process, by the commands that it was sent so
+far. Steps that the worker had answered for are not charged again. A decision and its cost are hence
+the same whether a worker was killed or not.
 """
 
 from __future__ import annotations
@@ -34,30 +34,29 @@ _FAULTS = {
     -signal.SIGILL,
     -getattr(signal, "SIGBUS", signal.SIGSEGV),
 }
-"""Exit codes of a process that has brought itself down: what did that would bring this one down too."""
-_CHANGES = ("apply", "scale", "advance")  # commands that the future depends on
+"""Exit codes of a crash. What crashed a worker could crash this process, so it is not run here."""
+_CHANGES = ("apply", "scale", "advance")  # commands that change the state of a fork
 
 _kept: WeakKeyDictionary[TrainingRun, Workers | None] = WeakKeyDictionary()
-"""The workers of each run, from its first verification on; None where it can't have any."""
+"""Workers of each run from its first verification on; None if the run can't have any."""
 
 
 def remote_group(run: TrainingRun, starts: Sequence[Start], count: int) -> RemoteGroup | None:
-    """Forks of a run in worker processes, which are kept for the run until it is collected; None where it can't have any.
+    """Return forks of a run in worker processes; None if the run can't have any.
+
+    The processes are kept for the next call, until the run is garbage-collected.
 
     Args:
-        run: one that `TrainingRun.from_config` makes of its configuration alone.
-        starts: what each fork starts from.
-        count: of processes.
+        run: Run that `TrainingRun.from_config` can build from its configuration alone.
+        starts: One start for each fork.
+        count: Number of worker processes.
     """
     workers = _kept.get(run)
-    if run in _kept and workers is None:  # and it was said why
+    if run in _kept and workers is None:  # a warning has given the reason
         return None
     try:
-        workers = (
-            workers
-            if workers and (workers.config, workers.count) == (run.config, count)
-            else _made(run, count)
-        )
+        if workers is None or (workers.config, workers.count) != (run.config, count):
+            workers = _made(run, count)
         return RemoteGroup(run, workers, starts)
     except UserError as error:
         _kept[run] = None
@@ -66,24 +65,26 @@ def remote_group(run: TrainingRun, starts: Sequence[Start], count: int) -> Remot
 
 
 def dismiss(run: TrainingRun) -> None:
-    """End the worker processes of a run; its next verification starts others."""
+    """End the worker processes of a run. Its next verification starts new ones."""
     if workers := _kept.pop(run, None):
         workers.close()
 
 
 def _made(run: TrainingRun, count: int) -> Workers:
+    """Return new workers for a run, which end with it."""
     if not isinstance(run.config, RunConfig):
         raise UserError(
-            "worker processes build a run from its RunConfig, found a run of your own parts; take workers: 0"
+            "worker processes build a run from its RunConfig, found a run of your own parts; "
+            "take workers: 0"
         )
     dismiss(run)
     workers = _kept[run] = Workers(run.config, count)
-    finalize(run, workers.close)  # at the end of the process too
+    finalize(run, workers.close)  # also at the end of this process
     return workers
 
 
 class RemoteRun:
-    """A fork in a worker process, as it is steered from here."""
+    """A fork in a worker process, steered from this one."""
 
     def __init__(self, together: RemoteGroup, number: int) -> None:
         self._together = together
@@ -95,7 +96,7 @@ class RemoteRun:
 
     @property
     def lr_scale(self) -> float:
-        """In force now."""
+        """Factor on the learning rate in force."""
         return self._together.scales[self._number]
 
     @lr_scale.setter
@@ -107,17 +108,17 @@ class RemoteGroup:
     """Forks in worker processes: a `trainenv.types.RunGroup`.
 
     Args:
-        run: what they are forks of. It is forked here for those whose worker is lost.
-        workers: they hold the forks by turns.
-        starts: what each starts from, and the ledger that it is charged to.
+        run: Run that is forked, in this process too if a worker is lost.
+        workers: Worker processes; the forks are dealt out to them in turn.
+        starts: One start for each fork, with the ledger that the fork is charged to.
 
     Attributes:
-        runs: the forks, to be steered.
-        failed: why a fork went no further, by number.
-        scales: factor on the learning rate of each.
+        runs: One `RemoteRun` for each fork.
+        failed: Description of the error of each fork that failed, by number.
+        scales: Factor on the learning rate of each fork.
 
     Raises:
-        UserError: the workers can't be started, or build another run.
+        UserError: The workers can't be started, or build another run.
     """
 
     def __init__(self, run: TrainingRun, workers: Workers, starts: Sequence[Start]) -> None:
@@ -128,30 +129,23 @@ class RemoteGroup:
         self._where: dict[int, Worker] = {
             number: present[number % len(present)] for number in range(len(starts))
         }
-        self._told: list[list[tuple[Command, Any]]] = [[] for _ in starts]
-        self._here: dict[int, TrainingRun] = {}  # those whose worker was lost
+        self._sent: list[list[tuple[Command, Any]]] = [[] for _ in starts]  # commands to each fork
+        self._here: dict[int, TrainingRun] = {}  # forks whose worker was lost
         self.failed: dict[int, str] = {}
         self.scales = [1.0] * len(starts)
         self.runs = tuple(RemoteRun(self, number) for number in range(len(starts)))
-        self._mourned: set[Lost] = set()
-        parcels = {
-            id(start.state): packed(start.state) for start in starts
-        }  # most start from the same
-        self._do(
-            "start",
-            {
-                number: (parcels[id(one.state)], one.draw, one.ledger)
-                for number, one in enumerate(starts)
-            },
-        )
+        self._warned: set[Lost] = set()
+        wires = {id(start.state): packed(start.state) for start in starts}  # many share a state
+        arguments = [(wires[id(start.state)], start.draw, start.ledger) for start in starts]
+        self._do("start", dict(enumerate(arguments)))
 
     def advance(self, steps: int, among: Sequence[int]) -> list[list[Telemetry]]:
-        """See `RunGroup`; no steps of one that fails."""
+        """See `RunGroup`; the steps of a fork that failed are empty."""
         answers = self._do("advance", dict.fromkeys(among, steps))
         return [[] if number in self.failed else answers[number].value for number in among]
 
     def evaluate(self, among: Sequence[int]) -> list[float]:
-        """See `RunGroup`; NaN for one that fails."""
+        """See `RunGroup`; the loss of a fork that failed is NaN."""
         answers = self._do("evaluate", dict.fromkeys(among))
         return [math.nan if number in self.failed else answers[number].value for number in among]
 
@@ -161,29 +155,36 @@ class RemoteGroup:
         if number in self.failed:
             raise RuntimeError(self.failed[number])
         found = answers[number].value
-        assert isinstance(found, Snapshot | WireSnapshot)
-        return unpacked(found) if isinstance(found, WireSnapshot) else found
+        if isinstance(found, WireSnapshot):
+            return unpacked(found)
+        assert isinstance(found, Snapshot)
+        return found
 
     def steer(self, command: Command, number: int, argument: Any) -> None:
-        """Change what is in force for one.
+        """Send a command that changes one fork.
+
+        Args:
+            command: Command to carry out.
+            number: Number of the fork.
+            argument: Argument of the command.
 
         Raises:
-            UserError: it is refused; the fork is as it was.
+            UserError: The fork refuses the change, and is as it was.
         """
         answer = self._do(command, {number: argument}).get(number)
         if answer is not None and answer.refused:
             raise UserError(answer.error)
 
     def _do(self, command: Command, arguments: Mapping[int, Any]) -> dict[int, Answer]:
-        """Have a command done for each number that has not failed; the workers do it at the same time."""
+        """Carry out a command for each fork that has not failed, in all workers at once."""
         alive = {
             number: argument for number, argument in arguments.items() if number not in self.failed
         }
-        parcels: dict[Worker, dict[int, Any]] = {}
+        remote: dict[Worker, dict[int, Any]] = {}
         for number in alive:
             if number not in self._here:
-                parcels.setdefault(self._where[number], {})[number] = alive[number]
-        found = self._workers.ask(command, parcels)
+                remote.setdefault(self._where[number], {})[number] = alive[number]
+        found = self._workers.ask(command, remote)
         answers = dict[int, Answer]()
         for number, argument in alive.items():
             answer = found.get(number)
@@ -193,21 +194,21 @@ class RemoteGroup:
             self._starts[number].ledger.load(answer.spent)
             self.scales[number] = answer.lr_scale
             if command in _CHANGES:
-                self._told[number].append((command, argument))
+                self._sent[number].append((command, argument))
             if answer.error and not answer.refused:
                 self.failed[number] = answer.error
         return answers
 
     def _done_here(self, number: int, command: Command, argument: Any, lost: Lost | None) -> Answer:
-        """Do a command for a fork whose worker is lost, or was before."""
+        """Carry out a command here for a fork whose worker is lost now or was lost before."""
         ledger = self._starts[number].ledger
         if lost is not None:
             why = str(lost)
             if lost.exitcode not in _FAULTS:
-                self._mourn(lost)
+                self._warn_lost(lost)
                 try:
                     self._bring_here(number)
-                except Exception as error:  # whatever a model may raise
+                except Exception as error:  # any error of a model
                     why += f"; then, in turn: {describe_error(error)}"
             if number not in self._here:
                 return Answer(error=why, lr_scale=self.scales[number], spent=ledger.as_dict())
@@ -216,21 +217,23 @@ class RemoteGroup:
             return Answer(lr_scale=fork.lr_scale, spent=ledger.as_dict())
         return answered(fork, command, argument)
 
-    def _mourn(self, lost: Lost) -> None:
-        if lost not in self._mourned:
-            self._mourned.add(lost)
+    def _warn_lost(self, lost: Lost) -> None:
+        """Warn once of a worker that was lost."""
+        if lost not in self._warned:
+            self._warned.add(lost)
             warnings.warn(
-                f"{lost}: what it trained is trained in turn, and the next verification starts another",
+                f"{lost}: what it trained is trained in turn, "
+                "and the next verification starts another",
                 stacklevel=2,
             )
 
     def _bring_here(self, number: int) -> None:
-        """Train a fork here to where it was when its worker was lost."""
+        """Train a fork in this process up to the step at which its worker was lost."""
         start = self._starts[number]
         fork = fork_at(self._run, replace(start, ledger=Ledger()))
-        for command, argument in self._told[number]:
+        for command, argument in self._sent[number]:
             answer = answered(fork, command, argument)
-            if answer.error and not answer.refused:  # what was refused then is refused now
+            if answer.error and not answer.refused:  # the worker refused the same commands
                 raise RuntimeError(answer.error)
         fork.ledger = start.ledger
         self._here[number] = fork

@@ -1,7 +1,7 @@
-"""A worker process at work: it builds the run of a configuration once, and then does what it is told for forks of it.
+"""The worker side of worker processes: build a run once, then carry out commands for its forks.
 
-Tensors go over as bytes. Left to the connection they would go as handles of memory, which the death
-of a worker takes away.
+Tensors are sent as bytes. By default a connection sends handles of shared memory, which end with
+the worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ Command = Literal["start", "apply", "scale", "advance", "evaluate", "snapshot"]
 
 @dataclass(frozen=True, kw_only=True)
 class WireSnapshot:
-    """A snapshot on its way, each tensor as its type, shape and bytes."""
+    """A snapshot in the form that is sent between processes.
+
+    Attributes:
+        step: Step of the run.
+        state: State without the tensors.
+        tier: Precision of the snapshot.
+        tensors: Type, shape and bytes of each tensor.
+    """
 
     step: int
     state: Mapping[str, Any]
@@ -36,7 +43,7 @@ class WireSnapshot:
 
 
 def packed(snapshot: Snapshot) -> WireSnapshot:
-    """To be sent."""
+    """Return a snapshot in the form that is sent."""
     tensors = {
         name: (one.dtype, tuple(one.shape), one.flatten().view(torch.uint8).numpy().tobytes())
         for name, one in snapshot.tensors.items()
@@ -46,27 +53,27 @@ def packed(snapshot: Snapshot) -> WireSnapshot:
     )
 
 
-def unpacked(parcel: WireSnapshot) -> Snapshot:
-    """As it was packed, to the bit."""
-    tensors = {
-        name: torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
-        if data
-        else torch.empty(shape, dtype=dtype)
-        for name, (dtype, shape, data) in parcel.tensors.items()
-    }
-    return Snapshot(step=parcel.step, state=parcel.state, tier=parcel.tier, tensors=tensors)
+def unpacked(wire: WireSnapshot) -> Snapshot:
+    """Return the snapshot that was packed, equal to the bit."""
+    tensors = {}
+    for name, (dtype, shape, data) in wire.tensors.items():
+        if data:
+            tensors[name] = torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+        else:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+    return Snapshot(step=wire.step, state=wire.state, tier=wire.tier, tensors=tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a command came to, for one fork.
+    """The answer to a command for one fork.
 
     Attributes:
-        value: steps, a loss, or a snapshot as a parcel.
-        error: in words; empty: it went well.
-        refused: whether it was an intervention out of bounds, which leaves the fork as it was.
-        lr_scale: in force now.
-        spent: the fork's ledger, of all commands so far.
+        value: Telemetry of the steps, a validation loss, or a snapshot; None for other commands.
+        error: Description of the error; empty if there was none.
+        refused: True if an intervention was out of bounds, which leaves the fork as it was.
+        lr_scale: Factor on the learning rate after the command.
+        spent: FLOPs in the ledger of the fork by purpose, over all commands so far.
     """
 
     value: Any = None
@@ -76,55 +83,64 @@ class Answer:
     spent: dict[str, float] = field(default_factory=dict)
 
 
-def serve(line: Connection, config: RunConfig) -> None:
-    """A worker's life: commands, until nobody is there to send any."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the first of them ends the others
+def serve(connection: Connection, config: RunConfig) -> None:
+    """Answer commands until the connection is closed. This is the main function of a worker.
+
+    Args:
+        connection: Connection to the process of the run.
+        config: Configuration of the run that is forked.
+    """
+    # Ctrl-C reaches all processes; the process of the run then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     forks: dict[int, TrainingRun] = {}
     with suppress(OSError, EOFError):
         try:
             run = TrainingRun.from_config(config)
         except Exception as error:
-            line.send({"error": describe_error(error)})
+            connection.send({"error": describe_error(error)})
             return
-        line.send(parts_digest(run))
+        connection.send(parts_digest(run))
         while True:
-            command, arguments = line.recv()
+            command, arguments = connection.recv()
             if command == "start":
-                forks.clear()  # of the verification before
-            line.send({n: _served(run, forks, n, command, one) for n, one in arguments.items()})
+                forks.clear()  # those of the last verification
+            answers = {}
+            for number, argument in arguments.items():
+                if command == "start":
+                    answers[number] = _start(run, forks, number, argument)
+                else:
+                    answers[number] = _packed_answer(answered(forks[number], command, argument))
+            connection.send(answers)
 
 
-def _served(
-    run: TrainingRun, forks: dict[int, TrainingRun], number: int, command: Command, argument: Any
-) -> Answer:
-    if command != "start":
-        answer = answered(forks[number], command, argument)
-        return (
-            replace(answer, value=packed(answer.value))
-            if isinstance(answer.value, Snapshot)
-            else answer
-        )
+def _start(run: TrainingRun, forks: dict[int, TrainingRun], number: int, argument: Any) -> Answer:
+    """Make the fork with a number from snapshot, draw and ledger."""
     try:
-        parcel, draw, ledger = argument
-        fork = forks[number] = fork_at(run, Start(state=unpacked(parcel), draw=draw, ledger=ledger))
+        wire, draw, ledger = argument
+        fork = fork_at(run, Start(state=unpacked(wire), draw=draw, ledger=ledger))
     except Exception as error:
         return Answer(error=describe_error(error))
+    forks[number] = fork
     return Answer(lr_scale=fork.lr_scale, spent=fork.ledger.as_dict())
 
 
+def _packed_answer(answer: Answer) -> Answer:
+    if isinstance(answer.value, Snapshot):
+        return replace(answer, value=packed(answer.value))
+    return answer
+
+
 def answered(fork: TrainingRun, command: Command, argument: Any) -> Answer:
-    """What a command comes to."""
+    """Carry out a command for a fork and return its answer, which has any error in it."""
     value = None
     error = ""
     refused = False
     try:
         value = _carry_out(fork, command, argument)
-    except Exception as raised:  # whatever a model may raise, memory that is out among it
+    except Exception as raised:  # any error of a model, out of memory included
         refused = command == "apply" and isinstance(raised, UserError)
-        error = str(raised) if refused else describe_error(raised)
+        error = describe_error(raised)
     return Answer(
         value=value,
         error=error,

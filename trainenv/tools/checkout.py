@@ -1,8 +1,9 @@
-"""One copy of every class in a checkout, where `planners` is found by its own name too.
+"""Short names of packages in a checkout, without a second copy of their modules.
 
 The packages `agents`, `planners` and `worldmodel` lie at the top of a checkout and are linked into
-`trainenv`, where they are installed. `import planners` in a checkout then gives the modules of
-`trainenv.planners`, not a second copy of them. An installed `trainenv` claims no name but its own.
+`trainenv`. There `import planners` would load all modules again under another name, with other
+classes. `alias` makes the short name mean `trainenv.planners`. An installed `trainenv` has no short
+names.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from types import ModuleType
 
 
 def alias(package: str) -> None:
-    """Make the short name of a package, and of every module in it, mean the one under `trainenv`."""
+    """Let the short names of a package and of its modules mean those under `trainenv`."""
     sys.modules[package] = import_module(f"trainenv.{package}")
     sys.meta_path.insert(0, _ShortName(package))
 
 
 class _ShortName(MetaPathFinder, Loader):
-    """Finds the modules of one package by their short names."""
+    """Import hook that finds the modules of one package by their short names."""
 
     def __init__(self, package: str) -> None:
         self._prefix = f"{package}."
@@ -31,7 +32,9 @@ class _ShortName(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find `planners.grid`, to be loaded as `trainenv.planners.grid`."""
-        return ModuleSpec(fullname, self) if fullname.startswith(self._prefix) else None
+        if fullname.startswith(self._prefix):
+            return ModuleSpec(fullname, self)
+        return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module under its full name."""
@@ -40,6 +43,6 @@ class _ShortName(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own spec back, which the import has replaced; its code has run already."""
+        """Restore the spec of the module, which the import has replaced; its code has run."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state

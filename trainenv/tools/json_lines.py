@@ -1,4 +1,4 @@
-"""Files of JSON lines: a record a line, appended, whole or passed over."""
+"""Logs of JSON lines: each line is one record, appended; torn lines are skipped when read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line.
+    """Append a record as one line.
 
-    What a crash left of one before stands alone on its line, and is passed over when read.
+    If a crash left half a line at the end, the record starts on a new one.
     """
     with path.open("a+b") as file:
         if file.tell():
@@ -24,12 +24,14 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; torn ones never happened."""
+    """Return the records of a log; lines that a crash has torn are skipped."""
+    if not path.is_file():
+        return []
     records = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line.decode())
-        except ValueError:  # no UTF-8 either: a power cut leaves blocks of anything
+        except ValueError:  # also where it is no UTF-8: a power cut may leave blocks of other files
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -37,9 +39,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: numbers that are not finite become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    """Return a value that strict JSON can hold: non-finite numbers become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+def number_or_nan(value: Any) -> float:
+    """Return a number that was read from JSON; NaN for null."""
+    if value is None:
+        return math.nan
+    return float(value)

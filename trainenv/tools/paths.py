@@ -1,4 +1,4 @@
-"""Paths as people type them: `~` is the home folder, wherever the path comes from."""
+"""Paths as people type them: `~` means the home folder on the command line and in files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from trainenv.types import UserError
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` and `~name` at its start expanded; a name that no user has is part of a file's name, as in a shell.
+    """Expand `~` and `~name` at the start of a path.
+
+    As in a shell, `~name` stays as it is if no user has that name.
 
     Raises:
-        UserError: the user has no home folder, or it is no path at all.
+        UserError: The user has no home folder, or the text is not a path.
     """
     if "\0" in str(path):
         raise UserError(
@@ -24,25 +26,29 @@ def expanded(path: str | Path) -> Path:
         if Path(path).parts[0] != "~":
             return Path(path)
         raise UserError(
-            f"expected a home folder for the ~ in {path}, found none: HOME is not set; set it, or give the whole path"
+            f"expected a home folder for the ~ in {path}, found none: HOME is not set; "
+            "set it, or give the whole path"
         ) from None
 
 
 def absolute(path: str | Path) -> Path:
-    """The path from the root of the file system: `~` is expanded first. Links and `..` stay.
+    """Return the path from the root of the file system; `~` is expanded, links and `..` stay.
 
     Raises:
-        UserError: there is no home folder, or the current folder was deleted.
+        UserError: There is no home folder, or the current folder was deleted.
     """
     try:
         return expanded(path).absolute()
     except OSError as error:
         raise UserError(
-            f"{path} is relative to the current folder, found: {error.strerror}; give the whole path"
+            f"expected a current folder for the relative path {path}, found: {error.strerror}; "
+            "give the whole path"
         ) from None
 
 
 def typed(path: Path) -> str:
-    """The path as an argument of a command line."""
+    """Return the path quoted as an argument of a command line."""
     text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    if text.startswith("-"):
+        text = f"./{text}"
+    return shlex.quote(text)

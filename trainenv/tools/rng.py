@@ -1,9 +1,10 @@
 """The random state of a run, kept apart from its surroundings.
 
-A run draws from the usual global generators (dropout does, and a user's own code may), but only
-between `enter` and `leave`: what the caller's generators held before is put back, so that runs in
-one process never disturb each other. The generators are those of the process: of its threads, one
-at a time is inside (`exclusive`), and each run has the bits that it has alone.
+A run draws from the usual global generators: dropout does, and a user's own code may. Inside
+`RandomState.active` the global generators hold the state of the run; afterwards they hold the
+state of the caller again, so runs in one process never disturb each other. The generators belong
+to the whole process. Therefore only one thread at a time is inside (`exclusive`), and every run
+draws the same numbers as if it were alone.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from torch import Tensor
 
 from trainenv.tools import portable
 
-_lock = threading.RLock()  # a global, as the generators and settings are that it guards
+_lock = threading.RLock()  # global, like the generators and settings that it guards
 
 
 @contextmanager
 def exclusive() -> Iterator[None]:
     """Keep other threads from the global generators and torch's numeric settings inside the block.
 
-    A thread may be in several such blocks at once. Whoever trains in threads and draws by hand, to
-    initialise a model say, does so in such a block too.
+    Blocks may be nested in one thread. If you train in threads and draw random numbers in your own
+    code, for example to initialise a model, do it inside such a block too.
     """
     with _lock:
         yield
@@ -37,13 +38,14 @@ def exclusive() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Start torch's generators from `seed` inside the block, and put them back after it."""
-    used = torch.cuda.is_initialized()  # a GPU that is not yet used need not be woken
-    with (
-        exclusive(),
-        torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else ()),
-    ):
-        (torch.manual_seed if used else torch.default_generator.manual_seed)(seed)
+    """Start torch's generators from `seed` inside the block, and restore them after it."""
+    used = torch.cuda.is_initialized()  # do not initialise a GPU that is not used yet
+    devices = range(torch.cuda.device_count()) if used else ()
+    with exclusive(), torch.random.fork_rng(devices=devices):
+        if used:
+            torch.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
         yield
 
 
@@ -52,11 +54,17 @@ def _new_lock() -> None:
     _lock = threading.RLock()
 
 
-portable.after_fork_in_child(_new_lock)  # a thread that held it is not there to give it back
+# A thread that held the lock does not exist in the child, so it could not release it.
+portable.after_fork_in_child(_new_lock)
 
 
 class RandomState:
-    """The state of torch's (host and device), Python's and NumPy's global generators, as one value."""
+    """State of the global generators of torch (host and device), Python and NumPy.
+
+    Args:
+        seed: Random seed that all of them start from.
+        device: Device of the run.
+    """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
@@ -64,22 +72,25 @@ class RandomState:
             _lock.release()
         else:
             warnings.warn(
-                "another thread is training while this run is made; if the weights of its model were drawn just now, neither "
-                "run is reproducible: make model and run inside `with trainenv.tools.rng.exclusive():`",
+                "another thread is training while this run is made; if the weights of its model "
+                "were drawn just now, neither run is reproducible: make model and run inside "
+                "`with trainenv.tools.rng.exclusive():`",
                 stacklevel=4,
             )
         with exclusive(), self._restored(_read(device)):
             torch.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 — the legacy generator is the global one that user code draws from
+            # The legacy generator: it is the global one, which user code draws from.
+            np.random.seed(seed % 2**32)  # noqa: NPY002
             self._state = _read(device)
 
     @contextmanager
     def active(self, *, keep: bool = True) -> Iterator[None]:
-        """Make the run's state the global one inside the block, and the surroundings' again after it.
+        """Make the state of the run the global one inside the block, and restore the old one after.
 
         Args:
-            keep: whether the run goes on from where the block left its state, or from where it was.
+            keep: True to continue from the state at the end of the block; False to continue from
+                the state at its start.
         """
         with exclusive(), self._restored(_read(self._device)):
             _write(self._state, self._device)
@@ -97,6 +108,7 @@ class RandomState:
             _write(surroundings, self._device)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
         version, words, gauss = self._state["python"]
         name, keys, position, has_gauss, cached = self._state["numpy"]
         return {
@@ -112,11 +124,11 @@ class RandomState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take on what `state_dict` gave.
+        """Load what `state_dict` returned.
 
         Raises:
-            TypeError, ValueError, RuntimeError: a generator refuses its part; the state is as it
-                was.
+            TypeError, ValueError, RuntimeError: A generator refuses its part; the state is
+                unchanged.
         """
         version, gauss = state["python_rest"]
         name, position, has_gauss, cached = state["numpy_rest"]
@@ -126,7 +138,7 @@ class RandomState:
         }
         loaded["python"] = (version, tuple(state["python"].tolist()), gauss)
         loaded["numpy"] = (name, keys, position, has_gauss, cached)
-        # Tried on generators of nobody's: a refusal in the middle of a step would come too late.
+        # Try it on new generators: an error in the middle of a step would come too late.
         torch.Generator().set_state(loaded["torch"])
         random.Random().setstate(loaded["python"])
         np.random.RandomState().set_state(loaded["numpy"])

@@ -1,4 +1,4 @@
-"""The word that somebody meant."""
+"""Suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(wrong: object, valid: Iterable[str]) -> str:
-    """The end of a sentence that names the valid word nearest to a wrong one, empty where none is near."""
-    close = difflib.get_close_matches(str(wrong), list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return the end of a sentence, "; did you mean …?", or nothing if no valid word is near."""
+    for close in difflib.get_close_matches(str(wrong), list(valid), n=1, cutoff=0.5):
+        return f"; did you mean {close!r}?"
+    return ""

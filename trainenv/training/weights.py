@@ -95,7 +95,8 @@ def _unsaved(
     for where, root in (("model", model), ("objective", objective)):
         for above, module in root.named_modules() if isinstance(root, nn.Module) else ():
             for key in sorted(module._non_persistent_buffers_set):
-                name = parameter_names.plain(root, f"{above}.{key}" if above else key)  # type: ignore[arg-type]
+                path = f"{above}.{key}" if above else key
+                name = parameter_names.plain(root, path)  # type: ignore[arg-type]
                 yield f"{where}.{name}", module, key, module._buffers.get(key)
 
 

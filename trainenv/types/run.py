@@ -267,7 +267,7 @@ class Run(Protocol):
         """Set the step at which the budget is spent."""
         ...
 
-    def snapshot(self, beside: Mapping[str, Any] | None = None, /) -> Snapshot:
+    def snapshot(self, extra: Mapping[str, Any] | None = None, /) -> Snapshot:
         """Return the whole state, with further parts by name."""
         ...
 

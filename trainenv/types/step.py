@@ -171,7 +171,7 @@ class Reading:
 class Telemetry:
     """Measurements of one optimizer step, as Python numbers, strings and tuples.
 
-    NaN stands for what was not measured. `configs/log_schema.json` gives meaning and unit of each
+    NaN marks what was not measured. `configs/log_schema.json` gives meaning and unit of each
     field. `step` is the number of completed steps *after* this one.
     """
 

@@ -1,17 +1,20 @@
-"""`branches/{step}/decision.json`: what was drafted, measured and accepted, and why; see `configs/decision_schema.json`."""
+"""The record of a decision, `branches/{step}/decision.json`.
+
+It has what was planned, measured and accepted, and why. Its schema is
+`configs/decision_schema.json`.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainenv.records.decision_files import NAME
-from trainenv.tools.json_lines import plain
-from trainenv.types import Branch, Intervention, Plan, UserError, Verdict
+from trainenv.tools.atomic_files import write_json
+from trainenv.types import Branch, Forecast, Intervention, Paired, Plan, UserError, Verdict
 from trainenv.verification.rules import name_of
 from trainenv.verification.verify import Verification
 
@@ -20,19 +23,20 @@ FOLDER = "branches"
 
 
 def changes(intervention: Intervention) -> dict[str, Any]:
-    """The fields that differ from doing nothing."""
+    """Return the fields of an intervention that differ from doing nothing."""
     ours = asdict(intervention)
     still = asdict(Intervention())
     return {name: value for name, value in ours.items() if value != still[name]}
 
 
 def interventions_of(listed: Sequence[Mapping[str, Any]]) -> tuple[Intervention, ...]:
-    """The sequence that `changes` were taken of."""
+    """Return the sequence of interventions that `changes` describes."""
     try:
         return tuple(Intervention(**one) for one in listed)
     except TypeError as error:
         raise UserError(
-            f"expected interventions with the fields of Intervention, found {list(listed)!r:.150} ({error})"
+            f"expected interventions with the fields of Intervention, "
+            f"found {list(listed)!r:.150} ({error})"
         ) from None
 
 
@@ -43,9 +47,15 @@ def record_of(
     *,
     control: Literal["trained", "recorded"] = "trained",
 ) -> dict[str, Any]:
-    """What a record says of the draft and its verification.
+    """Return the part of a record that describes the plan and its verification.
 
-    Whoever decided adds when, where and why.
+    The caller adds the step, the start and the cause of the decision.
+
+    Args:
+        verdict: Result of the verification.
+        plan: Ranked candidates.
+        verification: Settings of the verification.
+        control: Origin of the control: trained with the branches, or recorded by the run itself.
     """
     return {
         "planner": {
@@ -81,47 +91,61 @@ def record_of(
 
 
 def _branch(place: int, branch: Branch) -> dict[str, Any]:
-    low, median, high = branch.expected or (math.nan,) * 3
-    outcome = asdict(branch.outcome)
+    """Return the JSON values of a branch; place 0 is the control."""
     return {
         "place": place,
         "control": place == 0,
         "interventions": [changes(one) for one in branch.interventions],
         "score": branch.score,
-        "forecast": None if branch.forecast is None else asdict(branch.forecast),
-        "expected": None
-        if branch.expected is None
-        else {"low": low, "median": median, "high": high},
-        "outcome": outcome,
+        "forecast": _fields(branch.forecast),
+        "expected": _interval(branch.expected),
+        "outcome": asdict(branch.outcome),
         "losses": list(branch.losses),
         "delta": branch.delta,
         "annealed_delta": branch.annealed_delta,
-        "paired": None if branch.paired is None else asdict(branch.paired),
+        "paired": _fields(branch.paired),
         "fate": branch.fate,
         "reason": branch.reason,
     }
 
 
+def _fields(value: Forecast | Paired | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return asdict(value)
+
+
+def _interval(expected: tuple[float, float, float] | None) -> dict[str, float] | None:
+    if expected is None:
+        return None
+    return dict(zip(("low", "median", "high"), expected, strict=True))
+
+
 def settings(value: Any) -> Any:
-    """Hyperparameters of a frozen dataclass as JSON values; anything else in words."""
-    return (
-        asdict(value)
-        if is_dataclass(value) and not isinstance(value, type)
-        else None
-        if value is None
-        else repr(value)
-    )
+    """Return the fields of a dataclass as JSON values, None for None, `repr` for anything else."""
+    if value is None:
+        return None
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return repr(value)
 
 
 def folder_of(run_folder: Path, step: int, number: int) -> Path:
-    """Where the decision with this number is recorded: `branches/STEP`, or the first free `branches/STEP-2`, …
+    """Return the folder that a decision is recorded in.
 
-    A folder that holds no whole record, or one of this number or a later one, was left behind by a
-    run that was killed and has come by again: it is taken anew.
+    It is `branches/STEP`, or the first free one of `branches/STEP-2`, `branches/STEP-3`, … A folder
+    without a whole record, or with a record of this number or a later one, is free: it was left by
+    a run that was killed and resumed from an earlier checkpoint.
+
+    Args:
+        run_folder: Folder of the run.
+        step: Step of the run at the decision.
+        number: Number of the decision in the run.
     """
     place = 1
+    name = str(step)
     while True:
-        path = run_folder / FOLDER / (str(step) if place == 1 else f"{step}-{place}")
+        path = run_folder / FOLDER / name
         try:
             found = int(json.loads((path / NAME).read_text(encoding="utf-8"))["number"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -129,15 +153,12 @@ def folder_of(run_folder: Path, step: int, number: int) -> Path:
         if found >= number:
             return path
         place += 1
+        name = f"{step}-{place}"
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write a record, whole or not at all."""
+    """Write a record to a folder, whole or not at all, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".decision.tmp"
     path = folder / NAME
-    temporary.write_text(
-        json.dumps(plain({"schema": SCHEMA, **record}), indent=1) + "\n", encoding="utf-8"
-    )
-    temporary.replace(path)
+    write_json(path, {"schema": SCHEMA, **record})
     return path

@@ -1,10 +1,10 @@
-"""What a world model must beat: simple forecasts of what interventions do, in one form.
+"""Baselines that a world model must beat: simple forecasts of the effects of interventions.
 
     fitted = make("trees").fit(train)
     evaluate(test, fitted.predict(test))
 
-One file a baseline. Where a baseline has no quantiles of its own, they are what it was off by on
-held-out trunks (`points`).
+There is one file per baseline, and all follow one contract (`Baseline`). A baseline without its own
+quantiles takes them from its errors on held-out trunks (`points`).
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ __all__ = [
 
 
 def make(name: str, **hyperparameters: Any) -> Baseline:
-    """The baseline of that name; what is left out of its hyperparameters stays as it is there.
+    """Make the baseline with this name, with some of its hyperparameters changed.
 
     Raises:
-        UserError: no such baseline or hyperparameter (the nearest valid one is named), or a value
-            out of range.
+        UserError: there is no such baseline or hyperparameter (the message names the nearest valid
+            one), or a value is out of range.
     """
     if name not in BASELINES:
         raise UserError(
@@ -79,7 +79,8 @@ def make(name: str, **hyperparameters: Any) -> Baseline:
     for wrong in hyperparameters:
         if wrong not in valid:
             raise UserError(
-                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid) or 'none'}"
+                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; "
+                f"it has: {', '.join(valid) or 'none'}"
             )
     baseline: Baseline = replace(BASELINES[name], **hyperparameters)
     return baseline

@@ -1,4 +1,7 @@
-"""The same baseline with something taken from it: what it then still gets right, it gets right without that."""
+"""Ablations: a baseline without states, or with permuted actions.
+
+An ablation that forecasts as well as its baseline shows that the missing input was not needed.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from trainenv.worldmodel.examples import Examples, Floats, Predictions
 
 @dataclass(frozen=True, kw_only=True)
 class Blind:
-    """Learns and predicts without a look at the state.
+    """A baseline that sees the same average state everywhere, and no Δ by the law.
 
     Args:
-        of: the baseline.
+        of: Baseline to fit.
     """
 
     of: Baseline
@@ -25,15 +28,19 @@ class Blind:
         states = examples.states[np.unique(examples.snapshot)]
         known = ~np.isnan(states)
         count = known.sum(axis=0)
-        average = np.where(
-            count > 0, np.where(known, states, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan
-        )
+        total = np.where(known, states, 0.0).sum(axis=0)
+        average = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         return FittedBlind(of=self.of.fit(_blinded(examples, average)), state=average)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedBlind:
-    """Predicts every branch as if in the average state of the examples that were learned from, [F]."""
+    """A blind baseline, fitted.
+
+    Attributes:
+        of: Fitted baseline.
+        state: [F] average state of the training examples, in which all branches are predicted.
+    """
 
     of: Fitted
     state: Floats
@@ -45,11 +52,13 @@ class FittedBlind:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionShuffled:
-    """Learns from actions dealt out anew among the candidates of each snapshot; predicts for the actions that were tried.
+    """A baseline fitted to actions permuted among the candidates of each snapshot.
+
+    It predicts for the true actions.
 
     Args:
-        of: the baseline.
-        seed: of the dealing.
+        of: Baseline to fit.
+        seed: Random seed of the permutations.
     """
 
     of: Baseline
@@ -61,7 +70,10 @@ class ActionShuffled:
 
 
 def _blinded(examples: Examples, state: Floats) -> Examples:
-    """As `Examples.blind`, but with a state that is given: the test trunks' own average would be a look at them."""
+    """Return examples in one given state, without Δ by the law.
+
+    The state is given, because the average of the test trunks would carry information about them.
+    """
     return replace(
         examples,
         states=np.broadcast_to(state, examples.states.shape),

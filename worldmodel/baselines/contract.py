@@ -1,4 +1,4 @@
-"""What every baseline does: learn from examples, and predict others as a world model would."""
+"""The contract of all baselines: fit examples, then predict others as a world model does."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from trainenv.worldmodel.examples import Examples, Predictions
 
 
 class Fitted(Protocol):
-    """A baseline that has learned."""
+    """A fitted baseline."""
 
     def predict(self, examples: Examples) -> Predictions:
-        """Of each branch, from its state, its actions and the law's Δ alone.
+        """Predict each branch from its state, its actions and the Δ by the law alone.
 
-        Whatever does nothing has Δ = 0 at all levels.
+        A branch that does nothing has Δ = 0 at all levels.
         """
         ...
 
@@ -22,9 +22,9 @@ class Baseline(Protocol):
     """A frozen dataclass of hyperparameters. Fitting is deterministic and changes nothing."""
 
     def fit(self, examples: Examples) -> Fitted:
-        """Learn from branches, of at least two trunks.
+        """Fit the branches of at least two trunks.
 
         Raises:
-            UserError: there are fewer trunks, or no candidate among the branches.
+            UserError: fewer than two trunks have candidates.
         """
         ...

@@ -1,4 +1,4 @@
-"""Folds by trunk, never by branch: the branches of a trunk share its future."""
+"""Folds by trunk and never by branch, because the branches of a trunk share its future."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ FOLDS = 5
 
 
 def folds(examples: Examples, count: int = FOLDS, *, seed: int = 0) -> Iterator[Flags]:
-    """Masks [n] of the branches to hold out, one a fold; each trunk is in one.
+    """Yield for each fold a mask [n] of the branches to hold out; each trunk is in one fold.
 
-    As many folds as trunks, where those are fewer.
+    With fewer trunks than `count`, each trunk is its own fold.
 
     Raises:
         UserError: there are fewer than 2 trunks with candidates.
@@ -23,11 +23,12 @@ def folds(examples: Examples, count: int = FOLDS, *, seed: int = 0) -> Iterator[
     trunks = np.unique(examples.trunk[examples.candidate])
     if len(trunks) < 2:
         raise UserError(
-            f"a baseline learns from candidates of at least 2 trunks, found {len(trunks)}; generate more trunks"
+            f"a baseline learns from candidates of at least 2 trunks, found {len(trunks)}; "
+            "generate more trunks"
         )
+    count = min(count, len(trunks))
     fold = np.full(len(examples.trunks), -1)
-    fold[np.random.default_rng(seed).permutation(trunks)] = np.arange(len(trunks)) % min(
-        count, len(trunks)
-    )
-    for number in range(min(count, len(trunks))):
+    shuffled = np.random.default_rng(seed).permutation(trunks)
+    fold[shuffled] = np.arange(len(trunks)) % count
+    for number in range(count):
         yield fold[examples.trunk] == number

@@ -1,8 +1,8 @@
-"""Actions in groups, and shrunken means of them.
+"""Groups of similar actions, and shrunken means over them.
 
-A group is what a branch did over its four decisions, taken together: the learning rate's factor in
-one of seven ranges, the weight decay's direction, which clip policies were set, whether there was a
-momentum reset, a reorder, a skip.
+The group of a branch combines its four decisions: the range of the factor on the learning rate (one
+of seven), the direction of the weight decay, the clip policies that were set, and whether there was
+a momentum reset, a reorder or a skip.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from trainenv.types import CLIP_NAMES
 from trainenv.worldmodel.examples import Examples, Floats, Ints
 from trainenv.worldmodel.features import ACTION
 
-_EDGES = np.array([-1.0, -0.3, -0.02, 0.02, 0.3, 1.0])  # of ln of the factor
+_EDGES = np.array([-1.0, -0.3, -0.02, 0.02, 0.3, 1.0])  # edges of the ranges of ln of the factor
 RANGES = len(_EDGES) + 1
 _FLAGS = (*(f"set_{name}" for name in CLIP_NAMES), "reset", "reorder", "skip")
 GROUPS = RANGES * 3 * 2 ** len(_FLAGS)
 
 
 def ranges(examples: Examples) -> Ints:
-    """[n] range of the learning rate's factor, 0 to 6; 3 where it is left alone."""
+    """Return the range of the factor on the learning rate, [n], 0 to 6; 3 means unchanged."""
     total = examples.actions[:, :, ACTION.index("ln_lr")].sum(axis=1)
     place: Ints = np.digitize(total, _EDGES).astype(np.int64)
     return place
 
 
 def groups(examples: Examples) -> Ints:
-    """[n] group of what a branch did, 0 to `GROUPS` − 1."""
+    """Return the group of each branch, [n], 0 to `GROUPS` − 1."""
     decay = examples.actions[:, :, ACTION.index("ln_weight_decay")].sum(axis=1)
     code: Ints = ranges(examples) * 3 + 1 + np.sign(decay.round(9)).astype(np.int64)
     for name in _FLAGS:
@@ -39,43 +39,44 @@ def groups(examples: Examples) -> Ints:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupMeans:
-    """Means by group, each shrunk to that of its range of learning rates, and these to the mean of all.
+    """Means by group, shrunk to the mean of the group's range, which is shrunk to the mean of all.
 
     Attributes:
-        means: [GROUPS, 3].
+        means: [GROUPS, 3] mean values of each group.
     """
 
     means: Floats
 
     @classmethod
     def of(cls, examples: Examples, values: Floats, *, weight: float) -> GroupMeans:
-        """Of values [n, 3]; NaN is left out.
+        """Compute the means.
 
         Args:
-            examples: whose actions say the group.
-            values: to be averaged.
-            weight: how many branches what a mean is shrunk to counts for.
+            examples: Branches whose actions define the groups.
+            values: [n, 3] values to average; NaN is left out.
+            weight: Number of branches that the mean which is shrunk to counts for.
         """
         whole = np.zeros((GROUPS, values.shape[1]))
         wide = ranges(examples)
         fine = groups(examples)
         for place, column in enumerate(values.T):
             known = ~np.isnan(column)
-            overall = float(column[known].mean()) if known.any() else 0.0
-            middle = _shrunk(column[known], wide[known], RANGES, np.full(RANGES, overall), weight)
-            whole[:, place] = _shrunk(
-                column[known], fine[known], GROUPS, np.repeat(middle, GROUPS // RANGES), weight
-            )
+            overall = 0.0
+            if known.any():
+                overall = float(column[known].mean())
+            middle = _shrunk(column[known], wide[known], np.full(RANGES, overall), weight)
+            target = np.repeat(middle, GROUPS // RANGES)
+            whole[:, place] = _shrunk(column[known], fine[known], target, weight)
         return cls(means=whole)
 
     def __call__(self, examples: Examples) -> Floats:
-        """[n, 3] of each branch's group."""
+        """Return the means of each branch's group, [n, 3]."""
         return self.means[groups(examples)]
 
 
-def _shrunk(values: Floats, key: Ints, count: int, towards: Floats, weight: float) -> Floats:
-    """[count] means by key, with `weight` times `towards` [count] counted in."""
-    shrunk: Floats = (np.bincount(key, values, count) + weight * towards) / (
-        np.bincount(key, minlength=count) + weight
-    )
+def _shrunk(values: Floats, key: Ints, target: Floats, weight: float) -> Floats:
+    """Return means of values [n] by key [n], shrunk to `target` [keys]."""
+    sums = np.bincount(key, values, len(target))
+    counts = np.bincount(key, minlength=len(target))
+    shrunk: Floats = (sums + weight * target) / (counts + weight)
     return shrunk

@@ -1,4 +1,4 @@
-"""What regressions see of a branch: the state, the actions decision by decision and summed up, the law's Δ."""
+"""Inputs of regressions: the state, the actions by decision and in summary, and Δ by the law."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ _ANY = (*(f"set_{name}" for name in CLIP_NAMES), "reorder", "skip")
 
 
 def states(examples: Examples) -> Floats:
-    """[n, F] of the snapshot of each branch, NaN where unmeasured."""
-    of: Floats = examples.states[examples.snapshot]
-    return of
+    """Return the states of the branches' snapshots, [n, F]; NaN means not measured."""
+    found: Floats = examples.states[examples.snapshot]
+    return found
 
 
 def decisions(examples: Examples) -> Floats:
-    """[n, 4·A] the actions, decision by decision."""
+    """Return the actions by decision, [n, 4·A]."""
     return examples.actions.reshape(len(examples), -1)
 
 
 def main_actions(examples: Examples) -> Floats:
-    """[n, M] actions summed up, all 0 where nothing is done.
+    """Return summaries of the actions, [n, M]; all 0 where nothing is done.
 
-    The learning rate's ln factor at first, at last and on average, with its cuts alone and its
-    rises alone; the weight decay's at last and on average; momentum resets, at first and in all;
-    each clip policy, reorder and skip, if at any decision; at which share of the decisions anything
-    was done.
+    - ln of the factor on the learning rate: first, last, mean, mean of cuts, mean of rises
+    - ln of the factor on the weight decay: last, mean
+    - momentum resets: at the first decision, number in all
+    - each clip policy, reorder and skip: 1 if at any decision
+    - share of the decisions at which anything was done
     """
     actions = examples.actions
-    rate, decay = (
-        np.cumsum(actions[:, :, ACTION.index(name)], axis=1)
-        for name in ("ln_lr", "ln_weight_decay")
-    )
+    rate = np.cumsum(actions[:, :, ACTION.index("ln_lr")], axis=1)
+    decay = np.cumsum(actions[:, :, ACTION.index("ln_weight_decay")], axis=1)
     reset = actions[:, :, ACTION.index("reset")]
     columns = [
         rate[:, 0], rate[:, -1], rate.mean(axis=1),
@@ -49,5 +48,5 @@ def main_actions(examples: Examples) -> Floats:
 
 
 def law(examples: Examples) -> Floats:
-    """[n, 3] the law's Δ, on the scale of `scale`."""
+    """Return Δ by the law on the scale of `scale`, [n, 3]."""
     return squash(examples.law)

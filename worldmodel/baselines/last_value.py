@@ -1,8 +1,9 @@
-"""What is so now stays so: the loss keeps its value in every branch, and Δ = 0; an index that fires goes on firing, a loss above
-its best stays above it.
+"""Persistence: the present state continues.
 
-Taken literally, the last two would be forecasts of 0 and 1. What is used instead is how often each
-came true where it was so, and where it was not: the strongest form of the claim.
+The loss keeps its value in every branch, so Δ = 0. An index that fires continues to fire, and a
+loss above its best stays above it. Taken literally, the last two would be forecasts of 0 and 1. The
+observed frequencies are used instead, given that the state holds now and given that it does not:
+this is the strongest form of the claim.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from trainenv.worldmodel.baselines.risk import Rates, Risk
 from trainenv.worldmodel.examples import Examples, Ints
 from trainenv.worldmodel.features import STATE
 
-LEAST = 20  # branches from which a frequency is taken
+LEAST = 20  # fewest branches that give a frequency
 
 
 @dataclass(frozen=True, kw_only=True)
 class LastValue:
-    """Δ = 0; risks by what is so now.
+    """A baseline with Δ = 0, and risks by the present state.
 
     Args:
-        tolerance: of ln loss above its best, from which it counts as above.
+        tolerance: Distance of ln loss from its best above which it counts as above.
     """
 
     tolerance: float = 0.01
@@ -43,13 +44,21 @@ class LastValue:
         return FittedPoints(
             points=no_difference,
             offsets=offsets(examples, held_out(lambda _: no_difference, examples), centred=True),
-            risks=Persisting(tolerance=self.tolerance, rates=rates, otherwise=Rates.of(examples)),
+            risks=PersistenceRisks(
+                tolerance=self.tolerance, rates=rates, otherwise=Rates.of(examples)
+            ),
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Persisting:
-    """Frequencies by what is so now; `otherwise` for what was seldom so."""
+class PersistenceRisks:
+    """Frequencies by the present state.
+
+    Attributes:
+        tolerance: Distance of ln loss from its best above which it counts as above.
+        rates: Frequencies by the code of the state, see `_now`.
+        otherwise: Frequencies for states that were rare.
+    """
 
     tolerance: float
     rates: Mapping[int, Rates]
@@ -60,17 +69,16 @@ class Persisting:
         now = _now(examples, self.tolerance)
         risk = self.otherwise(examples)
         for key, rates in self.rates.items():
-            rows = now == key
-            risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = (
-                rates.hazard,
-                rates.instability,
-                rates.recovery,
-            )
+            risk.set(now == key, rates)
         return risk
 
 
 def _now(examples: Examples, tolerance: float) -> Ints:
-    """[n] 1 where the index fired within the last decision, plus 2 where the loss is above its best; NaN is not."""
+    """Return the code of each branch's state, [n].
+
+    It is 1 if the index fired within the last decision, plus 2 if the loss is above its best; a
+    value that was not measured counts as no.
+    """
     states = examples.states[examples.snapshot]
     fired = states[:, STATE.index("fired_recency")] >= math.exp(-1)
     above = states[:, STATE.index("above_best")] > tolerance

@@ -1,4 +1,4 @@
-"""What an action did on average, whatever the state: the mean Δ of its group, on the scale of `scale`."""
+"""The mean effect of an action in any state: mean Δ of its group, on the scale of `scale`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainenv.worldmodel.examples import Examples
 
 @dataclass(frozen=True, kw_only=True)
 class MeanByAction:
-    """The mean of each group of actions.
+    """A baseline of the mean Δ of each group of actions.
 
     Args:
-        weight: how many branches the mean that a group's is shrunk to counts for; above 0.
+        weight: Number of branches that the mean which a group is shrunk to counts for; above 0.
 
     Raises:
         UserError: the weight is not above 0.

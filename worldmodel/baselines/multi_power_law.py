@@ -1,13 +1,14 @@
-"""The multi-power law (Luo et al. 2025, arXiv:2503.12811), whose Δ's stand in the examples.
+"""The multi-power law (Luo et al. 2025, arXiv:2503.12811) as a baseline; examples hold its Δ.
 
-    anchored    Δ as the law of `trainenv.worldmodel.law_prior` says it, from the loss now pooled
-    b·Δ on the scale of `scale`, with one b a target for all runs, by least squares: how strong the
-    law really is
+    anchored    Δ by the law of `trainenv.worldmodel.law_prior`, from the loss now
+    pooled      b·Δ on the scale of `scale`; the strength b of each target is fitted to all runs
+                by least squares
 
-Deviation: the law by itself, without the anchor, is not told apart. The anchor is the same in every
-branch, so it cancels in a difference of losses; of ln losses all but the few percent by which the
-law's loss and the true one differ. Pooling is what is left to gain. The law sees learning rates
-alone: of any other action it says Δ = 0.
+The law without the anchor is no separate baseline: the anchor is the same in every branch, so it
+cancels in a difference of losses. In a difference of ln losses it cancels up to the few percent by
+which the law's loss and the true loss differ.
+
+The law sees learning rates only: for any other action its Δ is 0.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import numpy as np
 from trainenv.worldmodel.baselines.points import FittedPoints, Points, held_out, offsets
 from trainenv.worldmodel.baselines.risk import Rates
 from trainenv.worldmodel.baselines.scale import outcomes, squash
-from trainenv.worldmodel.examples import Examples, Floats
+from trainenv.worldmodel.examples import TARGETS, Examples, Floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiPowerLaw:
-    """The law's Δ.
+    """A baseline of Δ by the law.
 
     Args:
-        pooled: whether its strength is fitted to the examples; the median then moves to the median
-            of what happened.
+        pooled: True to fit the strength of the law to the examples; the median of the forecast then
+            moves to the median of the outcomes.
     """
 
     pooled: bool = False
@@ -36,19 +37,19 @@ class MultiPowerLaw:
     def fit(self, examples: Examples) -> FittedPoints:
         """See `Baseline`."""
         spread = offsets(examples, held_out(self._strength, examples), centred=not self.pooled)
-        return FittedPoints(
-            points=self._strength(examples), offsets=spread, risks=Rates.of(examples)
-        )
+        risks = Rates.of(examples)
+        return FittedPoints(points=self._strength(examples), offsets=spread, risks=risks)
 
     def _strength(self, examples: Examples) -> Points:
-        law = squash(examples.law)
-        seen = outcomes(examples)
-        with_law = ~np.isnan(seen) * (law != 0)
-        products, squares = (
-            np.where(with_law, law * other, 0.0).sum(axis=0) for other in (seen, law)
-        )
-        strengths = np.divide(products, squares, out=np.ones_like(squares), where=squares > 0)
-        return _Scaled(strengths=strengths if self.pooled else np.ones_like(strengths))
+        strengths = np.ones(len(TARGETS))
+        if self.pooled:
+            law = squash(examples.law)
+            seen = outcomes(examples)
+            with_law = ~np.isnan(seen) * (law != 0)
+            products = np.where(with_law, law * seen, 0.0).sum(axis=0)
+            squares = np.where(with_law, law * law, 0.0).sum(axis=0)
+            np.divide(products, squares, out=strengths, where=squares > 0)
+        return _Scaled(strengths=strengths)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,6 @@
-"""Nothing makes a difference: Δ = 0.
+"""The forecast that no intervention has an effect: Δ = 0.
 
-Divergence, instability and recovery are as frequent as they were.
+Divergence, instability and recovery are forecast with their observed frequencies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainenv.worldmodel.examples import Examples
 
 @dataclass(frozen=True, kw_only=True)
 class DoNothing:
-    """Its intervals are the quantiles of the Δ's that there were, with the median held at 0."""
+    """A baseline with the quantiles of the observed Δ as intervals, and the median fixed at 0."""
 
     def fit(self, examples: Examples) -> FittedPoints:
         """See `Baseline`."""

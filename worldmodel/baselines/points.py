@@ -1,4 +1,7 @@
-"""From one number a branch to a forecast with quantiles: add the quantiles of what that number was off by on held-out trunks."""
+"""Forecasts with quantiles from point forecasts.
+
+The quantiles are those of the errors of the point forecast on held-out trunks.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from trainenv.worldmodel.baselines.scale import acts, outcomes, unsquash
 from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Floats, Predictions
 
 Points = Callable[[Examples], Floats]
-"""Examples → [n, 3] on the scale of `scale`: horizon, annealed, final."""
+"""Examples → Δ [n, 3] on the scale of `scale`: horizon, annealed, final."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedPoints:
-    """A point forecast of Δ with its spread, and whatever is said of risks.
+    """A point forecast of Δ with its spread, and a forecast of risks.
 
     Args:
-        points: the forecast.
-        offsets: [3, 5] what to add for each quantile of a target, on the scale.
-        risks: of divergence, instability and recovery.
+        points: Point forecast.
+        offsets: [3, 5] offsets of the quantiles of each target, on the scale of `scale`.
+        risks: Forecast of divergence, instability and recovery.
     """
 
     points: Points
@@ -37,14 +40,14 @@ class FittedPoints:
 
 
 def no_difference(examples: Examples) -> Floats:
-    """[n, 3] of those to whom every branch is alike."""
+    """Forecast Δ = 0 for every branch, [n, 3]."""
     return np.zeros((len(examples), len(TARGETS)))
 
 
 def predictions(examples: Examples, quantiles: Floats, risks: Risks) -> Predictions:
-    """From quantiles [n, 3, 5] of Δ, in any order of the levels, and risks.
+    """Combine quantiles of Δ [n, 3, 5] and a forecast of risks.
 
-    What does nothing gets Δ = 0.
+    Quantiles that cross are sorted; a branch that does nothing gets Δ = 0.
     """
     known = np.where(acts(examples)[:, None, None], np.sort(quantiles, axis=2), 0.0)
     risk = risks(examples)
@@ -58,7 +61,10 @@ def predictions(examples: Examples, quantiles: Floats, risks: Risks) -> Predicti
 
 
 def held_out(fit: Callable[[Examples], Points], examples: Examples) -> Floats:
-    """[n, 3] the forecast of each branch, on the scale, by a fit that has not seen its trunk; NaN where none was held out."""
+    """Forecast each branch by a fit that has not seen its trunk, [n, 3] on the scale.
+
+    It is NaN for trunks that are in no fold, because they have no candidates.
+    """
     found = np.full((len(examples), len(TARGETS)), np.nan)
     for out in folds(examples):
         found[out] = fit(examples.where(~out))(examples.where(out))
@@ -66,23 +72,22 @@ def held_out(fit: Callable[[Examples], Points], examples: Examples) -> Floats:
 
 
 def offsets(examples: Examples, forecast: Floats, *, centred: bool) -> Floats:
-    """[3, 5] quantiles of the errors of a forecast [n, 3], both on the scale, over the candidates that do something.
+    """Return the quantiles of a forecast's errors over candidates that do something, [3, 5].
 
     Args:
-        examples: what happened.
-        forecast: of trunks held out.
-        centred: keep the forecast itself as the median, because it is a claim; else it moves to the
-            median of what happened.
+        examples: Branches and their outcomes.
+        forecast: [n, 3] forecasts for held-out trunks, on the scale of `scale`.
+        centred: True to keep the forecast as the median, because it is a claim; False to move the
+            median to the median of the outcomes.
     """
     errors = np.where(acts(examples)[:, None], outcomes(examples) - forecast, np.nan)
     known = [column[~np.isnan(column)] for column in errors.T]
-    if not len(
-        known[TARGETS.index("final")]
-    ):  # none of the branches went on so far: as after the cool-down
+    if not len(known[TARGETS.index("final")]):  # no branch was trained to the end of the run
         known[TARGETS.index("final")] = known[TARGETS.index("annealed")]
-    found = np.array(
-        [np.quantile(column, LEVELS) if len(column) else np.zeros(len(LEVELS)) for column in known]
-    )
+    found = np.zeros((len(TARGETS), len(LEVELS)))
+    for place, column in enumerate(known):
+        if len(column):
+            found[place] = np.quantile(column, LEVELS)
     if centred:
         side = np.sign(np.array(LEVELS) - 0.5)
         found = side * np.maximum(side * found, 0.0)

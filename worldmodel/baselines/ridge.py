@@ -1,12 +1,14 @@
-"""Ridge regression (Hoerl & Kennard 1970) on state, actions, and the products of the two.
+"""Ridge regression (Hoerl & Kennard 1970) on states, actions and their products.
 
     w = argmin ‖y − Xw‖² + λ‖w‖²,     λ by the squared error on held-out trunks
 
-X holds the standardised state s, the actions of each decision, their summary m, the law's Δ, and
-all m_i·s_j and m_i·law_j: what an action does may depend on the state. m is scaled but not centred,
-so that a product is 0 where nothing is done. y holds each target on the scale of `scale`; and, for
-all branches, whether one diverged, whether the index fired and how long it took to recover. Solved
-in closed form, by the eigenvectors of XᵀX or of XXᵀ, whichever is smaller, for all λ at once.
+X holds the standardised state s, the actions of each decision, their summary m, Δ by the law, and
+all products m_i·s_j and m_i·law_j, because the effect of an action may depend on the state. m is
+scaled but not centred, so that products are 0 where nothing is done.
+
+y holds each target on the scale of `scale`, and for all branches the divergence, the firing of the
+index and the recovery time. The solution is in closed form for all λ at once, from the eigenvectors
+of the smaller one of XᵀX and XXᵀ.
 """
 
 from __future__ import annotations
@@ -16,25 +18,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainenv.types import UserError
+from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel.baselines import inputs
 from trainenv.worldmodel.baselines.folds import folds
 from trainenv.worldmodel.baselines.points import FittedPoints, offsets
 from trainenv.worldmodel.baselines.risk import Risk, hazards, recovery_times, shares
 from trainenv.worldmodel.baselines.scale import outcomes
 from trainenv.worldmodel.examples import LEVELS, TARGETS, Examples, Flags, Floats
-from trainenv.worldmodel.features import DECISIONS
 
-_FURTHEST = 4.0  # standard deviations: a line goes on for ever, what it was fitted to does not
+_FURTHEST = 4.0  # states are clipped to this number of standard deviations, the range of the fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ridge:
-    """Linear, with its penalty chosen on held-out trunks, for each target its own.
+    """A linear baseline; the penalty of each target is chosen on held-out trunks.
 
     Args:
-        penalties: λ to choose from, above 0.
-        interactions: whether products of actions and state are among the inputs.
+        penalties: Values of λ to choose from, above 0.
+        interactions: True to include products of actions and state in the inputs.
 
     Raises:
         UserError: there is no penalty, or one that is not above 0.
@@ -47,7 +48,8 @@ class Ridge:
         object.__setattr__(self, "penalties", tuple(self.penalties))
         if not self.penalties or not min(self.penalties) > 0:
             raise UserError(
-                f"penalties must be numbers above 0, at least one, found {self.penalties}"
+                f"penalties must be numbers above 0, at least one, found {self.penalties}; "
+                "1 to 1e5 is usual"
             )
 
     def fit(self, examples: Examples) -> FittedPoints:
@@ -62,7 +64,7 @@ class Ridge:
         linear = Linear(design=design, lines=lines)
         late = np.quantile(y[:, -1] - out[-1], LEVELS)
         return FittedPoints(
-            points=lambda those: linear(those)[:, :targets],
+            points=lambda some: linear(some)[:, :targets],
             offsets=offsets(examples, np.stack(out[:targets], axis=1), centred=False),
             risks=LinearRisks(linear=linear, shares=shares(examples), late=late),
         )
@@ -70,11 +72,15 @@ class Ridge:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Design:
-    """How inputs become columns: means and scales of the examples that were learned from.
+    """The columns X of branches, standardised by the training examples.
 
     Attributes:
-        centre, scale: of the state, [F]; a scale of 0 leaves a feature out.
-        action_scale: [M] of the summary; decision_scale: [4·A] of each decision; law_scale: [3].
+        centre: [F] means of the state features.
+        scale: [F] standard deviations of the state features; 0 leaves a feature out.
+        action_scale: [M] root mean squares of the summaries of actions.
+        decision_scale: [4·A] root mean squares of the actions of each decision.
+        law_scale: [3] root mean squares of Δ by the law.
+        interactions: True if products are among the columns.
     """
 
     centre: Floats
@@ -86,7 +92,7 @@ class Design:
 
     @classmethod
     def of(cls, examples: Examples, *, interactions: bool) -> Design:
-        """Take means and scales; what is not measured counts as the mean."""
+        """Compute means and scales; values that were not measured are left out."""
         states = inputs.states(examples)
         known = ~np.isnan(states)
         count = np.maximum(known.sum(axis=0), 1)
@@ -102,24 +108,22 @@ class Design:
         )
 
     def __call__(self, examples: Examples) -> Floats:
-        """[n, D] the columns of some branches."""
+        """Return the columns of branches, [n, D]; a value that was not measured is the mean."""
         state = _over(inputs.states(examples) - self.centre, self.scale)
         state = np.clip(np.nan_to_num(state, nan=0.0), -_FURTHEST, _FURTHEST)
         main = _over(inputs.main_actions(examples), self.action_scale)
         law = _over(inputs.law(examples), self.law_scale)
         columns = [state, _over(inputs.decisions(examples), self.decision_scale), main, law]
         if self.interactions:
-            columns.append(
-                (main[:, :, None] * np.concatenate([state, law], axis=1)[:, None, :]).reshape(
-                    len(main), -1
-                )
-            )
+            others = np.concatenate([state, law], axis=1)
+            products = main[:, :, None] * others[:, None, :]
+            columns.append(products.reshape(len(main), -1))
         return np.concatenate(columns, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Line:
-    """y = offset + (x − centre)·weights."""
+    """A fitted line y = offset + (x − centre)·weights."""
 
     offset: float
     centre: Floats
@@ -132,24 +136,25 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Linear:
-    """A line an output, over the same columns."""
+    """One line per output, over the same columns."""
 
     design: Design
     lines: Sequence[Line]
 
     def __call__(self, examples: Examples) -> Floats:
-        """[n, outputs]."""
+        """Return the outputs of branches, [n, outputs]."""
         x = self.design(examples)
         return np.stack([line(x) for line in self.lines], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearRisks:
-    """The last three outputs, cut to what they can be: chances in [0, 1], decisions in [0, 4].
+    """Risks from the last three outputs, clipped to probabilities and to 0 to 4 decisions.
 
     Attributes:
-        shares: [4] of the divergences, by decision.
-        late: [5] quantiles of what the line of recovery was off by on held-out trunks.
+        linear: Fitted lines.
+        shares: [4] share of the divergences in each decision.
+        late: [5] quantiles of the errors of the recovery time on held-out trunks.
     """
 
     linear: Linear
@@ -169,40 +174,44 @@ class LinearRisks:
 def _line(
     x: Floats, y: Floats, masks: Sequence[Flags], penalties: Sequence[float]
 ) -> tuple[Line, Floats]:
-    """The line with the best penalty, and [n] what it says of each branch when its trunk is held out; NaN in `y` is left out."""
+    """Fit a line with the best penalty; branches with NaN in `y` are left out.
+
+    Returns:
+        The line, and [n] its forecasts for held-out trunks.
+    """
     known = ~np.isnan(y)
-    told = np.full((len(penalties), len(y)), np.nan)  # by penalty, of held-out trunks
+    forecast = np.full((len(penalties), len(y)), np.nan)  # by penalty, for held-out trunks
     for out in masks:
         for row, line in enumerate(_lines(x[known & ~out], y[known & ~out], penalties)):
-            told[row, out] = line(x[out])
-    missed = (
-        np.nanmean(np.where(known, told - y, np.nan) ** 2, axis=1)
-        if known.any()
-        else np.zeros(len(penalties))
-    )
-    best = int(np.argmin(missed))
-    return _lines(x[known], y[known], penalties[best : best + 1])[0], told[best]
+            forecast[row, out] = line(x[out])
+    best = 0
+    if known.any():
+        errors = np.nanmean(np.where(known, forecast - y, np.nan) ** 2, axis=1)
+        best = int(np.argmin(errors))
+    return _lines(x[known], y[known], penalties[best : best + 1])[0], forecast[best]
 
 
 def _lines(x: Floats, y: Floats, penalties: Sequence[float]) -> list[Line]:
-    """A line a penalty. Of nothing, 0."""
+    """Fit one line per penalty; without any branch the lines are 0."""
     if not len(y):
-        return [
-            Line(offset=0.0, centre=np.zeros(x.shape[1]), weights=np.zeros(x.shape[1]))
-            for _ in penalties
-        ]
+        zeros = np.zeros(x.shape[1])
+        return [Line(offset=0.0, centre=zeros, weights=zeros) for _ in penalties]
     centre = x.mean(axis=0)
     offset = float(y.mean())
     x = x - centre
     y = y - offset
-    wide = len(x) < x.shape[1]
-    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    inner = vectors.T @ (y if wide else x.T @ y)
-    found = []
-    for penalty in penalties:
-        solved = vectors @ (inner / (np.maximum(values, 0.0) + penalty))
-        found.append(Line(offset=offset, centre=centre, weights=x.T @ solved if wide else solved))
-    return found
+    if len(x) < x.shape[1]:
+        weights = [x.T @ solved for solved in _solutions(x @ x.T, y, penalties)]
+    else:
+        weights = _solutions(x.T @ x, x.T @ y, penalties)
+    return [Line(offset=offset, centre=centre, weights=one) for one in weights]
+
+
+def _solutions(matrix: Floats, y: Floats, penalties: Sequence[float]) -> list[Floats]:
+    """Solve (matrix + λ·I)·w = y for each penalty λ; the matrix is symmetric."""
+    values, vectors = np.linalg.eigh(matrix)
+    inner = vectors.T @ y
+    return [vectors @ (inner / (np.maximum(values, 0.0) + penalty)) for penalty in penalties]
 
 
 def _root_mean_square(columns: Floats) -> Floats:
@@ -211,7 +220,7 @@ def _root_mean_square(columns: Floats) -> Floats:
 
 
 def _over(columns: Floats, scale: Floats) -> Floats:
-    """Columns over their scale; 0 where it is 0."""
+    """Divide columns by their scale; a column with scale 0 becomes 0."""
     return np.divide(
         columns, scale, out=np.zeros_like(columns), where=np.broadcast_to(scale > 0, columns.shape)
     )

@@ -1,4 +1,4 @@
-"""What is said beside Δ, of divergence, instability and recovery: at the least, how often it happened."""
+"""Forecasts of divergence, instability and recovery; the simplest are observed frequencies."""
 
 from __future__ import annotations
 
@@ -7,17 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainenv.worldmodel.examples import LEVELS, Examples, Floats
-from trainenv.worldmodel.features import DECISIONS
+from trainenv.types import DECISIONS
+from trainenv.worldmodel.examples import LEVELS, Examples, Flags, Floats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Risk:
-    """As in `Predictions`: hazard [n, 4], instability [n], recovery [n, 5]."""
+    """Forecasts of the risks of n branches, as in `Predictions`.
+
+    Attributes:
+        hazard: [n, 4] probability of diverging in each decision, if not before.
+        instability: [n] probability that the uncertainty index fires.
+        recovery: [n, 5] quantiles of the decisions until recovered.
+    """
 
     hazard: Floats
     instability: Floats
     recovery: Floats
+
+    def set(self, rows: Flags, rates: Rates) -> None:
+        """Set the branches of a mask [n] to observed frequencies."""
+        self.hazard[rows] = rates.hazard
+        self.instability[rows] = rates.instability
+        self.recovery[rows] = rates.recovery
 
 
 Risks = Callable[[Examples], Risk]
@@ -25,12 +37,13 @@ Risks = Callable[[Examples], Risk]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rates:
-    """How often things happened.
+    """Observed frequencies of divergence, instability and recovery.
 
     Attributes:
-        hazard: [4] of the branches sound until a decision, the share that diverged in it.
-        instability: share in which the index fired.
-        recovery: [5] quantiles of the decisions until recovered, 4 where it was not.
+        hazard: [4] share of the branches that diverged in each decision, among those that had not
+            diverged before.
+        instability: Share of the branches in which the index fired.
+        recovery: [5] quantiles of the decisions until recovered; 4 for those that had not.
     """
 
     hazard: Floats
@@ -39,7 +52,7 @@ class Rates:
 
     @classmethod
     def of(cls, examples: Examples) -> Rates:
-        """Of at least one branch, controls among them."""
+        """Count at least one branch, controls included."""
         when = np.where(examples.diverged >= 0, examples.diverged, DECISIONS)
         at_risk = np.array([(when >= decision).sum() for decision in range(DECISIONS)])
         lost = np.array([(when == decision).sum() for decision in range(DECISIONS)])
@@ -50,7 +63,7 @@ class Rates:
         )
 
     def __call__(self, examples: Examples) -> Risk:
-        """The same for every branch."""
+        """Return the same risks for every branch."""
         count = len(examples)
         return Risk(
             hazard=np.tile(self.hazard, (count, 1)),
@@ -60,20 +73,30 @@ class Rates:
 
 
 def recovery_times(examples: Examples) -> Floats:
-    """[n] decisions until recovered; 4 stands for 4 or more, so what was watched for less and had not recovered counts as 4."""
+    """Return the decisions until recovered, [n]; 4 means 4 or more.
+
+    A branch that was watched for less and had not recovered counts as 4.
+    """
     return np.where(examples.recovered, np.minimum(examples.recovery, DECISIONS), float(DECISIONS))
 
 
 def hazards(chance: Floats, shares: Floats) -> Floats:
-    """[n, 4] hazards that make up a chance [n] of diverging, spread over the decisions in `shares` [4], which sum to 1."""
+    """Return hazards [n, 4] that together give a probability [n] of diverging.
+
+    Args:
+        chance: [n] probabilities of diverging within the horizon.
+        shares: [4] share of the divergences in each decision; they sum to 1.
+    """
     each = chance[:, None] * shares
     sound = 1 - np.cumsum(each, axis=1) + each
     return np.clip(each / np.maximum(sound, 1e-12), 0.0, 1.0)
 
 
 def shares(examples: Examples) -> Floats:
-    """[4] in which decision divergences fall; all alike where there was none."""
-    counts = np.bincount(examples.diverged[examples.diverged >= 0], minlength=DECISIONS).astype(
-        np.float64
-    )
-    return counts / counts.sum() if counts.sum() else np.full(DECISIONS, 1 / DECISIONS)
+    """Return the share of the divergences in each decision, [4]; all equal without divergences."""
+    diverged = examples.diverged[examples.diverged >= 0]
+    if not len(diverged):
+        return np.full(DECISIONS, 1 / DECISIONS)
+    counts = np.bincount(diverged, minlength=DECISIONS).astype(np.float64)
+    found: Floats = counts / counts.sum()
+    return found

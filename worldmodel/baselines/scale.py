@@ -1,8 +1,7 @@
-"""The scale on which Δ's are learned: asinh(Δ ÷ 0.02), linear for small effects and logarithmic for large ones.
+"""The scale on which Δ is learned: asinh(Δ ÷ 0.02), linear for small effects, else logarithmic.
 
-Most interventions move ln loss by a hundredth, and a branch that diverges by 1: on the scale of Δ
-itself, least squares would see nothing but divergence. Medians and quantiles pass through a
-monotone scale unchanged.
+Most interventions change ln loss by about 0.01, and a divergence by 1. On the scale of Δ itself,
+divergences would dominate least squares. A monotone scale keeps medians and quantiles.
 """
 
 from __future__ import annotations
@@ -12,27 +11,30 @@ import numpy as np
 from trainenv.worldmodel.evaluation.noise import truths
 from trainenv.worldmodel.examples import Examples, Flags, Floats
 
-UNIT = 0.02  # of ln loss
+UNIT = 0.02  # ln loss; the scale is linear below it
 
 
 def squash(delta: Floats) -> Floats:
-    """Onto the scale."""
+    """Convert Δ ln loss to the scale."""
     squashed: Floats = np.arcsinh(delta / UNIT)
     return squashed
 
 
 def unsquash(squashed: Floats) -> Floats:
-    """Back from it."""
+    """Convert from the scale to Δ ln loss."""
     delta: Floats = UNIT * np.sinh(squashed)
     return delta
 
 
 def acts(examples: Examples) -> Flags:
-    """[n] whether anything is done at any decision."""
+    """Return a mask [n] of the branches that do something at any decision."""
     done: Flags = (examples.actions != 0).any(axis=(1, 2))
     return done
 
 
 def outcomes(examples: Examples) -> Floats:
-    """[n, 3] on the scale, of horizon, annealed and final; NaN where nothing is to be learned: no candidate, not measured."""
+    """Return the outcomes of candidates on the scale, [n, 3]: horizon, annealed, final.
+
+    It is NaN for controls and where Δ was not measured.
+    """
     return np.where(examples.candidate[:, None], squash(truths(examples)), np.nan)

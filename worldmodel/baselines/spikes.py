@@ -1,9 +1,9 @@
-"""The anchored multi-power law, and a threshold for spikes beside it.
+"""The anchored multi-power law, corrected at spikes.
 
-Below the threshold of the uncertainty index the law speaks alone. Above it something is wrong that
-no law of smooth curves knows of, and what actions did at spikes before, beyond the law, is added:
-the mean error of the law in each group of actions. It is what a careful person does by hand (PaLM,
-OPT: do nothing about it until it spikes, then what has helped before), with the numbers learned.
+Below a threshold of the uncertainty index the forecast is that of the law. Above it, something
+happens that a law of smooth curves cannot describe. Then the mean error of the law at earlier
+spikes is added, for each group of actions. Careful engineers work in this way by hand (PaLM, OPT:
+do nothing until the loss spikes, then do what helped before); here the numbers are learned.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from trainenv.worldmodel.features import STATE
 
 @dataclass(frozen=True, kw_only=True)
 class SpikeThreshold:
-    """The law, corrected at spikes; the frequencies of divergence and the like are of spikes and of the rest, each its own.
+    """A baseline of the law with a correction and its own frequencies of risks at spikes.
 
     Args:
-        threshold: of the greatest index within the last decision, in units of its trigger τ = 2.5
-            (`features`).
-        weight: how many branches the mean that a group's is shrunk to counts for; above 0.
+        threshold: Greatest index within the last decision from which a state is a spike, in units
+            of the index's trigger τ = 2.5 (`features`).
+        weight: Number of branches that the mean which a group is shrunk to counts for; above 0.
 
     Raises:
         UserError: a number is not above 0.
@@ -46,52 +46,51 @@ class SpikeThreshold:
         """See `Baseline`."""
         spread = offsets(examples, held_out(self._law, examples), centred=True)
         spiking = _spiking(examples, self.threshold)
-        whole = Rates.of(examples)
-        spike, calm = (
-            Rates.of(examples.where(rows)) if rows.any() else whole for rows in (spiking, ~spiking)
+        risks = _SpikeRisks(
+            threshold=self.threshold,
+            spike=_rates(examples, spiking),
+            calm=_rates(examples, ~spiking),
         )
-        risks = _BySpike(threshold=self.threshold, spike=spike, calm=calm)
         return FittedPoints(points=self._law(examples), offsets=spread, risks=risks)
 
-    def _law(self, examples: Examples) -> _Corrected:
-        wrong = np.where(
-            _spiking(examples, self.threshold)[:, None],
-            outcomes(examples) - squash(examples.law),
-            np.nan,
-        )
-        return _Corrected(
-            threshold=self.threshold, means=GroupMeans.of(examples, wrong, weight=self.weight)
-        )
+    def _law(self, examples: Examples) -> _CorrectedLaw:
+        spiking = _spiking(examples, self.threshold)
+        errors = np.where(spiking[:, None], outcomes(examples) - squash(examples.law), np.nan)
+        means = GroupMeans.of(examples, errors, weight=self.weight)
+        return _CorrectedLaw(threshold=self.threshold, means=means)
+
+
+def _rates(examples: Examples, rows: Flags) -> Rates:
+    """Return the frequencies of the branches of a mask; those of all if the mask is empty."""
+    if not rows.any():
+        return Rates.of(examples)
+    return Rates.of(examples.where(rows))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Corrected:
+class _CorrectedLaw:
     threshold: float
     means: GroupMeans
 
     def __call__(self, examples: Examples) -> Floats:
-        correction = np.where(
-            _spiking(examples, self.threshold)[:, None], self.means(examples), 0.0
-        )
+        spiking = _spiking(examples, self.threshold)
+        correction = np.where(spiking[:, None], self.means(examples), 0.0)
         return squash(examples.law) + correction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _BySpike:
+class _SpikeRisks:
     threshold: float
     spike: Rates
     calm: Rates
 
     def __call__(self, examples: Examples) -> Risk:
         risk = self.calm(examples)
-        rows = _spiking(examples, self.threshold)
-        risk.hazard[rows], risk.instability[rows], risk.recovery[rows] = (
-            self.spike.hazard, self.spike.instability, self.spike.recovery,
-        )  # fmt: skip
+        risk.set(_spiking(examples, self.threshold), self.spike)
         return risk
 
 
 def _spiking(examples: Examples, threshold: float) -> Flags:
-    """[n] whether the index was above the threshold within the last decision before the snapshot."""
+    """Return a mask [n]: the index reached the threshold in the decision before the snapshot."""
     spiking: Flags = examples.states[examples.snapshot, STATE.index("index_most")] >= threshold
     return spiking

@@ -1,13 +1,15 @@
-"""Gradient-boosted trees (Friedman 2001; histograms as in LightGBM, Ke et al.
+"""Gradient-boosted trees by scikit-learn, the strongest baseline.
 
-2017; here scikit-learn's), the strongest baseline.
+Friedman 2001; with histograms as in LightGBM (Ke et al. 2017).
 
-They see all there is of a branch: the state, the actions of each decision and summed up, the law's
-Δ; what was not measured is put far below everything, where a split can tell it apart. A model a
-quantile and target, by the pinball loss, on the scale of `scale`; quantiles that cross are sorted
-(Chernozhukov, Fernández-Val & Galichon 2010). Divergence is a discrete-time hazard: one row a
-decision that a branch was still sound at. The number of trees is where the loss on held-out trunks
-is lowest; then all trunks are learned from.
+The inputs are the state, the actions by decision and in summary, and Δ by the law. A value that was
+not measured is set far below all others, so that a split can separate it.
+
+- Δ: one model for each target and quantile, with the pinball loss, on the scale of `scale`.
+  Quantiles that cross are sorted (Chernozhukov, Fernández-Val & Galichon 2010).
+- Divergence: a discrete-time hazard; each branch has one row for each decision that it reached
+  without divergence.
+- Number of trees: the one with the lowest loss on held-out trunks; the final fit is on all trunks.
 """
 
 from __future__ import annotations
@@ -19,29 +21,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.tools.optional import require
-from trainenv.types import UserError
+from trainenv.types import DECISIONS, UserError
 from trainenv.worldmodel.baselines import inputs
 from trainenv.worldmodel.baselines.folds import folds
 from trainenv.worldmodel.baselines.points import predictions
 from trainenv.worldmodel.baselines.risk import Risk, recovery_times
 from trainenv.worldmodel.baselines.scale import acts, outcomes, unsquash
 from trainenv.worldmodel.examples import LEVELS, Examples, Flags, Floats, Predictions
-from trainenv.worldmodel.features import DECISIONS
 
 MEDIAN = LEVELS.index(0.5)
-_UNMEASURED = -1e6
+_UNMEASURED = -1e6  # input of a value that was not measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trees:
-    """Boosted trees.
+    """A baseline of gradient-boosted trees.
 
     Args:
-        iterations: the most trees a model has.
-        learning_rate: what a tree's leaves are multiplied by.
-        leaves: the most leaves of a tree.
-        least_rows: the fewest branches in a leaf.
-        patience: trees without a lower loss on held-out trunks after which no more are tried.
+        iterations: Largest number of trees in a model.
+        learning_rate: Factor on the values of each tree's leaves.
+        leaves: Largest number of leaves of a tree.
+        least_rows: Smallest number of branches in a leaf.
+        patience: Number of trees without a lower loss on held-out trunks after which fitting stops.
 
     Raises:
         UserError: a number is out of range.
@@ -57,7 +58,8 @@ class Trees:
         for name, least in (("iterations", 1), ("leaves", 2), ("least_rows", 1), ("patience", 1)):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= least):
                 raise UserError(
-                    f"{name} must be a whole number, at least {least}, found {getattr(self, name)!r}"
+                    f"{name} must be a whole number, at least {least}, "
+                    f"found {getattr(self, name)!r}"
                 )
         if not 0 < self.learning_rate <= 1:
             raise UserError(
@@ -65,7 +67,11 @@ class Trees:
             )
 
     def fit(self, examples: Examples) -> FittedTrees:
-        """See `Baseline`; also a `UserError` where scikit-learn is missing."""
+        """See `Baseline`.
+
+        Raises:
+            UserError: scikit-learn is missing, or fewer than two trunks have candidates.
+        """
         out = next(folds(examples))
         x = columns(examples)
         y = outcomes(examples)
@@ -80,32 +86,40 @@ class Trees:
         )
 
     def _quantiles(self, x: Floats, y: Floats, out: Flags) -> list[Any]:
-        """A model a level; as many trees for each as the median wants."""
+        """Fit one model per level; all have the number of trees that is best for the median."""
         known = ~np.isnan(y)
         x = x[known]
         y = y[known]
         out = out[known]
-        if not len(y) or y.min() == y.max():
-            return [Always(float(y[0]) if len(y) else 0.0)] * len(LEVELS)
+        if not len(y):
+            return [ConstantModel(0.0)] * len(LEVELS)
+        if y.min() == y.max():
+            return [ConstantModel(float(y[0]))] * len(LEVELS)
         count = self._count(_regressor(LEVELS[MEDIAN], self._settings(early=True)), x, y, out)
         settings = self._settings(early=False) | {"max_iter": count}
         return [_regressor(level, settings).fit(x, y) for level in LEVELS]
 
     def _chance(self, x: Floats, y: NDArray[np.bool_], out: Flags) -> Any:
-        """A model of the chance that `y` is true."""
+        """Fit a model of the probability that `y` is true."""
         if y.all() or not y.any():
-            return Always(float(y.all()))
-        held_out_tells = 0 < y[out].sum() < out.sum() and 0 < y[~out].sum() < (~out).sum()
-        early = _classifier(self._settings(early=True))
-        count = self._count(early, x, y, out) if held_out_tells else max(1, self.iterations // 8)
+            return ConstantModel(float(y.all()))
+        count = self._default_count
+        both_in_each = 0 < y[out].sum() < out.sum() and 0 < y[~out].sum() < (~out).sum()
+        if both_in_each:
+            count = self._count(_classifier(self._settings(early=True)), x, y, out)
         return _classifier(self._settings(early=False) | {"max_iter": count}).fit(x, y)
 
     def _count(self, model: Any, x: Floats, y: NDArray[Any], out: Flags) -> int:
-        """The number of trees with the lowest loss on the branches `out`."""
+        """Return the number of trees with the lowest loss on the held-out branches `out`."""
         if not out.any() or out.all():
-            return max(1, self.iterations // 8)
+            return self._default_count
         model.fit(x[~out], y[~out], X_val=x[out], y_val=y[out])
         return max(1, int(np.argmax(model.validation_score_)))
+
+    @property
+    def _default_count(self) -> int:
+        """Number of trees if held-out branches cannot determine it."""
+        return max(1, self.iterations // 8)
 
     def _settings(self, *, early: bool) -> dict[str, Any]:
         return {
@@ -121,13 +135,13 @@ class Trees:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedTrees:
-    """What `Trees.fit` returns.
+    """Fitted trees.
 
     Attributes:
-        targets: for each target, a model a level.
-        recovery: a model a level.
-        hazard: of diverging in a decision, which is its last column.
-        instability: of the index's firing.
+        targets: Models of Δ: for each target one per level.
+        recovery: Models of the recovery time, one per level.
+        hazard: Model of divergence in a decision; the decision is its last column.
+        instability: Model of the firing of the index.
     """
 
     targets: list[list[Any]]
@@ -158,8 +172,8 @@ class FittedTrees:
 
 
 @dataclass(frozen=True)
-class Always:
-    """A model of what never differed."""
+class ConstantModel:
+    """A model of a value that was the same in all branches."""
 
     value: float
 
@@ -168,28 +182,32 @@ class Always:
 
 
 def columns(examples: Examples) -> Floats:
-    """[n, D] all there is of each branch."""
+    """Return all inputs of each branch, [n, D]."""
     parts = (
         inputs.states(examples),
         inputs.decisions(examples),
         inputs.main_actions(examples),
         inputs.law(examples),
     )
-    # Not NaN, which scikit-learn takes too, but not a column of nothing else (1.9.1 fails on one).
+    # scikit-learn accepts NaN, but 1.9.1 fails on a column that holds nothing else.
     return np.nan_to_num(np.concatenate(parts, axis=1), nan=_UNMEASURED)
 
 
 def _at_risk(examples: Examples) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-    """Rows and decisions at which branches were still sound, and whether they diverged there."""
+    """Return the decisions that branches reached without divergence before.
+
+    Returns:
+        Row and decision of each, and a mask of those in which the branch diverged.
+    """
     last = np.where(examples.diverged >= 0, examples.diverged, DECISIONS - 1)
     rows, decision = np.nonzero(np.arange(DECISIONS) <= last[:, None])
     return rows, decision, examples.diverged[rows] == decision
 
 
 def _chances(model: Any, x: Floats) -> Floats:
-    chances: Floats = (
-        model.predict(x) if isinstance(model, Always) else model.predict_proba(x)[:, 1]
-    )
+    if isinstance(model, ConstantModel):
+        return model.predict(x)
+    chances: Floats = model.predict_proba(x)[:, 1]
     return chances
 
 

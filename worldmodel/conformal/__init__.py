@@ -1,4 +1,13 @@
-"""Calibration of the world model's forecasts: intervals, picks, risk, disagreement, and levels that adapt to late labels."""
+"""Conformal calibration of the world model's forecasts.
+
+    calibration = CQR(alpha=0.1).fit(lower, upper, outcome, trunks=trunks)
+    low, high = calibration.interval(lower, upper)
+
+`CQR` calibrates intervals for a candidate at random, `fit_selected` for the candidates that a
+planner picks; `Platt` and `Isotonic` calibrate probabilities; `risk_limit` and `disagreement_limit`
+bound what is let through; `AdaptiveLevel` follows labels that arrive late. All guarantees hold for
+a new trunk.
+"""
 
 from trainenv.worldmodel.conformal.adaptive import AdaptiveLevel
 from trainenv.worldmodel.conformal.intervals import CQR, Calibration, Correction

@@ -1,27 +1,27 @@
-"""Adaptive conformal inference (ACI: Gibbs & Candès 2021, arXiv:2106.00170, eq.
+"""Adaptive conformal inference for labels that arrive late and come from many runs.
 
-2), for labels that come late and of many runs.
+ACI: Gibbs & Candès 2021, arXiv:2106.00170, eq. 2.
 
-    α_{t+1} = α_t + γ·(α − err_t)           err_t = 1 where the outcome fell outside the interval
-    that was issued
+    α_{t+1} = α_t + γ·(α − err_t)       err_t = 1 if the outcome fell outside its interval, else 0
 
-An interval is issued at the level in force and gets a ticket; its label comes later, in any order,
-and moves the level then. All runs that share a state share the level, since one run has too few
-labels to learn from.
+Each interval is issued at the level in force and gets a ticket. Its label may arrive later, in any
+order, and then moves the level. All runs that share a state share the level, because one run has
+too few labels.
 
-What is in force is α_t clipped to [0, `highest`]; at 0 the interval is everything, which never
-misses, and so α_t comes back. The state is clipped at `highest` alone (else years of easy runs
-would have to be paid back first), which errs on the safe side. So, for *any* outcomes, after T
-labels with at most D intervals waiting at a time (the paper's proposition 4.1 has D = 1):
+The level in force is α_t clipped to [0, `highest`]. At 0 the interval is infinite and never misses,
+so α_t rises again. The state itself is clipped at `highest` only, so that a long series of easy
+runs does not delay the reaction to misses; this errs on the safe side. So, for *any* outcomes,
+after T labels with at most D intervals waiting at a time (D = 1 in the paper's proposition 4.1):
 
     share of misses ≤ α + (α_1 + γ·(1 − α)·D) / (γ·T)         α_1 = α
 
-`report` gives this bound beside the measured share. With few labels it is vacuous: T = 40, D = 4, γ
-= 0.05, α = 0.1 give 0.24. It speaks of the labels that came; intervals dropped (`forget`) are
-counted, not covered. After a drift beyond all past scores the level alone keeps its promise by
-infinite intervals (67 % of them in `benchmarks/conformal.py`, 19 % where the scores are those of
-recent labels): calibrate on recent labels as well. The bound allows it, whatever the intervals are
-made of.
+`report` returns this bound with the measured share. With few labels it is weak: T = 40, D = 4,
+γ = 0.05 and α = 0.1 give 0.24. It holds for labels that arrived; forgotten intervals (`forget`) are
+counted, not covered.
+
+After a drift beyond all past scores, the level alone can keep the bound only by infinite intervals:
+67 % of them in `benchmarks/conformal.py`, but 19 % if the scores are those of recent labels. So
+calibrate on recent labels as well; the bound holds for any intervals.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from trainenv.worldmodel.conformal.quantile import share
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLevel:
-    """The rule; its state is a dict of JSON values that `init` makes and the others change in place.
+    """The rule of ACI; its state is a dict of JSON values, which the methods change in place.
 
     Args:
-        alpha: share of misses aimed at, between 0 and 1.
-        gamma: how far one label moves the level.
-        highest: greatest level in force, `alpha` or above and below 1: intervals never aim at less
-            than 1 − `highest`.
+        alpha: Target share of misses, above 0 and below 1.
+        gamma: Step by which one label moves the level.
+        highest: Greatest level in force, at least `alpha` and below 1; so intervals never aim at
+            less coverage than 1 − `highest`.
 
     Raises:
-        UserError: a setting is out of range.
+        UserError: a hyperparameter is out of range.
     """
 
     alpha: float = 0.1
@@ -61,7 +61,7 @@ class AdaptiveLevel:
             )
 
     def init(self) -> dict[str, Any]:
-        """A fresh state: the level, the tickets that wait (with their run), and what was measured by run: [labels, misses]."""
+        """Return a new state: level, waiting tickets with their runs, [labels, misses] by run."""
         return {
             "alpha": self.alpha,
             "issued": 0,
@@ -72,11 +72,11 @@ class AdaptiveLevel:
         }
 
     def level(self, state: Mapping[str, Any]) -> float:
-        """The level in force, 0 to `highest`; `Calibration.interval(alpha=…)` takes it, 0 too."""
+        """Return the level in force, from 0 to `highest`, for `Calibration.interval(alpha=…)`."""
         return min(max(float(state["alpha"]), 0.0), self.highest)
 
     def issue(self, state: dict[str, Any], *, run: str) -> tuple[str, float]:
-        """A ticket for an interval to be made now, and the level to make it at."""
+        """Return a ticket for a new interval, and the level to make it at."""
         ticket = str(state["issued"])
         state["issued"] += 1
         state["waiting"][ticket] = run
@@ -84,12 +84,14 @@ class AdaptiveLevel:
         return ticket, self.level(state)
 
     def learn(self, state: dict[str, Any], missed: Mapping[str, bool]) -> None:
-        """Take in labels: for each ticket whether the outcome fell outside.
+        """Learn from labels, in the order in which their intervals were issued.
 
-        Those of one call are taken in order of issue.
+        Args:
+            state: State to change.
+            missed: True for each ticket whose outcome fell outside its interval, else False.
 
         Raises:
-            UserError: a ticket is not waiting (the state is left as it was).
+            UserError: a ticket is not waiting; the state is not changed.
         """
         self._check(state, missed)
         for ticket in sorted(missed, key=int):
@@ -100,7 +102,7 @@ class AdaptiveLevel:
             counts[1] += miss
 
     def forget(self, state: dict[str, Any], tickets: Iterable[str]) -> None:
-        """Give up on labels that will never come (a branch that was killed)."""
+        """Drop tickets whose labels will never arrive, for instance of a branch that was killed."""
         tickets = set(tickets)
         self._check(state, tickets)
         for ticket in tickets:
@@ -108,19 +110,25 @@ class AdaptiveLevel:
         state["forgotten"] += len(tickets)
 
     def report(self, state: Mapping[str, Any]) -> dict[str, float]:
-        """What was measured: labels, misses, their share (0 of no labels), the bound on it (1 where vacuous), and the rest.
+        """Return the counts of labels and misses, and the bound on the share of misses.
 
-        `worst_run` is the greatest share of misses of any one run: the level is pooled, and so is
-        what it promises.
+        `missed` is the share of misses (0 without labels), `bound` the bound on it (1 without
+        labels), and `worst_run` the greatest share in a single run. The level is pooled over runs,
+        and so is the bound: it does not hold for each run.
         """
-        labels, misses = (sum(counts[i] for counts in state["runs"].values()) for i in (0, 1))
+        counts = state["runs"].values()
+        labels = sum(count for count, _ in counts)
+        misses = sum(count for _, count in counts)
         slack = self.alpha + self.gamma * (1 - self.alpha) * state["most_waiting"]
+        bound = 1.0
+        if labels:
+            bound = min(bound, self.alpha + slack / (self.gamma * labels))
         return {
             "labels": labels,
             "misses": misses,
             "missed": misses / max(labels, 1),
-            "bound": min(1.0, self.alpha + slack / (self.gamma * labels)) if labels else 1.0,
-            "worst_run": max((b / a for a, b in state["runs"].values()), default=0.0),
+            "bound": bound,
+            "worst_run": max((b / a for a, b in counts), default=0.0),
             "waiting": len(state["waiting"]),
             "forgotten": state["forgotten"],
             "level": self.level(state),
@@ -130,5 +138,6 @@ class AdaptiveLevel:
         unknown = sorted(set(tickets) - set(state["waiting"]))
         if unknown:
             raise UserError(
-                f"tickets must be issued and waiting, found {', '.join(map(repr, unknown))}; give each label once"
+                "tickets must be issued and waiting, "
+                f"found {', '.join(map(repr, unknown))}; give each label once"
             )

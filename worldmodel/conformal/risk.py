@@ -1,22 +1,22 @@
-"""Risk that means what it says: calibrated P(divergence), and limits on risk and disagreement with a guarantee.
+"""Calibrated probabilities of divergence, and limits on risk and disagreement with a guarantee.
 
 `Platt` and `Isotonic` map a forecast probability to a calibrated one. Neither has a finite-sample
-guarantee: measure them on trunks held out. Divergences are few, so they start from Platt's (two
-numbers; one below `least_positives`), not from isotonic.
+guarantee: evaluate them on held-out trunks. Divergences are rare, so prefer Platt's method, which
+has two parameters, or one if fewer than `least_positives` trunks diverged.
 
 `risk_limit` is conformal risk control (Angelopoulos, Bates, Fisch, Lei & Schuster 2024,
-arXiv:2208.02814): with R_k(τ) the share of trunk k's rows that have a risk < τ and diverge, it is
-the greatest τ with
+arXiv:2208.02814). Let R_k(τ) be the share of trunk k's rows that have a risk < τ and diverge. The
+limit is the greatest τ with
 
     (Σ_k R_k(τ) + 1) / (K + 1) ≤ α
 
-and guarantees E[R(τ)] ≤ α on a new trunk, exchangeable with the K: the probability that a random
-row of it is let through *and* diverges (not that of diverging if let through, which is no monotone
-loss). Pass only the rows that diverged, and it bounds the share of divergences let through instead,
-among trunks that have any.
+It guarantees E[R(τ)] ≤ α on a new trunk that is exchangeable with the K: the probability that a
+random row is let through *and* diverges. (The probability of divergence among rows let through is
+no monotone loss.) With rows that diverged alone, it bounds the share of divergences let through,
+over trunks that have any.
 
-`disagreement_limit` is a conformal quantile: a random row of a new trunk disagrees more with
-probability ≤ α. It says how rarely one abstains without need, not how wrong the rest is.
+`disagreement_limit` is a conformal quantile: a random row of a new trunk exceeds it with
+probability ≤ α. So it bounds how often one abstains without need, not the errors of the other rows.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ from trainenv.worldmodel.conformal.quantile import (
 
 @dataclass(frozen=True, kw_only=True)
 class Platt:
-    """p → 1/(1 + e^−(slope·logit p + intercept)): Platt 1999, with his smoothed targets; Newton's method as in Lin et al. 2007.
+    """Logistic calibration with smoothed targets (Platt 1999; Newton's method: Lin et al. 2007).
 
-    Each trunk has the mass of one, so K₊ and K₋ (which sum to the number of trunks K) are effective
-    numbers of diverged and sound trunks, and the targets (K₊ + 1)/(K₊ + 2) and 1/(K₋ + 2) keep any
-    risk off 0 and 1.
+        p → 1/(1 + e^−(slope·logit p + intercept))
+
+    Each trunk has a mass of 1. K₊ and K₋ are the masses of diverged and sound rows; they sum to the
+    number of trunks K. The targets (K₊ + 1)/(K₊ + 2) and 1/(K₋ + 2) keep every risk away from 0
+    and 1.
     """
 
     slope: float = 1.0
@@ -55,10 +57,13 @@ class Platt:
     def fit(
         cls, risk: ArrayLike, diverged: ArrayLike, *, trunks: ArrayLike, least_positives: int = 5
     ) -> Platt:
-        """From forecast probabilities and what happened (0 or 1), [n] each.
+        """Fit slope and intercept; a slope that would reverse the ranking becomes 0.
 
-        With fewer than `least_positives` trunks that diverged the slope stays 1; one that would
-        reverse the ranking becomes 0.
+        Args:
+            risk: [n] forecast probabilities.
+            diverged: [n] outcomes, 0 or 1.
+            trunks: [n] trunks of the rows.
+            least_positives: Number of diverged trunks below which the slope stays 1.
         """
         p, y, mass, codes = _labelled(risk, diverged, trunks)
         x = _logit(p)
@@ -74,7 +79,7 @@ class Platt:
         return cls(slope=slope, intercept=intercept)
 
     def __call__(self, risk: ArrayLike) -> Array:
-        """Calibrated probabilities, [n]."""
+        """Return calibrated probabilities, [n]."""
         return _sigmoid(self.slope * _logit(_probabilities(risk)) + self.intercept)
 
     @property
@@ -88,10 +93,10 @@ class Platt:
 
 @dataclass(frozen=True, kw_only=True)
 class Isotonic:
-    """The non-decreasing step fit of least squares (pool adjacent violators), linear between its corners, trunks of mass one.
+    """Isotonic calibration by pool adjacent violators, linear between the steps' corners.
 
-    Kept between 1/(K + 2) and its complement for K trunks: none that diverged at a risk is no proof
-    that none would.
+    Each of the K trunks has a mass of 1. Probabilities are kept between 1/(K + 2) and its
+    complement, because a risk at which no trunk diverged may still be above 0.
     """
 
     risk: tuple[float, ...]
@@ -99,18 +104,23 @@ class Isotonic:
 
     @classmethod
     def fit(cls, risk: ArrayLike, diverged: ArrayLike, *, trunks: ArrayLike) -> Isotonic:
-        """From forecast probabilities and what happened (0 or 1), [n] each; wants some tens of trunks that diverged."""
+        """Fit the steps; this needs some tens of trunks that diverged.
+
+        Args:
+            risk: [n] forecast probabilities.
+            diverged: [n] outcomes, 0 or 1.
+            trunks: [n] trunks of the rows.
+        """
         p, y, mass, codes = _labelled(risk, diverged, trunks)
         x, index = np.unique(p, return_inverse=True)
         weight = np.bincount(index, mass)
         level = _pool(np.bincount(index, mass * y) / weight, weight.astype(np.float64))
         least = 1 / (codes.max() + 3)
-        return cls(
-            risk=tuple(x.tolist()), calibrated=tuple(np.clip(level, least, 1 - least).tolist())
-        )
+        calibrated = np.clip(level, least, 1 - least)
+        return cls(risk=tuple(x.tolist()), calibrated=tuple(calibrated.tolist()))
 
     def __call__(self, risk: ArrayLike) -> Array:
-        """Calibrated probabilities, [n]."""
+        """Return calibrated probabilities, [n]."""
         return np.interp(_probabilities(risk), self.risk, self.calibrated)
 
     @property
@@ -130,33 +140,34 @@ def risk_limit(
     trunks: ArrayLike,
     decisions: ArrayLike | None = None,
 ) -> float:
-    """The limit below which a risk may be let through; −inf where there are too few trunks to let anything through.
+    """Return the limit below which a risk is let through; −inf if there are too few trunks for any.
 
     Args:
-        risk: what is forecast, [n], on any scale: a probability, or an upper quantile.
-        diverged: what it cost to let through, [n], 0 to 1.
-        alpha: bound on the expected cost, above 0 and below 1.
-        trunks: which run each row belongs to, [n].
-        decisions: which decision (within its trunk) each row was a candidate of, [n]. Where given,
-            a decision costs as much as its worst candidate let through, so that the bound holds
-            whichever of them a planner picks, by any rule.
+        risk: [n] forecast risks on any scale, for instance probabilities or upper quantiles.
+        diverged: [n] costs of letting the rows through, from 0 to 1.
+        alpha: Bound on the expected cost, above 0 and below 1.
+        trunks: [n] trunks of the rows.
+        decisions: [n] decisions, within the trunk, of which the rows were candidates. If given, a
+            decision costs as much as its worst candidate let through, so the bound holds for any
+            rule by which a planner picks. None makes each row its own decision.
     """
     share("alpha", alpha)
     r, cost = aligned(risk=risk, diverged=diverged)
     if cost.min() < 0 or cost.max() > 1:
         raise UserError(
-            f"diverged must lie between 0 and 1, found {cost.min():g} to {cost.max():g}"
+            f"diverged must lie between 0 and 1, found {cost.min():g} to {cost.max():g}; "
+            "scale the costs"
         )
     codes = trunk_codes(trunks, len(r))
-    units = (
-        np.arange(len(r)) if decisions is None else _pairs(codes, trunk_codes(decisions, len(r)))
-    )
+    units = np.arange(len(r))
+    if decisions is not None:
+        units = _pairs(codes, trunk_codes(decisions, len(r)))
     trunk_of = np.zeros(units.max() + 1, dtype=np.intp)  # [units]
     trunk_of[units] = codes
     mass = 1 / np.bincount(trunk_of)[trunk_of]
     order = np.argsort(r, kind="stable")
-    # Letting rows through from the least risk upwards; a limit at a row's own risk is the greatest
-    # that keeps it out.
+    # Let rows through from the lowest risk upwards. A limit equal to a row's own risk is the
+    # greatest that keeps it out.
     so_far = np.zeros(len(mass))
     budget = alpha * (codes.max() + 2) - 1 + 1e-9
     spent = 0.0
@@ -172,10 +183,15 @@ def risk_limit(
 
 
 def disagreement_limit(disagreement: ArrayLike, *, alpha: float = 0.1, trunks: ArrayLike) -> float:
-    """Abstain where the ensemble's disagreement is above this: on a share ≤ α of what is like the rows given (picks, say).
+    """Return the disagreement above which to abstain: on a share ≤ α of rows like those given.
+
+    Args:
+        disagreement: [n] disagreements of the ensemble, for instance on picked candidates.
+        alpha: Share of rows to abstain on, above 0 and below 1.
+        trunks: [n] trunks of the rows.
 
     Raises:
-        UserError: too few trunks for a finite limit (an infinite one would never abstain).
+        UserError: there are too few trunks for a finite limit; an infinite one never abstains.
     """
     (values,) = aligned(disagreement=disagreement)
     limit = conformal_quantile(values, alpha=share("alpha", alpha), trunks=trunks)
@@ -183,7 +199,8 @@ def disagreement_limit(disagreement: ArrayLike, *, alpha: float = 0.1, trunks: A
         count = len(np.unique(np.asarray(trunks)))
         needed = math.ceil(1 / alpha - 1e-9) - 1
         raise UserError(
-            f"alpha = {alpha} needs finite disagreements of {needed} trunks, found {count}; raise alpha or add some"
+            f"alpha = {alpha} needs finite disagreements of {needed} trunks, found {count}; "
+            "raise alpha or add trunks"
         )
     return limit
 
@@ -191,11 +208,12 @@ def disagreement_limit(disagreement: ArrayLike, *, alpha: float = 0.1, trunks: A
 def _labelled(
     risk: ArrayLike, diverged: ArrayLike, trunks: ArrayLike
 ) -> tuple[Array, Array, Array, Any]:
-    """Probabilities, labels, masses (one a trunk) and trunks of the rows, [n] each."""
+    """Check rows and return probabilities, labels, masses (1 per trunk) and trunks, [n] each."""
     p = _probabilities(risk)
     y = aligned(risk=risk, diverged=diverged)[1]
     if not np.isin(y, (0, 1)).all():
-        raise UserError(f"diverged must be 0 or 1, found {y[~np.isin(y, (0, 1))][0]:g}")
+        wrong = y[~np.isin(y, (0, 1))][0]
+        raise UserError(f"diverged must be 0 or 1, found {wrong:g}; pass what happened")
     codes = trunk_codes(trunks, len(p))
     return p, y, 1 / np.bincount(codes)[codes], codes
 
@@ -219,9 +237,9 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _newton(x: Array, target: Array, mass: Array, *, free: bool) -> tuple[float, float]:
-    """Slope and intercept of least cross-entropy; the slope stays 1 unless `free`.
+    """Return slope and intercept with the least cross-entropy; the slope stays 1 unless `free`.
 
-    It is convex: halve any step that climbs.
+    The cross-entropy is convex, so halving every step that increases it is enough.
     """
 
     def loss(at: Array) -> float:
@@ -245,7 +263,7 @@ def _newton(x: Array, target: Array, mass: Array, *, free: bool) -> tuple[float,
 
 
 def _pool(level: Array, weight: Array) -> Array:
-    """Pool adjacent violators: the non-decreasing sequence nearest to `level`, [n]."""
+    """Return the non-decreasing sequence [n] nearest to `level`, by pool adjacent violators."""
     blocks: list[tuple[float, float, int]] = []  # mean, weight, length
     for block in zip(level.tolist(), weight.tolist(), [1] * len(level)):
         while blocks and blocks[-1][0] >= block[0]:
@@ -257,5 +275,5 @@ def _pool(level: Array, weight: Array) -> Array:
 
 
 def _pairs(trunks: Any, decisions: Any) -> Any:
-    """One number from 0 a pair, [n]."""
+    """Number the distinct pairs of trunk and decision from 0, [n]."""
     return np.unique(np.stack([trunks, decisions]), axis=1, return_inverse=True)[1].reshape(-1)

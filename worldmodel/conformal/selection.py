@@ -1,17 +1,19 @@
-"""Intervals that hold for the candidates which planners pick.
+"""Intervals that hold for the candidates which a planner picks.
 
 The lowest of 128 forecasts is low partly by error, so intervals that cover 90 % of all candidates
-cover far fewer of the picked. Replaying the planner's rule over past decisions and calibrating on
-what it would have picked mends that: a rule that sees only its own decision's forecasts keeps the
-trunks exchangeable, so `quantile` applies to the picks as they are. (Rules that look across
-decisions need the swaps of Jin & Ren 2024, arXiv:2403.03868; ours don't.)
+cover far fewer picked ones. The remedy is to replay the planner's rule over past decisions and to
+calibrate on its picks. A rule that sees only the forecasts of one decision keeps the trunks
+exchangeable, so `quantile` applies to the picks without change. (Rules that compare decisions need
+the swaps of Jin & Ren 2024, arXiv:2403.03868.)
 
-What is guaranteed, for trunks that the forecaster was not trained on, exchangeable with the new
-one:
-- The expected share of a new trunk's picks that lie in their intervals is ≥ 1 − α, over trunks at which the rule picks at all.
-- `joint`: so is the expected share of its decisions all of whose picks lie in theirs.
-- It holds for that very rule and way of proposing candidates, and no longer once the rule uses what was calibrated on the same
-  trunks: calibrate the one on half of the trunks and the other on the rest.
+Guarantees, for trunks that the forecaster was not trained on, exchangeable with the new one:
+
+- The expected share of a new trunk's picks that lie in their intervals is ≥ 1 − α, over trunks in
+  which the rule picks at all.
+- With `joint`, the expected share of its decisions with all picks in their intervals is ≥ 1 − α.
+- Both hold only for this rule and this way of proposing candidates, and only if the rule uses
+  nothing that was calibrated on the same trunks: calibrate the rule on one half of the trunks and
+  the intervals on the other.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from trainenv.worldmodel.conformal.intervals import CQR, Calibration
 from trainenv.worldmodel.conformal.quantile import Array, aligned, trunk_codes
 
 Rule = Callable[[Mapping[str, Array]], Sequence[int] | NDArray[np.integer[Any]]]
-"""Which candidates of a decision are picked: forecasts by name, [M] each → indices.
+"""A rule that picks candidates of a decision: forecasts by name, [M] each → indices.
 
 It never sees an outcome.
 """
@@ -36,16 +38,16 @@ It never sees an outcome.
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decision:
-    """What a planner chose among, once. Only the candidates that the rule picks need have been run.
+    """A planner's choice among M candidates. Only picked candidates need an outcome.
 
     Args:
-        trunk: the run that the snapshot is of.
-        forecasts: "lower", "upper" and whatever else the rule reads ("mean", "risk", …), [M] each.
-            Leave doing nothing out: its Δ is 0 by definition, and every such pick is covered for
-            free.
-        outcome: what happened, [M], in the units of the bounds; NaN where a candidate was not run,
-            inf where it diverged.
-        stratum: see `CQR.fit`.
+        trunk: Run that the snapshot was taken from.
+        forecasts: [M] forecasts by name: "lower", "upper" and what else the rule reads ("mean",
+            "risk", …). Leave out doing nothing: its Δ is 0 by definition, so a pick of it would
+            always be covered.
+        outcome: [M] outcomes in the units of the bounds; NaN for a candidate that was not run, inf
+            for one that diverged.
+        stratum: Path of the stratum, see `CQR.fit`.
     """
 
     trunk: str | int
@@ -56,7 +58,15 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Lowest:
-    """The rule that picks the `count` candidates with the lowest forecast named `by`; the earlier one of a tie."""
+    """A rule that picks the candidates with the lowest forecasts, the first one in a tie.
+
+    Args:
+        by: Name of the forecast.
+        count: Number of candidates to pick.
+
+    Raises:
+        UserError: count is below 1.
+    """
 
     by: str = "mean"
     count: int = 1
@@ -68,7 +78,8 @@ class Lowest:
     def __call__(self, forecasts: Mapping[str, Array]) -> NDArray[np.intp]:
         if self.by not in forecasts:
             raise UserError(
-                f"the rule picks by {self.by!r}, found forecasts {sorted(forecasts)}; add it, or pick by one of them"
+                f"the rule picks by {self.by!r}, found forecasts {sorted(forecasts)}; "
+                "add it, or pick by one of them"
             )
         return np.argsort(forecasts[self.by], kind="stable")[: self.count]
 
@@ -76,17 +87,17 @@ class Lowest:
 def fit_selected(
     how: CQR, decisions: Sequence[Decision], rule: Rule, *, joint: bool = False
 ) -> Calibration:
-    """Calibrate on what `rule` picks, replayed decision by decision.
+    """Calibrate on the candidates that a rule picks, replayed decision by decision.
 
     Args:
-        how: the score and α, as for rows.
-        decisions: of runs that the forecaster was not trained on, each with its own M; where the
-            rule picks none, left out.
-        rule: exactly what the planner will do, a function of one decision's forecasts alone.
-        joint: cover all picks of a decision at once, instead of their greater share.
+        how: Kind of the scores and target coverage, as for rows.
+        decisions: Decisions in runs that the forecaster was not trained on; M may differ between
+            them. Decisions without a pick are left out.
+        rule: The planner's rule, a function of one decision's forecasts alone.
+        joint: True to cover all picks of a decision at once, False to cover their share.
 
     Raises:
-        UserError: a pick is out of range, twice there, or was not run; or there are no picks.
+        UserError: a pick is out of range, repeated, or was not run, or there are no picks.
     """
     rows: list[tuple[float, float, str, str]] = []
     for decision in decisions:
@@ -100,7 +111,8 @@ def fit_selected(
         ]
     if not rows:
         raise UserError(
-            "expected decisions at which the rule picks something, found none; calibrate with more decisions"
+            "expected decisions at which the rule picks something, found none; "
+            "calibrate with more decisions"
         )
     lows, highs, trunks, strata = zip(*rows)
     return Calibration(
@@ -114,26 +126,25 @@ def fit_selected(
 
 
 def _picked(how: CQR, decision: Decision, rule: Rule) -> tuple[Array, Array]:
-    """Scores (low, high) of the picks, [K] each."""
+    """Return the scores of the K picks, lower and upper, [K] each."""
     missing = {"lower", "upper"} - set(decision.forecasts)
     if missing:
         raise UserError(
-            f"a decision needs forecasts 'lower' and 'upper', found {sorted(decision.forecasts)}"
+            "a decision needs forecasts 'lower' and 'upper', "
+            f"found {sorted(decision.forecasts)}; add the bounds"
         )
     forecasts = dict(zip(decision.forecasts, aligned(**decision.forecasts)))
     outcome = np.asarray(decision.outcome, dtype=np.float64)
     if outcome.shape != forecasts["lower"].shape:
         raise UserError(
-            f"outcome must have one entry a candidate, {forecasts['lower'].shape}, found {outcome.shape}"
+            "outcome must have one entry for each candidate, "
+            f"shape {forecasts['lower'].shape}, found {outcome.shape}"
         )
     picks = np.asarray(rule(forecasts))
     if picks.shape == (0,):
         return np.empty(0), np.empty(0)
-    if (
-        picks.ndim != 1
-        or not np.issubdtype(picks.dtype, np.integer)
-        or len(np.unique(picks)) < len(picks)
-    ):
+    are_indices = picks.ndim == 1 and np.issubdtype(picks.dtype, np.integer)
+    if not are_indices or len(np.unique(picks)) < len(picks):
         raise UserError(
             f"a rule must return different indices of candidates, found {picks.tolist()!r}"
         )
@@ -143,6 +154,7 @@ def _picked(how: CQR, decision: Decision, rule: Rule) -> tuple[Array, Array]:
         )
     if np.isnan(outcome[picks]).any():
         raise UserError(
-            f"picks {picks.tolist()} of trunk {decision.trunk!r} need outcomes, found NaN; run them (inf: diverged)"
+            f"picks {picks.tolist()} of trunk {decision.trunk!r} need outcomes, found NaN; "
+            "run them (inf: diverged)"
         )
     return how.scores(forecasts["lower"][picks], forecasts["upper"][picks], outcome[picks])

@@ -1,14 +1,19 @@
 """Forecasts of a loss curve from its history and the learning rates to come.
 
-    history = History(steps=steps, losses=losses, lrs=lrs) fitted =
-    make("anchored-multi-power").fit(history) forecast = fitted.predict(steps_ahead, lrs_ahead)
-    # lrs_ahead [K, H]: K candidates; mean and std [K, H] in nats per token
-    forecast.chance_below(best)[:, -1] < 0.05             # candidates to prune
+    history = History(steps=steps, losses=losses, lrs=lrs)
+    fitted = make("anchored-multi-power").fit(history)
+    forecast = fitted.predict(steps_ahead, lrs_ahead)   # lrs_ahead [K, H]: K candidates
+    forecast.mean                                       # [K, H] nats per token
+    forecast.chance_below(best)[:, -1] < 0.05           # candidates to prune
 
-One file a forecaster. Only the multi-power law knows of the learning rate. Where that changes, mean
-absolute errors 2000 steps ahead on published curves were 69e-3 nats for the last value, 41e-3 for
-the ensemble, 15e-3 for the anchored law fitted to that run alone, and 5e-3 with a law from other
-schedules of the model (`MultiPower().pooled`): `benchmarks/curves.py`.
+There is one file per forecaster. Only the multi-power law depends on the learning rate. Measured by
+`benchmarks/curves.py` on published curves with a changing learning rate, the mean absolute error
+2000 steps ahead was
+
+    last value                                             69e-3 nats
+    ensemble                                               41e-3 nats
+    anchored law, fitted to this run alone                 15e-3 nats
+    law from other schedules of the model (`pooled`)        5e-3 nats
 """
 
 from __future__ import annotations
@@ -29,9 +34,8 @@ from trainenv.worldmodel.curves.multi_power import MultiPower
 FORECASTERS: Mapping[str, LastValue | Ensemble | MultiPower] = {
     "last-value": LastValue(),
     "pow3": Ensemble(families=("pow3",)),
-    "exponential": Ensemble(
-        families=("exponential",), recency=1e4
-    ),  # no run is one exponential: the end of it may be
+    # No whole run is exponential, but its end may be: late rows weigh more.
+    "exponential": Ensemble(families=("exponential",), recency=1e4),
     "ensemble": Ensemble(),
     "multi-power": MultiPower(anchored=False),
     "anchored-multi-power": MultiPower(),
@@ -54,21 +58,23 @@ __all__ = [
 
 
 def make(name: str, **hyperparameters: Any) -> LastValue | Ensemble | MultiPower:
-    """The forecaster of that name; what is left out of its hyperparameters stays as it is there.
+    """Make the forecaster with this name, with some of its hyperparameters changed.
 
     Raises:
-        UserError: no such forecaster or hyperparameter (the nearest valid one is named), or a value
-            out of range.
+        UserError: there is no such forecaster or hyperparameter (the message names the nearest
+            valid one), or a value is out of range.
     """
     if name not in FORECASTERS:
         raise UserError(
-            f"curve forecaster must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}"
+            f"curve forecaster must be one of {', '.join(NAMES)}, "
+            f"found {name!r}{nearest(name, NAMES)}"
         )
     forecaster = FORECASTERS[name]
     valid = [field.name for field in fields(forecaster)]
     for wrong in hyperparameters:
         if wrong not in valid:
             raise UserError(
-                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid) or 'none'}"
+                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; "
+                f"it has: {', '.join(valid) or 'none'}"
             )
     return replace(forecaster, **hyperparameters)

@@ -1,16 +1,18 @@
-"""A weighted ensemble of families of learning curves: the cheap pruner (Domhan, Springenberg & Hutter 2015).
+"""A weighted ensemble of families of learning curves: the cheap pruner.
 
-    mean = Σ_i w_i·f_i          std² = Σ_i w_i·(f_i − mean)² + Σ_i w_i·e_i²·(ahead ÷ tested)² +
-    variance of the level now
+Domhan, Springenberg & Hutter 2015.
 
-The paper samples weights and parameters together with MCMC. Here each family is fitted by least
-squares (`families`), later rows weighing more, as in the paper's code (10 to the share of the run
-so far); once on the first three quarters of the rows, which gives its error e_i on the last quarter
-and its weight ∝ 1/e_i², then on all of them. The error of a forecast is taken to grow with how far
-ahead it looks, beyond the distance at which the family was tested.
+    mean = Σ_i w_i·f_i
+    std² = Σ_i w_i·(f_i − mean)² + Σ_i w_i·e_i²·(ahead ÷ tested)² + variance of the level now
 
-These curves know nothing of the learning rate: they forecast that a schedule goes on as it did. Use
-them to drop what has gone wrong, not to choose between learning rates.
+The paper samples weights and parameters together with MCMC. Here each family is fitted twice by
+least squares (`families`). The first fit uses the first three quarters of the rows; its error on
+the last quarter is e_i, and its weight is ∝ 1/e_i². The second fit uses all rows. Later rows weigh
+more, as in the paper's code: 10 to the power of the share of the run so far. The error of a
+forecast grows with its distance, beyond the distance at which the family was tested.
+
+These curves do not depend on the learning rate: they forecast that the schedule continues as
+before. Use them to drop candidates that have failed, not to choose between learning rates.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trainenv.types import UserError
-from trainenv.worldmodel.curves.contract import CurveForecast, number, positive
+from trainenv.worldmodel.curves.contract import CurveForecast, bounded_forecast, check_number
 from trainenv.worldmodel.curves.families import DOMHAN, FAMILIES, Fit
 from trainenv.worldmodel.curves.history import Floats, History, futures, wanted
 from trainenv.worldmodel.curves.level import Level, level
 
-_ROWS = 64  # means of neighbours that are fitted
-_FEWEST = 8  # rows below which the level is all that is forecast
-_TESTED = 0.25  # of the rows, the last
+_ROWS = 64  # fitted rows; each is a mean of neighbouring rows of the history
+_FEWEST = 8  # with fewer rows the forecast is the level alone
+_TESTED = 0.25  # share of the rows, at the end, that families are tested on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +39,11 @@ class Ensemble:
     """Families weighted by how they forecast the last quarter of the history from the rest.
 
     Args:
-        families: names, at least one of `families.FAMILIES`.
-        recency: how many times the weight of the beginning of the run the last row has; at least 1.
+        families: Names of families in `families.FAMILIES`, at least one.
+        recency: Weight of the last row, relative to the beginning of the run; at least 1.
 
     Raises:
-        UserError: no family is named, or one that does not exist, or recency is out of range.
+        UserError: no family is named, a family does not exist, or recency is out of range.
     """
 
     families: tuple[str, ...] = DOMHAN
@@ -51,12 +53,13 @@ class Ensemble:
         object.__setattr__(self, "families", tuple(self.families))
         if not self.families or set(self.families) - set(FAMILIES):
             raise UserError(
-                f"families must be some of {', '.join(FAMILIES)}, found {', '.join(self.families) or 'none'}"
+                f"families must be some of {', '.join(FAMILIES)}, "
+                f"found {', '.join(self.families) or 'none'}"
             )
-        number("recency", self.recency, least=1)
+        check_number("recency", self.recency, least=1)
 
     def fit(self, history: History) -> FittedEnsemble:
-        """Fit every family twice; fewer than 8 measured rows give the level alone."""
+        """Fit every family twice; with fewer than 8 measured rows forecast the level alone."""
         steps, losses = history.means(_ROWS)
         now = level(losses)
         if len(steps) < _FEWEST:
@@ -82,7 +85,7 @@ class Ensemble:
         errors = [
             _rms(_bounded(early(x[split:]), highest) - losses[split:]) for early in fits(split)
         ]
-        # below the noise all are alike
+        # Errors below the noise do not tell families apart.
         squares = np.maximum(errors, max(np.sqrt(now.noise), 1e-9 * highest)) ** 2
         return FittedEnsemble(
             history=history,
@@ -97,16 +100,16 @@ class Ensemble:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedEnsemble:
-    """What `Ensemble.fit` returns.
+    """An ensemble fitted to a history.
 
     Args:
-        history: what is known.
-        now: level of the losses now.
-        fits: a curve a family; none where the level is all that is known.
-        weights: [F] of the families, summing to 1.
-        errors: [F] root mean square of their errors on the last quarter, nats.
-        tested: steps from the last row but that quarter to now.
-        highest: the greatest loss so far, which no forecast exceeds, in nats.
+        history: History that it was fitted to.
+        now: Level of the losses now.
+        fits: Fitted curves, one per family; empty if only the level is forecast.
+        weights: [F] weights of the families; they sum to 1.
+        errors: [F] root mean square errors of the families on the last quarter, in nats.
+        tested: Steps from the last row before that quarter to now.
+        highest: Greatest loss so far, in nats; no forecast exceeds it.
     """
 
     history: History
@@ -120,7 +123,10 @@ class FittedEnsemble:
     def predict(
         self, steps: ArrayLike, lrs: ArrayLike, at: Sequence[int] | None = None
     ) -> CurveForecast:
-        """The same for every candidate: learning rates are checked and not used; see `FittedCurve`."""
+        """Forecast the same for every candidate; learning rates are only checked.
+
+        See `FittedCurve`.
+        """
         ahead, rates = futures(self.history, steps, lrs)
         ahead = ahead[wanted(ahead, at)]
         curves = np.stack(
@@ -131,14 +137,13 @@ class FittedEnsemble:
         further = np.maximum(1.0, (ahead - self.history.now) / self.tested)
         spread = self.weights @ (curves - mean) ** 2 + self.weights @ self.errors**2 * further**2
         std = np.sqrt(spread + self.now.variance)
-        forecast = positive(mean, std, self.history.last_loss)
-        return CurveForecast(
-            *(np.broadcast_to(part, (*rates.shape[:-1], len(ahead))).copy() for part in forecast)
-        )
+        forecast = bounded_forecast(mean, std, self.history.last_loss)
+        shape = (*rates.shape[:-1], len(ahead))
+        return CurveForecast(*(np.broadcast_to(part, shape).copy() for part in forecast))
 
 
 def _bounded(losses: Floats, highest: float) -> Floats:
-    """Losses as they can be: above 0, and no higher than any so far."""
+    """Clip losses to values above 0 and at most the highest loss so far."""
     return np.clip(np.nan_to_num(losses, nan=highest), 1e-6 * min(highest, 1.0), highest)
 
 

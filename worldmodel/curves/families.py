@@ -1,20 +1,24 @@
-"""Families of learning curves that know nothing of the learning rate (Domhan, Springenberg & Hutter 2015, table 1), for losses.
+"""Families of learning curves that do not depend on the learning rate, written for losses.
 
-The paper's families rise, as accuracies do; here each is written as it falls. Of its eleven, some
-are one and the same curve once their coefficients are free: exp4 and Janoschek are Weibull's, and
-Hill3 falling is the log-power. Eight are left, and the exponential beside them. x is the number of
-steps completed plus 1.
+Domhan, Springenberg & Hutter 2015, table 1. The paper's families rise, as accuracies do; here each
+is written as it falls. Some of its eleven are the same curve once their coefficients are free: exp4
+and Janoschek are Weibull's, and a falling Hill3 is the log-power. This leaves eight; the
+exponential is added. x is the number of completed steps plus 1.
 
-    pow3         c + a·x^−α                 MMF             c + a / (1 + (κx)^δ)
-    (Morgan–Mercer–Flodin) pow4         c + a·(x + b)^−α           log-power       a / (1 + (κx)^δ)
-    exponential  c + a·exp(−κx)             ilog2           c + a / ln(x + 1) Weibull      c +
-    a·exp(−(κx)^δ)         vapor pressure  exp(a + b/x + c·ln x)
-                                            log-log linear  −ln(a·ln x + b)
+    pow3             c + a·x^−α
+    pow4             c + a·(x + b)^−α
+    exponential      c + a·exp(−κx)
+    Weibull          c + a·exp(−(κx)^δ)
+    MMF              c + a / (1 + (κx)^δ)        Morgan–Mercer–Flodin
+    log-power        a / (1 + (κx)^δ)
+    ilog2            c + a / ln(x + 1)
+    vapor pressure   exp(a + b/x + c·ln x)
+    log-log linear   −ln(a·ln x + b)
 
-Fitted by weighted least squares. The paper samples all parameters with MCMC; here a and c follow
-from the others by regression (separable least squares: Golub & Pereyra 1973), and these are
-searched on a grid that zooms in, with a ≥ 0. The last three of the table are linear regressions. So
-every fit ends, and ends the same.
+All are fitted by weighted least squares; the paper samples all parameters with MCMC. In the first
+six, a ≥ 0 and c follow from the other parameters by regression (separable least squares: Golub &
+Pereyra 1973), and the others are searched on a grid that is refined several times. The last three
+are linear regressions. So every fit ends and is deterministic.
 """
 
 from __future__ import annotations
@@ -27,30 +31,36 @@ import numpy as np
 
 from trainenv.worldmodel.curves.history import Floats
 
-_CELLS = 10  # of the grid, a dimension
-_ZOOMS = 4
-_CLOSER = 0.35  # what a zoom leaves of the range
+_CELLS = 10  # grid points in each dimension
+_ZOOMS = 4  # number of grids, each finer than the one before
+_CLOSER = 0.35  # range of a grid, as a share of the range of the grid before
 
 Fit = Callable[[Floats], Floats]
 """A fitted curve: losses [m] at x [m]."""
 
 
 class Family(Protocol):
-    """A shape of learning curves."""
+    """A family of learning curves."""
 
     def fit(self, x: Floats, losses: Floats, weights: Floats) -> Fit:
-        """The curve closest to losses [n] at x [n] ≥ 1, by least squares with weights [n] that sum to 1."""
+        """Return the curve closest to some losses by weighted least squares.
+
+        Args:
+            x: [n] positions, at least 1.
+            losses: [n] losses in nats.
+            weights: [n] weights; they sum to 1.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Separable:
-    """c + a·g(x ÷ now; p): two numbers by regression, up to two by search.
+    """The family c + a·g(x ÷ now; p): a and c follow by regression, one or two p by search.
 
     Args:
-        shape: g, [G, n], at x ÷ now [n] and parameters [d, G, 1].
-        ranges: from and to of each parameter; searched on a logarithmic scale.
-        offset: whether there is a c.
+        shape: Function g, which returns [G, n] at x ÷ now [n] and parameters [d, G, 1].
+        ranges: Lower and upper bound of each parameter; the search is on a logarithmic scale.
+        offset: False for c = 0.
     """
 
     shape: Callable[[Floats, Floats], Floats]
@@ -58,7 +68,7 @@ class Separable:
     offset: bool = True
 
     def fit(self, x: Floats, losses: Floats, weights: Floats) -> Fit:
-        """Search the grid, then closer around the best, several times."""
+        """Search a grid, then finer grids around the best point."""
         now = x[-1]
         low, high = np.log(np.array(self.ranges)).T  # [d]
         width = high - low
@@ -85,10 +95,12 @@ class Separable:
         return fitted
 
     def _regress(self, g: Floats, losses: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-        """The a ≥ 0, the c and the weighted squared error of each candidate [G], from its shape [G, n]."""
-        middle, level = (
-            (g @ weights, float(losses @ weights)) if self.offset else (np.zeros(len(g)), 0.0)
-        )
+        """Return a ≥ 0, c and the weighted squared error of G candidates with shapes g [G, n]."""
+        middle = np.zeros(len(g))
+        level = 0.0
+        if self.offset:
+            middle = g @ weights
+            level = float(losses @ weights)
         centred = g - middle[:, None]
         a = np.maximum(
             (centred * weights) @ (losses - level) / np.maximum((centred**2) @ weights, 1e-30), 0.0
@@ -99,12 +111,12 @@ class Separable:
 
 @dataclass(frozen=True)
 class Linked:
-    """A family that is linear once the loss is transformed.
+    """A family that is linear in its parameters after a transformation of the loss.
 
     Args:
-        features: [n, d] at x [n].
-        link: of losses to what is linear.
-        inverse: of `link`.
+        features: Function that returns features [n, d] at x [n].
+        link: Function that transforms losses.
+        inverse: Inverse of `link`.
     """
 
     features: Callable[[Floats], Floats]
@@ -112,7 +124,7 @@ class Linked:
     inverse: Callable[[Floats], Floats]
 
     def fit(self, x: Floats, losses: Floats, weights: Floats) -> Fit:
-        """Ordinary weighted least squares of the transformed losses."""
+        """Fit the transformed losses by weighted linear regression."""
         root = np.sqrt(weights)
         coefficients = np.linalg.lstsq(
             self.features(x) * root[:, None], self.link(losses) * root, rcond=1e-10
@@ -125,7 +137,7 @@ class Linked:
 
 
 def _saturating(x: Floats, p: Floats) -> Floats:
-    """1 / (1 + (κx)^δ)."""
+    """Return 1 / (1 + (κx)^δ)."""
     powers: Floats = (p[0] * x) ** p[1]
     return 1 / (1 + powers)
 

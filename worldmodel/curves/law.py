@@ -1,22 +1,22 @@
-"""The multi-power law of loss curves (Luo et al.
+"""The multi-power law of loss curves, as a function of sums of learning rates.
 
-2025, arXiv:2503.12811, eq. 1), as a function of sums of learning rates.
+Luo et al. 2025, arXiv:2503.12811, eq. 1.
 
-    L(t) = L₀ + A·S(t)^−α − LD(t)                                        S(t) = Σ_{τ ≤ t} η_τ, the
-    warm-up included LD(t) = B·Σ_{k ≤ t} (η_{k−1} − η_k)·G(C·η_k^−γ·S_k(t))                S_k(t) =
-    Σ_{k ≤ τ ≤ t} η_τ G(z) = 1 − (1 + z)^−β
+    L(t)  = L₀ + A·S(t)^−α − LD(t)
+    LD(t) = B·Σ_{k ≤ t} (η_{k−1} − η_k)·G(C·η_k^−γ·S_k(t))
+    G(z)  = 1 − (1 + z)^−β
+    S(t)  = Σ_{τ ≤ t} η_τ, the warm-up included          S_k(t) = Σ_{k ≤ τ ≤ t} η_τ
 
-A·S^−α is what a constant learning rate would give; LD is what lowering it has gained, which takes a
-while to show.
+L₀ + A·S^−α is the loss at a constant learning rate. LD is the gain from lowering it, which shows
+after a delay.
 
-The law sees time only through S: with P_k = S(k − 1), LD is a function of S alone, Σ_k
-B·Δ_k·G(C·η_k^−γ·(S − P_k)). What is slow in it is this sum over changes, so changes close together
-are gathered into one (`gather`): with their sum and their mean position it is right to first order,
-and exact where only one of them is not 0.
+Time enters only through S: with P_k = S(k − 1), LD = Σ_k B·Δ_k·G(C·η_k^−γ·(S − P_k)). This sum over
+changes is slow, so neighbouring changes are gathered into one (`gather`) with their sum and their
+mean position. The result is correct to first order, and exact if only one of the changes is not 0.
 
-Deviations from the paper: η_k^−γ has a floor on η_k, since the learning rate may be 0; the rise of
-the learning rate during the warm-up is no change (as in the paper's code), while a later rise (a
-re-warm-up) is one, with Δ < 0.
+Deviations from the paper: η_k^−γ has a floor on η_k, because the learning rate may be 0. As in the
+paper's code, the rise of the learning rate during the warm-up is no change; a later rise (a
+re-warm-up) is a change, with Δ < 0.
 """
 
 from __future__ import annotations
@@ -33,27 +33,26 @@ from trainenv.worldmodel.curves.history import Floats
 
 Ends = NDArray[np.intp]
 
-_FLOOR = 1e-6  # of the learning rate in η^−γ, in parts of the greatest
+_FLOOR = 1e-6  # floor on η in η^−γ, as a share of the greatest learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """The seven numbers of the law, in the paper's letters.
+    """The seven parameters of the law, in the paper's letters.
 
-    η is a learning rate, S a sum of them over steps.
+    η is a learning rate, S a sum of learning rates over steps.
 
     Args:
-        L0: nats, what would be left for S → ∞ at a constant learning rate.
-        A: nats · (unit of S)^α.
-        alpha: exponent of S, above 0.
-        B: nats per unit of η: B·η is what annealing from η to 0 gains in the end.
-        C: (unit of η)^γ / (unit of S): how fast the gain shows.
-        beta: exponent of its saturation, above 0.
-        gamma: how much slower it shows at a lower learning rate.
+        L0: Loss in nats for S → ∞ at a constant learning rate.
+        A: Factor of S^−α, in nats · (unit of S)^α.
+        alpha: Exponent of S, above 0.
+        B: Nats per unit of η: annealing from η to 0 finally gains B·η.
+        C: Speed at which the gain shows, in (unit of η)^γ / (unit of S).
+        beta: Exponent of the saturation of the gain, above 0.
+        gamma: Exponent of the slow-down at lower learning rates.
 
     Raises:
-        UserError: a number is not finite, or below 0, or an exponent of S or of the saturation is
-            0.
+        UserError: a parameter is not finite or below 0, or alpha or beta is 0.
     """
 
     L0: float
@@ -67,21 +66,26 @@ class Law:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            positive = field.name in ("alpha", "beta")
-            if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
-                least = "above 0" if positive else "at least 0"
+            limit = "at least 0"
+            sound = value >= 0
+            if field.name in ("alpha", "beta"):
+                limit = "above 0"
+                sound = value > 0
+            if not (math.isfinite(value) and sound):
                 raise UserError(
-                    f"{field.name} of the multi-power law must be a finite number {least}, found {value!r}"
+                    f"{field.name} of the multi-power law must be a finite number {limit}, "
+                    f"found {value!r}"
                 )
 
 
 class Changes(NamedTuple):
-    """Changes of the learning rate, [..., M] each, in order.
+    """M changes of the learning rate, in order.
 
     Attributes:
-        drop: Δ_k = η_{k−1} − η_k.
-        position: P_k = S(k − 1).
-        lr: η_k, with a floor above 0; of changes gathered, their mean weighted by Δ_k.
+        drop: [..., M] drops Δ_k = η_{k−1} − η_k.
+        position: [..., M] positions P_k = S(k − 1).
+        lr: [..., M] learning rates η_k, with a floor above 0; for gathered changes, the mean
+            weighted by Δ_k.
     """
 
     drop: Floats
@@ -92,27 +96,26 @@ class Changes(NamedTuple):
 def gather(
     first_lr: ArrayLike, first_sum: ArrayLike, gaps: Floats, lrs: Floats, ends: Ends
 ) -> tuple[Changes, Floats]:
-    """The changes of a schedule, those of one block as one, and S at the end of each block.
+    """Gather the changes of a schedule into one change for each block of rows.
 
     Args:
         first_lr: [...] learning rate before the schedule.
         first_sum: [...] S before the schedule.
-        gaps: [n] steps that each row stands for.
-        lrs: [..., n] learning rates.
-        ends: [M] the last row of each block, rising, int64.
+        gaps: [n] number of steps in each row.
+        lrs: [..., n] learning rates of the rows.
+        ends: [M] last row of each block, rising, int64.
 
     Returns:
-        Changes [..., M] and sums [..., M].
+        Changes [..., M], and [..., M] S at the end of each block.
     """
     starts = np.concatenate([[0], ends[:-1] + 1])
     shape = (*lrs.shape[:-1], 1)
-    lr_before, sum_before = (
-        np.broadcast_to(np.asarray(one)[..., None], shape) for one in (first_lr, first_sum)
-    )
+    lr_before = np.broadcast_to(np.asarray(first_lr)[..., None], shape)
+    sum_before = np.broadcast_to(np.asarray(first_sum)[..., None], shape)
     after = lrs[..., ends]  # [..., M]
     before = np.concatenate([lr_before, after[..., :-1]], axis=-1)
     drop = before - after
-    rows = gaps * lrs  # [..., n]; one array for three sums over blocks: it is what takes time
+    rows = gaps * lrs  # [..., n]; one array serves three sums over blocks, which take the time
     sums = sum_before + np.cumsum(np.add.reduceat(rows, starts, axis=-1), axis=-1)  # [..., M]
     width = sums - np.concatenate([sum_before, sums[..., :-1]], axis=-1)
     # Both means follow from sums by parts, P counted from the start of the block:
@@ -124,20 +127,24 @@ def gather(
     rows *= rows
     square = (before**2 - after**2 - np.add.reduceat(rows, starts, axis=-1)) / 2
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        shift, lr = (
-            np.where(drop == 0, part, whole / drop)
-            for part, whole in ((0.0, moment), (after, square))
-        )
-    # Up and down within a block: the means may lie anywhere, and what the block does hardly
-    # matters.
+        shift = np.where(drop == 0, 0.0, moment / drop)
+        lr = np.where(drop == 0, after, square / drop)
+    # Where the learning rate rises and falls within a block, the means may lie anywhere; they are
+    # clipped, because such a block changes the loss very little.
     position = sums - width + np.clip(shift, 0.0, width)
     lr = np.clip(lr, np.minimum(before, after), np.maximum(before, after))
     greatest = float(max(before.max(initial=0.0), after.max(initial=0.0)))
-    return Changes(drop, position, np.maximum(lr, _FLOOR * greatest if greatest > 0 else 1.0)), sums
+    floor = 1.0
+    if greatest > 0:
+        floor = _FLOOR * greatest
+    return Changes(drop, position, np.maximum(lr, floor)), sums
 
 
 def gain(law: Law, sums: Floats, changes: Changes) -> Floats:
-    """LD in nats at each S of `sums` [..., P], from changes [..., M]; those at or after S count for nothing. Shape [..., P]."""
+    """Return LD in nats at each S of `sums` [..., P], from changes [..., M].
+
+    Changes at or after an S do not contribute to it.
+    """
     rate = law.C * changes.lr ** (-law.gamma)  # [..., M]
     since = sums[..., :, None] - changes.position[..., None, :]  # [..., P, M]
     np.maximum(since, 0.0, out=since)
@@ -152,8 +159,5 @@ def gain(law: Law, sums: Floats, changes: Changes) -> Floats:
 
 
 def loss(law: Law, sums: Floats, changes: Changes) -> Floats:
-    """L in nats at each S of `sums` [..., P], all above 0, from changes [..., M].
-
-    Shape [..., P].
-    """
+    """Return L in nats at each S > 0 of `sums` [..., P], from changes [..., M]."""
     return law.L0 + law.A * sums ** (-law.alpha) - gain(law, sums, changes)

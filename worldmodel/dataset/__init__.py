@@ -1,8 +1,12 @@
-"""Counterfactual branches of training runs: what a world model learns from.
+"""Data set of counterfactual branches of training runs, from which a world model learns.
 
-`sample` draws trunks, `generate` trains and branches them into a folder, `Dataset.open` reads it,
-`by_trunk` and `leave_out` split it, `effects` compares every branch with the do-nothing control
-beside it.
+    generate("branches", sample(200, seed=0), make_run, workers=4)
+    data = Dataset.open("branches")
+    parts = by_trunk(data.trunks, {"train": 0.8, "test": 0.2})
+
+A *trunk* is a small run, healthy or faulty. `sample` draws trunks, and `generate` trains and
+branches them into a folder. `by_trunk` and `leave_out` split the data set. `effects` compares every
+branch with the do-nothing control of its snapshot.
 """
 
 from trainenv.worldmodel.dataset.actions import Randomised

@@ -1,4 +1,4 @@
-"""Train a trunk and take snapshots of it, where branches are to start."""
+"""Train a trunk, and take snapshots of it where branches are to start."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from trainenv.worldmodel.dataset.trunks import Trunk
 
 Origin = Literal["random", "after_fault", "fired", "rewound"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
-_WATCH = 4  # steps after which it is asked whether the index has fired
+_WATCH = 4  # steps between two checks of the index
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Where branches start.
+    """A point of a trunk where branches start.
 
     Attributes:
-        step: optimizer steps completed.
-        origin: *random* in progress; just *after_fault*; just after the index *fired*; *rewound* to
-            before it fired, with what the monitor has flagged since then known.
-        event: the step of the fault or of the firing; −1 for a random one.
-        level: the lowest clean validation loss of the trunk up to here, nats per token.
-        validation: the one here.
-        flagged: data indices known to be harmful.
+        step: Optimizer steps completed.
+        origin: Reason for the point: a *random* step; just *after_fault*; just after the index
+            *fired*; *rewound* to before it fired, with the data known that the monitor has flagged
+            since.
+        event: Step of the fault or of the firing; −1 for a random point.
+        level: Lowest clean validation loss of the trunk up to here, nats per token.
+        validation: Clean validation loss here, nats per token.
+        flagged: Data indices known to be harmful.
+        snapshot: State of the run.
     """
 
     step: int
@@ -44,15 +46,15 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What training a trunk left behind.
+    """A trained trunk.
 
     Attributes:
-        telemetry: of every step.
-        validations: (step, nats per token), at every decision and every point.
-        points: where branches start, in order of their steps.
-        diverged_at: the first step that a loss was not finite at or the validation loss beyond the
-            cap; −1 if none.
-        fingerprint: of the run as it ended.
+        telemetry: Telemetry of each step.
+        validations: (step, validation loss in nats per token), at each decision and each point.
+        points: Points where branches start, in the order of their steps.
+        diverged_at: First step with a non-finite loss, or a validation loss above the cap; −1 if
+            there is none.
+        fingerprint: Fingerprint of the run at its end.
     """
 
     telemetry: list[Telemetry]
@@ -63,17 +65,17 @@ class Trained:
 
 
 def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
-    """Train a fresh run to the end of its budget, or until its weights are lost.
+    """Train a fresh run to the end of its budget, or until its weights are non-finite.
 
-    Points lie where a whole branch fits before the end of the budget. The run is left as the trunk
-    ends.
+    Points lie where a whole branch fits before the end of the budget. Afterwards the run is in the
+    state at the end of the trunk.
     """
     lengths = design.lengths(trunk.steps)
     last = trunk.steps - lengths.horizon  # a whole branch fits after it
     planned = _planned(trunk, design, last)
     grid = {*range(0, trunk.steps, lengths.decision), trunk.steps}
     log = _Log(run, cap=design.divergence * run.uniform_loss)
-    behind: list[Point] = []  # the run as it was at the last decisions, to rewind to
+    behind: list[Point] = []  # the run at the last two decisions, to rewind to
     fired_left = design.fired
     rewound_left = design.rewound
     for stop in sorted(grid | planned.keys() | set(range(0, trunk.steps, _WATCH))):
@@ -87,13 +89,12 @@ def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
             fired_left -= 1
             log.points.append(log.point("fired", firings[0]))
         if stop in grid:
-            if not math.isfinite(log.look()):
-                break  # the weights are lost: there is nothing more to learn
-            behind = (
-                [*behind[-1:], log.point("rewound", -1)]
-                if rewound_left and stop < trunk.steps
-                else []
-            )
+            if not math.isfinite(log.validate()):
+                break  # the weights are non-finite: there is nothing more to learn
+            if rewound_left and stop < trunk.steps:
+                behind = [*behind[-1:], log.point("rewound", -1)]
+            else:
+                behind = []
     points = sorted(log.points, key=lambda point: (point.step, ORIGINS.index(point.origin)))
     return Trained(
         telemetry=log.telemetry,
@@ -105,7 +106,7 @@ def train_trunk(run: Run, trunk: Trunk, design: Design) -> Trained:
 
 
 class _Log:
-    """What is noted while a trunk is trained."""
+    """Notes taken while a trunk is trained."""
 
     def __init__(self, run: Run, *, cap: float) -> None:
         self._run = run
@@ -117,30 +118,28 @@ class _Log:
         self.diverged_at = -1
 
     def train(self, steps: int, trunk: Trunk) -> list[int]:
-        """Train so many steps; at which of them the index has fired."""
+        """Train some steps; return those at which the index has fired."""
         (fresh,) = train(self._alone, steps, trunk.faults)
         self.telemetry += fresh
         if lost := [t.step for t in fresh if not math.isfinite(t.loss)]:
             self._diverged(lost[0])
         return [t.step for t in fresh if t.reading.fired]
 
-    def look(self) -> float:
-        """The validation loss here, measured once."""
+    def validate(self) -> float:
+        """Return the validation loss here; it is measured once."""
         step = self._run.step
         if step not in self.validations:
             self.validations[step] = self._run.evaluate()
-            if (
-                step and not self.validations[step] < self._cap
-            ):  # a fresh model may guess a little worse than uniformly
+            # A fresh model may be slightly worse than a uniform guess.
+            if step and not self.validations[step] < self._cap:
                 self._diverged(step)
         return self.validations[step]
 
     def point(self, origin: Origin, event: int) -> Point:
-        """The run as it is now."""
-        validation = self.look()
-        level = min(
-            (loss for loss in self.validations.values() if math.isfinite(loss)), default=validation
-        )
+        """Return the run in its present state as a point."""
+        validation = self.validate()
+        finite = (loss for loss in self.validations.values() if math.isfinite(loss))
+        level = min(finite, default=validation)
         return Point(
             step=self._run.step,
             origin=origin,
@@ -157,7 +156,10 @@ class _Log:
 
 
 def _planned(trunk: Trunk, design: Design, last: int) -> dict[int, tuple[Origin, int]]:
-    """Steps of the points that are known beforehand: one in each of equal stretches of progress, and some just after faults."""
+    """Return the steps of the points that are known in advance.
+
+    There is a random one in each of equal intervals of progress, and some just after faults.
+    """
     rng = stream(trunk.seed, "points")
     first = trunk.warmup
     width = max(0, last - first) / max(1, design.random)
@@ -169,7 +171,7 @@ def _planned(trunk: Trunk, design: Design, last: int) -> dict[int, tuple[Origin,
     chosen = rng.permutation(len(trunk.faults))[: design.after_faults]
     decision = design.lengths(trunk.steps).decision
     for fault in sorted((trunk.faults[int(place)] for place in chosen), key=lambda fault: fault.at):
-        # A blow falls on the step after `at`: one step at least must have felt it.
+        # A fault acts on the step after `at`: at least one step must have seen it.
         step = fault.end + 1 + int(rng.integers(decision))
         if step <= last:
             planned[step] = ("after_fault", fault.at)

@@ -1,8 +1,9 @@
-"""Branches of one snapshot: which are run, and what running one measures.
+"""Plan and run the branches of one snapshot.
 
-All branches of a snapshot see the same batches (but where they reorder or skip) and stand beside a
-do-nothing control. One after the other, the control is bit for bit the trunk going on; folded into
-one batched program, it is within rounding of it, and folded as all that it is compared with.
+All branches of a snapshot see the same batches, unless they reorder or skip data, and one of them
+is a do-nothing control. If branches run one after the other, the control repeats the trunk bit for
+bit. Folded into one batched program, it repeats it within rounding. All branches of a snapshot are
+folded, or none, so they stay comparable.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from trainenv.interventions import ActionCodec
 from trainenv.rollouts.cooldown import cool_down
 from trainenv.rollouts.group import InTurn
-from trainenv.types import Fold, Intervention, Run, RunGroup, Telemetry
+from trainenv.types import Fold, Intervention, Run, RunGroup, Snapshot, Telemetry
 from trainenv.worldmodel.dataset.actions import Draw, spread
 from trainenv.worldmodel.dataset.branch_points import Point
 from trainenv.worldmodel.dataset.design import DECISIONS, Design, Lengths
@@ -35,17 +36,25 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A branch to be run.
+    """A branch to run.
+
+    | kind | is |
+    |---|---|
+    | `control` | does nothing |
+    | `nudged` | the control with each weight moved by one unit in the last place |
+    | `reordered` | the control with the coming data reordered |
+    | `single` | one random intervention at the start |
+    | `sequence` | a random intervention at each of four decisions |
+    | `every` | a given action at the start; a snapshot has all legal ones, or none |
+
+    Nudged and reordered branches measure noise.
 
     Attributes:
-        kind: the do-nothing *control*; the same with every weight *nudged* by one unit in the last
-            place, or with the data to come *reordered*: what then differs is noise; a *single*
-            intervention at the start; a *sequence* of four; *every* legal action by itself at the
-            start.
-        replica: which of several of the kind; it says how to nudge, and how often to reorder.
-        uniforms: a number in [0, 1) for each decision, for its policy to draw at; empty where
-            nothing is drawn.
-        action: the action vector, where none is drawn.
+        kind: Kind of branch.
+        replica: Number among the branches of its kind; it seeds the nudge, and is the number of
+            reorders.
+        uniforms: Uniform random number in [0, 1) for each decision; empty if nothing is drawn.
+        action: Action vector, for the kind `every`.
     """
 
     kind: Kind
@@ -56,17 +65,20 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Played:
-    """What a branch measured.
+    """Measurements of a branch.
 
-    A loss is NaN where there is none: the weights were lost before, or it was not asked for.
+    A loss is NaN if the weights were non-finite before, or if it was not wanted.
 
     Attributes:
-        draws: what was decided, up to the end or to the loss of the weights.
-        validation: [9] clean validation loss at the start and at each of 8 looks, nats per token.
-        annealed: that after the reference cool-down; `final` that at the end of the schedule.
-        diverged_at: steps into the branch; −1 if it did not diverge within the horizon.
-        flops: by phase, evaluation included.
-        telemetry: of every step, by phase.
+        plan: Plan of the branch.
+        draws: Interventions, up to the end or until the weights were non-finite.
+        validation: [9] clean validation losses at the start and at 8 evaluation points, nats per
+            token.
+        annealed: Validation loss after the reference cool-down.
+        final: Validation loss at the end of the schedule.
+        diverged_at: Steps into the branch; −1 if it did not diverge within the horizon.
+        flops: FLOPs by phase, evaluation included.
+        telemetry: Telemetry of each step, by phase.
     """
 
     plan: Plan
@@ -82,13 +94,13 @@ class Played:
 
 
 def plans(trunk: Trunk, design: Design, place: int, run: Run) -> tuple[list[Plan], bool]:
-    """The branches of the snapshot at `place` among its trunk's, the control first, and whether they go on to the end.
+    """Return the branches of a snapshot, the control first, and whether they run to the end.
 
     Args:
-        trunk: that the snapshot is of.
-        design: how many of which kind.
-        place: of the snapshot in its trunk.
-        run: in the snapshot's state, which says what is legal.
+        trunk: Trunk of the snapshot.
+        design: Numbers of branches of each kind.
+        place: Number of the snapshot in its trunk.
+        run: Run in the state of the snapshot, which tells what is legal.
     """
     rng = stream(trunk.seed, "branches", place)
     replicated, continued, exhaustive = (
@@ -120,7 +132,7 @@ def plans(trunk: Trunk, design: Design, place: int, run: Run) -> tuple[list[Plan
 
 
 def _every(run: Run) -> list[tuple[int, ...]]:
-    """Every legal action vector but doing nothing, data reorder and skipping left out."""
+    """All legal action vectors except doing nothing, without data reorder and skipping."""
     masks = ActionCodec(run.config.interventions).masks(run)[:4]
     whole = product(*(np.flatnonzero(mask).tolist() for mask in masks))
     return [(*action, 0, 0) for action in whole if any(action)]
@@ -136,9 +148,9 @@ def play_all(
     to_end: bool,
     fold: Fold | None = None,
 ) -> list[Played]:
-    """Run the branches of a point, folded where that is faster, else one after the other; in the order listed.
+    """Run the branches of a point, folded where that is faster, and return them in order.
 
-    The run is left in the state of the point, or wherever the last branch ended.
+    Afterwards the run is in the state of the point or at the end of a branch.
     """
     if fold is None or not design.folds(trunk.size.width):
         return [_play_alone(run, point, plan, trunk, design, to_end=to_end) for plan in listed]
@@ -150,7 +162,7 @@ def play_all(
         _start(run, point)
         forks = [run.fork() for _ in group]
         for fork in forks:
-            fork.ledger = copy.deepcopy(run.ledger)  # so that each branch's own compute can be told
+            fork.ledger = copy.deepcopy(run.ledger)  # to count each branch's compute separately
         played += _play(fold(forks), point, group, trunk, design, to_end=to_end)
     order = [place for number in range(groups) for place in range(number, len(listed), groups)]
     return [one for _, one in sorted(zip(order, played), key=lambda pair: pair[0])]
@@ -178,29 +190,31 @@ def _play(
     *,
     to_end: bool,
 ) -> list[Played]:
-    """Branches side by side, from runs that are in the state of the point."""
+    """Run branches side by side, from runs in the state of the point."""
     lengths = design.lengths(trunk.steps)
     runs = together.runs
     branches = [Played(plan=plan, validation=[point.validation]) for plan in listed]
     for run, plan in zip(runs, listed):
         if plan.kind == "nudged":
             nudge(run, trunk.seed, plan.replica)
-        for _ in range(plan.replica if plan.kind == "reordered" else 0):
-            run.apply(Intervention(data_reorder=True))
+        if plan.kind == "reordered":
+            for _ in range(plan.replica):
+                run.apply(Intervention(data_reorder=True))
     meter = _Meter(runs, branches)
     sound = _horizon(together, branches, lengths, trunk.faults, design)
     meter.read("branch")
+    points = 1 + lengths.horizon // lengths.look
     for played in branches:
-        played.validation += [math.nan] * (
-            1 + lengths.horizon // lengths.look - len(played.validation)
-        )
-    there = {number: runs[number].snapshot() for number in sound} if to_end else {}
+        played.validation += [math.nan] * (points - len(played.validation))
+    at_horizon: dict[int, Snapshot] = {}
+    if to_end:
+        at_horizon = {number: runs[number].snapshot() for number in sound}
     _note(branches, sound, "cooldown", cool_down(together, lengths.cooldown, sound))
-    for number, loss in zip(sound, together.evaluate(sound) if sound else ()):
+    for number, loss in zip(sound, _evaluate(together, sound)):
         branches[number].annealed = loss
     meter.read("cooldown")
-    if there:
-        for number, snapshot in there.items():
+    if at_horizon:
+        for number, snapshot in at_horizon.items():
             runs[number].restore(snapshot)
         left = trunk.steps - runs[sound[0]].step
         _note(branches, sound, "rest", train(together, left, trunk.faults, sound))
@@ -210,8 +224,14 @@ def _play(
     return branches
 
 
+def _evaluate(together: RunGroup[Run], among: Sequence[int]) -> list[float]:
+    if not among:
+        return []
+    return together.evaluate(among)
+
+
 class _Meter:
-    """What each branch has spent since it was last asked."""
+    """Meter of the FLOPs that each branch spends in a phase."""
 
     def __init__(self, runs: Sequence[Run], branches: Sequence[Played]) -> None:
         self._runs = runs
@@ -219,6 +239,7 @@ class _Meter:
         self._before = [run.ledger.total for run in runs]
 
     def read(self, phase: Phase) -> None:
+        """Note the FLOPs since the last reading as those of a phase."""
         now = [run.ledger.total for run in self._runs]
         for played, before, total in zip(self._branches, self._before, now):
             played.flops[phase] = total - before
@@ -239,9 +260,10 @@ def _horizon(
     faults: Sequence[Fault],
     design: Design,
 ) -> list[int]:
-    """The decisions of branches and the steps after each, up to the horizon.
+    """Run the decisions of branches and the steps after each, up to the horizon.
 
-    Returns those whose weights were not lost.
+    Returns:
+        Numbers of the branches whose weights stayed finite.
     """
     runs = together.runs
     codec = ActionCodec(runs[0].config.interventions)
@@ -256,16 +278,14 @@ def _horizon(
         for _ in range(lengths.decision // lengths.look):
             fresh = train(together, lengths.look, faults, sound)
             _note(branches, sound, "branch", fresh)
-            for number, telemetry, loss in zip(
-                sound, fresh, together.evaluate(sound) if sound else ()
-            ):
+            for number, telemetry, loss in zip(sound, fresh, _evaluate(together, sound)):
                 played = branches[number]
-                run = runs[number]
                 played.validation.append(loss)
                 if played.diverged_at < 0:
-                    lost = [t.step - start for t in telemetry if not math.isfinite(t.loss)]
-                    beyond = [] if loss < cap else [run.step - start]
-                    played.diverged_at = min(lost + beyond, default=-1)
+                    bad = [t.step - start for t in telemetry if not math.isfinite(t.loss)]
+                    if not loss < cap:
+                        bad.append(runs[number].step - start)
+                    played.diverged_at = min(bad, default=-1)
             sound = [number for number in sound if math.isfinite(branches[number].validation[-1])]
     return sound
 
@@ -294,20 +314,20 @@ def nudge(run: Run, seed: int, replica: int) -> None:
 def recovery(
     validation: Sequence[float], level: float, tolerance: float, look: int
 ) -> tuple[int, bool]:
-    """Steps until the validation loss is back at `level` + `tolerance`, and whether it came back.
+    """Return the steps until the validation loss has recovered, and whether it has.
 
-    If not, the time is right-censored: the number of steps up to the last measurement.
+    If it has not, the time is right-censored: the steps up to the last measurement.
 
     Args:
-        validation: the loss at the start and every `look` steps, nats per token; NaN from where the
-            weights were lost.
-        level: the loss before whatever happened.
-        tolerance: nats above it that still count as recovered.
-        look: steps.
+        validation: Validation loss at the start and every `look` steps, nats per token; NaN once
+            the weights are non-finite.
+        level: Loss before the fault, nats per token.
+        tolerance: Difference to the level that counts as recovered, nats.
+        look: Steps between two evaluation points.
     """
     losses = np.asarray(validation)
     back = np.flatnonzero(losses <= level + tolerance)  # never where NaN
     if len(back):
         return int(back[0]) * look, True
     measured = np.flatnonzero(np.isfinite(losses))
-    return int(measured[-1]) * look if len(measured) else 0, False
+    return max(measured.tolist(), default=0) * look, False

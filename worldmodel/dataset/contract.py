@@ -1,6 +1,6 @@
 """The function that makes the runs of a data set, where other processes can import it.
 
-def make_run(overrides):                      # at the top of a module
+def make_run(overrides):     # at the top of a module
 return TrainingRun.from_config("tiny", overrides)
 """
 
@@ -14,4 +14,7 @@ from trainenv.types import Run
 __all__ = ["MakeRun", "Run"]
 
 MakeRun = Callable[[Mapping[str, Any]], Run]
-"""Configuration by dotted key → a fresh run. Called once a trunk, in a process that may be another one."""
+"""Function from configuration overrides, by dotted key, to a fresh run.
+
+It is called once for each trunk, perhaps in another process.
+"""

@@ -1,9 +1,9 @@
 """A data set of branches, read back as tables and arrays.
 
-data = Dataset.open("branches") data.branches                                            # a row a
-branch; see configs/branches_schema.json data.windows(["loss", "grad_norm", "lr"])                #
-[snapshots, 64, 3]: what was known before each data.arrays().actions
-# [branches, 4, 6]
+data = Dataset.open("branches")
+data.branches                                   # a row a branch, see configs/branches_schema.json
+data.windows(["loss", "grad_norm", "lr"])       # [snapshots, 64, 3]: telemetry before each
+data.arrays().actions                           # [branches, 4, 6]
 """
 
 from __future__ import annotations
@@ -37,25 +37,27 @@ _DECIDED = (*PARTS, "propensity", "wide")
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Branches as numbers, n of them, in the order of `Dataset.branches`.
+    """n branches as numbers, in the order of `Dataset.branches`.
 
     Losses are in nats per token, NaN where unmeasured.
 
     Attributes:
-        trunk: [n] row of the trunk in `Dataset.trunks`.
-        snapshot: [n] row of the snapshot in `Dataset.snapshots`, and in what `windows` returns.
-        actions: [n, 4, 6] of each decision: ln lr_scale, ln weight_decay_scale, place of the policy
-            in `CLIPS`, reset, reorder, skip; 0 where nothing was done.
-        taken: [n, 4] whether the branch got as far as the decision.
-        propensity: [n, 4] chance of what was decided; where `wide`, its density per unit of ln
-            lr_scale.
-        wide: [n, 4].
-        validation: [n, 9] clean validation loss at the start and after each eighth of the horizon.
-        annealed: [n] after the reference cool-down.
-        final: [n] at the end of the schedule; also NaN where the branch did not go on so far.
-        diverged: [n] within the horizon.
-        recovery: [n] steps until recovered, or observed without.
-        recovered: [n] False: `recovery` is right-censored.
+        trunk: [n] rows of the trunks in `Dataset.trunks`.
+        snapshot: [n] rows of the snapshots in `Dataset.snapshots`, and in what `windows` returns.
+        actions: [n, 4, 6] actions of each decision: ln lr_scale, ln weight_decay_scale, place of
+            the policy in `CLIPS`, reset, reorder, skip; 0 where nothing was done.
+        taken: [n, 4] flags: the branch reached the decision.
+        propensity: [n, 4] probabilities of the interventions; where `wide`, densities per unit of
+            ln lr_scale.
+        wide: [n, 4] flags: the intervention is a learning-rate factor of the family *rate*.
+        validation: [n, 9] clean validation losses at the start and after each eighth of the
+            horizon.
+        annealed: [n] validation losses after the reference cool-down.
+        final: [n] validation losses at the end of the schedule; also NaN where the branch did not
+            run to the end.
+        diverged: [n] flags: the branch diverged within the horizon.
+        recovery: [n] steps until the branch had recovered, or observed steps if it had not.
+        recovered: [n] flags; False: `recovery` is right-censored.
     """
 
     trunk: Ints
@@ -73,11 +75,13 @@ class Arrays:
 
 
 class Dataset:
-    """All shards of a folder. The small tables are in memory; telemetry is read a trunk at a time.
+    """All shards of a folder. The small tables are in memory; telemetry is read trunk by trunk.
 
     Attributes:
-        design: what was done with every trunk.
-        trunks, snapshots, branches: data frames, in the order of trunks, snapshots and branches.
+        design: Design of the branches.
+        trunks: Data frame of the trunks, in order.
+        snapshots: Data frame of the snapshots, in order.
+        branches: Data frame of the branches, in order.
     """
 
     def __init__(
@@ -97,17 +101,17 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: str | Path) -> Dataset:
-        """The data set in a folder, finished or not.
+        """Open the data set in a folder, finished or not.
 
         Raises:
-            UserError: there is none, it is empty, or a shard is torn, foreign or contradicts
-                itself.
+            UserError: There is no data set, it is empty, or a shard is torn, foreign or
+                inconsistent.
         """
         shards = Shards(Path(folder))
         design = shards.design()
         names = shards.names()
         if not names:
-            raise UserError(f"expected shards in {folder}, found none yet; go on building it")
+            raise UserError(f"expected shards in {folder}, found none yet; continue to build it")
         tables: dict[str, list[pa.Table]] = {
             table: [] for table in ("trunks", "snapshots", "branches")
         }
@@ -120,53 +124,57 @@ class Dataset:
         )
 
     def verify(self) -> None:
-        """Read everything, telemetry too.
+        """Read all files, telemetry included.
 
         Raises:
-            UserError: a file is torn or foreign, or steps are missing from it.
+            UserError: A file is torn or foreign, or steps are missing in it.
         """
+        keys = ["snapshot", "branch"]
         for trunk in self.trunks["trunk"]:
             steps = self.branch_steps(trunk)
-            counted = steps[steps["phase"] == "branch"].groupby(["snapshot", "branch"]).size()
-            expected = self.branches[self.branches["trunk"] == trunk].set_index(
-                ["snapshot", "branch"]
-            )["steps"]
+            counted = steps[steps["phase"] == "branch"].groupby(keys).size()
+            branches = self.branches[self.branches["trunk"] == trunk]
+            expected = branches.set_index(keys)["steps"]
             trained = self.trunk_steps(trunk)["step"].to_numpy()
-            if not np.array_equal(trained, 1 + np.arange(len(trained))) or not counted.equals(
-                expected[expected > 0]
-            ):
+            consecutive = np.array_equal(trained, 1 + np.arange(len(trained)))
+            if not consecutive or not counted.equals(expected[expected > 0]):
                 raise UserError(
-                    f"expected the telemetry of every step of {trunk}, found other steps; {schema.REMEDY}"
+                    f"expected the telemetry of every step of {trunk}, found other steps; "
+                    f"{schema.REMEDY}"
                 )
 
     def trunk_steps(self, trunk: str) -> pd.DataFrame:
-        """The telemetry of a trunk, a row a step."""
+        """Return the telemetry of a trunk, a row a step."""
         return self._telemetry(trunk, "trunk_steps")
 
     def branch_steps(self, trunk: str) -> pd.DataFrame:
-        """The telemetry of the branches of a trunk, a row a step: by snapshot, branch and phase, in the order of steps."""
+        """Return the telemetry of a trunk's branches, a row a step.
+
+        Rows are sorted by snapshot, branch and phase, in the order of steps.
+        """
         return self._telemetry(trunk, "branch_steps")
 
     def windows(self, columns: Sequence[str], steps: int = 64) -> Floats:
-        """What was measured before each snapshot.
+        """Return the telemetry before each snapshot.
 
         Args:
-            columns: of the telemetry; numbers and flags only.
-            steps: how many, up to the snapshot.
+            columns: Columns of the telemetry, numbers and flags only.
+            steps: Number of steps before the snapshot.
 
         Returns:
             [snapshots, steps, columns], float64; NaN before the first step and where nothing was
             measured.
 
         Raises:
-            UserError: there is no such column, or it holds no numbers.
+            UserError: There is no such column, or it holds no numbers.
         """
         numbers = [
             field.name for field in schema.arrow_schema("trunk_steps") if not _is_text(field.type)
         ]
         if wrong := [name for name in columns if name not in numbers]:
             raise UserError(
-                f"columns of a window must be among {', '.join(numbers)}; found {wrong[0]!r}"
+                f"columns of a window must be among {', '.join(numbers)}, found {wrong[0]!r}; "
+                "choose others"
             )
         windows = np.full((len(self.snapshots), steps, len(columns)), math.nan)
         for trunk, rows in self.snapshots.groupby("trunk", sort=False).indices.items():
@@ -178,7 +186,7 @@ class Dataset:
         return windows
 
     def arrays(self) -> Arrays:
-        """The branches as numbers."""
+        """Return the branches as numbers."""
         branches = self.branches
         trunk_rows = {name: row for row, name in enumerate(self.trunks["trunk"])}
         keys = zip(self.snapshots["trunk"], self.snapshots["snapshot"])
@@ -216,17 +224,18 @@ class Dataset:
     def _read_telemetry(self, trunk: str, table: str) -> pd.DataFrame:
         if trunk not in set(self.trunks["trunk"]):
             raise UserError(
-                f"expected one of {len(self.trunks)} trunks, {self.trunks['trunk'].iloc[0]} …, found {trunk!r}"
+                f"expected one of {len(self.trunks)} trunks, {self.trunks['trunk'].iloc[0]} …, "
+                f"found {trunk!r}; see the column trunk of `trunks`"
             )
         rows: pd.DataFrame = self._shards.table(trunk, table).to_pandas()
         return rows
 
 
 def _check(name: str, trunks: pa.Table, snapshots: pa.Table, branches: pa.Table) -> None:
-    """A shard's tables fit each other.
+    """Check that the tables of a shard fit each other.
 
     Raises:
-        UserError: they don't.
+        UserError: They contradict each other.
     """
 
     def expect(holds: bool, what: str) -> None:
@@ -260,7 +269,7 @@ def _check(name: str, trunks: pa.Table, snapshots: pa.Table, branches: pa.Table)
 
 
 def _padded(rows: Iterable[Sequence[float]], fill: float) -> Floats:
-    """Lists of up to 4 numbers as [n, 4]."""
+    """Return lists of up to 4 numbers as an array, [n, 4], with a value for what is missing."""
     listed = [np.asarray(row, dtype=np.float64) for row in rows]
     padded = np.full((len(listed), DECISIONS), fill)
     for place, row in enumerate(listed):

@@ -1,4 +1,4 @@
-"""How many branches, of which kinds, how long: what stays the same over a data set."""
+"""Design of a data set: numbers, kinds and lengths of the branches of every trunk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset.actions import Randomised
 
-DECISIONS = 4  # of a sequence: the horizon is as many decisions
+DECISIONS = 4  # decisions over the horizon of a branch
 LOOKS = 8  # validations over the horizon, evenly spaced
 
 
@@ -18,10 +18,10 @@ class Lengths:
     """Step counts of one trunk.
 
     Attributes:
-        horizon: steps of a branch, N.
-        decision: steps from one decision to the next, N / 4.
-        look: steps from one clean validation to the next, N / 8.
-        cooldown: steps of the reference cool-down after it.
+        horizon: Steps of a branch, N.
+        decision: Steps between two decisions, N / 4.
+        look: Steps between two evaluation points, N / 8.
+        cooldown: Steps of the reference cool-down after the branch.
     """
 
     horizon: int
@@ -32,28 +32,31 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What is done with every trunk.
+    """Design of the branches of every trunk.
 
     Args:
-        horizon_share: length of a branch, as a share of the trunk's budget (SPEC's 2000 steps of a
-            run of 16 000).
-        cooldown_share: length of the reference cool-down, likewise.
-        random, after_faults, fired, rewound: snapshots of each origin, at most; see `points`.
-        singles: branches with one intervention at their start.
-        sequences: branches with one at each of their four decisions.
-        exhaustive: share of snapshots, of trunks that are folded, at which beside these every legal
-            action is tried by itself (but for data reorder and skipping).
-        replicated: share of snapshots whose control is repeated with noise.
-        replicas: how often, for each kind of noise.
-        continued: share of snapshots whose branches go on to the end of the schedule.
-        first, later: policies of single interventions, and of each decision of a sequence.
-        tolerance: nats above the level before at which a run has recovered.
-        divergence: validation loss, in units of a uniform guess's, from which a run counts as
-            diverged.
-        fold: the greatest width of models whose branches are folded, and most branches in one fold.
+        horizon_share: Length of a branch, as a share of the trunk's budget; the default is 2000
+            steps of a run of 16 000.
+        cooldown_share: Length of the reference cool-down, as a share of the trunk's budget.
+        random, after_faults, fired, rewound: Greatest numbers of snapshots of each origin, see
+            `branch_points`.
+        singles: Number of branches with one intervention at their start.
+        sequences: Number of branches with an intervention at each of their four decisions.
+        exhaustive: Share of snapshots, of folded trunks, that have an additional branch for each
+            legal action, without data reorder and skipping.
+        replicated: Share of snapshots whose control is repeated with noise.
+        replicas: Number of repetitions for each kind of noise.
+        continued: Share of snapshots whose branches run to the end of the schedule.
+        first: Policy of the branches with one intervention.
+        later: Policy of each decision of a sequence.
+        tolerance: Difference to the level before the fault at which a run has recovered, nats.
+        divergence: Validation loss from which a run counts as diverged, in units of the loss of a
+            uniform guess.
+        fold: Greatest width of models whose branches are folded, and greatest number of branches
+            in one fold.
 
     Raises:
-        UserError: a share or a count is out of range.
+        UserError: A share or a count is out of range.
     """
 
     horizon_share: float = 0.12
@@ -108,19 +111,18 @@ class Design:
             raise UserError(f"divergence must be above 0, found {self.divergence!r}")
 
     def folds(self, width: int) -> bool:
-        """Whether branches of a model so wide are faster folded."""
+        """Tell whether branches of a model of this width are folded, because it is faster."""
         return width <= self.fold[0]
 
     def lengths(self, budget: int) -> Lengths:
-        """Of a trunk of `budget` steps."""
+        """Return the step counts of a trunk of `budget` steps."""
         look = max(1, round(self.horizon_share * budget / LOOKS))
         horizon = LOOKS * look
-        return Lengths(
-            horizon, horizon // DECISIONS, look, max(1, round(self.cooldown_share * budget))
-        )
+        cooldown = max(1, round(self.cooldown_share * budget))
+        return Lengths(horizon, horizon // DECISIONS, look, cooldown)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all fields as JSON values."""
         return {
             **asdict(self),
             "first": _plain(self.first),
@@ -130,7 +132,7 @@ class Design:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Design:
-        """The design that `to_json` was taken of."""
+        """Return the design from what `to_json` returned."""
         policies = {
             name: Randomised(**{**values[name], "lr_factors": tuple(values[name]["lr_factors"])})
             for name in ("first", "later")

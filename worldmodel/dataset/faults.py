@@ -1,4 +1,4 @@
-"""What goes wrong in a trunk, and how it is done to a run."""
+"""Faults of a trunk, and training that applies them to a run."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from trainenv.types import Run, RunGroup, Telemetry, UserError
+from trainenv.tools.spelling import nearest
+from trainenv.types import RunGroup, Telemetry, UserError
+from trainenv.worldmodel.dataset.contract import Run
 
 FaultKind = Literal["random_tokens", "rare_tokens", "lr_spike", "weight_kick", "lost_moments"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-PLANTED: tuple[FaultKind, ...] = (
-    "random_tokens",
-    "rare_tokens",
-    "lr_spike",
-)  # by the configuration, in data and schedule
+# Planted by the configuration, in data or schedule; the others are applied to the run by `train`.
+PLANTED: tuple[FaultKind, ...] = ("random_tokens", "rare_tokens", "lr_spike")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that goes wrong, once.
+    """One fault.
+
+    | kind | changes | size |
+    |---|---|---|
+    | `random_tokens`, `rare_tokens` | tokens of `steps` steps | share of positions |
+    | `lr_spike` | learning rate of `steps` steps | factor |
+    | `weight_kick` | weights, before one step | noise, in 2 % of a tensor's deviation |
+    | `lost_moments` | optimizer's moments, before one step | unused |
 
     Args:
-        kind: tokens or learning rates of `steps` steps, or a blow to the weights or to the
-            optimizer at one step.
-        at: steps completed before the first step that it hits.
-        steps: how long it lasts; 1 for a blow.
-        size: tokens: share of positions; lr_spike: factor; weight_kick: noise in units of 2 % of a
-            tensor's deviation.
+        kind: Kind of fault.
+        at: Number of steps completed before the first affected step.
+        steps: Number of affected steps; 1 for `weight_kick` and `lost_moments`.
+        size: Strength of the fault, in the unit of its kind.
 
     Raises:
-        UserError: the kind is unknown.
+        UserError: The kind is unknown.
     """
 
     kind: FaultKind
@@ -42,29 +46,30 @@ class Fault:
         if self.kind not in FAULT_KINDS:
             raise UserError(
                 f"the kind of a fault must be one of {', '.join(FAULT_KINDS)}, found {self.kind!r}"
+                f"{nearest(self.kind, FAULT_KINDS)}"
             )
 
     @property
     def end(self) -> int:
-        """Steps completed after the last step that it hits."""
-        return self.at + (self.steps if self.kind in PLANTED else 0)
+        """Number of steps completed after the last planted step; `at` for the other kinds."""
+        if self.kind not in PLANTED:
+            return self.at
+        return self.at + self.steps
 
 
 def train(
     together: RunGroup[Run], steps: int, faults: Sequence[Fault], among: Sequence[int] = (0,)
 ) -> list[list[Telemetry]]:
-    """Advance, struck on the way by the blows that are due.
-
-    (What is planted is in the runs' batches already.)
+    """Train runs, and apply the faults that are not planted when they are due.
 
     Args:
-        together: the runs; those that take part are at the same step.
-        steps: optimizer steps.
-        faults: of the trunk.
-        among: numbers of the runs that take part.
+        together: Runs; those that take part are at the same step.
+        steps: Number of optimizer steps.
+        faults: Faults of the trunk.
+        among: Numbers of the runs that take part.
 
     Returns:
-        What each step of each of them measured.
+        The telemetry of each step, for each run that takes part.
     """
     measured: list[list[Telemetry]] = [[] for _ in among]
     runs = [together.runs[number] for number in among]
@@ -72,25 +77,23 @@ def train(
         return measured
     here = runs[0].step
     end = runs[0].step + steps
-    blows = [fault for fault in faults if fault.kind not in PLANTED and here <= fault.at < end]
-    for stop, blow in [
-        *((blow.at, blow) for blow in sorted(blows, key=lambda fault: fault.at)),
-        (end, None),
-    ]:
+    due = [fault for fault in faults if fault.kind not in PLANTED and here <= fault.at < end]
+    due.sort(key=lambda fault: fault.at)
+    for stop, fault in [*((fault.at, fault) for fault in due), (end, None)]:
         for log, fresh in zip(measured, together.advance(stop - here, among)):
             log += fresh
         here = stop
-        if blow is not None:
+        if fault is not None:
             for run in runs:
-                _strike(run, blow)
+                _apply(fault, run)
     return measured
 
 
-def _strike(run: Run, fault: Fault) -> None:
+def _apply(fault: Fault, run: Run) -> None:
     import torch
 
     if fault.kind == "weight_kick":
-        # The blow is the same in every branch that it reaches.
+        # The noise is the same in all branches.
         generator = torch.Generator().manual_seed(fault.at)
         with torch.no_grad():
             for parameter in run.model.parameters():
@@ -99,7 +102,5 @@ def _strike(run: Run, fault: Fault) -> None:
         return
     for state in run.optimizer.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
-            state[
-                name
-                # as a restart without the optimizer's file does; the step count and the rate stay
-            ].zero_()
+            # Like a restart without the optimizer's file; step count and learning rate stay.
+            state[name].zero_()

@@ -1,4 +1,4 @@
-"""Build a data set over processes: resumable, interruptible, and one that dies takes only its trunk with it.
+"""Build a data set over processes; resumable, and a process that dies costs only its trunk.
 
 generate("branches", sample(200, seed=0), make_run, workers=4)
 """
@@ -10,27 +10,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainenv.distributed import JobPool
 from trainenv.types import Fold, UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
-from trainenv.worldmodel.dataset.crew import Crew, Job, make_shard
 from trainenv.worldmodel.dataset.design import Design
+from trainenv.worldmodel.dataset.shard import ShardMaker, ShardResult
 from trainenv.worldmodel.dataset.store import Shards
 from trainenv.worldmodel.dataset.texts import write_texts
 from trainenv.worldmodel.dataset.trunks import Trunk
 
-_EVERY = 100  # legal actions, about
+_EVERY = 100  # about the number of legal actions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where the building is, after each trunk.
+    """State of the build after a trunk.
 
     Attributes:
-        trunk: the one that has just ended, and what was wrong with it, if anything.
-        done: trunks that are there, those from before included; `failed` those that can't be made.
-        total: trunks wanted.
-        steps: optimizer steps trained since the start; `seconds` since then.
-        seconds_left: an estimate from the cost of what is left.
+        trunk: Name of the trunk that has just ended.
+        error: Fault of this trunk, in words; empty if there was none.
+        done: Number of finished trunks, earlier ones included.
+        failed: Number of trunks that failed.
+        total: Number of wanted trunks.
+        steps: Optimizer steps trained in this call.
+        seconds: Seconds since the start of this call.
+        seconds_left: Expected seconds until the end, from the costs of the remaining trunks.
     """
 
     trunk: str
@@ -45,15 +49,16 @@ class Progress:
 
 @dataclass(kw_only=True)
 class Generated:
-    """What came of it.
+    """Result of a call of `generate`.
 
     Attributes:
-        made: trunks made now, in the order they were finished; `there` those that were there
-            before.
-        failed: trunks that could not be made, and why.
-        interrupted: whether `stop` ended it before all was made.
-        steps: optimizer steps trained, `seconds` of wall-clock time and `core_seconds` of the
-            processes' own.
+        made: Trunks made now, in the order in which they were finished.
+        there: Trunks that existed before.
+        failed: Trunks that could not be made, with the reasons.
+        interrupted: Flag: `stop` ended the call before all trunks were made.
+        steps: Optimizer steps trained.
+        seconds: Seconds of wall-clock time.
+        core_seconds: Seconds of processor time.
     """
 
     made: list[str] = field(default_factory=list)
@@ -76,38 +81,39 @@ def generate(
     progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generated:
-    """Make the shards that are not there yet.
+    """Make the missing shards of a data set.
 
-    The same trunks and fold give the same bytes, however often it was interrupted.
-
-    An interrupt (Ctrl-C) drops the trunks in hand, ends the processes and is raised again; what is
-    finished stays.
+    The same trunks and fold give the same bytes, no matter how often the build was interrupted. An
+    interrupt (Ctrl-C) drops the trunks that are being made, ends the processes and is raised again;
+    finished trunks stay.
 
     Args:
-        folder: of the data set; made if it does not exist.
-        trunks: all that are wanted; different names.
-        make_run: configuration → run. With workers, a function at the top of a module, so that
-            other processes can import it.
-        design: of the branches; the default one if left out.
-        fold: puts runs side by side, `trainenv.rollouts.folded.Folded`; without it branches are
-            trained one after the other. With workers, at the top of a module too.
-        workers: processes; 0 builds in this one. Each trains on one thread.
-        progress: called after each trunk.
-        stop: asked about twice a second (without workers: before each trunk); True drops the trunks
-            in hand and returns.
+        folder: Folder of the data set; it is made if it does not exist.
+        trunks: All wanted trunks, with different names.
+        make_run: Function from configuration overrides to a run. With workers, it is at the top of
+            a module, so that other processes can import it.
+        design: Design of the branches; None for the default one.
+        fold: Function that trains runs side by side, such as `trainenv.rollouts.folded.Folded`;
+            None trains branches one after the other. With workers, it is at the top of a module.
+        workers: Number of processes, which train on one thread each; 0 builds in this process.
+        progress: Function that is called after each trunk.
+        stop: Function that is called about three times a second (without workers: before each
+            trunk). True drops the trunks that are being made, and the call returns.
 
     Raises:
-        UserError: the folder holds something else, or the processes can't work at all.
+        UserError: The folder holds something else, or no process can start.
     """
-    design = Design() if design is None else design
+    design = design or Design()
     for argument, given in {"make_run": make_run, "fold": fold}.items():
         if workers and "<" in (name := getattr(given, "__qualname__", "")):
             raise UserError(
-                f"{argument} must be a function at the top of a module, found {name}; other processes import it"
+                f"{argument} must be a function at the top of a module, found {name}; move it "
+                "there, so that other processes can import it"
             )
     if len({trunk.name for trunk in trunks}) < len(trunks):
         raise UserError(
-            "trunks must have different names, found one twice; sample them with one seed and without overlap"
+            "trunks must have different names, found one twice; sample them with one seed and "
+            "without overlap"
         )
     shards = Shards.begin(Path(folder), design)
     texts = write_texts(shards.folder / "corpora")
@@ -119,25 +125,25 @@ def generate(
             report.there.append(trunk.name)
         else:
             waiting.append(trunk)
-    # The longest first: no process is left alone with a long one at the end.
+    # The longest first, so that no process is left with a long one at the end.
     waiting.sort(key=lambda trunk: -cost(trunk, design))
     costs = {trunk.name: cost(trunk, design) for trunk in waiting}
     spent = 0.0
 
-    def note(name: str, error: str, steps: int, core_seconds: float) -> None:
+    def note(trunk: Trunk, result: ShardResult) -> None:
         nonlocal spent
-        if error:
-            report.failed[name] = error
+        if result.error:
+            report.failed[trunk.name] = result.error
         else:
-            report.made.append(name)
-        spent += costs.pop(name)
-        report.steps = report.steps + steps
-        report.core_seconds = report.core_seconds + core_seconds
+            report.made.append(trunk.name)
+        spent += costs.pop(trunk.name)
+        report.steps += result.steps
+        report.core_seconds += result.core_seconds
         seconds = time.perf_counter() - started
         progress(
             Progress(
-                trunk=name,
-                error=error,
+                trunk=trunk.name,
+                error=result.error,
                 done=len(report.there) + len(report.made),
                 failed=len(report.failed),
                 total=len(trunks),
@@ -147,17 +153,22 @@ def generate(
             )
         )
 
-    job = Job(folder=shards.folder, design=design, texts=texts, make_run=make_run, fold=fold)
+    def note_lost(trunk: Trunk, reason: str) -> None:
+        note(trunk, ShardResult(error=reason))
+
+    make = ShardMaker(
+        folder=shards.folder, design=design, texts=texts, make_run=make_run, fold=fold
+    )
     try:
         if workers:
-            with Crew(job, workers) as crew:
-                report.interrupted = crew.work(waiting, note, stop)
+            with JobPool(make, workers=workers, tries=1, daemon=True) as pool:
+                report.interrupted = pool.run(waiting, note, note_lost, stop)
         else:
             for trunk in waiting:
                 if stop():
                     report.interrupted = True
                     break
-                note(trunk.name, *make_shard(job, trunk))
+                note(trunk, make(trunk))
     finally:
         for trunk in waiting:
             shards.sweep(trunk.name)
@@ -166,10 +177,10 @@ def generate(
 
 
 def cost(trunk: Trunk, design: Design) -> float:
-    """About how many milliseconds of a core a trunk takes: to weigh trunks against each other.
+    """Estimate the milliseconds of one core that a trunk takes, to compare trunks.
 
-    A step: 1 ms + 1.3 ms a layer + 20 ms a GFLOP, as measured for widths 16–128 on one core; half
-    of it in a fold.
+    A step takes 1 ms + 1.3 ms a layer + 20 ms a GFLOP, as measured for widths 16–128 on one core;
+    half of that in a fold.
     """
     lengths = design.lengths(trunk.steps)
     size = trunk.size
@@ -180,8 +191,8 @@ def cost(trunk: Trunk, design: Design) -> float:
     )
     branches = 1 + design.singles + design.sequences + 2 * design.replicas * design.replicated
     rest = design.continued * trunk.steps / 3
-    folds = design.folds(size.width)
-    branches = (branches + _EVERY * design.exhaustive) / 2 if folds else branches
+    if design.folds(size.width):
+        branches = (branches + _EVERY * design.exhaustive) / 2
     steps = trunk.steps + snapshots * branches * (lengths.horizon + lengths.cooldown + rest)
     gigaflops = 6e-9 * size.parameters * size.batch_size * size.context
     return steps * (1 + 1.3 * size.layers + 20 * gigaflops)

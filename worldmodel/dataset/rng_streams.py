@@ -1,4 +1,4 @@
-"""Random streams: one of its own for each purpose, all from one root seed."""
+"""Random streams: an independent one for each purpose, all from one root seed."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import numpy as np
 
 
 def stream(seed: int, purpose: str, *place: int) -> np.random.Generator:
-    """The generator of (seed, purpose, place): drawing more from one never moves another."""
+    """Return the generator of (seed, purpose, place); draws from one never change another."""
     return np.random.default_rng([seed, crc32(purpose.encode()), *place])

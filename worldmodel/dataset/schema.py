@@ -1,4 +1,4 @@
-"""The columns of the tables, as `configs/branches_schema.json` states them, and Parquet files that are checked against them."""
+"""Parquet files of a data set, with the columns of `configs/branches_schema.json`; checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ARROW = {
 
 @cache
 def branches_schema() -> Mapping[str, Any]:
-    """The JSON schema; a row of each table under `$defs`."""
+    """Return the JSON schema; `$defs` describes a row of each table."""
     path = configs_folder() / "branches_schema.json"
     schema: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return schema
@@ -38,9 +38,9 @@ def branches_schema() -> Mapping[str, Any]:
 
 @cache
 def arrow_schema(table: str) -> pa.Schema:
-    """A table's columns; those that may be unmeasured are nullable.
+    """Return the columns of a table; those that may be unmeasured are nullable.
 
-    Descriptions stay in the JSON: shards are many and small.
+    Descriptions stay in the JSON file, because there are many small shards.
     """
     fields = []
     for name, column in branches_schema()["$defs"][table]["properties"].items():
@@ -57,10 +57,10 @@ def arrow_schema(table: str) -> pa.Schema:
 
 
 def write(rows: Sequence[Mapping[str, Any]], table: str, path: Path) -> None:
-    """A Parquet file of rows. The same rows give the same bytes."""
+    """Write rows as a Parquet file. The same rows give the same bytes."""
     whole = pa.Table.from_pylist(list(rows), schema=arrow_schema(table))
     floats = [field.name for field in whole.schema if field.type == pa.float64()]
-    # Telemetry is float32 in float64: byte by byte, half of it is zero.
+    # Telemetry is float32 in float64 columns: split into bytes, half of it is zero.
     strings = [field.name for field in whole.schema if field.name not in floats]
     with path.open("wb") as file:  # not a path: pyarrow takes one with a colon for an address
         pq.write_table(
@@ -74,10 +74,10 @@ def write(rows: Sequence[Mapping[str, Any]], table: str, path: Path) -> None:
 
 
 def read(path: Path, table: str) -> pa.Table:
-    """A Parquet file as `write` leaves it.
+    """Read a Parquet file that `write` has written, and check it.
 
     Raises:
-        UserError: the file is not there, is torn or damaged, or is not of this table and version.
+        UserError: The file is missing, torn or damaged, or is not of this table and version.
     """
     try:
         with path.open("rb") as file:
@@ -85,26 +85,29 @@ def read(path: Path, table: str) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"expected the table {table} in {path}, found a file that can't be read ({reason}); {REMEDY}"
+            f"expected the table {table} in {path}, found a file that can't be read ({reason}); "
+            f"{REMEDY}"
         ) from None
     expected = arrow_schema(table)
-    version = (
-        (found.schema.metadata or {}).get(b"format", b"another format").decode(errors="replace")
-    )
+    metadata = found.schema.metadata or {}
+    version = metadata.get(b"format", b"another format").decode(errors="replace")
     if version != VERSION:
         raise UserError(
-            f"expected {VERSION!r} in {path}, found {version!r}; build the data set anew, or read it with its own version"
+            f"expected {VERSION!r} in {path}, found {version!r}; build the data set anew, or read "
+            "it with its own version"
         )
     if not found.schema.equals(expected):
         raise UserError(
-            f"expected the columns of table {table} in {path}, found {_difference(found.schema, expected)}; {REMEDY}"
+            f"expected the columns of table {table} in {path}, found "
+            f"{_difference(found.schema, expected)}; {REMEDY}"
         )
     for name, column in branches_schema()["$defs"][table]["properties"].items():
         if "enum" in column:
             wrong = set(pc.unique(found[name]).to_pylist()) - set(column["enum"])
             if wrong:
                 raise UserError(
-                    f"{name} in {path} must be one of {', '.join(column['enum'])}, found {sorted(map(str, wrong))[0]!r}"
+                    f"{name} in {path} must be one of {', '.join(column['enum'])}, found "
+                    f"{sorted(map(str, wrong))[0]!r}; {REMEDY}"
                 )
     for field in found.schema:
         if not field.nullable and found[field.name].null_count:
@@ -115,7 +118,10 @@ def read(path: Path, table: str) -> pa.Table:
 
 
 def _kind(column: Mapping[str, Any]) -> tuple[str, bool]:
-    kinds = column["type"] if isinstance(column["type"], list) else [column["type"]]
+    """Return the JSON type of a column, and whether it may be null."""
+    kinds = column["type"]
+    if not isinstance(kinds, list):
+        return kinds, False
     return kinds[0], "null" in kinds
 
 
@@ -125,7 +131,7 @@ def _difference(found: pa.Schema, expected: pa.Schema) -> str:
             return f"no {name}"
         if found.field(name).type != expected.field(name).type:
             return f"{name} of type {found.field(name).type}, not {expected.field(name).type}"
-    more = [name for name in found.names if name not in expected.names]
-    return (
-        f"also {more[0]}" if more else "them in another order, or nullable where they must not be"
-    )
+    for name in found.names:
+        if name not in expected.names:
+            return f"also {name}"
+    return "them in another order, or nullable where they must not be"

@@ -1,4 +1,4 @@
-"""The folder of a data set: one shard a trunk, each there as a whole or not at all.
+"""The folder of a data set, with one shard for each trunk, written whole or not at all.
 
 | file | holds |
 |---|---|
@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainenv.tools import portable
+from trainenv.tools.atomic_files import write_file
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset import schema
 from trainenv.worldmodel.dataset.design import Design
@@ -28,23 +29,28 @@ _HEADER = "dataset.json"
 
 
 class Shards:
-    """Shards by the name of their trunk."""
+    """Shards of a data set, by the names of their trunks.
+
+    Args:
+        folder: Folder of the data set.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
     def begin(cls, folder: Path, design: Design) -> Shards:
-        """A new folder, or one that was begun with the same design.
+        """Make a new folder, or open one that was made with the same design.
 
         Raises:
-            UserError: the folder holds something else, or was begun with another design.
+            UserError: The folder holds something else, or was made with another design.
         """
         shards = cls(folder)
         if (folder / _HEADER).is_file():
             if shards.design() != design:
                 raise UserError(
-                    f"the data set in {folder} was begun with another design, {shards.design()}; give another folder"
+                    f"the data set in {folder} was begun with another design, {shards.design()}; "
+                    "give another folder"
                 )
             return shards
         if folder.is_dir() and any(folder.iterdir()):
@@ -56,16 +62,14 @@ class Shards:
                 f"{folder} must be a folder to build in, found: {error.strerror}; give another"
             ) from None
         header = {"format": schema.VERSION, "design": design.to_json()}
-        temporary = folder / f".{_HEADER}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / _HEADER)
+        write_file(folder / _HEADER, json.dumps(header, indent=2) + "\n")
         return shards
 
     def design(self) -> Design:
-        """What the data set was begun with.
+        """Return the design of the data set.
 
         Raises:
-            UserError: there is no data set, or one of another version.
+            UserError: There is no data set, or one of another version.
         """
         path = self.folder / _HEADER
         try:
@@ -74,7 +78,8 @@ class Shards:
             values = header["design"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
-                f"expected a data set of branches in {self.folder}, found no {_HEADER} of one; give its folder"
+                f"expected a data set of branches in {self.folder}, found no {_HEADER} of one; "
+                "give its folder"
             ) from None
         if version != schema.VERSION:
             raise UserError(
@@ -88,17 +93,15 @@ class Shards:
             ) from None
 
     def names(self) -> list[str]:
-        """Trunks whose shard is there, sorted.
+        """Return the names of the trunks that have a shard, sorted.
 
         Raises:
-            UserError: something else lies among the shards.
+            UserError: There is something else among the shards.
         """
         folder = self.folder / "shards"
-        found = (
-            sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-            if folder.is_dir()
-            else []
-        )
+        if not folder.is_dir():
+            return []
+        found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         for name in found:
             if not (name[:1] == "t" and name[1:].isdigit()) or not (folder / name).is_dir():
                 raise UserError(
@@ -107,30 +110,31 @@ class Shards:
         return found
 
     def table(self, trunk: str, table: str) -> pa.Table:
-        """A table of a shard, checked.
+        """Read a table of a shard, and check it.
 
         Raises:
-            UserError: the file is missing, torn or foreign.
+            UserError: The file is missing, torn or foreign.
         """
         return schema.read(self.folder / "shards" / trunk / f"{table}.parquet", table)
 
     def holds(self, trunk: Trunk) -> bool:
-        """Whether the shard of this very trunk is there.
+        """Tell whether the shard of a trunk exists.
 
         Raises:
-            UserError: there is one of the same name and another recipe.
+            UserError: There is a shard of another trunk with the same name.
         """
         if not (self.folder / "shards" / trunk.name).is_dir():
             return False
         recipe = self.table(trunk.name, "trunks")["recipe"][0].as_py()
         if recipe != json.dumps(trunk.to_json(), sort_keys=True):
             raise UserError(
-                f"{self.folder} holds another trunk {trunk.name}; go on with the seed it was begun with, or elsewhere"
+                f"{self.folder} holds another trunk {trunk.name}; sample trunks with the seed that "
+                "it was begun with, or give another folder"
             )
         return True
 
     def write(self, trunk: str, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Write a shard. Whatever stops this, the shard is whole or not there."""
+        """Write a shard, whole or not at all."""
         place = self.folder / "shards" / trunk
         temporary = place.with_name(f".{trunk}.{os.getpid()}.tmp")
         self.sweep(trunk)
@@ -144,11 +148,11 @@ class Shards:
             temporary.rename(place)
         except OSError:
             shutil.rmtree(temporary)
-            if not place.is_dir():  # else another process has made the same shard
+            if not place.is_dir():  # otherwise another process has made the same shard
                 raise
         portable.sync_folder(place.parent)
 
     def sweep(self, trunk: str) -> None:
-        """Remove what an interrupted write of this shard has left."""
+        """Remove what an interrupted write of this shard has left behind."""
         for left in (self.folder / "shards").glob(f".{trunk}.*.tmp"):
             shutil.rmtree(left, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""One trunk, trained and branched, as the rows of its tables.
-
-`configs/branches_schema.json` describes each column.
-"""
+"""Rows of a trunk's tables; `configs/branches_schema.json` describes each column."""
 
 from __future__ import annotations
 
@@ -65,6 +62,9 @@ def _trunk_row(run: Run, trunk: Trunk, design: Design, trained: Trained) -> dict
     size = trunk.size
     steps, losses = zip(*trained.validations)
     snapshot = run.snapshot()
+    final = None
+    if steps[-1] == trunk.steps:
+        final = _measured(losses[-1])
     return {
         "trunk": trunk.name,
         "seed": trunk.seed,
@@ -92,7 +92,7 @@ def _trunk_row(run: Run, trunk: Trunk, design: Design, trained: Trained) -> dict
         "uniform_loss": run.uniform_loss,
         "validation_steps": list(steps),
         "validation": [_measured(loss) for loss in losses],
-        "final": _measured(losses[-1]) if steps[-1] == trunk.steps else None,
+        "final": final,
         "diverged_at": trained.diverged_at,
         "flops": run.ledger.total,
         "fingerprint": trained.fingerprint,
@@ -114,7 +114,7 @@ def _snapshot_row(
     lengths = design.lengths(trunk.steps)
     run.restore(point.snapshot)
     run.flag(point.flagged)
-    going_on = trained.telemetry[point.step : point.step + len(control.telemetry["branch"])]
+    trunk_steps = trained.telemetry[point.step : point.step + len(control.telemetry["branch"])]
     ahead = [fault for fault in trunk.faults if fault.end > point.step]
     reach = point.step + lengths.horizon
     return {
@@ -135,8 +135,8 @@ def _snapshot_row(
             for fault in ahead
         ),
         "continued": to_end,
-        "control_is_trunk": [_alike(t) for t in control.telemetry["branch"]]
-        == [_alike(t) for t in going_on],
+        "control_is_trunk": [_comparable(t) for t in control.telemetry["branch"]]
+        == [_comparable(t) for t in trunk_steps],
     }
 
 
@@ -168,10 +168,12 @@ def _branch_row(played: Played, point: Point, design: Design, trunk: Trunk) -> d
     }
 
 
-def _alike(telemetry: Telemetry) -> tuple[Any, ...]:
-    # As text: a NaN is to equal a NaN.
+def _comparable(telemetry: Telemetry) -> tuple[Any, ...]:
+    # As text, so that NaN equals NaN.
     return telemetry.data_index, repr(telemetry.loss), repr(telemetry.grad_norm), repr(telemetry.lr)
 
 
 def _measured(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None
+    if not math.isfinite(loss):
+        return None
+    return loss

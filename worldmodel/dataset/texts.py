@@ -1,13 +1,13 @@
-"""The corpora that trunks train on: real code, real prose and an artificial language, on every machine without a download."""
+"""Corpora of trunks, made on every machine without a download: code, prose, artificial words."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainenv.tools.atomic_files import write_file
 from trainenv.types import UserError
 
 CORPORA = ("stdlib", "topics", "words")
@@ -16,14 +16,14 @@ _FOLLOWERS = 12
 _SENTENCES = 12_000
 
 Texts = Mapping[str, Mapping[str, Any]]
-"""A corpus of ours → what the run's configuration says of it under `corpus`."""
+"""Configuration of each corpus, the part `corpus` of a run's configuration, by name."""
 
 
 def write_texts(folder: Path) -> Texts:
-    """Write what is not on the machine as a file into `folder`; one that is there is left as it is.
+    """Write the corpora that are no files yet into `folder`; existing files stay as they are.
 
     Raises:
-        UserError: Python's documentation of its own topics is missing.
+        UserError: The standard library has no documentation of topics.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,26 +32,28 @@ def write_texts(folder: Path) -> Texts:
     for name, make in makers.items():
         path = folder / f"{name}.txt"
         if not path.is_file():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(make(), encoding="utf-8", newline="\n")
-            temporary.replace(path)
+            write_file(path, make())
         texts[name] = {"name": "text", "path": str(path)}
     return texts
 
 
 def _topics() -> str:
-    """The prose of Python's language reference, 0.7 MB: what `help("…")` shows."""
+    """Return the prose of Python's language reference, 0.7 MB, as `help("…")` shows it."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise UserError(
-            "expected Python's module pydoc_data.topics, found none; install the whole standard library"
+            "expected Python's module pydoc_data.topics, found none; install the whole standard "
+            "library"
         ) from None
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def _words() -> str:
-    """A made-up language, 0.8 MB: each of its 600 words is followed by one of 12, the first of them most often."""
+    """Return text in an artificial language, 0.8 MB.
+
+    Each of its 600 words is followed by one of 12 words, with probabilities ∝ 1, 1/2, … 1/12.
+    """
     draw = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     words = sorted(

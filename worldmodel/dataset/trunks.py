@@ -1,8 +1,9 @@
-"""Trunks: the runs that branches are taken of, sampled so that each size, corpus, stressor and fault can be left out.
+"""Trunks: the runs that are branched, sampled so that every property is balanced.
 
-Every property has a list of levels. In each block of as many trunks as there are levels, each level
-comes once, in an order of its own: `sample(100)` starts with `sample(10)`, and both are balanced. A
-quarter of the trunks is clean and well set.
+Every property (size, corpus, stressor, fault, …) has a list of levels. In each block of as many
+trunks as there are levels, each level comes once, in random order. So `sample(100)` starts with
+`sample(10)`, both are balanced, and each level can be left out for a test. A quarter of the trunks
+is clean and well set.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ STRESSORS = {
     "block_shuffle": 0.05,
     "harsh_warmup": 0.1,
 }
-"""Stressors at their rate; it is drawn up to 4 times as high.
+"""Least rate of each stressor; rates are drawn up to 4 times as high.
 
-Of `harsh_warmup` it is the share of the budget.
+The rate of `harsh_warmup` is a share of the budget.
 """
 VALIDATION_TOKENS = 1024
-SHORTEST = 40  # steps of the shortest trunk: eight looks fit into an eighth of it, more or less
+SHORTEST = 40  # steps of the shortest trunk: about eight evaluation points fit into an eighth of it
 
 _SETTING_LEVELS: tuple[Setting, ...] = (
     "clean",
@@ -55,9 +56,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The shape of a model and of its batches (sequences of `context` tokens).
+    """Shape of a model and of its batches.
 
-    `most_steps` keeps large trunks affordable.
+    Attributes:
+        width: Width of the model.
+        layers: Number of layers.
+        heads: Number of attention heads.
+        context: Tokens of a sequence.
+        batch_size: Sequences of a batch.
+        most_steps: Greatest budget, in optimizer steps, which keeps large trunks affordable.
     """
 
     width: int
@@ -69,7 +76,7 @@ class Size:
 
     @property
     def parameters(self) -> int:
-        """Of a byte-level GPT-2, about."""
+        """The approximate number of parameters of a byte-level GPT-2."""
         return (
             (257 + self.context) * self.width
             + self.layers * (12 * self.width**2 + 13 * self.width)
@@ -78,14 +85,15 @@ class Size:
 
     @property
     def lr(self) -> float:
-        """A learning rate that suits: the best of 1.5e-3 … 2.4e-2 after 200–250 steps halves as the width doubles (16–128)."""
+        """The suitable learning rate.
+
+        The best of 1.5e-3 … 2.4e-2 after 200–250 steps halves as the width doubles (16–128).
+        """
         return 0.192 / self.width
 
 
-_SHORT = {
-    "context": 32,
-    "batch_size": 4,
-}  # few tokens a step: many trunks teach more than long ones
+# Few tokens a step: a model learns more from many trunks than from long ones.
+_SHORT = {"context": 32, "batch_size": 4}
 _W16 = Size(width=16, layers=2, heads=2, **_SHORT)
 _W32 = Size(width=32, layers=1, heads=2, **_SHORT)
 _W32_DEEP = Size(width=32, layers=2, heads=2, context=32)
@@ -99,15 +107,24 @@ SIZES = (*[_W16] * 6, *[_W32] * 7, *[_W32_DEEP] * 3, *[_W48] * 5, *[_W64] * 2, _
 
 @dataclass(frozen=True, kw_only=True)
 class Trunk:
-    """One run to be branched. A pure value: the same trunk is the same run wherever it is trained.
+    """A run to be branched, as a pure value: the same trunk is the same run on every machine.
 
     Attributes:
-        index: its place in the sample; its shard is named by it.
-        seed: of its weights, its data and everything that is drawn for its branches.
-        steps: its budget, in optimizer steps.
-        lr_factor: its learning rate over `size.lr`.
-        stressor: one of `STRESSORS` at `stressor_rate`, or "" for none.
-        faults: what goes wrong, in order of time.
+        index: Place in the sample; it names the shard.
+        seed: Random seed of weights, data and branches.
+        setting: Kind of trunk: clean, with wrong settings, faulty, stressed, or mixed.
+        size: Shape of the model and its batches.
+        corpus: Name of the corpus.
+        steps: Budget, in optimizer steps.
+        lr_factor: Learning rate over `size.lr`.
+        beta2: Second-moment decay of AdamW.
+        weight_decay: Weight decay of AdamW.
+        clip: Clip policy.
+        schedule: Kind of learning-rate schedule.
+        final: Learning rate at the end over that at the peak.
+        stressor: Name in `STRESSORS`; empty for none.
+        stressor_rate: Rate of the stressor.
+        faults: Faults, in the order of their steps.
     """
 
     index: int
@@ -129,25 +146,31 @@ class Trunk:
     def __post_init__(self) -> None:
         if self.steps < SHORTEST:
             raise UserError(
-                f"a trunk needs at least {SHORTEST} steps, found {self.steps}; its branches would be too short"
+                f"a trunk needs at least {SHORTEST} steps, found {self.steps}; its branches would "
+                "be too short, so give it more"
             )
 
     @property
     def name(self) -> str:
+        """The name of the trunk and of its shard."""
         return f"t{self.index:05d}"
 
     @property
     def warmup(self) -> int:
-        """Steps of the learning rate's warm-up."""
+        """The steps of the learning rate's warm-up."""
         return max(5, self.steps // 20)
 
     @property
     def reset_warmup(self) -> int:
-        """Steps of the one after a momentum reset."""
+        """The steps of the warm-up after a momentum reset."""
         return max(5, self.steps // 60)
 
     def overrides(self, texts: Texts) -> dict[str, Any]:
-        """The configuration of its run, by dotted key, on top of the preset `tiny`."""
+        """Return the configuration of the run, on top of the preset `tiny`.
+
+        Args:
+            texts: Configuration of each corpus, as `write_texts` returns it.
+        """
         stress: dict[str, Any] = {
             "planted": [asdict(fault) for fault in self.faults if fault.kind in PLANTED],
         }
@@ -162,7 +185,7 @@ class Trunk:
             "steps": self.steps,
             "threads": 1,
             "batch_size": self.size.batch_size,
-            "block_steps": 4,  # a reorder is to reach the next steps of a short branch
+            "block_steps": 4,  # so that a reorder changes the next steps of a short branch
             "reset_warmup": self.reset_warmup,
             "model": shape,
             "corpus": dict(texts[self.corpus]),
@@ -183,12 +206,12 @@ class Trunk:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Trunk:
-        """The trunk that `to_json` was taken of."""
+        """Return the trunk from what `to_json` returned."""
         parts = {
             "size": Size(**values["size"]),
             "faults": tuple(Fault(**fault) for fault in values["faults"]),
@@ -204,20 +227,23 @@ def sample(
     steps: tuple[int, int] = (200, 800),
     first: int = 0,
 ) -> tuple[Trunk, ...]:
-    """Trunks `first` to `first + count − 1` of a seed.
+    """Sample the trunks `first` to `first + count − 1` of a seed.
 
     Args:
-        count: how many.
-        seed: of all of them.
-        sizes: levels of the size; one may stand several times.
-        steps: least and greatest budget, drawn log-uniformly; a size's `most_steps` caps it.
-        first: index of the first, to add to what there is.
+        count: Number of trunks.
+        seed: Random seed of the sample.
+        sizes: Levels of the size; one that occurs several times is more frequent.
+        steps: Least and greatest budget, drawn log-uniformly; a size's `most_steps` caps it.
+        first: Index of the first trunk; set it to add to an existing data set.
 
     Raises:
-        UserError: the budget is out of range.
+        UserError: The budget is out of range.
     """
     if not SHORTEST <= steps[0] <= steps[1]:
-        raise UserError(f"steps must be (least, greatest), at least {SHORTEST}, found {steps}")
+        raise UserError(
+            f"steps must be (least, greatest), at least {SHORTEST}, found {steps}; give two "
+            "numbers in this order"
+        )
     return tuple(_trunk(index, seed, sizes, steps) for index in range(first, first + count))
 
 
@@ -225,50 +251,61 @@ def _trunk(index: int, seed: int, sizes: Sequence[Size], steps: tuple[int, int])
     rng = stream(seed, "trunk", index)
     setting = _level(_SETTING_LEVELS, seed, "setting", index)
     size = _level(sizes, seed, "size", index)
-    budget = round(
-        math.exp(
-            rng.uniform(math.log(steps[0]), math.log(max(steps[0], min(steps[1], size.most_steps))))
-        )
-    )
+    most = max(steps[0], min(steps[1], size.most_steps))
+    budget = round(math.exp(rng.uniform(math.log(steps[0]), math.log(most))))
     schedule, final = _level(_SCHEDULES, seed, "schedule", index)
-    misset = setting in ("misset", "mixed")
-    stressor = (
-        _level(tuple(STRESSORS), seed, "stressor", index)
-        if setting in ("stressed", "mixed")
-        else ""
-    )
-    jitter = float(2 ** rng.uniform(-0.4, 0.4))  # well set is a range, not a point
+    # Well set is a range, not a point.
+    lr_factor = float(2 ** rng.uniform(-0.4, 0.4))
+    weight_decay = 0.1
+    if setting in ("misset", "mixed"):
+        lr_factor *= _level(_LR_FACTORS, seed, "lr_factor", index)
+        weight_decay = _level(_WEIGHT_DECAYS, seed, "weight_decay", index)
+    # The order of these draws is that of all data sets so far.
+    trunk_seed = int(rng.integers(2**62))
+    stressor = ""
+    stressor_rate = 0.0
+    if setting in ("stressed", "mixed"):
+        stressor = _level(tuple(STRESSORS), seed, "stressor", index)
+        stressor_rate = STRESSORS[stressor] * float(4 ** rng.random())
+    faults: tuple[Fault, ...] = ()
+    if setting in ("faulty", "mixed"):
+        faults = _faults(rng, budget, _order(FAULT_KINDS, seed, index))
     return Trunk(
         index=index,
-        seed=int(rng.integers(2**62)),
+        seed=trunk_seed,
         setting=setting,
         size=size,
         corpus=_level(("stdlib", *CORPORA), seed, "corpus", index),
         steps=budget,
-        lr_factor=jitter * (_level(_LR_FACTORS, seed, "lr_factor", index) if misset else 1.0),
+        lr_factor=lr_factor,
         beta2=_level(_BETA2, seed, "beta2", index),
-        weight_decay=_level(_WEIGHT_DECAYS, seed, "weight_decay", index) if misset else 0.1,
+        weight_decay=weight_decay,
         clip=_level(CLIP_NAMES, seed, "clip", index),
         schedule=schedule,
         final=final,
         stressor=stressor,
-        stressor_rate=STRESSORS[stressor] * float(4 ** rng.random()) if stressor else 0.0,
-        faults=_faults(rng, budget, _order(FAULT_KINDS, seed, index))
-        if setting in ("faulty", "mixed")
-        else (),
+        stressor_rate=stressor_rate,
+        faults=faults,
     )
 
 
 def _faults(rng: np.random.Generator, budget: int, kinds: Sequence[FaultKind]) -> tuple[Fault, ...]:
-    """One to three faults of different kinds between 15 and 85 % of the budget, each in a stretch of its own."""
+    """Draw one to three faults of different kinds, between 15 and 85 % of the budget.
+
+    The interval is divided equally between the faults.
+    """
     count = int(rng.integers(1, 4))
     width = 0.7 * budget / count
     faults = []
     for place, kind in enumerate(kinds[:count]):
         at = round(0.15 * budget + (place + 0.6 * rng.random()) * width)
         strong = float(np.exp(rng.uniform(np.log(4), np.log(60))))
-        size = strong if kind in ("lr_spike", "weight_kick") else float(rng.uniform(0.5, 1.0))
-        steps = max(1, min(int(rng.integers(3, 11)), round(0.3 * width))) if kind in PLANTED else 1
+        size = strong
+        if kind not in ("lr_spike", "weight_kick"):
+            size = float(rng.uniform(0.5, 1.0))
+        steps = 1
+        if kind in PLANTED:
+            steps = max(1, min(int(rng.integers(3, 11)), round(0.3 * width)))
         faults.append(Fault(kind=kind, at=at, steps=steps, size=size))
     return tuple(faults)
 
@@ -279,7 +316,7 @@ def _level(levels: Sequence[T], seed: int, factor: str, index: int) -> T:
 
 
 def _order(kinds: Sequence[T], seed: int, index: int) -> list[T]:
-    """`kinds` starting from each in turn, so that the first one is balanced over trunks."""
+    """Return `kinds` in random order, with the first one balanced over trunks."""
     first = _level(range(len(kinds)), seed, "fault", index)
     others = stream(seed, "faults", index).permutation(
         [place for place in range(len(kinds)) if place != first]

@@ -1,8 +1,7 @@
-"""What could be done at each snapshot: doing nothing, and each different thing that its candidates tried.
+"""The options at each snapshot: doing nothing, and every distinct candidate.
 
-A control is no candidate. Doing nothing stands for it, with Δ = 0 that every model knows; and so it
-does for candidates that did nothing at any decision. Of candidates with the same actions the first
-is kept.
+Doing nothing has Δ = 0, which every model knows. It represents the controls, and the candidates
+that did nothing at any decision. Of candidates with the same actions the first is kept.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from trainenv.worldmodel.examples import Examples
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """A snapshot with m − 1 different candidates, at least one.
+    """A snapshot with m options: doing nothing and m − 1 distinct candidates, at least one.
 
     Attributes:
-        snapshot: its row in `Examples.states`.
-        trunk: its place in `Examples.trunks`.
-        rows: [m − 1] of the candidates in the examples.
+        snapshot: Row of the snapshot in `Examples.states`.
+        trunk: Index of its trunk in `Examples.trunks`.
+        rows: [m − 1] rows of the candidates in the examples.
     """
 
     snapshot: int
@@ -33,12 +32,12 @@ class Choice:
         return 1 + len(self.rows)
 
     def values(self, column: Floats) -> Floats:
-        """[m] a column [n] of Δ's at this snapshot: 0 for doing nothing, which is first, then the candidates."""
+        """Return the Δ of each option, [m], from a column [n]: first 0 for doing nothing."""
         return np.concatenate([[0.0], column[self.rows]])
 
 
 def choices(examples: Examples) -> list[Choice]:
-    """Every snapshot at which something different from doing nothing was tried, in order."""
+    """Return the choice at every snapshot at which an intervention was tried, in order."""
     tried = examples.candidate & examples.actions.any(axis=(1, 2))
     rows = np.flatnonzero(tried)
     order = rows[np.argsort(examples.snapshot[rows], kind="stable")]

@@ -1,8 +1,9 @@
-"""Every number that is said of a model, by its path in the report: see `evaluate` for what they mean."""
+"""All statistics of a report by their paths; `evaluate` describes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,60 +27,68 @@ Path = tuple[str, ...]
 Measures = dict[Path, Statistic]
 Mean = Callable[[Floats, Ints], Statistic]
 
-LEAST_RANKED = 4  # different candidates, doing nothing among them
-TOP = 6  # candidates that are verified
+LEAST_RANKED = 4  # fewest options of a snapshot whose ranking is evaluated
+TOP = 6  # number of candidates that are verified
 
 
 def measures(examples: Examples, predictions: Predictions, noise: Floats, limit: float) -> Measures:
-    """All statistics of a model's predictions for the branches of `examples`, with `noise` [n, 3]."""
+    """Compute all statistics of predictions.
+
+    Args:
+        examples: Branches and their outcomes.
+        predictions: Predictions for these branches.
+        noise: [n, 3] seed noise of each branch's Δ, by target.
+        limit: Probability of divergence at which an alarm is raised.
+    """
     found = choices(examples)
+    picked = _picked(examples, predictions, found)
+    mattering = matters(examples, noise)
+    outcomes = truths(examples)
     whole: Measures = {}
     for place, target in enumerate(TARGETS):
         one = _Target(
-            examples,
-            target,
-            noise[:, place],
-            getattr(predictions, target),
-            matters(examples, noise)[:, place],
+            examples=examples,
+            outcome=outcomes[:, place],
+            noise=noise[:, place],
+            quantiles=getattr(predictions, target),
+            matters=mattering[:, place],
         )
-        whole |= {(target, *path): statistic for path, statistic in one.errors().items()}
-        whole |= {(target, *path): statistic for path, statistic in one.ranking(found).items()}
-        picked = _picked(examples, predictions, found)
-        whole |= {
-            (target, "intervals", *path): statistic
-            for path, statistic in one.intervals(picked).items()
-        }
-    whole |= {
-        ("divergence", *path): statistic
-        for path, statistic in _divergence(examples, predictions, limit).items()
-    }
-    return whole | {
-        ("regret", *path): statistic
-        for path, statistic in _regrets(examples, predictions, noise, found).items()
-    }
+        whole |= _below(one.errors(), target)
+        whole |= _below(one.ranking(found), target)
+        whole |= _below(one.intervals(picked), target, "intervals")
+    whole |= _below(_divergence(examples, predictions, limit), "divergence")
+    return whole | _below(_regrets(examples, predictions, noise, found), "regret")
 
 
+def _below(found: Measures, *path: str) -> Measures:
+    """Move statistics below a path of the report."""
+    return {(*path, *rest): statistic for rest, statistic in found.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Target:
-    """What is said of the forecasts of one target: its true Δ's [n], its noise [n], its quantiles [n, 5]."""
+    """Forecasts and outcomes of one target.
 
-    def __init__(
-        self,
-        examples: Examples,
-        target: str,
-        noise: Floats,
-        quantiles: Floats,
-        matters: NDArray[np.bool_],
-    ) -> None:
-        self.examples = examples
-        self.noise = noise
-        self.quantiles = quantiles
-        self.matters = matters
-        self.outcome: Floats = truths(examples)[:, TARGETS.index(target)]
+    Attributes:
+        examples: Branches.
+        outcome: [n] true Δ.
+        noise: [n] seed noise of Δ.
+        quantiles: [n, 5] forecast quantiles of Δ.
+        matters: [n] True where |Δ| is above 2 × the seed noise.
+    """
+
+    examples: Examples
+    outcome: Floats
+    noise: Floats
+    quantiles: Floats
+    matters: NDArray[np.bool_]
 
     def mean(self, values: Floats, rows: NDArray[np.bool_]) -> Statistic:
+        """Return the mean of `values` [n] over the branches of a mask."""
         return mean(values[rows], self.examples.trunk[rows], len(self.examples.trunks))
 
     def errors(self) -> Measures:
+        """Return the errors of candidates, of all and of those that matter."""
         found: Measures = {}
         tried = self.examples.candidate
         for name, score in (("mae", absolute_error), ("crps", crps)):
@@ -93,31 +102,31 @@ class _Target:
         return found | {("mattering", "share"): self.mean(mattering, tried)}
 
     def ranking(self, found: list[Choice]) -> Measures:
+        """Return the scores of the order of options at each choice."""
         median = self.quantiles[:, MEDIAN]
         trunks = len(self.examples.trunks)
-        pairs = [(choice, choice.values(median), choice.values(self.outcome)) for choice in found]
-        known = [pair for pair in pairs if not np.isnan(pair[2]).any()]
-        ranked = [pair for pair in known if len(pair[0]) >= LEAST_RANKED]
-        many = [pair for pair in known if len(pair[0]) > TOP]
+        known = [choice for choice in found if not np.isnan(choice.values(self.outcome)).any()]
+        ranked = [choice for choice in known if len(choice) >= LEAST_RANKED]
+        many = [choice for choice in known if len(choice) > TOP]
 
-        def over(
-            score: Callable[[Floats, Floats], float], those: list[tuple[Choice, Floats, Floats]]
-        ) -> Statistic:
-            return mean(
-                [score(a, b) for _, a, b in those], [choice.trunk for choice, _, _ in those], trunks
-            )
+        def mean_of(score: Callable[[Floats, Floats], float], some: list[Choice]) -> Statistic:
+            scores = [score(one.values(median), one.values(self.outcome)) for one in some]
+            return mean(scores, [one.trunk for one in some], trunks)
+
+        def recall(forecast: Floats, outcome: Floats) -> float:
+            return ranking.recall_of_best(forecast, outcome, TOP)
+
+        def by_chance(forecast: Floats, outcome: Floats) -> float:
+            return ranking.recall_by_chance(outcome, TOP)
 
         return {
-            ("ranking", "spearman"): over(ranking.spearman, ranked),
-            ("ranking", "best_in_top_6"): over(
-                lambda a, b: ranking.recall_of_best(a, b, TOP), many
-            ),
-            ("ranking", "best_in_top_6_by_chance"): over(
-                lambda _, b: ranking.recall_by_chance(b, TOP), many
-            ),
+            ("ranking", "spearman"): mean_of(ranking.spearman, ranked),
+            ("ranking", "best_in_top_6"): mean_of(recall, many),
+            ("ranking", "best_in_top_6_by_chance"): mean_of(by_chance, many),
         }
 
     def intervals(self, picked: Floats) -> Measures:
+        """Return coverage and width of the intervals; for `picked` see `_picked`."""
         hit = covered(self.quantiles, self.outcome)
         wide = width(self.quantiles)
         tried = self.examples.candidate
@@ -129,10 +138,8 @@ class _Target:
             ("strata", str(name)): tried & (strata == name) for name in np.unique(strata[tried])
         }
         for path, rows in groups.items():
-            found[*path, "coverage"], found[*path, "width"] = (
-                self.mean(hit, rows),
-                self.mean(wide, rows),
-            )
+            found[*path, "coverage"] = self.mean(hit, rows)
+            found[*path, "width"] = self.mean(wide, rows)
         found["marginal", "width_in_noise"] = self.mean(wide / self.noise, tried)
         known = np.where(np.isnan(self.outcome), np.nan, picked)
         trunk = self.examples.trunk
@@ -143,7 +150,10 @@ class _Target:
 
 
 def _picked(examples: Examples, predictions: Predictions, found: list[Choice]) -> Floats:
-    """[n] whether a branch is the candidate with the lowest median of `annealed`: 1, 0, or a share of a tie; else NaN."""
+    """Return 1 for the candidate with the lowest median of `annealed` at its snapshot, [n].
+
+    Other candidates of a choice have 0, tied ones a share of 1, and all other branches NaN.
+    """
     median = predictions.annealed[:, MEDIAN]
     picked = np.full(len(examples), np.nan)
     for choice in found:
@@ -154,19 +164,18 @@ def _picked(examples: Examples, predictions: Predictions, found: list[Choice]) -
 
 def _divergence(examples: Examples, predictions: Predictions, limit: float) -> Measures:
     rows = divergence.risky(examples)
-    asked = examples.where(rows)
-    told = predictions.where(rows)
-    trunk = asked.trunk
+    some = examples.where(rows)
+    forecast = predictions.where(rows)
+    trunk = some.trunk
     trunks = len(examples.trunks)
-    happened = asked.diverged >= 0
-    chance = told.divergence
-    caught, steps, false_alarm = divergence.leads(asked, told, limit)
+    happened = some.diverged >= 0
+    chance = forecast.divergence
+    caught, steps, false_alarm = divergence.leads(some, forecast, limit)
+    by_decision = divergence.brier_by_decision(forecast.hazard, some.diverged)
     return {
         ("rate",): mean(happened, trunk, trunks),
         ("brier",): mean(divergence.brier(chance, happened), trunk, trunks),
-        ("brier_by_decision",): mean(
-            divergence.brier_by_decision(told.hazard, asked.diverged), trunk, trunks
-        ),
+        ("brier_by_decision",): mean(by_decision, trunk, trunks),
         ("auprc",): AveragePrecision(scores=chance, labels=happened, trunk=trunk, count=trunks),
         ("caught",): mean(caught, trunk, trunks),
         ("lead_steps",): mean(steps, trunk, trunks),
@@ -186,7 +195,7 @@ def _regrets(
         known, costs = regrets(found, medians, truth, target)
         trunk = [choice.trunk for choice in known]
         trunks = len(examples.trunks)
-        unit = np.array([noise[choice.rows[0], place] for choice in known])  # one a snapshot
+        unit = np.array([noise[choice.rows[0], place] for choice in known])  # [choices]
         for rule, cost in costs.items():
             result[target, rule, "mean"] = mean(cost, trunk, trunks)
             result[target, rule, "in_noise"] = mean(cost / unit, trunk, trunks)

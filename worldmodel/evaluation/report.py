@@ -1,4 +1,4 @@
-"""Reports of one model's forecasts, and of two models' side by side, as JSON values."""
+"""Reports on the forecasts of one model, and comparisons of two models, as JSON values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainenv.worldmodel.evaluation.noise import seed_noise
 from trainenv.worldmodel.evaluation.statistics import Floats, Statistic, bounds, resampled, value
 from trainenv.worldmodel.examples import TARGETS, Examples, Predictions
 
-RISK_LIMIT = 0.2
+RISK_LIMIT = 0.2  # probability of divergence at which an alarm is raised
 
 
 def evaluate(
@@ -29,37 +29,38 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What predictions are worth.
+    """Evaluate predictions: errors, ranking, intervals, divergence and regret.
 
     Args:
-        examples: what happened, of trunks that the model has not seen. Always the true examples,
-            whatever the model was shown.
-        predictions: of these branches, in their order.
-        noise: [n, 3] seed noise of each branch's Δ by target; None for `seed_noise(examples)`. Of
-            the whole data set it is better known: `seed_noise(whole)[rows]`.
-        limit: of the risk, for alarms.
-        resamples: of the trunks, for the intervals.
-        seed: of the resampling.
+        examples: Outcomes of trunks that the model has not seen: the true examples, even if the
+            model was given altered ones.
+        predictions: Predictions for these branches, in their order.
+        noise: [n, 3] seed noise of each branch's Δ by target; None for `seed_noise(examples)`. The
+            whole data set gives a better estimate: `seed_noise(whole)[rows]`.
+        limit: Probability of divergence at which an alarm is raised.
+        resamples: Number of bootstrap samples of the trunks.
+        seed: Random seed of the bootstrap.
 
     Returns:
-        Nested; each leaf is {value, low, high: a 95 % bootstrap interval over trunks, units: rows
-        or snapshots, trunks: of which there are units}. A number that cannot be computed, or that
-        is infinite, is None. All Δ are of ln loss, in nats.
+        Nested dicts. Each leaf is {value, low, high, units, trunks}: the value, its 95 % bootstrap
+        interval over trunks, and the numbers of rows (or snapshots) and of trunks that it is
+        computed from. A number that cannot be computed or is infinite is None. All Δ are
+        differences of ln loss, in nats.
 
-        - `rows`, `snapshots`, `trunks`: candidates, choices, and trunks evaluated.
-        - A target (`horizon`, `annealed`, `final`):
-          `all` and `mattering` (|Δ| above 2 × the seed noise): `mae` of the median, `crps`, both
-          `_in_noise`; `share` of those.
-          `ranking`: `spearman` within snapshots of at least 4 options; `best_in_top_6` where there
-              are more, and `…_by_chance`.
-          Options are the different candidates and doing nothing, whose median is 0. `intervals`,
-          nominally 90 %: `coverage` and mean `width`, `marginal`, by `strata`, and `selected`: of
-          the candidate with the lowest median of `annealed` at each snapshot.
-        - `divergence`, of candidates and controls: `rate`, which is also what `auprc` would be without knowledge; `brier`,
-          `brier_by_decision`; `caught` share of divergences, `lead_steps` of those caught,
-          `false_alarms` among the others.
-        - `regret` at a target, of a rule (`regret.RULES`): `mean` and `in_noise`; of the model's own rule `of_nothing`: its mean
-          regret in parts of that of doing nothing.
+        - `rows`, `snapshots`, `trunks`: numbers of candidates, choices and trunks.
+        - Each target (`horizon`, `annealed`, `final`):
+            - `all` and `mattering` (|Δ| above 2 × the seed noise): `mae` of the median and `crps`,
+              both also `_in_noise`; `share` of mattering candidates.
+            - `ranking` of the options at a snapshot, which are the distinct candidates and doing
+              nothing (median 0): `spearman` for at least 4 options; `best_in_top_6` for more than
+              6, and `best_in_top_6_by_chance`.
+            - `intervals`, nominally 90 %: `coverage` and mean `width`; `marginal`, by `strata`, and
+              `selected`, for the candidate with the lowest median of `annealed` at each snapshot.
+        - `divergence` of candidates and controls: `rate` of divergence, which is also the `auprc`
+          of a constant forecast; `brier` and `brier_by_decision`; `caught` share of divergences,
+          `lead_steps` of the caught ones, share of `false_alarms` among the other branches.
+        - `regret` at each target of each rule (`regret.RULES`): `mean` and `in_noise`; for the
+          model's own rule `of_nothing`, its mean regret relative to that of doing nothing.
 
     Raises:
         UserError: predictions or noise do not fit the examples, a prediction is NaN, or there is no
@@ -82,30 +83,34 @@ def compare(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Two models on the same branches and the same resamples of their trunks.
+    """Compare two models on the same branches and the same bootstrap samples of their trunks.
 
     Args:
-        examples: what happened.
-        a: predictions of the one.
-        b: of the other.
-        noise: see `evaluate`; and so the rest.
-        limit: of the risk, for alarms.
-        resamples: of the trunks.
-        seed: of the resampling.
+        examples: Outcomes of trunks that neither model has seen.
+        a: Predictions of the first model.
+        b: Predictions of the second model.
+        noise: [n, 3] seed noise of each branch's Δ by target; None for `seed_noise(examples)`.
+        limit: Probability of divergence at which an alarm is raised.
+        resamples: Number of bootstrap samples of the trunks.
+        seed: Random seed of the bootstrap.
 
     Returns:
-        As `evaluate`, with leaves {a, b, difference: a − b, low, high, ratio: a ÷ b, ratio_low,
-        ratio_high, units, trunks}: the 95 % intervals are those of the paired difference and ratio.
-        What is the same for every model differs by 0.
+        The report of `evaluate` with leaves {a, b, difference, low, high, ratio, ratio_low,
+        ratio_high, units, trunks}: the difference is a − b, the ratio a ÷ b, and the 95 % intervals
+        are those of the paired difference and ratio. A statistic that does not depend on the model
+        has the difference 0.
 
     Raises:
-        UserError: as `evaluate`.
+        UserError: predictions or noise do not fit the examples, a prediction is NaN, or there is no
+            branch.
     """
     weights = _weights(examples, resamples, seed)
-    units = seed_noise(examples) if noise is None else noise
-    ones, others = (_measures(examples, predictions, units, limit) for predictions in (a, b))
+    if noise is None:
+        noise = seed_noise(examples)
+    first = _measures(examples, a, noise, limit)
+    second = _measures(examples, b, noise, limit)
     return _counts(examples) | _nested(
-        {path: _difference(ones[path], others[path], weights) for path in ones}
+        {path: _difference(first[path], second[path], weights) for path in first}
     )
 
 
@@ -115,14 +120,18 @@ def _measures(
     _check(examples, predictions)
     if not 0 < limit < 1:
         raise UserError(
-            f"limit must be a probability above 0 and below 1, found {limit!r}; the default is {RISK_LIMIT}"
+            f"limit must be a probability above 0 and below 1, found {limit!r}; "
+            f"the default is {RISK_LIMIT}"
         )
-    units = seed_noise(examples) if noise is None else np.asarray(noise, dtype=np.float64)
-    if units.shape != (len(examples), len(TARGETS)):
+    if noise is None:
+        noise = seed_noise(examples)
+    noise = np.asarray(noise, dtype=np.float64)
+    if noise.shape != (len(examples), len(TARGETS)):
         raise UserError(
-            f"noise must have the shape {(len(examples), len(TARGETS))}, found {units.shape}; see seed_noise"
+            f"noise must have the shape {(len(examples), len(TARGETS))}, found {noise.shape}; "
+            "compute it with seed_noise"
         )
-    return measures(examples, predictions, units, limit)
+    return measures(examples, predictions, noise, limit)
 
 
 def _check(examples: Examples, predictions: Predictions) -> None:
@@ -130,13 +139,14 @@ def _check(examples: Examples, predictions: Predictions) -> None:
         column: NDArray[Any] = getattr(predictions, field.name)
         if len(column) != len(examples):
             raise UserError(
-                f"predictions must be of the {len(examples)} branches of the examples, found {len(column)} of {field.name}; "
-                "predict the examples that are evaluated"
+                f"predictions must be of the {len(examples)} branches of the examples, "
+                f"found {len(column)} of {field.name}; predict the examples that are evaluated"
             )
         if np.isnan(column).any():
             row = int(np.isnan(column).reshape(len(column), -1).any(axis=1).argmax())
             raise UserError(
-                f"predictions must be numbers, found NaN in {field.name} of branch {row}; mend the model"
+                f"predictions must be numbers, found NaN in {field.name} of branch {row}; "
+                "correct the model"
             )
 
 
@@ -182,7 +192,9 @@ def _counts(examples: Examples) -> dict[str, Any]:
 
 
 def _plain(number: float) -> float | None:
-    return float(number) if math.isfinite(number) else None
+    if not math.isfinite(number):
+        return None
+    return float(number)
 
 
 def _nested(leaves: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:

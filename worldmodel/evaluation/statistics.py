@@ -1,8 +1,9 @@
-"""A statistic is a function of how much each trunk weighs, so that resampling trunks costs no second look at the rows.
+"""Statistics as functions of the trunks' weights, and their bootstrap over trunks.
 
-Bootstrap over trunks (Efron 1979; of whole clusters: Davison & Hinkley 1997, section 3.8): the rows
-of a trunk share its future, so trunks are what is drawn, with replacement. A draw gives each trunk
-a whole-number weight. Two models that are weighed by the same draws give paired differences.
+The rows of a trunk share its future, so the bootstrap samples trunks with replacement (Efron 1979;
+for whole clusters: Davison & Hinkley 1997, section 3.8). A sample gives each trunk a whole-number
+weight. So a statistic is a function of these weights, and the rows are read once. The same samples
+for two models give paired differences.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from trainenv.types import UserError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-INTERVAL = (0.025, 0.975)
+INTERVAL = (0.025, 0.975)  # levels of the bounds of a 95 % interval
 
 
 class Statistic(Protocol):
-    """A number made from rows that belong to trunks.
+    """A number computed from rows that belong to T trunks.
 
     Attributes:
-        units: rows, snapshots or whatever else it is made from.
-        trunks: [T] whether a trunk has any of them.
+        units: Number of rows, or of snapshots, that it is computed from.
+        trunks: [T] True where a trunk has such rows.
     """
 
     @property
@@ -36,13 +37,20 @@ class Statistic(Protocol):
     def trunks(self) -> NDArray[np.bool_]: ...
 
     def of(self, weights: Floats) -> Floats:
-        """Its value for each weighting of the trunks: [R, T] → [R]; NaN where nothing weighs anything."""
+        """Return its value [R] for R weightings of the trunks [R, T]; NaN without any weight."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ratio:
-    """Σ above ÷ Σ below, both by trunk, [T]: a mean, where `below` counts; a share of something, where it does not."""
+    """A ratio Σ above ÷ Σ below: a mean if `below` counts values, else a share.
+
+    Attributes:
+        above: [T] numerator of each trunk.
+        below: [T] denominator of each trunk.
+        units: Number of values.
+        trunks: [T] True where a trunk has values.
+    """
 
     above: Floats
     below: Floats
@@ -51,22 +59,22 @@ class Ratio:
 
     def of(self, weights: Floats) -> Floats:
         """See `Statistic`."""
-        with np.errstate(invalid="ignore"):  # a width may be infinite: 0 × ∞ is NaN, and left out
+        with np.errstate(invalid="ignore"):  # widths may be infinite: 0 × ∞ is NaN and is left out
             return _divided(weights @ self.above, weights @ self.below)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AveragePrecision:
-    """The area under the curve of precision over recall, as the sum of its steps: Σ (R_k − R_{k−1})·P_k.
+    """The area under the curve of precision over recall: Σ (R_k − R_{k−1})·P_k.
 
-    k counts the distinct scores, from the highest down: equal scores are one step, and a constant
+    k counts the distinct scores, from the highest down. Equal scores are one step, so a constant
     score gives the base rate.
 
     Args:
-        scores: [n], higher for what is likelier true.
-        labels: [n] what is true.
-        trunk: [n] from 0 to count − 1.
-        count: T.
+        scores: [n] scores, higher for rows that are more likely true.
+        labels: [n] truth of the rows.
+        trunk: [n] trunks of the rows, from 0 to count − 1.
+        count: Number of trunks T.
     """
 
     scores: Floats
@@ -83,11 +91,10 @@ class AveragePrecision:
         return np.bincount(self.trunk, minlength=self.count) > 0
 
     def of(self, weights: Floats) -> Floats:
-        """See `Statistic`; NaN where nothing that weighs is true."""
+        """See `Statistic`; NaN if no row with weight is true."""
         order = np.argsort(-self.scores, kind="stable")
-        ends = np.flatnonzero(
-            np.diff(self.scores[order], append=-math.inf)
-        )  # the last row of each distinct score
+        descending = self.scores[order]
+        ends = np.flatnonzero(np.diff(descending, append=-math.inf))  # last row of each score
         trunk = self.trunk[order]
         labels = self.labels[order]
         found = np.full(len(weights), math.nan)
@@ -96,69 +103,70 @@ class AveragePrecision:
             taken = np.cumsum(mass)[ends]
             hits = np.cumsum(mass * labels)[ends]
             if len(ends) and hits[-1] > 0:
-                found[place] = (
-                    np.diff(hits, prepend=0.0) @ np.nan_to_num(_divided(hits, taken)) / hits[-1]
-                )
+                precision = np.nan_to_num(_divided(hits, taken))
+                found[place] = np.diff(hits, prepend=0.0) @ precision / hits[-1]
         return found
 
 
 def mean(values: ArrayLike, trunk: ArrayLike, count: int) -> Ratio:
-    """The mean of `values` [u], of the trunks `trunk` [u] out of `count`; each value weighs alike, NaN is left out."""
+    """Return the mean of `values` [u], which belong to the trunks `trunk` [u] out of `count`.
+
+    NaN is left out; all other values have the same weight.
+    """
     return share(values, np.ones(np.shape(values)), trunk, count)
 
 
 def share(above: ArrayLike, below: ArrayLike, trunk: ArrayLike, count: int) -> Ratio:
-    """Σ above ÷ Σ below over units [u]; one that is NaN in either is left out."""
-    over = np.asarray(above, dtype=np.float64)
-    under = np.asarray(below, dtype=np.float64)
-    of = np.asarray(trunk, dtype=np.int64)
-    known = ~(np.isnan(over) | np.isnan(under))
-    sums = [
-        np.bincount(of[known], values[known], count).astype(np.float64) for values in (over, under)
-    ]
+    """Return Σ above ÷ Σ below over units [u]; a unit that is NaN in either is left out."""
+    numerator = np.asarray(above, dtype=np.float64)
+    denominator = np.asarray(below, dtype=np.float64)
+    known = ~(np.isnan(numerator) | np.isnan(denominator))
+    codes = np.asarray(trunk, dtype=np.int64)[known]
     return Ratio(
-        above=sums[0],
-        below=sums[1],
+        above=np.bincount(codes, numerator[known], count).astype(np.float64),
+        below=np.bincount(codes, denominator[known], count).astype(np.float64),
         units=int(known.sum()),
-        trunks=np.bincount(of[known], minlength=count) > 0,
+        trunks=np.bincount(codes, minlength=count) > 0,
     )
 
 
 def value(statistic: Statistic) -> float:
-    """Of all trunks, each weighing 1."""
+    """Return the value of a statistic over all trunks, each with the weight 1."""
     return float(statistic.of(np.ones((1, len(statistic.trunks))))[0])
 
 
 def resampled(present: NDArray[np.bool_], resamples: int, seed: int) -> Floats:
-    """How often each trunk is drawn, [resamples, T], when as many are drawn as there are `present` [T], of these.
+    """Return bootstrap weights of the trunks, [resamples, T].
+
+    Args:
+        present: [T] True for trunks to sample from; each sample has as many trunks as there are.
+        resamples: Number of bootstrap samples.
+        seed: Random seed.
 
     Raises:
-        UserError: there is no trunk, or fewer than 1 resample is asked for.
+        UserError: no trunk is present, or resamples is below 1.
     """
     if not present.any():
         raise UserError(
-            "an evaluation needs branches of at least one trunk, found none; keep some trunks to test on"
+            "an evaluation needs branches of at least one trunk, found none; "
+            "keep some trunks to test on"
         )
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
         raise UserError(
             f"resamples must be a whole number, at least 1, found {resamples!r}; 1000 is usual"
         )
     chances = present / present.sum()
-    return (
-        np.random.default_rng(seed)
-        .multinomial(int(present.sum()), chances, size=resamples)
-        .astype(np.float64)
-    )
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(int(present.sum()), chances, size=resamples).astype(np.float64)
 
 
 def bounds(values: Floats) -> tuple[float, float]:
-    """The 95 % interval of resampled values [R]; those that could not be computed are left out."""
+    """Return the 95 % interval of resampled values [R], without those that are NaN."""
     known = values[~np.isnan(values)]
     if not len(known):
         return math.nan, math.nan
-    low, high = np.quantile(
-        known, INTERVAL, method="nearest"
-    )  # between infinities nothing can be interpolated
+    # Not interpolated, because values may be infinite.
+    low, high = np.quantile(known, INTERVAL, method="nearest")
     return float(low), float(high)
 
 

@@ -1,47 +1,53 @@
-"""What became of a run, as numbers that runs are compared by: read from its folder alone.
+"""Metrics of a run, read from its folder alone, to compare runs by.
 
     measured = measure(Path("runs/tiny"))
     measured.instability.per_100k, measured.recovery.median, measured.wasted, measured.notes
 
-*Steps taken* are the optimizer steps of purpose `main` in the order they were trained, those of lines that were rewound
-included; steps of branches that were thrown away are not among them. Where a line starts further back than the one before it
-ended, the history of a step is that of the lines it grew from, not what was left behind.
+*Steps taken* are the optimizer steps of purpose `main` in the order in which they were trained,
+those of rewound lines included. Steps of discarded branches are not counted. Where a line starts
+before the end of the previous one, the history of a step is that of the lines it grew from.
 
-First family
-- *final loss*: the last clean validation loss, nats per token. A run that diverged, or whose last loss is no number, counts as a
-  uniform guess: ln V. `log_final_loss` is its natural logarithm, `perplexity` its exponential.
-- *harm*: judged on the clean probe, a fixed batch that is measured every few steps; see `harm.py`. The *level* is the median of
-  the last 8 looks at it. An *instability event* starts at the first of looks that all lie at least
-  0.1 nats above the level before the first of them, over at least 8 steps; a loss that is no finite
-  number is one at once. A rise counts once: the next event can start only after a look that is less
-  than 0.1 above the level, which has followed by then. So neither one odd look nor a drift of less
-  than 0.1 nats in some 4 looks is one, and a second spike before the first has healed is.
-- *instability* is events per 100 000 steps taken. An event starts on a look, so up to `monitor.probe_every` steps late. A rise
-  that is gone back behind before it has lasted 8 steps is no event; `cut_short` counts those,
-  beside the events.
-- *recovery*: steps taken from an event's start to the first look within 0.02 nats of its level (a look as good as the best so
-  far always is), across rewinds: going back costs the steps until the run is again as good as it
-  was. Events that have not ended with the run are right-censored and counted as `unrecovered`;
-  `median` is Kaplan and Meier's (1958), null where fewer than half are known to recover; `mean`
-  counts a censored event with the steps that it has lasted, so at least that.
-- *wasted*: (rewound + verify) ÷ all FLOPs of the ledger; *drafting*: plan ÷ all.
-- *stressors*: for each name that was planted, the steps taken that had it, the steps within 16 after one (itself included), and
-  the events that started there. An event near two names counts for both. What chance alone would
-  give of E events is E × near ÷ steps taken.
+First family, from telemetry, validations and summary:
 
-Second family, from `branches/*/decision.json`; null where there is no such folder
-- *invoke rate*: decisions per 1000 steps taken. *Verified* is a decision in which a branch beside the control was really run;
-  *accept rate*: decisions whose accepted branch is not the control ÷ verified ones. `over_time` has it for each verified
-  decision over the last 8 up to it.
-- *gap*: mean |measured Δ − expected median| over verified branches, in ln loss; *bias* the mean of the difference and *sign*
-  that of its sign: above 0, reality was worse than the draft.
-- *coverage*: share of measured Δ within `expected` low to high; a branch that diverged lies outside. Branches that were stopped
-  early as clear losers, or failed, measured nothing over the whole of the verified steps: neither
-  gap nor coverage has them.
-- *verification cost*: steps and FLOPs that decisions say they cost, committed branches included, and their share of all FLOPs.
+- *final loss*: the last clean validation loss, nats per token. A run that diverged, or whose last
+  loss is non-finite, counts with the loss of a uniform guess, ln V. `log_final_loss` is its natural
+  logarithm, `perplexity` its exponential.
+- *harm*: measured on the clean probe, a fixed batch that is evaluated every few steps; see
+  `trainenv.monitor.harm`. The *level* is the median of the last 8 evaluations. An *instability
+  event* starts at the first of evaluations that all lie at least 0.1 nats above the level before
+  them, over at least 8 steps. A non-finite loss is an event at once. A rise counts once: the next
+  event can start only after an evaluation less than 0.1 nats above the level, which has adapted by
+  then. So a single odd evaluation is no event, and neither is a drift of less than 0.1 nats in
+  about 4 evaluations. A second spike before the first has healed is an event.
+- *instability*: events per 100 000 steps taken. An event starts at an evaluation, so up to
+  `monitor.probe_every` steps late. A rise that a rewind ends within 8 steps is no event;
+  `cut_short` counts those separately.
+- *recovery*: steps taken from the start of an event to the first evaluation within 0.02 nats of its
+  level, or as good as the best so far. It continues across rewinds: a rewind costs the steps until
+  the run is as good as before. Events that have not ended with the run are right-censored and
+  counted as `unrecovered`. `median` is that of Kaplan and Meier (1958), null if fewer than half are
+  known to recover. `mean` counts a censored event with the steps that it has lasted, so it is a
+  lower bound.
+- *wasted*: (rewound + verify) ÷ all FLOPs of the ledger. *drafting*: plan ÷ all FLOPs.
+- *stressors*: for each planted stressor, the steps taken that had it, the steps at most 16 after
+  one (itself included), and the events that started there. An event near two stressors counts for
+  both. By chance alone, E × near ÷ steps taken of E events would start there.
 
-What is missing or torn is passed over, NaN (null in JSON) or left out of the counts, and the notes
-say so.
+Second family, from `branches/*/decision.json`; null without that folder:
+
+- *invoke rate*: decisions per 1000 steps taken. A decision is *verified* if a branch other than the
+  control was trained. *accept rate*: decisions whose accepted branch is not the control ÷ verified
+  ones. `over_time` has it for each verified decision, over the last 8 up to it.
+- *gap*: mean |measured Δ − expected median| over verified branches, in ln loss. *bias* is the mean
+  of the difference, and *sign* that of its sign: above 0, the result was worse than the draft.
+- *coverage*: share of measured Δ between the `expected` low and high. A branch that diverged lies
+  outside. Branches that were stopped early, or failed, have no measurement over all verified steps:
+  gap and coverage leave them out.
+- *verification cost*: steps and FLOPs of the decisions, committed branches included, and their
+  share of all FLOPs.
+
+Missing or torn values are skipped, NaN (null in JSON) or left out of the counts, and the notes say
+so.
 """
 
 from trainenv.monitor.harm import Harm, HarmWatch

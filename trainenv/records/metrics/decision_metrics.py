@@ -1,4 +1,4 @@
-"""What a run's decisions say, taken together: `branches/*/decision.json` → the second family of metrics."""
+"""The second family of metrics: a run's decisions, from `branches/*/decision.json`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from statistics import fmean
 from typing import Any
 
 from trainenv.records.decision_files import read_decisions
+from trainenv.tools.error_text import describe_error
+from trainenv.tools.json_lines import number_or_nan
 
-_RECENT = 8  # verified decisions that acceptance over time looks back over
+_RECENT = 8  # verified decisions that `over_time` averages over
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A branch beside the control that was really run: measured and expected Δ ln loss against it; NaN where not known.
+    """A branch that was trained, other than the control.
 
-    A branch that diverged has a measured Δ of inf; one that was stopped early or failed has none.
+    Attributes:
+        measured: Measured Δ ln loss against the control; inf if the branch diverged, NaN if it was
+            stopped early or failed.
+        low: Lower end of the expected interval; NaN where not known.
+        median: Expected Δ ln loss; NaN where not known.
+        high: Upper end of the expected interval; NaN where not known.
     """
 
     measured: float
@@ -29,7 +36,16 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """What the metrics need of one decision."""
+    """A decision, as far as the metrics need it.
+
+    Attributes:
+        number: Number of the decision.
+        at: Step of the run.
+        accepted: Flag: a branch other than the control was accepted.
+        tried: Trained branches, without the control.
+        steps: Steps that the decision cost.
+        flops: FLOPs that the decision cost.
+    """
 
     number: int
     at: int
@@ -41,7 +57,14 @@ class Decided:
 
 @dataclass(frozen=True, kw_only=True)
 class Acceptance:
-    """A verified decision, and the share that was accepted of the last few up to it."""
+    """A verified decision, and the accept rate of the last few decisions up to it.
+
+    Attributes:
+        number: Number of the decision.
+        at: Step of the run.
+        accepted: Flag: a branch other than the control was accepted.
+        rate: Share of accepted decisions among the last 8 verified ones.
+    """
 
     number: int
     at: int
@@ -51,20 +74,23 @@ class Acceptance:
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """The second family, see the package for each definition.
+    """The second family of metrics; the docstring of the package defines each.
 
-    NaN (null in JSON) where nothing was there to measure.
+    NaN (null in JSON) where there was nothing to measure.
 
     Attributes:
-        invoked, verified, accepted: counts of decisions.
-        invoke_rate: decisions per 1000 steps taken.
-        accept_rate: accepted ÷ verified.
-        branches: verified branches.
-        gap, bias, sign: of measured Δ against the expected median, over `compared` branches, ln
-            loss.
-        coverage: over `covered_of` branches.
-        verify_steps, verify_flops, verify_share: what decisions cost; the share of all FLOPs.
-        over_time: a point a verified decision.
+        invoked, verified, accepted: Numbers of decisions.
+        invoke_rate: Decisions per 1000 steps taken.
+        accept_rate: Accepted ÷ verified decisions.
+        branches: Number of verified branches.
+        gap, bias, sign: Mean errors of the expected median, ln loss.
+        compared: Number of branches that `gap`, `bias` and `sign` average over.
+        coverage: Share of measured Δ inside the expected interval.
+        covered_of: Number of branches that `coverage` averages over.
+        verify_steps: Steps that decisions cost.
+        verify_flops: FLOPs that decisions cost.
+        verify_share: Share of these in all FLOPs.
+        over_time: Accept rate at each verified decision.
     """
 
     invoked: int
@@ -86,9 +112,11 @@ class Decisions:
 
 
 def decisions_of(folder: Path, note: Callable[[str], None]) -> list[Decided] | None:
-    """The decisions in a run's folder, by number; None where it has no `branches`.
+    """Return the decisions in a run's folder, by number; None if it has no `branches`.
 
-    What is none is noted and passed over.
+    Args:
+        folder: Folder of the run.
+        note: Function that is called with a sentence for each skipped file.
     """
     if not (folder / "branches").is_dir():
         return None
@@ -97,17 +125,15 @@ def decisions_of(folder: Path, note: Callable[[str], None]) -> list[Decided] | N
         try:
             found.append(decided(record))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            note(
-                f"decision {record['number']} is passed over: {type(error).__name__}: {error}"[:200]
-            )
+            note(f"decision {record['number']} is skipped: {describe_error(error)}")
     return found
 
 
 def decided(record: Mapping[str, Any]) -> Decided:
-    """A decision from its file.
+    """Return a decision from the content of its file.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, OverflowError: it is none.
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: The content is no decision.
     """
     if record["schema"] != 1:
         raise ValueError(f"expected schema 1, found {record['schema']!r}")
@@ -120,7 +146,7 @@ def decided(record: Mapping[str, Any]) -> Decided:
         accepted=place is not None and not branches[place]["control"],
         tried=tuple(tried),
         steps=int(record["cost"]["steps"]),
-        flops=_number(record["cost"]["flops"]),
+        flops=number_or_nan(record["cost"]["flops"]),
     )
 
 
@@ -131,25 +157,24 @@ def _was_run(branch: Mapping[str, Any]) -> bool:
 
 def _tried(branch: Mapping[str, Any]) -> Tried:
     expected = branch.get("expected") or {}
+    measured = number_or_nan(branch.get("delta"))
+    if branch["outcome"]["diverged"]:
+        measured = math.inf
     return Tried(
-        measured=math.inf if branch["outcome"]["diverged"] else _number(branch.get("delta")),
-        low=_number(expected.get("low")),
-        median=_number(expected.get("median")),
-        high=_number(expected.get("high")),
+        measured=measured,
+        low=number_or_nan(expected.get("low")),
+        median=number_or_nan(expected.get("median")),
+        high=number_or_nan(expected.get("high")),
     )
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
 def judge(decisions: Sequence[Decided], *, steps: int, flops: float) -> Decisions:
-    """All decisions of a run together.
+    """Return the metrics of all decisions of a run.
 
     Args:
-        decisions: in order.
-        steps: taken by the run.
-        flops: of its whole ledger; NaN where not known.
+        decisions: Decisions, in order.
+        steps: Steps taken by the run.
+        flops: FLOPs of its whole ledger; NaN where not known.
     """
     verified = [decision for decision in decisions if decision.tried]
     tried = [branch for decision in verified for branch in decision.tried]
@@ -166,7 +191,7 @@ def judge(decisions: Sequence[Decided], *, steps: int, flops: float) -> Decision
         invoked=len(decisions),
         verified=len(verified),
         accepted=sum(decision.accepted for decision in verified),
-        invoke_rate=_share(1000 * len(decisions), steps),
+        invoke_rate=share(1000 * len(decisions), steps),
         accept_rate=_mean([decision.accepted for decision in verified]),
         branches=len(tried),
         gap=_mean([abs(gap) for gap in gaps]),
@@ -177,7 +202,7 @@ def judge(decisions: Sequence[Decided], *, steps: int, flops: float) -> Decision
         covered_of=len(bounded),
         verify_steps=sum(decision.steps for decision in decisions),
         verify_flops=spent,
-        verify_share=_share(spent, flops),
+        verify_share=share(spent, flops),
         over_time=_over_time(verified),
     )
 
@@ -192,8 +217,13 @@ def _over_time(verified: Sequence[Decided]) -> tuple[Acceptance, ...]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else math.nan
+    if values:
+        return fmean(values)
+    return math.nan
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else math.nan
+def share(part: float, whole: float) -> float:
+    """Return part ÷ whole; NaN if there is no whole."""
+    if whole > 0:
+        return part / whole
+    return math.nan

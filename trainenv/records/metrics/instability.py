@@ -1,6 +1,6 @@
-"""Instability events of a run, how long they lasted, and how they stand to what was planted.
+"""Instability events of a run, how long they last, and how they relate to planted stressors.
 
-Pure functions of its steps.
+All functions are pure functions of the steps.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from trainenv.monitor.harm import Change, Harm, HarmWatch, Onset
 
-NEAR = 16  # steps after a stressor within which an event is read as near it
+NEAR = 16  # greatest distance of an event after a stressor, in steps, that counts as near
 
 
 class Row(NamedTuple):
-    """One step taken: what of its telemetry the metrics need. NaN: not measured."""
+    """Telemetry of one step taken, as far as the metrics need it; NaN where not measured."""
 
     line: int
     step: int
@@ -32,14 +32,15 @@ class HarmEvent:
     """One instability event.
 
     Attributes:
-        line, step, taken: where it started; `taken` counts the steps taken by then, this one
-            included.
-        level: probe loss before it, nats; inf (null in JSON) where there was none yet.
-        rise: of the highest look during it above the level, nats; NaN (null) where there was no
-            level or no finite look.
-        lost: whether it started with a loss that is no finite number.
-        lasted: steps taken from its start to its end, or to the end of the run.
-        recovered: whether it ended.
+        line: Line of the lineage where it started.
+        step: Step where it started.
+        taken: Steps taken up to its start, that step included.
+        level: Probe loss before it, nats; inf (null in JSON) if there was none yet.
+        rise: Greatest probe loss during it above the level, nats; NaN (null) without a level or
+            without a finite evaluation.
+        lost: Flag: it started with a non-finite loss.
+        lasted: Steps taken from its start to its end, or to the end of the run.
+        recovered: Flag: it ended before the run did.
     """
 
     line: int
@@ -54,10 +55,13 @@ class HarmEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Instability:
-    """Events in all steps taken, and per 100 000 of them (NaN where none were taken, or harm could not be seen).
+    """Number and rate of instability events.
 
-    `cut_short` counts rises beside these that a rewind left behind before they had lasted long
-    enough to be events.
+    Attributes:
+        events: Number of events.
+        steps: Steps taken.
+        per_100k: Events per 100 000 steps taken; NaN without steps or without a measured probe.
+        cut_short: Number of rises that a rewind ended before they were long enough to be events.
     """
 
     events: int
@@ -68,9 +72,13 @@ class Instability:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Steps until events are over; NaN without events.
+    """Steps until events are over.
 
-    `mean` is a lower bound where some are `unrecovered`, see the package.
+    Attributes:
+        mean: Mean steps; NaN without events, a lower bound if some are unrecovered.
+        median: Median steps by Kaplan and Meier; NaN where it is not known.
+        events: Number of events.
+        unrecovered: Number of events that had not ended with the run.
     """
 
     mean: float
@@ -81,7 +89,13 @@ class Recovery:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A stressor: steps taken that had it, steps at most `NEAR` after one (itself included), events that started there."""
+    """Events near one stressor.
+
+    Attributes:
+        steps: Steps taken that had the stressor.
+        near: Steps taken at most `NEAR` after one of those, itself included.
+        events: Number of events that started there.
+    """
 
     steps: int
     near: int
@@ -89,7 +103,7 @@ class Cluster:
 
 
 def harm_events(rows: Sequence[Row], harm: Harm | None = None) -> list[HarmEvent]:
-    """The events of all steps taken, in the order they started."""
+    """Return the events in all steps taken, in the order of their start."""
     begun: list[Onset] = []
     over: dict[Onset, int] = {}
     for taken, change in enumerate(_changes(rows, harm), start=1):
@@ -100,7 +114,7 @@ def harm_events(rows: Sequence[Row], harm: Harm | None = None) -> list[HarmEvent
 
 
 def cut_short(rows: Sequence[Row], harm: Harm | None = None) -> int:
-    """Rises that a rewind left behind before they had lasted long enough to be events."""
+    """Count the rises that a rewind ended before they were long enough to be events."""
     return sum(change.cut_short for change in _changes(rows, harm))
 
 
@@ -111,14 +125,17 @@ def _changes(rows: Sequence[Row], harm: Harm | None) -> list[Change]:
 
 def _event(rows: Sequence[Row], onset: Onset, over: int | None) -> HarmEvent:
     end = len(rows) if over is None else over
-    looks = [row.probe_loss for row in rows[onset.taken - 1 : end] if math.isfinite(row.probe_loss)]
-    known = looks and math.isfinite(onset.level)
+    losses = [row.probe_loss for row in rows[onset.taken - 1 : end]]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    rise = math.nan
+    if finite and math.isfinite(onset.level):
+        rise = max(finite) - onset.level
     return HarmEvent(
         line=rows[onset.taken - 1].line,
         step=onset.step,
         taken=onset.taken,
         level=onset.level,
-        rise=max(looks) - onset.level if known else math.nan,
+        rise=rise,
         lost=onset.lost,
         lasted=end - onset.taken,
         recovered=over is not None,
@@ -126,19 +143,23 @@ def _event(rows: Sequence[Row], onset: Onset, over: int | None) -> HarmEvent:
 
 
 def instability(events: int, rows: Sequence[Row], harm: Harm | None = None) -> Instability:
-    """The rate of that many events among all steps taken; none where the clean probe was never measured."""
-    seen = any(not math.isnan(row.probe_loss) for row in rows)
-    rate = 1e5 * events / len(rows) if seen else math.nan
+    """Return the rate of events among all steps taken; NaN if the probe was never measured."""
+    rate = math.nan
+    if any(not math.isnan(row.probe_loss) for row in rows):
+        rate = 1e5 * events / len(rows)
     return Instability(
         events=events, steps=len(rows), per_100k=rate, cut_short=cut_short(rows, harm)
     )
 
 
 def recovery(events: Sequence[HarmEvent]) -> Recovery:
-    """How long events lasted; those that had not ended when the run did are censored."""
+    """Return the time that events lasted; those that had not ended with the run are censored."""
     durations = [(event.lasted, event.recovered) for event in events]
+    mean = math.nan
+    if durations:
+        mean = fmean(lasted for lasted, _ in durations)
     return Recovery(
-        mean=fmean(lasted for lasted, _ in durations) if durations else math.nan,
+        mean=mean,
         median=_kaplan_meier(durations),
         events=len(events),
         unrecovered=sum(not recovered for _, recovered in durations),
@@ -146,16 +167,14 @@ def recovery(events: Sequence[HarmEvent]) -> Recovery:
 
 
 def _kaplan_meier(durations: Sequence[tuple[int, bool]]) -> float:
-    """The first time by which at most half are still going on (Kaplan & Meier 1958); NaN where that is not known."""
-    going = len(durations)
+    """Return the time when at most half are unrecovered (Kaplan & Meier 1958); NaN if not known."""
+    left = len(durations)
     share = 1.0
     for lasted, group in groupby(sorted(durations), key=lambda duration: duration[0]):
         ended = [recovered for _, recovered in group]
-        share *= 1 - sum(ended) / going
-        going -= len(ended)
-        if (
-            share <= 0.5 + 1e-12
-        ):  # a product of fractions: one half may come out a rounding above it
+        share *= 1 - sum(ended) / left
+        left -= len(ended)
+        if share <= 0.5 + 1e-12:  # a product of fractions: one half may be rounded up
             return float(lasted)
     return math.nan
 
@@ -163,12 +182,12 @@ def _kaplan_meier(durations: Sequence[tuple[int, bool]]) -> float:
 def clusters(
     rows: Sequence[Row], events: Sequence[HarmEvent], near: int = NEAR
 ) -> dict[str, Cluster]:
-    """For each name that was planted, how often, and what started near it.
+    """Count the steps and the events near each planted stressor, by name.
 
-    A line's past is that of the lines it grew from.
+    The past of a line is that of the lines it grew from.
     """
     starts = [event.taken for event in events]
-    marked: dict[str, list[int]] = {}  # steps of the present history that had it, rising
+    marked: dict[str, list[int]] = {}  # steps of the present history with the stressor, rising
     counts: dict[str, list[int]] = {}
     starting = {taken: starts.count(taken) for taken in starts}
     before = 0

@@ -4,7 +4,7 @@
     comparison_page(comparison)  # HTML
     comparison_text(comparison)  # tables for a rich console
 
-`comparison_record` reads the folder, `forest_plot` and `trunks_table` draw the tables of the page.
+`comparison_record` reads the folder; `forest_plot` and `scenarios_table` draw the page's tables.
 A comparison that still runs is reported as far as it is.
 """
 

@@ -9,7 +9,7 @@ from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED
 from trainenv.report.comparison.comparison_record import Comparison
 from trainenv.report.comparison.comparison_text import measurement
 from trainenv.report.comparison.forest_plot import forest, with_interval
-from trainenv.report.comparison.trunks_table import trunks_table
+from trainenv.report.comparison.scenarios_table import scenarios_table
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.intervals import key
 from trainenv.report.drawing.page import head, page, section, tiles
@@ -21,7 +21,7 @@ METHODS = (
     "failed is left out. Events are events of instability. Regret is the change against the best "
     "static setting of the scenario, chosen in hindsight."
 )
-TRUNKS = (
+SCENARIOS = (
     "Mean change of the final loss against no intervention in each scenario; tinted where the "
     "whole interval is below or above 0."
 )
@@ -54,13 +54,13 @@ def comparison_page(comparison: Comparison) -> str:
                 ),
             )
         )
-    parts = [element("h3", "All scenarios") + forest(comparison, "all", comparison.trunks)]
-    for group, trunks in comparison.groups.items():
-        title = f"{group.capitalize()} scenarios: {', '.join(trunks)}"
-        parts.append(element("h3", escaped(title)) + forest(comparison, group, trunks))
+    parts = [element("h3", "All scenarios") + forest(comparison, "all", comparison.scenarios)]
+    for group, scenarios in comparison.groups.items():
+        title = f"{group.capitalize()} scenarios: {', '.join(scenarios)}"
+        parts.append(element("h3", escaped(title)) + forest(comparison, group, scenarios))
     body.append(section("Methods", key(KEY), *parts, about=METHODS))
-    if len(comparison.trunks) > 1:
-        body.append(section("By scenario", trunks_table(comparison), about=TRUNKS))
+    if len(comparison.scenarios) > 1:
+        body.append(section("By scenario", scenarios_table(comparison), about=SCENARIOS))
     if decisions := [row for row in comparison.found["decisions"] if row["group"] == "all"]:
         body.append(section("Decisions", _decisions(decisions), about=DECISIONS))
     if failures := _failures(comparison):
@@ -103,7 +103,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     failures = f"{cells['diverged']} diverged, {cells['failed']} failed"
     numbers = [
         ("Methods", str(len(comparison.methods)), "at equal compute"),
-        ("Scenarios", str(len(comparison.trunks)), formatting.counted(seeds, "seed")),
+        ("Scenarios", str(len(comparison.scenarios)), formatting.counted(seeds, "seed")),
         ("Runs", formatting.whole(cells["there"]), progress),
         ("Failures", str(cells["diverged"] + cells["failed"]), failures),
     ]
@@ -180,7 +180,7 @@ def _failures(comparison: Comparison) -> str:
     if not bad:
         return ""
     texts = [
-        (row["method"], row["trunk"], row["seed"], row["ended"], row["error"] or "")
+        (row["method"], row["scenario"], row["seed"], row["ended"], row["error"] or "")
         for row in bad[:BAD]
     ]
     rows = [element("tr", *(element("td", escaped(text)) for text in row)) for row in texts]

@@ -11,14 +11,14 @@ from typing import Any
 from trainenv.compare.cells import Cell, Row, read
 from trainenv.compare.paired_rows import Table
 from trainenv.compare.results import groups_of, results
-from trainenv.compare.suite import Suite
-from trainenv.compare.trunks import Trunk
+from trainenv.compare.scenarios import Scenario
+from trainenv.compare.suite import Suite, noted_scenarios
 from trainenv.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Methods on the same scenarios (trunks) and seeds.
+    """Methods on the same scenarios and seeds.
 
     Attributes:
         path: Folder of the comparison.
@@ -38,17 +38,17 @@ class Comparison:
         return [row["method"] for row in self.rows("all") if row["cells"]]
 
     @property
-    def trunks(self) -> list[str]:
+    def scenarios(self) -> list[str]:
         """The scenarios with at least one cell."""
-        there = {trunk for trunk, _ in self.table.rows}
-        return [trunk.name for trunk in self.suite.trunks if trunk.name in there]
+        there = {scenario for scenario, _ in self.table.rows}
+        return [scenario.name for scenario in self.suite.scenarios if scenario.name in there]
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """The groups `stressed` and `calm` with their scenarios; empty unless there are both."""
         groups = {
-            name: trunks
-            for name, trunks in groups_of(self.suite).items()
+            name: scenarios
+            for name, scenarios in groups_of(self.suite).items()
             if name in ("stressed", "calm")
         }
         if len(groups) < 2:
@@ -76,8 +76,8 @@ def read_comparison(folder: Path) -> Comparison:
         for path in sorted((folder / "cells").glob("*/*/*.json"))
     ]
     named = [
-        Cell(trunk=trunk, seed=int(seed), method=Path(file).stem)
-        for _, (trunk, seed, file) in cells
+        Cell(scenario=scenario, seed=int(seed), method=Path(file).stem)
+        for _, (scenario, seed, file) in cells
         if seed.isdigit()
     ]
     rows = [row for cell in named if (row := read(folder, cell)) is not None]
@@ -95,8 +95,8 @@ def _suite(folder: Path, rows: list[Row]) -> Suite:
     try:
         asked = json.loads((folder / "suite.json").read_text(encoding="utf-8"))
         lists = {name: tuple(asked[name]) for name in ("methods", "hindsight")}
-        trunks = tuple(Trunk(**trunk) for trunk in asked["trunks"])
-        suite = Suite(name=asked["name"], seeds=asked["seeds"], trunks=trunks, **lists)
+        scenarios = tuple(Scenario(**scenario) for scenario in noted_scenarios(asked))
+        suite = Suite(name=asked["name"], seeds=asked["seeds"], scenarios=scenarios, **lists)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"expected the suite in {folder / 'suite.json'}, found none that can be read; "

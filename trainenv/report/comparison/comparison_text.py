@@ -21,7 +21,7 @@ MARKS = {False: ("missed", "bold yellow"), None: ("open  ", "dim")}
 
 def comparison_text(comparison: Comparison) -> Group:
     """Make the tables for a rich console."""
-    scenarios = formatting.counted(len(comparison.trunks), "scenario")
+    scenarios = formatting.counted(len(comparison.scenarios), "scenario")
     title = f"Final loss against no intervention, {scenarios}"
     table = Table(
         title=title,

@@ -31,10 +31,10 @@ TITLES = (
 )
 
 
-def forest(comparison: Comparison, group: str, trunks: Sequence[str]) -> str:
+def forest(comparison: Comparison, group: str, scenarios: Sequence[str]) -> str:
     """Draw one row a method, the best first; methods chosen in hindsight come last."""
     found = best_first(comparison.rows(group))
-    rows = [(row, _interval(row, pairs(comparison, trunks, row["method"]))) for row in found]
+    rows = [(row, _interval(row, pairs(comparison, scenarios, row["method"]))) for row in found]
     scale = scale_of(interval for _, interval in rows)
     top = f"<th>Method</th><th class='plot'>{interval_head(scale)}</th>" + "".join(
         f"<th class='n'>{t}</th>" for t in TITLES
@@ -62,11 +62,11 @@ def best_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=_order)
 
 
-def pairs(comparison: Comparison, trunks: Sequence[str], method: str) -> tuple[float, ...]:
+def pairs(comparison: Comparison, scenarios: Sequence[str], method: str) -> tuple[float, ...]:
     """Return Δ ln final loss against no intervention for each scenario and seed."""
     if method == UNTOUCHED:
         return ()
-    found = comparison.table.pairs(trunks, method, UNTOUCHED)
+    found = comparison.table.pairs(scenarios, method, UNTOUCHED)
     return tuple(mine["log_final_loss"] - theirs["log_final_loss"] for mine, theirs in found)
 
 

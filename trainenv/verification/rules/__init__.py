@@ -1,14 +1,14 @@
-"""Rules that say whether a verified branch may become the run.
+"""Accept rules: each decides whether a verified branch may become the run.
 
 | rule | accepts a branch if | ranks by |
 |---|---|---|
-| `risk` | its forecast risk is low, and it lowers volatility or improves the loss | the measured loss |
-| `agreement` | what it measured is what the draft had forecast, and it harms nothing | the draft's long view |
-| `annealed` | it is better after a brief cool-down | that loss |
-| `better` | it is better at once | the measured loss |
+| `agreement` | its loss agrees with the forecast, and it does no harm | the score of the plan |
+| `annealed` | its loss is lower after a brief cool-down | that loss |
+| `better` | its loss is lower at once | the measured loss |
+| `risk` | its forecast risk is low; its volatility or its loss is lower | the measured loss |
 
-`agreement` is the default: it measured best at the end of runs (`benchmarks/loop.py`). A raw loss
-after a few steps prefers low learning rates, which every run gets anyway when it anneals.
+`agreement` is the default: runs that used it ended with the lowest loss (`benchmarks/loop.py`). A
+raw loss after a few steps favours low learning rates, which every run reaches anyway as it anneals.
 """
 
 from __future__ import annotations
@@ -36,26 +36,32 @@ __all__ = ["NAMES", "RULES", "Agreement", "Annealed", "Better", "Risk", "make", 
 
 
 def make(name: str, **hyperparameters: Any) -> AcceptRule:
-    """The rule of that name; what is left out of its hyperparameters is at its default.
+    """Make the rule of a name.
+
+    Args:
+        name: Name of the rule, one of `NAMES`.
+        hyperparameters: Hyperparameters that differ from their defaults.
 
     Raises:
-        UserError: no such rule or hyperparameter (the nearest valid one is named), or a value out
-            of range.
+        UserError: The rule has no such name or hyperparameter (the error gives the nearest valid
+            one), or a value is out of range.
     """
     if name not in RULES:
         raise UserError(
-            f"the accept rule must be one of {', '.join(NAMES)}, found {name!r}{nearest(name, NAMES)}"
+            f"the accept rule must be one of {', '.join(NAMES)}, "
+            f"found {name!r}{nearest(name, NAMES)}"
         )
     valid = [field.name for field in fields(RULES[name])]
     for wrong in hyperparameters:
         if wrong not in valid:
             raise UserError(
-                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; it has: {', '.join(valid)}"
+                f"{name} has no hyperparameter {wrong!r}{nearest(wrong, valid)}; "
+                f"it has: {', '.join(valid)}"
             )
     rule: AcceptRule = RULES[name](**hyperparameters)
     return rule
 
 
 def name_of(rule: AcceptRule) -> str:
-    """What a rule is called in records."""
+    """Return the name of a rule in records."""
     return next((name for name, kind in RULES.items() if type(rule) is kind), type(rule).__name__)

@@ -1,17 +1,20 @@
-"""Accept where reality agrees with the draft, and then believe the draft's long view.
+"""`agreement`: accept a branch whose measured loss agrees with its forecast.
 
-    accept  ⇔  low ≤ measured Δ ln validation loss ≤ high  (the draft's own 90 % interval at the
-    branch's end)
-               and it harms nothing:  Δ < harm  and  mean Δ ln training loss on the same batches <
-                   harm, with 95 % confidence
-               and, where it lowers the learning rate:  Δ ≤ −cut
+Δ is the measured Δ ln validation loss of the branch against doing nothing. A branch is accepted if
+all of these hold:
 
-This is speculative decoding's test in spirit: the target (a short real rollout) is not asked for
-its own choice, it is asked whether the draft can be trusted here. What a few steps measure cannot
-rank futures by how they end; the draft was trained to.
+    forecast    low ≤ Δ ≤ high, the 90 % forecast interval at the end of the branch
+    no harm     Δ < harm, and the mean Δ ln training loss on the same batches is not shown to be
+                ≥ harm (one-sided, 95 % confidence)
+    cuts        Δ ≤ −cut, if the branch lowers the learning rate
 
-A lower learning rate is better at first in almost every run, and worse at the end of most: that a
-cut measures a little better says nothing. More is asked of it.
+This is the test of speculative decoding in spirit: the target (a few real steps) does not choose,
+it checks whether the forecast can be trusted here. The loss after a few steps cannot rank futures
+by their final loss; the world model was trained for that. Accepted branches are therefore ranked by
+the score of the plan.
+
+A lower learning rate gives a lower loss at first in almost every run, and a higher one at the end
+of most. A small early gain is hence no evidence for a cut; `cut` asks for a larger one.
 """
 
 from __future__ import annotations
@@ -22,22 +25,22 @@ from typing import ClassVar
 
 from trainenv.types import Branch, Measure, UserError
 
-_LOWER = 1 - 1e-9  # factor on the learning rate below which a sequence lowers it
-_Z95 = 1.6448536269514722  # one-sided
+_LOWER = 1 - 1e-9  # factor on the learning rate below which a sequence counts as a cut
+_Z95 = 1.6448536269514722  # 95 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Accept what does as it was drafted to and harms nothing.
+    """Accept a branch that agrees with its forecast and does no harm.
 
     Args:
-        harm: Δ ln loss from which on a branch does harm, nats.
-        surprise: whether a branch that is better than its interval counts as agreeing.
-        cut: Δ ln validation loss by which a branch must be better whose learning rate is lower in
-            the end, nats.
+        harm: Smallest Δ ln loss that counts as harm, nats.
+        surprise: True to accept a branch whose loss is below its forecast interval.
+        cut: Fall of ln validation loss against doing nothing that is required of a branch with a
+            lower learning rate at its end, nats.
 
     Raises:
-        UserError: the harm or the cut is not a finite number of at least 0.
+        UserError: `harm` or `cut` is not a finite number of at least 0.
     """
 
     harm: float = 0.02
@@ -65,7 +68,10 @@ class Agreement:
             return f"it harms: validation loss {branch.delta:+.4f} against doing nothing"
         lowers = math.prod(one.lr_scale for one in branch.interventions) < _LOWER
         if self.cut and lowers and branch.delta > -self.cut:
-            return f"a lower rate is better at first anyway: {self.cut:g} is asked of it, it measured {branch.delta:+.4f}"
+            return (
+                f"a lower rate is better at first anyway: {self.cut:g} is asked of it, "
+                f"it measured {branch.delta:+.4f}"
+            )
         pair = branch.paired
         if (
             pair is not None
@@ -79,4 +85,6 @@ class Agreement:
 
     def rank(self, branch: Branch, /) -> float:
         """See `AcceptRule`."""
-        return branch.score if math.isfinite(branch.score) else branch.delta
+        if math.isfinite(branch.score):
+            return branch.score
+        return branch.delta

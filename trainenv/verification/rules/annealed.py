@@ -1,9 +1,10 @@
-"""Accept what is better after a brief cool-down: loss at a learning rate near 0 ranks futures where raw loss misleads.
+"""`annealed`: accept a branch whose loss is lower after a brief cool-down.
 
     accept  ⇔  Δ ln validation loss after the cool-down < −margin
 
-It is the most expensive rule: every branch, the control among them, pays for the cool-down and
-throws it away.
+The loss at a learning rate near 0 ranks futures where the raw loss misleads. It is the most
+expensive rule: every branch, the control included, trains the cool-down, and those steps are
+wasted.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ class Annealed:
     """Accept by the annealed-equivalent loss.
 
     Args:
-        margin: by which a branch must be better than doing nothing, nats: about what reordering the
-            data changes.
+        margin: Fall of ln loss against doing nothing that is required, nats. The default is about
+            the effect of reordering the data.
 
     Raises:
-        UserError: the margin is not a finite number of at least 0.
+        UserError: The margin is not a finite number of at least 0.
     """
 
     margin: float = 0.002
@@ -39,7 +40,10 @@ class Annealed:
         if not math.isfinite(branch.annealed_delta):
             return "its loss after the cool-down was not measured"
         if branch.annealed_delta >= -self.margin:
-            return f"after the cool-down it measured {branch.annealed_delta:+.4f}, which is not below {-self.margin:g}"
+            return (
+                f"after the cool-down it measured {branch.annealed_delta:+.4f}, "
+                f"which is not below {-self.margin:g}"
+            )
         return ""
 
     def rank(self, branch: Branch, /) -> float:

@@ -1,14 +1,14 @@
-"""Accept what is better at once, by validation loss and by training losses on the same batches.
+"""`better`: accept a branch whose validation loss and training losses are lower at once.
 
     accept  ⇔  Δv < 0,  Δt < 0  and  (Δv + Δt) / 2 < −margin
 
-Δv is Δ ln validation loss where the branch ends, Δt the mean Δ ln training loss of its steps: two
-measures of one thing, each of few tokens. Where the batches were others, as they are where some
-were skipped, Δt is left out.
+Δv is Δ ln validation loss at the end of the branch, Δt the mean Δ ln training loss of its steps:
+two measures of the same quantity, each on few tokens. Δt is left out if the batches differ, for
+example because some were skipped.
 
-A few steps show what goes wrong now, not how a run ends: late in a run every lower learning rate
-looks better. The rule is for questions whose answer shows at once, such as whether a rate that is
-still warming up is too high already.
+A few steps show what goes wrong now, not the final loss of a run: late in a run every lower
+learning rate looks better. The rule is for questions that a few steps can answer, such as: is the
+learning rate already too high during warm-up?
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from trainenv.types import Branch, Measure, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Better:
-    """Accept what measured better than doing nothing.
+    """Accept a branch that measured a lower loss than doing nothing.
 
     Args:
-        margin: by which a branch must be better, nats, in the mean of both.
+        margin: Fall of ln loss that is required in the mean of Δv and Δt, nats.
 
     Raises:
-        UserError: the margin is not a finite number of at least 0.
+        UserError: The margin is not a finite number of at least 0.
     """
 
     margin: float = 0.005
@@ -48,7 +48,8 @@ class Better:
             measured["training loss"] = branch.paired.mean
         if max(measured.values()) < 0 and fmean(measured.values()) < -self.margin:
             return ""
-        return f"it is not better by {self.margin:g}: {', '.join(f'{name} {change:+.4f}' for name, change in measured.items())}"
+        changes = ", ".join(f"{name} {change:+.4f}" for name, change in measured.items())
+        return f"it is not better by {self.margin:g}: {changes}"
 
     def rank(self, branch: Branch, /) -> float:
         """See `AcceptRule`."""

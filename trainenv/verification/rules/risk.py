@@ -1,10 +1,10 @@
-"""The rule of the specification: low forecast risk, and a short rollout that is calmer or better than doing nothing.
+"""`risk`: accept a branch of low forecast risk that is calmer or better than doing nothing.
 
-    accept  ⇔  P(it diverges within N steps) < bound  and  (volatility < the control's  or
-    validation loss < the control's)
+    accept  ⇔  P(the branch diverges within N steps) < bound
+               and (volatility < that of the control  or  validation loss < that of the control)
 
-Of those accepted the one with the lowest validation loss is taken. It shares the bias of short
-looks: a lower learning rate looks better than it is.
+The accepted branch with the lowest validation loss becomes the run. The rule shares the bias of
+short branches: a lower learning rate looks better than it is.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from trainenv.types import Branch, Measure, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Risk:
-    """Accept what is of low risk and does some good at once.
+    """Accept a branch of low risk that lowers volatility or loss at once.
 
     Args:
-        bound: on the forecast probability of diverging; a branch without a forecast has no such
-            bound.
+        bound: Upper bound on the forecast probability of diverging, above 0 and at most 1. A branch
+            without a forecast is not bounded.
 
     Raises:
-        UserError: the bound is no probability.
+        UserError: The bound is no probability.
     """
 
     bound: float = 0.2
@@ -37,7 +37,10 @@ class Risk:
     def objection(self, branch: Branch, control: Branch, /) -> str:
         """See `AcceptRule`."""
         if branch.forecast is not None and not branch.forecast.divergence < self.bound:
-            return f"its forecast risk of diverging is {branch.forecast.divergence:.2f}, not below {self.bound:g}"
+            return (
+                f"its forecast risk of diverging is {branch.forecast.divergence:.2f}, "
+                f"not below {self.bound:g}"
+            )
         calmer = control.outcome.diverged or branch.outcome.volatility < control.outcome.volatility
         if calmer or branch.delta < 0:
             return ""

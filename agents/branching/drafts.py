@@ -1,0 +1,129 @@
+"""Drafts: branches that the planner, the range test or a rollback proposes to verify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trainenv.agents.branching.decision import Decision, Proposal, Skipped
+from trainenv.agents.branching.loop_state import LoopState
+from trainenv.agents.branching.problems import (
+    PlanningOptions,
+    flops_per_future,
+    within,
+    world_model_of,
+)
+from trainenv.agents.branching.rewind_points import RewindPoint
+from trainenv.agents.branching.rollback import plan_rollback, price_of_rollback
+from trainenv.interventions import ActionCodec
+from trainenv.training.history import history_of
+from trainenv.types import Learner, Plan, Planner, Run, RunHistory, UserError, WorldModel
+from trainenv.verification.rules import Better
+from trainenv.verification.verify import Verification
+
+_MORE = 4  # times as many steps for a branch that no model has forecast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafter:
+    """Proposes the branches of a decision.
+
+    Args:
+        planner: Planner that ranks candidate interventions.
+        model: World model, or a learner that has one; None for a planner that needs none.
+        drafting: Settings of the planning problem.
+        verification: Settings of the verification.
+    """
+
+    planner: Planner
+    model: WorldModel | Learner | None
+    planning: PlanningOptions
+    verification: Verification
+
+    def propose(
+        self, run: Run, point: RewindPoint, decision: Decision, state: LoopState
+    ) -> Proposal:
+        """Return the branches to verify, as many as may be wasted.
+
+        From before harm it is a rollback, during the warm-up the proposal of the range test, and
+        otherwise the draft of the planner.
+
+        Raises:
+            Skipped: Nothing promises enough, or too little is left to waste.
+        """
+        waste = state.waste
+        if point.since:
+            if reason := waste.refusal(run, price_of_rollback(run, len(point.since))):
+                raise Skipped(reason)
+            return plan_rollback(run, point, self.verification)
+        usual = self.verification
+        steps = state.acceptance.steps(usual.verify_steps)
+        most = state.acceptance.branches(usual.top_k)
+        plan: Plan | None = None
+        if decision.trigger == "warmup":  # no model foresees it, so real steps must show the gain
+            plan = state.triggers.range_test.propose(run.step)
+            usual = replace(usual, top_k=1, rule=Better(), worth=0.0)
+            steps = _MORE * usual.verify_steps
+            most = 1
+
+        def price(branches: int) -> float:
+            return price_of_branches(run, usual, branches, steps)
+
+        least = price(1)
+        if reason := waste.refusal(run, least, trial=decision.is_trial):
+            raise Skipped(reason)
+        # The newest validation need not be measured again: if it is 2 % off, forecasts of changes
+        # differ by 1e-4, and most drafts promise nothing.
+        history = history_of(
+            run,
+            list(state.history),
+            horizon=state.settings.horizon,
+            validation=state.validation,
+        )
+        if plan is None:
+            plan = self._ask_planner(run, history, decision, state, least)
+        width = waste.widest(run, most, price)
+        if not width:
+            raise Skipped(waste.shortfall(run, least))
+        verification = replace(usual, top_k=width, width=state.acceptance.width)
+        if not verification.chosen(plan):
+            reason = "; ".join(plan.faults) or "no draft promises enough"
+            raise Skipped(reason, fault=bool(plan.faults))
+        return Proposal(
+            point=point,
+            plan=plan,
+            verification=verification,
+            steps=steps,
+            decision_steps=history.decision_steps,
+            limit=waste.left_in(run),
+            history=history,
+        )
+
+    def _ask_planner(
+        self, run: Run, history: RunHistory, decision: Decision, state: LoopState, least: float
+    ) -> Plan:
+        """Return the planner's plan; `least` FLOPs are kept for verifying one branch of it."""
+        model = world_model_of(self.model)
+        per_future = flops_per_future(model)
+        codec = ActionCodec(run.config.interventions)
+        generator = np.random.default_rng([run.config.seed, run.step, decision.number])
+        planning = replace(self.planning, parts=state.settings.parts, highest=state.highest_lr)
+        problem = planning.problem(run, history, codec, model, generator)
+        left = state.waste.left_in(run) - least
+        problem = replace(problem, budget=within(problem.budget, left, per_future))
+        if problem.budget.futures == 0:
+            raise Skipped(state.waste.shortfall(run, least))
+        plan = self.planner.plan(problem)
+        if not isinstance(plan, Plan):
+            raise UserError(f"a planner must return a Plan, found {plan!r:.80}")
+        flops = plan.cost.futures * per_future
+        run.ledger.charge("plan", flops)
+        state.throw_away(run, decision, flops)
+        return plan
+
+
+def price_of_branches(run: Run, verification: Verification, branches: int, steps: int) -> float:
+    """Return the most FLOPs that a verification wastes: if all branches and the control fail."""
+    control = steps * run.flops_ahead + run.flops_per_evaluation
+    return verification.thrown_away(run, branches, steps) + control
