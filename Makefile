@@ -14,12 +14,12 @@ LOWEST_PYTHON ?= $(shell for python in python3 python3.11; do $$python $(FOR_LOW
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints-lowest.txt)
 LOWEST := .venv-lowest
 LOWEST_PIP := $(LOWEST)/bin/python $(PIP_INSTALL) --constraint $(LOWEST)/constraints.txt
-LOWEST_TESTS := $(addprefix tests/, test_models.py test_run.py test_folded.py test_own_parts.py test_optimizers.py \
-	test_workers.py test_examples.py test_portable.py \
-	agents/test_branching_agent.py agents/test_sb3.py agents/test_tuned.py \
-	checkpoints/test_convert.py checkpoints/test_schema.py checkpoints/test_store.py \
-	cli/test_cli_paths.py cli/test_cli_run.py corpora/test_hub_copies.py corpora/test_tokenizers.py \
-	envs/test_training.py planners/test_planner_bayes.py records/test_parquet.py records/test_tree.py \
+LOWEST_TESTS := $(addprefix tests/, test_run.py test_examples.py agents/test_branching_agent.py \
+	agents/test_sb3.py agents/test_tuned.py checkpoints/test_interop.py checkpoints/test_schema.py \
+	checkpoints/test_store.py cli/test_cli_paths.py cli/test_cli_run.py data/test_hub_copies.py \
+	data/test_tokenizers.py envs/test_training.py models/test_models.py planners/test_planner_bayes.py \
+	records/test_parquet.py report/test_tree.py rollouts/test_folded.py rollouts/test_workers.py \
+	tools/test_portable.py training/test_optimizers.py training/test_own_parts.py \
 	worldmodel/test_model_files.py worldmodel/test_model_forecast.py)
 
 .PHONY: demo test test-lowest check format clean

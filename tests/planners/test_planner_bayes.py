@@ -115,7 +115,7 @@ def test_a_missing_package_is_told_at_once(sampler: Any, monkeypatch: pytest.Mon
 
 
 def test_it_learns_where_to_ask() -> None:
-    """After the startup, asks are better than at random; old versions of Optuna need many worlds."""
+    """After the startup, asks are better than random ones; old Optunas need many worlds."""
     asked, drawn = [], []
     for seed in range(12):
         world = ToyWorld(seed=seed, unsafe=None)

@@ -166,7 +166,7 @@ def test_a_folder_is_locked_by_msvcrt(tmp_path: Path, windows: list[int]) -> Non
     one.take()
     assert one.held
     with pytest.raises(
-        UserError, match=rf"another CheckpointStore of this very process \({os.getpid()}\)"
+        UserError, match=rf"another CheckpointStore of this same process \({os.getpid()}\)"
     ):
         two.take()
     one.release()
