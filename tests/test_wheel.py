@@ -52,7 +52,7 @@ def test_no_wheel_touches_another(wheels: list[Path], tmp_path: Path) -> None:
     python = next(path for path in (tmp_path / "venv").glob("[bS]*/python*") if path.is_file())
 
     def pip(*words: str) -> None:
-        command = [str(python), "-m", "pip", "--disable-pip-version-check", *words]
+        command = [str(python), "-I", "-m", "pip", "--disable-pip-version-check", *words]
         subprocess.run(command, capture_output=True, timeout=120, check=True)
 
     def files(package: str) -> set[str]:
@@ -66,7 +66,7 @@ def test_no_wheel_touches_another(wheels: list[Path], tmp_path: Path) -> None:
     assert before["agents"] == {"agents/__init__.py"}
     assert before["planners"] == {"planners/__init__.py"}
     owners = "import agents, planners; assert (agents.OWNER, planners.OWNER) == ('openai_agents', 'planners')"
-    subprocess.run([str(python), "-c", owners], cwd=tmp_path, timeout=60, check=True)
+    subprocess.run([str(python), "-I", "-c", owners], cwd=tmp_path, timeout=60, check=True)
     left = dict(before)
     for name, package in (
         ("trainenv", "trainenv"),

@@ -106,7 +106,7 @@ def test_who_begins_to_steer_later_is_welcome(tmp_path: Path) -> None:
     train(run, folder, callback=callback)
     made = MadeOf.read(folder.path)
     assert made is not None
-    assert made.callback == {"class": "test_driving_resumed.Counting", "unit": 1}
+    assert made.callback == {"class": "test_loop_resumed.Counting", "unit": 1}
 
 
 def test_a_run_that_was_built_otherwise_is_refused(tmp_path: Path) -> None:

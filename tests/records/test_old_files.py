@@ -57,4 +57,5 @@ def test_an_old_steered_run_is_resumed_by_the_same_loop(folder: Path) -> None:
 def test_an_old_folder_has_its_report(folder: Path, tmp_path: Path) -> None:
     report = write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "accepted, of 2 verified" in report
-    assert "no branch holds up" in RunReport(folder).tree()
+    tree = " ".join(RunReport(folder).tree(width=400).split())
+    assert "no branch holds up" in tree

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-import trainenv
 from trainenv.config.schema import TrainingConfig
 from trainenv.run import TrainingRun
 from trainenv.training import numerics as devices
+from trainenv.training import snapshots
 from trainenv.types import Snapshot, UserError
 
 SMALL: dict[str, Any] = {
@@ -202,6 +202,6 @@ def test_the_fingerprint_leaves_both_out(change: Callable[[Snapshot], Snapshot])
     before = run.fingerprint()
     run.restore(change(run.snapshot()))
     assert run.fingerprint() == before
-    assert trainenv.snapshots.fingerprint(
-        replace(run.snapshot(), tier="8bit")
-    ) == trainenv.snapshots.fingerprint(run.snapshot())
+    assert snapshots.fingerprint(replace(run.snapshot(), tier="8bit")) == snapshots.fingerprint(
+        run.snapshot()
+    )

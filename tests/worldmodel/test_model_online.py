@@ -222,9 +222,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nine looks": ({"looks": (0.0,) * 9}, "at most 4 interventions and 8 looks, found 1 and 9"),
     "nothing measured": (
         {"annealed": math.nan, "looks": (math.nan,)},
-        "needs a Δ that was measured, found none",
+        "needs a measured Δ, found none",
     ),
-    "infinite": ({"annealed": math.inf}, "needs a Δ that was measured, found none"),
+    "infinite": ({"annealed": math.inf}, "needs a measured Δ, found none"),
 }
 
 

@@ -36,8 +36,10 @@ def add_compare(commands: Any) -> None:
         "--methods", metavar="A,B", help="methods to compare (default: those of CONFIG)"
     )
     compare.add_argument(
-        "--trunks", metavar="A,B", help="scenarios to train (default: all of CONFIG)"
+        "--scenarios", metavar="A,B", help="scenarios to train (default: all of CONFIG)"
     )
+    # The old name of --scenarios, for one version.
+    compare.add_argument("--trunks", dest="scenarios", help=argparse.SUPPRESS)
     compare.add_argument(
         "--seeds",
         type=int,
