@@ -16,8 +16,9 @@ through the protocols of `trainenv.types`. Each name is imported when it is firs
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.agents.agent_callback import AgentCallback
@@ -47,28 +48,25 @@ __all__ = [
     "population",
 ]
 
-_LAZY = {
-    "STYLES": "trainenv.agents.baselines.rollback_rule",
-    "AgentCallback": "trainenv.agents.agent_callback",
-    "Agent": "trainenv.agents.contract",
-    "Branching": "trainenv.agents.branching",
-    "BranchingAgent": "trainenv.agents.branching",
-    "RollbackRule": "trainenv.agents.baselines.rollback_rule",
-    "ClipOnly": "trainenv.agents.baselines.clip_only",
-    "DoNothing": "trainenv.agents.baselines.do_nothing",
-    "PlanningOptions": "trainenv.agents.branching",
-    "Episode": "trainenv.agents.episodes",
-    "PlannerCallback": "trainenv.agents.baselines.planner_driven",
-    "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",
-    "play": "trainenv.agents.episodes",
-    "population": "trainenv.agents.baselines.planner_driven",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'agents' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "STYLES": "trainenv.agents.baselines.rollback_rule",
+        "AgentCallback": "trainenv.agents.agent_callback",
+        "Agent": "trainenv.agents.contract",
+        "Branching": "trainenv.agents.branching",
+        "BranchingAgent": "trainenv.agents.branching",
+        "RollbackRule": "trainenv.agents.baselines.rollback_rule",
+        "ClipOnly": "trainenv.agents.baselines.clip_only",
+        "DoNothing": "trainenv.agents.baselines.do_nothing",
+        "PlanningOptions": "trainenv.agents.branching",
+        "Episode": "trainenv.agents.episodes",
+        "PlannerCallback": "trainenv.agents.baselines.planner_driven",
+        "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",
+        "play": "trainenv.agents.episodes",
+        "population": "trainenv.agents.baselines.planner_driven",
+    },
+)
 
 
 if __name__ == "agents":  # in a checkout: one copy of every class

@@ -10,8 +10,9 @@ calibration and evaluation. Everything is imported when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.types import Rollout
@@ -21,20 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "OnlineModel", "Rollout", "load", "load_pretrained", "save"]
 
-_LAZY = {
-    "Model": "trainenv.worldmodel.model",
-    "OnlineModel": "trainenv.worldmodel.online",
-    "Rollout": "trainenv.types",
-    "load": "trainenv.worldmodel.serialization",
-    "load_pretrained": "trainenv.worldmodel.serialization",
-    "save": "trainenv.worldmodel.serialization",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'worldmodel' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "Model": "trainenv.worldmodel.model",
+        "OnlineModel": "trainenv.worldmodel.online",
+        "Rollout": "trainenv.types",
+        "load": "trainenv.worldmodel.serialization",
+        "load_pretrained": "trainenv.worldmodel.serialization",
+        "save": "trainenv.worldmodel.serialization",
+    },
+)
 
 
 if __name__ == "worldmodel":  # in a checkout: one copy of every class

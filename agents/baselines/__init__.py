@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.agents.baselines.clip_only import ClipOnly
@@ -33,20 +34,17 @@ __all__ = [
     "population",
 ]
 
-_LAZY = {
-    "ClipOnly": "trainenv.agents.baselines.clip_only",
-    "DoNothing": "trainenv.agents.baselines.do_nothing",
-    "PlannerCallback": "trainenv.agents.baselines.planner_driven",
-    "population": "trainenv.agents.baselines.planner_driven",
-    "STYLES": "trainenv.agents.baselines.rollback_rule",
-    "RollbackRule": "trainenv.agents.baselines.rollback_rule",
-    "Style": "trainenv.agents.baselines.rollback_rule",
-    "Setting": "trainenv.agents.baselines.tuned_schedule",
-    "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "ClipOnly": "trainenv.agents.baselines.clip_only",
+        "DoNothing": "trainenv.agents.baselines.do_nothing",
+        "PlannerCallback": "trainenv.agents.baselines.planner_driven",
+        "population": "trainenv.agents.baselines.planner_driven",
+        "STYLES": "trainenv.agents.baselines.rollback_rule",
+        "RollbackRule": "trainenv.agents.baselines.rollback_rule",
+        "Style": "trainenv.agents.baselines.rollback_rule",
+        "Setting": "trainenv.agents.baselines.tuned_schedule",
+        "TunedSchedule": "trainenv.agents.baselines.tuned_schedule",
+    },
+)

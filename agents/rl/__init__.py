@@ -9,8 +9,9 @@ when it is first used; Stable-Baselines3 is an optional package.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.agents.rl.learners import DQN, MOVING, PPO, USEFUL
@@ -31,22 +32,19 @@ __all__ = [
     "train_in_run",
 ]
 
-_LAZY = {
-    "DQN": "trainenv.agents.rl.learners",
-    "MOVING": "trainenv.agents.rl.learners",
-    "PPO": "trainenv.agents.rl.learners",
-    "USEFUL": "trainenv.agents.rl.learners",
-    "Policy": "trainenv.agents.rl.policy",
-    "Trained": "trainenv.agents.rl.policy",
-    "train_in_model": "trainenv.agents.rl.policy",
-    "train_in_run": "trainenv.agents.rl.policy",
-    "dqn_model": "trainenv.agents.rl.rl_methods",
-    "ppo_model": "trainenv.agents.rl.rl_methods",
-    "ppo_real": "trainenv.agents.rl.rl_methods",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "DQN": "trainenv.agents.rl.learners",
+        "MOVING": "trainenv.agents.rl.learners",
+        "PPO": "trainenv.agents.rl.learners",
+        "USEFUL": "trainenv.agents.rl.learners",
+        "Policy": "trainenv.agents.rl.policy",
+        "Trained": "trainenv.agents.rl.policy",
+        "train_in_model": "trainenv.agents.rl.policy",
+        "train_in_run": "trainenv.agents.rl.policy",
+        "dqn_model": "trainenv.agents.rl.rl_methods",
+        "ppo_model": "trainenv.agents.rl.rl_methods",
+        "ppo_real": "trainenv.agents.rl.rl_methods",
+    },
+)

@@ -11,10 +11,10 @@ of the optimizer in 8 bits.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainenv.checkpoints.names import FOLDER, MADE_OF
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.checkpoints.header import BrokenCheckpoint, Header
@@ -38,19 +38,16 @@ __all__ = [
 ]
 
 
-_LAZY = {
-    "BrokenCheckpoint": "trainenv.checkpoints.header",
-    "CheckpointStore": "trainenv.checkpoints.store",
-    "Deletion": "trainenv.checkpoints.retention",
-    "Entry": "trainenv.checkpoints.manifest",
-    "Finding": "trainenv.checkpoints.reader",
-    "Header": "trainenv.checkpoints.header",
-    "export": "trainenv.checkpoints.interop",
-    "load_weights": "trainenv.checkpoints.interop",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "BrokenCheckpoint": "trainenv.checkpoints.header",
+        "CheckpointStore": "trainenv.checkpoints.store",
+        "Deletion": "trainenv.checkpoints.retention",
+        "Entry": "trainenv.checkpoints.manifest",
+        "Finding": "trainenv.checkpoints.reader",
+        "Header": "trainenv.checkpoints.header",
+        "export": "trainenv.checkpoints.interop",
+        "load_weights": "trainenv.checkpoints.interop",
+    },
+)

@@ -8,8 +8,9 @@ This package alone puts agents, planners and world models together.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.composition.default_loop import branching
@@ -17,14 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Method", "branching"]
 
-_LAZY = {
-    "METHODS": "trainenv.composition.methods",
-    "Method": "trainenv.composition.methods",
-    "branching": "trainenv.composition.default_loop",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'trainenv.composition' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "METHODS": "trainenv.composition.methods",
+        "Method": "trainenv.composition.methods",
+        "branching": "trainenv.composition.default_loop",
+    },
+)

@@ -10,8 +10,9 @@ Actions, observations and action masks are the same for all three: see `trainenv
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.envs.imagined_run import record_histories
@@ -29,17 +30,14 @@ __all__ = [
     "record_histories",
 ]
 
-_LAZY = {
-    "FEATURES": "observation",
-    "Features": "observation",
-    "SyntheticEnv": "synthetic",
-    "TrainingEnv": "training",
-    "WorldModelEnv": "world_model",
-    "record_histories": "imagined_run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "FEATURES": ".observation",
+        "Features": ".observation",
+        "SyntheticEnv": ".synthetic",
+        "TrainingEnv": ".training",
+        "WorldModelEnv": ".world_model",
+        "record_histories": ".imagined_run",
+    },
+)

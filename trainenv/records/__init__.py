@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.records.decision_files import accepted_branch, read_decisions
@@ -33,22 +34,19 @@ __all__ = [
     "telemetry_of",
 ]
 
-_LAZY = {
-    "MadeOf": "made_of",
-    "RunFolder": "run_folder",
-    "TelemetryLog": "telemetry_log",
-    "accepted_branch": "decision_files",
-    "each_once": "faults",
-    "faults_of": "faults",
-    "read_decisions": "decision_files",
-    "read_events": "run_folder",
-    "read_telemetry": "telemetry_log",
-    "read_validation": "run_folder",
-    "telemetry_of": "telemetry_log",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"trainenv.records.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'trainenv.records' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "MadeOf": ".made_of",
+        "RunFolder": ".run_folder",
+        "TelemetryLog": ".telemetry_log",
+        "accepted_branch": ".decision_files",
+        "each_once": ".faults",
+        "faults_of": ".faults",
+        "read_decisions": ".decision_files",
+        "read_events": ".run_folder",
+        "read_telemetry": ".telemetry_log",
+        "read_validation": ".run_folder",
+        "telemetry_of": ".telemetry_log",
+    },
+)

@@ -15,8 +15,9 @@ Each name is imported when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.rollouts.cooldown import cool_down
@@ -42,22 +43,19 @@ __all__ = [
     "side_by_side",
 ]
 
-_LAZY = {
-    "NOTHING": "executor",
-    "Folded": "folded",
-    "Future": "future",
-    "InTurn": "group",
-    "RemoteGroup": "remote",
-    "Rollouts": "executor",
-    "Start": "fork",
-    "cool_down": "cooldown",
-    "dismiss": "remote",
-    "fork_at": "fork",
-    "side_by_side": "placement",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "NOTHING": ".executor",
+        "Folded": ".folded",
+        "Future": ".future",
+        "InTurn": ".group",
+        "RemoteGroup": ".remote",
+        "Rollouts": ".executor",
+        "Start": ".fork",
+        "cool_down": ".cooldown",
+        "dismiss": ".remote",
+        "fork_at": ".fork",
+        "side_by_side": ".placement",
+    },
+)

@@ -8,8 +8,9 @@ The random state of a run is in `trainenv.tools.rng`, which loads torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.tools.atomic_files import replacing, write_file, write_json
@@ -39,27 +40,24 @@ __all__ = [
     "write_json",
 ]
 
-_LAZY = {
-    "VERSION": "version",
-    "absolute": "paths",
-    "append_line": "json_lines",
-    "choice": "checks",
-    "count": "checks",
-    "describe_error": "error_text",
-    "expanded": "paths",
-    "nearest": "spelling",
-    "number": "checks",
-    "number_or_nan": "json_lines",
-    "plain": "json_lines",
-    "read_lines": "json_lines",
-    "replacing": "atomic_files",
-    "typed": "paths",
-    "write_file": "atomic_files",
-    "write_json": "atomic_files",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"trainenv.tools.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'trainenv.tools' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "VERSION": ".version",
+        "absolute": ".paths",
+        "append_line": ".json_lines",
+        "choice": ".checks",
+        "count": ".checks",
+        "describe_error": ".error_text",
+        "expanded": ".paths",
+        "nearest": ".spelling",
+        "number": ".checks",
+        "number_or_nan": ".json_lines",
+        "plain": ".json_lines",
+        "read_lines": ".json_lines",
+        "replacing": ".atomic_files",
+        "typed": ".paths",
+        "write_file": ".atomic_files",
+        "write_json": ".atomic_files",
+    },
+)

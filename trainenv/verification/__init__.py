@@ -11,8 +11,9 @@ Each name is imported when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
     from trainenv.verification.early_stopping import Losing, paired
@@ -21,17 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Losing", "Replay", "Verification", "adopt", "expected", "paired"]
 
-_LAZY = {
-    "Losing": "early_stopping",
-    "Replay": "replay",
-    "Verification": "verify",
-    "adopt": "verify",
-    "expected": "verify",
-    "paired": "early_stopping",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "Losing": ".early_stopping",
+        "Replay": ".replay",
+        "Verification": ".verify",
+        "adopt": ".verify",
+        "expected": ".verify",
+        "paired": ".early_stopping",
+    },
+)
