@@ -73,7 +73,7 @@ def test_importing_the_package_loads_nothing_heavy_and_little_of_our_own() -> No
     modules = loaded("import trainenv")
     assert not modules & HEAVY
     ours = {name for name in modules if name.split(".")[0] == "trainenv"}
-    light = {"trainenv", "trainenv.tools", "trainenv.tools.version"}
+    light = {"trainenv", "trainenv.tools", "trainenv.tools.lazy", "trainenv.tools.version"}
     assert {name for name in ours if not name.startswith("trainenv.types")} == light
     beside = modules - loaded("import torch, gymnasium") - ours
     assert len(beside) < 20, sorted(beside)
