@@ -16,11 +16,12 @@ from trainenv.records.faults import faults_of
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
 from trainenv.records.run_folder import REWINDS, RunFolder, read_events, read_validation
 from trainenv.tools.json_lines import plain
-from trainenv.types import Event, Run, Snapshot, Telemetry, UserError
+from trainenv.types import Event, Run, Snapshot, Telemetry, UserError, as_whole
 
 Watch = Callable[[Run, Sequence[Telemetry]], None]
-# part of a snapshot: the state of the callback, as JSON; callbacks were once called so
+# Part of a snapshot: the state of the callback, as JSON. The key is the old name of a callback.
 CALLBACK_STATE = "responder"
+_METHODS = ("on_train_begin", "next_block", "on_block_end", "on_evaluate", "state_dict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +72,13 @@ class Callback(Protocol):
         block: int = run.config.monitor.block
         return block
 
-    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult:
+    def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult | None:
         """Act on the run after a block of telemetry.
 
-        Called after each block, before validation and checkpoints.
+        Called after each block, before validation and checkpoints. None stands for
+        `CallbackResult()`: nothing has changed.
         """
-        ...
+        return None
 
     def on_evaluate(self, step: int, loss: float, /) -> None:
         """Take in a validation loss in nats per token. Called after each validation of the run."""
@@ -122,18 +124,9 @@ def train(
         UserError: The folder is in use by another process, a checkpoint cannot be saved (before the
             first step if the disk shows it by then), or folder or callback are of a wrong kind.
     """
-    if isinstance(folder, str | Path):
-        folder = RunFolder.create(folder, run.config)
+    _check_arguments(run, folder, callback)
     if not isinstance(folder, RunFolder):
-        raise UserError(
-            f"folder must be a RunFolder or the path of a new folder, found {folder!r:.80}; "
-            "give a path such as 'runs/mine'"
-        )
-    if callback is not None and not hasattr(callback, "on_block_end"):
-        raise UserError(
-            f"callback must be a Callback, found {callback!r:.80}; "
-            "wrap an agent as agents.AgentCallback(agent=…)"
-        )
+        folder = RunFolder.create(folder, run.config)
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
         made = MadeOf.of(run, callback, folder.flags)
@@ -162,6 +155,31 @@ def train(
     if ended != "interrupted":
         folder.finish(summary)
     return summary
+
+
+def _check_arguments(run: object, folder: object, callback: object) -> None:
+    """Check the kinds of the arguments of `train`, before anything is written."""
+    if not hasattr(run, "advance") or isinstance(run, type):
+        raise UserError(
+            f"run must be a run, found {run!r:.80}; make one with TrainingRun.from_config('tiny')"
+        )
+    if not isinstance(folder, RunFolder | str | Path):
+        raise UserError(
+            f"folder must be a RunFolder or the path of a new folder, found {folder!r:.80}; "
+            "give a path such as 'runs/mine'"
+        )
+    if callback is None:
+        return
+    if isinstance(callback, type) or (callable(callback) and not hasattr(callback, "on_block_end")):
+        name = getattr(callback, "__name__", "it")
+        raise UserError(f"callback must be a Callback, found {name} itself; call it: {name}(…)")
+    missing = [name for name in _METHODS if not hasattr(callback, name)]
+    if missing:
+        raise UserError(
+            f"callback must be a Callback, found {type(callback).__name__} without "
+            f"{', '.join(missing)}; inherit from trainenv.loop.Callback, or wrap an agent as "
+            "agents.AgentCallback(agent=…)"
+        )
 
 
 def drive(
@@ -259,11 +277,15 @@ def _train_to_end(
         before = run.step
         steps = _steps_to_boundary(run)
         if callback is not None:
-            steps = min(steps, callback.next_block(run))
+            asked = as_whole(callback.next_block(run), "the return value of next_block", least=1)
+            steps = min(steps, asked)
         window = run.advance(steps)
         taken += len(window)
         finite = _record(folder, window, finite, diverged=run.diverged)
-        result = callback.on_block_end(run, window) if callback else CallbackResult()
+        result = None
+        if callback is not None:
+            result = callback.on_block_end(run, window)
+        result = result or CallbackResult()
         rewound = False
         for event in result.events:
             if event.kind == "rewind":

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles if the data has no epochs
 _LOST_STEPS = 50  # steps in a row with a non-finite loss that make a divergence, at least
-_LOST_SHARE = 20  # one in so many of the budget, if that is more
+_LOST_SHARE = 20  # 1/20 of the budget, if that is more than 50 steps
 _NOT_IN_FINGERPRINT = ("ledger", "numerics", "statistics")  # parts without effect on the future
 
 
@@ -345,8 +345,8 @@ class TrainingRun:
     def lrs_ahead(self) -> list[float]:
         """Return the learning rate of each step left in the budget, without further interventions.
 
-        One step's rate if none is left. Planted stress is left out, because it is not planned.
-        Rates more than 20 000 steps ahead are interpolated.
+        If no step is left, the list holds the rate of one step. Planted stress is left out, because
+        it is not planned. Rates more than 20 000 steps ahead are interpolated.
         """
         end = max(self.horizon.end, self.step + 1)
         return ahead(lambda step: self.base_lr * self._lr_factor(step), self.step, end)
@@ -432,7 +432,7 @@ class TrainingRun:
         self.horizon = self.horizon.spend(self.step, as_whole(steps, "steps", least=0))
 
     def end_at(self, step: int) -> None:
-        """Set the step at which the budget is spent, at the earliest now; it may move back."""
+        """Set the last step of the budget; an earlier one than now counts as now."""
         self.horizon = self.horizon.spend(
             self.step, self.horizon.end - as_whole(step, "the last step")
         )

@@ -37,7 +37,7 @@ class BranchingAgent:
         model: World model that forecasts them, or a `Learner` that also learns from verified
             branches; None for a planner that needs none.
         config: Settings of the loop; None for those of the run's configuration.
-        drafting: Settings of the planning problem.
+        planning: Settings of the planning problem.
 
     Raises:
         UserError: The environment has no training run.

@@ -50,7 +50,7 @@ class Branching(Callback):
             branches; None for a planner that needs none.
         config: Settings of the loop; None for those of the run's configuration.
         verification: Settings of the verification; None to make them from the configuration.
-        drafting: Settings of the planning problem.
+        planning: Settings of the planning problem.
 
     Raises:
         UserError: The planner or the model lacks its method.
@@ -132,7 +132,7 @@ class Branching(Callback):
     def rewind(self, run: Run, decision: Decision) -> RewindPoint:
         """Go back to before an alarm whose harm lasts, and return the state to branch from.
 
-        Harm that has just been seen is answered by a trial instead: the branches start from a fork
+        Harm that has just been seen is answered by a test instead: the branches start from a fork
         of the run before the harm, and the run goes back only if one of them is accepted.
         """
         state = self._state

@@ -32,7 +32,7 @@ class Drafter:
     Args:
         planner: Planner that ranks candidate interventions.
         model: World model, or a learner that has one; None for a planner that needs none.
-        drafting: Settings of the planning problem.
+        planning: Settings of the planning problem.
         verification: Settings of the verification.
     """
 

@@ -268,7 +268,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         if isinstance(action, argparse._SubParsersAction):
             for name in action.choices:
                 yield from arguments_of(action.choices[name])
-        else:
+        elif action.help != argparse.SUPPRESS:
             yield f"{parser.prog} {action.metavar or action.dest}", action.help or ""
 
 

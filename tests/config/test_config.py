@@ -639,3 +639,12 @@ def test_an_old_key_in_a_file_gives_way_to_an_override(tmp_path: Path) -> None:
         )
     with pytest.warns(FutureWarning):
         assert BranchingConfig(quiet=3).refractory_steps == 3  # type: ignore[call-arg]
+
+
+def test_a_key_in_both_spellings_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\nbranching: {share: 0.2, max_waste: 0.3}\n")
+    with pytest.raises(
+        UserError, match=r"branching\.max_waste is given twice, .* branching\.share"
+    ):
+        RunConfig.load(path)

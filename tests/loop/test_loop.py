@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 
 import pytest
 
+import trainenv
 from tests.support.alarms import fires_at
 from tests.support.driven_runs import Rewinder, newest, toy
 from tests.support.strict_json import strict
-from trainenv import TrainingConfig, TrainingRun
+from trainenv import TrainingConfig, TrainingRun, agents
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.loop import Callback, CallbackResult, resume, train
 from trainenv.records.run_folder import RunFolder, read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.tools.json_lines import read_lines
-from trainenv.types import Event, Telemetry
+from trainenv.types import Event, Run, Telemetry, UserError
 
 # ── blocks and validation ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -225,3 +227,52 @@ def test_what_a_responder_remembers_comes_back_with_the_run(tmp_path: Path) -> N
     assert run.step == snapshot.step == 24
     train(run, folder, callback=callback)
     assert [step for step, _ in callback.told] == [13, 24, 36, 40]
+
+
+# ── callbacks that are none, and little ones ────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        (5, "found int without on_train_begin"),
+        (Callback, "found Callback itself; call it"),
+        (trainenv.branching, "found branching itself; call it"),
+        (agents.ClipOnly("zclip"), "found ClipOnly without"),
+    ],
+    ids=["number", "class", "function", "agent"],
+)
+def test_a_wrong_callback_is_refused_before_anything_is_written(
+    callback: Any, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        train(toy(20), tmp_path / "run", callback=callback)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_run_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run must be a run, found 'tiny'"):
+        train("tiny", tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_callback_may_override_one_method_alone(tmp_path: Path) -> None:
+    class Losses(Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_evaluate(self, step: int, loss: float, /) -> None:
+            self.seen.append(loss)
+
+    callback = Losses()
+    assert train(toy(20), tmp_path / "run", callback=callback)["ended"] == "budget spent"
+    assert callback.seen
+
+
+def test_a_block_has_a_step_at_least(tmp_path: Path) -> None:
+    class Never(Callback):
+        def next_block(self, run: Run, /) -> int:
+            return 0
+
+    with pytest.raises(UserError, match="return value of next_block must be 1 or more, found 0"):
+        train(toy(20), tmp_path / "run", callback=Never())

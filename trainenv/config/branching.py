@@ -19,8 +19,8 @@ ActionPart = Literal[
 class BranchingConfig(Config):
     """Decisions of the branching agent, and the compute that they may waste.
 
-    The default step counts are for a run of 16 000 steps. The presets scale them to their length;
-    scale them to yours.
+    The default step counts are for a run of 16 000 steps. The presets tiny
+    and demo scale them to their length; scale them to yours.
     """
 
     triggers: tuple[Trigger, ...] = Field(

@@ -115,12 +115,13 @@ def with_new_keys(
 ) -> dict[str, Any]:
     """Rename keys in an old spelling to the new one, with a warning that names it.
 
-    If both are there, the old one wins.
-
     Args:
         values: Whole configuration as nested mappings, or one section of it.
         section: Name of the section that `values` is; empty for a whole configuration.
         warn: True to warn for each old key.
+
+    Raises:
+        UserError: A key is there in both spellings.
     """
     if not section:
         sections = {
@@ -132,6 +133,11 @@ def with_new_keys(
     renamed = dict(values)
     for old, new in RENAMED_KEYS.get(section, {}).items():
         if old in renamed:
+            if new in renamed:
+                raise UserError(
+                    f"the key {section}.{new} is given twice, found {section}.{old}, its old name, "
+                    "too; leave that out"
+                )
             renamed[new] = renamed.pop(old)
             if warn:
                 text = (
