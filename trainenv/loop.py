@@ -268,7 +268,7 @@ def _train_to_end(
     watch: Watch,
     stop: Callable[[], bool],
 ) -> tuple[str, int]:
-    """Train to the end; return how the run ended and the number of steps trained."""
+    """Train to the end; return how the run ended and the number of trained steps."""
     taken = 0
     finite = True
     if not read_validation(folder.path):

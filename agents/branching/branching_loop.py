@@ -3,11 +3,11 @@
     check_triggers   an alarm, harm, a worse trend, the warm-up or a checkpoint asks for a decision
     rewind           if harm lasts, the run goes back to before the alarm
     plan             a planner ranks candidate interventions
-    verify           the best of them are trained for a few real steps, next to the run left alone
-    commit           the run becomes the accepted branch, or else the one left alone
+    verify           the best of them are trained for a few real steps, next to the control
+    commit           the run becomes the accepted branch, or else the control
 
-Each of them is a method of `Branching`; `on_block_end` calls them in this order. Whatever a
-planner, a model, a rule or a full disk may raise ends the decision, never the run.
+Each of them is a method of `Branching`; `on_block_end` calls them in this order. If a planner, a
+model or a rule fails, or the disk is full, the decision ends and the run continues.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class Branching(Callback):
         Raises:
             KeyError: The state is that of another callback.
         """
-        if state and "purse" not in state:
+        if state and "purse" not in state:  # the saved name of the waste budget
             raise KeyError("purse")
         self._loaded = state
 
