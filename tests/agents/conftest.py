@@ -1,4 +1,4 @@
-"""What the tests of the loop share."""
+"""Fixtures that the tests of the loop share."""
 
 from __future__ import annotations
 

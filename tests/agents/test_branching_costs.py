@@ -1,4 +1,4 @@
-"""What the loop costs, and what it says that it costs: a steered run never spends more than one that is left alone."""
+"""Cost of the loop: a steered run never spends more than one that is left alone, nor more than stated."""
 
 from __future__ import annotations
 

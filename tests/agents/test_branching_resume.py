@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("alarms")
 
 
 class Killed(BaseException):
-    """As by the power cut: nobody may catch it."""
+    """Simulated power cut, which no code may catch."""
 
 
 EVENTFUL: dict[str, Any] = {
@@ -149,7 +149,10 @@ def kill_at(patch: pytest.MonkeyPatch, place: int, call: int, *, before: bool) -
 
 
 def driven_on(path: Path) -> tuple[TrainingRun, Branching, RunFolder]:
-    """As a new process would: the run as it was configured, and whoever steers it; from the start where nothing was saved yet."""
+    """Resume a run as a new process does: build the run and its callback.
+
+    It starts anew if nothing was saved.
+    """
     run, callback = eventful()
     try:
         folder, _ = resume(path, run, callback)
@@ -265,7 +268,7 @@ def test_killed_for_good_by_the_system_it_comes_to_the_same(
 def test_decisions_of_a_future_that_was_lost_are_off_the_record(
     alarms: Callable[..., None], tmp_path: Path
 ) -> None:
-    """Where moments are rounded, the run goes on nearly as before: what it decides now is not what it had decided."""
+    """With rounded moments the run continues nearly as before, and may decide otherwise."""
     path, seen = tmp_path / "run", []
     run, callback = eventful()
     folder = RunFolder.create(path, run.config)

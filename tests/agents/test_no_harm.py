@@ -44,18 +44,19 @@ MESSAGE = "it broke"  # what every fault says
 
 
 class Broken(Exception):
-    """What a faulty part raises."""
+    """Error that a faulty part raises."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong.
+    """Fault that is planted in an example.
 
     Attributes:
         part: `model`, `objective`, `batches`, `optimizer`, `planner`, `world model`, `rule` or `disk`.
-        how: `raises`, or of a loss `nan` with a gradient that is NaN too, `masked` with one that is 0.
-        who: `run`, `control` or `branch`: where parts that train go wrong.
-        first, last: steps of the run between which it goes wrong.
+        how: `raises`; of a loss `nan`, with a NaN gradient, or `masked`, with a gradient of 0.
+        who: `run`, `control` or `branch`, in which parts that train fail.
+        first: First step of the run at which it fails.
+        last: Last step of the run at which it fails.
     """
 
     part: str
@@ -85,7 +86,7 @@ class Stage:
         self.run._batches = lambda index, /: self._batch(batches, index)
 
     def strikes(self, part: str, role: str = "") -> bool:
-        """Whether a part goes wrong now."""
+        """Return True if a part fails now."""
         fault = self.fault
         due = (
             part == fault.part

@@ -48,7 +48,10 @@ NUMEL = 4096
 
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> list[Snapshot]:
-    """What each save holds, in order; those of the compact tier after one way through a file."""
+    """Return the expected content of each save, in order.
+
+    That of the compact tier has been rounded once, through a file.
+    """
     path = tmp_path_factory.mktemp("wanted") / "file.ptz"
     snapshots = []
     for sequence, (step, tier) in enumerate(SAVES, start=1):
@@ -73,7 +76,7 @@ def saved(folder: Path, lie: Lie = "") -> PowerCut:
 
 
 def fault(folder: Path, acknowledged: int, wanted: list[Snapshot]) -> str:
-    """What is wrong with a folder that a power cut left; nothing, one hopes."""
+    """Describe the damage in a folder after a power cut; empty if there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

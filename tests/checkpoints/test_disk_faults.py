@@ -106,7 +106,7 @@ class Outcome:
         self.store.save(made(self.step, numel=64), wait=True)
 
     def operations(self) -> Counter[str]:
-        """How many of each kind an undisturbed save takes."""
+        """Count the disk calls of each kind in an undisturbed save."""
         self.disk.arm("", 0, "")
         self.save()
         return self.disk.counts.copy()
@@ -140,7 +140,7 @@ class Outcome:
         return message, [str(one.message) for one in caught]
 
     def look(self, *, acknowledged: int) -> None:
-        """What the folder, and the store, say: nothing but whole checkpoints, the last acknowledged among them."""
+        """Check that folder and store hold whole checkpoints only, the last acknowledged included."""
         for store in (CheckpointStore(self.folder), self.store):
             entries = store.entries()
             assert entries == self.store.entries()
