@@ -1,0 +1,148 @@
+"""Train the runs of a group side by side, and keep every decision of every run.
+
+A row is one run: its path, its schedule, the features of its state at each decision, the clean loss
+there, and the loss at its end. Run 0 of a group is left alone. All runs see the same batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainenv.training.history import history_of
+from trainenv.types import Run, RunGroup, Telemetry
+from trainenv.worldmodel import features
+from trainenv.worldmodel.dataset.rng_streams import stream
+from trainenv.worldmodel.paths.groups import Group
+from trainenv.worldmodel.paths.rate_paths import random_path
+
+DECISIONS = 30  # of a run: the first at its start, where nothing is known yet
+RUNS = 8  # of a group, the one left alone included
+HORIZON_SHARE = 0.12  # of the budget, for the features
+_KEPT = 512  # steps of telemetry that features look at
+_LARGEST = 2.0  # cap of a final loss, in units of the loss of a uniform guess
+
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+class Policy(Protocol):
+    """Chooses the factor on the learning rate of some runs at a decision, when it collects data."""
+
+    def __call__(
+        self,
+        states: Sequence[features.Floats],
+        levels: Sequence[float],
+        schedules: Sequence[Floats],
+        paths: Sequence[Floats],
+        decision: int,
+        rng: np.random.Generator,
+        /,
+    ) -> Sequence[float]:
+        """Return ln factors of the learning rate from now on, one for each run.
+
+        Args:
+            states: [F] features of each run now.
+            levels: ln of the clean loss of each run now.
+            schedules: [D] scheduled learning rate of each run during each decision.
+            paths: [D] ln factors of each run; only those before `decision` count.
+            decision: Number of the decision, from 1 on.
+            rng: Source of randomness.
+        """
+        ...
+
+
+def collect(
+    group: Group,
+    texts: Mapping[str, Mapping[str, Any]],
+    make_run: Callable[[Mapping[str, Any]], Any],
+    fold: Callable[[Sequence[Any]], RunGroup[Any]],
+    policy: Policy | None = None,
+) -> list[Row]:
+    """Train a group and return a row for each of its runs.
+
+    Args:
+        group: Group to train.
+        texts: Configuration of each text.
+        make_run: Function from overrides of the configuration to a run.
+        fold: Function that trains runs side by side.
+        policy: Planner to collect with: half of the steered runs follow it to the end, the others
+            until a random decision; None for random paths alone.
+    """
+    rng = stream(group.seed, "path", group.index)
+    first = make_run(group.overrides(texts))
+    together = fold([first, *(first.fork() for _ in range(RUNS - 1))])
+    bounds = [round(group.steps * d / DECISIONS) for d in range(DECISIONS + 1)]
+    lrs = np.array(first.lrs_ahead())
+    schedule = np.array([lrs[start:stop].mean() for start, stop in zip(bounds, bounds[1:])])
+    paths = [np.zeros(DECISIONS), *(random_path(rng, DECISIONS) for _ in range(RUNS - 1))]
+    until = _followed(rng, policy is not None)
+    logs: list[list[Telemetry]] = [[] for _ in range(RUNS)]
+    states = np.full((RUNS, DECISIONS, len(features.STATE)), np.nan)
+    levels = np.full((RUNS, DECISIONS), np.nan)
+    for d in range(DECISIONS):
+        if d:
+            for k in range(RUNS):
+                states[k, d], levels[k, d] = observe(together.runs[k], logs[k], group.steps)
+        steered = [k for k in range(RUNS) if 0 < d <= until[k] and math.isfinite(levels[k, d])]
+        if policy is not None and steered:
+            chosen = policy(
+                [states[k, d] for k in steered],
+                [levels[k, d] for k in steered],
+                [schedule] * len(steered),
+                [paths[k] for k in steered],
+                d,
+                rng,
+            )
+            for k, factor in zip(steered, chosen):
+                paths[k][d:] = factor
+                if d == until[k]:
+                    paths[k] = random_path(rng, DECISIONS, paths[k][: d + 1])
+        for k, run in enumerate(together.runs):
+            run.lr_scale = float(math.exp(paths[k][d]))
+        for k, window in enumerate(together.advance(bounds[d + 1] - bounds[d])):
+            logs[k] = (logs[k] + window)[-_KEPT:]
+    cap = _LARGEST * first.uniform_loss
+    ends = [min(loss, cap) if math.isfinite(loss) else cap for loss in together.evaluate()]
+    return [
+        {
+            "group": group.index,
+            "run": k,
+            "followed": int(until[k]),
+            "steps": group.steps,
+            "path": paths[k],
+            "schedule": schedule,
+            "states": states[k],
+            "levels": levels[k],
+            "end": math.log(ends[k]),
+        }
+        for k in range(RUNS)
+    ]
+
+
+def observe(run: Run, telemetry: Sequence[Telemetry], steps: int) -> tuple[features.Floats, float]:
+    """Return the features [F] of a run now, and ln of its clean loss; NaN if it has diverged."""
+    nothing = np.full(len(features.STATE), np.nan)
+    last = telemetry[-1]
+    if not (math.isfinite(last.loss) and math.isfinite(last.grad_norm)):
+        return nothing, math.nan
+    if len(telemetry) < features.LEAST_STEPS:
+        return nothing, math.nan
+    horizon = max(4, round(HORIZON_SHARE * steps))
+    columns, context = features.read(history_of(run, telemetry, horizon=horizon))
+    state = features.state(columns, context)
+    level = float(state[features.STATE.index("level")]) + math.log(context.uniform_loss)
+    return state, level
+
+
+def _followed(rng: np.random.Generator, planned: bool) -> NDArray[np.int64]:
+    """Return for each run the last decision at which it follows the policy; 0 for none."""
+    until = np.zeros(RUNS, dtype=np.int64)
+    if planned:
+        until[1:] = DECISIONS
+        until[RUNS // 2 + 1 :] = rng.integers(2, DECISIONS - 2, RUNS - RUNS // 2 - 1)
+    return until
