@@ -1,0 +1,87 @@
+"""Fit an ensemble to examples by the pinball loss, smoothed near 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainenv.worldmodel.paths.inputs import PATH, STATE_INPUTS
+from trainenv.worldmodel.paths.network import LEVELS, Ensemble, Shape
+from trainenv.worldmodel.paths.table import PathTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """Hyperparameters of the fit.
+
+    Args:
+        shape: Sizes of the ensemble.
+        epochs: Passes over the examples.
+        batch_size: Examples of a batch.
+        lr: Greatest learning rate of a one-cycle schedule.
+        weight_decay: Decoupled weight decay.
+        smooth: Width of the parabola of the loss at 0, nats.
+        blind: Flag: all that is known of the state is hidden, except the share of the run that is
+            left; an ablation.
+        hidden: Numbers of inputs that are hidden, for ablations.
+        seed: Random seed.
+    """
+
+    shape: Shape = Shape()
+    epochs: int = 30
+    batch_size: int = 512
+    lr: float = 5e-3
+    weight_decay: float = 1e-2
+    smooth: float = 0.02
+    blind: bool = False
+    hidden: Collection[int] = ()
+    seed: int = 0
+
+
+def fit(table: PathTable, how: Fitting) -> Ensemble:
+    """Return an ensemble fitted to all examples of a table."""
+    with torch.random.fork_rng():
+        torch.manual_seed(how.seed)
+        return _fit(table, how)
+
+
+def _fit(table: PathTable, how: Fitting) -> Ensemble:
+    inputs = torch.from_numpy(table.inputs.astype(np.float32))
+    target = torch.from_numpy(table.change.astype(np.float32))
+    ensemble = Ensemble(how.shape)
+    ensemble.center.copy_(inputs.mean(0))
+    ensemble.scale.copy_(inputs.std(0).clamp_min(1e-4))
+    ensemble.offset.copy_(target.median())
+    shown = torch.ones(STATE_INPUTS + len(PATH))
+    if how.blind:
+        shown[:STATE_INPUTS] = 0
+    shown[list(how.hidden)] = 0
+    # A hidden input is its mean, so that its weights never matter.
+    inputs = torch.where(shown.bool(), inputs, ensemble.center)
+    steps = how.epochs * math.ceil(len(inputs) / how.batch_size)
+    optimizer = torch.optim.AdamW(ensemble.parameters(), weight_decay=how.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.lr, total_steps=steps)
+    levels = torch.tensor(LEVELS)
+    ensemble.train()
+    for _ in range(how.epochs):
+        for places in torch.randperm(len(inputs)).split(how.batch_size):
+            error = target[places, None] - ensemble(inputs[places])  # [M, b, Q]
+            _pinball(error, levels, how.smooth).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    if how.blind or how.hidden:
+        ensemble.scale[~shown.bool()] = 1e9
+    return ensemble.eval().requires_grad_(False)
+
+
+def _pinball(error: Tensor, levels: Tensor, smooth: float) -> Tensor:
+    """Return the loss of quantiles; a Huber loss takes the place of the absolute value."""
+    weight = torch.where(error > 0, levels, 1 - levels)
+    size = error.abs()
+    return weight * torch.where(size < smooth, size * size / (2 * smooth), size - smooth / 2)
