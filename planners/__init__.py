@@ -23,12 +23,14 @@ from trainenv.planners.adaptive_width import AdaptiveWidth, risk_of
 from trainenv.planners.autolrs import AutoLRS
 from trainenv.planners.bandit import Bandit
 from trainenv.planners.bayes import Bayes
+from trainenv.planners.cem import CEM
 from trainenv.planners.curve_pruner import CurvePruner
 from trainenv.planners.grid import Grid
 from trainenv.planners.mcts import MCTS
 from trainenv.planners.pbt import PBT
 from trainenv.planners.proposals import hypergradient
 from trainenv.planners.random_search import RandomSearch
+from trainenv.planners.shapes import Shapes
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
 from trainenv.tools.checks import choice, names
@@ -44,10 +46,13 @@ PLANNERS: Mapping[str, type[Any]] = {
     "pbt": PBT,
     "random": RandomSearch,
     "autolrs": AutoLRS,
+    "shapes": Shapes,
+    "cem": CEM,
 }
 NAMES: tuple[str, ...] = tuple(PLANNERS)
 
 __all__ = [
+    "CEM",
     "GROUP",
     "MCTS",
     "NAMES",
@@ -62,6 +67,7 @@ __all__ = [
     "PlanBuilder",
     "RandomSearch",
     "Score",
+    "Shapes",
     "hypergradient",
     "installed",
     "make",

@@ -10,7 +10,9 @@ The networks make the forecasts; `calibration` corrects their intervals and prob
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +29,7 @@ from trainenv.types import (
     Forecast,
     Inference,
     Intervention,
+    PathValues,
     RunHistory,
     UserError,
 )
@@ -37,8 +40,10 @@ from trainenv.worldmodel.examples import LEVELS, Examples, Predictions
 from trainenv.worldmodel.features import ACTION, STATE, Floats
 from trainenv.worldmodel.law_prior import prior
 from trainenv.worldmodel.networks import TARGETS, Heads, Networks, to_units
+from trainenv.worldmodel.paths.model import PathValueModel
 
 _CHUNK = 4096  # branches forecast at a time
+_Z90 = 1.6448536269514722  # standard deviations on each side of a 90 % interval
 
 
 class Model:
@@ -50,6 +55,7 @@ class Model:
             forecasts of the networks as they are.
         card: Origin and measured quality of the model, as JSON values.
         actions: Action space of a search's action vectors.
+        paths: Model that values paths of the learning rate to the end of the run; None without one.
 
     Attributes:
         curves: Forecaster of absolute losses, also under other schedules: the anchored multi-power
@@ -65,12 +71,18 @@ class Model:
         card: Mapping[str, Any] | None = None,
         *,
         actions: InterventionConfig | None = None,
+        paths: PathValueModel | None = None,
     ) -> None:
+        self.paths = paths
         self.networks = networks.eval().requires_grad_(False)
         self.calibrations = calibrations
         self.card = dict(card or {})
         self._codec = ActionCodec(actions or InterventionConfig())
         self._vectors: dict[bytes, tuple[float, ...]] = {}  # cached features of action vectors
+
+    def with_parts(self, networks: Networks, calibrations: Calibrations | None) -> Model:
+        """Return a model with other networks and calibrations, and the same card and paths."""
+        return Model(networks, calibrations, self.card, paths=self.paths)
 
     def forecast(
         self,
@@ -84,8 +96,9 @@ class Model:
 
         Args:
             history: History of the run: at least 16 steps, the last of them finite.
-            interventions: Any number of entries; each is one intervention now, or a sequence of up
-                to four, one for each decision from now on.
+            interventions: Any number of entries; each is one intervention now, or a sequence, one
+                for each decision from now on. The networks look at the first four; what a sequence
+                does at the end of the run is the value of its path, if the model has paths.
             picks: True for wider intervals, which hold for candidates picked by their median of
                 `annealed`; False for intervals that hold for a candidate at random.
 
@@ -107,7 +120,47 @@ class Model:
             strata = strata_of(states, actions[..., 0].sum(axis=1))
             found = self.calibrations.apply(found, strata, picks=picks)
             limit = self.calibrations.disagreement
-        return _forecasts(found, nothing, context.decision, limit)
+        forecasts = _forecasts(found, nothing, context.decision, limit)
+        if self.paths is None:
+            return forecasts
+        return self._with_ends(forecasts, history, interventions)
+
+    def path_values(self, history: RunHistory, paths: Floats, /) -> PathValues:
+        """Value paths of the learning rate. See `trainenv.types.PathModel`.
+
+        Raises:
+            UserError: the model values no paths, the history is too short, or its last step is not
+                finite.
+        """
+        if self.paths is None:
+            raise UserError(
+                "expected a world model that values paths, found one without; "
+                "take worldmodel.load_pretrained(), or build one"
+            )
+        return self.paths.path_values(history, paths)
+
+    def _with_ends(
+        self,
+        forecasts: list[Forecast],
+        history: RunHistory,
+        interventions: Sequence[Intervention | Sequence[Intervention]],
+    ) -> list[Forecast]:
+        """Return forecasts whose Δ at the end of the run is the value of the path."""
+        left = max(1, -(-len(history.lrs_ahead) // history.decision_steps))
+        values = self.path_values(history, paths_of(interventions, left))
+        found = zip(forecasts, values.change.tolist(), values.disagreement.tolist())
+        return [
+            replace(
+                forecast,
+                final=Estimate(
+                    mean=change,
+                    median=change,
+                    low=change - _Z90 * spread,
+                    high=change + _Z90 * spread,
+                ),
+            )
+            for forecast, change, spread in found
+        ]
 
     @property
     def flops_per_future(self) -> float:
@@ -116,6 +169,11 @@ class Model:
         heads = (networks.effect, networks.spread, networks.gate, networks.risk)
         weights = DECISIONS * _size(networks.dynamics) + sum(map(_size, heads))
         return 2.0 * weights
+
+    @property
+    def flops_per_path(self) -> float:
+        """FLOPs of the value of one path; 0 without a model of paths."""
+        return 0.0 if self.paths is None else self.paths.flops_per_path
 
     def predict(self, examples: Examples, *, picks: bool = False) -> Predictions:
         """Return calibrated forecasts for the branches of a data set; `picks` as in `forecast`."""
@@ -207,11 +265,27 @@ class Model:
         return self._vectors[key]
 
 
+def paths_of(
+    interventions: Sequence[Intervention | Sequence[Intervention]], decisions: int
+) -> Floats:
+    """Return paths [K, L]: ln of the factor on the rate now at each decision to come.
+
+    Args:
+        interventions: Entries as `Model.forecast` takes them; decisions after the end are left out.
+        decisions: Number of decisions to come, L.
+    """
+    changes = np.zeros((len(interventions), decisions))
+    for row, entry in zip(changes, interventions):
+        sequence = (entry,) if isinstance(entry, Intervention) else entry[:decisions]
+        row[: len(sequence)] = [math.log(one.lr_scale) for one in sequence]
+    return np.cumsum(changes, axis=1)
+
+
 def action_features(interventions: Sequence[Intervention | Sequence[Intervention]]) -> Floats:
-    """Return action features [K, 4, A]; 0 where nothing is done.
+    """Return action features of the next four decisions [K, 4, A]; 0 where nothing is done.
 
     Raises:
-        UserError: an entry is neither an intervention nor a sequence of up to four.
+        UserError: an entry is neither an intervention nor a sequence of them.
     """
     if not isinstance(interventions, Sequence):
         raise UserError(
@@ -225,14 +299,15 @@ def action_features(interventions: Sequence[Intervention | Sequence[Intervention
             rows.append(features.action(entry))
             continue
         known = isinstance(entry, Sequence) and all(isinstance(one, Intervention) for one in entry)
-        if not known or len(entry) > DECISIONS:
+        if not known:
             raise UserError(
-                f"expected an Intervention, or up to {DECISIONS} of them in order, "
+                "expected an Intervention, or a sequence of them in order, "
                 f"found {entry!r:.120} at place {place}; "
                 "decode action vectors with trainenv.interventions.ActionCodec"
             )
-        places += range(DECISIONS * place, DECISIONS * place + len(entry))
-        rows += [features.action(one) for one in entry]
+        near = entry[:DECISIONS]
+        places += range(DECISIONS * place, DECISIONS * place + len(near))
+        rows += [features.action(one) for one in near]
     actions = np.zeros((len(interventions) * DECISIONS, len(ACTION)))
     if rows:
         actions[places] = rows

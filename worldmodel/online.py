@@ -132,7 +132,7 @@ class OnlineModel:
         fresh = replace(fresh, trunks=tuple(f"{_NEW}{name}" for name in names))
         if self.model.calibrations is not None:
             calibrations = self._recalibrated(self.model.calibrations, fresh)
-            self.model = Model(self.model.networks, calibrations, self.model.card)
+            self.model = self.model.with_parts(self.model.networks, calibrations)
         kept = fresh
         if self._kept is not None:
             kept = concatenated([self._kept, fresh])
@@ -155,7 +155,7 @@ class OnlineModel:
         both = concatenated([old, *[self._kept] * times])
         networks = fit(both, self.how.training, start=self._pretrained.networks)
         self.flops += self._fit_flops(len(both))
-        self.model = Model(networks, self.model.calibrations, self.model.card)
+        self.model = self.model.with_parts(networks, self.model.calibrations)
 
     def _recalibrated(self, calibrations: Calibrations, fresh: Examples) -> Calibrations:
         """Return calibrations with the scores of new branches, and levels moved by their misses."""

@@ -4,6 +4,7 @@
 |---|---|
 | `model.safetensors` | networks, in float16; some of the training branches, for rehearsal |
 | `card.json` | format, digest of both files, sizes of the networks, calibrations, origin, quality |
+| `paths.safetensors`, `paths.json` | model of whole paths; see `paths.serialization` |
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from trainenv.worldmodel.examples import Examples
 from trainenv.worldmodel.features import ACTION, STATE
 from trainenv.worldmodel.model import Model
 from trainenv.worldmodel.networks import Architecture, Networks
+from trainenv.worldmodel.paths.serialization import load_paths, save_paths
 
 FORMAT = "trainenv world model 1"
 WEIGHTS = "model.safetensors"
@@ -82,6 +84,8 @@ def save(model: Model, folder: str | Path, rehearsal: Examples | None = None) ->
     card["digest"] = _digest(content, card)
     write_file(folder / WEIGHTS, content, fsync=True)
     write_file(folder / CARD, _text(card), fsync=True)
+    if model.paths is not None:
+        save_paths(model.paths, folder)
     return folder
 
 
@@ -111,7 +115,7 @@ def load(folder: str | Path) -> Model:
             f"expected a world model in {folder}, "
             f"found a card that does not fit: {error!s:.160}; {_REMEDY}"
         ) from None
-    return Model(networks, calibrations, card)
+    return Model(networks, calibrations, card, paths=load_paths(folder))
 
 
 def load_rehearsal(folder: str | Path) -> Examples:

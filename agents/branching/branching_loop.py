@@ -21,6 +21,7 @@ from trainenv.agents.branching.after_commit import after_draft, after_rollback
 from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.agents.branching.decision_records import DecisionRecord, Verified
 from trainenv.agents.branching.drafts import Drafter, price_of_branches
+from trainenv.agents.branching.follow import Followed, follow
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.problems import (
     FEWEST,
@@ -94,8 +95,11 @@ class Branching(Callback):
             try:
                 point = self.rewind(run, decision)
                 proposal = self.plan(run, point, decision)
-                verified = self.verify(run, proposal, decision)
-                kept = self.commit(run, verified, decision)
+                if isinstance(proposal, Followed):
+                    decision.events.append(follow(run, proposal, decision, state))
+                else:
+                    verified = self.verify(run, proposal, decision)
+                    kept = self.commit(run, verified, decision)
             except Exception as error:  # the run continues, whatever failed
                 state.skip(run, decision, Skipped.because_of(error))
             events += decision.events
@@ -156,8 +160,11 @@ class Branching(Callback):
         decision.accounted = run.ledger.total
         return RewindPoint(start=run, step=run.step)
 
-    def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal:
-        """Return the branches to verify: a rollback, or as many drafts as may be wasted."""
+    def plan(self, run: Run, point: RewindPoint, decision: Decision) -> Proposal | Followed:
+        """Return the branches to verify: a rollback, or as many drafts as may be wasted.
+
+        A small change on the way to the end of the run needs no branches; see `follow`.
+        """
         drafter = Drafter(
             planner=self.planner,
             model=self.model,

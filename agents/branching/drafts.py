@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainenv.agents.branching.decision import Decision, Proposal, Skipped
+from trainenv.agents.branching.follow import Followed, first_part
 from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.problems import (
     PlanningOptions,
+    flops_of,
     flops_per_future,
     within,
     world_model_of,
@@ -18,7 +20,7 @@ from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.agents.branching.rollback import plan_rollback, price_of_rollback
 from trainenv.interventions import ActionCodec
 from trainenv.training.history import history_of
-from trainenv.types import Learner, Plan, Planner, Run, RunHistory, UserError, WorldModel
+from trainenv.types import Learner, PathModel, Plan, Planner, Run, RunHistory, UserError, WorldModel
 from trainenv.verification.rules import Better
 from trainenv.verification.verify import Verification
 
@@ -43,11 +45,12 @@ class Drafter:
 
     def propose(
         self, run: Run, point: RewindPoint, decision: Decision, state: LoopState
-    ) -> Proposal:
-        """Return the branches to verify, as many as may be wasted.
+    ) -> Proposal | Followed:
+        """Return the branches to verify, as many as may be wasted, or a change without a trial.
 
         From before harm it is a rollback, during the warm-up the proposal of the range test, and
-        otherwise the draft of the planner.
+        otherwise the draft of the planner. At a checkpoint, a plan to the end of the run is
+        followed without a trial.
 
         Raises:
             Skipped: Nothing promises enough, or too little is left to waste.
@@ -66,6 +69,9 @@ class Drafter:
             usual = replace(usual, top_k=1, rule=Better(), worth=0.0)
             steps = _MORE * usual.verify_steps
             most = 1
+
+        if decision.trigger == "checkpoint" and self._plans_to_the_end(state):
+            return self._follow(run, decision, state)
 
         def price(branches: int) -> float:
             return price_of_branches(run, usual, branches, steps)
@@ -100,6 +106,27 @@ class Drafter:
             history=history,
         )
 
+    def _plans_to_the_end(self, state: LoopState) -> bool:
+        model = world_model_of(self.model)
+        return (
+            self.planning.to_the_end
+            and state.settings.untried_change > 0
+            and isinstance(model, PathModel)
+        )
+
+    def _follow(self, run: Run, decision: Decision, state: LoopState) -> Followed:
+        """Return the first part of the planner's path."""
+        settings = state.settings
+        history = history_of(run, list(state.history), horizon=settings.horizon)
+        plan = self._ask_planner(run, history, decision, state, 0.0)
+        return first_part(
+            plan,
+            history,
+            every=settings.every,
+            most=settings.untried_change,
+            min_gain=settings.min_gain,
+        )
+
     def _ask_planner(
         self, run: Run, history: RunHistory, decision: Decision, state: LoopState, least: float
     ) -> Plan:
@@ -117,7 +144,7 @@ class Drafter:
         plan = self.planner.plan(problem)
         if not isinstance(plan, Plan):
             raise UserError(f"a planner must return a Plan, found {plan!r:.80}")
-        flops = plan.cost.futures * per_future
+        flops = flops_of(plan, model)
         run.ledger.charge("plan", flops)
         state.throw_away(run, decision, flops)
         return plan

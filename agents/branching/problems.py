@@ -13,10 +13,12 @@ from trainenv.types import (
     DECISIONS,
     ActionSpace,
     Budget,
+    Criterion,
     InForce,
     Intervention,
     Learner,
     Masks,
+    Plan,
     PlanningProblem,
     Pruner,
     RunHistory,
@@ -41,6 +43,9 @@ class PlanningOptions:
         allow: Function that returns the budget of a draft; None for the default of `Budget`.
         parts: Names of the parts of an intervention that drafts may change.
         highest: Largest factor on the base learning rate that drafts may raise it to.
+        criterion: Score that planners minimise; None for the default of the planners.
+        to_the_end: Flag: the planner plans paths of the learning rate to the end of the run, which
+            are followed without a trial; see `follow`.
     """
 
     propose: Propose | None = None
@@ -48,6 +53,8 @@ class PlanningOptions:
     allow: Allow | None = None
     parts: tuple[str, ...] = PARTS
     highest: float = math.inf
+    criterion: Criterion | None = None
+    to_the_end: bool = False
 
     def problem(
         self,
@@ -59,6 +66,8 @@ class PlanningOptions:
     ) -> PlanningProblem:
         """Return the planning problem of a run at the end of its history."""
         masks = self._masks(codec, run)
+        lowest, highest = codec.config.lr_bounds
+        highest = max(min(self.highest, highest) / run.lr_scale, 1.0)
         proposals: list[Sequenced] = []
         if self.propose is not None:
             proposals = [tuple(one) for one in self.propose(history, codec, masks)]
@@ -72,6 +81,8 @@ class PlanningOptions:
             masks_after=lambda sequence: self._masks(codec, after(run, *sequence)),
             proposals=[*proposals, *ramps(codec, masks)],
             pruner=self.pruner,
+            criterion=self.criterion,
+            rate_bounds=(min(lowest / run.lr_scale, 1.0), highest),
         )
 
     def _masks(self, codec: ActionCodec, run: InForce) -> Masks:
@@ -106,6 +117,12 @@ def world_model_of(model: WorldModel | Learner | None) -> WorldModel | None:
 def flops_per_future(model: WorldModel | None) -> float:
     """Return the FLOPs of one forecast; 0 without a model."""
     return float(getattr(model, "flops_per_future", 0.0))
+
+
+def flops_of(plan: Plan, model: WorldModel | None) -> float:
+    """Return the FLOPs that a model spent on a plan."""
+    per_path = float(getattr(model, "flops_per_path", 0.0))
+    return plan.cost.futures * flops_per_future(model) + plan.cost.paths * per_path
 
 
 def within(budget: Budget, flops: float, per_future: float) -> Budget:

@@ -50,7 +50,7 @@ class Account:
         """Futures that the model may still evaluate; inf without a limit."""
         if self.budget.futures is None:
             return math.inf
-        return self.budget.futures - self.spent.futures
+        return self.budget.futures - self.spent.futures - self.spent.paths
 
     @property
     def steps_left(self) -> float:
@@ -59,9 +59,11 @@ class Account:
             return math.inf
         return self.budget.steps - self.spent.steps
 
-    def spend(self, *, futures: int = 0, steps: int = 0, flops: float = 0.0) -> None:
+    def spend(
+        self, *, futures: int = 0, steps: int = 0, flops: float = 0.0, paths: int = 0
+    ) -> None:
         """Add a cost to the account."""
-        self.spent += Cost(futures=futures, steps=steps, flops=flops)
+        self.spent += Cost(futures=futures, steps=steps, flops=flops, paths=paths)
 
     def fail(self, fault: str) -> None:
         """Record a fault; nothing more is called."""

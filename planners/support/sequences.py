@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ class Legality:
         left = self._problem.decisions_left
         if len(sequence) > left:
             return f"illegal: {len(sequence)} decisions where the run has {left} left"
+        if self._problem.rate_bounds is not None and all(map(_changes_rate_alone, sequence)):
+            return _beyond(self._problem.rate_bounds, sequence)
         for place in range(len(sequence)):
             found = self._objection_at(place, sequence)
             if found and len(sequence) == 1:
@@ -73,6 +76,26 @@ class Legality:
         if not masked:
             return ""
         return f"a mask forbids the value of part {', '.join(masked)}"
+
+
+def _changes_rate_alone(intervention: Intervention) -> bool:
+    return replace(intervention, lr_scale=1.0).does_nothing
+
+
+def _beyond(bounds: tuple[float, float], sequence: Interventions) -> str:
+    """Return why the rates of a sequence leave their bounds; empty if they do not.
+
+    Changes back towards the bounds are legal, also from outside.
+    """
+    low, high = bounds
+    factor = 1.0
+    for one in sequence:
+        factor *= one.lr_scale
+        if (factor > high * (1 + 1e-9) and one.lr_scale > 1) or (
+            factor < low * (1 - 1e-9) and one.lr_scale < 1
+        ):
+            return f"illegal: a factor of {factor:.3g} on the rate, outside {low:.3g} to {high:.3g}"
+    return ""
 
 
 def values(masks: Masks) -> list[NDArray[np.int64]]:

@@ -18,9 +18,10 @@ _REFRESH = 512
 # Futures drafted where the risk is low: doing nothing, every change of the learning rate once and
 # repeated, and a few more.
 _CALM_FUTURES = 24
+_TO_THE_END = ("shapes", "cem")  # planners of whole paths
 
 
-def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
+def branching(*, planner: str = "shapes", learn: bool = True) -> Branching:
     """Return the branching agent as a callback of `train`, with the shipped model.
 
     Args:
@@ -38,6 +39,8 @@ def branching(*, planner: str = "grid", learn: bool = True) -> Branching:
         online = Online(refresh=_REFRESH)
         model = worldmodel.OnlineModel(shipped, load_rehearsal(pretrained()), online)
     planning = PlanningOptions(propose=planners.hypergradient, allow=allow_by_risk)
+    if planner in _TO_THE_END:
+        planning = PlanningOptions(to_the_end=True)
     return Branching(planner=planners.make(planner), model=model, planning=planning)
 
 

@@ -63,6 +63,12 @@ class BranchingConfig(Config):
         description="Steps that a forecast looks ahead, at least 4. The pretrained world model"
         " knows horizons of 12 % of the budget.",
     )
+    untried_change: NonNegative = Field(
+        default=0.22,
+        description="Largest change of ln learning rate that a decision at a checkpoint puts in"
+        " force without a trial, where the planner plans to the end of the run; 0 tries every"
+        " change. A few real steps cannot show a gain that comes late.",
+    )
     top_k: Count = Field(
         default=6,
         description="Largest number of candidates that are trained in a verification, at least 1.",

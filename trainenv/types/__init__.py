@@ -14,6 +14,8 @@ from trainenv.types.forecasting import (
     Forecast,
     Inference,
     Learner,
+    PathModel,
+    PathValues,
     Rollout,
     WorldModel,
 )
@@ -101,6 +103,8 @@ __all__ = [
     "Objective",
     "Outcome",
     "Paired",
+    "PathModel",
+    "PathValues",
     "Plan",
     "Planner",
     "PlanningProblem",

@@ -58,6 +58,23 @@ class Forecast:
     abstain: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathValues:
+    """Values of K paths of the learning rate to the end of the run, against holding the rate.
+
+    Attributes:
+        change: Expected Δ ln loss at the end of the run [K], in nats; below 0 is better.
+        disagreement: Standard deviation of `change` over the ensemble [K], in nats.
+        low: Lower bound of the 90 % interval of ln loss at the end of the run [K].
+        high: Upper bound of it [K].
+    """
+
+    change: NDArray[np.float64]
+    disagreement: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True)
 class Inference:
     """One step of a model that is searched, for B states at once, in float32.
@@ -129,7 +146,8 @@ class WorldModel(Protocol):
     ) -> list[Forecast]:
         """Return one forecast for each entry, in order.
 
-        An entry is an intervention now, or a sequence of one for each of up to four decisions.
+        An entry is an intervention now, or a sequence of one for each decision from now on, to the
+        end of the run at most. A model may look at the first four of them alone.
 
         Raises:
             UserError: The history is too short or holds a non-finite number, or an entry is not an
@@ -149,6 +167,20 @@ class WorldModel(Protocol):
         Args:
             latent: States [B, …] of an earlier inference.
             actions: Action vectors [B, 6].
+        """
+        ...
+
+
+@runtime_checkable
+class PathModel(Protocol):
+    """World model that values whole paths of the learning rate, many in one call."""
+
+    def path_values(self, history: RunHistory, paths: NDArray[np.float64], /) -> PathValues:
+        """Value paths.
+
+        Args:
+            history: History of the run up to now.
+            paths: ln of the factor on the rate now at each decision to come [K, L].
         """
         ...
 

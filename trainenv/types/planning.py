@@ -34,12 +34,15 @@ class Cost:
         seconds: Wall-clock time; never compared, so that plans of one seed are equal.
         flops: FLOPs of real training and its evaluations, as outcomes report them.
         steps: Real optimizer steps, those of cool-downs included.
+        paths: Number of paths of the learning rate that a model valued; each counts as a future
+            against a budget.
     """
 
     futures: int = 0
     seconds: float = field(default=0.0, compare=False)
     flops: float = 0.0
     steps: int = 0
+    paths: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -47,6 +50,7 @@ class Cost:
             seconds=self.seconds + other.seconds,
             flops=self.flops + other.flops,
             steps=self.steps + other.steps,
+            paths=self.paths + other.paths,
         )
 
 
@@ -247,6 +251,9 @@ class PlanningProblem:
         proposals: Sequences to look at first, after doing nothing; `trainenv.planners.proposals`
             makes some. Illegal ones are dropped.
         pruner: Filter applied before the model sees candidates; None for none.
+        rate_bounds: Least and greatest factor on the learning rate in force now that a sequence
+            may reach at any decision, by changes of any size; None if a sequence may take the
+            values of the codec alone.
         previous: Plan of the decision before, for planners that continue it; None at the first.
         taken: Intervention that was applied after the previous plan.
 
@@ -266,6 +273,7 @@ class PlanningProblem:
     masks_after: Callable[[Sequence[Intervention]], Masks] | None = None
     proposals: Sequence[Sequence[Intervention]] = ()
     pruner: Pruner | None = None
+    rate_bounds: tuple[float, float] | None = None
     previous: Plan | None = None
     taken: Intervention | None = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,9 +77,10 @@ def collect(
     rng = stream(group.seed, "path", group.index)
     first = make_run(group.overrides(texts))
     together = fold([first, *(first.fork() for _ in range(RUNS - 1))])
+    everyone = range(RUNS)
     bounds = [round(group.steps * d / DECISIONS) for d in range(DECISIONS + 1)]
     lrs = np.array(first.lrs_ahead())
-    schedule = np.array([lrs[start:stop].mean() for start, stop in zip(bounds, bounds[1:])])
+    schedule = np.array([lrs[start:stop].mean() for start, stop in pairwise(bounds)])
     paths = [np.zeros(DECISIONS), *(random_path(rng, DECISIONS) for _ in range(RUNS - 1))]
     until = _followed(rng, policy is not None)
     logs: list[list[Telemetry]] = [[] for _ in range(RUNS)]
@@ -104,10 +106,10 @@ def collect(
                     paths[k] = random_path(rng, DECISIONS, paths[k][: d + 1])
         for k, run in enumerate(together.runs):
             run.lr_scale = float(math.exp(paths[k][d]))
-        for k, window in enumerate(together.advance(bounds[d + 1] - bounds[d])):
+        for k, window in enumerate(together.advance(bounds[d + 1] - bounds[d], everyone)):
             logs[k] = (logs[k] + window)[-_KEPT:]
     cap = _LARGEST * first.uniform_loss
-    ends = [min(loss, cap) if math.isfinite(loss) else cap for loss in together.evaluate()]
+    ends = [min(loss, cap) if math.isfinite(loss) else cap for loss in together.evaluate(everyone)]
     return [
         {
             "group": group.index,

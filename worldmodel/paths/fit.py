@@ -1,10 +1,10 @@
-"""Fit an ensemble to examples by the pinball loss, smoothed near 0."""
+"""Fit an ensemble to examples: quantiles by the pinball loss, the mean by a Huber loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from trainenv.worldmodel.paths.inputs import PATH, STATE_INPUTS
 from trainenv.worldmodel.paths.network import LEVELS, Ensemble, Shape
 from trainenv.worldmodel.paths.table import PathTable
+
+_MEAN = 5.0  # weight of the mean's loss: squared nats are small next to nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +27,22 @@ class Fitting:
         batch_size: Examples of a batch.
         lr: Greatest learning rate of a one-cycle schedule.
         weight_decay: Decoupled weight decay.
-        smooth: Width of the parabola of the loss at 0, nats.
+        smooth: Error below which the loss of a quantile is a parabola, nats.
+        huber: Error above which the loss of the mean is linear, nats: far above the usual error, so
+            that rare disasters count.
         blind: Flag: all that is known of the state is hidden, except the share of the run that is
             left; an ablation.
         hidden: Numbers of inputs that are hidden, for ablations.
         seed: Random seed.
     """
 
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
     epochs: int = 30
     batch_size: int = 512
     lr: float = 5e-3
     weight_decay: float = 1e-2
     smooth: float = 0.02
+    huber: float = 0.3
     blind: bool = False
     hidden: Collection[int] = ()
     seed: int = 0
@@ -70,8 +75,12 @@ def _fit(table: PathTable, how: Fitting) -> Ensemble:
     ensemble.train()
     for _ in range(how.epochs):
         for places in torch.randperm(len(inputs)).split(how.batch_size):
-            error = target[places, None] - ensemble(inputs[places])  # [M, b, Q]
-            _pinball(error, levels, how.smooth).mean().backward()
+            error = target[places, None] - ensemble(inputs[places])  # [M, b, 1 + Q]
+            mean = torch.nn.functional.huber_loss(
+                error[..., 0], torch.zeros(()).expand_as(error[..., 0]), delta=how.huber
+            )
+            loss = _MEAN * mean + _pinball(error[..., 1:], levels, how.smooth).mean()
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

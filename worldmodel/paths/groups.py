@@ -112,7 +112,10 @@ class Group:
             },
             "schedule": {"kind": self.schedule, "warmup": self.warmup, "final": self.final},
             "clip": {"policy": "zclip"},
-            "validation": {"every": 0, "sequences": JUDGED.get(self.text, 16_384) // self.size.context},
+            "validation": {
+                "every": 0,
+                "sequences": JUDGED.get(self.text, 16_384) // self.size.context,
+            },
             "stressors": dict(self.stressors),
         }
 

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainenv.worldmodel.paths.inputs import PathState, path_features, state_inputs
-from trainenv.worldmodel.paths.network import Ensemble
+from trainenv.types import PathValues, RunHistory
+from trainenv.worldmodel import features
+from trainenv.worldmodel.paths.inputs import PATH, PathState, path_features, state_inputs
+from trainenv.worldmodel.paths.network import OUTPUTS, Ensemble
 
 Floats = NDArray[np.float64]
+_USUAL_PEAK = 0.97  # quantile of the recent rates that counts as their peak: spikes are shorter
 
 
-@dataclass(frozen=True, kw_only=True)
-class PathValues:
-    """Values of K paths against holding the rate, in nats of ln final loss; below 0 is better.
-
-    Attributes:
-        change: [K] mean over the members of the median change.
-        disagreement: [K] standard deviation of the members' median changes.
-        quantiles: [K, Q] quantiles of ln final loss less ln loss now, mean over the members.
-    """
-
-    change: Floats
-    disagreement: Floats
-    quantiles: Floats
-
-
-class PathModel:
-    """Ensemble that values paths. Deterministic, and unchanged by calls.
+@dataclass
+class PathValueModel:
+    """A `trainenv.types.PathModel`: deterministic; calls change nothing but a cache.
 
     Args:
         ensemble: Fitted ensemble.
+        width: Factor on the width of the intervals, from calibration.
     """
 
-    def __init__(self, ensemble: Ensemble) -> None:
-        self.ensemble = ensemble.eval().requires_grad_(False)
+    ensemble: Ensemble
+    width: float = 1.0
+    _last: tuple[RunHistory, PathState] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.ensemble.eval().requires_grad_(False)
+
+    def path_values(self, history: RunHistory, paths: Floats, /) -> PathValues:
+        """Value paths. See `trainenv.types.PathModel`.
+
+        Raises:
+            UserError: The history is too short, or its last step is not finite.
+        """
+        if self._last is None or self._last[0] is not history:
+            self._last = (history, path_state(history, paths.shape[1]))
+        return self.values(self._last[1], paths)
 
     @torch.inference_mode()
     def values(self, state: PathState, rest: Floats) -> PathValues:
@@ -47,30 +52,58 @@ class PathModel:
             state: State of the run now.
             rest: [K, L] ln factors on the rate now, at each decision to come.
         """
-        ahead = np.concatenate([np.zeros((1, rest.shape[1])), rest])
+        with_hold = np.concatenate([np.zeros((1, rest.shape[1])), rest])
         paths = path_features(
             state.schedule[None],
-            ahead,
-            np.full(len(ahead), state.now),
-            np.full(len(ahead), state.peak),
+            with_hold,
+            np.full(len(with_hold), state.now),
+            np.full(len(with_hold), state.peak),
         )
         begun = self.ensemble.of_state(_float(state_inputs(state.features[None])))
-        found = self.ensemble.of_paths(begun, _float(paths)).double().numpy()  # [M, K + 1, Q]
-        median = found[:, :, found.shape[2] // 2]
-        change = median[:, 1:] - median[:, :1]
+        found = self.ensemble.of_paths(begun, _float(paths)).double().numpy()  # [M, K + 1, 1 + Q]
+        change = found[:, 1:, 0] - found[:, :1, 0]
+        quantiles = state.level + found[:, 1:, 1:].mean(0)
+        middle = quantiles[:, quantiles.shape[1] // 2]
         return PathValues(
             change=change.mean(0),
             disagreement=change.std(0),
-            quantiles=found[:, 1:].mean(0),
+            low=middle + self.width * (quantiles[:, 0] - middle),
+            high=middle + self.width * (quantiles[:, -1] - middle),
         )
 
     @property
     def flops_per_path(self) -> float:
         """FLOPs of the value of one path."""
-        shape = self.ensemble.shape
-        weights = [w.shape[1] * w.shape[2] for w in self.ensemble.weights]
-        weights[0] = (weights[0] // self.ensemble.weights[0].shape[1]) * 21
-        return 2.0 * shape.members * sum(weights)
+        width = self.ensemble.shape.width
+        weights = width * (len(PATH) + width + OUTPUTS)
+        return 2.0 * self.ensemble.shape.members * weights
+
+
+def path_state(history: RunHistory, decisions: int) -> PathState:
+    """Return the state at the end of a history, with the rest of the run in some decisions.
+
+    The loss now is that of the clean probe, as in the data: a validation loss is not known at every
+    decision.
+
+    Raises:
+        UserError: The history is too short, or its last step is not finite.
+    """
+    columns, context = features.read(replace(history, validation=math.nan))
+    state = features.state(columns, context)
+    level = float(state[features.STATE.index("level")]) + math.log(context.uniform_loss)
+    now = math.log(max(float(columns["lr_scale"][-1]), 1e-9))
+    ahead = context.lrs_ahead * math.exp(-now)
+    borders = np.linspace(0, len(ahead), decisions + 1)
+    sums = np.concatenate([[0.0], np.cumsum(ahead)])
+    means = np.diff(np.interp(borders, np.arange(len(sums)), sums)) * decisions / len(ahead)
+    peak = float(np.quantile(columns["lr"], _USUAL_PEAK))
+    return PathState(
+        features=state,
+        level=level,
+        schedule=means,
+        now=now,
+        peak=math.log(max(peak, 1e-30)),
+    )
 
 
 def _float(values: Floats) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Ensemble of perceptrons that value paths: quantiles of ln final loss less ln loss now.
+"""Ensemble of perceptrons that value paths: ln final loss less ln loss now, mean and quantiles.
+
+The mean prices in what is seldom and dear, such as a fault that meets a high rate; the median does
+not.
 
 The first layer is split into the state's part, computed once, and the path's part, computed for
 every path; all members are one batched matrix product.
@@ -7,6 +10,7 @@ every path; all members are one batched matrix product.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +20,8 @@ from trainenv.worldmodel.paths.inputs import PATH, STATE_INPUTS
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Levels of the quantiles."""
+OUTPUTS = 1 + len(LEVELS)
+"""Outputs of a member: the mean, then the quantiles."""
 _LARGEST = 6.0  # inputs are clipped to ± this many standard deviations
 
 
@@ -48,9 +54,9 @@ class Ensemble(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        sizes = (STATE_INPUTS + len(PATH), shape.width, shape.width, len(LEVELS))
+        sizes = (STATE_INPUTS + len(PATH), shape.width, shape.width, OUTPUTS)
         self.weights = nn.ParameterList(
-            torch.randn(shape.members, a, b) / a**0.5 for a, b in zip(sizes, sizes[1:])
+            torch.randn(shape.members, a, b) / a**0.5 for a, b in pairwise(sizes)
         )
         self.biases = nn.ParameterList(torch.zeros(shape.members, 1, b) for b in sizes[1:])
         self.register_buffer("center", torch.zeros(sizes[0]))  # of the inputs
@@ -58,7 +64,7 @@ class Ensemble(nn.Module):
         self.register_buffer("offset", torch.zeros(1))  # of the outputs
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return quantiles [M, n, Q] in nats for inputs [n, I]."""
+        """Return mean and quantiles [M, n, 1 + Q] in nats for inputs [n, I]."""
         x = self._scaled(inputs, slice(None))
         first = torch.matmul(x, self.weights[0]) + self.biases[0]
         return self._rest(first)
@@ -69,16 +75,17 @@ class Ensemble(nn.Module):
         return torch.matmul(x, self.weights[0][:, :STATE_INPUTS]) + self.biases[0]
 
     def of_paths(self, begun: Tensor, paths: Tensor) -> Tensor:
-        """Return quantiles [M, K, Q] for the state's part and path features [K, P]."""
+        """Return mean and quantiles [M, K, 1 + Q] for the state's part and path features [K, P]."""
         x = self._scaled(paths, slice(STATE_INPUTS, None))
         return self._rest(begun + torch.matmul(x, self.weights[0][:, STATE_INPUTS:]))
 
     def _scaled(self, inputs: Tensor, part: slice) -> Tensor:
-        return ((inputs - self.center[part]) / self.scale[part]).clamp(-_LARGEST, _LARGEST)
+        scaled: Tensor = (inputs - self.center[part]) / self.scale[part]
+        return scaled.clamp(-_LARGEST, _LARGEST)
 
     def _rest(self, first: Tensor) -> Tensor:
         x = F.dropout(F.silu(first), self.shape.dropout, self.training)
         x = torch.baddbmm(self.biases[1].expand(-1, x.shape[1], -1), x, self.weights[1])
         x = F.dropout(F.silu(x), self.shape.dropout, self.training)
-        x = torch.baddbmm(self.biases[2].expand(-1, x.shape[1], -1), x, self.weights[2])
-        return x + self.offset
+        found: Tensor = torch.baddbmm(self.biases[2].expand(-1, x.shape[1], -1), x, self.weights[2])
+        return found + self.offset

@@ -36,7 +36,8 @@ def random_path(rng: np.random.Generator, decisions: int, before: Floats | None 
         return start[:decisions]
     kind = (_constant, _ramp, _walk, _two_levels)[rng.integers(4)]
     rest = kind(rng, left, float(start[-1]))
-    return np.clip(np.concatenate([start, rest]), LOWEST, HIGHEST)
+    whole: Floats = np.clip(np.concatenate([start, rest]), LOWEST, HIGHEST)
+    return whole
 
 
 def _constant(rng: np.random.Generator, left: int, now: float) -> Floats:
@@ -50,7 +51,8 @@ def _ramp(rng: np.random.Generator, left: int, now: float) -> Floats:
     """Return a straight line in ln from now to a level, which then holds."""
     start = int(rng.integers(0, max(1, left // 3)))
     stop = start + int(rng.integers(1, max(2, left * 2 // 3)))
-    return np.interp(np.arange(left), [0, start, stop], [now, now, rng.uniform(*_LEVELS)])
+    line: Floats = np.interp(np.arange(left), [0, start, stop], [now, now, rng.uniform(*_LEVELS)])
+    return line
 
 
 def _walk(rng: np.random.Generator, left: int, now: float) -> Floats:
@@ -68,8 +70,7 @@ def _walk(rng: np.random.Generator, left: int, now: float) -> Floats:
 def _two_levels(rng: np.random.Generator, left: int, now: float) -> Floats:
     """Return a line to one level, then to another."""
     first, last = np.sort(rng.integers(1, left + 1, 2))
-    return np.interp(
-        np.arange(left),
-        [-1, first, max(last, first + 1)],
-        [now, *rng.uniform(*_LEVELS, size=2)],
-    )
+    levels = rng.uniform(*_LEVELS, size=2)
+    corners = [-1, first, max(last, first + 1)]
+    line: Floats = np.interp(np.arange(left), corners, [now, *levels])
+    return line

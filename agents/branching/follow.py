@@ -1,0 +1,79 @@
+"""Following a plan to the end of the run: changes too small for a trial take effect at once.
+
+A planner that plans to the end is asked anew at every checkpoint, and the run takes the first part
+of its path (receding horizon). What such a change gains shows hundreds of steps later, so that a
+few real steps cannot judge it. Harm shows on the clean probe, and the run then goes back to a
+rewind point. A change of at most `branching.untried_change` is therefore not tried, and a larger
+one is cut to that size: the next decision sees what it did.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trainenv.agents.branching.decision import Decision, Skipped
+from trainenv.agents.branching.loop_state import LoopState
+from trainenv.agents.branching.standing_rules import apply
+from trainenv.types import Candidate, Event, Intervention, Plan, Run, RunHistory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """First part of a path, to be put in force without a trial.
+
+    Attributes:
+        intervention: Change of the learning rate now.
+        candidate: Path that it is the beginning of.
+    """
+
+    intervention: Intervention
+    candidate: Candidate
+
+
+def first_part(
+    plan: Plan, history: RunHistory, *, every: int, most: float, min_gain: float
+) -> Followed:
+    """Return the change of the rate that a plan has until the next decision, within a limit.
+
+    Args:
+        plan: Ranked paths.
+        history: History that the plan was made from.
+        every: Steps until the next decision.
+        most: Largest change of ln learning rate.
+        min_gain: Least gain for which anything is changed, nats.
+
+    Raises:
+        Skipped: No path gains enough, or the best one holds the rate until the next decision.
+    """
+    best = plan.best
+    if plan.faults and best.does_nothing:
+        raise Skipped("; ".join(plan.faults), fault=True)
+    if best.does_nothing or best.score > plan.control.score - min_gain:
+        raise Skipped("no path promises enough")
+    soon = max(1, round(every / history.decision_steps))
+    change = sum(math.log(one.lr_scale) for one in best.interventions[:soon])
+    change = min(max(change, -most), most)
+    if not change:
+        raise Skipped("the best path holds the rate for now")
+    return Followed(intervention=Intervention(lr_scale=math.exp(change)), candidate=best)
+
+
+def follow(run: Run, followed: Followed, decision: Decision, state: LoopState) -> Event:
+    """Put the first part of a path in force, and return the event.
+
+    Args:
+        run: Run.
+        followed: Change, and the path that it begins.
+        decision: Decision.
+        state: State of the loop; what is left of an earlier sequence is forgotten.
+    """
+    state.pending = []
+    event = apply(run, followed.intervention)
+    detail = {
+        **event.detail,
+        "planned": True,
+        "number": decision.number,
+        "forecast": followed.candidate.score,
+    }
+    return Event(event.step, event.kind, detail)

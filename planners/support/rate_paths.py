@@ -1,0 +1,114 @@
+"""Paths of the learning rate in planners: their bounds, values, and intervention sequences.
+
+A path is ln of the factor on the rate now at each decision to come, an array [L] with L as
+`decisions_left`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainenv.planners.support.plan_builder import PlanBuilder
+from trainenv.planners.support.sequences import NOTHING, Interventions
+from trainenv.tools.error_text import describe_error
+from trainenv.types import Intervention, PathModel
+
+Floats = NDArray[np.float64]
+FACTORS = (0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 2.8, 4.0)
+"""Levels of the shapes, as factors on the rate now."""
+LENGTHS = (0.0, 0.25, 0.5, 1.0)
+"""Lengths of their ramps, as shares of what is left; 0 is a jump."""
+_LEAST_CHANGE = 1e-4  # nats of ln rate below which a change is none
+
+
+def rate_limits(builder: PlanBuilder) -> tuple[float, float]:
+    """Return the bounds of paths: ln of the least and greatest factor on the rate now."""
+    bounds = builder.problem.rate_bounds
+    if bounds is None:
+        return -math.inf, math.inf
+    return min(math.log(bounds[0]), 0.0), max(math.log(bounds[1]), 0.0)
+
+
+def shapes_within(
+    builder: PlanBuilder, factors: tuple[float, ...], lengths: tuple[float, ...]
+) -> Floats:
+    """Return the shapes [K, L] from now to the end of the run that keep to the bounds."""
+    low, high = rate_limits(builder)
+    paths = shapes(builder.problem.decisions_left, factors, lengths)
+    within: Floats = paths[(paths.min(axis=1) >= low) & (paths.max(axis=1) <= high)]
+    return within
+
+
+@lru_cache(maxsize=256)
+def shapes(decisions: int, factors: tuple[float, ...], lengths: tuple[float, ...]) -> Floats:
+    """Return the different paths [K, L] over some decisions."""
+    rows = []
+    for factor in factors:
+        for length in lengths:
+            steps = max(1, round(length * decisions))
+            rows.append(math.log(factor) * np.minimum(np.arange(1, decisions + 1) / steps, 1.0))
+    return np.unique(np.array(rows), axis=0)
+
+
+def value_paths(builder: PlanBuilder, paths: Floats, caution: float) -> Floats:
+    """Return the score of each path [K]: expected change + caution × disagreement, nats.
+
+    NaN where the budget refuses a path or the model fails. With a model that values no paths, the
+    score is that of the forecast.
+
+    Args:
+        builder: Builder that is charged.
+        paths: Paths to value [K, L].
+        caution: Weight of the disagreement.
+    """
+    scores = np.full(len(paths), math.nan)
+    model = builder.model
+    if not isinstance(model, PathModel):
+        found = builder.forecast([sequence_of(path) for path in paths])
+        return np.array(found, dtype=np.float64)
+    count = int(min(len(paths), builder.futures_left))
+    if count < len(paths):
+        builder.exhausted = True
+    if builder.over or not count:
+        return scores
+    builder.spend(paths=count)
+    try:
+        values = model.path_values(builder.problem.history, paths[:count])
+        scores[:count] = values.change + caution * values.disagreement
+    except Exception as error:
+        builder.fail(f"the model failed: {describe_error(error)}")
+    return scores
+
+
+def sequence_of(path: Floats) -> Interventions:
+    """Return the interventions of a path, one a decision, up to the last that changes the rate."""
+    changes = np.diff(path, prepend=0.0)
+    changes[np.abs(changes) < _LEAST_CHANGE] = 0.0
+    last = np.flatnonzero(changes)
+    if not len(last):
+        return NOTHING
+    return tuple(
+        Intervention(lr_scale=math.exp(change)) if change else NOTHING[0]
+        for change in changes[: last[-1] + 1]
+    )
+
+
+def rank_paths(builder: PlanBuilder, paths: Floats, scores: Floats, kept: int) -> None:
+    """Put the best paths on the plan; doing nothing has the score 0.
+
+    Args:
+        builder: Builder of the plan.
+        paths: Paths [K, L].
+        scores: Their scores [K]; those that are NaN are left out.
+        kept: Largest number of paths.
+    """
+    builder.score(NOTHING, 0.0)
+    order = np.argsort(scores, kind="stable")
+    for place in order[: min(kept, int(np.isfinite(scores).sum()))]:
+        sequence = sequence_of(paths[place])
+        if sequence != NOTHING:
+            builder.score(sequence, float(scores[place]))
