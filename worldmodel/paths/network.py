@@ -72,7 +72,8 @@ class Ensemble(nn.Module):
     def of_state(self, state: Tensor) -> Tensor:
         """Return the state's part [M, 1, W] of the first layer, for state inputs [1, 2F]."""
         x = self._scaled(state, slice(0, STATE_INPUTS))
-        return torch.matmul(x, self.weights[0][:, :STATE_INPUTS]) + self.biases[0]
+        begun: Tensor = torch.matmul(x, self.weights[0][:, :STATE_INPUTS]) + self.biases[0]
+        return begun
 
     def of_paths(self, begun: Tensor, paths: Tensor) -> Tensor:
         """Return mean and quantiles [M, K, 1 + Q] for the state's part and path features [K, P]."""
