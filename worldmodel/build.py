@@ -1,11 +1,14 @@
 """Building of a world model: generate data, train, calibrate, evaluate, write the files.
 
-Generating resumes where it was interrupted; the other parts are short.
+Generating resumes where it was interrupted; the other parts are short. A model has two parts: the
+networks that forecast branches over a horizon, and the model that values paths of the learning rate
+to the end of the run (`worldmodel.paths`).
 
 | in the folder | content |
 |---|---|
 | `branches/` | data set; trunks that exist are not generated again |
-| `model/` | `model.safetensors` and `card.json`, as shipped with the package |
+| `paths/` | data and models of whole paths, by rounds; see `worldmodel.paths.build` |
+| `model/` | the files of the model, as shipped with the package |
 | `report.json` | evaluation on trunks that nothing was fitted on |
 
 The trunks are split once, stratified by setting: one part trains the networks, one calibrates them,
@@ -24,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.rollouts.group import InTurn
 from trainenv.types import Fold, UserError
 from trainenv.worldmodel.calibration import Calibrations
 from trainenv.worldmodel.dataset import (
@@ -40,6 +44,9 @@ from trainenv.worldmodel.evaluation import evaluate, seed_noise
 from trainenv.worldmodel.examples import TARGETS, Examples
 from trainenv.worldmodel.model import Model
 from trainenv.worldmodel.networks import Architecture
+from trainenv.worldmodel.paths.build import PathRecipe, build_paths
+from trainenv.worldmodel.paths.model import PathValueModel
+from trainenv.worldmodel.paths.serialization import load_paths
 from trainenv.worldmodel.serialization import load, save
 from trainenv.worldmodel.training import Training, fit
 
@@ -58,6 +65,7 @@ class Recipe:
         design: Design of the branches.
         training: Hyperparameters of the training.
         architecture: Sizes of the networks.
+        paths: Settings of the model of whole paths; None to build none.
 
     Raises:
         UserError: there are too few trunks to train, calibrate and evaluate on.
@@ -69,6 +77,7 @@ class Recipe:
     design: Design = field(default_factory=Design)
     training: Training = field(default_factory=Training)
     architecture: Architecture = field(default_factory=Architecture)
+    paths: PathRecipe | None = field(default_factory=PathRecipe)
 
     def __post_init__(self) -> None:
         if self.trunks < 60:
@@ -130,11 +139,23 @@ def build(
             "interrupted": True,
             "trunks": len(made.there) + len(made.made),
         }
+    paths: PathValueModel | None = None
+    if recipe.paths is not None:
+        built = build_paths(
+            folder / "paths", recipe.paths, make_run, fold or InTurn, say=say, stop=stop
+        )
+        if built["interrupted"]:
+            return {
+                "folder": str(folder),
+                "interrupted": True,
+                "trunks": len(made.there) + len(made.made),
+            }
+        paths = load_paths(folder / "paths")
     say("reading the branches")
     data = Dataset.open(folder / "branches")
     examples = Examples.of(data)
     say("training the networks")
-    model, report = assemble(data, examples, recipe, say=say)
+    model, report = assemble(data, examples, recipe, say=say, paths=paths)
     report |= {
         "folder": str(folder),
         "interrupted": False,
@@ -152,6 +173,7 @@ def assemble(
     recipe: Recipe,
     *,
     say: Callable[[str], None] = lambda sentence: None,
+    paths: PathValueModel | None = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Train, calibrate and evaluate a model on a data set.
 
@@ -160,6 +182,7 @@ def assemble(
         examples: Examples of this data set, `Examples.of(data)`.
         recipe: Settings of the build.
         say: Function called with a sentence when a part begins.
+        paths: Model of whole paths to keep with it; None for none.
 
     Returns:
         The model with its card, and the report.
@@ -188,7 +211,7 @@ def assemble(
         "test": report["test"],
         "test_picks": report["test_picks"],
     }
-    return Model(model.networks, model.calibrations, card), report
+    return Model(model.networks, model.calibrations, card, paths=paths), report
 
 
 def rounded(model: Model) -> Model:

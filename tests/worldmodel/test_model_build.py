@@ -32,7 +32,13 @@ DESIGN = replace(
     continued=0.7,
 )
 RECIPE = Recipe(
-    trunks=60, seed=3, workers=0, design=DESIGN, training=Training(epochs=2), architecture=SIZES
+    paths=None,
+    trunks=60,
+    seed=3,
+    workers=0,
+    design=DESIGN,
+    training=Training(epochs=2),
+    architecture=SIZES,
 )
 
 

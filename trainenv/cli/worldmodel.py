@@ -41,9 +41,18 @@ def add_worldmodel(commands: Any) -> None:
     build.add_argument(
         "--trunks",
         type=int,
-        default=200,
+        default=120,
         metavar="N",
-        help="number of runs to branch (default: %(default)s, an hour on two cores)",
+        help="number of runs to branch (default: %(default)s, 40 minutes on two cores)",
+    )
+    build.add_argument(
+        "--groups",
+        type=int,
+        nargs="+",
+        default=[250, 100],
+        metavar="N",
+        help="number of groups of runs under whole paths of the learning rate, for each round"
+        " (default: 250 100, 40 minutes on two cores)",
     )
     build.add_argument(
         "--workers",
@@ -79,8 +88,10 @@ def build_command(args: argparse.Namespace) -> Result:
     from trainenv.cli.progress import Progress
     from trainenv.worldmodel.build import Recipe, build
     from trainenv.worldmodel.dataset import Progress as DatasetProgress
+    from trainenv.worldmodel.paths.build import PathRecipe
 
-    recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed)
+    paths = PathRecipe(groups=tuple(args.groups), workers=args.workers, seed=args.seed)
+    recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed, paths=paths)
     folder = args.out or Path("runs/worldmodel")
     with (
         interruptible() as stop,
