@@ -56,7 +56,9 @@ def synthetic(groups: int, seed: int = 0) -> PathTable:
     count = 8 * groups
     states = rng.normal(size=(count, STATE_INPUTS))
     rest = rng.normal(size=(count, 1)) * np.ones((1, 12))
-    ahead = path_features(np.ones((count, 12)), rest, np.zeros(count), np.zeros(count))
+    ahead = path_features(
+        np.ones((count, 12)), rest, np.zeros(count), np.zeros(count), np.zeros(count)
+    )
     change = 0.1 * (rest[:, -1] - states[:, 0]) ** 2
     return PathTable(
         inputs=np.concatenate([states, ahead], axis=1),
@@ -165,14 +167,17 @@ def test_features_of_a_path_do_not_depend_on_the_number_of_decisions() -> None:
     fine = np.repeat(coarse, 3, axis=1)
     now = np.array([0.3])
     peak = np.array([-5.0])
-    one = path_features(np.full((1, 10), 1e-3), coarse, now, peak)
-    other = path_features(np.full((1, 30), 1e-3), fine, now, peak)
+    usual = np.array([math.nan])
+    one = path_features(np.full((1, 10), 1e-3), coarse, now, peak, usual)
+    other = path_features(np.full((1, 30), 1e-3), fine, now, peak, usual)
     np.testing.assert_allclose(one, other, atol=1e-12)
     assert one.shape == (1, len(PATH))
 
 
 def test_features_of_holding_are_zero_where_they_compare_with_now() -> None:
-    found = path_features(np.linspace(1, 0.1, 8)[None], np.zeros((1, 8)), np.zeros(1), np.zeros(1))
+    found = path_features(
+        np.linspace(1, 0.1, 8)[None], np.zeros((1, 8)), np.zeros(1), np.zeros(1), np.zeros(1)
+    )
     named = dict(zip(PATH, found[0]))
     assert all(abs(named[name]) < 1e-12 for name in PATH[:10])
     assert named["area"] == 0
@@ -184,14 +189,15 @@ def test_features_of_holding_are_zero_where_they_compare_with_now() -> None:
 
 
 def test_a_fit_learns_what_the_end_depends_on_and_a_blind_one_cannot() -> None:
-    table = synthetic(300)
+    table = synthetic(150)
     held = synthetic(40, seed=1)
-    how = Fitting(shape=Shape(members=2, width=32, dropout=0.0), epochs=20)
+    how = Fitting(shape=Shape(members=2, width=32, dropout=0.0), epochs=12, blind=0.2)
     told = predict(fit(table, how), held)
-    blind = predict(fit(table, dataclasses.replace(how, blind=True)), held)
+    ensemble = fit(table, how)
+    blind = predict(ensemble, held, blind=True)
     error = float(np.abs(told[:, 0] - held.change).mean())
     assert error < 0.5 * float(np.abs(blind[:, 0] - held.change).mean())
-    assert regret(told[:, 0], held, 1)["pick"] < 0.3 * regret(blind[:, 0], held, 1)["pick"]
+    assert regret(told[:, 0], held, 1)["pick"] < 0.6 * regret(blind[:, 0], held, 1)["pick"]
     width = calibrated_width(told, held)
     assert 0.85 < coverage(told, held, width) <= 1
     assert coverage(told, held, 0.5 * width) < coverage(told, held, width)
@@ -269,8 +275,10 @@ def test_the_collecting_policy_takes_what_the_model_likes(tmp_path: Path) -> Non
     rng = np.random.default_rng(0)
     schedule = np.full(DECISIONS, 1e-3)
     path = np.zeros(DECISIONS)
-    chosen = policy(states, [1.0, 1.0], [schedule] * 2, [path] * 2, 5, rng)
+    chosen = policy(states, [1.0, 1.0], [schedule] * 2, [path] * 2, [-5.0] * 2, 5, rng)
     assert len(chosen) == 2
     assert all(LOWEST <= one <= HIGHEST for one in chosen)
-    again = policy(states, [1.0, 1.0], [schedule] * 2, [path] * 2, 5, np.random.default_rng(0))
+    again = policy(
+        states, [1.0, 1.0], [schedule] * 2, [path] * 2, [-5.0] * 2, 5, np.random.default_rng(0)
+    )
     assert again == chosen

@@ -13,12 +13,11 @@ import xxhash
 
 from trainenv.config.presets import merge
 from trainenv.config.schema import RunConfig
+from trainenv.models.spec import USUAL_RATE
 from trainenv.types import UserError
 
 Group = Literal["calm", "stressed"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-# Suitable learning rate × width: the best of 1.5e-3 … 2.4e-2 halves as the width doubles.
-SUITED = 0.192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ class Scenario:
             if "lr" in values.get("optimizer", {}):
                 return config
             return RunConfig.load(
-                config, {"optimizer.lr": SUITED / config.model.width * self.lr_factor}
+                config, {"optimizer.lr": USUAL_RATE / config.model.width * self.lr_factor}
             )
         except UserError as error:
             raise UserError(f"scenario {self.name}: {str(error).removeprefix('tiny: ')}") from None

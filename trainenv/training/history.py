@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from trainenv.models.spec import spec_of
 from trainenv.types import DECISIONS, RunHistory, Telemetry
 
 if TYPE_CHECKING:
@@ -33,4 +34,5 @@ def history_of(
         decision_steps=max(1, round(horizon / DECISIONS)),
         validation=validation,
         flagged_ahead=len(run.flagged_ahead),
+        usual_lr=spec_of(run.model).usual_lr(run.model),
     )

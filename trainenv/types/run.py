@@ -76,6 +76,7 @@ class RunHistory:
         decision_steps: Steps from one decision to the next; a forecast's horizon N is four of them.
         validation: Clean validation loss now, in nats per token; NaN if it was not measured.
         flagged_ahead: Number of flagged data indices that are still to come.
+        usual_lr: Learning rate that usually suits a model of this size; NaN if unknown.
     """
 
     telemetry: Sequence[Telemetry] = field(repr=False)
@@ -85,6 +86,7 @@ class RunHistory:
     decision_steps: int
     validation: float = math.nan
     flagged_ahead: int = 0
+    usual_lr: float = math.nan
 
 
 class InForce(Protocol):

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from trainenv.models.spec import USUAL_RATE
 from trainenv.types import CLIP_NAMES, ClipName, UserError
 from trainenv.worldmodel.dataset.faults import FAULT_KINDS, PLANTED, Fault, FaultKind
 from trainenv.worldmodel.dataset.rng_streams import stream
@@ -89,7 +90,7 @@ class Size:
 
         The best of 1.5e-3 … 2.4e-2 after 200–250 steps halves as the width doubles (16–128).
         """
-        return 0.192 / self.width
+        return USUAL_RATE / self.width
 
 
 # Few tokens a step: a model learns more from many trunks than from long ones.

@@ -40,6 +40,7 @@ class Policy(Protocol):
         levels: Sequence[float],
         schedules: Sequence[Floats],
         paths: Sequence[Floats],
+        usuals: Sequence[float],
         decision: int,
         rng: np.random.Generator,
         /,
@@ -51,6 +52,7 @@ class Policy(Protocol):
             levels: ln of the clean loss of each run now.
             schedules: [D] scheduled learning rate of each run during each decision.
             paths: [D] ln factors of each run; only those before `decision` count.
+            usuals: ln of the learning rate that usually suits the size of each run.
             decision: Number of the decision, from 1 on.
             rng: Source of randomness.
         """
@@ -97,6 +99,7 @@ def collect(
                 [levels[k, d] for k in steered],
                 [schedule] * len(steered),
                 [paths[k] for k in steered],
+                [math.log(group.size.lr)] * len(steered),
                 d,
                 rng,
             )

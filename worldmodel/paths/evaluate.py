@@ -24,12 +24,19 @@ _FEWEST = 4  # runs of a group that make a choice
 
 
 @torch.inference_mode()
-def predict(ensemble: Ensemble, table: PathTable) -> Floats:
-    """Return mean and quantiles of the change of ln loss for each example [n, 1 + Q]."""
+def predict(ensemble: Ensemble, table: PathTable, *, blind: bool = False) -> Floats:
+    """Return mean and quantiles of the change of ln loss for each example [n, 1 + Q].
+
+    Args:
+        ensemble: Fitted ensemble.
+        table: Examples.
+        blind: Flag: nothing of the run is shown.
+    """
     parts = [np.zeros((0, 1 + len(LEVELS)))]
     for start in range(0, len(table), _CHUNK):
         inputs = torch.from_numpy(table.inputs[start : start + _CHUNK].astype(np.float32))
-        parts.append(ensemble(inputs).mean(0).double().numpy())
+        hidden = torch.full((len(inputs),), blind)
+        parts.append(ensemble(inputs, hidden).mean(0).double().numpy())
     return np.concatenate(parts)
 
 
@@ -43,15 +50,21 @@ def evaluate(ensemble: Ensemble, table: PathTable, decisions: int, width: float)
         width: Factor on the width of the intervals.
     """
     found = predict(ensemble, table)
+    blind = predict(ensemble, table, blind=True)[:, 0]
     error = found[:, 0] - table.change
     return {
         "examples": len(table),
         "groups": len(np.unique(table.group)),
         "error": float(np.abs(error).mean()),
+        "error_blind": float(np.abs(blind - table.change).mean()),
         "explained": float(1 - (error**2).mean() / table.change.var()),
         "coverage": coverage(found, table, width),
         "regret": [
-            {"decision": d, **regret(found[:, 0], table, d)}
+            {
+                "decision": d,
+                **regret(found[:, 0], table, d),
+                "blind": regret(blind, table, d)["pick"],
+            }
             for d in (max(1, round(share * decisions)) for share in SHARES)
         ],
     }

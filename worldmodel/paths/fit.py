@@ -14,6 +14,8 @@ from trainenv.worldmodel.paths.inputs import PATH, STATE_INPUTS
 from trainenv.worldmodel.paths.network import LEVELS, Ensemble, Shape
 from trainenv.worldmodel.paths.table import PathTable
 
+_USUAL = [STATE_INPUTS + PATH.index(name) for name in ("now_over_usual", "peak_over_usual")]
+_KNOWN = STATE_INPUTS + PATH.index("usual_known")
 _MEAN = 5.0  # weight of the mean's loss: squared nats are small next to nats
 
 
@@ -30,8 +32,10 @@ class Fitting:
         smooth: Error below which the loss of a quantile is a parabola, nats.
         huber: Error above which the loss of the mean is linear, nats: far above the usual error, so
             that rare disasters count.
-        blind: Flag: all that is known of the state is hidden, except the share of the run that is
-            left; an ablation.
+        blind: Share of the examples, drawn anew in each epoch, that are shown nothing of the run;
+            1 for an ablation. Some make the ensemble its own blind control.
+        vague: Share of the examples without the usual rate of their size.
+        spread: Standard deviation of the noise on the usual rate, nats: it is a rule of thumb.
         hidden: Numbers of inputs that are hidden, for ablations.
         seed: Random seed.
     """
@@ -43,7 +47,9 @@ class Fitting:
     weight_decay: float = 1e-2
     smooth: float = 0.02
     huber: float = 0.3
-    blind: bool = False
+    blind: float = 0.1
+    vague: float = 0.15
+    spread: float = 0.3
     hidden: Collection[int] = ()
     seed: int = 0
 
@@ -63,8 +69,6 @@ def _fit(table: PathTable, how: Fitting) -> Ensemble:
     ensemble.scale.copy_(inputs.std(0).clamp_min(1e-4))
     ensemble.offset.copy_(target.median())
     shown = torch.ones(STATE_INPUTS + len(PATH))
-    if how.blind:
-        shown[:STATE_INPUTS] = 0
     shown[list(how.hidden)] = 0
     # A hidden input is its mean, so that its weights never matter.
     inputs = torch.where(shown.bool(), inputs, ensemble.center)
@@ -75,7 +79,9 @@ def _fit(table: PathTable, how: Fitting) -> Ensemble:
     ensemble.train()
     for _ in range(how.epochs):
         for places in torch.randperm(len(inputs)).split(how.batch_size):
-            error = target[places, None] - ensemble(inputs[places])  # [M, b, 1 + Q]
+            some = _vague(inputs[places], how)
+            blind = torch.rand(len(some)) < how.blind
+            error = target[places, None] - ensemble(some, blind)  # [M, b, 1 + Q]
             mean = torch.nn.functional.huber_loss(
                 error[..., 0], torch.zeros(()).expand_as(error[..., 0]), delta=how.huber
             )
@@ -84,9 +90,19 @@ def _fit(table: PathTable, how: Fitting) -> Ensemble:
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    if how.blind or how.hidden:
+    if how.hidden:
         ensemble.scale[~shown.bool()] = 1e9
     return ensemble.eval().requires_grad_(False)
+
+
+def _vague(inputs: Tensor, how: Fitting) -> Tensor:
+    """Return inputs with noise on the usual rate, and without it in some rows."""
+    inputs = inputs.clone()
+    known = (torch.rand(len(inputs), 1) >= how.vague).float()
+    noise = how.spread * torch.randn(len(inputs), 1)
+    inputs[:, _USUAL] = (inputs[:, _USUAL] + noise) * known
+    inputs[:, _KNOWN] *= known[:, 0]
+    return inputs
 
 
 def _pinball(error: Tensor, levels: Tensor, smooth: float) -> Tensor:

@@ -9,6 +9,7 @@ budgets, sizes and numbers of decisions do not matter:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ PATH: tuple[str, ...] = (
     "now_over_past",
     "end_rate",
     "factor_now",
+    "now_over_usual",
+    "peak_over_usual",
+    "usual_known",
 )
 """Features of a path, in order."""
 _LEAST = 1e-9  # learning rates below this share of the greatest count as this share
@@ -47,6 +51,7 @@ class PathState:
         schedule: [L] scheduled learning rate during each decision to come.
         now: ln of the factor on the schedule now.
         peak: ln of the greatest learning rate so far.
+        usual: ln of the learning rate that usually suits a model of this size; NaN if unknown.
     """
 
     features: Floats
@@ -54,9 +59,12 @@ class PathState:
     schedule: Floats
     now: float
     peak: float
+    usual: float = math.nan
 
 
-def path_features(schedule: Floats, rest: Floats, now: Floats, peak: Floats) -> Floats:
+def path_features(
+    schedule: Floats, rest: Floats, now: Floats, peak: Floats, usual: Floats
+) -> Floats:
     """Return features [n, P] of n paths over the same number of decisions, in the order of `PATH`.
 
     Args:
@@ -64,6 +72,7 @@ def path_features(schedule: Floats, rest: Floats, now: Floats, peak: Floats) -> 
         rest: [n, L] ln factors relative to now.
         now: [n] ln of the factor on the schedule now.
         peak: [n] ln of the greatest learning rate so far.
+        usual: [n] ln of the usual learning rate; NaN if unknown.
     """
     count = rest.shape[1]
     highest = np.maximum(schedule.max(axis=1, keepdims=True), 1e-30)
@@ -89,6 +98,9 @@ def path_features(schedule: Floats, rest: Floats, now: Floats, peak: Floats) -> 
         rate_now - peak,
         np.exp(np.minimum(rate[:, -1] - log_schedule[:, 0], 3.0)),
         now + np.zeros(len(rest)),
+        np.nan_to_num(rate_now - usual),
+        np.nan_to_num(peak_ahead - usual),
+        np.isfinite(usual).astype(np.float64),
     ]
     return np.concatenate([segments, np.stack(np.broadcast_arrays(*columns), axis=1)], axis=1)
 

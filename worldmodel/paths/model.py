@@ -25,10 +25,12 @@ class PathValueModel:
     Args:
         ensemble: Fitted ensemble.
         width: Factor on the width of the intervals, from calibration.
+        blind: Flag: nothing of the run is shown to the ensemble, an ablation that the fit prepares.
     """
 
     ensemble: Ensemble
     width: float = 1.0
+    blind: bool = False
     _last: tuple[RunHistory, PathState] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -58,9 +60,12 @@ class PathValueModel:
             with_hold,
             np.full(len(with_hold), state.now),
             np.full(len(with_hold), state.peak),
+            np.full(len(with_hold), state.usual),
         )
-        begun = self.ensemble.of_state(_float(state_inputs(state.features[None])))
-        found = self.ensemble.of_paths(begun, _float(paths)).double().numpy()  # [M, K + 1, 1 + Q]
+        begun = self.ensemble.of_state(_float(state_inputs(state.features[None])), self.blind)
+        found = (
+            self.ensemble.of_paths(begun, _float(paths), self.blind).double().numpy()
+        )  # [M, K + 1, 1 + Q]
         change = found[:, 1:, 0] - found[:, :1, 0]
         quantiles = state.level + found[:, 1:, 1:].mean(0)
         middle = quantiles[:, quantiles.shape[1] // 2]
@@ -103,6 +108,7 @@ def path_state(history: RunHistory, decisions: int) -> PathState:
         schedule=means,
         now=now,
         peak=math.log(max(peak, 1e-30)),
+        usual=math.log(history.usual_lr) if history.usual_lr > 0 else math.nan,
     )
 
 

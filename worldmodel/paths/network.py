@@ -22,6 +22,10 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Levels of the quantiles."""
 OUTPUTS = 1 + len(LEVELS)
 """Outputs of a member: the mean, then the quantiles."""
+OF_THE_RUN = torch.tensor(
+    [True] * STATE_INPUTS + [name.endswith(("_usual", "_known", "_past")) for name in PATH]
+)
+"""Flags of the inputs that are facts about the run; the others are of the path alone."""
 _LARGEST = 6.0  # inputs are clipped to ± this many standard deviations
 
 
@@ -63,21 +67,30 @@ class Ensemble(nn.Module):
         self.register_buffer("scale", torch.ones(sizes[0]))
         self.register_buffer("offset", torch.zeros(1))  # of the outputs
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return mean and quantiles [M, n, 1 + Q] in nats for inputs [n, I]."""
+    def forward(self, inputs: Tensor, blind: Tensor | None = None) -> Tensor:
+        """Return mean and quantiles [M, n, 1 + Q] in nats.
+
+        Args:
+            inputs: Inputs [n, I].
+            blind: Flags [n] of the examples that are shown nothing of the run; None for none.
+        """
         x = self._scaled(inputs, slice(None))
+        if blind is not None:
+            x = torch.where(blind[:, None] & OF_THE_RUN, torch.zeros(()), x)
         first = torch.matmul(x, self.weights[0]) + self.biases[0]
         return self._rest(first)
 
-    def of_state(self, state: Tensor) -> Tensor:
+    def of_state(self, state: Tensor, blind: bool = False) -> Tensor:
         """Return the state's part [M, 1, W] of the first layer, for state inputs [1, 2F]."""
-        x = self._scaled(state, slice(0, STATE_INPUTS))
+        x = self._scaled(state, slice(0, STATE_INPUTS)) * (not blind)
         begun: Tensor = torch.matmul(x, self.weights[0][:, :STATE_INPUTS]) + self.biases[0]
         return begun
 
-    def of_paths(self, begun: Tensor, paths: Tensor) -> Tensor:
+    def of_paths(self, begun: Tensor, paths: Tensor, blind: bool = False) -> Tensor:
         """Return mean and quantiles [M, K, 1 + Q] for the state's part and path features [K, P]."""
         x = self._scaled(paths, slice(STATE_INPUTS, None))
+        if blind:
+            x = torch.where(OF_THE_RUN[STATE_INPUTS:], torch.zeros(()), x)
         return self._rest(begun + torch.matmul(x, self.weights[0][:, STATE_INPUTS:]))
 
     def _scaled(self, inputs: Tensor, part: slice) -> Tensor:

@@ -44,6 +44,7 @@ class RandomShooting:
         levels: Sequence[float],
         schedules: Sequence[Floats],
         paths: Sequence[Floats],
+        usuals: Sequence[float],
         decision: int,
         rng: np.random.Generator,
         /,
@@ -51,7 +52,7 @@ class RandomShooting:
         """Return the ln factors of some runs from now on; see `Policy`."""
         model = _model(self.folder)
         chosen = []
-        for features, level, schedule, path in zip(states, levels, schedules, paths):
+        for features, level, schedule, path, usual in zip(states, levels, schedules, paths, usuals):
             now = float(path[decision - 1])
             candidates = [
                 random_path(rng, len(path), path[:decision])[decision:] for _ in range(self.paths)
@@ -64,6 +65,7 @@ class RandomShooting:
                 schedule=schedule[decision:],
                 now=now,
                 peak=float(past.max()),
+                usual=usual,
             )
             values = model.values(state, rest)
             attitude = ATTITUDES[rng.integers(len(ATTITUDES))]

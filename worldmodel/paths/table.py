@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -59,7 +60,7 @@ class PathTable:
             for name in files.names():
                 group, rows = files.read(name)
                 columns = {key: rows[key].to_pylist() for key in rows.column_names}
-                parts.append(_examples(columns, first + group.index))
+                parts.append(_examples(columns, first + group.index, math.log(group.size.lr)))
             first = 1 + max((int(part.group[0]) for part in parts if len(part)), default=-1)
         return concatenate(parts)
 
@@ -74,8 +75,14 @@ def concatenate(parts: Sequence[PathTable]) -> PathTable:
     )
 
 
-def _examples(columns: dict[str, list[object]], number: int) -> PathTable:
-    """Return the examples of one group; decisions without a finite loss are left out."""
+def _examples(columns: dict[str, list[object]], number: int, usual: float) -> PathTable:
+    """Return the examples of one group; decisions without a finite loss are left out.
+
+    Args:
+        columns: Columns of the group's rows.
+        number: Number of the group.
+        usual: ln of the learning rate that usually suits the size of its runs.
+    """
     paths = np.array(columns["path"], dtype=np.float64)  # [K, D]
     schedules = np.array(columns["schedule"], dtype=np.float64)
     levels = np.array(columns["levels"], dtype=np.float64)
@@ -92,6 +99,7 @@ def _examples(columns: dict[str, list[object]], number: int) -> PathTable:
             paths[fine, d:] - now[:, None],
             now,
             rates[fine, :d].max(axis=1),
+            np.full(len(fine), usual),
         )
         parts.append(
             PathTable(
