@@ -156,9 +156,20 @@ def _corpus(
     digest: str,
 ) -> Corpus:
     """Build a corpus; `apart` holds its parts for validation, probe and test."""
+    validation, probe, test = apart
     artefacts = tokens.encode([ARTEFACTS.encode()])[0]
     rare = rarest(counted, tokens.vocab_size)
-    return Corpus(config.name, train, *apart, tokens.vocab_size, digest, rare, artefacts)
+    return Corpus(
+        name=config.name,
+        train=train,
+        validation=validation,
+        probe=probe,
+        test=test,
+        vocab_size=tokens.vocab_size,
+        digest=digest,
+        rare=rare,
+        artefacts=artefacts,
+    )
 
 
 def _tokenised(
