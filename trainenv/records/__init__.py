@@ -34,8 +34,8 @@ __all__ = [
     "faults_of",
     "read_decisions",
     "read_events",
-    "read_telemetry",
     "read_full_validation",
+    "read_telemetry",
     "read_validation",
     "telemetry_of",
 ]
