@@ -61,7 +61,7 @@ def test_training_is_the_same_with_and_without_it() -> None:
 
 
 def test_only_a_micro_batch_is_in_the_model_at_a_time() -> None:
-    run = made(**{"accumulation": 2})
+    run = made(accumulation=2)
     seen = []
     run.model.register_forward_pre_hook(
         lambda module, arguments, keywords: seen.append(
@@ -134,14 +134,11 @@ def test_without_a_test_set_there_is_a_sentence() -> None:
         run.test_loss()
     with pytest.raises(UserError, match="test must be a list of micro-batches, found the text"):
         own(test="held out")
+    model = Bigram()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = {"steps": 5, "validation": {"test_sequences": 9}}
     with pytest.raises(UserError, match=r"expected a test set, as validation.test_sequences is 9"):
-        model = Bigram()
-        TrainingRun(
-            model,
-            torch.optim.SGD(model.parameters(), lr=0.1),
-            tokens,
-            {"steps": 5, "validation": {"test_sequences": 9}},
-        )
+        TrainingRun(model, optimizer, tokens, config)
 
 
 def test_the_whole_validation_part_is_all_of_it_and_is_charged() -> None:

@@ -158,7 +158,7 @@ def read(folder: Path, cell: Cell) -> Row | None:
     if "trunk" in row:  # the name of a scenario, in the version before
         row = {"scenario": row["trunk"], **row}
         del row["trunk"]
-    row = {"test_loss": None, **row}  # earlier versions measured none
+    row.setdefault("test_loss", None)  # earlier versions measured none
     whole = row.keys() >= {*_named(cell), *MEASURED, "error"}
     if whole and _named(cell).items() <= row.items():
         return row
