@@ -12,15 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.records.faults import faults_of
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
-from trainenv.records.run_folder import (
-    REWINDS,
-    RunFolder,
-    read_events,
-    read_full_validation,
-    read_validation,
-)
+from trainenv.records.run_folder import REWINDS, RunFolder, read_validation
+from trainenv.records.run_summary import summary_of
 from trainenv.tools.json_lines import plain
 from trainenv.types import Event, Run, Snapshot, Telemetry, UserError, as_whole
 
@@ -157,7 +151,7 @@ def train(
             store.wait()
         finally:  # even if the last save in the background has failed
             save(moments="exact", wait=True)
-    summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
+    summary = plain(summary_of(run, folder.path, ended, taken, time.perf_counter() - started))
     assert isinstance(summary, dict)
     if ended != "interrupted":
         folder.finish(summary)
@@ -359,51 +353,6 @@ def _evaluate(run: Run, folder: RunFolder) -> float:
 def _passed(every: int, before: int, now: int) -> bool:
     """Tell whether a multiple of `every` was reached since step `before`; never for 0."""
     return every > 0 and now // every > before // every
-
-
-def _final_losses(run: Run, folder: RunFolder, ended: str) -> dict[str, float | None]:
-    """Return the losses of the summary that only some configurations ask for.
-
-    The test part is evaluated now, and never for a run that can still be resumed.
-    """
-    found: dict[str, float | None] = {}
-    if run.config.validation.full_every:
-        found["full_validation_loss"] = None
-        losses = [validation["loss"] for validation in read_full_validation(folder.path)]
-        if losses and ended != "diverged":
-            found["full_validation_loss"] = losses[-1]
-    if run.has_test_set and ended != "interrupted":
-        found["test_loss"] = run.test_loss()
-    return found
-
-
-def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
-    """Return the summary of a run. Alarms and rewinds are counted over all lines of its history."""
-    events = read_events(folder.path)
-    kinds = [event["kind"] for event in events]
-    losses: list[float] = [validation["loss"] for validation in read_validation(folder.path)]
-    final = None
-    if ended != "diverged":
-        final = losses[-1]
-    return {
-        "name": run.config.name,
-        "seed": run.config.seed,
-        "uniform_loss": run.uniform_loss,
-        "fingerprint": run.fingerprint(),
-        "ended": ended,
-        "step": run.step,
-        "first_validation_loss": losses[0],
-        "final_validation_loss": final,
-        **_final_losses(run, folder, ended),
-        "final_learning_rate": run.optimizer.param_groups[0]["lr"],
-        "fired": kinds.count("fired"),
-        "rewinds": kinds.count("rewind"),
-        "faults": faults_of(events),
-        "flops": run.ledger.as_dict(),
-        "seconds": round(seconds, 2),
-        "ms_per_step": round(1000 * seconds / max(taken, 1), 3),
-        "folder": str(folder.path),
-    }
 
 
 def _steps_to_boundary(run: Run) -> int:

@@ -15,7 +15,7 @@ from tests.support.bigram import Bigram, tokens
 from tests.support.driven_runs import Rewinder, toy
 from tests.support.strict_json import strict
 from trainenv import RunConfig, TrainingConfig, TrainingRun
-from trainenv.loop import Callback, train
+from trainenv.loop import Callback, resume, train
 from trainenv.records.metrics import measure
 from trainenv.records.run_folder import RunFolder, read_full_validation, read_validation
 from trainenv.report import write_report
@@ -94,6 +94,19 @@ def test_an_interrupted_run_is_not_tested_until_it_has_ended(
         summary = train(run, folder, stop=lambda: run.step >= 16)
     assert summary["ended"] == "interrupted"
     assert "test_loss" not in summary
+
+
+def test_a_run_can_be_resumed_with_a_test_that_it_began_without(tmp_path: Path) -> None:
+    begun = TrainingRun.from_config("tiny", CONFIGURED | {"validation.test_sequences": 0})
+    folder = RunFolder.create(tmp_path / "run", begun.config)
+    assert train(begun, folder, stop=lambda: begun.step >= 16)["ended"] == "interrupted"
+    run = TrainingRun.from_config("tiny", CONFIGURED)
+    folder, _ = resume(tmp_path / "run", run)
+    assert folder.changes == ()
+    summary = train(run, folder)
+    straight = TrainingRun.from_config("tiny", CONFIGURED)
+    straight.advance(30)
+    assert summary["test_loss"] == straight.test_loss()
 
 
 def test_a_diverged_run_is_tested_too_and_counts_as_a_uniform_guess(
