@@ -237,6 +237,7 @@ def test_the_tables_show_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     console = Console(file=text, width=80, color_system=None)
     console.print(comparison_text(read_comparison(folder)))
     assert "closed" in text.getvalue()
+    assert "…" not in text.getvalue()
     assert "Final losses are of the validation part of the text." in text.getvalue()
     assert max(map(len, text.getvalue().splitlines())) <= 80
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from trainenv.compare.paired_rows import SUBJECT
 from trainenv.report.comparison.comparison_record import Comparison
-from trainenv.report.comparison.forest_plot import best_first, clear, with_interval
+from trainenv.report.comparison.forest_plot import best_first, clear, closed, with_interval
 from trainenv.report.drawing import formatting
 
 MARKS = {False: ("missed", "bold yellow"), None: ("open  ", "dim")}
@@ -34,8 +34,8 @@ def comparison_text(comparison: Comparison) -> Group:
     table.add_column("method", no_wrap=True)
     gains = headroom(comparison)
     titles = ["change", "95 % interval", "loss", "events", "wasted", "lost"]
-    if gains:
-        titles.insert(2, "closed")
+    if gains:  # the share that is wasted is among the goals
+        titles[titles.index("wasted")] = "closed"
     for name in titles:
         table.add_column(name, justify="right", no_wrap=True)
     for row in best_first(comparison.rows("all")):
@@ -44,12 +44,13 @@ def comparison_text(comparison: Comparison) -> Group:
             formatting.change(change["value"]),
             style={-1: "green", 0: "", 1: "yellow"}[clear(change)],
         )
-        closed = [formatting.share(row["headroom_closed"]["value"])] * bool(gains)
+        share = formatting.share(row["wasted"]["value"])
+        if gains:
+            share = closed(row["headroom_closed"]["value"])
         numbers = (
-            *closed,
             formatting.number(row["final_loss"]),
             formatting.whole(row["instability"]["value"]),
-            formatting.share(row["wasted"]["value"]),
+            share,
         )
         failures = row["diverged"] + row["failed"]
         table.add_row(

@@ -87,6 +87,13 @@ def row_class(method: str) -> str | None:
     return None
 
 
+def closed(share: float) -> str:
+    """Write a share of the headroom in percent; it is below 0 for a method that does harm."""
+    if formatting.finite(share) is None:
+        return formatting.MISSING
+    return f"{formatting.number(100 * share, 0)} %"
+
+
 def with_interval(figure: Mapping[str, Any]) -> str:
     """Write a difference and, if known, its interval."""
     written = formatting.change(figure.get("value"))
@@ -123,14 +130,14 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
     """Write the numbers to the right of the plot, in the order of `TITLES`."""
     change = row["against_nothing"]
     regret = row["regret"]
-    closed = row["headroom_closed"]
+    headroom = row["headroom_closed"]
     failures = formatting.MISSING
     if count := row["diverged"] + row["failed"]:
         failures = f"{count}<small>of {row['cells']}</small>"
     return [
         f"{formatting.change(change['value'])}<small>{_bounds(change)}</small>",
         f"{formatting.change(regret['value'])}<small>{_bounds(regret)}</small>",
-        f"{formatting.share(closed['value'])}<small>{_shares(closed)}</small>",
+        f"{closed(headroom['value'])}<small>{_shares(headroom)}</small>",
         formatting.number(row["final_loss"]),
         formatting.whole(row["instability"]["value"]),
         formatting.whole(row["recovery"]["value"]),
@@ -144,7 +151,7 @@ def _shares(figure: Mapping[str, Any]) -> str:
     """Write the interval of a share; empty if it is unknown."""
     if formatting.finite(figure["low"]) is None:
         return ""
-    return f"{formatting.share(figure['low'])} to {formatting.share(figure['high'])}"
+    return f"{closed(figure['low']).removesuffix(' %')} to {closed(figure['high'])}"
 
 
 def _bounds(figure: Mapping[str, Any]) -> str:
