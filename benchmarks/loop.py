@@ -139,7 +139,9 @@ def measure(
     out: Path, seeds: int, workers: int, names: Sequence[str], scenarios: Sequence[str]
 ) -> dict[str, Any]:
     suite = replace(
-        load_suite("quick").select(methods=names, scenarios=scenarios, seeds=seeds), hindsight=()
+        load_suite("quick").select(methods=names, scenarios=scenarios, seeds=seeds),
+        hindsight=(),
+        open_loop=(),
     )
 
     def tell(progress: Any) -> None:

@@ -50,7 +50,7 @@ class CEM:
     elite: int = 6
     knots: tuple[float, ...] = (0.1, 0.35, 0.7, 1.0)
     spread: float = 0.6
-    caution: float = 0.5
+    caution: float = 1.0
     kept: int = 16
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class Shapes:
 
     factors: tuple[float, ...] = FACTORS
     lengths: tuple[float, ...] = LENGTHS
-    caution: float = 0.5
+    caution: float = 1.0
     kept: int = 16
 
     def __post_init__(self) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.records.faults import faults_of
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
-from trainenv.records.run_folder import REWINDS, RunFolder, read_events, read_validation
+from trainenv.records.run_folder import REWINDS, RunFolder, read_validation
+from trainenv.records.run_summary import summary_of
 from trainenv.tools.json_lines import plain
 from trainenv.types import Event, Run, Snapshot, Telemetry, UserError, as_whole
 
@@ -111,7 +111,8 @@ def train(
 
     State is saved in the background as `config.checkpoints` says, so that a run that was killed can
     be resumed from the newest checkpoint. When `stop` ends the run, its exact state is saved and
-    `summary["ended"]` is `interrupted`.
+    `summary["ended"]` is `interrupted`. Else the summary of a run with a test set has `test_loss`,
+    measured once after the last step; it costs the run nothing.
 
     Args:
         run: Run to train, from the step it is at.
@@ -150,7 +151,7 @@ def train(
             store.wait()
         finally:  # even if the last save in the background has failed
             save(moments="exact", wait=True)
-    summary = plain(_summary(run, folder, ended, taken, time.perf_counter() - started))
+    summary = plain(summary_of(run, folder.path, ended, taken, time.perf_counter() - started))
     assert isinstance(summary, dict)
     if ended != "interrupted":
         folder.finish(summary)
@@ -300,11 +301,13 @@ def _train_to_end(
         if run.diverged:
             folder.event(Event(run.step, "diverged"))
             return "diverged", taken
-        every = run.config.validation.every
-        if run.done or (every and run.step // every > before // every):
+        asked = run.config.validation
+        if run.done or _passed(asked.every, before, run.step):
             loss = _evaluate(run, folder)
             if callback is not None:
                 callback.on_evaluate(run.step, loss)
+        if asked.full_every and (run.done or _passed(asked.full_every, before, run.step)):
+            folder.full_validation(run.step, run.evaluate_fully())
         if stop() and not run.done:
             folder.event(Event(run.step, "interrupted"))
             return "interrupted", taken
@@ -347,38 +350,15 @@ def _evaluate(run: Run, folder: RunFolder) -> float:
     return loss
 
 
-def _summary(run: Run, folder: RunFolder, ended: str, taken: int, seconds: float) -> dict[str, Any]:
-    """Return the summary of a run. Alarms and rewinds are counted over all lines of its history."""
-    events = read_events(folder.path)
-    kinds = [event["kind"] for event in events]
-    losses: list[float] = [validation["loss"] for validation in read_validation(folder.path)]
-    final = None
-    if ended != "diverged":
-        final = losses[-1]
-    return {
-        "name": run.config.name,
-        "seed": run.config.seed,
-        "uniform_loss": run.uniform_loss,
-        "fingerprint": run.fingerprint(),
-        "ended": ended,
-        "step": run.step,
-        "first_validation_loss": losses[0],
-        "final_validation_loss": final,
-        "final_learning_rate": run.optimizer.param_groups[0]["lr"],
-        "fired": kinds.count("fired"),
-        "rewinds": kinds.count("rewind"),
-        "faults": faults_of(events),
-        "flops": run.ledger.as_dict(),
-        "seconds": round(seconds, 2),
-        "ms_per_step": round(1000 * seconds / max(taken, 1), 3),
-        "folder": str(folder.path),
-    }
+def _passed(every: int, before: int, now: int) -> bool:
+    """Tell whether a multiple of `every` was reached since step `before`; never for 0."""
+    return every > 0 and now // every > before // every
 
 
 def _steps_to_boundary(run: Run) -> int:
     """Return the steps to the next end of a block, checkpoint, validation or budget."""
     saved = run.config.checkpoints.every
     ends = [run.config.monitor.block, run.horizon.end - run.step, saved - run.step % saved]
-    if every := run.config.validation.every:
-        ends.append(every - run.step % every)
+    asked = run.config.validation
+    ends += [every - run.step % every for every in (asked.every, asked.full_every) if every]
     return int(min(ends))

@@ -81,6 +81,8 @@ class TrainingRun:
             It is computed once before the run starts, to check it.
         schedule: Factor on the base learning rate; the configured one by default.
         validation: Micro-batches that `evaluate` averages over.
+        full_validation: Micro-batches that `evaluate_fully` averages over; `validation` by default.
+        test: Micro-batches that `test_loss` averages over; held out from all methods.
         probe: Small clean micro-batch on which the monitor measures the model; without one there
             are no entropies.
         stress: Factor on the learning rate by step, to plant an instability.
@@ -104,6 +106,8 @@ class TrainingRun:
         objective: Objective | None = None,
         schedule: Schedule | None = None,
         validation: Iterable[Any] = (),
+        full_validation: Iterable[Any] = (),
+        test: Iterable[Any] = (),
         probe: Any = None,
         stress: Callable[[int], float] | None = None,
         moments_lost: Callable[[int], bool] | None = None,
@@ -118,6 +122,8 @@ class TrainingRun:
             objective,
             schedule,
             validation,
+            full_validation,
+            test,
             probe,
             stress,
             moments_lost,
@@ -137,7 +143,6 @@ class TrainingRun:
             end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps)
         )
         self._batches = own.batches
-        self._validation = own.validation
         self._probe_batch = own.probe
         self._rates = PlannedRates(
             schedule=own.schedule or schedules.make(own.config.schedule),
@@ -164,7 +169,10 @@ class TrainingRun:
             seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps
         )
         self._equip()
-        self._validation = trial.try_out(own, self._rng, self.device)
+        own = trial.try_out(own, self._rng, self.device)
+        self._validation = own.validation
+        self._full_validation = own.full_validation or own.validation
+        self._test = own.test
         self._view()  # a state that cannot be saved is refused now
         parts.train(own.model)
         optimizers.own_rates(own.optimizer)
@@ -199,8 +207,8 @@ class TrainingRun:
         Args:
             source: Name of a preset (`"tiny"`), path of a YAML file, or a configuration.
             overrides: Values on top, by dotted key: `{"optimizer.lr": 1e-3, "steps": 300}`.
-            parts: Your own `model`, `optimizer`, `batches`, `schedule`, `objective`, `validation`
-                or `probe`, in place of the configured ones.
+            parts: Your own `model`, `optimizer`, `batches`, `schedule`, `objective`,
+                `validation`, `test` or `probe`, in place of the configured ones.
 
         Raises:
             UserError: The configuration, the corpus or the machine's memory does not allow it.
@@ -351,22 +359,36 @@ class TrainingRun:
         end = max(self.horizon.end, self.step + 1)
         return ahead(lambda step: self.base_lr * self._lr_factor(step), self.step, end)
 
-    @torch.inference_mode(False)
     def evaluate(self) -> float:
         """Return the loss over the validation set in nats per token; changes no state."""
-        if not self._validation:
-            raise UserError(
-                "this run has no validation set; pass validation=[micro_batch, …] to TrainingRun"
-            )
-        averaged = optimizers.evaluating(self.optimizer)
-        with (
-            torch.no_grad(),
-            averaged,
-            evaluating(self.model),
-            self._rng.active(keep=False),
-            numerics.settings(self.config),
-        ):
-            return self._validated([self._loss(micro) for micro in self._validation])
+        loss = self._loss_on(self._validation, "validation")
+        self.ledger.charge("evaluate", self.flops_per_evaluation)
+        return loss
+
+    def evaluate_fully(self) -> float:
+        """Return the loss over the whole validation part in nats per token; changes no state.
+
+        It is charged like `evaluate`, with as many more FLOPs as it has more tokens.
+        """
+        loss = self._loss_on(self._full_validation, "validation")
+        self.ledger.charge("evaluate", self._flops_of(self._full_validation) / 3)
+        return loss
+
+    @property
+    def has_test_set(self) -> bool:
+        """True if `test_loss` can be measured."""
+        return bool(self._test)
+
+    def test_loss(self) -> float:
+        """Return the loss over the test set in nats per token; changes no state.
+
+        It is the experimenter's measurement, so it is charged to no budget and no ledger. Methods
+        that train the run must not call it.
+
+        Raises:
+            UserError: The run has no test set.
+        """
+        return self._loss_on(self._test, "test")
 
     # ── steering ──────────────────────────────────────────────────────────────────────────────────
 
@@ -556,8 +578,34 @@ class TrainingRun:
     def _numerics(self) -> dict[str, Any]:
         return numerics.numerics(self.model, self.optimizer, self.device, self.config)
 
+    @torch.inference_mode(False)
+    def _loss_on(self, micros: Sequence[Any], name: str) -> float:
+        """Return the mean loss over the labelled tokens of a set, in nats; changes no state.
+
+        The model is in evaluation mode. One micro-batch after the other is on the device.
+        """
+        if not micros:
+            remedy = ""
+            if name == "test":
+                remedy = ", or set validation.test_sequences"
+            raise UserError(
+                f"this run has no {name} set; pass {name}=[micro_batch, …] to TrainingRun{remedy}"
+            )
+        averaged = optimizers.evaluating(self.optimizer)
+        with (
+            torch.no_grad(),
+            averaged,
+            evaluating(self.model),
+            self._rng.active(keep=False),
+            numerics.settings(self.config),
+        ):
+            return mean_loss([self._loss(micro) for micro in micros], micros)
+
     def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
-        """Return the mean loss over the validation set's labelled tokens; charge the passes."""
+        """Return the mean of the validation set's losses; charge the passes.
+
+        A group of runs computes the losses of all its runs at once.
+        """
         self.ledger.charge("evaluate", self.flops_per_evaluation)
         return mean_loss(losses, self._validation)
 

@@ -127,6 +127,12 @@ class FakeRun:
         self.ledger.charge("evaluate", FLOPS)
         return self.loss
 
+    evaluate_fully = evaluate
+    has_test_set = True
+
+    def test_loss(self) -> float:
+        return self.loss
+
     def apply(self, intervention: Intervention, /) -> None:
         if intervention.does_nothing:
             return

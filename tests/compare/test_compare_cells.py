@@ -17,9 +17,10 @@ from trainenv.compare.allowed_flops import allowance
 from trainenv.compare.cells import MEASURED, Cell, Task, measure_cell, play, read, write
 from trainenv.compare.runner import Estimate, cells, expected_seconds
 from trainenv.compare.scenarios import Scenario
+from trainenv.composition.methods import METHODS as composed
 from trainenv.config.schema import RunConfig
 from trainenv.loop import train
-from trainenv.records.run_folder import RunFolder
+from trainenv.records.run_folder import RunFolder, read_full_validation
 from trainenv.run import TrainingRun
 from trainenv.types import UserError
 
@@ -143,6 +144,85 @@ def test_other_validations_and_monitors_are_in_the_budget() -> None:
     assert allowance(RunConfig.load(config, {"validation.every": 60})) < allowance(
         RunConfig.load(config, {"validation.every": 59})
     )
+
+
+def test_evaluations_of_the_whole_validation_part_are_in_the_budget(tmp_path: Path) -> None:
+    config = RunConfig.load(small(suite().scenarios[0], 0), {"validation.full_every": 25})
+    train(TrainingRun.from_config(config), RunFolder.create(tmp_path / "run", config))
+    assert len(read_full_validation(tmp_path / "run")) == 3
+    spent = measure_cell(tmp_path / "run")["total_flops"]
+    assert spent == pytest.approx(allowance(config), rel=1e-12)
+    assert spent > 1.1 * allowance(RunConfig.load(config, {"validation.full_every": 0}))
+
+
+# ── the test part ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+TESTED = {"overrides": {"validation": {"sequences": 8, "test_sequences": 20}}}
+
+
+def played_with(folder: Path, **measured: Any) -> dict[str, Any]:
+    """Play a cell whose scenario has a test; its measure returns other values in some places."""
+    changed = replace(
+        task(folder, "nothing"),
+        scenario=suite(**TESTED).scenarios[0],
+        measure=lambda path: measure(path) | measured,
+    )
+    row = play(changed)
+    assert row is not None
+    return row
+
+
+def test_final_losses_are_of_the_test_part_where_a_scenario_has_one(tmp_path: Path) -> None:
+    row = played_with(tmp_path / "a", test_loss=3.5)
+    assert (row["final_loss"], row["test_loss"]) == (3.5, 3.5)
+    assert row["log_final_loss"] == pytest.approx(math.log(3.5))
+    plain = play(replace(task(tmp_path / "b", "nothing"), measure=with_test_loss))
+    assert plain is not None
+    assert plain["test_loss"] == 3.5
+    assert plain["final_loss"] != 3.5
+    found = {of.measured_on for of in suite().scenarios}
+    assert (found, suite(**TESTED).scenarios[0].measured_on) == ({"validation"}, "test")
+
+
+def with_test_loss(path: Path, /) -> dict[str, Any]:
+    return measure(path) | {"test_loss": 3.5}
+
+
+@pytest.mark.parametrize("measured", [{}, {"test_loss": None}, {"test_loss": math.nan}])
+def test_a_missing_test_loss_is_no_validation_loss(
+    tmp_path: Path, measured: dict[str, Any]
+) -> None:
+    row = played_with(tmp_path, **measured)
+    assert (row["ended"], row["error"]) == ("failed", "expected a final test loss, found nan")
+    assert row["final_loss"] is None
+
+
+def test_the_test_loss_of_a_real_run(tmp_path: Path) -> None:
+    scenario = suite(**TESTED).scenarios[0]
+    real = replace(
+        task(tmp_path, "nothing", keep=True),
+        scenario=scenario,
+        method=composed["nothing"],
+        measure=measure_cell,
+    )
+    row = play(real)
+    assert row is not None
+    summary = json.loads((real.cell.run_folder(tmp_path) / "summary.json").read_text())
+    assert row["final_loss"] == row["test_loss"] == summary["test_loss"]
+    assert row["final_loss"] != summary["final_validation_loss"]
+    assert row["total_flops"] == pytest.approx(row["budget"])  # the test is not charged
+
+
+def test_a_cell_of_the_version_before_has_no_test_loss(tmp_path: Path) -> None:
+    row = play(task(tmp_path, "nothing"))
+    assert row is not None
+    cell = Cell(scenario="calm", seed=0, method="nothing")
+    del row["test_loss"]
+    cell.file(tmp_path).write_text(json.dumps(row), encoding="utf-8")
+    assert read(tmp_path, cell) == row | {"test_loss": None}
+
+
+# ── seeds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_seeds_are_common_to_methods_and_to_nothing_else(tmp_path: Path) -> None:

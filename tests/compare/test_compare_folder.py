@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,49 @@ def test_a_folder_of_the_version_before_is_read_and_resumed(tmp_path: Path) -> N
             METHODS,
             measure,
         )
+
+
+def test_no_cell_is_added_to_those_of_the_version_before(tmp_path: Path) -> None:
+    """Losses of the version before are of another validation part: none is added to them."""
+    asked = suite(seeds=1)
+    compare(tmp_path, asked, METHODS, measure, workers=0)
+    noted = json.loads((tmp_path / "suite.json").read_text(encoding="utf-8"))
+    del noted["open_loop"]
+    for scenario in noted["scenarios"]:
+        del scenario["kind"]
+    (tmp_path / "suite.json").write_text(json.dumps(noted | {"schema": 2}), encoding="utf-8")
+    for path in (tmp_path / "cells").rglob("*.json"):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        del row["test_loss"]
+        path.write_text(json.dumps(row), encoding="utf-8")
+    assert read_comparison(tmp_path).found["finished"]
+    Cell(scenario="calm", seed=0, method="nothing").file(tmp_path).unlink()
+    with pytest.raises(
+        UserError, match="holds cells of an earlier version, whose final losses are of another part"
+    ):
+        compare(tmp_path, asked, METHODS, measure, workers=0)
+    assert json.loads((tmp_path / "suite.json").read_text(encoding="utf-8"))["schema"] == 2
+    assert not read_comparison(tmp_path).found["finished"]
+
+
+def test_a_suite_that_has_got_a_test_is_another(tmp_path: Path) -> None:
+    compare(tmp_path, suite(seeds=1), METHODS, measure, workers=0)
+    tested = suite(seeds=1, overrides={"validation": {"test_sequences": 20}})
+    with pytest.raises(UserError, match="another suite"):
+        compare(tmp_path, tested, METHODS, measure, workers=0)
+
+
+def test_open_loop_methods_can_be_added_to_a_comparison(tmp_path: Path) -> None:
+    compare(tmp_path, suite(seeds=2), METHODS, measure, workers=0)
+    played: list[object] = []
+    found = compare(
+        tmp_path,
+        suite(seeds=2, open_loop=["punctual"]),
+        METHODS,
+        measure,
+        workers=0,
+        progress=played.append,
+    )
+    assert len(played) == 8
+    assert len(found["headroom"]["references"]) == 8
+    assert read_comparison(tmp_path).suite.open_loop == ("punctual",)

@@ -134,6 +134,15 @@ def test_groups_are_calm_stressed_and_each_fault() -> None:
         "rare tokens": ("bursts",),
     }
     assert "calm" not in groups_of(FOUR.select(scenarios=["high"]))
+    scenario = {"size": "tiny", "corpus": "bytes"}
+    kinds = {
+        "a": {**scenario, "group": "calm", "kind": "short-warmup"},
+        "b": {**scenario, "group": "stressed", "fault": "faults", "kind": "faults"},
+        "c": {**scenario, "group": "calm"},
+    }
+    groups = groups_of(suite(scenarios=kinds))
+    assert (groups["kind:short-warmup"], groups["kind:faults"]) == (("a",), ("b",))
+    assert "kind:calm" not in groups
 
 
 def test_only_runs_that_both_have_trained_are_compared() -> None:

@@ -61,6 +61,9 @@ def test_what_is_shipped(name: str) -> None:
     configs = {scenario.name: scenario.config(0) for scenario in of.scenarios}
     assert {"nothing", "branching"} <= set(of.methods)
     assert all(name in METHODS and is_static(name) for name in of.hindsight)
+    assert of.open_loop
+    assert all(name in METHODS for name in of.open_loop)
+    assert {"mis-set", "faults"} <= {scenario.kind for scenario in of.scenarios}
     factors = {scenario.lr_factor for scenario in of.scenarios}
     assert {3, 10} <= factors
     assert min(factors) < 0.4
@@ -82,6 +85,9 @@ def test_what_is_shipped(name: str) -> None:
     for scenario in of.scenarios:
         config = configs[scenario.name]
         assert config.validation.sequences == 32
+        assert scenario.measured_on == "test"
+        assert config.validation.test_sequences * config.model.context >= 64_000
+        assert scenario.kind
         assert config.model.context in (32, 64)
         assert 1 < scenario.seconds < 10
         assert all(plant.at + plant.steps < config.steps for plant in config.stressors.planted)
@@ -124,6 +130,12 @@ def test_a_part_of_a_suite() -> None:
         ({"methods": "nothing"}, "fake: methods must be a list of names, found 'nothing'"),
         ({"methods": []}, "fake: a comparison needs methods, found none"),
         ({"methods": ["a", "b"], "hindsight": ["a"]}, "methods must differ, found 'a' twice"),
+        ({"open_loop": ["a", "a"]}, "open_loop must differ, found 'a' twice"),
+        ({"open_loop": "a"}, "fake: open_loop must be a list of names, found 'a'"),
+        (
+            {"scenarios": {"t": {**CALM, "kind": "misset"}}},
+            "kind must be one of calm, short-warmup, mis-set, faults, or left out, found 'misset'",
+        ),
         ({"seeds": 0}, "seeds must be a whole number, at least 1, found 0"),
         ({"seeds": True}, "seeds must be a whole number, at least 1, found True"),
         ({"scenarios": {}}, "a comparison needs scenarios"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,15 +35,56 @@ def test_splits_never_share_a_token(size: int, context: int) -> None:
 
 @pytest.mark.parametrize("size", [640, 100_003, 3_000_001, 20_000_000])
 def test_the_shares_of_the_split(size: int) -> None:
-    train, validation, probe = interleaved(np.zeros(size, np.uint8), "x")
-    assert validation.size / size == pytest.approx(1 / 40, rel=0.1)
-    assert probe.size / size == pytest.approx(1 / 80, rel=0.1)
-    assert len(train.runs) == len(validation.runs) + len(probe.runs) + 1
+    train, *apart = interleaved(np.zeros(size, np.uint8), "x")
+    for part in apart:
+        assert part.size / size == pytest.approx(1 / 80, rel=0.1)
+    assert len(train.runs) == sum(len(part.runs) for part in apart) + 1
 
 
-def test_a_sources_own_validation_is_validation_first_and_probe_last() -> None:
-    validation, probe = held_out(np.zeros(900, np.uint8))
-    assert (validation.runs, probe.runs) == (((0, 600),), ((600, 900),))
+def test_training_and_probe_are_those_of_before_there_was_a_test_part() -> None:
+    """Runs of earlier versions can be resumed: 78 of 80 segments train, in fixed places."""
+    train, validation, probe, test = interleaved(np.zeros(800, np.uint8), "x")
+    assert train.runs == ((0, 190), (200, 390), (400, 590), (600, 800))
+    assert probe.runs == ((390, 400),)
+    assert (validation.runs, test.runs) == (((190, 200),), ((590, 600),))
+
+
+def test_a_sources_own_held_out_tokens_are_a_third_each() -> None:
+    validation, probe, test = held_out(np.zeros(901, np.uint8))
+    assert (validation.runs, test.runs, probe.runs) == (
+        ((0, 300),),
+        ((300, 600),),
+        ((600, 901),),  # as before there was a test part
+    )
+
+
+@given(size=st.integers(6, 5000), context=st.integers(2, 100))
+@settings(max_examples=30, deadline=None)
+def test_the_parts_of_a_sources_own_tokens_never_share_one(size: int, context: int) -> None:
+    parts = held_out(np.arange(size, dtype=np.uint32))
+    places = [covered(part, context) for part in parts]
+    for one, place in enumerate(places):
+        assert not place & set().union(*places[one + 1 :])
+    assert sum(part.size for part in parts) == size
+
+
+@pytest.mark.parametrize("tokens", [{}, {"tokenizer": "bpe", "vocab_size": 512}])
+def test_the_embedded_text_has_64_000_tokens_to_test_on(tokens: dict[str, Any]) -> None:
+    corpus = data.load(CorpusConfig(name="stdlib", **tokens))
+    for context in (32, 64):
+        assert corpus.test_sequences(context, 10**6)[:, 1:].size > 64_000
+
+
+def test_more_test_sequences_than_there_are_means_all(corpus: data.Corpus) -> None:
+    starts = corpus.test.starts(8)
+    assert (corpus.test_sequences(8, 10**6) == corpus.test.cut(starts, 9)).all()
+    assert len(corpus.test_sequences(8, 3)) == 3
+    assert (
+        corpus.all_validation_sequences(8)
+        == corpus.validation_sequences(8, len(corpus.validation.starts(8)))
+    ).all()
+    with pytest.raises(UserError, match="expected 1 test sequences of 9001 tokens, found 0"):
+        corpus.test_sequences(9000, 5)
 
 
 def test_every_target_of_a_run_is_trained_on_once() -> None:
@@ -68,6 +110,7 @@ def test_held_out_sequences_are_fixed_spread_and_apart(corpus: data.Corpus) -> N
     for part, take in (
         (corpus.validation, corpus.validation_sequences),
         (corpus.probe, corpus.probe_sequences),
+        (corpus.test, corpus.test_sequences),
     ):
         sequences = take(32, 5)
         assert sequences.shape == (5, 33)

@@ -95,18 +95,20 @@ def test_wikitext_documents_are_articles(parquet: Path) -> None:
     assert len(list(source.validation)) == 30
 
 
-def test_wikitext_validation_is_its_own_and_the_probe_the_end_of_it(parquet: Path) -> None:
+def test_wikitext_held_out_parts_are_of_its_own_validation_text(parquet: Path) -> None:
     corpus = data.load(CorpusConfig(name="wikitext-103", path=parquet))
     assert isinstance(corpus.train, data.Split)
     assert b"@-@ 58" in corpus.train.tokens.tobytes()
     assert b"@-@ 60" not in corpus.train.tokens.tobytes()
-    assert corpus.validation.runs[0][1] == corpus.probe.runs[0][0]
+    ((_, first),) = corpus.validation.runs
+    ((second, third),) = corpus.test.runs
+    assert (first, third) == (second, corpus.probe.runs[0][0])
     assert b"@-@ 60" in corpus.validation.cut(np.zeros(1, np.int64), 200).astype("u1").tobytes()
 
 
 def test_one_file_is_split_here(raw: Path) -> None:
     corpus = data.load(CorpusConfig(name="wikitext-103", path=raw / "wiki.train.raw"))
-    assert len(corpus.validation.runs) == 2
+    assert len(corpus.validation.runs) == len(corpus.test.runs) == 1
 
 
 def test_c4_streams_from_a_copy(c4_copy: Path) -> None:

@@ -96,7 +96,8 @@ def test_without_a_probe_the_loss_is_still_told(settings: dict[str, Any]) -> Non
 def test_the_epoch(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{place} squared is {place**2}.\n" for place in range(170)))
-    shape = {"model.context": 16, "batch_size": 16, "monitor.probe_sequences": 1}
+    shape = {"model.context": 16, "batch_size": 16}
+    shape |= {"monitor.probe_sequences": 1, "validation.sequences": 2}
     run = made(corpus={"name": "text", "path": str(text)}, **shape)
     epoch: int = run._batches.epoch_steps  # type: ignore[attr-defined]
     run.advance(epoch - 1)

@@ -388,7 +388,9 @@ def cell(
     }
 
 
-def make_comparison(path: Path, *, seeds: int = 5, failed: bool = True) -> Path:
+def make_comparison(
+    path: Path, *, seeds: int = 5, failed: bool = True, open_loop: tuple[str, ...] = ()
+) -> Path:
     """Cells of all methods on seven scenarios; one cell failed."""
     rng = np.random.default_rng(0)
     for scenario in SCENARIOS:
@@ -413,7 +415,12 @@ def make_comparison(path: Path, *, seeds: int = 5, failed: bool = True) -> Path:
     )
     methods = tuple(name for name in METHODS if name not in HINDSIGHT)
     suite = Suite(
-        name="quick", seeds=seeds, methods=methods, hindsight=HINDSIGHT, scenarios=scenarios
+        name="quick",
+        seeds=seeds,
+        methods=methods,
+        hindsight=HINDSIGHT,
+        open_loop=open_loop,
+        scenarios=scenarios,
     )
     write_json(path / "suite.json", suite.to_json())
     return path

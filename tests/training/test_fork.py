@@ -175,7 +175,8 @@ def test_within_an_epoch_and_across_its_edge(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{place} squared is {place**2}.\n" for place in range(170)))
-    shape = {"model.context": 16, "batch_size": 16, "monitor.probe_sequences": 1}
+    shape = {"model.context": 16, "batch_size": 16}
+    shape |= {"monitor.probe_sequences": 1, "validation.sequences": 2}
     run = made({"corpus": {"name": "text", "path": str(text)}, **shape, **settings})
     epoch: int = run._batches.epoch_steps  # type: ignore[attr-defined]
     assert 6 <= epoch <= 12

@@ -73,6 +73,8 @@ class Screen(ProgressLine):
         settings = ", ".join(f"{best['scenario']}: {best['method']}" for best in found["hindsight"])
         if settings:
             self.say(f"Best static setting in hindsight (regret is against it): {settings}.")
+        if found["headroom"]["references"]:
+            self.out.print(_headroom_table(found["headroom"]["groups"]))
         self.say(counts(found))
 
 
@@ -106,7 +108,7 @@ def _methods_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Make a table of the methods, the best first.
 
     `change %` compares a method's final loss with that of doing nothing; `branching` compares the
-    loop with the method.
+    loop with the method; `closed %` is the share of the headroom that the method closes.
     """
     table = _table(
         f"{title}: change of the final loss against doing nothing [95 % interval],"
@@ -116,6 +118,7 @@ def _methods_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         "branching",
         "loss",
         "regret %",
+        "closed %",
         "events",
         "heals in",
         "waste %",
@@ -129,6 +132,7 @@ def _methods_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
             _plain(_percent(row["branching_against"])["value"], "{:+.1f}"),
             _plain(row["final_loss"], "{:.3f}"),
             _plain(_percent(row["regret"])["value"], "{:+.1f}"),
+            _plain(row["headroom_closed"]["value"], "{:.0f}", 100),
             _plain(row["instability"]["value"], "{:.0f}"),
             _plain(row["recovery"]["value"], "{:.0f}"),
             *(_plain(row[key]["value"], "{:.1f}", 100) for key in ("wasted", "drafting")),
@@ -189,6 +193,20 @@ def _decisions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             _plain(row["verify_steps"]["value"], "{:.0f}"),
             _plain(row["verify_cost"]["value"], "{:.1f}", 100),
         )
+    return table
+
+
+def _headroom_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Make a table of the gains of open-loop references, by group."""
+    table = _table(
+        "Headroom: gain of the best open-loop setting in ln final loss [95 % interval]",
+        "scenarios",
+        "chosen on other seeds",
+        "on the same seed",
+    )
+    for row in rows:
+        gains = (_with_interval(row[key], "{:+.4f}") for key in ("honest_gain", "bound_gain"))
+        table.add_row(row["group"], *gains)
     return table
 
 

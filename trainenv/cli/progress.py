@@ -27,6 +27,7 @@ _COLUMNS = {
     "ended": "ended",
     "step": "steps",
     "final_validation_loss": "val. loss",
+    "test_loss": "test loss",
     "fired": "alarms",
     "rewinds": "rewinds",
     "wasted": "wasted",

@@ -12,6 +12,8 @@ _VOCABULARIES = {"bytes": 256, "gpt2": 50257}  # a BPE has the configured number
 def allowance(config: RunConfig) -> float:
     """Return the FLOPs of a run without interventions: steps, validations and monitor probes.
 
+    The test at the end of a run is not among them, because it is not charged.
+
     They are counted as in the ledger (`trainenv.models.spec`): a forward pass costs a third of a
     training step, for each token.
     """
@@ -25,6 +27,8 @@ def allowance(config: RunConfig) -> float:
         parameters, layers=model.layers, width=model.width, context=model.context
     )
     forward = _validations(config) * config.validation.sequences
+    if config.validation.full_every:
+        forward += _full_validations(config)
     forward += _probes(config) * config.monitor.probe_sequences
     return model.context * per_token * (config.steps * config.batch_size + forward / 3)
 
@@ -34,6 +38,14 @@ def _validations(config: RunConfig) -> int:
     if not config.validation.every:
         return 2
     return 2 + (config.steps - 1) // config.validation.every
+
+
+def _full_validations(config: RunConfig) -> int:
+    """The number of sequences that the evaluations of the whole validation part take in all."""
+    from trainenv import data
+
+    whole = len(data.load(config.corpus).validation.starts(config.model.context))
+    return whole * (1 + (config.steps - 1) // config.validation.full_every)
 
 
 def _probes(config: RunConfig) -> int:

@@ -22,7 +22,7 @@ from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.scenarios import Scenario
 from trainenv.tools import atomic_files
 from trainenv.tools.error_text import describe_error
-from trainenv.tools.json_lines import plain
+from trainenv.tools.json_lines import number_or_nan, plain
 from trainenv.types import UserError
 
 MEASURED = (
@@ -30,6 +30,7 @@ MEASURED = (
     "steps",
     "final_loss",
     "log_final_loss",
+    "test_loss",
     "instability",
     "recovery",
     "flops",
@@ -38,7 +39,12 @@ MEASURED = (
     "drafting",
     "decisions",
 )
-"""Keys of what a `Measure` returns."""
+"""Keys of what a `Measure` returns.
+
+In the row of a cell, `final_loss` and `log_final_loss` are of the test part where the scenario has
+`validation.test_sequences`, else of the validation set. A `Measure` may leave out `test_loss` if no
+scenario has them.
+"""
 
 # Share of the budget that a method may overspend, for its last block and its last evaluation.
 OVERSPENT = 0.01
@@ -110,7 +116,11 @@ def play(task: Task, stop: Stop = lambda: False) -> Row | None:
         summary = task.method(config, here, lambda run, window: None, stop)
         if summary.get("ended") == "interrupted":
             return None
-        row = _measured(cell, task.measure(here), allowance(config))
+        measured = {"test_loss": None, **task.measure(here)}
+        part = task.scenario.measured_on
+        if part == "test":
+            measured = _on_test_part(measured)
+        row = _measured(cell, measured, allowance(config), part)
     except Exception as error:  # whatever a method may raise: the other cells are still played
         row = failed(cell, describe_error(error))
     finally:
@@ -148,6 +158,7 @@ def read(folder: Path, cell: Cell) -> Row | None:
     if "trunk" in row:  # the name of a scenario, in the version before
         row = {"scenario": row["trunk"], **row}
         del row["trunk"]
+    row.setdefault("test_loss", None)  # earlier versions measured none
     whole = row.keys() >= {*_named(cell), *MEASURED, "error"}
     if whole and _named(cell).items() <= row.items():
         return row
@@ -178,8 +189,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
-    """Return the row of measured values; failed without a final loss, or over the budget."""
+def _on_test_part(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measured values with the test loss as the final loss; none if there is none."""
+    loss = number_or_nan(measured["test_loss"])
+    log_loss = math.nan
+    if 0 < loss < math.inf:
+        log_loss = math.log(loss)
+    return {**measured, "final_loss": loss, "log_final_loss": log_loss}
+
+
+def _measured(cell: Cell, measured: Mapping[str, Any], budget: float, part: str) -> Row:
+    """Return the row of measured values; failed without a final loss, or over the budget.
+
+    `part` names the part of the corpus that the final loss is of.
+    """
     if missing := [key for key in MEASURED if key not in measured]:
         return failed(
             cell, f"expected the measures {', '.join(MEASURED)}, found no {', '.join(missing)}"
@@ -195,7 +218,7 @@ def _measured(cell: Cell, measured: Mapping[str, Any], budget: float) -> Row:
     if not (isinstance(loss, int | float) and math.isfinite(loss)):
         return row | {
             "ended": "failed",
-            "error": f"expected a final validation loss, found {loss!r}",
+            "error": f"expected a final {part} loss, found {loss!r}",
         }
     if total > budget * (1 + OVERSPENT):
         over = f"spent {100 * (total / budget - 1):.1f} % more than its budget"

@@ -42,5 +42,9 @@ class Measure(Protocol):
     """Function that measures the run in a folder."""
 
     def __call__(self, folder: Path, /) -> Mapping[str, Any]:
-        """Return a value for each key of `trainenv.compare.cells.MEASURED`."""
+        """Return a value for each key of `trainenv.compare.cells.MEASURED`.
+
+        Final losses are of the validation set. `test_loss` may be left out if no scenario has test
+        sequences; else the cell's final losses are taken from it.
+        """
         ...

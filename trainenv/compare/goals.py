@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainenv.compare.bootstrap import Figure, Floats, figure
+from trainenv.compare.headroom import Reference, headroom_closed
 from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table
 from trainenv.tools.json_lines import number_or_nan
 
@@ -14,15 +15,21 @@ HARMLESS = 0.002  # greatest loss on calm runs, in ln of the final loss
 FEWER = 0.8  # least share of the instability events that are avoided
 WASTED = 0.1  # greatest share of compute that is wasted
 DRAFTING = 0.01  # greatest share of compute that drafts take
+CLOSED = {"mis-set": 0.8, "faults": 0.6}  # least share of the headroom that is closed, by kind
+WORST = 0.005  # greatest mean loss on any scenario, in ln of the final loss
+KIND = "kind:"  # prefix of the name of a group that holds the scenarios of a kind
 POPULATION = "pbt"
 QUARTER = "branching-quarter"
 QUARTERED = 0.25  # share of the population's compute that `QUARTER` may take
 
 
 def goals(
-    table: Table, groups: Mapping[str, Sequence[str]], methods: Sequence[str]
+    table: Table,
+    groups: Mapping[str, Sequence[str]],
+    methods: Sequence[str],
+    among: Sequence[Reference] = (),
 ) -> list[dict[str, Any]]:
-    """Check every goal.
+    """Check every goal. Those of headroom are left out where there is no reference for it.
 
     Returns:
         [{what, goal, measured, interval, met}], a dict for each goal. A goal that speaks of an
@@ -35,6 +42,8 @@ def goals(
     return [
         *(_better(table, stressed, other) for other in methods if other not in (SUBJECT, QUARTER)),
         _harmless(table, calm),
+        _worst(table, every),
+        *_closed(table, groups, among),
         _quarter_as_good(table, every),
         _quarter_costs(table, every),
         _fewer_events(table, stressed),
@@ -53,6 +62,30 @@ def _harmless(table: Table, calm: Sequence[str]) -> dict[str, Any]:
     found = table.difference(calm, SUBJECT, UNTOUCHED)
     what = f"{SUBJECT} against {UNTOUCHED} on calm scenarios, ln final loss"
     return _goal(what, f"at most {HARMLESS:g}, interval and all", found, found.high <= HARMLESS)
+
+
+def _worst(table: Table, scenarios: Sequence[str]) -> dict[str, Any]:
+    """Check the scenario where the mean is worst; the interval is that of this scenario."""
+    found = {name: table.difference([name], SUBJECT, UNTOUCHED) for name in scenarios}
+    known = {name: one for name, one in found.items() if not math.isnan(one.value)}
+    worst = max(known, key=lambda name: known[name].value, default="")
+    what = f"{SUBJECT} against {UNTOUCHED} on its worst scenario"
+    if worst:
+        what += f" ({worst})"
+    mean = known.get(worst, Figure())
+    return _goal(f"{what}, mean ln final loss", f"at most {WORST:g}", mean, mean.value <= WORST)
+
+
+def _closed(
+    table: Table, groups: Mapping[str, Sequence[str]], among: Sequence[Reference]
+) -> Iterator[dict[str, Any]]:
+    """Check the headroom closed on each kind of scenario that has references."""
+    for kind, least in CLOSED.items():
+        scenarios = groups.get(f"{KIND}{kind}", ())
+        if any(one.scenario in scenarios for one in among):
+            found = headroom_closed(table, among, scenarios, SUBJECT)
+            what = f"headroom that {SUBJECT} closes on scenarios of the kind {kind}, share"
+            yield _goal(what, f"at least {least:g}", found, found.value >= least)
 
 
 def _quarter_as_good(table: Table, scenarios: Sequence[str]) -> dict[str, Any]:

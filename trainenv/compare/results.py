@@ -7,18 +7,20 @@
 | `schema` | 2 |
 | `suite`, `finished` | name of the suite; true if every cell is there |
 | `cells` | {wanted, there, failed, diverged, seconds} |
-| `scenarios` | by name, {group, fault} |
+| `scenarios` | by name, {group, fault, kind, measured_on} |
 | `rows` | the rows of all cells |
 | `methods` | a row for each (group, method), see `method_row` |
 | `decisions` | a row for each (group, method), see `trainenv.compare.decision_table` |
 | `hindsight` | [{scenario, method, log_final_loss, seeds}], the best static settings |
+| `headroom` | {references, groups}, see `trainenv.compare.headroom` |
 | `goals` | see `trainenv.compare.goals` |
 | `failed` | [{scenario, seed, method, error}] |
 
-Groups are `all`, `calm`, `stressed` and each fault. A figure is {value, low, high, pairs,
-scenarios}, see `trainenv.compare.bootstrap`. Differences are of the natural logarithm of the final
-validation loss, on the same scenario and seed; −0.01 is about 1 % better. A run that diverged
-counts with the loss of a uniform guess. A cell that failed is only counted as failed.
+Groups are `all`, `calm`, `stressed`, each fault, and each kind of scenario as `kind:KIND`. A figure
+is {value, low, high, pairs, scenarios}, see `trainenv.compare.bootstrap`. Differences are of the
+natural logarithm of the final loss, on the same scenario and seed; −0.01 is about 1 % better. Final
+losses are of the part of the corpus that `measured_on` names, `test` or `validation`. A run that
+diverged counts with the loss of a uniform guess. A cell that failed is only counted as failed.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from typing import Any
 from trainenv.compare.bootstrap import Figure, Floats, figure
 from trainenv.compare.cells import Row
 from trainenv.compare.decision_table import decision_rows
-from trainenv.compare.goals import goals
+from trainenv.compare.goals import KIND, goals
+from trainenv.compare.headroom import Reference, headroom_closed, headroom_row, references
 from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED, Table
+from trainenv.compare.scenarios import KINDS
 from trainenv.compare.suite import Suite
 from trainenv.tools.json_lines import number_or_nan
 
@@ -46,6 +50,7 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
     table = Table.of(rows)
     groups = groups_of(suite)
     best = hindsight(suite, table)
+    among = references(table, groups["all"], suite.open_loop)
     return {
         "schema": 2,
         "suite": suite.name,
@@ -58,17 +63,28 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
             "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 1),
         },
         "scenarios": {
-            scenario.name: {"group": scenario.group, "fault": scenario.fault}
+            scenario.name: {
+                "group": scenario.group,
+                "fault": scenario.fault,
+                "kind": scenario.kind,
+                "measured_on": scenario.measured_on,
+            }
             for scenario in suite.scenarios
         },
         "methods": [
-            method_row(table, group, names, method, best, hindsight=method in suite.hindsight)
+            method_row(
+                table, group, names, method, best, among, hindsight=method not in suite.methods
+            )
             for group, names in groups.items()
             for method in suite.played
         ],
         "decisions": decision_rows(table, groups, suite.methods),
         "hindsight": list(best.values()),
-        "goals": goals(table, groups, suite.methods),
+        "headroom": {
+            "references": [reference.to_json() for reference in among],
+            "groups": [headroom_row(among, group, names) for group, names in groups.items()],
+        },
+        "goals": goals(table, groups, suite.methods, among),
         "failed": [
             {key: row[key] for key in ("scenario", "seed", "method", "error")}
             for row in rows
@@ -79,7 +95,7 @@ def results(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def groups_of(suite: Suite) -> dict[str, tuple[str, ...]]:
-    """Return the scenarios of `all`, of `calm` and `stressed`, and of each fault."""
+    """Return the scenarios of `all`, of `calm` and `stressed`, of each fault and of each kind."""
     faults = dict.fromkeys(scenario.fault for scenario in suite.scenarios if scenario.fault)
     groups = {
         "all": [scenario.name for scenario in suite.scenarios],
@@ -88,6 +104,13 @@ def groups_of(suite: Suite) -> dict[str, tuple[str, ...]]:
         **{
             fault: [scenario.name for scenario in suite.scenarios if scenario.fault == fault]
             for fault in faults
+        },
+        **{
+            f"{KIND}{kind}": [
+                scenario.name for scenario in suite.scenarios if scenario.kind == kind
+            ]
+            for kind in KINDS
+            if kind
         },
     }
     return {group: tuple(names) for group, names in groups.items() if names}
@@ -133,6 +156,7 @@ def method_row(
     scenarios: Iterable[str],
     method: str,
     best: Mapping[str, Mapping[str, Any]],
+    among: Iterable[Reference] = (),
     *,
     hindsight: bool = False,
 ) -> dict[str, Any]:
@@ -146,6 +170,7 @@ def method_row(
     | `against_nothing` | figure: this method less doing nothing |
     | `branching_against` | figure: branching less this method |
     | `regret` | figure: this method less the best static setting of the scenario |
+    | `headroom_closed` | figure: share of the headroom, see `trainenv.compare.headroom` |
     | `instability` | figure: events per 100 000 steps |
     | `recovery` | figure: mean steps |
     | `wasted`, `drafting` | figures: shares of its compute |
@@ -159,6 +184,7 @@ def method_row(
         "against_nothing": table.difference(names, method, UNTOUCHED),
         "branching_against": table.difference(names, SUBJECT, method),
         "regret": _regret(table, names, method, best),
+        "headroom_closed": headroom_closed(table, among, names, method),
         "instability": figure([_events(row) for row in rows], of, _per_100k),
         "recovery": figure([_recovery(row) for row in rows], of, _ratio),
         **{share: figure([number_or_nan(row[share]) for row in rows], of) for share in SHARES},

@@ -25,6 +25,8 @@ from trainenv.tools.json_lines import plain
 from trainenv.tools.version import VERSION
 from trainenv.types import UserError
 
+# 2: final losses were of a validation part that was twice as large, and is the test part today.
+_SCHEMA = 3
 _STARTUP = 8.0  # seconds that a process needs to start
 
 
@@ -202,7 +204,7 @@ def begin(folder: Path, suite: Suite) -> None:
         UserError: See `check_folder`; or the file cannot be written.
     """
     asked = check_folder(folder, suite)
-    write_json(folder / "suite.json", {"schema": 2, "version": VERSION, **asked})
+    write_json(folder / "suite.json", {"schema": _SCHEMA, "version": VERSION, **asked})
 
 
 def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
 
     Raises:
         UserError: The folder holds something else, or a comparison with other scenarios, or other
-            text, under the same names.
+            text, under the same names, or an unfinished one of an earlier version.
     """
     asked = json.loads(json.dumps(suite.to_json()))
     digests = _digests(suite)
@@ -220,6 +222,7 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
         noted = _read_noted(folder / "suite.json")
         _check_same_suite(folder, noted, asked)
         _check_same_text(folder, noted, digests)
+        _check_same_parts(folder, noted, suite)
         digests = {**noted.digests, **digests}
         merged = {**noted.scenarios, **{one["name"]: one for one in asked["scenarios"]}}
         asked["scenarios"] = list(merged.values())
@@ -241,11 +244,13 @@ class _Noted:
         name: Name of the suite.
         scenarios: Scenarios by name, as JSON values.
         digests: Digests of the users' texts, by scenario.
+        schema: Version of the file.
     """
 
     name: str
     scenarios: Mapping[str, Mapping[str, Any]]
     digests: Mapping[str, str]
+    schema: int
 
 
 def _read_noted(path: Path) -> _Noted:
@@ -258,6 +263,7 @@ def _read_noted(path: Path) -> _Noted:
                 for scenario in noted_scenarios(noted)
             },
             digests=dict(noted.get("corpora", {})),
+            schema=int(noted.get("schema", 0)),
         )
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
@@ -289,6 +295,16 @@ def _check_same_text(folder: Path, noted: _Noted, digests: Mapping[str, str]) ->
                 f"of scenario {scenario!r} was {before}, is {digest}; put the text back, or give "
                 "another --out"
             )
+
+
+def _check_same_parts(folder: Path, noted: _Noted, suite: Suite) -> None:
+    """Refuse to add cells to those that were measured on another part of the text."""
+    if noted.schema >= _SCHEMA or all(read(folder, cell) is not None for _, cell in cells(suite)):
+        return
+    raise UserError(
+        f"{folder} holds cells of an earlier version, whose final losses are of another part of "
+        "the text; finish it with that version, or give another --out"
+    )
 
 
 def _digests(suite: Suite) -> dict[str, str]:

@@ -18,6 +18,8 @@ from trainenv.types import UserError
 
 Group = Literal["calm", "stressed"]
 GROUPS: tuple[Group, ...] = get_args(Group)
+Kind = Literal["", "calm", "short-warmup", "mis-set", "faults"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class Scenario:
         name: Name of the scenario and of its folder.
         group: `calm` if nothing is wrong, else `stressed`.
         fault: Fault in a word or two; empty for a calm scenario. Results are given for each fault.
+        kind: Source of the gain that is there: `calm` if the settings are tuned, `short-warmup`,
+            `mis-set` if another setting is wrong, `faults` if something goes wrong on the way.
+            Empty to leave it open. Results are given for each kind.
         size: Configuration of model, batches and budget, on top of the preset `tiny`.
         corpus: Configuration of the text, see `CorpusConfig`.
         lr_factor: Learning rate over the suitable one, 0.192 ÷ width; unused if `overrides` state a
@@ -36,13 +41,14 @@ class Scenario:
         overrides: All other configuration, nested as in a run's YAML file.
 
     Raises:
-        UserError: The name cannot name a folder, the group is unknown, a calm scenario has a fault
-            or a stressed one has none, or the configuration is wrong.
+        UserError: The name cannot name a folder, group or kind is unknown, a calm scenario has a
+            fault or a stressed one has none, or the configuration is wrong.
     """
 
     name: str
     group: Group
     fault: str = ""
+    kind: Kind = ""
     size: Mapping[str, Any] = field(default_factory=dict)
     corpus: Mapping[str, Any] = field(default_factory=dict)
     lr_factor: float = 1.0
@@ -59,6 +65,11 @@ class Scenario:
             raise UserError(
                 f"scenario {self.name}: group must be one of {', '.join(GROUPS)}, "
                 f"found {self.group!r}"
+            )
+        if self.kind not in KINDS:
+            raise UserError(
+                f"scenario {self.name}: kind must be one of {', '.join(KINDS[1:])}, or left out, "
+                f"found {self.kind!r}"
             )
         if self.group == "calm" and self.fault:
             raise UserError(
@@ -120,6 +131,16 @@ class Scenario:
         parameters = vocabulary * model.width + 12 * model.layers * model.width**2
         gigaflops = 6e-9 * parameters * self._config.batch_size * model.context
         return self._config.steps * (0.0026 + 0.0017 * model.layers + 0.022 * gigaflops)
+
+    @property
+    def measured_on(self) -> Literal["test", "validation"]:
+        """Part of the corpus that its final losses are of: the test part if it has test sequences.
+
+        Methods look at the validation part while they train, so a final loss of it flatters them.
+        """
+        if self._config.validation.test_sequences:
+            return "test"
+        return "validation"
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""

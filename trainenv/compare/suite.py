@@ -4,6 +4,8 @@ seeds: 3
 methods: [nothing, zclip, pbt, branching]
 # Regret is against the best of these and of the static methods above.
 hindsight: [static-0.1, static-0.3, static-3]
+# Headroom is what doing nothing and these, which never look at the run, leave to be gained.
+open_loop: [static-0.1, static-0.3, static-3]
 overrides: {validation: {sequences: 32}}        # for every scenario
 sizes: {small: {model: {width: 32, layers: 1}, steps: 700}}
 corpora: {bytes: {name: stdlib}}
@@ -28,7 +30,8 @@ from trainenv.tools.paths import expanded
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
-_KEYS = ("seeds", "methods", "hindsight", "overrides", "sizes", "corpora", "scenarios")
+_LISTS = ("methods", "hindsight", "open_loop")
+_KEYS = ("seeds", *_LISTS, "overrides", "sizes", "corpora", "scenarios")
 _OLD_KEY = "trunks"  # name of `scenarios` in the version before
 # Fields of a scenario that name an entry of the suite.
 _NAMED = {"size": "sizes", "corpus": "corpora"}
@@ -44,6 +47,8 @@ class Suite:
         methods: Names of the methods, in the order of the tables.
         hindsight: Names of static methods that do not compete. The best of them, known only after
             the runs, is the reference of regret.
+        open_loop: Names of methods that never look at the run; the references of headroom are
+            chosen from them. They may be among the others. Those that are not do not compete.
         seeds: Number of runs of each scenario and method, numbered from 0 on.
 
     Raises:
@@ -54,6 +59,7 @@ class Suite:
     scenarios: tuple[Scenario, ...]
     methods: tuple[str, ...]
     hindsight: tuple[str, ...] = ()
+    open_loop: tuple[str, ...] = ()
     seeds: int = 5
 
     def __post_init__(self) -> None:
@@ -64,8 +70,9 @@ class Suite:
         for what, names in {
             "scenarios": [t.name for t in self.scenarios],
             "methods": [*self.methods, *self.hindsight],
+            "open_loop": list(self.open_loop),
         }.items():
-            if not names:
+            if not names and what != "open_loop":
                 raise UserError(
                     f"{self.name}: a comparison needs {what}, found none; name at least one"
                 )
@@ -77,7 +84,7 @@ class Suite:
     @property
     def played(self) -> tuple[str, ...]:
         """All methods to play."""
-        return (*self.methods, *self.hindsight)
+        return tuple(dict.fromkeys((*self.methods, *self.hindsight, *self.open_loop)))
 
     def select(
         self,
@@ -118,6 +125,7 @@ class Suite:
             "seeds": self.seeds,
             "methods": list(self.methods),
             "hindsight": list(self.hindsight),
+            "open_loop": list(self.open_loop),
             "scenarios": [scenario.to_json() for scenario in self.scenarios],
         }
 
@@ -163,9 +171,7 @@ def suite_of(values: Mapping[str, Any], name: str) -> Suite:
         key: _mapping(values.get(key) or {}, f"{name}: {key}")
         for key in ("overrides", "sizes", "corpora", "scenarios")
     }
-    lists = {
-        key: _names(values.get(key) or (), f"{name}: {key}") for key in ("methods", "hindsight")
-    }
+    lists = {key: _names(values.get(key) or (), f"{name}: {key}") for key in _LISTS}
     scenarios = tuple(
         _scenario(key, _mapping(scenario, f"{name}: scenarios.{key}"), parts)
         for key, scenario in parts["scenarios"].items()
@@ -174,7 +180,9 @@ def suite_of(values: Mapping[str, Any], name: str) -> Suite:
 
 
 def noted_scenarios(noted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the scenarios in what `Suite.to_json` returned, of this version or the one before.
+    """Return the scenarios in what `Suite.to_json` returned, of this version or one before.
+
+    Scenarios of earlier versions have no `kind`; they get an empty one.
 
     Raises:
         KeyError: It names none.
@@ -182,7 +190,7 @@ def noted_scenarios(noted: Mapping[str, Any]) -> list[dict[str, Any]]:
     key = "scenarios"
     if _OLD_KEY in noted:
         key = _OLD_KEY
-    return list(noted[key])
+    return [{"kind": "", **scenario} for scenario in noted[key]]
 
 
 def check_known(what: str, names: Iterable[str], valid: Iterable[str], where: str = "") -> None:

@@ -10,7 +10,7 @@ from trainenv.config.section import Config, Count, CountOrZero
 
 
 class ValidationConfig(Config):
-    """Fixed validation set, evaluated while the run trains."""
+    """Fixed validation set, evaluated while the run trains, and the test at its end."""
 
     every: CountOrZero = Field(
         default=1000,
@@ -21,6 +21,16 @@ class ValidationConfig(Config):
         default=64,
         description="Number of sequences of `model.context` tokens in the validation set, at least"
         " 1. More cost more and are less noisy.",
+    )
+    full_every: CountOrZero = Field(
+        default=0,
+        description="Steps between evaluations of the whole validation part; 0 for none. They are"
+        " recorded and charged like the others, and the last step has one too.",
+    )
+    test_sequences: CountOrZero = Field(
+        default=0,
+        description="Number of sequences of the test part, which is evaluated once, after the last"
+        " step, and not charged; 0 for no test. A number above what there is means all of them.",
     )
 
 

@@ -12,7 +12,7 @@ function of the data index.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -76,7 +76,7 @@ def _load(config: CorpusConfig) -> Corpus:
     if text.streams:
         build = _streamed
     corpus = build(config, text, tokens, folder)
-    if corpus.validation.size < 2 or corpus.probe.size < 2:
+    if min(corpus.validation.size, corpus.probe.size, corpus.test.size) < 2:
         raise UserError(
             f"expected text in the validation split of corpus {config.name}, found none; "
             "give a split with text"
@@ -119,14 +119,14 @@ def _whole(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) 
     """Build a corpus whose text is tokenised as a whole."""
     array, digest = _tokenised(text.train, tokens, folder, config.max_tokens)
     if text.validation is None:
-        train, validation, probe = interleaved(array, config.name)
+        train, *apart = interleaved(array, config.name)
     else:
         train = Split(array, ((0, len(array)),))
         other, other_digest = _tokenised(text.validation, tokens, folder, None)
-        validation, probe = held_out(other)
+        apart = [*held_out(other)]
         digest += other_digest
     digest = _digest(tokens.digest, digest, str(config.max_tokens))
-    return _corpus(config, tokens, train, validation, probe, array, digest)
+    return _corpus(config, tokens, train, apart, array, digest)
 
 
 def _streamed(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Path) -> Corpus:
@@ -144,21 +144,32 @@ def _streamed(config: CorpusConfig, text: Source, tokens: Tokenizer, folder: Pat
     digest = _digest(tokens.digest, held, head.digest, *text.train.shards)
     stream = TokenStream(text.train, tokens, folder / f"{config.name}-{digest}", config.max_tokens)
     digest = _digest(digest, str(config.max_tokens))
-    return _corpus(config, tokens, stream, *held_out(array), array, digest)
+    return _corpus(config, tokens, stream, held_out(array), array, digest)
 
 
 def _corpus(
     config: CorpusConfig,
     tokens: Tokenizer,
     train: Split | Growing,
-    validation: Split,
-    probe: Split,
+    apart: Sequence[Split],
     counted: IntArray,
     digest: str,
 ) -> Corpus:
+    """Build a corpus; `apart` holds its parts for validation, probe and test."""
+    validation, probe, test = apart
     artefacts = tokens.encode([ARTEFACTS.encode()])[0]
     rare = rarest(counted, tokens.vocab_size)
-    return Corpus(config.name, train, validation, probe, tokens.vocab_size, digest, rare, artefacts)
+    return Corpus(
+        name=config.name,
+        train=train,
+        validation=validation,
+        probe=probe,
+        test=test,
+        vocab_size=tokens.vocab_size,
+        digest=digest,
+        rare=rare,
+        artefacts=artefacts,
+    )
 
 
 def _tokenised(

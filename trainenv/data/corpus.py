@@ -17,8 +17,9 @@ Run = tuple[int, int]
 
 PERIOD = 80  # segments after which the pattern of the split repeats
 # Indices of the held-out segments in a period.
-VALIDATION = (19, 59)
+VALIDATION = (19,)
 PROBE = (39,)
+TEST = (59,)
 PERIODS = 8  # most periods of a text
 LONG_ENOUGH = 16384  # tokens of a segment in which long sequences fit; fewer periods if shorter
 FEWEST = 8 * PERIOD  # tokens of the shortest text that can be split
@@ -101,13 +102,16 @@ class Split:
 class Corpus:
     """Text as tokens; it is immutable, and copies share the tokens.
 
-    No token is in two of the three parts. Validation and probe are the same for every seed.
+    No token is in two of the four parts. All but the training part are the same for every seed.
+    Methods may look at validation and probe as often as they pay for it. The test part is for the
+    final measurement alone: no method ever sees it.
 
     Args:
         name: Name in the configuration.
         train: Part that batches are made from; a stream's tokens are made on demand.
         validation: Held-out part for the validation loss.
         probe: Held-out part for the clean probe.
+        test: Held-out part for the test loss.
         vocab_size: Number of tokens: one more than the greatest.
         digest: Hash of tokenizer and content, the same on every machine that has the same text.
         rare: Rarest tokens of the vocabulary, ascending [n]; some may not occur at all.
@@ -118,6 +122,7 @@ class Corpus:
     train: Split | Growing = field(repr=False)
     validation: Split = field(repr=False)
     probe: Split = field(repr=False)
+    test: Split = field(repr=False)
     vocab_size: int
     digest: str
     rare: IntArray = field(repr=False)
@@ -131,6 +136,10 @@ class Corpus:
         """
         return _spread(self.validation, "validation", context, n)
 
+    def all_validation_sequences(self, context: int) -> Indices:
+        """Return all sequences [n, context + 1], int64, of the validation part, in its order."""
+        return self.validation.cut(self.validation.starts(context), context + 1)
+
     def probe_sequences(self, context: int, n: int) -> Indices:
         """Return `n` sequences [n, context + 1], int64, spread evenly over the probe part.
 
@@ -139,14 +148,25 @@ class Corpus:
         """
         return _spread(self.probe, "probe", context, n)
 
+    def test_sequences(self, context: int, n: int) -> Indices:
+        """Return `n` sequences [n, context + 1], int64, spread evenly over the test part.
+
+        All of them are returned if there are fewer than `n`.
+
+        Raises:
+            UserError: There is none.
+        """
+        there = len(self.test.starts(context))
+        return _spread(self.test, "test", context, min(n, max(1, there)))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Corpus:
         return self
 
 
-def interleaved(tokens: IntArray, name: str) -> tuple[Split, Split, Split]:
-    """Split tokens into training, validation and probe by a fixed pattern of segments.
+def interleaved(tokens: IntArray, name: str) -> tuple[Split, Split, Split, Split]:
+    """Split tokens into training, validation, probe and test by a fixed pattern of segments.
 
-    One segment in 40 is for validation and one in 80 for the probe.
+    Of 80 segments, one is for validation, one for the probe and one for the test.
 
     Raises:
         UserError: There are too few tokens.
@@ -158,22 +178,26 @@ def interleaved(tokens: IntArray, name: str) -> tuple[Split, Split, Split]:
         )
     segments = PERIOD * min(PERIODS, max(1, len(tokens) // (PERIOD * LONG_ENOUGH)))
     bounds = [len(tokens) * place // segments for place in range(segments + 1)]
-    apart = {"validation": VALIDATION, "probe": PROBE}
-    runs: dict[str, list[Run]] = {"train": [], "validation": [], "probe": []}
+    apart = {"validation": VALIDATION, "probe": PROBE, "test": TEST}
+    runs: dict[str, list[Run]] = {"train": [], "validation": [], "probe": [], "test": []}
     for place, run in enumerate(pairwise(bounds)):
         part = next((part for part, places in apart.items() if place % PERIOD in places), "train")
         before = runs[part]
         if before and before[-1][1] == run[0]:
             run = (before.pop()[0], run[1])
         before.append(run)
-    train, validation, probe = (Split(tokens, tuple(part)) for part in runs.values())
-    return train, validation, probe
+    train, validation, probe, test = (Split(tokens, tuple(part)) for part in runs.values())
+    return train, validation, probe, test
 
 
-def held_out(tokens: IntArray) -> tuple[Split, Split]:
-    """Split a source's own validation tokens: two thirds for validation, the rest for the probe."""
-    border = len(tokens) * 2 // 3
-    return Split(tokens, ((0, border),)), Split(tokens, ((border, len(tokens)),))
+def held_out(tokens: IntArray) -> tuple[Split, Split, Split]:
+    """Split a source's own held-out tokens into validation, probe and test, a third each.
+
+    In the text, they are in the order validation, test, probe.
+    """
+    bounds = [len(tokens) * third // 3 for third in range(4)]
+    validation, test, probe = (Split(tokens, (run,)) for run in pairwise(bounds))
+    return validation, probe, test
 
 
 def rarest(tokens: IntArray, vocab_size: int) -> IntArray:

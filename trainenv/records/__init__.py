@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from trainenv.records.decision_files import accepted_branch, read_decisions
     from trainenv.records.faults import each_once, faults_of
     from trainenv.records.made_of import MadeOf
-    from trainenv.records.run_folder import RunFolder, read_events, read_validation
+    from trainenv.records.run_folder import (
+        RunFolder,
+        read_events,
+        read_full_validation,
+        read_validation,
+    )
     from trainenv.records.telemetry_log import TelemetryLog, read_telemetry, telemetry_of
 
 __all__ = [
@@ -29,6 +34,7 @@ __all__ = [
     "faults_of",
     "read_decisions",
     "read_events",
+    "read_full_validation",
     "read_telemetry",
     "read_validation",
     "telemetry_of",
@@ -46,6 +52,7 @@ __getattr__ = lazy(
         "read_decisions": ".decision_files",
         "read_events": ".run_folder",
         "read_telemetry": ".telemetry_log",
+        "read_full_validation": ".run_folder",
         "read_validation": ".run_folder",
         "telemetry_of": ".telemetry_log",
     },

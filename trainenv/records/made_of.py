@@ -33,6 +33,7 @@ _IRRELEVANT = (
     "corpus.path",
     "corpus.tokenizer_path",
     "corpus.cache",
+    "validation.test_sequences",
     "branching.workers",
     "branching.replayable",
 )

@@ -34,6 +34,7 @@ class RunFolder:
     | `telemetry/part-*.parquet` | one row for each optimizer step, see `configs/log_schema.json` |
     | `events.jsonl` | one JSON object for each event, in order |
     | `validation.jsonl` | step, line and validation loss |
+    | `full_validation.jsonl` | the same for evaluations of the whole validation part, if any |
     | `lines.jsonl` | each line of the lineage: number, first step, rewinds before it |
     | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
     | `checkpoints/made_of.json` | parts that the run is trained with, see `records.made_of` |
@@ -167,6 +168,11 @@ class RunFolder:
         """Append a validation loss, nats per token."""
         append_line(self.path / "validation.jsonl", {"line": self.line, "step": step, "loss": loss})
 
+    def full_validation(self, step: int, loss: float) -> None:
+        """Append the loss of the whole validation part, nats per token."""
+        record = {"line": self.line, "step": step, "loss": loss}
+        append_line(self.path / "full_validation.jsonl", record)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the rest of the telemetry, and the summary that marks the run as ended."""
         self.telemetry.flush()
@@ -215,3 +221,8 @@ def _at(event: Mapping[str, Any]) -> float:
 def read_validation(path: Path) -> list[dict[str, Any]]:
     """Return line, step and loss of each validation in a run's folder, in order."""
     return read_lines(path / "validation.jsonl")
+
+
+def read_full_validation(path: Path) -> list[dict[str, Any]]:
+    """Return line, step and loss of each evaluation of the whole validation part, in order."""
+    return read_lines(path / "full_validation.jsonl")

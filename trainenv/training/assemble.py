@@ -16,7 +16,16 @@ from trainenv.training import numerics, optimizers
 from trainenv.training.parts import check_model
 from trainenv.types import UserError
 
-OWN_PARTS = ("model", "optimizer", "batches", "schedule", "objective", "validation", "probe")
+OWN_PARTS = (
+    "model",
+    "optimizer",
+    "batches",
+    "schedule",
+    "objective",
+    "validation",
+    "test",
+    "probe",
+)
 
 
 def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,18 +75,36 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
             _check_vocabulary(own["model"], corpus.vocab_size)
         else:
             parts["model"] = build.build(config, corpus.vocab_size, device)
-        micro = config.batch_size // config.accumulation
-        sequences = torch.from_numpy(
-            corpus.validation_sequences(config.model.context, config.validation.sequences)
-        )
-        parts.setdefault("validation", [chunk.to(device) for chunk in sequences.split(micro)])
-        probe = torch.from_numpy(
-            corpus.probe_sequences(config.model.context, config.monitor.probe_sequences)
-        )
-        parts.setdefault("probe", probe.to(device))
+        sets = _held_out(config, corpus, device)
+        if "validation" in own:
+            sets.pop("full_validation", None)
+        parts = sets | parts
     if "optimizer" not in own:
         parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)
     return parts
+
+
+def _held_out(config: RunConfig, corpus: data.Corpus, device: torch.device) -> dict[str, Any]:
+    """Return the sets that a run is evaluated on: validation, probe and those asked for.
+
+    Only the small ones are kept on the device. The others are moved there in micro-batches.
+    """
+    context = config.model.context
+    asked = config.validation
+    micro = config.batch_size // config.accumulation
+    first = torch.from_numpy(corpus.validation_sequences(context, asked.sequences))
+    probe = torch.from_numpy(corpus.probe_sequences(context, config.monitor.probe_sequences))
+    sets: dict[str, Any] = {
+        "validation": [chunk.to(device) for chunk in first.split(micro)],
+        "probe": probe.to(device),
+    }
+    if asked.full_every:
+        whole = torch.from_numpy(corpus.all_validation_sequences(context))
+        sets["full_validation"] = whole.split(micro)
+    if asked.test_sequences:
+        test = torch.from_numpy(corpus.test_sequences(context, asked.test_sequences))
+        sets["test"] = test.split(micro)
+    return sets
 
 
 def _check_vocabulary(model: nn.Module, vocab_size: int) -> None:

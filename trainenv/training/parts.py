@@ -32,6 +32,8 @@ class Parts:
     objective: Objective
     schedule: Schedule | None
     validation: tuple[Any, ...]
+    full_validation: tuple[Any, ...]
+    test: tuple[Any, ...]
     probe: Any
     stress: Callable[[int], float] | None
     moments_lost: Callable[[int], bool] | None
@@ -45,6 +47,8 @@ def check(
     objective: object,
     schedule: object,
     validation: object,
+    full_validation: object,
+    test: object,
     probe: object,
     stress: object,
     moments_lost: object,
@@ -77,7 +81,9 @@ def check(
         config=config,
         objective=objective,  # type: ignore[arg-type]
         schedule=schedule,  # type: ignore[arg-type]
-        validation=tuple(_micro_batches(validation)),
+        validation=tuple(_micro_batches("validation", validation)),
+        full_validation=tuple(_micro_batches("full_validation", full_validation)),
+        test=_test_set(test, config),
         probe=_one_micro_batch(probe),
         stress=stress,  # type: ignore[arg-type]
         moments_lost=moments_lost,  # type: ignore[arg-type]
@@ -403,27 +409,39 @@ def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
 # ── data to look at ───────────────────────────────────────────────────────────────────────────────
 
 
-def _micro_batches(validation: object) -> Iterator[Any]:
-    """Return the micro-batches of a validation set.
+def _test_set(test: object, config: TrainingConfig) -> tuple[Any, ...]:
+    """Return the micro-batches of a test set, which must be there if the configuration asks."""
+    found = tuple(_micro_batches("test", test))
+    asked = config.validation.test_sequences
+    if asked and not found:
+        raise UserError(
+            f"expected a test set, as validation.test_sequences is {asked}, found none; pass "
+            "test=[micro_batch, …], or leave validation.test_sequences at 0"
+        )
+    return found
+
+
+def _micro_batches(name: str, sequence: object) -> Iterator[Any]:
+    """Return the micro-batches of a validation or test set.
 
     A tensor or a mapping is left to `trainenv.training.trial`, which knows the training data.
     """
-    if validation is None:
+    if sequence is None:
         return
-    if isinstance(validation, Batch | Tensor | Mapping):
-        validation = [validation]
-    if isinstance(validation, str | bytes) or not isinstance(validation, Iterable):
+    if isinstance(sequence, Batch | Tensor | Mapping):
+        sequence = [sequence]
+    if isinstance(sequence, str | bytes) or not isinstance(sequence, Iterable):
         raise UserError(
-            f"validation must be a list of micro-batches, found {_kind(validation)}; give "
+            f"{name} must be a list of micro-batches, found {_kind(sequence)}; give "
             "[micro_batch, …]"
         )
-    empty = isinstance(validation, Sequence)
-    for micro in validation:
+    empty = isinstance(sequence, Sequence)
+    for micro in sequence:
         empty = True
         yield from micro.micro if isinstance(micro, Batch) else [micro]
     if not empty:
         raise UserError(
-            f"validation must be a list of micro-batches, found {_kind(validation)} without any; "
+            f"{name} must be a list of micro-batches, found {_kind(sequence)} without any; "
             "it may be used up"
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from trainenv.training.micro_batches import as_batch, labelled, placed
 from trainenv.training.parts import Parts
 from trainenv.types import Batch, LossSum, UserError
 
+_SETS = ("validation", "full_validation", "test")
 
-def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, ...]:
-    """Check that data, loss, validation set and probe fit each other.
+
+def try_out(parts: Parts, rng: RandomState, device: torch.device) -> Parts:
+    """Check that data, loss, the sets to evaluate on and the probe fit each other.
 
     Args:
         parts: Parts of the run.
@@ -35,12 +38,11 @@ def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, 
         device: Device of the run.
 
     Returns:
-        The validation set as micro-batches like those of the training data.
+        The parts, with validation and test as micro-batches like those of the training data.
 
     Raises:
         UserError: Says what was returned, and what should be.
     """
-    validation = parts.validation
     probe = parts.probe
     with ExitStack() as context:
         context.enter_context(rng.active(keep=False))
@@ -56,16 +58,21 @@ def try_out(parts: Parts, rng: RandomState, device: torch.device) -> tuple[Any, 
             )
         micro = batch.micro[0]
         _check_loss(parts, device, micro, "batches(0)")
-        validation = _like_training(validation, micro)
-        _check_labels(parts, device, validation)
-        for name, other in (
-            ("validation", validation[:1]),
-            ("probe", () if probe is None else (probe,)),
-        ):
-            for one in other:
-                if not _alike(one, micro):
-                    _check_loss(parts, device, one, f"the {name}'s micro-batch")
-    return validation
+        sets = {name: _like_training(getattr(parts, name), micro) for name in _SETS}
+        for name, micros in sets.items():
+            _check_labels(parts, device, name, micros)
+        firsts = {name: micros[0] for name, micros in sets.items() if micros}
+        if probe is not None:
+            firsts["probe"] = probe
+        for name, one in firsts.items():
+            if not _alike(one, micro):
+                _check_loss(parts, device, one, f"the {name}'s micro-batch")
+    return replace(
+        parts,
+        validation=sets["validation"],
+        full_validation=sets["full_validation"],
+        test=sets["test"],
+    )
 
 
 @contextmanager
@@ -180,7 +187,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
-    """Return the validation set as a tuple of micro-batches.
+    """Return a validation or test set as a tuple of micro-batches.
 
     It may have been given as one micro-batch, or as one tensor of several.
     """
@@ -201,8 +208,10 @@ def _like_training(validation: tuple[Any, ...], micro: Any) -> tuple[Any, ...]:
 # ── the loss ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_labels(parts: Parts, device: torch.device, validation: tuple[Any, ...]) -> None:
-    """Refuse a validation set without labels: its loss would be NaN throughout the run."""
+def _check_labels(
+    parts: Parts, device: torch.device, name: str, validation: tuple[Any, ...]
+) -> None:
+    """Refuse a set without labels: its loss would be NaN throughout the run."""
     if not validation or any(labelled(validation)):
         return
     with torch.no_grad(), evaluating(parameter_names.unwrapped(parts.model)):
@@ -212,9 +221,9 @@ def _check_labels(parts: Parts, device: torch.device, validation: tuple[Any, ...
         ]
     if not any(bool(loss.isfinite()) for loss in losses):
         raise UserError(
-            f"validation must have labelled tokens, found none in its {len(losses)} "
+            f"{name} must have labelled tokens, found none in its {len(losses)} "
             "micro-batch(es), so that its loss is NaN; "
-            "give labels other than -100, or leave the validation set out"
+            f"give labels other than -100, or leave the {name} set out"
         )
 
 

@@ -249,6 +249,19 @@ class Run(Protocol):
         """Return the validation loss in nats per token."""
         ...
 
+    def evaluate_fully(self) -> float:
+        """Return the loss of the whole validation part in nats per token."""
+        ...
+
+    @property
+    def has_test_set(self) -> bool:
+        """True if the run has a test set."""
+        ...
+
+    def test_loss(self) -> float:
+        """Return the test loss in nats per token; it is charged to no budget."""
+        ...
+
     def apply(self, intervention: Intervention, /) -> None:
         """Put an intervention in force from the next step on, whole or not at all."""
         ...

@@ -12,6 +12,9 @@ First family, from telemetry, validations and summary:
 - *final loss*: the last clean validation loss, nats per token. A run that diverged, or whose last
   loss is non-finite, counts with the loss of a uniform guess, ln V. `log_final_loss` is its natural
   logarithm, `perplexity` its exponential.
+- *test loss*: the loss on the test part of the corpus, nats per token, which nothing in the run has
+  seen. It is measured once, after the last step, where `validation.test_sequences` asks for it. It
+  counts like the final loss where the run diverged.
 - *harm*: measured on the clean probe, a fixed batch that is evaluated every few steps; see
   `trainenv.monitor.harm`. The *level* is the median of the last 8 evaluations. An *instability
   event* starts at the first of evaluations that all lie at least 0.1 nats above the level before

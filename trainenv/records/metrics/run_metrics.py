@@ -49,6 +49,7 @@ class Metrics:
         final_loss: Final validation loss, nats per token.
         log_final_loss: Natural logarithm of the final loss.
         perplexity: Exponential of the final loss.
+        test_loss: Loss on the test part, nats per token; NaN if the run measured none.
         instability: Number and rate of instability events.
         recovery: Steps until events were over.
         flops: FLOPs by purpose; empty if the run has not ended.
@@ -67,6 +68,7 @@ class Metrics:
     final_loss: float
     log_final_loss: float
     perplexity: float
+    test_loss: float
     instability: Instability
     recovery: Recovery
     flops: Mapping[str, float]
@@ -127,6 +129,7 @@ def measure(
         final_loss=final,
         log_final_loss=math.log(final) if final > 0 else math.nan,
         perplexity=math.exp(final) if final < _LARGEST_EXPONENT else math.nan,
+        test_loss=test_loss(summary, uniform),
         instability=rate,
         recovery=recovery(events),
         flops=flops,
@@ -212,6 +215,26 @@ def final_loss(
         note(
             "the loss of a uniform guess, which this run counts as, is not known; give uniform_loss"
         )
+        return math.nan
+    return uniform
+
+
+def test_loss(summary: Mapping[str, Any], uniform: float | None) -> float:
+    """Return the loss on the test part, nats per token; NaN for a run that measured none.
+
+    As for the final loss, a run that diverged, or whose test loss is non-finite, has the loss of a
+    uniform guess.
+
+    Args:
+        summary: Summary of the run; empty if it has not ended.
+        uniform: Loss of a uniform guess; None where it is not known.
+    """
+    if "test_loss" not in summary:
+        return math.nan
+    loss = _positive(summary["test_loss"])
+    if summary.get("ended") != "diverged" and loss is not None:
+        return loss
+    if uniform is None:
         return math.nan
     return uniform
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainenv.compare.paired_rows import SUBJECT, UNTOUCHED
 from trainenv.report.comparison.comparison_record import Comparison
-from trainenv.report.comparison.comparison_text import measurement
+from trainenv.report.comparison.comparison_text import headroom, measured_on, measurement
 from trainenv.report.comparison.forest_plot import forest, with_interval
 from trainenv.report.comparison.scenarios_table import scenarios_table
 from trainenv.report.drawing import formatting
@@ -16,10 +16,14 @@ from trainenv.report.drawing.page import head, page, section, tiles
 from trainenv.report.drawing.svg import element, escaped
 
 METHODS = (
-    "Change of the final validation loss against no intervention, in the same scenario with the "
-    "same seed; left of 0 is better. A run that diverged counts as a uniform guess; a run that "
-    "failed is left out. Events are events of instability. Regret is the change against the best "
-    "static setting of the scenario, chosen in hindsight."
+    "Change of the final loss against no intervention, in the same scenario with the same seed; "
+    "left of 0 is better. {part} A run that diverged counts as a uniform guess; a run that failed "
+    "is left out. Events are events of instability. Regret is the change against the best static "
+    "setting of the scenario, chosen in hindsight."
+)
+CLOSED = (
+    " Headroom closed is a method's gain over no intervention as a share of the gain of the best "
+    "open-loop setting, chosen on other seeds."
 )
 SCENARIOS = (
     "Mean change of the final loss against no intervention in each scenario; tinted where the "
@@ -58,7 +62,7 @@ def comparison_page(comparison: Comparison) -> str:
     for group, scenarios in comparison.groups.items():
         title = f"{group.capitalize()} scenarios: {', '.join(scenarios)}"
         parts.append(element("h3", escaped(title)) + forest(comparison, group, scenarios))
-    body.append(section("Methods", key(KEY), *parts, about=METHODS))
+    body.append(section("Methods", key(KEY), *parts, about=_about_methods(comparison)))
     if len(comparison.scenarios) > 1:
         body.append(section("By scenario", scenarios_table(comparison), about=SCENARIOS))
     if decisions := [row for row in comparison.found["decisions"] if row["group"] == "all"]:
@@ -66,6 +70,14 @@ def comparison_page(comparison: Comparison) -> str:
     if failures := _failures(comparison):
         body.append(section("Failures", failures))
     return page(f"{name} · trainenv", "".join(body))
+
+
+def _about_methods(comparison: Comparison) -> str:
+    """Explain the columns of the table of methods."""
+    about = METHODS.format(part=measured_on(comparison))
+    if gains := headroom(comparison):
+        about += f"{CLOSED} {gains}"
+    return about
 
 
 def verdict(comparison: Comparison) -> str:

@@ -95,6 +95,7 @@ def _suite(folder: Path, rows: list[Row]) -> Suite:
     try:
         asked = json.loads((folder / "suite.json").read_text(encoding="utf-8"))
         lists = {name: tuple(asked[name]) for name in ("methods", "hindsight")}
+        lists["open_loop"] = tuple(asked.get("open_loop", ()))  # earlier versions had none
         scenarios = tuple(Scenario(**scenario) for scenario in noted_scenarios(asked))
         suite = Suite(name=asked["name"], seeds=asked["seeds"], scenarios=scenarios, **lists)
     except (OSError, ValueError, KeyError, TypeError):

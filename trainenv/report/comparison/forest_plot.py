@@ -22,6 +22,7 @@ POINTS = 200  # most pairs that are drawn one by one
 TITLES = (
     "Change",
     "Regret",
+    "Headroom closed",
     "Final loss",
     "Events per 100k",
     "Steps to recover",
@@ -32,7 +33,7 @@ TITLES = (
 
 
 def forest(comparison: Comparison, group: str, scenarios: Sequence[str]) -> str:
-    """Draw one row a method, the best first; methods chosen in hindsight come last."""
+    """Draw one row a method, the best first; references come last."""
     found = best_first(comparison.rows(group))
     rows = [(row, _interval(row, pairs(comparison, scenarios, row["method"]))) for row in found]
     scale = scale_of(interval for _, interval in rows)
@@ -44,7 +45,7 @@ def forest(comparison: Comparison, group: str, scenarios: Sequence[str]) -> str:
         plot = element("td", interval_row(interval, scale), class_="plot", style=zero_line(scale))
         name = escaped(row["method"])
         if row["hindsight"]:
-            name += "<small>in hindsight</small>"
+            name += "<small>reference</small>"
         head = element("th", name, scope="row")
         cells = [element("td", text, class_="n") for text in _numbers(row)]
         body.append(element("tr", head, plot, *cells, class_=row_class(row["method"])))
@@ -58,7 +59,7 @@ def forest(comparison: Comparison, group: str, scenarios: Sequence[str]) -> str:
 
 
 def best_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort rows: no intervention first, then by change of the loss, hindsight methods last."""
+    """Sort rows: no intervention first, then by change of the loss; references come last."""
     return sorted(rows, key=_order)
 
 
@@ -84,6 +85,13 @@ def row_class(method: str) -> str | None:
     if method.startswith(SUBJECT):
         return "us"
     return None
+
+
+def closed(share: float) -> str:
+    """Write a share of the headroom in percent; it is below 0 for a method that does harm."""
+    if formatting.finite(share) is None:
+        return formatting.MISSING
+    return f"{formatting.number(100 * share, 0)} %"
 
 
 def with_interval(figure: Mapping[str, Any]) -> str:
@@ -122,12 +130,14 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
     """Write the numbers to the right of the plot, in the order of `TITLES`."""
     change = row["against_nothing"]
     regret = row["regret"]
+    headroom = row["headroom_closed"]
     failures = formatting.MISSING
     if count := row["diverged"] + row["failed"]:
         failures = f"{count}<small>of {row['cells']}</small>"
     return [
         f"{formatting.change(change['value'])}<small>{_bounds(change)}</small>",
         f"{formatting.change(regret['value'])}<small>{_bounds(regret)}</small>",
+        f"{closed(headroom['value'])}<small>{_shares(headroom)}</small>",
         formatting.number(row["final_loss"]),
         formatting.whole(row["instability"]["value"]),
         formatting.whole(row["recovery"]["value"]),
@@ -135,6 +145,13 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
         formatting.share(row["drafting"]["value"]),
         failures,
     ]
+
+
+def _shares(figure: Mapping[str, Any]) -> str:
+    """Write the interval of a share; empty if it is unknown."""
+    if formatting.finite(figure["low"]) is None:
+        return ""
+    return f"{closed(figure['low']).removesuffix(' %')} to {closed(figure['high'])}"
 
 
 def _bounds(figure: Mapping[str, Any]) -> str:

@@ -76,8 +76,14 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     ended = facts.ended
     if facts.budget:
         ended = f"of {formatting.whole(facts.budget)}; {ended}"
+    losses = {"Full validation loss": facts.full_loss, "Test loss": facts.test_loss}
     numbers = [
         ("Validation loss", formatting.number(facts.loss), "nats per token"),
+        *(
+            (name, formatting.number(loss), "nats per token")
+            for name, loss in losses.items()
+            if loss is not None
+        ),
         ("Steps", formatting.whole(facts.steps), ended),
         ("Alarms", str(facts.alarms), formatting.counted(facts.rewinds, "rollback")),
     ]

@@ -100,6 +100,8 @@ class RunReport:
         end = facts.ended
         if facts.loss is not None:
             end += f", validation loss {formatting.number(facts.loss)}"
+        if facts.test_loss is not None:
+            end += f", test loss {formatting.number(facts.test_loss)}"
         tree.add(Text.assemble(_step(facts.steps), ("● ", "bold"), end))
         return tree
 

@@ -20,6 +20,8 @@ class Facts:
         steps: Optimizer steps of the kept history.
         budget: Optimizer steps of the configuration.
         loss: Last validation loss of the kept history, nats per token; None if the run diverged.
+        full_loss: Last loss of the whole validation part, nats per token.
+        test_loss: Loss of the test part after the last step, nats per token.
         alarms: Number of alarms, those in rolled-back steps included.
         rewinds: Number of rollbacks.
         verified: Number of decisions whose branches were trained.
@@ -34,6 +36,8 @@ class Facts:
     steps: int
     budget: int | None
     loss: float | None
+    full_loss: float | None
+    test_loss: float | None
     alarms: int
     rewinds: int
     verified: int
@@ -46,6 +50,7 @@ class Facts:
     @classmethod
     def of(cls, record: RunRecord) -> Facts:
         kinds = [event["kind"] for event in record.events]
+        summary = record.summary or {}
         flops = _flops(record.summary)
         total = sum(flops.values())
         wasted = None
@@ -58,6 +63,8 @@ class Facts:
             steps=record.last_step,
             budget=record.budget,
             loss=_final_loss(record, kinds),
+            full_loss=formatting.finite(summary.get("full_validation_loss")),
+            test_loss=formatting.finite(summary.get("test_loss")),
             alarms=kinds.count("fired"),
             rewinds=kinds.count("rewind"),
             verified=len(record.decisions),
@@ -74,6 +81,8 @@ class Facts:
         loss = "No validation loss is known"
         if self.loss is not None:
             loss = f"Validation loss {formatting.number(self.loss)} nats per token"
+            if self.test_loss is not None:
+                loss += f", test loss {formatting.number(self.test_loss)},"
         steps = f"{formatting.whole(self.steps)} steps"
         if self.budget:
             steps += f" (budget: {formatting.whole(self.budget)})"
