@@ -129,10 +129,13 @@ class OnlineModel:
     def learn_examples(self, fresh: Examples) -> None:
         """Learn from branches of a data set; each trunk counts as a run."""
         names = [name.removeprefix(_NEW) for name in fresh.trunks]
+        fresh = self.model.seen(fresh)
         fresh = replace(fresh, trunks=tuple(f"{_NEW}{name}" for name in names))
         if self.model.calibrations is not None:
             calibrations = self._recalibrated(self.model.calibrations, fresh)
-            self.model = Model(self.model.networks, calibrations, self.model.card)
+            self.model = Model(
+                self.model.networks, calibrations, self.model.card, blind=self.model.blind
+            )
         kept = fresh
         if self._kept is not None:
             kept = concatenated([self._kept, fresh])
@@ -155,7 +158,9 @@ class OnlineModel:
         both = concatenated([old, *[self._kept] * times])
         networks = fit(both, self.how.training, start=self._pretrained.networks)
         self.flops += self._fit_flops(len(both))
-        self.model = Model(networks, self.model.calibrations, self.model.card)
+        self.model = Model(
+            networks, self.model.calibrations, self.model.card, blind=self.model.blind
+        )
 
     def _recalibrated(self, calibrations: Calibrations, fresh: Examples) -> Calibrations:
         """Return calibrations with the scores of new branches, and levels moved by their misses."""

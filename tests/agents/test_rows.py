@@ -1,0 +1,196 @@
+"""Rows without a model of their own: ramps, paths, hypergradients, and the loop with a blind model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.made_models import history, model, telemetry
+from trainenv import RunConfig, TrainingRun
+from trainenv.agents.baselines.always_ramp import Ramp
+from trainenv.agents.baselines.hypergradient_descent import HypergradientDescent
+from trainenv.agents.baselines.rate_paths import PATHS, RatePath
+from trainenv.composition.methods import METHODS
+from trainenv.planners.testing import CHECKS
+from trainenv.records.run_folder import read_events, read_validation
+from trainenv.records.telemetry_log import read_telemetry
+from trainenv.types import Intervention, UserError
+
+CONFIG = RunConfig.load(
+    "tiny",
+    {
+        "steps": 90,
+        "batch_size": 4,
+        "reset_warmup": 4,
+        "model": {"width": 16, "layers": 1, "heads": 1, "context": 16},
+        "schedule.warmup": 10,
+        "validation": {"every": 48, "sequences": 4},
+        "checkpoints": {"every": 30, "moments": "exact"},
+        "monitor": {"block": 6, "probe_every": 4},
+        "environment.decision_steps": 4,
+        "branching": {"every": 12, "horizon": 16, "verify_steps": 2, "refractory_steps": 6},
+        "clip.policy": "none",
+    },
+)
+LOOPS = ("ramp-up", "ramp-down", "blind")
+ROWS = (*LOOPS, "hypergradient", "path-1.41", "path-up-2-50")
+
+
+def ran(name: str, path: Path, config: RunConfig = CONFIG) -> dict[str, Any]:
+    return METHODS[name](config, path, lambda run, window: None, lambda: False)
+
+
+def spent(summary: dict[str, Any], path: Path) -> float:
+    """All FLOPs but those of the validations that every run has."""
+    validations = len(read_validation(path))
+    each = TrainingRun.from_config(CONFIG).flops_per_evaluation
+    return float(sum(summary["flops"].values()) - validations * each)
+
+
+@pytest.fixture(scope="module")
+def most(tmp_path_factory: pytest.TempPathFactory) -> float:
+    path = tmp_path_factory.mktemp("nothing") / "run"
+    return spent(ran("nothing", path), path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_trains_at_equal_compute_and_twice_the_same(
+    name: str, most: float, tmp_path: Path
+) -> None:
+    summary = ran(name, tmp_path / "run")
+    assert summary["ended"] == "budget spent"
+    assert math.isfinite(summary["final_validation_loss"])
+    # A loop keeps back what a decision may cost; the others spend the budget.
+    least = 0.9 if name in LOOPS else 0.97
+    assert least * most <= spent(summary, tmp_path / "run") <= 1.01 * most
+    assert (tmp_path / "run" / "summary.json").is_file()
+    kept = read_telemetry(tmp_path / "run", kept_only=True)
+    assert list(kept["step"]) == list(range(1, summary["step"] + 1))
+    again = ran(name, tmp_path / "again")
+    assert again["fingerprint"] == summary["fingerprint"]
+
+
+# ── ramps ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_ramp_keeps_the_contract_of_planners(check: Any) -> None:
+    check(Ramp())
+
+
+@pytest.mark.parametrize(("name", "factor"), [("ramp-up", 1.1), ("ramp-down", 0.9)])
+def test_a_ramp_is_verified_and_accepted_or_refused_like_a_draft(
+    name: str, factor: float, tmp_path: Path
+) -> None:
+    ran(name, tmp_path / "run")
+    decisions = [e["detail"] for e in read_events(tmp_path / "run") if e["kind"] == "decision"]
+    assert decisions
+    rates = set(read_telemetry(tmp_path / "run", kept_only=True)["lr_scale"].round(9))
+    steps = {round(factor**times, 9) for times in range(60)}
+    assert rates <= steps
+    if name == "ramp-up":
+        assert len(rates) > 1
+
+
+# ── paths ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_path_is_a_method_and_named_for_what_it_does() -> None:
+    assert set(PATHS) <= set(METHODS)
+    assert len(PATHS) >= 25
+    for name, path in PATHS.items():
+        parts = name.split("-")
+        if len(parts) == 2:
+            assert {path.factor(p) for p in (0.0, 0.3, 1.0)} == {float(parts[1])}
+            continue
+        _, direction, factor, percent = parts
+        end = int(percent) / 100
+        assert path.factor(0.0) == 1.0
+        assert path.factor(end / 2) == pytest.approx(math.sqrt(float(factor)))
+        assert path.factor(end) == path.factor(1.0) == pytest.approx(float(factor))
+        assert (float(factor) > 1) == (direction == "up")
+
+
+def test_a_constant_path_holds_from_the_first_step_on_and_clips(tmp_path: Path) -> None:
+    ran("path-1.41", tmp_path / "run")
+    rows = read_telemetry(tmp_path / "run")
+    assert set(rows["lr_scale"]) == {1.41}
+    assert set(rows["clip"]) == {"zclip"}
+
+
+def test_a_ramp_is_followed_at_the_ends_of_blocks(tmp_path: Path) -> None:
+    ran("path-up-2-50", tmp_path / "run")
+    rows = read_telemetry(tmp_path / "run")
+    wanted = [PATHS["path-up-2-50"].factor((step - 1) // 6 * 6 / 90) for step in rows["step"]]
+    assert list(rows["lr_scale"]) == pytest.approx(wanted)
+    assert rows["lr_scale"].iloc[-1] == pytest.approx(2.0)
+
+
+def test_a_clip_policy_that_was_chosen_stays(tmp_path: Path) -> None:
+    ran("path-0.5", tmp_path / "run", RunConfig.load(CONFIG, {"clip.policy": "arc", "steps": 12}))
+    assert set(read_telemetry(tmp_path / "run")["clip"]) == {"arc"}
+
+
+@pytest.mark.parametrize("points", [(), ((0.5, 1.0), (0.5, 2.0)), ((0.0, 0.0),), ((1.5, 1.0),)])
+def test_a_path_that_is_none_is_refused(points: tuple[tuple[float, float], ...]) -> None:
+    with pytest.raises(UserError):
+        RatePath(points=points)
+
+
+# ── hypergradients ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_rate_follows_the_measured_cosines(tmp_path: Path) -> None:
+    """Each measured one counts until the next."""
+    ran("hypergradient", tmp_path / "run")
+    rows = read_telemetry(tmp_path / "run")
+    held = rows["hypergradient_cosine"].ffill().fillna(0.0).to_numpy()
+    beta = HypergradientDescent().beta
+    wanted = np.exp(np.concatenate([[0.0], np.log1p(beta * held).cumsum()]))
+    seen = (rows["step"].to_numpy() - 1) // 6 * 6
+    assert list(rows["lr_scale"]) == pytest.approx(wanted[seen])
+    assert np.abs(held).max() > 0
+    assert rows["lr_scale"].iloc[-1] != 1.0
+
+
+def test_a_hypergradient_stays_within_the_bounds(tmp_path: Path) -> None:
+    from trainenv.loop import train
+
+    config = RunConfig.load(CONFIG, {"interventions.lr_bounds": [0.99, 1.01]})
+    run = TrainingRun.from_config(config)
+    train(run, tmp_path / "run", callback=HypergradientDescent(beta=0.9))
+    rates = read_telemetry(tmp_path / "run")["lr_scale"]
+    assert 0.98 < rates.min() <= rates.max() < 1.02
+    assert len(set(rates)) > 1
+
+
+@pytest.mark.parametrize("beta", [0, 1, -0.1, math.nan])
+def test_a_beta_that_is_none_is_refused(beta: float) -> None:
+    with pytest.raises(UserError, match="beta"):
+        HypergradientDescent(beta=beta)
+
+
+# ── a blind model ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_blind_model_forecasts_the_same_for_every_run() -> None:
+    """And a model that sees does not."""
+    changes = [Intervention(lr_scale=0.8), Intervention(lr_scale=1.1)]
+    one = history()
+    other = replace(
+        one, telemetry=tuple(telemetry(64, lr=3e-4, grad_norm=9.0)), validation=4.0, base_lr=0.1
+    )
+    seeing = model()
+    assert seeing.forecast(one, changes) != seeing.forecast(other, changes)
+    blind = seeing.blinded()
+    found = [blind.forecast(of, changes) for of in (one, other)]
+    assert [f.annealed for f in found[0]] == [f.annealed for f in found[1]]
+    assert found[0][0].annealed != found[0][1].annealed
+    roots = blind.initial_inference([one, other])
+    assert np.array_equal(roots.latent[0], roots.latent[1])
+    assert seeing.blind is False
