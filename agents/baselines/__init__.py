@@ -9,6 +9,7 @@
 | `Ramp` | proposes the same ramp of the learning rate at every decision |
 | `OpenLoop`, `RatePath` | set the learning rate along a path that no measurement changes |
 | `HypergradientDescent` | lets the learning rate follow the hypergradient of the training loss |
+| `Marthe` | lets it follow an online hypergradient of the validation loss |
 | `PlannerCallback`, `population` | let AutoLRS, PBT or PB2 try changes for real |
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from trainenv.agents.baselines.clip_only import ClipOnly
     from trainenv.agents.baselines.do_nothing import DoNothing
     from trainenv.agents.baselines.hypergradient_descent import HypergradientDescent
+    from trainenv.agents.baselines.marthe import Marthe
     from trainenv.agents.baselines.open_loop import OpenLoop
     from trainenv.agents.baselines.planner_driven import PlannerCallback, population
     from trainenv.agents.baselines.rate_paths import RatePath
@@ -34,6 +36,7 @@ __all__ = [
     "ClipOnly",
     "DoNothing",
     "HypergradientDescent",
+    "Marthe",
     "OpenLoop",
     "PlannerCallback",
     "Ramp",
@@ -51,6 +54,7 @@ __getattr__ = lazy(
         "ClipOnly": "trainenv.agents.baselines.clip_only",
         "DoNothing": "trainenv.agents.baselines.do_nothing",
         "HypergradientDescent": "trainenv.agents.baselines.hypergradient_descent",
+        "Marthe": "trainenv.agents.baselines.marthe",
         "OpenLoop": "trainenv.agents.baselines.open_loop",
         "Ramp": "trainenv.agents.baselines.always_ramp",
         "RatePath": "trainenv.agents.baselines.rate_paths",

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.made_models import history, model, telemetry
 from trainenv import RunConfig, TrainingRun
 from trainenv.agents.baselines.always_ramp import Ramp
 from trainenv.agents.baselines.hypergradient_descent import HypergradientDescent
+from trainenv.agents.baselines.marthe import Marthe
 from trainenv.agents.baselines.rate_paths import PATHS, RatePath
 from trainenv.composition.methods import METHODS
+from trainenv.loop import resume, train
 from trainenv.planners.testing import CHECKS
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
@@ -38,7 +41,7 @@ CONFIG = RunConfig.load(
     },
 )
 LOOPS = ("ramp-up", "ramp-down", "blind")
-ROWS = (*LOOPS, "hypergradient", "path-1.41", "path-up-2-50")
+ROWS = (*LOOPS, "hypergradient", "marthe", "path-1.41", "path-up-2-50")
 
 
 def ran(name: str, path: Path, config: RunConfig = CONFIG) -> dict[str, Any]:
@@ -159,8 +162,6 @@ def test_the_rate_follows_the_measured_cosines(tmp_path: Path) -> None:
 
 
 def test_a_hypergradient_stays_within_the_bounds(tmp_path: Path) -> None:
-    from trainenv.loop import train
-
     config = RunConfig.load(CONFIG, {"interventions.lr_bounds": [0.99, 1.01]})
     run = TrainingRun.from_config(config)
     train(run, tmp_path / "run", callback=HypergradientDescent(beta=0.9))
@@ -173,6 +174,65 @@ def test_a_hypergradient_stays_within_the_bounds(tmp_path: Path) -> None:
 def test_a_beta_that_is_none_is_refused(beta: float) -> None:
     with pytest.raises(UserError, match="beta"):
         HypergradientDescent(beta=beta)
+
+
+def small(**changes: Any) -> TrainingRun:
+    """A run whose weights are a smooth function of its learning rate."""
+    return TrainingRun.from_config(
+        CONFIG, {"schedule.kind": "constant", "optimizer.eps": 1e-4, **changes}
+    )
+
+
+def test_the_slopes_of_the_weights_are_those_of_two_runs_with_other_rates(tmp_path: Path) -> None:
+    """With μ = 1 and whole batches, the difference quotient of the weights in ln η."""
+    marthe = Marthe(mu=1.0, beta=0.0, alpha=0.0, sequences=4, validation_sequences=1, every=1000)
+    run = small()
+    train(run, tmp_path / "run", callback=marthe, stop=lambda: run.step >= 12)
+    assert marthe._tangent is not None
+    found = torch.cat([one.flatten() for one in marthe._tangent.weights])
+    ends = []
+    for ln_factor in (-0.02, 0.02):
+        other = small()
+        other.apply(Intervention(lr_scale=math.exp(ln_factor)))
+        other.advance(12)
+        parameters = [p for group in other.optimizer.param_groups for p in group["params"]]
+        ends.append(torch.cat([p.detach().flatten() for p in parameters]))
+    wanted = (ends[1] - ends[0]) / 0.04
+    assert float(torch.cosine_similarity(found, wanted, dim=0)) > 0.99
+    assert float(found.norm() / wanted.norm()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_rate_that_is_too_low_is_raised_and_one_too_high_lowered(tmp_path: Path) -> None:
+    ends = []
+    for lr in (1e-4, 1.0):
+        run = small(**{"optimizer.lr": lr, "clip.policy": "zclip"})
+        train(run, tmp_path / str(lr), callback=Marthe(every=2, beta=0.5))
+        ends.append(run.lr_scale)
+    assert ends[0] > 1.05
+    assert ends[1] < 0.95
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = small()
+    train(whole, tmp_path / "whole", callback=Marthe(every=4))
+    part = small()
+    train(part, tmp_path / "part", callback=Marthe(every=4), stop=lambda: part.step >= 21)
+    again = small()
+    callback = Marthe(every=4)
+    folder, _ = resume(tmp_path / "part", again, callback)
+    assert again.step == part.step == 21
+    train(again, folder, callback=callback)
+    assert again.fingerprint() == whole.fingerprint()
+    assert again.step == whole.step
+
+
+def test_what_it_can_not_differentiate_is_refused(tmp_path: Path) -> None:
+    run = TrainingRun.from_config(CONFIG, {"accumulation": 2})
+    with pytest.raises(UserError, match="accumulation"):
+        train(run, tmp_path / "run", callback=Marthe())
+    for changes in ({"mu": 1.1}, {"every": 0}, {"beta": -1}):
+        with pytest.raises(UserError):
+            Marthe(**changes)
 
 
 # ── a blind model ───────────────────────────────────────────────────────────────────────────────

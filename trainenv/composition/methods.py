@@ -129,6 +129,13 @@ def hypergradient(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> di
     return _driven(_fresh(config), path, watch, stop, HypergradientDescent())
 
 
+def marthe(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
+    """Let the learning rate follow an online hypergradient of the validation loss."""
+    from trainenv.agents.baselines.marthe import Marthe
+
+    return _driven(_fresh(config), path, watch, stop, Marthe())
+
+
 def open_loop(
     config: RunConfig, path: Path, watch: Watch, stop: Stop, *, name: str
 ) -> dict[str, Any]:
@@ -189,6 +196,7 @@ METHODS: dict[str, Method] = {
     "ramp-up": partial(ramp, factor=1.1),
     "ramp-down": partial(ramp, factor=0.9),
     "hypergradient": hypergradient,
+    "marthe": marthe,
     **{name: partial(open_loop, name=name) for name in PATHS},
 }
 
