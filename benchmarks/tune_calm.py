@@ -6,14 +6,14 @@ A scenario in which nothing is wrong must have settings that no method can impro
 each size and corpus of the suite `full`, runs of its budget are trained over a grid:
 
     rate      0.192 ÷ width, times 2^(k/4) from ÷ 2 to × 8
-    warm-up   15, 30, 60, 120 or 240 steps
+    warm-up   15 to 480 of the 600 steps
     final     share of the rate at the end of the cosine: 0, 0.1 or 0.3
 
 ZClip is in force. Each cell has the same weights, batches and validation tokens, so that their
 differences are those of the settings. The search has three stages: a coarse sub-grid; then all
-cells near the best one, until the best has no neighbour left; then the best cells once more with
-other weights and batches. Its figure is the mean ln loss of both. No suite uses these two seeds.
-Runs are trained folded.
+cells next to the best one, until the best has no neighbour left; then the best cells once more with
+other weights and batches. The best of these has the lowest mean ln loss of both. No suite uses
+these two seeds. Runs are trained folded. Cells that the file holds are not trained again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,16 @@ from trainenv.run import TrainingRun
 
 SCENARIOS = ("calm", "calm-subwords", "calm-wide", "calm-wide-subwords")
 RATES = tuple(2 ** (quarter / 4) for quarter in range(-4, 13))
-WARMUPS = (15, 30, 60, 120, 240)
+WARMUPS = (15, 30, 60, 120, 240, 360, 480)
 FINALS = (0.0, 0.1, 0.3)
 SEEDS = (2_000_000_011, 2_000_000_033)
 TOKENS = 32_768  # validation tokens that a cell is judged on
 AGAIN = 12  # best cells that are trained with the second seed
-NEAR = (2, 1, 1)  # grid steps of rate, warm-up and final to either side of the best cell
 # Runs folded into one, and the coarse sub-grid, by width.
 FOLDED = {32: 16, 64: 4}
 COARSE = {
     32: (range(0, 17, 2), range(5), range(3)),
-    64: (range(0, 17, 4), range(0, 5, 2), range(1, 2)),
+    64: (range(4, 13, 4), (2, 4, 5), (1,)),
 }
 
 Cell = tuple[int, int, int]
@@ -60,14 +60,26 @@ class Grid:
     Args:
         scenario: Name of the scenario in the suite `full`.
         losses: Ln losses by seed and cell; infinite for a run that diverged.
+        save: Function called after each group of runs.
     """
 
     scenario: str
     losses: dict[int, dict[Cell, float]] = field(
         default_factory=lambda: {seed: {} for seed in SEEDS}
     )
+    save: Callable[[Grid], None] = lambda grid: None
 
-    @property
+    def read(self, found: Mapping[str, Any]) -> None:
+        """Take in the cells that an earlier search has measured."""
+        width = self.config.model.width
+        axes = product(range(len(RATES)), range(len(WARMUPS)), range(len(FINALS)))
+        places = {values(cell, width): cell for cell in axes}
+        for lr, warmup, final, *losses in found["cells"]:
+            for seed, loss in zip(SEEDS, losses):
+                if loss is not None:
+                    self.losses[seed][places[lr, warmup, final]] = loss
+
+    @cached_property
     def config(self) -> RunConfig:
         """Configuration of the scenario, with more validation tokens and without the monitor."""
         suite = load_suite("full")
@@ -82,7 +94,7 @@ class Grid:
         return RunConfig.load(config, changes)
 
     def search(self) -> None:
-        """Measure the coarse grid, the surroundings of its best cell, and the best cells again."""
+        """Measure the coarse grid, the neighbours of its best cell, and the best cells again."""
         first, second = SEEDS
         self.measure(first, product(*COARSE[self.config.model.width]))
         while left := [cell for cell in near(self.ranked()[0]) if cell not in self.losses[first]]:
@@ -95,19 +107,22 @@ class Grid:
         return sorted(found, key=lambda cell: found[cell])
 
     def best(self) -> Cell:
-        """Return the cell of lowest mean over both seeds."""
+        """Return the cell of lowest mean over both seeds; over the first while it is alone."""
         first, second = (self.losses[seed] for seed in SEEDS)
+        if not second:
+            return self.ranked()[0]
         return min(second, key=lambda cell: first[cell] + second[cell])
 
     def measure(self, seed: int, cells: Iterable[Cell]) -> None:
         """Train cells to the end of their budget, and take in their losses."""
         config = self.config
         size = FOLDED[config.model.width]
-        cells = list(cells)
+        cells = [cell for cell in cells if cell not in self.losses[seed]]
         for start in range(0, len(cells), size):
             chosen = cells[start : start + size]
             losses = ends([settings(config, seed, cell) for cell in chosen])
             self.losses[seed] |= dict(zip(chosen, losses))
+            self.save(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the best settings, and a row for each cell: its settings and its ln losses."""
@@ -127,10 +142,7 @@ class Grid:
 def near(cell: Cell) -> list[Cell]:
     """Return the cells of the grid around a cell, itself included."""
     sizes = (len(RATES), len(WARMUPS), len(FINALS))
-    ranges = [
-        range(max(0, place - reach), min(size, place + reach + 1))
-        for place, reach, size in zip(cell, NEAR, sizes)
-    ]
+    ranges = [range(max(0, at - 1), min(size, at + 2)) for at, size in zip(cell, sizes)]
     return [(rate, warmup, final) for rate, warmup, final in product(*ranges)]
 
 
@@ -177,19 +189,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of all cells")
     parser.add_argument("scenarios", nargs="*", default=SCENARIOS, help="scenarios to tune")
     args = parser.parse_args()
-    result = {}
+    result: dict[str, Any] = {}
     if args.out is not None and args.out.exists():
         result = json.loads(args.out.read_text())
-    for name in args.scenarios:
-        started = time.perf_counter()
-        grid = Grid(scenario=name)
-        grid.search()
-        result[name] = grid.to_json()
-        seconds = time.perf_counter() - started
-        print(f"{name}: {result[name]['best']}, {seconds:.0f} s", flush=True)
+
+    def save(grid: Grid) -> None:
+        result[grid.scenario] = grid.to_json()
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(written(result))
+
+    for name in args.scenarios:
+        started = time.perf_counter()
+        grid = Grid(scenario=name, save=save)
+        if name in result:
+            grid.read(result[name])
+        grid.search()
+        save(grid)
+        seconds = time.perf_counter() - started
+        print(f"{name}: {result[name]['best']}, {seconds:.0f} s", flush=True)
 
 
 def written(result: dict[str, Any]) -> str:
