@@ -27,8 +27,8 @@ Deviations from the paper:
 - The scale of a clipped gradient counts as a constant.
 - μ is fixed; the paper also has a rule for it. β follows its own hypergradient,
   β ← max(β + α d_t d_{t−1}, 0) with d_t the slope of E in ln η at move t. The paper's values of α
-  and β depend on the scale of η. Those here were chosen among three pairs on runs whose rates were a
-  third of, equal to, and ten times the suited one.
+  and β depend on the scale of η. Those here were chosen among three pairs, on runs whose rates were
+  a third of, equal to, and ten times the suited one.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from trainenv.training.micro_batches import as_batch, placed
 from trainenv.types import Run, Telemetry, UserError
 
 _HESSIAN_PRODUCT = 3  # gradients that cost as much
+_TINY = 1e-30  # keeps a gradient of 0 from being divided by
 _LARGEST = 0.2  # largest change of ln η in a move
 
 Vector = list[Tensor]
@@ -107,6 +108,7 @@ class Marthe(Callback):
     # Gradient and Hessian product of the step to come.
     _ahead: tuple[Vector, Vector] | None = field(default=None, init=False, repr=False)
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _run: Run | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.mu = number("mu", self.mu, least=0, most=1)
@@ -118,7 +120,10 @@ class Marthe(Callback):
 
     def on_train_begin(self, run: Run, folder: RunFolder, store: CheckpointStore, /) -> None:
         """Take the whole cost of a new run off its budget. See `Callback`."""
+        if self._run is run and not self._loaded:  # trained on in the same process
+            return
         self._check(run)
+        self._run = run
         parameters = _parameters(run)
         self._tangent = Tangent.zeros(parameters)
         self._debt = ComputeDebt()
@@ -149,7 +154,8 @@ class Marthe(Callback):
         if self._ahead is None or len(window) != 1 or not math.isfinite(newest.loss):
             self._tangent = Tangent.zeros(_parameters(run))
         else:
-            self._carry(run, self._tangent, newest.grad_norm_clipped / newest.grad_norm)
+            scale = newest.grad_norm_clipped / max(newest.grad_norm, _TINY)
+            self._carry(run, self._tangent, scale)
         events = []
         moves = int(run.step % self.every == 0)
         if moves:
@@ -176,6 +182,7 @@ class Marthe(Callback):
             raise KeyError("tangent")
         self._loaded = state
         self._tangent = None
+        self._run = None
 
     # ── one step ──────────────────────────────────────────────────────────────────────────────────
 

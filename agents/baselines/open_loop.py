@@ -37,7 +37,9 @@ class OpenLoop(Callback):
         """Set clipping and the first factor of a new run. See `Callback`."""
         if run.step:
             return
-        events = enable_default_clipping(run) if self.default_clip else []
+        events = []
+        if self.default_clip:
+            events += enable_default_clipping(run)
         events += change_rate(run, self.path.factor(0.0))
         for event in events:
             folder.event(event)

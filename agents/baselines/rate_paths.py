@@ -56,14 +56,14 @@ class RatePath:
 
     def factor(self, progress: float) -> float:
         """Return the factor at a progress from 0 to 1."""
-        first, last = self.points[0], self.points[-1]
+        first = self.points[0]
         if progress <= first[0]:
             return first[1]
         for (start, low), (end, high) in pairwise(self.points):
             if progress <= end:
                 share = (progress - start) / (end - start)
                 return math.exp((1 - share) * math.log(low) + share * math.log(high))
-        return last[1]
+        return self.points[-1][1]
 
 
 PATHS: Mapping[str, RatePath] = {

@@ -226,6 +226,18 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert again.step == whole.step
 
 
+def test_its_cost_is_taken_off_once_where_a_run_is_trained_on(tmp_path: Path) -> None:
+    run = small()
+    callback = Marthe(every=4)
+    train(run, tmp_path / "one", callback=callback, stop=lambda: run.step >= 20)
+    end = run.horizon.end
+    train(run, tmp_path / "two", callback=callback)
+    whole = small()
+    train(whole, tmp_path / "whole", callback=Marthe(every=4))
+    assert run.step == whole.step == end
+    assert run.fingerprint() == whole.fingerprint()
+
+
 def test_what_it_can_not_differentiate_is_refused(tmp_path: Path) -> None:
     run = TrainingRun.from_config(CONFIG, {"accumulation": 2})
     with pytest.raises(UserError, match="accumulation"):

@@ -28,7 +28,8 @@ def branching(*, planner: str = "grid", learn: bool = True, blind: bool = False)
     Args:
         planner: Name of a planner in `planners.NAMES`, or of an installed one.
         learn: Flag: the model learns from verified branches during the run.
-        blind: True to show the model nothing of the run, which is an ablation.
+        blind: True to show the model nothing of the run, which is an ablation. What it learns from
+            verified branches are then the widths of its intervals only.
     """
     from trainenv import planners, worldmodel
     from trainenv.agents.branching import Branching, PlanningOptions
