@@ -12,8 +12,9 @@ each size and corpus of the suite `full`, runs of its budget are trained over a 
 ZClip is in force. Each cell has the same weights, batches and validation tokens, so that their
 differences are those of the settings. The search has three stages: a coarse sub-grid; then all
 cells next to the best one, until the best has no neighbour left; then the best cells once more with
-other weights and batches. The best of these has the lowest mean ln loss of both. No suite uses
-these two seeds. Runs are trained folded. Cells that the file holds are not trained again.
+other weights and batches. The best of these has the lowest mean ln loss of both, and its neighbours
+are measured too. No suite uses these two seeds. Runs are trained folded. Cells that the file holds
+are not trained again.
 """
 
 from __future__ import annotations
@@ -97,9 +98,16 @@ class Grid:
         """Measure the coarse grid, the neighbours of its best cell, and the best cells again."""
         first, second = SEEDS
         self.measure(first, product(*COARSE[self.config.model.width]))
-        while left := [cell for cell in near(self.ranked()[0]) if cell not in self.losses[first]]:
+        left = near(self.ranked()[0])
+        while left:
             self.measure(first, left)
-        self.measure(second, self.ranked()[:AGAIN])
+            if not self._unknown(self.ranked()[0]):
+                self.measure(second, self.ranked()[:AGAIN])
+            left = self._unknown(self.ranked()[0]) or self._unknown(self.best())
+
+    def _unknown(self, cell: Cell) -> list[Cell]:
+        """Return the cells around a cell that were not measured."""
+        return [one for one in near(cell) if one not in self.losses[SEEDS[0]]]
 
     def ranked(self) -> list[Cell]:
         """Return the cells that were measured with the first seed, best first."""
