@@ -56,6 +56,7 @@ class Model:
         card: Origin and measured quality of the model, as JSON values.
         actions: Action space of a search's action vectors.
         paths: Model that values paths of the learning rate to the end of the run; None without one.
+        blind: True to show the networks nothing of a run; see `blinded`.
 
     Attributes:
         curves: Forecaster of absolute losses, also under other schedules: the anchored multi-power
@@ -72,17 +73,53 @@ class Model:
         *,
         actions: InterventionConfig | None = None,
         paths: PathValueModel | None = None,
+        blind: bool = False,
     ) -> None:
         self.paths = paths
         self.networks = networks.eval().requires_grad_(False)
         self.calibrations = calibrations
         self.card = dict(card or {})
+        self.blind = blind
         self._codec = ActionCodec(actions or InterventionConfig())
         self._vectors: dict[bytes, tuple[float, ...]] = {}  # cached features of action vectors
 
     def with_parts(self, networks: Networks, calibrations: Calibrations | None) -> Model:
-        """Return a model with other networks and calibrations, and the same card and paths."""
-        return Model(networks, calibrations, self.card, paths=self.paths)
+        """Return a model with other networks and calibrations, and the same of everything else."""
+        return Model(
+            networks,
+            calibrations,
+            self.card,
+            actions=self._codec.config,
+            paths=self.paths,
+            blind=self.blind,
+        )
+
+    def blinded(self) -> Model:
+        """Return a copy to which all runs look the same: an ablation.
+
+        No feature of the state counts as measured, so the networks take their averages, and the law
+        forecasts no change. Paths are valued by their shape alone. A method that is as good with it
+        does not need what the model sees.
+        """
+        paths = None if self.paths is None else replace(self.paths, blind=True)
+        return Model(
+            self.networks,
+            self.calibrations,
+            self.card,
+            actions=self._codec.config,
+            paths=paths,
+            blind=True,
+        )
+
+    def seen(self, examples: Examples) -> Examples:
+        """Return examples as this model sees them: without states and law if it is blind."""
+        if not self.blind:
+            return examples
+        return replace(
+            examples,
+            states=np.full_like(examples.states, np.nan),
+            law=np.zeros_like(examples.law),
+        )
 
     def forecast(
         self,
@@ -110,8 +147,10 @@ class Model:
         actions = action_features(interventions)  # [K, 4, A]
         if not len(actions):
             return []
-        state = features.state(columns, context)
-        law = prior(columns, context, actions[..., 0])
+        state = self._state(columns, context)
+        law = np.zeros((len(actions), 3))
+        if not self.blind:
+            law = prior(columns, context, actions[..., 0])
         nothing = np.logical_not(actions.any(axis=(1, 2)))
         found = self._predict(state[None], np.zeros(len(actions), dtype=np.int64), actions, law)
         limit = np.inf
@@ -177,6 +216,7 @@ class Model:
 
     def predict(self, examples: Examples, *, picks: bool = False) -> Predictions:
         """Return calibrated forecasts for the branches of a data set; `picks` as in `forecast`."""
+        examples = self.seen(examples)
         raw = self.raw(examples)
         if self.calibrations is None:
             return raw
@@ -184,6 +224,7 @@ class Model:
 
     def raw(self, examples: Examples) -> Predictions:
         """Return the forecasts of the networks, without calibration."""
+        examples = self.seen(examples)
         parts = []
         for start in range(0, max(len(examples), 1), _CHUNK):
             some = examples.where(np.arange(start, min(start + _CHUNK, len(examples))))
@@ -229,7 +270,7 @@ class Model:
         read = [features.read(history) for history in histories]
         states = np.zeros((len(read), len(STATE)))
         for place, (columns, context) in enumerate(read):
-            states[place] = features.state(columns, context)
+            states[place] = self._state(columns, context)
         latent = self.networks.represent(_float(states))
         return self._inference(latent, np.zeros(len(states), dtype=np.float32))
 
@@ -257,6 +298,12 @@ class Model:
             value=self.networks.expected(value).mean(0).numpy(),
             logits=policy.mean(0).numpy(),
         )
+
+    def _state(self, columns: features.Columns, context: features.Context) -> Floats:
+        """Return the features [F] of a state that the networks may see."""
+        if self.blind:
+            return np.full(len(STATE), np.nan)
+        return features.state(columns, context)
 
     def _vector(self, action: NDArray[np.integer[Any]]) -> tuple[float, ...]:
         key = np.ascontiguousarray(action, dtype=np.int64).tobytes()

@@ -129,6 +129,7 @@ class OnlineModel:
     def learn_examples(self, fresh: Examples) -> None:
         """Learn from branches of a data set; each trunk counts as a run."""
         names = [name.removeprefix(_NEW) for name in fresh.trunks]
+        fresh = self.model.seen(fresh)
         fresh = replace(fresh, trunks=tuple(f"{_NEW}{name}" for name in names))
         if self.model.calibrations is not None:
             calibrations = self._recalibrated(self.model.calibrations, fresh)

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainenv.agents.baselines.rate_paths import PATHS
+
 if TYPE_CHECKING:
     from trainenv.config.schema import RunConfig
     from trainenv.loop import Callback, Watch
@@ -120,15 +122,53 @@ def ppo_real(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[st
     return ppo_real(config, path, watch, stop)
 
 
+def hypergradient(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
+    """Let the learning rate follow the hypergradient of the training loss."""
+    from trainenv.agents.baselines.hypergradient_descent import HypergradientDescent
+
+    return _driven(_fresh(config), path, watch, stop, HypergradientDescent())
+
+
+def marthe(config: RunConfig, path: Path, watch: Watch, stop: Stop) -> dict[str, Any]:
+    """Let the learning rate follow an online hypergradient of the validation loss."""
+    from trainenv.agents.baselines.marthe import Marthe
+
+    return _driven(_fresh(config), path, watch, stop, Marthe())
+
+
+def open_loop(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, name: str
+) -> dict[str, Any]:
+    """Set the learning rate along a path that no measurement changes."""
+    from trainenv.agents.baselines.open_loop import OpenLoop
+
+    return _driven(_fresh(config), path, watch, stop, OpenLoop(path=PATHS[name]))
+
+
+def ramp(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, factor: float
+) -> dict[str, Any]:
+    """Train with the loop without a model, which proposes the same ramp at each decision."""
+    from trainenv.composition.default_loop import ramp
+
+    return _driven(_fresh(config), path, watch, stop, ramp(config.branching, factor=factor))
+
+
 def branching(
-    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, share: float = 1.0
+    config: RunConfig,
+    path: Path,
+    watch: Watch,
+    stop: Stop,
+    *,
+    share: float = 1.0,
+    blind: bool = False,
 ) -> dict[str, Any]:
     """Train with the whole loop, at a share of the budget."""
     from trainenv.composition.default_loop import branching
     from trainenv.config.schema import RunConfig
 
     run = _fresh(RunConfig.load(config, {"steps": round(share * config.steps)}))
-    return _driven(run, path, watch, stop, branching())
+    return _driven(run, path, watch, stop, branching(blind=blind))
 
 
 METHODS: dict[str, Method] = {
@@ -152,6 +192,12 @@ METHODS: dict[str, Method] = {
     "ppo-real": ppo_real,
     "branching": branching,
     "branching-quarter": partial(branching, share=0.25),
+    "blind": partial(branching, blind=True),
+    "ramp-up": partial(ramp, factor=1.1),
+    "ramp-down": partial(ramp, factor=0.9),
+    "hypergradient": hypergradient,
+    "marthe": marthe,
+    **{name: partial(open_loop, name=name) for name in PATHS},
 }
 
 
