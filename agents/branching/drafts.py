@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from trainenv.types import Learner, PathModel, Plan, Planner, Run, RunHistory, U
 from trainenv.verification.rules import Better
 from trainenv.verification.verify import Verification
 
+_LEVELS = 16  # decisions of a path that jumps to another rate and keeps it; any number will do
 _MORE = 4  # times as many steps for a branch that no model has forecast
 
 
@@ -66,6 +69,8 @@ class Drafter:
         plan: Plan | None = None
         if decision.trigger == "warmup":  # no model foresees it, so real steps must show the gain
             plan = state.triggers.range_test.propose(run.step)
+            if self._plans_to_the_end(state):
+                self._consult(run, plan, decision, state)
             usual = replace(usual, top_k=1, rule=Better(), worth=0.0)
             steps = _MORE * usual.verify_steps
             most = 1
@@ -113,6 +118,20 @@ class Drafter:
             and state.settings.untried_change > 0
             and isinstance(model, PathModel)
         )
+
+    def _consult(self, run: Run, plan: Plan, decision: Decision, state: LoopState) -> None:
+        """Skip the trial of another rate if the model is certain that it ends higher."""
+        model = cast(PathModel, world_model_of(self.model))
+        history = history_of(run, list(state.history), horizon=state.settings.horizon)
+        factor = plan.best.interventions[0].lr_scale
+        values = model.path_values(history, np.full((1, _LEVELS), math.log(factor)))
+        flops = float(getattr(model, "flops_per_path", 0.0))
+        run.ledger.charge("plan", flops)
+        state.throw_away(run, decision, flops)
+        change = float(values.change[0])
+        spread = float(values.disagreement[0])
+        if change > spread:
+            raise Skipped(f"the model forecasts {change:+.3f} ± {spread:.3f} for another rate")
 
     def _follow(self, run: Run, decision: Decision, state: LoopState) -> Followed:
         """Return the first part of the planner's path."""

@@ -17,6 +17,9 @@ from trainenv.agents.branching.loop_state import LoopState
 from trainenv.agents.branching.standing_rules import apply
 from trainenv.types import Candidate, Event, Intervention, Plan, Run, RunHistory
 
+# A cut may be so many times as large as a raise: a rate that is too low for a while costs little.
+_DEEPER = 3.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
@@ -53,7 +56,7 @@ def first_part(
         raise Skipped("no path promises enough")
     soon = max(1, round(every / history.decision_steps))
     change = sum(math.log(one.lr_scale) for one in best.interventions[:soon])
-    change = min(max(change, -most), most)
+    change = min(max(change, -_DEEPER * most), most)
     if not change:
         raise Skipped("the best path holds the rate for now")
     return Followed(intervention=Intervention(lr_scale=math.exp(change)), candidate=best)

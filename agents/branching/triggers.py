@@ -13,6 +13,9 @@ from trainenv.types import Run, Telemetry
 
 # Verifications in a row in which the run left alone failed: the next one would fail as well.
 _FAILURES = 2
+# Standard deviations of the probe's noise that harm must exceed. Rises by planted faults were 5 and
+# more, those of healthy runs up to 2.5.
+_NOISE = 4.0
 _LAST = 0.03  # share of the budget, at its end, without decisions
 
 
@@ -55,9 +58,22 @@ class Triggers:
     @property
     def harm_began(self) -> int | None:
         """Step of the first probe that saw harm which was not answered yet; None without any."""
-        if not self.harm >= self._settings.harm or self._regression.rising == self._answered:
+        if not self._is_harmed or self._regression.rising == self._answered:
             return None
         return self._regression.rising
+
+    @property
+    def _is_harmed(self) -> bool:
+        """True if the probe loss is above its usual level by more than `harm` and than its noise.
+
+        The probe has few tokens: at a high learning rate its loss jumps by more than 0.1 nats where
+        nothing is wrong.
+        """
+        noise = self._regression.noise
+        least = self._settings.harm
+        if noise > 0:
+            least = max(least, _NOISE * noise)
+        return self.harm >= least
 
     def observe(self, window: Sequence[Telemetry]) -> None:
         """Take in steps of the run.
@@ -67,7 +83,7 @@ class Triggers:
         finite = [t for t in window if math.isfinite(t.loss)]
         self.range_test.observe(finite)
         self._regressed = self._regression.windowed(finite) or self._regressed
-        self.careful = self.careful or self.harm >= self._settings.harm
+        self.careful = self.careful or self._is_harmed
         fired = next((t.step for t in finite if t.reading.fired), None)
         if fired is not None and not self._alarm:
             self._alarm = [fired, 0.0]

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from trainenv.types import UserError
 
 # Number of probes kept. After a rewind behind all of them the level is estimated anew.
 _KEPT = 256
+_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,19 @@ class HarmWatch:
         if count < self.harm.least:
             return math.nan
         return median(self._probes[-i][1] for i in range(1, count + 1))
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a probe about its trend, nats; NaN while there are too few.
+
+        It is 1.48 times the median change from one of the last probes to the next, over √2: the
+        trend and single outliers hardly matter.
+        """
+        count = min(self.harm.window, len(self._probes))
+        if count < self.harm.least:
+            return math.nan
+        last = [self._probes[-i][1] for i in range(1, count + 1)]
+        return _MAD * median(abs(a - b) for a, b in pairwise(last)) / math.sqrt(2)
 
     @property
     def above(self) -> float:

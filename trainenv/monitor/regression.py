@@ -163,6 +163,11 @@ class RegressionTrigger:
         return self._watch.above
 
     @property
+    def noise(self) -> float:
+        """Standard deviation of a clean-probe loss about its trend, nats; NaN if unknown."""
+        return self._watch.noise
+
+    @property
     def rising(self) -> int | None:
         """Step of the first raised probe of a rise that may become an event; None without one."""
         return self._watch.rising

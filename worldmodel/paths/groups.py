@@ -37,7 +37,7 @@ JUDGED = {"topics": 5_120}
 
 _FAULTY = 0.4  # share of the groups with faults
 _STRESSED = 0.25  # share of the groups with a stressor
-_WARMUPS = (0.0125, 0.025, 0.05, 0.05, 0.1, 0.2, 0.35)
+_WARMUPS = (0.0125, 0.025, 0.05, 0.05, 0.1, 0.2, 0.4, 0.6)
 _SCHEDULES = (
     ("cosine", 0.1),
     ("cosine", 0.1),
