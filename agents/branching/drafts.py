@@ -52,8 +52,8 @@ class Drafter:
         """Return the branches to verify, as many as may be wasted, or a change without a trial.
 
         From before harm it is a rollback, during the warm-up the proposal of the range test, and
-        otherwise the draft of the planner. At a checkpoint, a plan to the end of the run is
-        followed without a trial.
+        otherwise the draft of the planner. A plan to the end of the run is followed without a
+        trial, unless the run has diverged.
 
         Raises:
             Skipped: Nothing promises enough, or too little is left to waste.
@@ -75,7 +75,7 @@ class Drafter:
             steps = _MORE * usual.verify_steps
             most = 1
 
-        if decision.trigger == "checkpoint" and self._plans_to_the_end(state):
+        elif decision.trigger != "diverged" and self._plans_to_the_end(state):
             return self._follow(run, decision, state)
 
         def price(branches: int) -> float:
@@ -154,7 +154,10 @@ class Drafter:
         per_future = flops_per_future(model)
         codec = ActionCodec(run.config.interventions)
         generator = np.random.default_rng([run.config.seed, run.step, decision.number])
-        planning = replace(self.planning, parts=state.settings.parts, highest=state.highest_lr)
+        highest = state.highest_lr
+        if state.fired_lately:
+            highest = min(highest, run.lr_scale)
+        planning = replace(self.planning, parts=state.settings.parts, highest=highest)
         problem = planning.problem(run, history, codec, model, generator)
         left = state.waste.left_in(run) - least
         problem = replace(problem, budget=within(problem.budget, left, per_future))

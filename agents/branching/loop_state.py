@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -131,6 +132,15 @@ class LoopState:
         """Take in steps of the run, in order."""
         self.history.extend(window)
         self.triggers.observe(window)
+
+    @property
+    def fired_lately(self) -> bool:
+        """True if the uncertainty index fired since about the last checkpoint decision.
+
+        A raised rate makes the next spike worse.
+        """
+        steps = self.settings.every
+        return any(one.reading.fired for one in itertools.islice(reversed(self.history), steps))
 
     @property
     def highest_lr(self) -> float:
