@@ -90,9 +90,9 @@ class BranchingConfig(Config):
         " loss at once, `risk` for a low forecast risk and some gain.",
     )
     min_gain: NonNegative = Field(
-        default=0.001,
-        description="Least forecast gain over doing nothing for which a candidate is verified, in"
-        " nats, at least 0.",
+        default=0.003,
+        description="Least forecast gain over doing nothing for which a candidate is verified, or a"
+        " plan to the end of the run followed, in nats, at least 0.",
     )
     cut_gain: NonNegative = Field(
         default=0.005,
@@ -100,7 +100,7 @@ class BranchingConfig(Config):
         " in nats. A lower rate is nearly always a little better at first.",
     )
     max_lr_factor: Annotated[float, Field(ge=1)] = Field(
-        default=2.0,
+        default=4.0,
         description="Highest learning rate of a candidate, as a factor on the rate that the start"
         " of the run has found to suit; at least 1.",
     )
