@@ -162,13 +162,40 @@ def branching(
     *,
     share: float = 1.0,
     blind: bool = False,
+    planner: str = "shapes",
+    without: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train with the whole loop, at a share of the budget."""
+    """Train with the whole loop.
+
+    Args:
+        config: Configuration of the run.
+        path: Folder to record in.
+        watch: Function called after each block.
+        stop: Function called after each block; True ends the run.
+        share: Share of the budget; steps between decisions and the horizon shrink with it.
+        blind: Flag: the model is shown nothing of the run.
+        planner: Name of the planner.
+        without: Settings that switch a part of the loop off.
+    """
     from trainenv.composition.default_loop import branching
     from trainenv.config.schema import RunConfig
 
-    run = _fresh(RunConfig.load(config, {"steps": round(share * config.steps)}))
-    return _driven(run, path, watch, stop, branching(blind=blind))
+    changes: dict[str, Any] = {"steps": round(share * config.steps), **(without or {})}
+    if share < 1:
+        for name in ("every", "horizon", "refractory_steps"):
+            least = 4 if name == "horizon" else 1
+            steps = getattr(config.branching, name)
+            changes[f"branching.{name}"] = max(least, round(share * steps))
+    run = _fresh(RunConfig.load(config, changes))
+    return _driven(run, path, watch, stop, branching(planner=planner, blind=blind))
+
+
+def without_trigger(
+    config: RunConfig, path: Path, watch: Watch, stop: Stop, *, trigger: str
+) -> dict[str, Any]:
+    """Train with the loop, which one of its triggers does not wake."""
+    kept = [one for one in config.branching.triggers if one != trigger]
+    return branching(config, path, watch, stop, without={"branching.triggers": kept})
 
 
 METHODS: dict[str, Method] = {
@@ -193,6 +220,16 @@ METHODS: dict[str, Method] = {
     "branching": branching,
     "branching-quarter": partial(branching, share=0.25),
     "blind": partial(branching, blind=True),
+    "without-range-test": partial(without_trigger, trigger="warmup"),
+    "without-rollback": partial(without_trigger, trigger="harm"),
+    "without-clipping": partial(branching, without={"branching.default_clip": False}),
+    "without-following": partial(branching, without={"branching.untried_change": 0.0}),
+    "with-cem": partial(branching, planner="cem"),
+    "with-grid": partial(
+        branching,
+        planner="grid",
+        without={"branching.min_gain": 0.001, "branching.max_lr_factor": 2.0},
+    ),
     "ramp-up": partial(ramp, factor=1.1),
     "ramp-down": partial(ramp, factor=0.9),
     "hypergradient": hypergradient,

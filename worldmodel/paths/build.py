@@ -128,7 +128,7 @@ def fitted(rounds: Sequence[Path], how: Fitting) -> tuple[PathValueModel, dict[s
     The held-out groups are halved: one half calibrates the intervals, the other evaluates.
     """
     table = PathTable.of(rounds)
-    part = _parts(table.group, how.seed)
+    part = parts(table.group, how.seed)
     ensemble = fit(table.where(part == 0), how)
     held = table.where(part == 1)
     width = calibrated_width(predict(ensemble, held), held)
@@ -141,7 +141,7 @@ def fitted(rounds: Sequence[Path], how: Fitting) -> tuple[PathValueModel, dict[s
     return PathValueModel(ensemble, width), report
 
 
-def _parts(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def parts(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Return for each example 0 to fit, 1 to calibrate, 2 to evaluate; a group is in one part."""
     names = np.unique(groups)
     order = stream(seed, "held").permutation(len(names))
