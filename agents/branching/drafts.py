@@ -120,7 +120,12 @@ class Drafter:
         )
 
     def _consult(self, run: Run, plan: Plan, decision: Decision, state: LoopState) -> None:
-        """Skip the trial of another rate if the model is certain that it ends higher."""
+        """Skip the trial of a higher rate, and of a lower one that the model is sure ends higher.
+
+        A plan to the end raises the rate where that pays, and needs no trial for it.
+        """
+        if plan.best.interventions[0].lr_scale > 1:
+            raise Skipped("plans to the end raise the rate without a trial")
         model = cast(PathModel, world_model_of(self.model))
         history = history_of(run, list(state.history), horizon=state.settings.horizon)
         factor = plan.best.interventions[0].lr_scale

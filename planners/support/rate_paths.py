@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,14 @@ FACTORS = (0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 2.8, 4.0)
 """Levels of the shapes, as factors on the rate now."""
 LENGTHS = (0.0, 0.25, 0.5, 1.0)
 """Lengths of their ramps, as shares of what is left; 0 is a jump."""
+TURNS = (
+    *product((0.35, 0.6), (0.05, 0.2), (1.0, 1.7, 2.8), (0.6,)),
+    *product((1.4, 2.5), (0.25, 0.5), (0.7, 0.3), (1.0,)),
+)
+"""Shapes with a turn: to one factor until a share of what is left, then to another until a share.
+
+A rate that falls first and rises later makes up for a warm-up that was too short.
+"""
 _LEAST_CHANGE = 1e-4  # nats of ln rate below which a change is none
 
 
@@ -45,12 +54,16 @@ def shapes_within(
 
 @lru_cache(maxsize=256)
 def shapes(decisions: int, factors: tuple[float, ...], lengths: tuple[float, ...]) -> Floats:
-    """Return the different paths [K, L] over some decisions."""
+    """Return the different paths [K, L] over some decisions, those of `TURNS` included."""
     rows = []
+    places = np.arange(1, decisions + 1)
     for factor in factors:
         for length in lengths:
             steps = max(1, round(length * decisions))
-            rows.append(math.log(factor) * np.minimum(np.arange(1, decisions + 1) / steps, 1.0))
+            rows.append(math.log(factor) * np.minimum(places / steps, 1.0))
+    for first, share, second, end in TURNS:
+        corners = np.array([0.0, share, max(end, share + 0.1)]) * decisions
+        rows.append(np.interp(places, corners, [0.0, math.log(first), math.log(second)]))
     return np.unique(np.array(rows), axis=0)
 
 
