@@ -22,7 +22,17 @@ from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.agents.branching.rollback import plan_rollback, price_of_rollback
 from trainenv.interventions import ActionCodec
 from trainenv.training.history import history_of
-from trainenv.types import Learner, PathModel, Plan, Planner, Run, RunHistory, UserError, WorldModel
+from trainenv.types import (
+    Candidate,
+    Learner,
+    PathModel,
+    Plan,
+    Planner,
+    Run,
+    RunHistory,
+    UserError,
+    WorldModel,
+)
 from trainenv.verification.rules import Better
 from trainenv.verification.verify import Verification
 
@@ -143,13 +153,27 @@ class Drafter:
         settings = state.settings
         history = history_of(run, list(state.history), horizon=settings.horizon)
         plan = self._ask_planner(run, history, decision, state, 0.0)
-        return first_part(
+        followed = first_part(
             plan,
             history,
             every=settings.every,
             most=settings.untried_change,
             min_gain=settings.min_gain,
         )
+        return replace(followed, end=self._end_of(plan.best, history))
+
+    def _end_of(self, best: Candidate, history: RunHistory) -> tuple[float, float] | None:
+        """Return the forecast interval of ln loss at the end of the run on the best path."""
+        model = cast(PathModel, world_model_of(self.model))
+        left = max(1, -(-len(history.lrs_ahead) // history.decision_steps))
+        path = np.zeros((1, left))
+        for place, one in enumerate(best.interventions[:left]):
+            path[0, place:] += math.log(one.lr_scale)
+        values = model.path_values(history, path)
+        low, high = float(values.low[0]), float(values.high[0])
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return None
+        return low, high
 
     def _ask_planner(
         self, run: Run, history: RunHistory, decision: Decision, state: LoopState, least: float

@@ -28,10 +28,12 @@ class Followed:
     Attributes:
         intervention: Change of the learning rate now.
         candidate: Path that it is the beginning of.
+        end: 90 % interval of ln loss at the end of the run on this path; None if unknown.
     """
 
     intervention: Intervention
     candidate: Candidate
+    end: tuple[float, float] | None = None
 
 
 def first_part(
@@ -73,10 +75,10 @@ def follow(run: Run, followed: Followed, decision: Decision, state: LoopState) -
     """
     state.pending = []
     event = apply(run, followed.intervention)
-    detail = {
-        **event.detail,
-        "planned": True,
+    plan = {
         "number": decision.number,
+        "why": decision.trigger,
         "forecast": followed.candidate.score,
+        "end": None if followed.end is None else list(followed.end),
     }
-    return Event(event.step, event.kind, detail)
+    return Event(event.step, event.kind, {**event.detail, "plan": plan})

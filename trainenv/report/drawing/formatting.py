@@ -67,7 +67,7 @@ def intervention(fields: Mapping[str, Any]) -> str:
                 parts.append(CLIPS.get(str(value), str(value)))
             case "momentum_reset" | "data_reorder" | "skip_batch":
                 parts.append(_PARTS[name])
-            case "pending":
+            case "pending" | "plan":
                 pass
             case _:
                 parts.append(f"{name} {value}")

@@ -194,6 +194,10 @@ def describe_event(event: Mapping[str, Any]) -> str:
             text = f"intervention: {formatting.intervention(detail)}"
             if detail.get("pending"):
                 text += " (later part of an accepted plan)"
+            if plan := detail.get("plan"):
+                text += (
+                    f" (plan to the end: {formatting.change(plan.get('forecast'))} in final loss)"
+                )
             return text
         case "decision":
             outcome = "the run continued unchanged"
