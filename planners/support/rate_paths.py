@@ -57,7 +57,7 @@ def shapes(decisions: int, factors: tuple[float, ...], lengths: tuple[float, ...
 def value_paths(builder: PlanBuilder, paths: Floats, caution: float) -> Floats:
     """Return the score of each path [K]: expected change + caution × disagreement, nats.
 
-    NaN where a path is illegal, the budget refuses it, or the model fails. With a model that values
+    NaN where a path is illegal or holds the rate, the budget refuses it, or the model fails. With a model that values
     no paths, the score is that of the forecast.
 
     Args:
@@ -70,8 +70,11 @@ def value_paths(builder: PlanBuilder, paths: Floats, caution: float) -> Floats:
     if model is None:
         forecast = builder.forecast([sequence_of(path) for path in paths])
         return np.array(forecast, dtype=np.float64)
-    legal = np.array([builder.admitted(sequence_of(path)) for path in paths], dtype=np.bool_)
-    places = np.flatnonzero(legal)
+    sequences = [sequence_of(path) for path in paths]
+    places = np.array(
+        [k for k, one in enumerate(sequences) if one != NOTHING and builder.admitted(one)],
+        dtype=int,
+    )
     count = int(min(len(places), builder.futures_left))
     if count < len(places):
         builder.exhausted = True
