@@ -57,8 +57,8 @@ def shapes(decisions: int, factors: tuple[float, ...], lengths: tuple[float, ...
 def value_paths(builder: PlanBuilder, paths: Floats, caution: float) -> Floats:
     """Return the score of each path [K]: expected change + caution × disagreement, nats.
 
-    NaN where a path is illegal or holds the rate, the budget refuses it, or the model fails. With a model that values
-    no paths, the score is that of the forecast.
+    NaN where a path is illegal or holds the rate, the budget refuses it, or the model fails. With a
+    model that values no paths, the score is that of the forecast.
 
     Args:
         builder: Builder that is charged.
