@@ -33,7 +33,8 @@ class CEM:
     """Search for the best path.
 
     Args:
-        candidates: Number of paths drawn in each round.
+        candidates: Number of paths drawn in each round. With the defaults, all rounds and the
+            shapes fit into the default budget of a plan.
         rounds: Number of rounds.
         elite: Number of the best paths that the Gaussian is fitted to.
         knots: Shares of what is left at which the line may bend, rising, above 0, the last 1.
@@ -45,7 +46,7 @@ class CEM:
         UserError: A hyperparameter is out of range.
     """
 
-    candidates: int = 32
+    candidates: int = 28
     rounds: int = 3
     elite: int = 6
     knots: tuple[float, ...] = (0.1, 0.35, 0.7, 1.0)
@@ -84,6 +85,8 @@ class CEM:
             found = value_paths(builder, fresh, self.caution)
             paths = np.concatenate([paths, fresh])
             scores = np.concatenate([scores, found])
+            if not np.isfinite(found).any():
+                break
             best = drawn[np.argsort(found, kind="stable")[: self.elite]]
             centre = best.mean(axis=0)
             spread = np.maximum(best.std(axis=0), _LEAST_SPREAD)

@@ -2,7 +2,10 @@
 
     model = worldmodel.load_pretrained()
     model.forecast(history, [Intervention(lr_scale=0.5), Intervention(clip="zclip")])
+    model.path_values(history, paths)    # of the learning rate to the end of the run, [K, L]
 
+A model has two parts: networks that forecast branches over a horizon, and a path model (`paths`)
+that values whole paths of the learning rate. `values_paths` tells if a model has the second part.
 `OnlineModel` learns from verified branches; `save` and `load` store a model in a folder. The
 subpackages hold the data set it is built from, loss-curve forecasters, baselines, conformal
 calibration and evaluation. Everything is imported when it is first used.

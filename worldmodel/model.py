@@ -164,11 +164,16 @@ class Model:
             return forecasts
         return self._with_ends(forecasts, history, interventions)
 
+    @property
+    def values_paths(self) -> bool:
+        """True if the model values paths of the learning rate."""
+        return self.paths is not None
+
     def path_values(self, history: RunHistory, paths: Floats, /) -> PathValues:
         """Value paths of the learning rate. See `trainenv.types.PathModel`.
 
         Raises:
-            UserError: the model values no paths, the history is too short, or its last step is not
+            UserError: The model values no paths, the history is too short, or its last step is not
                 finite.
         """
         if self.paths is None:

@@ -7,6 +7,7 @@ must beat it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trainenv.interventions import PARTS
@@ -16,6 +17,7 @@ from trainenv.types import Candidate, Intervention, Plan, PlanningProblem, UserE
 _LR = PARTS.index("lr_scale")
 # Score of the ramp: only just better than the run left alone, since no model has seen it.
 _UNSEEN = -1e-9
+_ROUNDING = 1 + 1e-9  # factor that rounding may add
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Ramp:
         whole("decisions", self.decisions, least=1)
 
     def plan(self, problem: PlanningProblem, /) -> Plan:
-        """Rank the longest part of the ramp that the masks allow."""
+        """Rank the longest part of the ramp that the masks and the bounds of the rate allow."""
         nothing = Candidate(interventions=(Intervention(),), score=0.0)
         ramp = self._legal(problem)
         if not ramp or 0 in (problem.budget.futures, problem.budget.seconds):
@@ -59,9 +61,11 @@ class Ramp:
         except UserError:  # not a value of this action space
             return ()
         ramp: tuple[Intervention, ...] = ()
+        low, high = problem.rate_bounds or (0.0, math.inf)
         masks = problem.masks
         for _ in range(min(self.decisions, problem.decisions_left)):
-            if not masks[_LR][value]:
+            reached = self.factor ** (len(ramp) + 1)
+            if not masks[_LR][value] or not low / _ROUNDING <= reached <= high * _ROUNDING:
                 break
             ramp = (*ramp, change)
             if problem.masks_after is not None:

@@ -6,6 +6,9 @@
     verify           the best of them are trained for a few real steps, next to the control
     commit           the run becomes the accepted branch, or else the control
 
+A plan to the end of the run is followed instead of verified: its first part takes effect at once,
+and the decision ends (`trainenv.agents.branching.follow`).
+
 Each of them is a method of `Branching`; `on_block_end` calls them in this order. If a planner, a
 model or a rule fails, or the disk is full, the decision ends and the run continues.
 """

@@ -32,6 +32,7 @@ from trainenv.types import (
     RunHistory,
     UserError,
     WorldModel,
+    as_path_model,
 )
 from trainenv.verification.rules import Better
 from trainenv.verification.verify import Verification
@@ -122,11 +123,10 @@ class Drafter:
         )
 
     def _plans_to_the_end(self, state: LoopState) -> bool:
-        model = world_model_of(self.model)
         return (
             self.planning.to_the_end
             and state.settings.untried_change > 0
-            and isinstance(model, PathModel)
+            and as_path_model(world_model_of(self.model)) is not None
         )
 
     def _consult(self, run: Run, plan: Plan, decision: Decision, state: LoopState) -> None:
@@ -137,10 +137,12 @@ class Drafter:
         if plan.best.interventions[0].lr_scale > 1:
             raise Skipped("plans to the end raise the rate without a trial")
         model = cast(PathModel, world_model_of(self.model))
+        flops = float(getattr(model, "flops_per_path", 0.0))
+        if reason := state.waste.refusal(run, flops):
+            raise Skipped(reason)
         history = history_of(run, list(state.history), horizon=state.settings.horizon)
         factor = plan.best.interventions[0].lr_scale
         values = model.path_values(history, np.full((1, _LEVELS), math.log(factor)))
-        flops = float(getattr(model, "flops_per_path", 0.0))
         run.ledger.charge("plan", flops)
         state.throw_away(run, decision, flops)
         change = float(values.change[0])
@@ -181,6 +183,8 @@ class Drafter:
         """Return the planner's plan; `least` FLOPs are kept for verifying one branch of it."""
         model = world_model_of(self.model)
         per_future = flops_per_future(model)
+        if self.planning.to_the_end:
+            per_future = max(per_future, float(getattr(model, "flops_per_path", 0.0)))
         codec = ActionCodec(run.config.interventions)
         generator = np.random.default_rng([run.config.seed, run.step, decision.number])
         highest = state.highest_lr

@@ -19,6 +19,7 @@ from trainenv.types import Candidate, Event, Intervention, Plan, Run, RunHistory
 
 # A cut may be so many times as large as a raise: a rate that is too low for a while costs little.
 _DEEPER = 3.0
+_LEAST_CHANGE = 1e-4  # nats of ln rate below which a change is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def first_part(
     soon = max(1, round(every / history.decision_steps))
     change = sum(math.log(one.lr_scale) for one in best.interventions[:soon])
     change = min(max(change, -_DEEPER * most), most)
-    if not change:
+    if abs(change) < _LEAST_CHANGE:
         raise Skipped("the best path holds the rate for now")
     return Followed(intervention=Intervention(lr_scale=math.exp(change)), candidate=best)
 

@@ -68,6 +68,9 @@ class PlanningOptions:
         masks = self._masks(codec, run)
         lowest, highest = codec.config.lr_bounds
         highest = max(min(self.highest, highest) / run.lr_scale, 1.0)
+        rate_bounds = (min(lowest / run.lr_scale, 1.0), highest)
+        if "lr_scale" not in self.parts:
+            rate_bounds = (1.0, 1.0)
         proposals: list[Sequenced] = []
         if self.propose is not None:
             proposals = [tuple(one) for one in self.propose(history, codec, masks)]
@@ -82,7 +85,7 @@ class PlanningOptions:
             proposals=[*proposals, *ramps(codec, masks)],
             pruner=self.pruner,
             criterion=self.criterion,
-            rate_bounds=(min(lowest / run.lr_scale, 1.0), highest),
+            rate_bounds=rate_bounds,
         )
 
     def _masks(self, codec: ActionCodec, run: InForce) -> Masks:

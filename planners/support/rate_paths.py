@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.sequences import NOTHING, Interventions
 from trainenv.tools.error_text import describe_error
-from trainenv.types import Intervention, PathModel
+from trainenv.types import Intervention, UserError, as_path_model
 
 Floats = NDArray[np.float64]
 FACTORS = (0.2, 0.35, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 2.8, 4.0)
@@ -70,8 +70,8 @@ def shapes(decisions: int, factors: tuple[float, ...], lengths: tuple[float, ...
 def value_paths(builder: PlanBuilder, paths: Floats, caution: float) -> Floats:
     """Return the score of each path [K]: expected change + caution × disagreement, nats.
 
-    NaN where the budget refuses a path or the model fails. With a model that values no paths, the
-    score is that of the forecast.
+    NaN where a path is illegal or holds the rate, the budget refuses it, or the model fails. With a
+    model that values no paths, the score is that of the forecast.
 
     Args:
         builder: Builder that is charged.
@@ -79,21 +79,33 @@ def value_paths(builder: PlanBuilder, paths: Floats, caution: float) -> Floats:
         caution: Weight of the disagreement.
     """
     scores = np.full(len(paths), math.nan)
-    model = builder.model
-    if not isinstance(model, PathModel):
-        found = builder.forecast([sequence_of(path) for path in paths])
-        return np.array(found, dtype=np.float64)
-    count = int(min(len(paths), builder.futures_left))
-    if count < len(paths):
+    model = as_path_model(builder.model)
+    if model is None:
+        forecast = builder.forecast([sequence_of(path) for path in paths])
+        return np.array(forecast, dtype=np.float64)
+    sequences = [sequence_of(path) for path in paths]
+    places = np.array(
+        [k for k, one in enumerate(sequences) if one != NOTHING and builder.admitted(one)],
+        dtype=int,
+    )
+    count = int(min(len(places), builder.futures_left))
+    if count < len(places):
         builder.exhausted = True
     if builder.over or not count:
         return scores
     builder.spend(paths=count)
     try:
-        values = model.path_values(builder.problem.history, paths[:count])
-        scores[:count] = values.change + caution * values.disagreement
+        values = model.path_values(builder.problem.history, paths[places[:count]])
+        found = np.asarray(values.change + caution * values.disagreement, dtype=np.float64)
+        if found.shape != (count,):
+            raise UserError(f"expected values of {count} paths, found an array {found.shape}")
     except Exception as error:
         builder.fail(f"the model failed: {describe_error(error)}")
+        return scores
+    scores[places[:count]] = np.where(np.isfinite(found), found, math.nan)
+    lost = count - int(np.isfinite(found).sum())
+    if lost:
+        builder.fail(f"the model failed: {lost} of {count} values are not finite")
     return scores
 
 

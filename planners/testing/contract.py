@@ -25,6 +25,7 @@ from trainenv.planners.testing.watched import EXECUTOR_FAULTS, MODEL_FAULTS, ill
 from trainenv.types import Budget, Intervention, Plan, Planner, UserError
 
 Check = Callable[[Planner], None]
+_NARROW = (0.65, 1.25)  # bounds of the rate, inside those of the action space
 
 
 def is_a_frozen_dataclass(planner: Planner) -> None:
@@ -84,7 +85,8 @@ def is_deterministic(planner: Planner) -> None:
 def never_proposes_what_is_masked(planner: Planner) -> None:
     """Check that no masked intervention is in the plan, or given to the model or the executor.
 
-    Proposals of the problem may be masked too.
+    Proposals of the problem may be masked too. Half of the problems have bounds of the rate, within
+    which changes of any size are legal.
     """
     bad = Intervention(lr_scale=0.8, clip="arc", momentum_reset=True)
     for seed in range(12):
@@ -97,6 +99,7 @@ def never_proposes_what_is_masked(planner: Planner) -> None:
             problem,
             masks=masks,
             masks_after=None,
+            rate_bounds=_NARROW if seed % 2 else None,
             proposals=[(bad,), (bad, bad), (Intervention(lr_scale=0.9),)],
         )
         problem, model, executor = watched(problem)
@@ -113,20 +116,21 @@ def never_proposes_what_is_masked(planner: Planner) -> None:
 
 
 def does_nothing_where_nothing_else_is_legal(planner: Planner) -> None:
-    """Check that the plan does nothing if the masks leave one value a part."""
+    """Check that the plan does nothing if the masks leave one value a part, and the rate none."""
     problem = ToyWorld().problem()
     masks = tuple(np.arange(len(mask)) == 0 for mask in problem.masks)
-    plan = planner.plan(replace(problem, masks=masks, masks_after=None))
-    _check_plan(plan)
-    assert [candidate.does_nothing for candidate in plan.candidates] == [True], (
-        "expected doing nothing alone"
-    )
+    for bounds in (None, (1.0, 1.0)):
+        plan = planner.plan(replace(problem, masks=masks, masks_after=None, rate_bounds=bounds))
+        _check_plan(plan)
+        assert [candidate.does_nothing for candidate in plan.candidates] == [True], (
+            "expected doing nothing alone"
+        )
 
 
 def stops_at_its_budget(planner: Planner) -> None:
     """Check that spending stays within the limits, and that the plan states its cost.
 
-    The model and the executor count futures, steps and FLOPs.
+    The model and the executor count futures, paths, steps and FLOPs; a path is a future too.
     """
     limits: list[dict[str, Any]] = [{"futures": n} for n in (0, 1, 2, 7, 30)]
     limits += [{"steps": n} for n in (0, 1, 69, 150, 1000)]
@@ -136,8 +140,13 @@ def stops_at_its_budget(planner: Planner) -> None:
         problem, model, executor = watched(ToyWorld(seed=1).problem(1, budget=Budget(**limit)))
         plan = planner.plan(problem)
         _check_plan(plan)
+        looked_at = model.futures + model.paths
+        assert looked_at <= limit.get("futures", looked_at), (
+            f"expected at most {limit['futures']} futures and paths, found {looked_at}"
+        )
         for name, spent in (
             ("futures", model.futures),
+            ("paths", model.paths),
             ("steps", executor.steps),
             ("flops", executor.flops),
         ):

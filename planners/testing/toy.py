@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.interventions import ActionCodec, Factors, after
+from trainenv.planners.support.rate_paths import sequence_of
 from trainenv.planners.support.sequences import canonical
 from trainenv.types import (
     CLIP_NAMES,
@@ -36,6 +37,7 @@ from trainenv.types import (
     Intervention,
     Measure,
     Outcome,
+    PathValues,
     PlanningProblem,
     RunHistory,
     Telemetry,
@@ -138,6 +140,7 @@ class ToyWorld:
             "codec": self.codec,
             "masks": self.codec.masks(START),
             "masks_after": masks_after,
+            "rate_bounds": self.codec.config.lr_bounds,
             "generator": np.random.default_rng(seed),
             "model": ToyModel(self),
             "executor": ToyExecutor(self),
@@ -147,7 +150,7 @@ class ToyWorld:
 
 @dataclass(frozen=True)
 class ToyModel:
-    """A world model that knows the law."""
+    """A world model that knows the law, also for whole paths of the learning rate."""
 
     world: ToyWorld
 
@@ -174,6 +177,16 @@ class ToyModel:
             recovery=late,
             disagreement=0.001,
             abstain=False,
+        )
+
+    def path_values(self, history: RunHistory, paths: NDArray[np.float64], /) -> PathValues:
+        change = np.array([self.world.delta(sequence_of(path)) for path in paths], dtype=np.float64)
+        end = math.log(_LOSS) + change
+        return PathValues(
+            change=change,
+            disagreement=np.full(len(paths), 0.001),
+            low=end - 0.01,
+            high=end + 0.01,
         )
 
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.planners.support.rate_paths import sequence_of
 from trainenv.planners.support.sequences import Legality
 from trainenv.planners.testing.toy import as_sequence
 from trainenv.types import (
@@ -22,9 +23,12 @@ from trainenv.types import (
     Intervention,
     Measure,
     Outcome,
+    PathModel,
+    PathValues,
     PlanningProblem,
     RunHistory,
     WorldModel,
+    as_path_model,
 )
 
 ModelFault = Literal["raises", "nan", "nan for doing nothing", "nan for some", "too few", "rubbish"]
@@ -52,8 +56,9 @@ class WatchedModel:
         at: Number of the first call that fails, from 0.
         pause: Seconds that each future takes.
         futures: Number of entries forecast and states inferred so far.
+        paths: Number of paths valued so far.
         calls: Number of calls so far.
-        asked: Sequences forecast so far.
+        asked: Sequences forecast so far, and those of the paths valued.
     """
 
     model: WorldModel
@@ -61,6 +66,7 @@ class WatchedModel:
     at: int = 0
     pause: float = 0.0
     futures: int = 0
+    paths: int = 0
     calls: int = 0
     asked: list[tuple[Intervention, ...]] = field(default_factory=list)
 
@@ -84,6 +90,35 @@ class WatchedModel:
             if place % every == every - 1 or idle:
                 found[place] = _without_number(found[place])
         return found
+
+    def path_values(self, history: RunHistory, paths: NDArray[np.float64], /) -> PathValues:
+        assert isinstance(self.model, PathModel)
+        self.futures -= len(paths)  # they are counted apart
+        self.paths += len(paths)
+        fails = self._count(len(paths))
+        self.asked += [sequence_of(path) for path in paths]
+        found = self.model.path_values(history, paths)
+        if not fails or self.fault is None:
+            return found
+        if self.fault == "rubbish":
+            return "no values"  # type: ignore[return-value]
+        if self.fault == "too few":
+            return PathValues(
+                change=found.change[:-1],
+                disagreement=found.disagreement[:-1],
+                low=found.low[:-1],
+                high=found.high[:-1],
+            )
+        change = found.change.copy()
+        if self.fault == "nan":
+            change[:] = math.nan
+        elif self.fault == "nan for some":
+            change[1::2] = math.nan
+        return replace(found, change=change)
+
+    @property
+    def values_paths(self) -> bool:
+        return as_path_model(self.model) is not None
 
     def initial_inference(self, histories: Sequence[RunHistory], /) -> Inference:
         fails = self._count(len(histories))

@@ -153,9 +153,29 @@ def test_a_run_that_has_been_hurt_does_not_raise_its_learning_rate(
     before, after_it = planner.problems[0], planner.problems[1]
     assert (before.history.telemetry[-1].step, after_it.history.telemetry[-1].step) == (64, 48)
     assert after_it.masks[0].tolist() == [True, True, True, False]
+    alarms()
     calm = Promising(sequences=[(LOWER,)])
     steered(toy(), planner=calm)
     assert all(problem.masks[0].all() for problem in calm.problems)
+
+
+def test_no_raise_is_drafted_where_the_index_fired_since_the_last_checkpoint(
+    alarms: Callable[..., None],
+) -> None:
+    alarms(29)
+    planner = Promising(sequences=[(LOWER,)])
+    steered(toy(branching={"triggers": ["checkpoint"], "rule": "better"}), planner=planner)
+    raised = {one.history.telemetry[-1].step: bool(one.masks[0][-1]) for one in planner.problems}
+    assert raised[16]
+    assert not raised[32]
+    assert raised[48]
+    bounds = {
+        one.history.telemetry[-1].step: one.rate_bounds
+        for one in planner.problems
+        if one.rate_bounds is not None
+    }
+    assert bounds[32][1] == 1.0
+    assert bounds[48][1] > 1.0
 
 
 def test_harm_that_heals_is_not(alarms: Callable[..., None]) -> None:

@@ -616,7 +616,7 @@ def test_a_key_in_its_old_spelling_is_read_and_the_new_one_named(
             if isinstance(value, float)
             else value + 1
         )
-        changed = changed + 2 if new == "max_lr_factor" else changed
+        changed = changed + 3 if new == "max_lr_factor" else changed
         with pytest.warns(
             FutureWarning, match=rf"{section}\.{old} is now called {section}\.{new};"
         ):

@@ -32,6 +32,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("pbt", {}),
     ("pbt", {"explore": "pb2", "population": 5, "generations": 3}),
     ("autolrs", {}),
+    ("shapes", {}),
+    ("shapes", {"factors": (0.8, 1.1), "lengths": (0.0, 1.0), "kept": 2}),
+    ("cem", {}),
+    ("cem", {"candidates": 8, "rounds": 2, "elite": 3, "knots": (0.5, 1.0)}),
 ]
 
 
@@ -51,7 +55,17 @@ def test_every_planner_keeps_the_contract(
 
 def test_every_name_is_in_the_suite() -> None:
     assert {name for name, _ in VARIANTS} == set(planners.NAMES)
-    assert set(planners.NAMES) == {"grid", "bandit", "bayes", "mcts", "pbt", "random", "autolrs"}
+    assert set(planners.NAMES) == {
+        "autolrs",
+        "bandit",
+        "bayes",
+        "cem",
+        "grid",
+        "mcts",
+        "pbt",
+        "random",
+        "shapes",
+    }
 
 
 # ── the contract catches ────────────────────────────────────────────────────────────────────────────────────────────
@@ -260,6 +274,17 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("pbt", {"population": 1}, "at least 2"),
     ("autolrs", {"share": float("nan")}, "share must be a finite number"),
     ("autolrs", {"tries": 0}, "tries must be"),
+    ("shapes", {"factors": ()}, "factors must be numbers"),
+    ("shapes", {"factors": (0.0, 2.0)}, "factors must be finite and above 0"),
+    ("shapes", {"lengths": (0.5, 1.5)}, "lengths must be numbers from 0 to 1"),
+    ("shapes", {"caution": -1.0}, "caution must be"),
+    ("shapes", {"kept": 0}, "kept must be"),
+    ("cem", {"candidates": 0}, "candidates must be"),
+    ("cem", {"elite": 0}, "elite must be"),
+    ("cem", {"spread": 0.0}, "spread must be"),
+    ("cem", {"knots": (0.5, 0.9)}, "end them with 1.0"),
+    ("cem", {"knots": (0.5, 0.5, 1.0)}, "knots must rise"),
+    ("cem", {"knots": ()}, "knots must rise"),
 ]
 
 

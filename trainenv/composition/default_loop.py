@@ -1,6 +1,7 @@
 """The branching loop with its default parts.
 
-A grid search drafts over the shipped world model, and the model learns from verified branches.
+At a checkpoint the planner values paths of the learning rate to the end of the run with the shipped
+model, and the run follows the best of them in small steps. The model learns from verified branches.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from trainenv.types.forecasting import (
     PathValues,
     Rollout,
     WorldModel,
+    as_path_model,
 )
 from trainenv.types.numbers import as_bool, as_number, as_whole, scalar
 from trainenv.types.planning import (
@@ -124,6 +125,7 @@ __all__ = [
     "WorldModel",
     "as_bool",
     "as_number",
+    "as_path_model",
     "as_whole",
     "scalar",
 ]

@@ -173,7 +173,10 @@ class WorldModel(Protocol):
 
 @runtime_checkable
 class PathModel(Protocol):
-    """World model that values whole paths of the learning rate, many in one call."""
+    """World model that values whole paths of the learning rate, many in one call.
+
+    A model that cannot always do so has a flag `values_paths`; see `as_path_model`.
+    """
 
     def path_values(self, history: RunHistory, paths: NDArray[np.float64], /) -> PathValues:
         """Value paths.
@@ -183,6 +186,13 @@ class PathModel(Protocol):
             paths: ln of the factor on the rate now at each decision to come [K, L].
         """
         ...
+
+
+def as_path_model(model: object) -> PathModel | None:
+    """Return a model if it values paths of the learning rate; None otherwise."""
+    if isinstance(model, PathModel) and getattr(model, "values_paths", True):
+        return model
+    return None
 
 
 @runtime_checkable

@@ -42,9 +42,12 @@ class PathValueModel:
         Raises:
             UserError: The history is too short, or its last step is not finite.
         """
-        if self._last is None or self._last[0] is not history:
-            self._last = (history, path_state(history, paths.shape[1]))
-        return self.values(self._last[1], paths)
+        decisions = paths.shape[1]
+        last = self._last
+        if last is None or last[0] is not history or len(last[1].schedule) != decisions:
+            last = (history, path_state(history, decisions))
+            self._last = last
+        return self.values(last[1], paths)
 
     @torch.inference_mode()
     def values(self, state: PathState, rest: Floats) -> PathValues:
