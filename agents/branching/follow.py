@@ -59,7 +59,10 @@ def first_part(
         raise Skipped("no path promises enough")
     soon = max(1, round(every / history.decision_steps))
     change = sum(math.log(one.lr_scale) for one in best.interventions[:soon])
-    change = min(max(change, -_DEEPER * most), most)
+    now = history.telemetry[-1].lr_scale
+    seen = max(one.lr_scale for one in history.telemetry)
+    highest = max(most, math.log(seen / now))  # a factor that the run has had is no risk
+    change = min(max(change, -_DEEPER * most), highest)
     if abs(change) < _LEAST_CHANGE:
         raise Skipped("the best path holds the rate for now")
     return Followed(intervention=Intervention(lr_scale=math.exp(change)), candidate=best)
