@@ -19,11 +19,11 @@ from trainenv.types import Run, RunGroup, Telemetry
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.paths.groups import Group
+from trainenv.worldmodel.paths.inputs import decision_steps
 from trainenv.worldmodel.paths.rate_paths import random_path
 
 DECISIONS = 30  # of a run: the first at its start, where nothing is known yet
 RUNS = 8  # of a group, the one left alone included
-HORIZON_SHARE = 0.12  # of the budget, for the features
 _KEPT = 512  # steps of telemetry that features look at
 _LARGEST = 2.0  # cap of a final loss, in units of the loss of a uniform guess
 
@@ -137,7 +137,7 @@ def observe(run: Run, telemetry: Sequence[Telemetry], steps: int) -> tuple[featu
         return nothing, math.nan
     if len(telemetry) < features.LEAST_STEPS:
         return nothing, math.nan
-    horizon = max(4, round(HORIZON_SHARE * steps))
+    horizon = 4 * decision_steps(steps)
     columns, context = features.read(history_of(run, telemetry, horizon=horizon))
     state = features.state(columns, context)
     level = float(state[features.STATE.index("level")]) + math.log(context.uniform_loss)

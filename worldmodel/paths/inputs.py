@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.types import DECISIONS
 from trainenv.worldmodel.features import STATE
 
 Floats = NDArray[np.float64]
@@ -38,6 +39,8 @@ PATH: tuple[str, ...] = (
     "usual_known",
 )
 """Features of a path, in order."""
+HORIZON_SHARE = 0.12
+"""Share of the budget that the features look back and ahead over, in four decisions."""
 _LEAST = 1e-9  # learning rates below this share of the greatest count as this share
 
 
@@ -109,6 +112,11 @@ def state_inputs(features: Floats) -> Floats:
     """Return the inputs [n, 2F] of states [n, F]: features, 0 if not measured, and flags."""
     measured = np.isfinite(features)
     return np.concatenate([np.where(measured, features, 0.0), measured], axis=1)
+
+
+def decision_steps(budget: int) -> int:
+    """Return the steps of a decision, the unit of time of the features, for a budget in steps."""
+    return max(1, round(HORIZON_SHARE * budget / DECISIONS))
 
 
 STATE_INPUTS = 2 * len(STATE)

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from trainenv.types import PathValues, RunHistory
 from trainenv.worldmodel import features
-from trainenv.worldmodel.paths.inputs import PATH, PathState, path_features, state_inputs
+from trainenv.worldmodel.paths.inputs import (
+    PATH,
+    PathState,
+    decision_steps,
+    path_features,
+    state_inputs,
+)
 from trainenv.worldmodel.paths.network import OUTPUTS, Ensemble
 
 Floats = NDArray[np.float64]
@@ -90,13 +96,16 @@ class PathValueModel:
 def path_state(history: RunHistory, decisions: int) -> PathState:
     """Return the state at the end of a history, with the rest of the run in some decisions.
 
-    The loss now is that of the clean probe, as in the data: a validation loss is not known at every
-    decision.
+    As in the data, the loss now is that of the clean probe, since a validation loss is not known at
+    every decision, and the features' unit of time is a share of the budget, whatever the horizon of
+    the history is.
 
     Raises:
         UserError: The history is too short, or its last step is not finite.
     """
-    columns, context = features.read(replace(history, validation=math.nan))
+    budget = history.telemetry[-1].step + len(history.lrs_ahead) if history.telemetry else 0
+    known = replace(history, validation=math.nan, decision_steps=decision_steps(budget))
+    columns, context = features.read(known)
     state = features.state(columns, context)
     level = float(state[features.STATE.index("level")]) + math.log(context.uniform_loss)
     now = math.log(max(float(columns["lr_scale"][-1]), 1e-9))
