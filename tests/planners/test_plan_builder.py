@@ -57,9 +57,7 @@ def test_scores_are_the_model_s_and_the_same_again_is_free() -> None:
 
 def test_only_what_is_legal_is_asked_and_what_is_not_is_recorded() -> None:
     problem, model, _ = watched(
-        WORLD.problem(
-            proposals=[SAME, LOWER, (Intervention(lr_scale=0.55),)], rate_bounds=None
-        )
+        WORLD.problem(proposals=[SAME, LOWER, (Intervention(lr_scale=0.55),)], rate_bounds=None)
     )
     draft = PlanBuilder(problem, "x")
     assert draft.proposals == [LOWER]
