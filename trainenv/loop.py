@@ -75,7 +75,7 @@ class Callback(Protocol):
     def on_block_end(self, run: Run, window: Sequence[Telemetry], /) -> CallbackResult | None:
         """Act on the run after a block of telemetry.
 
-        Called after each block, before validation and checkpoints. None stands for
+        Called after each block, before validation and checkpoints. None means
         `CallbackResult()`: nothing has changed.
         """
         return None

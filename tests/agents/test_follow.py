@@ -208,7 +208,7 @@ def test_with_untried_change_0_every_change_is_tried() -> None:
 
 @pytest.mark.parametrize("fault", ["raises", "nan"])
 def test_a_path_model_that_fails_does_no_harm(fault: str) -> None:
-    alone = steered(toy(branching={"triggers": []}), loop(Wishing()))
+    alone = steered(toy(branching=ONLY | {"triggers": []}), loop(Wishing()))
     found = ran(Wishing(level=1.0, fault=fault))
     assert found.run.fingerprint() == alone.run.fingerprint()
     reasons = [e["detail"]["reason"] for e in found.of("skipped")]

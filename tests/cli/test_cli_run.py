@@ -165,9 +165,9 @@ def test_by_hand_answers_an_alarm(
     )
 
 
-@pytest.mark.parametrize("planner", [[], ["--planner", "random"]], ids=["grid", "random"])
+@pytest.mark.parametrize("planner", ["grid", "random"])
 def test_branching_drafts_verifies_and_goes_on(
-    planner: list[str],
+    planner: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -178,7 +178,8 @@ def test_branching_drafts_verifies_and_goes_on(
         "tiny",
         *sets(steps=120, validation__every=0, branching=quick),
         "--branching",
-        *planner,
+        "--planner",
+        planner,
     ]
     assert main([*arguments, "--out", "straight"]) == 0
     said = capsys.readouterr().out
@@ -186,7 +187,7 @@ def test_branching_drafts_verifies_and_goes_on(
     decisions = read_decisions(tmp_path / "straight")
     drafted = [decision for decision in decisions if decision["why"] != "harm"]
     assert len(drafted) >= 2
-    assert {decision["planner"]["name"] for decision in drafted} == {(planner or ["grid"])[-1]}
+    assert {decision["planner"]["name"] for decision in drafted} == {planner}
     assert [branch["control"] for branch in drafted[0]["branches"]][:2] == [True, False]
     assert drafted[0]["branches"][0]["forecast"] is not None
     with monkeypatch.context() as patch:
@@ -202,13 +203,29 @@ def test_branching_drafts_verifies_and_goes_on(
         "mine",
         "--branching",
         "--planner",
-        (planner or ["grid"])[-1],
+        planner,
     ]
     assert main([*hint, "--json"]) == 0
     assert final("mine") == final("straight")
     assert [d["number"] for d in read_decisions(tmp_path / "mine")] == [
         d["number"] for d in decisions
     ]
+
+
+def test_the_planner_is_shapes_by_default_and_its_run_resumes_to_the_same_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = "{every: 40, horizon: 48, verify_steps: 3, refractory_steps: 8, max_waste: 0.5, min_gain: 0, top_k: 2}"
+    arguments = ["run", "tiny", *sets(steps=120, validation__every=0, branching=quick)]
+    assert main([*arguments, "--branching", "--out", "straight"]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        asks_to_stop_at(patch, 56)
+        assert main([*arguments, "--branching", "--out", "mine"]) == cli.INTERRUPTED
+    said = capsys.readouterr().out
+    assert "--branching --planner shapes" in said.partition("interrupted; resume with: ")[2]
+    assert main(["run", "--resume", "--out", "mine"]) == 0
+    assert final("mine") == final("straight")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,6 @@ def test_doing_nothing_is_zero_exactly_and_never_abstained_from() -> None:
 
 
 UNKNOWN: dict[str, tuple[Any, str]] = {
-    "five decisions": ([(NOTHING,) * 5], "up to 4 of them"),
     "an action vector": ([np.array([1, 0, 0, 0, 0, 0])], "ActionCodec"),
     "a word": (["lower"], "expected an Intervention, .* at place 0"),
     "none": ([NOTHING, None], "at place 1"),

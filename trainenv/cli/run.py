@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _BRANCHING = "--branching"
 _BY_HAND = "--by-hand"
-_PLANNER = "grid"
+_PLANNER = "shapes"
 
 
 @dataclass(frozen=True, kw_only=True)

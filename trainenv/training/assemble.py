@@ -70,7 +70,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
             epoch_steps=min(batches.epoch_steps, config.steps),
         )
         parts["batches"] = batches.under(stressors)
-        parts["stress"], parts["moments_lost"] = stressors.lr_factor, stressors.moments_lost
+        parts["stress"] = stressors.lr_factor
+        parts["moments_lost"] = stressors.moments_lost
         if "model" in own:
             _check_vocabulary(own["model"], corpus.vocab_size)
         else:
