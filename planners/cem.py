@@ -46,7 +46,7 @@ class CEM:
         UserError: A hyperparameter is out of range.
     """
 
-    candidates: int = 28
+    candidates: int = 21
     rounds: int = 3
     elite: int = 6
     knots: tuple[float, ...] = (0.1, 0.35, 0.7, 1.0)

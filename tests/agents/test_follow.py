@@ -84,7 +84,7 @@ def ran(model: Any, run: TrainingRun | None = None, **settings: Any) -> Steered:
 
 
 def planned(found: Steered) -> list[dict[str, Any]]:
-    return [e for e in found.of("intervention") if e["detail"].get("planned")]
+    return [e for e in found.of("intervention") if e["detail"].get("plan")]
 
 
 def scales(found: Steered) -> list[float]:
@@ -151,7 +151,7 @@ def test_a_higher_rate_is_taken_step_by_step_and_nothing_is_wasted() -> None:
     assert [e["step"] for e in events] == [16, 32, 48, 64, 80, 96][: len(events)]
     assert len(events) >= 4
     assert all(e["detail"]["lr_scale"] <= math.exp(MOST) * (1 + 1e-9) for e in events)
-    assert all(e["detail"]["forecast"] < -0.003 for e in events)
+    assert all(e["detail"]["plan"]["forecast"] < -0.003 for e in events)
     assert found.run.lr_scale == pytest.approx(math.e, rel=0.25)
     assert found.summary["step"] == 120
     assert found.summary["flops"].get("verify", 0) == found.summary["flops"].get("rewound", 0) == 0
@@ -300,17 +300,24 @@ def consulted(
 def test_another_rate_is_not_tried_if_the_model_is_certain_that_it_ends_higher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    vetoed = consulted(monkeypatch, Wishing(level=-0.5), 2.0)
+    vetoed = consulted(monkeypatch, Wishing(level=1.0), 0.5)
     assert not vetoed.tried
-    assert "the model forecasts +0.1" in vetoed.reason
-    assert consulted(monkeypatch, Wishing(level=1.0), 2.0).tried
-    assert not consulted(monkeypatch, Wishing(level=1.0), 0.5).tried
-    assert consulted(monkeypatch, Wishing(level=-0.5, spread=1.0), 2.0).tried  # it is not certain
-    assert consulted(monkeypatch, Pathless(level=-0.5), 2.0).tried
-    assert consulted(monkeypatch, Wishing(level=-0.5), 2.0, untried_change=0.0).tried
+    assert "the model forecasts +" in vetoed.reason
+    assert consulted(monkeypatch, Wishing(level=-0.5), 0.5).tried
+    assert consulted(monkeypatch, Wishing(level=1.0, spread=9.0), 0.5).tried  # it is not certain
+    assert consulted(monkeypatch, Pathless(level=1.0), 0.5).tried
+    assert consulted(monkeypatch, Wishing(level=1.0), 0.5, untried_change=0.0).tried
+
+
+def test_a_higher_rate_is_not_tried_where_plans_raise_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped = consulted(monkeypatch, Wishing(level=1.0), 2.0)
+    assert not skipped.tried
+    assert "raise the rate without a trial" in skipped.reason
+    assert consulted(monkeypatch, Pathless(level=1.0), 2.0).tried
+    assert consulted(monkeypatch, Wishing(level=1.0), 2.0, untried_change=0.0).tried
 
 
 def test_a_model_that_fails_vetoes_nothing_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert consulted(monkeypatch, Wishing(fault="nan"), 2.0).tried
-    broken = consulted(monkeypatch, Wishing(fault="raises"), 2.0)
+    assert consulted(monkeypatch, Wishing(fault="nan"), 0.5).tried
+    broken = consulted(monkeypatch, Wishing(fault="raises"), 0.5)
     assert "the paths broke" in broken.reason

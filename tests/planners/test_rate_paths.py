@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trainenv import planners
 from trainenv.planners import PlanBuilder, testing
-from trainenv.planners.support.rate_paths import FACTORS, LENGTHS, sequence_of, shapes
+from trainenv.planners.support.rate_paths import FACTORS, LENGTHS, TURNS, sequence_of, shapes
 from trainenv.planners.support.sequences import NOTHING, Legality
 from trainenv.types import (
     Budget,
@@ -52,14 +52,16 @@ def test_a_sequence_has_the_changes_of_its_path_and_ends_with_the_last() -> None
 def test_shapes_are_jumps_and_ramps_to_each_level(decisions: int) -> None:
     paths = shapes(decisions, FACTORS, LENGTHS)
     assert paths.shape[1] == decisions
-    assert len(np.unique(paths, axis=0)) == len(paths) <= len(FACTORS) * len(LENGTHS)
-    assert np.unique(paths[:, -1].round(9)).tolist() == sorted(np.log(FACTORS).round(9).tolist())
-    assert (np.diff(np.abs(paths), axis=1) >= -1e-12).all()
+    assert len(np.unique(paths, axis=0)) == len(paths) <= len(FACTORS) * len(LENGTHS) + len(TURNS)
+    straight = paths[(np.diff(np.abs(paths), axis=1) >= -1e-12).all(axis=1)]
+    assert set(np.log(FACTORS).round(9)) <= set(straight[:, -1].round(9))
     first = {round(math.exp(path[0]), 9) for path in paths}
     assert set(FACTORS) <= first  # the jumps
     if decisions == 30:
         assert round(2.0 ** (1 / 30), 9) in first
-        assert len(paths) == 40
+        assert len(paths) == 40 + len(TURNS)
+        turned = [path for path in paths if path[0] < 0 < path[-1]]
+        assert len(turned) == 8  # to two levels below, at two times, then to two above
 
 
 # ── bounds ────────────────────────────────────────────────────────────────────────────────────────
@@ -145,15 +147,15 @@ def test_caution_prices_the_disagreement() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("futures", [0, 1, 7, 50])
+@pytest.mark.parametrize("futures", [0, 1, 7, 80])
 def test_a_path_is_a_future_of_the_budget(name: str, futures: int) -> None:
     problem, model, _ = testing.watched(
         testing.ToyWorld(seed=1).problem(1, budget=Budget(futures=futures))
     )
     plan = planners.make(name).plan(problem)
     assert plan.cost.paths == model.paths <= futures
-    assert model.paths == min(futures, {"shapes": 40, "cem": futures}[name])
-    assert plan.complete == (name == "shapes" and futures == 50)
+    assert model.paths == min(futures, {"shapes": 40 + len(TURNS), "cem": futures}[name])
+    assert plan.complete == (name == "shapes" and futures == 80)
     assert all(math.isfinite(one.score) for one in plan.candidates)
 
 
