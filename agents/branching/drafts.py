@@ -151,7 +151,16 @@ class Drafter:
             raise Skipped(f"the model forecasts {change:+.3f} ± {spread:.3f} for another rate")
 
     def _follow(self, run: Run, decision: Decision, state: LoopState) -> Followed:
-        """Return the first part of the planner's path."""
+        """Return the first part of the planner's path.
+
+        During a long warm-up the rate is far from its peak, so that the state tells little about
+        it: changes then did more harm than good.
+
+        Raises:
+            Skipped: The rate still warms up, or no path promises enough.
+        """
+        if run.step < run.config.schedule.warmup:
+            raise Skipped("the rate still warms up")
         settings = state.settings
         history = history_of(run, list(state.history), horizon=settings.horizon)
         plan = self._ask_planner(run, history, decision, state, 0.0)

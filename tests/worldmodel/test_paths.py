@@ -191,7 +191,9 @@ def test_features_of_holding_are_zero_where_they_compare_with_now() -> None:
 def test_a_fit_learns_what_the_end_depends_on_and_a_blind_one_cannot() -> None:
     table = synthetic(150)
     held = synthetic(40, seed=1)
-    how = Fitting(shape=Shape(members=2, width=32, dropout=0.0), epochs=12, blind=0.2)
+    how = Fitting(
+        shape=Shape(members=2, width=32, dropout=0.0), epochs=15, batch_size=64, blind=0.2
+    )
     told = predict(fit(table, how), held)
     ensemble = fit(table, how)
     blind = predict(ensemble, held, blind=True)
