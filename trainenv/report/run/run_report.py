@@ -32,8 +32,13 @@ from trainenv.report.run.run_record import RunRecord, read_run
 from trainenv.report.run.run_summary import Facts
 
 MARKS = {"accepted": ("✔", "bold green"), "failed": ("✘", "red"), "control": ("·", "dim")}
-SIGNS = {"fired": ("▲", "red"), "rewind": ("↶", "yellow"), "fault": ("✘", "red")}
-# Events in the tree; decisions have entries of their own.
+SIGNS = {
+    "fired": ("▲", "red"),
+    "rewind": ("↶", "yellow"),
+    "fault": ("✘", "red"),
+    "intervention": ("◆", "green"),
+}
+# Events in the tree, with interventions that a plan made; decisions have entries of their own.
 SHOWN = {"fired", "rewind", "skipped", "gave_up", "fault", "diverged", "interrupted"}
 
 
@@ -130,7 +135,8 @@ def _entries(record: RunRecord) -> list[tuple[int, int, Text | Mapping[str, Any]
     """List the entries of the tree, each with its step and its order within that step."""
     found: list[tuple[int, int, Text | Mapping[str, Any]]] = []
     for place, event in enumerate(each_once(record.events)):
-        if event["kind"] in SHOWN:
+        planned = event["kind"] == "intervention" and (event.get("detail") or {}).get("plan")
+        if event["kind"] in SHOWN or planned:
             sign, colour = SIGNS.get(event["kind"], ("○", "dim"))
             text = Text.assemble((f"{sign} ", colour), describe_event(event))
             found.append((event["step"], place, text))
