@@ -12,7 +12,6 @@ from tests.support.compare_fakes import TINY, suite
 from trainenv.compare import load_suite
 from trainenv.compare.results import is_static
 from trainenv.compare.scenarios import Scenario
-from trainenv.compare.suite import suites
 from trainenv.composition.methods import METHODS
 from trainenv.types import UserError
 
@@ -53,7 +52,33 @@ def test_a_learning_rate_of_its_own_is_taken_as_it_is() -> None:
     assert with_betas.config(0).optimizer.lr == pytest.approx(0.024)
 
 
-@pytest.mark.parametrize("name", suites())
+def test_the_suite_of_controllers_is_of_tuned_misset_and_faulty_runs() -> None:
+    of = load_suite("headroom")
+    assert len(of.scenarios) >= 10
+    assert of.seeds == 5
+    kinds = [scenario.kind for scenario in of.scenarios]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "calm": 2, "short-warmup": 2, "mis-set": 3, "faults": 3,
+    }  # fmt: skip
+    controls = {"nothing", "blind", "ramp-up", "ramp-down", "hypergradient", "marthe", "pbt"}
+    assert controls <= set(of.methods)
+    assert all(name in METHODS for name in (*of.methods, *of.open_loop))
+    assert len(of.open_loop) >= 12
+    grid = json.loads(
+        (Path(__file__).parents[2] / "benchmarks/results/calm.json").read_text(encoding="utf-8")
+    )
+    for name, row in (("tuned", "calm"), ("tuned-subwords", "calm-subwords")):
+        config = next(one for one in of.scenarios if one.name == name).config(0)
+        best = grid[row]["best"]
+        assert config.optimizer.lr == pytest.approx(best["lr"], rel=1e-3)
+        assert (config.schedule.warmup, config.schedule.final) == (best["warmup"], best["final"])
+    for scenario in of.scenarios:
+        config = scenario.config(0)
+        assert scenario.measured_on == "test"
+        assert config.validation.test_sequences * config.model.context >= 64_000
+
+
+@pytest.mark.parametrize("name", ["full", "quick"])
 def test_what_is_shipped(name: str) -> None:
     """Each kind of scenario that a comparison is to have; within the time that it is to take."""
     of = load_suite(name)

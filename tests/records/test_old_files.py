@@ -35,7 +35,7 @@ def test_every_byte_of_an_old_checkpoint_is_sound(folder: Path) -> None:
 def test_an_old_steered_run_is_resumed_by_the_same_loop(folder: Path) -> None:
     """The text may be another than then (it is that of the Python which runs this); nothing else may count as changed."""
     run = TrainingRun.from_config(RunConfig.load(folder / "config.yaml"))
-    callback = branching()
+    callback = branching(planner="grid")
     before, now = MadeOf.read(folder), MadeOf.of(run, callback)
     assert before is not None
     assert [change for change in before.changes(now) if "corpus" not in change] == []
