@@ -274,7 +274,7 @@ def test_a_followed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the range test led to."""
+    """Outcome of a proposal of the range test."""
 
     tried: bool
     reason: str

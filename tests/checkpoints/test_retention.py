@@ -1,4 +1,4 @@
-"""What is kept: the last few, whatever is held, no more bytes than allowed, and the newest whatever comes."""
+"""Retention: the last few, held steps, the allowed bytes, and always the newest."""
 
 from __future__ import annotations
 

@@ -389,7 +389,7 @@ def test_a_relative_folder_stays_the_same_one(
 
 
 def test_a_disk_of_ones_own_sees_every_touch(tmp_path: Path) -> None:
-    """What a store does to a folder, the lock file aside, goes through its `Disk`."""
+    """All changes of a folder by a store, except the lock file, go through its `Disk`."""
     seen: set[str] = set()
 
     class Watching(Disk):

@@ -1,4 +1,4 @@
-"""What holds for every clip policy."""
+"""Contract of every clip policy."""
 
 from __future__ import annotations
 

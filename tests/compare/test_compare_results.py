@@ -1,4 +1,4 @@
-"""What is found in rows: differences run by run, rates of sums, regret, decisions, goals; and how it looks."""
+"""Results from rows: paired differences, ratios of sums, regret, decisions, goals, tables."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def row(scenario: str, seed: int, method: str, loss: float, **more: Any) -> dict
 
 
 def level(scenario: str, seed: int) -> float:
-    """How hard a run is: by far more than methods differ."""
+    """Difficulty of a run; it varies far more than methods differ."""
     return 1 + len(scenario) / 3 + 0.2 * seed
 
 

@@ -28,7 +28,7 @@ def fresh(seed: int = 0, **settings) -> SyntheticEnv:
 
 
 def play(env: SyntheticEnv, actions: Iterable) -> list[tuple]:
-    """What each step returned, as values that compare with ==, up to the end of the episode."""
+    """Results of all steps to the end of the episode, as values that compare with ==."""
     seen = []
     for action in actions:
         if env.state.over:

@@ -55,14 +55,14 @@ def fresh(seed: int = 0, **settings: Any) -> TrainingEnv:
 
 
 def seen(returned: tuple[Any, ...], *, flops: bool = True) -> tuple[Any, ...]:
-    """What `step` returned, as values that compare with ==; the ledger, which forks share, only if asked."""
+    """Result of `step` as values that compare with ==; the ledger, which forks share, on request."""
     observation, *rest = returned
     info = {key: value for key, value in rest[-1].items() if flops or key != "flops"}
     return (observation.tobytes(), *rest[:-1], json.dumps(info, allow_nan=False))
 
 
 def play(env: TrainingEnv, actions: Iterable[Any], *, flops: bool = True) -> list[tuple[Any, ...]]:
-    """What each step returned, up to the end of the episode."""
+    """Results of all steps to the end of the episode."""
     steps = []
     for action in actions:
         steps.append(env.step(action))

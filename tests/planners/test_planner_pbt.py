@@ -90,7 +90,7 @@ def test_exploring_moves_to_a_neighbour_or_draws_anew() -> None:
 
 
 def test_exploring_stays_within_bounds() -> None:
-    """Where the bound is next, the factor that would pass it is masked: then it stays."""
+    """A factor that would pass the bound is masked, so the rate stays."""
     codec = ActionCodec(InterventionConfig(lr_bounds=(0.95, 10.0)))
     problem = ToyWorld(codec=codec).problem(1)
     masks = tuned_only(codec.masks(START))

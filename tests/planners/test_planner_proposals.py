@@ -1,4 +1,4 @@
-"""What surrounds the planners: proposals by the hypergradient, pruning by learning curves, and how wide to look."""
+"""Proposals by the hypergradient, pruning by learning curves, and adaptive width."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_those_without_a_chance_are_dropped_and_the_reason_says_so() -> None:
 
 
 def test_chances_are_those_of_normals() -> None:
-    """Of a factor of 1.1 and one of 0.9 the sums are 0.08 apart."""
+    """The sums for the factors 1.1 and 0.9 differ by 0.08."""
     paths = [scaled(1.1), scaled(0.9)]
     for z, kept in ((1.5, True), (1.8, False)):  # P = 0.067 and 0.036
         pruner = CurvePruner(forecaster=Sure(0.08 / z / math.sqrt(2)), history=History)

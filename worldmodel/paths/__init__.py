@@ -1,6 +1,6 @@
 """Model of whole paths of the learning rate: data, fit, value, and search.
 
-    build_paths("paths", PathRecipe(groups=(250, 100)), make_run, fold)
+    build_paths("paths", PathRecipe(groups=(156, 185, 84, 123)), make_run, fold)
     model = load_paths("paths")
     model.path_values(history, np.log([[0.5] * 30, [2.0] * 30]))     # against holding the rate
 

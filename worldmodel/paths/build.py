@@ -50,7 +50,7 @@ class PathRecipe:
         UserError: There is no round, or too few groups to hold some out.
     """
 
-    groups: tuple[int, ...] = (250, 100)
+    groups: tuple[int, ...] = (156, 185, 84, 123)
     seed: int = 7
     workers: int = 2
     fitting: Fitting = field(default_factory=Fitting)
