@@ -29,9 +29,9 @@ from trainenv.run import TrainingRun
 from trainenv.training.history import history_of
 from trainenv.types import RunHistory
 from trainenv.worldmodel.features import GROUPS, STATE
-from trainenv.worldmodel.paths.build import parts
+from trainenv.worldmodel.paths.build import folds
 from trainenv.worldmodel.paths.collect import DECISIONS
-from trainenv.worldmodel.paths.evaluate import evaluate
+from trainenv.worldmodel.paths.evaluate import evaluate, predict
 from trainenv.worldmodel.paths.fit import Fitting, fit
 from trainenv.worldmodel.paths.inputs import PATH, STATE_INPUTS
 from trainenv.worldmodel.paths.table import PathTable
@@ -57,13 +57,15 @@ def main() -> None:
 def quality(folder: Path, how: Fitting) -> dict[str, Mapping[str, Any]]:
     """Return the measures of the model and its ablations on held-out groups."""
     table = PathTable.of(sorted(folder.glob("round-*")))
-    part = parts(table.group, how.seed)
-    train = table.where(part == 0)
-    test = table.where(part > 0)
+    held = folds(table.group, how.seed) == 0
+    train = table.where(~held)
+    test = table.where(held)
     found: dict[str, Mapping[str, Any]] = {}
 
     def show(name: str, fitted_on: PathTable, fitting: Fitting) -> None:
-        measures = evaluate(fit(fitted_on, fitting), test, DECISIONS, 1.0)
+        ensemble = fit(fitted_on, fitting)
+        blind = predict(ensemble, test, blind=True)
+        measures = evaluate(predict(ensemble, test), blind, test, DECISIONS, 1.0)
         found[name] = measures
         picks = [f"{row['pick']:.4f}" for row in measures["regret"] if row["pick"] is not None]
         print(f"{name:28} error {measures['error']:.4f}  regret {'  '.join(picks)}", flush=True)

@@ -39,7 +39,7 @@ from trainenv.config.schema import BranchingConfig
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.tools.error_text import describe_error
-from trainenv.types import Budget, Learner, Planner, Run, Telemetry, UserError, WorldModel
+from trainenv.types import Budget, Event, Learner, Planner, Run, Telemetry, UserError, WorldModel
 from trainenv.verification.rules import make as make_rule
 from trainenv.verification.verify import Verification
 
@@ -168,13 +168,15 @@ class Branching(Callback):
 
         A small change on the way to the end of the run needs no branches; see `follow`.
         """
-        drafter = Drafter(
+        return self._drafter().propose(run, point, decision, self._state)
+
+    def _drafter(self) -> Drafter:
+        return Drafter(
             planner=self.planner,
             model=self.model,
             planning=self.planning,
             verification=self._verification,
         )
-        return drafter.propose(run, point, decision, self._state)
 
     def verify(self, run: Run, proposal: Proposal, decision: Decision) -> Verified:
         """Train and judge the branches, and record the verdict. The run stays as it is."""
@@ -225,12 +227,28 @@ class Branching(Callback):
             return
         self._state = LoopState.of(run, settings, folder, store)
         if not saved:
-            for event in self._state.start(run):
+            for event in [*self._plan_start(run), *self._state.start(run)]:
                 folder.event(event)
             return
         self._state.resume(saved)
         if isinstance(self.model, Learner) and saved["learned"] is not None:
             self.model.load_state_dict(saved["learned"])
+
+    def _plan_start(self, run: Run) -> list[Event]:
+        """Follow a plan from before the first step, and return the events."""
+        state = self._state
+        decision = Decision(
+            number=state.number, trigger="start", at=run.step, harm=0.0, accounted=run.ledger.total
+        )
+        if run.step or "start" not in state.settings.triggers:
+            return []
+        try:
+            followed = self._drafter().propose_start(run, decision, state)
+            if followed is not None:
+                decision.events.append(follow(run, followed, decision, state))
+        except Exception as error:  # the run begins, whatever failed
+            state.skip(run, decision, Skipped.because_of(error))
+        return decision.events
 
     def next_block(self, run: Run, /) -> int:
         """Return the steps to the next probe, where harm is seen. See `Callback`."""

@@ -38,6 +38,7 @@ from trainenv.verification.rules import Better
 from trainenv.verification.verify import Verification
 
 _LEVELS = 16  # decisions of a path that jumps to another rate and keeps it; any number will do
+_START_GAIN = 0.03  # least gain of a plan at the start, nats: about the error of its forecast there
 _MORE = 4  # times as many steps for a branch that no model has forecast
 
 
@@ -122,6 +123,24 @@ class Drafter:
             history=history,
         )
 
+    def propose_start(self, run: Run, decision: Decision, state: LoopState) -> Followed | None:
+        """Return the first part of the planner's path before the first step.
+
+        A rate that is much too high does its harm in the first steps: after 36 of 600 steps at
+        three times the right rate, nothing was left of what a third of it would have gained.
+
+        Returns:
+            The change; None if the planner does not plan to the end, or the usual learning rate of
+            such a model, which is all that is known by then, is not.
+
+        Raises:
+            Skipped: No path promises enough.
+        """
+        history = history_of(run, (), horizon=state.settings.horizon)
+        if not self._plans_to_the_end(state) or math.isnan(history.usual_lr):
+            return None
+        return self._followed(run, history, decision, state, min_gain=_START_GAIN)
+
     def _plans_to_the_end(self, state: LoopState) -> bool:
         return (
             self.planning.to_the_end
@@ -161,15 +180,26 @@ class Drafter:
         """
         if run.step < run.config.schedule.warmup:
             raise Skipped("the rate still warms up")
+        history = history_of(run, list(state.history), horizon=state.settings.horizon)
+        return self._followed(run, history, decision, state, min_gain=state.settings.min_gain)
+
+    def _followed(
+        self,
+        run: Run,
+        history: RunHistory,
+        decision: Decision,
+        state: LoopState,
+        *,
+        min_gain: float,
+    ) -> Followed:
         settings = state.settings
-        history = history_of(run, list(state.history), horizon=settings.horizon)
         plan = self._ask_planner(run, history, decision, state, 0.0)
         followed = first_part(
             plan,
             history,
             every=settings.every,
             most=settings.untried_change,
-            min_gain=settings.min_gain,
+            min_gain=min_gain,
         )
         return replace(followed, end=self._end_of(plan.best, history))
 

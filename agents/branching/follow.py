@@ -5,6 +5,9 @@ of its path (receding horizon). What such a change gains shows hundreds of steps
 few real steps cannot judge it. Harm shows on the clean probe, and the run then goes back to a
 rewind point. A change of at most `branching.untried_change` is therefore not tried, and a larger
 one is cut to that size: the next decision sees what it did.
+
+Before the first step the plan knows the schedule and the usual rate of such a model alone. A rate
+that is much too high does its harm in the first steps, so a lower one takes effect at once.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ def first_part(
 ) -> Followed:
     """Return the change of the rate that a plan has until the next decision, within a limit.
 
+    Before the first step any cut is within it: there is nothing yet to lose.
+
     Args:
         plan: Ranked paths.
         history: History that the plan was made from.
         every: Steps until the next decision.
-        most: Largest change of ln learning rate.
+        most: Largest raise of ln learning rate.
         min_gain: Least gain for which anything is changed, nats.
 
     Raises:
@@ -59,10 +64,14 @@ def first_part(
         raise Skipped("no path promises enough")
     soon = max(1, round(every / history.decision_steps))
     change = sum(math.log(one.lr_scale) for one in best.interventions[:soon])
-    now = history.telemetry[-1].lr_scale
-    seen = max(one.lr_scale for one in history.telemetry)
-    highest = max(most, math.log(seen / now))  # a factor that the run has had is no risk
-    change = min(max(change, -_DEEPER * most), highest)
+    highest = most
+    lowest = -math.inf
+    if history.telemetry:
+        now = history.telemetry[-1].lr_scale
+        seen = max(one.lr_scale for one in history.telemetry)
+        highest = max(most, math.log(seen / now))  # a factor that the run has had is no risk
+        lowest = -_DEEPER * most
+    change = min(max(change, lowest), highest)
     if abs(change) < _LEAST_CHANGE:
         raise Skipped("the best path holds the rate for now")
     return Followed(intervention=Intervention(lr_scale=math.exp(change)), candidate=best)

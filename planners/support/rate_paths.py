@@ -31,6 +31,11 @@ TURNS = (
 
 A rate that falls first and rises later makes up for a warm-up that was too short.
 """
+STARTS = tuple(product((0.05, 0.1, 0.2, 0.35, 0.6), (0.1, 0.25, 0.5), (0.5, 1.0, 1.7, 2.8)))
+"""Shapes from the first step on: a jump to one factor, then a ramp to another until a share.
+
+They are slow warm-ups to a rate that may be another than the scheduled one.
+"""
 _LEAST_CHANGE = 1e-4  # nats of ln rate below which a change is none
 
 
@@ -48,6 +53,8 @@ def shapes_within(
     """Return the shapes [K, L] from now to the end of the run that keep to the bounds."""
     low, high = rate_limits(builder)
     paths = shapes(builder.problem.decisions_left, factors, lengths)
+    if not builder.problem.history.telemetry:
+        paths = np.concatenate([paths, warm_ups(builder.problem.decisions_left)])
     within: Floats = paths[(paths.min(axis=1) >= low) & (paths.max(axis=1) <= high)]
     return within
 
@@ -65,6 +72,16 @@ def shapes(decisions: int, factors: tuple[float, ...], lengths: tuple[float, ...
         corners = np.array([0.0, share, max(end, share + 0.1)]) * decisions
         rows.append(np.interp(places, corners, [0.0, math.log(first), math.log(second)]))
     return np.unique(np.array(rows), axis=0)
+
+
+@lru_cache(maxsize=16)
+def warm_ups(decisions: int) -> Floats:
+    """Return the paths [K, L] of `STARTS`."""
+    rows = []
+    for first, share, last in STARTS:
+        corners = [0.0, share * decisions]
+        rows.append(np.interp(np.arange(decisions), corners, [math.log(first), math.log(last)]))
+    return np.array(rows)
 
 
 def value_paths(builder: PlanBuilder, paths: Floats, caution: float) -> Floats:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import nn
 
 from tests.support.made_models import history
 from tests.support.steered_runs import Dreamer, Pupil, Steered, steered, toy
@@ -19,7 +20,9 @@ from trainenv.agents.branching import Branching, PlanningOptions
 from trainenv.agents.branching.decision import Skipped
 from trainenv.agents.branching.follow import first_part
 from trainenv.agents.branching.lr_range import RangeTest
+from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.loop import resume, train
+from trainenv.models.spec import ModelSpec
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.run import TrainingRun
@@ -64,7 +67,7 @@ class Wishing(Dreamer):
         self.lengths.append(paths.shape[1])
         if self.fault == "raises":
             raise RuntimeError("the paths broke")
-        now = math.log(history.telemetry[-1].lr_scale)
+        now = math.log(history.telemetry[-1].lr_scale) if history.telemetry else 0.0
         held = (now - self.level) ** 2
         change = 0.1 * (((now + paths - self.level) ** 2).mean(axis=1) - held)
         if self.fault == "nan":
@@ -267,6 +270,73 @@ def test_a_followed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert second.fingerprint() == straight.run.fingerprint()
     assert second.ledger.as_dict() == straight.run.ledger.as_dict()
     assert second.applied == straight.run.applied
+
+
+# ── before the first step ─────────────────────────────────────────────────────────────────────────
+
+
+class KnownRate(ModelSpec):
+    """Facts about a model whose usual learning rate is known."""
+
+    def usual_lr(self, model: nn.Module) -> float:
+        """See `ModelSpec`."""
+        return 1e-3
+
+
+def known(**settings: Any) -> TrainingRun:
+    run = toy(branching=ONLY | {"triggers": ["start", "checkpoint"]} | settings)
+    run.model.spec = KnownRate()  # type: ignore[assignment]
+    return run
+
+
+def test_a_plan_is_followed_from_the_first_step_on_and_a_cut_has_no_limit() -> None:
+    found = ran(Wishing(level=-2.0), known())
+    first = planned(found)[0]
+    assert first["step"] == 0
+    assert first["detail"]["plan"]["why"] == "start"
+    assert math.log(first["detail"]["lr_scale"]) < -3 * MOST - 0.1
+    assert scales(found)[0] == pytest.approx(first["detail"]["lr_scale"])
+
+
+def test_a_raise_before_the_first_step_keeps_its_limit() -> None:
+    found = ran(Wishing(level=1.0), known())
+    assert planned(found)[0]["step"] == 0
+    assert scales(found)[0] == pytest.approx(math.exp(MOST))
+
+
+def test_nothing_is_planned_at_the_start_for_a_small_gain_or_an_unknown_usual_rate() -> None:
+    small = ran(Wishing(level=-0.4), known())  # a gain of 0.016 nats
+    assert planned(small)[0]["step"] > 0
+    unknown = toy(branching=ONLY | {"triggers": ["start", "checkpoint"]})
+    assert planned(ran(Wishing(level=-2.0), unknown))[0]["step"] > 0
+
+
+def test_the_state_to_go_back_to_at_the_start_has_the_planned_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points: list[tuple[int, float]] = []
+    remember = RewindPoints.remember
+
+    def spy(self: RewindPoints, run: TrainingRun, *, most: int) -> None:
+        points.append((run.step, run.lr_scale))
+        remember(self, run, most=most)
+
+    monkeypatch.setattr(RewindPoints, "remember", spy)
+    ran(Wishing(level=-2.0), known())
+    assert points[0][0] == 0
+    assert points[0][1] < 0.5
+
+
+@pytest.mark.parametrize("fault", ["raises", "nan"])
+def test_a_model_that_fails_at_the_start_does_no_harm(fault: str) -> None:
+    alone = steered(toy(branching=ONLY | {"triggers": []}), loop(Wishing()))
+    found = ran(Wishing(fault=fault), known())
+    assert found.run.fingerprint() == alone.run.fingerprint()
+    assert found.of("skipped")[0]["step"] == 0
+
+
+def test_without_its_trigger_nothing_is_planned_at_the_start() -> None:
+    assert planned(ran(Wishing(level=-2.0), known(triggers=["checkpoint"])))[0]["step"] > 0
 
 
 # ── the range test ────────────────────────────────────────────────────────────────────────────────

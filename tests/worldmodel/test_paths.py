@@ -116,6 +116,33 @@ def test_rows_hold_every_decision_of_every_run(data: Path) -> None:
     assert set(table.group) == {0, 1}
 
 
+def test_starts_are_those_of_runs_without_a_planner_under_other_schedules(data: Path) -> None:
+    table = PathTable.of([data])
+    starts = table.where(table.decision == 0)
+    assert len(starts) == 2 * RUNS * 8
+    features = starts.inputs[:, STATE_INPUTS:]
+    named = {name: features[:, place] for place, name in enumerate(PATH)}
+    assert np.ptp(named["first"]) > 1.0
+    # A schedule that is so many times as high, and a path that is as much lower, is the same run.
+    first_rate = named["now_over_usual"] + named["first"]
+    for group_number in (0, 1):
+        own = first_rate[starts.group == group_number]
+        np.testing.assert_allclose(own, own[0], atol=1e-9)
+    assert np.median(starts.change) == pytest.approx(0.0, abs=1e-9)  # of one text
+    flags = starts.inputs[:, len(STATE) : STATE_INPUTS]
+    assert flags.sum(axis=1).tolist() == [3.0] * len(starts)
+
+
+def test_runs_that_a_planner_steered_give_no_starts(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_paths(PathValueModel(Ensemble(SMALL)), tmp_path / "model", {})
+    policy = RandomShooting(folder=str(tmp_path / "model"))
+    generate(tmp_path / "x", [group(2)], make_small_run, fold_runs, policy=policy, workers=0)
+    table = PathTable.of([tmp_path / "x"])
+    assert set(table.run[table.decision == 0]) == {0}
+    assert set(table.run[table.decision > 0]) == set(range(RUNS))
+
+
 def test_collecting_again_gives_the_same_rows_and_other_groups_are_refused(
     data: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +272,20 @@ def test_values_from_a_history_ignore_its_validation_loss_and_follow_the_rate_ah
     assert state.schedule.shape == (25,)
     ahead = np.array(history(left=100).lrs_ahead)
     assert state.schedule.sum() * math.exp(state.now) * 4 == pytest.approx(ahead.sum())
+
+
+def test_paths_are_valued_before_the_first_step() -> None:
+    torch.manual_seed(0)
+    model = PathValueModel(Ensemble(SMALL))
+    begun = history(left=100)
+    start = dataclasses.replace(begun, telemetry=(), usual_lr=1e-3)
+    paths = np.array([[0.0], [-1.0], [1.0]]) * np.ones(25)
+    values = model.path_values(start, paths)
+    assert values.change[0] == 0
+    assert abs(values.change[1:]).min() > 0
+    assert np.isnan(values.low).all()  # how hard the text is, is not known
+    other = model.path_values(dataclasses.replace(start, usual_lr=1e-2), paths)
+    assert not np.allclose(values.change, other.change)
 
 
 def test_files_keep_the_model_and_damage_is_found(tmp_path: Path) -> None:

@@ -220,6 +220,7 @@ METHODS: dict[str, Method] = {
     "branching": branching,
     "branching-quarter": partial(branching, share=0.25),
     "blind": partial(branching, blind=True),
+    "without-start": partial(without_trigger, trigger="start"),
     "without-range-test": partial(without_trigger, trigger="warmup"),
     "without-rollback": partial(without_trigger, trigger="harm"),
     "without-clipping": partial(branching, without={"branching.default_clip": False}),

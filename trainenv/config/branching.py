@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from trainenv.config.presets import with_new_keys
 from trainenv.config.section import Config, Count, CountOrZero, NonNegative, Positive
 
-Trigger = Literal["warmup", "harm", "fired", "regression", "checkpoint"]
+Trigger = Literal["start", "warmup", "harm", "fired", "regression", "checkpoint"]
 ActionPart = Literal[
     "lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"
 ]
@@ -24,11 +24,11 @@ class BranchingConfig(Config):
     """
 
     triggers: tuple[Trigger, ...] = Field(
-        default=("warmup", "harm", "fired", "regression", "checkpoint"),
-        description="Reasons for a decision. `warmup`: the learning rate does not suit; `harm`: the"
-        " probe loss has risen by `branching.harm`; `fired`: the uncertainty index fires;"
-        " `regression`: validation or stability gets worse; `checkpoint`: `branching.every` steps"
-        " have passed.",
+        default=("start", "warmup", "harm", "fired", "regression", "checkpoint"),
+        description="Reasons for a decision. `start`: before the first step, if the planner plans to"
+        " the end of the run; `warmup`: the learning rate does not suit; `harm`: the probe loss"
+        " has risen by `branching.harm`; `fired`: the uncertainty index fires; `regression`:"
+        " validation or stability gets worse; `checkpoint`: `branching.every` steps have passed.",
     )
     parts: tuple[ActionPart, ...] = Field(
         default=("lr_scale", "clip"),

@@ -14,7 +14,7 @@ interrupted; fitting takes minutes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ from trainenv.worldmodel.paths.evaluate import calibrated_width, evaluate, predi
 from trainenv.worldmodel.paths.fit import Fitting, fit
 from trainenv.worldmodel.paths.generate import Collected, Fold, MakeRun, generate
 from trainenv.worldmodel.paths.groups import sample_groups
+from trainenv.worldmodel.paths.inputs import Floats
 from trainenv.worldmodel.paths.model import PathValueModel
+from trainenv.worldmodel.paths.network import LEVELS
 from trainenv.worldmodel.paths.serialization import load_paths, save_paths
 from trainenv.worldmodel.paths.shooting import RandomShooting
 from trainenv.worldmodel.paths.table import PathTable
 
-_HELD = 8  # one group in so many is held out, to evaluate and to calibrate
+_FEWEST = 8  # groups of a round
+_FOLDS = 4  # parts of the groups that are held out in turn, to evaluate and to calibrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class PathRecipe:
         fitting: Hyperparameters of the fit.
 
     Raises:
-        UserError: There is no round, or too few groups to hold some out.
+        UserError: There is no round, or a round has too few groups.
     """
 
     groups: tuple[int, ...] = (156, 185, 84, 123)
@@ -56,9 +59,9 @@ class PathRecipe:
     fitting: Fitting = field(default_factory=Fitting)
 
     def __post_init__(self) -> None:
-        if not self.groups or min(self.groups) < _HELD:
+        if not self.groups or min(self.groups) < _FEWEST:
             raise UserError(
-                f"groups must be at least one number of {_HELD} or more, found {self.groups!r}"
+                f"groups must be at least one number of {_FEWEST} or more, found {self.groups!r}"
             )
 
 
@@ -115,37 +118,62 @@ def build_paths(
         target = folder / f"model-{number}"
         if load_paths(target) is None or number + 1 == len(recipe.groups):
             say(f"round {number}: fitting the model")
+            if number + 1 < len(recipe.groups):
+                save_paths(PathValueModel(fit(PathTable.of(rounds), recipe.fitting)), target, {})
+                continue
             model, report = fitted(rounds, recipe.fitting)
             save_paths(model, target, report)
-            if number + 1 == len(recipe.groups):
-                save_paths(model, folder, report)
+            save_paths(model, folder, report)
     return {"interrupted": False, "folder": str(folder), **report}
 
 
 def fitted(rounds: Sequence[Path], how: Fitting) -> tuple[PathValueModel, dict[str, Any]]:
-    """Fit, calibrate and evaluate a model on the data of some rounds; return it with its report.
+    """Fit a model to the data of some rounds, and return it with its report.
 
-    The held-out groups are halved: one half calibrates the intervals, the other evaluates.
+    The intervals are calibrated, and the report is made, on predictions of models that were fitted
+    without the group they predict. The states that planning leads to are in the later rounds.
     """
     table = PathTable.of(rounds)
-    part = parts(table.group, how.seed)
-    ensemble = fit(table.where(part == 0), how)
-    held = table.where(part == 1)
-    width = calibrated_width(predict(ensemble, held), held)
+    found, blind = predict_held_out(table, how)
+    begun = table.decision > 0
+    width = calibrated_width(found[begun], table.where(begun))
     report = {
         "groups": len(np.unique(table.group)),
         "examples": len(table),
         "fitting": asdict(how),
-        "test": evaluate(ensemble, table.where(part == 2), DECISIONS, width),
+        "test": evaluate(found, blind, table, DECISIONS, width),
     }
-    return PathValueModel(ensemble, width), report
+    return PathValueModel(fit(table, how), width), report
 
 
-def parts(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return for each example 0 to fit, 1 to calibrate, 2 to evaluate; a group is in one part."""
+def predict_held_out(table: PathTable, how: Fitting) -> tuple[Floats, Floats]:
+    """Return predictions for each example by a model that was fitted without its group.
+
+    These models have half the members and take a third of the epochs, which a build has time for.
+
+    Returns:
+        Mean and quantiles [n, 1 + Q], and the same by a model that is shown nothing of the run.
+    """
+    lighter = replace(
+        how,
+        epochs=max(1, how.epochs // 3),
+        shape=replace(how.shape, members=max(1, how.shape.members // 2)),
+    )
+    fold = folds(table.group, how.seed)
+    found = np.zeros((len(table), 1 + len(LEVELS)))
+    blind = np.zeros_like(found)
+    for number in range(_FOLDS):
+        held = fold == number
+        ensemble = fit(table.where(~held), lighter)
+        found[held] = predict(ensemble, table.where(held))
+        blind[held] = predict(ensemble, table.where(held), blind=True)
+    return found, blind
+
+
+def folds(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return for each example the number of its fold; a group is in one fold."""
     names = np.unique(groups)
     order = stream(seed, "held").permutation(len(names))
-    held = max(2, len(names) // _HELD)
     of_group = np.zeros(len(names), dtype=np.int64)
-    of_group[order[:held]] = 1 + np.arange(held) % 2
+    of_group[order] = np.arange(len(names)) % _FOLDS
     return of_group[np.searchsorted(names, groups)]

@@ -40,30 +40,34 @@ def predict(ensemble: Ensemble, table: PathTable, *, blind: bool = False) -> Flo
     return np.concatenate(parts)
 
 
-def evaluate(ensemble: Ensemble, table: PathTable, decisions: int, width: float) -> dict[str, Any]:
-    """Return the measures of a model on a table, as JSON values.
+def evaluate(
+    found: Floats, blind: Floats, table: PathTable, decisions: int, width: float
+) -> dict[str, Any]:
+    """Return the measures of predictions for a table, as JSON values.
 
     Args:
-        ensemble: Fitted ensemble.
-        table: Examples of groups that it has not seen.
+        found: Mean and quantiles of each example [n, 1 + Q], from models without its group.
+        blind: The same of models that are shown nothing of the run.
+        table: Examples.
         decisions: Number of decisions of a run.
         width: Factor on the width of the intervals.
     """
-    found = predict(ensemble, table)
-    blind = predict(ensemble, table, blind=True)[:, 0]
-    error = found[:, 0] - table.change
+    begun = table.decision > 0
+    error = np.abs(found[:, 0] - table.change)
+    blind_error = np.abs(blind[:, 0] - table.change)
     return {
         "examples": len(table),
         "groups": len(np.unique(table.group)),
-        "error": float(np.abs(error).mean()),
-        "error_blind": float(np.abs(blind - table.change).mean()),
-        "explained": float(1 - (error**2).mean() / table.change.var()),
-        "coverage": coverage(found, table, width),
+        "error": float(error[begun].mean()),
+        "error_blind": float(blind_error[begun].mean()),
+        "error_start": float(error[~begun].mean()),
+        "explained": float(1 - (error[begun] ** 2).mean() / table.change[begun].var()),
+        "coverage": coverage(found[begun], table.where(begun), width),
         "regret": [
             {
                 "decision": d,
                 **regret(found[:, 0], table, d),
-                "blind": regret(blind, table, d)["pick"],
+                "blind": regret(blind[:, 0], table, d)["pick"],
             }
             for d in (max(1, round(share * decisions)) for share in SHARES)
         ],

@@ -114,6 +114,16 @@ def state_inputs(features: Floats) -> Floats:
     return np.concatenate([np.where(measured, features, 0.0), measured], axis=1)
 
 
+def start_state(budget: int) -> Floats:
+    """Return the features [F] of a run before its first step: NaN for all that is not known."""
+    features = np.full(len(STATE), np.nan)
+    steps = decision_steps(budget)
+    features[STATE.index("progress")] = 0.0
+    features[STATE.index("decision")] = math.log(steps)
+    features[STATE.index("left")] = math.log(budget / steps)
+    return features
+
+
 def decision_steps(budget: int) -> int:
     """Return the steps of a decision, the unit of time of the features, for a budget in steps."""
     return max(1, round(HORIZON_SHARE * budget / DECISIONS))

@@ -16,6 +16,7 @@ from trainenv.worldmodel.paths.inputs import (
     PathState,
     decision_steps,
     path_features,
+    start_state,
     state_inputs,
 )
 from trainenv.worldmodel.paths.network import OUTPUTS, Ensemble
@@ -103,16 +104,16 @@ def path_state(history: RunHistory, decisions: int) -> PathState:
     Raises:
         UserError: The history is too short, or its last step is not finite.
     """
-    budget = history.telemetry[-1].step + len(history.lrs_ahead) if history.telemetry else 0
+    usual = math.log(history.usual_lr) if history.usual_lr > 0 else math.nan
+    if not history.telemetry:
+        return _at_start(history, decisions, usual)
+    budget = history.telemetry[-1].step + len(history.lrs_ahead)
     known = replace(history, validation=math.nan, decision_steps=decision_steps(budget))
     columns, context = features.read(known)
     state = features.state(columns, context)
     level = float(state[features.STATE.index("level")]) + math.log(context.uniform_loss)
     now = math.log(max(float(columns["lr_scale"][-1]), 1e-9))
-    ahead = context.lrs_ahead * math.exp(-now)
-    borders = np.linspace(0, len(ahead), decisions + 1)
-    sums = np.concatenate([[0.0], np.cumsum(ahead)])
-    means = np.diff(np.interp(borders, np.arange(len(sums)), sums)) * decisions / len(ahead)
+    means = _means(context.lrs_ahead * math.exp(-now), decisions)
     peak = float(np.quantile(columns["lr"], _USUAL_PEAK))
     return PathState(
         features=state,
@@ -120,8 +121,29 @@ def path_state(history: RunHistory, decisions: int) -> PathState:
         schedule=means,
         now=now,
         peak=math.log(max(peak, 1e-30)),
-        usual=math.log(history.usual_lr) if history.usual_lr > 0 else math.nan,
+        usual=usual,
     )
+
+
+def _at_start(history: RunHistory, decisions: int, usual: float) -> PathState:
+    """Return the state before the first step, when only the schedule and the size are known."""
+    means = _means(np.asarray(history.lrs_ahead, dtype=np.float64), decisions)
+    return PathState(
+        features=start_state(len(history.lrs_ahead)),
+        level=math.nan,
+        schedule=means,
+        now=0.0,
+        peak=math.log(max(means[0], 1e-30)),
+        usual=usual,
+    )
+
+
+def _means(lrs: Floats, decisions: int) -> Floats:
+    """Return the mean learning rate during each of some decisions of equal length."""
+    borders = np.linspace(0, len(lrs), decisions + 1)
+    sums = np.concatenate([[0.0], np.cumsum(lrs)])
+    means: Floats = np.diff(np.interp(borders, np.arange(len(sums)), sums)) * decisions / len(lrs)
+    return means
 
 
 def _float(values: Floats) -> torch.Tensor:

@@ -39,7 +39,7 @@ class Shape:
         dropout: Share of hidden values that training drops.
     """
 
-    members: int = 5
+    members: int = 10
     width: int = 128
     dropout: float = 0.1
 

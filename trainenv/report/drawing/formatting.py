@@ -11,6 +11,7 @@ from trainenv.types import Intervention
 
 CLIPS = {"none": "no clipping", "zclip": "ZClip", "arc": "ARC", "spam": "SPAM"}
 TRIGGERS = {
+    "start": "the run was about to start",
     "warmup": "the warm-up showed an unsuitable learning rate",
     "diverged": "the run had diverged",
     "harm": "harm was detected",
