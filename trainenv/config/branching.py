@@ -25,8 +25,8 @@ class BranchingConfig(Config):
 
     triggers: tuple[Trigger, ...] = Field(
         default=("start", "warmup", "harm", "fired", "regression", "checkpoint"),
-        description="Reasons for a decision. `start`: before the first step, if the planner plans to"
-        " the end of the run; `warmup`: the learning rate does not suit; `harm`: the probe loss"
+        description="Reasons for a decision. `start`: before the first step, if the planner plans"
+        " to the end of the run; `warmup`: the learning rate does not suit; `harm`: the probe loss"
         " has risen by `branching.harm`; `fired`: the uncertainty index fires; `regression`:"
         " validation or stability gets worse; `checkpoint`: `branching.every` steps have passed.",
     )
