@@ -113,5 +113,7 @@ class Generation:
     @property
     def seconds_on_two_devices(self) -> float:
         """Time if drafting ahead and the target call ran at once, each on its own device."""
-        saved = sum(min(call.ahead_seconds, call.target_seconds) for call in self.calls)
+        saved = sum(
+            min(call.ahead_seconds, call.target_seconds) for call in self.calls if call.ahead_calls
+        )
         return self.seconds - saved
