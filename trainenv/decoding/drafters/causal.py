@@ -66,7 +66,7 @@ class CausalDrafter:
 
 
 class CausalSession:
-    """What a draft model has read of a batch.
+    """State of a draft model that has read the rows of a batch.
 
     Args:
         reader: Reader of the draft model that has read nothing.
