@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 
@@ -12,6 +13,7 @@ from trainenv.decoding.contract import GREEDY, Settings
 from trainenv.decoding.decoder import Decoder
 from trainenv.decoding.drafters import CausalDrafter, PromptLookup, first_layers
 from trainenv.decoding.rules import Exact, Lossy, Pipelined
+from trainenv.types import UserError
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7], [4, 4, 4, 4, 4, 4, 4]]
 NEW = 10
@@ -105,6 +107,63 @@ def test_text_is_that_of_generate(make, k):
 def test_all_combinations_at_one_length(make, cached, rule, fallback):
     made = decoder(make, 3, cached=cached, rule=rule, fallback=fallback)
     assert made.generate(PROMPTS, max_new_tokens=NEW).new_tokens == generated(make, 2)
+
+
+@functools.cache
+def mistral(layers: int, seed: int):
+    """Return a model whose attention sees four tokens; the text is longer than that."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=4,
+        bos_token_id=0,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    return MistralForCausalLM(config).double().eval()
+
+
+@functools.cache
+def bloom(layers: int, seed: int):
+    """Return a model without positions in its call, with eager attention."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(seed)
+    config = BloomConfig(
+        vocab_size=24,
+        hidden_size=16,
+        n_layer=layers,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    return BloomForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [mistral, bloom])
+@pytest.mark.parametrize("cached", [True, False])
+def test_other_architectures(make, cached):
+    made = decoder(make, 4, cached=cached)
+    assert made.generate(PROMPTS, max_new_tokens=NEW, end_tokens=()).new_tokens == generated(
+        make, 2
+    )
+
+
+def test_float64_with_eager_attention_is_refused_where_rows_differ():
+    target = copy.deepcopy(bloom(2, 0)).double()
+    made = Decoder(target=target, drafter=PromptLookup(), sampling=GREEDY, dtype=torch.float64)
+    assert made.generate(PROMPTS[:1], max_new_tokens=NEW).new_tokens == generated(bloom, 2)[:1]
+    with pytest.raises(UserError, match=r"float64 in BloomForCausalLM; call model\.float\(\)"):
+        made.generate(PROMPTS, max_new_tokens=NEW)
 
 
 @pytest.mark.parametrize("place", range(NEW))

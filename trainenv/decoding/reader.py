@@ -50,6 +50,11 @@ class Reader:
             )
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise UserError(
+                f"the {role} must be a causal language model, found {type(model).__name__}, an "
+                "encoder with a decoder; load another with AutoModelForCausalLM"
+            )
         with torch.inference_mode():
             output = model(token, use_cache=cached, return_dict=True)
         logits = getattr(output, "logits", None)
@@ -143,6 +148,7 @@ class Reader:
                 self._cache = _new_cache()
             arguments[self._keyword] = self._cache
         if min(self.lengths) < total:
+            self._check_padding()
             arguments |= self._padding(width, total)
         if self._takes_keep and keep < width:
             arguments["logits_to_keep"] = keep
@@ -156,6 +162,21 @@ class Reader:
             self._width = total
         logits: Tensor = output.logits
         return logits[:, -keep:]
+
+    def _check_padding(self) -> None:
+        """Refuse empty slots in a model that would turn them into NaN.
+
+        Eager attention masks with the least float64 and takes the softmax in float32, where that is
+        −∞: an empty slot, which sees nothing, becomes NaN, and so does what reads it.
+        """
+        config = getattr(self._model, "config", None)
+        eager = getattr(config, "_attn_implementation", None) == "eager"
+        if eager and next(self._model.parameters()).dtype == torch.float64:
+            raise UserError(
+                f"prompts of different lengths must meet float32 weights where attention is eager, "
+                f"found float64 in {type(self._model).__name__}; call model.float(), or generate "
+                "row by row"
+            )
 
     def _padding(self, width: int, total: int) -> dict[str, Tensor]:
         """Return mask and positions for rows of different lengths."""
