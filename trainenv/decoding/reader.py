@@ -64,7 +64,9 @@ class Reader:
                 "gives no logits [B, T, V]; load it with AutoModelForCausalLM"
             )
         self.vocabulary = int(logits.shape[-1])
-        self._keyword = _cache_keyword(output, model, role) if cached else None
+        self._keyword: str | None = None
+        if cached:
+            self._keyword = _cache_keyword(output, model, role)
         self._takes_positions = _accepts(model, "position_ids")
         self._takes_keep = _accepts(model, "logits_to_keep")
         self.lengths: list[int] = []
@@ -77,8 +79,8 @@ class Reader:
     @property
     def positions(self) -> int | None:
         """Number of positions that the model was made for; None if it has no limit."""
-        known = getattr(getattr(self._model, "config", None), "max_position_embeddings", None)
-        return int(known) if known else None
+        config = getattr(self._model, "config", None)
+        return getattr(config, "max_position_embeddings", None)
 
     def fresh(self) -> Reader:
         """Return a reader of the same model that has read nothing."""
@@ -141,7 +143,7 @@ class Reader:
     def _call(self, tokens: Tensor, keep: int, states: bool) -> Tensor:
         """Run the model on the tokens [B, W]; `lengths` counts them already."""
         width = tokens.shape[1]
-        total = self._width + width if self._cached else width
+        total = self._width + width  # without a cache its width stays 0
         arguments: dict[str, Any] = {"use_cache": self._cached, "return_dict": True}
         if self._keyword is not None:
             if self._cache is None:

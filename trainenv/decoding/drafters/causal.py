@@ -150,7 +150,7 @@ class CausalSession:
         if positions is None:
             return list(request.limits)
         return [
-            max(0, min(limit, positions - len(row) + 1)) if len(row) <= positions else 0
+            max(0, min(limit, positions - len(row) + 1))
             for limit, row in zip(request.limits, request.rows, strict=True)
         ]
 
