@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from trainenv.decoding.contract import GREEDY, Settings
+from trainenv.decoding.contract import GREEDY, Sampling, Settings
 from trainenv.decoding.decoder import Decoder
 from trainenv.decoding.drafters import CausalDrafter, PromptLookup, first_layers
 from trainenv.decoding.rules import Exact, Lossy, Pipelined
@@ -237,6 +237,29 @@ def test_lossy_bonus_is_the_target_s_token():
         author = (gpt2(1, 1), gpt2(2, 0))[(place - begin) % 4 == 3 or place == len(row) - 1]
         logits = author(torch.tensor([row[:place]])).logits[0, -1]
         assert row[place] == int(logits.argmax())
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("rule", [Exact(), Pipelined(), Lossy(bonus=False)])
+@pytest.mark.parametrize("how", [GREEDY, Sampling()])
+def test_keys_and_values_of_a_draft_are_never_stale(make, rule, how):
+    """A draft that read rejected tokens would still be verified, so text alone does not show it."""
+    calls = []
+    for cached in (True, False):
+        made = Decoder(
+            target=make(2, 0),
+            drafter=CausalDrafter(model=make(1, 1), cached=cached),
+            rule=rule,
+            settings=Settings(k=4, fallback_threshold=0.3, rollback_threshold=2.0),
+            sampling=how,
+            cached=cached,
+            dtype=torch.float64,
+        ).generate(PROMPTS, max_new_tokens=14, end_tokens=[3], seed=1)
+        rounds = [
+            (call.row_ids, call.drafted, call.accepted, call.fell_back) for call in made.calls
+        ]
+        calls.append((made.new_tokens, rounds))
+    assert calls[0] == calls[1]
 
 
 def test_statistics_add_up():
