@@ -239,6 +239,21 @@ def test_lossy_bonus_is_the_target_s_token():
         assert row[place] == int(logits.argmax())
 
 
+@functools.cache
+def near(make):
+    """Return a draft that often agrees with the target: its weights, slightly changed."""
+    model = copy.deepcopy(make(2, 0))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            noise = torch.randn(weights.shape, generator=generator, dtype=weights.dtype)
+            weights += NOISE * noise
+    return model
+
+
+NOISE = 0.06
+
+
 @pytest.mark.parametrize("make", [gpt2, llama])
 @pytest.mark.parametrize("rule", [Exact(), Pipelined(), Lossy(bonus=False)])
 @pytest.mark.parametrize("how", [GREEDY, Sampling()])
@@ -248,9 +263,9 @@ def test_keys_and_values_of_a_draft_are_never_stale(make, rule, how):
     for cached in (True, False):
         made = Decoder(
             target=make(2, 0),
-            drafter=CausalDrafter(model=make(1, 1), cached=cached),
+            drafter=CausalDrafter(model=near(make), cached=cached),
             rule=rule,
-            settings=Settings(k=4, fallback_threshold=0.3, rollback_threshold=2.0),
+            settings=Settings(k=2, fallback_threshold=0.2, rollback_threshold=2.0),
             sampling=how,
             cached=cached,
             dtype=torch.float64,
@@ -259,6 +274,7 @@ def test_keys_and_values_of_a_draft_are_never_stale(make, rule, how):
             (call.row_ids, call.drafted, call.accepted, call.fell_back) for call in made.calls
         ]
         calls.append((made.new_tokens, rounds))
+        assert 0.1 < made.acceptance < 1  # drafts stay whole, and do not
     assert calls[0] == calls[1]
 
 
