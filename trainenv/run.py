@@ -640,17 +640,19 @@ class TrainingRun:
         stress = self._rates.planted(self.step)
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
-        # Where each micro-batch has its own gradient, the clipper fills in their mean.
-        parameters = self._parameters
-        if not done.workers:
-            parameters = [p for p in parameters if p.grad is not None]
         measured = {"loss": done.loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
+        # Where each micro-batch has its own gradient, the clipper fills in their mean.
         report = self._clipper(
-            parameters, workers=done.workers, optimizer=self.optimizer, known=done.known
+            self._parameters,
+            workers=done.workers,
+            optimizer=self.optimizer,
+            known=done.known,
+            loss=done.loss,
         )
+        parameters = [p for p in self._parameters if p.grad is not None]
         measured["grad_norm"] = report.norm
         measured["grad_norm_clipped"] = report.clipped_norm
         measured["clip_threshold"] = report.threshold
@@ -664,7 +666,7 @@ class TrainingRun:
             self._reset_momentum()
         lr_factor = self._lr_factor(self.step) * stress
         optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
-        self._scaler.step(self.optimizer)  # plain `optimizer.step()` without loss scaling
+        optimizers.step(self.optimizer, self._scaler, skip=report.skip)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.amp import GradScaler
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainenv.config.schema import OptimizerConfig
 from trainenv.models.spec import spec_of
@@ -91,6 +92,34 @@ def own_rates(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].clone()
+
+
+def step(optimizer: Optimizer, scaler: GradScaler, *, skip: Tensor | None = None) -> None:
+    """Update the weights, or leave weights and moments as they are.
+
+    Args:
+        optimizer: Optimizer whose gradients are ready.
+        scaler: Gradient scaler for fp16; a disabled one does nothing.
+        skip: Bool tensor, 0-d, that is true to leave the step out; None to take it. It is read on
+            the host, except for fused optimizers on a GPU.
+    """
+    if skip is None:
+        scaler.step(optimizer)
+    elif skip.is_cuda and not scaler.is_enabled() and _is_fused(optimizer):
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # the kernel reads it
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    elif not bool(skip):
+        scaler.step(optimizer)
+
+
+def _is_fused(optimizer: Optimizer) -> bool:
+    """Return True if the kernel of each group can leave a step out by itself."""
+    known = type(optimizer) in (Adam, AdamW, SGD)
+    return known and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def has_modes(optimizer: Optimizer) -> bool:
