@@ -70,8 +70,9 @@ class TrainingRun:
             mode as a whole, as `from_pretrained` of transformers returns it, is put into training
             mode; a single part in evaluation mode stays in it. State that training changes belongs
             in parameters and buffers: a plain attribute is part of forks, but not of snapshots.
-        optimizer: Optimizer over the model's parameters. The learning rates and weight decays of
-            its groups are the base values; those in force are base × schedule × intervention. A
+        optimizer: Optimizer over the model's parameters, or a list of them, which becomes a
+            `ChainedOptimizer`. The learning rates and weight decays of its groups are the base
+            values; those in force are base × schedule × intervention. A
             scheduler attached to it has no further effect: the base is then the rate before it
             (`initial_lr`). Parameters may be unfrozen, and groups added, between steps. An
             optimizer with `train()` and `eval()` is evaluated, probed and exported in `eval()`.
@@ -99,7 +100,7 @@ class TrainingRun:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         batches: Batches,
         config: TrainingConfig | Mapping[str, Any],
         *,
