@@ -18,7 +18,7 @@ from trainenv import clipping
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
 from trainenv.models.spec import spec_of
-from trainenv.monitor.hypergradient import due, hypergradient
+from trainenv.monitor.hypergradient import ObservedStep, due
 from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.uncertainty import UncertaintyIndex
@@ -188,6 +188,7 @@ class TrainingRun:
             self.config.monitor, steps=self.config.steps, probe=self._new_probe()
         )
         self._clipper = self._new_clipper(self.config.clip.policy)
+        self._observed = ObservedStep()
 
     def _new_probe(self) -> Probe | None:
         monitor = self.config.monitor
@@ -554,7 +555,11 @@ class TrainingRun:
         objective = None
         if hasattr(self.objective, "state_dict"):
             objective = self.objective.state_dict()
+        observed = {}
+        if self._observed.before is not None:
+            observed["observed"] = self._observed.before
         return {
+            **observed,
             **self._weights.state(self.model, self.optimizer, self.objective),
             "optimizer": optimizers.state_of(self.optimizer),
             "scaler": self._scaler.state_dict(),
@@ -653,20 +658,21 @@ class TrainingRun:
             known=done.known,
             loss=done.loss,
         )
-        parameters = [p for p in self._parameters if p.grad is not None]
         measured["grad_norm"] = report.norm
         measured["grad_norm_clipped"] = report.clipped_norm
         measured["clip_threshold"] = report.threshold
         measured["clip_score"] = report.score
         warmup = self.config.schedule.warmup
         if done.known is not False and due(self.step, self.config.monitor, warmup):
-            cosine, ratio = hypergradient(parameters, self.optimizer)
+            cosine, ratio = self._observed.measure(self._parameters, self.optimizer)
             measured["hypergradient_cosine"] = cosine
             measured["update_ratio"] = ratio
         if report.momentum_reset:
             self._reset_momentum()
         lr_factor = self._lr_factor(self.step) * stress
         optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
+        wanted = due(self.step + 1, self.config.monitor, warmup)
+        self._observed.observe(self._parameters, self.optimizer, wanted=wanted)
         optimizers.step(self.optimizer, self._scaler, skip=report.skip)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -760,6 +766,9 @@ class TrainingRun:
         self.horizon = horizon
         self._reset_at = state["reset_at"]
         self._line_flops = state["line_flops"]
+        self._observed = ObservedStep()
+        if "observed" in state:
+            self._observed.before = [one.to(self.device) for one in state["observed"]]
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
 

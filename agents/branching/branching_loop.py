@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainenv.agents.branching.after_commit import after_draft, after_rollback
+from trainenv.agents.branching.blind_spots import blind_spots
 from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.agents.branching.decision_records import DecisionRecord, Verified
 from trainenv.agents.branching.drafts import Drafter, price_of_branches
@@ -283,6 +284,7 @@ class Branching(Callback):
             width=verification.top_k,
             workers=verification.workers,
             decision=(branch + planning) / run.flops_ahead,
+            blind=blind_spots(run),
         )
 
 
