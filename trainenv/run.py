@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from trainenv import clipping
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
 from trainenv.models.spec import spec_of
+from trainenv.monitor.alarm_detail import LayerNorms, largest_logits, layer_names
 from trainenv.monitor.hypergradient import ObservedStep, due
 from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
@@ -189,6 +190,8 @@ class TrainingRun:
         )
         self._clipper = self._new_clipper(self.config.clip.policy)
         self._observed = ObservedStep()
+        self._layer_norms = LayerNorms()
+        self._alarms: dict[int, int] = {}  # steps of the last block's alarms, with their data
 
     def _new_probe(self) -> Probe | None:
         monitor = self.config.monitor
@@ -380,6 +383,27 @@ class TrainingRun:
     def has_test_set(self) -> bool:
         """True if `test_loss` can be measured."""
         return bool(self._test)
+
+    @torch.inference_mode(False)
+    def diagnosis(self, step: int) -> dict[str, Any]:
+        """Return what is known of an alarm at a step of the last block; changes no state.
+
+        Returns:
+            The gradient norm of each layer, the layer that is the oddest, and the largest attention
+            logit that the model has now on the data of that step; see
+            `trainenv.monitor.alarm_detail`. That forward pass is charged to *evaluate*. Empty if
+            the step raised no alarm.
+        """
+        if step not in self._alarms:
+            return {}
+        found = self._layer_norms.of(step, layer_names(unwrapped(self.model), self._parameters))
+        with self._evaluating():
+            micro = self._batch_of(self._alarms[step]).micro[0]
+            logits = largest_logits(unwrapped(self.model), lambda: self._loss(micro))
+        if logits:
+            self.ledger.charge("evaluate", self._flops_of([micro]) / 3)
+            found |= {"attention_logit": max(logits), "attention_block": logits.index(max(logits))}
+        return found
 
     def test_loss(self) -> float:
         """Return the loss over the test set in nats per token; changes no state.
@@ -597,15 +621,20 @@ class TrainingRun:
             raise UserError(
                 f"this run has no {name} set; pass {name}=[micro_batch, …] to TrainingRun{remedy}"
             )
-        averaged = optimizers.evaluating(self.optimizer)
+        with self._evaluating():
+            return mean_loss([self._loss(micro) for micro in micros], micros)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Put model and optimizer in evaluation mode inside the block, which changes no state."""
         with (
             torch.no_grad(),
-            averaged,
+            optimizers.evaluating(self.optimizer),
             evaluating(self.model),
             self._rng.active(keep=False),
             numerics.settings(self.config),
         ):
-            return mean_loss([self._loss(micro) for micro in micros], micros)
+            yield
 
     def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
         """Return the mean of the validation set's losses; charge the passes.
@@ -634,7 +663,10 @@ class TrainingRun:
 
     def _coming_batch(self) -> Batch:
         """Return the batch of the next step."""
-        index = self._order.index(self.step)
+        return self._batch_of(self._order.index(self.step))
+
+    def _batch_of(self, index: int) -> Batch:
+        """Return the batch of a data index."""
         bare = isinstance(self.objective, NextToken)
         return as_batch(self._batches(index), index, self.config.accumulation, bare=bare)
 
@@ -675,6 +707,7 @@ class TrainingRun:
         self._observed.observe(self._parameters, self.optimizer, wanted=wanted)
         optimizers.step(self.optimizer, self._scaler, skip=report.skip)
         self._scaler.update()
+        self._layer_norms.append(self.step + 1, report.tensor_norms, self._parameters)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         flops = self._flops_of(batch.micro)
@@ -719,6 +752,8 @@ class TrainingRun:
     def _read_block(self) -> list[Telemetry]:
         """Return the telemetry since the last block; flag data read while the index was high."""
         block = self._monitor.read()
+        self._layer_norms.close_block()
+        self._alarms = {t.step: t.data_index for t in block if t.reading.fired}
         if self.config.monitor.enabled:
             high = (t.data_index for t in block if t.reading.index >= t.reading.threshold)
             self.flag(high)
@@ -776,6 +811,8 @@ class TrainingRun:
         """Drop the traces of an unfinished step: gradients, telemetry, the scaler's notes."""
         self.optimizer.zero_grad(set_to_none=True)
         self._monitor.forget_unread()
+        self._layer_norms = LayerNorms()
+        self._alarms = {}
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             self._scaler = torch.amp.GradScaler(self.device.type)

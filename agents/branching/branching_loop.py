@@ -106,7 +106,7 @@ class Branching(Callback):
                     kept = self.commit(run, verified, decision)
             except Exception as error:  # the run continues, whatever failed
                 state.skip(run, decision, Skipped.because_of(error))
-            events += decision.events
+            events += [*decision.events, *state.report_recurrence(run)]
         if usable:
             state.triggers.schedule_checkpoint(at)
         rewound = any(event.kind == "rewind" for event in events)
@@ -121,7 +121,7 @@ class Branching(Callback):
         """
         state = self._state
         trigger = ""
-        if run.diverged:
+        if run.diverged and not state.recurrence.looks_structural:
             trigger = "diverged"
         elif math.isfinite(window[-1].loss):
             least = 4 * self._verification.verify_steps
