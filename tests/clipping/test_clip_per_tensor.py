@@ -17,6 +17,9 @@ from tests.support.clip_references import (
     parameters,
 )
 from trainenv.clipping import make
+from trainenv.rollouts.folded import Folded
+from trainenv.run import TrainingRun
+from trainenv.types import UserError
 
 
 def one(values, clip, **given):
@@ -126,3 +129,18 @@ def test_each_tensor_keeps_its_place_and_another_number_of_them_starts_anew(name
     assert next(iter(state.values())).numel() == 3
     one([1.0, 5.0], clip)
     assert clip.state_dict()["seen"].max() == 1
+
+
+@pytest.mark.parametrize("name", ["adagc", "gradient_stabilizer"])
+def test_runs_that_clip_each_tensor_are_not_folded(name):
+    """Folded, the parameters of a group are one tensor, and the policy would be another one."""
+    small = {
+        "model": {"width": 16, "layers": 1, "heads": 2, "context": 16},
+        "batch_size": 4,
+        "steps": 10,
+        "clip.policy": name,
+    }
+    run = TrainingRun.from_config("tiny", small)
+    with pytest.raises(UserError, match=f"clipping of the gradient as a whole, found {name}"):
+        Folded([run, run.fork()])
+    Folded([TrainingRun.from_config("tiny", small | {"clip.policy": "skip_step"})])
