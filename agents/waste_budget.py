@@ -31,12 +31,14 @@ class CostEstimate:
         memory: Bytes of all forks and rewind points at once.
         disk: Bytes of the checkpoints that decisions are replayed from.
         decision: Compute that a decision with a single branch may waste, in steps.
+        blind: Sentences on measurements that the run cannot make.
     """
 
     steps: int
     memory: int
     disk: int
     decision: float
+    blind: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -47,6 +49,7 @@ class CostEstimate:
         width: int,
         workers: int,
         decision: float,
+        blind: tuple[str, ...] = (),
     ) -> CostEstimate:
         """Estimate the cost for a run that is not steered yet.
 
@@ -56,6 +59,7 @@ class CostEstimate:
             width: Number of branches trained at once, without the control.
             workers: Number of worker processes.
             decision: Compute that a decision with a single branch may waste, in steps.
+            blind: Sentences on measurements that the run cannot make.
         """
         weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
         state = 3 * weights  # with both moments of the optimizer
@@ -67,6 +71,7 @@ class CostEstimate:
             memory=forks + (settings.rewind_points + 1) * state + workers * _WORKER,
             disk=decisions * state * settings.replayable,
             decision=decision,
+            blind=blind,
         )
 
     @property
@@ -87,7 +92,8 @@ class CostEstimate:
     def __str__(self) -> str:
         memory = _size(self.memory)
         disk = _size(self.disk)
-        return f"steering costs at most {self.steps} steps, {memory} of memory and {disk} on disk"
+        cost = f"steering costs at most {self.steps} steps, {memory} of memory and {disk} on disk"
+        return "; ".join((cost, *self.blind))
 
 
 def _size(count: int) -> str:

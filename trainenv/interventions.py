@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.config.schema import InterventionConfig
-from trainenv.types import CLIP_NAMES, InForce, Intervention, UserError
+from trainenv.types import InForce, Intervention, UserError
 
 PARTS = ("lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch")
 
@@ -46,7 +46,7 @@ class ActionCodec:
         return (
             len(self.config.lr_scales),
             len(self.config.weight_decay_scales),
-            1 + len(CLIP_NAMES),
+            1 + len(self.config.clips),
             2,
             2,
             2,
@@ -79,7 +79,7 @@ class ActionCodec:
         return Intervention(
             lr_scale=self.config.lr_scales[lr],
             weight_decay_scale=self.config.weight_decay_scales[decay],
-            clip=(None, *CLIP_NAMES)[clip],
+            clip=(None, *self.config.clips)[clip],
             momentum_reset=bool(reset),
             data_reorder=bool(reorder),
             skip_batch=bool(skip),
@@ -91,7 +91,12 @@ class ActionCodec:
         Raises:
             UserError: One of its values is not in this action space.
         """
-        policies = (None, *CLIP_NAMES)
+        policies = (None, *self.config.clips)
+        if intervention.clip not in policies:
+            raise UserError(
+                f"clip must be one of {', '.join(self.config.clips)} in this action space, found "
+                f"{intervention.clip!r}; add it to interventions.clips"
+            )
         parts = (
             _place("lr_scale", intervention.lr_scale, self.config.lr_scales),
             _place(
@@ -119,7 +124,7 @@ class ActionCodec:
             within(run.weight_decay_scale * scale, config.weight_decay_bounds)
             for scale in config.weight_decay_scales
         ]
-        clip = [name != run.clip and (name != "spam" or config.allow_spam) for name in CLIP_NAMES]
+        clip = [name != run.clip and (name != "spam" or config.allow_spam) for name in config.clips]
         skip = config.allow_skip_batch and bool(run.flagged_ahead)
         parts = (
             [True, *lr[1:]],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainenv.checkpoints.store import CheckpointStore
+from trainenv.monitor.alarm_detail import Diagnosed
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
 from trainenv.records.run_folder import REWINDS, RunFolder, read_validation
 from trainenv.records.run_summary import summary_of
@@ -282,7 +283,7 @@ def _train_to_end(
             steps = min(steps, asked)
         window = run.advance(steps)
         taken += len(window)
-        finite = _record(folder, window, finite, diverged=run.diverged)
+        finite = _record(run, folder, window, finite)
         result = None
         if callback is not None:
             result = callback.on_block_end(run, window)
@@ -295,7 +296,7 @@ def _train_to_end(
                 before = event.detail["to"]
             folder.event(event)
         taken += len(result.kept)
-        finite = _record(folder, result.kept, finite, diverged=run.diverged)
+        finite = _record(run, folder, result.kept, finite)
         window = list(result.kept) or window
         watch(run, window)
         if run.diverged:
@@ -318,28 +319,28 @@ def _train_to_end(
     return "budget spent", taken
 
 
-def _record(
-    folder: RunFolder, window: Sequence[Telemetry], finite: bool, *, diverged: bool
-) -> bool:
+def _record(run: Run, folder: RunFolder, window: Sequence[Telemetry], finite: bool) -> bool:
     """Record steps. A stretch of non-finite losses is one event, at its first step.
 
     Args:
+        run: Run after the steps. One that has diverged has an event of its own for that.
         folder: Folder of the run.
         window: Telemetry of its next steps.
         finite: True if the loss of the step before them was finite.
-        diverged: True if the run has diverged, which has an event of its own.
 
     Returns:
         True if the loss of the last step is finite.
     """
     folder.telemetry.append(window, line=folder.line)
+    diagnosis = run.diagnosis if isinstance(run, Diagnosed) else lambda step: {}
     for telemetry in window:
         before = finite
         finite = math.isfinite(telemetry.loss)
-        if before and not finite and not diverged:
+        if before and not finite and not run.diverged:
             folder.event(Event(telemetry.step, "non_finite", {"reason": "the loss is not finite"}))
         if telemetry.reading.fired:
-            detail = {"index": telemetry.reading.index, "loss": telemetry.loss}
+            detail: dict[str, Any] = {"index": telemetry.reading.index, "loss": telemetry.loss}
+            detail |= diagnosis(telemetry.step)
             folder.event(Event(telemetry.step, "fired", detail))
     return finite
 

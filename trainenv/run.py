@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from trainenv import clipping
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.interventions import bounded
 from trainenv.models.spec import spec_of
-from trainenv.monitor.hypergradient import due, hypergradient
+from trainenv.monitor.alarm_detail import LayerNorms, largest_logits, layer_names
+from trainenv.monitor.hypergradient import ObservedStep, due
 from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.uncertainty import UncertaintyIndex
@@ -70,8 +71,9 @@ class TrainingRun:
             mode as a whole, as `from_pretrained` of transformers returns it, is put into training
             mode; a single part in evaluation mode stays in it. State that training changes belongs
             in parameters and buffers: a plain attribute is part of forks, but not of snapshots.
-        optimizer: Optimizer over the model's parameters. The learning rates and weight decays of
-            its groups are the base values; those in force are base × schedule × intervention. A
+        optimizer: Optimizer over the model's parameters, or a list of them, which becomes a
+            `ChainedOptimizer`. The learning rates and weight decays of its groups are the base
+            values; those in force are base × schedule × intervention. A
             scheduler attached to it has no further effect: the base is then the rate before it
             (`initial_lr`). Parameters may be unfrozen, and groups added, between steps. An
             optimizer with `train()` and `eval()` is evaluated, probed and exported in `eval()`.
@@ -99,7 +101,7 @@ class TrainingRun:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         batches: Batches,
         config: TrainingConfig | Mapping[str, Any],
         *,
@@ -187,6 +189,9 @@ class TrainingRun:
             self.config.monitor, steps=self.config.steps, probe=self._new_probe()
         )
         self._clipper = self._new_clipper(self.config.clip.policy)
+        self._observed = ObservedStep()
+        self._layer_norms = LayerNorms()
+        self._alarms: dict[int, int] = {}  # steps of the last block's alarms, with their data
 
     def _new_probe(self) -> Probe | None:
         monitor = self.config.monitor
@@ -379,6 +384,27 @@ class TrainingRun:
         """True if `test_loss` can be measured."""
         return bool(self._test)
 
+    @torch.inference_mode(False)
+    def diagnosis(self, step: int) -> dict[str, Any]:
+        """Return what is known of an alarm at a step of the last block; changes no state.
+
+        Returns:
+            The gradient norm of each layer, the layer that is the oddest, and the largest attention
+            logit that the model has now on the data of that step; see
+            `trainenv.monitor.alarm_detail`. That forward pass is charged to *evaluate*. Empty if
+            the step raised no alarm.
+        """
+        if step not in self._alarms:
+            return {}
+        found = self._layer_norms.of(step, layer_names(unwrapped(self.model), self._parameters))
+        with self._evaluating():
+            micro = self._batch_of(self._alarms[step]).micro[0]
+            logits = largest_logits(unwrapped(self.model), lambda: self._loss(micro))
+        if logits:
+            self.ledger.charge("evaluate", self._flops_of([micro]) / 3)
+            found |= {"attention_logit": max(logits), "attention_block": logits.index(max(logits))}
+        return found
+
     def test_loss(self) -> float:
         """Return the loss over the test set in nats per token; changes no state.
 
@@ -553,7 +579,11 @@ class TrainingRun:
         objective = None
         if hasattr(self.objective, "state_dict"):
             objective = self.objective.state_dict()
+        observed = {}
+        if self._observed.before is not None:
+            observed["observed"] = self._observed.before
         return {
+            **observed,
             **self._weights.state(self.model, self.optimizer, self.objective),
             "optimizer": optimizers.state_of(self.optimizer),
             "scaler": self._scaler.state_dict(),
@@ -591,15 +621,20 @@ class TrainingRun:
             raise UserError(
                 f"this run has no {name} set; pass {name}=[micro_batch, …] to TrainingRun{remedy}"
             )
-        averaged = optimizers.evaluating(self.optimizer)
+        with self._evaluating():
+            return mean_loss([self._loss(micro) for micro in micros], micros)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Put model and optimizer in evaluation mode inside the block, which changes no state."""
         with (
             torch.no_grad(),
-            averaged,
+            optimizers.evaluating(self.optimizer),
             evaluating(self.model),
             self._rng.active(keep=False),
             numerics.settings(self.config),
         ):
-            return mean_loss([self._loss(micro) for micro in micros], micros)
+            yield
 
     def _validated(self, losses: Sequence[Tensor | LossSum]) -> float:
         """Return the mean of the validation set's losses; charge the passes.
@@ -628,7 +663,10 @@ class TrainingRun:
 
     def _coming_batch(self) -> Batch:
         """Return the batch of the next step."""
-        index = self._order.index(self.step)
+        return self._batch_of(self._order.index(self.step))
+
+    def _batch_of(self, index: int) -> Batch:
+        """Return the batch of a data index."""
         bare = isinstance(self.objective, NextToken)
         return as_batch(self._batches(index), index, self.config.accumulation, bare=bare)
 
@@ -640,16 +678,17 @@ class TrainingRun:
         stress = self._rates.planted(self.step)
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
-        # Where each micro-batch has its own gradient, the clipper fills in their mean.
-        parameters = self._parameters
-        if not done.workers:
-            parameters = [p for p in parameters if p.grad is not None]
         measured = {"loss": done.loss}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
+        # Where each micro-batch has its own gradient, the clipper fills in their mean.
         report = self._clipper(
-            parameters, workers=done.workers, optimizer=self.optimizer, known=done.known
+            self._parameters,
+            workers=done.workers,
+            optimizer=self.optimizer,
+            known=done.known,
+            loss=done.loss,
         )
         measured["grad_norm"] = report.norm
         measured["grad_norm_clipped"] = report.clipped_norm
@@ -657,15 +696,18 @@ class TrainingRun:
         measured["clip_score"] = report.score
         warmup = self.config.schedule.warmup
         if done.known is not False and due(self.step, self.config.monitor, warmup):
-            cosine, ratio = hypergradient(parameters, self.optimizer)
+            cosine, ratio = self._observed.measure(self._parameters, self.optimizer)
             measured["hypergradient_cosine"] = cosine
             measured["update_ratio"] = ratio
         if report.momentum_reset:
             self._reset_momentum()
         lr_factor = self._lr_factor(self.step) * stress
         optimizers.set_rates(self.optimizer, self._base, lr_factor, self.weight_decay_scale)
-        self._scaler.step(self.optimizer)  # plain `optimizer.step()` without loss scaling
+        wanted = due(self.step + 1, self.config.monitor, warmup)
+        self._observed.observe(self._parameters, self.optimizer, wanted=wanted)
+        optimizers.step(self.optimizer, self._scaler, skip=report.skip)
         self._scaler.update()
+        self._layer_norms.append(self.step + 1, report.tensor_norms, self._parameters)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         flops = self._flops_of(batch.micro)
@@ -710,6 +752,8 @@ class TrainingRun:
     def _read_block(self) -> list[Telemetry]:
         """Return the telemetry since the last block; flag data read while the index was high."""
         block = self._monitor.read()
+        self._layer_norms.close_block()
+        self._alarms = {t.step: t.data_index for t in block if t.reading.fired}
         if self.config.monitor.enabled:
             high = (t.data_index for t in block if t.reading.index >= t.reading.threshold)
             self.flag(high)
@@ -757,6 +801,9 @@ class TrainingRun:
         self.horizon = horizon
         self._reset_at = state["reset_at"]
         self._line_flops = state["line_flops"]
+        self._observed = ObservedStep()
+        if "observed" in state:
+            self._observed.before = [one.to(self.device) for one in state["observed"]]
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
 
@@ -764,6 +811,8 @@ class TrainingRun:
         """Drop the traces of an unfinished step: gradients, telemetry, the scaler's notes."""
         self.optimizer.zero_grad(set_to_none=True)
         self._monitor.forget_unread()
+        self._layer_norms = LayerNorms()
+        self._alarms = {}
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             self._scaler = torch.amp.GradScaler(self.device.type)

@@ -1,7 +1,6 @@
 """Agent that puts one clip policy in force and leaves the rest of the run alone.
 
-The policies are ZClip (Kumar 2025), ARC (Allouah 2025) and SPAM (Huang 2025), see
-`trainenv.clipping`.
+The policies are those of `trainenv.clipping`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ class ClipOnly:
     """Sets a clip policy at every decision where it is not in force yet.
 
     Args:
-        policy: Clip policy: `zclip`, `arc`, `none`, or `spam` if `interventions.allow_spam` is set.
+        policy: Clip policy among `interventions.clips`; `spam` needs `interventions.allow_spam`.
         codec: Codec of the action space.
     """
 

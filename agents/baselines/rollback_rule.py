@@ -32,7 +32,7 @@ from trainenv.records.run_folder import RunFolder
 from trainenv.tools.checks import choice, count, number
 from trainenv.tools.spelling import nearest
 from trainenv.types import (
-    CLIP_NAMES,
+    CLIP_POLICIES,
     ClipName,
     Event,
     Intervention,
@@ -130,7 +130,7 @@ class RollbackRule(Callback):
             if self.repeats is not None:
                 self.repeats = count("repeats", self.repeats, least=1)
             if self.clip is not None:
-                choice("clip", self.clip, CLIP_NAMES)
+                choice("clip", self.clip, CLIP_POLICIES)
         except UserError as error:
             raise UserError(f"{error}, in {self!r}") from None
 

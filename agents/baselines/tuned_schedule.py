@@ -25,7 +25,7 @@ from trainenv.records.run_folder import RunFolder
 from trainenv.run import make_run
 from trainenv.tools.optional import require
 from trainenv.training.ledger import Ledger
-from trainenv.types import CLIP_NAMES, ClipName, Run, UserError
+from trainenv.types import CLIP_POLICIES, ClipName, Run, UserError
 
 if TYPE_CHECKING:
     import optuna
@@ -77,9 +77,9 @@ class TunedSchedule:
                 "trials must be at least 1, share between 0 and 1 and lr_factors two numbers "
                 f"around 1, found {self.trials}, {self.share} and {self.lr_factors}"
             )
-        if unknown := [clip for clip in self.clips if clip not in CLIP_NAMES]:
+        if unknown := [clip for clip in self.clips if clip not in CLIP_POLICIES]:
             raise UserError(
-                f"clips must be among {', '.join(CLIP_NAMES)}, found {', '.join(unknown)}"
+                f"clips must be among {', '.join(CLIP_POLICIES)}, found {', '.join(unknown)}"
             )
 
     def train(

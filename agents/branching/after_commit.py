@@ -10,7 +10,7 @@ from trainenv.agents.branching.acceptance import update_model
 from trainenv.agents.branching.decision import Decision
 from trainenv.agents.branching.decision_records import Verified
 from trainenv.agents.branching.loop_state import LoopState
-from trainenv.agents.branching.standing_rules import apply, back_off
+from trainenv.agents.branching.standing_rules import apply
 from trainenv.tools.error_text import describe_error
 from trainenv.types import Event, Learner, Run, Telemetry
 
@@ -35,7 +35,9 @@ def after_rollback(
     winner = verified.verdict.winner
     if winner is not None:
         flops = len(point.since) * run.flops_ahead
-        event = state.note_rewind(decision.at, point.start, flops=flops, harm=decision.harm)
+        event = state.note_rewind(
+            decision.at, point.start, flops=flops, harm=decision.harm, rate=run.lr_scale
+        )
         decision.events.append(event)
         state.triggers.note_rollback(decision.at)
         state.observe(kept)
@@ -70,7 +72,7 @@ def after_draft(
     taken = verdict.winner or verdict.control
     if not kept:
         decision.events += state.go_back(run, start, decision.harm, diverged=True)
-        decision.events += back_off(run)
+        decision.events += state.back_off(run)
     state.observe(kept)
     state.validation = math.nan if taken.lost else taken.outcome.validation[-1]
     verified.record.finish(run)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainenv.agents.branching.after_commit import after_draft, after_rollback
+from trainenv.agents.branching.blind_spots import blind_spots
 from trainenv.agents.branching.decision import Decision, Proposal, Skipped
 from trainenv.agents.branching.decision_records import DecisionRecord, Verified
 from trainenv.agents.branching.drafts import Drafter, price_of_branches
@@ -105,7 +106,7 @@ class Branching(Callback):
                     kept = self.commit(run, verified, decision)
             except Exception as error:  # the run continues, whatever failed
                 state.skip(run, decision, Skipped.because_of(error))
-            events += decision.events
+            events += [*decision.events, *state.report_recurrence(run)]
         if usable:
             state.triggers.schedule_checkpoint(at)
         rewound = any(event.kind == "rewind" for event in events)
@@ -120,7 +121,7 @@ class Branching(Callback):
         """
         state = self._state
         trigger = ""
-        if run.diverged:
+        if run.diverged and not state.recurrence.looks_structural:
             trigger = "diverged"
         elif math.isfinite(window[-1].loss):
             least = 4 * self._verification.verify_steps
@@ -301,6 +302,7 @@ class Branching(Callback):
             width=verification.top_k,
             workers=verification.workers,
             decision=(branch + planning) / run.flops_ahead,
+            blind=blind_spots(run),
         )
 
 

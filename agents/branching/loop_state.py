@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainenv.agents.branching.acceptance import AcceptanceStats
+from trainenv.agents.branching.alarm_replay import comparable, replay
 from trainenv.agents.branching.decision import Decision, Skipped
 from trainenv.agents.branching.decision_records import forget_decisions, skip_event
+from trainenv.agents.branching.recurrence import Recurrence
 from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.agents.branching.standing_rules import apply, back_off, enable_default_clipping
 from trainenv.agents.branching.triggers import Triggers
@@ -21,10 +23,11 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
-from trainenv.types import Event, Intervention, Run, Telemetry, UserError
+from trainenv.types import Event, Intervention, Run, Snapshot, Telemetry, UserError
 from trainenv.verification import record
 
 _HISTORY = 512  # steps of telemetry that a forecast looks at
+_LEAST = 25  # steps beyond an alarm within which another one is the same; see `note_rewind`
 _ASKED = "asked"  # trigger on record where nothing but the loop itself called for a decision
 
 
@@ -45,6 +48,7 @@ class LoopState:
         pending: Later interventions of an accepted sequence, each with the step it is due at.
         number: Number of decisions so far.
         base_factor: Factor on the base learning rate that the range test has found.
+        recurrence: Rewinds in a row that have not helped.
         fault: Message of a fault that was met where no event could be recorded.
     """
 
@@ -60,6 +64,7 @@ class LoopState:
     pending: list[tuple[int, Intervention]] = field(default_factory=list)
     number: int = 0
     base_factor: float = 1.0
+    recurrence: Recurrence = field(default_factory=Recurrence)
     fault: str = ""
 
     @classmethod
@@ -100,6 +105,7 @@ class LoopState:
         if saved["validation"] is not None:
             self.validation = saved["validation"]
         self.base_factor = saved["found"]
+        self.recurrence = Recurrence.of(saved.get("recurrence", {}))
         if saved["history"]:
             self._read_history(saved["history"])
         forget_decisions(self.folder.path, self.number)
@@ -124,6 +130,7 @@ class LoopState:
             "purse": self.waste.state_dict(),
             "validation": self.validation,
             "found": self.base_factor,
+            "recurrence": self.recurrence.state_dict(),
         }
 
     # ── steps of the run ──────────────────────────────────────────────────────────────────────────
@@ -198,6 +205,7 @@ class LoopState:
             run: Run.
             alarm: Step of the alarm.
             harm: Nats of harm, for the record.
+            rate: Factor on the learning rate that it went back from.
             diverged: True if the run has diverged: then the newest snapshot will do as well.
         """
         at = run.step
@@ -209,11 +217,42 @@ class LoopState:
                 continue
             flops = (at - snapshot.step) * run.flops_ahead
             if flops <= self.waste.left:
+                rate = run.lr_scale
+                found = self._replayed(run, snapshot, flops)
                 run.rewind(snapshot)
-                return [self.note_rewind(at, run, flops=flops, harm=harm)]
+                return [
+                    *found,
+                    self.note_rewind(at, run, flops=flops, harm=harm, rate=rate, diverged=diverged),
+                ]
         return []
 
-    def note_rewind(self, at: int, start: Run, *, flops: float, harm: float) -> Event:
+    def _replayed(self, run: Run, snapshot: Snapshot, flops: float) -> list[Event]:
+        """Return the finding of a replay of the steps that a rewind undoes, if it is asked for.
+
+        Args:
+            run: Run that is about to go back.
+            snapshot: Snapshot that it goes back to.
+            flops: FLOPs of the steps between them, which the replay costs once more.
+        """
+        seen = [one for one in self.history if one.step > snapshot.step]
+        affordable = 2 * flops <= self.waste.left
+        if not (self.settings.replay_alarms and affordable and comparable(run, snapshot, seen)):
+            return []
+        found = replay(run, snapshot, seen)
+        self.waste.throw_away(flops)
+        self.waste.owe(run, flops)
+        return [found]
+
+    def note_rewind(
+        self,
+        at: int,
+        start: Run,
+        *,
+        flops: float,
+        harm: float,
+        rate: float,
+        diverged: bool = False,
+    ) -> Event:
         """Forget what the run did before it went back, and return the event.
 
         Args:
@@ -221,8 +260,14 @@ class LoopState:
             start: Run in the state that it went back to.
             flops: FLOPs of the steps that are undone.
             harm: Nats of harm, for the record.
+            rate: Factor on the learning rate that it went back from.
+            diverged: True if the run has diverged; another divergence has the same cause, even if
+                it comes later.
         """
         to = start.step
+        quiet = self.settings.refractory_steps
+        within = max(_LEAST, quiet if diverged else quiet // 10)
+        self.recurrence.note(at, rate=rate, within=within)
         self.waste.throw_away(flops)
         self.points.forget_after(to)
         self.history = deque((one for one in self.history if one.step <= to), maxlen=_HISTORY)
@@ -265,7 +310,18 @@ class LoopState:
         if skipped.control_failed and (reason := self.triggers.note_failed_control()):
             decision.events.append(Event(run.step, "gave_up", {"reason": reason}))
         if decision.trigger == "diverged" and not run.diverged:
-            decision.events += back_off(run)
+            decision.events += self.back_off(run)
+
+    def back_off(self, run: Run) -> list[Event]:
+        """Lower the learning rate and clip, unless that has not helped several times."""
+        return [] if self.recurrence.looks_structural else back_off(run)
+
+    def report_recurrence(self, run: Run) -> list[Event]:
+        """Give up, and return the event, once alarms have come back after every answer."""
+        if self.triggers.gave_up or not self.recurrence.looks_structural:
+            return []
+        self.triggers.gave_up = True
+        return [Event(run.step, "gave_up", {"reason": self.recurrence.reason})]
 
     def note_skip(self, run: Run, decision: Decision, skipped: Skipped) -> None:
         """Add the event of a decision that is not taken, or of a fault once it was taken."""

@@ -32,7 +32,7 @@ _LAST = 5 / 6
 # Multiples of the warm-up: shortest window after it, and the end of the test.
 _SPAN = 1 / 2
 _END = 3
-_LEAST = 10  # steps of the shortest warm-up that is tested
+SHORTEST = 10  # steps of the shortest warm-up that is tested
 _SAMPLES = 4  # cosines of the smallest sample whose mean counts
 _CERTAIN = 2.0  # standard errors above 0, as if steps were independent
 # Score of a candidate that no model has seen: only just better than the run left alone.
@@ -58,7 +58,7 @@ class RangeTest:
     def observe(self, window: Sequence[Telemetry]) -> None:
         """Take in steps; those long after the warm-up are left out."""
         for t in window:
-            if self.factor is not None or self._warmup < _LEAST or t.step > _END * self._warmup:
+            if self.factor is not None or self._warmup < SHORTEST or t.step > _END * self._warmup:
                 return
             if math.isfinite(t.hypergradient_cosine):
                 oldest = t.step - self._warmup

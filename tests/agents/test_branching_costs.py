@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.bigram import tokens
 from tests.support.lengths import either
+from tests.support.own_runs import run_of
 from tests.support.steered_runs import (
     QUICK,
     SMALL,
@@ -249,8 +251,30 @@ def test_the_statement_holds_of_memory_and_disk(tmp_path: Path) -> None:
     snapshots = callback._state.points.snapshots
     assert sum(one.nbytes for one in snapshots) <= cost_estimate.memory
     memory, disk = -(-cost_estimate.memory // 10**6), -(-cost_estimate.disk // 10**6)
-    assert (
-        str(cost_estimate)
-        == f"steering costs at most 108 steps, {memory} MB of memory and {disk} MB on disk"
+    assert str(cost_estimate).startswith(
+        f"steering costs at most 108 steps, {memory} MB of memory and {disk} MB on disk; "
     )
     assert Branching(planner=Promising()).cost_estimate(toy()).disk == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"monitor.enabled": False}, "the index and the range test are blind, as monitor.enabled"),
+        ({"monitor.probe_every": 0}, "the range test is blind and harm is not seen"),
+        ({"schedule.warmup": 9}, "the range test is blind, as the warm-up has 9 steps"),
+    ],
+)
+def test_the_statement_says_where_the_monitor_is_blind(changed: Any, said: str) -> None:
+    run = TrainingRun.from_config("tiny", {**SMALL, "schedule.warmup": 20, **changed})
+    found = Branching(planner=Promising()).cost_estimate(run)
+    assert said in str(found)
+    assert bool(found.blind) is bool(said)
+
+
+def test_the_statement_tells_of_missing_probes_and_unknown_attention() -> None:
+    blind = Branching(planner=Promising()).cost_estimate(run_of()).blind
+    assert any("the run has no probe" in one for one in blind)
+    blind = Branching(planner=Promising()).cost_estimate(run_of(probe=tokens(98))).blind
+    assert any("no attention, which is unknown in Sequential" in one for one in blind)

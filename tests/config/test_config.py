@@ -280,7 +280,7 @@ def test_overrides_leave_the_configuration_they_came_from() -> None:
 def test_unknown_override_names_the_nearest() -> None:
     with pytest.raises(
         UserError,
-        match=r"tiny: unknown key 'optimizer\.lrr'; did you mean 'lr'\?; valid here: betas, eps, lr, weight_decay",
+        match=r"tiny: unknown key 'optimizer\.lrr'; did you mean 'lr'\?; valid here: betas, eps, lr, momentum, name, weight_decay",
     ):
         RunConfig.load("tiny", {"optimizer.lrr": 1e-4})
 

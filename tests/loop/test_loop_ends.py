@@ -179,7 +179,8 @@ def test_a_run_that_diverges_leaves_json_that_others_read(
         for record in text.splitlines() if path.suffix == ".jsonl" else [text]:
             strict(record)
     fired = next(event for event in read_events(folder.path) if event["kind"] == "fired")
-    assert fired["detail"] == {"index": 9.0, "loss": None}
+    inside = {"layers": {"table": None}, "layer": "table", "layer_ratio": None}
+    assert fired["detail"] == {"index": 9.0, "loss": None, **inside}
 
 
 def test_a_validation_that_is_not_a_number_is_null(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from tests.support import own_runs
 from trainenv.monitor import hypergradient as module
-from trainenv.monitor.hypergradient import hypergradient
+from trainenv.monitor.hypergradient import ObservedStep, hypergradient
 from trainenv.run import TrainingRun
 from trainenv.training.optimizers import reset_moments
 
@@ -163,3 +164,90 @@ def test_a_warm_up_is_looked_at_often(warmup: int, warming: int, every: int) -> 
     assert measured == [
         step for step in steps if step % (warming if step < 3 * warmup else every) == 0
     ]
+
+
+# ── other optimizers than Adam ────────────────────────────────────────────────────────────────────
+
+OTHERS = {
+    "sgd": lambda p: SGD(p, lr=0.05),
+    "momentum": lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+    "adam": lambda p: AdamW(p, lr=LR, weight_decay=0.0),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("chunk", [7, 10**9])
+def test_observed_step_of_any_optimizer(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    model = net()
+    optimizer = OTHERS[name](model.parameters())
+    parameters, observed = list(model.parameters()), ObservedStep()
+    for step in range(4):
+        backward(model, optimizer, step)
+        before = flat(parameters)
+        observed.observe(parameters, optimizer, wanted=True)
+        optimizer.step()
+    backward(model, optimizer, 99)
+    assert (observed.before is None) == (name == "adam")
+    cosine, ratio = observed.measure(parameters, optimizer)
+    gradient, subtracted = flat(p.grad for p in parameters), before - flat(parameters)
+    expected = torch.dot(gradient, subtracted) / gradient.norm() / subtracted.norm()
+    assert cosine.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert ratio.item() == pytest.approx(
+        (subtracted.norm() / flat(parameters).norm()).item(), rel=1e-3
+    )
+
+
+def test_observed_step_is_blind_where_nothing_was_kept_or_moved() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    parameters, observed = list(model.parameters()), ObservedStep()
+    backward(model, optimizer, 0)
+    observed.observe(parameters, optimizer, wanted=False)
+    assert math.isnan(observed.measure(parameters, optimizer)[0].item())
+    observed.observe(parameters, optimizer, wanted=True)
+    assert math.isnan(observed.measure(parameters, optimizer)[0].item())
+    optimizer.step()
+    backward(model, optimizer, 1)
+    assert math.isfinite(observed.measure(parameters, optimizer)[0].item())
+    assert math.isnan(observed.measure(parameters[:-1], optimizer)[0].item())
+
+
+def sgd_run() -> TrainingRun:
+    model = own_runs.net()
+    return own_runs.run_of(model, SGD(model.parameters(), 0.1, momentum=0.9))
+
+
+def test_runs_without_adam_measure_the_hypergradient_and_stay_values() -> None:
+    run = own_runs.assert_value(sgd_run)
+    measured = [t.hypergradient_cosine for t in run.advance(20)]
+    assert sum(math.isfinite(cosine) for cosine in measured) == 5  # at every fourth step
+    assert all(math.isfinite(t.update_ratio) for t in sgd_run().advance(6)[1:])
+
+
+def test_negative_control_without_the_kept_weights_a_run_is_no_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = TrainingRun._state
+    monkeypatch.setattr(
+        TrainingRun, "_state", lambda run: {k: v for k, v in whole(run).items() if k != "observed"}
+    )
+    with pytest.raises(AssertionError):
+        own_runs.assert_value(sgd_run)
+
+
+def test_range_test_sees_a_rate_that_is_too_high_for_sgd() -> None:
+    """The mean cosine over the warm-up is above 0 for a usual rate, and at most 0 for a large one."""
+
+    def mean(lr: float) -> float:
+        model = own_runs.net()
+        config = own_runs.config(schedule={"warmup": 40})
+        run = own_runs.run_of(model, SGD(model.parameters(), lr, momentum=0.9), config=config)
+        found = [t.hypergradient_cosine for t in run.advance(33)[10:]]
+        return sum(c for c in found if math.isfinite(c)) / len(found)
+
+    assert mean(0.05) > 0 > mean(20.0)

@@ -13,7 +13,7 @@ from torch import nn
 from tests.support.own_runs import adamw, config, go, net, run_of
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.run import TrainingRun
-from trainenv.types import Intervention, UserError
+from trainenv.types import CLIP_POLICIES, Intervention, UserError
 
 CLIPPED = {"clip": {"policy": "none", "options": {"none": {"max_norm": 0.01}}}}
 
@@ -68,7 +68,7 @@ def test_what_joins_is_clipped_scheduled_and_forked(
     ]
 
 
-@pytest.mark.parametrize("policy", ["none", "zclip", "arc", "spam"])
+@pytest.mark.parametrize("policy", CLIP_POLICIES)
 def test_every_policy_takes_what_joins(policy: str) -> None:
     run = partly_frozen(clip={"policy": policy, "options": {"spam": {"warmup": 1, "interval": 9}}})
     run.advance(4)

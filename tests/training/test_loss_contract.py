@@ -27,7 +27,7 @@ from tests.support.padding import (
     step,
     weights,
 )
-from trainenv.types import UserError
+from trainenv.types import CLIP_POLICIES, UserError
 
 # ── accumulation is one big batch ───────────────────────────────────────────────────────────────────────────────────
 
@@ -177,7 +177,7 @@ def test_rows_of_numbers_weigh_alike() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("policy", ["none", "zclip", "arc", "spam"])
+@pytest.mark.parametrize("policy", CLIP_POLICIES)
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_a_step_without_labels_has_the_gradient_0(

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.support.padding import LENGTH, OBJECTIVES, mean, padded, run_of, step, weights
 from trainenv.training import backward, micro_batches
 from trainenv.training.micro_batches import labelled
+from trainenv.types import CLIP_POLICIES
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def test_accumulated_steps_are_those_of_one_big_batch(
     assert torch.allclose(weights(parts), weights(whole), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("policy", ["none", "zclip", "arc", "spam"])
+@pytest.mark.parametrize("policy", CLIP_POLICIES)
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_a_step_without_labels_has_the_gradient_0(

@@ -151,9 +151,9 @@ class Unsaved(torch.optim.SGD):
 
 
 OPTIMIZERS: dict[str, tuple[Optimize, str]] = {
-    "two": (lambda model: [adamw(model), adamw(model)], "must be one optimizer, found 2 in a list"),
+    "two": (lambda model: [adamw(model), adamw(model)], "must hold each parameter once"),
     "a class": (lambda model: torch.optim.AdamW, "found the class AdamW"),
-    "none": (lambda model: (), "must be one optimizer, found 0"),
+    "none": (lambda model: (), "found a list with none"),
     "a function": (lambda model: adamw, "found the function adamw"),
     "LBFGS": (
         lambda model: torch.optim.LBFGS(model.parameters()),

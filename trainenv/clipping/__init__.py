@@ -13,22 +13,44 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trainenv.clipping.adagc import AdaGC
 from trainenv.clipping.arc import ARC
 from trainenv.clipping.clipper import Clipper
+from trainenv.clipping.gradient_stabilizer import GradientStabilizer
 from trainenv.clipping.none import NoClip
+from trainenv.clipping.skip_step import SkipStep
 from trainenv.clipping.spam import SPAM
 from trainenv.clipping.zclip import ZClip
 from trainenv.tools.checks import choice, names
+from trainenv.types import ClipPolicy
 
-POLICIES: Mapping[str, type[NoClip] | type[ZClip] | type[ARC] | type[SPAM]] = {
+POLICIES: Mapping[str, type[ClipPolicy]] = {
     "none": NoClip,
     "zclip": ZClip,
     "arc": ARC,
     "spam": SPAM,
+    "skip_step": SkipStep,
+    "adagc": AdaGC,
+    "gradient_stabilizer": GradientStabilizer,
 }
 NAMES: tuple[str, ...] = tuple(POLICIES)
+PER_TENSOR = frozenset(n for n, policy in POLICIES.items() if getattr(policy, "per_tensor", False))
+"""Names of the policies that treat each parameter apart."""
 
-__all__ = ["ARC", "NAMES", "POLICIES", "SPAM", "Clipper", "NoClip", "ZClip", "make"]
+__all__ = [
+    "ARC",
+    "NAMES",
+    "PER_TENSOR",
+    "POLICIES",
+    "SPAM",
+    "AdaGC",
+    "Clipper",
+    "GradientStabilizer",
+    "NoClip",
+    "SkipStep",
+    "ZClip",
+    "make",
+]
 
 
 def make(name: str, **hyperparameters: Any) -> Clipper:

@@ -41,7 +41,9 @@ from trainenv.clipping.norms import (
     gradients_of,
     is_finite,
     mean_of,
+    norm_of_norms,
     scale_or_zero_,
+    tensor_norms,
 )
 from trainenv.tools.checks import count, number
 from trainenv.types import ClipReport
@@ -88,7 +90,8 @@ class ARC:
         if workers is not None:
             return self._clip_workers(parameters, workers)
         gradients = gradients_of(parameters)
-        norm = global_norm(gradients)
+        norms = tensor_norms(gradients)
+        norm = norm_of_norms(norms)
         finite = is_finite(norm)
         history = state["history"]  # [window]
         history.copy_(torch.where(finite, torch.cat((history[1:], norm[None])), history))
@@ -96,7 +99,11 @@ class ARC:
         coefficient = torch.where(finite, shrink(norm, threshold), 0.0)
         scale_or_zero_(gradients, coefficient)
         return ClipReport(
-            norm, (norm * coefficient).nan_to_num_(0.0), threshold, norm / threshold.clamp(min=TINY)
+            norm,
+            (norm * coefficient).nan_to_num_(0.0),
+            threshold,
+            norm / threshold.clamp(min=TINY),
+            tensor_norms=norms,
         )
 
     def _clip_workers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class Clipper:
         workers: Sequence[Sequence[Tensor]] | None = None,
         optimizer: Optimizer | None = None,
         known: bool | Tensor = True,
+        loss: Tensor | None = None,
     ) -> ClipReport:
         """Clip `p.grad` in place, without waiting for the device.
 
@@ -56,6 +58,7 @@ class Clipper:
             known: True if the gradient is that of a loss; a scalar bool tensor if only the device
                 knows. A batch without labels has the gradient 0, from which a policy must not
                 learn: the state stays as it was, and no momentum reset is requested.
+            loss: Loss of the step, 0-d, for policies that judge it too; None without one.
 
         Raises:
             UserError: There is no gradient, or the workers do not match the parameters.
@@ -68,23 +71,32 @@ class Clipper:
                     parameter.grad = gradient
                 workers = None
         if workers is None:
-            chosen = [p for p in chosen if p.grad is not None]
+            with_gradient = [p for p in chosen if p.grad is not None]
+            if not with_gradient:
+                chosen = []
+            elif not getattr(self.policy, "per_tensor", False):
+                chosen = with_gradient
         if not chosen:
             raise UserError(
                 "expected parameters with gradients, found none; run loss.backward() first"
             )
         state = self._placed(chosen)
+        given: dict[str, Any] = {"workers": workers, "optimizer": optimizer}
+        if getattr(self.policy, "needs_loss", False):
+            given["loss"] = loss
         if known is True:
-            return self.policy.clip(chosen, state, workers=workers, optimizer=optimizer)
+            return self.policy.clip(chosen, state, **given)
         before = {name: tensor.clone() for name, tensor in state.items()}
-        report = self.policy.clip(chosen, state, workers=workers, optimizer=optimizer)
+        report = self.policy.clip(chosen, state, **given)
         if known is False:
             state.update(before)
-            return replace(report, momentum_reset=False)
+            return replace(report, momentum_reset=False, skip=None)
         for name, tensor in before.items():
             # With gradients on a GPU, a counter that is on the CPU counts this step too.
             if tensor.device == known.device and tensor.shape == state[name].shape:
                 state[name] = torch.where(known, state[name], tensor)
+        if report.skip is not None:
+            return replace(report, skip=report.skip & known.to(report.skip.device))
         return report
 
     def state_dict(self) -> dict[str, Tensor]:

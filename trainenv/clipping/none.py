@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainenv.clipping.norms import constant, global_norm, gradients_of, scale_
+from trainenv.clipping.norms import (
+    constant,
+    gradients_of,
+    norm_of_norms,
+    scale_,
+    tensor_norms,
+)
 from trainenv.tools.checks import number
 from trainenv.types import ClipReport
 
@@ -60,11 +66,18 @@ class NoClip:
     ) -> ClipReport:
         """Scale the gradients to `max_norm` if their norm is larger."""
         gradients = gradients_of(parameters)
-        norm = global_norm(gradients)
+        norms = tensor_norms(gradients)
+        norm = norm_of_norms(norms)
         if self.max_norm is None:
-            return ClipReport(norm, norm, constant(math.inf, norm), constant(0.0, norm))
+            return ClipReport(
+                norm, norm, constant(math.inf, norm), constant(0.0, norm), tensor_norms=norms
+            )
         coefficient = torch.clamp(self.max_norm / (norm + 1e-6), max=1.0)
         scale_(gradients, coefficient)
         return ClipReport(
-            norm, norm * coefficient, constant(self.max_norm, norm), norm / self.max_norm
+            norm,
+            norm * coefficient,
+            constant(self.max_norm, norm),
+            norm / self.max_norm,
+            tensor_norms=norms,
         )

@@ -36,7 +36,24 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
     For float32 tensors it has the same bits as `torch.nn.utils.get_total_norm`.
     """
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(_each_norm(tensors)))
+    return norm_of_norms(tensor_norms(tensors))
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each tensor, float32 [tensors]."""
+    return torch.stack(_each_norm(tensors))
+
+
+def norms_by_place(parameters: Sequence[Tensor]) -> Tensor:
+    """Return the norm of each parameter's gradient, float32 [parameters]; 0 without a gradient."""
+    each = iter(_each_norm(gradients_of(parameters)))
+    nothing = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
+    return torch.stack([nothing if p.grad is None else next(each) for p in parameters])
+
+
+def norm_of_norms(norms: Tensor) -> Tensor:
+    """Return the global norm of tensors with these norms, [tensors] → 0-d."""
+    norm: Tensor = torch.linalg.vector_norm(norms)
     return norm
 
 
@@ -78,6 +95,16 @@ def scale_or_zero_(tensors: list[Tensor], coefficient: Tensor) -> None:
     bits = [tensor.view(_BITS[tensor.element_size()]) for tensor in tensors]
     torch._foreach_mul_(bits, (coefficient != 0).to(bits[0].dtype))
     torch._foreach_mul_(tensors, coefficient)
+
+
+def scale_each_(parameters: Sequence[Tensor], coefficients: Tensor) -> None:
+    """Multiply the gradient of each parameter in place by its own number, [parameters]."""
+    pairs = [
+        (p.grad, one)
+        for p, one in zip(parameters, coefficients.unbind(), strict=True)
+        if p.grad is not None
+    ]
+    torch._foreach_mul_([gradient for gradient, _ in pairs], [one for _, one in pairs])
 
 
 def mean_of(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -196,7 +196,9 @@ def second_moments(
         return None
     moments = [optimizer.state.get(p, {}).get("exp_avg_sq") for p in parameters]
     stepped = any(optimizer.state.get(p) for p in parameters)
-    if all(v is None for v in moments) and ("betas" not in optimizer.defaults or stepped):
+    if all(v is None for v in moments) and (
+        "betas" not in getattr(optimizer, "defaults", {}) or stepped
+    ):
         return None
     return [
         torch.zeros_like(p) if v is None else v for p, v in zip(parameters, moments, strict=True)

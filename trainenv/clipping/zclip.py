@@ -37,7 +37,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainenv.clipping.norms import device_of, global_norm, gradients_of, is_finite, scale_or_zero_
+from trainenv.clipping.norms import (
+    device_of,
+    gradients_of,
+    is_finite,
+    norm_of_norms,
+    scale_or_zero_,
+    tensor_norms,
+)
 from trainenv.tools.checks import choice, count, number
 from trainenv.types import ClipReport
 
@@ -105,7 +112,8 @@ class ZClip:
     ) -> ClipReport:
         """Scale the gradients to this step's cap, then update the statistics."""
         gradients = gradients_of(parameters)
-        norm = global_norm(gradients)
+        norms = tensor_norms(gradients)
+        norm = norm_of_norms(norms)
         warm = state["seen"] < self.warmup
         deviation = state["variance"].sqrt()
         z = ((norm - state["mean"]) / (deviation + self.eps)).masked_fill_(warm, 0.0)
@@ -117,7 +125,8 @@ class ZClip:
         coefficient = (threshold / norm).clamp_(max=1.0).nan_to_num_(0.0)
         scale_or_zero_(gradients, coefficient)
         self._update(state, torch.minimum(norm, target), is_finite(norm), warm)
-        return ClipReport(norm, (norm * coefficient).nan_to_num_(0.0), threshold, z)
+        clipped = (norm * coefficient).nan_to_num_(0.0)
+        return ClipReport(norm, clipped, threshold, z, tensor_norms=norms)
 
     def _target(self, mean: Tensor, deviation: Tensor, z: Tensor, warm: Tensor) -> Tensor:
         """Return the norm c to scale to, 0-d; inf if the norm is usual, and in the warm-up."""

@@ -41,7 +41,8 @@ from trainenv.tools.json_lines import number_or_nan
 
 SHARES = ("wasted", "drafting")
 # Static methods that compete; the names of the others begin with `_GRID`.
-_COMPETE = ("nothing", "zclip", "arc", "spam", "clip-1.0")
+_CLIPPING = ("zclip", "arc", "spam", "skip_step", "adagc", "gradient_stabilizer", "clip-1.0")
+_COMPETE = ("nothing", *_CLIPPING)
 _GRID = "static-"
 
 

@@ -123,6 +123,12 @@ class BranchingConfig(Config):
         default=8,
         description="Number of rewind points kept in memory, at least 1.",
     )
+    replay_alarms: bool = Field(
+        default=False,
+        description="Train the steps before an alarm again when the run goes back, to tell whether"
+        " they repeat to the bit. If not, hardware is suspected; else the data or the state. It"
+        " costs as many steps as are rewound, out of `branching.max_waste`.",
+    )
     replayable: bool = Field(
         default=True,
         description="Save the state at the start of each decision, so that `trainenv replay` can"

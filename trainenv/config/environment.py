@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from trainenv.config.section import Config, Count, NonNegative, Positive
+from trainenv.types import CLIP_NAMES, ClipName
 
 
 class InterventionConfig(Config):
@@ -19,6 +20,11 @@ class InterventionConfig(Config):
         default=(1.0, 0.5, 2.0),
         description="Factors on the weight decay that one intervention can choose from, each above"
         " 0. The first must be 1.",
+    )
+    clips: tuple[ClipName, ...] = Field(
+        default=CLIP_NAMES,
+        description="Clip policies that one intervention can choose from, in the order of the"
+        " action's values. `skip_step`, `adagc` and `gradient_stabilizer` may be added.",
     )
     lr_bounds: tuple[Positive, Positive] = Field(
         default=(0.01, 10.0),
@@ -55,6 +61,8 @@ class InterventionConfig(Config):
                 raise ValueError(
                     f"{name} must start with 1.0, so that the action of all zeros does nothing"
                 )
+        if len(set(self.clips)) < len(self.clips):
+            raise ValueError(f"clips must hold each policy once, found {', '.join(self.clips)}")
         for name in ("lr_bounds", "weight_decay_bounds"):
             low, high = getattr(self, name)
             if not low <= 1 <= high:

@@ -10,12 +10,18 @@ from pydantic import Field
 from trainenv.config.section import Config, CountOrZero, NonNegative, Positive, Rate
 from trainenv.types import ClipName
 
+_Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "muon", "adamw_8bit", "schedule_free"]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """Optimizer, AdamW (Loshchilov & Hutter 2019) by default."""
 
+    name: _Optimizer = Field(
+        default="adamw",
+        description="Optimizer. `muon` is Muon for the matrices inside the model and AdamW for"
+        " the rest. `adamw_8bit` (bitsandbytes) and `schedule_free` need the extra `optimizers`.",
+    )
     lr: Positive = Field(
         description="Base learning rate, above 0. The rate of a step is base × schedule ×"
         " interventions."
@@ -27,10 +33,13 @@ class OptimizerConfig(Config):
     eps: Positive = Field(
         default=1e-8, description="Term added to the denominator of the update, above 0."
     )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.95, description="Momentum of `sgd` and `muon`, from 0 to below 1."
+    )
     weight_decay: NonNegative = Field(
         default=0.1,
-        description="Decoupled weight decay, at least 0. Biases, norms and position embeddings have"
-        " none.",
+        description="Weight decay, at least 0; decoupled but for `adam` and `sgd`. Biases, norms"
+        " and position embeddings have none.",
     )
 
 

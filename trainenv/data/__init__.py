@@ -5,8 +5,9 @@
     batches(0)
 
 `documents`, `local` and `hub` read text, `tokenizers`, `bpe` and `gpt2_tokens` turn it into tokens,
-`corpus` and `token_stream` hold them, and `batches` and `stressors` make batches. A batch is a pure
-function of the data index.
+`corpus` and `token_stream` hold them, and `batches` and `stressors` make batches. Data of your own
+become batches by `DatasetBatches` (a map-style data set), `TokenFileBatches` or `StreamBatches`. A
+batch is a pure function of the data index.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from trainenv.data import bpe, cache, gpt2_tokens, hub
 from trainenv.data.batches import CorpusBatches, epoch_steps
 from trainenv.data.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
 from trainenv.data.documents import Documents, Source, Survey, listed, standard_library, text_files
+from trainenv.data.map_style import DatasetBatches
+from trainenv.data.streams import StreamBatches
+from trainenv.data.token_files import TokenFileBatches
 from trainenv.data.token_stream import TokenStream
 from trainenv.data.tokenizers import Bytes, IntArray, Tokenizer, dtype
 from trainenv.types import UserError
@@ -32,7 +36,10 @@ from trainenv.types import UserError
 __all__ = [
     "Corpus",
     "CorpusBatches",
+    "DatasetBatches",
     "Split",
+    "StreamBatches",
+    "TokenFileBatches",
     "TokenStream",
     "epoch_steps",
     "identity",

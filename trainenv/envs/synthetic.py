@@ -69,6 +69,11 @@ class SyntheticEnv(SteeredEnv):
                 "divergence_loss must be above 1.2 in this environment, "
                 f"found {self.environment.divergence_loss:g}"
             )
+        if unknown := set(self.codec.config.clips) - set(CLIP_NAMES):
+            raise UserError(
+                f"interventions.clips must be among {', '.join(CLIP_NAMES)} in this environment, "
+                f"found {', '.join(sorted(unknown))}; leave them out"
+            )
         self._seed = 0
         self._current: State | None = None
 

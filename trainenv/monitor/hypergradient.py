@@ -1,17 +1,19 @@
-"""The hypergradient of the learning rate (Baydin et al. 2018, arXiv:1703.04782), for Adam.
+"""The hypergradient of the learning rate (Baydin et al. 2018, arXiv:1703.04782), for any optimizer.
 
-Its scale-free form is the cosine of the gradient and the last update.
+Its scale-free form is the cosine of the gradient and the last update. For Adam the update follows
+from the moments, and nothing is kept. For every other optimizer it is the difference of the weights
+over the step, decay included: before a step whose update is to be measured, the weights are copied.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from trainenv.config.schema import MonitorConfig
 
@@ -53,12 +55,12 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
     Args:
         parameters: Parameters with a gradient.
         optimizer: Adam optimizer (state `exp_avg`, `exp_avg_sq`, `step`). For another optimizer, or
-            before the first step, both results are NaN.
+            before the first step, both results are NaN; see `ObservedStep`.
     """
     device = parameters[0].device
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     rows = [(p, optimizer.state.get(p, {}), groups.get(id(p), {})) for p in parameters]
-    if not all("exp_avg" in state and "exp_avg_sq" in state for _, state, _ in rows):
+    if not all(_has_moments(state) for _, state, _ in rows):
         nan = torch.full((), math.nan, device=device)
         return nan, nan
     _, state, group = rows[0]
@@ -84,6 +86,71 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
     cosine = dot / (gradient.sqrt() * update.sqrt()).clamp_min(1e-30)
     ratio = lr * root * update.sqrt() / (1 - beta1**steps) / weight.sqrt().clamp_min(1e-30)
     return cosine, ratio
+
+
+class ObservedStep:
+    """The update of one step, measured at the next, for optimizers that are no Adam.
+
+    Attributes:
+        before: Copies of the weights from before the last step; None where the next step measures
+            nothing, or measures by Adam's moments. They are part of the state of a run.
+    """
+
+    def __init__(self) -> None:
+        self.before: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def observe(self, parameters: Sequence[Tensor], optimizer: Optimizer, *, wanted: bool) -> None:
+        """Copy the weights before a step if the next one measures its update from them.
+
+        Args:
+            parameters: All trained parameters, in the order in which `measure` gets them.
+            optimizer: Optimizer that is about to step.
+            wanted: True if the next step measures the hypergradient.
+        """
+        self.before = None
+        known = isinstance(optimizer, Adam | AdamW) or all(
+            _has_moments(optimizer.state.get(p, {})) for p in parameters
+        )
+        if wanted and not known:
+            self.before = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def measure(self, parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[Tensor, Tensor]:
+        """Return cosine and update ratio as `hypergradient` does; NaN if nothing was observed.
+
+        Args:
+            parameters: All trained parameters, with their gradients.
+            optimizer: Optimizer of the run.
+        """
+        with_gradient = [p for p in parameters if p.grad is not None]
+        before = self.before
+        shapes = [p.shape for p in parameters]
+        if before is None or [kept.shape for kept in before] != shapes:
+            return hypergradient(with_gradient, optimizer)
+        rows: list[Row] = [(p, {"before": kept}, {}) for p, kept in zip(parameters, before)]
+        rows = [row for row in rows if row[0].grad is not None]
+        dot, gradient, update, weight = (
+            torch.zeros((), device=with_gradient[0].device) for _ in range(4)
+        )
+        for chunk in _chunks(rows):
+            grads = [p.grad.float() for p, _, _ in chunk if p.grad is not None]
+            now = [p.detach().float() for p, _, _ in chunk]
+            updates = torch._foreach_sub([kept["before"].float() for _, kept, _ in chunk], now)
+            dot += torch.stack(
+                [torch.dot(g.flatten(), u.flatten()) for g, u in zip(grads, updates)]
+            ).sum()
+            gradient += _square(grads)
+            update += _square(updates)
+            weight += _square(now)
+        cosine = dot / (gradient.sqrt() * update.sqrt()).clamp_min(1e-30)
+        moved = torch.where(update > 0, cosine, math.nan)  # without an update there is no direction
+        return moved, update.sqrt() / weight.sqrt().clamp_min(1e-30)
+
+
+def _has_moments(state: Mapping[str, Any]) -> bool:
+    """Return True if the state of a parameter has the moments of Adam, in their own units."""
+    return "exp_avg" in state and "exp_avg_sq" in state
 
 
 def _square(tensors: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from trainenv.clipping import PER_TENSOR
 from trainenv.rollouts.branch_loop import BranchLoop, Stopping
 from trainenv.rollouts.cooldown import cool_down
 from trainenv.rollouts.fork import Start, fork_at
@@ -305,6 +306,8 @@ class Rollouts:
             LiveBranch(sequence, future, future.evaluations or ((0, self._validation),))
             for sequence, future in known.items()
         ]
+        # In folded runs the parameters of a group are one tensor.
+        fold = fold and not any(one.clip in PER_TENSOR for sequence in known for one in sequence)
         together = self._forks(list(known.values()), draw, ledgers, fold=fold)
         try:
             sound = self._loop.train(together, branches, steps, cap=self._cap)

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from trainenv.clipping import PER_TENSOR
 from trainenv.models.spec import spec_of
 from trainenv.objectives import NextToken
 from trainenv.training import numerics, snapshots
@@ -360,6 +361,7 @@ def _check(run: TrainingRun, first: TrainingRun) -> None:
     expect(run.config.precision == "fp32", "precision fp32", run.config.precision)
     expect(run.config.accumulation == 1, "one micro-batch a step", run.config.accumulation)
     expect(objective is NextToken, "next-token prediction", objective.__name__)
+    expect(run.clip not in PER_TENSOR, "clipping of the gradient as a whole", run.clip)
     _check_model(model, expect)
     trained = {name for group in _layout(run) for name, _ in group}
     left = sorted(

@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from trainenv.types import UserError
 
 EXTRAS = {
-    "bitsandbytes": "benchmarks",
+    "bitsandbytes": "optimizers",
     "datasets": "hub",
     "optuna": "bayes",
+    "schedulefree": "optimizers",
     "sklearn": "benchmarks",
     "stable_baselines3": "sb3",
     "tensorboard": "tensorboard",

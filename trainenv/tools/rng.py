@@ -49,6 +49,21 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def all_seeded(seed: int) -> Iterator[None]:
+    """Start the generators of torch (host), Python and NumPy from `seed`; restore them after it."""
+    host = torch.device("cpu")
+    with exclusive():
+        surroundings = _read(host)
+        try:
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+        finally:
+            _write(surroundings, host)
+
+
 def _new_lock() -> None:
     global _lock
     _lock = threading.RLock()

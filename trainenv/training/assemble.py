@@ -12,7 +12,7 @@ from trainenv import data
 from trainenv.config.schema import RunConfig
 from trainenv.data.stressors import Stressors
 from trainenv.models import build
-from trainenv.training import numerics, optimizers
+from trainenv.training import configured_optimizer, numerics
 from trainenv.training.parts import check_model
 from trainenv.types import UserError
 
@@ -81,7 +81,7 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
             sets.pop("full_validation", None)
         parts = sets | parts
     if "optimizer" not in own:
-        parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)
+        parts["optimizer"] = configured_optimizer.make(parts["model"], config.optimizer)
     return parts
 
 

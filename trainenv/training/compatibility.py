@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv.training import parameter_names
-from trainenv.training.optimizers import MOMENTS
+from trainenv.training.optimizers import MOMENTS, kind_of
 from trainenv.types import Snapshot, UserError
 
 
@@ -69,7 +69,7 @@ def check_alike(
             f"seed {seed}; "
             "restore it into a run with that seed"
         )
-    kind = type(optimizer).__name__
+    kind = kind_of(optimizer)
     if state["optimizer"].get("kind") != kind:
         raise UserError(
             f"the snapshot is of another optimizer: expected {kind}, found "

@@ -162,7 +162,7 @@ def _known(optimizer: Optimizer) -> dict[str, Any]:
     whole = {
         "/state": optimizer.state,
         "/param_groups": optimizer.param_groups,
-        "/defaults": optimizer.defaults,
+        "/defaults": getattr(optimizer, "defaults", optimizer.param_groups),
     }
     return whole | {f"/{path}": value for path, value in (entries | groups).items()}
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.amp import GradScaler
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainenv.config.schema import OptimizerConfig
 from trainenv.models.spec import spec_of
+from trainenv.training.chained_optimizer import ChainedOptimizer
 from trainenv.training.copies import Copies
 from trainenv.training.optimizer_attributes import (
     attribute_names,
@@ -39,21 +41,32 @@ MOMENTS = (
 )  # of their parameter's shape
 
 
+_OTHER_MOMENTS = (  # Adafactor, RMSprop and Adagrad, bitsandbytes
+    *("row_var", "col_var", "variance", "square_avg", "grad_avg", "sum"),
+    *("state1", "state2", "absmax1", "absmax2"),
+)
+
+
 def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Return a fused AdamW (Loshchilov & Hutter 2019).
 
     Matrices decay; biases, norms and position embeddings do not.
     """
+    groups = decay_groups(model, config.weight_decay)
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return parameter groups of the trained parameters: those that decay, and the others."""
     spec = spec_of(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = [p for name, p in named if spec.decays(name, p)]
     kept = [p for name, p in named if not spec.decays(name, p)]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return [group for group in groups if group["params"]]
 
 
 def base_rates(optimizer: Optimizer) -> Rates:
@@ -93,8 +106,38 @@ def own_rates(optimizer: Optimizer) -> None:
             group["lr"] = group["lr"].clone()
 
 
+def step(optimizer: Optimizer, scaler: GradScaler, *, skip: Tensor | None = None) -> None:
+    """Update the weights, or leave weights and moments as they are.
+
+    Args:
+        optimizer: Optimizer whose gradients are ready.
+        scaler: Gradient scaler for fp16; a disabled one does nothing.
+        skip: Bool tensor, 0-d, that is true to leave the step out; None to take it. It is read on
+            the host, except for fused optimizers on a GPU.
+    """
+    if skip is None:
+        scaler.step(optimizer)
+    elif skip.is_cuda and not scaler.is_enabled() and _is_fused(optimizer):
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # the kernel reads it
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    elif not bool(skip):
+        scaler.step(optimizer)
+
+
+def _is_fused(optimizer: Optimizer) -> bool:
+    """Return True if the kernel of each group can leave a step out by itself."""
+    known = type(optimizer) in (Adam, AdamW, SGD)
+    return known and all(group.get("fused") for group in optimizer.param_groups)
+
+
 def has_modes(optimizer: Optimizer) -> bool:
     """Return True if it has `train()` and `eval()`, as schedule-free ones (Defazio 2024)."""
+    if isinstance(optimizer, ChainedOptimizer):
+        return any(map(has_modes, optimizer.optimizers))
     return callable(getattr(optimizer, "train", None)) and callable(
         getattr(optimizer, "eval", None)
     )
@@ -144,13 +187,15 @@ def lose_moments(optimizer: Optimizer) -> None:
     A restart without the optimizer's file does the same: the next updates are too large.
     """
     for state in optimizer.state.values():
-        for name in MOMENTS:
-            if isinstance(state.get(name), Tensor):
-                state[name].zero_()
+        for name in (*MOMENTS, *_OTHER_MOMENTS):
+            moment = state.get(name)
+            # Codes of 8 bits become 0 by their scale, `absmax1` or `absmax2`.
+            if isinstance(moment, Tensor) and moment.is_floating_point():
+                moment.zero_()
 
 
 def reset_moments(optimizer: Optimizer) -> None:
-    """Zero the moments *and* Adam's step count.
+    """Zero the moments *and* the step count.
 
     With the count kept, updates would be about three times too large.
     """
@@ -160,6 +205,9 @@ def reset_moments(optimizer: Optimizer) -> None:
             state["step"].zero_()
         elif "step" in state:
             state["step"] = 0
+    for group in optimizer.param_groups:
+        if "weight_sum" in group and "k" in group:  # schedule-free: its step count
+            group["k"] = 0
 
 
 def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -214,13 +262,20 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
             load_attributes(inner, part["attributes"], copies)
 
 
+def kind_of(optimizer: Optimizer) -> str:
+    """Return the name of its class; of several in a chain, their names."""
+    if isinstance(optimizer, ChainedOptimizer):
+        return optimizer.kinds
+    return type(optimizer).__name__
+
+
 def state_of(optimizer: Optimizer) -> dict[str, Any]:
     """Return all that training may change: kind, state dict, attributes, inner optimizers."""
     attributes = saved_attributes(optimizer)
     inner = [_inner_state(optimizer, one) for one in _with_inner(optimizer)[1:]]
     if any(inner):
         attributes[_INNER] = inner
-    state = {"kind": type(optimizer).__name__, **optimizer.state_dict()}
+    state = {"kind": kind_of(optimizer), **optimizer.state_dict()}
     if attributes:
         return state | {"attributes": attributes}
     return state

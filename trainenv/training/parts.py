@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainenv.config.schema import TrainingConfig, validate
 from trainenv.objectives import NextToken
+from trainenv.training.chained_optimizer import ChainedOptimizer
 from trainenv.training.optimizers import Rates, base_rates
 from trainenv.types import Batch, Batches, Objective, Schedule, UserError, as_number
 
@@ -158,12 +159,10 @@ def as_config(config: object) -> TrainingConfig:
 def check_optimizer(optimizer: Any) -> Optimizer:
     """Check that a run can step, save and load an optimizer, and set its rates."""
     if isinstance(optimizer, list | tuple):
-        raise UserError(
-            f"optimizer must be one optimizer, found {len(optimizer)} in a "
-            f"{type(optimizer).__name__}; "
-            "give one with a parameter group for each, or a class of your own that steps them all "
-            "and has their groups"
-        )
+        return check_optimizer(ChainedOptimizer(optimizer))
+    if isinstance(optimizer, ChainedOptimizer):
+        for one in optimizer.optimizers:
+            check_optimizer(one)
     if isinstance(optimizer, LRScheduler):
         raise UserError(
             "optimizer must be a torch.optim.Optimizer, found its scheduler; give the optimizer "

@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainenv.monitor.probe import evaluating
 from trainenv.objectives import NextToken
 from trainenv.tools.rng import RandomState
+from trainenv.tools.same_data import same_data
 from trainenv.training import numerics, parameter_names
 from trainenv.training.backward import as_loss, mean_of
 from trainenv.training.micro_batches import as_batch, labelled, placed
@@ -134,7 +134,7 @@ def _drawn(parts: Parts) -> Batch:
             f"batches(index) must return the data of that index, found {found}; return it, without "
             "yield"
         )
-    if not _equal(first, again):
+    if not same_data(first, again):
         raise UserError(
             "batches must be a pure function of the data index, found other data at a second call "
             "of batches(0); "
@@ -143,34 +143,6 @@ def _drawn(parts: Parts) -> Batch:
     return as_batch(
         first, 0, parts.config.accumulation, bare=isinstance(parts.objective, NextToken)
     )
-
-
-def _equal(one: Any, two: Any) -> bool:
-    """Compare data bit by bit; objects without a known form count as equal."""
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        if one.shape != two.shape or one.dtype != two.dtype or one.layout != torch.strided:
-            return one.shape == two.shape and one.dtype == two.dtype
-        return bool(torch.equal(one, two)) or bool(
-            torch.equal(one.isnan(), two.isnan()) and _equal_numbers(one, two)
-        )
-    if type(one) is not type(two):
-        return False
-    if isinstance(one, np.ndarray):
-        same = one.dtype == object or (one.shape == two.shape and one.tobytes() == two.tobytes())
-        return bool(same)
-    if isinstance(one, bool | int | float | str | bytes):
-        return bool(one == two or one != one)
-    if isinstance(one, Batch):
-        return _equal(one.micro, two.micro) and one.index == two.index
-    if isinstance(one, Mapping):
-        return one.keys() == two.keys() and all(_equal(part, two[key]) for key, part in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(_equal, one, two))
-    return not hasattr(one, "__dict__") or _equal(vars(one), vars(two))
-
-
-def _equal_numbers(one: Tensor, two: Tensor) -> bool:
-    return bool(torch.equal(one.nan_to_num(), two.nan_to_num()))
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -51,6 +51,7 @@ from trainenv.types.run import (
 from trainenv.types.run_group import Branchable, Fold, RunGroup
 from trainenv.types.step import (
     CLIP_NAMES,
+    CLIP_POLICIES,
     TELEMETRY_FIELDS,
     Batch,
     Batches,
@@ -68,6 +69,7 @@ from trainenv.types.verification import AcceptRule, Branch, Fate, Paired, Verdic
 
 __all__ = [
     "CLIP_NAMES",
+    "CLIP_POLICIES",
     "DECISIONS",
     "LOOKS",
     "PURPOSES",

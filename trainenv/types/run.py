@@ -53,8 +53,8 @@ class Event:
 
     Attributes:
         step: Number of completed optimizer steps when it happened.
-        kind: `fired`, `non_finite`, `rewind`, `intervention`, `decision`, `skipped`, `gave_up`,
-            `diverged` or `interrupted`.
+        kind: `fired`, `non_finite`, `replay`, `rewind`, `intervention`, `decision`, `skipped`,
+            `gave_up`, `diverged` or `interrupted`.
         detail: Numbers and words that belong to it, as JSON values.
     """
 

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-ClipName = Literal["none", "zclip", "arc", "spam"]
-CLIP_NAMES: tuple[ClipName, ...] = get_args(ClipName)
+ClipName = Literal["none", "zclip", "arc", "spam", "skip_step", "adagc", "gradient_stabilizer"]
+CLIP_POLICIES: tuple[ClipName, ...] = get_args(ClipName)
+"""Names of all clip policies."""
+
+CLIP_NAMES: tuple[ClipName, ...] = ("none", "zclip", "arc", "spam")
+"""Policies of the default action space, for which observations and models have a feature each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +67,10 @@ class Intervention:
                     f"{name} must be a finite number above 0, found {value!r}; 1.0 changes nothing"
                 )
             object.__setattr__(self, name, float(scale))
-        if self.clip is not None and not (isinstance(self.clip, str) and self.clip in CLIP_NAMES):
-            raise UserError(
-                f"clip must be None (keep) or one of {', '.join(CLIP_NAMES)}, found {self.clip!r}"
-            )
         if self.clip is not None:
+            if not (isinstance(self.clip, str) and self.clip in CLIP_POLICIES):
+                names = ", ".join(CLIP_POLICIES)
+                raise UserError(f"clip must be None (keep) or one of {names}, found {self.clip!r}")
             object.__setattr__(self, "clip", str(self.clip))
         for name in ("momentum_reset", "data_reorder", "skip_batch"):
             object.__setattr__(self, name, as_bool(getattr(self, name), name))
@@ -125,7 +128,8 @@ class LossSum(NamedTuple):
 class ClipReport:
     """Effect of a clip policy on one gradient.
 
-    All values are 0-dimensional float32 tensors on the gradient's device, so that nothing waits.
+    All tensors are on the gradient's device, so that nothing waits; the first four are
+    0-dimensional float32.
 
     Attributes:
         norm: Global norm before clipping; may be inf or NaN.
@@ -133,10 +137,15 @@ class ClipReport:
         threshold: Norm above which the gradient is clipped (SPAM: mean of its bounds on elements, 0
             for unseen elements); inf if nothing could have been clipped.
         score: The policy's own measure of how odd the norm is. ZClip: z. ARC, and `none` with a
-            fixed norm: norm ÷ threshold. SPAM: share of clipped elements. Inf or NaN if the norm
-            is.
+            fixed norm: norm ÷ threshold. SPAM: share of clipped elements. Skip-step: the larger z
+            of loss and norm. AdaGC and GradientStabilizer: the largest norm of a tensor ÷ its
+            usual norm. Inf or NaN if the norm is.
         momentum_reset: True if the policy asks to reset the optimizer's moments before the next
             update (SPAM).
+        skip: Bool tensor, 0-d, that is true if weights and moments must stay as they are this step
+            (skip-step); None for a policy that never asks for it.
+        tensor_norms: Norm of each tensor's gradient before clipping, float32 [tensors]; None where
+            the policy does not need them.
     """
 
     norm: Tensor
@@ -144,6 +153,8 @@ class ClipReport:
     threshold: Tensor
     score: Tensor
     momentum_reset: bool = False
+    skip: Tensor | None = None
+    tensor_norms: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +282,11 @@ class ClipPolicy(Protocol):
     `TrainingRun` calls it once a step, after the backward pass and before the optimizer. A policy
     is a frozen dataclass of hyperparameters; its state is a dict of tensors that `Clipper` holds,
     so that one policy serves many runs and the state of each can be saved.
+
+    Two further class attributes are optional, and false where they are left out. With `needs_loss`,
+    `clip` gets the keyword `loss`, the loss of the step as a 0-d tensor, or None where the caller
+    has none. With `per_tensor`, the parameters without a gradient are among `parameters`, so that
+    each parameter keeps its place from step to step.
     """
 
     needs_workers: ClassVar[bool]

@@ -9,7 +9,15 @@ from typing import Any
 
 from trainenv.types import Intervention
 
-CLIPS = {"none": "no clipping", "zclip": "ZClip", "arc": "ARC", "spam": "SPAM"}
+CLIPS = {
+    "none": "no clipping",
+    "zclip": "ZClip",
+    "arc": "ARC",
+    "spam": "SPAM",
+    "skip_step": "skip-step",
+    "adagc": "AdaGC",
+    "gradient_stabilizer": "GradientStabilizer",
+}
 TRIGGERS = {
     "start": "the run was about to start",
     "warmup": "the warm-up showed an unsuitable learning rate",

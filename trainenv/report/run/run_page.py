@@ -180,14 +180,29 @@ def _events(events: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _alarm(detail: Mapping[str, Any]) -> str:
+    """Describe an alarm; the layer is named whose gradient is the oddest."""
+    index = formatting.number(detail.get("index"), 1)
+    text = f"alarm: uncertainty index {index}, loss {formatting.number(detail.get('loss'))}"
+    if layer := detail.get("layer"):
+        text += f"; gradient norm {formatting.number(detail['layers'].get(layer))} in {layer}"
+        if (ratio := formatting.finite(detail.get("layer_ratio"))) is not None:
+            text += f", {formatting.number(ratio, 1)} times the usual"
+    if (logit := formatting.finite(detail.get("attention_logit"))) is not None:
+        block = detail.get("attention_block")
+        text += f"; largest attention logit {formatting.number(logit, 1)}, in block {block}"
+    return text
+
+
 def describe_event(event: Mapping[str, Any]) -> str:
     """Describe an event in words."""
     detail = event.get("detail") or {}
     reason = detail.get("reason")
     match event["kind"]:
         case "fired":
-            index = formatting.number(detail.get("index"), 1)
-            return f"alarm: uncertainty index {index}, loss {formatting.number(detail.get('loss'))}"
+            return _alarm(detail)
+        case "replay":
+            return f"replayed: {reason or NO_REASON}"
         case "rewind":
             return _rollback(detail)
         case "intervention":

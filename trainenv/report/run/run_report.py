@@ -39,7 +39,9 @@ SIGNS = {
     "intervention": ("◆", "green"),
 }
 # Events in the tree, with interventions that a plan made; decisions have entries of their own.
-SHOWN = {"fired", "rewind", "skipped", "gave_up", "fault", "diverged", "interrupted"}
+SHOWN = {
+    *("fired", "replay", "rewind", "skipped", "gave_up", "fault", "diverged", "interrupted"),
+}
 
 
 @dataclass(frozen=True)
