@@ -1,0 +1,1 @@
+"""Speculative decoding: traces of model pairs and the cost of thresholds."""
