@@ -1,1 +1,4 @@
-"""Speculative decoding: traces of model pairs and the cost of thresholds."""
+"""Decoding with a draft: a small model proposes tokens, the target verifies them in one call.
+
+from trainenv.decoding.contract import Settings, Rule, Drafter
+"""
