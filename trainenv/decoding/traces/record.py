@@ -158,9 +158,7 @@ class _Pass:
             logits = self._target.append(tokens[-1][:, None])[:, -1]
         return torch.stack(tokens, 1), torch.stack(before, 1)
 
-    def _blocks(
-        self, target_logits: Tensor, draft_logits: Tensor
-    ) -> dict[str, NDArray[np.generic]]:
+    def _blocks(self, target_logits: Tensor, draft_logits: Tensor) -> dict[str, Floats]:
         """Return the arrays of the blocks, given the logits before each position, [R, N, V]."""
         recorder = self._recorder
         prompt = self._prompts.shape[1]
