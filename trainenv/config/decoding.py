@@ -73,8 +73,8 @@ class PromptsConfig(Config):
     source: Literal["library", "prose", "arithmetic", "text", "wikitext-103", "c4", "lambada"] = (
         Field(
             description="Source of the text. `library` is the code of Python's standard library,"
-            " `prose` its documentation, `arithmetic` is generated; `text` reads `path`; the others come"
-            " from the hub, or from a local copy at `path`."
+            " `prose` its documentation, `arithmetic` is generated; `text` reads `path`; the"
+            " others come from the hub, or from a local copy at `path`."
         )
     )
     path: Path | None = Field(
