@@ -281,7 +281,12 @@ def _costs(
     if path.exists():
         return load_costs(path)
     sampling = Sampling(temperature=config.trace.temperature, top_p=config.trace.top_p)
-    costs = calibrate(pair.models(prompts[:_CALIBRATED], sampling))
+    depth = config.trace.depth
+    costs = calibrate(
+        pair.models(prompts[:_CALIBRATED], sampling),
+        depth=depth,
+        max_new_tokens=max(depth + 2, min(48, config.trace.positions)),
+    )
     save_costs(costs, path)
     return costs
 
