@@ -34,6 +34,7 @@ from trainenv.decoding.traces import CostModel, Origin, Trace, load_trace, save_
 from trainenv.decoding.traces.file import SUFFIX, BrokenTrace, load_costs, save_costs
 from trainenv.decoding.traces.record import Recorder, origin_of
 from trainenv.decoding.vocabulary import check_same
+from trainenv.tools.optional import require
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
@@ -307,6 +308,7 @@ def _load(name: str, gguf: str | None, config: PairsConfig, folder: Path) -> tup
             )
     extra: dict[str, Any] = {}
     if gguf is not None:
+        require("gguf", f"the model {name} in a GGUF file")
         extra["gguf_file"] = gguf
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
