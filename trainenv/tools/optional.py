@@ -12,6 +12,7 @@ from trainenv.types import UserError
 EXTRAS = {
     "bitsandbytes": "optimizers",
     "datasets": "hub",
+    "gguf": "gguf",
     "optuna": "bayes",
     "schedulefree": "optimizers",
     "sklearn": "benchmarks",
