@@ -51,6 +51,7 @@ from trainenv.types.run import (
 from trainenv.types.run_group import Branchable, Fold, RunGroup
 from trainenv.types.step import (
     CLIP_NAMES,
+    IGNORED,
     TELEMETRY_FIELDS,
     Batch,
     Batches,
@@ -69,6 +70,7 @@ from trainenv.types.verification import AcceptRule, Branch, Fate, Paired, Verdic
 __all__ = [
     "CLIP_NAMES",
     "DECISIONS",
+    "IGNORED",
     "LOOKS",
     "PURPOSES",
     "TELEMETRY_FIELDS",

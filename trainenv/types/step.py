@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ClipName = Literal["none", "zclip", "arc", "spam"]
 CLIP_NAMES: tuple[ClipName, ...] = get_args(ClipName)
+IGNORED = -100
+"""Label of a token that has none, as in torch and transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
