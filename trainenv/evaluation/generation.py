@@ -6,6 +6,7 @@ the samples do not depend on the size of the batches, but for the rounding of lo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +186,7 @@ class _State:
         self._model = model
         self._tokens = tokens
         self._cache: Any = None
-        self._caches = hasattr(model, "generate")  # a model of transformers
+        self._keyword = _cache_keyword(model)
         self.logits = self._forward(tokens)
 
     def extend(self, chosen: Tensor, kept: list[int]) -> None:
@@ -204,17 +205,32 @@ class _State:
 
     def _forward(self, tokens: Tensor) -> Tensor:
         """Return the logits [rows, V] after the last token."""
-        if not self._caches:
+        if not self._keyword:
             output = self._model(tokens)
             every: Tensor = getattr(output, "logits", output)  # (rows, T, V)
             return every[:, -1]
-        output = self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True)
-        self._cache = getattr(output, "past_key_values", None)
+        known = {} if self._cache is None else {self._keyword: self._cache}
+        output = self._model(input_ids=tokens, use_cache=True, **known)
+        self._cache = getattr(output, self._keyword, None)
         if not hasattr(self._cache, "batch_select_indices"):
             self._cache = None
-            self._caches = False
+            self._keyword = ""
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _cache_keyword(model: nn.Module) -> str:
+    """Return the argument that takes a model's cache of keys and values; empty without one.
+
+    Transformers named it `past_key_values` before it named it `cache`.
+    """
+    for kind in type(model).__mro__:
+        forward = vars(kind).get("forward")
+        known = inspect.signature(forward).parameters if callable(forward) else {}
+        for name in ("cache", "past_key_values"):
+            if name in known:
+                return name
+    return ""
 
 
 def _positions(model: nn.Module) -> int:

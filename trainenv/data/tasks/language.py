@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 Value = int | str
 
@@ -127,6 +128,7 @@ Statement = Assign | For | While | If
 Block = tuple[Statement, ...]
 
 
+@lru_cache(maxsize=1024)
 def parse(source: str) -> Block:
     """Return the statements of a program.
 
