@@ -5,7 +5,8 @@
     result = evaluate(model, tokenizer, human_eval(), sampler=Sampler(), sandbox=Bubblewrap())
 
 `generation` makes samples, `evaluation` checks and counts them, `pass_at_k` and `exact_match` are
-the measures. `benchmarks` has the problems, and `sandbox` runs generated programs.
+the measures, and `token_errors` groups losses. `benchmarks` has the problems, and `sandbox` runs
+generated programs.
 """
 
 from trainenv.evaluation.benchmarks import code_contests, gsm8k, human_eval, math500, mbpp
@@ -16,6 +17,7 @@ from trainenv.evaluation.generation import Sampler
 from trainenv.evaluation.pass_at_k import Share, bootstrapped, mean_pass_at_k, pass_at_k
 from trainenv.evaluation.problems import AnswerProblem, ProgramProblem
 from trainenv.evaluation.sandbox import Bubblewrap, Limits, RlimitsOnly, Sandbox
+from trainenv.evaluation.token_errors import TokenErrors, token_errors
 
 __all__ = [
     "AnswerProblem",
@@ -29,6 +31,7 @@ __all__ = [
     "Sampler",
     "Sandbox",
     "Share",
+    "TokenErrors",
     "bootstrapped",
     "code_contests",
     "evaluate",
@@ -41,4 +44,5 @@ __all__ = [
     "mean_pass_at_k",
     "pass_at_k",
     "score",
+    "token_errors",
 ]
