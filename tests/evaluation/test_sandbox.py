@@ -186,6 +186,16 @@ def test_the_tests_see_errors_by_their_name() -> None:
     assert not check(sandbox(), "def f(x):\n    return x\n", test).passed
 
 
+@pytest.mark.parametrize("name", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+def test_an_error_can_not_end_a_loop_of_the_tests(name: str) -> None:
+    test = FunctionTests(
+        "for found, n in zip(map(candidate, range(3)), range(3)):\n    assert found == n + 1\n",
+        entry_point="f",
+    )
+    assert check(sandbox(), RIGHT, test).passed
+    assert not check(sandbox(), f"def f(x):\n    raise {name}\n", test).passed
+
+
 def test_the_setup_belongs_to_the_tests() -> None:
     """A program can't redefine what the tests compare with."""
     test = FunctionTests("assert f(2) == double(2)", setup="def double(x):\n    return 2 * x\n")
