@@ -162,7 +162,10 @@ HOME = {
     "memory of the parent": ("text = open('/proc/1/mem', 'rb')", "text"),
     "descriptors of the parent": ("import os\nnames = os.listdir('/proc/1/fd')", "names"),
     "root of the parent": ("import os\nnames = os.listdir('/proc/1/root')", "names"),
-    "root of itself": ("import os\nnames = os.listdir('/proc/self/root/home')", "names"),
+    "root of itself": (
+        "import os\nnames = os.listdir(os.path.join('/proc/self', 'root', 'home'))",
+        "names",
+    ),
     "processes": ("import os\nnames = os.listdir('/proc')", "names"),
     "keys of the user": ("import glob\ntext = glob.glob('/*/.ssh/*')[0]", "text"),
     "variables": ("import os\ntext = os.environ['TRAINENV_SECRET']", "text"),

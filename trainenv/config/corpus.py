@@ -24,7 +24,7 @@ class CorpusConfig(Config):
 
     name: Literal["stdlib", "text", "wikitext-103", "c4", "tasks", "code-contests"] = Field(
         default="stdlib",
-        description="Source of the text. `stdlib` is the source code of Python's standard library,"
+        description="Source of the text: `stdlib` is the source code of Python's standard library,"
         " `text` reads `corpus.path`; `wikitext-103` and `c4` (streamed) come from the hub, or from"
         " a local copy at `corpus.path`, through the package `datasets`. `tasks` generates small"
         " tasks with right and wrong solutions, and `code-contests` reads such samples from the hub"

@@ -53,16 +53,22 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Literal:
+    """A number or a string."""
+
     value: Value
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
+    """The value of a variable."""
+
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Negative:
+    """A number with the other sign."""
+
     operand: Expression
 
 
@@ -89,6 +95,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """A call of one of `FUNCTIONS`."""
+
     function: str
     arguments: tuple[Expression, ...]
 
@@ -98,6 +106,8 @@ Expression = Literal | Name | Negative | Chain | Item | Call
 
 @dataclass(frozen=True, slots=True)
 class Assign:
+    """A variable gets a value."""
+
     name: str
     value: Expression
 
@@ -113,12 +123,16 @@ class For:
 
 @dataclass(frozen=True, slots=True)
 class While:
+    """A loop that runs while its condition is not 0 and not empty."""
+
     condition: Expression
     body: Block
 
 
 @dataclass(frozen=True, slots=True)
 class If:
+    """A choice by a condition, which holds if it is not 0 and not empty."""
+
     condition: Expression
     body: Block
     otherwise: Block

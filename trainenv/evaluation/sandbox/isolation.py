@@ -107,7 +107,7 @@ class RlimitsOnly:
         limits: Most that one program may use.
 
     Raises:
-        UserError: `without_isolation` is not True.
+        UserError: `without_isolation` is not True, or the system is not Linux.
     """
 
     without_isolation: bool
@@ -118,6 +118,11 @@ class RlimitsOnly:
             raise UserError(
                 "RlimitsOnly does not isolate programs: expected without_isolation=True, found "
                 f"{self.without_isolation!r}; use Bubblewrap(), or accept it in these words"
+            )
+        if not hasattr(os, "memfd_create"):
+            raise UserError(
+                f"RlimitsOnly needs the resource limits of Linux, found {sys.platform}; "
+                "evaluate programs on a Linux machine"
             )
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -118,13 +117,10 @@ def _in_memory(data: bytes) -> Iterator[int]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its group; with bubblewrap, its whole namespace ends too."""
+    """Kill a process; with bubblewrap, its whole namespace ends with it."""
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             stream.close()
     if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            process.kill()
+        process.kill()
     process.wait()

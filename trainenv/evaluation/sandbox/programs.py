@@ -14,6 +14,7 @@ from typing import IO
 
 from trainenv.evaluation.sandbox.isolation import Sandbox
 from trainenv.evaluation.sandbox.launch import read_bounded, started
+from trainenv.tools.portable import cores
 from trainenv.types import UserError
 
 _VERDICT = 1 << 16  # bytes
@@ -57,7 +58,7 @@ class Verdict:
 
     Attributes:
         passed: True if all tests passed.
-        reason: Why they did not: `time`, `output`, or a sentence; empty if they passed.
+        reason: `time`, `output`, or a sentence that says what failed; empty if they passed.
         seconds: Wall-clock time that it took.
     """
 
@@ -101,7 +102,7 @@ def check_all(
         done: Function that is called with each verdict, in order.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        workers = cores()
     verdicts = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         waiting = [pool.submit(check, sandbox, source, tests) for source, tests in programs]
