@@ -65,6 +65,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         if "validation" in own:
             found.pop("full_validation", None)
         parts = found | parts
+        if config.corpus.has_samples:
+            parts.setdefault("objective", NextLabel())
     if "optimizer" not in own:
         parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)
     return parts
@@ -122,7 +124,6 @@ def _sample_parts(config: RunConfig, device: torch.device) -> tuple[int, dict[st
     asked = config.validation
     parts: dict[str, Any] = {
         "batches": batches,
-        "objective": NextLabel(),
         "validation": _micro_batches(corpus.validation, "validation", config, asked.sequences),
         "stress": stressors.lr_factor,
         "moments_lost": stressors.moments_lost,
