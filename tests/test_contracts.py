@@ -36,6 +36,9 @@ HEAVY = {
 TORCHS_OWN_FILES = (
     "trainenv/checkpoints/interop.py"  # comes and goes in the format of others, which is a pickle
 )
+RUNS_PROGRAMS = (
+    "trainenv/evaluation/sandbox/inside.py"  # the script that runs inside a sandbox, and only there
+)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -137,9 +140,19 @@ def test_nothing_is_pickled(path: Path) -> None:
                 isinstance(node.value, ast.Constant) and node.value.value is False
             )
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in {"eval", "exec"}
+            assert node.func.id not in {"eval", "exec"} or named(path) == RUNS_PROGRAMS
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             assert "weights_only=True" in map(ast.unparse, node.keywords)  # which runs no code
+
+
+def test_no_module_imports_the_script_that_runs_programs() -> None:
+    name = Path(RUNS_PROGRAMS).stem
+    assert (ROOT / RUNS_PROGRAMS).exists()
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trainenv.eval"):
+                assert name not in (node.module or "").split(".")
+                assert name not in {alias.name for alias in node.names}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stat().st_size], ids=named)

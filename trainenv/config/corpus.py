@@ -22,16 +22,18 @@ class CorpusConfig(Config):
     file.
     """
 
-    name: Literal["stdlib", "text", "wikitext-103", "c4"] = Field(
+    name: Literal["stdlib", "text", "wikitext-103", "c4", "tasks", "code-contests"] = Field(
         default="stdlib",
-        description="Source of the text. `stdlib` is the source code of Python's standard library,"
+        description="Source of the text: `stdlib` is the source code of Python's standard library,"
         " `text` reads `corpus.path`; `wikitext-103` and `c4` (streamed) come from the hub, or from"
-        " a local copy at `corpus.path`, through the package `datasets`.",
+        " a local copy at `corpus.path`, through the package `datasets`. `tasks` generates small"
+        " tasks with right and wrong solutions, and `code-contests` reads such samples from the hub"
+        " or from `corpus.path`; see the section `tasks`.",
     )
     path: Path | None = Field(
         default=None,
         description="UTF-8 text file, or folder whose text files are all read; needed by `text`."
-        " For `wikitext-103` and `c4` it is the local copy.",
+        " For `wikitext-103`, `c4` and `code-contests` it is the local copy.",
     )
     tokenizer: Literal["bytes", "bpe", "gpt2"] = Field(
         default="bytes",
@@ -57,6 +59,11 @@ class CorpusConfig(Config):
         description="Folder for tokens and trained tokenizers. By default it is"
         " `$TRAINENV_CACHE`, or `~/.cache/trainenv` where that is not set.",
     )
+
+    @property
+    def has_samples(self) -> bool:
+        """True if it has samples of tasks instead of running text."""
+        return self.name in ("tasks", "code-contests")
 
     @field_validator(*CORPUS_PATHS, mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from trainenv.config.presets import find, merge, nest, resolve, with_new_keys
 from trainenv.config.saving import CheckpointConfig, ValidationConfig
 from trainenv.config.section import Config, Count, CountOrZero, field_at, validate
 from trainenv.config.stressors import Plant, PlantKind, StressorConfig
+from trainenv.config.tasks import TaskConfig
 
 __all__ = [
     "CORPUS_PATHS",
@@ -43,6 +44,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "StressorConfig",
+    "TaskConfig",
     "TrainingConfig",
     "Trigger",
     "UncertaintyConfig",
@@ -143,6 +145,7 @@ class RunConfig(TrainingConfig):
     )
     model: ModelConfig = Field(description="GPT-2 that is trained.")
     corpus: CorpusConfig = Field(default=CorpusConfig(), description="Text and tokenizer.")
+    tasks: TaskConfig = Field(default=TaskConfig(), description="Samples of tasks.")
     optimizer: OptimizerConfig = Field(description="AdamW.")
     stressors: StressorConfig = Field(
         default=StressorConfig(), description="Planted causes of instability."

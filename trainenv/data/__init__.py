@@ -4,6 +4,10 @@
     batches = data.CorpusBatches(corpus, context=64, batch_size=8)
     batches(0)
 
+`tasks` has samples of tasks with verifiable solutions instead of running text:
+
+    corpus = data.load_samples(config.corpus, config.tasks)
+
 `documents`, `local` and `hub` read text, `tokenizers`, `bpe` and `gpt2_tokens` turn it into tokens,
 `corpus` and `token_stream` hold them, and `batches` and `stressors` make batches. Data of your own
 become batches by `DatasetBatches` (a map-style data set), `TokenFileBatches` or `StreamBatches`. A
@@ -21,13 +25,14 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from trainenv.config.schema import CorpusConfig
+from trainenv.config.schema import CorpusConfig, TaskConfig
 from trainenv.data import bpe, cache, gpt2_tokens, hub
 from trainenv.data.batches import CorpusBatches, epoch_steps
 from trainenv.data.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
 from trainenv.data.documents import Documents, Source, Survey, listed, standard_library, text_files
 from trainenv.data.map_style import DatasetBatches
 from trainenv.data.streams import StreamBatches
+from trainenv.data.tasks import SampleBatches, SampleCorpus, sample_corpus
 from trainenv.data.token_files import TokenFileBatches
 from trainenv.data.token_stream import TokenStream
 from trainenv.data.tokenizers import Bytes, IntArray, Tokenizer, dtype
@@ -37,6 +42,8 @@ __all__ = [
     "Corpus",
     "CorpusBatches",
     "DatasetBatches",
+    "SampleBatches",
+    "SampleCorpus",
     "Split",
     "StreamBatches",
     "TokenFileBatches",
@@ -44,6 +51,7 @@ __all__ = [
     "epoch_steps",
     "identity",
     "load",
+    "load_samples",
     "source",
     "tokenizer",
 ]
@@ -91,6 +99,20 @@ def _load(config: CorpusConfig) -> Corpus:
     return corpus
 
 
+@lru_cache(maxsize=4)
+def load_samples(config: CorpusConfig, tasks: TaskConfig) -> SampleCorpus:
+    """Load the samples of a configuration; they are kept in memory.
+
+    Raises:
+        UserError: Samples or the tokenizer can't be read, or there are too few.
+    """
+
+    def found(text: Documents) -> Tokenizer:
+        return tokenizer(config, Source(text), cache.folder(config.cache))
+
+    return sample_corpus.load(config, tasks, found)
+
+
 def identity(corpus: Corpus) -> str:
     """Return a digest of the tokens that a run trains on.
 
@@ -110,7 +132,12 @@ def source(config: CorpusConfig) -> Source:
         return text_files(config.path)
     if config.name == "wikitext-103":
         return hub.wikitext(config.path)
-    return hub.c4(config.path)
+    if config.name == "c4":
+        return hub.c4(config.path)
+    raise UserError(
+        f"expected a corpus of running text, found corpus.name: {config.name}, which has samples "
+        "of tasks; choose stdlib, text, wikitext-103 or c4 for this"
+    )
 
 
 def tokenizer(config: CorpusConfig, text: Source, folder: Path) -> Tokenizer:

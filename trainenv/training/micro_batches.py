@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainenv.types import Batch, UserError
+from trainenv.types import IGNORED, Batch, UserError
 
-IGNORED = -100  # the label of a token that has none, as in torch and transformers
 _LABELS = ("labels", "label", "label_ids", "targets", "target")
 _MASKS = ("loss_mask", "attention_mask")
 

@@ -52,6 +52,7 @@ from trainenv.types.run_group import Branchable, Fold, RunGroup
 from trainenv.types.step import (
     CLIP_NAMES,
     CLIP_POLICIES,
+    IGNORED,
     TELEMETRY_FIELDS,
     Batch,
     Batches,
@@ -71,6 +72,7 @@ __all__ = [
     "CLIP_NAMES",
     "CLIP_POLICIES",
     "DECISIONS",
+    "IGNORED",
     "LOOKS",
     "PURPOSES",
     "TELEMETRY_FIELDS",

@@ -30,6 +30,8 @@ CLIP_POLICIES: tuple[ClipName, ...] = get_args(ClipName)
 
 CLIP_NAMES: tuple[ClipName, ...] = ("none", "zclip", "arc", "spam")
 """Policies of the default action space, for which observations and models have a feature each."""
+IGNORED = -100
+"""Label of a token that has none, as in torch and transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
