@@ -24,6 +24,7 @@ from trainenv.config.schema import CorpusConfig
 from trainenv.data import bpe, cache, gpt2_tokens, hub
 from trainenv.data.batches import CorpusBatches, epoch_steps
 from trainenv.data.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
+from trainenv.data.corrupted import CorruptedBatches, corrupted_set
 from trainenv.data.documents import Documents, Source, Survey, listed, standard_library, text_files
 from trainenv.data.token_stream import TokenStream
 from trainenv.data.tokenizers import Bytes, IntArray, Tokenizer, dtype
@@ -32,8 +33,10 @@ from trainenv.types import UserError
 __all__ = [
     "Corpus",
     "CorpusBatches",
+    "CorruptedBatches",
     "Split",
     "TokenStream",
+    "corrupted_set",
     "epoch_steps",
     "identity",
     "load",

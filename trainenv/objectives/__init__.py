@@ -5,5 +5,6 @@ loss.
 """
 
 from trainenv.objectives.next_token import NextToken
+from trainenv.objectives.span_corruption import SpanCorruption
 
-__all__ = ["NextToken"]
+__all__ = ["NextToken", "SpanCorruption"]

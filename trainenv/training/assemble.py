@@ -10,9 +10,12 @@ from torch import nn
 
 from trainenv import data
 from trainenv.config.schema import RunConfig
+from trainenv.data.corpus import Indices
 from trainenv.data.stressors import Stressors
 from trainenv.models import build
+from trainenv.objectives import SpanCorruption
 from trainenv.training import numerics, optimizers
+from trainenv.training.micro_batches import placed
 from trainenv.training.parts import check_model
 from trainenv.types import UserError
 
@@ -53,7 +56,7 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         corpus = data.load(config.corpus)
         batches = data.CorpusBatches(
             corpus=corpus,
-            context=config.model.context,
+            context=build.text_length(config),
             batch_size=config.batch_size,
             accumulation=config.accumulation,
             seed=config.seed,
@@ -69,14 +72,21 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
             # than an epoch.
             epoch_steps=min(batches.epoch_steps, config.steps),
         )
-        parts["batches"] = batches.under(stressors)
+        stressed = batches.under(stressors)
+        task = _task(config, corpus)
+        vocabulary = corpus.vocab_size
+        parts["batches"] = stressed
+        if task is not None:
+            vocabulary = task.vocabulary
+            parts["batches"] = data.CorruptedBatches(stressed, task)
+            parts.setdefault("objective", task)
         parts["stress"] = stressors.lr_factor
         parts["moments_lost"] = stressors.moments_lost
         if "model" in own:
-            _check_vocabulary(own["model"], corpus.vocab_size)
+            _check_vocabulary(own["model"], vocabulary)
         else:
             parts["model"] = build.build(config, corpus.vocab_size, device)
-        sets = _held_out(config, corpus, device)
+        sets = _held_out(config, corpus, task, device)
         if "validation" in own:
             sets.pop("full_validation", None)
         parts = sets | parts
@@ -85,26 +95,43 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     return parts
 
 
-def _held_out(config: RunConfig, corpus: data.Corpus, device: torch.device) -> dict[str, Any]:
+def _task(config: RunConfig, corpus: data.Corpus) -> SpanCorruption | None:
+    """Return the objective that makes inputs and targets of text; None if text is trained on."""
+    if config.model.architecture == "t5":
+        return build.span_corruption(config, corpus.vocab_size)
+    return None
+
+
+def _held_out(
+    config: RunConfig, corpus: data.Corpus, task: SpanCorruption | None, device: torch.device
+) -> dict[str, Any]:
     """Return the sets that a run is evaluated on: validation, probe and those asked for.
 
     Only the small ones are kept on the device. The others are moved there in micro-batches.
     """
-    context = config.model.context
+    context = build.text_length(config)
     asked = config.validation
     micro = config.batch_size // config.accumulation
-    first = torch.from_numpy(corpus.validation_sequences(context, asked.sequences))
-    probe = torch.from_numpy(corpus.probe_sequences(context, config.monitor.probe_sequences))
+
+    def made(name: str, sequences: Indices, size: int) -> tuple[Any, ...]:
+        chunks = torch.from_numpy(sequences).split(size)
+        if task is None:
+            return chunks
+        return data.corrupted_set(task, name, chunks)
+
+    first = made("validation", corpus.validation_sequences(context, asked.sequences), micro)
+    probes = config.monitor.probe_sequences
+    (probe,) = made("probe", corpus.probe_sequences(context, probes), probes)
     sets: dict[str, Any] = {
-        "validation": [chunk.to(device) for chunk in first.split(micro)],
-        "probe": probe.to(device),
+        "validation": [placed(chunk, device) for chunk in first],
+        "probe": placed(probe, device),
     }
     if asked.full_every:
-        whole = torch.from_numpy(corpus.all_validation_sequences(context))
-        sets["full_validation"] = whole.split(micro)
+        whole = corpus.all_validation_sequences(context)
+        sets["full_validation"] = made("full_validation", whole, micro)
     if asked.test_sequences:
-        test = torch.from_numpy(corpus.test_sequences(context, asked.test_sequences))
-        sets["test"] = test.split(micro)
+        test = corpus.test_sequences(context, asked.test_sequences)
+        sets["test"] = made("test", test, micro)
     return sets
 
 
