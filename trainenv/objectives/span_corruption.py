@@ -145,7 +145,8 @@ def noise_mask(rows: int, lengths: Lengths, generator: np.random.Generator) -> M
     borders = np.stack([kept, noise], axis=2).reshape(rows, -1).cumsum(axis=1)  # (rows, 2 · spans)
     starts = np.zeros((rows, lengths.tokens), np.int64)
     np.put_along_axis(starts, borders[:, :-1], 1, axis=1)
-    return starts.cumsum(axis=1) % 2 == 1
+    mask: Mask = starts.cumsum(axis=1) % 2 == 1
+    return mask
 
 
 @lru_cache(maxsize=64)

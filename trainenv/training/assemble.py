@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainenv import data
 from trainenv.config.schema import RunConfig
@@ -114,7 +114,7 @@ def _held_out(
     micro = config.batch_size // config.accumulation
 
     def made(name: str, sequences: Indices, size: int) -> tuple[Any, ...]:
-        chunks = torch.from_numpy(sequences).split(size)
+        chunks: tuple[Tensor, ...] = torch.from_numpy(sequences).split(size)
         if task is None:
             return chunks
         return data.corrupted_set(task, name, chunks)
