@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -32,13 +33,13 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> PreTraine
         UserError: The run would need more memory than the device has free.
     """
     check_memory(config, vocab_size, device)
-    make = _gpt2
+    make: Callable[[RunConfig, int], PreTrainedModel] = _gpt2
     if config.model.architecture == "t5":
         make = _t5
     elif config.model.blocks == "reversible":
         make = _reversible
     with seeded(config.seed):
-        model = make(config, vocab_size)
+        model: Any = make(config, vocab_size)
     mode = config.model.activation_checkpointing
     if mode == "sqrt":
         model.segment = root_segment(config.model.layers)
@@ -47,9 +48,10 @@ def build(config: RunConfig, vocab_size: int, device: torch.device) -> PreTraine
         if enable is None:  # the older name, which transformers 5.23 deprecated
             enable = model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` is off
+    model.to(device)
     model.train()
-    return model
+    built: PreTrainedModel = model
+    return built
 
 
 def _gpt2(config: RunConfig, vocab_size: int) -> PreTrainedModel:
@@ -116,9 +118,8 @@ def _t5(config: RunConfig, vocab_size: int) -> PreTrainedModel:
         "use_cache": False,
         "attn_implementation": ATTENTION,
     }
-    model = T5(T5Config(**settings))
-    model.spec = T5Spec(inputs=lengths.inputs, targets=lengths.targets)
-    return model
+    spec = T5Spec(inputs=lengths.inputs, targets=lengths.targets)
+    return T5(T5Config(**settings), spec=spec)
 
 
 def text_length(config: RunConfig) -> int:

@@ -123,9 +123,10 @@ class ReversibleGPT2(GPT2PreTrainedModel):
         embedded = self.drop(self.wte(input_ids) + self.wpe.weight[: input_ids.shape[1]])
         start = embedded.to(STREAM)  # (B, T, W)
         if self.recompute and torch.is_grad_enabled():
-            halves = [half for block in self.blocks for half in block.halves()]
+            blocks: list[Any] = list(self.blocks)
+            halves: list[Half] = [half for block in blocks for half in block.halves()]
             parameters = [p for half in halves for p in half.parameters]
-            draws = any(block.draws for block in self.blocks)
+            draws = any(block.draws for block in blocks)
             one, two = _Reversible.apply(halves, draws, start, *parameters)
         else:
             streams = torch.cat([start, start], dim=-1)  # (B, T, 2W)
@@ -170,7 +171,7 @@ class _Reversible(torch.autograd.Function):
         return changed, read
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, changed_grad: Tensor, read_grad: Tensor) -> tuple[Any, ...]:
         """Return the gradients of the start and of the parameters."""
         changed, read, *states = ctx.saved_tensors

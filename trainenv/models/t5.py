@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from trainenv.models.segments import Segmented
@@ -22,13 +22,67 @@ ATTENTION = "sdpa" if getattr(T5ForConditionalGeneration, "_supports_sdpa", Fals
 _BUCKETS = 32  # of distances, in the bias of attention
 
 
+class T5Spec(ModelSpec):
+    """Facts about a T5 that is trained on inputs and targets of fixed lengths.
+
+    The entropy of its attention is not measured: it is not causal and has a bias by distance.
+
+    Args:
+        inputs: Length of the inputs in tokens.
+        targets: Length of the targets in tokens.
+    """
+
+    position_names = ("relative_attention_bias",)
+
+    def __init__(self, *, inputs: int, targets: int) -> None:
+        self.inputs = inputs
+        self.targets = targets
+
+    def usual_lr(self, model: nn.Module) -> float:
+        """Return NaN: the rule of thumb was measured for GPT-2s."""
+        return math.nan
+
+    def flops_per_token(self, model: nn.Module, context: int | None = None) -> float:
+        """Return the FLOPs of a forward and backward pass for one input that counts.
+
+        A sequence counts inputs − 1 of them, as `trainenv.training.micro_batches.pass_size` does.
+        """
+        config: Any = model.config
+        return t5_flops(
+            layers=config.num_layers,
+            width=config.d_model,
+            vocabulary=config.vocab_size,
+            inputs=self.inputs,
+            targets=self.targets,
+        ) / (self.inputs - 1)
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Return the blocks of the encoder, then those of the decoder."""
+        t5: Any = model
+        return [*t5.encoder.block, *t5.decoder.block]
+
+    def embedding(self, model: nn.Module) -> nn.Module | None:
+        """Return the embedding that encoder and decoder share."""
+        t5: Any = model
+        shared: nn.Module = t5.shared
+        return shared
+
+
 class T5(Segmented, T5ForConditionalGeneration):
     """`T5ForConditionalGeneration` whose call with nothing but tokens runs through its blocks.
 
     Same modules, same weights, same function. Masks of padding, caches and output recorders, which
     training on whole sequences does not need, are left out. Any other call, `generate` included,
     takes the usual path.
+
+    Args:
+        config: Configuration of a T5.
+        spec: Facts about the model; None for those of any model of transformers.
     """
+
+    def __init__(self, config: T5Config, spec: T5Spec | None = None) -> None:
+        super().__init__(config)
+        self.spec = spec
 
     def forward(
         self,
@@ -76,52 +130,6 @@ def _position_bias(stack: Any, length: int) -> Tensor:
         return bias
     later = torch.ones((length, length), dtype=torch.bool, device=bias.device).triu(1)
     return bias.masked_fill(later, torch.finfo(bias.dtype).min)
-
-
-class T5Spec(ModelSpec):
-    """Facts about a T5 that is trained on inputs and targets of fixed lengths.
-
-    The entropy of its attention is not measured: it is not causal and has a bias by distance.
-
-    Args:
-        inputs: Length of the inputs in tokens.
-        targets: Length of the targets in tokens.
-    """
-
-    position_names = ("relative_attention_bias",)
-
-    def __init__(self, *, inputs: int, targets: int) -> None:
-        self.inputs = inputs
-        self.targets = targets
-
-    def usual_lr(self, model: nn.Module) -> float:
-        """Return NaN: the rule of thumb was measured for GPT-2s."""
-        return math.nan
-
-    def flops_per_token(self, model: nn.Module, context: int | None = None) -> float:
-        """Return the FLOPs of a forward and backward pass for one input that counts.
-
-        A sequence counts inputs − 1 of them, as `trainenv.training.micro_batches.pass_size` does.
-        """
-        config: Any = model.config
-        return t5_flops(
-            layers=config.num_layers,
-            width=config.d_model,
-            vocabulary=config.vocab_size,
-            inputs=self.inputs,
-            targets=self.targets,
-        ) / (self.inputs - 1)
-
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """Return the blocks of the encoder, then those of the decoder."""
-        t5: Any = model
-        return [*t5.encoder.block, *t5.decoder.block]
-
-    def embedding(self, model: nn.Module) -> nn.Module | None:
-        """Return the embedding that encoder and decoder share."""
-        t5: Any = model
-        shared: nn.Module = t5.shared
-        return shared
 
 
 def t5_parameters(*, layers: int, width: int, heads: int, vocabulary: int) -> int:

@@ -1,12 +1,12 @@
 """Span corruption: predict the tokens of spans that the input lacks (Raffel 2020, T5).
 
 Of L tokens, round(0.15 L) are noise, in round(noise ÷ 3) spans. Noise and other tokens are each
-split into that many non-empty spans, all splits alike probable, and the two kinds alternate,
-starting with a span that is kept. Each noise span becomes one sentinel token in the inputs; in the
+split into that many non-empty spans, each split equally probable. The two kinds alternate, and the
+first span is a kept one. Each noise span becomes one sentinel token in the inputs; in the
 targets each kept span does, so that the k-th sentinel precedes the k-th noise span:
 
-    tokens     Thank you for inviting me to your party last week
-    inputs     Thank you <X> me to your party <Y> week <end>
+    tokens     Thank you for inviting me to your party last
+    inputs     Thank you <X> me to your party <Y> <end>
     targets    <X> for inviting <Y> last <end>
 
 Both counts follow from L alone: all inputs have one length, and all targets.
