@@ -32,7 +32,7 @@ STEERED: dict[str, Any] = SMALL | {
     "optimizer.lr": 1e-2,
     "clip.policy": "none",
     "checkpoints": {"every": 24, "moments": "exact"},
-    "stressors.planted": [{"at": 75, "kind": "lr_spike", "steps": 12, "size": 100}],
+    "stressors.planted": [{"at": 40, "kind": "lr_spike", "steps": 10, "size": 40}],
     "branching": {
         "every": 24,
         "rewind": 16,
@@ -40,7 +40,7 @@ STEERED: dict[str, Any] = SMALL | {
         "horizon": 32,
         "verify_steps": 3,
         "refractory_steps": 12,
-        "max_waste": 0.5,
+        "max_waste": 0.4,
         "min_gain": 0.0,
         "cut_gain": 0.0,
     },
@@ -87,11 +87,11 @@ def test_steered_and_resumed_to_the_bit(name: str, tmp_path: Path) -> None:
     path = tmp_path / "stopped"
     first = made(name, STEERED)
     folder = RunFolder.create(path, first.config)
-    train(first, folder, callback=callback(), stop=lambda: first.step >= 60)
+    train(first, folder, callback=callback(), stop=lambda: first.step >= 44)
     again, steering = made(name, STEERED), callback()
     folder, _ = resume(path, again, steering)
     train(again, folder, callback=steering)
-    assert 60 <= first.step < again.step
+    assert 44 <= first.step < again.step
     assert came_to(again, path) == expected
 
 
