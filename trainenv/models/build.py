@@ -228,19 +228,33 @@ def memory_needed(config: RunConfig, vocab_size: int) -> int:
     """Return a lower estimate of the memory of a run in bytes.
 
     It counts fp32 weights, gradients and two moments, and the activations of one micro-batch.
+
+    Args:
+        config: Configuration of the run.
+        vocab_size: Number of tokens of the text.
     """
     shape = config.model
-    tokens = config.batch_size // config.accumulation * shape.context
+    rows = config.batch_size // config.accumulation
+    tokens = rows * shape.context
+    predicted = tokens
+    if shape.architecture == "t5":
+        predicted = rows * span_lengths(config).targets
+        tokens += predicted
     size = 2
     if config.precision == "fp32":
         size = 4
-    layer = 16 * shape.width * size  # inputs kept for the backward pass of one block, per token
-    activations = (
-        shape.width * size * shape.layers + layer
-        if shape.activation_checkpointing
-        else layer * shape.layers
-    )
-    return 16 * parameter_count(config, vocab_size) + tokens * (activations + 8 * vocab_size)
+    state = shape.width * size  # between two blocks, per token
+    layer = 16 * state  # inputs kept for the backward pass of one block, per token
+    kept = layer * shape.layers
+    if shape.blocks == "reversible":
+        kept = 2 * 8 * shape.width + layer  # two streams of float64
+    elif shape.activation_checkpointing:
+        segment = 1
+        if shape.activation_checkpointing == "sqrt":
+            segment = root_segment(shape.layers)
+        kept = state * math.ceil(shape.layers / segment) + layer * segment
+    activations = tokens * kept + predicted * 8 * vocab_size
+    return 16 * parameter_count(config, vocab_size) + activations
 
 
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
