@@ -34,7 +34,7 @@ MODES: dict[str, dict[str, Any]] = {
     "every": {"model.activation_checkpointing": True},
     "reversible": {"model.blocks": "reversible"},
 }
-DEPTHS = (4, 8, 12, 24)
+DEPTHS = (4, 12, 24)
 MIB = 2**20
 _VOCABULARY = 256
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="width of the model")
     parser.add_argument("--context", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--batch", type=int, default=8, help="sequences of a batch")
-    parser.add_argument("--passes", type=int, default=5, help="timed passes of each cell")
+    parser.add_argument("--passes", type=int, default=3, help="timed passes of each cell")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--cell", nargs=2, metavar=("MODE", "DEPTH"), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -125,9 +126,13 @@ class ReversibleGPT2(GPT2PreTrainedModel):
         if self.recompute and torch.is_grad_enabled():
             blocks: list[Any] = list(self.blocks)
             halves: list[Half] = [half for block in blocks for half in block.halves()]
-            parameters = [p for half in halves for p in half.parameters]
             draws = any(block.draws for block in blocks)
-            one, two = _Reversible.apply(halves, draws, start, *parameters)
+            handed = _Streams()
+            one = two = start
+            for place, half in enumerate(halves, 1):
+                last = place == len(halves)
+                written = _Sum.apply(half, handed, last, draws, one, two, *half.parameters)
+                one, two = two, written
         else:
             streams = torch.cat([start, start], dim=-1)  # (B, T, 2W)
             for block in self.blocks:
@@ -137,64 +142,81 @@ class ReversibleGPT2(GPT2PreTrainedModel):
         return CausalLMOutputWithCrossAttentions(logits=F.linear(hidden, self.wte.weight))
 
 
-class _Reversible(torch.autograd.Function):
-    """All blocks of a model as one function, which keeps nothing but its outputs.
+@dataclass
+class _Streams:
+    """The two streams where the backward pass is: what the coming half read, and what it wrote."""
 
-    With dropout it also keeps the random state before each half: 5 KB each on a CPU.
+    pair: tuple[Tensor, Tensor] | None = None
+
+
+class _Sum(torch.autograd.Function):
+    """Half of a block, which keeps nothing: its backward pass computes its input again.
+
+    Only the last half keeps both streams. The backward pass hands them down from half to half. With
+    dropout, each half also keeps the random state before it, 5 KB on a CPU.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, halves: Sequence[Half], draws: bool, start: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return both streams after the blocks, [B, T, W] each.
+        ctx: Any,
+        half: Half,
+        streams: _Streams,
+        last: bool,
+        draws: bool,
+        changed: Tensor,
+        read: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        """Return the changed stream, [B, T, W].
 
         Args:
             ctx: Context of the backward pass.
-            halves: Halves of all blocks, in their order.
-            draws: True if the blocks draw random numbers.
-            start: Both streams before the blocks, [B, T, W].
-            parameters: Trained parameters of the halves, in their order.
+            half: Half of a block.
+            streams: Place by which the backward passes of all halves hand down the streams.
+            last: True for the last half of the model.
+            draws: True if the model draws random numbers.
+            changed: Stream that is changed, [B, T, W].
+            read: Stream that is read, [B, T, W].
+            parameters: Parameters of the half.
         """
-        device = start.device
         states: list[Tensor] = []
-        changed = start
-        read = start
-        for half in halves:
-            if draws:
-                states += _random_states(device)
-            changed, read = read, changed + half.added(read)
-        ctx.halves = halves
-        ctx.autocast = torch.is_autocast_enabled(device.type)
-        ctx.dtype = torch.get_autocast_dtype(device.type)
-        ctx.save_for_backward(changed, read, *states)
-        return changed, read
+        if draws:
+            states = _random_states(read.device)
+        written = changed + half.added(read)
+        ends: list[Tensor] = []
+        if last:
+            ends = [read, written]
+        ctx.half = half
+        ctx.streams = streams
+        ctx.last = last
+        ctx.autocast = torch.is_autocast_enabled(read.device.type)
+        ctx.dtype = torch.get_autocast_dtype(read.device.type)
+        ctx.save_for_backward(*ends, *states)
+        return written
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, changed_grad: Tensor, read_grad: Tensor) -> tuple[Any, ...]:
-        """Return the gradients of the start and of the parameters."""
-        changed, read, *states = ctx.saved_tensors
-        kind = changed.device.type
-        count = len(states) // len(ctx.halves)  # random states of each half
-        found: list[Sequence[Tensor | None]] = []
-        for place, half in reversed(list(enumerate(ctx.halves))):
-            before = changed.detach().requires_grad_()
-            with (
-                torch.enable_grad(),
-                # Without its cache, which may hold casts of weights that carry no gradient.
-                torch.autocast(kind, dtype=ctx.dtype, enabled=ctx.autocast, cache_enabled=False),
-                _replayed(states[place * count : (place + 1) * count], changed.device),
-            ):
-                added = half.added(before)
-            of_input, *of_parameters = torch.autograd.grad(
-                added, [before, *half.parameters], read_grad.to(added.dtype), allow_unused=True
-            )
-            found.append(of_parameters)
-            changed, read = read - added.detach(), changed
-            changed_grad, read_grad = read_grad, changed_grad + of_input
-        parameters = [gradient for of_half in reversed(found) for gradient in of_half]
-        return None, None, changed_grad + read_grad, *parameters
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Return the gradients of the two streams and of the parameters."""
+        states = list(ctx.saved_tensors)
+        if ctx.last:
+            ctx.streams.pair = (states.pop(0), states.pop(0))
+        read, written = ctx.streams.pair
+        before = read.detach().requires_grad_()
+        with (
+            torch.enable_grad(),
+            # Without its cache, which may hold casts of weights that carry no gradient.
+            torch.autocast(
+                read.device.type, dtype=ctx.dtype, enabled=ctx.autocast, cache_enabled=False
+            ),
+            _replayed(states, read.device),
+        ):
+            added = ctx.half.added(before)
+        ctx.streams.pair = (written - added.detach(), read)
+        of_read, *of_parameters = torch.autograd.grad(
+            added, [before, *ctx.half.parameters], grad.to(added.dtype), allow_unused=True
+        )
+        return None, None, None, None, grad, of_read, *of_parameters
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
