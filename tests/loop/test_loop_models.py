@@ -15,6 +15,7 @@ from trainenv.compare.allowed_flops import allowance
 from trainenv.loop import resume, train
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.run_folder import RunFolder, read_events
+from trainenv.rollouts import reason_not_folded
 from trainenv.rollouts.executor import Rollouts
 from trainenv.rollouts.folded import Folded
 from trainenv.run import TrainingRun
@@ -112,6 +113,13 @@ def test_they_are_not_folded(name: str, kind: str) -> None:
     run = made(name, SMALL)
     with pytest.raises(UserError, match=f"needs a GPT-2 of ours, found {kind}; train it by itself"):
         Folded([run.fork(), run.fork()])
+    assert reason_not_folded(run) == (
+        "branches are trained in turn or in worker processes: to be folded, a run needs a GPT-2 of"
+        f" ours, found {kind}"
+    )
+    assert not reason_not_folded(TrainingRun.from_config("tiny", SMALL))
+    wide = {"model.width": 64, "precision": "bf16"}
+    assert not reason_not_folded(TrainingRun.from_config("tiny", {**SMALL, **wide}))
 
 
 @pytest.mark.parametrize("name", MODELS)
