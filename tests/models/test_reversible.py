@@ -143,6 +143,32 @@ def test_the_facts_are_those_of_a_gpt2() -> None:
     assert "blocks.0.attn.c_attn.weight" in decayed
 
 
+def test_no_token_sees_those_after_it() -> None:
+    model = made().eval()
+    batch = tokens()[:, :-1]
+    other = batch.clone()
+    other[:, 9:] = 0
+    one, two = model(batch).logits, model(other).logits
+    torch.testing.assert_close(one[:, :9], two[:, :9])
+    assert not torch.allclose(one[:, 9:], two[:, 9:])
+
+
+def test_attention_without_a_causal_mask_is_refused() -> None:
+    config = made().config
+    config._attn_implementation = "eager"
+    with pytest.raises(UserError, match="need the attention sdpa, found eager; leave"):
+        ReversibleGPT2(config)
+
+
+def test_initial_weights_are_those_of_a_gpt2() -> None:
+    settings = {"model.width": 64, "model.layers": 8, "model.blocks": "reversible"}
+    model = build.build(RunConfig.load("tiny", settings), 64, CPU)
+    weights = {name: p.std().item() for name, p in model.named_parameters() if p.dim() == 2}
+    for name, deviation in weights.items():
+        expected = 0.02 / 4 if "c_proj" in name else 0.02  # √(2 · 8) = 4
+        assert deviation == pytest.approx(expected, rel=0.05), name
+
+
 def test_stable_initialisation_scales_the_embedding() -> None:
     model = made(model__init="stable")
     torch.testing.assert_close(model.wte(torch.tensor(5)), model.wte.weight[5] * 32**0.5)

@@ -83,6 +83,18 @@ def test_parameters_are_counted(overrides: dict[str, Any]) -> None:
     assert build.parameter_count(config(**overrides), 100) == count
 
 
+def test_initial_weights_are_those_of_t5() -> None:
+    weights = dict(made().named_parameters())
+    expected = {
+        "shared.weight": 1.0,
+        "encoder.block.0.layer.0.SelfAttention.q.weight": (32 * 16) ** -0.5,
+        "decoder.block.1.layer.1.EncDecAttention.k.weight": 32**-0.5,
+        "decoder.block.1.layer.2.DenseReluDense.wo.weight": 128**-0.5,
+    }
+    for name, deviation in expected.items():
+        assert weights[name].std().item() == pytest.approx(deviation, rel=0.1), name
+
+
 def test_t5_base_is_as_large_as_published() -> None:
     """Raffel 2020: about 220 million parameters, with 32 128 tokens."""
     found = t5_parameters(layers=12, width=768, heads=12, vocabulary=32128)

@@ -19,6 +19,7 @@ built.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from torch.autograd.function import once_differentiable
 from transformers import GPT2Config
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2PreTrainedModel
+
+from trainenv.types import UserError
 
 STREAM = torch.float64  # type of the two streams
 
@@ -103,10 +106,19 @@ class ReversibleGPT2(GPT2PreTrainedModel):
 
     Attributes:
         recompute: False to keep all activations, which gives the same gradients.
+
+    Raises:
+        UserError: The attention is another one than `sdpa`, which is causal without a mask.
     """
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
+        attention = self.config._attn_implementation
+        if attention != "sdpa":
+            raise UserError(
+                f"reversible blocks need the attention sdpa, found {attention}; "
+                "leave attn_implementation out"
+            )
         self.recompute = True
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
@@ -114,6 +126,17 @@ class ReversibleGPT2(GPT2PreTrainedModel):
         self.blocks = nn.ModuleList(ReversibleBlock(config, n) for n in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.post_init()
+        self._scale_outputs()
+
+    def _scale_outputs(self) -> None:
+        """Draw the output projections as GPT-2 does, smaller for more blocks.
+
+        transformers does so for classes of its own alone.
+        """
+        deviation = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(parameter, std=deviation)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding, which the output layer shares."""

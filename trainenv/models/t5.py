@@ -7,18 +7,21 @@ built.
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5Block
 
 from trainenv.models.segments import Segmented
 from trainenv.models.spec import ModelSpec
 
 ATTENTION = "sdpa" if getattr(T5ForConditionalGeneration, "_supports_sdpa", False) else "eager"
 """Attention of T5: transformers before 5 has only the eager one."""
+_NEEDS_PLACES = "cache_position" in signature(T5Block.forward).parameters  # up to transformers 4
 _BUCKETS = 32  # of distances, in the bias of attention
 
 
@@ -109,8 +112,12 @@ class T5(Segmented, T5ForConditionalGeneration):
         if read is not None:
             no_bias = torch.zeros((1, 1, 1, 1), dtype=bias.dtype, device=bias.device)
 
+        places: dict[str, Tensor] = {}
+        if _NEEDS_PLACES:
+            places["cache_position"] = torch.arange(tokens.shape[1], device=bias.device)
+
         def call(block: nn.Module, hidden: Tensor) -> Tensor:
-            output: Tensor = block(hidden, None, bias, read, None, no_bias)[0]
+            output: Tensor = block(hidden, None, bias, read, None, no_bias, **places)[0]
             return output
 
         hidden = self.through(stack.block, call, stack.dropout(self.shared(tokens)))
