@@ -12,7 +12,9 @@ processor, the median of the passes. Linux only.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from trainenv.config.schema import RunConfig
 from trainenv.models import build
@@ -37,6 +40,11 @@ MODES: dict[str, dict[str, Any]] = {
 DEPTHS = (4, 12, 24)
 MIB = 2**20
 _VOCABULARY = 256
+_ALLOCATOR = {
+    # The allocator of glibc returns freed memory at once, which takes time.
+    "memory": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+    "time": {},
+}
 
 
 def main() -> None:
@@ -50,18 +58,31 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="sequences of a batch")
     parser.add_argument("--passes", type=int, default=3, help="timed passes of each cell")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--cell", nargs=2, metavar=("MODE", "DEPTH"), help=argparse.SUPPRESS)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cell:
-        mode, depth = args.cell
-        print(json.dumps(measured(mode, int(depth), args)))
+        mode, depth, measure = args.cell
+        measured = {"memory": memory, "time": seconds}[measure]
+        print(json.dumps(measured(*model_and_tokens(mode, int(depth), args), args.passes)))
         return
     cells = []
     for depth in args.depths:
-        for mode in MODES:
-            command = [sys.executable, __file__, *sys.argv[1:], "--cell", mode, str(depth)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-            cells.append({"mode": mode, "depth": depth, **json.loads(done.stdout)})
+        for mode in args.modes:
+            cell = {"mode": mode, "depth": depth}
+            for measure in ("memory", "time"):
+                command = [sys.executable, __file__, *sys.argv[1:]]
+                command += ["--cell", mode, str(depth), measure]
+                done = subprocess.run(
+                    command,
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                    cwd=ROOT,
+                    env={**os.environ, **_ALLOCATOR[measure]},
+                )
+                cell |= json.loads(done.stdout)
+            cells.append(cell)
             print(f"{mode} {depth}", file=sys.stderr, flush=True)
     report = {
         "width": args.width,
@@ -77,10 +98,8 @@ def main() -> None:
         print(table(cells))
 
 
-def measured(mode: str, depth: int, args: argparse.Namespace) -> dict[str, float]:
-    """Return kept and peak memory in MiB, and milliseconds, of a pass in this process."""
-    from tests.support.saved_bytes import saved_bytes
-
+def model_and_tokens(mode: str, depth: int, args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """Return a model and a micro-batch."""
     torch.set_num_threads(1)
     config = RunConfig.load(
         "tiny",
@@ -96,21 +115,31 @@ def measured(mode: str, depth: int, args: argparse.Namespace) -> dict[str, float
     model = build.build(config, _VOCABULARY, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, _VOCABULARY, (args.batch, args.context + 1), generator=draw)
-    kept = saved_bytes(model, tokens[:, :-1])
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)  # zeros would take no memory before their use
+    return model, tokens
+
+
+def memory(model: nn.Module, tokens: Tensor, passes: int) -> dict[str, float]:
+    """Return kept and peak memory of a pass in MiB."""
+    from tests.support.saved_bytes import saved_bytes
+
+    kept = saved_bytes(model, tokens[:, :-1])
+    gc.collect()
     _forget_peak()
-    before = _memory("VmRSS")
-    seconds = []
-    for _ in range(args.passes):
+    before = _resident("VmRSS")
+    NextToken()(model, tokens).backward()
+    return {"kept_mib": kept / MIB, "peak_mib": (_resident("VmHWM") - before) / MIB}
+
+
+def seconds(model: nn.Module, tokens: Tensor, passes: int) -> dict[str, float]:
+    """Return the milliseconds of a pass."""
+    found = []
+    for _ in range(passes):
         start = time.process_time()
         NextToken()(model, tokens).backward()
-        seconds.append(time.process_time() - start)
-    return {
-        "kept_mib": kept / MIB,
-        "peak_mib": (_memory("VmHWM") - before) / MIB,
-        "ms": 1000 * median(seconds),
-    }
+        found.append(time.process_time() - start)
+    return {"ms": 1000 * median(found)}
 
 
 def goal(cells: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -149,7 +178,7 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _memory(name: str) -> int:
+def _resident(name: str) -> int:
     """Return resident memory in bytes: `VmRSS` now, `VmHWM` at most."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
