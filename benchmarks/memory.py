@@ -1,12 +1,12 @@
 """Memory and time of a pass by depth: activations kept, computed again, or reversible blocks.
 
-    python benchmarks/memory.py                   # about 5 minutes on one core
+    python benchmarks/memory.py                   # about 3 minutes on one core
     python benchmarks/memory.py --depths 4 8 --json
 
-Each cell is a forward and backward pass of a byte-level GPT-2 in a process of its own. `kept` is
+Each cell is a forward and backward pass of a byte-level GPT-2 in processes of its own. `kept` is
 the size of the tensors that autograd keeps for the backward pass, without weights. `peak` is the
-highest resident memory of a pass above that of weights and gradients. The time is that of the
-processor, the median of the passes. Linux only.
+highest resident memory of a pass above that of weights and gradients, with an allocator that keeps
+no freed memory. The time is that of the processor, the median of the passes. Linux only.
 """
 
 from __future__ import annotations
