@@ -102,6 +102,7 @@ def run_command(args: argparse.Namespace) -> Result:
     """Train a new run, or resume an interrupted one."""
     from trainenv.cli.progress import Progress
     from trainenv.loop import train
+    from trainenv.rollouts import reason_not_folded
 
     flags = _flags(args)
     start = _resume(args, flags) if args.resume else _begin(args, flags)
@@ -111,6 +112,8 @@ def run_command(args: argparse.Namespace) -> Result:
     if _BRANCHING in folder.flags:
         cost_estimate = start.callback.cost_estimate(run)
         notes += [str(cost_estimate), cost_estimate.affords]
+        if reason := reason_not_folded(run):
+            notes.append(reason)
     with (
         interruptible() as stop,
         Progress(run.config.name, run.config.steps, quiet=args.json) as progress,

@@ -17,20 +17,15 @@ def allowance(config: RunConfig) -> float:
     They are counted as in the ledger (`trainenv.models.spec`): a forward pass costs a third of a
     training step, for each token.
     """
-    from trainenv.models.build import parameter_count, positions
-    from trainenv.models.spec import transformer_flops
+    from trainenv.models.build import sequence_flops
 
-    model = config.model
     vocabulary = _VOCABULARIES.get(config.corpus.tokenizer, config.corpus.vocab_size)
-    parameters = parameter_count(config, vocabulary) - positions(config) * model.width
-    per_token = transformer_flops(
-        parameters, layers=model.layers, width=model.width, context=model.context
-    )
     forward = _validations(config) * config.validation.sequences
     if config.validation.full_every:
         forward += _full_validations(config)
     forward += _probes(config) * config.monitor.probe_sequences
-    return model.context * per_token * (config.steps * config.batch_size + forward / 3)
+    sequences = config.steps * config.batch_size + forward / 3
+    return sequence_flops(config, vocabulary) * sequences
 
 
 def _validations(config: RunConfig) -> int:
@@ -43,8 +38,9 @@ def _validations(config: RunConfig) -> int:
 def _full_validations(config: RunConfig) -> int:
     """The number of sequences that the evaluations of the whole validation part take in all."""
     from trainenv import data
+    from trainenv.models.build import text_length
 
-    whole = len(data.load(config.corpus).validation.starts(config.model.context))
+    whole = len(data.load(config.corpus).validation.starts(text_length(config)))
     return whole * (1 + (config.steps - 1) // config.validation.full_every)
 
 

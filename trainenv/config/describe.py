@@ -254,6 +254,8 @@ def _type(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         return _type(defs[schema["$ref"].rpartition("/")[2]], defs)
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
+    if "const" in schema:
+        return str(schema["const"])
     if "anyOf" in schema:
         return " or ".join(_type(part, defs) for part in schema["anyOf"])
     if "prefixItems" in schema:

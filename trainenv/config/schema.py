@@ -23,6 +23,7 @@ from trainenv.config.optimization import ClipConfig, OptimizerConfig, ScheduleCo
 from trainenv.config.presets import find, merge, nest, resolve, with_new_keys
 from trainenv.config.saving import CheckpointConfig, ValidationConfig
 from trainenv.config.section import Config, Count, CountOrZero, field_at, validate
+from trainenv.config.span_corruption import SpanCorruptionConfig
 from trainenv.config.stressors import Plant, PlantKind, StressorConfig
 from trainenv.config.tasks import TaskConfig
 
@@ -43,6 +44,7 @@ __all__ = [
     "PlantKind",
     "RunConfig",
     "ScheduleConfig",
+    "SpanCorruptionConfig",
     "StressorConfig",
     "TaskConfig",
     "TrainingConfig",
@@ -143,12 +145,16 @@ class RunConfig(TrainingConfig):
     batch_size: Count = Field(
         description="Sequences in the batch of one optimizer step; a multiple of `accumulation`."
     )
-    model: ModelConfig = Field(description="GPT-2 that is trained.")
+    model: ModelConfig = Field(description="Model that is trained.")
     corpus: CorpusConfig = Field(default=CorpusConfig(), description="Text and tokenizer.")
     tasks: TaskConfig = Field(default=TaskConfig(), description="Samples of tasks.")
     optimizer: OptimizerConfig = Field(description="AdamW.")
     stressors: StressorConfig = Field(
         default=StressorConfig(), description="Planted causes of instability."
+    )
+    span_corruption: SpanCorruptionConfig = Field(
+        default=SpanCorruptionConfig(),
+        description="Training task where `model.architecture` is `t5`.",
     )
 
     @model_validator(mode="after")

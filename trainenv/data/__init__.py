@@ -29,6 +29,7 @@ from trainenv.config.schema import CorpusConfig, TaskConfig
 from trainenv.data import bpe, cache, gpt2_tokens, hub
 from trainenv.data.batches import CorpusBatches, epoch_steps
 from trainenv.data.corpus import Corpus, Growing, Split, held_out, interleaved, rarest
+from trainenv.data.corrupted import CorruptedBatches, corrupted_set
 from trainenv.data.documents import Documents, Source, Survey, listed, standard_library, text_files
 from trainenv.data.map_style import DatasetBatches
 from trainenv.data.streams import StreamBatches
@@ -41,6 +42,7 @@ from trainenv.types import UserError
 __all__ = [
     "Corpus",
     "CorpusBatches",
+    "CorruptedBatches",
     "DatasetBatches",
     "SampleBatches",
     "SampleCorpus",
@@ -48,6 +50,7 @@ __all__ = [
     "StreamBatches",
     "TokenFileBatches",
     "TokenStream",
+    "corrupted_set",
     "epoch_steps",
     "identity",
     "load",

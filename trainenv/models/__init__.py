@@ -1,7 +1,7 @@
-"""Models: GPT-2, and what training needs to know of any architecture.
+"""Models: GPT-2, its reversible form and T5, and what training needs to know of any architecture.
 
 from trainenv.models import ModelSpec          # facts about an architecture of your own
-from trainenv.models.build import build        # the GPT-2 of a configuration
+from trainenv.models.build import build        # the model of a configuration
 """
 
 from trainenv.models.spec import ModelSpec, Shape, spec_of, transformer_flops

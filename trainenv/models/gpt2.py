@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from trainenv.models.segments import Segmented
 
-class GPT2(GPT2LMHeadModel):
+
+class GPT2(Segmented, GPT2LMHeadModel):
     """`GPT2LMHeadModel` whose call with nothing but tokens goes straight through the blocks.
 
     Same modules, same weights, same bits. Masks, caches and output recorders, which plain causal
@@ -33,11 +35,16 @@ class GPT2(GPT2LMHeadModel):
             return usual
         body = self.transformer
         hidden = body.drop(body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]])  # (B, T, W)
-        for block in body.h:
-            hidden = block(hidden)
-            if isinstance(hidden, tuple):  # up to transformers 5.2
-                hidden = hidden[0]
+        hidden = self.through(body.h, _run, hidden)
         return CausalLMOutputWithCrossAttentions(logits=self.lm_head(body.ln_f(hidden)))
+
+
+def _run(block: nn.Module, hidden: Tensor) -> Tensor:
+    output = block(hidden)
+    if isinstance(output, tuple):  # up to transformers 5.2
+        output = output[0]
+    states: Tensor = output
+    return states
 
 
 class ScaledEmbedding(nn.Embedding):

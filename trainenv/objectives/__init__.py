@@ -20,5 +20,6 @@ of a sample is the place of its last label.
 
 from trainenv.objectives.next_label import NextLabel
 from trainenv.objectives.next_token import NextToken
+from trainenv.objectives.span_corruption import SpanCorruption
 
-__all__ = ["NextLabel", "NextToken"]
+__all__ = ["NextLabel", "NextToken", "SpanCorruption"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trainenv.rollouts.fork import Start, fork_at
     from trainenv.rollouts.future import Future
     from trainenv.rollouts.group import InTurn
-    from trainenv.rollouts.placement import side_by_side
+    from trainenv.rollouts.placement import reason_not_folded, side_by_side
     from trainenv.rollouts.remote import RemoteGroup, dismiss
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "cool_down",
     "dismiss",
     "fork_at",
+    "reason_not_folded",
     "side_by_side",
 ]
 
@@ -56,6 +57,7 @@ __getattr__ = lazy(
         "cool_down": ".cooldown",
         "dismiss": ".remote",
         "fork_at": ".fork",
+        "reason_not_folded": ".placement",
         "side_by_side": ".placement",
     },
 )

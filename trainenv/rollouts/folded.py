@@ -332,6 +332,15 @@ _AS_IN_FORWARD = {
 """Settings of a GPT-2, with the values that `forward` computes."""
 
 
+def check_foldable(run: TrainingRun) -> None:
+    """Check that forks of a run can be folded; changes nothing.
+
+    Raises:
+        UserError: They cannot; the error gives the reason.
+    """
+    _check(run, run)
+
+
 def _check(run: TrainingRun, first: TrainingRun) -> None:
     """Refuse a run that `forward` computes differently, or that does not fit the first run.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from trainenv.models.spec import spec_of
-from trainenv.rollouts.folded import Folded
+from trainenv.rollouts.folded import Folded, check_foldable
 from trainenv.rollouts.fork import Start, fork_at
 from trainenv.rollouts.group import InTurn
 from trainenv.rollouts.remote import remote_group
@@ -34,10 +34,32 @@ def side_by_side(
     """
     if not isinstance(run, TrainingRun):
         return InTurn([fork_at(run, start) for start in starts])
-    width = spec_of(run.model).shape(run.model).width or math.inf
-    if fold and (run.device.type == "cuda" or width <= FOLDS_UP_TO):
+    if fold and _is_narrow(run):
         with suppress(UserError):  # these forks cannot be folded
             return Folded([fork_at(run, start) for start in starts])
     if workers and len(starts) > 1 and (group := remote_group(run, starts, workers)):
         return group
     return InTurn([fork_at(run, start) for start in starts])
+
+
+def reason_not_folded(run: Run) -> str:
+    """Return a sentence that says why branches of a run cannot be folded into one.
+
+    It is empty if they can be, and for a GPT-2 that is too wide to gain from it.
+    """
+    if not isinstance(run, TrainingRun):
+        return ""
+    wide_gpt2 = type(run.model).__name__ == "GPT2" and not _is_narrow(run)
+    try:
+        check_foldable(run)
+    except UserError as error:
+        if not wide_gpt2:
+            reason, _, _ = str(error).partition(";")
+            return f"branches are trained in turn or in worker processes: {reason}"
+    return ""
+
+
+def _is_narrow(run: TrainingRun) -> bool:
+    """Tell if a model is narrow enough to gain from folding; on a GPU each one is."""
+    width = spec_of(run.model).shape(run.model).width or math.inf
+    return run.device.type == "cuda" or width <= FOLDS_UP_TO
