@@ -18,6 +18,7 @@ is then a label, and no reward is known. `input_ids` is read where `tokens` is m
 of a sample is the place of its last label.
 """
 
+from trainenv.objectives.mtp import MTP
 from trainenv.objectives.next_token import NextToken
 
-__all__ = ["NextToken"]
+__all__ = ["MTP", "NextToken"]
