@@ -153,7 +153,8 @@ class HeadLosses:
         self.measures.add(
             value_measures(values.detach(), earlier, rewards, labelled, self.advantages)
         )
-        return loss * weighting.value_coefficient
+        coefficient: float = weighting.value_coefficient
+        return loss * coefficient
 
 
 def _precise(logits: Tensor) -> Tensor:

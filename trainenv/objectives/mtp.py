@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,8 @@ from trainenv.objectives.next_token import NextToken
 from trainenv.objectives.reference import check_reference, check_tokenizers
 from trainenv.objectives.weightings import Uniform, Weighting
 from trainenv.tools.checks import count, number
-from trainenv.types import UserError
+from trainenv.types import EMPHASES, Emphasis, UserError
 
-Emphasis = Literal["less", "more"]
 _VALUE_STEPS = 100  # steps of the value head alone, if the weighting does not say
 _SHARE_STEP = 0.1  # of the kept share, for one change of emphasis
 _SHARES = (0.1, 1.0)
@@ -137,6 +136,11 @@ class MTP:
         data = MicroBatch.of(micro_batch)
         if not torch.is_grad_enabled():
             return _next_token(model, data)
+        if self.weighting.needs_value and data.reward is None:
+            raise UserError(
+                "the critic needs micro-batches with `reward`, found "
+                f"{type(micro_batch).__name__} without; see the docstring of trainenv.objectives"
+            )
         if self.calls % self.calls_per_step == 0:
             self._measured = []
         step = self.step
@@ -217,8 +221,7 @@ class MTP:
         else:
             changed = {"less": kept - _SHARE_STEP, "more": kept + _SHARE_STEP}
             least, most = _SHARES
-        found: list[Emphasis] = ["less", "more"]
-        return tuple(one for one in found if least - 1e-9 <= changed[one] <= most + 1e-9)
+        return tuple(one for one in EMPHASES if least - 1e-9 <= changed[one] <= most + 1e-9)
 
     @property
     def kept_share(self) -> float | None:

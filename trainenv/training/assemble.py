@@ -13,6 +13,7 @@ from trainenv.config.schema import RunConfig
 from trainenv.data.stressors import Stressors
 from trainenv.models import build
 from trainenv.training import numerics, optimizers
+from trainenv.training.objectives import build_objective
 from trainenv.training.parts import check_model
 from trainenv.types import UserError
 
@@ -80,6 +81,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         if "validation" in own:
             sets.pop("full_validation", None)
         parts = sets | parts
+    if "objective" not in own and (objective := build_objective(config, parts["model"])):
+        parts["objective"] = objective
     if "optimizer" not in own:
         parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)
     return parts

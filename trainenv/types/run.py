@@ -112,6 +112,11 @@ class InForce(Protocol):
         """Data indices that the monitor flagged and that are still to come, after a rewind."""
         ...
 
+    @property
+    def emphases(self) -> tuple[str, ...]:
+        """Changes of the objective's emphasis that are possible now; read only if allowed."""
+        ...
+
 
 class Horizon(Protocol):
     """Budget of a run."""
@@ -187,6 +192,11 @@ class Run(Protocol):
     @property
     def flagged_ahead(self) -> tuple[int, ...]:
         """Flagged data indices that are still to come, after a rewind."""
+        ...
+
+    @property
+    def emphases(self) -> tuple[str, ...]:
+        """Changes of the objective's emphasis that are possible now; none for most objectives."""
         ...
 
     @property

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-def make(name: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> Weighting:
+def make(name: str, options: Mapping[Any, Mapping[str, Any]] | None = None) -> Weighting:
     """Make a weighting.
 
     Args:
