@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainenv.models.spec import spec_of
@@ -139,18 +140,17 @@ class FutureHeads(nn.Module):
         return logits
 
     def values(self, hidden: Tensor) -> Tensor:
-        """Return the probability of success of each state, float32 [B, T], from 0 to 1."""
+        """Return the probability of success of each state, [B, T], from 0 to 1.
+
+        It is computed in float32 at least, because few bits would hide small changes.
+        """
         assert self.value is not None
-        with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.value(hidden.float()).squeeze(-1).sigmoid()
-            return values
+        return _values(hidden, self.value.weight, self.value.bias)
 
     def earlier_values(self, hidden: Tensor) -> Tensor:
         """Return the values of the value head as it was at the last `remember_values`, [B, T]."""
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            weight = cast(Tensor, self.anchor_weight)
-            bias = cast(Tensor, self.anchor_bias)
-            return nn.functional.linear(hidden.float(), weight, bias).squeeze(-1).sigmoid()
+        with torch.no_grad():
+            return _values(hidden, cast(Tensor, self.anchor_weight), cast(Tensor, self.anchor_bias))
 
     @torch.no_grad()
     def remember_values(self) -> None:
@@ -227,6 +227,13 @@ def states(model: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> Tens
     body = cast(Any, model).base_model
     output: Tensor = body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
     return output
+
+
+def _values(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden.to(precise), weight.to(precise), bias.to(precise))
+    return logits.squeeze(-1).sigmoid()
 
 
 def _first(output: Any) -> Tensor:

@@ -93,7 +93,8 @@ class HeadLosses:
     def each(self, hidden: Tensor, before: Tensor) -> Iterator[Tensor]:
         """Yield each loss, given the outputs of the trunk or leaves in their place."""
         for head, share in enumerate(self.shares):
-            yield self._of_head(head, hidden, before) * share
+            loss = self._of_head(head, hidden, before)
+            yield loss * (share.to(loss.dtype) if isinstance(share, Tensor) else share)
         if self.values is not None:
             yield self._of_values(hidden)
 
@@ -179,7 +180,7 @@ def _shares(objective: MTP, heads: int, data: MicroBatch) -> list[float | Tensor
     scaled = scaled[: data.inputs.shape[1]]
     if data.labels is None:
         return [one / sum(scaled) for one in scaled]
-    there = [(data.labels_of(head) != IGNORED).any() for head in range(len(scaled))]
+    there = [data.labelled(head).any().double() for head in range(len(scaled))]
     total = sum(one * known for one, known in zip(scaled, there))
     return [one / torch.where(total > 0, total, 1.0) for one in scaled]  # type: ignore[arg-type]
 
