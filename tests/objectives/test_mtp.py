@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.mtp_models import VOCABULARY, gpt2, llama, samples, tokens
 from torch import Tensor, nn
 
+from tests.support.mtp_models import VOCABULARY, gpt2, llama, samples, tokens
 from trainenv.models import add_heads
 from trainenv.objectives import MTP, NextToken
 from trainenv.objectives.weightings import Critic, RandomSelection, Rho1
@@ -213,7 +213,7 @@ def test_mistakes_are_named() -> None:
     model = gpt2()
     bare = llama()
     del bare.future_heads
-    with pytest.raises(UserError, match="needs a model with future heads.*add_heads"):
+    with pytest.raises(UserError, match=r"needs a model with future heads.*add_heads"):
         MTP()(bare, tokens())
     with pytest.raises(UserError, match="has future heads already"):
         add_heads(model)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.support.mtp_models import VOCABULARY, gpt2, samples, targets, tokens
 from torch import Tensor, nn
 
+from tests.support.mtp_models import VOCABULARY, gpt2, samples, targets, tokens
 from trainenv.objectives import MTP
 from trainenv.objectives.measures import WeightMeasures, value_measures
 from trainenv.objectives.reference import check_tokenizers, reference_losses
@@ -146,7 +146,8 @@ def test_the_value_head_is_trained_alone_first() -> None:
     for _ in range(4):
         objective(model, samples())
         drift.append(float(objective.measured()["value_drift"]))
-    assert drift[0] > 0.1 and drift[2] == 0  # step 5 is the third of the second stage
+    assert drift[0] > 0.1
+    assert drift[2] == 0  # step 5 is the third of the second stage
 
 
 def test_a_head_is_weighted_by_the_advantage_of_the_token_that_it_predicts() -> None:
@@ -201,7 +202,8 @@ def test_exactly_the_share_of_the_valid_tokens_is_kept(count: int) -> None:
     best = sorted(seen.excess[seen.valid].tolist(), reverse=True)[:chosen]
     assert sorted(seen.excess[weights > 0].tolist(), reverse=True) == best
     random = RandomSelection(kept_share=0.6).weights(seen)
-    assert int(random.sum()) == chosen and not random[~seen.valid].any()
+    assert int(random.sum()) == chosen
+    assert not random[~seen.valid].any()
 
 
 def test_of_equal_excess_the_earlier_tokens_are_kept() -> None:
@@ -245,7 +247,8 @@ def test_shuffled_weights_are_the_same_ones_elsewhere() -> None:
     assert not torch.equal(found, weights)
     other = Shuffled(of=inner).weights(targets(loss, valid, reference=reference, seed=1))
     assert not torch.equal(found, other)
-    assert Shuffled(of=inner).needs_reference and Shuffled(of=Critic()).needs_value
+    assert Shuffled(of=inner).needs_reference
+    assert Shuffled(of=Critic()).needs_value
 
 
 def test_the_reference_is_compared_for_the_same_token() -> None:
@@ -283,12 +286,12 @@ def test_a_reference_that_does_not_fit_is_refused() -> None:
             return self.tokens(inputs).mean(1, keepdim=True).expand(-1, inputs.shape[1], -1)
 
     smaller = nn.Sequential(nn.Embedding(7, 7))
-    with pytest.raises(UserError, match="tokenizer of the model: expected a vocabulary of 23.*7"):
+    with pytest.raises(UserError, match=r"tokenizer of the model: expected a vocabulary of 23.*7"):
         MTP(weighting=Rho1(), reference=smaller)(model, tokens())
-    with pytest.raises(UserError, match="aligned in time.*sees later tokens"):
+    with pytest.raises(UserError, match=r"aligned in time.*sees later tokens"):
         MTP(weighting=Rho1(), reference=Later())(model, tokens())
+    bare = gpt2(heads=1)
     with pytest.raises(UserError, match="needs 4 heads, found 1"):
-        bare = gpt2(heads=1)
         MTP(weighting=Rho1(), reference=bare, reference_ahead=True)(model, tokens())
     with pytest.raises(UserError, match="'b' as token 1, found 'c'"):
         check_tokenizers(_tokenizer("ab"), _tokenizer("ac"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -78,6 +78,8 @@ class ObjectiveConfig(Config):
                 f"{len(self.head_weights)}"
             )
         try:
+            for name in self.options:
+                weightings.make(name, self.options)
             made = weightings.make(self.weighting, self.options)
         except UserError as error:
             raise ValueError(str(error)) from None
@@ -87,7 +89,3 @@ class ObjectiveConfig(Config):
                 " objective.reference"
             )
         return self
-
-    def options_of(self, name: str) -> Mapping[str, Any]:
-        """Return the hyperparameters of a weighting that differ from its defaults."""
-        return next((options for known, options in self.options.items() if known == name), {})
