@@ -81,8 +81,7 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         if "validation" in own:
             sets.pop("full_validation", None)
         parts = sets | parts
-    if "objective" not in own and (objective := build_objective(config, parts["model"])):
-        parts["objective"] = objective
+    parts["objective"] = build_objective(config, parts["model"], own.get("objective"))
     if "optimizer" not in own:
         parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)
     return parts

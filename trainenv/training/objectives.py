@@ -19,23 +19,34 @@ from trainenv.types import Objective, UserError
 _VALUE_SHARE = 6  # the value head is trained alone for 1/6 of the budget: half an epoch of three
 
 
-def build_objective(config: RunConfig, model: nn.Module) -> Objective | None:
-    """Return the configured objective, None for next-token prediction.
+def build_objective(
+    config: RunConfig, model: nn.Module, own: Objective | None = None
+) -> Objective | None:
+    """Return the configured objective, or your own; None for next-token prediction.
 
     For multi-token prediction the model is given its heads, unless it has some.
+
+    Args:
+        config: Configuration of the run.
+        model: Model of the run, which may be changed.
+        own: Objective in place of the configured one; None without.
 
     Raises:
         UserError: The model cannot have heads, or the reference does not exist or does not fit.
     """
     asked = config.objective
     if asked.kind == "next_token":
-        return None
+        return own
     weighting = _with_budget(weightings.make(asked.weighting, asked.options), config.steps)
+    if isinstance(own, MTP):
+        weighting = own.weighting
     reference = None
-    if asked.reference is not None and weighting.needs_reference:
+    if own is None and asked.reference is not None and weighting.needs_reference:
         reference = _reference(asked.reference, model)
     if not hasattr(model, "future_heads"):
         add_heads(model, heads=asked.heads, kind=asked.head, value=weighting.needs_value)
+    if own is not None:
+        return own
     return MTP(
         weighting=weighting,
         head_weights=asked.head_weights,
