@@ -24,6 +24,7 @@ from trainenv.envs import TrainingEnv
 from trainenv.interventions import ActionCodec
 from trainenv.loop import resume
 from trainenv.models import add_heads
+from trainenv.models.build import parameter_count
 from trainenv.objectives import MTP
 from trainenv.objectives.weightings import Critic, LowExcess, RandomSelection, Rho1, Shuffled
 from trainenv.records.decision_files import read_decisions
@@ -147,10 +148,24 @@ def test_keys_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             RunConfig.load("mtp", overrides)
-    with pytest.raises(UserError, match="no folder and no .safetensors"):
+    nowhere = {"objective.weighting": "rho1", "objective.reference": "nowhere"}
+    with pytest.raises(UserError, match=r"no folder and no \.safetensors"):
+        TrainingRun.from_config("mtp", SMALL | nowhere)
+    model = gpt2()
+    del model.future_heads
+    optimizer = AdamW(model.parameters())
+    with pytest.raises(UserError, match="before you make the optimizer"):
         TrainingRun.from_config(
-            "mtp", SMALL | {"objective.weighting": "rho1", "objective.reference": "nowhere"}
+            "mtp", SMALL, model=model, optimizer=optimizer, batches=lambda index: samples()
         )
+
+
+def test_the_parameters_of_the_heads_are_counted_before_they_are_made() -> None:
+    for overrides in ({}, {"objective.head": "linear"}, {"objective.kind": "next_token"}):
+        config = RunConfig.load("mtp", SMALL | overrides)
+        run = TrainingRun.from_config(config)
+        found = sum(p.numel() for p in run.model.parameters())
+        assert found == parameter_count(config, 256)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -173,8 +188,10 @@ def test_a_reference_from_an_export(ahead: bool, tmp_path: Path) -> None:
 def test_an_emphasis_changes_the_kept_share_or_the_weight_of_the_heads() -> None:
     run = made(OBJECTIVES["Rho-1"]())
     snapshot = run.snapshot()
+    made_of = repr(run.objective)
     for _ in range(4):
         run.apply(Intervention(emphasis="more"))
+    assert repr(run.objective) == made_of  # as that of a worker process, which restores the state
     assert run.emphases == ("less",)
     assert run.objective.kept_share == 1.0  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="can't be given 'more'"):
@@ -202,7 +219,7 @@ def test_the_action_space_has_a_seventh_part_only_if_it_is_allowed() -> None:
     less = Intervention(emphasis="less")
     assert codec.decode(codec.encode(less)) == less
     assert codec.decode([0] * 7).does_nothing
-    with pytest.raises(UserError, match="set interventions.allow_emphasis"):
+    with pytest.raises(UserError, match=r"set interventions.allow_emphasis"):
         ActionCodec(settings).encode(less)
     with pytest.raises(UserError, match="6 whole numbers"):
         ActionCodec(settings).decode([0] * 7)

@@ -78,12 +78,18 @@ def positions(config: RunConfig) -> int:
 
 
 def parameter_count(config: RunConfig, vocab_size: int) -> int:
-    """Return the number of parameters; the output layer shares the token embedding."""
+    """Return the number of parameters; the output layer shares the token embedding.
+
+    The heads of the objective are counted, a value head is not.
+    """
     width = config.model.width
     layers = config.model.layers
-    return (
-        (vocab_size + positions(config)) * width + layers * (12 * width**2 + 13 * width) + 2 * width
-    )
+    block = 12 * width**2 + 13 * width
+    heads = 0
+    if config.objective.kind == "mtp":
+        head = block if config.objective.head == "block" else width**2
+        heads = (config.objective.heads - 1) * head
+    return (vocab_size + positions(config)) * width + layers * block + 2 * width + heads
 
 
 def memory_needed(config: RunConfig, vocab_size: int) -> int:

@@ -77,6 +77,7 @@ class MTP:
         lean: bool = True,
     ) -> None:
         self.weighting: Weighting = Uniform() if weighting is None else weighting
+        self._given = self.weighting  # `adjust` changes the one in force
         self.head_weights = None
         if head_weights is not None:
             self.head_weights = tuple(
@@ -109,7 +110,7 @@ class MTP:
         self._flops: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
-        parts = [f"weighting={self.weighting!r}", f"head_weights={self.head_weights}"]
+        parts = [f"weighting={self._given!r}", f"head_weights={self.head_weights}"]
         parts += [f"calls_per_step={self.calls_per_step}", f"seed={self.seed}", f"lean={self.lean}"]
         if self.reference is not None:
             parts.append(f"reference={_digest(self.reference)}, ahead={self.reference_ahead}")

@@ -81,6 +81,13 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         if "validation" in own:
             sets.pop("full_validation", None)
         parts = sets | parts
+    headless = config.objective.kind == "mtp" and not hasattr(parts["model"], "future_heads")
+    if "optimizer" in own and headless:
+        raise UserError(
+            "with objective.kind mtp, an optimizer of your own must hold the parameters of the "
+            "heads, found a model without; call trainenv.models.add_heads(model) before you "
+            "make the optimizer"
+        )
     parts["objective"] = build_objective(config, parts["model"], own.get("objective"))
     if "optimizer" not in own:
         parts["optimizer"] = optimizers.adamw(parts["model"], config.optimizer)
