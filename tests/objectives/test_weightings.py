@@ -285,6 +285,8 @@ def test_a_reference_that_does_not_fit_is_refused() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return self.tokens(inputs).mean(1, keepdim=True).expand(-1, inputs.shape[1], -1)
 
+    with pytest.raises(UserError, match="another model than the one"):
+        MTP(weighting=Rho1(), reference=model)(model, tokens())
     smaller = nn.Sequential(nn.Embedding(7, 7))
     with pytest.raises(UserError, match=r"tokenizer of the model: expected a vocabulary of 23.*7"):
         MTP(weighting=Rho1(), reference=smaller)(model, tokens())

@@ -98,7 +98,7 @@ class MTP:
             check_tokenizers(tokenizer, reference_tokenizer)
         self.reference = reference
         if reference is not None:
-            reference.eval().requires_grad_(False)
+            reference.eval()
         self.reference_ahead = reference_ahead
         self.calls_per_step = count("calls_per_step", calls_per_step, least=1)
         self.seed = count("seed", seed, least=0)

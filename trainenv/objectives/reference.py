@@ -50,6 +50,11 @@ def check_reference(model: nn.Module, reference: nn.Module, heads: int, *, ahead
         UserError: The vocabularies differ in size, the reference does not predict each token from
             those before it alone, or it has too few heads; names the mismatch.
     """
+    if reference is model:
+        raise UserError(
+            "the reference must be another model than the one that is trained, found the same; "
+            "give a copy.deepcopy of it"
+        )
     found = _embeddings(reference)
     expected = _embeddings(model)
     if found != expected:
