@@ -104,7 +104,8 @@ class FutureHeads(nn.Module):
             if arguments:
                 before, *further = arguments
             else:
-                before, further = rest.pop("hidden_states"), []
+                before = rest.pop("hidden_states")
+                further = []
             seen.update(before=before, arguments=tuple(further), keywords=rest)
 
         hook = model.get_submodule(self._last_name).register_forward_pre_hook(

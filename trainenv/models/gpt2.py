@@ -47,7 +47,7 @@ class GPT2(GPT2LMHeadModel):
 
     @property
     def _masks_inside(self) -> bool:
-        """True if attention is causal by itself; eager attention would need a mask."""
+        """True if attention is causal without a mask, which eager attention needs."""
         return bool(self.config._attn_implementation == "sdpa")
 
 

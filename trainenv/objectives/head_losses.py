@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,28 @@ from trainenv.objectives.lean import lean_sum
 from trainenv.objectives.measures import WeightMeasures, value_measures
 from trainenv.objectives.micro_batch import IGNORED, MicroBatch
 from trainenv.objectives.reference import reference_losses
-from trainenv.objectives.weightings import Targets, Uniform
+from trainenv.objectives.weightings import Targets, Uniform, Weighting
 
-if TYPE_CHECKING:
-    from trainenv.objectives.mtp import MTP
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Weights of heads and tokens, and the way of the backward pass.
+
+    Attributes:
+        weighting: Weights of the tokens.
+        head_weights: λ of each head.
+        reference: Reference model; None without one.
+        reference_ahead: True to compare each head with that head of the reference.
+        lean: True to differentiate each head's loss before the next is computed.
+        seed: Random seed of this micro-batch.
+    """
+
+    weighting: Weighting
+    head_weights: Sequence[float]
+    reference: nn.Module | None
+    reference_ahead: bool
+    lean: bool
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +43,7 @@ class HeadLosses:
     """Losses of one micro-batch: one for each head, and one for the value head.
 
     Attributes:
-        objective: Objective that they are losses of.
+        rule: Weights of heads and tokens.
         model: Model with future heads.
         heads: Future heads of the model.
         data: Micro-batch.
@@ -38,7 +56,7 @@ class HeadLosses:
         measures: Numbers that describe the weights, filled along the way.
     """
 
-    objective: MTP
+    rule: Rule
     model: nn.Module
     heads: Any
     data: MicroBatch
@@ -50,9 +68,9 @@ class HeadLosses:
     measures: WeightMeasures
 
     @classmethod
-    def of(cls, objective: MTP, model: nn.Module, heads: Any, data: MicroBatch) -> HeadLosses:
+    def of(cls, rule: Rule, model: nn.Module, heads: Any, data: MicroBatch) -> HeadLosses:
         """Run the trunk, and compute all that the losses depend on and that has no gradient."""
-        weighting: Any = objective.weighting
+        weighting: Any = rule.weighting
         trunk = heads.trunk(model, data.inputs, data.mask)
         values = advantages = references = None
         if weighting.needs_value:
@@ -60,16 +78,12 @@ class HeadLosses:
                 values = heads.values(trunk.hidden)
                 advantages = weighting.advantages(values, data.rewards, data.labelled(0))
         if weighting.needs_reference:
-            used = heads.count if objective.reference_ahead else 1
-            references = reference_losses(
-                objective.reference,  # type: ignore[arg-type]
-                data.inputs,
-                data.labels_of(0),
-                data.mask,
-                used,
-            )
+            assert rule.reference is not None
+            used = heads.count if rule.reference_ahead else 1
+            labels = data.labels_of(0)
+            references = reference_losses(rule.reference, data.inputs, labels, data.mask, used)
         return cls(
-            objective=objective,
+            rule=rule,
             model=model,
             heads=heads,
             data=data,
@@ -77,14 +91,14 @@ class HeadLosses:
             values=values,
             advantages=advantages,
             references=references,
-            shares=_shares(objective, heads.count, data),
+            shares=_shares(rule.head_weights, data),
             measures=WeightMeasures(),
         )
 
     def total(self) -> Tensor:
         """Return the loss, lean where there is more than one."""
-        several = self.heads.count > 1 or self.objective.weighting.needs_value
-        if self.objective.lean and several:
+        several = self.heads.count > 1 or self.rule.weighting.needs_value
+        if self.rule.lean and several:
             outputs = (self.trunk.hidden, self.trunk.before)
             return lean_sum(self.each, outputs, self.heads.trained(self.model))
         first, *others = self.each(self.trunk.hidden, self.trunk.before)
@@ -99,7 +113,7 @@ class HeadLosses:
             yield self._of_values(hidden)
 
     def _of_head(self, head: int, hidden: Tensor, before: Tensor) -> Tensor:
-        weighting = self.objective.weighting
+        weighting = self.rule.weighting
         logits = self.heads.logits(self.model, head, hidden, before, self.trunk)
         logits = _precise(logits.flatten(0, 1))
         labels = self.data.labels_of(head)
@@ -129,27 +143,27 @@ class HeadLosses:
         reference = advantage = None
         if self.references is not None:
             reference = self.references[0][:, head:]
-            if self.objective.reference_ahead:
+            if self.rule.reference_ahead:
                 reference = self.references[head]
         if self.advantages is not None:
             advantage = self.advantages[:, head:]
-        seed = (self.objective.seed * 1_000_003 + self.objective.calls) * 64 + head
         return Targets(
             head=head,
             loss=losses,
             valid=valid,
             reference=reference,
             advantage=advantage,
-            generator=torch.Generator().manual_seed(seed % 2**63),
+            generator=torch.Generator().manual_seed((self.rule.seed * 64 + head) % 2**63),
         )
 
     def _of_values(self, hidden: Tensor) -> Tensor:
-        weighting: Any = self.objective.weighting
+        weighting: Any = self.rule.weighting
         if not weighting.value_to_trunk:
             hidden = hidden.detach()
         values = self.heads.values(hidden)
         earlier = self.heads.earlier_values(hidden)
-        rewards, labelled = self.data.rewards, self.data.labelled(0)
+        rewards = self.data.rewards
+        labelled = self.data.labelled(0)
         loss: Tensor = weighting.value_loss(values, earlier, rewards, labelled)
         self.measures.add(
             value_measures(values.detach(), earlier, rewards, labelled, self.advantages)
@@ -173,16 +187,14 @@ def _mean(logits: Tensor, labels: Tensor, *, partial: bool) -> Tensor:
     return total / (labels != IGNORED).sum().clamp_min(1)
 
 
-def _shares(objective: MTP, heads: int, data: MicroBatch) -> list[float | Tensor]:
+def _shares(head_weights: Sequence[float], data: MicroBatch) -> list[float | Tensor]:
     """Return λ_k ÷ Σ λ of each head for which the sequence is long enough."""
-    given = objective.head_weights or (1.0,) * heads
-    scaled = [one * (objective.head_scale if head else 1.0) for head, one in enumerate(given)]
-    scaled = scaled[: data.inputs.shape[1]]
+    reached = head_weights[: data.inputs.shape[1]]
     if data.labels is None:
-        return [one / sum(scaled) for one in scaled]
-    there = [data.labelled(head).any().double() for head in range(len(scaled))]
-    total = sum(one * known for one, known in zip(scaled, there))
-    return [one / torch.where(total > 0, total, 1.0) for one in scaled]  # type: ignore[arg-type]
+        return [one / sum(reached) for one in reached]
+    there = [data.labelled(head).any().double() for head in range(len(reached))]
+    total = sum(one * known for one, known in zip(reached, there))
+    return [one / torch.where(total > 0, total, 1.0) for one in reached]  # type: ignore[arg-type]
 
 
 def _bounds(weighting: Any) -> tuple[float, float] | None:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainenv.objectives.head_losses import HeadLosses
+from trainenv.objectives.head_losses import HeadLosses, Rule
 from trainenv.objectives.measures import value_measures
 from trainenv.objectives.micro_batch import IGNORED, MicroBatch
 from trainenv.objectives.next_token import NextToken
@@ -150,10 +150,22 @@ class MTP:
             return self._value_alone(model, heads, data)
         if self.weighting.needs_value and self._refreshes(step):
             heads.remember_values()
-        losses = HeadLosses.of(self, model, heads, data)
+        losses = HeadLosses.of(self._rule(heads.count), model, heads, data)
         loss = losses.total()
         self._measured.append(losses.measures.found())
         return loss
+
+    def _rule(self, heads: int) -> Rule:
+        """Return the weights in force, for a model with that number of heads."""
+        first, *further = self.head_weights or (1.0,) * heads
+        return Rule(
+            weighting=self.weighting,
+            head_weights=(first, *(one * self._head_scale for one in further)),
+            reference=self.reference,
+            reference_ahead=self.reference_ahead,
+            lean=self.lean,
+            seed=self.seed * 1_000_003 + self.calls,
+        )
 
     @property
     def step(self) -> int:
@@ -309,7 +321,8 @@ class MTP:
         """
         if self._flops is None:
             trunk = of(model)
-            more = model.future_heads.flops_per_token(model, context)  # type: ignore[union-attr, operator]
+            heads: Any = model.future_heads
+            more = heads.flops_per_token(model, context)
             if self.reference is not None and self.weighting.needs_reference:
                 more += of(self.reference) / 3  # a forward pass
             self._flops = (trunk, trunk + more)

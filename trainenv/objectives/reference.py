@@ -27,7 +27,8 @@ def check_tokenizers(ours: Any, theirs: Any) -> None:
         if ours != theirs:
             raise _other_tokenizer(f"digest {ours}", f"digest {theirs}")
         return
-    first, second = _vocabulary(ours), _vocabulary(theirs)
+    first = _vocabulary(ours)
+    second = _vocabulary(theirs)
     if len(first) != len(second):
         raise _other_tokenizer(f"{len(first)} tokens", f"{len(second)}")
     for place in sorted(first.keys() | second.keys()):

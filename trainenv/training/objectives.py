@@ -12,6 +12,7 @@ from torch import nn
 
 from trainenv.config.schema import RunConfig
 from trainenv.models import add_heads
+from trainenv.models.future_heads import HeadKind
 from trainenv.objectives import MTP, weightings
 from trainenv.objectives.weightings import Critic, Shuffled, Weighting
 from trainenv.types import Objective, UserError
@@ -106,8 +107,8 @@ def _exported(path: Path, model: nn.Module) -> nn.Module:
         if ahead and not hasattr(reference, "future_heads"):
             linear = any(name == "future_heads.further.1.weight" for name in weights)
             value = "future_heads.value.weight" in weights
-            kind = "linear" if linear else "block"
-            add_heads(reference, heads=len(ahead) + 1, kind=kind, value=value)  # type: ignore[arg-type]
+            kind: HeadKind = "linear" if linear else "block"
+            add_heads(reference, heads=len(ahead) + 1, kind=kind, value=value)
         try:
             reference.load_state_dict(weights)
         except RuntimeError as error:
