@@ -147,7 +147,8 @@ class ActionCodec:
         skip = config.allow_skip_batch and bool(run.flagged_ahead)
         emphasis: list[list[bool]] = []
         if config.allow_emphasis:
-            emphasis = [[True, *(name in run.emphases for name in EMPHASES)]]
+            possible = getattr(run, "emphases", ())  # a run that is imagined has no objective
+            emphasis = [[True, *(name in possible for name in EMPHASES)]]
         parts = (
             [True, *lr[1:]],
             [True, *decay[1:]],

@@ -112,11 +112,6 @@ class InForce(Protocol):
         """Data indices that the monitor flagged and that are still to come, after a rewind."""
         ...
 
-    @property
-    def emphases(self) -> tuple[str, ...]:
-        """Changes of the objective's emphasis that are possible now; read only if allowed."""
-        ...
-
 
 class Horizon(Protocol):
     """Budget of a run."""
