@@ -125,7 +125,8 @@ def _written(telemetry: Telemetry) -> dict[str, Any]:
     """Return a step as JSON values; non-finite numbers are words."""
     values = asdict(telemetry)
     return {name: _worded(value) for name, value in values.items()} | {
-        "reading": {name: _worded(value) for name, value in values["reading"].items()}
+        part: {name: _worded(value) for name, value in values[part].items()}
+        for part in ("reading", "objective")
     }
 
 

@@ -73,9 +73,16 @@ def digest(value: Any) -> str:
 
 
 def timeless(value: Any) -> Any:
-    """Remove times and folders from JSON values."""
+    """Remove times and folders from JSON values.
+
+    Empty numbers of an objective are left out too: digests from before there were any lack them.
+    """
     if isinstance(value, Mapping):
-        return {str(name): timeless(one) for name, one in value.items() if name not in _TIMES}
+        return {
+            str(name): timeless(one)
+            for name, one in value.items()
+            if name not in _TIMES and (name, one) != ("objective", {})
+        }
     if isinstance(value, list | tuple):
         return [timeless(one) for one in value]
     return value

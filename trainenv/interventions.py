@@ -1,7 +1,8 @@
 """Codec between an `Intervention` and its action vector, with bounds and masks.
 
 An action is a vector of six small integers, by default of the space
-`MultiDiscrete([4, 3, 5, 2, 2, 2])`. All zeros leaves the run alone.
+`MultiDiscrete([4, 3, 5, 2, 2, 2])`. All zeros leaves the run alone. With
+`interventions.allow_emphasis` it has a seventh.
 
 | part | values by default |
 |---|---|
@@ -11,6 +12,7 @@ An action is a vector of six small integers, by default of the space
 | 3 momentum reset | no, yes |
 | 4 data reorder | no, yes |
 | 5 skip batch | no, yes |
+| 6 emphasis of the objective, if allowed | keep, less, more |
 """
 
 from __future__ import annotations
@@ -23,9 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainenv.config.schema import InterventionConfig
-from trainenv.types import InForce, Intervention, UserError
+from trainenv.types import EMPHASES, InForce, Intervention, UserError
 
-PARTS = ("lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch")
+PARTS = (
+    "lr_scale",
+    "weight_decay_scale",
+    "clip",
+    "momentum_reset",
+    "data_reorder",
+    "skip_batch",
+    "emphasis",
+)
+"""Parts of an action; the last is in the action space only if the configuration allows it."""
 
 ActionVector = Sequence[int] | NDArray[np.integer]
 
@@ -43,6 +54,7 @@ class ActionCodec:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of values of each part; the `nvec` of the Gymnasium space."""
+        emphasis = (1 + len(EMPHASES),) * self.config.allow_emphasis
         return (
             len(self.config.lr_scales),
             len(self.config.weight_decay_scales),
@@ -50,13 +62,14 @@ class ActionCodec:
             2,
             2,
             2,
+            *emphasis,
         )
 
     def decode(self, action: ActionVector) -> Intervention:
         """Return the intervention of an action vector.
 
         Raises:
-            UserError: The action is not six whole numbers, or one of them is out of range.
+            UserError: The action is not one whole number a part, or one of them is out of range.
         """
         try:
             vector = np.asarray(action)
@@ -65,9 +78,10 @@ class ActionCodec:
         whole = vector.dtype.kind in "iu" or (
             vector.dtype.kind == "f" and bool(np.all(vector == np.floor(vector)))
         )
-        if vector.shape != (len(PARTS),) or not whole:
+        names = PARTS[: len(self.sizes)]
+        if vector.shape != (len(names),) or not whole:
             raise UserError(
-                f"an action is {len(PARTS)} whole numbers ({', '.join(PARTS)}), found {action!r}"
+                f"an action is {len(names)} whole numbers ({', '.join(names)}), found {action!r}"
             )
         for name, value, size in zip(PARTS, vector.tolist(), self.sizes):
             if not 0 <= value < size:
@@ -75,7 +89,7 @@ class ActionCodec:
                     f"the action's {name} must be from 0 to {size - 1}, "
                     f"found {value:g} in {vector.tolist()}"
                 )
-        lr, decay, clip, reset, reorder, skip = (int(v) for v in vector)
+        lr, decay, clip, reset, reorder, skip, *emphasis = (int(v) for v in vector)
         return Intervention(
             lr_scale=self.config.lr_scales[lr],
             weight_decay_scale=self.config.weight_decay_scales[decay],
@@ -83,10 +97,11 @@ class ActionCodec:
             momentum_reset=bool(reset),
             data_reorder=bool(reorder),
             skip_batch=bool(skip),
+            emphasis=(None, *EMPHASES)[sum(emphasis)],
         )
 
     def encode(self, intervention: Intervention) -> NDArray[np.int64]:
-        """Return the action vector of an intervention, int64 [6].
+        """Return the action vector of an intervention, int64 [parts].
 
         Raises:
             UserError: One of its values is not in this action space.
@@ -96,6 +111,14 @@ class ActionCodec:
             raise UserError(
                 f"clip must be one of {', '.join(self.config.clips)} in this action space, found "
                 f"{intervention.clip!r}; add it to interventions.clips"
+            )
+        emphasis: tuple[int, ...] = ()
+        if self.config.allow_emphasis:
+            emphasis = ((None, *EMPHASES).index(intervention.emphasis),)
+        elif intervention.emphasis is not None:
+            raise UserError(
+                f"emphasis must be None in this action space, found {intervention.emphasis!r}; "
+                "set interventions.allow_emphasis"
             )
         parts = (
             _place("lr_scale", intervention.lr_scale, self.config.lr_scales),
@@ -108,6 +131,7 @@ class ActionCodec:
             int(intervention.momentum_reset),
             int(intervention.data_reorder),
             int(intervention.skip_batch),
+            *emphasis,
         )
         return np.array(parts, dtype=np.int64)
 
@@ -126,6 +150,10 @@ class ActionCodec:
         ]
         clip = [name != run.clip and (name != "spam" or config.allow_spam) for name in config.clips]
         skip = config.allow_skip_batch and bool(run.flagged_ahead)
+        emphasis: list[list[bool]] = []
+        if config.allow_emphasis:
+            possible = getattr(run, "emphases", ())  # a run that is imagined has no objective
+            emphasis = [[True, *(name in possible for name in EMPHASES)]]
         parts = (
             [True, *lr[1:]],
             [True, *decay[1:]],
@@ -133,6 +161,7 @@ class ActionCodec:
             [True, config.allow_momentum_reset],
             [True, config.allow_data_reorder],
             [True, skip],
+            *emphasis,
         )
         return tuple(np.array(part, dtype=np.bool_) for part in parts)
 
@@ -159,6 +188,7 @@ class Factors:
     weight_decay_scale: float
     clip: str
     flagged_ahead: tuple[int, ...]
+    emphases: tuple[str, ...] = ()
 
 
 def after(in_force: InForce, *interventions: Intervention) -> Factors:
@@ -169,7 +199,11 @@ def after(in_force: InForce, *interventions: Intervention) -> Factors:
         interventions: Interventions in their order.
     """
     factors = Factors(
-        in_force.lr_scale, in_force.weight_decay_scale, in_force.clip, in_force.flagged_ahead
+        lr_scale=in_force.lr_scale,
+        weight_decay_scale=in_force.weight_decay_scale,
+        clip=in_force.clip,
+        flagged_ahead=in_force.flagged_ahead,
+        emphases=getattr(in_force, "emphases", ()),
     )
     for one in interventions:
         factors = Factors(
@@ -177,6 +211,7 @@ def after(in_force: InForce, *interventions: Intervention) -> Factors:
             weight_decay_scale=factors.weight_decay_scale * one.weight_decay_scale,
             clip=one.clip or factors.clip,
             flagged_ahead=() if one.skip_batch else factors.flagged_ahead,
+            emphases=factors.emphases,
         )
     return factors
 

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from trainenv.monitor.alarm_detail import LayerNorms, largest_logits, layer_name
 from trainenv.monitor.hypergradient import ObservedStep, due
 from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
+from trainenv.monitor.recorder import OBJECTIVE
 from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
 from trainenv.tools.rng import RandomState, exclusive
@@ -38,13 +38,16 @@ from trainenv.types import (
     PURPOSES,
     Batch,
     Batches,
+    CountedObjective,
     Intervention,
     LossSum,
+    MeasuredObjective,
     Objective,
     Purpose,
     Run,
     Schedule,
     Snapshot,
+    SteeredObjective,
     Telemetry,
     UserError,
     as_whole,
@@ -162,6 +165,7 @@ class TrainingRun:
         self._recent = snapshots.Recent()
         model = unwrapped(own.model)
         context = getattr(batches, "context", None)
+        self._context = context
         self._per_token = float(spec_of(model).flops_per_token(model, context))
         epochs = (
             getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
@@ -287,6 +291,13 @@ class TrainingRun:
         return self._clipper.name
 
     @property
+    def emphases(self) -> tuple[str, ...]:
+        """Changes of the objective's emphasis that are possible now; none for most objectives."""
+        if isinstance(self.objective, SteeredObjective):
+            return self.objective.emphases
+        return ()
+
+    @property
     def batches(self) -> Batches:
         """Training data, a pure function of the data index."""
         return self._batches
@@ -320,18 +331,31 @@ class TrainingRun:
     @property
     def flops_per_evaluation(self) -> float:
         """FLOPs of one `evaluate`: a forward pass takes a third of a step."""
-        return self._flops_of(self._validation) / 3
+        return self._forward_flops(self._validation)
 
     def flops_of_probes(self, steps: int) -> float:
         """Return the most FLOPs that the monitor's probes take over `steps` steps."""
         if self._monitor.probe is None:
             return 0.0
         probes = -(-steps // self.config.monitor.probe_every)
-        return probes * self._flops_of([self._probe_batch]) / 3
+        return probes * self._forward_flops([self._probe_batch])
 
     def _flops_of(self, micros: Iterable[Any]) -> float:
         """Return the FLOPs of a forward and backward pass; padding costs as much as labels."""
-        return sum(pass_size(micro) for micro in micros) * self._per_token
+        per_token = self._per_token
+        if isinstance(self.objective, CountedObjective):
+            per_token = self.objective.flops_per_token(
+                unwrapped(self.model), self._context, self._flops_of_model
+            )
+        return sum(pass_size(micro) for micro in micros) * per_token
+
+    def _forward_flops(self, micros: Iterable[Any]) -> float:
+        """Return the FLOPs of a forward pass of the model, without what an objective adds."""
+        return sum(pass_size(micro) for micro in micros) * self._per_token / 3
+
+    def _flops_of_model(self, model: nn.Module) -> float:
+        """Return the FLOPs of a forward and backward pass of any model, for one token."""
+        return float(spec_of(model).flops_per_token(model, self._context))
 
     @property
     def epoch(self) -> int:
@@ -376,7 +400,7 @@ class TrainingRun:
         It is charged like `evaluate`, with as many more FLOPs as it has more tokens.
         """
         loss = self._loss_on(self._full_validation, "validation")
-        self.ledger.charge("evaluate", self._flops_of(self._full_validation) / 3)
+        self.ledger.charge("evaluate", self._forward_flops(self._full_validation))
         return loss
 
     @property
@@ -436,6 +460,13 @@ class TrainingRun:
         clipper = self._clipper
         if intervention.clip is not None and intervention.clip != self.clip:
             clipper = self._new_clipper(intervention.clip)
+        if intervention.emphasis is not None:
+            if not isinstance(self.objective, SteeredObjective):
+                raise UserError(
+                    "an emphasis needs an objective that can be steered, MTP for instance, found "
+                    f"{type(self.objective).__name__}; leave emphasis out"
+                )
+            self.objective.adjust(intervention.emphasis)
         self.lr_scale = lr_scale
         self.weight_decay_scale = decay
         self._clipper = clipper
@@ -596,7 +627,7 @@ class TrainingRun:
             "lr_scale": self.lr_scale,
             "weight_decay_scale": self.weight_decay_scale,
             "seed": self.config.seed,
-            "applied": [[step, asdict(intervention)] for step, intervention in self.applied],
+            "applied": [[step, intervention.as_dict()] for step, intervention in self.applied],
             "flagged": list(self.flagged),
             "reset_at": self._reset_at,
             "line_flops": self._line_flops,
@@ -679,6 +710,9 @@ class TrainingRun:
         if lost := self._moments_lost is not None and bool(self._moments_lost(self.step)):
             optimizers.lose_moments(self.optimizer)
         measured = {"loss": done.loss}
+        if isinstance(self.objective, MeasuredObjective):
+            found = self.objective.measured()
+            measured |= {f"{OBJECTIVE}{name}": value for name, value in found.items()}
         if self._scaler.is_enabled():
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
@@ -716,7 +750,7 @@ class TrainingRun:
         if probes:
             with optimizers.evaluating(self.optimizer):
                 measured |= monitor.measure()
-            self.ledger.charge("evaluate", self._flops_of([self._probe_batch]) / 3)
+            self.ledger.charge("evaluate", self._forward_flops([self._probe_batch]))
         known = {
             "step": self.step,
             "data_index": batch.index,

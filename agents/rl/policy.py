@@ -30,7 +30,7 @@ from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
 from trainenv.envs.world_model import Divergence, WorldModelEnv
-from trainenv.interventions import PARTS, ActionCodec
+from trainenv.interventions import ActionCodec
 from trainenv.tools.rng import exclusive
 from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel
 
@@ -125,7 +125,7 @@ class Policy:
                 actions = tuple(tuple(int(n) for n in vector) for vector in card["actions"])
                 checked = actions
             for vector in checked:
-                if len(vector) != len(PARTS) or not all(
+                if len(vector) != len(sizes) or not all(
                     0 <= value < size for value, size in zip(vector, sizes, strict=True)
                 ):
                     raise ValueError(f"{vector} is no action of {sizes}")

@@ -23,6 +23,7 @@ from trainenv.records.telemetry_log import (
     log_schema,
     read_telemetry,
     row,
+    telemetry_of,
 )
 from trainenv.types import TELEMETRY_FIELDS, Reading, Telemetry, UserError
 
@@ -80,7 +81,8 @@ def test_the_schema_is_json_schema_and_covers_exactly_what_is_measured() -> None
     measured = {"line", "purpose", *TELEMETRY_FIELDS, *(f.name for f in fields(Reading))} - {
         "reading"
     }
-    assert set(schema["properties"]) == set(schema["required"]) == measured
+    assert set(schema["properties"]) == measured
+    assert set(schema["required"]) == measured - {"objective"}
     assert schema["additionalProperties"] is False
     assert {
         name for name, column in schema["properties"].items() if "null" in column["type"]
@@ -114,7 +116,7 @@ def test_the_schema_refuses_what_is_no_row() -> None:
 
 def test_arrow_types_nulls_and_notes() -> None:
     schema = arrow_schema()
-    assert set(schema.names) == set(log_schema()["properties"])
+    assert set(schema.names) == set(log_schema()["required"])
     kinds = {
         "number": pa.float64(),
         "integer": pa.int64(),
@@ -122,7 +124,8 @@ def test_arrow_types_nulls_and_notes() -> None:
         "boolean": pa.bool_(),
         "array": pa.list_(pa.string()),
     }
-    for name, column in log_schema()["properties"].items():
+    for name in log_schema()["required"]:
+        column = log_schema()["properties"][name]
         kind = column["type"] if isinstance(column["type"], str) else column["type"][0]
         assert schema.field(name).type == kinds[kind]
         assert schema.field(name).nullable == (name in MAY_BE_NULL)
@@ -157,8 +160,23 @@ def test_every_value_comes_back(tmp_path: Path) -> None:
     assert table == {
         name: getattr(original, name)
         for name in TELEMETRY_FIELDS
-        if name not in {"reading", "stressors"}
+        if name not in {"reading", "stressors", "objective"}
     }
+
+
+def test_numbers_of_the_objective_are_a_column_of_the_parts_that_have_them(tmp_path: Path) -> None:
+    log = TelemetryLog(tmp_path)
+    log.append([telemetry(1)])
+    log.flush()  # as a version without such numbers has written it
+    measured = telemetry(2, objective={"loss_0": 2.5, "weight_entropy": math.nan})
+    jsonschema.Draft202012Validator(log_schema()).validate(row(measured, 0, "main"))
+    log.append([measured, telemetry(3)])
+    log.flush()
+    assert "objective" not in pq.read_schema(tmp_path / "part-00000.parquet").names
+    assert "objective" in pq.read_schema(tmp_path / "part-00001.parquet").names
+    rows = read_telemetry(tmp_path)
+    assert repr(telemetry_of(rows)) == repr([telemetry(1), measured, telemetry(3)])
+    assert "objective" not in row(telemetry(1), 0, "main")
 
 
 def test_unmeasured_is_null_and_nan_stays_nan(tmp_path: Path) -> None:

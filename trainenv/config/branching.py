@@ -12,7 +12,13 @@ from trainenv.config.section import Config, Count, CountOrZero, NonNegative, Pos
 
 Trigger = Literal["start", "warmup", "harm", "fired", "regression", "checkpoint"]
 ActionPart = Literal[
-    "lr_scale", "weight_decay_scale", "clip", "momentum_reset", "data_reorder", "skip_batch"
+    "lr_scale",
+    "weight_decay_scale",
+    "clip",
+    "momentum_reset",
+    "data_reorder",
+    "skip_batch",
+    "emphasis",
 ]
 
 

@@ -53,6 +53,12 @@ class InterventionConfig(Config):
         description="Allow an action to skip the batches still to come that the monitor has"
         " flagged.",
     )
+    allow_emphasis: bool = Field(
+        default=False,
+        description="Add a seventh part to the action: less or more emphasis of the objective. An"
+        " objective that selects tokens then keeps 0.1 less or more of them, another multi-token"
+        " objective weighs its further heads ÷ 1.25 or × 1.25.",
+    )
 
     @model_validator(mode="after")
     def _neutral_first(self) -> InterventionConfig:

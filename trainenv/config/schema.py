@@ -19,6 +19,7 @@ from trainenv.config.corpus import CORPUS_PATHS, CorpusConfig, with_whole_paths
 from trainenv.config.environment import EnvironmentConfig, InterventionConfig
 from trainenv.config.model import ModelConfig
 from trainenv.config.monitor import MonitorConfig, UncertaintyConfig
+from trainenv.config.objective import ObjectiveConfig
 from trainenv.config.optimization import ClipConfig, OptimizerConfig, ScheduleConfig
 from trainenv.config.presets import find, merge, nest, resolve, with_new_keys
 from trainenv.config.saving import CheckpointConfig, ValidationConfig
@@ -39,6 +40,7 @@ __all__ = [
     "InterventionConfig",
     "ModelConfig",
     "MonitorConfig",
+    "ObjectiveConfig",
     "OptimizerConfig",
     "Plant",
     "PlantKind",
@@ -156,6 +158,7 @@ class RunConfig(TrainingConfig):
         default=SpanCorruptionConfig(),
         description="Training task where `model.architecture` is `t5`.",
     )
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="Training loss.")
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
@@ -169,6 +172,21 @@ class RunConfig(TrainingConfig):
             raise ValueError(
                 f"with long sequences, batch_size ÷ accumulation ({micro}) must be a multiple of "
                 f"stressors.long_factor ({self.stressors.long_factor})"
+            )
+        if self.objective.kind == "mtp" and self.objective.heads > self.model.context:
+            raise ValueError(
+                f"objective.heads ({self.objective.heads}) must be at most model.context "
+                f"({self.model.context})"
+            )
+        if self.objective.kind == "mtp" and self.model.architecture == "t5":
+            raise ValueError(
+                "a T5 is trained by span corruption, and multi-token prediction needs a model that "
+                "predicts the next token; set objective.kind: next_token"
+            )
+        if self.objective.kind == "mtp" and self.precision == "fp16":
+            raise ValueError(
+                "multi-token prediction computes gradients before the loss is scaled, so that fp16 "
+                "would lose small ones; set precision: bf16"
             )
         return self
 

@@ -23,7 +23,8 @@ class TrainingEnv(SteeredEnv):
     A decision is taken every `environment.decision_steps` optimizer steps.
 
     **Action** — `MultiDiscrete([4, 3, 5, 2, 2, 2])`, see `trainenv.interventions`. All zeros does
-    nothing. Parts that `action_masks()` forbids are left out and named in `info["masked"]`.
+    nothing. Parts that `action_masks()` forbids are left out and named in `info["masked"]`. With
+    `interventions.allow_emphasis` there is a seventh part, the emphasis of the objective.
 
     **Observation** — `Box(-10, 10, (32,), float32)`, see `trainenv.envs.observation.Features`.
 

@@ -181,6 +181,8 @@ def _long_factor(config: RunConfig) -> int:
 def parameter_count(config: RunConfig, vocab_size: int) -> int:
     """Return the number of parameters; the output layer shares the token embedding.
 
+    The heads of the objective are counted, a value head is not.
+
     Args:
         config: Configuration of the run.
         vocab_size: Number of tokens of the text.
@@ -195,7 +197,12 @@ def parameter_count(config: RunConfig, vocab_size: int) -> int:
             layers=shape.layers, width=width, heads=shape.heads, vocabulary=vocabulary
         )
     embeddings = (vocab_size + positions(config)) * width
-    return embeddings + shape.layers * (12 * width**2 + 13 * width) + 2 * width
+    block = 12 * width**2 + 13 * width
+    heads = 0
+    if config.objective.kind == "mtp":
+        head = block if config.objective.head == "block" else width**2
+        heads = (config.objective.heads - 1) * head
+    return embeddings + shape.layers * block + 2 * width + heads
 
 
 def sequence_flops(config: RunConfig, vocab_size: int) -> float:

@@ -28,15 +28,26 @@ class GPT2(Segmented, GPT2LMHeadModel):
         self, input_ids: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutputWithCrossAttentions:
         """Return logits [B, T, V] for int64 tokens [B, T]."""
-        # eager attention would need the causal mask
-        masked_inside = self.config._attn_implementation == "sdpa"
-        if input_ids is None or kwargs or self.config.use_cache or not masked_inside:
+        if input_ids is None or kwargs or self.config.use_cache or not self._masks_inside:
             usual: CausalLMOutputWithCrossAttentions = super().forward(input_ids, **kwargs)
             return usual
+        return CausalLMOutputWithCrossAttentions(logits=self.lm_head(self.hidden(input_ids)))
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Return the states that the output layer reads, [B, T, W], for int64 tokens [B, T]."""
         body = self.transformer
+        if not self._masks_inside:
+            usual: Tensor = body(input_ids, use_cache=False).last_hidden_state
+            return usual
         hidden = body.drop(body.wte(input_ids) + body.wpe.weight[: input_ids.shape[1]])  # (B, T, W)
         hidden = self.through(body.h, _run, hidden)
-        return CausalLMOutputWithCrossAttentions(logits=self.lm_head(body.ln_f(hidden)))
+        states: Tensor = body.ln_f(hidden)
+        return states
+
+    @property
+    def _masks_inside(self) -> bool:
+        """True if attention is causal without a mask, which eager attention needs."""
+        return bool(self.config._attn_implementation == "sdpa")
 
 
 def _run(block: nn.Module, hidden: Tensor) -> Tensor:

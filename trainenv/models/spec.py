@@ -46,6 +46,8 @@ class ModelSpec:
 
     position_names: tuple[str, ...] = ("wpe",)
     """Parts of the names of position embeddings: they cost no FLOPs and do not decay."""
+    extra_names: tuple[str, ...] = ("future_heads.",)
+    """Starts of the names of parameters that an objective uses, which counts their FLOPs."""
 
     def shape(self, model: nn.Module) -> Shape:
         """Return the size of the model, from its `config` as transformers names it."""
@@ -78,11 +80,15 @@ class ModelSpec:
     def flops_per_token(self, model: nn.Module, context: int | None = None) -> float:
         """Return the FLOPs of a forward and backward pass for one token; at least 6.
 
-        Each parameter counts once, position embeddings do not. The attention term needs a known
-        shape and the context length in tokens, and is left out without them.
+        Each parameter counts once; position embeddings and the heads of an objective do not. The
+        attention term needs a known shape and the context length in tokens, and is left out without
+        them.
         """
-        named = model.named_parameters()
-        parameters = sum(p.numel() for name, p in named if not self.is_position(name))
+        parameters = sum(
+            p.numel()
+            for name, p in model.named_parameters()
+            if not (self.is_position(name) or name.startswith(self.extra_names))
+        )
         shape = self.shape(model)
         return transformer_flops(
             max(1, parameters),

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from trainenv.types import Telemetry
 
+OBJECTIVE = "objective/"  # start of the names of numbers that the objective has measured
+
 
 class Recorder:
     """Collects the values of each step: those of the host, and 0-d tensors that are read later."""
@@ -42,7 +44,12 @@ class Recorder:
         self._device = []
         self._names = []
         for known, measured in zip(host, names):
-            read = {name: next(values) for name in measured}
+            read: dict[str, Any] = {name: next(values) for name in measured}
             if "tokens" in read:  # counted on the device, as a float
                 read["tokens"] = round(read["tokens"])
+            numbers = {name: read.pop(name) for name in list(read) if name.startswith(OBJECTIVE)}
+            if numbers:
+                read["objective"] = {
+                    name.removeprefix(OBJECTIVE): value for name, value in numbers.items()
+                }
             yield Telemetry(**known, **read)

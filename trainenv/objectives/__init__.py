@@ -18,8 +18,9 @@ is then a label, and no reward is known. `input_ids` is read where `tokens` is m
 of a sample is the place of its last label.
 """
 
+from trainenv.objectives.mtp import MTP
 from trainenv.objectives.next_label import NextLabel
 from trainenv.objectives.next_token import NextToken
 from trainenv.objectives.span_corruption import SpanCorruption
 
-__all__ = ["NextLabel", "NextToken", "SpanCorruption"]
+__all__ = ["MTP", "NextLabel", "NextToken", "SpanCorruption"]

@@ -31,7 +31,9 @@ _ARROW = {
     "array": pa.list_(pa.string()),
 }
 _READING = tuple(f.name for f in fields(Reading))
-_NUMBERS = tuple(name for name in TELEMETRY_FIELDS if name not in ("clip", "stressors", "reading"))
+_NO_NUMBERS = ("clip", "stressors", "reading", "objective")
+_NUMBERS = tuple(name for name in TELEMETRY_FIELDS if name not in _NO_NUMBERS)
+_OBJECTIVE = "objective"  # column of the files of a run whose objective measures something
 
 
 @cache
@@ -45,7 +47,7 @@ def log_schema() -> Mapping[str, Any]:
 
 @cache
 def arrow_schema() -> pa.Schema:
-    """Return the Arrow schema of a row.
+    """Return the Arrow schema of a row whose objective measures nothing.
 
     Fields that may be unmeasured are nullable. Units and descriptions are in the metadata.
     """
@@ -55,8 +57,17 @@ def arrow_schema() -> pa.Schema:
         if not isinstance(kinds, list):
             kinds = [kinds]
         notes = {key: column[key] for key in ("unit", "description") if key in column}
-        columns.append(pa.field(name, _ARROW[kinds[0]], nullable="null" in kinds, metadata=notes))
+        if name != _OBJECTIVE:
+            columns.append(
+                pa.field(name, _ARROW[kinds[0]], nullable="null" in kinds, metadata=notes)
+            )
     return pa.schema(columns)
+
+
+def _objective_column() -> pa.Field:
+    described = log_schema()["properties"][_OBJECTIVE]
+    notes = {"description": described["description"]}
+    return pa.field(_OBJECTIVE, pa.map_(pa.string(), pa.float64()), nullable=True, metadata=notes)
 
 
 def row(telemetry: Telemetry, line: int, purpose: str) -> dict[str, Any]:
@@ -69,12 +80,15 @@ def row(telemetry: Telemetry, line: int, purpose: str) -> dict[str, Any]:
     """
     schema = log_schema()["properties"]
     values: dict[str, Any] = {"line": line, "purpose": purpose}
-    values |= {name: getattr(telemetry, name) for name in TELEMETRY_FIELDS if name != "reading"}
+    names = [name for name in TELEMETRY_FIELDS if name not in ("reading", _OBJECTIVE)]
+    values |= {name: getattr(telemetry, name) for name in names}
     values |= {name: getattr(telemetry.reading, name) for name in _READING}
     values["stressors"] = list(telemetry.stressors)
     for name, value in values.items():
         if isinstance(value, float) and math.isnan(value) and "null" in schema[name]["type"]:
             values[name] = None
+    if telemetry.objective:
+        values[_OBJECTIVE] = dict(telemetry.objective)
     return values
 
 
@@ -92,6 +106,7 @@ def telemetry_of(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Telem
             clip=values["clip"],
             stressors=tuple(values["stressors"]),
             reading=Reading(**{name: _number(values[name]) for name in _READING}),
+            objective=_mapping(values.get(_OBJECTIVE)),
         )
         for values in records
     ]
@@ -104,6 +119,13 @@ def _number(value: Any) -> Any:
     if isinstance(value, str):
         return float(value)
     return value
+
+
+def _mapping(value: Any) -> dict[str, float]:
+    """Return numbers by name, from a mapping or the pairs that Arrow has read; empty for none."""
+    if not isinstance(value, Mapping | Sequence):
+        return {}  # None, or the NaN that pandas puts for it
+    return {str(name): _number(one) for name, one in dict(value).items()}
 
 
 class TelemetryLog:
@@ -147,7 +169,10 @@ class TelemetryLog:
         if not self._rows:
             return
         path = self._folder / f"part-{self._next:05d}.parquet"
-        table = pa.Table.from_pylist(self._rows, schema=arrow_schema())
+        schema = arrow_schema()
+        if any(_OBJECTIVE in values for values in self._rows):
+            schema = schema.append(_objective_column())
+        table = pa.Table.from_pylist(self._rows, schema=schema)
         # An open file, not a path: pyarrow takes a path with a colon for an address.
         with replacing(path) as temporary, temporary.open("wb") as file:
             pq.write_table(table, file, compression="zstd")
@@ -184,7 +209,8 @@ def read_telemetry(folder: str | Path, *, kept_only: bool = False) -> pd.DataFra
         raise UserError(
             f"expected telemetry under {folder}, found no part-*.parquet; give the folder of a run"
         )
-    rows: pd.DataFrame = pa.concat_tables([read_part(part) for part in parts]).to_pandas()
+    tables = [read_part(part) for part in parts]
+    rows: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     if not kept_only:
         return rows
     main = rows[rows["purpose"] == "main"]

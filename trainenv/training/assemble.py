@@ -10,6 +10,7 @@ from torch import nn
 from trainenv.config.schema import RunConfig
 from trainenv.models import build
 from trainenv.training import configured_optimizer, numerics
+from trainenv.training.objectives import build_objective
 from trainenv.training.parts import check_model
 from trainenv.training.sample_parts import sample_parts
 from trainenv.training.text_parts import text_parts
@@ -60,6 +61,17 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
         if "validation" in own:
             found.pop("full_validation", None)
         parts = found | parts
+    headless = config.objective.kind == "mtp" and not hasattr(parts["model"], "future_heads")
+    if "optimizer" in own and headless:
+        raise UserError(
+            "with objective.kind mtp, an optimizer of your own must hold the parameters of the "
+            "heads, found a model without; call trainenv.models.add_heads(model) before you "
+            "make the optimizer"
+        )
+    objective = own.get("objective")
+    if config.objective.kind == "next_token":
+        objective = parts.get("objective")
+    parts["objective"] = build_objective(config, parts["model"], objective)
     if "optimizer" not in own:
         parts["optimizer"] = configured_optimizer.make(parts["model"], config.optimizer)
     return parts

@@ -172,7 +172,7 @@ class Executor(Protocol):
 class ActionSpace(Protocol):
     """Part of `ActionCodec` that planners use.
 
-    An action vector is six whole numbers; all zeros does nothing.
+    An action vector is one whole number a part, six by default; all zeros does nothing.
     """
 
     @property

@@ -190,6 +190,11 @@ class Run(Protocol):
         ...
 
     @property
+    def emphases(self) -> tuple[str, ...]:
+        """Changes of the objective's emphasis that are possible now; none for most objectives."""
+        ...
+
+    @property
     def done(self) -> bool:
         """True once the budget is spent."""
         ...

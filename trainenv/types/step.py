@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from typing import (
     TYPE_CHECKING,
@@ -32,6 +32,8 @@ CLIP_NAMES: tuple[ClipName, ...] = ("none", "zclip", "arc", "spam")
 """Policies of the default action space, for which observations and models have a feature each."""
 IGNORED = -100
 """Label of a token that has none, as in torch and transformers."""
+Emphasis = Literal["less", "more"]
+EMPHASES: tuple[Emphasis, ...] = get_args(Emphasis)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +49,12 @@ class Intervention:
             learning rate up again.
         data_reorder: True to shuffle the blocks of data still to come in this epoch.
         skip_batch: True to drop the flagged batches still to come.
+        emphasis: Change of an objective that can be steered, such as `trainenv.objectives.MTP`:
+            fewer or more tokens kept, or further heads weighed less or more; None for no change.
 
     Raises:
-        UserError: A scale is not a finite positive number, the clip policy is unknown, or another
-            part is neither True nor False.
+        UserError: A scale is not a finite positive number, the clip policy or the emphasis is
+            unknown, or another part is neither True nor False.
     """
 
     lr_scale: float = 1.0
@@ -59,6 +63,7 @@ class Intervention:
     momentum_reset: bool = False
     data_reorder: bool = False
     skip_batch: bool = False
+    emphasis: Emphasis | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr_scale", "weight_decay_scale"):
@@ -74,6 +79,11 @@ class Intervention:
                 names = ", ".join(CLIP_POLICIES)
                 raise UserError(f"clip must be None (keep) or one of {names}, found {self.clip!r}")
             object.__setattr__(self, "clip", str(self.clip))
+        if self.emphasis is not None and self.emphasis not in EMPHASES:
+            raise UserError(
+                f"emphasis must be None (keep) or one of {', '.join(EMPHASES)}, found "
+                f"{self.emphasis!r}"
+            )
         for name in ("momentum_reset", "data_reorder", "skip_batch"):
             object.__setattr__(self, name, as_bool(getattr(self, name), name))
 
@@ -81,6 +91,13 @@ class Intervention:
     def does_nothing(self) -> bool:
         """True if no part changes anything."""
         return self == Intervention()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the parts by name, without `emphasis` if it is None: earlier files lack it."""
+        parts = asdict(self)
+        if self.emphasis is None:
+            del parts["emphasis"]
+        return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +202,8 @@ class Telemetry:
     """Measurements of one optimizer step, as Python numbers, strings and tuples.
 
     NaN marks what was not measured. `configs/log_schema.json` gives meaning and unit of each
-    field. `step` is the number of completed steps *after* this one.
+    field. `step` is the number of completed steps *after* this one. `objective` holds numbers of
+    the objective by name, for example the loss of each head; it is empty for most objectives.
     """
 
     step: int
@@ -213,6 +231,7 @@ class Telemetry:
     loss_scale: float = math.nan
     stressors: tuple[str, ...] = ()
     reading: Reading = field(default_factory=Reading)
+    objective: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def clipped(self) -> bool:
@@ -256,6 +275,49 @@ class Objective(Protocol):
         Those of a plain mean are counted in the data as `trainenv.training.micro_batches.labelled`
         does; return a `LossSum` or a pair if that does not fit your data.
         """
+        ...
+
+
+@runtime_checkable
+class MeasuredObjective(Protocol):
+    """Objective that describes its last step in numbers. Objectives may have this or not."""
+
+    def measured(self) -> Mapping[str, Tensor]:
+        """Return numbers of the last step by name, 0-d tensors; `TrainingRun` calls it once a step.
+
+        They appear in `Telemetry.objective`.
+        """
+        ...
+
+
+@runtime_checkable
+class CountedObjective(Protocol):
+    """Objective whose passes cost more or less than those of the model. May be left out."""
+
+    def flops_per_token(
+        self, model: nn.Module, context: int | None, of: Callable[[nn.Module], float], /
+    ) -> float:
+        """Return the FLOPs of a training step for one token.
+
+        Args:
+            model: Model that is trained.
+            context: Length of a sequence in tokens; None if unknown.
+            of: Function that returns the FLOPs of forward and backward pass of a model.
+        """
+        ...
+
+
+@runtime_checkable
+class SteeredObjective(Protocol):
+    """Objective that interventions can change. May be left out."""
+
+    @property
+    def emphases(self) -> tuple[Emphasis, ...]:
+        """Changes that stay within the bounds now."""
+        ...
+
+    def adjust(self, emphasis: Emphasis, /) -> None:
+        """Put a change in force."""
         ...
 
 

@@ -76,6 +76,8 @@ def intervention(fields: Mapping[str, Any]) -> str:
                 parts.append(CLIPS.get(str(value), str(value)))
             case "momentum_reset" | "data_reorder" | "skip_batch":
                 parts.append(_PARTS[name])
+            case "emphasis":
+                parts.append(f"{value} emphasis")
             case "pending" | "plan":
                 pass
             case _:
