@@ -96,7 +96,7 @@ class BranchingConfig(Config):
         " loss at once, `risk` for a low forecast risk and some gain.",
     )
     min_gain: NonNegative = Field(
-        default=0.003,
+        default=0.006,
         description="Least forecast gain over doing nothing for which a candidate is verified, or a"
         " plan to the end of the run followed, in nats, at least 0.",
     )
