@@ -11,6 +11,7 @@ from trainenv.types import UserError
 
 EXTRAS = {
     "bitsandbytes": "benchmarks",
+    "cmaes": "decode",
     "datasets": "hub",
     "optuna": "bayes",
     "sklearn": "benchmarks",
