@@ -111,7 +111,7 @@ class PPO:
         walk = ThresholdWalk(
             [problem],
             np.zeros((1, 0)),
-            steps=self.moves(problem.space.dimensions),
+            steps=self.moves(problem.space.dimensions).tolist(),
             length=self.episode,
             start=np.full(problem.space.dimensions, 0.5),
         )
@@ -138,7 +138,6 @@ class PPO:
             learning_rate=self.lr,
             gamma=self.discount,
             gae_lambda=self.trace,
-            clip_range=self.clip,
             ent_coef=self.entropy,
             max_grad_norm=self.max_grad_norm,
             policy_kwargs={
@@ -147,6 +146,7 @@ class PPO:
             },
             seed=self.seed,
             device="cpu",
+            clip=self.clip,
             replay=self.replay,
             limit=self.limit,
             share=self.share,

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -44,13 +45,14 @@ class GaussianPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         start = self.log_std_init
         super()._build(lr_schedule)
-        self.std_net = nn.Linear(self.mlp_extractor.latent_dim_pi, self.action_net.out_features)
+        self.std_net = nn.Linear(
+            self.mlp_extractor.latent_dim_pi, get_action_dim(self.action_space)
+        )
         nn.init.orthogonal_(self.std_net.weight, gain=0.01)
         nn.init.constant_(self.std_net.bias, start)
         del self.log_std
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )
+        made: Any = self.optimizer_class
+        self.optimizer = made(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
         mean = torch.nan_to_num(self.action_net(latent_pi)).clamp(-_MEAN, _MEAN)
@@ -130,6 +132,7 @@ class ReplayPPO(PPO):
     """PPO with replay, a rate that falls on a plateau, and guards.
 
     Args:
+        clip: Clip range of the probability ratio.
         replay: Number of samples kept for replay; 0 for none.
         limit: Bound c of an importance weight.
         share: Weight of the replayed loss.
@@ -146,6 +149,7 @@ class ReplayPPO(PPO):
     def __init__(
         self,
         *args: Any,
+        clip: float,
         replay: int,
         limit: float,
         share: float,
@@ -154,10 +158,12 @@ class ReplayPPO(PPO):
         least_rate: float,
         **others: Any,
     ) -> None:
-        super().__init__(*args, rollout_buffer_class=GuardedRollout, **others)
+        others["rollout_buffer_class"] = GuardedRollout
+        super().__init__(*args, **others)
         self.replay = Replay(replay, np.random.default_rng(self.seed))
         self.first_ratios = torch.ones(0)
         self.skipped = 0
+        self._clip = clip
         self._limit = limit
         self._share = share
         self._plateau = ReduceLROnPlateau(
@@ -213,9 +219,10 @@ class ReplayPPO(PPO):
     def _clipped_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the loss of PPO on fresh samples, and the probability ratios [N]."""
         values, new, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+        assert entropy is not None  # a Gaussian has one
         ratio = truncated_weights(new, batch.old_log_prob, math.inf)
         advantage = _standard(batch.advantages)
-        clip = self.clip_range(self._current_progress_remaining)
+        clip = self._clip
         inside = ratio.clamp(1 - clip, 1 + clip)
         surrogate = torch.min(ratio * advantage, inside * advantage).mean()
         error = functional.mse_loss(values.flatten(), batch.returns)
