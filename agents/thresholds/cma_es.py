@@ -26,6 +26,7 @@ class CmaEs:
     """Evolve a Gaussian over the unit cube.
 
     Args:
+        centre: Mean of the first round, shares of each range; None for the middle.
         spread: Standard deviation of the first round, as a share of each range.
         population: Number of points of a round; None for 4 + ⌊3 ln D⌋.
         collapsed: Standard deviation at which the search restarts.
@@ -37,6 +38,7 @@ class CmaEs:
 
     name: ClassVar[str] = "cma-es"
 
+    centre: tuple[float, ...] | None = None
     spread: float = 0.3
     population: int | None = None
     collapsed: float = 0.005
@@ -57,6 +59,8 @@ class CmaEs:
         rng = np.random.default_rng(self.seed)
         dimensions = problem.space.dimensions
         centre = np.full(dimensions, 0.5)
+        if self.centre is not None:
+            centre = np.clip(np.array(self.centre, dtype=np.float64), 0, 1)
         while problem.left > 0:
             evolution = CMA(
                 mean=centre,
