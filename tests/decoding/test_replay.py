@@ -24,7 +24,9 @@ COSTS = CostModel(target_call=(1.0, 1.1, 1.15), draft_step=0.1, block=0.05)
 PAIR = SyntheticPair(vocabulary=24, noise=1.5)
 
 
-def decode(pair: SyntheticPair, settings: Settings, texts: int, length: int) -> np.ndarray:
+def decode(
+    pair: SyntheticPair, settings: Settings, rule: str, texts: int, length: int
+) -> np.ndarray:
     """Calls, drafted, looks, accepted and judged tokens of each text, decoded token by token."""
     p, q = pair.tables()
     generator = np.random.default_rng(7)
@@ -47,7 +49,7 @@ def decode(pair: SyntheticPair, settings: Settings, texts: int, length: int) -> 
             tip = last
             emitted = None
             for token in drafted:
-                if settings.rule == "exact":
+                if rule == "exact":
                     good = generator.random() * q[tip, token] < p[tip, token]
                     other = np.maximum(p[tip] - q[tip], 0)
                 else:
@@ -68,32 +70,34 @@ def decode(pair: SyntheticPair, settings: Settings, texts: int, length: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "slack"),
+    ("rule", "settings", "slack"),
     [
-        (Settings(fallback_threshold=0.0, k=4), 0.0),
-        (Settings(fallback_threshold=0.35, k=8), 0.0),
-        (Settings(fallback_threshold=0.7, k=16), 0.0),
-        # The prefixes of the lossy rule are not the target's: an error of a few per cent.
-        (Settings(fallback_threshold=0.35, rollback_threshold=2.0, k=8, rule="lossy"), 0.03),
-        (Settings(fallback_threshold=0.0, rollback_threshold=4.0, k=4, rule="lossy"), 0.03),
+        ("exact", Settings(fallback_threshold=0.0, k=4), 0.0),
+        ("exact", Settings(fallback_threshold=0.35, k=8), 0.0),
+        ("exact", Settings(fallback_threshold=0.7, k=16), 0.0),
+        # The text before the last block is the target's: an error of a few per cent.
+        ("lossy", Settings(fallback_threshold=0.35, rollback_threshold=2.0, k=8), 0.02),
+        ("lossy", Settings(fallback_threshold=0.0, rollback_threshold=4.0, k=4), 0.02),
     ],
-    ids=lambda value: str(value)[9:60] if isinstance(value, Settings) else "",
 )
-def test_counts_of_a_replay_are_those_of_decoding(settings: Settings, slack: float) -> None:
+def test_counts_of_a_replay_are_those_of_decoding(
+    rule: str, settings: Settings, slack: float
+) -> None:
     length = 60
-    decoded = decode(PAIR, settings, 150, length)
-    trace = synthetic_trace(PAIR, rows=600, positions=length, seed=3)
-    blocks = blocks_of(trace, settings)
-    by_row = np.stack(
+    decoded = decode(PAIR, settings, rule, 150, length)
+    trace = synthetic_trace(PAIR, rows=300, positions=length, seed=3)
+    blocks = blocks_of(trace, settings, rule)
+    texts = len(blocks.starts)
+    replayed = np.array(
         [
-            blocks.starts.sum(1),
-            (blocks.starts * blocks.lengths).sum(1),
-            (blocks.starts * blocks.looks).sum(1),
-        ],
-        1,
+            blocks.starts.sum() / texts,
+            (blocks.starts * blocks.lengths).sum() / texts,
+            (blocks.starts * blocks.looks).sum() / texts,
+            blocks.accepted / texts,
+            blocks.reached / texts,
+        ]
     )
     real = decoded.mean(0)
-    replayed = [*by_row.mean(0), blocks.accepted / trace.rows, blocks.reached / trace.rows]
     # Both sides are samples; a replay varies less than decoding does.
     error = decoded.std(0) * np.sqrt(1 / len(decoded) + 1 / trace.rows)
     assert np.all(np.abs(replayed - real) <= 4 * error + slack * real), (replayed, real, error)
@@ -104,7 +108,7 @@ def test_acceptance_is_the_overlap_of_the_distributions() -> None:
     trace = synthetic_trace(PAIR, rows=64)
     drawn = np.exp(np.minimum(trace.p_text, trace.q_text)).mean()  # the biased estimate
     exact = np.minimum(p, q).sum(-1).mean()
-    assert trace.acceptance == pytest.approx(exact, abs=0.03)
+    assert trace.acceptance == pytest.approx(exact, abs=0.06)
     assert drawn < 0.7 * exact
     lower, upper = overlap_bounds(trace)
     assert np.all(lower <= trace.overlap + 2e-3)
@@ -135,20 +139,21 @@ def test_equal_models_waste_nothing() -> None:
     assert found.acceptance == pytest.approx(1)
     assert found.wasted == pytest.approx(0)
     assert found.tokens_per_call == pytest.approx(6)
-    assert interpolated(trace.lossy, 3.3).max() < 0.6
+    assert interpolated(trace.block_distance, 3.3).max() < 0.6
 
 
 def test_limits_of_the_thresholds() -> None:
     trace = synthetic_trace(PAIR, rows=8)
     alone = replay(trace, Settings(fallback_threshold=1.01, k=5), COSTS)
     assert alone.tokens_per_call == 1
-    assert alone.time_per_token == pytest.approx(1.0 + 0.05 + 0.1 * (1 - 1 / trace.positions))
-    all_kept = Settings(fallback_threshold=0, rollback_threshold=60, k=5, rule="lossy")
-    assert replay(trace, all_kept, COSTS).wasted == 0
-    assert np.allclose(interpolated(trace.lossy, 60), 1 - trace.overlap, atol=2e-3)
-    none_kept = Settings(fallback_threshold=0, rollback_threshold=0, k=5, rule="lossy")
-    assert replay(trace, none_kept, COSTS).tokens_per_call == pytest.approx(1, abs=1e-6)
-    assert replay(trace, none_kept, COSTS).distance == pytest.approx(0, abs=1e-3)
+    assert alone.time_per_token == pytest.approx(1.0 + 0.05)
+    all_kept = Settings(fallback_threshold=0, rollback_threshold=60, k=5)
+    assert replay(trace, all_kept, COSTS, "lossy").wasted == 0
+    first = interpolated(trace.block_distance, 60)[:, :, 0]
+    assert np.allclose(first, 1 - trace.overlap[:, :: trace.stride], atol=2e-3)
+    none_kept = Settings(fallback_threshold=0, rollback_threshold=0, k=5)
+    assert replay(trace, none_kept, COSTS, "lossy").tokens_per_call == pytest.approx(1, abs=1e-6)
+    assert replay(trace, none_kept, COSTS, "lossy").distance == pytest.approx(0, abs=1e-3)
 
 
 def test_replay_repeats_bit_for_bit() -> None:

@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+from trainenv.decoding.contract import Settings
 from trainenv.decoding.traces.costs import CostModel
 from trainenv.decoding.traces.replay import (
+    RULES,
     Blocks,
     Score,
     blocks_of,
@@ -20,11 +22,11 @@ from trainenv.decoding.traces.replay import (
     score,
     sweep,
 )
-from trainenv.decoding.traces.settings import Settings
 from trainenv.decoding.traces.synthetic import SyntheticPair, synthetic_trace
 from trainenv.decoding.traces.trace import Origin, Trace, overlap_bounds
 
 __all__ = [
+    "RULES",
     "Blocks",
     "CostModel",
     "Origin",

@@ -2,66 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
-from trainenv.decoding.traces.trace import ROLLBACKS, Floats, Ints, Origin, Trace
+from trainenv.decoding.traces.trace import ROLLBACKS, Floats, Ints
 
 
-def measured(
-    *,
-    origin: Origin,
-    tokens: Ints,
-    p: Floats,
-    q: Floats,
-    block_top: Floats,
-    block_q: Floats,
-    block_p: Floats,
-    prompt_lengths: Ints,
-    prompt_repeats: Floats,
-    top_k: int,
-) -> Trace:
-    """Return a trace made of whole distributions.
+def of_text(tokens: Ints, p: Floats, q: Floats, top_k: int) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a trace that belong to the text.
 
     Args:
-        origin: Models, text and sampling.
         tokens: Sampled text, an integer array [R, N].
         p: Distributions of the target, [R, N, V].
         q: Distributions of the draft, [R, N, V].
-        block_top: Largest probability of the draft before each token of a block, [R, N, D].
-        block_q: Natural logarithm of the draft's probability of each token of a block, [R, N, D].
-        block_p: Natural logarithm of the target's probability of each token of a block, [R, N, D].
-        prompt_lengths: Length of each row's prompt, tokens, [R].
-        prompt_repeats: Share of each prompt's token pairs that occurred before in it, [R].
         top_k: Probabilities to keep of each distribution.
     """
     p_ids, p_top, p_tail = largest(p, top_k)
     q_ids, q_top, q_tail = largest(q, top_k)
-    chosen = tokens[..., None].astype(np.int64)
+    return {
+        "tokens": tokens.astype(np.int32),
+        "p_ids": p_ids,
+        "p_top": p_top,
+        "p_tail": p_tail,
+        "q_ids": q_ids,
+        "q_top": q_top,
+        "q_tail": q_tail,
+        "p_text": log_of(p, tokens).astype(np.float32),
+        "q_text": log_of(q, tokens).astype(np.float32),
+        "overlap": np.minimum(p, q).sum(-1).astype(np.float32),
+        "entropy": entropy(q),
+        "p_entropy": entropy(p),
+    }
+
+
+def log_of(distributions: Floats, tokens: Ints) -> Floats:
+    """Return the natural logarithm of the probability of tokens [...] in distributions [..., V]."""
+    chosen = np.take_along_axis(distributions, tokens[..., None].astype(np.int64), -1)[..., 0]
     with np.errstate(divide="ignore"):
-        p_text = np.log(np.take_along_axis(p, chosen, -1)[..., 0])
-        q_text = np.log(np.take_along_axis(q, chosen, -1)[..., 0])
-    return Trace(
-        origin=origin,
-        tokens=tokens.astype(np.int32),
-        p_ids=p_ids,
-        p_top=p_top,
-        p_tail=p_tail,
-        q_ids=q_ids,
-        q_top=q_top,
-        q_tail=q_tail,
-        p_text=p_text.astype(np.float32),
-        q_text=q_text.astype(np.float32),
-        overlap=np.minimum(p, q).sum(-1).astype(np.float32),
-        entropy=entropy(q),
-        p_entropy=entropy(p),
-        lossy=np.stack([lossy_distance(p, q, each) for each in ROLLBACKS], -1).astype(np.float16),
-        surplus=np.stack([surplus(p, q, each) for each in ROLLBACKS], -1).astype(np.float16),
-        block_top=block_top.astype(np.float32),
-        block_q=block_q.astype(np.float16),
-        block_p=block_p.astype(np.float32),
-        prompt_lengths=prompt_lengths.astype(np.int32),
-        prompt_repeats=prompt_repeats.astype(np.float32),
-    )
+        logs: Floats = np.log(chosen)
+    return logs
 
 
 def largest(distributions: Floats, top_k: int) -> tuple[Ints, Floats, Floats]:
@@ -88,30 +69,19 @@ def entropy(distributions: Floats) -> Floats:
     return nats.astype(np.float32)
 
 
-def lossy_distance(p: Floats, q: Floats, rollback_threshold: float) -> Floats:
-    """Return ½ Σ |e − p| of the law e of a drafted token under the lossy rule, [...].
+def lossy_distances(p: Floats, q: Floats, raw: Floats) -> Floats:
+    """Return ½ Σ |e − p| of a drafted token under the lossy rule, at each of `ROLLBACKS`, [..., G].
 
-    A draft token y is kept if −log p(y) ≤ r; else the target samples. Hence e = q·[kept] + ρ·p,
-    where ρ is the mass of q that is refused.
-
-    Args:
-        p: Distributions of the target, [..., V].
-        q: Distributions of the draft, [..., V].
-        rollback_threshold: Threshold r, nats.
-    """
-    kept = np.where(p >= np.exp(-rollback_threshold), q, 0)
-    distance: Floats = 0.5 * np.abs(kept - kept.sum(-1, keepdims=True) * p).sum(-1)
-    return distance
-
-
-def surplus(p: Floats, q: Floats, rollback_threshold: float) -> Floats:
-    """Return the mass of (q − p)₊ on tokens that the lossy rule keeps, [...].
+    A draft token y is kept if −ln p_target(y) is at most the threshold; else the target samples.
+    Its law is e = q·[kept] + ρ·p, where ρ is the mass of q that is refused.
 
     Args:
-        p: Distributions of the target, [..., V].
-        q: Distributions of the draft, [..., V].
-        rollback_threshold: Threshold, nats.
+        p: Distributions of the target as it is sampled from, [..., V].
+        q: Distributions of the draft as it is sampled from, [..., V].
+        raw: Distributions of the target at temperature 1 with all tokens, [..., V].
     """
-    kept = p >= np.exp(-rollback_threshold)
-    mass: Floats = np.where(kept, np.maximum(q - p, 0), 0).sum(-1)
-    return mass
+    each = []
+    for threshold in ROLLBACKS:
+        kept = np.where((raw >= np.exp(-threshold)) | (p >= 1), q, 0)
+        each.append(0.5 * np.abs(kept - kept.sum(-1, keepdims=True) * p).sum(-1))
+    return np.stack(each, -1).astype(np.float16)

@@ -9,10 +9,16 @@ sampling and without an approximation:
     P(a block begins at t)   by one pass over the positions, `chain`
     drafted tokens           Σ_t P(a block begins at t) · length of the trace's block at t
 
-Lossy rule. The same pass, with draft and text coupled: given x, the draft's token was x with
-probability min(1, q(x) / p(x)), else it has the law (q − p)₊. A kept token that differs from x
-leads to another text; the pass goes on along the trace's. This is the one approximation, and it
-matters where much of (q − p)₊ is kept.
+Pipelined rule. The same pass; a draft of full length that was accepted, and whose next token is
+accepted too, leaves the rest of what was drafted ahead. The length of what is drafted ahead is that
+of the block at the text's next position, where the decoder's is at the draft's: this is the one
+approximation, and it matters only where the draft takes longer than the target call.
+
+Lossy rule. The text depends on the settings. What matters is how a block begins: after the end of a
+block under the same rule. The trace has a second block after each possible end of a first block;
+where the first ends follows from the settings, and the second gives the counts. Text before the
+first block is the target's: this is the one approximation. A renewal process of such blocks gives
+P(a block begins at t).
 """
 
 from __future__ import annotations
@@ -23,10 +29,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.decoding.contract import Settings
 from trainenv.decoding.traces.costs import CostModel
-from trainenv.decoding.traces.settings import Settings
 from trainenv.decoding.traces.trace import ROLLBACKS, Floats, Ints, Trace
+from trainenv.tools import checks
 from trainenv.types import UserError
+
+RULES = ("exact", "lossy", "pipelined")
+"""Names of the rules that can be replayed, as in `trainenv.decoding.rules`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +46,11 @@ class Score:
     Attributes:
         time_per_token: Seconds for each token of the text.
         speedup: Time of the target without a draft, divided by `time_per_token`.
-        acceptance: Chance that a draft token that the target reached is accepted, 0 to 1.
+        acceptance: Chance that a draft token is accepted where the tokens before it were, 0 to 1;
+            under an exact rule the mean of Σ min(p, q) there.
         tokens_per_call: Tokens of the text for each call of the target.
-        drafted_per_call: Draft tokens given to the target in each call.
-        wasted: Share of the draft tokens that did not enter the text, 0 to 1.
+        drafted_per_call: Draft tokens that the rule decides about in each call of the target.
+        wasted: Share of these draft tokens that did not enter the text, 0 to 1.
         distance: Mean total-variation distance between the distribution of a token and the
             target's, 0 to 1; 0 for an exact rule.
         tokens: Tokens of text that were replayed.
@@ -57,16 +68,18 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
-    """Expected blocks of a replay.
+    """Expected blocks of a replay, on R texts of N positions; a leading axis may tell two kinds.
 
     Attributes:
-        starts: Probability that a block begins at a position, float64 [R, N].
-        lengths: Tokens that the draft gives to the target from a position on, int64 [R, N].
-        looks: Draft steps of that block; one more than `lengths` where the last drafted token was
-            dropped unseen.
+        starts: Probability that a block begins at a position, float64 [..., R, N].
+        lengths: Tokens that the draft gives to the target from a position on, int64 [..., R, N].
+        looks: Draft steps before the target call; one more than `lengths` where the last
+            distribution ended the draft.
+        ahead: Draft steps at the time of the target call; None for none.
+        drafted: Draft tokens that the rule decided about; None for those of `lengths`.
         accepted: Draft tokens that entered the text, over all rows.
-        reached: Draft tokens that the target judged, over all rows.
-        agreed: Expected number of them that it accepts.
+        reached: Draft tokens whose predecessors were all accepted, over all rows.
+        agreed: Expected number of them that are accepted.
         distance: Sum of the total-variation distances of all tokens.
     """
 
@@ -76,48 +89,61 @@ class Blocks:
     accepted: float
     reached: float
     agreed: float
-    distance: float
+    distance: float = 0.0
+    ahead: Ints | None = None
+    drafted: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all texts."""
+        rows, positions = self.starts.shape[-2:]
+        return int(rows * positions)
 
 
-def replay(trace: Trace, settings: Settings, costs: CostModel) -> Score:
+def replay(trace: Trace, settings: Settings, costs: CostModel, rule: str = "exact") -> Score:
     """Score settings on a trace, deterministic to the bit.
 
     Args:
         trace: Trace of the model pair.
-        settings: Rule, thresholds and draft length.
+        settings: Thresholds and draft length.
         costs: Times of the model pair.
+        rule: Rule of verification, one of `RULES`.
 
     Raises:
-        UserError: The draft length is greater than the depth of the trace's blocks.
+        UserError: The draft length is greater than the depth of the trace's blocks, or there is no
+            such rule.
     """
-    return score(blocks_of(trace, settings), costs, pipelined=settings.rule == "pipelined")
+    return score(blocks_of(trace, settings, rule), costs)
 
 
-def sweep(trace: Trace, settings: Sequence[Settings], costs: CostModel) -> list[Score]:
-    """Score many settings on a trace, in their order."""
-    return [replay(trace, each, costs) for each in settings]
+def sweep(
+    trace: Trace, settings: Sequence[Settings], costs: CostModel, rule: str = "exact"
+) -> list[Score]:
+    """Score many settings on a trace, in their order; see `replay`."""
+    return [replay(trace, each, costs, rule) for each in settings]
 
 
-def blocks_of(trace: Trace, settings: Settings) -> Blocks:
+def blocks_of(trace: Trace, settings: Settings, rule: str = "exact") -> Blocks:
     """Return the expected blocks of a replay, from which costs make times."""
+    checks.choice("rule", rule, RULES)
     check_depth(trace, settings.k)
-    stops = trace.block_top[..., : settings.k] < settings.fallback_threshold
-    stops_text = stops[..., 0]
-    if settings.rule != "lossy":
-        return exact_blocks(trace, stops=stops, stops_text=stops_text, k=settings.k)
-    same = coupled(trace)
-    threshold = settings.rollback_threshold
-    differs = np.maximum(1.0 - trace.overlap.astype(np.float64), 1e-6)
-    other = np.minimum(interpolated(trace.surplus, threshold) / differs, 1.0)
-    keeps = same * (trace.p_text >= -threshold) + (1 - same) * other
-    return chain(
-        stops=stops,
-        stops_text=stops_text,
-        k=settings.k,
-        keeps=keeps,
-        agrees=keeps,
-        distance=interpolated(trace.lossy, threshold),
-    )
+    if rule == "lossy":
+        return _lossy(trace, settings)
+    stops = stops_below(trace.block_top, settings)
+    keeps = coupled(trace)
+    if rule == "pipelined":
+        return _pipelined(trace, stops, keeps, settings)
+    blocks = exact_blocks(trace, stops=stops, stops_text=stops[..., 0], k=settings.k)
+    if settings.fallback_threshold > 1:  # the draft is never called
+        return Blocks(
+            starts=blocks.starts,
+            lengths=blocks.lengths,
+            looks=np.zeros_like(blocks.looks),
+            accepted=0.0,
+            reached=0.0,
+            agreed=0.0,
+        )
+    return blocks
 
 
 def check_depth(trace: Trace, k: int) -> None:
@@ -129,31 +155,47 @@ def check_depth(trace: Trace, k: int) -> None:
         )
 
 
-def score(blocks: Blocks, costs: CostModel, *, pipelined: bool = False) -> Score:
+def score(blocks: Blocks, costs: CostModel) -> Score:
     """Return the score of expected blocks at given costs.
 
-    Args:
-        blocks: Result of `blocks_of` or `exact_blocks`.
-        costs: Times of the model pair.
-        pipelined: Flag: two devices, of which one drafts the next block while the other verifies.
+    What is drafted ahead takes the time by which it is longer than the target call: the clock has
+    two devices.
     """
-    tokens = blocks.starts.size
+    tokens = blocks.tokens
     calls = float(blocks.starts.sum())
-    drafted = float((blocks.starts * blocks.lengths).sum())
-    target = float((blocks.starts * costs.calls(blocks.lengths + 1)).sum())
+    drafted = blocks.drafted
+    if drafted is None:
+        drafted = float((blocks.starts * blocks.lengths).sum())
+    verifying = costs.calls(blocks.lengths + 1)
+    if blocks.ahead is not None:
+        verifying = np.maximum(verifying, blocks.ahead * costs.draft_step)
+    target = float((blocks.starts * verifying).sum())
     draft = float((blocks.starts * blocks.looks).sum()) * costs.draft_step
-    seconds = target + draft + calls * costs.block
-    time_per_token = seconds / tokens
+    time_per_token = (target + draft + calls * costs.block) / tokens
     return Score(
         time_per_token=time_per_token,
         speedup=costs.target_only / time_per_token,
         acceptance=_share(blocks.agreed, blocks.reached),
         tokens_per_call=tokens / calls,
         drafted_per_call=drafted / calls,
-        wasted=1 - _share(blocks.accepted, drafted),
+        wasted=max(0.0, 1 - _share(blocks.accepted, drafted)),
         distance=blocks.distance / tokens,
         tokens=tokens,
     )
+
+
+def stops_below(top: Floats, settings: Settings) -> NDArray[np.bool_]:
+    """Return True where the draft's largest probability [..., ≥ K] ends a draft, bool [..., K]."""
+    return top[..., : settings.k] < np.float32(settings.fallback_threshold)
+
+
+def coupled(trace: Trace) -> Floats:
+    """Return min(1, q(x) / p(x)) of the text's tokens, float64 [R, N]."""
+    ratio: Floats = np.exp(np.minimum(trace.q_text - trace.p_text, 0).astype(np.float64))
+    return ratio
+
+
+# ── exact rules ───────────────────────────────────────────────────────────────────────────────────
 
 
 def exact_blocks(
@@ -168,96 +210,165 @@ def exact_blocks(
         stops_text: The same rule before each token of the text, bool [R, N].
         k: Greatest number of draft tokens in a block.
     """
-    return chain(
-        stops=stops,
-        stops_text=stops_text,
-        k=k,
-        keeps=coupled(trace),
-        agrees=trace.overlap,
-        distance=np.zeros(1),
+    keeps = coupled(trace)
+    starts, reached, _ = chain(stops_text, keeps, k)
+    lengths, looks = block_lengths(stops, k)
+    return Blocks(
+        starts=starts,
+        lengths=lengths,
+        looks=looks,
+        accepted=float((reached * keeps).sum()),
+        reached=float(reached.sum()),
+        agreed=float((reached * trace.overlap).sum()),
     )
 
 
-def coupled(trace: Trace) -> Floats:
-    """Return min(1, q(x) / p(x)) of the text's tokens, float64 [R, N]."""
-    ratio: Floats = np.exp(np.minimum(trace.q_text - trace.p_text, 0).astype(np.float64))
-    return ratio
-
-
 def chain(
-    *,
-    stops: NDArray[np.bool_],
-    stops_text: NDArray[np.bool_],
-    k: int,
-    keeps: Floats,
-    agrees: Floats,
-    distance: Floats,
-) -> Blocks:
-    """Return the expected blocks of a rule, by one pass over the positions.
+    stops_text: NDArray[np.bool_], keeps: Floats, k: int, *, ahead: bool = False
+) -> tuple[Floats, Floats, Floats]:
+    """Return the probabilities of the events at each position, by one pass over the positions.
 
     Args:
-        stops: True where the draft stops before a token of a block, bool [R, N, ≥ k].
-        stops_text: True where it stops before a token of the text, bool [R, N].
+        stops_text: True where the draft stops before a token of the text, bool [R, N].
+        keeps: Probability that a drafted token is accepted, given the text's token, [R, N].
         k: Greatest number of draft tokens in a block.
-        keeps: Probability that the drafted token is kept, given the text's token, [R, N].
-        agrees: The same, given only the text before the token, [R, N].
-        distance: Total-variation distance of a drafted token to the target, [R, N] or [1].
+        ahead: True if a draft of full length continues while the target verifies.
+
+    Returns:
+        Probability that a fresh block begins; that a draft token is judged after accepted ones;
+        that a block begins which was drafted ahead: float64 [R, N] each.
     """
     rows, positions = stops_text.shape
-    lengths, looks = block_lengths(stops, k)
     drafts = ~stops_text.T  # [N, R]
-    # The last token of a text is never drafted: the target gives it.
-    drafts[-1] = False
+    if not ahead:
+        drafts[-1] = False  # the last token of a text comes from the target
     weights = drafts * keeps.T
-    # state[j]: probability that j tokens of the current block are kept so far, [k + 1, R].
+    # state[j]: probability that j tokens of the current block are accepted so far, [k + 1, R].
     state = np.zeros((k + 1, rows))
     state[0] = 1.0
     following = np.empty_like(state)
     starts = np.empty((positions, rows))
     reached = np.empty((positions, rows))
+    kept = np.zeros((positions + 1, rows))
     for position in range(positions):
         starts[position] = state[0]
         np.subtract(1.0, state[k], out=reached[position])
         np.multiply(state[:k], weights[position], out=following[1:])
+        if ahead:
+            reached[position] += state[k]
+            if k > 1:
+                np.multiply(state[k], weights[position], out=kept[position + 1])
+                following[1] += kept[position + 1]
         np.subtract(1.0, following[1:].sum(0), out=following[0])
         state, following = following, state
-    reached *= drafts
-    return Blocks(
-        starts=np.ascontiguousarray(starts.T),
-        lengths=lengths,
-        looks=looks,
-        accepted=float((reached * keeps.T).sum()),
-        reached=float(reached.sum()),
-        agreed=float((reached * agrees.T).sum()),
-        distance=float((reached * distance.T).sum()),
-    )
+    return starts.T.copy(), (reached * drafts).T, kept[:positions].T.copy()
 
 
-def block_lengths(stops: NDArray[np.bool_], k: int) -> tuple[Ints, Ints]:
+def block_lengths(stops: NDArray[np.bool_], k: int, *, spare: int = 1) -> tuple[Ints, Ints]:
     """Return tokens and draft steps of each block, int64 [R, N] each.
 
-    A block that comes near the end of the text is cut, so that it and the target's token end there.
+    A block near the end of the text is cut, so that it and the target's token end there.
 
     Args:
         stops: True where the draft stops before a token, bool [R, N, ≥ k].
         k: Greatest number of draft tokens in a block.
+        spare: Number of tokens at the end of the text that come from the target.
     """
     stops = stops[..., :k]
-    positions = stops.shape[1]
-    room = np.minimum(k, positions - 1 - np.arange(positions))  # [N]
+    positions = stops.shape[-2]
+    room = np.minimum(k, positions - spare - np.arange(positions))  # [N]
     first = np.where(stops.any(-1), stops.argmax(-1), k)
-    lengths = np.minimum(first, room)
-    looks = np.minimum(first + 1, room)
-    return lengths, looks
+    return np.minimum(first, room), np.minimum(first + 1, room)
+
+
+def _pipelined(trace: Trace, stops: NDArray[np.bool_], keeps: Floats, settings: Settings) -> Blocks:
+    """Return the blocks of the pipelined rule: first fresh ones, then those drafted ahead."""
+    k = settings.k
+    starts, reached, kept = chain(stops[..., 0], keeps, k, ahead=True)
+    lengths, looks = block_lengths(stops, k)
+    rest, look = block_lengths(stops, max(k - 1, 1))
+    # A block drafted ahead has no steps of its own, but for the look that finds it empty.
+    both = np.stack([lengths, rest])
+    before = np.stack([looks, np.where(rest == 0, look, 0)])
+    full = np.stack([lengths == k, rest == k - 1]) & (both > 0)
+    # Drafting ahead goes on at the position after the block.
+    after = np.minimum(np.arange(trace.positions) + both, trace.positions - 1)
+    row = np.arange(trace.rows)[:, None]
+    ahead = np.where(full, looks[row, after], 0)
+    weights = np.stack([starts, kept])
+    return Blocks(
+        starts=weights,
+        lengths=both,
+        looks=before,
+        ahead=ahead,
+        drafted=float((weights * (both + (ahead > 0))).sum()),
+        accepted=float((reached * keeps).sum()),
+        reached=float(reached.sum()),
+        agreed=float((reached * trace.overlap).sum()),
+    )
+
+
+# ── lossy rule ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _lossy(trace: Trace, settings: Settings) -> Blocks:
+    """Return the expected blocks of the lossy rule: fall back, then roll back.
+
+    Each second block is a text of its own in the result: the same block again and again.
+    """
+    k = settings.k
+    drafted, kept = _ended(trace.block_top[:, :: trace.stride], trace.block_nats, settings)
+    ends = kept[..., None, None]  # [R, S, 1, 1]
+    second_top = np.take_along_axis(trace.second_top, ends, 2)[:, :, 0]
+    second_nats = np.take_along_axis(trace.second_nats, ends, 2)[:, :, 0]
+    lengths, accepted = (part.ravel() for part in _ended(second_top, second_nats, settings))  # [M]
+    starts = _renewals(np.bincount(accepted + 1, minlength=k + 2) / accepted.size, trace.positions)
+    room = trace.positions - 1 - np.arange(trace.positions)  # [N]
+    given = np.minimum(lengths[:, None], room)
+    looks = np.minimum(np.minimum(lengths + 1, k)[:, None], room)
+    if settings.fallback_threshold > 1:  # the draft is never called
+        looks = np.zeros_like(looks)
+    entered = np.minimum(accepted[:, None], room)
+    judged = np.minimum(entered + 1, given)
+    texts = np.broadcast_to(starts, given.shape)
+    blocks_at = float(starts.sum()) * accepted.size
+    steps = np.arange(k)
+    reached = steps < np.minimum(kept + 1, drafted)[..., None]  # [R, S, K]
+    distances = interpolated(trace.block_distance[:, :, :k], settings.rollback_threshold)
+    return Blocks(
+        starts=texts,
+        lengths=given,
+        looks=looks,
+        accepted=float((texts * entered).sum()),
+        reached=float((texts * judged).sum()),
+        agreed=float((texts * entered).sum()),
+        distance=float((distances * reached).sum() / kept.size) * blocks_at,
+    )
+
+
+def _ended(top: Floats, nats: Floats, settings: Settings) -> tuple[Ints, Ints]:
+    """Return drafted and kept tokens of blocks [..., D] under the lossy rule, int64 [...] each."""
+    k = settings.k
+    stops = stops_below(top, settings)
+    refused = nats[..., :k] > np.float32(settings.rollback_threshold)
+    drafted = np.where(stops.any(-1), stops.argmax(-1), k)
+    kept = np.where(refused.any(-1), refused.argmax(-1), k)
+    return drafted, np.minimum(kept, drafted)
+
+
+def _renewals(chances: Floats, positions: int) -> Floats:
+    """Return P(a block begins at t), float64 [N], if blocks have these chances of a length [L]."""
+    longest = len(chances) - 1
+    starts = np.zeros(longest + positions)
+    starts[longest] = 1.0
+    backwards = chances[:0:-1]  # lengths from the longest to 1
+    for position in range(1, positions):
+        starts[longest + position] = starts[position : position + longest] @ backwards
+    return starts[longest:]
 
 
 def interpolated(recorded: Floats, threshold: float) -> Floats:
-    """Return what is recorded at each of `ROLLBACKS` at a threshold between, float64 [R, N].
-
-    Args:
-        recorded: Values at each of `ROLLBACKS`, [R, N, G].
-        threshold: Rollback threshold, nats.
-    """
+    """Return what is recorded at each of `ROLLBACKS` [..., G] at a threshold between, [...]."""
     after = int(np.searchsorted(ROLLBACKS, threshold))
     if after == 0:
         return recorded[..., 0].astype(np.float64)

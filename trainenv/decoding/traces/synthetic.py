@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainenv.decoding.traces.measure import measured
+from trainenv.decoding.traces.measure import lossy_distances, of_text
 from trainenv.decoding.traces.trace import Floats, Ints, Origin, Trace
 from trainenv.tools import checks
 
@@ -54,6 +54,7 @@ def synthetic_trace(
     positions: int = 128,
     depth: int = 16,
     top_k: int = 16,
+    stride: int = 8,
     seed: int = 0,
 ) -> Trace:
     """Record a trace of a synthetic pair.
@@ -64,6 +65,7 @@ def synthetic_trace(
         positions: Tokens in each text, N.
         depth: Tokens in each block, D.
         top_k: Probabilities that are kept of each distribution.
+        stride: Distance between positions with second blocks.
         seed: Random seed of texts and blocks.
     """
     pair = pair or SyntheticPair()
@@ -76,12 +78,13 @@ def synthetic_trace(
         prefixes[:, position] = last
         last = _sample(target[last], generator)
         tokens[:, position] = last
-    paths = np.empty((rows, positions, depth + 1), np.int64)
-    paths[..., 0] = prefixes
-    for place in range(depth):
-        paths[..., place + 1] = _sample(draft[paths[..., place]], generator)
+    paths = _paths(draft, prefixes, depth, generator)  # [R, N, D + 1]
     before = paths[..., :-1]
     after = paths[..., 1:]
+    ends = paths[:, ::stride]  # [R, S, D + 1]
+    seconds = _paths(draft, _sample(target[ends], generator), depth, generator)
+    nats = -np.log(target)
+    distances = lossy_distances(target, draft, target)  # [V, G]
     origin = Origin(
         target=f"{pair.name} target",
         draft=f"{pair.name} draft",
@@ -92,18 +95,29 @@ def synthetic_trace(
         prompts_digest="0" * 16,
         seed=seed,
     )
-    return measured(
+    top = draft.max(-1)
+    return Trace(
         origin=origin,
-        tokens=tokens,
-        p=target[prefixes],
-        q=draft[prefixes],
-        block_top=draft.max(-1)[before],
-        block_q=np.log(draft[before, after]),
-        block_p=np.log(target[before, after]),
-        prompt_lengths=np.ones(rows, np.int32),
+        stride=stride,
+        block_top=top[before].astype(np.float16),
+        block_q=np.log(draft[before, after]).astype(np.float16),
+        block_p=np.log(target[before, after]).astype(np.float16),
+        block_nats=nats[before, after][:, ::stride].astype(np.float16),
+        block_distance=distances[before[:, ::stride]],
+        second_top=top[seconds[..., :-1]].astype(np.float16),
+        second_nats=nats[seconds[..., :-1], seconds[..., 1:]].astype(np.float16),
         prompt_repeats=np.zeros(rows, np.float32),
-        top_k=min(top_k, pair.vocabulary),
+        **of_text(tokens, target[prefixes], draft[prefixes], min(top_k, pair.vocabulary)),
     )
+
+
+def _paths(draft: Floats, last: Ints, depth: int, generator: np.random.Generator) -> Ints:
+    """Return what the draft samples after tokens [...], with these tokens first, [..., D + 1]."""
+    paths = np.empty((*last.shape, depth + 1), np.int64)
+    paths[..., 0] = last
+    for place in range(depth):
+        paths[..., place + 1] = _sample(draft[paths[..., place]], generator)
+    return paths
 
 
 def _softmax(logits: Floats) -> Floats:

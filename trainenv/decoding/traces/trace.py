@@ -7,13 +7,15 @@ with any thresholds and any block length, without the models: see `trainenv.deco
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.tools.checks import whole
 from trainenv.types import UserError
 
 Floats = NDArray[np.floating[Any]]
@@ -36,7 +38,7 @@ class Origin:
         tokenizer_digest: Hash of the vocabulary, 16 hex digits.
         corpus: Name of the corpus of the prompts.
         prompts_digest: Hash of the prompts' tokens, 16 hex digits.
-        temperature: Sampling temperature of both models, above 0.
+        temperature: Sampling temperature of both models; 0 takes the most likely token.
         top_p: Probability mass that sampling keeps, above 0, at most 1.
         seed: Random seed of the texts and blocks.
     """
@@ -74,11 +76,15 @@ class Origin:
 class Trace:
     """Texts of R rows and N positions with the probabilities of both models, top k of each.
 
-    p is the target's distribution after the text before a position, q the draft's, both at the
-    temperature of the trace. A block is what the draft samples from a position on, D tokens.
+    p is the target's distribution after the text before a position, q the draft's, both with the
+    sampling of the trace. A block is what the draft samples from a position on, D tokens. At every
+    `stride`-th position, S in all, a second block follows each possible end of the first: m of its
+    tokens and one of the target, m from 0 to D. Confidences and `nats` are of the softmax at
+    temperature 1 with all tokens, as the thresholds of `Settings` are.
 
     Attributes:
         origin: Models, text and sampling.
+        stride: Distance between positions with second blocks, at least 1.
         tokens: Sampled text, int32 [R, N].
         p_ids: Most probable tokens of the target, int32 [R, N, k].
         p_top: Their probabilities, float16 [R, N, k], falling.
@@ -91,21 +97,24 @@ class Trace:
         overlap: Σ min(p, q) over the whole vocabulary, float32 [R, N].
         entropy: Entropy of the draft, nats, float32 [R, N].
         p_entropy: Entropy of the target, nats, float32 [R, N].
-        lossy: Total-variation distance between a drafted token under the lossy rule and the target,
-            at each of `ROLLBACKS`, float16 [R, N, G].
-        surplus: Mass of (q − p)₊ on tokens that the lossy rule keeps, at each of `ROLLBACKS`,
-            float16 [R, N, G].
-        block_top: Largest probability of the draft before each token of a block, float32
+        block_top: Largest probability of the draft before each token of a block, float16
             [R, N, D].
         block_q: Natural logarithm of the draft's probability of each token of a block, float16
             [R, N, D].
-        block_p: Natural logarithm of the target's probability of each token of a block, float32
+        block_p: Natural logarithm of the target's probability of each token of a block, float16
             [R, N, D].
-        prompt_lengths: Length of each row's prompt, tokens, int32 [R].
+        block_nats: −ln p_target of each token of a block, which the lossy rule compares with its
+            threshold, float16 [R, S, D]; 0 where the target's own choice is the token for certain.
+        block_distance: Total-variation distance between the target and a token of a block under the
+            lossy rule, at each of `ROLLBACKS`, float16 [R, S, D, G].
+        second_top: Largest probability of the draft before each token of a second block, float16
+            [R, S, D + 1, D].
+        second_nats: −ln p_target of each token of a second block, float16 [R, S, D + 1, D].
         prompt_repeats: Share of each prompt's token pairs that occurred before in it, float32 [R].
     """
 
     origin: Origin
+    stride: int
     tokens: Ints = field(repr=False)
     p_ids: Ints = field(repr=False)
     p_top: Floats = field(repr=False)
@@ -118,22 +127,56 @@ class Trace:
     overlap: Floats = field(repr=False)
     entropy: Floats = field(repr=False)
     p_entropy: Floats = field(repr=False)
-    lossy: Floats = field(repr=False)
-    surplus: Floats = field(repr=False)
     block_top: Floats = field(repr=False)
     block_q: Floats = field(repr=False)
     block_p: Floats = field(repr=False)
-    prompt_lengths: Ints = field(repr=False)
+    block_nats: Floats = field(repr=False)
+    block_distance: Floats = field(repr=False)
+    second_top: Floats = field(repr=False)
+    second_nats: Floats = field(repr=False)
     prompt_repeats: Floats = field(repr=False)
 
     def __post_init__(self) -> None:
-        rows, positions = self.tokens.shape
-        for name in ("p_text", "q_text", "overlap", "entropy", "block_top", "block_p", "p_top"):
-            if getattr(self, name).shape[:2] != (rows, positions):
+        whole("stride", self.stride, least=1)
+        for name, (kind, shape) in self.layout().items():
+            found = getattr(self, name)
+            if found.shape != shape or found.dtype != kind:
                 raise UserError(
-                    f"{name} must have {rows} rows and {positions} positions like the tokens, "
-                    f"found {getattr(self, name).shape[:2]}; record the trace again"
+                    f"{name} of a trace must be {kind} {list(shape)}, found {found.dtype} "
+                    f"{list(found.shape)}; record the trace again"
                 )
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return dtype and shape of each array, as they follow from `tokens` and two others."""
+        rows, positions = self.tokens.shape
+        depth = self.block_top.shape[-1]
+        top = self.p_ids.shape[-1]
+        starts = len(range(0, positions, self.stride))
+        text = (rows, positions)
+        block = (rows, starts, depth)
+        second = (rows, starts, depth + 1, depth)
+        return {
+            "tokens": ("int32", text),
+            "p_ids": ("int32", (*text, top)),
+            "p_top": ("float16", (*text, top)),
+            "p_tail": ("float16", text),
+            "q_ids": ("int32", (*text, top)),
+            "q_top": ("float16", (*text, top)),
+            "q_tail": ("float16", text),
+            "p_text": ("float32", text),
+            "q_text": ("float32", text),
+            "overlap": ("float32", text),
+            "entropy": ("float32", text),
+            "p_entropy": ("float32", text),
+            "block_top": ("float16", (*text, depth)),
+            "block_q": ("float16", (*text, depth)),
+            "block_p": ("float16", (*text, depth)),
+            "block_nats": ("float16", block),
+            "block_distance": ("float16", (*block, len(ROLLBACKS))),
+            "second_top": ("float16", second),
+            "second_nats": ("float16", second),
+            "prompt_repeats": ("float32", (rows,)),
+        }
 
     @property
     def rows(self) -> int:
@@ -167,10 +210,23 @@ class Trace:
         return q_at_p, p_at_q
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays of the trace by name, in the order of the fields."""
-        return {
-            part.name: getattr(self, part.name) for part in fields(self) if part.name != "origin"
+        """Return the arrays of the trace by name; the first axis of each has the rows."""
+        return {name: getattr(self, name) for name in self.layout()}
+
+    def select(self, rows: Sequence[int] | Ints) -> Trace:
+        """Return a trace of some rows, in the order given."""
+        chosen = np.asarray(rows)
+        arrays: dict[str, Any] = {name: array[chosen] for name, array in self.arrays().items()}
+        return replace(self, **arrays)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Trace]) -> Trace:
+        """Return a trace of the rows of all parts, which have one origin."""
+        arrays: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in parts[0].layout()
         }
+        return replace(parts[0], **arrays)
 
 
 def overlap_bounds(trace: Trace) -> tuple[Floats, Floats]:
