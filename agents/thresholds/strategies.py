@@ -21,6 +21,7 @@ Where the best settings are slower than the target alone, there is no draft.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from trainenv.agents.thresholds.contract import (
@@ -41,8 +42,7 @@ from trainenv.agents.thresholds.controls import (
 from trainenv.agents.thresholds.controls.acceptance_stop import fit_acceptance
 from trainenv.agents.thresholds.methods import METHODS, make
 from trainenv.agents.thresholds.tasks import DecodingTask
-from trainenv.decoding.contract import Settings as DecoderSettings
-from trainenv.decoding.traces import Settings
+from trainenv.decoding.contract import Settings
 
 Strategy = Callable[[DecodingTask, int, int], DraftControl]
 """Function of a task, a budget of evaluations and a seed."""
@@ -58,15 +58,8 @@ def target_only(task: DecodingTask, budget: int, seed: int) -> DraftControl:
 
 def default_settings(task: DecodingTask, budget: int, seed: int) -> DraftControl:
     """Return the default settings of the decoder."""
-    default = DecoderSettings()
-    return FixedThresholds(
-        settings=Settings(
-            fallback_threshold=default.fallback_threshold,
-            rollback_threshold=default.rollback_threshold,
-            k=min(default.k, task.k),
-            rule=task.rule,
-        )
-    )
+    default = Settings()
+    return FixedThresholds(settings=replace(default, k=min(default.k, task.k)), rule=task.rule)
 
 
 def heuristic(task: DecodingTask, budget: int, seed: int) -> DraftControl:
@@ -112,7 +105,7 @@ def oracle(task: DecodingTask, budget: int, seed: int) -> DraftControl:
     """Return the best fixed settings of the held-out rows: a lattice, refined by CMA-ES."""
 
     def measure(values: Mapping[str, float]) -> dict[str, float]:
-        return task.evaluate(FixedThresholds(settings=task.settings(values)))
+        return task.evaluate(task.fixed(values))
 
     problem = TuningProblem(measure, task.space, budget=_ORACLE)
     tune(make("grid"), problem)

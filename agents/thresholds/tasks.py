@@ -24,8 +24,8 @@ from trainenv.agents.thresholds.controls.contract import DraftControl
 from trainenv.agents.thresholds.controls.fixed import FixedThresholds
 from trainenv.agents.thresholds.controls.target_only import TargetOnly
 from trainenv.decoding.contract import FALLBACK_RANGE, MAX_K, rollback_range
-from trainenv.decoding.traces import CostModel, Score, Settings, Trace
-from trainenv.tools.checks import number, whole
+from trainenv.decoding.traces import RULES, CostModel, Score, Settings, Trace
+from trainenv.tools.checks import choice, number, whole
 from trainenv.types import UserError
 
 EXCESS = 0.02
@@ -54,7 +54,7 @@ class DecodingTask:
         trace: Rows that methods measure settings on.
         held_out: Rows that methods are evaluated on.
         costs: Times of the model pair.
-        rule: Rule of verification: `exact`, `lossy` or `pipelined`.
+        rule: Rule of verification, one of `trainenv.decoding.traces.RULES`.
         allowed_distance: Total-variation distance to the target that costs nothing.
         k: Greatest draft length.
 
@@ -68,12 +68,13 @@ class DecodingTask:
     trace: Trace = field(repr=False)
     held_out: Trace = field(repr=False)
     costs: CostModel = field(repr=False)
-    rule: Any = "exact"
+    rule: str = "exact"
     allowed_distance: float = 0.02
     k: int = MAX_K
 
     def __post_init__(self) -> None:
         whole("k", self.k, least=1)
+        choice("rule", self.rule, RULES)
         number("allowed_distance", self.allowed_distance, least=0, most=1)
         most = min(MAX_K, self.trace.depth, self.held_out.depth)
         if self.k > most:
@@ -105,12 +106,15 @@ class DecodingTask:
             fallback_threshold=values["fallback_threshold"],
             rollback_threshold=values.get("rollback_threshold", rollback_range(MAX_K)[1]),
             k=int(values["k"]),
-            rule=self.rule,
         )
+
+    def fixed(self, values: Mapping[str, float]) -> FixedThresholds:
+        """Return the control that keeps some values by name."""
+        return FixedThresholds(settings=self.settings(values), rule=self.rule)
 
     def score(self, values: Mapping[str, float], trace: Trace) -> Score:
         """Return the expected score of settings on a trace of this pair."""
-        return FixedThresholds(settings=self.settings(values)).replay(trace, self.costs)
+        return self.fixed(values).replay(trace, self.costs)
 
     def worth(self, score: Score) -> float:
         """Return the speed-up, lowered where the distance exceeds the allowed one."""
@@ -119,7 +123,7 @@ class DecodingTask:
 
     def measure(self, values: Mapping[str, float]) -> dict[str, float]:
         """Measure settings on the rows for methods."""
-        return self._measured(FixedThresholds(settings=self.settings(values)), self.trace)
+        return self._measured(self.fixed(values), self.trace)
 
     def evaluate(self, control: DraftControl) -> dict[str, float]:
         """Measure a control on the held-out rows."""
@@ -134,7 +138,7 @@ class DecodingTask:
         """
         if score < 1:
             return TargetOnly()
-        return FixedThresholds(settings=self.settings(values))
+        return self.fixed(values)
 
     def problem(
         self,

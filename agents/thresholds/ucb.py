@@ -47,12 +47,12 @@ class UCB:
 
     name: ClassVar[str] = "ucb"
 
-    arms: int = 1024
+    arms: int = 900
     startup: int = 8
     noise: float = 0.001
     delta: float = 0.1
     tamed: float = 5.0
-    memory: int = 128
+    memory: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:

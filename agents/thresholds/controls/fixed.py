@@ -12,11 +12,13 @@ class FixedThresholds:
     """Decode with the same settings all the time.
 
     Args:
-        settings: Rule, thresholds and draft length.
+        settings: Thresholds and draft length.
+        rule: Rule of verification, one of `trainenv.decoding.traces.RULES`.
     """
 
     settings: Settings
+    rule: str = "exact"
 
     def replay(self, trace: Trace, costs: CostModel, /) -> Score:
         """Return the expected score on a trace."""
-        return replay(trace, self.settings, costs)
+        return replay(trace, self.settings, costs, self.rule)

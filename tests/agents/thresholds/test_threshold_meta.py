@@ -139,7 +139,7 @@ def test_the_recommendation_is_near_the_oracle_and_says_how_sure_it_is() -> None
     one = next(one for one in tasks() if one.pair == "noise 0.7")
     found = Recommender(policy=Kernel.fit(taught)).recommend(one)
     bound = one.evaluate(STRATEGIES["oracle"](one, 1, 0))["speedup"]
-    settings = FixedThresholds(settings=one.settings(found.values))
+    settings = one.fixed(found.values)
     assert one.evaluate(settings)["speedup"] > 0.93 * bound
     assert found.low <= found.speedup <= found.high
     assert 0 <= found.confidence <= 1
