@@ -8,7 +8,7 @@ a lattice, as a share of the best. A general policy maps the context of a new ta
   kernel or a large ridge makes it `Fixed`; both are chosen by leaving one pair out.
 - `PPO`: the policy of `train_policy`, which walks in the training tasks.
 
-Landscapes of a trace under other costs are training tasks as well (`with_costs`): they teach what a
+Landscapes of a trace under other costs are training tasks as well (`learn`): they teach what a
 faster or slower draft changes.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 from trainenv.agents.thresholds.contract import Floats, Measure, ThresholdSpace, TuningProblem
 from trainenv.agents.thresholds.ppo import PPO, ThresholdPolicy, train_policy
 from trainenv.agents.thresholds.tasks import DecodingTask
+from trainenv.decoding.traces import blocks_of, score
 from trainenv.types import UserError
 
 LATTICE = 256
@@ -61,32 +62,37 @@ class GeneralPolicy(Protocol):
         ...
 
 
-def learn(task: DecodingTask, rows: int | None = None) -> Lesson:
-    """Return the lesson of a task: its landscape on the rows for methods.
+def learn(task: DecodingTask, factors: Sequence[float] = (1.0,)) -> list[Lesson]:
+    """Return the lessons of a task: its landscape on the rows for methods, for each cost.
 
     Args:
         task: Training task.
-        rows: Number of rows that the context is measured on; None for all.
+        factors: Factors on the time of a draft step, one lesson each.
     """
     points = task.space.lattice(LATTICE)
-    scores = np.array([task.measure(task.space.values(point))["score"] for point in points])
-    best = float(scores.max())
-    return Lesson(
-        pair=task.pair,
-        corpus=task.corpus,
-        context=task.context(rows),
-        shares=scores / best,
-        best=best,
-        space=task.space,
-    )
-
-
-def with_costs(task: DecodingTask, factors: Sequence[float]) -> list[DecodingTask]:
-    """Return the task with a draft that is slower by each factor."""
+    costed = [with_slower_draft(task, factor) for factor in factors]
+    scores = np.empty((len(factors), len(points)))
+    for place, point in enumerate(points):
+        blocks = blocks_of(task.trace, task.settings(task.space.values(point)), task.rule)
+        for row, each in enumerate(costed):
+            scores[row, place] = each.worth(score(blocks, each.costs))
     return [
-        replace(task, costs=replace(task.costs, draft_step=task.costs.draft_step * factor))
-        for factor in factors
+        Lesson(
+            pair=task.pair,
+            corpus=task.corpus,
+            context=each.context(),
+            shares=found / found.max(),
+            best=float(found.max()),
+            space=task.space,
+        )
+        for each, found in zip(costed, scores, strict=True)
     ]
+
+
+def with_slower_draft(task: DecodingTask, factor: float) -> DecodingTask:
+    """Return the task with a draft step that takes `factor` times as long."""
+    step = task.costs.draft_step * factor
+    return replace(task, costs=replace(task.costs, draft_step=step))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

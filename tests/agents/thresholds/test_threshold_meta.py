@@ -19,7 +19,7 @@ from trainenv.agents.thresholds.meta import (
     learn,
     share_at,
     shuffled,
-    with_costs,
+    with_slower_draft,
 )
 from trainenv.agents.thresholds.recommend import Recommender
 from trainenv.agents.thresholds.tasks import CONTEXT, split
@@ -53,7 +53,7 @@ def tasks() -> tuple[DecodingTask, ...]:
 
 @cache
 def lessons() -> dict[str, list[Lesson]]:
-    return {one.name: [learn(each) for each in with_costs(one, (1, 0.5, 2))] for one in tasks()}
+    return {one.name: learn(one, (1, 0.5, 2)) for one in tasks()}
 
 
 def left_out(part: str, seed: int | None = None) -> tuple[float, float]:
@@ -101,7 +101,7 @@ def test_the_policy_of_ppo_is_near_the_best_of_its_own_tasks() -> None:
 
 def test_a_lesson_is_the_landscape_of_the_task() -> None:
     one = tasks()[0]
-    lesson = learn(one)
+    lesson = learn(one)[0]
     point = one.space.lattice(256)[17]
     assert lesson.shares.max() == 1.0
     assert share_at(lesson, point) * lesson.best == one.measure(one.space.values(point))["score"]
@@ -109,7 +109,7 @@ def test_a_lesson_is_the_landscape_of_the_task() -> None:
 
 
 def test_a_slower_draft_drafts_fewer_tokens() -> None:
-    fast, slow = (learn(each) for each in with_costs(tasks()[0], (0.5, 16)))
+    fast, slow = learn(tasks()[0], (0.5, 16))
     points = fast.space.lattice(256)
     long = fast.space.values(points[int(fast.shares.argmax())])["k"]
     short = slow.space.values(points[int(slow.shares.argmax())])["k"]
@@ -128,7 +128,7 @@ def test_no_strategy_beats_the_oracle_of_fixed_settings(name: str) -> None:
 
 
 def test_where_no_settings_are_faster_the_target_decodes_alone() -> None:
-    slow = with_costs(tasks()[0], (100,))[0]
+    slow = with_slower_draft(tasks()[0], 100)
     assert isinstance(STRATEGIES["grid"](slow, 16, 0), TargetOnly)
     assert not Recommender().recommend(slow).drafts
     assert isinstance(STRATEGIES["grid"](tasks()[0], 16, 0), FixedThresholds)
@@ -169,7 +169,7 @@ def test_a_draft_length_out_of_range_is_refused(k: int) -> None:
 
 
 def test_lessons_of_different_rules_are_refused() -> None:
-    mixed = [learn(tasks()[0]), learn(task(1.0, 0.1, 2.5, rule="lossy"))]
+    mixed = [*learn(tasks()[0]), *learn(task(1.0, 0.1, 2.5, rule="lossy"))]
     with pytest.raises(UserError, match="same rule"):
         Kernel.fit(mixed)
 
