@@ -1,6 +1,7 @@
-"""WikiText-103 and C4, from the hub through `datasets` or from a local copy.
+"""WikiText-103, C4 and LAMBADA, from the hub through `datasets` or from a local copy.
 
-WikiText: Merity et al. 2016, `Salesforce/wikitext`. C4: Raffel et al. 2020, `allenai/c4`. C4 is
+WikiText: Merity et al. 2016, `Salesforce/wikitext`. C4: Raffel et al. 2020, `allenai/c4`. LAMBADA:
+Paperno et al. 2016, in the version of `EleutherAI/lambada_openai`, for evaluation only. C4 is
 read shard by shard in its own order, because a stream that is shuffled while it is read does not
 resume exactly.
 """
@@ -27,6 +28,10 @@ C4 = "allenai/c4"
 C4_CONFIG = "en"
 C4_TRAIN = tuple(f"c4-train.{shard:05d}-of-01024.json.gz" for shard in range(1024))
 C4_VALIDATION = tuple(f"c4-validation.{shard:05d}-of-00008.json.gz" for shard in range(8))
+
+
+LAMBADA = "EleutherAI/lambada_openai"
+LAMBADA_CONFIG = "en"
 
 
 def wikitext(path: Path | None) -> Source:
@@ -60,6 +65,18 @@ def c4(path: Path | None) -> Source:
             f"put {C4_VALIDATION[0]} next to them, or read the files as corpus.name: text"
         )
     return Source(parts[0], parts[1], streams=True)
+
+
+def lambada(path: Path | None) -> Documents:
+    """Read the passages of LAMBADA, one document each; a local copy has one a line."""
+    if path is None:
+        return _hub_split(LAMBADA, LAMBADA_CONFIG, "test")
+    path = expanded(path)
+    if not isfile(path):
+        raise UserError(
+            f"expected a file of LAMBADA at {path}, found none; give a .jsonl, .parquet or .txt"
+        )
+    return local.documents([path])
 
 
 def _local_copy(path: Path, config: str) -> list[Documents]:
