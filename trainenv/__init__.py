@@ -4,8 +4,8 @@
     trainenv.train(run, "runs/mine", callback=trainenv.branching())
 
 Importing this package registers the Gymnasium environments
-`trainenv/GPT2-{Tiny,Small,Medium,Large}-v0` and `trainenv/Synthetic-v0`. Heavy modules are loaded
-when they are first used.
+`trainenv/GPT2-{Tiny,Small,Medium,Large}-v0`, `trainenv/Synthetic-v0` and `trainenv/Decoding-v0`.
+Heavy modules are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -84,3 +84,4 @@ for _size in ("Tiny", "Small", "Medium", "Large"):
         kwargs={"config": _size.lower()},
     )
 gymnasium.register(id="trainenv/Synthetic-v0", entry_point="trainenv.envs.registered:synthetic")
+gymnasium.register(id="trainenv/Decoding-v0", entry_point="trainenv.envs.registered:decoding")

@@ -1,11 +1,12 @@
-"""Gymnasium environments in which an agent steers a training run.
+"""Gymnasium environments in which an agent steers a training run, or sets decoding thresholds.
 
 - `TrainingEnv` (`trainenv/GPT2-Tiny-v0`): a real run.
 - `SyntheticEnv` (`trainenv/Synthetic-v0`): a run that follows a law, with a known optimum.
 - `WorldModelEnv`: a run that a world model imagines, from the history of a real one.
+- `DecodingEnv` (`trainenv/Decoding-v0`): the thresholds of speculative decoding.
 
-Actions, observations and action masks are the same for all three: see `trainenv.interventions` and
-`Features`. Each name is imported when it is first used.
+Actions, observations and action masks are the same for the first three: see
+`trainenv.interventions` and `Features`. Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
+    from trainenv.envs.decoding import DecodingEnv
     from trainenv.envs.imagined_run import record_histories
     from trainenv.envs.observation import FEATURES, Features
     from trainenv.envs.synthetic import SyntheticEnv
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FEATURES",
+    "DecodingEnv",
     "Features",
     "SyntheticEnv",
     "TrainingEnv",
@@ -33,6 +36,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
+        "DecodingEnv": ".decoding",
         "FEATURES": ".observation",
         "Features": ".observation",
         "SyntheticEnv": ".synthetic",

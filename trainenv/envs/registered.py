@@ -6,10 +6,13 @@ before the environment can refuse it with an error.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainenv.envs.synthetic import SyntheticEnv
 from trainenv.envs.training import TrainingEnv
+
+if TYPE_CHECKING:
+    from trainenv.envs.decoding import DecodingEnv
 
 
 def training(**kwargs: Any) -> TrainingEnv:
@@ -20,3 +23,10 @@ def training(**kwargs: Any) -> TrainingEnv:
 def synthetic(**kwargs: Any) -> SyntheticEnv:
     """Make a synthetic environment."""
     return SyntheticEnv(**kwargs)
+
+
+def decoding(**kwargs: Any) -> DecodingEnv:
+    """Make an environment of decoding thresholds."""
+    from trainenv.envs.decoding import DecodingEnv
+
+    return DecodingEnv(**kwargs)
