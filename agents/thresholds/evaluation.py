@@ -24,7 +24,7 @@ no fixed settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from trainenv.agents.thresholds.meta import (
 from trainenv.agents.thresholds.ppo import PPO
 from trainenv.agents.thresholds.recommend import Recommender
 from trainenv.agents.thresholds.strategies import STRATEGIES
-from trainenv.agents.thresholds.tasks import DecodingTask, rows_of, split
+from trainenv.agents.thresholds.tasks import DecodingTask, split
 from trainenv.compare.bootstrap import figure
 from trainenv.decoding.contract import MAX_K
 from trainenv.decoding.traces import CostModel, Trace
@@ -58,6 +58,7 @@ PARTS = {"pair": "other pairs", "corpus": "other corpora"}
 MEASURES = ("speedup", "acceptance", "distance", "regret", "evaluations")
 CELLS = "cells.jsonl"
 _FACTORS = (0.5, 1.0, 2.0)  # on the draft's time, of the training tasks
+_PICTURED = 16  # texts of a picture
 _PPO = PPO(rollout=32, batch=128, lr=2e-3)
 
 
@@ -244,7 +245,7 @@ class Evaluator:
     def _general(self, cell: Cell, task: DecodingTask) -> DraftControl:
         """Return the control of a general policy that was not trained on a part of the task."""
         few = np.arange(min(self.plan.context_texts, task.trace.rows))
-        seen = self.plan.task(self.sources[cell.source], rows_of(task.trace, few), task.held_out)
+        seen = self.plan.task(self.sources[cell.source], task.trace.select(few), task.held_out)
         if cell.method == "recommend":
             kernel = self._policy("general", cell)
             assert isinstance(kernel, Kernel)
@@ -318,7 +319,7 @@ def evaluate(
     return {
         "finished": len(rows) == len(cells),
         "plan": asdict(plan),
-        "sources": [{"pair": each.pair, "corpus": each.corpus} for each in sources],
+        "tasks": [picture(source, plan) for source in sources],
         "methods": list(summaries(rows)),
         "rows": rows,
     }
@@ -333,6 +334,20 @@ def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             "method": label,
             **{name: figure([row[name] for row in mine], tasks).to_json() for name in MEASURES},
         }
+
+
+def picture(source: Source, plan: Plan) -> dict[str, Any]:
+    """Return the pair, the corpus and measured settings of the exact and the lossy rule."""
+    trace = source.trace.select(np.arange(min(_PICTURED, source.trace.rows)))
+    points = []
+    for rule, count in (("exact", 144), ("lossy", 216)):
+        task = replace(plan, rule=rule).task(source, trace, trace)
+        for point in task.space.lattice(count):
+            values = task.space.values(point)
+            found = task.measure(values)
+            kept = {name: found[name] for name in ("speedup", "acceptance", "distance")}
+            points.append({"rule": rule, **values, **kept})
+    return {"pair": source.pair, "corpus": source.corpus, "points": points}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from trainenv.agents.thresholds.contract import Floats
 from trainenv.agents.thresholds.meta import LATTICE, Kernel
-from trainenv.agents.thresholds.tasks import DecodingTask, rows_of
+from trainenv.agents.thresholds.tasks import DecodingTask
 from trainenv.tools.checks import number, whole
 
 NEAR = 0.05
@@ -138,7 +138,7 @@ def landscapes(task: DecodingTask, points: Floats) -> tuple[Floats, Floats]:
     seconds = np.empty((task.trace.rows, len(points)))
     worth = np.empty_like(seconds)
     for row in range(task.trace.rows):
-        trace = rows_of(task.trace, np.array([row]))
+        trace = task.trace.select([row])
         for place, point in enumerate(points):
             found = task.score(task.space.values(point), trace)
             seconds[row, place] = found.time_per_token

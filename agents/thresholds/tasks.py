@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainenv.agents.thresholds.contract import Axis, Floats, ThresholdSpace, Trial, TuningProblem
 from trainenv.agents.thresholds.controls.contract import DraftControl
 from trainenv.agents.thresholds.controls.fixed import FixedThresholds
 from trainenv.agents.thresholds.controls.target_only import TargetOnly
+from trainenv.decoding.clocks import CONTEXT as TRACED
+from trainenv.decoding.clocks import TracedTask
 from trainenv.decoding.contract import FALLBACK_RANGE, MAX_K, rollback_range
 from trainenv.decoding.traces import RULES, CostModel, Score, Settings, Trace
 from trainenv.tools.checks import choice, number, whole
@@ -30,17 +30,7 @@ from trainenv.types import UserError
 
 EXCESS = 0.02
 """Distance beyond the allowed one that divides the score by e."""
-CONTEXT = (
-    "acceptance",
-    "acceptance spread",
-    "draft entropy",
-    "draft confidence",
-    "confidence and acceptance",
-    "ln cost ratio",
-    "slope of a target call",
-    "overhead of a block",
-    "prompt repeats",
-)
+CONTEXT = (*TRACED, "ln cost ratio", "slope of a target call", "overhead of a block")
 """Names of the context of a task."""
 
 
@@ -153,16 +143,9 @@ class DecodingTask:
             self.measure, self.space, budget=budget, known=known, record=record, stop=stop
         )
 
-    def context(self, rows: int | None = None) -> Floats:
-        """Return what is known of the task before any settings are tried, [C], see `CONTEXT`.
-
-        Args:
-            rows: Number of rows to measure it on; None for all.
-        """
-        trace = self.trace
-        if rows is not None:
-            trace = rows_of(trace, np.arange(min(rows, trace.rows)))
-        return context_of(trace, self.costs)
+    def context(self) -> Floats:
+        """Return what is known of the task before any settings are tried, [C], see `CONTEXT`."""
+        return context_of(TracedTask(name=self.name, trace=self.trace, costs=self.costs))
 
     def _measured(self, control: DraftControl, trace: Trace) -> dict[str, float]:
         found = control.replay(trace, self.costs)
@@ -190,33 +173,19 @@ def space_of(rule: str, k: int) -> ThresholdSpace:
     return ThresholdSpace(axes=tuple(axes))
 
 
-def context_of(trace: Trace, costs: CostModel) -> Floats:
-    """Return the context of a trace and its costs, [C]; see `CONTEXT`."""
-    overlap = trace.overlap.astype(np.float64).ravel()
-    confidence = trace.block_top[..., 0].astype(np.float64).ravel()
-    together = 0.0
-    if overlap.std() > 0 and confidence.std() > 0:
-        together = float(np.corrcoef(overlap, confidence)[0, 1])
+def context_of(task: TracedTask) -> Floats:
+    """Return what is known of a traced task before any settings are tried, [C]; see `CONTEXT`."""
+    known = task.context()
+    costs = task.costs
     calls = costs.calls(np.array([1, 9]))
     return np.array(
         [
-            overlap.mean(),
-            overlap.std(),
-            float(trace.entropy.mean(dtype=np.float64)),
-            confidence.mean(),
-            together,
+            *(known[name] for name in TRACED),
             float(np.log(max(costs.ratio, 1e-4))),
             float(calls[1] / calls[0] - 1),
             costs.block / costs.target_only,
-            float(trace.prompt_repeats.mean(dtype=np.float64)),
         ]
     )
-
-
-def rows_of(trace: Trace, rows: NDArray[np.int64]) -> Trace:
-    """Return the trace of some rows."""
-    arrays: dict[str, Any] = {name: array[rows] for name, array in trace.arrays().items()}
-    return replace(trace, **arrays)
 
 
 def split(trace: Trace, seed: int, share: float = 0.5) -> tuple[Trace, Trace]:
@@ -239,4 +208,4 @@ def split(trace: Trace, seed: int, share: float = 0.5) -> tuple[Trace, Trace]:
         )
     order = np.random.default_rng(seed).permutation(trace.rows)
     cut = min(max(round(share * trace.rows), 1), trace.rows - 1)
-    return rows_of(trace, np.sort(order[:cut])), rows_of(trace, np.sort(order[cut:]))
+    return trace.select(np.sort(order[:cut])), trace.select(np.sort(order[cut:]))
