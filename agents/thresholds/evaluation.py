@@ -48,8 +48,8 @@ from trainenv.agents.thresholds.strategies import STRATEGIES
 from trainenv.agents.thresholds.tasks import DecodingTask, split
 from trainenv.compare.bootstrap import figure
 from trainenv.decoding.contract import MAX_K
-from trainenv.decoding.traces import CostModel, Trace
-from trainenv.tools.checks import choice, whole
+from trainenv.decoding.traces import RULES, CostModel, Trace
+from trainenv.tools.checks import choice, number, whole
 from trainenv.tools.json_lines import append_line, read_lines
 from trainenv.types import UserError
 
@@ -118,8 +118,12 @@ class Plan:
             choice("method", name, STRATEGIES)
         for name in self.general:
             choice("general policy", name, GENERAL)
-        for name in ("budget", "seeds", "context_texts", "moves"):
+        for name in ("budget", "seeds", "context_texts", "moves", "k"):
             whole(name, getattr(self, name), least=1)
+        choice("rule", self.rule, RULES)
+        number("allowed_distance", self.allowed_distance, least=0, most=1)
+        if self.k > MAX_K:
+            raise UserError(f"k must be from 1 to {MAX_K}, found {self.k}; draft fewer tokens a call")
 
     def task(self, source: Source, trace: Trace, held_out: Trace) -> DecodingTask:
         """Return the task of a source with given texts."""
