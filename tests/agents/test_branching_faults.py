@@ -19,11 +19,11 @@ from tests.support.steered_runs import (
 )
 from trainenv import planners
 from trainenv.agents.branching import Branching, PlanningOptions
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.composition.default_loop import allow_by_risk
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.types import (
     Candidate,
     Intervention,

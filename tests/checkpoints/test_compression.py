@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.checkpoint_files import bits
-from trainenv.checkpoints import compression
+from trainenv.tools.tensor_file import compression
 
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (0, 4), (2, 0, 3), (1, 1, 1), (2, 3, 4, 5)]
 # What a copy by value might lose: NaNs of many payloads, both zeros, infinities, denormals. As float32 words.

@@ -17,8 +17,8 @@ import pytest
 
 from tests.support.small_runs import made, same
 from trainenv.checkpoints import reader
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.types import UserError
 
 

@@ -33,9 +33,9 @@ from tests.support.checkpoint_files import (
     written,
 )
 from tests.support.lengths import either
-from trainenv.checkpoints import compression, file
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
-from trainenv.checkpoints.filesystem import Disk
+from trainenv.tools.tensor_file import compression
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.training import snapshots
 from trainenv.types import Snapshot, Tier, UserError
 
@@ -465,7 +465,7 @@ def test_memory_that_the_system_does_not_give_is_the_users_to_find(
         raise MemoryError
 
     for where in ("empty", "tensor", "decompress"):
-        monkeypatch.setattr(file.compression, where, refuse)
+        monkeypatch.setattr(compression, where, refuse)
         with pytest.raises(UserError, match="cp needs more memory than the system gave"):
             read(tmp_path / "cp")
         monkeypatch.undo()
@@ -480,7 +480,7 @@ def test_what_may_pass_is_not_taken_for_damage(
     def refuse(*_: Any) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(file.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(
         UserError, match="can't be read as a checkpoint: Too many open files"
     ) as raised:

@@ -16,6 +16,7 @@ from tests.support import fuzzing
 from tests.support.checkpoint_files import content
 from trainenv.checkpoints import file
 from trainenv.checkpoints.header import FIXED_MEMORY
+from trainenv.tools.tensor_file import chunks
 from trainenv.types import Snapshot
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
@@ -102,6 +103,6 @@ def test_a_reader_that_skips_a_checksum_is_found(
 
         __hash__ = str.__hash__
 
-    monkeypatch.setattr(file.xxhash, "xxh3_64_hexdigest", lambda data: Agreeing("0" * 16))
+    monkeypatch.setattr(chunks.xxhash, "xxh3_64_hexdigest", lambda data: Agreeing("0" * 16))
     with pytest.raises(fuzzing.Found, match="it was changed, and loaded"):
         fuzzing.fuzz(0, 60, tmp_path)

@@ -31,9 +31,10 @@ from tests.support.checkpoint_files import (
     written,
 )
 from tests.support.hostile_cases import FIRST, SECOND, cases, tensor
-from trainenv.checkpoints import file
 from trainenv.checkpoints.file import BrokenCheckpoint, read, read_header, write
-from trainenv.checkpoints.header import FIXED_MEMORY, MAGIC, TENSORS_MOST
+from trainenv.checkpoints.header import FIXED_MEMORY, TENSORS_MOST
+from trainenv.tools.tensor_file import chunks, compression
+from trainenv.tools.tensor_file.front import MAGIC
 from trainenv.types import UserError
 
 # Each file in a process of its own, forked from one that has loaded a checkpoint before: how far its memory grew at most.
@@ -231,11 +232,11 @@ def test_what_does_not_fit_into_memory_is_not_tried(
     (tmp_path / "cp").write_bytes(data)
     needed = read_header(tmp_path / "cp").memory_bytes
     free = psutil.virtual_memory()._replace(available=needed - missing)
-    monkeypatch.setattr(file.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(chunks.psutil, "virtual_memory", lambda: free)
     if not missing:
         read(tmp_path / "cp")
         return
-    monkeypatch.setattr(file.compression, "empty", None)
+    monkeypatch.setattr(compression, "empty", None)
     with pytest.raises(
         UserError, match=r"cp needs .* GiB of memory, found .* GiB available; free some"
     ):

@@ -13,9 +13,9 @@ import torch
 
 from tests.support.small_runs import files, filled, made, same, seed_of, small
 from trainenv.checkpoints import file, reader
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.manifest import Entry
 from trainenv.checkpoints.store import CheckpointStore
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.types import Snapshot, UserError
 
 # ── saving and loading ──────────────────────────────────────────────────────────────────────────────────────────────

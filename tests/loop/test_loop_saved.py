@@ -11,12 +11,12 @@ import pytest
 
 from tests.support.driven_runs import Rewinder, newest, toy
 from trainenv import TrainingRun
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.tools.json_lines import read_lines
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.training.snapshots import fingerprint
 from trainenv.types import Event, Snapshot, Telemetry, UserError
 

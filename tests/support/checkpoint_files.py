@@ -14,9 +14,10 @@ import xxhash
 from torch import Tensor
 
 from trainenv.checkpoints import file, schema
-from trainenv.checkpoints.header import FRONT_MOST, MAGIC, check_spec
-from trainenv.checkpoints.layout import lay_out, manifest_bytes, memory_bytes
+from trainenv.checkpoints.layout import lay_out, memory_bytes
 from trainenv.config.presets import configs_folder, read_yaml
+from trainenv.tools.tensor_file.front import FRONT_MOST, MAGIC, check_spec
+from trainenv.tools.tensor_file.layout import manifest_bytes
 from trainenv.types import Snapshot, Tier
 
 PROLOGUE = struct.Struct("<8sQQ16s")

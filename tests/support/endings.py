@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.small_runs import made
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.types import UserError
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import zstandard
 
 from tests.support.checkpoint_files import PROLOGUE, apart, chunks, content, line, sums, together
-from trainenv.checkpoints import compression, file
+from trainenv.checkpoints import file
+from trainenv.tools.tensor_file import compression
 from trainenv.types import UserError
 
 CORPUS = Path(__file__).parents[1] / "files" / "checkpoints"

@@ -9,8 +9,9 @@ from typing import Any
 
 from tests.checkpoints.test_compression import BAD, LENGTH, frame
 from tests.support.checkpoint_files import MARK, apart, encoded, forged, line, sums, together
-from trainenv.checkpoints.header import FRONT_MOST, TENSORS_MOST
-from trainenv.checkpoints.untrusted import COSTS, PARSED_MOST
+from trainenv.checkpoints.header import TENSORS_MOST
+from trainenv.tools.tensor_file.front import FRONT_MOST
+from trainenv.tools.tensor_file.untrusted import COSTS, PARSED_MOST
 
 Change = Callable[[dict[str, Any]], Any]
 Case = tuple[Callable[[], bytes], str]  # made when they are needed: some are large

@@ -29,8 +29,8 @@ from pathlib import Path
 from tests.support.small_runs import made, same, seed_of
 from trainenv.checkpoints import file
 from trainenv.checkpoints import reader as reading
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.store import CheckpointStore
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.types import Snapshot, Tier, UserError
 
 NUMEL = 80_000  # elements of each of three tensors: about 1 MB a snapshot

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainenv.checkpoints.filesystem import Disk
+from trainenv.tools.tensor_file.filesystem import Disk
 
 BLOCK = 512  # bytes that a disk writes whole or not at all
 Lie = Literal["", "sync", "sync_folder", "order"]

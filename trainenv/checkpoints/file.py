@@ -1,47 +1,29 @@
-"""One checkpoint as a file: a JSON header, a JSON manifest, then compressed chunks; no pickle.
+"""One checkpoint as a file of tensors; see `trainenv.tools.tensor_file` for the format.
 
-    magic 8 · header length 8 · manifest length 8 · digest 16 bytes, little-endian
-    header      JSON: schema, tier, step, sequence, the whole state, dtype and shape of each tensor
-    manifest    JSON, padded with spaces: for each chunk its xxh3-64 and the lengths of its planes
-    chunks      in the order of the header, end to end
-
-The digest is the xxh3-128 of both lengths, header and manifest. It covers the manifest, and the
-manifest holds the checksum of each chunk, so every byte of the file is covered. The position of a
-chunk follows from the lengths before it: chunks cannot overlap or leave gaps.
-
+Its header holds schema, tier, step, sequence, the whole state, and dtype and shape of each tensor.
 Reading trusts nothing that it has not checked, in this order: length of the file, lengths of header
 and manifest, digest, schema, memory needed, each chunk.
 """
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-import xxhash
-import zstandard
 from torch import Tensor
 
-from trainenv.checkpoints import compression, quantiser
 from trainenv.checkpoints import header as front
-from trainenv.checkpoints.filesystem import Disk
+from trainenv.checkpoints import quantiser
 from trainenv.checkpoints.header import BrokenCheckpoint, Header
-from trainenv.checkpoints.layout import Chunk
-from trainenv.checkpoints.untrusted import short
-from trainenv.tools import portable
+from trainenv.tools.tensor_file import chunks, compression
+from trainenv.tools.tensor_file.filesystem import Disk
+from trainenv.tools.tensor_file.untrusted import short
 from trainenv.types import Snapshot, Tier, UserError
 
-# Errors of opening and reading that say that the path holds no readable checkpoint.
-_BROKEN = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EIO}
+KIND = chunks.Kind(name="checkpoint", broken=BrokenCheckpoint)
 
 
 def write(
@@ -65,56 +47,10 @@ def write(
         OSError: The disk is full or fails.
     """
     header, first, layout = front.compose(snapshot, tier, sequence)
-    disk = disk or Disk()
-    with _replacing(path, disk) as file:
-        offset = front.chunks_start(first, layout)
-        table: list[list[Any]] = []
-        compressor = zstandard.ZstdCompressor(level=compression.LEVEL)
-        for part, array in zip(layout, _arrays(snapshot.tensors, header.rounded), strict=True):
-            for piece in part.pieces:
-                stored = compression.compress(array[piece], compressor)
-                data = b"".join(stored)
-                _write_all(disk, file, data, offset)
-                offset += len(data)
-                table.append([xxhash.xxh3_64_hexdigest(data), *map(len, stored)])
-        sealed, digest = front.seal(first, layout, table)
-        _write_all(disk, file, sealed, 0)
-    return replace(header, digest=digest, file_bytes=offset)
-
-
-def write_whole(path: Path, data: bytes, disk: Disk) -> None:
-    """Write a small file in the same steps, whole or not at all."""
-    with _replacing(path, disk) as file:
-        _write_all(disk, file, data, 0)
-
-
-@contextmanager
-def _replacing(path: Path, disk: Disk) -> Iterator[int]:
-    """Open a temporary file that replaces `path` if the block succeeds, and is deleted if not."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        file = disk.create(temporary)
-        try:
-            yield file
-            disk.sync(file)
-        finally:
-            disk.close(file)
-        disk.rename(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            disk.unlink(temporary)
-        raise
-    disk.sync_folder(path.parent)
-
-
-def _write_all(disk: Disk, file: int, data: bytes, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = disk.write(file, rest, offset)
-        if written <= 0:
-            raise OSError(f"the disk took none of {len(rest)} bytes")
-        rest = rest[written:]
-        offset = offset + written
+    digest, length = chunks.write(
+        path, first, layout, _arrays(snapshot.tensors, header.rounded), disk or Disk()
+    )
+    return replace(header, digest=digest, file_bytes=length)
 
 
 def _arrays(
@@ -154,15 +90,10 @@ def read(path: Path) -> Snapshot:
 
 
 def _read(path: Path) -> Snapshot:
-    with _opened(path) as file:
-        header, layout, chunks = front.parse(file, path)
-        _check_memory(header, path)
-        arrays = [compression.empty(part.words, part.word_size) for part in layout]
-        _in_threads(
-            len(chunks),
-            lambda places: _read_chunks(file, path, arrays, [chunks[place] for place in places]),
-        )
-    stored = {part.name: array for part, array in zip(layout, arrays)}
+    with chunks.opened(path, KIND) as file:
+        header, layout, places = front.parse(file, path)
+        chunks.check_memory(header.memory_bytes, path)
+        stored = chunks.read(file, path, layout, places, KIND)
     for name in header.rounded:
         if not quantiser.are_scales(stored[f"{name}/scales"].view("f4")):
             raise BrokenCheckpoint(
@@ -187,27 +118,8 @@ def read_header(path: Path) -> Header:
         BrokenCheckpoint: Header, manifest or length of the file is wrong.
         UserError: The file does not exist.
     """
-    with _opened(path) as file:
+    with chunks.opened(path, KIND) as file:
         return front.parse(file, path)[0]
-
-
-def _read_chunks(
-    file: int, path: Path, arrays: Sequence[compression.Words], chunks: Sequence[Chunk]
-) -> None:
-    decompressor = compression.decompressor()
-    for chunk in chunks:
-        stored = portable.read_at(file, sum(chunk.lengths), chunk.offset)
-        if xxhash.xxh3_64_hexdigest(stored) != chunk.checksum:
-            raise BrokenCheckpoint(
-                f"{path} is damaged: the checksum of the {sum(chunk.lengths)} bytes at "
-                f"{chunk.offset} is wrong"
-            )
-        try:
-            compression.decompress(
-                memoryview(stored), chunk.lengths, arrays[chunk.part][chunk.piece], decompressor
-            )
-        except ValueError as error:
-            raise BrokenCheckpoint(f"{path} is damaged at {chunk.offset}: {error}") from None
 
 
 def _expand(
@@ -233,55 +145,4 @@ def _expand(
                 root = parts(quantiser.second_of(name), piece)
             quantiser.dequantise(kind, *parts(name, piece), root, moments[name].view("f4")[piece])
 
-    _in_threads(len(jobs), expand)
-
-
-def _in_threads(count: int, work: Any) -> None:
-    """Call `work(places)` for `count` places, split over the cores; the work releases the GIL."""
-    workers = min(portable.cores(), 8, count)
-    if workers <= 1:
-        work(range(count))
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(work, range(worker, count, workers)) for worker in range(workers)]:
-            done.result()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """Open a regular file for reading, without following a link and without waiting."""
-    try:
-        file = portable.open_file(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise UserError(f"expected a checkpoint at {path}, found no file") from None
-    except OSError as error:
-        raise _refused(path, error) from None
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise BrokenCheckpoint(f"{path} is no regular file")
-        yield file
-    except OSError as error:
-        raise _refused(path, error) from None
-    finally:
-        os.close(file)
-
-
-def _refused(path: Path, error: OSError) -> UserError:
-    """Make the error for a file that can't be read.
-
-    A link, a folder or a failing disk is a broken checkpoint. A passing problem, such as too many
-    open files, says nothing about the checkpoint and is a plain `UserError`.
-    """
-    message = f"{path} can't be read as a checkpoint: {error.strerror}"
-    if error.errno in _BROKEN:
-        return BrokenCheckpoint(message)
-    return UserError(message)
-
-
-def _check_memory(header: Header, path: Path) -> None:
-    available = psutil.virtual_memory().available
-    if header.memory_bytes > available:
-        raise UserError(
-            f"{path} needs {header.memory_bytes / 2**30:.3g} GiB of memory, found "
-            f"{available / 2**30:.3g} GiB available; free some, or load it on a larger machine"
-        )
+    chunks.in_threads(len(jobs), expand)

@@ -7,38 +7,29 @@ checksum and the lengths of every chunk.
 from __future__ import annotations
 
 import json
-import math
 import os
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import xxhash
-from torch import Tensor
-
-from trainenv.checkpoints import compression, quantiser, schema
-from trainenv.checkpoints.layout import (
-    Chunk,
-    Part,
-    Specs,
-    lay_out,
-    locate_chunks,
-    manifest_bytes,
-    memory_bytes,
+from trainenv.checkpoints import quantiser, schema
+from trainenv.checkpoints.layout import lay_out, memory_bytes
+from trainenv.tools.tensor_file.chunks import BrokenFile
+from trainenv.tools.tensor_file.front import (
+    check_front_size,
+    check_spec,
+    chunks_start,
+    dtype_name,
+    read_front,
 )
-from trainenv.checkpoints.untrusted import parse_json, short
-from trainenv.tools import portable
+from trainenv.tools.tensor_file.layout import Chunk, Part, Specs, locate_chunks, manifest_bytes
+from trainenv.tools.tensor_file.untrusted import parse_json, short
 from trainenv.types import TENSOR, Snapshot, Tier, UserError
 
 FORMAT = "trainenv checkpoint"
-# As in PNG: one byte that is no text, and line ends that a careless copy would change.
-MAGIC = b"\x93trenv\r\n"
 # Bytes that reading may take in addition to what the header declares; the limits below ensure it.
 FIXED_MEMORY = 256 << 20
-FRONT_MOST = 8 << 20  # bytes that a header or a manifest may have
 TENSORS_MOST = 1 << 16  # each is a few objects, however small
 DEEPEST = 64  # levels of nesting in a state, since other code may walk it recursively
 NUMBERS = range(2**63)  # of steps and saves
@@ -51,10 +42,9 @@ DRIFT: dict[Tier, str | None] = {
         "steps, 3e-5 after 100 and 5e-5 after 1000 (benchmarks/drift.py)."
     ),
 }
-PROLOGUE = struct.Struct("<8sQQ16s")
 
 
-class BrokenCheckpoint(UserError):
+class BrokenCheckpoint(BrokenFile):
     """A checkpoint file that is torn, damaged, or of another format.
 
     The message names the file and what is wrong with it.
@@ -100,7 +90,10 @@ def compose(snapshot: Snapshot, tier: Tier, sequence: int) -> tuple[Header, byte
     """
     where = f"the snapshot of step {snapshot.step}"
     schema.check_state(snapshot.state, where)
-    tensors = {name: (_dtype_name(name, t), tuple(t.shape)) for name, t in snapshot.tensors.items()}
+    tensors = {
+        name: (dtype_name(name, tensor, "a checkpoint"), tuple(tensor.shape))
+        for name, tensor in snapshot.tensors.items()
+    }
     rounded: dict[str, quantiser.Kind] = {}
     if tier == "8bit":
         rounded = quantiser.kinds(snapshot.tensors)
@@ -119,45 +112,13 @@ def compose(snapshot: Snapshot, tier: Tier, sequence: int) -> tuple[Header, byte
     }
     try:
         front = json.dumps(fields, separators=(",", ":"), default=dict).encode()
-        longest = max(len(front), manifest_bytes(layout))
-        if longest > FRONT_MOST:
-            raise ValueError(
-                f"its header or manifest would need {longest} bytes, at most {FRONT_MOST} fit"
-            )
+        check_front_size(front, layout)
         _check_contents(parse_json(front), where)
     except UserError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{where} does not fit into a checkpoint: {error}") from None
     return _header(fields, tensors, rounded), front, layout
-
-
-def chunks_start(front: bytes, layout: Sequence[Part]) -> int:
-    """Return the position of the first chunk, bytes."""
-    return PROLOGUE.size + len(front) + manifest_bytes(layout)
-
-
-def seal(front: bytes, layout: Sequence[Part], table: Sequence[Sequence[Any]]) -> tuple[bytes, str]:
-    """Return the first bytes of a file whose chunks have been written, and its digest.
-
-    Args:
-        front: Encoded header.
-        layout: The arrays of the file, in order.
-        table: Checksum and lengths of the planes of each chunk.
-    """
-    manifest = json.dumps(table, separators=(",", ":")).encode().ljust(manifest_bytes(layout))
-    digest = _digest(front, manifest)
-    return PROLOGUE.pack(MAGIC, len(front), len(manifest), digest) + front + manifest, digest.hex()
-
-
-def _dtype_name(name: str, tensor: Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in compression.DTYPES or tensor.layout != torch.strided:
-        raise UserError(
-            f"{name} has the dtype {dtype} and the layout {tensor.layout}, "
-            "which a checkpoint can't hold"
-        )
-    return dtype
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
@@ -171,7 +132,7 @@ def parse(file: int, path: Path) -> tuple[Header, list[Part], list[Chunk]]:
     """
     length = os.fstat(file).st_size
     try:
-        front, manifest, digest = _read_front(file, length)
+        front, manifest, digest = read_front(file, "a checkpoint")
         header = parse_json(front)
         tensors, rounded, layout = _check_contents(header, str(path))
         if len(manifest) != manifest_bytes(layout):
@@ -185,31 +146,6 @@ def parse(file: int, path: Path) -> tuple[Header, list[Part], list[Chunk]]:
         raise BrokenCheckpoint(f"{path} is no whole checkpoint: {error}") from None
     whole = replace(_header(header, tensors, rounded), digest=digest.hex(), file_bytes=length)
     return whole, layout, chunks
-
-
-def _read_front(file: int, length: int) -> tuple[bytes, bytes, bytes]:
-    """Return header, manifest and digest of an open file of `length` bytes.
-
-    Raises:
-        ValueError: The magic, a length or the digest is wrong.
-    """
-    prologue = portable.read_at(file, PROLOGUE.size, 0)
-    if len(prologue) < PROLOGUE.size:
-        raise ValueError(f"it ends after {length} bytes")
-    magic, header_length, manifest_length, digest = PROLOGUE.unpack(prologue)
-    if magic != MAGIC:
-        raise ValueError(f"it starts with {magic!r}, a checkpoint with {MAGIC!r}")
-    end = PROLOGUE.size + header_length + manifest_length
-    if max(header_length, manifest_length) > FRONT_MOST or end > length:
-        raise ValueError(
-            f"a header of {header_length} and a manifest of {manifest_length} bytes "
-            f"don't fit into {length}"
-        )
-    front = portable.read_at(file, header_length, PROLOGUE.size)
-    manifest = portable.read_at(file, manifest_length, PROLOGUE.size + header_length)
-    if _digest(front, manifest) != digest:
-        raise ValueError("the digest of its header and manifest is wrong")
-    return front, manifest, digest
 
 
 def _check_contents(
@@ -273,23 +209,6 @@ def _named_tensors(state: Any) -> set[str]:
     return named
 
 
-def check_spec(name: str, dtype: str, shape: list[int]) -> tuple[str, tuple[int, ...]]:
-    """Return dtype and shape of a tensor, if the dtype is known and the shape possible.
-
-    Raises:
-        ValueError: One of them is not.
-    """
-    if dtype not in compression.DTYPES:
-        raise ValueError(f"{short(name)} has the unknown dtype {short(dtype)}")
-    if (
-        len(shape) > 64
-        or any(not 0 <= size < 2**48 for size in shape)
-        or math.prod(max(size, 1) for size in shape) >= 2**60
-    ):
-        raise ValueError(f"{short(name)} has an impossible shape")
-    return dtype, tuple(shape)
-
-
 def _check_rounded(
     rounded: Mapping[str, Any], tensors: Specs, tier: Tier
 ) -> dict[str, quantiser.Kind]:
@@ -333,10 +252,3 @@ def _header(
         tensors=tensors,
         rounded=rounded,
     )
-
-
-def _digest(front: bytes, manifest: bytes) -> bytes:
-    digest = xxhash.xxh3_128(struct.pack("<QQ", len(front), len(manifest)))
-    digest.update(front)
-    digest.update(manifest)
-    return digest.digest()

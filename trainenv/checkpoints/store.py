@@ -15,11 +15,12 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from trainenv.checkpoints import manifest, reader
 from trainenv.checkpoints.background_save import Background, Termination
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.manifest import Entry
 from trainenv.checkpoints.reader import Finding
 from trainenv.checkpoints.retention import Deletion, plan, without
-from trainenv.checkpoints.writer import Writer, as_user_error
+from trainenv.checkpoints.writer import FEWER, Writer
+from trainenv.tools.disk_errors import as_user_error
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.types import Snapshot, Tier, UserError
 
 OnError = Literal["raise", "warn"]
@@ -213,7 +214,7 @@ class CheckpointStore:
         self._background.join()
         self._open(sweep=False)
         deletions = self.preview()
-        with as_user_error(f"deleting checkpoints from {self.folder}"):
+        with as_user_error(f"deleting checkpoints from {self.folder}", or_else=FEWER):
             self._writer.drop(deletions)
         self._note_cap()
         self._warn_of_notes()
@@ -344,7 +345,7 @@ class CheckpointStore:
         return entries
 
     def _record_holders(self, holders: dict[Entry, tuple[str, ...]], action: str) -> None:
-        with as_user_error(action):
+        with as_user_error(action, or_else=FEWER):
             changed = [replace(e, holders=holders.get(e, e.holders)) for e in self._listed()]
             self._writer.change(tuple(changed))
 

@@ -5,29 +5,24 @@ Order matters: first the new file is written, then the list, and only then are o
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from trainenv.checkpoints import file, manifest, reader
-from trainenv.checkpoints.filesystem import Disk
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.checkpoints.manifest import Entry, Manifest
 from trainenv.checkpoints.retention import Deletion, without
+from trainenv.tools.disk_errors import as_user_error, cause, remedy
+from trainenv.tools.tensor_file import chunks
+from trainenv.tools.tensor_file.filesystem import Disk
 from trainenv.types import Snapshot, Tier, UserError
 
 Plan = Callable[[Sequence[Entry]], list[Deletion]]
-_REMEDIES = {
-    errno.ENOSPC: "free some space (a lower keep_last or max_bytes keeps fewer)",
-    errno.EDQUOT: "free some of your quota (a lower keep_last or max_bytes keeps fewer)",
-    errno.EIO: "check the disk, or give a folder on another",
-    errno.EROFS: "make the disk writable, or give a folder on another",
-    errno.ENOTDIR: "give another folder",
-    errno.EACCES: "make the folder writable, or give another",
-}
+FEWER = "a lower keep_last or max_bytes keeps fewer"
+"""Another way to free space in a folder of checkpoints."""
 
 
 class Writer:
@@ -73,7 +68,7 @@ class Writer:
             )
         if self._lock.held:
             return
-        with as_user_error(f"opening {self.folder} to save in it"):
+        with as_user_error(f"opening {self.folder} to save in it", or_else=FEWER):
             self._disk.make_folder(self.folder)
             self._lock.take()
             try:
@@ -118,7 +113,8 @@ class Writer:
                 intact = f"the one before it, {before[-1].file}, is intact"
             # No traceback is kept: its frames would keep the snapshot in memory.
             raise UserError(
-                f"saving {self.folder / name} failed: {_cause(error)}; {intact}. {_remedy(error)}"
+                f"saving {self.folder / name} failed: {cause(error)}; {intact}. "
+                f"{remedy(error, or_else=FEWER)}"
             ) from None
 
     def drop(self, deletions: Sequence[Deletion], entries: Sequence[Entry] | None = None) -> None:
@@ -163,7 +159,7 @@ class Writer:
 
     def _commit(self, new: Manifest) -> None:
         try:
-            file.write_whole(self.folder / manifest.NAME, new.to_bytes(), self._disk)
+            chunks.write_whole(self.folder / manifest.NAME, new.to_bytes(), self._disk)
         except OSError:
             # The rename may have succeeded before the failure. Then all readers see the new list,
             # but a power cut may undo it: files that only the old list names are kept until the
@@ -217,34 +213,10 @@ class Writer:
             except OSError as error:
                 self.notes.append(
                     f"{self.folder / name} is no longer needed, but can't be deleted: "
-                    f"{_cause(error)}"
+                    f"{cause(error)}"
                 )
         if deleted:
             try:
                 self._disk.sync_folder(self.folder)
             except OSError as error:
-                self.notes.append(
-                    f"files deleted from {self.folder} may come back: {_cause(error)}"
-                )
-
-
-@contextmanager
-def as_user_error(action: str) -> Iterator[None]:
-    """Turn an `OSError` inside into a `UserError` that names the action, the cause and a remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{action} failed: {_cause(error)}. {_remedy(error)}") from None
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return f"the system reported {error.strerror or str(error)!r}"
-    return "there is too little memory"
-
-
-def _remedy(error: BaseException) -> str:
-    remedy = "free some memory"
-    if isinstance(error, OSError):
-        remedy = _REMEDIES.get(error.errno or 0, "correct this")
-    return f"{remedy.capitalize()}, then try again"
+                self.notes.append(f"files deleted from {self.folder} may come back: {cause(error)}")

@@ -9,7 +9,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[3]))
 from tests.support.checkpoint_files import holding, small
-from trainenv.checkpoints import compression, file
+from trainenv.checkpoints import file
+from trainenv.tools.tensor_file import compression
 from trainenv.types import Snapshot, Tier
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from trainenv.decoding.contract import Settings
 from trainenv.decoding.traces.costs import CostModel
+from trainenv.decoding.traces.file import load_costs, load_trace, save_costs, save_trace
 from trainenv.decoding.traces.replay import (
     RULES,
     Blocks,
@@ -36,8 +37,12 @@ __all__ = [
     "Trace",
     "blocks_of",
     "exact_blocks",
+    "load_costs",
+    "load_trace",
     "overlap_bounds",
     "replay",
+    "save_costs",
+    "save_trace",
     "score",
     "sweep",
     "synthetic_trace",
