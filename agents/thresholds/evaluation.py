@@ -123,7 +123,9 @@ class Plan:
         choice("rule", self.rule, RULES)
         number("allowed_distance", self.allowed_distance, least=0, most=1)
         if self.k > MAX_K:
-            raise UserError(f"k must be from 1 to {MAX_K}, found {self.k}; draft fewer tokens a call")
+            raise UserError(
+                f"k must be from 1 to {MAX_K}, found {self.k}; draft fewer tokens a call"
+            )
 
     def task(self, source: Source, trace: Trace, held_out: Trace) -> DecodingTask:
         """Return the task of a source with given texts."""

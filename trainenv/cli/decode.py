@@ -233,7 +233,7 @@ def _table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title="means over pairs, corpora and seeds", title_justify="left")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for one in sorted(found["methods"], key=lambda one: float(one["regret"]["value"])):
