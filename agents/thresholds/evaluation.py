@@ -4,7 +4,8 @@
 
 A cell is a source (a pair on a corpus), a seed, and a method. The seed splits the texts into those
 that methods measure settings on and those that they are evaluated on. Cells are appended to
-`cells.jsonl` in the folder, so an interrupted evaluation resumes.
+`cells.jsonl` in the folder, so an interrupted evaluation resumes. The lessons of all sources are
+written to `lessons.json`, for `trainenv decode recommend`.
 
 General policies are trained on all texts of other pairs (`…, other pairs`) or of other corpora
 (`…, other corpora`). They see the context of a few texts of the task, and spend no evaluations:
@@ -33,6 +34,7 @@ import numpy as np
 
 from trainenv.agents.thresholds.contract import Floats
 from trainenv.agents.thresholds.controls import DraftControl, FixedThresholds
+from trainenv.agents.thresholds.experience import save_lessons
 from trainenv.agents.thresholds.meta import (
     Fixed,
     GeneralPolicy,
@@ -57,6 +59,7 @@ GENERAL = ("fixed", "general", "ppo policy", "recommend", "shuffled")
 PARTS = {"pair": "other pairs", "corpus": "other corpora"}
 MEASURES = ("speedup", "acceptance", "distance", "regret", "evaluations")
 CELLS = "cells.jsonl"
+LESSONS = "lessons.json"
 _FACTORS = (0.5, 1.0, 2.0)  # on the draft's time, of the training tasks
 _PICTURED = 16  # texts of a picture
 _PPO = PPO(rollout=32, batch=128, lr=2e-3)
@@ -321,6 +324,9 @@ def evaluate(
         if key not in done:
             done[key] = {**evaluator.measure(cell), "stamp": stamp}
             append_line(log, done[key])
+    if plan.general and len(sources) > 1 and not stop():
+        taught = [lesson for lessons in evaluator.lessons for lesson in lessons]
+        save_lessons(taught, folder / LESSONS, rule=plan.rule, k=plan.k)
     rows = [done[key] for cell in cells if (key := _key(asdict(cell))) in done]
     return {
         "finished": len(rows) == len(cells),
