@@ -17,31 +17,38 @@ class CostModel:
 
     A block is some draft steps and one call of the target. On one device
 
-        seconds = draft steps · draft_step + target_call[n] + block
+        seconds = draft steps · draft_step + target_call[n] + block [+ drafting] [+ judging]
 
-    for n tokens given to the target: the newest token of the text and the drafted ones.
+    for n tokens given to the target: the newest token of the text and the drafted ones. `drafting`
+    counts where the draft was called, and `judging` where it proposed a token.
 
     Attributes:
         target_call: Seconds of a target call with 1, 2, … new tokens; the last value, and the slope
             before it, serve for longer calls.
         draft_step: Seconds of one draft step, sampling included.
-        block: Seconds of everything else in a block: verification, sampling, bookkeeping.
+        block: Seconds of everything else in a block: sampling and bookkeeping.
+        drafting: Seconds that calling the draft takes in addition to its steps.
+        judging: Seconds of the rule's decision about drafted tokens.
         alone: Seconds of a step of the target without a draft, sampling included; by default a
             call with one token.
+        prompt: Seconds that a text takes more than its blocks: reading of its prompt.
     """
 
     target_call: tuple[float, ...]
     draft_step: float
     block: float = 0.0
+    drafting: float = 0.0
+    judging: float = 0.0
     alone: float | None = None
+    prompt: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.target_call:
             raise UserError("target_call must have at least one time, found none; measure one")
         for seconds in self.target_call:
             checks.number("target_call", seconds, above=0)
-        checks.number("draft_step", self.draft_step, least=0)
-        checks.number("block", self.block, least=0)
+        for name in ("draft_step", "block", "drafting", "judging", "prompt"):
+            checks.number(name, getattr(self, name), least=0)
         if self.alone is not None:
             checks.number("alone", self.alone, above=0)
 

@@ -171,10 +171,18 @@ def score(blocks: Blocks, costs: CostModel) -> Score:
         verifying = np.maximum(verifying, blocks.ahead * costs.draft_step)
     target = float((blocks.starts * verifying).sum())
     draft = float((blocks.starts * blocks.looks).sum()) * costs.draft_step
-    time_per_token = (target + draft + calls * costs.block) / tokens
+    texts = blocks.starts.shape[-2]
+    overhead = (
+        calls * costs.block
+        + float((blocks.starts * (blocks.looks > 0)).sum()) * costs.drafting
+        + float((blocks.starts * (blocks.lengths > 0)).sum()) * costs.judging
+        + texts * costs.prompt
+    )
+    time_per_token = (target + draft + overhead) / tokens
+    alone = costs.target_only + costs.prompt * texts / tokens
     return Score(
         time_per_token=time_per_token,
-        speedup=costs.target_only / time_per_token,
+        speedup=alone / time_per_token,
         acceptance=_share(blocks.agreed, blocks.reached),
         tokens_per_call=tokens / calls,
         drafted_per_call=drafted / calls,
