@@ -9,7 +9,6 @@ call, H features. `q` are probabilities of the draft, `p` those of the target.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -17,138 +16,35 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from trainenv.tools.checks import number, whole
-from trainenv.types import UserError
+from trainenv.decoding.generation import Generation, TargetCall
+from trainenv.decoding.settings import (
+    FALLBACK_RANGE,
+    GREEDY,
+    MAX_K,
+    Sampling,
+    Settings,
+    rollback_range,
+)
 
-MAX_K = 16
-"""Most tokens that can be drafted for one target call."""
-FALLBACK_RANGE = (0.05, 0.95)
-"""Interval in which the fallback threshold is searched, as a probability."""
-
-
-def rollback_range(k: int) -> tuple[float, float]:
-    """Return the interval in which the rollback threshold is searched, in nats: [1, K].
-
-    A token with a probability below e⁻⁸ (0.0003) is rarely drafted. Therefore thresholds above
-    about 8 to 10 nats accept everything, and most of the interval is flat where K is 16.
-    """
-    return 1.0, float(max(k, 1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings that turn logits into the distribution that is sampled from.
-
-    Args:
-        temperature: Divisor of the logits, at least 0; 0 takes the most likely token (greedy).
-        top_p: Probability mass that stays, above 0 and at most 1: the smallest set of the most
-            likely tokens that reaches it. 1 keeps all tokens.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", number("temperature", self.temperature, least=0))
-        object.__setattr__(self, "top_p", number("top_p", self.top_p, above=0, most=1))
-
-    @property
-    def greedy(self) -> bool:
-        """True if the most likely token is always taken."""
-        return self.temperature == 0
-
-
-GREEDY = Sampling(temperature=0.0)
-"""Sampling that always takes the most likely token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Thresholds and length of a draft.
-
-    Both thresholds look at the models' softmax at temperature 1 with all tokens, so they mean the
-    same at any `Sampling`, greedy included.
-
-    Args:
-        fallback_threshold: Probability, at least 0: drafting ends before the first token at which
-            the draft's largest probability is below it. 0 never ends a draft, and a value above 1
-            ends each one before its first token.
-        rollback_threshold: Largest −ln p_target of a drafted token that stays, in nats, at least 0;
-            infinity keeps all. Only lossy rules use it. Above about 8 to 10 it keeps nearly all.
-        k: Most tokens drafted for one target call, K; from 1 to 16.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
-    fallback_threshold: float = 0.4
-    rollback_threshold: float = 3.0
-    k: int = 8
-
-    def __post_init__(self) -> None:
-        fallback = number("fallback_threshold", self.fallback_threshold, least=0)
-        rollback = self.rollback_threshold
-        if rollback != math.inf:
-            rollback = number("rollback_threshold", rollback, least=0)
-        k = whole("k", self.k, least=1)
-        if k > MAX_K:
-            raise UserError(f"k must be from 1 to {MAX_K}, found {k}; draft fewer tokens a call")
-        object.__setattr__(self, "fallback_threshold", fallback)
-        object.__setattr__(self, "rollback_threshold", rollback)
-        object.__setattr__(self, "k", k)
-
-    @classmethod
-    def searched(
-        cls, *, fallback_threshold: float, rollback_threshold: float, k: int = MAX_K
-    ) -> Settings:
-        """Return settings inside the intervals of the search.
-
-        Args:
-            fallback_threshold: Probability in `FALLBACK_RANGE`.
-            rollback_threshold: Nats in `rollback_range(k)`.
-            k: Most tokens drafted for one target call, from 1 to 16.
-
-        Raises:
-            UserError: A value is outside its interval.
-        """
-        made = cls(
-            fallback_threshold=fallback_threshold, rollback_threshold=rollback_threshold, k=k
-        )
-        for name, interval in (
-            ("fallback_threshold", FALLBACK_RANGE),
-            ("rollback_threshold", rollback_range(made.k)),
-        ):
-            number(name, getattr(made, name), least=interval[0], most=interval[1])
-        return made
-
-    @classmethod
-    def with_probability(
-        cls, *, rollback_probability: float, fallback_threshold: float = 0.4, k: int = 8
-    ) -> Settings:
-        """Return settings whose rollback threshold is given as a probability, −ln of it in nats.
-
-        Args:
-            rollback_probability: Least p_target of a drafted token that stays, from 0 (all stay)
-                to 1.
-            fallback_threshold: Probability below which the draft ends, at least 0.
-            k: Most tokens drafted for one target call, from 1 to 16.
-
-        Raises:
-            UserError: A value is out of range.
-        """
-        found = number("rollback_probability", rollback_probability, least=0, most=1)
-        rollback = math.inf
-        if found > 0:
-            rollback = abs(math.log(found))
-        return cls(fallback_threshold=fallback_threshold, rollback_threshold=rollback, k=k)
-
-    @property
-    def rollback_probability(self) -> float:
-        """Least p_target of a drafted token that stays, e^−`rollback_threshold`."""
-        return math.exp(-self.rollback_threshold)
+__all__ = [
+    "FALLBACK_RANGE",
+    "GREEDY",
+    "MAX_K",
+    "Block",
+    "Draft",
+    "DraftRequest",
+    "DraftSession",
+    "Drafter",
+    "Generation",
+    "Observer",
+    "RandomSource",
+    "Rule",
+    "Sampling",
+    "Settings",
+    "TargetCall",
+    "TargetStates",
+    "rollback_range",
+]
 
 
 class RandomSource(Protocol):
@@ -287,7 +183,7 @@ class Block:
 
     Attributes:
         row_ids: Index in the batch of each row.
-        tokens: Drafted tokens, int64 [B, N].
+        tokens: Drafted tokens, int64 [B, N]; or C tokens to ask about at each place, [B, N, C].
         counts: Number of drafted tokens of each row, B integers up to N; later entries of a row
             mean nothing.
         q: Distribution that each token was drawn from, [B, N, V]; None if the tokens were not drawn
@@ -303,6 +199,12 @@ class Block:
     q: Tensor | None
     p: Tensor
     logits: Tensor
+
+    def pick(self, values: Tensor) -> Tensor:
+        """Return the entries of the tokens in values [B, N, V], in the shape of `tokens`."""
+        if self.tokens.dim() == values.dim():
+            return values.gather(-1, self.tokens)
+        return values.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
 
 
 class Rule(Protocol):
@@ -325,7 +227,10 @@ class Rule(Protocol):
     def bonus(self) -> bool: ...
 
     def acceptance(self, block: Block, settings: Settings, /) -> Tensor:
-        """Return the probability that each drafted token is accepted, [B, N]."""
+        """Return the probability that each token is accepted, in the shape of `block.tokens`.
+
+        It is asked for the drafted tokens, and by `distances` for the whole vocabulary.
+        """
         ...
 
     def replacement(self, p: Tensor, q: Tensor | None, tokens: Tensor, /) -> Tensor:
@@ -338,117 +243,6 @@ class Rule(Protocol):
             tokens: Rejected tokens, int64 [B].
         """
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetCall:
-    """Statistics of one target call; tuples have one entry a row.
-
-    Attributes:
-        row_ids: Index in the batch of the rows that took part.
-        drafted: Number of drafted tokens that were verified.
-        accepted: Number of drafted tokens that stayed.
-        emitted: Number of tokens by which the row grew; drafted tokens and those of the target.
-        fell_back: True where the draft ended before the length asked for.
-        draft_calls: Calls of the draft model before the target call.
-        ahead_calls: Calls of the draft model that could run at the time of the target call.
-        draft_seconds: Time of the drafting before the target call.
-        ahead_seconds: Time of the drafting that could run at the time of the target call. A clock
-            with two devices counts the longer of this and `target_seconds`.
-        target_seconds: Time of the target call.
-        rule_seconds: Time of sampling and of the rule.
-    """
-
-    row_ids: tuple[int, ...]
-    drafted: tuple[int, ...]
-    accepted: tuple[int, ...]
-    emitted: tuple[int, ...]
-    fell_back: tuple[bool, ...]
-    draft_calls: int
-    ahead_calls: int
-    draft_seconds: float
-    ahead_seconds: float
-    target_seconds: float
-    rule_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """Generated text and the statistics of how it was made.
-
-    Attributes:
-        prompts: Tokens of each prompt.
-        new_tokens: Tokens generated after each prompt, with the end token if there was one.
-        calls: Statistics of each target call, in order; the first reads the prompts.
-        seconds: Time of the whole generation.
-    """
-
-    prompts: tuple[tuple[int, ...], ...]
-    new_tokens: tuple[tuple[int, ...], ...]
-    calls: tuple[TargetCall, ...]
-    seconds: float
-
-    @property
-    def sequences(self) -> tuple[tuple[int, ...], ...]:
-        """Prompt and generated tokens of each row."""
-        return tuple(a + b for a, b in zip(self.prompts, self.new_tokens, strict=True))
-
-    @property
-    def tokens(self) -> int:
-        """Number of generated tokens of all rows."""
-        return sum(map(len, self.new_tokens))
-
-    @property
-    def target_calls(self) -> int:
-        """Number of calls of the target; a batch is one call."""
-        return len(self.calls)
-
-    @property
-    def draft_calls(self) -> int:
-        """Number of calls of the draft model; a batch is one call."""
-        return sum(call.draft_calls + call.ahead_calls for call in self.calls)
-
-    @property
-    def drafted(self) -> int:
-        """Number of drafted tokens that were verified, of all rows."""
-        return sum(sum(call.drafted) for call in self.calls)
-
-    @property
-    def accepted(self) -> int:
-        """Number of drafted tokens that stayed, of all rows."""
-        return sum(sum(call.accepted) for call in self.calls)
-
-    @property
-    def acceptance(self) -> float:
-        """Accepted tokens a verified one; NaN where nothing was drafted.
-
-        It depends on where drafts ended. The overlap Σ min(p, q) of two models is not estimated by
-        it; see `distances.overlap`.
-        """
-        if not self.drafted:
-            return math.nan
-        return self.accepted / self.drafted
-
-    @property
-    def tokens_per_call(self) -> float:
-        """Mean number of tokens that a row grew by in a target call."""
-        taken = sum(len(call.row_ids) for call in self.calls)
-        return self.tokens / max(taken, 1)
-
-    @property
-    def seconds_by_part(self) -> dict[str, float]:
-        """Seconds of each part: draft, ahead, target, rule, and the rest as `loop`."""
-        parts = {
-            part: sum(getattr(call, f"{part}_seconds") for call in self.calls)
-            for part in ("draft", "ahead", "target", "rule")
-        }
-        return {**parts, "loop": max(0.0, self.seconds - sum(parts.values()))}
-
-    @property
-    def seconds_on_two_devices(self) -> float:
-        """Time if drafting ahead and the target call ran at once, each on its own device."""
-        saved = sum(min(call.ahead_seconds, call.target_seconds) for call in self.calls)
-        return self.seconds - saved
 
 
 Observer = Callable[[Block], None]

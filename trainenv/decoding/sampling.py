@@ -77,7 +77,7 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     A token of probability 0 is never drawn.
     """
     below = probabilities.double().cumsum(dim=-1)
-    total = below[:, -1:]
+    total = below[:, -1:].contiguous()
     found = torch.searchsorted(below, uniform.unsqueeze(-1) * total, right=True)
     last = torch.searchsorted(below, total)  # the last token with a probability above 0
     return torch.minimum(found, last).squeeze(-1)

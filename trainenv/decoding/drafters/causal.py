@@ -6,6 +6,7 @@ takes the most likely token has q = 1 for it; the softmax in its place would bre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ class CausalDrafter:
 
 
 class CausalSession:
-    """What a draft model has read of a batch.
+    """State of a draft model that has read the rows of a batch.
 
     Args:
         reader: Reader of the draft model that has read nothing.
@@ -97,7 +98,8 @@ class CausalSession:
                 request.row_ids, request.unchanged, request.rows, strict=True
             )
         ]
-        logits = self._reader.read(request.rows, request.row_ids, starts, keep=1)[:, -1]
+        rows = known_tokens(request.rows, self._reader.vocabulary, self._vocabulary)
+        logits = self._reader.read(rows, request.row_ids, starts, keep=1)[:, -1]
         calls = 1
         counts = [0] * len(limits)
         running = [limit > 0 for limit in limits]
@@ -164,6 +166,19 @@ class CausalSession:
             return request.source.uniform(ids, request.k)
         uniform[torch.tensor(drafting, device=device)] = request.source.uniform(ids, request.k)
         return uniform
+
+
+def known_tokens(rows: Sequence[list[int]], own: int, vocabulary: int) -> Sequence[list[int]]:
+    """Return rows with token 0 for the padding of the target's output layer, if the draft has less.
+
+    Args:
+        rows: Tokens of each row.
+        own: Number of tokens of the draft.
+        vocabulary: Number of tokens of the target.
+    """
+    if own >= vocabulary:
+        return rows
+    return [[token if token < own else 0 for token in row] for row in rows]
 
 
 def fitted(logits: Tensor, vocabulary: int) -> Tensor:

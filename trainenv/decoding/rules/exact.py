@@ -32,13 +32,11 @@ class Exact:
         return True
 
     def acceptance(self, block: Block, settings: Settings, /) -> Tensor:
-        """Return min(1, p / q) of each drafted token, [B, N]."""
-        index = block.tokens.unsqueeze(-1)
-        p = block.p.gather(-1, index).squeeze(-1)
+        """Return min(1, p / q) of each token, in the shape of `block.tokens`."""
+        p = block.pick(block.p)
         if block.q is None:
             return p
-        q = block.q.gather(-1, index).squeeze(-1)
-        return (p / q).clamp(max=1.0).nan_to_num(0.0)  # q is 0 only past the end of a draft
+        return (p / block.pick(block.q)).clamp(max=1.0).nan_to_num(0.0)  # q is 0 if not drafted
 
     def replacement(self, p: Tensor, q: Tensor | None, tokens: Tensor, /) -> Tensor:
         """Return (p − q)₊, normalised, [B, V]."""

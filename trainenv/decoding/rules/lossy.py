@@ -45,11 +45,9 @@ class Lossy:
     bonus: bool = True
 
     def acceptance(self, block: Block, settings: Settings, /) -> Tensor:
-        """Return 1 for each drafted token that stays, 0 for the others, [B, N]."""
-        index = block.tokens.unsqueeze(-1)
-        chosen = block.logits.gather(-1, index).squeeze(-1)
-        nats = block.logits.logsumexp(dim=-1) - chosen  # −ln p_target
-        certain = block.p.gather(-1, index).squeeze(-1) >= 1
+        """Return 1 for each token that stays, 0 for the others, in the shape of `block.tokens`."""
+        nats = -block.pick(block.logits.log_softmax(dim=-1))
+        certain = block.pick(block.p) >= 1
         return ((nats <= settings.rollback_threshold) | certain).to(block.p.dtype)
 
     def replacement(self, p: Tensor, q: Tensor | None, tokens: Tensor, /) -> Tensor:
