@@ -24,8 +24,9 @@ no fixed settings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,12 @@ from trainenv.agents.thresholds.meta import (
 )
 from trainenv.agents.thresholds.ppo import PPO
 from trainenv.agents.thresholds.recommend import Recommender
+from trainenv.agents.thresholds.sources import Source
 from trainenv.agents.thresholds.strategies import STRATEGIES
 from trainenv.agents.thresholds.tasks import DecodingTask, split
-from trainenv.compare.bootstrap import figure
+from trainenv.compare.bootstrap import Figure, figure
 from trainenv.decoding.contract import MAX_K
-from trainenv.decoding.traces import RULES, CostModel, Trace
+from trainenv.decoding.traces import RULES, Trace
 from trainenv.tools.checks import choice, number, whole
 from trainenv.tools.json_lines import append_line, read_lines
 from trainenv.types import UserError
@@ -63,28 +65,6 @@ LESSONS = "lessons.json"
 _FACTORS = (0.5, 1.0, 2.0)  # on the draft's time, of the training tasks
 _PICTURED = 16  # texts of a picture
 _PPO = PPO(rollout=32, batch=128, lr=2e-3)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
-    """A recorded trace with the costs of its pair.
-
-    Attributes:
-        pair: Name of the model pair.
-        corpus: Name of the corpus.
-        trace: Trace.
-        costs: Times of the pair.
-    """
-
-    pair: str
-    corpus: str
-    trace: Trace = field(repr=False)
-    costs: CostModel = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """Pair and corpus."""
-        return f"{self.pair} on {self.corpus}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +172,7 @@ class Evaluator:
         for source in sources:
             plan.task(source, source.trace, source.trace)  # an error here comes before any work
         self._policies: dict[tuple[str, str, str], GeneralPolicy] = {}
-        self._oracles: dict[tuple[int, int], float] = {}
+        self._oracles: dict[tuple[int, int], DraftControl] = {}
 
     def cells(self) -> list[Cell]:
         """Return all cells in the order of their evaluation."""
@@ -215,12 +195,14 @@ class Evaluator:
         evaluations = 0
         if cell.part:
             control = self._general(cell, task)
+        elif cell.method == "oracle":
+            control = self._oracle(cell, task)
         else:
             control = STRATEGIES[cell.method](task, self.plan.budget, cell.seed)
             if cell.method in SEARCHING:
                 evaluations = self.plan.budget
         found = task.evaluate(control)
-        bound = self._oracle(cell, task)
+        bound = task.evaluate(self._oracle(cell, task))["score"]
         settings = {}
         if isinstance(control, FixedThresholds):
             settings = asdict(control.settings)
@@ -228,6 +210,7 @@ class Evaluator:
             **asdict(cell),
             "pair": source.pair,
             "corpus": source.corpus,
+            "clock": source.clock,
             "label": cell.label,
             **found,
             "regret": 1 - found["score"] / bound,
@@ -243,12 +226,11 @@ class Evaluator:
             for source in self.sources
         ]
 
-    def _oracle(self, cell: Cell, task: DecodingTask) -> float:
-        """Return the oracle's score on the held-out texts of a cell."""
+    def _oracle(self, cell: Cell, task: DecodingTask) -> DraftControl:
+        """Return the best fixed settings of the held-out texts of a cell."""
         key = (cell.source, cell.seed)
         if key not in self._oracles:
-            control = STRATEGIES["oracle"](task, 1, cell.seed)
-            self._oracles[key] = task.evaluate(control)["score"]
+            self._oracles[key] = STRATEGIES["oracle"](task, 1, cell.seed)
         return self._oracles[key]
 
     def _general(self, cell: Cell, task: DecodingTask) -> DraftControl:
@@ -341,7 +323,7 @@ def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield each method with its measures: means over pairs, corpora and seeds, with intervals."""
     for label in dict.fromkeys(row["label"] for row in rows):
         mine = [row for row in rows if row["label"] == label]
-        tasks = [f"{row['pair']} on {row['corpus']}" for row in mine]
+        tasks = [_task(row) for row in mine]
         yield {
             "method": label,
             **{name: figure([row[name] for row in mine], tasks).to_json() for name in MEASURES},
@@ -349,7 +331,7 @@ def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def picture(source: Source, plan: Plan) -> dict[str, Any]:
-    """Return the pair, the corpus and measured settings of the exact and the lossy rule."""
+    """Return a source's names, and measured settings of the exact and the lossy rule."""
     trace = source.trace.select(np.arange(min(_PICTURED, source.trace.rows)))
     points = []
     for rule, count in (("exact", 144), ("lossy", 216)):
@@ -359,7 +341,35 @@ def picture(source: Source, plan: Plan) -> dict[str, Any]:
             found = task.measure(values)
             kept = {name: found[name] for name in ("speedup", "acceptance", "distance")}
             points.append({"rule": rule, **values, **kept})
-    return {"pair": source.pair, "corpus": source.corpus, "points": points}
+    return {
+        "pair": source.pair,
+        "corpus": source.corpus,
+        "clock": source.clock,
+        "name": source.name,
+        "points": points,
+    }
+
+
+def compared(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> Figure:
+    """Return by which factor a method is faster than another on the same tasks and seeds.
+
+    Args:
+        rows: Rows of an evaluation.
+        one: Label of the method.
+        other: Label of the method that it is compared with.
+    """
+    by_label = {
+        label: {(row["source"], row["seed"]): row for row in rows if row["label"] == label}
+        for label in (one, other)
+    }
+    shared = [key for key in by_label[one] if key in by_label[other]]
+    tasks = [_task(by_label[one][key]) for key in shared]
+    logs = [math.log(by_label[one][key]["score"] / by_label[other][key]["score"]) for key in shared]
+    return figure(logs, tasks, of=lambda means: np.exp(means[:, 0]))
+
+
+def _task(row: Mapping[str, Any]) -> str:
+    return f"{row['pair']} on {row['corpus']} at {row['clock']}"
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

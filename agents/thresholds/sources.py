@@ -1,23 +1,54 @@
-"""Recorded traces and costs of model pairs, as they lie in a folder.
-
-| in the folder | holds |
-|---|---|
-| `traces/PAIR--CORPUS.trace` | the trace of a pair on a corpus |
-| `costs/PAIR.json` | the cost model of a pair |
-"""
+"""Recorded traces and costs of model pairs, as `trainenv.decoding.pairs` writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trainenv.agents.thresholds.evaluation import Source
+from trainenv.decoding.pairs import costs_path
+from trainenv.decoding.traces import CostModel, Trace
 from trainenv.decoding.traces.file import SUFFIX, load_costs, load_trace
+from trainenv.tools.checks import number
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
-BETWEEN = "--"
-"""Characters between pair and corpus in the name of a trace's file."""
+MEASURED = "measured"
+"""Clock of costs that were measured."""
+_SLOPE = 0.02  # of a target call with each token after the first, in textbook clocks
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """A recorded trace with the costs of its pair.
+
+    Attributes:
+        pair: Name of the model pair.
+        corpus: Name of the corpus.
+        trace: Trace.
+        costs: Times of the pair.
+        clock: Origin of the costs: `measured`, or the share of a target call that a draft step
+            costs.
+    """
+
+    pair: str
+    corpus: str
+    trace: Trace = field(repr=False)
+    costs: CostModel = field(repr=False)
+    clock: str = MEASURED
+
+    @property
+    def name(self) -> str:
+        """Pair, corpus and clock."""
+        name = f"{self.pair} on {self.corpus}"
+        if self.clock != MEASURED:
+            name += f", draft step {self.clock}"
+        return name
+
+    def timed(self, ratio: float) -> Source:
+        """Return the source with a textbook clock: a draft step costs a share of a target call."""
+        costs = CostModel.of_ratio(ratio, per_token=_SLOPE)
+        return replace(self, costs=costs, clock=f"{ratio:g}")
 
 
 def read_sources(
@@ -53,20 +84,36 @@ def read_sources(
     ]
 
 
-def trace_path(folder: Path, pair: str, corpus: str) -> Path:
-    """Return the place of a trace's file."""
-    return folder / "traces" / f"{pair}{BETWEEN}{corpus}{SUFFIX}"
+def with_clocks(sources: Sequence[Source], clocks: Sequence[str]) -> list[Source]:
+    """Return each source with each clock.
 
+    Args:
+        sources: Sources with measured costs.
+        clocks: `measured`, or shares of a target call that a draft step costs, as text.
 
-def costs_path(folder: Path, pair: str) -> Path:
-    """Return the place of the cost model of a pair."""
-    return folder / "costs" / f"{pair}.json"
+    Raises:
+        UserError: A clock is neither.
+    """
+    found = list[Source]()
+    for clock in (text.strip() for text in clocks):
+        if clock == MEASURED:
+            found += sources
+            continue
+        try:
+            ratio = float(clock)
+        except ValueError:
+            raise UserError(
+                f"a clock must be {MEASURED} or a number such as 0.1, found {clock!r}"
+            ) from None
+        number("the share of a draft step", ratio, above=0)
+        found += [source.timed(ratio) for source in sources]
+    return found
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str, Path]]:
     """Yield pair, corpus and file of each trace, in the order of their names."""
-    for path in sorted((folder / "traces").glob(f"*{BETWEEN}*{SUFFIX}")):
-        pair, _, corpus = path.name.removesuffix(SUFFIX).partition(BETWEEN)
+    for path in sorted((folder / "traces").glob(f"*--*{SUFFIX}")):
+        pair, _, corpus = path.name.removesuffix(SUFFIX).partition("--")
         yield pair, corpus, path
 
 

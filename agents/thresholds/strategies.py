@@ -47,8 +47,8 @@ from trainenv.decoding.contract import Settings
 Strategy = Callable[[DecodingTask, int, int], DraftControl]
 """Function of a task, a budget of evaluations and a seed."""
 
-_ORACLE = 1200  # points of the oracle's lattice
-_REFINED = 200  # evaluations of the oracle after the lattice
+_ORACLE = 600  # points of the oracle's lattice
+_REFINED = 100  # evaluations of the oracle after the lattice
 
 
 def target_only(task: DecodingTask, budget: int, seed: int) -> DraftControl:

@@ -29,6 +29,13 @@ def add_evaluate(actions: Any) -> None:
         "--general", metavar="A,B", help="policies trained over pairs (default: all)"
     )
     evaluating.add_argument(
+        "--clocks",
+        default="measured",
+        metavar="A,B",
+        help="clocks of each task: measured, or the share of a target call that a draft step"
+        " costs, such as 0.1 (default: %(default)s)",
+    )
+    evaluating.add_argument(
         "--seeds",
         type=int,
         default=3,
@@ -42,14 +49,14 @@ def add_evaluate(actions: Any) -> None:
 def evaluate_command(args: argparse.Namespace) -> Result:
     """Compare methods, show a table, and write the report."""
     from trainenv.agents.thresholds.evaluation import evaluate
-    from trainenv.agents.thresholds.sources import read_sources
+    from trainenv.agents.thresholds.sources import read_sources, with_clocks
     from trainenv.cli.progress import ProgressLine
     from trainenv.report import write_report
     from trainenv.report.decoding import DECODING
     from trainenv.tools.atomic_files import write_json
 
     plan = plan_of(args, seeds=args.seeds)
-    sources = read_sources(args.folder)
+    sources = with_clocks(read_sources(args.folder), args.clocks.split(","))
     with interruptible() as stop, ProgressLine("evaluate", 1, quiet=args.json) as screen:
 
         def show(done: int, total: int, name: str) -> None:

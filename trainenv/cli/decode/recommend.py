@@ -25,6 +25,9 @@ def add_recommend(actions: Any) -> None:
         "--draft", required=True, metavar="MODEL", help="draft model: a folder or a name"
     )
     advising.add_argument(
+        "--target-gguf", metavar="FILE", help="GGUF file in the target's folder with its weights"
+    )
+    advising.add_argument(
         "--text",
         type=as_path,
         metavar="FILE",
@@ -56,14 +59,15 @@ def add_recommend(actions: Any) -> None:
 
 def recommend_command(args: argparse.Namespace) -> Result:
     """Measure a pair, and recommend its settings in one sentence."""
-    from trainenv.agents.thresholds.evaluation import Source, picture
+    from trainenv.agents.thresholds.evaluation import picture
     from trainenv.agents.thresholds.experience import load_lessons
+    from trainenv.agents.thresholds.measuring import measure
     from trainenv.agents.thresholds.meta import Kernel
     from trainenv.agents.thresholds.recommend import Recommender
+    from trainenv.agents.thresholds.sources import Source
     from trainenv.cli.progress import ProgressLine
-    from trainenv.composition.pair_traces import load, measure
-    from trainenv.config.decoding import TraceConfig
-    from trainenv.data import prompt_texts
+    from trainenv.config.decoding import PairConfig, PairsConfig, PromptsConfig, TraceConfig
+    from trainenv.decoding.pairs import load_pair, prompts_of
     from trainenv.report import write_report
     from trainenv.report.decoding import DECODING
     from trainenv.tools.atomic_files import write_json
@@ -73,20 +77,25 @@ def recommend_command(args: argparse.Namespace) -> Result:
     number("--seconds", args.seconds, above=0)
     number("--temperature", args.temperature, least=0)
     lessons = load_lessons(args.lessons, plan.rule, plan.k)
-    kind = "prose" if args.text is None else "text"
-    documents = prompt_texts.documents(kind, args.text)
-    corpus = kind if args.text is None else args.text.stem
+    corpus = PromptsConfig(name="prose", source="prose")
+    if args.text is not None:
+        corpus = PromptsConfig(name="text", source="text", path=args.text)
+    wanted = PairConfig(
+        name="pair", target=args.target, target_gguf=args.target_gguf, draft=args.draft
+    )
+    extent = TraceConfig.model_validate({"temperature": args.temperature, **_stride(plan.rule)})
+    config = PairsConfig(pairs=(wanted,), corpora=(corpus,), trace=extent)
     with ProgressLine("recommend", 3, quiet=args.json) as screen:
         screen.update(0, 3, note="loading the models", line="loading the models")
-        loaded = load(args.target, args.draft)
+        loaded = load_pair(wanted, config, args.out)
+        prompts = prompts_of(corpus, loaded.tokenizer, rows=extent.rows, length=extent.prompt)
         note = f"measuring for {args.seconds:.0f} s"
         screen.update(1, 3, note=note, line=note)
-        extent = TraceConfig.model_validate(
-            {"rows_at_once": 4, "temperature": args.temperature, **_stride(plan.rule)}
+        trace, costs = measure(
+            loaded, prompts, corpus=corpus.name, extent=extent, seconds=args.seconds
         )
-        trace, costs = measure(loaded, documents, extent, corpus=corpus, seconds=args.seconds)
         pair = f"{Path(args.target).name} with {Path(args.draft).name}"
-        source = Source(pair=pair, corpus=corpus, trace=trace, costs=costs)
+        source = Source(pair=pair, corpus=corpus.name, trace=trace, costs=costs)
         task = plan.task(source, trace, trace)
         screen.update(2, 3, note="recommending", line="recommending")
         policy = Kernel.fit(lessons) if lessons else None
@@ -103,7 +112,7 @@ def recommend_command(args: argparse.Namespace) -> Result:
         write_json(args.out / DECODING, record)
         report = write_report(args.out)
         screen.update(3, 3, note="", line="done")
-        screen.say(f"{pair} on {corpus}, {found.texts} texts")
+        screen.say(f"{pair} on {corpus.name}, {found.texts} texts")
         screen.say(found.sentence())
         screen.say(f"report: {report}")
     return {

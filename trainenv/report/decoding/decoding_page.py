@@ -100,7 +100,7 @@ def _task(record: DecodingRecord, task: Mapping[str, Any]) -> str:
     )
     rows = record.of_task(task)
     table = task_table(rows) if rows else ""
-    return element("h3", escaped(f"{task['pair']} on {task['corpus']}")) + figures + table
+    return element("h3", escaped(task["name"])) + figures + table
 
 
 def _times(one: Mapping[str, Any]) -> str:

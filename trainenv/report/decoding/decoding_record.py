@@ -23,8 +23,8 @@ class DecodingRecord:
     Attributes:
         path: Folder of the record.
         plan: Budget, number of seeds, rule and further choices.
-        tasks: Tasks: `pair`, `corpus`, and `points` with settings, `rule`, `speedup` and
-            `distance`.
+        tasks: Tasks: `name`, `pair`, `corpus`, `clock`, and `points` with settings, `rule`,
+            `speedup` and `distance`.
         methods: Measures of each method over all tasks, with intervals.
         rows: Measures of each method on each task and seed.
         finished: True if no cell is missing.
@@ -85,5 +85,5 @@ def read_decoding(folder: Path) -> DecodingRecord:
         ) from None
 
 
-def _task(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    return row["pair"], row["corpus"]
+def _task(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return row["pair"], row["corpus"], row["clock"]
