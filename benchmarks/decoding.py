@@ -6,8 +6,8 @@
     python benchmarks/decoding.py --synthetic --seeds 1        # without models, a minute
 
 For every method: speed-up over the target alone, acceptance, distance to the target, regret to the
-oracle and evaluations spent, with 95 % intervals over pairs, corpora, clocks and seeds. Methods with
-"other pairs" or "other corpora" never saw the pair or the corpus. The dynamic schedules of
+oracle and evaluations spent, with 95 % intervals over pairs, corpora, clocks and seeds. Methods
+with "other pairs" or "other corpora" never saw the pair or the corpus. The dynamic schedules of
 transformers (`heuristic`, `confidence`) are in the same run.
 
 A clock is a cost model: `measured` on this machine, or a number, the share of a target call that a

@@ -63,7 +63,7 @@ MEASURES = ("speedup", "acceptance", "distance", "regret", "evaluations")
 CELLS = "cells.jsonl"
 LESSONS = "lessons.json"
 _FACTORS = (0.5, 1.0, 2.0)  # on the draft's time, of the training tasks
-_PICTURED = 16  # texts of a picture
+_PICTURED = 8  # texts of a picture
 _PPO = PPO(rollout=32, batch=128, lr=2e-3)
 
 
@@ -334,7 +334,7 @@ def picture(source: Source, plan: Plan) -> dict[str, Any]:
     """Return a source's names, and measured settings of the exact and the lossy rule."""
     trace = source.trace.select(np.arange(min(_PICTURED, source.trace.rows)))
     points = []
-    for rule, count in (("exact", 144), ("lossy", 216)):
+    for rule, count in (("exact", 100), ("lossy", 125)):
         task = replace(plan, rule=rule).task(source, trace, trace)
         for point in task.space.lattice(count):
             values = task.space.values(point)

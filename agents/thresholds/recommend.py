@@ -95,16 +95,14 @@ class Recommender:
     def recommend(self, task: DecodingTask) -> Recommendation:
         """Return the recommendation for the rows of a task that methods may see."""
         points = task.space.lattice(LATTICE)
-        seconds, worth = landscapes(task, points)
+        times, worth = landscapes(task, points)
         chosen = self.choose(task, worth.mean(axis=0))
         values = task.space.values(points[chosen])
         found = task.measure(values)
-        draws = np.random.default_rng(self.seed).integers(
-            len(seconds), size=(RESAMPLES, len(seconds))
-        )
+        draws = np.random.default_rng(self.seed).integers(len(times), size=(RESAMPLES, len(times)))
         resampled = worth[draws].mean(axis=1)  # [B, N]
         near = resampled[:, chosen] >= (1 - NEAR) * resampled.max(axis=1)
-        speedups = task.costs.target_only / seconds[draws, chosen].mean(axis=1)
+        speedups = 1 / times[draws, chosen].mean(axis=1)
         low, high = np.quantile(speedups, (0.025, 0.975))
         return Recommendation(
             values=values,
@@ -115,7 +113,7 @@ class Recommender:
             confidence=float(near.mean()),
             acceptance=found["acceptance"],
             distance=found["distance"],
-            texts=len(seconds),
+            texts=len(times),
             informed=self.policy is not None,
         )
 
@@ -134,13 +132,16 @@ class Recommender:
 
 
 def landscapes(task: DecodingTask, points: Floats) -> tuple[Floats, Floats]:
-    """Return seconds a token and the score of each text at each point, [R, N] each."""
-    seconds = np.empty((task.trace.rows, len(points)))
-    worth = np.empty_like(seconds)
+    """Return time and score of each text at each point, [R, N] each.
+
+    The time is a share of that of the target alone.
+    """
+    times = np.empty((task.trace.rows, len(points)))
+    worth = np.empty_like(times)
     for row in range(task.trace.rows):
         trace = task.trace.select([row])
         for place, point in enumerate(points):
             found = task.score(task.space.values(point), trace)
-            seconds[row, place] = found.time_per_token
+            times[row, place] = 1 / found.speedup
             worth[row, place] = task.worth(found)
-    return seconds, worth
+    return times, worth
