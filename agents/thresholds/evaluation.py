@@ -69,7 +69,7 @@ _PPO = PPO(rollout=32, batch=128, lr=2e-3)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is evaluated.
+    """Choices of an evaluation.
 
     Args:
         methods: Names of strategies.
@@ -154,7 +154,7 @@ class Evaluator:
 
     Args:
         sources: Recorded traces, each of another pair or corpus.
-        plan: What is evaluated.
+        plan: Choices of the evaluation.
 
     Raises:
         UserError: Two sources have the same pair and corpus, or a draft length does not fit.
@@ -287,7 +287,7 @@ def evaluate(
 
     Args:
         sources: Recorded traces.
-        plan: What is evaluated.
+        plan: Choices of the evaluation.
         folder: Folder of the cells; an interrupted evaluation resumes there.
         progress: Function of the cells done, their number, and the name of the next.
         stop: Function to call before each cell; True ends the evaluation.

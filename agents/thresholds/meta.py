@@ -35,7 +35,7 @@ _SMALL = 1e-6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lesson:
-    """What a training task teaches.
+    """Landscape and context of a training task.
 
     Attributes:
         pair: Name of the model pair.

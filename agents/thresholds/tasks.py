@@ -144,7 +144,7 @@ class DecodingTask:
         )
 
     def context(self) -> Floats:
-        """Return what is known of the task before any settings are tried, [C], see `CONTEXT`."""
+        """Return the features known before any settings are tried, [C], see `CONTEXT`."""
         return context_of(TracedTask(name=self.name, trace=self.trace, costs=self.costs))
 
     def _measured(self, control: DraftControl, trace: Trace) -> dict[str, float]:
@@ -174,7 +174,7 @@ def space_of(rule: str, k: int) -> ThresholdSpace:
 
 
 def context_of(task: TracedTask) -> Floats:
-    """Return what is known of a traced task before any settings are tried, [C]; see `CONTEXT`."""
+    """Return the features of a task known before any settings are tried, [C]; see `CONTEXT`."""
     known = task.context()
     costs = task.costs
     calls = costs.calls(np.array([1, 9]))

@@ -2,7 +2,7 @@
 
 | in the folder | holds |
 |---|---|
-| `tune.json` | what is searched, and how |
+| `tune.json` | the task and the method |
 | `trials.jsonl` | the evaluations, appended one by one |
 | `decoding.json` | the result, for the report |
 """
@@ -93,7 +93,7 @@ class Tuning:
         return result
 
     def _check_card(self, source: Source, folder: Path) -> None:
-        """Write what is searched, or check that the folder has the same search."""
+        """Write the task and the method, or check that the folder has the same search."""
         kept = ("budget", "rule", "allowed_distance", "k")
         plan = asdict(self.plan)
         card = {

@@ -1,7 +1,7 @@
 """UCB over a grid, with a Gaussian process (Srinivas et al. 2010, arXiv:0912.3995).
 
 The arms are the points of a fine lattice. Neighbouring thresholds decode almost alike, so the arms
-share what is learned of them: a Gaussian process is fitted to all evaluations, and the next arm is
+share their evaluations: a Gaussian process is fitted to all evaluations, and the next arm is
 the one with the highest upper confidence bound
 
     mean + √β_t · deviation,   β_t = 2 ln(N t² π² / 6δ)

@@ -19,7 +19,7 @@ def add_pairs(actions: Any, name: str, command: Command, about: str) -> None:
     """Add an action on a configuration of pairs."""
     adding = add_command(actions, name, command, about)
     adding.add_argument(
-        "config",
+        "pairs",
         nargs="?",
         default="own",
         metavar="CONFIG",
@@ -77,7 +77,7 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def plan_of(args: argparse.Namespace, *, seeds: int) -> Plan:
-    """Return what is searched or evaluated, from the options."""
+    """Return the choices of a search or an evaluation, from the options."""
     from trainenv.agents.thresholds.evaluation import GENERAL, Plan
     from trainenv.agents.thresholds.strategies import STRATEGIES
     from trainenv.tools.checks import choice

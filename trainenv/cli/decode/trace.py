@@ -26,7 +26,7 @@ def trace_command(args: argparse.Namespace) -> Result:
     from trainenv.config.decoding import PairsConfig
     from trainenv.decoding.pairs import record_traces
 
-    config = PairsConfig.load(args.config)
+    config = PairsConfig.load(args.pairs)
     tasks = [f"{pair.name}--{corpus.name}" for pair in config.pairs for corpus in config.corpora]
     total = len(tasks) * config.trace.rows
     result: dict[str, Any] = {"command": "decode trace", "folder": str(args.out)}

@@ -28,13 +28,13 @@ def train_pairs_command(args: argparse.Namespace) -> Result:
     from trainenv.composition.own_models import TrainingProgress, train_models
     from trainenv.config.decoding import PairsConfig
 
-    config = PairsConfig.load(args.config)
+    config = PairsConfig.load(args.pairs)
     steps = sum(model.steps for model in config.models.values())
     before = dict(zip(config.models, _sums(model.steps for model in config.models.values())))
     result: dict[str, Any] = {"command": "decode train-pairs", "folder": str(args.out)}
     if not config.models:
         raise UserError(
-            f"expected models to train in {args.config}, found none; its pairs are loaded as they "
+            f"expected models to train in {args.pairs}, found none; its pairs are loaded as they "
             "are: go on with trainenv decode trace"
         )
     with interruptible() as stop, ProgressLine("train-pairs", steps, quiet=args.json) as screen:
