@@ -15,6 +15,7 @@ from trainenv.agents.rl.contained import contained
 from trainenv.agents.thresholds import PPO, Axis, ThresholdSpace, TuningProblem, train_policy, tune
 from trainenv.agents.thresholds.ppo_learner import GuardedRollout, Replay, truncated_weights
 from trainenv.agents.thresholds.walk import ThresholdWalk
+from trainenv.envs.decoding import DecodingEnv
 
 SPACE = ThresholdSpace(axes=(Axis(name="a", low=0.0, high=1.0), Axis(name="b", low=0.0, high=1.0)))
 
@@ -182,3 +183,13 @@ def test_training_leaves_the_generators_as_they_were() -> None:
     tune(PPO(), TuningProblem(hill, SPACE, budget=32))
     assert torch.equal(torch.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]  # noqa: NPY002
+
+
+def test_the_learner_takes_the_environment_of_decoding() -> None:
+    env = DecodingEnv(config={"context": True, "k": 4, "decisions": 4})
+    with contained():
+        made = PPO(rollout=8, batch=8, epochs=2).learner(env)
+        made.learn(16)
+    assert made.num_timesteps == 16
+    assert made.skipped == 0
+    assert made.policy.observation_space.shape == (8,)
