@@ -28,7 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainenv.agents.thresholds.evaluation import GENERAL, Plan, compared, evaluate
+from trainenv.agents.thresholds.evaluation import compared, evaluate
+from trainenv.agents.thresholds.plan import GENERAL, Plan
 from trainenv.agents.thresholds.sources import Source, read_sources, with_clocks
 from trainenv.agents.thresholds.strategies import STRATEGIES
 from trainenv.decoding.traces import CostModel, SyntheticPair, synthetic_trace
@@ -118,6 +119,8 @@ def judged(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         judge(f"{general} is within 5 % of the oracle", general, "oracle", 1 - WITHIN)
         for schedule in SCHEDULES:
             judge(f"{general} is ahead of transformers' {schedule}", general, schedule, 1.0)
+            adaptive = f"adaptive, {part}"
+            judge(f"{adaptive} is ahead of transformers' {schedule}", adaptive, schedule, 1.0)
         judge(f"{general} is ahead of fixed settings", general, f"fixed, {part}", 1.0)
         judge(f"exchanged contexts lose it, {part}", general, f"shuffled, {part}", 1.0)
         judge(f"PPO policy beats kernel regression, {part}", f"ppo policy, {part}", general, 1.0)

@@ -16,6 +16,7 @@ General policies are trained on all texts of other pairs (`…, other pairs`) or
 | `general` | kernel regression from contexts to landscapes |
 | `ppo policy` | PPO, trained over the tasks |
 | `recommend` | `general`, averaged with the landscape of the few texts |
+| `adaptive` | `AdaptiveSchedule` with the memory and threshold that are best for other tasks |
 | `shuffled` | `general`, trained with contexts exchanged at random: its gain must be lost |
 
 Regret is the share of the oracle's score that is missing; it may be below 0 for methods that are
@@ -34,7 +35,12 @@ from typing import Any
 import numpy as np
 
 from trainenv.agents.thresholds.contract import Floats
-from trainenv.agents.thresholds.controls import DraftControl, FixedThresholds
+from trainenv.agents.thresholds.controls import (
+    AdaptiveSchedule,
+    DraftControl,
+    FixedThresholds,
+)
+from trainenv.agents.thresholds.controls.adaptive_schedule import best_adaptive
 from trainenv.agents.thresholds.experience import save_lessons
 from trainenv.agents.thresholds.meta import (
     Fixed,
@@ -45,83 +51,24 @@ from trainenv.agents.thresholds.meta import (
     learn,
     shuffled,
 )
+from trainenv.agents.thresholds.pictures import picture
+from trainenv.agents.thresholds.plan import Plan
 from trainenv.agents.thresholds.ppo import PPO
 from trainenv.agents.thresholds.recommend import Recommender
 from trainenv.agents.thresholds.sources import Source
 from trainenv.agents.thresholds.strategies import STRATEGIES
 from trainenv.agents.thresholds.tasks import DecodingTask, split
 from trainenv.compare.bootstrap import Figure, figure
-from trainenv.decoding.contract import MAX_K
-from trainenv.decoding.traces import RULES, Trace
-from trainenv.tools.checks import choice, number, whole
 from trainenv.tools.json_lines import append_line, read_lines
 from trainenv.types import UserError
 
-GENERAL = ("fixed", "general", "ppo policy", "recommend", "shuffled")
 PARTS = {"pair": "other pairs", "corpus": "other corpora"}
 MEASURES = ("speedup", "acceptance", "distance", "regret", "evaluations")
 CELLS = "cells.jsonl"
 LESSONS = "lessons.json"
 _FACTORS = (0.5, 1.0, 2.0)  # on the draft's time, of the training tasks
-_PICTURED = 8  # texts of a picture
+_TAUGHT = 8  # texts of a task that the adaptive schedule is chosen on
 _PPO = PPO(rollout=32, batch=128, lr=2e-3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Choices of an evaluation.
-
-    Args:
-        methods: Names of strategies.
-        general: Names of general policies, of `GENERAL`.
-        budget: Number of evaluations that each search may spend on a task.
-        seeds: Number of splits of the texts.
-        rule: Rule of verification.
-        allowed_distance: Total-variation distance to the target that costs nothing.
-        k: Greatest draft length.
-        context_texts: Number of texts that general policies see of a task.
-        moves: Number of moves that the policy of PPO learns from.
-
-    Raises:
-        UserError: A name is unknown or a number is out of range.
-    """
-
-    methods: tuple[str, ...] = tuple(STRATEGIES)
-    general: tuple[str, ...] = GENERAL
-    budget: int = 64
-    seeds: int = 3
-    rule: str = "exact"
-    allowed_distance: float = 0.02
-    k: int = MAX_K
-    context_texts: int = 4
-    moves: int = 8000
-
-    def __post_init__(self) -> None:
-        for name in self.methods:
-            choice("method", name, STRATEGIES)
-        for name in self.general:
-            choice("general policy", name, GENERAL)
-        for name in ("budget", "seeds", "context_texts", "moves", "k"):
-            whole(name, getattr(self, name), least=1)
-        choice("rule", self.rule, RULES)
-        number("allowed_distance", self.allowed_distance, least=0, most=1)
-        if self.k > MAX_K:
-            raise UserError(
-                f"k must be from 1 to {MAX_K}, found {self.k}; draft fewer tokens a call"
-            )
-
-    def task(self, source: Source, trace: Trace, held_out: Trace) -> DecodingTask:
-        """Return the task of a source with given texts."""
-        return DecodingTask(
-            pair=source.pair,
-            corpus=source.corpus,
-            trace=trace,
-            held_out=held_out,
-            costs=source.costs,
-            rule=self.rule,
-            allowed_distance=self.allowed_distance,
-            k=self.k,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +119,7 @@ class Evaluator:
         for source in sources:
             plan.task(source, source.trace, source.trace)  # an error here comes before any work
         self._policies: dict[tuple[str, str, str], GeneralPolicy] = {}
+        self._schedules: dict[tuple[str, str], AdaptiveSchedule] = {}
         self._oracles: dict[tuple[int, int], DraftControl] = {}
 
     def cells(self) -> list[Cell]:
@@ -237,6 +185,8 @@ class Evaluator:
         """Return the control of a general policy that was not trained on a part of the task."""
         few = np.arange(min(self.plan.context_texts, task.trace.rows))
         seen = self.plan.task(self.sources[cell.source], task.trace.select(few), task.held_out)
+        if cell.method == "adaptive":
+            return replace(self._adaptive(cell), start=seen.trace.acceptance, seed=cell.seed)
         if cell.method == "recommend":
             kernel = self._policy("general", cell)
             assert isinstance(kernel, Kernel)
@@ -245,6 +195,19 @@ class Evaluator:
         point: Floats = self._policy(cell.method, cell).settle(seen.context())
         values = task.space.values(point)
         return seen.control(values, seen.measure(values)["score"])
+
+    def _adaptive(self, cell: Cell) -> AdaptiveSchedule:
+        """Return the adaptive schedule without the pair or the corpus of a cell."""
+        left_out = getattr(self.sources[cell.source], cell.part)
+        key = (cell.part, left_out)
+        if key not in self._schedules:
+            taught = [
+                (source.trace.select(np.arange(min(_TAUGHT, source.trace.rows))), source.costs)
+                for source in self.sources
+                if getattr(source, cell.part) != left_out
+            ]
+            self._schedules[key] = best_adaptive(taught, self.plan.k)
+        return self._schedules[key]
 
     def _policy(self, method: str, cell: Cell) -> GeneralPolicy:
         """Return a general policy without the pair or the corpus of a cell, trained once."""
@@ -328,26 +291,6 @@ def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             "method": label,
             **{name: figure([row[name] for row in mine], tasks).to_json() for name in MEASURES},
         }
-
-
-def picture(source: Source, plan: Plan) -> dict[str, Any]:
-    """Return a source's names, and measured settings of the exact and the lossy rule."""
-    trace = source.trace.select(np.arange(min(_PICTURED, source.trace.rows)))
-    points = []
-    for rule, count in (("exact", 100), ("lossy", 125)):
-        task = replace(plan, rule=rule).task(source, trace, trace)
-        for point in task.space.lattice(count):
-            values = task.space.values(point)
-            found = task.measure(values)
-            kept = {name: found[name] for name in ("speedup", "acceptance", "distance")}
-            points.append({"rule": rule, **values, **kept})
-    return {
-        "pair": source.pair,
-        "corpus": source.corpus,
-        "clock": source.clock,
-        "name": source.name,
-        "points": points,
-    }
 
 
 def compared(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> Figure:

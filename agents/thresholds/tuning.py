@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from trainenv.agents.thresholds.contract import Trial, Tuned, tune
-from trainenv.agents.thresholds.evaluation import Plan, picture
 from trainenv.agents.thresholds.methods import METHODS, make
+from trainenv.agents.thresholds.pictures import picture
+from trainenv.agents.thresholds.plan import Plan
 from trainenv.agents.thresholds.sources import Source
 from trainenv.agents.thresholds.tasks import DecodingTask, split
 from trainenv.report.decoding import DECODING

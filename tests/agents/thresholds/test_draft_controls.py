@@ -16,6 +16,7 @@ from trainenv.agents.thresholds.controls import (
     TargetOnly,
 )
 from trainenv.agents.thresholds.controls.acceptance_stop import FEATURES, features, fit_acceptance
+from trainenv.agents.thresholds.controls.adaptive_schedule import AdaptiveState, best_adaptive
 from trainenv.agents.thresholds.controls.confidence_schedule import best_threshold
 from trainenv.agents.thresholds.controls.heuristic_schedule import HeuristicState
 from trainenv.agents.thresholds.controls.schedule_replay import replay_schedule
@@ -82,6 +83,32 @@ def test_the_heuristic_adds_two_and_takes_one() -> None:
         state.update([], 0, complete)
         seen.append(state.tokens)
     assert seen == [7, 8, 7, 6, 5, 4, 3, 2, 1, 1, 3]
+
+
+def test_the_adaptive_length_is_the_best_for_the_estimate() -> None:
+    """Against the replay of constant lengths on a pair with a constant overlap of α."""
+    ratio = 0.1
+    lengths = np.arange(1, 17)
+    for alpha in (0.2, 0.5, 0.8, 0.95):
+        speed = (1 - alpha ** (lengths + 1)) / (1 - alpha) / (1 + ratio * lengths)
+        costs = CostModel.of_ratio(ratio)
+        seconds = costs.calls(lengths + 1) + lengths * costs.draft_step
+        state = AdaptiveState(threshold=0.0, memory=0.5, estimate=alpha, seconds=seconds)
+        state.choose()
+        assert state.tokens == lengths[speed.argmax()]
+    state.update([0.5, 0.5], 1, False)
+    assert state.estimate == pytest.approx((0.95 * 0.5 + 0.5) * 0.5)
+
+
+def test_an_adaptive_length_beats_fixed_ones_where_passages_differ() -> None:
+    easy = synthetic_trace(SyntheticPair(noise=0.1, sharpness=3.0), rows=8, positions=96)
+    hard = synthetic_trace(SyntheticPair(noise=2.5, sharpness=3.0), rows=8, positions=96)
+    trace = type(easy).joined([easy, hard])
+    costs = CostModel.of_ratio(0.15)
+    settings = [Settings(fallback_threshold=0.0, k=k) for k in range(1, 17)]
+    fixed = max(FixedThresholds(settings=s).replay(trace, costs).speedup for s in settings)
+    chosen = best_adaptive([(trace, costs)], 16)
+    assert chosen.replay(trace, costs).speedup > 1.05 * fixed
 
 
 def test_the_predictor_is_calibrated_and_better_than_the_mean() -> None:

@@ -10,7 +10,7 @@ from trainenv.cli.options import Command, add_command, as_path
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
-    from trainenv.agents.thresholds.evaluation import Plan
+    from trainenv.agents.thresholds.plan import Plan
 
 _RULES = ("exact", "lossy", "pipelined")
 
@@ -78,7 +78,7 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
 
 def plan_of(args: argparse.Namespace, *, seeds: int) -> Plan:
     """Return the choices of a search or an evaluation, from the options."""
-    from trainenv.agents.thresholds.evaluation import GENERAL, Plan
+    from trainenv.agents.thresholds.plan import GENERAL, Plan
     from trainenv.agents.thresholds.strategies import STRATEGIES
     from trainenv.tools.checks import choice
 

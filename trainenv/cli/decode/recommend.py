@@ -59,10 +59,10 @@ def add_recommend(actions: Any) -> None:
 
 def recommend_command(args: argparse.Namespace) -> Result:
     """Measure a pair, and recommend its settings in one sentence."""
-    from trainenv.agents.thresholds.evaluation import picture
     from trainenv.agents.thresholds.experience import load_lessons
     from trainenv.agents.thresholds.measuring import measure
     from trainenv.agents.thresholds.meta import Kernel
+    from trainenv.agents.thresholds.pictures import picture
     from trainenv.agents.thresholds.recommend import Recommender
     from trainenv.agents.thresholds.sources import Source
     from trainenv.cli.progress import ProgressLine
