@@ -25,21 +25,25 @@ _ENOUGH = 8  # target calls of a length whose median counts
 _LEAST = 1e-7  # seconds; shorter differences are rounding
 
 
-def calibrate(models: Models, *, max_new_tokens: int = 48, repeats: int = 2) -> CostModel:
+def calibrate(
+    models: Models, *, depth: int = MAX_K, max_new_tokens: int = 48, repeats: int = 2
+) -> CostModel:
     """Return the cost model of a pair on this machine, for a batch of one.
 
     Args:
         models: Models and prompts.
+        depth: Greatest draft length that is run, from 1 to 16.
         max_new_tokens: Tokens that are generated after each prompt, more than the longest draft.
         repeats: Number of rounds over all lengths, so that a slow moment does not hit one length.
     """
-    whole("max_new_tokens", max_new_tokens, least=MAX_K + 2)
+    whole("depth", depth, least=1)
+    whole("max_new_tokens", max_new_tokens, least=depth + 2)
     whole("repeats", repeats, least=1)
     alone: list[Generation] = []
     drafted: list[Generation] = []
     for turn in range(repeats):
         alone.append(models.generate(ALONE, "exact", max_new_tokens=max_new_tokens, seed=turn))
-        for k in LENGTHS:
+        for k in sorted({min(length, depth) for length in LENGTHS}):
             settings = Settings(fallback_threshold=0.0, k=k)
             drafted.append(
                 models.generate(settings, "exact", max_new_tokens=max_new_tokens, seed=turn)
@@ -50,7 +54,7 @@ def calibrate(models: Models, *, max_new_tokens: int = 48, repeats: int = 2) -> 
         [call.draft_calls for call in steps], [call.draft_seconds for call in steps]
     )
     block = _rest(alone, single)
-    target = _target_calls([*steps, *single])
+    target = _target_calls([*steps, *single], depth)
     return CostModel(
         target_call=target,
         draft_step=max(draft_step, 0.0),
@@ -106,13 +110,15 @@ def _line(counts: Sequence[int], seconds: Sequence[float]) -> tuple[float, float
     return float(slope), float(intercept)
 
 
-def _target_calls(calls: Sequence[TargetCall]) -> tuple[float, ...]:
-    """Return the seconds of target calls with 1 to K + 1 new tokens."""
+def _target_calls(calls: Sequence[TargetCall], depth: int) -> tuple[float, ...]:
+    """Return the seconds of target calls with 1 to depth + 1 new tokens."""
     tokens = np.array([call.drafted[0] + 1 for call in calls])
     seconds = np.array([call.target_seconds for call in calls])
-    known = [count for count in sorted(set(tokens.tolist())) if (tokens == count).sum() >= _ENOUGH]
+    counts = {count: int((tokens == count).sum()) for count in set(tokens.tolist())}
+    enough = min(_ENOUGH, max(counts.values()))
+    known = sorted(count for count, times in counts.items() if times >= enough)
     medians = [float(np.median(seconds[tokens == count])) for count in known]
-    table = np.interp(np.arange(1, MAX_K + 2), known, medians)
+    table = np.interp(np.arange(1, depth + 2), known, medians)
     return tuple(max(float(each), _LEAST) for each in table)
 
 

@@ -34,6 +34,7 @@ from trainenv.decoding.traces import CostModel, Origin, Trace, load_trace, save_
 from trainenv.decoding.traces.file import SUFFIX, BrokenTrace, load_costs, save_costs
 from trainenv.decoding.traces.record import Recorder, origin_of
 from trainenv.decoding.vocabulary import check_same
+from trainenv.tools.optional import require
 from trainenv.tools.paths import expanded
 from trainenv.types import UserError
 
@@ -281,7 +282,12 @@ def _costs(
     if path.exists():
         return load_costs(path)
     sampling = Sampling(temperature=config.trace.temperature, top_p=config.trace.top_p)
-    costs = calibrate(pair.models(prompts[:_CALIBRATED], sampling))
+    depth = config.trace.depth
+    costs = calibrate(
+        pair.models(prompts[:_CALIBRATED], sampling),
+        depth=depth,
+        max_new_tokens=max(depth + 2, min(48, config.trace.positions)),
+    )
     save_costs(costs, path)
     return costs
 
@@ -302,6 +308,7 @@ def _load(name: str, gguf: str | None, config: PairsConfig, folder: Path) -> tup
             )
     extra: dict[str, Any] = {}
     if gguf is not None:
+        require("gguf", f"the model {name} in a GGUF file")
         extra["gguf_file"] = gguf
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

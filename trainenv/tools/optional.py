@@ -13,6 +13,7 @@ EXTRAS = {
     "bitsandbytes": "benchmarks",
     "cmaes": "decode",
     "datasets": "hub",
+    "gguf": "gguf",
     "optuna": "bayes",
     "sklearn": "benchmarks",
     "stable_baselines3": "sb3",

@@ -296,13 +296,14 @@ def _pipelined(trace: Trace, stops: NDArray[np.bool_], keeps: Floats, settings: 
     lengths, looks = block_lengths(stops, k)
     rest, look = block_lengths(stops, max(k - 1, 1))
     # A block drafted ahead has no steps of its own, but for the look that finds it empty.
-    both = np.stack([lengths, rest])
+    both = np.stack([lengths, rest])  # [2, R, N]
     before = np.stack([looks, np.where(rest == 0, look, 0)])
     full = np.stack([lengths == k, rest == k - 1]) & (both > 0)
     # Drafting ahead goes on at the position after the block.
     after = np.minimum(np.arange(trace.positions) + both, trace.positions - 1)
     row = np.arange(trace.rows)[:, None]
-    ahead = np.where(full, looks[row, after], 0)
+    _, further = block_lengths(stops, k, spare=0)
+    ahead = np.where(full, further[row, after], 0)
     weights = np.stack([starts, kept])
     return Blocks(
         starts=weights,
