@@ -196,13 +196,13 @@ class Wrong:
             return draft
         own = self.inner.model(torch.cat([torch.tensor([request.rows[0]]), draft.tokens], dim=1))
         logits = own.logits[:, len(request.rows[0]) - 1 : -1]
-        told = {"tokens": draft.tokens, "counts": draft.counts, "calls": draft.calls}
+        made = {"tokens": draft.tokens, "counts": draft.counts, "calls": draft.calls}
         if self.how == "own probability":  # drops a token for its own q
             chances = logits.softmax(dim=-1).gather(-1, draft.tokens.unsqueeze(-1)).flatten()
             low = [place for place, chance in enumerate(chances.tolist()) if chance < 0.4]
-            told["counts"] = (min([*low, *draft.counts]),)
-            return Draft(**told, probabilities=draft.probabilities)
-        return Draft(**told, probabilities=logits.softmax(dim=-1))
+            made["counts"] = (min([*low, *draft.counts]),)
+            return Draft(**made, probabilities=draft.probabilities)
+        return Draft(**made, probabilities=logits.softmax(dim=-1))
 
 
 @pytest.mark.parametrize(

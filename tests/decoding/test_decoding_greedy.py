@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 
 import pytest
 import torch
 
-from trainenv.decoding.contract import GREEDY, Settings
+from trainenv.decoding.contract import GREEDY, Sampling, Settings
 from trainenv.decoding.decoder import Decoder
 from trainenv.decoding.drafters import CausalDrafter, PromptLookup, first_layers
 from trainenv.decoding.rules import Exact, Lossy, Pipelined
+from trainenv.types import UserError
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7], [4, 4, 4, 4, 4, 4, 4]]
 NEW = 10
@@ -107,6 +109,63 @@ def test_all_combinations_at_one_length(make, cached, rule, fallback):
     assert made.generate(PROMPTS, max_new_tokens=NEW).new_tokens == generated(make, 2)
 
 
+@functools.cache
+def mistral(layers: int, seed: int):
+    """Return a model whose attention sees four tokens; the text is longer than that."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=4,
+        bos_token_id=0,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    return MistralForCausalLM(config).double().eval()
+
+
+@functools.cache
+def bloom(layers: int, seed: int):
+    """Return a model without positions in its call, with eager attention."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(seed)
+    config = BloomConfig(
+        vocab_size=24,
+        hidden_size=16,
+        n_layer=layers,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    return BloomForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [mistral, bloom])
+@pytest.mark.parametrize("cached", [True, False])
+def test_other_architectures(make, cached):
+    made = decoder(make, 4, cached=cached)
+    assert made.generate(PROMPTS, max_new_tokens=NEW, end_tokens=()).new_tokens == generated(
+        make, 2
+    )
+
+
+def test_float64_with_eager_attention_is_refused_where_rows_differ():
+    target = copy.deepcopy(bloom(2, 0)).double()
+    made = Decoder(target=target, drafter=PromptLookup(), sampling=GREEDY, dtype=torch.float64)
+    assert made.generate(PROMPTS[:1], max_new_tokens=NEW).new_tokens == generated(bloom, 2)[:1]
+    with pytest.raises(UserError, match=r"float64 in BloomForCausalLM; call model\.float\(\)"):
+        made.generate(PROMPTS, max_new_tokens=NEW)
+
+
 @pytest.mark.parametrize("place", range(NEW))
 @pytest.mark.parametrize("rule", [Exact(), Pipelined()])
 def test_end_token_at_every_place(place, rule):
@@ -178,6 +237,45 @@ def test_lossy_bonus_is_the_target_s_token():
         author = (gpt2(1, 1), gpt2(2, 0))[(place - begin) % 4 == 3 or place == len(row) - 1]
         logits = author(torch.tensor([row[:place]])).logits[0, -1]
         assert row[place] == int(logits.argmax())
+
+
+@functools.cache
+def near(make):
+    """Return a draft that often agrees with the target: its weights, slightly changed."""
+    model = copy.deepcopy(make(2, 0))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            noise = torch.randn(weights.shape, generator=generator, dtype=weights.dtype)
+            weights += NOISE * noise
+    return model
+
+
+NOISE = 0.06
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("rule", [Exact(), Pipelined(), Lossy(bonus=False)])
+@pytest.mark.parametrize("how", [GREEDY, Sampling()])
+def test_keys_and_values_of_a_draft_are_never_stale(make, rule, how):
+    """A draft that read rejected tokens would still be verified, so text alone does not show it."""
+    calls = []
+    for cached in (True, False):
+        made = Decoder(
+            target=make(2, 0),
+            drafter=CausalDrafter(model=near(make), cached=cached),
+            rule=rule,
+            settings=Settings(k=2, fallback_threshold=0.2, rollback_threshold=2.0),
+            sampling=how,
+            cached=cached,
+            dtype=torch.float64,
+        ).generate(PROMPTS, max_new_tokens=14, end_tokens=[3], seed=1)
+        rounds = [
+            (call.row_ids, call.drafted, call.accepted, call.fell_back) for call in made.calls
+        ]
+        calls.append((made.new_tokens, rounds))
+        assert 0.1 < made.acceptance < 1  # drafts stay whole, and do not
+    assert calls[0] == calls[1]
 
 
 def test_statistics_add_up():

@@ -62,11 +62,13 @@ def test_sampled_text_has_the_frequencies_of_the_target(rule, rows, how):
         assert chi_square_p_value(target, made.sequences, wrong) < 0.001
 
 
-def test_rows_do_not_depend_on_their_neighbours():
+@pytest.mark.parametrize("rule", [Exact(), Pipelined()])
+def test_rows_do_not_depend_on_their_neighbours(rule):
     target = table(4, seed=4)
     decoder = Decoder(
         target=target,
         drafter=CausalDrafter(model=table(4, seed=5), cached=False),
+        rule=rule,
         settings=Settings(k=4, fallback_threshold=0.4),
         cached=False,
         dtype=torch.float64,

@@ -6,7 +6,6 @@ cropped to them by the `Reader`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -122,12 +121,11 @@ class Batch:
     def _draft(self) -> Proposal:
         """Return the tokens to verify: what was drafted ahead and survived, or a new draft."""
         spare = int(self._rule.bonus)  # the last token of a row may come from the target
-        limits = [
-            0 if kept else max(0, min(self._settings.k, room - spare))
-            for kept, room in zip(self._kept.tokens, self._room(), strict=True)
-        ]
-        if self._needs_states and self._states is None:
-            limits = [0] * len(limits)
+        limits = [max(0, min(self._settings.k, room - spare)) for room in self._room()]
+        waiting = self._needs_states and self._states is None
+        for place, kept in enumerate(self._kept.tokens):
+            if kept or waiting:
+                limits[place] = 0
         fresh = self._request(self._kept, limits)
         if any(self._kept.counts):
             return proposals.either(self._kept, fresh)
@@ -135,14 +133,12 @@ class Batch:
 
     def _draft_ahead(self, drafted: Proposal) -> Proposal:
         """Return what the draft proposes after its own last tokens, before they are verified."""
-        limits = [
-            0
-            if fell_back or not tokens or self._end_tokens.intersection(tokens)
-            else min(self._settings.k, room - len(tokens))
-            for tokens, fell_back, room in zip(
-                drafted.tokens, drafted.fell_back, self._room(), strict=True
-            )
-        ]
+        limits = [0] * len(drafted.tokens)
+        for place, room in enumerate(self._room()):
+            tokens = drafted.tokens[place]
+            ended = drafted.fell_back[place] or not self._end_tokens.isdisjoint(tokens)
+            if tokens and not ended:
+                limits[place] = min(self._settings.k, room - len(tokens))
         return self._request(drafted, limits)
 
     def _request(self, known: Proposal, limits: list[int]) -> Proposal:
@@ -311,8 +307,7 @@ class Batch:
         if not any(kept):
             return proposals.nothing(len(staying), self._reader.device)
         rest = proposals.after_next(ahead).select(staying)
-        tokens = [row if stays else [] for row, stays in zip(rest.tokens, kept, strict=True)]
-        return replace(rest, tokens=tuple(tokens))
+        return rest.only(kept)
 
     def _states_of(
         self, drafted: Proposal, counts: list[int], staying: list[int]

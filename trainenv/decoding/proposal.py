@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,13 +37,24 @@ class Proposal:
     def select(self, places: Sequence[int]) -> Proposal:
         """Return the proposal of some rows, by their places in this one."""
         index = torch.tensor(places, dtype=torch.int64, device=self.padded.device)
+        q = self.q
+        if q is not None:
+            q = q[index]
         return Proposal(
             tokens=tuple(self.tokens[place] for place in places),
             padded=self.padded[index],
-            q=None if self.q is None else self.q[index],
+            q=q,
             fell_back=tuple(self.fell_back[place] for place in places),
             calls=0,
         )
+
+    def only(self, kept: Sequence[bool]) -> Proposal:
+        """Return the proposal with the tokens of some rows only, those where `kept` is True."""
+        tokens: list[list[int]] = [[] for _ in kept]
+        for row, stays in enumerate(kept):
+            if stays:
+                tokens[row] = self.tokens[row]
+        return replace(self, tokens=tuple(tokens))
 
 
 def nothing(rows: int, device: torch.device) -> Proposal:
@@ -75,10 +86,13 @@ def cut(draft: Draft, limits: Sequence[int], stop_below: float, device: torch.de
         unsure = (place for place, value in enumerate(row) if value < stop_below)
         counts.append(min(count, limit, next(unsure, count)))
     width = max(counts)
+    q = draft.probabilities
+    if q is not None:
+        q = q[:, :width].to(device)
     return Proposal(
         tokens=tuple(row[:count] for row, count in zip(draft.tokens.tolist(), counts, strict=True)),
         padded=draft.tokens[:, :width].to(device),
-        q=None if draft.probabilities is None else draft.probabilities[:, :width].to(device),
+        q=q,
         fell_back=tuple(count < limit for count, limit in zip(counts, limits, strict=True)),
         calls=draft.calls,
     )
@@ -116,10 +130,13 @@ def with_next(proposal: Proposal, ahead: Proposal) -> Proposal:
 
 def after_next(ahead: Proposal) -> Proposal:
     """Return what was drafted ahead without its first token."""
+    q = ahead.q
+    if q is not None:
+        q = q[:, 1:]
     return Proposal(
         tokens=tuple(row[1:] for row in ahead.tokens),
         padded=ahead.padded[:, 1:],
-        q=None if ahead.q is None else ahead.q[:, 1:],
+        q=q,
         fell_back=ahead.fell_back,
         calls=0,
     )

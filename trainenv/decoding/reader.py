@@ -50,6 +50,11 @@ class Reader:
             )
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise UserError(
+                f"the {role} must be a causal language model, found {type(model).__name__}, an "
+                "encoder with a decoder; load another with AutoModelForCausalLM"
+            )
         with torch.inference_mode():
             output = model(token, use_cache=cached, return_dict=True)
         logits = getattr(output, "logits", None)
@@ -59,7 +64,9 @@ class Reader:
                 "gives no logits [B, T, V]; load it with AutoModelForCausalLM"
             )
         self.vocabulary = int(logits.shape[-1])
-        self._keyword = _cache_keyword(output, model, role) if cached else None
+        self._keyword: str | None = None
+        if cached:
+            self._keyword = _cache_keyword(output, model, role)
         self._takes_positions = _accepts(model, "position_ids")
         self._takes_keep = _accepts(model, "logits_to_keep")
         self.lengths: list[int] = []
@@ -72,8 +79,8 @@ class Reader:
     @property
     def positions(self) -> int | None:
         """Number of positions that the model was made for; None if it has no limit."""
-        known = getattr(getattr(self._model, "config", None), "max_position_embeddings", None)
-        return int(known) if known else None
+        config = getattr(self._model, "config", None)
+        return getattr(config, "max_position_embeddings", None)
 
     def fresh(self) -> Reader:
         """Return a reader of the same model that has read nothing."""
@@ -136,13 +143,14 @@ class Reader:
     def _call(self, tokens: Tensor, keep: int, states: bool) -> Tensor:
         """Run the model on the tokens [B, W]; `lengths` counts them already."""
         width = tokens.shape[1]
-        total = self._width + width if self._cached else width
+        total = self._width + width  # without a cache its width stays 0
         arguments: dict[str, Any] = {"use_cache": self._cached, "return_dict": True}
         if self._keyword is not None:
             if self._cache is None:
                 self._cache = _new_cache()
             arguments[self._keyword] = self._cache
         if min(self.lengths) < total:
+            self._check_padding()
             arguments |= self._padding(width, total)
         if self._takes_keep and keep < width:
             arguments["logits_to_keep"] = keep
@@ -156,6 +164,21 @@ class Reader:
             self._width = total
         logits: Tensor = output.logits
         return logits[:, -keep:]
+
+    def _check_padding(self) -> None:
+        """Refuse empty slots in a model that would turn them into NaN.
+
+        Eager attention masks with the least float64 and takes the softmax in float32, where that is
+        −∞: an empty slot, which sees nothing, becomes NaN, and so does what reads it.
+        """
+        config = getattr(self._model, "config", None)
+        eager = getattr(config, "_attn_implementation", None) == "eager"
+        if eager and next(self._model.parameters()).dtype == torch.float64:
+            raise UserError(
+                f"prompts of different lengths must meet float32 weights where attention is eager, "
+                f"found float64 in {type(self._model).__name__}; call model.float(), or generate "
+                "row by row"
+            )
 
     def _padding(self, width: int, total: int) -> dict[str, Tensor]:
         """Return mask and positions for rows of different lengths."""

@@ -91,7 +91,7 @@ class CausalSession:
             }
             return empty_draft(len(request.rows), self._reader.device)
         own = self._own or request.sampling
-        uniform = self._uniform(request, own)
+        uniform = self._uniform(request, limits, own)
         starts = [
             min(self._read.get(row, 0), unchanged, len(tokens) - 1)
             for row, unchanged, tokens in zip(
@@ -150,17 +150,17 @@ class CausalSession:
         if positions is None:
             return list(request.limits)
         return [
-            max(0, min(limit, positions - len(row) + 1)) if len(row) <= positions else 0
+            max(0, min(limit, positions - len(row) + 1))
             for limit, row in zip(request.limits, request.rows, strict=True)
         ]
 
-    def _uniform(self, request: DraftRequest, own: Sampling) -> Tensor:
+    def _uniform(self, request: DraftRequest, limits: list[int], own: Sampling) -> Tensor:
         """Return the random numbers of each row, [B, K]; those of a row without a draft are 0."""
         device = self._reader.device
         uniform = torch.zeros(len(request.rows), request.k, dtype=torch.float64, device=device)
         if own.greedy:
             return uniform
-        drafting = [row for row, limit in enumerate(request.limits) if limit > 0]
+        drafting = [row for row, limit in enumerate(limits) if limit > 0]
         ids = [request.row_ids[row] for row in drafting]
         if len(ids) == len(request.rows):
             return request.source.uniform(ids, request.k)

@@ -95,7 +95,8 @@ class LookupSession:
         if limit == 0:
             return []
         for length in self._lengths:
-            start = index.get(tuple(row[-length:])) if length <= len(row) else None
-            if start is not None:
+            last = tuple(row[-length:])  # shorter where the row is: a shorter n-gram
+            if last in index:
+                start = index[last]
                 return row[start : start + limit]
         return []
