@@ -146,7 +146,9 @@ class Evaluator:
         elif cell.method == "oracle":
             control = self._oracle(cell, task)
         else:
-            control = STRATEGIES[cell.method](task, self.plan.budget, cell.seed)
+            # Another seed for each task: the luck of one draw must not be that of all tasks.
+            seed = cell.seed * len(self.sources) + cell.source
+            control = STRATEGIES[cell.method](task, self.plan.budget, seed)
             if cell.method in SEARCHING:
                 evaluations = self.plan.budget
         found = task.evaluate(control)
