@@ -146,9 +146,7 @@ class Evaluator:
         elif cell.method == "oracle":
             control = self._oracle(cell, task)
         else:
-            # Another seed for each task: the luck of one draw must not be that of all tasks.
-            seed = cell.seed * len(self.sources) + cell.source
-            control = STRATEGIES[cell.method](task, self.plan.budget, seed)
+            control = STRATEGIES[cell.method](task, self.plan.budget, self._seed(cell))
             if cell.method in SEARCHING:
                 evaluations = self.plan.budget
         found = task.evaluate(control)
@@ -176,6 +174,10 @@ class Evaluator:
             for source in self.sources
         ]
 
+    def _seed(self, cell: Cell) -> int:
+        """Return the seed of a cell: the luck of one draw must not be that of all tasks."""
+        return cell.seed * len(self.sources) + cell.source
+
     def _oracle(self, cell: Cell, task: DecodingTask) -> DraftControl:
         """Return the best fixed settings of the held-out texts of a cell."""
         key = (cell.source, cell.seed)
@@ -188,7 +190,9 @@ class Evaluator:
         few = np.arange(min(self.plan.context_texts, task.trace.rows))
         seen = self.plan.task(self.sources[cell.source], task.trace.select(few), task.held_out)
         if cell.method == "adaptive":
-            return replace(self._adaptive(cell), start=seen.trace.acceptance, seed=cell.seed)
+            return replace(
+                self._adaptive(cell), start=seen.trace.acceptance, seed=self._seed(cell), draws=8
+            )
         if cell.method == "recommend":
             kernel = self._policy("general", cell)
             assert isinstance(kernel, Kernel)

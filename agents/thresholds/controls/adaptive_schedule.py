@@ -42,6 +42,7 @@ class AdaptiveSchedule:
         start: Estimate at the start, 0 to 1.
         most: Greatest draft length.
         seed: Random seed of the replayed acceptances.
+        draws: Number of replays with other acceptances, which are averaged.
 
     Raises:
         UserError: A hyperparameter is out of range.
@@ -52,6 +53,7 @@ class AdaptiveSchedule:
     start: float = 0.7
     most: int = 16
     seed: int = 0
+    draws: int = 8
 
     def __post_init__(self) -> None:
         number("memory", self.memory, least=0, below=1)
@@ -59,6 +61,7 @@ class AdaptiveSchedule:
         number("start", self.start, least=0, most=1)
         whole("most", self.most, least=1)
         whole("seed", self.seed, least=0)
+        whole("draws", self.draws, least=1)
 
     def replay(self, trace: Trace, costs: CostModel, /) -> Score:
         """Return the score on a trace."""
@@ -75,7 +78,7 @@ class AdaptiveSchedule:
             state.choose()
             return state
 
-        return replay_schedule(begin, trace, costs, self.seed)
+        return replay_schedule(begin, trace, costs, self.seed, self.draws)
 
 
 @dataclass
@@ -110,7 +113,7 @@ def best_adaptive(tasks: Sequence[tuple[Trace, CostModel]], most: int) -> Adapti
         most: Greatest draft length.
     """
     choices = [
-        AdaptiveSchedule(memory=memory, threshold=threshold, most=most)
+        AdaptiveSchedule(memory=memory, threshold=threshold, most=most, draws=2)
         for memory, threshold in product(MEMORIES, THRESHOLDS)
     ]
     speeds = np.array(

@@ -36,6 +36,7 @@ class ConfidenceSchedule:
         most: Greatest draft length.
         memory: Number of tokens after which the threshold is kept.
         seed: Random seed of the replayed acceptances.
+        draws: Number of replays with other acceptances, which are averaged.
 
     Raises:
         UserError: A hyperparameter is out of range.
@@ -45,12 +46,14 @@ class ConfidenceSchedule:
     most: int = 16
     memory: int = 4000
     seed: int = 0
+    draws: int = 8
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0, most=1)
         whole("most", self.most, least=1)
         whole("memory", self.memory, least=1)
         whole("seed", self.seed, least=0)
+        whole("draws", self.draws, least=1)
 
     def replay(self, trace: Trace, costs: CostModel, /) -> Score:
         """Return the score on a trace."""
@@ -58,7 +61,7 @@ class ConfidenceSchedule:
         def begin() -> _State:
             return _State(tokens=self.most, threshold=self.threshold, memory=self.memory)
 
-        return replay_schedule(begin, trace, costs, self.seed)
+        return replay_schedule(begin, trace, costs, self.seed, self.draws)
 
 
 @dataclass

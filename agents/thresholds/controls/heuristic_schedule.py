@@ -23,6 +23,7 @@ class HeuristicSchedule:
         start: Draft length of the first block.
         most: Greatest draft length.
         seed: Random seed of the replayed acceptances.
+        draws: Number of replays with other acceptances, which are averaged.
 
     Raises:
         UserError: A hyperparameter is out of range.
@@ -31,11 +32,13 @@ class HeuristicSchedule:
     start: int = 5
     most: int = 16
     seed: int = 0
+    draws: int = 8
 
     def __post_init__(self) -> None:
         whole("start", self.start, least=1)
         whole("most", self.most, least=1)
         whole("seed", self.seed, least=0)
+        whole("draws", self.draws, least=1)
 
     def replay(self, trace: Trace, costs: CostModel, /) -> Score:
         """Return the score on a trace."""
@@ -43,7 +46,7 @@ class HeuristicSchedule:
         def begin() -> HeuristicState:
             return HeuristicState(tokens=min(self.start, self.most), most=self.most)
 
-        return replay_schedule(begin, trace, costs, self.seed)
+        return replay_schedule(begin, trace, costs, self.seed, self.draws)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Protocol
 
 import numpy as np
@@ -43,17 +44,29 @@ class ScheduleState(Protocol):
 
 
 def replay_schedule(
-    begin: Callable[[], ScheduleState], trace: Trace, costs: CostModel, seed: int
+    begin: Callable[[], ScheduleState], trace: Trace, costs: CostModel, seed: int, draws: int
 ) -> Score:
-    """Return the score of a schedule on a trace with the exact rule of verification.
+    """Return the mean score of a schedule on a trace with the exact rule of verification.
 
     Args:
         begin: Function that returns the state at the start.
         trace: Trace of the model pair.
         costs: Times of the model pair.
         seed: Random seed of the acceptances.
+        draws: Number of replays with other acceptances.
     """
-    state = begin()
+    scores = [_replayed(begin(), trace, costs, seed * draws + draw) for draw in range(draws)]
+    means = {
+        part.name: sum(getattr(score, part.name) for score in scores) / draws
+        for part in fields(Score)
+    }
+    means["tokens"] = scores[0].tokens
+    means["speedup"] = scores[0].speedup * scores[0].time_per_token / means["time_per_token"]
+    return Score(**means)
+
+
+def _replayed(state: ScheduleState, trace: Trace, costs: CostModel, seed: int) -> Score:
+    """Return the score of one replay."""
     shape = (trace.rows, trace.positions)
     keeps = np.random.default_rng(seed).random(shape) < coupled(trace)
     text = np.exp(trace.q_text.astype(np.float64))

@@ -51,7 +51,7 @@ def test_blocks_of_a_fixed_length_are_those_of_the_replay(k: int) -> None:
 @pytest.mark.parametrize("k", [2, 8])
 def test_sampled_blocks_are_unbiased(k: int) -> None:
     expected = FixedThresholds(settings=Settings(fallback_threshold=0.0, k=k)).replay(TRACE, COSTS)
-    found = [replay_schedule(lambda: Constant(k), TRACE, COSTS, seed) for seed in range(40)]
+    found = [replay_schedule(lambda: Constant(k), TRACE, COSTS, seed, 1) for seed in range(40)]
     for name in ("time_per_token", "tokens_per_call", "acceptance"):
         values = np.array([getattr(each, name) for each in found])
         error = values.std() / len(values) ** 0.5
