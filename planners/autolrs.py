@@ -28,11 +28,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainenv.planners.support.gaussian_process import fit
 from trainenv.planners.support.plan_builder import PlanBuilder
 from trainenv.planners.support.score import Score
 from trainenv.planners.support.sequences import NOTHING, Interventions, canonical, values
 from trainenv.tools.checks import number, whole
+from trainenv.tools.gaussian_process import fit
 from trainenv.types import Intervention, Plan, PlanningProblem
 
 Floats = NDArray[np.float64]

@@ -17,11 +17,10 @@ Results of Optuna's trials (`tell(nan)` would fail with a warning, `tell(inf)` w
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from trainenv.interventions import PARTS
 from trainenv.planners.support.plan_builder import PlanBuilder
@@ -29,14 +28,12 @@ from trainenv.planners.support.scoring import SCORERS, Scorer, score
 from trainenv.planners.support.sequences import NOTHING, Interventions, canonical, factor, values
 from trainenv.tools.checks import choice, whole
 from trainenv.tools.optional import require
+from trainenv.tools.optuna_studies import Sampler, quiet_study, tell
 from trainenv.types import Intervention, Plan, PlanningProblem
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.trial import Trial
-
-Sampler = Literal["tpe", "gp"]
 
 _ORDERED = ("lr_scale", "weight_decay_scale")
 
@@ -94,7 +91,7 @@ class Bayes:
             left -= len(trials)
             scores = scored([space.sequence(trial.params) for trial in trials])
             for trial, found in zip(trials, scores, strict=True):
-                _tell(study, trial, found)
+                tell(study, trial, found)
         return builder.plan()
 
 
@@ -163,29 +160,6 @@ def _distribution(part: int, size: int) -> BaseDistribution:
     return CategoricalDistribution(list(range(size)))
 
 
-def quiet_study(sampler: Sampler, startup: int, seed: int) -> Study:
-    """Return a study in memory that minimises and prints nothing.
-
-    Optuna's log level is the same afterwards as before.
-    """
-    import optuna
-
-    kind: Callable[..., Any] = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[
-        sampler
-    ]
-    options: dict[str, Any] = {"multivariate": True} if sampler == "tpe" else {}
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            # Before Optuna 5, of `multivariate` and of the Gaussian process.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            drawing = kind(seed=seed, n_startup_trials=startup, **options)
-        return optuna.create_study(sampler=drawing, direction="minimize")
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
 def _add(
     study: Study, space: Space, sequences: Sequence[Interventions], scores: Sequence[float]
 ) -> None:
@@ -198,12 +172,3 @@ def _add(
             study.add_trial(
                 create_trial(params=parameters, distributions=space.distributions, value=found)
             )
-
-
-def _tell(study: Study, trial: Trial, found: float) -> None:
-    from optuna.trial import TrialState
-
-    if math.isfinite(found):
-        study.tell(trial, found)
-    else:
-        study.tell(trial, state=TrialState.FAIL)

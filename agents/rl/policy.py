@@ -12,26 +12,23 @@ from __future__ import annotations
 
 import json
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from trainenv.agents.rl.contained import contained
 from trainenv.agents.rl.learners import DQN, LEARNERS, PPO, Learner, stable_baselines3, useful
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
 from trainenv.envs.world_model import Divergence, WorldModelEnv
 from trainenv.interventions import ActionCodec
-from trainenv.tools.rng import exclusive
 from trainenv.types import DECISIONS, RunHistory, UserError, WorldModel
 
 __all__ = ["DQN", "PPO", "Policy", "Trained", "train_in_model", "train_in_run"]
@@ -219,7 +216,7 @@ def train_in_model(
     def spent(made: Any) -> float:
         return learner.flops(made) + env.futures * each
 
-    with _contained():
+    with contained():
         episodes = ImaginedEpisodes(env, view, episodes=learner.episodes, seed=learner.seed)
         made, stopped = _learn(
             learner,
@@ -257,7 +254,7 @@ def train_in_run(
     learner = learner or PPO(sees=FEATURES, rollout=16, batch=16)
     env = TrainingEnv(config)
     view, actions = _view(learner, env.codec)
-    with _contained():
+    with contained():
         viewed = Viewed(env, view)
         made, stopped = _learn(
             learner, viewed, lambda _: stop() or sum(viewed.flops.values()) + viewed.dearest > flops
@@ -331,7 +328,7 @@ def _network(
 
     observations = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
     layers = [learner.width, learner.width]
-    with _contained():
+    with contained():
         if actions is None:
             made: Any = ActorCriticPolicy(
                 observations, spaces.MultiDiscrete(list(sizes)), lambda _: 0.0, net_arch=layers
@@ -342,24 +339,3 @@ def _network(
             )
     made.set_training_mode(False)
     return made
-
-
-@contextmanager
-def _contained() -> Iterator[None]:
-    """Restore the random generators and threads of the process afterwards.
-
-    Stable-Baselines3 seeds and uses the global generators. It runs on one thread, so that its sums
-    have the same bits everywhere.
-    """
-    with exclusive():
-        python = random.getstate()
-        numpy = np.random.get_state()  # noqa: NPY002
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-            torch.set_num_threads(threads)

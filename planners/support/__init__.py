@@ -4,9 +4,8 @@
     scores = builder.forecast([(Intervention(lr_scale=0.9),)])
     return builder.plan()
 
-`Score` is the default criterion. `sequences` lists and draws legal sequences of interventions,
-`scoring` scores them by the model or the executor, and `gaussian_process` is the regression of
-`AutoLRS` and PB2.
+`Score` is the default criterion. `sequences` lists and draws legal sequences of interventions, and
+`scoring` scores them by the model or the executor.
 """
 
 from trainenv.planners.support.plan_builder import PlanBuilder

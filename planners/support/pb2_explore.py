@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainenv.planners.support.gaussian_process import Floats, fit, squared_exponential
 from trainenv.planners.support.sequences import Interventions
+from trainenv.tools.gaussian_process import Floats, fit, squared_exponential
 from trainenv.types import CLIP_NAMES, Intervention
 
 _EPSILON = 0.1

@@ -14,9 +14,10 @@ import pytest
 from optuna.trial import TrialState
 
 from trainenv.planners import bayes as module
-from trainenv.planners.bayes import Bayes, Space, quiet_study
+from trainenv.planners.bayes import Bayes, Space
 from trainenv.planners.support.sequences import NOTHING
 from trainenv.planners.testing import ToyWorld, watched
+from trainenv.tools.optuna_studies import quiet_study
 from trainenv.types import Intervention, UserError
 
 LOWER = (Intervention(lr_scale=0.9),)

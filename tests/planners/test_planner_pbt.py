@@ -14,7 +14,6 @@ from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.planners.autolrs import AutoLRS, extrapolated
 from trainenv.planners.pbt import PBT, perturbed, tuned_only
-from trainenv.planners.support.gaussian_process import fit, squared_exponential
 from trainenv.planners.support.pb2_explore import (
     Improvements,
     choose_change,
@@ -23,6 +22,7 @@ from trainenv.planners.support.pb2_explore import (
 )
 from trainenv.planners.support.sequences import NOTHING
 from trainenv.planners.testing import START, ToyWorld, watched
+from trainenv.tools.gaussian_process import fit, squared_exponential
 from trainenv.types import Budget, Intervention, Outcome
 
 IDLE = Intervention()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from trainenv.cli.checkpoint import add_checkpoint
 from trainenv.cli.compare import add_compare
 from trainenv.cli.config import add_config
+from trainenv.cli.decode import add_decode
 from trainenv.cli.demo import add_demo
 from trainenv.cli.doctor import add_doctor
 from trainenv.cli.options import INTERRUPTED, USER_ERROR
@@ -87,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_replay(commands)
     add_checkpoint(commands)
     add_worldmodel(commands)
+    add_decode(commands)
     add_config(commands)
     add_doctor(commands)
     return parser

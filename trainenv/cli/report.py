@@ -1,4 +1,4 @@
-"""`trainenv report`: write a run or a comparison as one HTML file."""
+"""`trainenv report`: write a run, a comparison or decoding thresholds as one HTML file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 def add_report(commands: Any) -> None:
     """Add the command."""
     report = add_command(
-        commands, "report", report_command, "Write a run or a comparison as one HTML file."
+        commands,
+        "report",
+        report_command,
+        "Write a run, a comparison or decoding thresholds as one HTML file.",
     )
     report.add_argument(
-        "folder", type=as_path, metavar="FOLDER", help="folder of a run or of a comparison"
+        "folder",
+        type=as_path,
+        metavar="FOLDER",
+        help="folder of a run, of a comparison, or of trainenv decode",
     )
     report.add_argument(
         "--out",
@@ -40,10 +46,13 @@ def report_command(args: argparse.Namespace) -> Result:
     from rich.console import Console
 
     from trainenv.report.comparison.comparison_record import is_comparison
+    from trainenv.report.decoding import is_decoding
 
     console = Console(quiet=args.json, highlight=False)
     if is_comparison(args.folder):
         found = _report_comparison(args, console)
+    elif is_decoding(args.folder):
+        found = _report_decoding(args)
     else:
         found = _report_run(args, console)
     written = found["report"]
@@ -76,6 +85,17 @@ def _report_comparison(args: argparse.Namespace, console: Console) -> dict[str, 
         "goals": comparison.found["goals"],
         "report": written,
     }
+
+
+def _report_decoding(args: argparse.Namespace) -> dict[str, Any]:
+    from trainenv.report import write_report
+
+    if args.tensorboard:
+        raise UserError(
+            f"--tensorboard takes the folder of a run, found decoding thresholds in {args.folder}; "
+            "leave it out"
+        )
+    return {"kind": "decoding", "report": write_report(args.folder, args.out)}
 
 
 def _report_run(args: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing of the HTML report of a run or of a comparison."""
+"""Writing of the HTML report of a run, of a comparison, or of decoding thresholds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 
 from trainenv.report.comparison.comparison_page import comparison_page
 from trainenv.report.comparison.comparison_record import is_comparison, read_comparison
+from trainenv.report.decoding import decoding_page, is_decoding, read_decoding
 from trainenv.report.run.run_page import run_page
 from trainenv.report.run.run_record import read_run
 from trainenv.types import UserError
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
-    """Write the report of a run or a comparison, finished or not; return its path.
+    """Write the report of a run, a comparison or decoding thresholds; return its path.
 
     Args:
-        folder: Folder of the run or the comparison.
+        folder: Folder of the run, the comparison or the thresholds, finished or not.
         path: Path of the HTML file, `report.html` in the folder by default. Missing folders are
             made.
 
@@ -26,6 +27,8 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     path = path or folder / "report.html"
     if is_comparison(folder):
         text = comparison_page(read_comparison(folder))
+    elif is_decoding(folder):
+        text = decoding_page(read_decoding(folder))
     else:
         text = run_page(read_run(folder))
     try:

