@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from trainenv.types import UserError
 
 EXTRAS = {
-    "bitsandbytes": "benchmarks",
     "bitsandbytes": "optimizers",
     "cmaes": "decode",
     "datasets": "hub",
