@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -41,6 +41,8 @@ class Steered(ABC):
     """Interventions in force, data order, budget and monitor of a run.
 
     Attributes:
+        retrains: True if others follow its steps, so that a branch is trained again to become the
+            run.
         model: Model that is trained.
         config: Training configuration.
         ledger: Ledger of FLOPs.
@@ -53,6 +55,7 @@ class Steered(ABC):
         horizon: Budget.
     """
 
+    retrains: ClassVar[bool] = False
     model: nn.Module
     _parameters: Sequence[Tensor]
 
