@@ -221,12 +221,13 @@ class Steer:
         if self._data is None:
             yield from self._watched()
             return
-        while not self._session.over:
+        while not self._session.ended:
             index = self._session.boundary()
             if index is None:
-                if self._session.held_out is not None:
-                    yield self._session.held_out
+                yield self._session.held_out
                 continue
+            if self._session.ended:
+                return
             window = self._data.window(index)
             self._left = len(window)
             epoch = self._data.epoch_of(index)
@@ -277,22 +278,20 @@ class Steer:
             session.answer = loss.detach()
             self._zero_grad()
             return
-        if not session.over:
-            session.current.add_loss(loss / self._accumulation, self._batch)
+        session.current.count(self._batch)
+        session.current.add_loss(loss / self._accumulation)
         self._left -= 1
-        if self._left > 0:
-            return
-        self._update()
+        if self._left == 0:
+            self._update()
 
     def _update(self) -> None:
-        run = None if self._session.over else self._session.current
-        if run is not None:
-            if self._scaler is not None:
-                for optimizer in self._optimizers:
-                    with suppress(RuntimeError):  # your loop has done so already
-                        self._scaler.unscale_(optimizer)
-            run.clip_gradients()
-            run.before_update()
+        run = self._session.current
+        if self._scaler is not None:
+            for optimizer in self._optimizers:
+                with suppress(RuntimeError):  # your loop has done so already
+                    self._scaler.unscale_(optimizer)
+        run.clip_gradients()
+        run.before_update()
         for optimizer in self._optimizers:
             if self._scaler is None:
                 optimizer.step()
@@ -300,8 +299,7 @@ class Steer:
                 self._scaler.step(optimizer)
         if self._scaler is not None:
             self._scaler.update()
-        if run is not None:
-            run.after_update()
+        run.after_update()
         for scheduler in self._schedulers:
             scheduler.step()
         self._zero_grad()

@@ -169,7 +169,7 @@ class Data:
         self, source: Source, *, accumulation: int, ahead: bool, device: torch.device
     ) -> None:
         self._source = source
-        self._accumulation = accumulation
+        self.accumulation = accumulation
         self._ahead = ahead
         self._device = device
         self.length = len(source)
@@ -188,8 +188,8 @@ class Data:
 
     def window(self, index: int) -> range:
         """Return the places, in its epoch, of the micro-batches of a data index."""
-        start = index % self.epoch_steps * self._accumulation
-        return range(start, min(start + self._accumulation, self.length))
+        start = index % self.epoch_steps * self.accumulation
+        return range(start, min(start + self.accumulation, self.length))
 
     def __call__(self, index: int) -> list[Any]:
         """Return the micro-batches of a data index; see `trainenv.types.Batches`."""

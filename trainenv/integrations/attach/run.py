@@ -76,6 +76,8 @@ class Stage:
             else than the framework has control.
         current: Run on the stage; None before there is one.
         rates: Factors on the learning rates during a step.
+        recent: Newest snapshots, whose unchanged tensors the next one shares.
+        sealed: True once the framework trains no further step.
     """
 
     trained: Trained
@@ -86,6 +88,7 @@ class Stage:
     current: InPlaceRun | None = None
     rates: RatesInForce = field(init=False)
     recent: snapshots.Recent = field(default_factory=snapshots.Recent)
+    sealed: bool = False
 
     def __post_init__(self) -> None:
         self.rates = RatesInForce(self.trained.optimizers)
@@ -171,6 +174,7 @@ class InPlaceRun(Steered):
         self.device = stage.device
         self.parked: Snapshot | None = None  # its parts, while another run is on the stage
         self.unfinished: Unfinished | None = None
+        self.rate_factor = 1.0  # on the scheduled rate, in the newest step
         self.deciding = False  # while a callback acts; see `advance`
         self._parameters = parameters
         steps = None if trained.data is None else trained.data.epoch_steps
@@ -201,7 +205,7 @@ class InPlaceRun(Steered):
         for count in range(1, steps + 1):
             if self.unfinished is None:
                 self._stage.train_one()
-            self._take_in()
+            self.take_in()
             if count % block == 0 or count == steps:
                 measured.extend(self._read_block())
         self.deciding = True  # until whoever asked has acted on them
@@ -215,18 +219,19 @@ class InPlaceRun(Steered):
         self.unfinished = Unfinished(index=index, progress=self.horizon.progress(self.step))
         return index
 
-    def add_loss(self, loss: Tensor, batch: Any) -> None:
+    def count(self, batch: Any) -> None:
+        """Count the tokens of a micro-batch, before it is trained on."""
+        self._now.tokens += token_count(batch)
+        self._now.size += pass_size(batch)
+
+    def add_loss(self, loss: Tensor) -> None:
         """Add the share of a micro-batch in the loss of the step.
 
         Args:
             loss: Loss of the micro-batch, divided by the micro-batches of a step; a scalar.
-            batch: Micro-batch.
         """
-        step = self._now
-        loss = loss.detach().float().reshape(())
-        step.measured["loss"] = step.measured.get("loss", 0.0) + loss
-        step.tokens += token_count(batch)
-        step.size += pass_size(batch)
+        measured = self._now.measured
+        measured["loss"] = measured.get("loss", 0.0) + loss.detach().float().reshape(())
 
     def clip_gradients(self) -> None:
         """Clip the gradients of the step by the policy in force, and measure them."""
@@ -248,6 +253,7 @@ class InPlaceRun(Steered):
         rates = self._stage.rates
         scheduled = rates.scheduled
         factor = self._factor(self.step, scheduled)
+        self.rate_factor = factor
         self._now.known = {
             "lr": scheduled * factor,
             "weight_decay": rates.weight_decay * self.weight_decay_scale,
@@ -264,7 +270,7 @@ class InPlaceRun(Steered):
         assert self.unfinished is not None, "a step of the framework that nobody asked for"
         return self.unfinished
 
-    def _take_in(self) -> None:
+    def take_in(self) -> None:
         """Take in the step that the framework has trained."""
         step = self._now
         self.unfinished = None
@@ -450,8 +456,21 @@ class InPlaceRun(Steered):
         if state["unfinished"] is not None:
             self.unfinished = Unfinished(**unpack(state["unfinished"]))
 
+    def start_at(self, step: int) -> None:
+        """Count the steps that the framework has taken before it was attached."""
+        self.step = step
+        self._line_flops = step * self.flops_ahead
+
     def rewind(self, snapshot: Snapshot) -> None:
-        """See `Run`. Whoever keeps records of the steps since learns that they are gone."""
+        """See `Run`. Whoever keeps records of the steps since learns that they are gone.
+
+        Raises:
+            UserError: The framework has trained its last step; or see `Run`.
+        """
+        if self._stage.sealed:
+            raise UserError(
+                "the framework has trained its last step, so that the run cannot go back"
+            )
         super().rewind(snapshot)
         self._stage.on_rewind(self.step)
 

@@ -82,7 +82,6 @@ class Session:
         self._program: Any = None
         self._framework: Any = None
         self._saved: Mapping[str, Any] | None = None
-        self._ending = False
         self.held_out: Any = None
         self.answer: Tensor | None = None
 
@@ -102,7 +101,12 @@ class Session:
     @property
     def over(self) -> bool:
         """True once the program has ended: nothing is steered any more."""
-        return self._program is not None and self._program.dead
+        return self._program is not None and bool(self._program.dead)
+
+    @property
+    def ended(self) -> bool:
+        """True once the program has ended because the budget is spent."""
+        return self.over and self.run.done
 
     @property
     def ended_epoch(self) -> bool:
@@ -125,11 +129,12 @@ class Session:
         """Let the program act between two steps, and begin the next one.
 
         Returns:
-            Data index of the next step; None if the loop is to compute a loss on `held_out`, and
-            once the program has ended.
+            Data index of the next step; None if the loop is to compute a loss on `held_out`.
         """
         self._switch()
-        if self.over or self.held_out is not None:
+        if self.over and self.run.unfinished is not None and self.run.unfinished.complete:
+            self.run.advance(1)  # takes in the step, for the schedule and the order alone
+        if self.held_out is not None:
             return None
         return self.current.begin_step()
 
@@ -139,7 +144,7 @@ class Session:
         Called by the run, inside the program. The loop gets the batches like those of training;
         the adapter takes its losses and drops its gradients.
         """
-        if self._ending:  # there is no loop any more
+        if self.stage.sealed:  # there is no loop any more
             return [torch.full((), float("nan")) for _ in batches]
         generators = self.stage.generators
         losses = []
@@ -161,7 +166,7 @@ class Session:
         if self.in_branch or step is None or not step.complete:
             self.close()
             return
-        self._ending = True
+        self.stage.sealed = True
         self._switch()
 
     def close(self) -> None:
@@ -200,10 +205,10 @@ class Session:
 
     def _train_one(self) -> None:
         """Let the framework train a step; called by the run, inside the program."""
-        if self._ending:
+        if self.stage.sealed:
             raise UserError("the framework has ended its training, so that no step can follow")
         self._framework.switch()
-        if self._ending:
+        if self.stage.sealed:
             self.run.end_here()
 
     def _steer(self) -> None:
