@@ -267,22 +267,27 @@ class Steer:
                 self._session.finish()
                 return
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor) -> bool:
         """Take the optimizer's step; with accumulation only after the last batch of it.
 
         Args:
             loss: Loss of the batch, not divided by the accumulation. Its gradients are computed.
+
+        Returns:
+            True if the weights were updated.
         """
         session = self._session
         if session.held_out is not None:
             session.answer = loss.detach()
             self._zero_grad()
-            return
+            return False
         session.current.count(self._batch)
         session.current.add_loss(loss / self._accumulation)
         self._left -= 1
-        if self._left == 0:
-            self._update()
+        if self._left:
+            return False
+        self._update()
+        return True
 
     def _update(self) -> None:
         run = self._session.current
