@@ -85,7 +85,9 @@ def all_equal(one: Any, other: Any) -> bool:
 class Sequences(Dataset[Tensor]):
     """Sequences that count modulo the vocabulary, from a random start in random strides."""
 
-    def __init__(self, count: int, *, first: int = 0, length: int = 9, vocabulary: int = 32) -> None:
+    def __init__(
+        self, count: int, *, first: int = 0, length: int = 9, vocabulary: int = 32
+    ) -> None:
         self._count = count
         self._first = first
         self._length = length
@@ -235,3 +237,41 @@ class OwnLoop:
             "losses": self.losses,
             "generator": torch.get_rng_state(),
         }
+
+
+def batches(count: int = 400, *, bad: range = range(0)) -> list[Tensor]:
+    """Return batches of sequences in a fixed order; those in `bad` are of random tokens."""
+    sequences = Sequences(4 * count, first=5000)
+    made = []
+    for place in range(count):
+        batch = torch.stack([sequences[4 * place + row] for row in range(4)])
+        if place in bad:
+            generator = torch.Generator().manual_seed(place)
+            batch = torch.randint(32, batch.shape, generator=generator)
+        made.append(batch)
+    return made
+
+
+class InOrder(OwnLoop):
+    """A training on a list of batches, whose learning rate warms up over 20 steps.
+
+    Its rate may be too high by a factor from a step on.
+    """
+
+    def __init__(self, data: list[Tensor], *, lr: float, from_step: int = 0, factor: float = 1.0):
+        super().__init__(data=data, lr=lr, epochs=1)
+        self.loader = self.data
+
+        def scheduled(step: int) -> float:
+            return min(1.0, (step + 1) / 20) * (factor if step >= from_step else 1.0)
+
+        self.schedulers = [
+            torch.optim.lr_scheduler.LambdaLR(one, scheduled) for one in self.optimizers
+        ]
+
+    @property
+    def final(self) -> float:
+        """Held-out loss at the end."""
+        self.kept_model.eval()
+        with torch.no_grad():
+            return loss_of(self.kept_model, self.held_out[0]).item()

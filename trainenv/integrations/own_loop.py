@@ -189,6 +189,7 @@ class Steer:
         self._loader = loader
         self._data = data
         self._accumulation = accumulation
+        self._epochs = epochs
         self._passes = 0
         self._left = 0  # micro-batches of the step under way that are still to come
         self._batch: Any = None
@@ -245,26 +246,26 @@ class Steer:
     def _pass_ends(self, epoch: int) -> bool:
         """Tell if the step that was just trained ends the pass.
 
-        After the last step of all the program decides, which may go back from there.
+        The last pass ends with the budget: it may need more batches than are left of its epoch,
+        if some were skipped, and after the last step the program may still go back.
         """
         session = self._session
-        if session.in_branch or session.is_last:
+        if session.in_branch or self._passes >= self._epochs:
             return False
         return session.ended_epoch and epoch >= self._passes - 1
 
     def _watched(self) -> Iterator[Any]:
         """Yield the batches of one pass as the loader hands them out."""
-        length = math.inf
-        if hasattr(self._loader, "__len__"):
-            length = len(self)
+        session = self._session
+        length = length_of(self._loader)
         for place, batch in enumerate(self._loader):
             if place % self._accumulation == 0:
-                self._session.boundary()
+                session.boundary()
                 self._left = int(min(self._accumulation, length - place))
             self._batch = batch
             yield batch
-            if self._session.is_last and not self._left:
-                self._session.finish()
+            if session.is_last and not self._left:
+                session.finish()
                 return
 
     def step(self, loss: Tensor) -> bool:
@@ -366,9 +367,18 @@ def _check(model: object, optimizers: Sequence[Any], schedulers: Sequence[Any]) 
 def _steps(loader: Any, epochs: int, steps: int | None, accumulation: int) -> int:
     if steps is not None:
         return as_whole(steps, "steps", least=1)
-    if not hasattr(loader, "__len__"):
+    length = length_of(loader)
+    if length == math.inf:
         raise UserError(
             f"steps must be given for a loader without a length, found {type(loader).__name__}; "
             "give the number of optimizer steps"
         )
-    return epochs * -(-len(loader) // accumulation)
+    return epochs * -(-int(length) // accumulation)
+
+
+def length_of(loader: Any) -> float:
+    """Return the number of batches of a loader; infinity if it does not know."""
+    try:
+        return len(loader)
+    except TypeError:
+        return math.inf

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from trainenv.monitor.probe import evaluating
 from trainenv.training.backward import as_loss, mean_loss
-from trainenv.training.micro_batches import first_rows
+from trainenv.training.micro_batches import first_rows, pass_size
 from trainenv.types import UserError
 
+_MOST_ROWS = 64  # that the monitor looks at
 MOST = 16  # batches: more would cost more than branches do
-_PROBED = 2  # rows that the monitor looks at
+_PROBED = 512  # tokens that the monitor looks at, at least, if a batch has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,11 @@ class HeldOut:
         """Batch that the monitor measures the model on; None without one."""
         if self.loss is None or not self.batches:
             return None
-        return first_rows(self.batches[0], _PROBED)
+        batch = self.batches[0]
+        rows = 2
+        while rows < _MOST_ROWS and pass_size(first_rows(batch, rows)) < _PROBED:
+            rows *= 2
+        return first_rows(batch, rows)
 
 
 def some_of(batches: Iterable[Any] | None) -> list[Any]:
