@@ -30,6 +30,8 @@ _OF_TRAINER = (
     "_tr_loss",
     "_total_loss_scalar",
     "_globalstep_last_logged",
+    "_initial_global_step",
+    "_initial_num_input_tokens_seen",
     "current_flos",
     "_metrics",  # of TRL
     "_total_train_tokens",
