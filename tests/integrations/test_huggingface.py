@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 import trainenv
 from tests.integrations.hf_trainings import Examples, log_of, state_of, trainer
 from tests.integrations.trainings import OFTEN, all_equal, trying
-from trainenv.integrations.attach.run import Stage
+from trainenv.integrations.attach.stage import Stage
 from trainenv.records.run_folder import read_events
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import UserError

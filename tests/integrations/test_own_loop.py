@@ -22,7 +22,7 @@ from tests.integrations.trainings import (
     trying,
 )
 from trainenv.integrations.attach import parts
-from trainenv.integrations.attach.run import Stage
+from trainenv.integrations.attach.stage import Stage
 from trainenv.records.run_folder import read_events
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import UserError

@@ -24,9 +24,9 @@ from trainenv.integrations.attach.data import Data, LoaderSource
 from trainenv.integrations.attach.held_out import HeldOut
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, StatefulPart
 from trainenv.integrations.attach.rates import inner, scheduled_rates
-from trainenv.integrations.attach.run import Trained
 from trainenv.integrations.attach.session import Session
 from trainenv.integrations.attach.settings import settings_for
+from trainenv.integrations.attach.stage import Trained
 from trainenv.integrations.huggingface_parts import (
     EpochLength,
     Loader,
@@ -104,7 +104,7 @@ class Attachment:
     ) -> None:
         self._trainer: Any = trainer
         self._out = out
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "mode": mode,
             "budget": budget,
             "max_waste": max_waste,
@@ -341,7 +341,7 @@ class Attachment:
         checkpoint_folders.leave_behind(Path(self._trainer._get_output_dir(trial=None)), step)
 
 
-class Hooks(TrainerCallback):  # type: ignore[misc]
+class Hooks(TrainerCallback):
     """Callback of the Trainer that tells an attachment where the Trainer is.
 
     Args:

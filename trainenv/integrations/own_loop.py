@@ -24,9 +24,9 @@ from trainenv.integrations.attach.data import Data, source_of
 from trainenv.integrations.attach.held_out import HeldOut, some_of
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, Part, StatefulPart
 from trainenv.integrations.attach.rates import scheduled_rates
-from trainenv.integrations.attach.run import Trained
 from trainenv.integrations.attach.session import Session
 from trainenv.integrations.attach.settings import settings_for
+from trainenv.integrations.attach.stage import Trained
 from trainenv.loop import Callback
 from trainenv.report.run.run_report import RunReport
 from trainenv.tools import rng
@@ -222,12 +222,12 @@ class Steer:
         if self._data is None:
             yield from self._watched()
             return
-        while not self._session.ended:
+        while not self._session.has_ended():
             index = self._session.boundary()
             if index is None:
                 yield self._session.held_out
                 continue
-            if self._session.ended:
+            if self._session.has_ended():
                 return
             window = self._data.window(index)
             self._left = len(window)

@@ -66,10 +66,11 @@ class LoaderSource:
         """See `Source`. The draws are those of `iter(loader)`, in their order."""
         loader = self._loader
         sampler: Any = loader.batch_sampler or loader.sampler
-        for one in (sampler, getattr(sampler, "sampler", None), loader.dataset):
+        told: tuple[Any, ...] = (sampler, getattr(sampler, "sampler", None), loader.dataset)
+        for one in told:
             if self._counted and callable(getattr(one, "set_epoch", None)):
                 one.set_epoch(epoch)
-        addresses = iter(sampler)
+        addresses: Iterator[Any] = iter(sampler)
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # seed of workers
         return addresses
 
@@ -174,9 +175,9 @@ class Data:
         self._device = device
         self.length = len(source)
         self.epoch_steps = -(-self.length // accumulation)
-        # By epoch: random state before its order was drawn, its addresses so far, the others.
+        # By epoch: random state before its order was drawn, and its addresses.
         self._starts: dict[int, dict[str, Any]] = {}
-        self._orders: dict[int, tuple[list[Any], Iterator[Any]]] = {}
+        self._orders: dict[int, list[Any]] = {}
         # Epoch and place of the batch that was fetched ahead; the random state before; the batch.
         self._next: tuple[int, int] | None = None
         self._before: dict[str, Any] | None = None
@@ -236,23 +237,24 @@ class Data:
 
     def _address(self, epoch: int, place: int) -> Any:
         if epoch not in self._orders:
-            self._orders[epoch] = ([], self._draw(epoch))
-        known, rest = self._orders[epoch]
-        while len(known) <= place:
-            known.append(next(rest))
-        return known[place]
+            self._orders[epoch] = self._draw(epoch)
+        return self._orders[epoch][place]
 
-    def _draw(self, epoch: int) -> Iterator[Any]:
-        """Draw the order of an epoch: for the first time, or again from the same random state."""
+    def _draw(self, epoch: int) -> list[Any]:
+        """Draw the order of an epoch: for the first time, or again from the same random state.
+
+        It is drawn to its end at once: some samplers draw once more there.
+        """
         if epoch not in self._starts:
             self._starts[epoch] = self._read()
             for old in sorted(self._starts)[:-_KEPT]:
                 del self._starts[old]
-            return self._source.begin(epoch)
+                self._orders.pop(old, None)
+            return list(self._source.begin(epoch))
         now = self._read()
         self._write(self._starts[epoch])
         try:
-            return iter(list(self._source.begin(epoch)))
+            return list(self._source.begin(epoch))
         finally:
             self._write(now)
 

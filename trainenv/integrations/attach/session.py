@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainenv.integrations.attach.run import InPlaceRun, Stage, Trained
+from trainenv.integrations.attach.run import InPlaceRun
 from trainenv.integrations.attach.settings import Settings
+from trainenv.integrations.attach.stage import Stage, Trained
 from trainenv.loop import Callback, resume, train
 from trainenv.monitor.probe import evaluating
 from trainenv.records.run_folder import RunFolder
@@ -98,15 +99,13 @@ class Session:
         """True while the framework trains a branch, of which nobody else should know."""
         return self.current is not self.run
 
-    @property
-    def over(self) -> bool:
-        """True once the program has ended: nothing is steered any more."""
+    def is_over(self) -> bool:
+        """Tell if the program has ended, so that nothing is steered any more."""
         return self._program is not None and bool(self._program.dead)
 
-    @property
-    def ended(self) -> bool:
-        """True once the program has ended because the budget is spent."""
-        return self.over and self.run.done
+    def has_ended(self) -> bool:
+        """Tell if the program has ended because the budget is spent."""
+        return self.is_over() and self.run.done
 
     @property
     def ended_epoch(self) -> bool:
@@ -132,7 +131,7 @@ class Session:
             Data index of the next step; None if the loop is to compute a loss on `held_out`.
         """
         self._switch()
-        if self.over and self.run.unfinished is not None and self.run.unfinished.complete:
+        if self.is_over() and self.run.unfinished is not None and self.run.unfinished.complete:
             self.run.advance(1)  # takes in the step, for the schedule and the order alone
         if self.held_out is not None:
             return None
@@ -161,7 +160,7 @@ class Session:
     def finish(self) -> None:
         """End the run here: the framework trains no further step."""
         step = self.run.unfinished
-        if self.over or self._program is None:
+        if self.is_over() or self._program is None:
             return
         if self.in_branch or step is None or not step.complete:
             self.close()
@@ -186,7 +185,7 @@ class Session:
         """Give control to the program until it wants a step or has ended."""
         import greenlet
 
-        if self.over:
+        if self.is_over():
             return
         device = self.stage.device
         gradients = torch.is_grad_enabled()
@@ -198,18 +197,21 @@ class Session:
         try:
             self._program.switch()
         finally:
-            if self.over:
+            if self.is_over():
                 self.stage.enter(self.run)
             rng.write(self.stage.generators, device)
             torch.set_grad_enabled(gradients)
 
     def _train_one(self) -> None:
         """Let the framework train a step; called by the run, inside the program."""
-        if self.stage.sealed:
+        if self._is_sealed():
             raise UserError("the framework has ended its training, so that no step can follow")
         self._framework.switch()
-        if self.stage.sealed:
+        if self._is_sealed():
             self.run.end_here()
+
+    def _is_sealed(self) -> bool:
+        return self.stage.sealed
 
     def _steer(self) -> None:
         """Train the run to its end: the program."""
