@@ -33,7 +33,7 @@ def trained(folder: Path) -> str:
         eval_steps=5,
         gradient_accumulation_steps=1,
     )
-    complete = any((folder / "theirs").glob("checkpoint-*/trainenv.pt"))
+    complete = any((folder / "theirs").glob("checkpoint-*/trainenv.ptz"))
     out = folder / "run"
     if not complete and out.exists():  # killed before its first checkpoint: it starts again
         out.rename(folder / f"run-{len(list(folder.iterdir()))}")

@@ -122,7 +122,7 @@ class Attachment:
 
     @property
     def statement(self) -> str:
-        """What the mode may cost, in a sentence; known once training has begun."""
+        """Upper bound on the cost of the mode, in a sentence; known once training has begun."""
         return self.session.statement
 
     def report(self) -> RunReport:

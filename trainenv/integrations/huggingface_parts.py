@@ -1,4 +1,4 @@
-"""What the adapter of transformers' Trainer needs to know of it: its counters, limits and data."""
+"""Knowledge about transformers' Trainer: its counters, its limits and its data."""
 
 from __future__ import annotations
 

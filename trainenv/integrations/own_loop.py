@@ -115,7 +115,7 @@ class Steer:
     """Batches of a loop of your own; made by `steer`.
 
     Attributes:
-        statement: What the mode may cost, in a sentence.
+        statement: Upper bound on the cost of the mode, in a sentence.
         run: The run: its step, its interventions, its ledger.
         kept: True if the batch at hand belongs to the run, and not to a branch or to held-out data.
     """
@@ -198,7 +198,7 @@ class Steer:
 
     @property
     def statement(self) -> str:
-        """What the mode may cost, in a sentence."""
+        """Upper bound on the cost of the mode, in a sentence."""
         return self._session.statement
 
     @property

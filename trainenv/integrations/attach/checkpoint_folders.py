@@ -11,32 +11,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from trainenv.tools.atomic_files import replacing
+from trainenv.checkpoints import file
 from trainenv.training import snapshots
-from trainenv.types import Snapshot, UserError
+from trainenv.types import UserError
 
-FILE = "trainenv.pt"
+FILE = "trainenv.ptz"
 LEFT_BEHIND = "left-behind-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def write(folder: Path, state: Mapping[str, Any]) -> None:
     """Write our state into a folder, whole or not at all."""
-    snapshot = snapshots.capture(0, state)
-    contents = {"tensors": dict(snapshot.tensors), "state": dict(snapshot.state)}
-    with replacing(folder / FILE, fsync=True) as path:
-        torch.save(contents, path)
+    contents = {"run": dict(state), "ledger": state["ledger"]}
+    file.write(snapshots.capture(state["step"], contents), folder / FILE)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Return our state in a folder; None if it holds none."""
+    """Return our state in a folder; None if it holds none.
+
+    Raises:
+        BrokenCheckpoint: The file is damaged.
+    """
     path = folder / FILE
     if not path.is_file():
         return None
-    contents = torch.load(path, map_location="cpu", weights_only=True)
-    return snapshots.expand(Snapshot(step=0, tensors=contents["tensors"], state=contents["state"]))
+    state: dict[str, Any] = snapshots.expand(file.read(path))["run"]
+    return state
 
 
 def resolve(

@@ -16,6 +16,7 @@ An adapter calls, in this order:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Session:
     """A run in place, its program and its records.
 
     Args:
-        trained: What the framework trains.
+        trained: Model, optimizers and data of the framework.
         settings: Settings of the run.
         out: Folder to record in.
         on_rewind: Function that learns the step that the run has gone back to.
@@ -260,7 +261,7 @@ class Session:
             parts = {name: parts[name] for name in (*names, "generators") if name in parts}
         callback = None
         if self.callback is not None:
-            callback = plain(self.callback.state_dict())
+            callback = json.dumps(plain(self.callback.state_dict()))
         return {
             "step": self.run.step,
             "parts": parts,
@@ -294,7 +295,7 @@ class Session:
             elif name in self.stage.trained.parts:
                 self.stage.trained.parts[name].load(part)
         if self.callback is not None and saved["callback"] is not None:
-            self.callback.load_state_dict(dict(saved["callback"]))
+            self.callback.load_state_dict(json.loads(saved["callback"]))
 
     def event(self, event: Event) -> None:
         """Record an event."""

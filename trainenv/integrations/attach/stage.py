@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a framework trains, and what it trains it with.
+    """Model, optimizers and data of a framework.
 
     Attributes:
         model: Model.
@@ -56,7 +56,7 @@ class Stage:
     """The live parts, and the run whose state they hold.
 
     Attributes:
-        trained: What the framework trains.
+        trained: Model, optimizers and data of the framework.
         device: Device of the parameters.
         train_one: Function that lets the framework train one step of the run on the stage.
         on_rewind: Function that learns the step that the main run has gone back to.
