@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["watch", "rules", "branching"]
 BudgetKind = Literal["extra", "included"]
 _FULL_LENGTH = 16_000  # steps of the run that the default step counts are for
+_WATCHED = 24  # steps from one look of the probe to the next in a run that is only watched
 _KEPT = 8  # states that the rules keep in memory to go back to
 _SKIPPED = 175  # batches skipped on either side of an alarm, in a run of full length
 
@@ -134,7 +135,10 @@ def settings_for(
             "replayable": False,
         },
     }
-    if mode != "watch":
+    if mode == "watch":
+        values["validation"]["every"] = 0  # at both ends: the trainer has its own
+        values["monitor"]["probe_every"] = _WATCHED  # nothing waits for its answer
+    else:
         values["checkpoints"]["every"] = scaled(256, 8)
     for section, given in (overrides or {}).items():
         if isinstance(given, Mapping):
