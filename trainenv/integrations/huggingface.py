@@ -25,7 +25,7 @@ from trainenv.integrations.attach.held_out import HeldOut
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, StatefulPart
 from trainenv.integrations.attach.rates import inner, scheduled_rates
 from trainenv.integrations.attach.session import Session
-from trainenv.integrations.attach.settings import settings_for
+from trainenv.integrations.attach.settings import check_choices, settings_for
 from trainenv.integrations.attach.stage import Trained
 from trainenv.integrations.huggingface_parts import (
     EpochLength,
@@ -70,6 +70,7 @@ def attach(
     Raises:
         UserError: The Trainer cannot be steered as asked; the sentence says what to change.
     """
+    check_choices(mode, budget, max_waste)
     check(trainer, mode)
     return Attachment(
         trainer,

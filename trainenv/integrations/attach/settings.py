@@ -73,6 +73,17 @@ class Settings:
         return f"{what}, and keep at most {memory} of states in host memory"
 
 
+def check_choices(mode: object, budget: object, max_waste: object) -> float:
+    """Check the choices of a user, and return the largest share that is wasted.
+
+    Raises:
+        UserError: A choice is none of the listed ones or out of range.
+    """
+    choice("mode", mode, get_args(Mode))
+    choice("budget", budget, get_args(BudgetKind))
+    return number("max_waste", max_waste, least=0, most=0.9)
+
+
 def settings_for(
     mode: Any,
     budget: Any,
@@ -101,9 +112,7 @@ def settings_for(
     Raises:
         UserError: An argument is none of the listed ones or out of range.
     """
-    choice("mode", mode, get_args(Mode))
-    choice("budget", budget, get_args(BudgetKind))
-    waste = number("max_waste", max_waste, least=0, most=0.9)
+    waste = check_choices(mode, budget, max_waste)
     if steps < 1:
         raise UserError(f"expected a trainer with at least 1 step ahead, found {steps}")
 
@@ -150,10 +159,10 @@ def settings_for(
 
 
 def _rules(config: TrainingConfig) -> RollbackRule:
-    from trainenv.agents.baselines import RollbackRule
+    from trainenv.integrations.attach.rules import Rules
 
     every = config.checkpoints.every
-    return RollbackRule(
+    return Rules(
         rewind=every,
         every=every,
         keep=_KEPT,
