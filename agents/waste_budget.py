@@ -6,12 +6,12 @@ become the run, of evaluations and cool-downs, of planning, and of steps that we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainenv.config.schema import BranchingConfig
+from trainenv.tools.sizes import size_in_words
 from trainenv.types import Run
 
 # Trials leave this share of the waste budget for harm, until the run is in its last fifth.
@@ -90,17 +90,10 @@ class CostEstimate:
         )
 
     def __str__(self) -> str:
-        memory = _size(self.memory)
-        disk = _size(self.disk)
+        memory = size_in_words(self.memory)
+        disk = size_in_words(self.disk)
         cost = f"steering costs at most {self.steps} steps, {memory} of memory and {disk} on disk"
         return "; ".join((cost, *self.blind))
-
-
-def _size(count: int) -> str:
-    """Return a number of bytes in words."""
-    if count >= 1e8:
-        return f"{count / 1e9:.1f} GB"
-    return f"{math.ceil(count / 1e6)} MB"
 
 
 @dataclass

@@ -11,6 +11,17 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 SAID = {  # what a reader is there to see
+    "attach_huggingface": [
+        "branching may train at most 30 further steps",
+        "kept 100 steps",
+        "of the schedule",
+    ],
+    "attach_own_loop": [
+        "rules may train at most",
+        "to keep 300",
+        "rolled back",
+        "held-out loss",
+    ],
     "gymnasium_api": [
         "masked ['clip']",
         "accepted, of 1 verified",

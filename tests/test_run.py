@@ -491,6 +491,7 @@ def test_the_names_of_an_intervention() -> None:
         ("momentum_reset", False),
         ("data_reorder", False),
         ("skip_batch", False),
+        ("emphasis", None),
     ]
     with pytest.raises(TypeError):
         trainenv.Intervention(0.9)  # type: ignore[misc]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trainenv.checkpoints.store import CheckpointStore
     from trainenv.composition.default_loop import branching
     from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
+    from trainenv.integrations.huggingface import attach
+    from trainenv.integrations.own_loop import steer
     from trainenv.loop import drive, train
     from trainenv.monitor.uncertainty import UncertaintyIndex
     from trainenv.records.run_folder import RunFolder
@@ -46,9 +48,11 @@ __all__ = [
     "TrainingRun",
     "UncertaintyIndex",
     "UserError",
+    "attach",
     "branching",
     "clipping",
     "drive",
+    "steer",
     "train",
     "wrappers",
 ]
@@ -62,11 +66,13 @@ _LAZY = {
     "TrainingConfig": "trainenv.config.schema",
     "TrainingRun": "trainenv.run",
     "UncertaintyIndex": "trainenv.monitor.uncertainty",
+    "attach": "trainenv.integrations.huggingface",
     "branching": "trainenv.composition.default_loop",
     "drive": "trainenv.loop",
+    "steer": "trainenv.integrations.own_loop",
     "train": "trainenv.loop",
 }
-_MODULES = ("agents", "clipping", "planners", "worldmodel", "wrappers")
+_MODULES = ("agents", "clipping", "integrations", "planners", "worldmodel", "wrappers")
 
 
 def __getattr__(name: str) -> Any:

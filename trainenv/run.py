@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,33 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv import clipping
 from trainenv.config.schema import RunConfig, TrainingConfig
-from trainenv.interventions import bounded
 from trainenv.models.spec import spec_of
 from trainenv.monitor.alarm_detail import LayerNorms, largest_logits, layer_names
 from trainenv.monitor.hypergradient import ObservedStep, due
 from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.recorder import OBJECTIVE
-from trainenv.monitor.uncertainty import UncertaintyIndex
 from trainenv.objectives import NextToken
 from trainenv.tools.rng import RandomState, exclusive
 from trainenv.training import forking, numerics, optimizers, parts, schedules, snapshots, trial
 from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
 from trainenv.training.compatibility import check_alike, check_exact, check_snapshot
-from trainenv.training.data_order import DataOrder, flagged_with
 from trainenv.training.ledger import Ledger
 from trainenv.training.micro_batches import as_batch, pass_size, placed
 from trainenv.training.parameter_names import unwrapped
 from trainenv.training.rates import PlannedRates, ahead
+from trainenv.training.steering import Steered, clipping_row
 from trainenv.training.weights import Weights, evaluated
 from trainenv.types import (
-    PURPOSES,
     Batch,
     Batches,
     CountedObjective,
-    Intervention,
+    Emphasis,
     LossSum,
     MeasuredObjective,
     Objective,
@@ -57,12 +52,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles if the data has no epochs
-_LOST_STEPS = 50  # steps in a row with a non-finite loss that make a divergence, at least
-_LOST_SHARE = 20  # 1/20 of the budget, if that is more than 50 steps
 _NOT_IN_FINGERPRINT = ("ledger", "numerics", "statistics")  # parts without effect on the future
 
 
-class TrainingRun:
+class TrainingRun(Steered):
     """Training of a model, one optimizer step at a time, whose state is a value between steps.
 
     `snapshot → restore → advance(n)` gives the same bits as `advance(n)`. Two forks that are
@@ -136,17 +129,9 @@ class TrainingRun:
         self.model = own.model
         self.optimizer = own.optimizer
         self.objective = own.objective
-        self.config = own.config
-        self.ledger = Ledger() if ledger is None else ledger
-        self.purpose: Purpose = purpose
-        self.step = 0
+        epoch_steps = getattr(batches, "epoch_steps", None)
+        self._begin(own.config, epoch_steps=epoch_steps, purpose=purpose, ledger=ledger)
         self.folded = False  # True once its weights are rows of a `trainenv.rollouts.Folded`
-        self.lr_scale = self.weight_decay_scale = 1.0
-        self.flagged: tuple[int, ...] = ()
-        self.applied: tuple[tuple[int, Intervention], ...] = ()
-        self.horizon = schedules.Horizon(
-            end=own.config.steps, since=min(own.config.schedule.warmup, own.config.steps)
-        )
         self._batches = own.batches
         self._probe_batch = own.probe
         self._rates = PlannedRates(
@@ -155,10 +140,6 @@ class TrainingRun:
             stress=own.stress,
         )
         self._moments_lost = own.moments_lost
-        self._reset_at: int | None = None
-        self._line_flops = 0.0
-        if purpose not in PURPOSES:
-            raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
         self._parameters, self._base = parts.trained(own.model, own.optimizer, own.objective)
         self.device = self._parameters[0].device
         self._weights = Weights(own.model, own.optimizer, own.objective)
@@ -167,13 +148,6 @@ class TrainingRun:
         context = getattr(batches, "context", None)
         self._context = context
         self._per_token = float(spec_of(model).flops_per_token(model, context))
-        epochs = (
-            getattr(batches, "epoch_steps", None) or _ENDLESS_EPOCH_BLOCKS * own.config.block_steps
-        )
-        epoch = as_whole(epochs, "epoch_steps of batches", least=1)
-        self._order = DataOrder(
-            seed=own.config.seed, epoch_steps=epoch, block_steps=own.config.block_steps
-        )
         self._equip()
         own = trial.try_out(own, self._rng, self.device)
         self._validation = own.validation
@@ -262,63 +236,16 @@ class TrainingRun:
         return measured
 
     @property
-    def done(self) -> bool:
-        """True once the budget is spent."""
-        return self.step >= self.horizon.end
-
-    @property
-    def diverged(self) -> bool:
-        """True if further training is useless.
-
-        A single non-finite loss is no divergence: a batch without labels has one and leaves the
-        weights unchanged. Either the weights are non-finite, or the losses of many steps in a row
-        are, and no probe of clean data among them is finite.
-        """
-        count = self._monitor.statistics.non_finite
-        if not count:
-            return False
-        long = max(_LOST_STEPS, self.config.steps // _LOST_SHARE)
-        return count >= long or not all(bool(p.isfinite().all()) for p in self._parameters)
-
-    @property
-    def index(self) -> UncertaintyIndex:
-        """Uncertainty index of the run."""
-        return self._monitor.index
-
-    @property
-    def clip(self) -> str:
-        """Name of the clip policy in force."""
-        return self._clipper.name
-
-    @property
     def emphases(self) -> tuple[str, ...]:
         """Changes of the objective's emphasis that are possible now; none for most objectives."""
         if isinstance(self.objective, SteeredObjective):
             return self.objective.emphases
-        return ()
+        return super().emphases
 
     @property
     def batches(self) -> Batches:
         """Training data, a pure function of the data index."""
         return self._batches
-
-    @property
-    def vocabulary(self) -> int | None:
-        """Number of tokens that the model knows; None without an embedding."""
-        model = unwrapped(self.model)
-        return spec_of(model).shape(model).vocabulary
-
-    @property
-    def uniform_loss(self) -> float:
-        """Loss of a uniform guess over the vocabulary, in nats: ln V. Above 0."""
-        return math.log(max(2, self.vocabulary or 256))
-
-    @property
-    def flops_per_step(self) -> float:
-        """Mean FLOPs of the steps so far; 0 before the first."""
-        if self.step:
-            return self._line_flops / self.step
-        return 0.0
 
     @property
     def flops_ahead(self) -> float:
@@ -364,15 +291,6 @@ class TrainingRun:
         if epoch_steps:
             return self._order.index(self.step) // self._order.epoch_steps
         return 0
-
-    @property
-    def flagged_ahead(self) -> tuple[int, ...]:
-        """Flagged data indices that are still to come, after a rewind."""
-        return self._order.ahead(self.step, self.flagged)
-
-    def upcoming(self, steps: int) -> tuple[int, ...]:
-        """Return the data indices of the next `steps` steps."""
-        return tuple(self._order.index(self.step + k) for k in range(as_whole(steps, "steps")))
 
     @property
     def base_lr(self) -> float:
@@ -439,82 +357,6 @@ class TrainingRun:
             UserError: The run has no test set.
         """
         return self._loss_on(self._test, "test")
-
-    # ── steering ──────────────────────────────────────────────────────────────────────────────────
-
-    def apply(self, intervention: Intervention) -> None:
-        """Put an intervention in force from the next step on, whole or not at all.
-
-        Raises:
-            UserError: A multiplier would leave its bounds.
-        """
-        if not isinstance(intervention, Intervention):
-            raise UserError(
-                f"expected an Intervention, found {type(intervention).__name__}; "
-                "give Intervention(lr_scale=…)"
-            )
-        bounds = self.config.interventions
-        lr_scale = bounded("lr_scale", self.lr_scale * intervention.lr_scale, bounds.lr_bounds)
-        decay = self.weight_decay_scale * intervention.weight_decay_scale
-        decay = bounded("weight_decay_scale", decay, bounds.weight_decay_bounds)
-        clipper = self._clipper
-        if intervention.clip is not None and intervention.clip != self.clip:
-            clipper = self._new_clipper(intervention.clip)
-        if intervention.emphasis is not None:
-            if not isinstance(self.objective, SteeredObjective):
-                raise UserError(
-                    "an emphasis needs an objective that can be steered, MTP for instance, found "
-                    f"{type(self.objective).__name__}; leave emphasis out"
-                )
-            self.objective.adjust(intervention.emphasis)
-        self.lr_scale = lr_scale
-        self.weight_decay_scale = decay
-        self._clipper = clipper
-        if intervention.momentum_reset:
-            self._reset_momentum()
-        if intervention.data_reorder:
-            self._order = self._order.reorder(self.step)
-        if intervention.skip_batch:
-            self._order = self._order.skip(self.flagged_ahead)
-        if not intervention.does_nothing:
-            self.applied = (*self.applied, (self.step, intervention))
-
-    def flag(self, data_indices: Iterable[int]) -> None:
-        """Mark data indices as harmful, to be skipped by an intervention; a rewind keeps them."""
-        self.flagged = flagged_with(self.flagged, data_indices)
-
-    def rewind(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this run; flagged data and spent compute are kept.
-
-        The steps since are charged to *rewound*, and the budget shrinks by as many.
-
-        Raises:
-            UserError: The snapshot is of a later step.
-        """
-        check_snapshot(snapshot)
-        flagged = self.flagged
-        end = self.horizon.end
-        wasted = self.step - snapshot.step
-        line = self._line_flops
-        if wasted < 0:
-            raise UserError(
-                f"a rewind goes back: expected a snapshot of step {self.step} or before, "
-                f"found step {snapshot.step}"
-            )
-        self.restore(snapshot)
-        self.flag(flagged)
-        self.ledger.move(self.purpose, "rewound", line - self._line_flops)
-        self.end_at(end - wasted)
-
-    def spend(self, steps: int) -> None:
-        """Take the compute of `steps` steps off the budget: the run ends annealed, but earlier."""
-        self.horizon = self.horizon.spend(self.step, as_whole(steps, "steps", least=0))
-
-    def end_at(self, step: int) -> None:
-        """Set the last step of the budget; an earlier one than now counts as now."""
-        self.horizon = self.horizon.spend(
-            self.step, self.horizon.end - as_whole(step, "the last step")
-        )
 
     # ── the run as a value ────────────────────────────────────────────────────────────────────────
 
@@ -619,18 +461,8 @@ class TrainingRun:
             "optimizer": optimizers.state_of(self.optimizer),
             "scaler": self._scaler.state_dict(),
             "rng": self._rng.state_dict(),
-            "order": self._order.state_dict(),
-            "clip": {"name": self.clip, "state": self._clipper.state_dict()},
-            "monitor": self.index.state_dict(),
+            **self._steering_state(),
             "objective": objective,
-            "horizon": self.horizon.state_dict(),
-            "lr_scale": self.lr_scale,
-            "weight_decay_scale": self.weight_decay_scale,
-            "seed": self.config.seed,
-            "applied": [[step, intervention.as_dict()] for step, intervention in self.applied],
-            "flagged": list(self.flagged),
-            "reset_at": self._reset_at,
-            "line_flops": self._line_flops,
             "ledger": self.ledger.as_dict(),
             "numerics": self._numerics(),
             "statistics": {"epoch": self.epoch, **self._monitor.statistics.state_dict()},
@@ -724,10 +556,7 @@ class TrainingRun:
             known=done.known,
             loss=done.loss,
         )
-        measured["grad_norm"] = report.norm
-        measured["grad_norm_clipped"] = report.clipped_norm
-        measured["clip_threshold"] = report.threshold
-        measured["clip_score"] = report.score
+        measured |= clipping_row(report)
         warmup = self.config.schedule.warmup
         if done.known is not False and due(self.step, self.config.monitor, warmup):
             cosine, ratio = self._observed.measure(self._parameters, self.optimizer)
@@ -751,22 +580,18 @@ class TrainingRun:
             with optimizers.evaluating(self.optimizer):
                 measured |= monitor.measure()
             self.ledger.charge("evaluate", self._forward_flops([self._probe_batch]))
-        known = {
-            "step": self.step,
-            "data_index": batch.index,
-            "clip": self.clip,
-            "lr": self._base[0][0] * lr_factor,
-            "lr_scale": self.lr_scale,
-            "weight_decay": self._base[0][1] * self.weight_decay_scale,
-            "weight_decay_scale": self.weight_decay_scale,
-            "steps_since_reset": -1 if self._reset_at is None else self.step - self._reset_at,
-            "progress": progress,
-            "stressors": (
-                *batch.stressors,
-                *["lr_spike"] * (stress != 1.0),
-                *["lost_moments"] * lost,
-            ),
-        }
+        planted = (
+            *batch.stressors,
+            *["lr_spike"] * (stress != 1.0),
+            *["lost_moments"] * lost,
+        )
+        known = self._host_row(
+            data_index=batch.index,
+            lr=self._base[0][0] * lr_factor,
+            weight_decay=self._base[0][1] * self.weight_decay_scale,
+            progress=progress,
+            stressors=planted,
+        )
         if isinstance(done.tokens, Tensor):
             measured["tokens"] = done.tokens.to(self.device)
         else:
@@ -785,13 +610,16 @@ class TrainingRun:
 
     def _read_block(self) -> list[Telemetry]:
         """Return the telemetry since the last block; flag data read while the index was high."""
-        block = self._monitor.read()
+        block = super()._read_block()
         self._layer_norms.close_block()
         self._alarms = {t.step: t.data_index for t in block if t.reading.fired}
-        if self.config.monitor.enabled:
-            high = (t.data_index for t in block if t.reading.index >= t.reading.threshold)
-            self.flag(high)
         return block
+
+    def _adjust_objective(self, emphasis: Emphasis) -> None:
+        if not isinstance(self.objective, SteeredObjective):
+            super()._adjust_objective(emphasis)
+            return
+        self.objective.adjust(emphasis)
 
     def _take_on(self, step: int, state: Mapping[str, Any]) -> None:
         """Take on an expanded state except for model, optimizer and objective, whole or not at all.
@@ -799,42 +627,8 @@ class TrainingRun:
         Raises:
             UserError: A part of the run cannot take its part of the state; the run is unchanged.
         """
-        monitor = Monitor(self.config.monitor, steps=self.config.steps, probe=self._monitor.probe)
-        try:
-            clipper = self._new_clipper(state["clip"]["name"])
-            monitor.index.load_state_dict(state["monitor"])
-            monitor.statistics.load_state_dict(state["statistics"])
-            clipper.load_state_dict(state["clip"]["state"])
-            applied = tuple((at, Intervention(**values)) for at, values in state["applied"])
-            horizon = schedules.Horizon(**state["horizon"])
-            order = self._order.load_state_dict(state["order"])
-            self._rng.load_state_dict(state["rng"])  # last, because it changes the run at once
-        except UserError:
-            raise
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RuntimeError,
-            OverflowError,
-        ) as error:
-            raise UserError(
-                f"the snapshot holds what no run of this version would ({error!r:.200}); "
-                "take an earlier one"
-            ) from None
-        self._drop_unfinished()
-        self._monitor = monitor
-        self._clipper = clipper
-        self._order = order
-        self.step = step
-        self.lr_scale = state["lr_scale"]
-        self.weight_decay_scale = state["weight_decay_scale"]
-        self.applied = applied
-        self.flagged = tuple(state["flagged"])
-        self.horizon = horizon
-        self._reset_at = state["reset_at"]
-        self._line_flops = state["line_flops"]
+        # The generators come last, because loading them changes the run at once.
+        self._take_on_steering(step, state, lambda: self._rng.load_state_dict(state["rng"]))
         self._observed = ObservedStep()
         if "observed" in state:
             self._observed.before = [one.to(self.device) for one in state["observed"]]
@@ -844,16 +638,13 @@ class TrainingRun:
     def _drop_unfinished(self) -> None:
         """Drop the traces of an unfinished step: gradients, telemetry, the scaler's notes."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._monitor.forget_unread()
+        super()._drop_unfinished()
         self._layer_norms = LayerNorms()
         self._alarms = {}
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             self._scaler = torch.amp.GradScaler(self.device.type)
             self._scaler.load_state_dict(scale)
-
-    def _new_clipper(self, name: str) -> clipping.Clipper:
-        return clipping.make(name, **self.config.clip.options_of(name))
 
     def _reset_momentum(self) -> None:
         """Reset the moments and warm the learning rate up again.

@@ -124,10 +124,37 @@ class RunFolder:
             raise UserError(sentence)
         digests = _digests(store)
         snapshot = store.load()
+        return cls._continued(path, int(snapshot.state.get(REWINDS, 0)), digests), snapshot
+
+    @classmethod
+    def continued(cls, path: str | Path, *, rewinds: int) -> RunFolder:
+        """Return the folder of an interrupted run whose state was saved elsewhere.
+
+        Nothing is written yet.
+
+        Args:
+            path: Path of the folder.
+            rewinds: Number of rewinds before the state that the run is resumed from.
+
+        Raises:
+            UserError: There is no run, or it has ended.
+        """
+        path = expanded(path)
+        if (path / "summary.json").is_file():
+            raise UserError(f"the run in {path} has ended; give another out for a new one")
+        if not (path / "config.yaml").is_file():
+            raise UserError(
+                f"expected the records of the run that is resumed in {path}, found none; "
+                "give the out folder that it had"
+            )
+        return cls._continued(path, rewinds, _digests(CheckpointStore(path / FOLDER)))
+
+    @classmethod
+    def _continued(cls, path: Path, rewinds: int, digests: list[str]) -> RunFolder:
         lines = [record["line"] for record in read_lines(path / "lines.jsonl")]
-        folder = cls(path, line=max(lines, default=0), rewinds=int(snapshot.state.get(REWINDS, 0)))
+        folder = cls(path, line=max(lines, default=0), rewinds=rewinds)
         folder._resumed = digests
-        return folder, snapshot
+        return folder
 
     @contextmanager
     def recording(self, step: int, config: CheckpointConfig) -> Iterator[CheckpointStore]:

@@ -214,6 +214,8 @@ class Rollouts:
                 f"{self._unchanged[0]}, found it trained or changed since, at step "
                 f"{self._run.step}; make new Rollouts of it"
             )
+        if self._run.retrains:
+            return self._retrain(self._padded(sequence, steps), steps, draw)
         if self.past:
             self._run.rewind(self._start)
         flagged = self._run.flagged
@@ -225,6 +227,34 @@ class Rollouts:
             self._run.end_at(end)
         self._run.ledger.move("verify", self._run.purpose, future.flops)
         return future.telemetry
+
+    def kept_flops(self, sequence: Sequence[Intervention], steps: int, /) -> float:
+        """Return the FLOPs of a future that become the run's own if it is adopted."""
+        if self._run.retrains:
+            return 0.0
+        return self.future(sequence, steps).flops
+
+    def _retrain(
+        self, sequence: InterventionSequence, steps: int, draw: int
+    ) -> tuple[Telemetry, ...]:
+        """Train the steps of a future once more, as the run's own; return their telemetry.
+
+        Whoever follows the run then sees each of its steps once.
+        """
+        run = self._run
+        flagged = run.flagged
+        if self.past:
+            run.rewind(self._start)
+            run.restore(self._start)  # the future did not have the flags of the run that it leaves
+        for _ in range(draw):
+            run.apply(Intervention(data_reorder=True))
+        telemetry: list[Telemetry] = []
+        each = self._loop.decision_steps
+        for decision, intervention in enumerate(sequence):
+            run.apply(intervention)
+            telemetry += run.advance(min(each, steps - decision * each))
+        run.flag(flagged)
+        return tuple(telemetry)
 
     def _evaluate_start(self) -> str:
         """Measure the validation loss at the start; return the error, empty if there is none."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,16 +52,11 @@ def seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def all_seeded(seed: int) -> Iterator[None]:
     """Start the generators of torch (host), Python and NumPy from `seed`; restore them after it."""
-    host = torch.device("cpu")
-    with exclusive():
-        surroundings = _read(host)
-        try:
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-        finally:
-            _write(surroundings, host)
+    with exclusive(), unchanged(torch.device("cpu")):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        yield
 
 
 def _new_lock() -> None:
@@ -92,12 +87,12 @@ class RandomState:
                 "`with trainenv.tools.rng.exclusive():`",
                 stacklevel=4,
             )
-        with exclusive(), self._restored(_read(device)):
+        with exclusive(), unchanged(device):
             torch.manual_seed(seed)
             random.seed(seed)
             # The legacy generator: it is the global one, which user code draws from.
             np.random.seed(seed % 2**32)  # noqa: NPY002
-            self._state = _read(device)
+            self._state = read(device)
 
     @contextmanager
     def active(self, *, keep: bool = True) -> Iterator[None]:
@@ -107,36 +102,17 @@ class RandomState:
             keep: True to continue from the state at the end of the block; False to continue from
                 the state at its start.
         """
-        with exclusive(), self._restored(_read(self._device)):
-            _write(self._state, self._device)
+        with exclusive(), unchanged(self._device):
+            write(self._state, self._device)
             try:
                 yield
             finally:
                 if keep:
-                    self._state = _read(self._device)
-
-    @contextmanager
-    def _restored(self, surroundings: dict[str, Any]) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            _write(surroundings, self._device)
+                    self._state = read(self._device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
-        version, words, gauss = self._state["python"]
-        name, keys, position, has_gauss, cached = self._state["numpy"]
-        return {
-            **{
-                key: value.clone()
-                for key, value in self._state.items()
-                if isinstance(value, Tensor)
-            },
-            "python": torch.tensor(words, dtype=torch.int64),
-            "python_rest": [version, gauss],
-            "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            "numpy_rest": [str(name), int(position), int(has_gauss), float(cached)],
-        }
+        return as_tensors(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned.
@@ -145,22 +121,55 @@ class RandomState:
             TypeError, ValueError, RuntimeError: A generator refuses its part; the state is
                 unchanged.
         """
-        version, gauss = state["python_rest"]
-        name, position, has_gauss, cached = state["numpy_rest"]
-        keys = state["numpy"].cpu().numpy().astype(np.uint32)
-        loaded: dict[str, Any] = {
-            key: state[key].cpu().clone() for key in ("torch", "cuda") if key in state
-        }
-        loaded["python"] = (version, tuple(state["python"].tolist()), gauss)
-        loaded["numpy"] = (name, keys, position, has_gauss, cached)
-        # Try it on new generators: an error in the middle of a step would come too late.
-        torch.Generator().set_state(loaded["torch"])
-        random.Random().setstate(loaded["python"])
-        np.random.RandomState().set_state(loaded["numpy"])
-        self._state |= loaded
+        self._state |= from_tensors(state)
 
 
-def _read(device: torch.device) -> dict[str, Any]:
+@contextmanager
+def unchanged(device: torch.device) -> Iterator[None]:
+    """Restore the state of the global generators after the block, whatever it draws."""
+    before = read(device)
+    try:
+        yield
+    finally:
+        write(before, device)
+
+
+def as_tensors(generators: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of the global generators, as `read` returns it, as tensors and JSON."""
+    version, words, gauss = generators["python"]
+    name, keys, position, has_gauss, cached = generators["numpy"]
+    return {
+        **{key: value.clone() for key, value in generators.items() if isinstance(value, Tensor)},
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_rest": [version, gauss],
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "numpy_rest": [str(name), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of the global generators that `as_tensors` was given.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: A generator would refuse its part.
+    """
+    version, gauss = state["python_rest"]
+    name, position, has_gauss, cached = state["numpy_rest"]
+    keys = state["numpy"].cpu().numpy().astype(np.uint32)
+    loaded: dict[str, Any] = {
+        key: state[key].cpu().clone() for key in ("torch", "cuda") if key in state
+    }
+    loaded["python"] = (version, tuple(state["python"].tolist()), gauss)
+    loaded["numpy"] = (name, keys, position, has_gauss, cached)
+    # Try it on new generators: an error in the middle of a step would come too late.
+    torch.Generator().set_state(loaded["torch"])
+    random.Random().setstate(loaded["python"])
+    np.random.RandomState().set_state(loaded["numpy"])
+    return loaded
+
+
+def read(device: torch.device) -> dict[str, Any]:
+    """Return the state of the global generators."""
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -171,7 +180,8 @@ def _read(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _write(state: dict[str, Any], device: torch.device) -> None:
+def write(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set the state of the global generators."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002

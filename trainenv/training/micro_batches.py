@@ -63,6 +63,12 @@ def as_batch(data: Any, index: int, accumulation: int, *, bare: bool = False) ->
     raise _indivisible(data, accumulation)
 
 
+def first_rows(micro: Any, count: int) -> Any:
+    """Return a micro-batch with its first `count` rows, or fewer if it has no more."""
+    rows = max((len(array) for array in _arrays(micro) if array.ndim), default=0)
+    return _rows(micro, rows, slice(0, count))
+
+
 def placed(micro: Any, device: torch.device) -> Any:
     """Return a micro-batch with its tensors on `device`."""
     if isinstance(micro, Tensor):

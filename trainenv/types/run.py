@@ -145,6 +145,11 @@ class Run(Protocol):
         ...
 
     @property
+    def retrains(self) -> bool:
+        """True if others follow its steps, so that a branch is trained again to become the run."""
+        ...
+
+    @property
     def step(self) -> int:
         """Number of optimizer steps that were completed."""
         ...

@@ -196,7 +196,7 @@ class Verification:
         adopted = judged[verdict.accepted or 0]
         kept = 0.0  # FLOPs of this verification that become the run's
         if not adopted.lost and (verdict.accepted or not recorded):
-            kept = rollouts.future(adopted.interventions, steps).flops
+            kept = rollouts.kept_flops(adopted.interventions, steps)
         return replace(verdict, wasted=max(0.0, verdict.cost.flops - kept))
 
     def _branch(

@@ -1,0 +1,92 @@
+"""Held-out data of a run in place: a bounded share of it, and how its loss is computed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainenv.monitor.probe import evaluating
+from trainenv.training.backward import as_loss, mean_loss
+from trainenv.training.micro_batches import first_rows, pass_size
+from trainenv.types import UserError
+
+_MOST_ROWS = 64  # that the monitor looks at
+MOST = 16  # batches: more would cost more than branches do
+_PROBED = 512  # tokens that the monitor looks at, at least, if a batch has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Held-out batches and their loss.
+
+    Attributes:
+        batches: Batches; none for a run that is only watched.
+        losses: Function that returns the loss of each batch, a scalar tensor, in nats per token.
+        loss: Function that returns the loss of one batch, for the probe; None without one.
+    """
+
+    batches: Sequence[Any] = ()
+    losses: Callable[[Sequence[Any]], Sequence[Tensor]] | None = None
+    loss: Callable[[Any], Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batches: Sequence[Any],
+        loss: Callable[[nn.Module, Any], Any] | None,
+        in_loop: Callable[[Sequence[Any]], Sequence[Tensor]],
+        *,
+        watched: bool,
+    ) -> HeldOut:
+        """Return held-out data whose loss a function computes, or else the loop itself.
+
+        Raises:
+            UserError: There are none, and the run is to be steered.
+        """
+        if not batches and not watched:
+            raise UserError(
+                "held-out data are needed to tell which change helps, found none; give "
+                "validation=[batch, …], or use mode='watch'"
+            )
+        if loss is None:
+            return cls(batches=() if watched else batches, losses=in_loop)
+        function = loss
+
+        def of_one(batch: Any) -> Tensor:
+            return torch.as_tensor(as_loss(function(model, batch)))
+
+        def of_all(several: Sequence[Any]) -> list[Tensor]:
+            with torch.no_grad(), evaluating(model):
+                return [of_one(batch) for batch in several]
+
+        return cls(batches=batches, losses=of_all, loss=of_one)
+
+    def evaluate(self) -> float:
+        """Return the mean loss over the labelled tokens, nats; NaN without batches."""
+        if self.losses is None or not self.batches:
+            return float("nan")
+        return mean_loss(self.losses(self.batches), self.batches)
+
+    @property
+    def probe(self) -> Any:
+        """Batch that the monitor measures the model on; None without one."""
+        if self.loss is None or not self.batches:
+            return None
+        batch = self.batches[0]
+        rows = 2
+        while rows < _MOST_ROWS and pass_size(first_rows(batch, rows)) < _PROBED:
+            rows *= 2
+        return first_rows(batch, rows)
+
+
+def some_of(batches: Iterable[Any] | None) -> list[Any]:
+    """Return the first batches, at most `MOST`."""
+    if batches is None:
+        return []
+    return list(itertools.islice(batches, MOST))
