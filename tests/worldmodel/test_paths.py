@@ -288,6 +288,27 @@ def test_paths_are_valued_before_the_first_step() -> None:
     assert not np.allclose(values.change, other.change)
 
 
+def test_budgets_that_nothing_was_learned_from_count_as_disagreement() -> None:
+    torch.manual_seed(0)
+    model = PathValueModel(Ensemble(SMALL))
+    features = np.full(len(STATE), math.nan)
+    rest = np.array([[0.0], [0.1], [-0.1]]) * np.ones(12)
+
+    def disagreement(steps: float) -> np.ndarray[Any, Any]:
+        features[STATE.index("decision")] = math.log(steps)
+        state = PathState(
+            features=features.copy(), level=0.5, schedule=np.ones(12), now=0.0, peak=0.0
+        )
+        return model.values(state, rest).disagreement
+
+    ensemble_alone = disagreement(20)
+    for steps in (30 * math.e, 6 / math.e):
+        added = disagreement(steps)
+        assert added[0] == 0  # holding the rate
+        assert abs(added[1:] - ensemble_alone[1:] - 0.03).max() < 0.02
+    assert disagreement(500)[1] > disagreement(100)[1] + 0.02
+
+
 def test_files_keep_the_model_and_damage_is_found(tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert load_paths(tmp_path) is None
