@@ -302,6 +302,8 @@ def test_deepspeed_and_other_things_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a Trainer of transformers"):
         trainenv.attach(object(), out=tmp_path / "run")  # type: ignore[arg-type]
     made.is_deepspeed_enabled = False
+    with pytest.raises(UserError, match="mode must be one of watch, rules, branching"):
+        trainenv.attach(made, out=tmp_path / "run", mode="rule")
     trainenv.attach(made, out=tmp_path / "run")
     with pytest.raises(UserError, match="attached already"):
         trainenv.attach(made, out=tmp_path / "run")

@@ -203,6 +203,35 @@ def test_an_interrupted_run_resumes_to_the_same_end(stop: int, tmp_path: Path) -
     assert all_equal(whole.state(), resumed.state())
 
 
+def test_rules_roll_a_resumed_run_back_to_the_same_state(tmp_path: Path) -> None:
+    def training() -> InOrder:
+        return InOrder(batches(150, bad=range(100, 106)), lr=1e-2)
+
+    whole = training()
+    whole.steered(tmp_path / "whole", "rules")
+    assert kinds(whole).count("rewind") >= 1
+
+    class Stopped(Exception):
+        pass
+
+    cut = training()
+
+    def failing(model: Any, batch: Any) -> torch.Tensor:
+        if len(cut.losses) >= 97:
+            raise Stopped
+        return loss_of(model, batch)
+
+    cut.loss = failing
+    with pytest.raises(Stopped):
+        cut.steered(tmp_path / "cut", "rules")
+    cut.steer._session.close()
+    resumed = training()
+    resumed.steered(tmp_path / "cut", "rules", resume=True)
+    resumed.losses = whole.losses
+    assert all_equal(whole.state(), resumed.state())
+    assert whole.steer.run.applied == resumed.steer.run.applied
+
+
 def test_a_report_shows_the_run(tmp_path: Path) -> None:
     loop = OwnLoop().steered(tmp_path / "run")
     assert loop.steer.report().summary["ended"] == "budget spent"

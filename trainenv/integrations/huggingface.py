@@ -10,7 +10,6 @@ logged, saved or evaluated. Its checkpoints hold our state and are resumed as ev
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,13 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from trainenv.integrations.attach import checkpoint_folders
+from trainenv.integrations.attach.begin import begin
 from trainenv.integrations.attach.data import Data, LoaderSource
 from trainenv.integrations.attach.held_out import HeldOut
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, StatefulPart
 from trainenv.integrations.attach.rates import inner, scheduled_rates
 from trainenv.integrations.attach.session import Session
-from trainenv.integrations.attach.settings import settings_for
-from trainenv.integrations.attach.stage import Trained
+from trainenv.integrations.attach.settings import Choices
 from trainenv.integrations.huggingface_parts import (
     EpochLength,
     Loader,
@@ -39,7 +38,6 @@ from trainenv.loop import Callback
 from trainenv.report.run.run_report import RunReport
 from trainenv.tools import rng
 from trainenv.tools.paths import expanded
-from trainenv.training.micro_batches import pass_size
 
 _ENDLESS = 10**9  # epochs and steps of the Trainer's own loop, which the run ends before
 _THEIRS = ("model", "optimizer", "scheduler", "scaler")  # parts that their checkpoints hold
@@ -70,16 +68,11 @@ def attach(
     Raises:
         UserError: The Trainer cannot be steered as asked; the sentence says what to change.
     """
-    check(trainer, mode)
-    return Attachment(
-        trainer,
-        out=expanded(out),
-        mode=mode,
-        budget=budget,
-        max_waste=max_waste,
-        config=config,
-        callback=callback,
+    choices = Choices(
+        mode=mode, budget=budget, max_waste=max_waste, config=config, callback=callback
     )
+    check(trainer, mode)
+    return Attachment(choices, trainer, expanded(out))
 
 
 class Attachment:
@@ -91,27 +84,10 @@ class Attachment:
 
     session: Session
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        *,
-        out: Path,
-        mode: str,
-        budget: str,
-        max_waste: float,
-        config: Mapping[str, Any] | None,
-        callback: Callback | None,
-    ) -> None:
+    def __init__(self, choices: Choices, trainer: Trainer, out: Path) -> None:
+        self._choices = choices
         self._trainer: Any = trainer
         self._out = out
-        self._settings: dict[str, Any] = {
-            "mode": mode,
-            "budget": budget,
-            "max_waste": max_waste,
-            "overrides": config,
-            "callback": callback,
-        }
-        self._steered = mode != "watch"
         self._data: Data | None = None
         self._lrs: Sequence[float] = ()
         self._saved: Mapping[str, Any] | None = None
@@ -119,6 +95,11 @@ class Attachment:
         self._epochs = 0
         self._own_train = trainer.train
         trainer.train = self._train  # type: ignore[method-assign]
+
+    @property
+    def steers(self) -> bool:
+        """True if the run may be changed."""
+        return self._choices.steers
 
     @property
     def statement(self) -> str:
@@ -154,7 +135,7 @@ class Attachment:
             (trainer, "_get_learning_rate", self._learning_rate),
             (trainer.accelerator, "clip_grad_norm_", self._clip),
         ]
-        if self._steered:
+        if self.steers:
             ours += [
                 (trainer, "get_train_dataloader", self._train_dataloader),
                 (trainer, "set_initial_training_values", self._initial_values),
@@ -264,7 +245,6 @@ class Attachment:
         parts: dict[str, Any] = {}
         if self._data is not None:
             parts = {
-                "data": self._data,
                 "model": ModelPart(trainer.model),
                 "optimizer": OptimizerPart(optimizer),
                 "scheduler": StatefulPart("the scheduler", trainer.lr_scheduler),
@@ -272,40 +252,31 @@ class Attachment:
             }
             if trainer.accelerator.scaler is not None:
                 parts["scaler"] = StatefulPart("the scaler", trainer.accelerator.scaler)
-        settings = settings_for(
-            **self._settings,
-            steps=state.max_steps,
-            lrs=self._lrs,
-            seed=trainer.args.seed,
-            name=self._out.name or "attached",
-        )
         held_out = HeldOut.of(
             trainer.model,
             held_out_batches(trainer),
             loss_of_batch(trainer),
             lambda batches: (),
-            watched=not self._steered,
+            watched=not self.steers,
         )
-        size = 1.0
-        if self._data is not None:
-            size = trainer.args.gradient_accumulation_steps * pass_size(self._data.sample())
-        trained = Trained(
+        self.session = begin(
+            self._choices,
+            self._out,
             model=trainer.model,
             optimizers=(optimizer,),
             parts=parts,
             data=self._data,
             lrs=self._lrs,
             held_out=held_out,
-            batch_size=size,
-            extra=settings.extra,
+            steps=state.max_steps,
+            seed=trainer.args.seed,
+            on_rewind=self._leave_behind,
         )
-        self.session = Session(trained, settings, self._out, on_rewind=self._leave_behind)
         if self._saved is not None:
             self.session.load_state_dict(self._saved)
         elif state.global_step:
             self.session.run.start_at(state.global_step)
         rng.write(generators, device)  # parts that were loaded may have drawn
-        print(f"trainenv: {self.statement}", file=sys.stderr)
 
     def step_ended(self, state: Any, control: Any) -> None:
         """Correct the Trainer's epoch after a step, and end it where the data end it."""
@@ -357,7 +328,7 @@ class Hooks(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Begin a step of a run that is only watched; others begin where a batch is asked for."""
-        if not self._attachment._steered:
+        if not self._attachment.steers:
             self._attachment.session.boundary()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:

@@ -10,7 +10,6 @@ steer.step(loss)                         # was: optimizer.step(); scheduler.step
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,18 +19,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from trainenv.integrations.attach.begin import begin
 from trainenv.integrations.attach.data import Data, source_of
 from trainenv.integrations.attach.held_out import HeldOut, some_of
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, Part, StatefulPart
 from trainenv.integrations.attach.rates import scheduled_rates
-from trainenv.integrations.attach.session import Session
-from trainenv.integrations.attach.settings import settings_for
-from trainenv.integrations.attach.stage import Trained
+from trainenv.integrations.attach.settings import Choices
 from trainenv.loop import Callback
 from trainenv.report.run.run_report import RunReport
 from trainenv.tools import rng
 from trainenv.tools.paths import expanded
-from trainenv.training.micro_batches import pass_size
 from trainenv.types import UserError, as_whole
 
 LossOf = Callable[[nn.Module, Any], Tensor]
@@ -88,7 +85,11 @@ def steer(
     Raises:
         UserError: The run cannot be steered as asked; the sentence says what to change.
     """
+    choices = Choices(
+        mode=mode, budget=budget, max_waste=max_waste, config=config, callback=callback
+    )
     return Steer(
+        choices,
         model,
         _listed(optimizer),
         loader,
@@ -96,18 +97,13 @@ def steer(
         out=expanded(out),
         validation=validation,
         loss=loss,
-        mode=mode,
         epochs=as_whole(epochs, "epochs", least=1),
         steps=steps,
         accumulation=as_whole(accumulation, "accumulation", least=1),
         scaler=scaler,
         also=also,
         resume=resume,
-        budget=budget,
-        max_waste=max_waste,
         seed=seed,
-        config=config,
-        callback=callback,
     )
 
 
@@ -122,6 +118,7 @@ class Steer:
 
     def __init__(
         self,
+        choices: Choices,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         loader: Iterable[Any],
@@ -130,23 +127,18 @@ class Steer:
         out: Path,
         validation: Iterable[Any] | None,
         loss: LossOf | None,
-        mode: str,
         epochs: int,
         steps: int | None,
         accumulation: int,
         scaler: Any,
         also: Sequence[Any],
         resume: bool,
-        budget: str,
-        max_waste: float,
         seed: int,
-        config: Mapping[str, Any] | None,
-        callback: Callback | None,
     ) -> None:
         _check(model, optimizers, schedulers)
         device = optimizers[0].param_groups[0]["params"][0].device
         generators = rng.read(device)
-        watched = mode == "watch"
+        watched = not choices.steers
         data = None
         if not watched:
             data = Data(source_of(loader), accumulation=accumulation, ahead=False, device=device)
@@ -154,35 +146,25 @@ class Steer:
         held_out = HeldOut.of(model, some_of(validation), loss, self._in_loop, watched=watched)
         parts: dict[str, Part] = {}
         if data is not None:
-            parts = {"model": ModelPart(model), "data": data}
+            parts = {"model": ModelPart(model)}
             parts |= {f"optimizer {n}": OptimizerPart(one) for n, one in enumerate(optimizers)}
             named = {f"scheduler {n}": one for n, one in enumerate(schedulers)}
             named |= {} if scaler is None else {"the scaler": scaler}
             named |= {f"also[{n}]": one for n, one in enumerate(also)}
             parts |= {name: StatefulPart(name, one) for name, one in named.items()}
-        lrs = scheduled_rates(schedulers, optimizers[0], total)
-        settings = settings_for(
-            mode,
-            budget,
-            max_waste,
-            steps=total,
-            lrs=lrs,
-            seed=seed,
-            name=out.name or "attached",
-            overrides=config,
-            callback=callback,
-        )
-        trained = Trained(
+        self._session = begin(
+            choices,
+            out,
             model=model,
             optimizers=optimizers,
             parts=parts,
             data=data,
-            lrs=lrs,
+            lrs=scheduled_rates(schedulers, optimizers[0], total),
             held_out=held_out,
-            batch_size=accumulation * pass_size(data.sample()) if data is not None else 1.0,
-            extra=settings.extra,
+            steps=total,
+            seed=seed,
+            from_folder=resume,
         )
-        self._session = Session(trained, settings, out, from_folder=resume)
         self._optimizers = optimizers
         self._schedulers = schedulers
         self._scaler = scaler
@@ -194,7 +176,6 @@ class Steer:
         self._left = 0  # micro-batches of the step under way that are still to come
         self._batch: Any = None
         rng.write(generators, device)  # parts that were loaded may have drawn
-        print(f"trainenv: {self.statement}", file=sys.stderr)
 
     @property
     def statement(self) -> str:

@@ -249,7 +249,7 @@ class InPlaceRun(Steered):
     @property
     def flops_per_evaluation(self) -> float:
         """See `Run`."""
-        return self._flops_of(self._stage.trained.held_out.batches) / 3
+        return self._flops_of(self.held_out) / 3
 
     def flops_of_probes(self, steps: int) -> float:
         """See `Run`."""
@@ -260,6 +260,11 @@ class InPlaceRun(Steered):
 
     def _flops_of(self, batches: Sequence[Any]) -> float:
         return sum(pass_size(batch) for batch in batches) * self._per_token
+
+    @property
+    def held_out(self) -> Sequence[Any]:
+        """Held-out batches that `evaluate` averages over."""
+        return self._stage.trained.held_out.batches
 
     @property
     def state_bytes(self) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["watch", "rules", "branching"]
 BudgetKind = Literal["extra", "included"]
 _FULL_LENGTH = 16_000  # steps of the run that the default step counts are for
+_WATCHED = 24  # steps from one look of the probe to the next in a run that is only watched
 _KEPT = 8  # states that the rules keep in memory to go back to
 _SKIPPED = 175  # batches skipped on either side of an alarm, in a run of full length
 
@@ -54,8 +55,10 @@ class Settings:
 
     def statement(self, run: InPlaceRun) -> str:
         """Return what the mode may cost, in a sentence."""
+        batches = len(run.held_out)
+        measured = f"; held-out losses are those of {batches} batches" if batches else ""
         if self.mode == "watch":
-            return "watching trains no further step and changes no bit of the run"
+            return f"watching trains no further step and changes no bit of the run{measured}"
         counted = "on top of its budget" if self.extra else "which are taken off its budget"
         settings = self.config.branching
         states = settings.rewind_points + 1
@@ -69,87 +72,101 @@ class Settings:
         else:
             states += settings.top_k + 1
         memory = size_in_words(states * run.state_bytes)
-        return f"{what}, and keep at most {memory} of states in host memory"
+        return f"{what}, and keep at most {memory} of states in host memory{measured}"
 
 
-def settings_for(
-    mode: Any,
-    budget: Any,
-    max_waste: Any,
-    *,
-    steps: int,
-    lrs: Sequence[float],
-    seed: int = 0,
-    name: str = "attached",
-    overrides: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
-) -> Settings:
-    """Return the settings of a run of somebody else's trainer.
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Choices of a user about an attached run, the same for every framework.
 
     Args:
         mode: `watch`, `rules` or `branching`.
         budget: `extra` or `included`.
         max_waste: Largest share of the budget that is wasted on branches.
-        steps: Number of steps that the trainer will take.
-        lrs: Scheduled learning rate of each.
-        seed: Random seed of the data order after a reorder.
-        name: Name of the run.
-        overrides: Values of the configuration by section.
-        callback: Callback that steers instead of the mode's own.
+        config: Values of the configuration by section.
+        callback: Callback that steers instead of the mode's own; None for that one.
 
     Raises:
-        UserError: An argument is none of the listed ones or out of range.
+        UserError: A choice is none of the listed ones or out of range.
     """
-    choice("mode", mode, get_args(Mode))
-    choice("budget", budget, get_args(BudgetKind))
-    waste = number("max_waste", max_waste, least=0, most=0.9)
-    if steps < 1:
-        raise UserError(f"expected a trainer with at least 1 step ahead, found {steps}")
 
-    def scaled(full: int, least: int = 1) -> int:
-        return max(least, round(full * steps / _FULL_LENGTH))
+    mode: Any
+    budget: Any = "extra"
+    max_waste: Any = 0.1
+    config: Mapping[str, Any] | None = None
+    callback: Callback | None = None
 
-    every = scaled(800, 8)
-    values: dict[str, Any] = {
-        "name": name,
-        "seed": seed,
-        "steps": steps,
-        "reset_warmup": scaled(150, 10),
-        "block_steps": scaled(16, 4),
-        "schedule": {"kind": "constant", "warmup": warmup_of(lrs)},
-        "clip": {"policy": "zclip" if mode == "rules" else "none"},
-        "validation": {"every": scaled(1000, 10)},
-        "monitor": {"block": 1},
-        "checkpoints": {"every": steps, "keep_last": 64, "moments": "exact"},
-        "interventions": {"allow_skip_batch": True},
-        "branching": {
-            "default_clip": False,
-            "every": every,
-            "rewind": scaled(530, 8),
-            "save_every": scaled(256, 8),
-            "horizon": scaled(1920, 8),
-            "verify_steps": scaled(64, 5),
-            "refractory_steps": scaled(430, 8),
-            "max_waste": waste,
-            "replayable": False,
-        },
-    }
-    if mode != "watch":
-        values["checkpoints"]["every"] = scaled(256, 8)
-    for section, given in (overrides or {}).items():
-        if isinstance(given, Mapping):
-            values[section] = {**values.get(section, {}), **given}
-        else:
-            values[section] = given
-    config = validate(TrainingConfig, values, "the attached run")
-    return Settings(mode=mode, config=config, extra=budget == "extra", given=callback)
+    def __post_init__(self) -> None:
+        choice("mode", self.mode, get_args(Mode))
+        choice("budget", self.budget, get_args(BudgetKind))
+        number("max_waste", self.max_waste, least=0, most=0.9)
+
+    @property
+    def steers(self) -> bool:
+        """True if the run may be changed."""
+        return bool(self.mode != "watch")
+
+    def settings(self, *, steps: int, lrs: Sequence[float], seed: int, name: str) -> Settings:
+        """Return the settings of a run.
+
+        Args:
+            steps: Number of steps that the framework will take.
+            lrs: Scheduled learning rate of each.
+            seed: Random seed of the data order after a reorder.
+            name: Name of the run.
+
+        Raises:
+            UserError: There is no step, or the configuration is not valid.
+        """
+        if steps < 1:
+            raise UserError(f"expected a trainer with at least 1 step ahead, found {steps}")
+
+        def scaled(full: int, least: int = 1) -> int:
+            return max(least, round(full * steps / _FULL_LENGTH))
+
+        values: dict[str, Any] = {
+            "name": name,
+            "seed": seed,
+            "steps": steps,
+            "reset_warmup": scaled(150, 10),
+            "block_steps": scaled(16, 4),
+            "schedule": {"kind": "constant", "warmup": warmup_of(lrs)},
+            "clip": {"policy": "zclip" if self.mode == "rules" else "none"},
+            "validation": {"every": scaled(1000, 10)},
+            "monitor": {"block": 1},
+            "checkpoints": {"every": scaled(256, 8), "keep_last": 64, "moments": "exact"},
+            "interventions": {"allow_skip_batch": True},
+            "branching": {
+                "default_clip": False,
+                "every": scaled(800, 8),
+                "rewind": scaled(530, 8),
+                "save_every": scaled(256, 8),
+                "horizon": scaled(1920, 8),
+                "verify_steps": scaled(64, 5),
+                "refractory_steps": scaled(430, 8),
+                "max_waste": self.max_waste,
+                "replayable": False,
+            },
+        }
+        if not self.steers:
+            values["checkpoints"]["every"] = steps
+            values["validation"]["every"] = 0  # at both ends: the framework has its own
+            values["monitor"]["probe_every"] = _WATCHED  # nothing waits for its answer
+        for section, given in (self.config or {}).items():
+            if isinstance(given, Mapping):
+                values[section] = {**values.get(section, {}), **given}
+            else:
+                values[section] = given
+        config = validate(TrainingConfig, values, "the attached run")
+        extra = self.budget == "extra"
+        return Settings(mode=self.mode, config=config, extra=extra, given=self.callback)
 
 
 def _rules(config: TrainingConfig) -> RollbackRule:
-    from trainenv.agents.baselines import RollbackRule
+    from trainenv.integrations.attach.rules import Rules
 
     every = config.checkpoints.every
-    return RollbackRule(
+    return Rules(
         rewind=every,
         every=every,
         keep=_KEPT,
