@@ -58,7 +58,7 @@ class Module(LightningModule):
         """Held-out loss at the end."""
         self.eval()
         with torch.no_grad():
-            return loss_of(self.model, held_out().dataset[:]).item()  # type: ignore[index]
+            return loss_of(self.model, held_out().dataset[:]).item()
 
 
 def held_out() -> DataLoader[Any]:

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 import trainenv
 from tests.integrations.lightning_trainings import Module, fit, loader, state_of
-from tests.integrations.trainings import OFTEN, all_equal, batches, trying
+from tests.integrations.trainings import OFTEN, Sequences, all_equal, batches, trying
 from trainenv.integrations.attach.stage import Stage
 from trainenv.records.run_folder import read_events
 from trainenv.records.telemetry_log import read_telemetry
@@ -157,7 +157,7 @@ def logged(trainer: Trainer) -> list[dict[str, str]]:
 
 
 def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: Path) -> None:
-    data = DataLoader(batches(300, bad=range(250, 258)), batch_size=None)  # type: ignore[arg-type]
+    data: Any = batches(300, bad=range(250, 258))
     module = Module(lr=1e-2, factor=1.0)
     steer = Steer(tmp_path / "run", mode="rules")
     saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=2, save_top_k=-1)
@@ -165,7 +165,7 @@ def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: P
         tmp_path / "theirs",
         steer,
         saving,
-        data=data,
+        data=DataLoader(data, batch_size=None),
         module=module,
         max_epochs=None,
         max_steps=300,
@@ -190,7 +190,8 @@ def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: P
 def test_a_rate_that_gets_too_high_is_lowered(tmp_path: Path) -> None:
     def training(folder: str, *callbacks: Any) -> Module:
         module = Module(lr=1e-2, factor=100.0)
-        data = DataLoader(batches(300), batch_size=None)  # type: ignore[arg-type]
+        data: Any = batches(300)
+        data = DataLoader(data, batch_size=None)
         fit(tmp_path / folder, *callbacks, data=data, module=module, max_epochs=1)
         return module
 
@@ -265,7 +266,7 @@ class Manual(Module):
     [
         ({"validation": []}, "held-out data are needed"),
         ({"data": DataLoader(Stream(), batch_size=None)}, "a stream"),
-        ({"data": DataLoader(batches(8), batch_size=None, num_workers=1)}, "num_workers=1"),
+        ({"data": DataLoader(Sequences(8), num_workers=1)}, "num_workers=1"),
         ({"data": [loader(), loader()]}, "one training loader, found 2"),
         ({"data": batches(8)}, "must have positions"),
         ({"module": Manual()}, "automatic_optimization=False"),

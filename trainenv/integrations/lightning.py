@@ -9,20 +9,19 @@ is logged, saved or evaluated. Its checkpoints hold our state and are resumed as
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback as LightningCallback
 
+from trainenv.integrations.attach.begin import begin
 from trainenv.integrations.attach.data import Data
 from trainenv.integrations.attach.held_out import HeldOut
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart
 from trainenv.integrations.attach.rates import scheduled_rates
 from trainenv.integrations.attach.session import Session
-from trainenv.integrations.attach.settings import settings_for
-from trainenv.integrations.attach.stage import Trained
+from trainenv.integrations.attach.settings import Choices
 from trainenv.integrations.lightning_parts import (
     Fetcher,
     OrderedSource,
@@ -33,14 +32,13 @@ from trainenv.integrations.lightning_parts import (
     loader_of,
     loss_of_batch,
     parts_of,
+    steps_of,
     unseen,
 )
 from trainenv.loop import Callback
 from trainenv.report.run.run_report import RunReport
 from trainenv.tools import rng
 from trainenv.tools.paths import expanded
-from trainenv.training.micro_batches import pass_size
-from trainenv.types import UserError
 
 
 class Steer(LightningCallback):
@@ -81,15 +79,10 @@ class Steer(LightningCallback):
     ) -> None:
         self._out = expanded(out)
         self._validation = validation
-        self._settings: dict[str, Any] = {
-            "mode": mode,
-            "budget": budget,
-            "max_waste": max_waste,
-            "seed": seed,
-            "overrides": config,
-            "callback": callback,
-        }
-        self._watched = mode == "watch"
+        self._choices = Choices(
+            mode=mode, budget=budget, max_waste=max_waste, config=config, callback=callback
+        )
+        self._seed = seed
         self._data: Data | None = None
         self._ahead: list[tuple[int, int]] = []  # epoch and place of the batches of this step
         self._saved: Mapping[str, Any] | None = None
@@ -109,67 +102,55 @@ class Steer(LightningCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the run, once loader, model, optimizer and schedule are there."""
-        check(trainer, watched=self._watched)
-        device = trainer.strategy.root_device
-        with rng.unchanged(device):
+        check(trainer, steers=self._choices.steers)
+        with rng.unchanged(trainer.strategy.root_device):
             self.session = self._session(trainer, pl_module)
         if self._saved is not None:
             self.session.load_state_dict(self._saved)
         elif trainer.global_step:
             self.session.run.start_at(trainer.global_step)
         self._stand_before(trainer)
-        print(f"trainenv: {self.statement}", file=sys.stderr)
 
     def _session(self, trainer: Any, module: Any) -> Session:
         optimizer = trainer.optimizers[0]
-        accumulation = trainer.accumulate_grad_batches
+        steers = self._choices.steers
         held_out = HeldOut.of(
             module,
             held_out_batches(trainer, self._validation),
             loss_of_batch(trainer),
             lambda batches: (),
-            watched=self._watched,
+            watched=not steers,
         )
         parts: dict[str, Any] = {}
-        size = 1.0
-        if not self._watched:
-            source = OrderedSource(loader_of(trainer), int(trainer.num_training_batches))
+        if steers:
             self._data = Data(
-                source,
-                accumulation=accumulation,
+                OrderedSource(loader_of(trainer), int(trainer.num_training_batches)),
+                accumulation=trainer.accumulate_grad_batches,
                 ahead=False,
                 device=trainer.strategy.root_device,
             )
-            size = accumulation * pass_size(self._data.sample())
             parts = {
-                "data": self._data,
                 "model": ModelPart(module),
                 "optimizer": OptimizerPart(optimizer),
                 **parts_of(trainer, self),
             }
-        steps = trainer.estimated_stepping_batches
-        if steps == float("inf") or steps < 1:
-            raise UserError(
-                "the number of steps must be known, for the budget, found a training without end; "
-                "give the Trainer max_steps"
-            )
+        steps = steps_of(trainer)
+        done = trainer.global_step
         configs = [one for one in trainer.lr_scheduler_configs if one.interval == "step"]
-        ahead = int(steps) - trainer.global_step
-        now = [float(optimizer.param_groups[0]["lr"])] * trainer.global_step
-        lrs = now + scheduled_rates([one.scheduler for one in configs], optimizer, ahead)
-        name = self._out.name or "attached"
-        settings = settings_for(**self._settings, steps=int(steps), lrs=lrs, name=name)
-        trained = Trained(
+        ahead = scheduled_rates([one.scheduler for one in configs], optimizer, steps - done)
+        return begin(
+            self._choices,
+            self._out,
             model=module,
             optimizers=(optimizer,),
             parts=parts,
             data=self._data,
-            lrs=lrs,
+            lrs=ahead[:1] * done + ahead,
             held_out=held_out,
-            batch_size=size,
-            extra=settings.extra,
+            steps=steps,
+            seed=self._seed,
+            on_rewind=self._leave_behind,
         )
-        return Session(trained, settings, self._out, on_rewind=self._leave_behind)
 
     def _stand_before(self, trainer: Any) -> None:
         """Stand before methods of Lightning's loops until the training ends."""

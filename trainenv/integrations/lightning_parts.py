@@ -61,7 +61,7 @@ _THEIRS = (
 _OF_METRIC = ("_update_count", "_computed", "_forward_cache", "has_reset", "value")
 
 
-def check(trainer: Any, *, watched: bool) -> None:
+def check(trainer: Any, *, steers: bool) -> None:
     """Check that a training of Lightning can be watched or steered.
 
     Raises:
@@ -78,7 +78,7 @@ def check(trainer: Any, *, watched: bool) -> None:
             "the weights must be whole in one process, to be captured and restored, found "
             f"{type(trainer.strategy).__name__}; train without it"
         )
-    if watched:
+    if not steers:
         return
     if trainer.world_size > 1:
         raise UserError(
@@ -96,6 +96,21 @@ def check(trainer: Any, *, watched: bool) -> None:
             "the loop must hand the batches to training_step, to hand them out again, found one "
             "that takes dataloader_iter; let it take a batch, or use mode='watch'"
         )
+
+
+def steps_of(trainer: Any) -> int:
+    """Return the number of steps at which a training ends.
+
+    Raises:
+        UserError: It is not known.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf") or steps < 1:
+        raise UserError(
+            "the number of steps must be known, for the budget, found a training without end; "
+            "give the Trainer max_steps"
+        )
+    return int(steps)
 
 
 def loader_of(trainer: Any) -> DataLoader[Any]:
