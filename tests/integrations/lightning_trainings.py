@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ class Module(LightningModule):
         self.model = Small()
         self.lr = lr
         self.factor = factor
-        self.losses: list[float] = []
-        self.kept = lambda: True
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = loss_of(self.model, batch)
@@ -76,7 +75,7 @@ def fit(
     folder: Path,
     *callbacks: Any,
     data: Any = None,
-    module: Module | None = None,
+    module: Callable[[], Module] = Module,
     validation: Any = None,
     ckpt_path: Any = None,
     **changed: Any,
@@ -95,7 +94,7 @@ def fit(
         "default_root_dir": folder,
         **changed,
     }
-    made = Module() if module is None else module
+    made = module()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec.*")

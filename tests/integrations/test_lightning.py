@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,6 @@ class Measured(Module):
         "steps",
         "batches",
         "results",
-        "log",
         "metric 0",
         "generators",
     ],
@@ -100,9 +100,9 @@ class Measured(Module):
 def test_each_part_of_the_state_is_needed(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = fitted(tmp_path / "plain", module=Measured())
+    plain = fitted(tmp_path / "plain", module=Measured)
     if part == "model":  # once is enough
-        assert all_equal(plain, refused(tmp_path / "whole", module=Measured()))
+        assert all_equal(plain, refused(tmp_path / "whole", module=Measured))
     load = Stage.load
 
     def without(stage: Stage, state: Mapping[str, Any]) -> None:
@@ -113,7 +113,12 @@ def test_each_part_of_the_state_is_needed(
             stage.generators = generators
 
     monkeypatch.setattr(Stage, "load", without)
-    assert not all_equal(plain, refused(tmp_path, module=Measured()))
+    try:
+        state = refused(tmp_path, module=Measured)
+    except UserError as error:  # it has counted the steps of branches as its own
+        assert part == "steps", error
+        return
+    assert not all_equal(plain, state)
 
 
 # ── changes ───────────────────────────────────────────────────────────────────────────────────────
@@ -158,7 +163,6 @@ def logged(trainer: Trainer) -> list[dict[str, str]]:
 
 def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: Path) -> None:
     data: Any = batches(300, bad=range(250, 258))
-    module = Module(lr=1e-2, factor=1.0)
     steer = Steer(tmp_path / "run", mode="rules")
     saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=2, save_top_k=-1)
     trainer = fit(
@@ -166,7 +170,7 @@ def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: P
         steer,
         saving,
         data=DataLoader(data, batch_size=None),
-        module=module,
+        module=lambda: Module(lr=1e-2, factor=1.0),
         max_epochs=None,
         max_steps=300,
         log_every_n_steps=1,
@@ -189,10 +193,12 @@ def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: P
 
 def test_a_rate_that_gets_too_high_is_lowered(tmp_path: Path) -> None:
     def training(folder: str, *callbacks: Any) -> Module:
-        module = Module(lr=1e-2, factor=100.0)
         data: Any = batches(300)
         data = DataLoader(data, batch_size=None)
-        fit(tmp_path / folder, *callbacks, data=data, module=module, max_epochs=1)
+        made = partial(Module, lr=1e-2, factor=100.0)
+        trainer = fit(tmp_path / folder, *callbacks, data=data, module=made, max_epochs=1)
+        module = trainer.lightning_module
+        assert isinstance(module, Module)
         return module
 
     plain = training("plain")
@@ -269,7 +275,7 @@ class Manual(Module):
         ({"data": DataLoader(Sequences(8), num_workers=1)}, "num_workers=1"),
         ({"data": [loader(), loader()]}, "one training loader, found 2"),
         ({"data": batches(8)}, "must have positions"),
-        ({"module": Manual()}, "automatic_optimization=False"),
+        ({"module": Manual}, "automatic_optimization=False"),
         ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs=1"),
         ({"max_epochs": -1}, "a training without end"),
     ],
