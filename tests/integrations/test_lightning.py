@@ -113,12 +113,11 @@ def test_each_part_of_the_state_is_needed(
             stage.generators = generators
 
     monkeypatch.setattr(Stage, "load", without)
-    try:
-        state = refused(tmp_path, module=Measured)
-    except UserError as error:  # it has counted the steps of branches as its own
-        assert part == "steps", error
+    if part == "steps":  # Lightning counts the steps of branches as the run's, and ends early
+        with pytest.raises(UserError, match="the framework has ended its training"):
+            refused(tmp_path, module=Measured)
         return
-    assert not all_equal(plain, state)
+    assert not all_equal(plain, refused(tmp_path, module=Measured))
 
 
 # ── changes ───────────────────────────────────────────────────────────────────────────────────────
