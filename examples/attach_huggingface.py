@@ -2,7 +2,7 @@
 
 python examples/attach_huggingface.py
 
-Trainers of TRL (SFT, DPO, Reward) are attached in the same way. Needs the extra `huggingface`.
+Trainers of TRL (SFT, DPO) are attached in the same way. Needs the extra `huggingface`.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from trainenv.integrations.huggingface_parts import (
 from trainenv.loop import Callback
 from trainenv.report.run.run_report import RunReport
 from trainenv.tools import rng
+from trainenv.tools.optional import require
 from trainenv.tools.paths import expanded
 
 _ENDLESS = 10**9  # epochs and steps of the Trainer's own loop, which the run ends before
@@ -68,6 +69,7 @@ def attach(
     Raises:
         UserError: The Trainer cannot be steered as asked; the sentence says what to change.
     """
+    require("accelerate", "attaching to a Trainer")
     choices = Choices(
         mode=mode, budget=budget, max_waste=max_waste, config=config, callback=callback
     )

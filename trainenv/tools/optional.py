@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from trainenv.types import UserError
 
 EXTRAS = {
+    "accelerate": "huggingface",
     "bitsandbytes": "benchmarks",
     "datasets": "hub",
     "optuna": "bayes",
