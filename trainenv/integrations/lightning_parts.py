@@ -213,6 +213,10 @@ def _metric_part(metric: Metric, device: torch.device) -> FreshPart:
     return FreshPart(metric, {*metric._defaults, *_OF_METRIC}, device)
 
 
+def _metrics_of(trainer: Any) -> list[Metric]:
+    return [one for one in trainer.lightning_module.modules() if isinstance(one, Metric)]
+
+
 class ResultsPart:
     """Values that modules log, and what their means over an epoch are made of so far.
 
@@ -272,8 +276,7 @@ def parts_of(trainer: Any, ours: Callback) -> dict[str, Part]:
     found["logged steps"] = AttributesPart(loop, ("_batches_that_stepped",))
     found["results"] = ResultsPart(loop, device)
     found["log"] = FreshPart(trainer._logger_connector, _OF_LOG, device)
-    metrics = [one for one in trainer.lightning_module.modules() if isinstance(one, Metric)]
-    for place, metric in enumerate(metrics):
+    for place, metric in enumerate(_metrics_of(trainer)):
         found[f"metric {place}"] = _metric_part(metric, device)
     for place, callback in enumerate(trainer.callbacks):
         if isinstance(callback, ModelCheckpoint):
@@ -323,11 +326,14 @@ def loss_of_batch(trainer: Any) -> Callable[[Any, Any], Tensor]:
     """Return the function that computes the loss of `training_step` on a held-out batch."""
     loop = trainer.fit_loop.epoch_loop
     connector = trainer._logger_connector
+    device = trainer.strategy.root_device
 
     def loss(model: Any, batch: Any) -> Tensor:
         log = {name: copy.copy(getattr(connector, name)) for name in _OF_LOG}
         results = loop._results
         loop._results = _ResultCollection(training=True)
+        metrics = [_metric_part(one, device) for one in _metrics_of(trainer)]
+        counted = copy.deepcopy([part.state() for part in metrics])
         try:
             batch = trainer.precision_plugin.convert_input(batch)
             batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
@@ -336,6 +342,8 @@ def loss_of_batch(trainer: Any) -> Callable[[Any, Any], Tensor]:
             found = call._call_strategy_hook(trainer, "training_step", *arguments.values())
         finally:
             loop._results = results
+            for part, state in zip(metrics, counted):
+                part.load(state)
             for name, value in log.items():
                 setattr(connector, name, value)
         if isinstance(found, Mapping):
