@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from trainenv.integrations import accelerated
 from trainenv.integrations.attach.begin import begin
 from trainenv.integrations.attach.data import Data, source_of
 from trainenv.integrations.attach.held_out import HeldOut, some_of
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, Part, StatefulPart
-from trainenv.integrations.attach.rates import scheduled_rates
+from trainenv.integrations.attach.rates import inner, scheduled_rates
 from trainenv.integrations.attach.settings import Choices
 from trainenv.loop import Callback
 from trainenv.report.run.run_report import RunReport
@@ -139,24 +140,36 @@ class Steer:
         device = optimizers[0].param_groups[0]["params"][0].device
         generators = rng.read(device)
         watched = not choices.steers
+        accumulation = accelerated.accumulation_of(loader, accumulation)
+        self._prepared = accelerated.prepared(loader, optimizers, steered=not watched)
         data = None
         if not watched:
-            data = Data(source_of(loader), accumulation=accumulation, ahead=False, device=device)
+            data = Data(
+                source_of(loader) if self._prepared is None else self._prepared.source,
+                accumulation=accumulation,
+                ahead=self._prepared is not None,
+                device=device,
+            )
         total = _steps(loader, epochs, steps, accumulation)
         held_out = HeldOut.of(model, some_of(validation), loss, self._in_loop, watched=watched)
+        accelerated.end_held_out(validation)
+        self._scaled = accelerated.scaler_of(optimizers) if scaler is None else scaler
+        inner_optimizers = [inner(one) for one in optimizers]
         parts: dict[str, Part] = {}
         if data is not None:
             parts = {"model": ModelPart(model)}
-            parts |= {f"optimizer {n}": OptimizerPart(one) for n, one in enumerate(optimizers)}
+            parts |= {
+                f"optimizer {n}": OptimizerPart(one) for n, one in enumerate(inner_optimizers)
+            }
             named = {f"scheduler {n}": one for n, one in enumerate(schedulers)}
-            named |= {} if scaler is None else {"the scaler": scaler}
+            named |= {} if self._scaled is None else {"the scaler": self._scaled}
             named |= {f"also[{n}]": one for n, one in enumerate(also)}
             parts |= {name: StatefulPart(name, one) for name, one in named.items()}
         self._session = begin(
             choices,
             out,
             model=model,
-            optimizers=optimizers,
+            optimizers=inner_optimizers,
             parts=parts,
             data=data,
             lrs=scheduled_rates(schedulers, optimizers[0], total),
@@ -203,18 +216,32 @@ class Steer:
         if self._data is None:
             yield from self._watched()
             return
+        if self._prepared is None:
+            yield from self._steered()
+            return
+        self._prepared.begin_pass()
+        yield from self._steered()
+        self._prepared.end_pass()
+
+    def _steered(self) -> Iterator[Any]:
+        """Yield the batches of one pass by position, and between them those of branches."""
+        data = self._data
+        assert data is not None
         while not self._session.has_ended():
             index = self._session.boundary()
             if index is None:
+                self._announce(ends_step=True, ends_pass=False)
                 yield self._session.held_out
                 continue
             if self._session.has_ended():
                 return
-            window = self._data.window(index)
+            window = data.window(index)
             self._left = len(window)
-            epoch = self._data.epoch_of(index)
+            epoch = data.epoch_of(index)
             for place in window:
-                self._batch = self._data.fetch(epoch, place)
+                self._batch = data.fetch(epoch, place)
+                last = place + 1
+                self._announce(ends_step=last == window.stop, ends_pass=last == data.length)
                 yield self._batch
             if self._left:
                 raise UserError(
@@ -223,6 +250,11 @@ class Steer:
                 )
             if self._pass_ends(epoch):
                 return
+
+    def _announce(self, *, ends_step: bool, ends_pass: bool) -> None:
+        """Let Accelerate know of a batch, if it has prepared the loop."""
+        if self._prepared is not None:
+            self._prepared.before_batch(ends_step=ends_step, ends_pass=ends_pass)
 
     def _pass_ends(self, epoch: int) -> bool:
         """Tell if the step that was just trained ends the pass.
@@ -267,16 +299,17 @@ class Steer:
         session.current.add_loss(loss / self._accumulation)
         self._left -= 1
         if self._left:
+            accelerated.step_between(self._schedulers)
             return False
         self._update()
         return True
 
     def _update(self) -> None:
         run = self._session.current
-        if self._scaler is not None:
+        if self._scaled is not None:
             for optimizer in self._optimizers:
                 with suppress(RuntimeError):  # your loop has done so already
-                    self._scaler.unscale_(optimizer)
+                    self._scaled.unscale_(inner(optimizer))
         run.clip_gradients()
         run.before_update()
         for optimizer in self._optimizers:
