@@ -331,14 +331,16 @@ class TrainingRun(Steered):
         """Return what is known of an alarm at a step of the last block; changes no state.
 
         Returns:
-            The gradient norm of each layer, the layer that is the oddest, and the largest attention
-            logit that the model has now on the data of that step; see
-            `trainenv.monitor.alarm_detail`. That forward pass is charged to *evaluate*. Empty if
-            the step raised no alarm.
+            The gradient norm of each layer, the layer that is the oddest, and for the first alarm
+            of the block the largest attention logit that the model has now on the data of that
+            step; see `trainenv.monitor.alarm_detail`. That forward pass is charged to *evaluate*.
+            Empty if the step raised no alarm.
         """
         if step not in self._alarms:
             return {}
         found = self._layer_norms.of(step, layer_names(unwrapped(self.model), self._parameters))
+        if step > min(self._alarms):  # a forward pass for each would cost much where alarms abound
+            return found
         with self._evaluating():
             micro = self._batch_of(self._alarms[step]).micro[0]
             logits = largest_logits(unwrapped(self.model), lambda: self._loss(micro))

@@ -141,7 +141,7 @@ def lie(monkeypatch: pytest.MonkeyPatch, alarms: Any) -> Lie:
             made = int(optimizer.state.get(parameters[0], {}).get("step", 0))
             return torch.tensor(cosine(made)), torch.tensor(1e-3)
 
-        monkeypatch.setattr("trainenv.run.hypergradient", measured)
+        monkeypatch.setattr("trainenv.monitor.hypergradient.hypergradient", measured)
 
     to(lambda made: 0.2 if made < 16 else -0.2)
     return to

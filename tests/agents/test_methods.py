@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from functools import cache
@@ -70,8 +71,15 @@ def per_evaluation() -> float:
 
 
 def cost(summary: dict[str, Any], path: Path) -> float:
-    """All FLOPs but those of the validations that every run has."""
-    return sum(summary["flops"].values()) - len(read_validation(path)) * per_evaluation()
+    """All FLOPs but those of the validations that every run has, and of looks at its alarms."""
+    events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    looks = sum("attention_logit" in event["detail"] for event in events)
+    outside = len(read_validation(path)) * per_evaluation() + looks * per_step() / 3
+    return sum(summary["flops"].values()) - outside
+
+
+def per_step() -> float:
+    return TrainingRun.from_config(CONFIG).flops_ahead
 
 
 @pytest.fixture(scope="module")

@@ -131,9 +131,9 @@ class BranchingConfig(Config):
     )
     replay_alarms: bool = Field(
         default=False,
-        description="Train the steps before an alarm again when the run goes back, to tell whether"
-        " they repeat to the bit. If not, hardware is suspected; else the data or the state. It"
-        " costs as many steps as are rewound, out of `branching.max_waste`.",
+        description="Train the steps before an alarm again when the run goes back: if they do not"
+        " repeat to the bit, hardware is suspected, else the data or the state. It costs as many"
+        " steps as are rewound, out of `branching.max_waste`.",
     )
     replayable: bool = Field(
         default=True,

@@ -23,7 +23,7 @@ class ObjectiveConfig(Config):
 
     kind: Literal["next_token", "mtp"] = Field(
         default="next_token",
-        description="Loss. `next_token` is the mean cross-entropy of the next token; `mtp` predicts"
+        description="Loss: `next_token` is the mean cross-entropy of the next token; `mtp` predicts"
         " several tokens ahead (Gloeckle 2024). The other keys are for `mtp`.",
     )
     heads: Annotated[int, Field(ge=1, le=16)] = Field(

@@ -19,7 +19,7 @@ class OptimizerConfig(Config):
 
     name: _Optimizer = Field(
         default="adamw",
-        description="Optimizer. `muon` is Muon for the matrices inside the model and AdamW for"
+        description="Optimizer; `muon` is Muon for the matrices inside the model and AdamW for"
         " the rest. `adamw_8bit` (bitsandbytes) and `schedule_free` need the extra `optimizers`.",
     )
     lr: Positive = Field(

@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 CLIPS = ("keep", *CLIP_NAMES)
-_DECIDED = (*PARTS, "propensity", "wide")
+_DECIDED = (*PARTS[:-1], "propensity", "wide")  # data sets have no emphasis
 
 
 @dataclass(frozen=True, eq=False)
