@@ -104,8 +104,9 @@ def test_drafts_are_the_most_likely_tokens_of_each_head(make: Any, cached: bool)
 
 @pytest.mark.parametrize("kind", ["block", "linear"])
 def test_sampled_text_has_the_law_of_the_target(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainenv.models import add_heads
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from trainenv.models import add_heads
 
     torch.manual_seed(3)
     config = GPT2Config(
