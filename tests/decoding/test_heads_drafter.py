@@ -22,7 +22,7 @@ NEW = 10
 
 
 def ready(make: Any, kind: str) -> nn.Module:
-    model = make(kind=kind)
+    model: nn.Module = make(kind=kind)
     for parameter in model.parameters():  # logits that differ from token to token
         with torch.no_grad():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -103,7 +103,7 @@ def test_drafts_are_the_most_likely_tokens_of_each_head(make: Any, cached: bool)
 
 
 @pytest.mark.parametrize("kind", ["block", "linear"])
-def test_sampled_text_has_the_law_of_the_target(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_text_has_the_law_of_the_target(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from trainenv.models import add_heads
@@ -120,8 +120,9 @@ def test_sampled_text_has_the_law_of_the_target(kind: str, monkeypatch: pytest.M
         eos_token_id=0,
     )
     model = GPT2LMHeadModel(config)
-    add_heads(model, heads=4, kind=kind)
-    for parameter in model.future_heads.parameters():  # heads that differ from the target
+    for parameter in add_heads(
+        model, heads=4, kind=kind
+    ).parameters():  # heads that differ from the target
         with torch.no_grad():
             parameter.add_(0.5 * torch.randn_like(parameter))
     model.double().eval()

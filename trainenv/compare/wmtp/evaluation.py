@@ -19,8 +19,14 @@ from trainenv.compare.wmtp.preset import EvaluationSettings
 from trainenv.config.schema import RunConfig
 from trainenv.data.tasks.sample_corpus import SampleCorpus
 from trainenv.data.tokenizers import Bytes
-from trainenv.decoding import Decoder, Sampling, Settings
-from trainenv.decoding.drafters import HeadsDrafter, PromptLookup
+from trainenv.decoding import (
+    Decoder,
+    HeadsDrafter,
+    PromptLookup,
+    Sampling,
+    Settings,
+    TargetCall,
+)
 from trainenv.evaluation import Codec, Sampler, Sandbox, evaluate, human_eval, token_errors
 from trainenv.run import TrainingRun
 from trainenv.tools.json_lines import plain
@@ -151,7 +157,7 @@ def _by_head(
     inputs = tokens[:, :-1]
     wanted = labels[:, 1:]
     further: Any = getattr(model, "future_heads", None)
-    count = heads or getattr(further, "count", 1)
+    count: int = heads or getattr(further, "count", 1)
     shape = (count, *wanted.shape)
     losses = torch.full(shape, math.nan, device=tokens.device)
     hits = torch.full(shape, math.nan, device=tokens.device)
@@ -215,7 +221,7 @@ def drafting(
         plain_ = Decoder(target=model, drafter=PromptLookup(), settings=_NEVER, sampling=how)
         rows = [Codec.of(tokenizer).encode(prompt) for prompt in prompts]
         positions = getattr(model.config, "max_position_embeddings", None)
-        calls = []
+        calls: list[TargetCall] = []
         seconds = [0.0, 0.0]
         tokens = [0, 0]
         for seed, row in enumerate(rows):
