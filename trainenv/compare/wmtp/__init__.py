@@ -9,7 +9,7 @@ seed, `evaluation` measures a finished run, `table` puts methods side by side.
 
 from trainenv.compare.wmtp.cells import Task, play, read_cell, train_reference, train_run
 from trainenv.compare.wmtp.evaluation import EVALUATION, evaluate_run
-from trainenv.compare.wmtp.methods import METHODS, config_of
+from trainenv.compare.wmtp.methods import METHODS, config_of, flops_of
 from trainenv.compare.wmtp.preset import EvaluationSettings, Preset, load_preset
 from trainenv.compare.wmtp.runner import compare
 from trainenv.compare.wmtp.table import table
@@ -23,6 +23,7 @@ __all__ = [
     "compare",
     "config_of",
     "evaluate_run",
+    "flops_of",
     "load_preset",
     "play",
     "read_cell",
