@@ -275,7 +275,7 @@ def _shares(found: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
 def compare_command(args: argparse.Namespace) -> Result:
     """Train the cells that are not there yet, and write the table and the page."""
     from trainenv.cli.progress import ProgressLine
-    from trainenv.compare.wmtp import compare, load_preset
+    from trainenv.compare.wmtp import check_folder, compare, load_preset
     from trainenv.report.wmtp import write_wmtp_report
 
     if args.workers < 0:
@@ -285,6 +285,7 @@ def compare_command(args: argparse.Namespace) -> Result:
         methods = [name.strip() for name in args.methods.split(",") if name.strip()]
     preset = load_preset(args.preset).select(methods=methods, seeds=args.seeds)
     folder = args.out or Path("runs") / f"wmtp-{preset.name}"
+    check_folder(folder, preset)
     total = preset.seeds * len(preset.methods)
     with interruptible() as stop, ProgressLine("wmtp", total, quiet=args.json, lines=20) as line:
 

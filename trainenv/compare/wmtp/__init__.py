@@ -11,7 +11,7 @@ from trainenv.compare.wmtp.cells import Task, play, read_cell, train_reference, 
 from trainenv.compare.wmtp.evaluation import EVALUATION, evaluate_run
 from trainenv.compare.wmtp.methods import METHODS, config_of, flops_of
 from trainenv.compare.wmtp.preset import EvaluationSettings, Preset, load_preset
-from trainenv.compare.wmtp.runner import compare
+from trainenv.compare.wmtp.runner import check_folder, compare
 from trainenv.compare.wmtp.table import table
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "EvaluationSettings",
     "Preset",
     "Task",
+    "check_folder",
     "compare",
     "config_of",
     "evaluate_run",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trainenv.checkpoints.lock import NAME as LOCK
 from trainenv.checkpoints.lock import FolderLock
 from trainenv.compare.cells import write_json
 from trainenv.compare.wmtp.cells import (
@@ -59,6 +60,7 @@ def compare(
     Raises:
         UserError: The folder holds another comparison, or the settings do not fit.
     """
+    check_folder(folder, preset)
     budget = flops_of(config_of("uniform", preset.run, seed=0))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ def compare(
     lock = FolderLock(folder)
     lock.take()
     try:
-        _begin(folder, preset)
+        write_json(folder / _PRESET, _noted(preset))
         return _compared(folder, preset, budget, workers, progress, stop)
     finally:
         lock.release()
@@ -137,23 +139,30 @@ def _compared(
     return found
 
 
-def _begin(folder: Path, preset: Preset) -> None:
-    """Write the settings to the folder, or check that they are those of the cells in it."""
+def check_folder(folder: Path, preset: Preset) -> None:
+    """Check that a folder can hold the cells of a preset; nothing is written.
+
+    Raises:
+        UserError: The folder holds something else, or a comparison with other settings.
+    """
     path = folder / _PRESET
-    asked = json.loads(json.dumps({"schema": _SCHEMA, **preset.to_json()}))
     if path.is_file():
         try:
             noted = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             noted = {}
+        asked = _noted(preset)
         # Other methods and more seeds may be added to a comparison.
-        free = ("methods", "seeds")
-        same = {key: value for key, value in asked.items() if key not in free}
-        if same != {key: value for key, value in noted.items() if key not in free}:
+        if any(noted.get(key) != asked[key] for key in asked if key not in ("methods", "seeds")):
             raise UserError(f"{folder} holds a comparison with other settings; give another --out")
-    elif any(one.name != "lock" and not one.name.startswith(".") for one in folder.iterdir()):
+    elif folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
         raise UserError(
             f"expected an empty folder or a comparison of weightings, found other files in "
             f"{folder}; give another --out"
         )
-    write_json(path, asked)
+
+
+def _noted(preset: Preset) -> dict[str, Any]:
+    """Return the settings as they are read from a file."""
+    noted: dict[str, Any] = json.loads(json.dumps({"schema": _SCHEMA, **preset.to_json()}))
+    return noted
