@@ -157,7 +157,9 @@ def _by_head(
     inputs = tokens[:, :-1]
     wanted = labels[:, 1:]
     further: Any = getattr(model, "future_heads", None)
-    count = int(heads or getattr(further, "count", 1))
+    count = heads
+    if count is None:
+        count = int(getattr(further, "count", 1))
     shape = (count, *wanted.shape)
     losses = torch.full(shape, math.nan, device=tokens.device)
     hits = torch.full(shape, math.nan, device=tokens.device)
