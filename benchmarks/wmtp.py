@@ -2,7 +2,7 @@
 
 A preset of `trainenv wmtp compare` is trained: uniform weights, the critic, Rho-1, as many random
 tokens, and shuffled weights. Exact match, pass@k, cost and convergence are means over seeds;
-differences are paired by seed, with 95 % bootstrap intervals. Self-speculation by the heads is
+differences are paired by seed, with 95 % intervals of Student's t. Self-speculation by the heads is
 measured on the same tasks: acceptance, tokens a call, and speed-up.
 
     python benchmarks/wmtp.py --json

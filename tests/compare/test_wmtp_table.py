@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from trainenv.compare.wmtp import METHODS, EvaluationSettings, Preset, config_of, load_preset, table
 from trainenv.compare.wmtp.cells import convergence, weights
 from trainenv.compare.wmtp.methods import flops_of
+from trainenv.compare.wmtp.table import figure
 from trainenv.report.wmtp import sentence, write_wmtp_report
 from trainenv.types import Telemetry, UserError
 
@@ -80,6 +82,17 @@ def test_differences_are_paired_and_verdicts_name_a_control_that_ties() -> None:
     assert next(one for one in losses if one["against"] == "shuffled")["clear"] == 1
     tie = next(one for one in made["verdicts"] if one["against"] == "random")
     assert "no clear difference" in sentence(tie)
+
+
+def test_two_seeds_decide_little() -> None:
+    """The interval is that of Student's t: 12.7 standard errors of two seeds, 2.8 of five."""
+    two = figure([0.1, 0.2])
+    assert two.value == pytest.approx(0.15)
+    assert two.low == pytest.approx(0.15 - 12.706 * 0.05, rel=1e-3)
+    five = figure([0.1, 0.2, 0.1, 0.2, math.nan, 0.15])
+    assert five.pairs == 5
+    assert five.low == pytest.approx(0.15 - 2.776 * 0.05 / 5**0.5, rel=1e-3)
+    assert math.isnan(figure([0.1]).low)
 
 
 def test_means_of_heads_weigh_classes_by_their_tokens() -> None:

@@ -14,8 +14,8 @@ from trainenv.report.drawing.svg import element, escaped
 from trainenv.types import UserError
 
 TABLE = (
-    "Means over seeds; small: the paired difference to uniform with its 95 % bootstrap interval "
-    "over seeds, tinted where the whole interval is on one side of 0. The reference of rho1 and "
+    "Means over seeds; small: the paired difference to uniform with its 95 % interval over seeds "
+    "(Student's t), tinted where the whole interval is on one side of 0. The reference of rho1 and "
     "shuffled is trained before and takes its FLOPs in addition."
 )
 VERDICTS = (
