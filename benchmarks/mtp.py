@@ -27,36 +27,21 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from trainenv.config.schema import RunConfig
 from trainenv.models import add_heads, spec_of
 from trainenv.models.build import build
 from trainenv.objectives import MTP, NextToken
+from trainenv.tools.memory import most_memory
 from trainenv.training.optimizers import adamw
 
 GOAL_TIME = 1.35
 GOAL_MEMORY = 1.1
 CPU = torch.device("cpu")
-
-
-def most_memory(step: Callable[[], Any]) -> int:
-    """Return the most bytes that are allocated at once while `step` runs, above those before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    assert seen.profiler is not None
-    assert seen.profiler.kineto_results is not None
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    total = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        most = max(most, total)
-    return most
 
 
 class Method:

@@ -31,6 +31,7 @@ from trainenv.cli.options import INTERRUPTED, USER_ERROR
 from trainenv.cli.replay import add_replay
 from trainenv.cli.report import add_report
 from trainenv.cli.run import add_run
+from trainenv.cli.wmtp import add_wmtp
 from trainenv.cli.worldmodel import add_worldmodel
 from trainenv.tools.paths import expanded
 from trainenv.tools.version import VERSION
@@ -89,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_checkpoint(commands)
     add_worldmodel(commands)
     add_decode(commands)
+    add_wmtp(commands)
     add_config(commands)
     add_doctor(commands)
     return parser

@@ -23,7 +23,7 @@ from trainenv.decoding.contract import (
 )
 from trainenv.decoding.decoder import Decoder
 from trainenv.decoding.distances import Distance, measure
-from trainenv.decoding.drafters import CausalDrafter, PromptLookup, first_layers
+from trainenv.decoding.drafters import CausalDrafter, HeadsDrafter, PromptLookup, first_layers
 from trainenv.decoding.rules import RULES, Exact, Lossy, Pipelined
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Drafter",
     "Exact",
     "Generation",
+    "HeadsDrafter",
     "Lossy",
     "Pipelined",
     "PromptLookup",

@@ -323,6 +323,7 @@ class Batch:
             states=states[torch.tensor(staying, device=states.device)],
             index=tuple(states.shape[1] - 1 - count for count in dropped),
             positions=tuple(self._verified[place] - 1 for place in staying),
+            places=tuple(staying),
         )
 
 

@@ -67,11 +67,14 @@ class TargetStates:
         positions: Position in its row of that token, B integers. The next token is usually known
             already (it is the last of `DraftRequest.rows`), so a head that predicts n tokens ahead
             proposes the token at `positions` + n.
+        places: Place that each row had in the batch of that target call, B integers; rows that
+            have ended since are left out.
     """
 
     states: Tensor
     index: tuple[int, ...]
     positions: tuple[int, ...]
+    places: tuple[int, ...]
 
     @property
     def last(self) -> Tensor:

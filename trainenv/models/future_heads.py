@@ -130,14 +130,44 @@ class FutureHeads(nn.Module):
             trunk: Output of the trunk, for the arguments of a block.
         """
         if head:
-            further = self.further[str(head)]
+            states = hidden
             if self.kind == "block":
-                hidden = _first(further(before, *trunk.arguments, **trunk.keywords))
-                hidden = model.get_submodule(self._norm_name)(hidden[:, : hidden.shape[1] - head])
-            else:
-                hidden = hidden[:, : hidden.shape[1] - head]
-                hidden = hidden + further(hidden)
+                states = self.through_block(head, before, trunk.arguments, trunk.keywords)
+            return self.read(model, head, states[:, : states.shape[1] - head])
         logits: Tensor = _output_layer(model)(hidden)
+        return logits
+
+    def last_block(self, model: nn.Module) -> nn.Module:
+        """Return the last block of the model; further heads of kind `block` read what it reads."""
+        return model.get_submodule(self._last_name)
+
+    def through_block(
+        self, head: int, before: Tensor, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> Tensor:
+        """Return the states of a further head of kind `block` before the final norm, [B, T, W].
+
+        Args:
+            head: Number of the head, from 1 on.
+            before: Input of the last block, [B, T, W].
+            arguments: Further positional arguments of the last block.
+            keywords: Keyword arguments of the last block.
+        """
+        return _first(self.further[str(head)](before, *arguments, **keywords))
+
+    def read(self, model: nn.Module, head: int, states: Tensor) -> Tensor:
+        """Return the logits of a further head, [..., V].
+
+        Args:
+            model: Model that the heads are part of.
+            head: Number of the head, from 1 on.
+            states: States of the head, [..., W]: those of `through_block`, or for linear heads
+                those that the output layer reads.
+        """
+        if self.kind == "block":
+            states = model.get_submodule(self._norm_name)(states)
+        else:
+            states = states + self.further[str(head)](states)
+        logits: Tensor = _output_layer(model)(states)
         return logits
 
     def values(self, hidden: Tensor) -> Tensor:

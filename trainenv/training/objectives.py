@@ -70,7 +70,7 @@ def _with_budget(weighting: Weighting, steps: int) -> Weighting:
 
 def _reference(path: Path, model: nn.Module) -> nn.Module:
     if path.suffix == ".safetensors":
-        return _exported(path, model)
+        return exported_model(path, model)
     if not path.is_dir():
         raise UserError(
             f"expected a reference model at {path}, found no folder and no .safetensors file; "
@@ -89,8 +89,14 @@ def _reference(path: Path, model: nn.Module) -> nn.Module:
     return reference
 
 
-def _exported(path: Path, model: nn.Module) -> nn.Module:
-    """Return a copy of the model with the weights of a file."""
+def exported_model(path: Path, model: nn.Module) -> nn.Module:
+    """Return a copy of a model with the weights of a `.safetensors` file.
+
+    The copy has future heads only if the file holds some.
+
+    Raises:
+        UserError: The file can't be read, or does not fit the model.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -104,7 +110,9 @@ def _exported(path: Path, model: nn.Module) -> nn.Module:
     ahead = {name.split(".")[2] for name in weights if name.startswith("future_heads.further.")}
     with torch.no_grad():
         reference = copy.deepcopy(model)
-        if ahead and not hasattr(reference, "future_heads"):
+        if hasattr(reference, "future_heads"):
+            del reference.future_heads
+        if ahead:
             linear = any(name == "future_heads.further.1.weight" for name in weights)
             value = "future_heads.value.weight" in weights
             kind: HeadKind = "linear" if linear else "block"
