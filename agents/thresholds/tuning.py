@@ -134,7 +134,7 @@ class Tuning:
         )
         if drafts:
             summary = (
-                f"{settings}: {held_out['speedup']:.2f} × as fast as the target alone on texts "
+                f"use {settings}: {held_out['speedup']:.2f} × as fast as the target alone on texts "
                 f"that the search did not see, {best.details['speedup']:.2f} × on its own; "
                 f"distance to the target {held_out['distance']:.4f}"
             )
