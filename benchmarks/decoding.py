@@ -6,7 +6,8 @@
     python benchmarks/decoding.py --synthetic --seeds 1        # without models, a minute
 
 For every method: speed-up over the target alone, acceptance, distance to the target, regret to the
-oracle and evaluations spent, with 95 % intervals over pairs, corpora, clocks and seeds. Methods
+oracle and evaluations spent, with 95 % intervals over traces; the clocks and seeds of one trace
+are not independent, and neither are traces with one target, which the intervals neglect. Methods
 with "other pairs" or "other corpora" never saw the pair or the corpus. The dynamic schedules of
 transformers (`heuristic`, `confidence`) are in the same run.
 

@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainenv.config.decoding import PairsConfig
+from trainenv.config.decoding import PairsConfig, TraceConfig
 from trainenv.decoding import batch, decoder
 from trainenv.decoding.calibration import calibrate
-from trainenv.decoding.contract import Sampling, Settings
-from trainenv.decoding.pairs import Pair, load_pair, prompts_of
+from trainenv.decoding.contract import Settings
+from trainenv.decoding.pairs import Pair, load_pair, prompts_of, recorder_of
 from trainenv.decoding.real_clock import ALONE, Models
 from trainenv.decoding.traces import CostModel, Trace, replay
-from trainenv.decoding.traces.record import Recorder, origin_of
 
 POINTS = (
     ("exact", ALONE),
@@ -104,17 +103,9 @@ def measured(
 
 def recorded(pair: Pair, prompts: list[list[int]], corpus: str, tokens: int) -> Trace:
     """Record the trace that is replayed."""
-    origin = origin_of(
-        pair.target,
-        pair.draft,
-        prompts,
-        names=(pair.target_name, pair.draft_name),
-        tokenizer_digest=pair.tokenizer_digest,
-        corpus=corpus,
-        sampling=Sampling(),
-    )
-    recorder = Recorder(positions=tokens, stride=8)
-    return recorder.record(pair.target, pair.draft, prompts, origin=origin)
+    extent = TraceConfig(positions=tokens)
+    origin = pair.origin(prompts, corpus=corpus, extent=extent)
+    return recorder_of(extent).record(pair.target, pair.draft, prompts, origin=origin)
 
 
 def compared(

@@ -289,13 +289,13 @@ def evaluate(
 
 
 def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield each method with its measures: means over pairs, corpora and seeds, with intervals."""
+    """Yield each method with its measures: means over all rows, with intervals over traces."""
     for label in dict.fromkeys(row["label"] for row in rows):
         mine = [row for row in rows if row["label"] == label]
-        tasks = [_task(row) for row in mine]
+        traces = [_trace(row) for row in mine]
         yield {
             "method": label,
-            **{name: figure([row[name] for row in mine], tasks).to_json() for name in MEASURES},
+            **{name: figure([row[name] for row in mine], traces).to_json() for name in MEASURES},
         }
 
 
@@ -312,13 +312,14 @@ def compared(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> Figure:
         for label in (one, other)
     }
     shared = [key for key in by_label[one] if key in by_label[other]]
-    tasks = [_task(by_label[one][key]) for key in shared]
+    traces = [_trace(by_label[one][key]) for key in shared]
     logs = [math.log(by_label[one][key]["score"] / by_label[other][key]["score"]) for key in shared]
-    return figure(logs, tasks, of=lambda means: np.exp(means[:, 0]))
+    return figure(logs, traces, of=lambda means: np.exp(means[:, 0]))
 
 
-def _task(row: Mapping[str, Any]) -> str:
-    return f"{row['pair']} on {row['corpus']} at {row['clock']}"
+def _trace(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's trace: clocks and seeds of one trace are not independent."""
+    return f"{row['pair']} on {row['corpus']}"
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from trainenv.config.decoding import TraceConfig
 from trainenv.decoding.calibration import calibrate
 from trainenv.decoding.contract import Sampling
-from trainenv.decoding.pairs import Pair
+from trainenv.decoding.pairs import Pair, recorder_of
 from trainenv.decoding.traces import CostModel, Trace
-from trainenv.decoding.traces.record import Recorder, origin_of
 
 _TIMED = 3  # prompts that the costs are measured on
 _AT_ONCE = 4  # texts recorded between two looks at the clock
@@ -39,28 +39,13 @@ def measure(
     started = time.perf_counter()
     sampling = Sampling(temperature=extent.temperature, top_p=extent.top_p)
     costs = calibrate(pair.models(prompts[:_TIMED], sampling), repeats=1)
-    origin = origin_of(
-        pair.target,
-        pair.draft,
-        prompts,
-        names=(pair.target_name, pair.draft_name),
-        tokenizer_digest=pair.tokenizer_digest,
-        corpus=corpus,
-        sampling=sampling,
-        seed=extent.seed,
-    )
+    origin = pair.origin(prompts, corpus=corpus, extent=extent)
+    recorder = replace(recorder_of(extent), rows_at_once=_AT_ONCE)
     parts: list[Trace] = []
     for first in range(0, len(prompts), _AT_ONCE):
         if parts and time.perf_counter() - started > seconds:
             break
-        recorder = Recorder(
-            positions=extent.positions,
-            depth=extent.depth,
-            stride=extent.stride,
-            top_k=extent.top_k,
-            rows_at_once=_AT_ONCE,
-            seed=extent.seed + first,
-        )
         group = prompts[first : first + _AT_ONCE]
-        parts.append(recorder.record(pair.target, pair.draft, group, origin=origin))
+        seeded = replace(recorder, seed=extent.seed + first)
+        parts.append(seeded.record(pair.target, pair.draft, group, origin=origin))
     return Trace.joined(parts), costs

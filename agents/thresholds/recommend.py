@@ -61,7 +61,7 @@ class Recommendation:
             )
         settings = ", ".join(f"{name} {value:.3g}" for name, value in self.values.items())
         return (
-            f"{settings}: {self.speedup:.2f} × as fast as the target alone "
+            f"use {settings}: {self.speedup:.2f} × as fast as the target alone "
             f"({self.low:.2f} to {self.high:.2f}), within {100 * NEAR:.0f} % of the best in "
             f"{100 * self.confidence:.0f} % of resamples"
         )

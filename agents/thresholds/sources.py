@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trainenv.decoding.pairs import costs_path
+from trainenv.decoding.pairs import costs_path, trace_files
 from trainenv.decoding.traces import CostModel, Trace
-from trainenv.decoding.traces.file import SUFFIX, load_costs, load_trace
+from trainenv.decoding.traces.file import load_costs, load_trace
 from trainenv.tools.checks import number
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
@@ -64,12 +64,7 @@ def read_sources(
     Raises:
         UserError: There is no trace, a name is unknown, a pair has no costs, or a file is broken.
     """
-    found = list(_files(folder))
-    if not found:
-        raise UserError(
-            f"expected traces in {folder / 'traces'}, found none; "
-            "record them with trainenv decode trace"
-        )
+    found = list(trace_files(folder))
     _known("pair", pairs, {pair for pair, _, _ in found})
     _known("corpus", corpora, {corpus for _, corpus, _ in found})
     return [
@@ -108,13 +103,6 @@ def with_clocks(sources: Sequence[Source], clocks: Sequence[str]) -> list[Source
         number("the share of a draft step", ratio, above=0)
         found += [source.timed(ratio) for source in sources]
     return found
-
-
-def _files(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Yield pair, corpus and file of each trace, in the order of their names."""
-    for path in sorted((folder / "traces").glob(f"*--*{SUFFIX}")):
-        pair, _, corpus = path.name.removesuffix(SUFFIX).partition("--")
-        yield pair, corpus, path
 
 
 def _known(kind: str, wanted: Sequence[str], there: set[str]) -> None:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,7 +78,9 @@ class Tuning:
         task = self.plan.task(source, first, second)
         folder.mkdir(parents=True, exist_ok=True)
         self._check_card(source, folder)
-        best = -float("inf")
+        known = [read_trial(row) for row in read_lines(folder / TRIALS)]
+        scores = [trial.score for trial in known if math.isfinite(trial.score)]
+        best = max(scores, default=-math.inf)
 
         def record(trial: Trial) -> None:
             nonlocal best
@@ -85,7 +88,6 @@ class Tuning:
             best = max(best, trial.score)
             progress(len(problem.trials) + 1, best)
 
-        known = [read_trial(row) for row in read_lines(folder / TRIALS)]
         problem = task.problem(self.plan.budget, known=known, record=record, stop=stop)
         found = tune(make(self.method, seed=self.seed), problem)
         finished = not stop() or len(found.trials) >= self.plan.budget
@@ -124,6 +126,18 @@ class Tuning:
     ) -> dict[str, Any]:
         best = found.best
         held_out = task.evaluate(task.control(best.values, best.score))
+        drafts = best.score >= 1
+        settings = ", ".join(f"{name} {value:.3g}" for name, value in best.values.items())
+        summary = (
+            f"decode with the target alone: the best settings ({settings}) would be "
+            f"{best.details['speedup']:.2f} × as fast"
+        )
+        if drafts:
+            summary = (
+                f"use {settings}: {held_out['speedup']:.2f} × as fast as the target alone on texts "
+                f"that the search did not see, {best.details['speedup']:.2f} × on its own; "
+                f"distance to the target {held_out['distance']:.4f}"
+            )
         return {
             "finished": finished,
             "plan": {**asdict(self.plan), "seeds": 1},
@@ -132,7 +146,8 @@ class Tuning:
             "corpus": source.corpus,
             "evaluations": len(found.trials),
             "best": best.to_json(),
-            "drafts": best.score >= 1,
+            "drafts": drafts,
+            "summary": summary,
             "held_out": held_out,
             "tasks": [picture(source, self.plan)],
             "methods": [],

@@ -57,6 +57,9 @@ def test_a_search_ends_with_settings_and_a_report(
     page = Path("tuned/report.html").read_text(encoding="utf-8")
     assert "near on easy" in page
     assert "Pareto front" in page
+    assert found["summary"].startswith("use fallback_threshold")
+    assert found["summary"].removeprefix("use") in page
+    assert f"{found['held_out']['speedup']:.2f} × as fast as the target alone" in found["summary"]
 
 
 def test_an_interrupted_search_resumes(

@@ -130,6 +130,21 @@ def test_impossible_tokens_are_never_drawn():
     assert drawn == [1, 1, 3, 3, 3]
 
 
+def test_drawing_from_tensors_of_any_layout_warns_of_nothing():
+    logits = torch.randn(7, 3, 6, generator=torch.Generator().manual_seed(0)).transpose(0, 2)
+    uniform = RowGenerators(0, torch.device("cpu")).uniform(range(6), 3)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # pytest makes an error of each warning
+    try:
+        for step in range(3):
+            p = distribution(logits[:, step], Sampling(temperature=0.8, top_p=0.9))
+            drawn = draw(p, uniform[:, step])
+            assert torch.equal(drawn, draw(p.contiguous(), uniform[:, step].contiguous()))
+            assert bool((p.gather(-1, drawn[:, None]) > 0).all())
+    finally:
+        torch.set_warn_always(always)
+
+
 def test_generators_depend_on_seed_and_row_alone():
     device = torch.device("cpu")
     first = RowGenerators(1, device).uniform([0, 5], 4)

@@ -80,6 +80,21 @@ def test_the_verdict_names_the_best_method_and_the_general_policy(folder: Path) 
     assert "General, other pairs, reaches 1.85 × without an evaluation" in text
 
 
+def test_the_verdict_of_a_search_is_its_result(folder: Path) -> None:
+    values = json.loads((folder / DECODING).read_text(encoding="utf-8"))
+    found = {**values, "methods": [], "rows": [], "summary": "k 4: 1.50 × as fast"}
+    (folder / DECODING).write_text(json.dumps(found), encoding="utf-8")
+    assert verdict(read_decoding(folder)) == "K 4: 1.50 × as fast."
+
+
+def test_the_verdict_says_that_no_method_is_faster_than_the_target(folder: Path) -> None:
+    values = json.loads((folder / DECODING).read_text(encoding="utf-8"))
+    slow = {**values["methods"][1], "speedup": {"value": 0.9, "low": 0.8, "high": 1.0}}
+    found = {**values, "methods": [values["methods"][0], slow]}
+    (folder / DECODING).write_text(json.dumps(found), encoding="utf-8")
+    assert verdict(read_decoding(folder)).startswith("No method is faster than the target alone")
+
+
 def test_the_page_is_one_sound_document_and_names_are_escaped(folder: Path) -> None:
     class Balance(HTMLParser):
         def __init__(self) -> None:

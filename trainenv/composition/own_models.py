@@ -24,6 +24,7 @@ from trainenv import data
 from trainenv.config.decoding import OwnModelConfig, PairsConfig
 from trainenv.config.schema import RunConfig
 from trainenv.data import prompt_texts
+from trainenv.decoding.pretrained import quiet_transformers
 from trainenv.loop import resume, train
 from trainenv.records.run_folder import RunFolder
 from trainenv.run import TrainingRun
@@ -179,7 +180,8 @@ def _export(run: TrainingRun, settings: RunConfig, path: Path, made: dict[str, A
     model: Any = run.model
     model.config.architectures = ["GPT2LMHeadModel"]
     model.config.use_cache = True
-    model.save_pretrained(temporary)
+    with quiet_transformers():
+        model.save_pretrained(temporary)
     tokens = data.tokenizer(
         settings.corpus, data.source(settings.corpus), settings.corpus.cache or path.parent
     )

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ import torch
 import xxhash
 from torch import nn
 
-from trainenv.config.decoding import PairConfig, PairsConfig, PromptsConfig
+from trainenv.config.decoding import PairConfig, PairsConfig, PromptsConfig, TraceConfig
 from trainenv.data import prompt_texts
 from trainenv.decoding.calibration import calibrate
 from trainenv.decoding.clocks import TracedTask
 from trainenv.decoding.contract import Sampling
 from trainenv.decoding.drafters.causal import CausalDrafter
 from trainenv.decoding.drafters.first_layers import shortened
+from trainenv.decoding.pretrained import quiet_transformers
 from trainenv.decoding.real_clock import Models
 from trainenv.decoding.traces import CostModel, Origin, Trace, load_trace, save_trace
 from trainenv.decoding.traces.file import SUFFIX, BrokenTrace, load_costs, save_costs
@@ -68,6 +69,27 @@ class Pair:
         """Hash of the vocabulary, 16 hex digits."""
         words = sorted(self.tokenizer.get_vocab().items())
         return xxhash.xxh3_64_hexdigest(repr(words).encode())
+
+    def origin(
+        self, prompts: Sequence[Sequence[int]], *, corpus: str, extent: TraceConfig
+    ) -> Origin:
+        """Return the origin of a trace of this pair.
+
+        Args:
+            prompts: Tokens of each prompt.
+            corpus: Name of the corpus of the prompts.
+            extent: Sampling and random seed of the trace.
+        """
+        return origin_of(
+            self.target,
+            self.draft,
+            prompts,
+            names=(self.target_name, self.draft_name),
+            tokenizer_digest=self.tokenizer_digest,
+            corpus=corpus,
+            sampling=Sampling(temperature=extent.temperature, top_p=extent.top_p),
+            seed=extent.seed,
+        )
 
     def models(self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None) -> Models:
         """Return the models and prompts for the real clock."""
@@ -149,6 +171,18 @@ def prompts_of(
     )
 
 
+def recorder_of(extent: TraceConfig) -> Recorder:
+    """Return the recorder of traces of an extent."""
+    return Recorder(
+        positions=extent.positions,
+        depth=extent.depth,
+        stride=extent.stride,
+        top_k=extent.top_k,
+        rows_at_once=extent.rows_at_once,
+        seed=extent.seed,
+    )
+
+
 def trace_path(folder: Path, pair: str, corpus: str) -> Path:
     """Return the place of a trace in a folder of pairs."""
     return folder / "traces" / f"{pair}--{corpus}{SUFFIX}"
@@ -201,20 +235,31 @@ def load_tasks(folder: str | Path) -> list[TracedTask]:
         UserError: There is none, or one is damaged.
     """
     folder = expanded(folder)
-    paths = sorted((folder / "traces").glob(f"*{SUFFIX}"))
-    if not paths:
-        raise UserError(
-            f"expected traces in {folder / 'traces'}, found none; record some from a configuration "
-            "of pairs"
-        )
     return [
         TracedTask(
-            name=path.stem,
+            name=f"{pair}--{corpus}",
             trace=load_trace(path),
-            costs=load_costs(costs_path(folder, path.stem.split("--")[0])),
+            costs=load_costs(costs_path(folder, pair)),
         )
-        for path in paths
+        for pair, corpus, path in trace_files(folder)
     ]
+
+
+def trace_files(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """Yield pair, corpus and file of each trace in a folder of pairs, in the order of their names.
+
+    Raises:
+        UserError: There is none.
+    """
+    paths = sorted((folder / "traces").glob(f"*--*{SUFFIX}"))
+    if not paths:
+        raise UserError(
+            f"expected traces in {folder / 'traces'}, found none; record them with trainenv decode "
+            "trace"
+        )
+    for path in paths:
+        pair, _, corpus = path.name.removesuffix(SUFFIX).partition("--")
+        yield pair, corpus, path
 
 
 def _trace(
@@ -228,25 +273,9 @@ def _trace(
     prompts = prompts_of(
         corpus, pair.tokenizer, rows=extent.rows, length=extent.prompt, seed=extent.seed
     )
-    origin = origin_of(
-        pair.target,
-        pair.draft,
-        prompts,
-        names=(pair.target_name, pair.draft_name),
-        tokenizer_digest=pair.tokenizer_digest,
-        corpus=corpus.name,
-        sampling=Sampling(temperature=extent.temperature, top_p=extent.top_p),
-        seed=extent.seed,
-    )
+    origin = pair.origin(prompts, corpus=corpus.name, extent=extent)
     path = trace_path(folder, pair.name, corpus.name)
-    recorder = Recorder(
-        positions=extent.positions,
-        depth=extent.depth,
-        stride=extent.stride,
-        top_k=extent.top_k,
-        rows_at_once=extent.rows_at_once,
-        seed=extent.seed,
-    )
+    recorder = recorder_of(extent)
     known = _known(path, origin, recorder)
     if known is None:
         name = f"{pair.name}--{corpus.name}"
@@ -296,7 +325,6 @@ def _load(name: str, gguf: str | None, config: PairsConfig, folder: Path) -> tup
     """Return a model in evaluation mode and its tokenizer, from a folder or from the hub."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
     from transformers.models.auto.tokenization_auto import AutoTokenizer
-    from transformers.utils import logging
 
     source = str(expanded(name))
     if name in config.models:
@@ -310,13 +338,12 @@ def _load(name: str, gguf: str | None, config: PairsConfig, folder: Path) -> tup
     if gguf is not None:
         require("gguf", f"the model {name} in a GGUF file")
         extra["gguf_file"] = gguf
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=_PRECISIONS[config.precision], **extra
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=_PRECISIONS[config.precision], **extra
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     # Errors of network, HTTP, cache and format have many classes in three libraries.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -324,9 +351,6 @@ def _load(name: str, gguf: str | None, config: PairsConfig, folder: Path) -> tup
             f"expected the model {name} in a folder or on the Hugging Face hub, found "
             f"{reason:.300}; give a folder that has it, or connect to the network"
         ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     return model.to(_device(config)).eval(), tokenizer
 
 

@@ -76,9 +76,10 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
     A token of probability 0 is never drawn.
     """
-    below = probabilities.double().cumsum(dim=-1)
+    below = probabilities.double().cumsum(dim=-1).contiguous()
     total = below[:, -1:].contiguous()
-    found = torch.searchsorted(below, uniform.unsqueeze(-1) * total, right=True)
+    wanted = (uniform.unsqueeze(-1) * total).contiguous()
+    found = torch.searchsorted(below, wanted, right=True)
     last = torch.searchsorted(below, total)  # the last token with a probability above 0
     return torch.minimum(found, last).squeeze(-1)
 

@@ -11,6 +11,7 @@ import pytest
 
 from trainenv.agents.thresholds import PPO, STRATEGIES, DecodingTask
 from trainenv.agents.thresholds.controls import FixedThresholds, TargetOnly
+from trainenv.agents.thresholds.evaluation import compared
 from trainenv.agents.thresholds.meta import (
     Fixed,
     Kernel,
@@ -177,3 +178,26 @@ def test_lessons_of_different_rules_are_refused() -> None:
 def test_a_trace_of_one_text_cannot_be_split() -> None:
     with pytest.raises(UserError, match="at least 2 texts"):
         split(synthetic_trace(rows=1, positions=20), 0)
+
+
+def test_clocks_of_one_trace_do_not_narrow_an_interval() -> None:
+    def row(trace: int, clock: str, label: str, score: float) -> dict[str, Any]:
+        names = {"pair": f"pair {trace}", "corpus": "prose", "clock": clock, "seed": 0}
+        return {**names, "label": label, "score": score, "source": f"{trace} {clock}"}
+
+    speeds = np.random.default_rng(0).uniform(0.8, 1.4, 6).tolist()
+
+    def width(clocks: list[str]) -> float:
+        rows = [
+            row(trace, clock, label, score)
+            for trace, speed in enumerate(speeds)
+            for clock in clocks
+            for label, score in (("one", speed), ("other", 1.0))
+        ]
+        found = compared(rows, "one", "other")
+        assert found.value == pytest.approx(float(np.exp(np.mean(np.log(speeds)))))
+        assert found.low is not None
+        assert found.high is not None
+        return found.high - found.low
+
+    assert width(["0.05", "0.15"]) == pytest.approx(width(["0.05"]), rel=0.02)

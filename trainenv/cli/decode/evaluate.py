@@ -83,9 +83,12 @@ def evaluate_command(args: argparse.Namespace) -> Result:
 
 def _table(found: dict[str, Any]) -> Any:
     """Return the table of the methods, the least regret first."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title="means over pairs, corpora and seeds", title_justify="left")
+    table = Table(
+        title="means over pairs, corpora and seeds", title_justify="left", box=SIMPLE, padding=0
+    )
     table.add_column("method", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)

@@ -12,8 +12,6 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from trainenv.agents.thresholds.plan import Plan
 
-_RULES = ("exact", "lossy", "pipelined")
-
 
 def add_pairs(actions: Any, name: str, command: Command, about: str) -> None:
     """Add an action on a configuration of pairs."""
@@ -80,9 +78,10 @@ def plan_of(args: argparse.Namespace, *, seeds: int) -> Plan:
     """Return the choices of a search or an evaluation, from the options."""
     from trainenv.agents.thresholds.plan import GENERAL, Plan
     from trainenv.agents.thresholds.strategies import STRATEGIES
+    from trainenv.decoding.traces import RULES
     from trainenv.tools.checks import choice
 
-    choice("--rule", args.rule, _RULES)
+    choice("--rule", args.rule, RULES)
     return Plan(
         methods=_names(getattr(args, "methods", None), tuple(STRATEGIES)),
         general=_names(getattr(args, "general", None), GENERAL),

@@ -107,6 +107,7 @@ def recommend_command(args: argparse.Namespace) -> Result:
             "tasks": [picture(source, plan)],
             "methods": [],
             "rows": [],
+            "summary": found.sentence(),
             "recommendation": found.to_json(),
         }
         write_json(args.out / DECODING, record)

@@ -35,7 +35,7 @@ def train_pairs_command(args: argparse.Namespace) -> Result:
     if not config.models:
         raise UserError(
             f"expected models to train in {args.pairs}, found none; its pairs are loaded as they "
-            "are: go on with trainenv decode trace"
+            "are: call trainenv decode trace"
         )
     with interruptible() as stop, ProgressLine("train-pairs", steps, quiet=args.json) as screen:
 

@@ -55,16 +55,8 @@ def tune_command(args: argparse.Namespace) -> Result:
 
         found = search.run(source, args.out, progress=show, stop=stop)
         report = write_report(args.out)
-        best = found["best"]
-        settings = ", ".join(f"{name} {value:.3g}" for name, value in best["values"].items())
-        if not found["drafts"]:
-            settings = f"the target alone; the best draft ({settings}) is slower"
-        screen.say(f"{source.name}: {settings}")
-        screen.say(
-            f"{best['score']:.3f} on the texts of the search, "
-            f"{found['held_out']['score']:.3f} on others; distance to the target "
-            f"{found['held_out']['distance']:.4f}"
-        )
+        screen.say(source.name)
+        screen.say(found["summary"])
         screen.say(f"report: {report}")
         if not found["finished"]:
             screen.say("interrupted; resume with the same command")

@@ -299,7 +299,7 @@ def _pipelined(trace: Trace, stops: NDArray[np.bool_], keeps: Floats, settings: 
     both = np.stack([lengths, rest])  # [2, R, N]
     before = np.stack([looks, np.where(rest == 0, look, 0)])
     full = np.stack([lengths == k, rest == k - 1]) & (both > 0)
-    # Drafting ahead goes on at the position after the block.
+    # Drafting ahead continues at the position after the block.
     after = np.minimum(np.arange(trace.positions) + both, trace.positions - 1)
     row = np.arange(trace.rows)[:, None]
     _, further = block_lengths(stops, k, spare=0)

@@ -29,8 +29,7 @@ METHODS_KEY = [
 TASK_KEY = [
     ("heat", "faster than the target alone"),
     ("heat slower", "slower"),
-    ("dot", "settings of the lossy rule"),
-    ("dot axis-dot", "settings of the exact rule"),
+    ("dot", "settings; those of the exact rule have distance 0"),
     ("front", "Pareto front"),
 ]
 _LEFT = "Speed-up of the exact rule over fall-back threshold and draft length."
@@ -53,10 +52,12 @@ def decoding_page(record: DecodingRecord) -> str:
 
 
 def verdict(record: DecodingRecord) -> str:
-    """Name the method with the least regret, and what a general policy reaches."""
+    """Name the method with the least regret and the speed of a general policy, or the result."""
     if not record.chosen:
-        return "No method was evaluated."
+        return _result(record)
     best = record.chosen[0]
+    if max(float(one["speedup"]["value"]) for one in record.chosen) <= 1:
+        return "No method is faster than the target alone: decode without a draft."
     text = (
         f"{_capital(best['method'])} is {_times(best)} as fast as the target alone, "
         f"{formatting.share(best['regret']['value'])} behind the oracle."
@@ -72,6 +73,13 @@ def verdict(record: DecodingRecord) -> str:
     return text
 
 
+def _result(record: DecodingRecord) -> str:
+    """Write the result of a search or a recommendation as a sentence."""
+    if not record.summary:
+        return "No method was evaluated."
+    return f"{_capital(record.summary)}."
+
+
 def _tiles(record: DecodingRecord) -> list[tuple[str, str, str]]:
     pairs = {task["pair"] for task in record.tasks}
     corpora = {task["corpus"] for task in record.tasks}
@@ -82,8 +90,9 @@ def _tiles(record: DecodingRecord) -> list[tuple[str, str, str]]:
             f"of models, on {formatting.counted(len(corpora), 'corpus', 'corpora')}",
         ),
         ("Rule", str(record.plan.get("rule", formatting.MISSING)), "of verification"),
-        ("Budget", str(record.plan.get("budget", formatting.MISSING)), "evaluations a task"),
     ]
+    if "budget" in record.plan:
+        numbers.append(("Budget", str(record.plan["budget"]), "evaluations a task"))
     bound = [one for one in record.methods if one["method"] == BOUND]
     if bound:
         numbers.append(("Oracle", _times(bound[0]), "best fixed settings in hindsight"))

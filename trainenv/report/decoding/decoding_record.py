@@ -28,6 +28,7 @@ class DecodingRecord:
         methods: Measures of each method over all tasks, with intervals.
         rows: Measures of each method on each task and seed.
         finished: True if no cell is missing.
+        summary: Result of a search or a recommendation, a sentence; empty for a comparison.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class DecodingRecord:
     methods: Sequence[Mapping[str, Any]] = field(repr=False)
     rows: Sequence[Mapping[str, Any]] = field(repr=False)
     finished: bool
+    summary: str = ""
 
     @property
     def chosen(self) -> list[Mapping[str, Any]]:
@@ -77,6 +79,7 @@ def read_decoding(folder: Path) -> DecodingRecord:
             methods=found["methods"],
             rows=found["rows"],
             finished=bool(found["finished"]),
+            summary=str(found.get("summary", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(

@@ -37,13 +37,12 @@ def pareto_picture(points: Sequence[Mapping[str, Any]]) -> str:
     across = Scale(0.0, far, LEFT, WIDTH - RIGHT)
     up = Scale(0.0, fast, _BOTTOM, _TOP)
     parts = [_axes(across, up)]
-    for class_, rule in (("dot", "lossy"), ("dot axis-dot", "exact")):
-        shown = [
-            (across(float(point["distance"])), up(float(point["speedup"])))
-            for point in points
-            if (point["rule"] == "lossy") == (rule == "lossy") and float(point["distance"]) <= far
-        ]
-        parts.append(dots(shown, class_))
+    shown = [
+        (across(float(point["distance"])), up(float(point["speedup"])))
+        for point in points
+        if float(point["distance"]) <= far
+    ]
+    parts.append(dots(shown, "dot"))
     parts.append(
         polyline([(across(float(p["distance"])), up(float(p["speedup"]))) for p in front], "front")
     )

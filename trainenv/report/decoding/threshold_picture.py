@@ -41,6 +41,7 @@ def threshold_picture(points: Sequence[Mapping[str, Any]]) -> str:
         class_ = "heat"
         if speedup < 1:
             class_ = "heat slower"
+            strength = 1 - speedup
         cells.append(
             element(
                 "rect",
