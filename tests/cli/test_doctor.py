@@ -105,7 +105,10 @@ def test_missing_extras_are_no_illness(monkeypatch: pytest.MonkeyPatch) -> None:
     found = finding("extras")
     assert found["ok"] is True
     assert found["found"] == "none"
-    assert found["remedy"] == "pip install 'trainenv[bayes,benchmarks,code-eval,decode,gguf,hub,huggingface,optimizers,sb3,tensorboard]'"
+    assert (
+        found["remedy"]
+        == "pip install 'trainenv[bayes,benchmarks,code-eval,decode,gguf,hub,huggingface,optimizers,sb3,tensorboard]'"
+    )
 
 
 @pytest.mark.usefixtures("without_training")
