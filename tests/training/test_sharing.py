@@ -246,9 +246,8 @@ def test_many_branches_of_one_snapshot_hold_it_once() -> None:
         run.advance(2)
         most = max(most, held(everything()) - before)
     assert held(t for s in [parent, *branches] for t in s.tensors.values()) == size
-    assert (
-        size <= most < 1.3 * size
-    )  # beside the live run there is one copy, and what a step leaves
+    # Next to the live run there is one copy, and what a step leaves: more, or less than before.
+    assert 0.99 * size <= most < 1.3 * size
     assert before >= size * 0.9  # the live run: it was there before
 
 
