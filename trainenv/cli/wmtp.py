@@ -60,7 +60,7 @@ def _add_train(actions: Any) -> None:
     train.add_argument(
         "method",
         metavar="METHOD",
-        help="uniform, critic, rho1, random, shuffled or shuffled-critic",
+        help="weighting of the tokens: uniform, critic, rho1, random, shuffled or shuffled-critic",
     )
     _add_preset(train)
     train.add_argument(
@@ -128,7 +128,7 @@ def _add_evaluate(actions: Any) -> None:
     evaluate.add_argument(
         "--human-eval",
         action="store_true",
-        help="also evaluate on HumanEval; generated programs are run, in a sandbox of bubblewrap",
+        help="evaluate on HumanEval too; generated programs are run, in a sandbox of bubblewrap",
     )
     evaluate.add_argument(
         "--out",
@@ -172,7 +172,7 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default="quick",
         metavar="CONFIG",
-        help="settings: quick, full, or a YAML file (default: %(default)s)",
+        help="name of the settings: quick, full, or a YAML file (default: %(default)s)",
     )
 
 
