@@ -1,4 +1,4 @@
-"""What attaching gains under attack and costs when calm, for two scripts of other people.
+"""Gain of attaching under attack, and its cost when calm, for two scripts of other people.
 
 A GPT trained by a loop of one's own, and a GPT-2 fine-tuned by the Trainer of transformers. Under
 attack a shard of the data is random and the learning rate is three times what suits. Each script

@@ -299,7 +299,7 @@ mappings = st.dictionaries(st.sampled_from("abc"), nested, max_size=3)
 
 
 def leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """What stands at each path; empty mappings stand for themselves."""
+    """Return the value at each path; an empty mapping is a value."""
     found: dict[tuple[str, ...], Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:

@@ -83,7 +83,7 @@ def test_limits_alone_have_to_be_asked_for_in_words() -> None:
 
 
 def test_a_sandbox_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
-    """As where user namespaces are forbidden: bwrap ends with an error of its own."""
+    """Imitate a machine without user namespaces: bwrap ends with an error of its own."""
     broken = Bubblewrap(path=fake_bwrap(tmp_path, "echo 'bwrap: no permissions' >&2; exit 1"))
     assert "bwrap: no permissions" in check(broken, RIGHT, ADDS).reason
     with pytest.raises(UserError, match="no verdict: bwrap: no permissions"):
@@ -101,7 +101,7 @@ def test_limits_are_above_zero(name: str, value: float) -> None:
 
 
 def filtered(program: bytes, architecture: int, number: int) -> int:
-    """What the kernel would do: a small interpreter of the filter."""
+    """Small interpreter of the filter, in place of the kernel."""
     steps = list(struct.iter_unpack("=HBBI", program))
     data = {0: number, 4: architecture}
     place = word = 0

@@ -53,7 +53,7 @@ def test_a_segment_has_the_root_of_the_blocks(layers: int, segment: int) -> None
 
 
 def passes(model: Any) -> list[int]:
-    """How often each block runs in a forward and a backward pass."""
+    """Count the runs of each block in a forward and a backward pass."""
     counts = [0] * len(model.transformer.h)
     for place, block in enumerate(model.transformer.h):
 
@@ -75,7 +75,7 @@ def test_each_block_runs_twice_in_training_and_once_otherwise() -> None:
 
 @OLD_NAME
 def test_saved_bytes() -> None:
-    """Of n blocks: all activations, n inputs of blocks, or √n inputs of segments."""
+    """Compare what n blocks keep: all activations, n inputs of blocks, or √n inputs of segments."""
     found = {mode: {n: saved_bytes(made(mode, n), batch()) for n in (4, 16)} for mode in MODES}
     hidden = 4 * 16 * 32 * 4  # bytes of the states between two blocks
     assert found[True][16] - found[True][4] == 12 * hidden

@@ -1,4 +1,4 @@
-"""What all planners share: masks, budgets, faults, and the ranking."""
+"""Shared parts of all planners: masks, budgets, faults, and the ranking."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def chunks(table: list[Any], body: bytes) -> Iterator[bytes]:
 
 
 def encoded(value: Any) -> bytes:
-    """As a writer encodes JSON; bytes stay as they are."""
+    """Encode JSON as the writer does; bytes stay as they are."""
     return value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
 
 

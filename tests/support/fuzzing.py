@@ -284,7 +284,7 @@ def made(seed: int, turn: int, seeds: list[bytes]) -> tuple[bytes, bool]:
 
 
 def judged(path: Path, data: bytes, signed: bool, seeds: list[bytes]) -> str:
-    """What became of a file, in a few words.
+    """Fate of a file, in a few words.
 
     Raises:
         Found: that should not have happened.

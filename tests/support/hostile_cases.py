@@ -400,7 +400,7 @@ def bombs(exact: bytes) -> dict[str, Case]:
         return b"[" + (unit * (size // len(unit)))[:-1] + b"]"
 
     def just(unit: bytes) -> bytes:
-        """As many units as are parsed."""
+        """Largest number of units that is parsed."""
         cost = sum(unit.count(sign) * cost for sign, cost in COSTS.items())
         return filled(unit, min((PARSED_MOST - (1 << 20)) // cost * len(unit), most))
 
@@ -408,7 +408,7 @@ def bombs(exact: bytes) -> dict[str, Case]:
         return together(around(exact, make()), table, body, sums(header)[0])
 
     def both() -> bytes:
-        """As many ints as are parsed, and as many chunks as fit."""
+        """Largest number of ints that is parsed, and of chunks that fit."""
         count = most // 29  # bytes of a line in the manifest
         large = json.loads(around(exact, just(b"-9,")))
         tensor("uint8", [count << 20])(large)

@@ -131,7 +131,7 @@ class Saved:
 
 @dataclass
 class Tally:
-    """What the kills left."""
+    """State that the kills left."""
 
     kills: int = 0
     at_random: int = 0
