@@ -1,4 +1,4 @@
-"""What holds for the packages as a whole: light to import, no pickle, everything public described."""
+"""Contracts of the packages as a whole: light to import, no pickle, everything public described."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ class Examiner:
                 tally.silent_differences += 1
 
     def expected(self, step: int, seed: int, tier: Tier) -> Snapshot:
-        """What was saved; for the compact tier after one way through a file that nobody disturbs."""
+        """State that was saved; for the compact tier, as an undisturbed file returns it."""
         snapshot = made(step, seed, numel=NUMEL)
         if tier == "exact":
             return snapshot

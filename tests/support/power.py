@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Moment:
-    """What is certain and what is not, between two operations.
+    """Certain and uncertain parts of a disk, between two operations.
 
     Attributes:
         names: the folder as last synced.
@@ -131,7 +131,7 @@ def _after(names: Mapping[str, int], changes: tuple[Change, ...]) -> dict[str, i
 
 
 def left(moment: Moment, chance: random.Random) -> dict[str, bytes]:
-    """What may be found after the power was cut at a moment: names and contents."""
+    """Draw a state that a power cut at a moment may leave: names and contents."""
     share = chance.choice((0.0, 0.5, 1.0))
     happened = tuple(change for change in moment.changes if chance.random() < share)
     return {
@@ -141,7 +141,7 @@ def left(moment: Moment, chance: random.Random) -> dict[str, bytes]:
 
 
 def _content(synced: bytes, written: bytes, chance: random.Random) -> bytes:
-    """What was synced is there; what was written since may be, block by block, or zeros, or nothing."""
+    """Draw the content: synced bytes are there; later ones may be, block by block, or zeros, or none."""
     if synced == written:
         return synced
     kept = [synced, written, bytes(len(written))]

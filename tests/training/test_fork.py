@@ -64,7 +64,7 @@ def made(settings: Mapping[str, Any] | None = None) -> TrainingRun:
 
 
 def go(run: TrainingRun, steps: int) -> Trace:
-    """What the steps measured, exactly and with NaN equal to NaN, and the fingerprint after them."""
+    """Return the exact telemetry of the steps, NaN equal to NaN, and the fingerprint after them."""
     return [repr(t) for t in run.advance(steps)], run.fingerprint()
 
 

@@ -1,4 +1,4 @@
-"""Where labels lie on a device, losses are weighed there: no step waits for it, and the numbers are those of the host."""
+"""Losses are weighed on the device of the labels: no step waits, and the numbers are those of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read back is what was written; torn, foreign and contradictory files are refused in one sentence."""
+"""Reading returns what was written; torn, foreign and contradictory files are refused in a sentence."""
 
 from __future__ import annotations
 
