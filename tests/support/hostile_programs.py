@@ -6,6 +6,8 @@ Each is the source of a program whose `f` should add 1. An attempt that must fai
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from textwrap import indent
@@ -156,7 +158,11 @@ HOME = {
     "the user's home": ("import os\nnames = os.listdir('/home')", "names"),
     "the secret": ("text = open(CANARY).read()", "text"),
     "the folder of the secret": ("import os\nnames = os.listdir(os.path.dirname(CANARY))", "names"),
-    "the repository": ("import os\nnames = os.listdir(CWD)", "names"),
+    # An environment of Python that lies there is shown, because it is what runs the program.
+    "the repository": (
+        "import os\nnames = sorted(set(os.listdir(CWD)) - {PYTHON})\nnames[0]",
+        "names",
+    ),
     "our package": ("import trainenv", "trainenv"),
     "environment of the parent": ("text = open('/proc/1/environ').read()", "text"),
     "memory of the parent": ("text = open('/proc/1/mem', 'rb')", "text"),
@@ -311,7 +317,8 @@ def programs(canary: str, home: str, folder: str) -> Iterator[Hostile]:
         home: Home folder of the user.
         folder: Folder that the tests run in.
     """
-    known = f"CANARY, HOME, CWD = {canary!r}, {home!r}, {folder!r}\n"
+    python = os.path.relpath(sys.prefix, folder).split(os.sep)[0]
+    known = f"CANARY, HOME, CWD, PYTHON = {canary!r}, {home!r}, {folder!r}, {python!r}\n"
     for group, isolated in (
         (PROCESSES, False),
         (SIGNALS, False),
