@@ -64,6 +64,8 @@ class FakeRun:
     uniform_loss = math.log(8)
     flops_per_step = flops_ahead = flops_per_evaluation = FLOPS
     diverged = False
+    retrains = False
+    emphases = ()
 
     def __init__(self) -> None:
         self.model: nn.Module = nn.Linear(1, 1, bias=False)

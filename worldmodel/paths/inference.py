@@ -22,9 +22,9 @@ from trainenv.config.schema import InterventionConfig
 from trainenv.interventions import ActionCodec
 from trainenv.types import Inference, RunHistory
 from trainenv.worldmodel.paths.inputs import Floats, path_features, state_inputs
-from trainenv.worldmodel.paths.model import PathValueModel, path_state
+from trainenv.worldmodel.paths.model import PathValueModel, extrapolation, path_state
 
-_FACTS = 4  # numbers at the end of a latent: depth, now, peak, usual
+_FACTS = 5  # numbers at the end of a latent: extrapolation, depth, now, peak, usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class PathInference:
             inputs = torch.from_numpy(state_inputs(state.features[None]).astype(np.float32))
             begun = self.paths.ensemble.of_state(inputs, self.paths.blind).flatten().numpy()
             unknown = np.zeros(shape.members + left)
-            facts = [0.0, state.now, state.peak, state.usual]
+            facts = [extrapolation(state.features), 0.0, state.now, state.peak, state.usual]
             rows.append(np.concatenate([begun, state.schedule, unknown, facts]))
         latent = np.array(rows)
         hold = self._ends(latent)  # [M, B]
@@ -69,15 +69,16 @@ class PathInference:
         left = self._decisions(rows)
         paths = self._paths(rows)
         for row, path, action in zip(rows, paths, actions):
-            depth = int(row[-_FACTS])
+            depth = int(row[1 - _FACTS])
             path[min(depth, left - 1) :] += math.log(codec.decode(action).lr_scale)
-            row[-_FACTS] = depth + 1
+            row[1 - _FACTS] = depth + 1
         return self._inference(rows)
 
     def _inference(self, rows: Floats) -> Inference:
         members = self.paths.ensemble.shape.members
         change = self._ends(rows) - rows[:, -_FACTS - members : -_FACTS].T  # [M, B]
-        value = -(change.mean(axis=0) + self.caution * change.std(axis=0))
+        unknown = rows[:, -_FACTS] * np.any(self._paths(rows) != 0, axis=1)
+        value = -(change.mean(axis=0) + self.caution * (change.std(axis=0) + unknown))
         sizes = sum(ActionCodec(self.actions).sizes)
         return Inference(
             latent=rows.astype(np.float32),
@@ -92,7 +93,7 @@ class PathInference:
         begun = rows[:, : shape.members * shape.width].reshape(-1, shape.members, shape.width)
         left = self._decisions(rows)
         schedule = rows[:, shape.members * shape.width :][:, :left]
-        _, now, peak, usual = rows[:, -_FACTS:].T
+        now, peak, usual = rows[:, 2 - _FACTS :].T
         inputs = path_features(schedule, self._paths(rows), now, peak, usual)
         found = self.paths.ensemble.of_paths(
             torch.from_numpy(begun.transpose(1, 0, 2).astype(np.float32)),

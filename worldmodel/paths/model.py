@@ -87,8 +87,7 @@ class PathValueModel:
         change = found[:, 1:, 0] - found[:, :1, 0]
         quantiles = state.level + found[:, 1:, 1:].mean(0)
         middle = quantiles[:, quantiles.shape[1] // 2]
-        # Extrapolation errs in the same way in all members, so that they agree on it.
-        unknown = _PER_EFOLD * _efolds_outside(state.features) * np.any(rest != 0, axis=1)
+        unknown = extrapolation(state.features) * np.any(rest != 0, axis=1)
         return PathValues(
             change=change.mean(0),
             disagreement=change.std(0) + unknown,
@@ -156,12 +155,15 @@ def _means(lrs: Floats, decisions: int) -> Floats:
     return means
 
 
-def _efolds_outside(features: Floats) -> float:
-    """Return the distance of the budget to those of the data, in e-folds; 0 within."""
-    known = features[_DECISION]
-    if math.isnan(known):
+def extrapolation(features: Floats) -> float:
+    """Return the disagreement to add for a budget outside those of the data, nats; 0 within.
+
+    Extrapolation errs in the same way in all members, so that they agree on it.
+    """
+    budget = features[_DECISION]
+    if math.isnan(budget):
         return 0.0
-    return float(max(known - _KNOWN[1], _KNOWN[0] - known, 0.0))
+    return _PER_EFOLD * float(max(budget - _KNOWN[1], _KNOWN[0] - budget, 0.0))
 
 
 def _float(values: Floats) -> torch.Tensor:
