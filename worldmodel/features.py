@@ -278,8 +278,8 @@ def _level(loss: Floats, probe: Floats, context: Context) -> float:
     if math.isfinite(context.validation):
         return math.log(context.validation)
     if len(_known(probe)):
-        return _mean(probe[-context.decision :])
-    return _mean(loss[-context.decision :])
+        return _mean(probe[-context.rows :])
+    return _mean(loss[-context.rows :])
 
 
 def _gradients(columns: Columns, context: Context) -> dict[str, float]:
