@@ -23,7 +23,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
-from trainenv.training.history import KEPT, history_of, stride_of
+from trainenv.training.history import KEPT, history_of, sparse_of, stride_of
 from trainenv.types import Event, Intervention, Run, RunHistory, Snapshot, Telemetry, UserError
 from trainenv.verification import record
 
@@ -123,7 +123,7 @@ class LoopState:
         self.history.extend(telemetry_of(kept.tail(steps)))
         if self.stride > 1 and sparse:
             recent = telemetry_of(kept.tail(self.stride * (sparse + 1)))
-            self.sparse.extend([one for one in recent if one.step % self.stride == 0][-sparse:])
+            self.sparse.extend(sparse_of(recent, self.stride)[-sparse:])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON values."""
@@ -146,9 +146,10 @@ class LoopState:
 
     def observe(self, window: Sequence[Telemetry]) -> None:
         """Take in steps of the run, in order."""
+        if self.stride > 1 and window:
+            recent = [*list(self.history)[1 - self.stride :], *window]
+            self.sparse.extend(sparse_of(recent, self.stride, after=window[0].step - 1))
         self.history.extend(window)
-        if self.stride > 1:
-            self.sparse.extend(one for one in window if one.step % self.stride == 0)
         self.triggers.observe(window)
 
     def history_of(self, run: Run, *, validation: float = math.nan) -> RunHistory:

@@ -77,8 +77,8 @@ class RunHistory:
         validation: Clean validation loss now, in nats per token; NaN if it was not measured.
         flagged_ahead: Number of flagged data indices that are still to come.
         usual_lr: Learning rate that usually suits a model of this size; NaN if unknown.
-        sparse: Telemetry of every `stride`-th step so far, in order, for what looks back further;
-            empty if `stride` is 1.
+        sparse: One entry of telemetry for each `stride` steps so far, in order, for what looks back
+            further; empty if `stride` is 1.
         stride: Steps from one entry of `sparse` to the next.
     """
 

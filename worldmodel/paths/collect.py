@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.training.history import KEPT, history_of, stride_of
+from trainenv.training.history import KEPT, history_of, sparse_of, stride_of
 from trainenv.types import Run, RunGroup, Telemetry
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset.rng_streams import stream
@@ -133,7 +133,7 @@ def observe(run: Run, telemetry: Sequence[Telemetry], steps: int) -> tuple[featu
     """Return the features [F] of a run now, and ln of its clean loss; NaN if it has diverged."""
     nothing = np.full(len(features.STATE), np.nan)
     stride = stride_of(steps)
-    sparse = [one for one in telemetry if one.step % stride == 0]
+    sparse = sparse_of(telemetry, stride) if stride > 1 else []
     newest = [*sparse[-1:], telemetry[-1]]
     if not all(math.isfinite(one.loss) and math.isfinite(one.grad_norm) for one in newest):
         return nothing, math.nan
