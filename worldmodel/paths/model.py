@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainenv.types import PathValues, RunHistory
 from trainenv.worldmodel import features
-from trainenv.worldmodel.paths.groups import STEPS
+from trainenv.worldmodel.paths.groups import LONG_STEPS, STEPS
 from trainenv.worldmodel.paths.inputs import (
     PATH,
     PathState,
@@ -25,11 +25,12 @@ from trainenv.worldmodel.paths.network import OUTPUTS, Ensemble
 
 Floats = NDArray[np.float64]
 _DECISION = features.STATE.index("decision")
-_KNOWN = (math.log(decision_steps(STEPS[0])), math.log(decision_steps(STEPS[1])))
+_KNOWN = (math.log(decision_steps(STEPS[0])), math.log(decision_steps(LONG_STEPS[1])))
 _PER_EFOLD = 0.03
 """Disagreement to add for each e-fold of budget outside those that were learned from, nats.
 
-In runs of 2000 steps, twice the longest, followed gains of less than 0.02 nats were losses.
+When the longest runs of the data had 1000 steps, gains of less than 0.02 nats that were followed in
+runs of 2000 steps were losses.
 """
 _USUAL_PEAK = 0.97  # quantile of the recent rates that counts as their peak: spikes are shorter
 
