@@ -42,9 +42,7 @@ def test_seeds_differ_between_scenarios_and_runs_and_are_always_the_same() -> No
 
 
 def test_a_learning_rate_of_its_own_is_taken_as_it_is() -> None:
-    scenario = Scenario(
-        name="t", group="calm", size=TINY, overrides={"optimizer": {"lr": 0.5}}, lr_factor=3
-    )
+    scenario = Scenario(name="t", group="calm", size=TINY, overrides={"optimizer": {"lr": 0.5}})
     assert scenario.config(0).optimizer.lr == 0.5
     with_betas = Scenario(
         name="t", group="calm", size=TINY, overrides={"optimizer": {"betas": [0.9, 0.999]}}
@@ -206,6 +204,13 @@ def test_a_part_of_a_suite() -> None:
         (
             {"scenarios": {"t": {**CALM, "lr_factor": "3x"}}},
             "scenario t: lr_factor must be a number above 0, found '3x'",
+        ),
+        (
+            {
+                "sizes": {"tiny": {"optimizer": {"lr": 0.5}}},
+                "scenarios": {"t": {**CALM, "lr_factor": 3}},
+            },
+            "scenario t: expected lr_factor or optimizer.lr, found both, 3 and 0.5; leave one out",
         ),
         ({"scenarios": {"t": {**CALM, "stressors": 3}}}, "scenario t: stressors must be a mapping"),
         ({"sizes": {"tiny": 3}}, "scenario calm: size must be a mapping"),

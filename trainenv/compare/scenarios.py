@@ -35,8 +35,8 @@ class Scenario:
             Empty to leave it open. Results are given for each kind.
         size: Configuration of model, batches and budget, on top of the preset `tiny`.
         corpus: Configuration of the text, see `CorpusConfig`.
-        lr_factor: Learning rate over the suitable one, 0.192 ÷ width; unused if `overrides` state a
-            learning rate.
+        lr_factor: Learning rate over the suitable one, 0.192 ÷ width; 1 if `size` or `overrides`
+            state a learning rate.
         stressors: Configuration of the planted faults, see `StressorConfig`.
         overrides: All other configuration, nested as in a run's YAML file.
 
@@ -111,6 +111,11 @@ class Scenario:
         try:
             config = RunConfig.load("tiny", values)
             if "lr" in values.get("optimizer", {}):
+                if self.lr_factor != 1:
+                    raise UserError(
+                        f"expected lr_factor or optimizer.lr, found both, {self.lr_factor:g} and "
+                        f"{config.optimizer.lr:g}; leave one out"
+                    )
                 return config
             return RunConfig.load(
                 config, {"optimizer.lr": USUAL_RATE / config.model.width * self.lr_factor}
