@@ -144,9 +144,10 @@ class Drafter:
         )
 
     def _consult(self, run: Run, plan: Plan, decision: Decision, state: LoopState) -> None:
-        """Skip the trial of a higher rate, and of a lower one that the model is sure ends higher.
+        """Skip the trial of a higher rate, and of a lower one that the model expects to end higher.
 
-        A plan to the end raises the rate where that pays, and needs no trial for it.
+        A plan to the end raises the rate where that pays, and needs no trial for it. A lower rate
+        looks better for some steps of any warm-up, so that a trial alone would accept it.
         """
         if plan.best.interventions[0].lr_scale > 1:
             raise Skipped("plans to the end raise the rate without a trial")
@@ -161,7 +162,7 @@ class Drafter:
         state.throw_away(run, decision, flops)
         change = float(values.change[0])
         spread = float(values.disagreement[0])
-        if change > spread:
+        if change > 0:
             raise Skipped(f"the model forecasts {change:+.3f} ± {spread:.3f} for another rate")
 
     def _follow(self, run: Run, decision: Decision, state: LoopState) -> Followed:
