@@ -367,14 +367,14 @@ def consulted(
     return Outcome(tried=bool(found.decisions), reason="; ".join(reasons))
 
 
-def test_another_rate_is_not_tried_if_the_model_is_certain_that_it_ends_higher(
+def test_another_rate_is_not_tried_if_the_model_expects_that_it_ends_higher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vetoed = consulted(monkeypatch, Wishing(level=1.0), 0.5)
     assert not vetoed.tried
     assert "the model forecasts +" in vetoed.reason
     assert consulted(monkeypatch, Wishing(level=-0.5), 0.5).tried
-    assert consulted(monkeypatch, Wishing(level=1.0, spread=9.0), 0.5).tried  # it is not certain
+    assert not consulted(monkeypatch, Wishing(level=1.0, spread=9.0), 0.5).tried
     assert consulted(monkeypatch, Pathless(level=1.0), 0.5).tried
     assert consulted(monkeypatch, Wishing(level=1.0), 0.5, untried_change=0.0).tried
 
