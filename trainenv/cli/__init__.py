@@ -31,6 +31,7 @@ from trainenv.cli.options import INTERRUPTED, USER_ERROR
 from trainenv.cli.replay import add_replay
 from trainenv.cli.report import add_report
 from trainenv.cli.run import add_run
+from trainenv.cli.watch import add_top, add_watch
 from trainenv.cli.wmtp import add_wmtp
 from trainenv.cli.worldmodel import add_worldmodel
 from trainenv.tools.paths import expanded
@@ -86,6 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_demo(commands)
     add_compare(commands)
     add_report(commands)
+    add_watch(commands)
+    add_top(commands)
     add_replay(commands)
     add_checkpoint(commands)
     add_worldmodel(commands)
