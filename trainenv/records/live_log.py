@@ -61,6 +61,9 @@ class LiveLog:
         self._thread: threading.Thread | None = None
         self._path = Path()
 
+    def __str__(self) -> str:
+        return f"the log {NAME}"
+
     def start(self, run: Run, folder: RunFolder) -> None:
         """Start the thread; a file that a killed process has left is deleted."""
         self._path = folder.path / NAME

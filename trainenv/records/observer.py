@@ -72,7 +72,7 @@ class Observers:
             except Exception as error:
                 self._all.remove(observer)
                 warnings.warn(
-                    f"{type(observer).__name__} follows the run no more: {describe_error(error)}; "
+                    f"{observer} follows the run no more: {describe_error(error)}; "
                     "the run continues",
                     stacklevel=2,
                 )

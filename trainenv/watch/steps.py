@@ -1,4 +1,4 @@
-"""Telemetry of a run in memory: appended as it comes, thinned for a picture of any stretch of it."""
+"""Telemetry of a run in memory: appended as it comes, thinned for a picture of any stretch."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Steps:
         return last_kept(pd.DataFrame(starts, columns=["line", "step"]), begun)
 
     def _before(self, number: int, step: int) -> float:
-        """Return the smoothed loss where a line begins: that of the newest line that leads there."""
+        """Return the smoothed loss where a line begins: that of the newest line before it."""
         for earlier in sorted(self.lines, reverse=True):
             line = self.lines[earlier]
             if earlier < number and line.count and line.step[0] < step:

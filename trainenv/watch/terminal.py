@@ -174,7 +174,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _in_ascii(line: Text) -> Text:
-    """Return a line without letters that an ASCII terminal lacks; its colours stay where they fit."""
+    """Return a line without letters that an ASCII terminal lacks; colours stay where they fit."""
     text = line.plain.translate(_PLAIN).encode("ascii", "replace").decode()
     if len(text) == len(line.plain):
         return Text(text, spans=line.spans)
