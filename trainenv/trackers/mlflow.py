@@ -7,6 +7,8 @@ one counts, and the metric `line` tells them apart.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,14 +51,18 @@ class MLflow:
 
     def start(self, run: RunStart) -> Mapping[str, str]:
         """Open the run, or the same one again if it is resumed."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would ask the network
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
+        if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._client = MlflowClient()
         found = self._client.get_experiment_by_name(EXPERIMENT)
-        self._experiment = (
-            found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
-        )
+        if found is None:
+            self._experiment = self._client.create_experiment(EXPERIMENT)
+        else:
+            self._experiment = found.experiment_id
         if known := run.remembered.get("run_id"):
             self._run = known
             self._client.update_run(known, status="RUNNING")

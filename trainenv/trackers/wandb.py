@@ -106,6 +106,7 @@ class WandB:
 
     def _open(self, **about: Any) -> Any:
         """Open a run of the group, with `step` as its x axis."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would ask the network
         import wandb
 
         run = wandb.init(

@@ -232,6 +232,7 @@ class RunReader:
             except (ValueError, RecursionError) as error:
                 self.notes[f"branches/{name}"] = describe_error(error)
                 continue
+            self.notes.pop(f"branches/{name}", None)
             if is_complete(decision) and self.decisions.get(name) != decision:
                 self.decisions[name] = decision
                 new = True

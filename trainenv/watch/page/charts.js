@@ -257,6 +257,8 @@ const Charts = (() => {
       if (first && panels.loss) build(); else draw();
     },
     onZoom: (call) => { asked = call; },
+    zoom: setZoom,
+    shown: () => curves,
     zoomed: () => zoom,
   };
 })();
