@@ -121,7 +121,8 @@ class Page:
     def wait(self, condition: str, seconds: float = 60) -> None:
         """Wait until an expression is true."""
         until = time.monotonic() + seconds
-        while not self.value(f"document.documentElement && Boolean({condition})"):
+        tried = f"(() => {{ try {{ return Boolean({condition}) }} catch {{ return false }} }})()"
+        while not self.value(tried):  # while the page is loading, an element may be missing
             assert time.monotonic() < until, f"never true: {condition}; {self.problems}"
             time.sleep(0.05)
 

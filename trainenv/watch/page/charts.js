@@ -58,6 +58,11 @@ const Charts = (() => {
   });
   const COLOURS = { accepted: "accent", failed: "bad", passed: "grey", rejected: "grey", stopped: "grey", control: "grey" };
   const drawLoss = (u) => inside(u, (ctx, ratio, px, py) => {
+    const { step, low } = curves;
+    if (step.length > 1 && step[step.length - 1] - step[0] < 1.5 * step.length) {  // single steps
+      ctx.fillStyle = css("dot");
+      step.forEach((x, i) => { if (low[i] != null) ctx.fillRect(px(x) - ratio, py(low[i]) - ratio, 2.4 * ratio, 2.4 * ratio); });
+    }
     ctx.lineWidth = 1.3 * ratio;
     ctx.strokeStyle = mixed(css("warm"), 0.6);
     for (const ghost of curves.ghosts) stroke(ctx, ghost.step, ghost.loss, px, py);
