@@ -22,7 +22,7 @@ COLUMNS = TAGS | READINGS
 
 
 @pytest.fixture(autouse=True)
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each tracker writes below this folder, and none asks the network."""
     here = tmp_path / "here"
     here.mkdir()
@@ -32,7 +32,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("WANDB_DIR", str(here))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    yield here
+    return here
 
 
 def follow(name: str, path: Path) -> Path:
