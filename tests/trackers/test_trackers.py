@@ -166,6 +166,28 @@ def test_wandb_writes_offline(tmp_path: Path, stores: Path) -> None:
     assert [row["loss/training"] for row in found["branch"]] == losses
 
 
+@pytest.mark.filterwarnings("ignore")  # of the packages that it brings
+def test_trackio_gets_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    trackio = pytest.importorskip("trackio")
+    folder = follow("trackio", tmp_path / "run")
+    name = json.loads((folder / "trackers.json").read_text())["trackio"]["name"]
+    storage = trackio.SQLiteStorage
+    logs = storage.get_logs("trainenv", name)
+    for tag, points in expected(folder, kept_only=False).items():
+        arrived = [(row["step"], row[tag]) for row in logs if tag in row]
+        assert sorted(arrived) == sorted(points), tag
+    assert max(row.get("compute/flops", 0) for row in logs) == pytest.approx(68e6)
+    assert any("decisions" in row for row in logs)
+    assert any("report" in row for row in logs)
+    children = [run for run in storage.get_runs("trainenv") if str(run).startswith(f"{name}/")]
+    assert len(children) == len(branches(folder))
+    losses = [
+        [row["loss/training"] for row in storage.get_logs("trainenv", child)] for child in children
+    ]
+    assert sorted(losses) == sorted(branches(folder))
+
+
 class Recorder:
     """Tracker that keeps what it gets, and may fail or wait."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
     """Return the values by dotted key, as text."""
-    found = {}
+    found = dict[str, str]()
     for key, value in config.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{above}{key}.")

@@ -77,7 +77,7 @@ class Trackio:
 
         if report is not None:
             text = report.read_text(encoding="utf-8")
-            self._run.log({"report": trackio.Markdown(text)})
+            self._run.log({"report": trackio.Html(text)})
         self._run.finish()
         for decision in self._waiting:
             for branch in branches_of(decision):
@@ -97,6 +97,8 @@ class Trackio:
             config=dict(config),
             resume=resume,
             embed=False,
+            auto_log_cpu=False,
+            auto_log_gpu=False,
         )
 
 
