@@ -88,7 +88,7 @@ class WandB:
     def _table(self) -> Any:
         import wandb
 
-        rows = [[row[name] for name in DECISION_COLUMNS] for row in self._rows]
+        rows: list[Any] = [[row[name] for name in DECISION_COLUMNS] for row in self._rows]
         return wandb.Table(columns=list(DECISION_COLUMNS), data=rows)
 
     def _branches(self, decision: Mapping[str, Any]) -> None:
