@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from trainenv.types import UserError
 from trainenv.watch.steps import COLUMNS, Steps
 from trainenv.watch.tailing import Tail
 
+_PART = re.compile(r"part-\d+\.parquet")
 _PARTS_AT_ONCE = 2000  # most parts of the telemetry that one call reads
 
 
@@ -172,12 +174,9 @@ class RunReader:
         if not folder.is_dir():
             return False
         numbers = sorted(
-            (int(number), name)
+            (int(name[5:-8]), name)
             for name in os.listdir(folder)
-            if name.startswith("part-")
-            and name.endswith(".parquet")
-            and (number := name[5:-8]).isdigit()
-            and int(number) > self._part
+            if _PART.fullmatch(name) and int(name[5:-8]) > self._part
         )
         for number, name in numbers[:_PARTS_AT_ONCE]:
             try:

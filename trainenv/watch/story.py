@@ -97,7 +97,7 @@ def _branch(name: str, branch: Mapping[str, Any], across: float, *, curve: bool)
     height = None
     if delta is not None and not control:
         height = round(math.tanh(0.55 * math.asinh(delta / (across or 1.0))), 3)
-    found = {
+    found: dict[str, Any] = {
         "name": name,
         "fate": fate if fate in FATES else "rejected",
         "change": "" if control else formatting.change(delta),
@@ -106,7 +106,8 @@ def _branch(name: str, branch: Mapping[str, Any], across: float, *, curve: bool)
     }
     losses = branch.get("losses")
     if curve and isinstance(losses, list) and losses:
-        found["stride"] = -(-len(losses) // _POINTS)
-        values = [formatting.finite(loss) for loss in losses[:: found["stride"]]]
+        stride = -(-len(losses) // _POINTS)
+        values = [formatting.finite(loss) for loss in losses[::stride]]
+        found["stride"] = stride
         found["loss"] = short(np.array(values, np.float64))
     return found
