@@ -141,7 +141,7 @@ class LiveTracker:
 
 def _steps(window: Sequence[Telemetry], line: int, before: float, now: float) -> list[Step]:
     """Return the steps of a block. Their compute is spread evenly over them."""
-    each = (now - before) / len(window) if window else 0.0
+    each = (now - before) / max(len(window), 1)
     return [
         Step(
             step=telemetry.step,

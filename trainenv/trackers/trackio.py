@@ -46,7 +46,10 @@ class Trackio:
         """Open the run, or the same one again if it is resumed."""
         known = run.remembered.get("name")
         self._name = known or f"{run.name}-{secrets.token_hex(3)}"
-        self._run = self._open(self._name, dict(run.config), resume="allow" if known else "never")
+        resume = "never"
+        if known:
+            resume = "allow"
+        self._run = self._open(self._name, dict(run.config), resume=resume)
         return {"name": self._name}
 
     def steps(self, steps: Sequence[Step]) -> None:

@@ -45,7 +45,9 @@ class WandB:
         """Open the run, or the same one again if it is resumed."""
         known = run.remembered.get("id")
         self._group = known or secrets.token_hex(4)
-        resume = "allow" if known else None
+        resume = None
+        if known:
+            resume = "allow"
         self._run = self._open(
             id=self._group, name=run.name, config=dict(run.config), job_type="run", resume=resume
         )
@@ -83,7 +85,7 @@ class WandB:
 
         if report is not None:
             self._run.log({"report": wandb.Html(report.read_text(encoding="utf-8"))})
-        self._run.finish(exit_code=0 if summary is not None else 1)
+        self._run.finish(exit_code=int(summary is None))
 
     def _table(self) -> Any:
         import wandb

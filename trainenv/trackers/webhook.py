@@ -76,7 +76,9 @@ class Webhook:
             return
         self._posted += 1
         step = about.get("step")
-        where = f"{about.get('run')}" + (f", step {step}" if step is not None else "")
+        where = str(about.get("run"))
+        if step is not None:
+            where += f", step {step}"
         body = message(about, f"{where}: {describe_event(record)}")
         for wait in self._waits:
             time.sleep(wait)
@@ -89,11 +91,10 @@ class Webhook:
 
 def message(about: Mapping[str, Any], text: str) -> bytes:
     """Return the JSON text of an incident, at most `LARGEST` bytes; the words are cut to fit."""
-    about = {
-        name: str(value)[:200] if isinstance(value, str) else value for name, value in about.items()
-    }
+    short = {name: value for name, value in about.items() if not isinstance(value, str)}
+    short |= {name: value[:200] for name, value in about.items() if isinstance(value, str)}
     for length in (600, 400, 200, 80, 0):
-        body = json.dumps(plain({"text": text[:length], **about}), ensure_ascii=False).encode()
+        body = json.dumps(plain({"text": text[:length], **short}), ensure_ascii=False).encode()
         if len(body) <= LARGEST:
             return body
     return json.dumps({"text": "incident", "kind": about.get("kind")}).encode()

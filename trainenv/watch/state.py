@@ -147,7 +147,9 @@ def _tiles(
 ) -> list[tuple[str, str, str]]:
     """Return name, value and note of the key figures."""
     measured = [v for v in validations(reader) if v[2]]
-    of = f"of {formatting.whole(budget)}" if budget else "optimizer steps"
+    of = "optimizer steps"
+    if budget:
+        of = f"of {formatting.whole(budget)}"
     tiles = [("Step", formatting.whole(step), of)]
     tiles.append(("Training loss", formatting.number(_loss(reader)), "smoothed, nats per token"))
     if measured:

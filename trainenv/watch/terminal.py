@@ -19,6 +19,7 @@ _COLOURS = {
     "killed": "bold red",
     "diverged": "bold red",
 }
+_STYLES = dict.fromkeys(("fired", "fault", "diverged", "non_finite"), "red")
 _LEAST = 40  # narrowest frame, characters
 _ROWS = 5  # lines of the loss chart
 _EDGE = 9  # characters left of a chart
@@ -56,13 +57,14 @@ def frame(reader: RunReader, console: Console) -> Text:
     if story["decisions"]:
         lines += [Text(), Text("decisions, newest first", "bold")]
         for one in story["decisions"][:4]:
-            style = "green" if one["accepted"] else ""
+            style = ""
+            if one["accepted"]:
+                style = "green"
             lines += _entry(one["step"], f"{one['number']}: {one['title']}", width, style)
     if story["events"]:
         lines += [Text(), Text("events, newest first", "bold")]
         for step, kind, words in story["events"][:4]:
-            style = "red" if kind in ("fired", "fault", "diverged", "non_finite") else ""
-            lines += _entry(step, words, width, style)
+            lines += _entry(step, words, width, _STYLES.get(kind, ""))
     if plain:
         lines = [_in_ascii(line) for line in lines]
     return Text("\n").join(lines)
@@ -79,8 +81,11 @@ def _progress(step: int, budget: int | None, width: int, *, plain: bool) -> Text
         return Text()
     part = min(step / budget, 1.0)
     room = width - 6
-    full = "#" if plain else "█"
-    empty = "." if plain else "░"
+    full = "█"
+    empty = "░"
+    if plain:
+        full = "#"
+        empty = "."
     done = round(part * room)
     return Text.assemble((full * done, "blue"), (empty * (room - done), "dim"), f"{part:6.0%}")
 
@@ -139,7 +144,9 @@ def _columns(values: Series, count: int) -> list[float | None]:
 
 def _levels(columns: Series, low: float, high: float, rows: int, *, plain: bool) -> list[str]:
     """Return the lines of a chart, from the top; what is higher fills its column."""
-    blocks = _ASCII_BLOCKS if plain else _BLOCKS
+    blocks = _BLOCKS
+    if plain:
+        blocks = _ASCII_BLOCKS
     most = len(blocks) - 1
     span = (high - low) or 1.0
     heights = []
@@ -162,12 +169,17 @@ def _entry(step: int, words: str, width: int, style: str) -> list[Text]:
 
 
 def _wrapped(words: str, width: int, style: str = "") -> list[Text]:
-    clean = " ".join("".join(letter if letter.isprintable() else " " for letter in words).split())
+    clean = " ".join(_printable(words).split())
     return list(Text(clean, style).wrap(Console(width=width, color_system=None), width))
 
 
+def _printable(text: str) -> str:
+    """Return a text with blanks in place of control characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def _cut(text: str, width: int) -> str:
-    clean = "".join(letter if letter.isprintable() else " " for letter in text)
+    clean = _printable(text)
     if len(clean) <= width:
         return clean
     return f"{clean[: width - 1]}…"
