@@ -25,7 +25,7 @@ _FLOPS = 1e6  # of a step
 
 
 class RecordedRun:
-    """What observers see of a run."""
+    """A run as its observers see it."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -226,6 +226,30 @@ def test_what_cannot_be_read_is_named(running: Path) -> None:
     assert len(facts_of(reader)["notes"]) == 2
 
 
+def test_nonsense_in_a_folder_is_left_out(running: Path) -> None:
+    lines = [{"step": "x", "kind": "fired"}, {"step": 5, "kind": "rewind", "detail": [1]}, {"a": 1}]
+    lines += [{"step": 7, "kind": "fired", "detail": {"layer": "a", "layers": 3}}]
+    lines += [{"step": 9, "kind": "fired", "detail": {}}]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (running / "events.jsonl").write_text(text)
+    (running / "validation.jsonl").write_text(
+        '{"step": "1", "loss": 2}\n{"step": 1, "loss": "2"}\n'
+    )
+    (running / "live.jsonl").write_text('{"time": 1}\n')
+    for number, branches in enumerate(
+        ([{"interventions": "abc"}], [{"losses": 3, "delta": "x"}], [{}])
+    ):
+        made = {"number": number, "step": 10, "branches": branches, "planner": 3, "verification": 4}
+        write_decision(running, made)
+    (running / "summary.json").write_text('{"flops": [1], "step": "many"}')
+    reader = RunReader(running)
+    reader.poll()
+    state = state_of(reader)
+    assert [event[0] for event in state["story"]["events"]] == [9]
+    assert state["facts"]["state"] == "finished"
+    assert [note.split()[0] for note in state["facts"]["notes"]] == ["live.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("made", "found"),
     [

@@ -197,7 +197,8 @@ class RunFolder:
     def steps(self, window: Sequence[Telemetry]) -> None:
         """Record trained steps of the present line."""
         self.telemetry.append(window, line=self.line)
-        self._observers.steps(window, self.line)
+        if window:
+            self._observers.steps(window, self.line)
 
     def rewound(self, step: int) -> None:
         """Note that the run went back to `step`; a new line starts there."""

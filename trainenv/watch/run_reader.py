@@ -26,6 +26,10 @@ from trainenv.types import UserError
 from trainenv.watch.steps import COLUMNS, Steps
 from trainenv.watch.tailing import Tail
 
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
+    *(yaml.YAMLError, pa.ArrowException),
+)
 _PART = re.compile(r"part-\d+\.parquet")
 _PARTS_AT_ONCE = 2000  # most parts of the telemetry that one call reads
 
@@ -116,8 +120,7 @@ class RunReader:
     @property
     def events(self) -> list[dict[str, Any]]:
         """The events so far, without those that a kill has lost."""
-        whole = [event for event in self._all_events if {"step", "kind"} <= set(event)]
-        return without_lost(whole, self.begun)
+        return without_lost([one for one in self._all_events if _is_event(one)], self.begun)
 
     def poll(self) -> bool:
         """Read what is new; return True if there was something."""
@@ -142,7 +145,7 @@ class RunReader:
         before = self.notes.pop(name, None)
         try:
             return read() or before is not None
-        except (OSError, ValueError, yaml.YAMLError, pa.ArrowException) as error:
+        except _UNREADABLE as error:
             self.notes[name] = _reason(error)
             return self.notes[name] != before
 
@@ -235,7 +238,7 @@ class RunReader:
             if is_complete(decision) and self.decisions.get(name) != decision:
                 self.decisions[name] = decision
                 new = True
-        new = new or open_ones != self.deciding
+        new |= open_ones != self.deciding
         self.deciding = open_ones
         return new
 
@@ -263,6 +266,12 @@ def is_begun(folder: Path) -> bool:
     if not (folder / "config.yaml").is_file():
         return False
     return (folder / "telemetry").is_dir() or (folder / "validation.jsonl").is_file()
+
+
+def _is_event(record: Mapping[str, Any]) -> bool:
+    """Tell if a record is a whole event."""
+    parts = (record.get("step"), record.get("kind"), record.get("detail") or {})
+    return all(isinstance(part, kind) for part, kind in zip(parts, (int, str, dict)))
 
 
 def _found(folder: Path) -> str:

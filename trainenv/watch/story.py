@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -48,28 +49,35 @@ def rollbacks(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
 def _events(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, str]]:
     """Return step, kind and words of the newest events, decisions left out."""
     shown = [event for event in each_once(events) if event["kind"] != "decision"]
-    return [(e["step"], e["kind"], describe_event(e)) for e in reversed(shown[-EVENTS:])]
+    found = []
+    for event in reversed(shown[-EVENTS:]):
+        with suppress(LookupError, TypeError, ValueError, AttributeError):
+            found.append((event["step"], event["kind"], describe_event(event)))
+    return found
 
 
 def _decisions(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     across = usual(decisions)
     found = []
     for place, decision in enumerate(reversed(decisions[-DECISIONS:])):
-        names = formatting.branches(decision)
-        found.append(
-            {
-                "number": decision["number"],
-                "step": decision["step"],
-                "accepted": accepted_branch(decision) is not None,
-                "title": _title(decision),
-                "text": _text(decision),
-                "branches": [
-                    _branch(name, branch, across, curve=place < _CURVES)
-                    for name, branch in zip(names, decision["branches"])
-                ],
-            }
-        )
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # written by others
+            found.append(_decision(decision, across, curves=place < _CURVES))
     return found
+
+
+def _decision(decision: Mapping[str, Any], across: float, *, curves: bool) -> dict[str, Any]:
+    names = formatting.branches(decision)
+    return {
+        "number": decision["number"],
+        "step": decision["step"],
+        "accepted": accepted_branch(decision) is not None,
+        "title": _title(decision),
+        "text": _text(decision),
+        "branches": [
+            _branch(name, branch, across, curve=curves)
+            for name, branch in zip(names, decision["branches"])
+        ],
+    }
 
 
 def _title(decision: Mapping[str, Any]) -> str:
