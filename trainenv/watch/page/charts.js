@@ -11,7 +11,7 @@ const Charts = (() => {
 
   /* Limits of the loss axis: without the first tenth of the run, whose high losses would flatten the rest. */
   const lossRange = (u) => {
-    const [x, smooth, low, high] = u.data;
+    const [x, low, high, smooth] = u.data;
     const [min, max] = zoom ?? span();
     const early = zoom ? min : x.length ? x[x.length - 1] / 10 : 0;
     let places = [];
@@ -179,6 +179,7 @@ const Charts = (() => {
     const box = document.getElementById(name);
     const plot = new uPlot({
       width: box.clientWidth, height,
+      padding: [null, 26, null, null],  // room for the last step number
       legend: { live: true, markers: { show: false } },
       cursor: { sync: { key: SYNC.key, setSeries: false }, drag: { x: true, y: false, setScale: false }, points: { show: false }, bind: { dblclick: () => () => { setZoom(null); return null; } } },
       ...options,
@@ -205,8 +206,8 @@ const Charts = (() => {
     panels = {};
     const narrow = document.getElementById("loss").clientWidth < NARROW;
     panel("loss", narrow ? 260 : 320, {
-      series: [step, line("loss", "run", 2), line("lowest", "dot", 0, { stroke: null }), line("highest", "dot", 0, { stroke: null })],
-      bands: [{ series: [3, 2], fill: mixed(css("dot"), 0.5) }],
+      series: [step, line("lowest", "dot", 0, { stroke: null }), line("highest", "dot", 0, { stroke: null }), line("loss", "run", 2)],
+      bands: [{ series: [2, 1], fill: mixed(css("dot"), 0.5) }],
       scales: { y: { range: lossRange } },
       axes: axes((_, splits) => splits.map((value) => value.toFixed(2))),
       hooks: { drawAxes: [drawRollbacks], draw: [drawLoss] },
@@ -235,7 +236,7 @@ const Charts = (() => {
   const draw = () => {
     if (!curves || !panels.loss) return;
     const c = curves, none = c.step.map(() => null);
-    panels.loss.setData([c.step, c.smooth, c.low, c.high]);
+    panels.loss.setData([c.step, c.low, c.high, c.smooth]);
     panels.tree.setData([c.step, none]);
     panels.rate.setData([c.step, c.lr]);
     panels.index.setData([c.step, c.volatility, c.entropy, c.disagreement, c.index, c.threshold]);
