@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
     from trainenv.composition.default_loop import branching
+    from trainenv.composition.tracked import train
     from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
     from trainenv.integrations.huggingface import attach
     from trainenv.integrations.own_loop import steer
-    from trainenv.loop import drive, train
+    from trainenv.loop import drive
     from trainenv.monitor.uncertainty import UncertaintyIndex
     from trainenv.records.run_folder import RunFolder
     from trainenv.report.run.run_report import RunReport
@@ -70,7 +71,7 @@ _LAZY = {
     "branching": "trainenv.composition.default_loop",
     "drive": "trainenv.loop",
     "steer": "trainenv.integrations.own_loop",
-    "train": "trainenv.loop",
+    "train": "trainenv.composition.tracked",
 }
 _MODULES = ("agents", "clipping", "integrations", "planners", "worldmodel", "wrappers")
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.monitor.alarm_detail import Diagnosed
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
+from trainenv.records.observer import Observer
 from trainenv.records.run_folder import REWINDS, RunFolder, read_validation
 from trainenv.records.run_summary import summary_of
 from trainenv.tools.json_lines import plain
@@ -107,6 +108,7 @@ def train(
     callback: Callback | None = None,
     watch: Watch = lambda run, window: None,
     stop: Callable[[], bool] = lambda: False,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Train until the budget is spent, the run diverges or `stop()` is true; return the summary.
 
@@ -121,6 +123,7 @@ def train(
         callback: Observer that may act on the run after each block of telemetry.
         watch: Function called with the run and its newest telemetry after each block.
         stop: Function asked after each block; true ends the training.
+        observers: Receivers of what is recorded, such as experiment trackers.
 
     Raises:
         UserError: The folder is in use by another process, a checkpoint cannot be saved (before the
@@ -130,7 +133,10 @@ def train(
     if not isinstance(folder, RunFolder):
         folder = RunFolder.create(folder, run.config)
     started = time.perf_counter()
-    with folder.recording(run.step, run.config.checkpoints) as store:
+    with (
+        folder.recording(run.step, run.config.checkpoints) as store,
+        folder.observed(run, observers) as ended_with,
+    ):
         made = MadeOf.of(run, callback, folder.flags)
         if not store.steps():
             made.write(folder.path)
@@ -152,10 +158,11 @@ def train(
             store.wait()
         finally:  # even if the last save in the background has failed
             save(moments="exact", wait=True)
-    summary = plain(summary_of(run, folder.path, ended, taken, time.perf_counter() - started))
-    assert isinstance(summary, dict)
-    if ended != "interrupted":
-        folder.finish(summary)
+        summary = plain(summary_of(run, folder.path, ended, taken, time.perf_counter() - started))
+        assert isinstance(summary, dict)
+        if ended != "interrupted":
+            folder.finish(summary)
+        ended_with(summary)
     return summary
 
 
@@ -331,7 +338,7 @@ def _record(run: Run, folder: RunFolder, window: Sequence[Telemetry], finite: bo
     Returns:
         True if the loss of the last step is finite.
     """
-    folder.telemetry.append(window, line=folder.line)
+    folder.steps(window)
     diagnosis = run.diagnosis if isinstance(run, Diagnosed) else lambda step: {}
     for telemetry in window:
         before = finite

@@ -16,7 +16,10 @@ from trainenv.types import UserError
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the import name is another
+DISTRIBUTIONS = {
+    "mlflow": "mlflow-skinny",
+    "sklearn": "scikit-learn",
+}  # where the import name is another
 OWN = ("trainenv", "planners", "worldmodel", "agents")
 
 

@@ -4,8 +4,8 @@
     code = main(["run", "tiny", "--out", "runs/mine"])
 
 Each command returns a JSON object and an exit code: 0 done, 1 a check found a fault, 2 a mistake of
-the user, 130 interrupted. Heavy packages are imported inside the commands, so that `--help` and
-mistakes are answered at once.
+the user, 130 interrupted, 141 the output was closed. Heavy packages are imported inside the
+commands, so that `--help` and mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import argparse
 import errno
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from trainenv.cli.options import INTERRUPTED, USER_ERROR
 from trainenv.cli.replay import add_replay
 from trainenv.cli.report import add_report
 from trainenv.cli.run import add_run
+from trainenv.cli.watch import add_top, add_watch
 from trainenv.cli.wmtp import add_wmtp
 from trainenv.cli.worldmodel import add_worldmodel
 from trainenv.tools.paths import expanded
@@ -40,8 +42,9 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["INTERRUPTED", "USER_ERROR", "main", "make_parser"]
+__all__ = ["CLOSED_PIPE", "INTERRUPTED", "USER_ERROR", "main", "make_parser"]
 
+CLOSED_PIPE = 141  # as a shell reports a program that wrote into a closed pipe
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -59,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _expand_paths(args)
         with _warnings_in_sentences():
             result, code = args.command(args)
+        if args.json:
+            print(json.dumps(result))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where an error becomes a sentence
+    except (BrokenPipeError, SystemExit):  # rich turns the one into the other
+        _drop_output()
+        return CLOSED_PIPE
     except UserError as error:
         print(f"trainenv: {error}", file=sys.stderr)
         return USER_ERROR
@@ -70,9 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
-    if args.json:
-        print(json.dumps(result))
     return int(code)
+
+
+def _drop_output() -> None:
+    """Say that the output was closed, and send what is still to be written nowhere.
+
+    Python would else try it again when it ends, and fail with a traceback.
+    """
+    with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    with suppress(OSError):
+        print("trainenv: the output was closed before its end", file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,6 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_demo(commands)
     add_compare(commands)
     add_report(commands)
+    add_watch(commands)
+    add_top(commands)
     add_replay(commands)
     add_checkpoint(commands)
     add_worldmodel(commands)

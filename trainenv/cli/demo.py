@@ -86,7 +86,7 @@ def _train(
     """Train one of the two runs, or resume it; return its summary, also if it has ended before."""
     from trainenv.cli.progress import Progress
     from trainenv.composition.default_loop import branching
-    from trainenv.loop import train
+    from trainenv.composition.tracked import train
 
     folder = root / method.replace(" ", "-")
     if (folder / "summary.json").is_file():

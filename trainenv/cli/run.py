@@ -101,7 +101,7 @@ def add_run(commands: Any) -> None:
 def run_command(args: argparse.Namespace) -> Result:
     """Train a new run, or resume an interrupted one."""
     from trainenv.cli.progress import Progress
-    from trainenv.loop import train
+    from trainenv.composition.tracked import train
     from trainenv.rollouts import reason_not_folded
 
     flags = _flags(args)

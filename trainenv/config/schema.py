@@ -27,10 +27,12 @@ from trainenv.config.section import Config, Count, CountOrZero, field_at, valida
 from trainenv.config.span_corruption import SpanCorruptionConfig
 from trainenv.config.stressors import Plant, PlantKind, StressorConfig
 from trainenv.config.tasks import TaskConfig
+from trainenv.config.tracking import AlertConfig, TrackerName
 
 __all__ = [
     "CORPUS_PATHS",
     "ActionPart",
+    "AlertConfig",
     "BranchingConfig",
     "CheckpointConfig",
     "ClipConfig",
@@ -131,6 +133,22 @@ class TrainingConfig(Config):
     branching: BranchingConfig = Field(
         default=BranchingConfig(), description="Decisions of the branching agent."
     )
+    trackers: tuple[TrackerName, ...] = Field(
+        default=(),
+        description="Experiment trackers that follow the run live. One that fails never disturbs"
+        " the run.",
+    )
+    alerts: AlertConfig = Field(
+        default=AlertConfig(), description="Messages at incidents of the run."
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_or_several(cls, trackers: Any) -> Any:
+        """Take names as one text, as in `--set trackers=tensorboard,mlflow`."""
+        if isinstance(trackers, str):
+            return [name.strip() for name in trackers.split(",") if name.strip()]
+        return trackers
 
     @field_validator("name")
     @classmethod

@@ -25,7 +25,7 @@ def read_decisions(
     for path in sorted(path for path in (folder / "branches").glob("*") if path.is_dir()):
         try:
             decision = json.loads((path / NAME).read_text(encoding="utf-8"))
-            if not _is_complete(decision):
+            if not is_complete(decision):
                 raise ValueError("expected number, step and branches")
         except FileNotFoundError:
             note(f"branches/{path.name} has no {NAME}: a decision that was never finished")
@@ -48,7 +48,8 @@ def accepted_branch(decision: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return accepted
 
 
-def _is_complete(decision: Any) -> bool:
+def is_complete(decision: Any) -> bool:
+    """Tell if a value read from a file is a decision with number, step and branches."""
     if not isinstance(decision, dict) or not isinstance(decision.get("branches"), list):
         return False
     if not all(isinstance(branch, dict) for branch in decision["branches"]):

@@ -36,6 +36,8 @@ _IRRELEVANT = (
     "validation.test_sequences",
     "branching.workers",
     "branching.replayable",
+    "trackers",
+    "alerts",
 )
 # Names of callbacks in earlier versions.
 _OLD_NAMES = {

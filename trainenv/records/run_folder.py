@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +16,13 @@ from trainenv.checkpoints import FOLDER
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import CheckpointConfig, TrainingConfig
 from trainenv.records.lineage import last_saved
+from trainenv.records.live_log import LiveLog
+from trainenv.records.observer import Observer, Observers
 from trainenv.records.telemetry_log import TelemetryLog
 from trainenv.tools.atomic_files import write_json
 from trainenv.tools.json_lines import append_line, read_lines
 from trainenv.tools.paths import expanded
-from trainenv.types import Event, Snapshot, UserError
+from trainenv.types import Event, Run, Snapshot, Telemetry, UserError
 
 REWINDS = "rewinds"  # part of a checkpoint: the number of rewinds before it; missing if none
 
@@ -38,6 +40,7 @@ class RunFolder:
     | `lines.jsonl` | each line of the lineage: number, first step, rewinds before it |
     | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
     | `checkpoints/made_of.json` | parts that the run is trained with, see `records.made_of` |
+    | `live.jsonl` | heartbeat and newest steps while the run trains, see `records.live_log` |
     | `summary.json` | the result; written when the run has ended |
 
     Args:
@@ -56,6 +59,7 @@ class RunFolder:
         self.line = line
         self.rewinds = rewinds
         self.telemetry = TelemetryLog(path / "telemetry")
+        self._observers = Observers()
         self.flags: tuple[str, ...] = ()
         self.changes: tuple[str, ...] | None = ()
         # For a resumed run: digests of the checkpoints when it was read.
@@ -176,6 +180,26 @@ class RunFolder:
                 self._new_line(step)
             yield store
 
+    @contextmanager
+    def observed(self, run: Run, observers: Sequence[Observer]) -> Iterator[Callable[[Any], None]]:
+        """Pass on what is recorded inside the block to observers, and to the log for watchers.
+
+        Yields:
+            A function that takes the summary of the run, once it is known.
+        """
+        summaries = list[Mapping[str, Any]]()
+        self._observers.start(run, self, [LiveLog(), *observers])
+        try:
+            yield summaries.append
+        finally:
+            self._observers.finish(next(iter(summaries), None))
+
+    def steps(self, window: Sequence[Telemetry]) -> None:
+        """Record trained steps of the present line."""
+        self.telemetry.append(window, line=self.line)
+        if window:
+            self._observers.steps(window, self.line)
+
     def rewound(self, step: int) -> None:
         """Note that the run went back to `step`; a new line starts there."""
         self.rewinds += 1
@@ -189,16 +213,22 @@ class RunFolder:
 
     def event(self, event: Event) -> None:
         """Append an event to the file at once, so that a crash cannot lose it."""
-        append_line(self.path / "events.jsonl", {"line": self.line, **asdict(event)})
+        record = {"line": self.line, **asdict(event)}
+        append_line(self.path / "events.jsonl", record)
+        self._observers.event(record)
 
     def validation(self, step: int, loss: float) -> None:
         """Append a validation loss, nats per token."""
-        append_line(self.path / "validation.jsonl", {"line": self.line, "step": step, "loss": loss})
+        self._loss("validation", step, loss)
 
     def full_validation(self, step: int, loss: float) -> None:
         """Append the loss of the whole validation part, nats per token."""
+        self._loss("full_validation", step, loss)
+
+    def _loss(self, kind: str, step: int, loss: float) -> None:
         record = {"line": self.line, "step": step, "loss": loss}
-        append_line(self.path / "full_validation.jsonl", record)
+        append_line(self.path / f"{kind}.jsonl", record)
+        self._observers.event({"kind": kind, **record})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the rest of the telemetry, and the summary that marks the run as ended."""
@@ -226,12 +256,20 @@ def _made_first(path: Path) -> Path:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events in a run's folder, in order, without those that a kill has lost."""
-    saved = last_saved(read_lines(path / "lines.jsonl"))
-    return [
-        event
-        for event in read_lines(path / "events.jsonl")
-        if _at(event) <= saved.get(event.get("line", 0), math.inf)
-    ]
+    return without_lost(read_lines(path / "events.jsonl"), read_lines(path / "lines.jsonl"))
+
+
+def without_lost(
+    events: Iterable[dict[str, Any]], begun: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the events of saved steps, in order.
+
+    Args:
+        events: Records of `events.jsonl`.
+        begun: Records of `lines.jsonl`.
+    """
+    saved = last_saved(begun)
+    return [event for event in events if _at(event) <= saved.get(event.get("line", 0), math.inf)]
 
 
 def _at(event: Mapping[str, Any]) -> float:

@@ -150,6 +150,11 @@ class TelemetryLog:
         """True if the folder holds a part."""
         return self._next > 0
 
+    @property
+    def parts(self) -> int:
+        """The number of parts in the folder."""
+        return self._next
+
     def append(
         self, telemetry: Iterable[Telemetry], *, line: int = 0, purpose: str = "main"
     ) -> None:

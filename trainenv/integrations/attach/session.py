@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainenv.composition.tracked import train
 from trainenv.integrations.attach.run import InPlaceRun
 from trainenv.integrations.attach.settings import Settings
 from trainenv.integrations.attach.stage import Stage, Trained
-from trainenv.loop import Callback, resume, train
+from trainenv.loop import Callback, resume
 from trainenv.monitor.probe import evaluating
 from trainenv.records.run_folder import RunFolder
 from trainenv.tools import rng
