@@ -14,14 +14,12 @@ from typing import Any, Protocol
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.monitor.alarm_detail import Diagnosed
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
-from trainenv.records.run_folder import REWINDS, RunFolder, read_validation
+from trainenv.records.run_folder import CALLBACK_STATE, REWINDS, RunFolder, read_validation
 from trainenv.records.run_summary import summary_of
 from trainenv.tools.json_lines import plain
 from trainenv.types import Event, Run, Snapshot, Telemetry, UserError, as_whole
 
 Watch = Callable[[Run, Sequence[Telemetry]], None]
-# Part of a snapshot: the state of the callback, as JSON. The key is the old name of a callback.
-CALLBACK_STATE = "responder"
 _METHODS = ("on_train_begin", "next_block", "on_block_end", "on_evaluate", "state_dict")
 
 
@@ -131,6 +129,7 @@ def train(
         folder = RunFolder.create(folder, run.config)
     started = time.perf_counter()
     with folder.recording(run.step, run.config.checkpoints) as store:
+        folder.flags = folder.flags or tuple(getattr(callback, "flags", ()))
         made = MadeOf.of(run, callback, folder.flags)
         if not store.steps():
             made.write(folder.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -145,11 +146,13 @@ class Progress(ProgressLine):
 
 
 def _wasted(flops: Mapping[str, float]) -> str:
-    """Return the share of all compute that was rewound or went into branches."""
-    total = sum(flops.values())
-    if not total:
+    """Return the share of all compute that was wasted, in percent."""
+    from trainenv.training.ledger import wasted_share
+
+    share = wasted_share(flops)
+    if math.isnan(share):
         return "–"
-    return f"{100 * (flops['rewound'] + flops['verify']) / total:.1f} %"
+    return f"{100 * share:.1f} %"
 
 
 def _cell(value: Any) -> str:

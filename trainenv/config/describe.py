@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic_core import to_jsonable_python
 
 from trainenv.config.presets import RENAMED_KEYS, listed, presets
 from trainenv.config.schema import RunConfig
 from trainenv.config.section import Config, section_in
+from trainenv.config.written import in_a_line
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
@@ -87,10 +87,7 @@ class Key:
         """Value as it is written in a YAML file; `required` if there is none."""
         if self.required:
             return "required"
-        text: str = yaml.safe_dump(
-            self.value, default_flow_style=True, sort_keys=False, width=1000, allow_unicode=True
-        )
-        return text.removesuffix("...\n").strip()
+        return in_a_line(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from trainenv.config.branching import ActionPart, BranchingConfig, Trigger
+from trainenv.config.branching import ActionPart, BranchingConfig, BranchingSettings, Trigger
 from trainenv.config.corpus import CORPUS_PATHS, CorpusConfig, with_whole_paths
 from trainenv.config.environment import EnvironmentConfig, InterventionConfig
 from trainenv.config.model import ModelConfig
@@ -32,6 +32,7 @@ __all__ = [
     "CORPUS_PATHS",
     "ActionPart",
     "BranchingConfig",
+    "BranchingSettings",
     "CheckpointConfig",
     "ClipConfig",
     "Config",
