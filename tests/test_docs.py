@@ -252,7 +252,7 @@ def test_results_are_a_table() -> None:
 
 def test_the_page_of_configuration_keys_is_as_the_keys_are() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert written == markdown(), "run: trainenv config describe --markdown > docs/configuration.md"
+    assert written == markdown(), "run: trainenv config --markdown > docs/configuration.md"
 
 
 def test_the_table_of_layers_has_every_folder() -> None:

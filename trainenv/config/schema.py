@@ -2,7 +2,7 @@
 
 A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunConfig`. A file may
 start from another with `extends: tiny` and state only what differs. An unknown key is refused, and
-the nearest valid one is named. Step counts are in optimizer steps. `trainenv config describe`
+the nearest valid one is named. Step counts are in optimizer steps. `trainenv config`
 prints the description of each key.
 """
 
