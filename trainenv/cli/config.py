@@ -36,13 +36,15 @@ def add_config(commands: Any) -> None:
         "Describe the configuration keys: default, type, unit and meaning.",
     )
     config.add_argument(
-        "words",
-        nargs="*",
+        "what",
+        nargs="?",
         metavar="KEY|PRESET|schema",
         help="key or section to describe, or a preset or YAML file whose values replace the"
         " defaults (default: all keys); schema prints the JSON schema of configuration files, with"
         " which editors complete and check keys",
     )
+    # After the word `describe` of earlier versions.
+    config.add_argument("which", nargs="?", help=argparse.SUPPRESS)
     config.add_argument(
         "--markdown", action="store_true", help="print all keys as a page of Markdown"
     )
@@ -50,16 +52,16 @@ def add_config(commands: Any) -> None:
 
 def config_command(args: argparse.Namespace) -> Result:
     """Describe keys, or print the JSON schema."""
-    words = list(args.words)
-    if words == [_SCHEMA] and not args.markdown:
-        return _schema(args)
-    if words[:1] == [_DESCRIBE]:
-        words = words[1:]
-    if len(words) > 1:
+    if args.what == _DESCRIBE:
+        return _describe(args, args.which)
+    if args.which is not None:
         raise UserError(
-            f"expected one key, section, preset or file, found {' '.join(words)}; give one of them"
+            f"expected one key, section, preset or file, found {args.what} and {args.which}; give"
+            " one of them"
         )
-    return _describe(args, next(iter(words), None))
+    if args.what == _SCHEMA and not args.markdown:
+        return _schema(args)
+    return _describe(args, args.what)
 
 
 def _describe(args: argparse.Namespace, what: str | None) -> Result:
