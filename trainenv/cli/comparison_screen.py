@@ -194,7 +194,7 @@ def counts(found: Mapping[str, Any]) -> str:
 def remedy(error: str) -> str:
     """Return what to do about a cell that failed with a reason."""
     known = {
-        "not at equal compute": "charge what the method evaluates in addition with run.spend(steps)",
+        "not at equal compute": "charge what the method evaluates in addition by run.spend(steps)",
         "expected a final": "let the method return the summary of trainenv.train",
         "expected the measures": "return a value for each key of trainenv.compare.cells.MEASURED",
         "pip install": "install the package in the environment of this command",
