@@ -64,6 +64,9 @@ class RunFolder:
         # For a resumed run: digests of the checkpoints when it was read.
         self._resumed: list[str] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, line {self.line})"
+
     @classmethod
     def create(cls, path: str | Path | None, config: TrainingConfig) -> RunFolder:
         """Make a new folder: `path`, or the first free one of `runs/NAME`, `runs/NAME-2`, …
