@@ -30,6 +30,7 @@ from trainenv import cli
 from trainenv.cli import main, make_parser
 from trainenv.config.schema import RunConfig
 from trainenv.records.decision_files import read_decisions
+from trainenv.records.made_of import MadeOf
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
 
@@ -50,6 +51,7 @@ def test_run_with_json_prints_one_object_and_nothing_else(
     assert summary["first_validation_loss"] == pytest.approx(math.log(257), abs=0.5)
     assert "step 24 of 24" in err
     assert files(tmp_path / "mine") == RUN_FILES
+    assert summary.pop("report") == "mine/report.html"
     assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == summary
 
 
@@ -196,15 +198,7 @@ def test_branching_drafts_verifies_and_goes_on(
     hint = shlex.split(
         capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip()
     )
-    assert hint == [
-        "run",
-        "--resume",
-        "--out",
-        "mine",
-        "--branching",
-        "--planner",
-        planner,
-    ]
+    assert hint == ["run", "--resume", "--out", "mine"]
     assert main([*hint, "--json"]) == 0
     assert final("mine") == final("straight")
     assert [d["number"] for d in read_decisions(tmp_path / "mine")] == [
@@ -222,8 +216,7 @@ def test_the_planner_is_shapes_by_default_and_its_run_resumes_to_the_same_end(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 56)
         assert main([*arguments, "--branching", "--out", "mine"]) == cli.INTERRUPTED
-    said = capsys.readouterr().out
-    assert "--branching --planner shapes" in said.partition("interrupted; resume with: ")[2]
+    assert MadeOf.read(Path("mine")).flags == ("--branching", "--planner", "shapes")
     assert main(["run", "--resume", "--out", "mine"]) == 0
     assert final("mine") == final("straight")
 
@@ -251,8 +244,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"trainenv {trainenv.__version__}\n"
 
 
-def test_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "trainenv.cli", "run", "tinny"]
+@pytest.mark.parametrize("module", ["trainenv", "trainenv.cli"])
+def test_runs_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "run", "tinny"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("trainenv: unknown preset 'tinny'; did you mean 'tiny'?")
@@ -302,7 +296,7 @@ def test_each_argument_is_explained_by_a_phrase_of_its_own(place: str, text: str
         [],
         ["runn", "tiny"],
         ["run", "tiny", "mini"],
-        ["run", "tiny", "--steps", "3"],
+        ["run", "tiny", "--stepss", "3"],
         ["demo", "--steps", "many"],
     ],
 )

@@ -69,7 +69,7 @@ class ScheduleConfig(Config):
 class ClipConfig(Config):
     """Gradient clipping at the start of the run; interventions may change the policy."""
 
-    policy: ClipName | Literal["norm"] = Field(
+    policy: Literal[ClipName, "norm"] = Field(
         default="zclip",
         description="Clip policy at the start. `norm` clips at the norm `clip.max_norm`, `none`"
         " does not clip.",

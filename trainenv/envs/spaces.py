@@ -62,7 +62,7 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.environment = environment
         self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
         self.action_space = spaces.MultiDiscrete(list(self.codec.sizes))
-        self.metadata = {"render_modes": list(MODES)}
+        self.metadata = {"render_modes": list(MODES), "render_fps": 4}
         self.render_mode = render_mode
         self._losses: list[float] = []  # validation losses of the episode, by decision
 
