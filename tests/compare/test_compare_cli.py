@@ -244,7 +244,7 @@ def test_references_are_announced(suite: Path, capsys: pytest.CaptureFixture[str
 def test_a_narrow_window_leaves_columns_out_and_cuts_no_number(
     width: int, suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result, _ = compare_command(args(suite, Path("out"), methods="nothing,branching", json=True))
+    compare_command(args(suite, Path("out"), methods="nothing,branching", json=True))
     capsys.readouterr()
     found = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
     screen = Screen("x", 1, quiet=False)

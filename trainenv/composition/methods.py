@@ -109,9 +109,10 @@ def learned(
 ) -> dict[str, Any]:
     """Steer with an agent of Stable-Baselines3 that learns in the world model during the run."""
     from trainenv import worldmodel
-    from trainenv.agents.rl.rl_methods import dqn_model, ppo_model
+    from trainenv.agents.rl.rl_methods import dqn_model, maskable_ppo_model, ppo_model
 
-    method = {"ppo": ppo_model, "dqn": dqn_model}[algorithm]
+    methods = {"ppo": ppo_model, "maskable-ppo": maskable_ppo_model, "dqn": dqn_model}
+    method = methods[algorithm]
     return method(config, path, watch, stop, model=worldmodel.load_pretrained())
 
 
@@ -220,6 +221,7 @@ METHODS: dict[str, Method] = {
     "static-1": partial(as_set, lr_factor=1.0),
     "static-3": partial(as_set, lr_factor=3.0),
     "ppo-model": partial(learned, algorithm="ppo"),
+    "maskable-ppo-model": partial(learned, algorithm="maskable-ppo"),
     "dqn-model": partial(learned, algorithm="dqn"),
     "ppo-real": ppo_real,
     "branching": branching,

