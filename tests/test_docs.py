@@ -22,7 +22,7 @@ from trainenv.run import TrainingRun
 
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-MADE_BY_RUNS = {"config.yaml", "summary.json", "events.jsonl", "results.json"}
+MADE_BY_RUNS = {"config.yaml", "summary.json", "events.jsonl", "results.json", "parent.json"}
 SHELL = ("bash", "sh", "console", "")
 
 

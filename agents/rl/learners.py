@@ -2,8 +2,8 @@
 
 PPO (Schulman et al. 2017, arXiv:1707.06347) chooses each part of the action separately, and
 MaskablePPO (Huang & Ontañón 2022, arXiv:2006.14171, of sb3-contrib) among its legal values only.
-DQN (Mnih et al. 2015) chooses a number, here from the short list `USEFUL`. PPO and DQN get no action
-masks: the environment leaves illegal parts out.
+DQN (Mnih et al. 2015) chooses a number, here from the short list `USEFUL`. PPO and DQN get no
+action masks: the environment leaves illegal parts out.
 
 Deviations: rewards are not discounted, because they add up to the fall of the final loss. Rewards
 are scaled up. PPO starts near the policy that leaves the run alone.

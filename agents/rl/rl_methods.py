@@ -4,7 +4,7 @@
 
 | name | the policy is trained |
 |---|---|
-| `ppo_model`, `maskable_ppo_model`, `dqn_model` | in the world model, after the first tenth of the run, then repeatedly |
+| `…_model` | in the world model, after the first tenth of the run, then repeatedly |
 | `ppo_real` | on short real runs, for half of the budget, before the run starts |
 
 The cost of training the policy is taken off the run's budget at once, so that the learning rate
