@@ -33,6 +33,7 @@ from trainenv.records.decision_files import read_decisions
 from trainenv.records.made_of import MadeOf
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
+from trainenv.run import TrainingRun
 
 # ── run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -219,6 +220,68 @@ def test_the_planner_is_shapes_by_default_and_its_run_resumes_to_the_same_end(
     assert MadeOf.read(Path("mine")).flags == ("--branching", "--planner", "shapes")
     assert main(["run", "--resume", "--out", "mine"]) == 0
     assert final("mine") == final("straight")
+
+
+def test_a_diverged_run_ends_with_1_and_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "diverged", property(lambda run: run.step >= 12))
+        more = sets(checkpoints__every=4)
+        assert main(["run", "tiny", *more, "--out", "mine", "--steps", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "report: mine/report.html" in out
+    advice = (
+        "the run diverged at step 12: continue from before that at a third of the learning rate"
+    )
+    command = out.replace("\n", " ").partition(f"{advice} with: trainenv ")[2].partition(";")[0]
+    assert command.split() == ["fork", "mine@8", "--set", "optimizer.lr=0.001"]
+    assert "; or start it with --branching" in out
+    assert main([*command.split(), "--json", "--out", "lower"]) == 0
+    assert strict(capsys.readouterr().out)["step"] == 20
+
+
+def test_a_finished_run_is_extended_and_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "tiny", *sets(steps=12), "--by-hand", "--out", "runs/mine"]) == 0
+    assert main(["run", "--resume", "--steps", "20", "--out", "runs/mine"]) == 0
+    out = capsys.readouterr().out
+    assert "extended from 12 to 20 steps" in out
+    assert MadeOf.read(Path("runs/mine")).flags == ("--by-hand",)
+    assert main(["fork", "runs/mine@12", "--unsteered", "--out", "runs/other"]) == 0
+    assert "starting from step 12 of runs/mine, in runs/other" in capsys.readouterr().out
+    assert main(["runs", "--json"]) == 0
+    listed = strict(capsys.readouterr().out)["runs"]
+    assert [(run["folder"], run["step"], run["steered"]) for run in listed] == [
+        ("runs/mine", 20, "--by-hand"),
+        ("runs/other", 20, ""),
+    ]
+    assert listed[1]["parent"].endswith("runs/mine@12")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["runs"]) == 0
+    out = capsys.readouterr().out
+    assert "no, from runs/mine@12" in out
+    assert "2 run(s)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fork", "gone@4"], ("gone", "trainenv runs")),
+        (["fork", "a@b"], ("expected FOLDER@STEP, found 'a@b'", "runs/tiny@400")),
+        (["fork", "x@4", "--unsteered", "--by-hand"], ("--unsteered", "--by-hand")),
+        (["runs", "gone"], ("expected a folder of runs at gone", "trainenv run tiny")),
+        (["run", "--resume", "--steps", "30", "--out", "gone"], ("finished run in gone",)),
+    ],
+)
+def test_mistakes_in_continuing_a_run(
+    arguments: list[str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert_one_sentence(arguments, words, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
