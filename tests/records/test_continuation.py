@@ -45,7 +45,7 @@ def test_an_extended_run_has_the_rates_of_a_longer_one(tmp_path: Path) -> None:
     trained(tmp_path / "short")
     said = extend(tmp_path / "short", 40)
     assert said.startswith("extended from 24 to 40 steps: the learning rate is that of a run of 40")
-    assert "from 0.1 to 0.41 of the base rate at step 24, and ends at 0.1 at step 40" in said
+    assert "from 0.1 to 0.47 of the base rate at step 24, and ends at 0.1 at step 40" in said
     assert RunConfig.load(tmp_path / "short" / "config.yaml").steps == 40
     assert not (tmp_path / "short" / "summary.json").exists()
     assert json.loads((tmp_path / "short" / "summary-step-24.json").read_text())["step"] == 24
@@ -164,7 +164,9 @@ def test_runs_are_listed_with_their_state(ended: Path, tmp_path: Path) -> None:
     train(stopped, folder, stop=lambda: stopped.step >= 12)
     (root / "no run").mkdir()
     found = {run.folder.name: run for run in [*list_runs(root), *list_runs(ended)]}
-    assert set(found) == {"stopped", "run"}  # a fork that has not trained has no checkpoint yet
+    assert set(found) == {"fork", "stopped", "run"}
+    assert (found["fork"].state, found["fork"].step) == ("not started", None)
+    assert found["fork"].parent == f"{ended}@8"
     assert (found["run"].state, found["run"].step, found["run"].steps) == ("finished", 24, 24)
     assert found["run"].loss == pytest.approx(stopped.uniform_loss, abs=3)
     assert (found["stopped"].state, found["stopped"].step) == ("interrupted", 12)

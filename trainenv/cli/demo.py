@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _METHODS = ("left alone", "branching")
 _SAME = 0.05  # change of the final loss in percent that would be printed as 0.0
+_TEXTS = {"stdlib": "the source code of Python's standard library"}
 _TOKENS = {"bytes": "bytes", "bpe": "tokens", "gpt2": "tokens"}
 _PLANTS = {
     "random_tokens": "corrupt data",
@@ -95,12 +96,13 @@ def demo_command(args: argparse.Namespace) -> Result:
 def _introduction(run: TrainingRun, config: RunConfig) -> tuple[str, str, str]:
     """Return what is trained, which faults are planted, and what the two runs may do."""
     unit = _TOKENS[config.corpus.tokenizer]
+    text = _TEXTS.get(config.corpus.name, config.corpus.name)
     size = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     share = 100 * config.branching.max_waste
     return (
         f"trained twice: a GPT-2 of {size:.2f} million parameters, for {config.steps} steps of "
-        f"{config.batch_size} sequences of {config.model.context} {unit}, on the text of "
-        f"{config.corpus.name}, at a learning rate of {config.optimizer.lr:g}",
+        f"{config.batch_size} sequences of {config.model.context} {unit}, on {text}, at a learning "
+        f"rate of {config.optimizer.lr:g}",
         f"planted faults, the same in both runs: {_faults(config)}",
         "left alone: nothing is changed; branching: the learning rate and clipping may be changed, "
         f"and bad steps undone, with at most {share:.0f} % of the same compute",
@@ -124,7 +126,9 @@ def _faults(config: RunConfig) -> str:
     if stressors.harsh_warmup_steps:
         found.append(f"a harsh warm-up of {stressors.harsh_warmup_steps} steps")
     found += [
-        f"{_PLANTS.get(plant.kind, plant.kind)} at step {plant.at}" for plant in stressors.planted
+        f"{_PLANTS.get(plant.kind, plant.kind)} at step {plant.at}"
+        for plant in stressors.planted
+        if plant.at < config.steps
     ]
     return ", ".join(found) or "none"
 
