@@ -45,6 +45,7 @@ _REPLACED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "flagged": (("corpus", "seed", "tasks", "batch_size"), ""),
     "scaler": (("precision",), ""),
     "observed": (("optimizer.name",), ""),
+    "evaluated": (("optimizer.name",), ""),
 }
 _PLAN = ("steps", "schedule")  # sections that the learning rate over the budget depends on
 
