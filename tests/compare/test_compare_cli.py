@@ -251,7 +251,8 @@ def test_a_narrow_window_leaves_columns_out_and_cuts_no_number(
     screen.out = Console(width=width, highlight=False)
     screen.tables(found)
     out = capsys.readouterr().out
-    tables = [line for line in out.splitlines() if line.startswith(("branching ", "nothing "))]
+    lines = out.splitlines()
+    tables = [line for line in lines if line.strip().startswith(("branching ", "nothing "))]
     assert tables
     assert max(map(len, tables)) <= width
     assert "…" not in out

@@ -31,7 +31,7 @@ def test_the_loss_is_rendered_as_text_and_as_a_picture() -> None:
             env.step(np.zeros(6, dtype=np.int64))
     words, bars, end = str(text.render()).split("\n")
     assert words.startswith("decision 3, validation loss ")
-    assert words.endswith("LR × 1, none")
+    assert words.endswith("LR × 1, zclip")
     assert (len(bars), end) == (4, "")
     assert bars[0] == "█"
     drawn = np.asarray(picture.render())
