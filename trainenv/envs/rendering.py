@@ -1,4 +1,4 @@
-"""What an episode looks like: the validation loss by decision, as text and as a picture."""
+"""Rendering of an episode: the validation loss by decision, as text and as a picture."""
 
 from __future__ import annotations
 
