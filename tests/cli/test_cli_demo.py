@@ -58,7 +58,7 @@ def test_demo_for_people_says_what_it_may_cost_and_shows_the_tree(
     assert "left alone" in out
     assert "report: here/report.html" in out
     first, second, third = out.splitlines()[:3]
-    assert first.startswith("trained twice: a GPT-2 of 0.12 million parameters, for 100 steps of 8")
+    assert first.startswith("trained twice: a GPT-2 of 0.13 million parameters, for 100 steps of 8")
     assert second.startswith("planted faults, the same in both runs: rare tokens in 2 % of the bat")
     assert "a harsh warm-up of 25 steps" in second
     assert "step 450" not in second  # which is after the end
