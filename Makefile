@@ -26,6 +26,7 @@ LOWEST_TESTS := $(addprefix tests/, test_run.py test_examples.py agents/test_bra
 
 demo: .venv/installed
 	$(BIN)/trainenv demo
+	@echo 'to have trainenv on the path: source .venv/bin/activate'
 
 test: check
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -50,10 +51,12 @@ format: .venv/installed-dev
 	$(PIP) hatchling editables
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'installing torch and the other packages into .venv: 1.7 GB, about 2 minutes'
 	$(PIP) $(EDITABLE) .
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'installing all packages of the tests into .venv: 2.3 GB, about 3 minutes'
 	$(PIP) $(EDITABLE) '.[dev]'
 	@touch $@ .venv/installed
 

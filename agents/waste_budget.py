@@ -6,17 +6,19 @@ become the run, of evaluations and cool-downs, of planning, and of steps that we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainenv.config.schema import BranchingConfig
+from trainenv.config.schema import BranchingSettings
 from trainenv.tools.sizes import size_in_words
 from trainenv.types import Run
 
 # Trials leave this share of the waste budget for harm, until the run is in its last fifth.
 _KEPT = 0.5
 _LATE = 0.8
+_LARGEST_WASTE = 0.9  # what `branching.max_waste` may be at most
 _WORKER = 500_000_000  # bytes of a worker process with torch and a corpus
 
 
@@ -31,6 +33,9 @@ class CostEstimate:
         memory: Bytes of all forks and rewind points at once.
         disk: Bytes of the checkpoints that decisions are replayed from.
         decision: Compute that a decision with a single branch may waste, in steps.
+        budget: Budget of the run in steps.
+        sequences: Number of validation sequences, which each evaluation of a branch reads.
+        follows: True if plans of the learning rate take effect without a trial.
         blind: Sentences on measurements that the run cannot make.
     """
 
@@ -38,17 +43,21 @@ class CostEstimate:
     memory: int
     disk: int
     decision: float
+    budget: int
+    sequences: int
+    follows: bool = False
     blind: tuple[str, ...] = ()
 
     @classmethod
     def of(
         cls,
         run: Run,
-        settings: BranchingConfig,
+        settings: BranchingSettings,
         *,
         width: int,
         workers: int,
         decision: float,
+        follows: bool = False,
         blind: tuple[str, ...] = (),
     ) -> CostEstimate:
         """Estimate the cost for a run that is not steered yet.
@@ -59,6 +68,7 @@ class CostEstimate:
             width: Number of branches trained at once, without the control.
             workers: Number of worker processes.
             decision: Compute that a decision with a single branch may waste, in steps.
+            follows: True if plans of the learning rate take effect without a trial.
             blind: Sentences on measurements that the run cannot make.
         """
         weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
@@ -71,23 +81,37 @@ class CostEstimate:
             memory=forks + (settings.rewind_points + 1) * state + workers * _WORKER,
             disk=decisions * state * settings.replayable,
             decision=decision,
+            budget=budget,
+            sequences=run.config.validation.sequences,
+            follows=follows,
             blind=blind,
         )
 
     @property
     def affords(self) -> str:
-        """Number of decisions that the steps allow, in a sentence; or the settings to change."""
+        """Number of trials that the steps allow, in a sentence; or the settings to change."""
         count = int(self.steps / self.decision)
         if count >= 2:
             return (
                 f"that is enough for about {count} decisions, "
                 "of which half are kept for harm until late in the run"
             )
-        return (
+        sentence = (
             f"that is too little for more than {count} decision(s), "
-            f"each of which may cost {self.decision:.0f} steps: "
-            "raise branching.max_waste, or lower validation.sequences or branching.verify_steps"
+            f"each of which may cost {self.decision:.0f} steps: {self._remedy}"
         )
+        if self.follows:
+            sentence += "; plans of the learning rate need no trial and are followed all the same"
+        return sentence
+
+    @property
+    def _remedy(self) -> str:
+        """Keys that make two decisions affordable, with the value that is needed or there now."""
+        share = math.ceil(200 * self.decision / self.budget) / 100
+        lower = f"lower validation.sequences ({self.sequences} now) or branching.verify_steps"
+        if share > _LARGEST_WASTE:
+            return lower
+        return f"set branching.max_waste to {share:g} or more, or {lower}"
 
     def __str__(self) -> str:
         memory = size_in_words(self.memory)
@@ -143,16 +167,22 @@ class WasteBudget:
         if flops > self.left_in(run):
             return self.shortfall(run, flops)
         if trial and not self.has_for_trials(run):
+            had = _KEPT * self.allowed / run.flops_ahead
             return (
-                "no budget is left: trials have had their half of it, and the rest is kept for harm"
+                f"no budget is left: trials have had their half of it ({had:.0f} steps), and the"
+                " rest is kept for harm; raise branching.max_waste for more"
             )
         return ""
 
     def shortfall(self, run: Run, flops: float) -> str:
         """Return the reason for skipping a decision that may waste more FLOPs than are left."""
-        steps = flops / run.flops_ahead
-        left = self.left / run.flops_ahead
-        return f"no budget is left: {steps:.0f} steps' worth may be thrown away, of {left:.0f}"
+        each = run.flops_ahead
+        return (
+            f"no budget is left: a decision may cost {flops / each:.1f} steps in all (training, "
+            f"evaluation and planning), {self.left_in(run) / each:.1f} of the "
+            f"{self.allowed / each:.0f} that may be wasted are left; raise branching.max_waste, "
+            "or lower validation.sequences or branching.verify_steps"
+        )
 
     def widest(self, run: Run, most: int, price: Callable[[int], float]) -> int:
         """Return the largest number of branches, up to `most`, that is affordable; 0 for none.

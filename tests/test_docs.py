@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 MADE_BY_RUNS = {
     *("config.yaml", "summary.json", "events.jsonl", "results.json", "trackers.json"),
-    *("branches/", "tensorboard/", "wandb/", "compute/flops"),
+    *("branches/", "tensorboard/", "wandb/", "compute/flops", "parent.json"),
 }
 SHELL = ("bash", "sh", "console", "")
 
@@ -255,14 +255,14 @@ def test_results_are_a_table() -> None:
 
 def test_the_page_of_configuration_keys_is_as_the_keys_are() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert written == markdown(), "run: trainenv config describe --markdown > docs/configuration.md"
+    assert written == markdown(), "run: trainenv config --markdown > docs/configuration.md"
 
 
 def test_the_table_of_layers_has_every_folder() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\|[^|]*\| `(\w+)(?:/|\.py)` \|", text, re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / "trainenv").glob("*/__init__.py")}
-    files = {path.stem for path in (ROOT / "trainenv").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / "trainenv").glob("*.py")} - {"__init__", "__main__"}
     assert set(listed) == folders | files
     order = [
         listed.index(name)

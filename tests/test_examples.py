@@ -36,6 +36,7 @@ SAID = {  # what a reader is there to see
         "the budget is spent",
         "report.html",
     ],
+    "own_comparison": ["nothing: loss", "cut_early: loss"],
     "own_loop": [
         "steering costs at most 40 steps",
         "alarm",

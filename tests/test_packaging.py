@@ -204,6 +204,7 @@ def test_a_wheel_holds_every_module_and_configuration(tmp_path: Path) -> None:
         f"trainenv-{trainenv.__version__}.dist-info",
     }
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
+    assert "trainenv/py.typed" in names
 
 
 # ── make and CI ─────────────────────────────────────────────────────────────────────────────────────────────────────

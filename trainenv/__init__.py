@@ -21,6 +21,7 @@ from trainenv.types import Intervention, LossSum, Reading, Snapshot, Telemetry, 
 if TYPE_CHECKING:
     from trainenv import clipping, wrappers
     from trainenv.checkpoints.store import CheckpointStore
+    from trainenv.cli.progress import progress
     from trainenv.composition.default_loop import branching
     from trainenv.composition.tracked import train
     from trainenv.config.schema import BranchingConfig, RunConfig, TrainingConfig
@@ -53,6 +54,7 @@ __all__ = [
     "branching",
     "clipping",
     "drive",
+    "progress",
     "steer",
     "train",
     "wrappers",
@@ -70,6 +72,7 @@ _LAZY = {
     "attach": "trainenv.integrations.huggingface",
     "branching": "trainenv.composition.default_loop",
     "drive": "trainenv.loop",
+    "progress": "trainenv.cli.progress",
     "steer": "trainenv.integrations.own_loop",
     "train": "trainenv.composition.tracked",
 }

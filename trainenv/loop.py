@@ -15,14 +15,12 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.monitor.alarm_detail import Diagnosed
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
 from trainenv.records.observer import Observer
-from trainenv.records.run_folder import REWINDS, RunFolder, read_validation
+from trainenv.records.run_folder import CALLBACK_STATE, REWINDS, RunFolder, read_validation
 from trainenv.records.run_summary import summary_of
 from trainenv.tools.json_lines import plain
 from trainenv.types import Event, Run, Snapshot, Telemetry, UserError, as_whole
 
 Watch = Callable[[Run, Sequence[Telemetry]], None]
-# Part of a snapshot: the state of the callback, as JSON. The key is the old name of a callback.
-CALLBACK_STATE = "responder"
 _METHODS = ("on_train_begin", "next_block", "on_block_end", "on_evaluate", "state_dict")
 
 
@@ -137,6 +135,7 @@ def train(
         folder.recording(run.step, run.config.checkpoints) as store,
         folder.observed(run, observers) as ended_with,
     ):
+        folder.flags = folder.flags or tuple(getattr(callback, "flags", ()))
         made = MadeOf.of(run, callback, folder.flags)
         if not store.steps():
             made.write(folder.path)

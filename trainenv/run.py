@@ -166,7 +166,7 @@ class TrainingRun(Steered):
         self._monitor = Monitor(
             self.config.monitor, steps=self.config.steps, probe=self._new_probe()
         )
-        self._clipper = self._new_clipper(self.config.clip.policy)
+        self._clipper = self._new_clipper(self.config.clip.in_force)
         self._observed = ObservedStep()
         self._layer_norms = LayerNorms()
         self._alarms: dict[int, int] = {}  # steps of the last block's alarms, with their data

@@ -59,6 +59,7 @@ class BranchingAgent:
                 "take trainenv/GPT2-Tiny-v0"
             )
         self._env = training
+        self._config = config
         self.callback = Branching(
             planner=planner,
             model=model,
@@ -97,6 +98,8 @@ class BranchingAgent:
                 "give a greater one"
             )
         run.end_at(budget)
+        settings = self._config or run.config.branching
+        self.callback.config = settings.settings(budget)
         folder = RunFolder.create(out or Path(mkdtemp(prefix="trainenv-")), run.config)
         train(run, folder, callback=self.callback, watch=watch, stop=stop)
         return RunReport(folder.path)

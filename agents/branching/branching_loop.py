@@ -36,7 +36,7 @@ from trainenv.agents.branching.problems import (
 from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.agents.waste_budget import CostEstimate
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config.schema import BranchingConfig
+from trainenv.config.schema import BranchingConfig, BranchingSettings
 from trainenv.loop import Callback, CallbackResult
 from trainenv.records.run_folder import RunFolder
 from trainenv.tools.error_text import describe_error
@@ -56,6 +56,8 @@ class Branching(Callback):
         config: Settings of the loop; None for those of the run's configuration.
         verification: Settings of the verification; None to make them from the configuration.
         planning: Settings of the planning problem.
+        flags: Arguments of `trainenv run` that make an equal callback, for the record; empty if
+            none do.
 
     Raises:
         UserError: The planner or the model lacks its method.
@@ -66,6 +68,7 @@ class Branching(Callback):
     config: BranchingConfig | None = None
     verification: Verification | None = None
     planning: PlanningOptions = field(default_factory=PlanningOptions)
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.planner, Planner):
@@ -171,12 +174,12 @@ class Branching(Callback):
         """
         return self._drafter().propose(run, point, decision, self._state)
 
-    def _drafter(self) -> Drafter:
+    def _drafter(self, verification: Verification | None = None) -> Drafter:
         return Drafter(
             planner=self.planner,
             model=self.model,
             planning=self.planning,
-            verification=self._verification,
+            verification=verification or self._verification,
         )
 
     def verify(self, run: Run, proposal: Proposal, decision: Decision) -> Verified:
@@ -219,7 +222,7 @@ class Branching(Callback):
         """Start or resume the state of the loop. See `Callback`."""
         saved = self._loaded
         self._loaded = {}
-        settings = self.config or run.config.branching
+        settings = self._settings(run)
         self._verification = self.verification or verification_of(settings)
         if not saved and self._left_at == (run, run.step):  # trained on in the same process
             self._state.settings = settings
@@ -289,9 +292,14 @@ class Branching(Callback):
             raise KeyError("purse")
         self._loaded = state
 
+    def _settings(self, run: Run) -> BranchingSettings:
+        """Return the settings of the loop on a run, with shares of it in steps."""
+        config: BranchingConfig = self.config or run.config.branching
+        return config.settings(run.config.steps)
+
     def cost_estimate(self, run: Run) -> CostEstimate:
         """Return upper bounds on the cost of steering a run, before it starts."""
-        settings = self.config or run.config.branching
+        settings = self._settings(run)
         verification = self.verification or verification_of(settings)
         futures = Budget().futures if self.planning.allow is None else FEWEST
         planning = (futures or 0) * flops_per_future(world_model_of(self.model))
@@ -302,11 +310,12 @@ class Branching(Callback):
             width=verification.top_k,
             workers=verification.workers,
             decision=(branch + planning) / run.flops_ahead,
+            follows=self._drafter(verification).follows_plans(settings),
             blind=blind_spots(run),
         )
 
 
-def verification_of(settings: BranchingConfig) -> Verification:
+def verification_of(settings: BranchingSettings) -> Verification:
     """Return the verification that a configuration describes."""
     how = {"cut": settings.cut_gain} if settings.rule == "agreement" else {}
     return Verification(

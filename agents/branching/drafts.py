@@ -20,6 +20,7 @@ from trainenv.agents.branching.problems import (
 )
 from trainenv.agents.branching.rewind_points import RewindPoint
 from trainenv.agents.branching.rollback import plan_rollback, price_of_rollback
+from trainenv.config.schema import BranchingSettings
 from trainenv.interventions import ActionCodec
 from trainenv.training.history import history_of
 from trainenv.types import (
@@ -81,13 +82,13 @@ class Drafter:
         plan: Plan | None = None
         if decision.trigger == "warmup":  # no model foresees it, so real steps must show the gain
             plan = state.triggers.range_test.propose(run.step)
-            if self._plans_to_the_end(state):
+            if self.follows_plans(state.settings):
                 self._consult(run, plan, decision, state)
             usual = replace(usual, top_k=1, rule=Better(), worth=0.0)
             steps = _MORE * usual.verify_steps
             most = 1
 
-        elif decision.trigger != "diverged" and self._plans_to_the_end(state):
+        elif decision.trigger != "diverged" and self.follows_plans(state.settings):
             return self._follow(run, decision, state)
 
         def price(branches: int) -> float:
@@ -132,14 +133,15 @@ class Drafter:
             Skipped: No path promises enough.
         """
         history = history_of(run, (), horizon=state.settings.horizon)
-        if not self._plans_to_the_end(state) or math.isnan(history.usual_lr):
+        if not self.follows_plans(state.settings) or math.isnan(history.usual_lr):
             return None
         return self._followed(run, history, decision, state, min_gain=_START_GAIN)
 
-    def _plans_to_the_end(self, state: LoopState) -> bool:
+    def follows_plans(self, settings: BranchingSettings) -> bool:
+        """Tell whether plans of the learning rate take effect without a trial."""
         return (
             self.planning.to_the_end
-            and state.settings.untried_change > 0
+            and settings.untried_change > 0
             and as_path_model(world_model_of(self.model)) is not None
         )
 

@@ -20,7 +20,7 @@ from trainenv.agents.branching.standing_rules import apply, back_off, enable_def
 from trainenv.agents.branching.triggers import Triggers
 from trainenv.agents.waste_budget import WasteBudget
 from trainenv.checkpoints.store import CheckpointStore
-from trainenv.config.schema import BranchingConfig
+from trainenv.config.schema import BranchingSettings
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
 from trainenv.training.history import KEPT, history_of, sparse_of, stride_of
@@ -33,12 +33,13 @@ _ASKED = "asked"  # trigger on record where nothing but the loop itself called f
 
 @dataclass(kw_only=True)
 class LoopState:
-    """State of the branching loop on one run. All but the first three is saved with a checkpoint.
+    """State of the branching loop on one run. All but the first three are saved with a checkpoint.
 
     Attributes:
         settings: Settings of the loop.
         folder: Folder of the run.
         store: Checkpoints of the run.
+        steps: Configured steps of the run, which an extended run has more of.
         triggers: Reasons for decisions.
         waste: Compute that may be wasted.
         acceptance: Statistics of verified drafts.
@@ -52,9 +53,10 @@ class LoopState:
         fault: Message of a fault that was met where no event could be recorded.
     """
 
-    settings: BranchingConfig
+    settings: BranchingSettings
     folder: RunFolder
     store: CheckpointStore
+    steps: int
     triggers: Triggers
     waste: WasteBudget
     acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
@@ -71,13 +73,14 @@ class LoopState:
 
     @classmethod
     def of(
-        cls, run: Run, settings: BranchingConfig, folder: RunFolder, store: CheckpointStore
+        cls, run: Run, settings: BranchingSettings, folder: RunFolder, store: CheckpointStore
     ) -> LoopState:
         """Return the state at the start of a run."""
         return cls(
             settings=settings,
             folder=folder,
             store=store,
+            steps=run.config.steps,
             triggers=Triggers(settings, run.step, run.config.schedule.warmup),
             waste=WasteBudget.of(run, settings.max_waste),
         )
@@ -103,6 +106,7 @@ class LoopState:
         self.number = saved["number"]
         self.acceptance = AcceptanceStats(**saved["lessons"])
         self.waste = WasteBudget(**saved["purse"])
+        self.waste.allowed *= self.steps / saved.get("steps", self.steps)  # the run may be extended
         self.pending = [(step, Intervention(**fields)) for step, fields in saved["pending"]]
         self.triggers.load_state_dict(saved["alarms"])
         if saved["validation"] is not None:
@@ -129,6 +133,7 @@ class LoopState:
         """Return the state as JSON values."""
         return {
             "number": self.number,
+            "steps": self.steps,
             "pending": [[step, record.changes(one)] for step, one in self.pending],
             "history": len(self.history),
             "sparse": len(self.sparse),

@@ -16,7 +16,7 @@ def enable_default_clipping(run: Run) -> list[Event]:
     behind for hundreds of steps.
     """
     chosen = any(one.clip for _, one in run.applied)
-    if chosen or run.clip != "none":
+    if chosen or run.clip != "none" or run.config.clip.policy == "norm":
         return []
     return [apply(run, Intervention(clip="zclip"))]
 

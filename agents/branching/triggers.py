@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainenv.agents.branching.lr_range import RangeTest
-from trainenv.config.schema import BranchingConfig
+from trainenv.config.schema import BranchingSettings
 from trainenv.monitor.regression import RegressionTrigger
 from trainenv.types import Run, Telemetry
 
@@ -35,7 +35,7 @@ class Triggers:
         gave_up: True once nothing is decided any more.
     """
 
-    def __init__(self, settings: BranchingConfig, start: int = 0, warmup: int = 0) -> None:
+    def __init__(self, settings: BranchingSettings, start: int = 0, warmup: int = 0) -> None:
         self._settings = settings
         self.range_test = RangeTest(warmup)
         self.careful = False

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING
 from trainenv.tools.lazy import lazy
 
 if TYPE_CHECKING:
-    from trainenv.agents.rl.learners import DQN, MOVING, PPO, USEFUL
+    from trainenv.agents.rl.learners import DQN, MOVING, PPO, USEFUL, MaskablePPO
     from trainenv.agents.rl.policy import Policy, Trained, train_in_model, train_in_run
-    from trainenv.agents.rl.rl_methods import dqn_model, ppo_model, ppo_real
+    from trainenv.agents.rl.rl_methods import dqn_model, maskable_ppo_model, ppo_model, ppo_real
 
 __all__ = [
     "DQN",
     "MOVING",
     "PPO",
     "USEFUL",
+    "MaskablePPO",
     "Policy",
     "Trained",
     "dqn_model",
+    "maskable_ppo_model",
     "ppo_model",
     "ppo_real",
     "train_in_model",
@@ -37,6 +39,7 @@ __getattr__ = lazy(
     {
         "DQN": "trainenv.agents.rl.learners",
         "MOVING": "trainenv.agents.rl.learners",
+        "MaskablePPO": "trainenv.agents.rl.learners",
         "PPO": "trainenv.agents.rl.learners",
         "USEFUL": "trainenv.agents.rl.learners",
         "Policy": "trainenv.agents.rl.policy",
@@ -44,6 +47,7 @@ __getattr__ = lazy(
         "train_in_model": "trainenv.agents.rl.policy",
         "train_in_run": "trainenv.agents.rl.policy",
         "dqn_model": "trainenv.agents.rl.rl_methods",
+        "maskable_ppo_model": "trainenv.agents.rl.rl_methods",
         "ppo_model": "trainenv.agents.rl.rl_methods",
         "ppo_real": "trainenv.agents.rl.rl_methods",
     },

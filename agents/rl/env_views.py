@@ -183,6 +183,10 @@ class ImaginedEpisodes(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
     ) -> list[Any]:
+        if method_name == "action_masks":  # the only method whose result differs by episode
+            places = self._get_indices(indices)
+            masks = (self.env.codec.masks(self._states[place]) for place in places)
+            return [np.concatenate(mask) for mask in masks]
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self._count(
             indices
         )

@@ -1,8 +1,9 @@
 """Learners: hyperparameters of PPO and DQN for Stable-Baselines3.
 
-PPO (Schulman et al. 2017, arXiv:1707.06347) chooses each part of the action separately. DQN (Mnih
-et al. 2015) chooses a number, here from the short list `USEFUL`. Neither of them gets the action
-masks: the environment leaves illegal parts out.
+PPO (Schulman et al. 2017, arXiv:1707.06347) chooses each part of the action separately, and
+MaskablePPO (Huang & Ontañón 2022, arXiv:2006.14171, of sb3-contrib) among its legal values only.
+DQN (Mnih et al. 2015) chooses a number, here from the short list `USEFUL`. PPO and DQN get no
+action masks: the environment leaves illegal parts out.
 
 Deviations: rewards are not discounted, because they add up to the fall of the final loss. Rewards
 are scaled up. PPO starts near the policy that leaves the run alone.
@@ -107,7 +108,7 @@ class PPO:
         """Return the PPO of Stable-Baselines3 for an environment."""
         sizes = env.action_space.nvec
         together = self.rollout * getattr(env, "num_envs", 1)
-        made = stable_baselines3().PPO(
+        made = self._class()(
             "MlpPolicy",
             env,
             n_steps=self.rollout,
@@ -126,6 +127,10 @@ class PPO:
             made.policy.action_net.bias[np.cumsum([0, *sizes[:-1]])] += self.reluctance
         return made
 
+    def _class(self) -> Any:
+        """Return the class of Stable-Baselines3 that learns."""
+        return stable_baselines3().PPO
+
     def flops(self, learner: Any) -> float:
         """Return the FLOPs of the policy so far.
 
@@ -139,6 +144,16 @@ class PPO:
         return _weights(learner.policy) * float(
             learner.n_envs * (2 + 6 * self.epochs * self.rollout)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskablePPO(PPO):
+    """Proximal policy optimisation that never chooses an illegal part of an action."""
+
+    name: ClassVar[str] = "maskable_ppo"
+
+    def _class(self) -> Any:
+        return sb3_contrib().MaskablePPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +231,7 @@ class DQN:
 
 
 Learner = PPO | DQN
-LEARNERS: Mapping[str, type[Learner]] = {"ppo": PPO, "dqn": DQN}
+LEARNERS: Mapping[str, type[Learner]] = {"ppo": PPO, "maskable_ppo": MaskablePPO, "dqn": DQN}
 
 
 def stable_baselines3() -> Any:
@@ -229,6 +244,18 @@ def stable_baselines3() -> Any:
     import stable_baselines3
 
     return stable_baselines3
+
+
+def sb3_contrib() -> Any:
+    """Import the package with MaskablePPO and return it.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    require("sb3_contrib", "training an agent by MaskablePPO")
+    import sb3_contrib
+
+    return sb3_contrib
 
 
 def useful(codec: ActionCodec) -> tuple[Intervention, ...]:

@@ -23,7 +23,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from trainenv.agents.rl.contained import contained
-from trainenv.agents.rl.learners import DQN, LEARNERS, PPO, Learner, stable_baselines3, useful
+from trainenv.agents.rl.learners import (
+    DQN,
+    LEARNERS,
+    PPO,
+    Learner,
+    MaskablePPO,
+    sb3_contrib,
+    stable_baselines3,
+    useful,
+)
 from trainenv.config.schema import RunConfig, TrainingConfig
 from trainenv.envs.observation import BOUND, FEATURES
 from trainenv.envs.training import TrainingEnv
@@ -58,9 +67,17 @@ class Policy:
     def act(
         self, observation: NDArray[np.float32], info: Mapping[str, Any], /
     ) -> NDArray[np.int64]:
-        """Return the action vector, int64 [6]; `info` is not used."""
+        """Return the action vector, int64 [6].
+
+        Args:
+            observation: Observation, float32 [32].
+            info: Info of the decision; a policy of MaskablePPO reads its `action_masks`.
+        """
         shown = observation * np.isin(FEATURES, self.learner.sees).astype(np.float32)
-        choice, _ = self.network.predict(shown, deterministic=True)
+        more = {}
+        if isinstance(self.learner, MaskablePPO) and "action_masks" in info:
+            more["action_masks"] = info["action_masks"]
+        choice, _ = self.network.predict(shown, deterministic=True, **more)
         if self.actions is not None:
             choice = self.actions[int(choice)]
         return np.array(choice, dtype=np.int64)
@@ -330,7 +347,13 @@ def _network(
     layers = [learner.width, learner.width]
     with contained():
         if actions is None:
-            made: Any = ActorCriticPolicy(
+            kind: Any = ActorCriticPolicy
+            if isinstance(learner, MaskablePPO):
+                sb3_contrib()
+                from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+
+                kind = MaskableActorCriticPolicy
+            made: Any = kind(
                 observations, spaces.MultiDiscrete(list(sizes)), lambda _: 0.0, net_arch=layers
             )
         else:

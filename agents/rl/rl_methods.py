@@ -4,7 +4,7 @@
 
 | name | the policy is trained |
 |---|---|
-| `ppo_model`, `dqn_model` | in the world model, after the first tenth of the run, then repeatedly |
+| `…_model` | in the world model, after the first tenth of the run, then repeatedly |
 | `ppo_real` | on short real runs, for half of the budget, before the run starts |
 
 The cost of training the policy is taken off the run's budget at once, so that the learning rate
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from trainenv.agents.agent_callback import AgentCallback
-from trainenv.agents.rl.learners import DQN, PPO, SEEDS, Learner
+from trainenv.agents.rl.learners import DQN, PPO, SEEDS, Learner, MaskablePPO
 from trainenv.agents.rl.policy import Trained, train_in_model, train_in_run
 from trainenv.agents.waste_budget import ComputeDebt
 from trainenv.config.schema import RunConfig
@@ -57,6 +57,14 @@ def ppo_model(
     return _in_model(
         config, folder, watch, stop, model, PPO(decisions=6000, seed=config.seed % SEEDS)
     )
+
+
+def maskable_ppo_model(
+    config: RunConfig, folder: Path, watch: Watch, stop: Stop, /, *, model: WorldModel
+) -> dict[str, Any]:
+    """Train a run that a MaskablePPO policy from the world model steers, and return the summary."""
+    learner = MaskablePPO(decisions=6000, seed=config.seed % SEEDS)
+    return _in_model(config, folder, watch, stop, model, learner)
 
 
 def dqn_model(

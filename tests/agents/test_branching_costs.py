@@ -223,7 +223,10 @@ def test_the_statement_says_what_can_be_afforded() -> None:
     assert poor.affords.startswith(
         "that is too little for more than 0 decision(s), each of which may cost"
     )
-    assert "raise branching.max_waste" in poor.affords
+    asked = float(poor.affords.partition("set branching.max_waste to ")[2].split()[0])
+    assert "or lower validation.sequences (" in poor.affords
+    enough = Branching(planner=Promising()).cost_estimate(toy(branching={"max_waste": asked}))
+    assert enough.affords.startswith("that is enough for about 2 decisions")
 
 
 @given(flops=st.lists(st.floats(0, 3e4), max_size=20))

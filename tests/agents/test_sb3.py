@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.support.known_world import Known, history, telemetry
-from trainenv.agents.rl.learners import DQN, MOVING, PPO, USEFUL, Learner, useful
+from trainenv.agents.rl.learners import DQN, MOVING, PPO, USEFUL, Learner, MaskablePPO, useful
 from trainenv.agents.rl.policy import Policy, train_in_model, train_in_run
 from trainenv.agents.rl.rl_methods import Apprentice, dqn_model, ppo_model, ppo_real, shortened
 from trainenv.compare.allowed_flops import allowance
@@ -43,6 +43,7 @@ SMALL: dict[str, Any] = {
 }
 LEARNERS: list[Learner] = [
     PPO(decisions=1280, episodes=8, rollout=16, batch=64, lr=1e-2, reluctance=0.5),
+    MaskablePPO(decisions=1280, episodes=8, rollout=16, batch=64, lr=1e-2, reluctance=0.5),
     DQN(decisions=1600, episodes=8, first=200, batch=64, lr=2e-3, follow=100, updates=4),
 ]
 

@@ -47,6 +47,26 @@ def sets(**more: Any) -> list[str]:
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
 
 
+def test_verify_checks_what_decisions_are_replayed_from(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    decision = run / "branches" / "8"
+    shutil.copytree(made / "checkpoints", decision)
+    assert main(["checkpoint", "verify", str(run)]) == 0
+    assert "branches/8/cp_" in capsys.readouterr().out
+    broken = next(decision.glob("cp_*24.ptz"))
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2] ^= 255
+    broken.write_bytes(content)
+    assert main(["checkpoint", "verify", "--json", str(run)]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [file["file"] for file in found["files"] if not file["ok"]] == [
+        f"branches/8/{broken.name}"
+    ]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that was stopped at step 24: checkpoints of steps 0, 8, 16 and 24."""

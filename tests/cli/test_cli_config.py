@@ -95,7 +95,7 @@ def test_a_file_is_described_with_its_values(
 
 
 def test_values_are_written_as_a_file_has_them() -> None:
-    for key in keys(RunConfig.load("demo", {"corpus.path": "/a b/ü.txt"})):
+    for key in keys(RunConfig.load("demo", {"corpus": {"name": "text", "path": "/a b/ü.txt"}})):
         if not key.required:
             assert parse_value(key.text) == key.value
 
@@ -172,8 +172,20 @@ def test_markdown_is_printed_alone(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == markdown()
     for more in (["tiny"], ["--json"]):
         assert_one_sentence(
-            ["config", "describe", "--markdown", *more], ("--markdown", "alone"), tmp_path, capsys
+            ["config", *more, "--markdown"], ("--markdown", "alone"), tmp_path, capsys
         )
+
+
+def test_a_single_key_is_described_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schedule.final"]) == 0
+    name, default, kind, *meaning = capsys.readouterr().out.splitlines()
+    assert (name, default) == ("schedule.final", "  default: 0.1")
+    assert kind == "  type: number ≥ 0 and ≤ 1"
+    assert " ".join(" ".join(meaning).split()).startswith("Factor on the base rate at the end")
+
+
+def test_two_keys_cost_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_one_sentence(["config", "seed", "steps"], ("seed and steps", "one"), tmp_path, capsys)
 
 
 # ── the JSON schema ─────────────────────────────────────────────────────────────────────────────

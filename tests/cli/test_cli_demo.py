@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -56,6 +57,14 @@ def test_demo_for_people_says_what_it_may_cost_and_shows_the_tree(
     assert "steering costs at most 10 steps" in out
     assert "left alone" in out
     assert "report: here/report.html" in out
+    first, second, third = out.splitlines()[:3]
+    assert first.startswith("trained twice: a GPT-2 of 0.13 million parameters, for 100 steps of 8")
+    assert second.startswith("planted faults, the same in both runs: rare tokens in 2 % of the bat")
+    assert "a harsh warm-up of 25 steps" in second
+    assert "step 450" not in second  # which is after the end
+    assert third.startswith("left alone: nothing is changed; branching: ")
+    assert re.search(r"\nsteered ends [\d.]+ % (lower|higher) at the same compute: validation", out)
+    assert out.splitlines()[-1].startswith("next, a run of your own: trainenv run tiny ")
 
 
 def test_interrupted_demo_goes_on_to_the_same_end(

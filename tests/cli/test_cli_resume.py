@@ -71,6 +71,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
 
     assert main(["run", "--resume", "--json", "--out", "mine"]) == 0
     resumed = strict(capsys.readouterr().out)
+    assert resumed.pop("report") == "mine/report.html"
     assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == resumed
     changing = {"folder": "", "seconds": 0, "ms_per_step": 0}
     assert resumed | changing == straight | changing
@@ -127,7 +128,7 @@ def test_what_an_interrupted_run_says_how_to_go_on_gives_the_same_run(
         asks_to_stop_at(patch, 12)
         assert main([*arguments, "--out", "mine"]) == cli.INTERRUPTED
     hint = capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip()
-    assert shlex.split(hint) == ["run", "--resume", "--out", "mine", *by_hand]
+    assert hint == "run --resume --out mine"
     assert main(shlex.split(hint)) == 0
     assert final("mine") == final("straight")
     assert "resume with" not in capsys.readouterr().out

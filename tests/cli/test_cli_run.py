@@ -30,8 +30,10 @@ from trainenv import cli
 from trainenv.cli import main, make_parser
 from trainenv.config.schema import RunConfig
 from trainenv.records.decision_files import read_decisions
+from trainenv.records.made_of import MadeOf
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_telemetry
+from trainenv.run import TrainingRun
 
 # ── run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -50,6 +52,7 @@ def test_run_with_json_prints_one_object_and_nothing_else(
     assert summary["first_validation_loss"] == pytest.approx(math.log(257), abs=0.5)
     assert "step 24 of 24" in err
     assert files(tmp_path / "mine") == RUN_FILES
+    assert summary.pop("report") == "mine/report.html"
     assert strict((tmp_path / "mine" / "summary.json").read_text(encoding="utf-8")) == summary
 
 
@@ -196,15 +199,7 @@ def test_branching_drafts_verifies_and_goes_on(
     hint = shlex.split(
         capsys.readouterr().out.partition("interrupted; resume with: trainenv ")[2].strip()
     )
-    assert hint == [
-        "run",
-        "--resume",
-        "--out",
-        "mine",
-        "--branching",
-        "--planner",
-        planner,
-    ]
+    assert hint == ["run", "--resume", "--out", "mine"]
     assert main([*hint, "--json"]) == 0
     assert final("mine") == final("straight")
     assert [d["number"] for d in read_decisions(tmp_path / "mine")] == [
@@ -222,10 +217,71 @@ def test_the_planner_is_shapes_by_default_and_its_run_resumes_to_the_same_end(
     with monkeypatch.context() as patch:
         asks_to_stop_at(patch, 56)
         assert main([*arguments, "--branching", "--out", "mine"]) == cli.INTERRUPTED
-    said = capsys.readouterr().out
-    assert "--branching --planner shapes" in said.partition("interrupted; resume with: ")[2]
+    assert MadeOf.read(Path("mine")).flags == ("--branching", "--planner", "shapes")
     assert main(["run", "--resume", "--out", "mine"]) == 0
     assert final("mine") == final("straight")
+
+
+def test_a_diverged_run_ends_with_1_and_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "diverged", property(lambda run: run.step >= 12))
+        more = sets(checkpoints__every=4)
+        assert main(["run", "tiny", *more, "--out", "mine", "--steps", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "report: mine/report.html" in out
+    advice = (
+        "the run diverged at step 12: continue from before that at a third of the learning rate"
+    )
+    command = out.replace("\n", " ").partition(f"{advice} with: trainenv ")[2].partition(";")[0]
+    assert command.split() == ["fork", "mine@8", "--set", "optimizer.lr=0.001"]
+    assert "; or start it with --branching" in out
+    assert main([*command.split(), "--json", "--out", "lower"]) == 0
+    assert strict(capsys.readouterr().out)["step"] == 20
+
+
+def test_a_finished_run_is_extended_and_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "tiny", *sets(steps=12), "--by-hand", "--out", "runs/mine"]) == 0
+    assert main(["run", "--resume", "--steps", "20", "--out", "runs/mine"]) == 0
+    out = capsys.readouterr().out
+    assert "extended from 12 to 20 steps" in out
+    assert MadeOf.read(Path("runs/mine")).flags == ("--by-hand",)
+    assert main(["fork", "runs/mine@12", "--unsteered", "--out", "runs/other"]) == 0
+    assert "starting from step 12 of runs/mine, in runs/other" in capsys.readouterr().out
+    assert main(["runs", "--json"]) == 0
+    listed = strict(capsys.readouterr().out)["runs"]
+    assert [(run["folder"], run["step"], run["steered"]) for run in listed] == [
+        ("runs/mine", 20, "--by-hand"),
+        ("runs/other", 20, ""),
+    ]
+    assert listed[1]["parent"].endswith("runs/mine@12")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["runs"]) == 0
+    out = capsys.readouterr().out
+    assert "no, from runs/mine@12" in out
+    assert "2 run(s)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fork", "gone@4"], ("gone", "trainenv runs")),
+        (["fork", "a@b"], ("expected FOLDER@STEP, found 'a@b'", "runs/tiny@400")),
+        (["fork", "x@4", "--unsteered", "--by-hand"], ("--unsteered", "--by-hand")),
+        (["runs", "gone"], ("expected a folder of runs at gone", "trainenv run tiny")),
+        (["run", "--resume", "--steps", "30", "--out", "gone"], ("finished run in gone",)),
+    ],
+)
+def test_mistakes_in_continuing_a_run(
+    arguments: list[str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert_one_sentence(arguments, words, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +307,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"trainenv {trainenv.__version__}\n"
 
 
-def test_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "trainenv.cli", "run", "tinny"]
+@pytest.mark.parametrize("module", ["trainenv", "trainenv.cli"])
+def test_runs_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "run", "tinny"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("trainenv: unknown preset 'tinny'; did you mean 'tiny'?")
@@ -302,7 +359,7 @@ def test_each_argument_is_explained_by_a_phrase_of_its_own(place: str, text: str
         [],
         ["runn", "tiny"],
         ["run", "tiny", "mini"],
-        ["run", "tiny", "--steps", "3"],
+        ["run", "tiny", "--stepss", "3"],
         ["demo", "--steps", "many"],
     ],
 )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.support.compare_fakes import METHODS, TINY, measure
 from trainenv.cli import make_parser
 from trainenv.cli.compare import compare_command
+from trainenv.cli.comparison_screen import Screen
 from trainenv.cli.options import INTERRUPTED
 from trainenv.compare import cells, runner
 from trainenv.composition import methods as table
@@ -76,7 +79,7 @@ def test_tables_and_files(suite: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Stressed scenarios (1)" in out
     assert "branching" in out
     assert "12 of 12 cells, 0 diverged, 4 failed." in out
-    assert "raises on high, seed 1: ZeroDivisionError: by hand" in out
+    assert "raises on calm, seed 0 and 3 more: ZeroDivisionError: by hand\n    → train it" in out
     assert err.count("failed: ZeroDivisionError: by hand") == 4
     assert "compare: 12 of 12 cells, about" in err
     kept = json.loads(Path("runs/compare-mine/results.json").read_text(encoding="utf-8"))
@@ -164,3 +167,111 @@ def test_a_real_run_left_alone(suite: Path, capsys: pytest.CaptureFixture[str]) 
     assert all(2 < row["final_loss"] < 6 and row["steps"] == 40 for row in rows)
     assert Path("out/runs/calm/0/nothing/summary.json").is_file()
     assert "Calm scenarios (1)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_method_of_ones_own(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = "from tests.support.compare_fakes import branching as mine\n"
+    Path("own_methods.py").write_text(own, encoding="utf-8")
+    result, _ = compare_command(
+        args(suite, Path("out"), methods="nothing,own_methods:mine", scenarios="high")
+    )
+    names = [row["method"] for row in result["methods"] if row["group"] == "all"]
+    assert names == ["nothing", "own_methods:mine"]
+    assert "own_methods:mine" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gone:mine", "the module 'gone' of the method 'gone:mine' can't be imported: ModuleNotF"),
+        (
+            "json:dumpz",
+            "expected a function 'dumpz' in the module 'json', found none; did you mean",
+        ),
+        ("pathlib:Path", "the method 'pathlib:Path' must be a function (config, folder, watch, st"),
+    ],
+)
+def test_mistakes_in_a_method_of_ones_own(name: str, said: str, suite: Path) -> None:
+    with pytest.raises(UserError) as error:
+        compare_command(args(suite, Path("out"), methods=name))
+    assert said in str(error.value)
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("fakes")
+def test_an_installed_method_is_found_by_its_name(
+    suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = EntryPoints(
+        [
+            EntryPoint("theirs", "tests.support.compare_fakes:nothing", "trainenv.methods"),
+            EntryPoint("broken", "gone:mine", "trainenv.methods"),
+        ]
+    )
+    monkeypatch.setattr(
+        "trainenv.composition.named_methods.entry_points", lambda group: entries.select(group=group)
+    )
+    result, _ = compare_command(args(suite, Path("out"), methods="theirs", scenarios="high"))
+    assert result["cells"]["failed"] == 0
+    with pytest.raises(UserError, match=r"the method 'broken' \(gone:mine\) cannot be loaded"):
+        compare_command(args(suite, Path("other"), methods="broken"))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_one_seed_judges_no_goal(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, _ = compare_command(args(suite, Path("out"), methods="nothing,branching", seeds=1))
+    assert {goal["met"] for goal in result["goals"]} == {None}
+    out = capsys.readouterr().out
+    assert "needs 2 or more seeds" in out
+    assert " NO" not in out
+
+
+@pytest.mark.usefixtures("fakes")
+def test_references_are_announced(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(
+        json.dumps({**SUITE, "methods": ["branching"], "hindsight": ["nothing"]}), encoding="utf-8"
+    )
+    compare_command(args(suite, Path("out")))
+    assert (
+        "nothing: references that are chosen in hindsight; they do not" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize("width", [200, 99, 80, 60])
+def test_a_narrow_window_leaves_columns_out_and_cuts_no_number(
+    width: int, suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare_command(args(suite, Path("out"), methods="nothing,branching", json=True))
+    capsys.readouterr()
+    found = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
+    screen = Screen("x", 1, quiet=False)
+    screen.out = Console(width=width, highlight=False)
+    screen.tables(found)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    tables = [line for line in lines if line.strip().startswith(("branching ", "nothing "))]
+    assert tables
+    assert max(map(len, tables)) <= width
+    assert "…" not in out
+    (row,) = [
+        row
+        for row in found["methods"]
+        if (row["method"], row["group"]) == ("branching", "stressed")
+    ]
+    assert f"{row['final_loss']:.3f}" in out
+    assert ("Left out for want of width: draft %" in out) == (width < 200)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_very_narrow_window_has_lists(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare_command(args(suite, Path("out"), methods="nothing,branching", json=True))
+    capsys.readouterr()
+    screen = Screen("x", 1, quiet=False)
+    screen.out = Console(width=50, highlight=False)
+    screen.tables(json.loads(Path("out/results.json").read_text(encoding="utf-8")))
+    out = capsys.readouterr().out
+    assert "  branching\n    change %: " in out
+    assert "─" not in out

@@ -350,7 +350,9 @@ def test_failed_cells_are_told() -> None:
     assert said.startswith(
         "12 of 48 cells, 0 diverged, 12 failed.\n  branching on calm, seed 0: no 0\n"
     )
-    assert said.endswith("and 2 more, see results.json")
+    assert "and 2 other kinds of failures, see results.json" in said
+    assert said.count("→ train it alone to see more") == 10
+    assert said.endswith("delete its file in the folder cells.")
     assert (minutes(3), minutes(70), minutes(600), minutes(9000)) == (
         "a minute",
         "2 minutes",

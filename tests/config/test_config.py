@@ -176,7 +176,7 @@ def test_written_out_configuration_loads_as_itself(write: Write) -> None:
         {
             "name": "kept",
             "stressors.planted": [{"at": 3, "kind": "artefacts"}],
-            "corpus.path": "a/b",
+            "corpus": {"name": "text", "path": "a/b"},
         },
     )
     assert RunConfig.load(write(yaml.safe_dump(config.model_dump(mode="json")))) == config

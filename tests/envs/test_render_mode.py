@@ -1,13 +1,15 @@
-"""Nothing is rendered: who asks for it anyway is told so, and Stable-Baselines3, which always asks, goes on without."""
+"""Environments render the validation loss as text and as a picture; other modes are refused in a sentence."""
 
 from __future__ import annotations
 
 import pickle
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 import trainenv
+from trainenv.envs.observation import FEATURES
 from trainenv.envs.spaces import NoSuchRenderMode
 from trainenv.types import UserError
 
@@ -15,10 +17,54 @@ IDS = ("trainenv/Synthetic-v0", "trainenv/GPT2-Tiny-v0")
 
 
 @pytest.mark.parametrize("name", IDS)
-@pytest.mark.parametrize("mode", ["human", "rgb_array"])
-def test_a_render_mode_is_refused_in_a_sentence(name: str, mode: str) -> None:
-    with pytest.raises(UserError, match=f"must be None, found '{mode}'; leave it out"):
-        gym.make(name, render_mode=mode)
+def test_another_render_mode_is_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(UserError, match="must be ansi, rgb_array or None, found 'human'"):
+        gym.make(name, render_mode="human")
+
+
+def test_the_loss_is_rendered_as_text_and_as_a_picture() -> None:
+    text = gym.make(IDS[0], render_mode="ansi")
+    picture = gym.make(IDS[0], render_mode="rgb_array")
+    for env in (text, picture):
+        env.reset(seed=0)
+        for _ in range(3):
+            env.step(np.zeros(6, dtype=np.int64))
+    words, bars, end = str(text.render()).split("\n")
+    assert words.startswith("decision 3, validation loss ")
+    assert words.endswith("LR × 1, zclip")
+    assert (len(bars), end) == (4, "")
+    assert bars[0] == "█"
+    drawn = np.asarray(picture.render())
+    assert (drawn.shape, drawn.dtype) == ((240, 360, 3), np.uint8)
+    blue = (drawn == (31, 119, 180)).all(axis=-1)
+    first = blue[:, 20].nonzero()[0].mean()
+    last = blue[:, 340].nonzero()[0].mean()
+    assert first < last  # the loss falls
+
+
+def test_an_observation_is_explained() -> None:
+    env = gym.make(IDS[0])
+    observation, _ = env.reset(seed=0)
+    table = env.unwrapped.explain(observation)  # type: ignore[attr-defined]
+    assert list(table.index) == list(FEATURES)
+    assert table["meaning"].str.len().min() > 10
+    assert table.loc["clip_arc", "meaning"].startswith("One-hot code")
+    assert table.loc["validation", "value"] == pytest.approx(float(observation[2]), abs=1e-4)
+    with pytest.raises(UserError, match=r"expected an observation of 32 numbers, found \[3\]"):
+        env.unwrapped.explain(observation[:3])  # type: ignore[attr-defined]
+
+
+def test_the_action_mask_is_in_the_info_and_samples_legal_actions() -> None:
+    env = gym.make(IDS[0])
+    _, info = env.reset(seed=0)
+    flat = np.concatenate(info["action_mask"]).astype(bool)
+    assert (flat == env.unwrapped.action_masks()).all()  # type: ignore[attr-defined]
+    for _ in range(5):
+        action = env.action_space.sample(info["action_mask"])
+        _, _, terminated, truncated, info = env.step(action)
+        assert info["masked"] == []
+        if terminated or truncated:
+            break
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -13,9 +13,9 @@ import pytest
 from tests.support.driven_runs import toy
 from trainenv import TrainingConfig, TrainingRun
 from trainenv.agents import AgentCallback, RollbackRule
-from trainenv.loop import CALLBACK_STATE, Callback, CallbackResult, resume, train
+from trainenv.loop import Callback, CallbackResult, resume, train
 from trainenv.records.made_of import MadeOf
-from trainenv.records.run_folder import RunFolder
+from trainenv.records.run_folder import CALLBACK_STATE, RunFolder
 from trainenv.types import Telemetry, UserError
 
 

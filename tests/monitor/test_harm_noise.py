@@ -25,7 +25,7 @@ def watched(probes: Sequence[float], every: int = 4) -> HarmWatch:
 
 
 def triggers(probes: Sequence[float], every: int = 4) -> Triggers:
-    found = Triggers(BranchingConfig(harm=HARM, triggers=("harm",)))
+    found = Triggers(BranchingConfig(harm=HARM, triggers=("harm",)).settings(16_000))
     found.observe([telemetry(every * k, probe) for k, probe in enumerate(probes, start=1)])
     return found
 
@@ -94,7 +94,7 @@ def test_a_rise_below_the_setting_is_never_harm() -> None:
 
 
 def test_harm_counts_while_the_noise_is_unknown_as_configured() -> None:
-    found = Triggers(BranchingConfig(harm=HARM, triggers=("harm",)))
+    found = Triggers(BranchingConfig(harm=HARM, triggers=("harm",)).settings(16_000))
     found.observe([telemetry(4 * k, 2.0) for k in range(1, 6)])
     found.observe([telemetry(24, 2.0 + 2 * HARM)])
     assert found.harm_began == 24

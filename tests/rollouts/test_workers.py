@@ -384,7 +384,7 @@ def test_likeness_is_of_the_parts_not_the_state(run: TrainingRun) -> None:
 
 def test_a_configuration_of_the_loop_says_how_many() -> None:
     assert BranchingConfig().workers == 0
-    assert verification_of(BranchingConfig(workers=3)).workers == 3
+    assert verification_of(BranchingConfig(workers=3).settings(100)).workers == 3
 
 
 def test_counts_below_what_makes_sense(run: TrainingRun) -> None:

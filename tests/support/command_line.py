@@ -27,7 +27,13 @@ SMALL: dict[str, Any] = {
     "monitor.block": 4,
     "schedule.warmup": 4,
 }
-RUN_FILES = ["config.yaml", "summary.json", "telemetry/part-00000.parquet", "validation.jsonl"]
+RUN_FILES = [
+    "config.yaml",
+    "report.html",
+    "summary.json",
+    "telemetry/part-00000.parquet",
+    "validation.jsonl",
+]
 NOT_THE_FUTURE = ("ledger", "numerics", "statistics")
 
 

@@ -100,6 +100,12 @@ class CheckpointStore:
         self._live: dict[str, set[str]] = {}
         self._cap_noted = False
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({str(self.folder)!r}, every {self.every} steps, "
+            f"{self.keep_last} kept, moments {self.moments})"
+        )
+
     # ── writing ───────────────────────────────────────────────────────────────────────────────────
 
     def due(self, before: int, after: int) -> bool:

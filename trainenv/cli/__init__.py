@@ -1,11 +1,11 @@
 """Command line, one file a command.
 
-    python -m trainenv.cli run tiny --out runs/mine
+    python -m trainenv run tiny --out runs/mine
     code = main(["run", "tiny", "--out", "runs/mine"])
 
-Each command returns a JSON object and an exit code: 0 done, 1 a check found a fault, 2 a mistake of
-the user, 130 interrupted, 141 the output was closed. Heavy packages are imported inside the
-commands, so that `--help` and mistakes are answered at once.
+Each command returns a JSON object and an exit code: 0 done, 1 a check found a fault or the run has
+diverged, 2 a mistake of the user, 130 interrupted, 141 the output was closed. Heavy packages are
+imported inside the commands, so that `--help` and mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from trainenv.cli.config import add_config
 from trainenv.cli.decode import add_decode
 from trainenv.cli.demo import add_demo
 from trainenv.cli.doctor import add_doctor
+from trainenv.cli.fork import add_fork
 from trainenv.cli.options import INTERRUPTED, USER_ERROR
 from trainenv.cli.replay import add_replay
 from trainenv.cli.report import add_report
 from trainenv.cli.run import add_run
+from trainenv.cli.runs import add_runs
 from trainenv.cli.watch import add_top, add_watch
 from trainenv.cli.wmtp import add_wmtp
 from trainenv.cli.worldmodel import add_worldmodel
@@ -102,6 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trainenv {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_run(commands)
+    add_fork(commands)
+    add_runs(commands)
     add_demo(commands)
     add_compare(commands)
     add_report(commands)

@@ -6,8 +6,8 @@ Each action returns the JSON value to print and the exit code.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,12 +115,16 @@ def open_store(path: Path, config: CheckpointConfig | None = None) -> Checkpoint
 
 
 def verify(path: Path, say: Say) -> Result:
-    """Check every byte of every file against what was saved.
+    """Check every byte of every file against what was saved, also of those that replays start from.
 
     The exit code is 1 if a file is broken.
     """
     store = open_store(path)
-    findings = store.verify()
+    findings = [
+        replace(finding, file=f"{place}{finding.file}")
+        for place, one in (("", store), *_stores_of_decisions(store.folder.parent))
+        for finding in one.verify()
+    ]
     for finding in findings:
         reason = finding.reason and f": {finding.reason}"
         say(f"{_MARKS[finding.ok]} {finding.file}{reason}")
@@ -139,6 +143,15 @@ def verify(path: Path, say: Say) -> Result:
         "files": found,
     }
     return result, int(bool(broken))
+
+
+def _stores_of_decisions(run_folder: Path) -> Iterator[tuple[str, CheckpointStore]]:
+    """Yield the checkpoints that decisions are replayed from, each with its place in the run."""
+    from trainenv.checkpoints.store import CheckpointStore
+
+    for folder in sorted((run_folder / "branches").glob("*")):
+        if any(folder.glob("cp_*.ptz")):
+            yield f"branches/{folder.name}/", CheckpointStore(folder)
 
 
 def show(path: Path, say: Say) -> Result:

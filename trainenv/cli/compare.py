@@ -33,7 +33,10 @@ def add_compare(commands: Any) -> None:
         help="folder of the results (default: runs/compare-NAME)",
     )
     compare.add_argument(
-        "--methods", metavar="A,B", help="methods to compare (default: those of CONFIG)"
+        "--methods",
+        metavar="A,B",
+        help="methods to compare, also of your own as my_module:my_method (default: those of"
+        " CONFIG)",
     )
     compare.add_argument(
         "--scenarios", metavar="A,B", help="scenarios to train (default: all of CONFIG)"
@@ -64,16 +67,16 @@ def compare_command(args: argparse.Namespace) -> Result:
     from trainenv.compare import compare, load_suite
     from trainenv.compare.cells import measure_cell
     from trainenv.compare.runner import expected_seconds
-    from trainenv.compare.suite import check_known
-    from trainenv.composition.methods import METHODS
+    from trainenv.composition.named_methods import find_methods
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
     chosen = _names("methods", args.methods)
-    check_known("method", chosen or (), METHODS)
+    find_methods(chosen or ())
     suite = load_suite(args.suite).select(
         methods=chosen, scenarios=_names("scenarios", args.scenarios), seeds=args.seeds
     )
+    methods = find_methods(suite.played)
     folder = args.out or Path("runs") / f"compare-{suite.name}"
     total = len(suite.scenarios) * suite.seeds * len(suite.played)
     with interruptible() as stop, Screen("compare", total, quiet=args.json) as screen:
@@ -83,10 +86,15 @@ def compare_command(args: argparse.Namespace) -> Result:
             f" {total} cells in {folder},"
             f" about {minutes(seconds)} with {args.workers or 1} process(es)"
         )
+        if references := [name for name in suite.played if name not in suite.methods]:
+            screen.say(
+                f"{', '.join(references)}: references that are chosen in hindsight; they do not"
+                " compete, and are in no table of methods"
+            )
         found = compare(
             folder,
             suite,
-            METHODS,
+            methods,
             measure_cell,
             workers=args.workers,
             keep=args.keep,
@@ -102,7 +110,7 @@ def compare_command(args: argparse.Namespace) -> Result:
     if not found["finished"]:
         screen.say("interrupted; resume with the same command")
         return result, INTERRUPTED
-    screen.say(f"all results: {folder / 'results.json'}")
+    screen.say(f"all results: {folder / 'results.json'}; as a page: trainenv report {folder}")
     return result, 0
 
 

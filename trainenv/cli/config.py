@@ -1,4 +1,10 @@
-"""`trainenv config`: describe the configuration keys, for people and for editors."""
+"""`trainenv config`: describe the configuration keys, for people and for editors.
+
+trainenv config                         every key
+trainenv config optimizer.lr            one key or section
+trainenv config tiny                    every key with its value in a preset or file
+trainenv config schema > schema.json    JSON schema for editors
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from trainenv.cli.options import Result, add_actions, add_command
+from trainenv.cli.options import Result, add_command
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -16,57 +22,73 @@ if TYPE_CHECKING:
     from trainenv.config.describe import Section
 
 _WIDEST = 1000  # characters of a line in a file or a pipe, where no window cuts it
+_FEW = 3  # keys that are described in lines of their own instead of a table
+_DESCRIBE = "describe"
+_SCHEMA = "schema"
 
 
 def add_config(commands: Any) -> None:
-    """Add the command and its actions."""
-    actions = add_actions(commands, "config", "Describe the configuration keys.")
-    describe = add_command(
-        actions,
-        "describe",
-        describe_command,
-        "Print each configuration key with its type, default and description.",
+    """Add the command."""
+    config = add_command(
+        commands,
+        "config",
+        config_command,
+        "Describe the configuration keys: default, type, unit and meaning.",
     )
-    describe.add_argument(
+    config.add_argument(
         "what",
         nargs="?",
-        metavar="KEY|PRESET",
+        metavar="KEY|PRESET|schema",
         help="key or section to describe, or a preset or YAML file whose values replace the"
-        " defaults (default: all keys)",
+        " defaults (default: all keys); schema prints the JSON schema of configuration files, with"
+        " which editors complete and check keys",
     )
-    describe.add_argument(
+    # After the word `describe` of earlier versions.
+    config.add_argument("which", nargs="?", help=argparse.SUPPRESS)
+    config.add_argument(
         "--markdown", action="store_true", help="print all keys as a page of Markdown"
     )
-    add_command(
-        actions,
-        "schema",
-        schema_command,
-        "Print the JSON schema of configuration files, with which editors complete and check keys.",
-    )
 
 
-def describe_command(args: argparse.Namespace) -> Result:
-    """Print a table of keys for each section."""
+def config_command(args: argparse.Namespace) -> Result:
+    """Describe keys, or print the JSON schema."""
+    if args.what == _DESCRIBE:
+        return _describe(args, args.which)
+    if args.which is not None:
+        raise UserError(
+            f"expected one key, section, preset or file, found {args.what} and {args.which}; give"
+            " one of them"
+        )
+    if args.what == _SCHEMA and not args.markdown:
+        return _schema(args)
+    return _describe(args, args.what)
+
+
+def _describe(args: argparse.Namespace, what: str | None) -> Result:
+    """Print a table of keys for each section, or a few lines for a single key."""
     from trainenv.config.describe import markdown, sections, select
     from trainenv.config.presets import presets
     from trainenv.config.schema import RunConfig
 
     if args.markdown:
-        if args.what is not None or args.json:
+        if what is not None or args.json:
             raise UserError(
                 "--markdown prints the page of all keys, found another argument; give it alone"
             )
         sys.stdout.write(markdown())
         return {}, 0
     source = None
-    if args.what is None:
+    if what is None:
         found = sections()
-    elif args.what in presets() or args.what.endswith((".yaml", ".yml")):
-        source = args.what
+    elif what in presets() or what.endswith((".yaml", ".yml")):
+        source = what
         found = sections(RunConfig.load(source))
     else:
-        found = select(args.what)
-    if not args.json:
+        found = select(what)
+    few = sum(len(section.keys) for section in found) <= _FEW
+    if few and not args.json:
+        _print_keys(found)
+    elif not args.json:
         _print_tables(found, source)
     rows = [
         {
@@ -82,7 +104,7 @@ def describe_command(args: argparse.Namespace) -> Result:
     return {"command": "config describe", "source": source, "keys": rows}, 0
 
 
-def schema_command(args: argparse.Namespace) -> Result:
+def _schema(args: argparse.Namespace) -> Result:
     """Print the JSON schema."""
     from trainenv.config.describe import json_schema
 
@@ -90,6 +112,16 @@ def schema_command(args: argparse.Namespace) -> Result:
     if not args.json:
         print(json.dumps(schema, indent=2, ensure_ascii=False))
     return {"command": "config schema", "schema": schema}, 0
+
+
+def _print_keys(found: Sequence[Section]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for key in (key for section in found for key in section.keys):
+        console.print(key.name, style="bold", markup=False)
+        for line in (f"default: {key.text}", f"type: {key.type}", key.description):
+            console.print(f"  {line}", markup=False)
 
 
 def _print_tables(found: Sequence[Section], source: str | None) -> None:

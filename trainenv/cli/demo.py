@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from trainenv.run import TrainingRun
 
 _METHODS = ("left alone", "branching")
+_SAME = 0.05  # change of the final loss in percent that would be printed as 0.0
+_TEXTS = {"stdlib": "the source code of Python's standard library"}
+_TOKENS = {"bytes": "bytes", "bpe": "tokens", "gpt2": "tokens"}
+_PLANTS = {
+    "random_tokens": "corrupt data",
+    "lr_spike": "a spike of the learning rate",
+    "lost_moments": "lost moments of the optimizer",
+}
 
 
 def add_demo(commands: Any) -> None:
@@ -58,6 +66,9 @@ def demo_command(args: argparse.Namespace) -> Result:
     run = TrainingRun.from_config(config)  # before anything is written: it may not fit
     start = run.snapshot()
     root = RunFolder(args.out) if args.resume else RunFolder.create(args.out, config)
+    progress = Progress("demo", 1, quiet=args.json)
+    for sentence in _introduction(run, config):
+        progress.say(sentence)
     summaries: list[dict[str, Any]] = []
     with interruptible() as stop:
         for method in _METHODS:
@@ -66,7 +77,6 @@ def demo_command(args: argparse.Namespace) -> Result:
             summaries.append({**_train(method, root.path, run, stop, args), "method": method})
             if stop():
                 break
-    progress = Progress("demo", 1, quiet=args.json)
     progress.table("The same budget, left alone and steered", summaries)
     result: dict[str, Any] = {"command": "demo", "folder": str(root.path), "runs": summaries}
     if stop():
@@ -76,8 +86,67 @@ def demo_command(args: argparse.Namespace) -> Result:
     progress.say(RunReport(steered).tree())
     result["report"] = str(write_report(steered, root.path / "report.html"))
     progress.say(f"report: {result['report']}")
+    result["verdict"] = _verdict(summaries)
+    progress.say(result["verdict"])
+    progress.say("next, a run of your own: trainenv run tiny --branching --out runs/mine")
     root.finish(result)
     return result, 0
+
+
+def _introduction(run: TrainingRun, config: RunConfig) -> tuple[str, str, str]:
+    """Return what is trained, which faults are planted, and what the two runs may do."""
+    unit = _TOKENS[config.corpus.tokenizer]
+    text = _TEXTS.get(config.corpus.name, config.corpus.name)
+    size = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
+    share = 100 * config.branching.max_waste
+    return (
+        f"trained twice: a GPT-2 of {size:.2f} million parameters, for {config.steps} steps of "
+        f"{config.batch_size} sequences of {config.model.context} {unit}, on {text}, at a learning "
+        f"rate of {config.optimizer.lr:g}",
+        f"planted faults, the same in both runs: {_faults(config)}",
+        "left alone: nothing is changed; branching: the learning rate and clipping may be changed, "
+        f"and bad steps undone, with at most {share:.0f} % of the same compute",
+    )
+
+
+def _faults(config: RunConfig) -> str:
+    """Return the planted faults in words."""
+    stressors = config.stressors
+    found = [
+        f"{words} in {100 * rate:g} % of the batches"
+        for words, rate in (
+            ("rare tokens", stressors.rare_tokens),
+            ("very long sequences", stressors.long_sequence),
+            ("broken characters", stressors.artefacts),
+        )
+        if rate
+    ]
+    if stressors.block_shuffle:
+        found.append(f"{100 * stressors.block_shuffle:g} % of the data out of order")
+    if stressors.harsh_warmup_steps:
+        found.append(f"a harsh warm-up of {stressors.harsh_warmup_steps} steps")
+    found += [
+        f"{_PLANTS.get(plant.kind, plant.kind)} at step {plant.at}"
+        for plant in stressors.planted
+        if plant.at < config.steps
+    ]
+    return ", ".join(found) or "none"
+
+
+def _verdict(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Return how the two runs compare, whichever is better."""
+    alone, steered = (one["final_validation_loss"] for one in summaries)
+    if steered is None or alone is None:
+        lost = " and ".join(
+            one["method"] for one in summaries if one["final_validation_loss"] is None
+        )
+        return f"no comparison: {lost} diverged; the report shows where"
+    change = 100 * (steered / alone - 1)
+    direction = "lower" if change < 0 else "higher"
+    where = f"steered ends {abs(change):.1f} % {direction} at the same compute"
+    if abs(change) < _SAME:
+        where = "steered ends where the run left alone does, at the same compute"
+    return f"{where}: validation loss {steered:.3f} against {alone:.3f} nats per token"
 
 
 def _train(

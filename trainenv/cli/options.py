@@ -14,6 +14,7 @@ from trainenv.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DIVERGED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 Result = tuple[dict[str, Any], int]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -73,6 +74,7 @@ class ProgressLine:
         self._task = self._bar.add_task(title, total=total, note="")
         self._lines = lines
         self._printed = 0
+        self._cell: Any = None  # output of a notebook that is updated in place
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -101,10 +103,44 @@ class ProgressLine:
             line: Line for a file or a pipe, printed once in each of `lines` equal parts.
         """
         self._bar.update(self._task, completed=done, total=total, note=note)
+        if self.err.is_jupyter:
+            self._show_in_notebook(f"{self.title}: {line}")
+            return
         part = self._lines * done // max(total, 1)
         if not self.err.is_terminal and part > self._printed:
             self.err.print(f"{self.title}: {line}", markup=False)
             self._printed = part
+
+    def _show_in_notebook(self, text: str) -> None:
+        """Update one line of output in place."""
+        from IPython.display import display
+
+        shown = {"text/plain": text}
+        if self._cell is None:
+            self._cell = display(shown, raw=True, display_id=True)
+        else:
+            self._cell.update(shown, raw=True)
+
+
+def progress() -> Callable[[Run, Sequence[Telemetry]], None]:
+    """Return a function for `train(…, watch=…)` that shows how far a run is.
+
+    In a notebook it updates one line below the cell, in a terminal a progress bar; in a file or a
+    pipe it prints a line now and then.
+
+        trainenv.train(run, "runs/mine", watch=trainenv.progress())
+    """
+    shown: dict[int, Progress] = {}
+
+    def watch(run: Run, window: Sequence[Telemetry]) -> None:
+        if id(run) not in shown:
+            shown[id(run)] = Progress(run.config.name, run.config.steps, quiet=True)
+            shown[id(run)].__enter__()
+        shown[id(run)].watch(run, window)
+        if run.done or run.diverged:
+            shown.pop(id(run)).__exit__(None, None, None)
+
+    return watch
 
 
 class Progress(ProgressLine):
@@ -145,11 +181,13 @@ class Progress(ProgressLine):
 
 
 def _wasted(flops: Mapping[str, float]) -> str:
-    """Return the share of all compute that was rewound or went into branches."""
-    total = sum(flops.values())
-    if not total:
+    """Return the share of all compute that was wasted, in percent."""
+    from trainenv.training.ledger import wasted_share
+
+    share = wasted_share(flops)
+    if math.isnan(share):
         return "–"
-    return f"{100 * (flops['rewound'] + flops['verify']) / total:.1f} %"
+    return f"{100 * share:.1f} %"
 
 
 def _cell(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainenv.cli.options import (
+    DIVERGED,
     INTERRUPTED,
     Result,
     add_command,
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from trainenv.run import TrainingRun
     from trainenv.types import Snapshot
 
-_BRANCHING = "--branching"
+BRANCHING = "--branching"
 _BY_HAND = "--by-hand"
 _PLANNER = "shapes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
+class Start:
     """A run that is ready to train.
 
     Attributes:
@@ -77,20 +78,12 @@ def add_run(commands: Any) -> None:
         help="resume the interrupted run in --out, configured and steered as before",
     )
     run.add_argument(
-        _BY_HAND,
-        action="store_true",
-        help="go back and lower the learning rate when the uncertainty index fires",
+        "--steps",
+        type=int,
+        metavar="N",
+        help="budget in optimizer steps; with --resume, extend the finished run in --out to it",
     )
-    run.add_argument(
-        _BRANCHING,
-        action="store_true",
-        help="steer the run: forecast changes, train the best for a few steps, keep what helps",
-    )
-    run.add_argument(
-        "--planner",
-        metavar="NAME",
-        help=f"planner used with {_BRANCHING} (default: {_PLANNER})",
-    )
+    add_steering(run)
     run.add_argument(
         "--accept-changes",
         action="store_true",
@@ -98,18 +91,41 @@ def add_run(commands: Any) -> None:
     )
 
 
+def add_steering(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose what steers a run."""
+    parser.add_argument(
+        _BY_HAND,
+        action="store_true",
+        help="go back and lower the learning rate when the uncertainty index fires",
+    )
+    parser.add_argument(
+        BRANCHING,
+        action="store_true",
+        help="steer the run: forecast changes, train the best for a few steps, keep what helps",
+    )
+    parser.add_argument(
+        "--planner",
+        metavar="NAME",
+        help=f"planner used with {BRANCHING} (default: {_PLANNER})",
+    )
+
+
 def run_command(args: argparse.Namespace) -> Result:
-    """Train a new run, or resume an interrupted one."""
+    """Train a new run, or resume an interrupted or finished one."""
+    flags = flags_of(args)
+    return train_to_end(_resume(args, flags) if args.resume else _begin(args, flags), args)
+
+
+def train_to_end(start: Start, args: argparse.Namespace) -> Result:
+    """Train a run to its end, and print the costs before it and the result after it."""
     from trainenv.cli.progress import Progress
     from trainenv.composition.tracked import train
     from trainenv.rollouts import reason_not_folded
 
-    flags = _flags(args)
-    start = _resume(args, flags) if args.resume else _begin(args, flags)
     run = start.run
     folder = start.folder
     notes = list(start.notes)
-    if _BRANCHING in folder.flags:
+    if BRANCHING in folder.flags:
         cost_estimate = start.callback.cost_estimate(run)
         notes += [str(cost_estimate), cost_estimate.affords]
         if reason := reason_not_folded(run):
@@ -125,13 +141,51 @@ def run_command(args: argparse.Namespace) -> Result:
     for fault in summary["faults"]:
         progress.say(f"from step {fault['step']} on, {fault['times']} time(s): {fault['reason']}")
     if summary["ended"] == "interrupted":
-        command = " ".join(["trainenv run --resume --out", typed(folder.path), *folder.flags])
-        progress.say(f"interrupted; resume with: {command}")
+        progress.say(f"interrupted; resume with: trainenv run --resume --out {typed(folder.path)}")
         return summary, INTERRUPTED
+    progress.say(_report(summary, folder))
+    if summary["ended"] == "diverged":
+        progress.say(_advice(run, folder))
+        return summary, DIVERGED
     return summary, 0
 
 
-def _flags(args: argparse.Namespace) -> tuple[str, ...]:
+def _report(summary: dict[str, Any], folder: RunFolder) -> str:
+    """Write the report of a run that has ended, and return the sentence on where it is."""
+    from trainenv.report import write_report
+
+    try:
+        summary["report"] = str(write_report(folder.path))
+    except (OSError, UserError) as error:  # the run itself is there
+        again = f"trainenv report {typed(folder.path)}"
+        return f"no report was written: {error}; write one with: {again}"
+    return f"report: {summary['report']}"
+
+
+def _advice(run: TrainingRun, folder: RunFolder) -> str:
+    """Return what to do about a run that has diverged."""
+    from trainenv.checkpoints import FOLDER
+    from trainenv.checkpoints.store import CheckpointStore
+    from trainenv.records.run_folder import read_validation
+
+    sound = [one["step"] for one in read_validation(folder.path) if one["step"] < run.step]
+    steps = [step for step in CheckpointStore(folder.path / FOLDER).steps() if step < run.step]
+    lower = f"--set optimizer.lr={run.base_lr / 3:.2g}"
+    advice = f"the run diverged at step {run.step}"
+    if steps and sound:
+        before = max((step for step in steps if step <= sound[-1]), default=steps[0])
+        advice += (
+            f": continue from before that at a third of the learning rate with: trainenv fork "
+            f"{typed(folder.path)}@{before} {lower}"
+        )
+    else:
+        advice += f": train again at a third of the learning rate, with {lower}"
+    if not folder.flags:
+        advice += f"; or start it with {BRANCHING}, which goes back and lowers the rate"
+    return advice
+
+
+def flags_of(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the arguments that choose the callback, in full; empty if the run is not steered."""
     if args.by_hand and args.branching:
         raise UserError("one callback steers a run, found two; give --by-hand or --branching")
@@ -141,15 +195,15 @@ def _flags(args: argparse.Namespace) -> tuple[str, ...]:
             " neither"
         )
     if args.branching:
-        return (_BRANCHING, "--planner", args.planner or _PLANNER)
+        return (BRANCHING, "--planner", args.planner or _PLANNER)
     if args.by_hand:
         return (_BY_HAND,)
     return ()
 
 
-def _callback(flags: Sequence[str]) -> Any:
+def callback_of(flags: Sequence[str]) -> Any:
     """Make the callback that steers the run; None if it is not steered."""
-    if _BRANCHING in flags:
+    if BRANCHING in flags:
         from trainenv.composition.default_loop import branching
 
         return branching(planner=flags[-1])
@@ -160,7 +214,7 @@ def _callback(flags: Sequence[str]) -> Any:
     return None
 
 
-def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
+def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> Start:
     """Make a new run and its folder."""
     from trainenv.config.schema import RunConfig
     from trainenv.records.run_folder import RunFolder
@@ -173,8 +227,11 @@ def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
             "--accept-changes goes with --resume, found a new run, in which nothing has changed;"
             " leave it out"
         )
-    callback = _callback(flags)
-    config = RunConfig.load(args.config, overrides_of(args.set))
+    callback = callback_of(flags)
+    overrides = overrides_of(args.set)
+    if args.steps is not None:
+        overrides["steps"] = args.steps
+    config = RunConfig.load(args.config, overrides)
     run = TrainingRun.from_config(config)
     notes = []
     if args.weights:
@@ -184,31 +241,39 @@ def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
         notes.append(f"starting from the weights in {args.weights}")
     folder = RunFolder.create(args.out, config)
     folder.flags = flags
-    return _Start(run=run, folder=folder, callback=callback, notes=notes)
+    return Start(run=run, folder=folder, callback=callback, notes=notes)
 
 
-def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
+def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> Start:
     """Restore the run in the folder, with the callback that it had."""
+    from trainenv.checkpoints import FOLDER
+    from trainenv.checkpoints.store import CheckpointStore
     from trainenv.config.schema import RunConfig
-    from trainenv.loop import CALLBACK_STATE, resume
+    from trainenv.loop import resume
+    from trainenv.records.continuation import check_extension, extend
     from trainenv.records.made_of import MadeOf
-    from trainenv.records.run_folder import RunFolder
+    from trainenv.records.run_folder import CALLBACK_STATE, RunFolder
     from trainenv.run import TrainingRun
 
     if args.out is None or args.config is not None or args.set or args.weights:
         raise UserError(
             "--resume continues a run as it was configured; give --out FOLDER, and neither CONFIG,"
-            " --set nor --weights"
+            " --set nor --weights; to change settings, use: trainenv fork FOLDER --set KEY=VALUE"
         )
+    notes = []
     # Refuse what can't be resumed before anything is built.
-    _, snapshot = RunFolder.resume(args.out)
+    if args.steps is None:
+        _, snapshot = RunFolder.resume(args.out)
+    else:
+        check_extension(args.out, args.steps)
+        snapshot = CheckpointStore(args.out / FOLDER).load()
     made = MadeOf.read(args.out)
     before: tuple[str, ...] = ()
     known = False
     if made is not None:
         before = made.flags
         known = bool(made.flags) or made.callback is None
-    same_loop = bool(flags) and flags[0] == _BRANCHING and before[:1] == flags[:1]
+    same_loop = bool(flags) and flags[0] == BRANCHING and before[:1] == flags[:1]
     if not flags or (same_loop and args.planner is None):
         flags = before
     others = []
@@ -219,13 +284,15 @@ def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
                 " out to resume it as it was, or give --accept-changes too"
             )
         others.append(f"it was {_steering(made)}, is steered by {' '.join(flags)}")
-    callback = _callback(flags)
+    callback = callback_of(flags)
+    if args.steps is not None:
+        notes.append(extend(args.out, args.steps))
     run = TrainingRun.from_config(RunConfig.load(args.out / "config.yaml"))
     folder, snapshot = resume(args.out, run, callback, accept_changes=args.accept_changes)
     folder.flags = flags
     exactness = _exactness(run, snapshot, folder, others)
     note = f"resuming from step {run.step}, {exactness}"
-    return _Start(run=run, folder=folder, callback=callback, notes=[note])
+    return Start(run=run, folder=folder, callback=callback, notes=[*notes, note])
 
 
 def _steering(made: MadeOf | None) -> str:

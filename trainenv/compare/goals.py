@@ -34,22 +34,37 @@ def goals(
     Returns:
         [{what, goal, measured, interval, met}], a dict for each goal. A goal that speaks of an
         interval is met if the whole interval keeps it, else if the measured value does. `measured`,
-        `interval` and `met` are None if there is nothing to judge by.
+        `interval` and `met` are None if there is nothing to judge by; `met` is None too where the
+        subject has runs of a single seed.
     """
+    found = list(_judged(table, groups, methods, among))
+    seeds = {row["seed"] for row in table.cells(groups.get("all", ()), SUBJECT)}
+    if len(seeds) == 1:
+        return [{**goal, "met": None} for goal in found]
+    return found
+
+
+def _judged(
+    table: Table,
+    groups: Mapping[str, Sequence[str]],
+    methods: Sequence[str],
+    among: Sequence[Reference],
+) -> Iterator[dict[str, Any]]:
+    """Check every goal, however many seeds there are."""
     calm = groups.get("calm", ())
     stressed = groups.get("stressed", ())
     every = groups.get("all", ())
-    return [
-        *(_better(table, stressed, other) for other in methods if other not in (SUBJECT, QUARTER)),
-        _harmless(table, calm),
-        _worst(table, every),
-        *_closed(table, groups, among),
-        _quarter_as_good(table, every),
-        _quarter_costs(table, every),
-        _fewer_events(table, stressed),
-        _share(table, every, "wasted", f"compute that {SUBJECT} wasted, share", WASTED),
-        _share(table, every, "drafting", f"compute that {SUBJECT} drafted with, share", DRAFTING),
-    ]
+    yield from (
+        _better(table, stressed, other) for other in methods if other not in (SUBJECT, QUARTER)
+    )
+    yield _harmless(table, calm)
+    yield _worst(table, every)
+    yield from _closed(table, groups, among)
+    yield _quarter_as_good(table, every)
+    yield _quarter_costs(table, every)
+    yield _fewer_events(table, stressed)
+    yield _share(table, every, "wasted", f"compute that {SUBJECT} wasted, share", WASTED)
+    yield _share(table, every, "drafting", f"compute that {SUBJECT} drafted with, share", DRAFTING)
 
 
 def _better(table: Table, stressed: Sequence[str], other: str) -> dict[str, Any]:

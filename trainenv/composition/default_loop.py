@@ -13,7 +13,7 @@ from trainenv.types import Budget, Intervention, RunHistory, WorldModel
 
 if TYPE_CHECKING:
     from trainenv.agents.branching import Branching
-    from trainenv.config.schema import BranchingConfig
+    from trainenv.config.schema import BranchingSettings
 
 # Verified branches between two refreshes of the networks. A refresh costs as much as a hundred
 # steps of a small run.
@@ -48,10 +48,11 @@ def branching(*, planner: str = "shapes", learn: bool = True, blind: bool = Fals
     planning = PlanningOptions(propose=planners.hypergradient, allow=allow_by_risk)
     if planner in _TO_THE_END:
         planning = PlanningOptions(to_the_end=True)
-    return Branching(planner=planners.make(planner), model=model, planning=planning)
+    flags = ("--branching", "--planner", planner) if learn and not blind else ()
+    return Branching(planner=planners.make(planner), model=model, planning=planning, flags=flags)
 
 
-def ramp(settings: BranchingConfig, *, factor: float, decisions: int = 4) -> Branching:
+def ramp(settings: BranchingSettings, *, factor: float, decisions: int = 4) -> Branching:
     """Return the branching loop without a model, which always proposes the same ramp.
 
     Triggers, verification and rollback are those of the loop. Only the least forecast gain of a

@@ -25,7 +25,7 @@ Stop = Callable[[], bool]
 Method = Callable[["RunConfig", Path, "Watch", Stop], dict[str, Any]]
 """(config, folder, watch, stop) → the summary of `train`; see `trainenv.compare.Method`."""
 
-_CLIP_AT_ONE = {"clip.policy": "none", "clip.options": {"none": {"max_norm": 1.0}}}
+_CLIP_AT_ONE = {"clip.policy": "norm", "clip.max_norm": 1.0}
 _MEMBERS = 4
 _GENERATIONS = 5
 _STAGES = 10
@@ -109,9 +109,10 @@ def learned(
 ) -> dict[str, Any]:
     """Steer with an agent of Stable-Baselines3 that learns in the world model during the run."""
     from trainenv import worldmodel
-    from trainenv.agents.rl.rl_methods import dqn_model, ppo_model
+    from trainenv.agents.rl.rl_methods import dqn_model, maskable_ppo_model, ppo_model
 
-    method = {"ppo": ppo_model, "dqn": dqn_model}[algorithm]
+    methods = {"ppo": ppo_model, "maskable-ppo": maskable_ppo_model, "dqn": dqn_model}
+    method = methods[algorithm]
     return method(config, path, watch, stop, model=worldmodel.load_pretrained())
 
 
@@ -151,7 +152,8 @@ def ramp(
     """Train with the loop without a model, which proposes the same ramp at each decision."""
     from trainenv.composition.default_loop import ramp
 
-    return _driven(_fresh(config), path, watch, stop, ramp(config.branching, factor=factor))
+    settings = config.branching.settings(config.steps)
+    return _driven(_fresh(config), path, watch, stop, ramp(settings, factor=factor))
 
 
 def branching(
@@ -185,7 +187,8 @@ def branching(
         for name in ("every", "horizon", "refractory_steps"):
             least = 4 if name == "horizon" else 1
             steps = getattr(config.branching, name)
-            changes[f"branching.{name}"] = max(least, round(share * steps))
+            if isinstance(steps, int):  # a share shrinks with the run
+                changes[f"branching.{name}"] = max(least, round(share * steps))
     run = _fresh(RunConfig.load(config, changes))
     return _driven(run, path, watch, stop, branching(planner=planner, blind=blind))
 
@@ -218,6 +221,7 @@ METHODS: dict[str, Method] = {
     "static-1": partial(as_set, lr_factor=1.0),
     "static-3": partial(as_set, lr_factor=3.0),
     "ppo-model": partial(learned, algorithm="ppo"),
+    "maskable-ppo-model": partial(learned, algorithm="maskable-ppo"),
     "dqn-model": partial(learned, algorithm="dqn"),
     "ppo-real": ppo_real,
     "branching": branching,

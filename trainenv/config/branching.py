@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from trainenv.config.presets import with_new_keys
-from trainenv.config.section import Config, Count, CountOrZero, NonNegative, Positive
+from trainenv.config.section import (
+    Config,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    steps_or_share,
+)
 
 Trigger = Literal["start", "warmup", "harm", "fired", "regression", "checkpoint"]
 ActionPart = Literal[
@@ -20,13 +27,23 @@ ActionPart = Literal[
     "skip_batch",
     "emphasis",
 ]
+# For the type checker they are what pydantic makes of them.
+if TYPE_CHECKING:
+    _StepsOrShare = int | float
+    _StepsOrShareOrZero = int | float
+    _HorizonOrShare = int | float
+else:
+    _StepsOrShare = steps_or_share(1)
+    _StepsOrShareOrZero = steps_or_share(0)
+    _HorizonOrShare = steps_or_share(4)
 
 
 class BranchingConfig(Config):
     """Decisions of the branching agent, and the compute that they may waste.
 
-    The default step counts are for a run of 16 000 steps. The presets tiny
-    and demo scale them to their length; scale them to yours.
+    A number of steps is a whole number, or a share of the run's steps: a
+    number between 0 and 1. The defaults are shares, so they suit runs of
+    any length.
     """
 
     triggers: tuple[Trigger, ...] = Field(
@@ -45,29 +62,30 @@ class BranchingConfig(Config):
         default=True,
         description="Put ZClip in force at the first step if the run does not clip.",
     )
-    every: Count = Field(
-        default=1000,
-        description="Steps between decisions of the trigger `checkpoint`, at least 1.",
+    every: _StepsOrShare = Field(
+        default=0.05,
+        description="Steps between decisions of the trigger `checkpoint`, or a share of the run.",
     )
-    rewind: Count = Field(
-        default=1000,
-        description="Steps before an alarm to which the run goes back at least, if half of the harm"
+    rewind: _StepsOrShare = Field(
+        default=0.033,
+        description="Steps, or a share of the run, before an alarm to which the run goes back at"
+        " least, if half of the harm"
         " is still there `branching.refractory_steps` steps after it.",
     )
-    save_every: Count = Field(
-        default=250,
-        description="Steps between rewind points, at least 1. Once harm is detected, the run rolls"
-        " back to one from before it.",
+    save_every: _StepsOrShare = Field(
+        default=0.016,
+        description="Steps between rewind points, or a share of the run. Once harm is detected, the"
+        " run rolls back to one from before it.",
     )
     harm: Positive = Field(
         default=0.1,
         description="Rise of the probe loss over its usual level that counts as harm, in nats,"
         " above 0.",
     )
-    horizon: Annotated[int, Field(ge=4)] = Field(
-        default=2000,
-        description="Steps that a forecast looks ahead, at least 4. The pretrained world model"
-        " knows horizons of 12 % of the budget.",
+    horizon: _HorizonOrShare = Field(
+        default=0.12,
+        description="Steps that a forecast looks ahead, at least 4, or a share of the run. The"
+        " pretrained world model knows horizons of 0.12.",
     )
     untried_change: NonNegative = Field(
         default=0.22,
@@ -85,9 +103,10 @@ class BranchingConfig(Config):
         " them in turn, with equal bits. Models up to width 48 need none, because their candidates"
         " are folded into one.",
     )
-    verify_steps: Count = Field(
-        default=50,
-        description="Optimizer steps that each candidate and the control are trained, at least 1.",
+    verify_steps: _StepsOrShare = Field(
+        default=0.004,
+        description="Optimizer steps that each candidate and the control are trained, or a share of"
+        " the run.",
     )
     rule: Literal["agreement", "annealed", "better", "risk"] = Field(
         default="agreement",
@@ -115,10 +134,10 @@ class BranchingConfig(Config):
         description="Largest share of the budget that is wasted on rejected branches, their"
         " evaluation and rewound steps, from 0 to 0.9.",
     )
-    refractory_steps: CountOrZero = Field(
-        default=500,
-        description="Steps after a decision in which `fired` and `regression` do not trigger"
-        " another.",
+    refractory_steps: _StepsOrShareOrZero = Field(
+        default=0.027,
+        description="Steps after a decision, or a share of the run, in which `fired` and"
+        " `regression` do not trigger another.",
     )
     patience: Count = Field(
         default=5,
@@ -147,3 +166,33 @@ class BranchingConfig(Config):
         if not isinstance(values, Mapping):
             return values
         return with_new_keys(values, section="branching")
+
+    def settings(self, steps: int) -> BranchingSettings:
+        """Return the settings for a run of a number of steps: shares become whole steps."""
+        values = self.model_dump()
+        for name, least in _LEAST.items():
+            if isinstance(values[name], float):
+                values[name] = max(least, round(values[name] * steps))
+        return BranchingSettings(**values)
+
+
+class BranchingSettings(BranchingConfig):
+    """Settings of the branching loop on one run: `BranchingConfig` with whole numbers of steps."""
+
+    every: Count
+    rewind: Count
+    save_every: Count
+    horizon: Annotated[int, Field(ge=4)]
+    verify_steps: Count
+    refractory_steps: CountOrZero
+
+
+# Fewest steps that a share of a short run is rounded up to: so many are needed to see anything.
+_LEAST = {
+    "every": 8,
+    "rewind": 8,
+    "save_every": 8,
+    "horizon": 8,
+    "verify_steps": 5,
+    "refractory_steps": 8,
+}

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainenv.config.section import Config, Count
 from trainenv.tools.paths import absolute
 
 CORPUS_PATHS = ("path", "tokenizer_path", "cache")
+_PATHLESS = ("stdlib", "tasks")  # corpora that are made here
 
 
 class CorpusConfig(Config):
@@ -79,6 +80,16 @@ class CorpusConfig(Config):
         if value is None:
             return None
         return absolute(value)
+
+    @model_validator(mode="after")
+    def _reads_its_path(self) -> CorpusConfig:
+        if self.path is not None and self.name in _PATHLESS:
+            raise ValueError(
+                f"path is read by text, wikitext-103, c4 and code-contests, found name: {self.name}"
+                " with a path; set corpus.name too, to text for files of your own, or leave path"
+                " out"
+            )
+        return self
 
 
 def with_whole_paths(corpus: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic_core import to_jsonable_python
 
+from trainenv.config.other_names import called_here
 from trainenv.config.presets import RENAMED_KEYS, listed, presets
 from trainenv.config.schema import RunConfig
 from trainenv.config.section import Config, section_in
+from trainenv.config.written import in_a_line
 from trainenv.tools.spelling import nearest
 from trainenv.types import UserError
 
@@ -35,7 +36,7 @@ _LARGEST_BOUND = 1e15  # a larger one is that of the machine's integers
 _INTRODUCTION = """\
 # Configuration keys
 
-<!-- Generated: trainenv config describe --markdown > docs/configuration.md -->
+<!-- Generated: trainenv config --markdown > docs/configuration.md -->
 
 A configuration is a preset ({presets})
 or a YAML file that extends one:
@@ -50,16 +51,22 @@ On the command line `--set optimizer.lr=1e-3` sets one key, in Python
 `RunConfig.load("tiny", {{"optimizer.lr": 1e-3}})`. The shipped files are in [configs](../configs).
 
 ```bash
-trainenv config describe tiny          # every key with its value in a preset
-trainenv config describe branching     # one section, or one key
+trainenv config tiny                   # every key with its value in a preset
+trainenv config branching              # one section, or one key
 trainenv config schema > schema.json   # JSON schema, with which editors complete and check keys
+```
+
+An editor with the YAML language server checks a file that begins with this line:
+
+```yaml
+# yaml-language-server: $schema=schema.json
 ```
 
 This page is generated from the descriptions in [trainenv/config](../trainenv/config). After a
 change there, write it anew:
 
 ```bash
-trainenv config describe --markdown > docs/configuration.md
+trainenv config --markdown > docs/configuration.md
 ```
 """
 
@@ -87,10 +94,7 @@ class Key:
         """Value as it is written in a YAML file; `required` if there is none."""
         if self.required:
             return "required"
-        text: str = yaml.safe_dump(
-            self.value, default_flow_style=True, sort_keys=False, width=1000, allow_unicode=True
-        )
-        return text.removesuffix("...\n").strip()
+        return in_a_line(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +143,9 @@ def select(name: str) -> list[Section]:
     names = [section.name for section in there]
     names += [key.name for section in there for key in section.keys]
     names += [full.rpartition(".")[2] for full in names]
+    meant = called_here(name.rpartition(".")[2]) or nearest(name, [*names, *presets()])
     raise UserError(
-        f"unknown configuration key {name!r}{nearest(name, [*names, *presets()])}; give a key such"
+        f"unknown configuration key {name!r}{meant}; give a key such"
         f" as optimizer.lr, a section such as branching, or a preset: {listed(presets())}"
     )
 

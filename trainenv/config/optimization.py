@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainenv.config.section import Config, CountOrZero, NonNegative, Positive, Rate
 from trainenv.types import ClipName
@@ -69,10 +69,15 @@ class ScheduleConfig(Config):
 class ClipConfig(Config):
     """Gradient clipping at the start of the run; interventions may change the policy."""
 
-    policy: ClipName = Field(
+    policy: Literal[ClipName, "norm"] = Field(
         default="zclip",
-        description="Clip policy at the start. `none` does not clip unless its option `max_norm` is"
-        " set.",
+        description="Clip policy at the start. `norm` clips at the norm `clip.max_norm`, `none`"
+        " does not clip.",
+    )
+    max_norm: Positive | None = Field(
+        default=None,
+        description="Largest norm of the gradient (L2, over all parameters) that passes, above 0;"
+        " needed by the policy `norm`, and not allowed for the others.",
     )
     options: Mapping[ClipName, Mapping[str, float | str | bool | None]] = Field(
         default_factory=dict,
@@ -80,6 +85,33 @@ class ClipConfig(Config):
         " left out keeps the policy's default.",
     )
 
+    @model_validator(mode="after")
+    def _norm_belongs_to_its_policy(self) -> ClipConfig:
+        if self.policy == "norm" and self.max_norm is None:
+            raise ValueError(
+                "policy norm needs the norm to clip at, found no max_norm; set clip.max_norm: 1.0"
+            )
+        if self.policy != "norm" and self.max_norm is not None:
+            raise ValueError(
+                f"max_norm is for the policy norm, found policy {self.policy}; set clip.policy:"
+                " norm, or leave max_norm out"
+            )
+        return self
+
+    @property
+    def in_force(self) -> ClipName:
+        """Name of the policy that is in force at the start of the run.
+
+        Clipping at a fixed norm is the policy `none` of interventions and telemetry, with the
+        option `max_norm`.
+        """
+        if self.policy == "norm":
+            return "none"
+        return self.policy
+
     def options_of(self, name: str) -> Mapping[str, Any]:
         """Return the hyperparameters of a policy that differ from its defaults."""
-        return next((options for policy, options in self.options.items() if policy == name), {})
+        given = next((options for policy, options in self.options.items() if policy == name), {})
+        if name == "none" and self.max_norm is not None:
+            return {**given, "max_norm": self.max_norm}
+        return given

@@ -149,8 +149,13 @@ def with_new_keys(
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `over` on top of `base`, mapping by mapping."""
+    """Merge `over` on top of `base`, mapping by mapping.
+
+    The norm of a clip policy goes with it: another policy does not keep `clip.max_norm`.
+    """
     merged = dict(base)
+    if over.get("policy") not in (None, base.get("policy")):
+        merged.pop("max_norm", None)
     for key, value in over.items():
         below = merged.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):

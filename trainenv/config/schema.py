@@ -2,7 +2,7 @@
 
 A configuration is a preset's name (`tiny`), the path of a YAML file, or a `RunConfig`. A file may
 start from another with `extends: tiny` and state only what differs. An unknown key is refused, and
-the nearest valid one is named. Step counts are in optimizer steps. `trainenv config describe`
+the nearest valid one is named. Step counts are in optimizer steps. `trainenv config`
 prints the description of each key.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from trainenv.config.branching import ActionPart, BranchingConfig, Trigger
+from trainenv.config.branching import ActionPart, BranchingConfig, BranchingSettings, Trigger
 from trainenv.config.corpus import CORPUS_PATHS, CorpusConfig, with_whole_paths
 from trainenv.config.environment import EnvironmentConfig, InterventionConfig
 from trainenv.config.model import ModelConfig
@@ -34,6 +34,7 @@ __all__ = [
     "ActionPart",
     "AlertConfig",
     "BranchingConfig",
+    "BranchingSettings",
     "CheckpointConfig",
     "ClipConfig",
     "Config",

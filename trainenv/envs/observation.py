@@ -6,14 +6,20 @@ measured) becomes 0, and every feature is clipped to [−10, 10].
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import CLIP_NAMES, Telemetry
+from trainenv.types import CLIP_NAMES, Telemetry, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BOUND = 10.0
 
@@ -93,6 +99,41 @@ class Features:
 
 
 FEATURES: tuple[str, ...] = tuple(f.name for f in fields(Features))
+
+
+def meanings() -> dict[str, str]:
+    """Return a sentence or two about each feature, by name, from the docstring of `Features`."""
+    text = inspect.getdoc(Features) or ""
+    entries = re.findall(
+        r"^    ([a-z_, ]+): (.*?)(?=^    [a-z_, ]+: |\Z)", text, re.MULTILINE | re.DOTALL
+    )
+    found = {}
+    for names, meaning in entries:
+        for name in names.split(", "):
+            found[name] = " ".join(meaning.split())
+    return found
+
+
+def explained(observation: NDArray[np.float32]) -> pd.DataFrame:
+    """Return a table with a row for each feature: its value and its meaning.
+
+    Args:
+        observation: Observation, float32 [32].
+
+    Raises:
+        UserError: It has another length.
+    """
+    import pandas as pd
+
+    values = np.asarray(observation, dtype=np.float64)
+    if values.shape != (len(FEATURES),):
+        raise UserError(
+            f"expected an observation of {len(FEATURES)} numbers, found {list(values.shape)}; give"
+            " one that reset() or step() returned"
+        )
+    known = meanings()
+    rows = {"value": values.round(4), "meaning": [known.get(name, "") for name in FEATURES]}
+    return pd.DataFrame(rows, index=pd.Index(FEATURES, name="feature"))
 
 
 @dataclass(frozen=True, kw_only=True)

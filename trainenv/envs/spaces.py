@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +12,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from trainenv.config.schema import EnvironmentConfig, InterventionConfig
-from trainenv.envs.observation import BOUND, FEATURES
+from trainenv.envs.observation import BOUND, FEATURES, explained
+from trainenv.envs.rendering import MODES, as_picture, as_text
 from trainenv.interventions import ActionCodec
 from trainenv.types import InForce, Snapshot, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Observation = NDArray[np.float32]
 
@@ -32,13 +37,14 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
     Args:
         interventions: Configuration of the action space.
         environment: Configuration of decision length, charges and divergence cap.
-        render_mode: None; nothing is rendered.
+        render_mode: `ansi` for text, `rgb_array` for a picture of the validation loss by decision;
+            None to render nothing.
 
     Attributes:
         codec: Codec between actions and interventions.
 
     Raises:
-        NoSuchRenderMode: A render mode is given.
+        NoSuchRenderMode: Another render mode is given.
     """
 
     def __init__(
@@ -47,16 +53,56 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
         environment: EnvironmentConfig,
         render_mode: str | None,
     ) -> None:
-        if render_mode is not None:
+        if render_mode not in (None, *MODES):
             raise NoSuchRenderMode(
-                f"there is nothing to render: render_mode must be None, found {render_mode!r}; "
-                "leave it out"
+                f"render_mode must be {', '.join(MODES)} or None, found {render_mode!r}; leave it "
+                "out"
             )
         self.codec = ActionCodec(interventions)
         self.environment = environment
         self.observation_space = spaces.Box(-BOUND, BOUND, (len(FEATURES),), np.float32)
         self.action_space = spaces.MultiDiscrete(list(self.codec.sizes))
+        self.metadata = {"render_modes": list(MODES), "render_fps": 4}
         self.render_mode = render_mode
+        self._losses: list[float] = []  # validation losses of the episode, by decision
+
+    def explain(self, observation: Observation) -> pd.DataFrame:
+        """Return an observation as a table: the value and the meaning of each feature.
+
+        Args:
+            observation: Observation, float32 [32], as `reset` and `step` return it.
+
+        Raises:
+            UserError: It has another length.
+        """
+        return explained(observation)
+
+    def render(self) -> Any:
+        """Return the validation loss by decision: text (`ansi`) or a picture (`rgb_array`)."""
+        if self.render_mode is None:
+            return None
+        if self.render_mode == "rgb_array":
+            return as_picture(self._losses)
+        run = self.steered
+        loss = self._losses[-1] if self._losses else math.nan
+        words = (
+            f"decision {max(0, len(self._losses) - 1)}, validation loss {loss:.3f}, "
+            f"LR × {run.lr_scale:.3g}, {run.clip}"
+        )
+        return as_text(words, self._losses)
+
+    def _noted(self, info: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
+        """Return the info of a decision with the action mask, and keep its loss for `render`.
+
+        Args:
+            info: Info of the decision.
+            fresh: True at the start of an episode.
+        """
+        if fresh:
+            self._losses = []
+        self._losses.append(float(info["validation_loss"]))
+        mask = tuple(part.astype(np.int8) for part in self.codec.masks(self.steered))
+        return {**info, "action_mask": mask}
 
     @property
     @abstractmethod

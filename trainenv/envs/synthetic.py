@@ -41,7 +41,7 @@ class SyntheticEnv(SteeredEnv):
         interventions: Configuration of the action space.
         environment: Configuration of charges and divergence cap.
         law: Constants of the law.
-        render_mode: None; nothing is rendered.
+        render_mode: `ansi`, `rgb_array` or None, see `SteeredEnv`.
 
     Raises:
         UserError: There is no decision, or the divergence cap is too low for the law.
@@ -106,7 +106,7 @@ class SyntheticEnv(SteeredEnv):
         else:
             self.restore(snapshot)
         features = dict.fromkeys(FEATURES, 0.0) | self._situation(self.state)
-        return Features(**features).vector(), self._info(False, ())
+        return Features(**features).vector(), self._noted(self._info(False, ()), fresh=True)
 
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         state = self.state
@@ -138,7 +138,7 @@ class SyntheticEnv(SteeredEnv):
             reward,
             terminated,
             truncated,
-            self._info(spiked, masked) | {"charges": charges},
+            self._noted(self._info(spiked, masked)) | {"charges": charges},
         )
 
     @property
@@ -211,6 +211,7 @@ class SyntheticEnv(SteeredEnv):
         )
         fork._seed = self._seed
         fork._current = self.state
+        fork._losses = list(self._losses)
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
 

@@ -42,7 +42,7 @@ class TrainingEnv(SteeredEnv):
     Args:
         config: Name of a preset, path of a YAML file, or `RunConfig`.
         overrides: Changes of the configuration, by dotted key.
-        render_mode: None; nothing is rendered.
+        render_mode: `ansi`, `rgb_array` or None, see `SteeredEnv`.
 
     Attributes:
         config: Configuration of the run.
@@ -87,7 +87,8 @@ class TrainingEnv(SteeredEnv):
         else:
             self.restore(snapshot)
         observer = self._observer
-        return observer.observe(self.run, []), observer.info(self.run, [], ())
+        info = self._noted(observer.info(self.run, [], ()), fresh=True)
+        return observer.observe(self.run, []), info
 
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         run = self.run
@@ -117,7 +118,7 @@ class TrainingEnv(SteeredEnv):
             reward,
             terminated,
             truncated,
-            observer.info(run, window, masked) | {"charges": charges},
+            self._noted(observer.info(run, window, masked)) | {"charges": charges},
         )
 
     @property
@@ -169,6 +170,7 @@ class TrainingEnv(SteeredEnv):
         fork._elsewhere_before = self._elsewhere_before
         fork._over = self._over
         fork._is_branch = True
+        fork._losses = list(self._losses)
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
 

@@ -103,7 +103,7 @@ class WorldModelEnv(SteeredEnv):
         config: Configuration of the runs in the histories: action space, charges, warm-ups.
         divergence: `"sampled"` to draw divergences, `"expected"` to leave them in the reward.
         reach: Largest number of decisions of an episode; None for the whole budget.
-        render_mode: None; nothing is rendered.
+        render_mode: `ansi`, `rgb_array` or None, see `SteeredEnv`.
 
     Attributes:
         roots: One root for each history, in the same order.
@@ -174,7 +174,7 @@ class WorldModelEnv(SteeredEnv):
             "validation_loss": self.state.validation,
             "masked": list[str](),
         }
-        return self.state.observation, info
+        return self.state.observation, self._noted(info, fresh=True)
 
     def step(self, action: ActionVector) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if self.state.over:
@@ -182,11 +182,13 @@ class WorldModelEnv(SteeredEnv):
         (done,) = self.imagine([self.state], self._latent[None], [action], self.np_random)
         self._current = done.after
         self._latent = done.latent
-        return done.after.observation, done.reward, done.diverged, done.ended, done.info
+        info = self._noted(done.info)
+        return done.after.observation, done.reward, done.diverged, done.ended, info
 
     def fork(self) -> WorldModelEnv:
         """Return an independent environment in the same state."""
         fork = copy.copy(self)
+        fork._losses = list(self._losses)
         fork._np_random = copy.deepcopy(self._np_random)
         return fork
 

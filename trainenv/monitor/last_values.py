@@ -42,6 +42,11 @@ class Statistics:
         if math.isfinite(telemetry.loss) or math.isfinite(telemetry.probe_loss):
             self.non_finite = 0
 
+    @property
+    def loss(self) -> float | None:
+        """Training loss of the last step, nats per token; None without a finite one."""
+        return self._newest["loss"]
+
     def state_dict(self) -> dict[str, Any]:
         """Return strict JSON values, the activations as two lists over the blocks."""
         state: dict[str, Any] = dict(self._newest)

@@ -10,11 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainenv.checkpoints import FOLDER
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import CheckpointConfig, TrainingConfig
+from trainenv.config.written import as_yaml
 from trainenv.records.lineage import last_saved
 from trainenv.records.live_log import LiveLog
 from trainenv.records.observer import Observer, Observers
@@ -24,7 +23,10 @@ from trainenv.tools.json_lines import append_line, read_lines
 from trainenv.tools.paths import expanded
 from trainenv.types import Event, Run, Snapshot, Telemetry, UserError
 
-REWINDS = "rewinds"  # part of a checkpoint: the number of rewinds before it; missing if none
+# Parts of a checkpoint: the number of rewinds before it, missing if there were none, and the state
+# of the callback as JSON. The second key is the old name of a callback.
+REWINDS = "rewinds"
+CALLBACK_STATE = "responder"
 
 
 class RunFolder:
@@ -42,6 +44,7 @@ class RunFolder:
     | `checkpoints/made_of.json` | parts that the run is trained with, see `records.made_of` |
     | `live.jsonl` | heartbeat and newest steps while the run trains, see `records.live_log` |
     | `summary.json` | the result; written when the run has ended |
+    | `parent.json` | the state that a fork starts from, see `records.continuation` |
 
     Args:
         path: Path of the folder.
@@ -65,6 +68,9 @@ class RunFolder:
         # For a resumed run: digests of the checkpoints when it was read.
         self._resumed: list[str] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, line {self.line})"
+
     @classmethod
     def create(cls, path: str | Path | None, config: TrainingConfig) -> RunFolder:
         """Make a new folder: `path`, or the first free one of `runs/NAME`, `runs/NAME-2`, …
@@ -87,7 +93,7 @@ class RunFolder:
                 f"{wanted} must be a folder to record in, found: {error.strerror}; "
                 "give another --out"
             ) from None
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        text = as_yaml(config)
         try:
             if not occupied:
                 with (folder / "config.yaml").open("x", encoding="utf-8") as file:
@@ -116,7 +122,10 @@ class RunFolder:
         """
         path = expanded(path)
         if (path / "summary.json").is_file():
-            raise UserError(f"the run in {path} has ended; give another --out for a new one")
+            raise UserError(
+                f"the run in {path} has ended; give --steps N with --resume to extend it, or"
+                " another --out for a new one"
+            )
         store = CheckpointStore(path / FOLDER)
         if not store.folder.is_dir() or not store.steps():
             sentence = (

@@ -5,7 +5,25 @@ Spent compute stays spent: restoring a snapshot takes nothing off the ledger.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from trainenv.types import PURPOSES, Purpose, UserError, as_number
+
+
+def wasted_share(flops: Mapping[str, float]) -> float:
+    """Return the share of all FLOPs that rewound steps and discarded branches took.
+
+    Args:
+        flops: FLOPs by purpose.
+
+    Returns:
+        A number from 0 to 1; NaN if nothing was spent.
+    """
+    total = sum(flops.values())
+    if not total:
+        return math.nan
+    return (flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total
 
 
 class Ledger:

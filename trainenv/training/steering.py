@@ -106,6 +106,14 @@ class Steered(ABC):
     def base_lr(self) -> float:
         """Base learning rate of the first parameter group, before schedule and interventions."""
 
+    def __repr__(self) -> str:
+        loss = self._monitor.statistics.loss
+        known = "no loss yet" if loss is None else f"loss {loss:.4g}"
+        return (
+            f"{type(self).__name__}(step {self.step} of {self.horizon.end}, {known}, "
+            f"LR × {self.lr_scale:.3g}, {self.clip})"
+        )
+
     # ── state ─────────────────────────────────────────────────────────────────────────────────────
 
     @property

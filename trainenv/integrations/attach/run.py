@@ -60,7 +60,7 @@ class InPlaceRun(Steered):
         self._begin(config, epoch_steps=steps, purpose="main", ledger=None)
         self._per_token = float(spec_of(self.model).flops_per_token(unwrapped(self.model)))
         self._monitor = self._new_monitor()
-        self._clipper = self._new_clipper(config.clip.policy)
+        self._clipper = self._new_clipper(config.clip.in_force)
 
     def _new_monitor(self) -> Monitor:
         held_out = self._stage.trained.held_out

@@ -27,6 +27,7 @@ from trainenv.records.metrics.instability import (
 )
 from trainenv.records.telemetry_log import read_part
 from trainenv.tools.json_lines import number_or_nan, plain, read_lines
+from trainenv.training.ledger import wasted_share
 from trainenv.types import UserError
 
 _COLUMNS = ["line", "purpose", "step", "loss", "probe_loss", "stressors"]
@@ -134,7 +135,7 @@ def measure(
         recovery=recovery(events),
         flops=flops,
         total_flops=total if flops else math.nan,
-        wasted=share(flops.get("rewound", 0.0) + flops.get("verify", 0.0), total),
+        wasted=wasted_share(flops),
         drafting=share(flops.get("plan", 0.0), total),
         stressors=clusters(rows, events),
         decisions=_decisions(folder, len(rows), total, notes.append),
