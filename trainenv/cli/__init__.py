@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
-    if args.json:
+    if args.json and result:
         print(json.dumps(result))
     return int(code)
 

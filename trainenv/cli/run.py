@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +99,40 @@ def add_run(commands: Any) -> None:
 
 
 def run_command(args: argparse.Namespace) -> Result:
-    """Train a new run, or resume an interrupted one."""
+    """Train a new run, or resume an interrupted one; with several processes, one part of it."""
+    from trainenv.distributed.controlled_run import together
+    from trainenv.distributed.group import leave
+
+    flags = _flags(args)
+    if args.resume:
+        flags, others = _check_resume(args, flags)
+        callback = _callback(flags)
+        run = _built(args.out / "config.yaml", {})
+        notes: list[str] = []
+
+        def begin(run: TrainingRun) -> _Start:
+            return _resume(args, run, callback, flags, others)
+    else:
+        callback = _callback(flags)
+        run, notes = _new_run(args)
+
+        def begin(run: TrainingRun) -> _Start:
+            return _begin(args, run, callback, flags, notes)
+
+    with interruptible() as stop:
+        result, code = together(run, lambda one: _train(args, begin(one), stop))
+    leave()
+    if run.processes.rank:
+        return {}, code  # process 0 prints it
+    return result, code
+
+
+def _train(args: argparse.Namespace, start: _Start, stop: Callable[[], bool]) -> Result:
+    """Train a run that is ready, and print what became of it."""
     from trainenv.cli.progress import Progress
     from trainenv.loop import train
     from trainenv.rollouts import reason_not_folded
 
-    flags = _flags(args)
-    start = _resume(args, flags) if args.resume else _begin(args, flags)
     run = start.run
     folder = start.folder
     notes = list(start.notes)
@@ -114,10 +141,7 @@ def run_command(args: argparse.Namespace) -> Result:
         notes += [str(cost_estimate), cost_estimate.affords]
         if reason := reason_not_folded(run):
             notes.append(reason)
-    with (
-        interruptible() as stop,
-        Progress(run.config.name, run.config.steps, quiet=args.json) as progress,
-    ):
+    with Progress(run.config.name, run.config.steps, quiet=args.json) as progress:
         for sentence in notes:
             progress.say(sentence)
         summary = train(run, folder, callback=start.callback, watch=progress.watch, stop=stop)
@@ -160,12 +184,23 @@ def _callback(flags: Sequence[str]) -> Any:
     return None
 
 
-def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
-    """Make a new run and its folder."""
+def _built(source: Any, overrides: dict[str, Any]) -> TrainingRun:
+    """Build a run; with several processes, this one's part of it."""
     from trainenv.config.schema import RunConfig
-    from trainenv.records.run_folder import RunFolder
+    from trainenv.distributed.group import launched
     from trainenv.run import TrainingRun
 
+    config = RunConfig.load(source, overrides)
+    if config.distributed == "none" and launched() > 1:
+        raise UserError(
+            f"a launcher has started {launched()} processes, found distributed none, so that each "
+            "would train a run of its own; give --set distributed=ddp or fsdp2"
+        )
+    return TrainingRun.from_config(config)
+
+
+def _new_run(args: argparse.Namespace) -> tuple[TrainingRun, list[str]]:
+    """Build a new run; return it with sentences to print."""
     if args.config is None:
         raise UserError("run needs a CONFIG: a preset such as tiny, or the path of a YAML file")
     if args.accept_changes:
@@ -173,34 +208,47 @@ def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
             "--accept-changes goes with --resume, found a new run, in which nothing has changed;"
             " leave it out"
         )
-    callback = _callback(flags)
-    config = RunConfig.load(args.config, overrides_of(args.set))
-    run = TrainingRun.from_config(config)
+    run = _built(args.config, overrides_of(args.set))
     notes = []
     if args.weights:
         from trainenv.checkpoints.interop import load_weights
 
         load_weights(run, args.weights)
         notes.append(f"starting from the weights in {args.weights}")
-    folder = RunFolder.create(args.out, config)
+    return run, notes
+
+
+def _begin(
+    args: argparse.Namespace,
+    run: TrainingRun,
+    callback: Any,
+    flags: tuple[str, ...],
+    notes: list[str],
+) -> _Start:
+    """Make the folder of a new run."""
+    from trainenv.records.run_folder import RunFolder
+
+    folder = RunFolder.create(args.out, run.config)
     folder.flags = flags
     return _Start(run=run, folder=folder, callback=callback, notes=notes)
 
 
-def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
-    """Restore the run in the folder, with the callback that it had."""
-    from trainenv.config.schema import RunConfig
-    from trainenv.loop import CALLBACK_STATE, resume
+def _check_resume(
+    args: argparse.Namespace, flags: tuple[str, ...]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the flags of the run in the folder, and how it was steered if that has changed.
+
+    What can't be resumed is refused before anything is built.
+    """
+    from trainenv.loop import CALLBACK_STATE
     from trainenv.records.made_of import MadeOf
     from trainenv.records.run_folder import RunFolder
-    from trainenv.run import TrainingRun
 
     if args.out is None or args.config is not None or args.set or args.weights:
         raise UserError(
             "--resume continues a run as it was configured; give --out FOLDER, and neither CONFIG,"
             " --set nor --weights"
         )
-    # Refuse what can't be resumed before anything is built.
     _, snapshot = RunFolder.resume(args.out)
     made = MadeOf.read(args.out)
     before: tuple[str, ...] = ()
@@ -219,8 +267,19 @@ def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> _Start:
                 " out to resume it as it was, or give --accept-changes too"
             )
         others.append(f"it was {_steering(made)}, is steered by {' '.join(flags)}")
-    callback = _callback(flags)
-    run = TrainingRun.from_config(RunConfig.load(args.out / "config.yaml"))
+    return flags, others
+
+
+def _resume(
+    args: argparse.Namespace,
+    run: TrainingRun,
+    callback: Any,
+    flags: tuple[str, ...],
+    others: Sequence[str],
+) -> _Start:
+    """Restore the run in the folder, with the callback that it had."""
+    from trainenv.loop import resume
+
     folder, snapshot = resume(args.out, run, callback, accept_changes=args.accept_changes)
     folder.flags = flags
     exactness = _exactness(run, snapshot, folder, others)
@@ -246,10 +305,8 @@ def _exactness(
         folder: Its folder, which knows what has changed in text and settings.
         others: Other changes, in words.
     """
-    from trainenv.training import numerics
-
     saved = snapshot.state["numerics"]
-    now = numerics.numerics(run.model, run.optimizer, run.device, run.config)
+    now = run.numerics()
     changed = [*others, *(folder.changes or ())]
     changed += [
         f"{name} was {saved.get(name)}, is {now[name]}"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from trainenv.config.schema import RunConfig
+from trainenv.distributed.joining import processes_of
 from trainenv.models import build
 from trainenv.training import configured_optimizer, numerics
 from trainenv.training.objectives import build_objective
@@ -42,6 +43,7 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     if "model" in own:
         check_model(own["model"])
     device = numerics.pick(config.device)
+    processes = processes_of(config, device)
     parts: dict[str, Any] = dict(own)
     if "batches" in own:
         if "model" not in own:
@@ -72,6 +74,8 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     if config.objective.kind == "next_token":
         objective = parts.get("objective")
     parts["objective"] = build_objective(config, parts["model"], objective)
+    processes.prepare(parts["model"])
+    parts["processes"] = processes
     if "optimizer" not in own:
         parts["optimizer"] = configured_optimizer.make(parts["model"], config.optimizer)
     return parts

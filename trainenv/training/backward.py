@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from trainenv.training.micro_batches import host_reads_are_free, labelled, pass_size
+from trainenv.distributed.processes import ALONE, Processes
+from trainenv.training.micro_batches import (
+    host_reads_are_free,
+    labelled,
+    pass_size,
+    share_of,
+)
 from trainenv.types import LossSum, UserError
 
 
@@ -101,6 +108,38 @@ def mean_of(loss: Tensor | LossSum) -> Tensor:
     return torch.full_like(total, math.nan)
 
 
+def shared_losses(
+    micro_batches: Sequence[Any],
+    loss_of: Callable[[Any], Tensor | LossSum],
+    processes: Processes,
+) -> list[Tensor | LossSum]:
+    """Return the loss of each micro-batch, without gradients; processes share the work.
+
+    Each computes every n-th loss. A loss plus zeros has the bits that one process would find.
+    """
+    if processes.size == 1:
+        return [loss_of(micro) for micro in micro_batches]
+    many = len(micro_batches)
+    found = torch.zeros(many, 2, dtype=torch.float64)
+    summed = False
+    device = found.device
+    for start in range(0, many, processes.size):
+        place = start + processes.rank
+        # All compute as many losses: the passes of a sharded model wait for each other.
+        loss = loss_of(micro_batches[min(place, many - 1)])
+        summed = isinstance(loss, LossSum)
+        total, tokens = loss if isinstance(loss, LossSum) else (loss, 1.0)
+        device = total.device
+        if place < many:
+            found[place, 0] = float(total)
+            found[place, 1] = float(tokens)
+    totals = processes.total(found.to(device))
+    values = [one.float() for one in totals[:, 0].unbind()]
+    if not summed:
+        return list(values)
+    return [LossSum(one, float(count)) for one, count in zip(values, totals[:, 1].tolist())]
+
+
 def backward(
     micro_batches: Sequence[Any],
     loss_of: Callable[[Any], Tensor | LossSum],
@@ -109,6 +148,8 @@ def backward(
     optimizer: Optimizer,
     *,
     apart: bool,
+    processes: Processes = ALONE,
+    model: nn.Module | None = None,
 ) -> Pass:
     """Run the passes of a step; leave the gradient of the mean over labelled tokens in `p.grad`.
 
@@ -122,9 +163,12 @@ def backward(
         scaler: Gradient scaler for fp16; a disabled one does nothing.
         optimizer: Optimizer whose gradients are set to zero between micro-batches.
         apart: True to keep the gradient of each micro-batch, for clip policies that need them.
+        processes: Processes that train the model; each passes its share of each micro-batch.
+        model: Model that is trained, if there are several processes.
 
     Raises:
-        UserError: The objective returns a mean for one micro-batch and a pair for another.
+        UserError: The objective returns a mean for one micro-batch and a pair for another, or a
+            micro-batch can't be shared by the processes.
     """
     several = len(micro_batches) > 1
     workers = list[list[Tensor]]()
@@ -132,21 +176,26 @@ def backward(
     summed = False
     apart = apart and several
     for place, micro in enumerate(micro_batches):
-        loss = loss_of(micro)
-        if shares is None:
-            summed = isinstance(loss, LossSum)
-            shares = _Sums(micro_batches, apart) if summed else _Means(micro_batches, apart)
-        if isinstance(loss, LossSum) is not summed:
-            raise UserError(
-                "an objective must return the mean loss of each micro-batch, or the pair of each; "
-                "found both"
-            )
-        part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # which was just checked
-        _propagate(part, alive, parameters, scaler)
+        last = place == len(micro_batches) - 1
+        with processes.syncing(model, apart or last) if model is not None else nullcontext():
+            loss = loss_of(share_of(micro, processes.rank, processes.size))
+            if shares is None:
+                summed = isinstance(loss, LossSum)
+                kind = _Sums if summed else _Means
+                shares = kind(micro_batches, apart, processes)
+            if isinstance(loss, LossSum) is not summed:
+                raise UserError(
+                    "an objective must return the mean loss of each micro-batch, or the pair of "
+                    "each; found both"
+                )
+            part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # just checked
+            _propagate(part, alive, parameters, scaler)
+        if apart or last:
+            processes.collect(parameters)
         if apart and alive is not False:
             workers.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
             optimizer.zero_grad(set_to_none=True)
-        if place == len(micro_batches) - 1 and shares.known is False:
+        if last and shares.known is False:
             _no_gradient(part, parameters)
     assert shares is not None
     factor = shares.factor
@@ -169,12 +218,20 @@ class _Means:
     Equal weights give the same bits as a mean over micro-batches.
     """
 
-    def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
-        self._counts = labelled(micro_batches)
+    def __init__(self, micro_batches: Sequence[Any], apart: bool, processes: Processes) -> None:
+        size = processes.size
+        # Of all shares at once, in every process: so all know the labels of the whole batch.
+        every = labelled(
+            [share_of(micro, rank, size) for micro in micro_batches for rank in range(size)]
+        )
+        self._counts = every[processes.rank :: size]
         self._apart = apart
+        self._processes = processes
         self._parts = list[Tensor]()
         self._alive: list[bool | Tensor] = []
-        self.tokens: float | Tensor = sum(self._counts)
+        self.tokens: float | Tensor = sum(every)
+        if size > 1:
+            _check_shares(every)
 
     def part(self, place: int, loss: Tensor) -> tuple[Tensor, bool | Tensor]:
         """Return the value to propagate for a micro-batch, and whether it contributes at all."""
@@ -188,7 +245,8 @@ class _Means:
             total = total.to(loss.device)
             count = torch.as_tensor(count, device=loss.device)
             alive: bool | Tensor = torch.where(total > 0, count > 0, loss.isfinite())
-            ratio = torch.where(total > 0, many * count.double() / total.clamp_min(1), 1.0)
+            weight = many * self._processes.size * count.double()
+            ratio = torch.where(total > 0, weight / total.clamp_min(1), 1.0)
             part = loss if many == 1 else loss * ratio.to(loss.dtype)
         else:
             # Without any label that we know of, the objective has others if its loss is a number.
@@ -196,7 +254,10 @@ class _Means:
             alive = (
                 bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
             )
-            part = loss if not total or many * count == total else loss * (many * count / total)
+            weight = many * self._processes.size * count
+            part = loss if not total or weight == total else loss * (weight / total)
+        if self._processes.size > 1:
+            alive = True  # or no process could end its part of a reduction
         self._alive.append(alive)
         self._parts.append(_selected(part.detach(), alive) if many > 1 else part.detach())
         return part if many == 1 or self._apart else part / many, alive
@@ -216,10 +277,13 @@ class _Means:
     @property
     def mean(self) -> Tensor:
         """Mean over all labelled tokens."""
-        many = len(self._parts)
-        if many > 1:
-            return _where(self.known, torch.stack(self._parts).mean())
-        return self._parts[0]
+        mean = self._parts[0]
+        if len(self._parts) > 1:
+            mean = _where(self.known, torch.stack(self._parts).mean())
+        size = self._processes.size
+        if size > 1:
+            return self._processes.total(mean) / size
+        return mean
 
 
 class _Sums:
@@ -229,9 +293,11 @@ class _Sums:
     a usual size for fp16.
     """
 
-    def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
+    def __init__(self, micro_batches: Sequence[Any], apart: bool, processes: Processes) -> None:
         self._many = len(micro_batches)
         self._apart = apart
+        self._processes = processes
+        self._complete = processes.size == 1
         self._guess = sum(pass_size(micro) for micro in micro_batches)
         self._totals = list[Tensor]()
         self._counts = list[float | Tensor]()
@@ -242,6 +308,12 @@ class _Sums:
         alive = count > 0
         self._totals.append(_selected(total.detach(), alive))
         self._counts.append(count)
+        size = self._processes.size
+        if size > 1:
+            # The sum of nothing is 0, so every process has a gradient to give to a reduction.
+            return total * size * (
+                self._many / self._guess if self._apart else 1 / self._guess
+            ), True
         if self._many == 1:
             return total / _above_zero(count), alive
         return total * (self._many / self._guess if self._apart else 1 / self._guess), alive
@@ -249,12 +321,26 @@ class _Sums:
     @property
     def tokens(self) -> float | Tensor:
         """Number of labelled tokens of all micro-batches."""
+        self._complete_sums()
         return sum(self._counts)
+
+    def _complete_sums(self) -> None:
+        """Add up sums and counts over the processes, once, after the last micro-batch."""
+        if self._complete:
+            return
+        self._complete = True
+        counts = [torch.as_tensor(one, device=self._totals[0].device) for one in self._counts]
+        both = torch.stack([one.double() for one in (*self._totals, *counts)])
+        both = self._processes.total(both)
+        self._totals = list(both[: self._many].to(self._totals[0].dtype).unbind())
+        self._counts = list(both[self._many :].unbind())
+        if host_reads_are_free(both):
+            self._counts = [float(one) for one in self._counts]
 
     @property
     def factor(self) -> float | Tensor | None:
         """Return the factor on the gradients after the last micro-batch."""
-        if self._many == 1:
+        if self._many == 1 and self._processes.size == 1:
             return None
         tokens = self.tokens
         share = (
@@ -270,13 +356,26 @@ class _Sums:
     @property
     def known(self) -> bool | Tensor:
         """See `Pass`."""
+        self._complete_sums()
         return _any([count > 0 for count in self._counts])
 
     @property
     def mean(self) -> Tensor:
         """Mean over all labelled tokens."""
+        self._complete_sums()
         total = torch.stack(self._totals).sum() if self._many > 1 else self._totals[0]
         return _where(self.known, total / _above_zero(self.tokens))
+
+
+def _check_shares(counts: Sequence[int | Tensor]) -> None:
+    """Refuse a step in which a process has no labelled token, of which the mean would be NaN."""
+    known = [int(count) for count in counts]
+    if any(known) and not all(known):
+        raise UserError(
+            "with several processes, each share of a micro-batch needs a labelled token, found one "
+            "without; return the pair (sum of the losses, number of labelled tokens), or start "
+            "fewer processes"
+        )
 
 
 def _propagate(
