@@ -194,6 +194,16 @@ class RunConfig(TrainingConfig):
                 "several processes can't train multi-token prediction, whose heads are outside of "
                 "the model's own forward pass; set distributed: none, or objective.kind: next_token"
             )
+        if self.distributed == "fsdp2" and self.optimizer.name in (
+            "adafactor",
+            "muon",
+            "adamw_8bit",
+        ):
+            raise ValueError(
+                f"optimizer.name {self.optimizer.name} updates a whole matrix at once, and with "
+                "distributed fsdp2 each process has a part of it; take adamw, adam, sgd or "
+                "schedule_free, or distributed: ddp"
+            )
         if self.distributed == "fsdp2" and self.precision == "fp16":
             raise ValueError(
                 "with distributed fsdp2, each process would scale the loss of its part by itself; "

@@ -35,7 +35,11 @@ def processes_of(config: Any, device: torch.device) -> Processes:
     values = dict(_flat(config.model_dump(mode="json")))
     check_same(group, {key: value for key, value in values.items() if key not in _OWN})
     check_divisible(config.distributed, config.batch_size, config.accumulation, group.size)
-    return Replicas(group)
+    if config.distributed == "ddp":
+        return Replicas(group)
+    from trainenv.distributed.fsdp import Shards
+
+    return Shards(group, device)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:

@@ -35,8 +35,13 @@ class Processes:
 
     # ── the model ─────────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, model: nn.Module) -> None:
-        """Give a model the form that is trained, before its optimizer is made."""
+    def prepare(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Give a model the form that is trained, before its optimizer is made.
+
+        Args:
+            model: Model, in place.
+            blocks: Its blocks.
+        """
 
     def trained_form(self, model: nn.Module) -> nn.Module:
         """Return the module that computes the training loss of a model."""
@@ -59,13 +64,6 @@ class Processes:
     def over_shards(self) -> Iterator[None]:
         """Complete norms over all processes inside the block, if each holds a part of a tensor."""
         yield
-
-    def check_optimizer(self, kind: str) -> None:
-        """Refuse an optimizer that can't update the part of a tensor that a process holds.
-
-        Raises:
-            UserError: Names the optimizer, and those that can.
-        """
 
     # ── values ────────────────────────────────────────────────────────────────────────────────────
 

@@ -196,7 +196,7 @@ def backward(
             workers.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
             optimizer.zero_grad(set_to_none=True)
         if last and shares.known is False:
-            _no_gradient(part, parameters)
+            _no_gradient(part, parameters, passed=processes.size > 1)
     assert shares is not None
     factor = shares.factor
     for gradients in workers if apart else [[p.grad for p in parameters if p.grad is not None]]:
@@ -237,7 +237,7 @@ class _Means:
         """Return the value to propagate for a micro-batch, and whether it contributes at all."""
         if isinstance(self.tokens, Tensor) and host_reads_are_free(loss):
             self._counts = [int(count) for count in self._counts]
-            self.tokens = sum(self._counts)
+            self.tokens = int(self.tokens)
         count = self._counts[place]
         total = self.tokens
         many = len(self._counts)
@@ -245,9 +245,10 @@ class _Means:
             total = total.to(loss.device)
             count = torch.as_tensor(count, device=loss.device)
             alive: bool | Tensor = torch.where(total > 0, count > 0, loss.isfinite())
-            weight = many * self._processes.size * count.double()
-            ratio = torch.where(total > 0, weight / total.clamp_min(1), 1.0)
-            part = loss if many == 1 else loss * ratio.to(loss.dtype)
+            weights = many * self._processes.size * count.double()
+            ratio = torch.where(total > 0, weights / total.clamp_min(1), 1.0)
+            one = many * self._processes.size == 1
+            part = loss if one else loss * ratio.to(loss.dtype)
         else:
             # Without any label that we know of, the objective has others if its loss is a number.
             alive = count > 0 if total else loss.detach().isfinite()
@@ -265,6 +266,9 @@ class _Means:
     @property
     def known(self) -> bool | Tensor:
         """See `Pass`."""
+        if self._processes.size > 1 and not self.tokens:
+            lost = (~torch.stack(self._parts).isfinite()).sum().float()
+            return not bool(self._processes.total(lost))
         return _any(self._alive)
 
     @property
@@ -405,9 +409,15 @@ def _propagate(
             hook.remove()
 
 
-def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Set a zero gradient for each parameter that the loss depends on; for all if on none."""
-    if part.requires_grad:
+def _no_gradient(part: Tensor, parameters: Sequence[Tensor], *, passed: bool) -> None:
+    """Set a zero gradient for each parameter that the loss depends on; for all if on none.
+
+    Args:
+        part: Loss.
+        parameters: Trained parameters.
+        passed: True if a backward pass of it has been made.
+    """
+    if part.requires_grad and not passed:
         part.backward()
     for p in [p for p in parameters if p.grad is not None] or parameters:
         p.grad = torch.zeros_like(p)

@@ -12,14 +12,21 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from trainenv.distributed.shards import is_sharded
+
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """Return the model's state dict under plain names."""
-    return {plain(model, name): value for name, value in model.state_dict().items()}
+    """Return the model's state dict under plain names; of a sharded tensor the local part."""
+    return {plain(model, name): _local(value) for name, value in model.state_dict().items()}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state dict with plain names."""
+    """Load a state dict with plain names.
+
+    The local parts of a sharded model have been written into already, and its hooks gather them.
+    """
+    if is_sharded(model):
+        return
     model.load_state_dict({name: state[plain(model, name)] for name in model.state_dict()})
 
 
@@ -53,6 +60,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while inner := _wrapped_name(model):
         model = getattr(model, inner)
     return model
+
+
+def _local(value: Any) -> Any:
+    """Return the local part of a sharded tensor; any other value is returned unchanged."""
+    if hasattr(value, "to_local"):
+        return value.to_local()
+    return value
 
 
 def _wrapped_name(module: object) -> str | None:
