@@ -61,5 +61,5 @@ def test_losses_are_those_of_one_process(kind: str, size: int, overrides: dict[s
         assert all(math.isnan(one) == math.isnan(two) for one, two in pairs), name
         worst = max(abs(one - two) for one, two in pairs if not math.isnan(one))
         print(name, worst)
-    print(alone["validation"] , together[0]["validation"], alone["flops"], together[0]["flops"])
+    print(alone["validation"], together[0]["validation"], alone["flops"], together[0]["flops"])
     print(sum(one != two for one, two in zip(alone["tokens"], together[0]["tokens"])))
