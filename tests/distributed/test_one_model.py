@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.worlds import Ended, world
-from trainenv import Intervention, TrainingRun
+from trainenv import TrainingRun
 
 SMALL: dict[str, Any] = {
     "steps": 400,

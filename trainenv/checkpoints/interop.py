@@ -68,7 +68,7 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
             if path.suffix == ".pt":
                 content = {
                     "model": weights,
-                    "optimizer": _torch_state_dict(state["optimizer"]),
+                    "optimizer": torch_state_dict(state["optimizer"]),
                     "step": snapshot.step,
                 }
                 torch.save(
@@ -122,7 +122,7 @@ def _on_the_host(value: Any) -> Any:
     return value
 
 
-def _torch_state_dict(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+def torch_state_dict(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """Undo what JSON did to an optimizer's state dict: indices are numbers again, betas a tuple."""
     state = _on_the_host(
         {

@@ -12,18 +12,20 @@ rest is that of process 0.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainenv.checkpoints import file, manifest
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.distributed.controlled_run import ControlledRun
 from trainenv.run import TrainingRun
-from trainenv.training import snapshots
-from trainenv.types import Run, Snapshot, Tier, UserError
+from trainenv.training import parameter_names, snapshots
+from trainenv.types import TENSOR, Run, Snapshot, Tier, UserError
 
 PROCESSES = "processes"
 """Part of the state that names the number of processes, the file, and the digests of the parts."""
@@ -61,7 +63,13 @@ class SharedStore(CheckpointStore):
                     raise UserError(sentence)
                 warnings.warn(sentence, stacklevel=2)
                 return
-        parts = {"size": len(found), "file": name, "digests": [digest for digest, _ in found]}
+        parts = {
+            "size": len(found),
+            "file": name,
+            "digests": [digest for digest, _ in found],
+            "sharded": not self._run.processes.same_state,
+            "parameters": parameter_names.layout(self._run.model, self._run.optimizer),
+        }
         whole = replace(snapshot, state={**snapshot.state, PROCESSES: parts})
         super().save(whole, moments=moments, wait=wait)
 
@@ -96,7 +104,8 @@ def with_parts(run: Run, folder: Path, snapshot: Snapshot) -> Snapshot:
     if saved != now:
         raise UserError(
             f"the checkpoint of step {snapshot.step} was saved by {saved} process(es), "
-            f"found {now}; start {saved}, or take its weights along with trainenv checkpoint export"
+            f"found {now}; start {saved}, or begin a new run with the --weights that trainenv "
+            "checkpoint export writes"
         )
     if parts is None or not isinstance(run, ControlledRun):
         return snapshot
@@ -170,6 +179,64 @@ def load_part(run: TrainingRun, folder: str, parts: Mapping[str, Any]) -> Snapsh
     base = file.read(whole)
     state = {**base.state, "rng": own.state["rng"]}
     return snapshots.with_state(replace(base, tensors={**base.tensors, **own.tensors}), state)
+
+
+# ── whole states ──────────────────────────────────────────────────────────────────────────────────
+
+
+def merged(folder: Path, snapshot: Snapshot) -> Snapshot:
+    """Return a loaded snapshot with whole tensors, as a single process has them.
+
+    Args:
+        folder: Folder of the checkpoints.
+        snapshot: Snapshot that was loaded from it: of a single process, or of process 0.
+
+    Raises:
+        UserError: A part is missing or damaged.
+    """
+    parts = snapshot.state.get(PROCESSES)
+    if parts is None or not parts["sharded"]:
+        return snapshot
+    others = []
+    for rank in range(1, parts["size"]):
+        if reason := problem(folder, parts, rank):
+            raise UserError(
+                f"the part of process {rank} of the checkpoint of step {snapshot.step} can't be "
+                f"used: {reason}; take an earlier step"
+            )
+        others.append(file.read(part_path(folder, parts["file"], rank)))
+    sharded = _sharded_names(snapshot, parts["parameters"])
+    tensors = {
+        name: torch.cat([tensor, *(other.tensors[name] for other in others)])
+        if name in sharded
+        else tensor
+        for name, tensor in snapshot.tensors.items()
+    }
+    return replace(snapshot, tensors=tensors)
+
+
+def _sharded_names(snapshot: Snapshot, parameters: Sequence[Sequence[Any]]) -> set[str]:
+    """Return the flat names of tensors of which each process has saved a part.
+
+    They are the parameters, and all state of the optimizer that has the shape of its parameter.
+    """
+    found = set()
+    model = snapshot.state["model"]
+    entries = snapshot.state["optimizer"]["state"]
+    averaged = snapshot.state.get("evaluated", {})
+    for place, (name, _) in enumerate(parameters):
+        if name not in model:
+            continue
+        own = model[name][TENSOR]
+        shape = snapshot.tensors[own].shape
+        found.add(own)
+        found |= {averaged[name][TENSOR]} if name in averaged else set()
+        found |= {
+            one[TENSOR]
+            for one in entries.get(str(place), {}).values()
+            if isinstance(one, Mapping) and snapshot.tensors[one[TENSOR]].shape == shape
+        }
+    return found
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────

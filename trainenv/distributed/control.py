@@ -218,7 +218,11 @@ def _made(
         raise
     except Exception as error:
         failure = error
+        for heartbeat in group.heartbeats:  # others may be waiting for this process in a step
+            heartbeat.fail(describe_error(error))
     failed = group.count(failure is not None)
+    for heartbeat in group.heartbeats:
+        heartbeat.fail("")
     if failed not in (0, group.size):
         texts = group.gathered("" if failure is None else describe_error(failure))
         rank = next(rank for rank, text in enumerate(texts) if text)

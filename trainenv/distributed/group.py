@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
+from trainenv.distributed.heartbeat import Heartbeat
 from trainenv.types import UserError
 
 _START = timedelta(seconds=120)  # for all processes to start
@@ -37,12 +38,14 @@ class Group:
         size: Number of processes.
         steps: Group in which tensors of a step are reduced.
         control: Group in which process 0 sends what comes next; it waits for any length of time.
+        heartbeats: Thread that watches the other processes; empty before it has begun.
     """
 
     rank: int
     size: int
     steps: Any
     control: Any
+    heartbeats: list[Heartbeat] = field(default_factory=list)
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over the processes."""
@@ -120,6 +123,8 @@ def join(kind: str, device: torch.device) -> Group:
             steps=dist.new_group(timeout=_STEP),
             control=dist.new_group(timeout=_COMMAND, backend="gloo"),
         )
+        if group.size > 1:
+            group.heartbeats.append(Heartbeat(group.rank, group.size, group.send))
     _joined.append(group)
     return group
 
@@ -127,7 +132,8 @@ def join(kind: str, device: torch.device) -> Group:
 def leave() -> None:
     """Leave the group, so that the process can end; every process does so at the same point."""
     if _joined:
-        _joined.clear()
+        for heartbeat in _joined.pop().heartbeats:
+            heartbeat.stop()
         dist.destroy_process_group()
 
 

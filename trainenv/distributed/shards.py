@@ -52,6 +52,21 @@ def shard_of(parameter: Any) -> Any:
     return getattr(parameter, _SHARD, parameter)
 
 
+def local_part(whole: Tensor, like: Any) -> Tensor:
+    """Return the part of a whole tensor that this process holds of a sharded one.
+
+    Args:
+        whole: Tensor of the whole shape.
+        like: Sharded tensor, cut along its first dimension.
+    """
+    mesh = like.device_mesh
+    parts = whole.chunk(mesh.size())
+    rank = mesh.get_local_rank()
+    if rank < len(parts):
+        return parts[rank]
+    return whole[:0]
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Return True if each process holds a part of the model's parameters."""
     return any(hasattr(parameter, _SHARD) for parameter in model.parameters())

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
 
-from trainenv.distributed.shards import is_sharded
+from trainenv.distributed.shards import is_sharded, local_part, shard_of
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -23,9 +24,13 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Load a state dict with plain names.
 
-    The local parts of a sharded model have been written into already, and its hooks gather them.
+    Of a sharded model, whole tensors are written into its parts; given parts are its own already.
     """
     if is_sharded(model):
+        for name, whole in model.state_dict().items():
+            given = state[plain(model, name)]
+            if hasattr(whole, "to_local") and given.shape == whole.shape:
+                whole.to_local().copy_(local_part(given, whole))
         return
     model.load_state_dict({name: state[plain(model, name)] for name in model.state_dict()})
 
@@ -39,6 +44,15 @@ def plain(model: nn.Module, name: str) -> str:
             parts.append(part)
         module = getattr(module, "_modules", {}).get(part)  # type: ignore[assignment]
     return ".".join(parts)
+
+
+def layout(model: nn.Module, optimizer: Optimizer) -> list[list[Any]]:
+    """Return the plain name and the whole shape of each parameter, in the optimizer's order."""
+    known = {
+        id(shard_of(p)): [plain(model, name), list(p.shape)] for name, p in model.named_parameters()
+    }
+    every = [p for group in optimizer.param_groups for p in group["params"]]
+    return [known.get(id(p), ["", list(p.shape)]) for p in every]
 
 
 def fitted(model: nn.Module, state: Mapping[Any, Any]) -> dict[Any, Any]:
