@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
+import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -125,11 +124,12 @@ def fails_alone() -> list[float]:
 def is_stopped() -> list[float]:
     """Train, and be stopped in the fifth step, as a debugger or a full machine stops a process."""
     usual = Run._train_step
+    process = os.getpid()
 
     def step(run: Run) -> None:
         if run.step == 4:
-            threading.Timer(0.1, lambda: None).start()
-            os.kill(os.getpid(), signal.SIGSTOP)
+            subprocess.Popen(["sh", "-c", f"sleep 12; kill -KILL {process}"])
+            os.kill(process, signal.SIGSTOP)
         usual(run)
 
     Run._train_step = step  # type: ignore[method-assign]
@@ -151,7 +151,6 @@ def test_a_failure_of_one_process_ends_all() -> None:
 
 def test_a_process_that_is_stopped_ends_the_others() -> None:
     """A closed connection is not the only sign of a lost process."""
-    started = time.monotonic()
-    with pytest.raises(AssertionError, match="still at work"):  # the stopped one, which is killed
-        worlds(2, [waits_briefly, is_stopped], seconds=25)
-    assert time.monotonic() - started < 60
+    found = worlds(2, [waits_briefly, is_stopped])
+    assert (found[0].code, found[1].code) == (2, -9), found
+    assert found[0].seconds < found[1].seconds

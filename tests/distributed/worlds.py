@@ -17,8 +17,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
+
+import torch
+import torch.distributed.fsdp
+
+import trainenv.distributed.fsdp
+import trainenv.loop  # noqa: F401
+from trainenv import TrainingRun
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -56,6 +64,7 @@ def worlds(
     size: int, functions: list[Callable[..., Any]], *arguments: Any, seconds: float = 100.0
 ) -> list[Any]:
     """Do as `world` does, with a function for each process."""
+    _warm_up()
     port = _free_port()
     started = time.monotonic()
     pipes = []
@@ -86,6 +95,13 @@ def worlds(
             if process.is_alive():
                 process.kill()
     return found
+
+
+@cache
+def _warm_up() -> None:
+    """Import in this process what each process of a world would have to import."""
+    torch.set_num_threads(1)
+    TrainingRun.from_config("tiny", {"steps": 1, "model.width": 8}).advance(1)
 
 
 def kill_self() -> None:

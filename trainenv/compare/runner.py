@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainenv import data
 from trainenv.checkpoints.lock import NAME as LOCK
@@ -28,6 +28,8 @@ from trainenv.types import UserError
 # 2: final losses were of a validation part that was twice as large, and is the test part today.
 _SCHEMA = 3
 _STARTUP = 8.0  # seconds that a process needs to start
+_SHARD = "shard-"  # start of the name of a folder of a shard
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,51 @@ class Progress:
     seconds_left: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Share of the cells of a comparison, for jobs that do not know of each other.
+
+    Args:
+        number: Number of the share, from 1 on.
+        count: Number of shares.
+
+    Raises:
+        UserError: The number is not one of 1 to the number of shares.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise UserError(
+                f"a shard is I/N with I from 1 to N, found {self.number}/{self.count}; the shards "
+                "of four are 1/4, 2/4, 3/4 and 4/4"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `I/N`."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal()):
+            raise UserError(f"a shard is I/N, found {text!r}; the first of four is 1/4")
+        return cls(number=int(number), count=int(count))
+
+    def of(self, every: Sequence[T]) -> Sequence[T]:
+        """Return the share of a list."""
+        return every[self.number - 1 :: self.count]
+
+    def folder(self, whole: Path) -> Path:
+        """Return the folder of the share in that of the whole comparison."""
+        if self.count == 1:
+            return whole
+        return whole / f"{_SHARD}{self.number}-of-{self.count}"
+
+
+WHOLE = Shard()
+"""All cells."""
+
+
 def compare(
     folder: Path,
     suite: Suite,
@@ -55,6 +102,7 @@ def compare(
     *,
     workers: int = 2,
     keep: bool = False,
+    shard: Shard = WHOLE,
     progress: Callable[[Progress], None] = lambda progress: None,
     stop: Stop = lambda: False,
 ) -> dict[str, Any]:
@@ -72,6 +120,7 @@ def compare(
         workers: Number of processes, one core each; 0 plays in this process. With processes,
             methods and measure are sent to them.
         keep: True to keep the folders of the runs.
+        shard: Share of the cells that is played here; all by default. `merge` joins the shares.
         progress: Function that is called after each cell.
         stop: Function that is called about three times a second (without workers: after each block
             of telemetry). True drops the cells that are being played.
@@ -88,7 +137,7 @@ def compare(
     check_folder(folder, suite)
     with _alone(folder):
         begin(folder, suite)
-        return _played(folder, suite, methods, measure, workers, keep, progress, stop)
+        return _played(folder, suite, methods, measure, workers, keep, shard, progress, stop)
 
 
 @contextmanager
@@ -119,6 +168,7 @@ def _played(
     measure: Measure,
     workers: int,
     keep: bool,
+    shard: Shard,
     progress: Callable[[Progress], None],
     stop: Stop,
 ) -> dict[str, Any]:
@@ -132,7 +182,7 @@ def _played(
             folder=folder,
             keep=keep,
         )
-        for scenario, cell in cells(suite)
+        for scenario, cell in shard.of(list(cells(suite)))
     ]
     rows = {task.cell: row for task in tasks if (row := read(folder, task.cell)) is not None}
     waiting = [task for task in tasks if task.cell not in rows]
@@ -168,9 +218,48 @@ def _played(
     finally:
         if not keep:
             shutil.rmtree(folder / "runs", ignore_errors=True)
-    found: dict[str, Any] = plain(
-        results(suite, [rows[task.cell] for task in tasks if task.cell in rows])
-    )
+    found = _write_results(folder, suite, [rows[one.cell] for one in tasks if one.cell in rows])
+    return found | {"finished": len(rows) == len(tasks)}
+
+
+def merge(folder: Path, suite: Suite) -> dict[str, Any]:
+    """Take over the cells of the shards in a folder, and write `results.json` of all.
+
+    Cells that are missing stay so; the same call takes them over later.
+
+    Args:
+        folder: Folder of the comparison, with a folder for each shard; see `Shard.folder`.
+        suite: Suite of all of them.
+
+    Returns:
+        The content of `results.json`; its `finished` is true if no cell is missing.
+
+    Raises:
+        UserError: There is no shard, or the folder or a shard holds another comparison.
+    """
+    shards = sorted(folder.glob(f"{_SHARD}*"))
+    if not shards:
+        raise UserError(
+            f"expected folders of shards in {folder}, found none; give the --out that trainenv "
+            "compare --shard had"
+        )
+    for shard in shards:
+        check_folder(shard, suite)
+    with _alone(folder):
+        begin(folder, suite)
+        rows = []
+        for _, cell in cells(suite):
+            row = read(folder, cell)
+            for shard in shards:
+                if row is None and (found := read(shard, cell)) is not None:
+                    row = write(folder, found)
+            if row is not None:
+                rows.append(row)
+        return _write_results(folder, suite, rows)
+
+
+def _write_results(folder: Path, suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
+    found: dict[str, Any] = plain(results(suite, rows))
     write_json(folder / "results.json", found)
     return found
 
@@ -188,12 +277,11 @@ def cells(suite: Suite) -> Iterator[tuple[Scenario, Cell]]:
                 yield scenario, Cell(scenario=scenario.name, seed=seed, method=method)
 
 
-def expected_seconds(folder: Path, suite: Suite, workers: int) -> float:
+def expected_seconds(folder: Path, suite: Suite, workers: int, shard: Shard = WHOLE) -> float:
     """Estimate the seconds that the missing cells of a folder will take."""
     estimate = Estimate(workers=max(1, workers))
-    estimate.expect(
-        {cell: scenario.seconds for scenario, cell in cells(suite) if read(folder, cell) is None}
-    )
+    wanted = shard.of(list(cells(suite)))
+    estimate.expect({cell: one.seconds for one, cell in wanted if read(folder, cell) is None})
     return estimate.seconds_left()
 
 
@@ -226,7 +314,9 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
         digests = {**noted.digests, **digests}
         merged = {**noted.scenarios, **{one["name"]: one for one in asked["scenarios"]}}
         asked["scenarios"] = list(merged.values())
-    elif folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
+    elif folder.is_dir() and any(
+        file.name != LOCK and not file.name.startswith(_SHARD) for file in folder.iterdir()
+    ):
         raise UserError(
             f"expected an empty folder or a comparison, found other files in {folder}; "
             "give another --out"
