@@ -157,7 +157,7 @@ class TrainingRun(Steered):
         self.device = self._parameters[0].device
         self._weights = Weights(own.model, own.optimizer, own.objective)
         self._turns = None  # forks are copies, unless the model is spread over processes
-        if processes.size > 1:
+        if processes.size > 1 or not processes.same_state:
             self._turns = Turns(self)
         self._recent = snapshots.Recent()
         model = unwrapped(own.model)

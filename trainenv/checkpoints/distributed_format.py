@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainenv.checkpoints.interop import torch_state_dict
-from trainenv.checkpoints.parts import PROCESSES
+from trainenv.checkpoints.part_files import PROCESSES
 from trainenv.training import snapshots
 from trainenv.types import Snapshot, UserError
 

@@ -21,14 +21,12 @@ from typing import Any
 import torch
 
 from trainenv.checkpoints import file, manifest
+from trainenv.checkpoints.part_files import PROCESSES, part_path, problem
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.distributed.controlled_run import ControlledRun
 from trainenv.run import TrainingRun
 from trainenv.training import parameter_names, snapshots
 from trainenv.types import TENSOR, Run, Snapshot, Tier, UserError
-
-PROCESSES = "processes"
-"""Part of the state that names the number of processes, the file, and the digests of the parts."""
 
 
 class SharedStore(CheckpointStore):
@@ -53,10 +51,10 @@ class SharedStore(CheckpointStore):
         found = self._run.everywhere(
             save_part, snapshot, str(self.folder), name, moments or self.moments, listed
         )
-        for rank, (_, problem) in enumerate(found):
-            if problem:
+        for rank, (_, reason) in enumerate(found):
+            if reason:
                 sentence = (
-                    f"process {rank} can't save its part of {self.folder / name}: {problem}; the "
+                    f"process {rank} can't save its part of {self.folder / name}: {reason}; the "
                     "checkpoints before it are intact"
                 )
                 if self.on_error == "raise":
@@ -109,11 +107,11 @@ def with_parts(run: Run, folder: Path, snapshot: Snapshot) -> Snapshot:
         )
     if parts is None or not isinstance(run, ControlledRun):
         return snapshot
-    for rank, problem in enumerate(run.everywhere(problem_of_part, str(folder), dict(parts))):
-        if problem:
+    for rank, reason in enumerate(run.everywhere(problem_of_part, str(folder), dict(parts))):
+        if reason:
             raise UserError(
                 f"the part of process {rank} of the checkpoint of step {snapshot.step} can't be "
-                f"used: {problem}; delete {folder / parts['file']} to resume from the one before it"
+                f"used: {reason}; delete {folder / parts['file']} to resume from the one before it"
             )
     loaded: Snapshot = run.everywhere(load_part, str(folder), dict(parts), keep=True)[0]
     return loaded
@@ -239,16 +237,6 @@ def _sharded_names(snapshot: Snapshot, parameters: Sequence[Sequence[Any]]) -> s
     return found
 
 
-# ── files ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def part_path(folder: Path, name: str, rank: int) -> Path:
-    """Return the path of the part of a process."""
-    if rank == 0:
-        return folder / name
-    return folder / f"rank-{rank}" / name
-
-
 def own_part(snapshot: Snapshot, *, same: bool) -> Snapshot:
     """Return what a process has to save of its snapshot.
 
@@ -272,24 +260,3 @@ _SMALL = (
     *("scaler", "rng", "order", "clip", "monitor", "horizon", "lr_scale", "weight_decay_scale"),
     *("seed", "applied", "flagged", "reset_at", "line_flops", "ledger", "numerics", "statistics"),
 )
-
-
-def problem(folder: Path, parts: Mapping[str, Any], rank: int) -> str:
-    """Return why the part of a process can't be used; empty if it can.
-
-    Args:
-        folder: Folder of the checkpoints.
-        parts: `PROCESSES` of the state that process 0 has saved.
-        rank: Number of the process.
-    """
-    if rank == 0:
-        return ""
-    path = part_path(folder, parts["file"], rank)
-    try:
-        digest = file.read_header(path).digest
-        if digest != parts["digests"][rank]:
-            return f"{path} is not the file that was saved: its digest is {digest}"
-        file.read(path)
-    except UserError as error:
-        return str(error)
-    return ""

@@ -121,7 +121,8 @@ def run_command(args: argparse.Namespace) -> Result:
 
     with interruptible() as stop:
         result, code = together(run, lambda one: _train(args, begin(one), stop))
-    leave()
+    if run.processes.size > 1:
+        leave()
     if run.processes.rank:
         return {}, code  # process 0 prints it
     return result, code

@@ -30,6 +30,8 @@ class Replicas(Processes):
 
     def trained_form(self, model: nn.Module) -> nn.Module:
         """See `Processes`."""
+        if self.size == 1:
+            return model
         if self._wrapped is None or self._wrapped[0] is not model:
             with lost_in_sentences():
                 wrapped = DistributedDataParallel(model, process_group=self.group.steps)
@@ -40,7 +42,7 @@ class Replicas(Processes):
     def syncing(self, model: nn.Module, now: bool) -> Iterator[None]:
         """See `Processes`."""
         with lost_in_sentences():
-            if now:
+            if now or self.size == 1:
                 yield
                 return
             wrapped: Any = self.trained_form(model)

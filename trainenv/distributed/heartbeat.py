@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 PATIENCE = 20.0
 """Seconds without a beat after which a process counts as lost."""
@@ -52,9 +52,9 @@ class Heartbeat:
         wait = timedelta(seconds=PATIENCE)
         hosted = None
         if rank == 0:
-            hosted = dist.TCPStore(host, 0, is_master=True, timeout=wait, wait_for_workers=False)
+            hosted = TCPStore(host, 0, is_master=True, timeout=wait, wait_for_workers=False)
         port = share(None if hosted is None else hosted.port)
-        self._store = hosted or dist.TCPStore(host, port, is_master=False, timeout=wait)
+        self._store = hosted or TCPStore(host, port, is_master=False, timeout=wait)
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._thread.start()
 

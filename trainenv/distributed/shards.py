@@ -61,10 +61,11 @@ def local_part(whole: Tensor, like: Any) -> Tensor:
     """
     mesh = like.device_mesh
     parts = whole.chunk(mesh.size())
-    rank = mesh.get_local_rank()
-    if rank < len(parts):
-        return parts[rank]
-    return whole[:0]
+    rank: int = mesh.get_local_rank()
+    if rank >= len(parts):
+        return whole[:0]
+    part: Tensor = parts[rank]
+    return part
 
 
 def is_sharded(model: nn.Module) -> bool:
