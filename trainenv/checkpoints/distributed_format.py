@@ -8,6 +8,7 @@ parameters, so that `set_state_dict` loads it into any number of processes, howe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def export(snapshot: Snapshot, folder: Path) -> int:
         "step": snapshot.step,
     }
     try:
-        dcp.save(content, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+        with warnings.catch_warnings():
+            # Saving in a single process is what is meant.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            dcp.save(content, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{folder} could not be written: {error}") from None
     return sum(path.stat().st_size for path in folder.iterdir())

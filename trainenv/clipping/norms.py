@@ -118,6 +118,15 @@ def mean_of(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return total
 
 
+def mean_of_elements(values: Tensor) -> Tensor:
+    """Return the mean over elements, 0-d; over those of all processes if each holds a part."""
+    if not completes():
+        return values.mean()
+    count = torch.full_like(values.sum(), values.numel())
+    total, elements = over_shards(torch.stack([values.sum(), count])).unbind()
+    return total / elements
+
+
 def constant(value: float, like: Tensor) -> Tensor:
     """Return a 0-d float32 tensor, filled on the device of `like`.
 

@@ -21,6 +21,11 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     return {plain(model, name): _local(value) for name, value in model.state_dict().items()}
 
 
+def whole_state_of(model: nn.Module) -> dict[str, Any]:
+    """Return the model's state dict under plain names; sharded tensors have their whole shape."""
+    return {plain(model, name): value for name, value in model.state_dict().items()}
+
+
 def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Load a state dict with plain names.
 
