@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.distributed.test_one_model import SMALL
-from tests.distributed.worlds import world
+from tests.distributed.worlds import kill_self, world, worlds
 from trainenv import TrainingRun
-from trainenv.loop import Callback, CallbackResult, train
+from trainenv.distributed.controlled_run import together
+from trainenv.loop import Callback, CallbackResult, resume, train
 from trainenv.rollouts import NOTHING, Rollouts
 from trainenv.training.snapshots import fingerprint
 from trainenv.types import Event, Intervention, Run, Snapshot, Telemetry
@@ -89,3 +90,44 @@ def test_a_commit_and_a_rewind_happen_in_all_processes(kind: str, tmp_path: Path
     assert first["loss"] == pytest.approx(alone["loss"], abs=1e-4)
     assert first["outcomes"] == pytest.approx(alone["outcomes"], abs=1e-4)
     assert first["outcomes"][0] != first["outcomes"][1]
+
+
+def dies_in_a_decision(kind: str, folder: Path) -> dict[str, Any]:
+    """Train a steered run, and be killed while the second branch of the decision is made."""
+    usual = TrainingRun.fork
+    forks: list[TrainingRun] = []
+
+    def fork(run: TrainingRun, *given: Any) -> TrainingRun:
+        if forks:
+            kill_self()
+        forks.append(usual(run, *given))
+        return forks[-1]
+
+    TrainingRun.fork = fork  # type: ignore[method-assign, assignment]
+    return steered(kind, folder)
+
+
+def resumed(kind: str, folder: Path) -> dict[str, Any]:
+    """Resume a steered run; return its summary."""
+    run = TrainingRun.from_config("tiny", {**SETTINGS, "distributed": kind})
+    callback = Scripted()
+
+    def work(one: Run) -> dict[str, Any]:
+        record, _ = resume(folder, one, callback)
+        return train(one, record, callback=callback)
+
+    return together(run, work)
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("ddp", 0), ("fsdp2", 1)])
+def test_a_process_killed_in_a_decision(kind: str, rank: int, tmp_path: Path) -> None:
+    """The other one ends with a sentence, and the resumed run has the undisturbed end."""
+    functions = [steered, steered]
+    functions[rank] = dies_in_a_decision
+    found = worlds(2, functions, kind, tmp_path / "killed")
+    assert found[rank].code == -9
+    assert found[1 - rank].error.startswith("LostProcess: "), found
+    ended = world(2, resumed, kind, tmp_path / "killed")
+    undisturbed = world(2, steered, kind, tmp_path / "whole")
+    assert ended[0]["final_validation_loss"] == undisturbed[0]["loss"]
+    assert ended[0]["rewinds"] == undisturbed[0]["rewinds"] == 1

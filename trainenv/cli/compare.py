@@ -68,7 +68,9 @@ def compare_command(args: argparse.Namespace) -> Result:
     from trainenv.cli.comparison_screen import Screen, minutes
     from trainenv.compare import compare, load_suite
     from trainenv.compare.cells import measure_cell
-    from trainenv.compare.runner import WHOLE, Shard, expected_seconds, merge
+    from trainenv.compare.merge import merge
+    from trainenv.compare.runner import expected_seconds
+    from trainenv.compare.shard import WHOLE, Shard
     from trainenv.compare.suite import check_known
     from trainenv.composition.methods import METHODS
 

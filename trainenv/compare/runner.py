@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from trainenv import data
 from trainenv.checkpoints.lock import NAME as LOCK
@@ -18,6 +18,7 @@ from trainenv.compare.cells import Cell, Row, Task, failed, play, read, write, w
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.results import results
 from trainenv.compare.scenarios import Scenario
+from trainenv.compare.shard import SHARD, WHOLE, Shard
 from trainenv.compare.suite import Suite, check_known, noted_scenarios
 from trainenv.config.schema import with_whole_paths
 from trainenv.distributed import JobPool
@@ -28,8 +29,6 @@ from trainenv.types import UserError
 # 2: final losses were of a validation part that was twice as large, and is the test part today.
 _SCHEMA = 3
 _STARTUP = 8.0  # seconds that a process needs to start
-_SHARD = "shard-"  # start of the name of a folder of a shard
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,51 +46,6 @@ class Progress:
     done: int
     total: int
     seconds_left: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Share of the cells of a comparison, for jobs that do not know of each other.
-
-    Args:
-        number: Number of the share, from 1 on.
-        count: Number of shares.
-
-    Raises:
-        UserError: The number is not one of 1 to the number of shares.
-    """
-
-    number: int = 1
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count:
-            raise UserError(
-                f"a shard is I/N with I from 1 to N, found {self.number}/{self.count}; the shards "
-                "of four are 1/4, 2/4, 3/4 and 4/4"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read `I/N`."""
-        number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal()):
-            raise UserError(f"a shard is I/N, found {text!r}; the first of four is 1/4")
-        return cls(number=int(number), count=int(count))
-
-    def of(self, every: Sequence[T]) -> Sequence[T]:
-        """Return the share of a list."""
-        return every[self.number - 1 :: self.count]
-
-    def folder(self, whole: Path) -> Path:
-        """Return the folder of the share in that of the whole comparison."""
-        if self.count == 1:
-            return whole
-        return whole / f"{_SHARD}{self.number}-of-{self.count}"
-
-
-WHOLE = Shard()
-"""All cells."""
 
 
 def compare(
@@ -135,13 +89,13 @@ def compare(
     check_known("method", suite.played, methods)
     _check_importable(methods, measure, suite, workers)
     check_folder(folder, suite)
-    with _alone(folder):
+    with alone(folder):
         begin(folder, suite)
         return _played(folder, suite, methods, measure, workers, keep, shard, progress, stop)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Lock the folder inside the block: two comparisons would delete each other's runs.
 
     Raises:
@@ -218,47 +172,12 @@ def _played(
     finally:
         if not keep:
             shutil.rmtree(folder / "runs", ignore_errors=True)
-    found = _write_results(folder, suite, [rows[one.cell] for one in tasks if one.cell in rows])
+    found = write_results(folder, suite, [rows[one.cell] for one in tasks if one.cell in rows])
     return found | {"finished": len(rows) == len(tasks)}
 
 
-def merge(folder: Path, suite: Suite) -> dict[str, Any]:
-    """Take over the cells of the shards in a folder, and write `results.json` of all.
-
-    Cells that are missing stay so; the same call takes them over later.
-
-    Args:
-        folder: Folder of the comparison, with a folder for each shard; see `Shard.folder`.
-        suite: Suite of all of them.
-
-    Returns:
-        The content of `results.json`; its `finished` is true if no cell is missing.
-
-    Raises:
-        UserError: There is no shard, or the folder or a shard holds another comparison.
-    """
-    shards = sorted(folder.glob(f"{_SHARD}*"))
-    if not shards:
-        raise UserError(
-            f"expected folders of shards in {folder}, found none; give the --out that trainenv "
-            "compare --shard had"
-        )
-    for shard in shards:
-        check_folder(shard, suite)
-    with _alone(folder):
-        begin(folder, suite)
-        rows = []
-        for _, cell in cells(suite):
-            row = read(folder, cell)
-            for shard in shards:
-                if row is None and (found := read(shard, cell)) is not None:
-                    row = write(folder, found)
-            if row is not None:
-                rows.append(row)
-        return _write_results(folder, suite, rows)
-
-
-def _write_results(folder: Path, suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
+def write_results(folder: Path, suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
+    """Write `results.json` of the rows that are there, and return its content."""
     found: dict[str, Any] = plain(results(suite, rows))
     write_json(folder / "results.json", found)
     return found
@@ -315,7 +234,7 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
         merged = {**noted.scenarios, **{one["name"]: one for one in asked["scenarios"]}}
         asked["scenarios"] = list(merged.values())
     elif folder.is_dir() and any(
-        file.name != LOCK and not file.name.startswith(_SHARD) for file in folder.iterdir()
+        file.name != LOCK and not file.name.startswith(SHARD) for file in folder.iterdir()
     ):
         raise UserError(
             f"expected an empty folder or a comparison, found other files in {folder}; "
