@@ -26,7 +26,8 @@ def export(snapshot: Snapshot, folder: Path) -> int:
         UserError: The folder is not empty or can't be written, or the snapshot has no model or does
             not name its parameters.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists; give the path of a new folder, or delete it")
@@ -52,7 +53,7 @@ def export(snapshot: Snapshot, folder: Path) -> int:
         with warnings.catch_warnings():
             # Saving in a single process is what is meant.
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            dcp.save(content, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+            save(content, storage_writer=FileSystemWriter(folder), no_dist=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{folder} could not be written: {error}") from None
     return sum(path.stat().st_size for path in folder.iterdir())
