@@ -251,6 +251,7 @@ class TrainingRun(Steered):
                         measured.extend(self._read_block())
         except BaseException:
             self._drop_unfinished()
+            self.processes.recover(self.model)
             raise
         return measured
 

@@ -49,6 +49,10 @@ class Replicas(Processes):
             with wrapped.no_sync():
                 yield
 
+    def recover(self, model: nn.Module) -> None:
+        """See `Processes`. A wrapper that waits for the rest of a step can't begin another."""
+        self._wrapped = None
+
     def total(self, value: Tensor) -> Tensor:
         """See `Processes`."""
         return self.group.sum(value)

@@ -67,6 +67,11 @@ class Shards(Processes):
                 local.grad = gradient.to_local()
                 parameter.grad = None
 
+    def recover(self, model: nn.Module) -> None:
+        """See `Processes`."""
+        sharded: Any = model
+        sharded.reset_iter_state()
+
     @contextmanager
     def over_shards(self) -> Iterator[None]:
         """See `Processes`."""

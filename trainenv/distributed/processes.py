@@ -60,6 +60,9 @@ class Processes:
     def collect(self, parameters: Sequence[Tensor]) -> None:
         """Put the gradients of a backward pass where the optimizer looks for them."""
 
+    def recover(self, model: nn.Module) -> None:
+        """Forget a step that has failed in all processes, before another one is trained."""
+
     @contextmanager
     def over_shards(self) -> Iterator[None]:
         """Complete norms over all processes inside the block, if each holds a part of a tensor."""
