@@ -56,10 +56,13 @@ def test_losses_are_those_of_one_process(kind: str, size: int, overrides: dict[s
     together = world(size, train, kind, 200, overrides)
     assert not any(isinstance(one, Ended) for one in together), together
     assert all(repr(one) == repr(together[0]) for one in together)
-    for name in ("loss", "norm", "clipped", "cosine", "probe", "index"):
+    for name in ("loss", "norm", "clipped", "cosine", "probe"):
         pairs = list(zip(alone[name], together[0][name], strict=True))
         assert all(math.isnan(one) == math.isnan(two) for one, two in pairs), name
-        worst = max(abs(one - two) for one, two in pairs if not math.isnan(one))
-        print(name, worst)
-    print(alone["validation"], together[0]["validation"], alone["flops"], together[0]["flops"])
-    print(sum(one != two for one, two in zip(alone["tokens"], together[0]["tokens"])))
+        start = [abs(one - two) for one, two in pairs[:30] if not math.isnan(one)]
+        whole = [abs(one - two) for one, two in pairs if not math.isnan(one)]
+        assert max(start) < 1e-4, name
+        assert max(whole) < 1e-2, name  # what rounding has grown to
+    assert together[0]["validation"] == pytest.approx(alone["validation"], abs=1e-3)
+    for name in ("flops", "tokens"):
+        assert together[0][name] == alone[name], name
