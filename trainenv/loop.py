@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainenv.checkpoints import FOLDER
+from trainenv.checkpoints.parts import store_of, with_parts
 from trainenv.checkpoints.store import CheckpointStore
+from trainenv.distributed.controlled_run import together
 from trainenv.monitor.alarm_detail import Diagnosed
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
 from trainenv.records.observer import Observer
@@ -128,11 +131,22 @@ def train(
             first step if the disk shows it by then), or folder or callback are of a wrong kind.
     """
     _check_arguments(run, folder, callback)
+    return together(run, lambda one: _train(one, folder, callback, watch, stop))
+
+
+def _train(
+    run: Run,
+    folder: RunFolder | str | Path,
+    callback: Callback | None,
+    watch: Watch,
+    stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """See `train`; of several processes that train the run, the first one is here."""
     if not isinstance(folder, RunFolder):
         folder = RunFolder.create(folder, run.config)
     started = time.perf_counter()
     with (
-        folder.recording(run.step, run.config.checkpoints) as store,
+        folder.recording(run.step, run.config.checkpoints, store_of(run)) as store,
         folder.observed(run, observers) as ended_with,
     ):
         folder.flags = folder.flags or tuple(getattr(callback, "flags", ()))
@@ -245,6 +259,7 @@ def resume(
     state = {}
     if remembered is not None and same:
         state = json.loads(remembered)
+    snapshot = with_parts(run, folder.path / FOLDER, snapshot)
     run.restore(snapshot)
     run.ledger.load(snapshot.state["ledger"])
     if callback is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv.config.schema import RunConfig, TrainingConfig
+from trainenv.distributed.processes import ALONE, Processes
 from trainenv.models.spec import spec_of
 from trainenv.monitor.alarm_detail import LayerNorms, largest_logits, layer_names
 from trainenv.monitor.hypergradient import ObservedStep, due
@@ -22,13 +23,21 @@ from trainenv.monitor.recorder import OBJECTIVE
 from trainenv.objectives import NextToken
 from trainenv.tools.rng import RandomState, exclusive
 from trainenv.training import forking, numerics, optimizers, parts, schedules, snapshots, trial
-from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
+from trainenv.training.backward import (
+    Pass,
+    as_loss,
+    backward,
+    mean_loss,
+    mean_of,
+    shared_losses,
+)
 from trainenv.training.compatibility import check_alike, check_exact, check_snapshot
 from trainenv.training.ledger import Ledger
 from trainenv.training.micro_batches import as_batch, pass_size, placed
 from trainenv.training.parameter_names import unwrapped
 from trainenv.training.rates import PlannedRates, ahead
 from trainenv.training.steering import Steered, clipping_row
+from trainenv.training.turns import Turns
 from trainenv.training.weights import Weights, evaluated
 from trainenv.types import (
     Batch,
@@ -88,6 +97,8 @@ class TrainingRun(Steered):
             plant a fault.
         purpose: Purpose that this run's FLOPs are charged to.
         ledger: Ledger of FLOPs; a new one by default.
+        processes: Processes that train the model together, each with its share of every batch. All
+            of them call the same methods in the same order.
 
     Raises:
         UserError: A part is of a wrong kind or does not fit the others. Nothing was changed.
@@ -111,6 +122,7 @@ class TrainingRun(Steered):
         moments_lost: Callable[[int], bool] | None = None,
         purpose: Purpose = "main",
         ledger: Ledger | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         own = parts.check(
             model,
@@ -132,6 +144,7 @@ class TrainingRun(Steered):
         epoch_steps = getattr(batches, "epoch_steps", None)
         self._begin(own.config, epoch_steps=epoch_steps, purpose=purpose, ledger=ledger)
         self.folded = False  # True once its weights are rows of a `trainenv.rollouts.Folded`
+        self.processes = processes
         self._batches = own.batches
         self._probe_batch = own.probe
         self._rates = PlannedRates(
@@ -143,6 +156,9 @@ class TrainingRun(Steered):
         self._parameters, self._base = parts.trained(own.model, own.optimizer, own.objective)
         self.device = self._parameters[0].device
         self._weights = Weights(own.model, own.optimizer, own.objective)
+        self._turns = None  # forks are copies, unless the model is spread over processes
+        if processes.size > 1 or not processes.same_state:
+            self._turns = Turns(self)
         self._recent = snapshots.Recent()
         model = unwrapped(own.model)
         context = getattr(batches, "context", None)
@@ -159,12 +175,15 @@ class TrainingRun(Steered):
 
     def _equip(self) -> None:
         """Make the parts that no fork shares: random state, scaler, monitor, clipper."""
-        self._rng = RandomState(self.config.seed, self.device)
+        self._rng = RandomState(self.processes.seed(self.config.seed), self.device)
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.config.precision == "fp16"
         )
         self._monitor = Monitor(
-            self.config.monitor, steps=self.config.steps, probe=self._new_probe()
+            self.config.monitor,
+            steps=self.config.steps,
+            probe=self._new_probe(),
+            agreed=self.processes.agreed,
         )
         self._clipper = self._new_clipper(self.config.clip.in_force)
         self._observed = ObservedStep()
@@ -232,8 +251,18 @@ class TrainingRun(Steered):
                         measured.extend(self._read_block())
         except BaseException:
             self._drop_unfinished()
+            self.processes.recover(self.model)
             raise
         return measured
+
+    @property
+    def diverged(self) -> bool:
+        """True if further training is useless; see `Steered`."""
+        self._take_turn()
+        found = super().diverged
+        if self.processes.size == 1:
+            return found
+        return bool(self.processes.total(torch.tensor(float(found), device=self.device)))
 
     @property
     def emphases(self) -> tuple[str, ...]:
@@ -370,6 +399,7 @@ class TrainingRun(Steered):
             extra: Further parts of the state, by name, for whoever steers the run. `restore`
                 ignores them.
         """
+        self._take_turn()
         state = self._state()
         state["optimizer"] |= optimizers.names_of(self.optimizer)
         if clash := sorted(state.keys() & (extra or {}).keys()):
@@ -400,15 +430,33 @@ class TrainingRun(Steered):
         state = snapshots.expand(snapshot)
         check_alike(self.model, self.optimizer, self.config.seed, state)
         if exact:
-            check_exact(snapshot, self._numerics())
+            check_exact(snapshot, self.numerics())
+        self._take_turn(load=False)
         self._take_on(snapshot.step, state)
+        self._load_trained(state)
+        self._recent.add(snapshot)
+
+    def _load_trained(self, state: Mapping[str, Any]) -> None:
+        """Load weights, optimizer and objective from an expanded state."""
         self._weights.load(self.model, self.optimizer, self.objective, state)
         optimizers.load_state(self.optimizer, state["optimizer"])
         if (saved := state["objective"]) is not None:
             if not isinstance(self.objective, nn.Module):  # which copies what it loads
                 saved = copy.deepcopy(saved)
             self.objective.load_state_dict(saved)  # type: ignore[attr-defined]
-        self._recent.add(snapshot)
+
+    def _take_turn(self, *, load: bool = True) -> None:
+        """Put the run into the live parts, if runs take turns in them."""
+        if self._turns is not None:
+            self._turns.take(self, load=load)
+
+    def park(self) -> Snapshot:
+        """Return the state of the live parts, before another run takes its turn in them."""
+        return snapshots.capture(self.step, self._state(), self._recent.newest())
+
+    def unpark(self, snapshot: Snapshot) -> None:
+        """Put the state that `park` returned into the live parts."""
+        self._load_trained(snapshots.expand(snapshot))
 
     @exclusive()
     @torch.inference_mode(False)
@@ -423,6 +471,8 @@ class TrainingRun(Steered):
             )
         self._take_in()
         fork = copy.copy(self)
+        if self._turns is not None:
+            return self._begin_turns(fork, purpose)
         fork.model, fork.optimizer, fork.objective = forking.copy_trained(
             self.model, self.optimizer, self.objective
         )
@@ -433,6 +483,17 @@ class TrainingRun(Steered):
         fork._take_on(self.step, snapshots.expand(self._view()))
         return fork
 
+    def _begin_turns(self, fork: Self, purpose: Purpose) -> Self:
+        """Make a shallow copy of the run a fork that takes turns with it."""
+        assert self._turns is not None
+        fork.purpose = purpose
+        fork._recent = copy.copy(self._recent)
+        fork._equip()
+        snapshot = self.park()
+        fork._take_on(self.step, snapshots.expand(snapshot))
+        self._turns.add(fork, snapshot)
+        return fork
+
     def check_forkable(self) -> None:
         """Check that the run can be forked, before it is steered; changes nothing.
 
@@ -440,14 +501,18 @@ class TrainingRun(Steered):
             UserError: Names the part of model, optimizer or objective that cannot be copied, and
                 the remedy.
         """
+        if self._turns is not None:
+            return
         forking.check_forkable(self.model, self.optimizer, self.objective)
 
     def fingerprint(self) -> str:
         """Return a hash of everything that the future depends on."""
-        return snapshots.fingerprint(self._view(), leave_out=_NOT_IN_FINGERPRINT)
+        own = snapshots.fingerprint(self._view(), leave_out=_NOT_IN_FINGERPRINT)
+        return self.processes.fingerprint(own)
 
     def _view(self) -> Snapshot:
         """Return the state without copying it: valid until the next step."""
+        self._take_turn()
         return snapshots.view(self.step, self._state())
 
     def _state(self) -> dict[str, Any]:
@@ -466,12 +531,14 @@ class TrainingRun(Steered):
             **self._steering_state(),
             "objective": objective,
             "ledger": self.ledger.as_dict(),
-            "numerics": self._numerics(),
+            "numerics": self.numerics(),
             "statistics": {"epoch": self.epoch, **self._monitor.statistics.state_dict()},
         }
 
-    def _numerics(self) -> dict[str, Any]:
-        return numerics.numerics(self.model, self.optimizer, self.device, self.config)
+    def numerics(self) -> dict[str, Any]:
+        """Return all settings that the bits of the run depend on, as JSON values."""
+        settings = numerics.numerics(self.model, self.optimizer, self.device, self.config)
+        return settings | self.processes.settings()
 
     @torch.inference_mode(False)
     def _loss_on(self, micros: Sequence[Any], name: str) -> float:
@@ -487,11 +554,13 @@ class TrainingRun(Steered):
                 f"this run has no {name} set; pass {name}=[micro_batch, …] to TrainingRun{remedy}"
             )
         with self._evaluating():
-            return mean_loss([self._loss(micro) for micro in micros], micros)
+            losses = shared_losses(micros, self._loss, self.processes)
+            return mean_loss(losses, micros)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Put model and optimizer in evaluation mode inside the block, which changes no state."""
+        self._take_turn()
         with (
             torch.no_grad(),
             optimizers.evaluating(self.optimizer),
@@ -513,6 +582,7 @@ class TrainingRun(Steered):
 
     def _take_in(self) -> None:
         """Update the trained parameters: some may have been unfrozen, and groups added."""
+        self._take_turn()
         self._parameters, self._base = parts.trained(
             self.model, self.optimizer, self.objective, self._base
         )
@@ -521,8 +591,16 @@ class TrainingRun(Steered):
     def _train_step(self) -> None:
         batch = self._coming_batch()
         apart = self._clipper.policy.needs_workers
+        model = self.processes.trained_form(self.model)
         done = backward(
-            batch.micro, self._loss, self._parameters, self._scaler, self.optimizer, apart=apart
+            batch.micro,
+            lambda micro: self._loss(micro, model),
+            self._parameters,
+            self._scaler,
+            self.optimizer,
+            apart=apart,
+            processes=self.processes,
+            model=self.model,
         )
         self._update(batch, done)
 
@@ -551,19 +629,20 @@ class TrainingRun(Steered):
             measured["loss_scale"] = self._scaler.scale(torch.ones((), device=self.device))
             self._scaler.unscale_(self.optimizer)
         # Where each micro-batch has its own gradient, the clipper fills in their mean.
-        report = self._clipper(
-            self._parameters,
-            workers=done.workers,
-            optimizer=self.optimizer,
-            known=done.known,
-            loss=done.loss,
-        )
-        measured |= clipping_row(report)
         warmup = self.config.schedule.warmup
-        if done.known is not False and due(self.step, self.config.monitor, warmup):
-            cosine, ratio = self._observed.measure(self._parameters, self.optimizer)
-            measured["hypergradient_cosine"] = cosine
-            measured["update_ratio"] = ratio
+        with self.processes.over_shards():
+            report = self._clipper(
+                self._parameters,
+                workers=done.workers,
+                optimizer=self.optimizer,
+                known=done.known,
+                loss=done.loss,
+            )
+            measured |= clipping_row(report)
+            if done.known is not False and due(self.step, self.config.monitor, warmup):
+                cosine, ratio = self._observed.measure(self._parameters, self.optimizer)
+                measured["hypergradient_cosine"] = cosine
+                measured["update_ratio"] = ratio
         if report.momentum_reset:
             self._reset_momentum()
         lr_factor = self._lr_factor(self.step) * stress
@@ -606,9 +685,9 @@ class TrainingRun(Steered):
             step, self.horizon, lr_scale=self.lr_scale, reset_at=self._reset_at
         )
 
-    def _loss(self, micro: Any) -> Tensor | LossSum:
+    def _loss(self, micro: Any, model: nn.Module | None = None) -> Tensor | LossSum:
         with numerics.autocast(self.config, self.device):
-            return as_loss(self.objective(self.model, placed(micro, self.device)))
+            return as_loss(self.objective(model or self.model, placed(micro, self.device)))
 
     def _read_block(self) -> list[Telemetry]:
         """Return the telemetry since the last block; flag data read while the index was high."""
@@ -653,6 +732,7 @@ class TrainingRun(Steered):
 
         A reset without warm-up costs 0.16 to 0.25 nats at the end of a run.
         """
+        self._take_turn()
         optimizers.reset_moments(self.optimizer)
         self._reset_at = self.step
 

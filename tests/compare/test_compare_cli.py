@@ -40,17 +40,20 @@ SUITE: dict[str, Any] = {
 }
 
 
-def args(suite: Any, out: Path | None = None, **more: Any) -> argparse.Namespace:
+def args(
+    suite: Any, out: Path | None = None, *, words: Sequence[str] = (), **more: Any
+) -> argparse.Namespace:
     values = {
         "methods": None,
         "scenarios": None,
         "seeds": None,
         "workers": 0,
         "keep": False,
+        "shard": None,
         "json": False,
         **more,
     }
-    return argparse.Namespace(suite=str(suite), out=out, **values)
+    return argparse.Namespace(suite=[*words, str(suite)], out=out, **values)
 
 
 @pytest.fixture
@@ -112,6 +115,24 @@ def test_parts(suite: Path) -> None:
 
 
 @pytest.mark.usefixtures("fakes")
+def test_shards_join_to_the_whole(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shards train different cells, and merged they are the comparison."""
+    whole, _ = compare_command(args(suite, Path("whole")))
+    for number in (1, 2):
+        part, code = compare_command(args(suite, Path("out"), shard=f"{number}/3"))
+        assert (code, part["cells"]["there"], part["finished"]) == (0, 4, True)
+    merged, code = compare_command(args(suite, Path("out"), words=["merge"]))
+    assert (code, merged["cells"]["there"], merged["finished"]) == (1, 8, False)
+    assert "4 of 12 cells are missing" in capsys.readouterr().out
+    compare_command(args(suite, Path("out"), shard="3/3"))
+    merged, code = compare_command(args(suite, Path("out"), words=["merge"]))
+    assert code == 0
+    assert merged["finished"]
+    for name in ("scenarios", "hindsight", "goals", "failed"):
+        assert merged[name] == whole[name], name
+
+
+@pytest.mark.usefixtures("fakes")
 def test_stopped_and_gone_on_with(
     suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +156,10 @@ def test_stopped_and_gone_on_with(
         ({"methods": ","}, "a comparison needs methods, found none"),
         ({"scenarios": "hihg"}, "unknown scenario 'hihg'; did you mean 'high'"),
         ({"seeds": 0}, "seeds must be a whole number, at least 1, found 0"),
+        ({"shard": "5/4"}, "a shard is I/N with I from 1 to N, found 5/4"),
+        ({"shard": "one"}, "a shard is I/N, found 'one'"),
+        ({"shard": "1/2", "words": ["merge"]}, "merge joins all shards, found --shard 1/2"),
+        ({"words": ["merge"]}, "expected folders of shards in"),
         ({"workers": -1}, "--workers must be 0 (in this process) or more, found -1"),
     ],
 )

@@ -68,7 +68,7 @@ def export(snapshot: Snapshot, path: str | Path) -> Path:
             if path.suffix == ".pt":
                 content = {
                     "model": weights,
-                    "optimizer": _torch_state_dict(state["optimizer"]),
+                    "optimizer": torch_state_dict(state["optimizer"]),
                     "step": snapshot.step,
                 }
                 torch.save(
@@ -122,7 +122,7 @@ def _on_the_host(value: Any) -> Any:
     return value
 
 
-def _torch_state_dict(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+def torch_state_dict(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """Undo what JSON did to an optimizer's state dict: indices are numbers again, betas a tuple."""
     state = _on_the_host(
         {
@@ -237,6 +237,7 @@ def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[
             the first one and the number of others.
     """
     ours = parameter_names.state_of(model)
+    whole = parameter_names.whole_state_of(model)
     weights = parameter_names.fitted(model, weights)
     # For tied weights: the name in the file of each memory and shape of the model.
     first_name: dict[tuple[int, torch.Size], str] = {}
@@ -254,7 +255,7 @@ def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[
     wrong = [
         name
         for name in (*ours, *(name for name in fitted if name not in ours))
-        if not _fits(ours.get(name), fitted.get(name))
+        if not _fits(whole.get(name), fitted.get(name))
     ]
     if wrong:
         first = wrong[0]
@@ -262,7 +263,7 @@ def _fitted(model: nn.Module, weights: Mapping[str, Any], problem: str) -> dict[
         if len(wrong) > 1:
             more = f" (and {len(wrong) - 1} more)"
         raise UserError(
-            f"{problem}: {first} should be {_shape(ours.get(first))}, found "
+            f"{problem}: {first} should be {_shape(whole.get(first))}, found "
             f"{_shape(fitted.get(first))}{more}; give a file with the names and shapes of the "
             "model's state_dict()"
         )

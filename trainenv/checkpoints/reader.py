@@ -11,6 +11,7 @@ from trainenv.checkpoints import file, lock, manifest
 from trainenv.checkpoints.header import BrokenCheckpoint
 from trainenv.checkpoints.manifest import Entry, Manifest
 from trainenv.checkpoints.names import MADE_OF
+from trainenv.checkpoints.part_files import PROCESSES, problem
 from trainenv.checkpoints.retention import Deletion
 from trainenv.types import Snapshot, UserError
 
@@ -248,14 +249,14 @@ def _verify_manifest(folder: Path) -> tuple[Manifest, list[Finding]]:
 
 def _verify_entry(folder: Path, entry: Entry) -> Finding:
     try:
-        read_entry(folder, entry)
+        parts = read_entry(folder, entry).state.get(PROCESSES, {"size": 1})
+        reasons = [problem(folder, parts, rank) for rank in range(parts["size"])]
+        reason = next((one for one in reasons if one), "")
     except FileNotFoundError:
         reason = "there is no such file"
     except BrokenCheckpoint as error:
         reason = str(error)
-    else:
-        return Finding(file=entry.file, entry=entry, ok=True)
-    return Finding(file=entry.file, entry=entry, ok=False, reason=reason)
+    return Finding(file=entry.file, entry=entry, ok=not reason, reason=reason)
 
 
 def _stray(folder: Path, name: str) -> Finding:

@@ -96,9 +96,7 @@ class Writer:
         """
         before = self._listed.entries
         sequence = self._listed.next_sequence
-        name = manifest.checkpoint_name(snapshot.step)
-        if os.path.lexists(self.folder / name):  # the run was rewound and reached the step again
-            name = manifest.checkpoint_name(snapshot.step, sequence)
+        name = self.name_for(snapshot.step)
         # The number is used up even if the save fails.
         self._listed = replace(self._listed, next_sequence=sequence + 1)
         try:
@@ -116,6 +114,13 @@ class Writer:
                 f"saving {self.folder / name} failed: {cause(error)}; {intact}. "
                 f"{remedy(error, or_else=FEWER)}"
             ) from None
+
+    def name_for(self, step: int) -> str:
+        """Return the name that the next save of a step gives its file."""
+        name = manifest.checkpoint_name(step)
+        if os.path.lexists(self.folder / name):  # the run was rewound and reached the step again
+            return manifest.checkpoint_name(step, self._listed.next_sequence)
+        return name
 
     def drop(self, deletions: Sequence[Deletion], entries: Sequence[Entry] | None = None) -> None:
         """Take `deletions` off the list (`entries`, or the current one), then delete the files.

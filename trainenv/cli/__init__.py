@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _expand_paths(args)
         with _warnings_in_sentences():
             result, code = args.command(args)
-        if args.json:
+        if args.json and result:
             print(json.dumps(result))
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where an error becomes a sentence

@@ -64,6 +64,12 @@ def add_checkpoint(commands: Any) -> None:
         help="file to write: .safetensors, or .pt with the optimizer's state",
     )
     exporting.add_argument(
+        "--dcp",
+        action="store_true",
+        help="write a folder OUT that torch.distributed.checkpoint loads into any number of"
+        " processes",
+    )
+    exporting.add_argument(
         "--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)"
     )
 
@@ -90,7 +96,7 @@ def checkpoint_command(args: argparse.Namespace) -> Result:
         return show(args.folder, say)
     if args.action == "gc":
         return collect(args.folder, say, dry_run=args.dry_run, keep_last=args.keep_last)
-    return export(args.folder, say, out=args.out, step=args.step)
+    return export(args.folder, say, out=args.out, step=args.step, dcp=args.dcp)
 
 
 def open_store(path: Path, config: CheckpointConfig | None = None) -> CheckpointStore:
@@ -217,7 +223,7 @@ def collect(path: Path, say: Say, *, dry_run: bool, keep_last: int | None) -> Re
     return result, 0
 
 
-def export(path: Path, say: Say, *, out: Path, step: int | None) -> Result:
+def export(path: Path, say: Say, *, out: Path, step: int | None, dcp: bool = False) -> Result:
     """Write the weights of a checkpoint as plain torch and transformers load them.
 
     Args:
@@ -225,17 +231,23 @@ def export(path: Path, say: Say, *, out: Path, step: int | None) -> Result:
         say: Function that prints a sentence.
         out: File to write; one that ends in .pt also has the optimizer's state.
         step: Step of the checkpoint; None for the newest.
+        dcp: True to write a folder for `torch.distributed.checkpoint`.
     """
-    from trainenv.checkpoints import interop
+    from trainenv.checkpoints import distributed_format, interop
+    from trainenv.checkpoints.parts import merged
 
-    snapshot = open_store(path).load(step)
-    interop.export(snapshot, out)
+    store = open_store(path)
+    snapshot = merged(store.folder, store.load(step))
+    if dcp:
+        size = distributed_format.export(snapshot, out)
+    else:
+        size = interop.export(snapshot, out).stat().st_size
     written = f"the weights of step {snapshot.step}"
-    if out.suffix == ".pt":
+    if dcp or out.suffix == ".pt":
         written = f"the weights and the optimizer's state of step {snapshot.step}"
         if snapshot.tier == "8bit":
             written += ", whose moments were rounded to 8 bits,"
-    say(f"wrote {written} to {out} ({_size(out.stat().st_size)})")
+    say(f"wrote {written} to {out} ({_size(size)})")
     return {
         "command": "checkpoint export",
         "step": snapshot.step,

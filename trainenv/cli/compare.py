@@ -21,10 +21,10 @@ def add_compare(commands: Any) -> None:
     )
     compare.add_argument(
         "suite",
-        nargs="?",
-        default="quick",
+        nargs="*",
         metavar="CONFIG",
-        help="suite to train: quick, full, or a YAML file (default: %(default)s)",
+        help="suite to train: quick, full, or a YAML file (default: quick); merge CONFIG joins"
+        " the shards of a suite",
     )
     compare.add_argument(
         "--out",
@@ -57,6 +57,11 @@ def add_compare(commands: Any) -> None:
         help="number of processes, one core each; 0 uses this process (default: %(default)s)",
     )
     compare.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="train the I-th of N shares of the cells, from 1/N on, into a folder of its own",
+    )
+    compare.add_argument(
         "--keep", action="store_true", help="keep the folders of all runs (default: delete them)"
     )
 
@@ -66,47 +71,71 @@ def compare_command(args: argparse.Namespace) -> Result:
     from trainenv.cli.comparison_screen import Screen, minutes
     from trainenv.compare import compare, load_suite
     from trainenv.compare.cells import measure_cell
+    from trainenv.compare.merge import merge
     from trainenv.compare.runner import expected_seconds
+    from trainenv.compare.shard import WHOLE, Shard
     from trainenv.composition.named_methods import find_methods
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
     chosen = _names("methods", args.methods)
     find_methods(chosen or ())
-    suite = load_suite(args.suite).select(
+    words = list(args.suite)
+    merges = words[:1] == ["merge"]
+    suites = words[1:] if merges else words
+    if len(suites) > 1:
+        raise UserError(
+            f"compare takes one suite, found {', '.join(suites)}; call it for each of them"
+        )
+    if merges and args.shard:
+        raise UserError(
+            f"merge joins all shards, found --shard {args.shard}; leave one of them out"
+        )
+    suite = load_suite(*suites or ["quick"]).select(
         methods=chosen, scenarios=_names("scenarios", args.scenarios), seeds=args.seeds
     )
     methods = find_methods(suite.played)
     folder = args.out or Path("runs") / f"compare-{suite.name}"
     total = len(suite.scenarios) * suite.seeds * len(suite.played)
+    shard = Shard.parse(args.shard) if args.shard else WHOLE
     with interruptible() as stop, Screen("compare", total, quiet=args.json) as screen:
-        seconds = expected_seconds(folder, suite, args.workers)
-        screen.say(
-            f"{len(suite.scenarios)} scenarios × {suite.seeds} seeds × {len(suite.played)} methods:"
-            f" {total} cells in {folder},"
-            f" about {minutes(seconds)} with {args.workers or 1} process(es)"
-        )
-        if references := [name for name in suite.played if name not in suite.methods]:
+        if merges:
+            found = merge(folder, suite)
+        else:
+            folder = shard.folder(folder)
+            seconds = expected_seconds(folder, suite, args.workers, shard)
+            here = f" of {args.shard}" if args.shard else ""
             screen.say(
-                f"{', '.join(references)}: references that are chosen in hindsight; they do not"
-                " compete, and are in no table of methods"
+                f"{len(suite.scenarios)} scenarios × {suite.seeds} seeds × {len(suite.played)} "
+                f"methods: {len(shard.of(range(total)))} cells{here} in {folder},"
+                f" about {minutes(seconds)} with {args.workers or 1} process(es)"
             )
-        found = compare(
-            folder,
-            suite,
-            methods,
-            measure_cell,
-            workers=args.workers,
-            keep=args.keep,
-            progress=screen.progress,
-            stop=stop,
-        )
+            if references := [name for name in suite.played if name not in suite.methods]:
+                screen.say(
+                    f"{', '.join(references)}: references that are chosen in hindsight; they do not"
+                    " compete, and are in no table of methods"
+                )
+            found = compare(
+                folder,
+                suite,
+                methods,
+                measure_cell,
+                workers=args.workers,
+                keep=args.keep,
+                shard=shard,
+                progress=screen.progress,
+                stop=stop,
+            )
     screen.tables(found)
     result = {
         "command": "compare",
         "folder": str(folder),
         **{key: found[key] for key in found if key != "rows"},
     }
+    if merges and not found["finished"]:
+        there = found["cells"]["there"]
+        screen.say(f"{total - there} of {total} cells are missing; merge again when they are there")
+        return result, 1
     if not found["finished"]:
         screen.say("interrupted; resume with the same command")
         return result, INTERRUPTED

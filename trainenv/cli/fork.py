@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from trainenv.cli.options import Result, add_command, add_overrides, as_path, overrides_of
+from trainenv.cli.options import (
+    Result,
+    add_command,
+    add_overrides,
+    as_path,
+    interruptible,
+    overrides_of,
+)
 from trainenv.cli.run import Start, add_steering, callback_of, flags_of, train_to_end
 from trainenv.types import UserError
 
@@ -55,7 +62,8 @@ def fork_command(args: argparse.Namespace) -> Result:
     if forked.note:
         notes.append(forked.note)
     start = Start(run=forked.run, folder=forked.folder, callback=callback, notes=notes)
-    return train_to_end(start, args)
+    with interruptible() as stop:
+        return train_to_end(start, args, stop)
 
 
 def _split(text: str) -> tuple[Path, int | None]:

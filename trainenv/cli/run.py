@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +111,36 @@ def add_steering(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(args: argparse.Namespace) -> Result:
-    """Train a new run, or resume an interrupted or finished one."""
+    """Train a new run, or resume one; with several processes, one part of it."""
+    from trainenv.distributed.controlled_run import together
+    from trainenv.distributed.group import leave
+
     flags = flags_of(args)
-    return train_to_end(_resume(args, flags) if args.resume else _begin(args, flags), args)
+    if args.resume:
+        resumed = _check_resume(args, flags)
+        callback = callback_of(resumed.flags)
+        notes = _extend(args)
+        run = _built(args.out / "config.yaml", {})
+
+        def begin(run: TrainingRun) -> Start:
+            return _resume(args, run, callback, resumed, notes)
+    else:
+        callback = callback_of(flags)
+        run, notes = _new_run(args)
+
+        def begin(run: TrainingRun) -> Start:
+            return _begin(args, run, callback, flags, notes)
+
+    with interruptible() as stop:
+        result, code = together(run, lambda one: train_to_end(begin(one), args, stop))
+    if run.processes.size > 1:
+        leave()
+    if run.processes.rank:
+        return {}, code  # process 0 prints it
+    return result, code
 
 
-def train_to_end(start: Start, args: argparse.Namespace) -> Result:
+def train_to_end(start: Start, args: argparse.Namespace, stop: Callable[[], bool]) -> Result:
     """Train a run to its end, and print the costs before it and the result after it."""
     from trainenv.cli.progress import Progress
     from trainenv.composition.tracked import train
@@ -130,10 +154,7 @@ def train_to_end(start: Start, args: argparse.Namespace) -> Result:
         notes += [str(cost_estimate), cost_estimate.affords]
         if reason := reason_not_folded(run):
             notes.append(reason)
-    with (
-        interruptible() as stop,
-        Progress(run.config.name, run.config.steps, quiet=args.json) as progress,
-    ):
+    with Progress(run.config.name, run.config.steps, quiet=args.json) as progress:
         for sentence in notes:
             progress.say(sentence)
         summary = train(run, folder, callback=start.callback, watch=progress.watch, stop=stop)
@@ -214,12 +235,23 @@ def callback_of(flags: Sequence[str]) -> Any:
     return None
 
 
-def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> Start:
-    """Make a new run and its folder."""
+def _built(source: Any, overrides: dict[str, Any]) -> TrainingRun:
+    """Build a run; with several processes, this one's part of it."""
     from trainenv.config.schema import RunConfig
-    from trainenv.records.run_folder import RunFolder
+    from trainenv.distributed.group import launched
     from trainenv.run import TrainingRun
 
+    config = RunConfig.load(source, overrides)
+    if config.distributed == "none" and launched() > 1:
+        raise UserError(
+            f"a launcher has started {launched()} processes, found distributed none, so that each "
+            "would train a run of its own; give --set distributed=ddp or fsdp2"
+        )
+    return TrainingRun.from_config(config)
+
+
+def _new_run(args: argparse.Namespace) -> tuple[TrainingRun, list[str]]:
+    """Build a new run; return it with sentences to print."""
     if args.config is None:
         raise UserError("run needs a CONFIG: a preset such as tiny, or the path of a YAML file")
     if args.accept_changes:
@@ -227,44 +259,72 @@ def _begin(args: argparse.Namespace, flags: tuple[str, ...]) -> Start:
             "--accept-changes goes with --resume, found a new run, in which nothing has changed;"
             " leave it out"
         )
-    callback = callback_of(flags)
     overrides = overrides_of(args.set)
     if args.steps is not None:
         overrides["steps"] = args.steps
-    config = RunConfig.load(args.config, overrides)
-    run = TrainingRun.from_config(config)
+    run = _built(args.config, overrides)
     notes = []
     if args.weights:
         from trainenv.checkpoints.interop import load_weights
 
         load_weights(run, args.weights)
         notes.append(f"starting from the weights in {args.weights}")
-    folder = RunFolder.create(args.out, config)
+    return run, notes
+
+
+def _begin(
+    args: argparse.Namespace,
+    run: TrainingRun,
+    callback: Any,
+    flags: tuple[str, ...],
+    notes: list[str],
+) -> Start:
+    """Make the folder of a new run."""
+    from trainenv.records.run_folder import RunFolder
+
+    folder = RunFolder.create(args.out, run.config)
     folder.flags = flags
     return Start(run=run, folder=folder, callback=callback, notes=notes)
 
 
-def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> Start:
-    """Restore the run in the folder, with the callback that it had."""
+@dataclass(frozen=True, kw_only=True)
+class _Resumed:
+    """Steering of a run that is resumed.
+
+    Attributes:
+        flags: Arguments that choose its callback.
+        changes: Differences from how it was steered, in words.
+    """
+
+    flags: tuple[str, ...]
+    changes: list[str]
+
+
+def _check_resume(args: argparse.Namespace, flags: tuple[str, ...]) -> _Resumed:
+    """Return how the run in the folder is steered from now on.
+
+    What can't be resumed is refused before anything is built.
+    """
     from trainenv.checkpoints import FOLDER
     from trainenv.checkpoints.store import CheckpointStore
-    from trainenv.config.schema import RunConfig
-    from trainenv.loop import resume
-    from trainenv.records.continuation import check_extension, extend
+    from trainenv.distributed.group import launched
+    from trainenv.records.continuation import check_extension
     from trainenv.records.made_of import MadeOf
     from trainenv.records.run_folder import CALLBACK_STATE, RunFolder
-    from trainenv.run import TrainingRun
 
     if args.out is None or args.config is not None or args.set or args.weights:
         raise UserError(
             "--resume continues a run as it was configured; give --out FOLDER, and neither CONFIG,"
             " --set nor --weights; to change settings, use: trainenv fork FOLDER --set KEY=VALUE"
         )
-    notes = []
-    # Refuse what can't be resumed before anything is built.
     if args.steps is None:
         _, snapshot = RunFolder.resume(args.out)
     else:
+        if launched() > 1:
+            raise UserError(
+                f"--steps extends a run of one process, found {launched()} processes; train a new"
+                " run for more steps"
+            )
         check_extension(args.out, args.steps)
         snapshot = CheckpointStore(args.out / FOLDER).load()
     made = MadeOf.read(args.out)
@@ -276,21 +336,37 @@ def _resume(args: argparse.Namespace, flags: tuple[str, ...]) -> Start:
     same_loop = bool(flags) and flags[0] == BRANCHING and before[:1] == flags[:1]
     if not flags or (same_loop and args.planner is None):
         flags = before
-    others = []
+    changes = []
     if flags != before and (known or CALLBACK_STATE not in snapshot.state):
         if not args.accept_changes:
             raise UserError(
                 f"the run in {args.out} is {_steering(made)}, found {' '.join(flags)}; leave that"
                 " out to resume it as it was, or give --accept-changes too"
             )
-        others.append(f"it was {_steering(made)}, is steered by {' '.join(flags)}")
-    callback = callback_of(flags)
-    if args.steps is not None:
-        notes.append(extend(args.out, args.steps))
-    run = TrainingRun.from_config(RunConfig.load(args.out / "config.yaml"))
+        changes.append(f"it was {_steering(made)}, is steered by {' '.join(flags)}")
+    return _Resumed(flags=flags, changes=changes)
+
+
+def _extend(args: argparse.Namespace) -> list[str]:
+    """Give a finished run more steps if the arguments ask for it; return sentences to print."""
+    from trainenv.records.continuation import extend
+
+    return [] if args.steps is None else [extend(args.out, args.steps)]
+
+
+def _resume(
+    args: argparse.Namespace,
+    run: TrainingRun,
+    callback: Any,
+    resumed: _Resumed,
+    notes: list[str],
+) -> Start:
+    """Restore the run in the folder, with the callback that it had."""
+    from trainenv.loop import resume
+
     folder, snapshot = resume(args.out, run, callback, accept_changes=args.accept_changes)
-    folder.flags = flags
-    exactness = _exactness(run, snapshot, folder, others)
+    folder.flags = resumed.flags
+    exactness = _exactness(run, snapshot, folder, resumed.changes)
     note = f"resuming from step {run.step}, {exactness}"
     return Start(run=run, folder=folder, callback=callback, notes=[*notes, note])
 
@@ -313,10 +389,8 @@ def _exactness(
         folder: Its folder, which knows what has changed in text and settings.
         others: Other changes, in words.
     """
-    from trainenv.training import numerics
-
     saved = snapshot.state["numerics"]
-    now = numerics.numerics(run.model, run.optimizer, run.device, run.config)
+    now = run.numerics()
     changed = [*others, *(folder.changes or ())]
     changed += [
         f"{name} was {saved.get(name)}, is {now[name]}"

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trainenv.distributed.shards import completes, over_shards
+
 TINY = torch.finfo(torch.float32).tiny
 
 # Integer type as wide as a floating-point type, by bytes an element.
@@ -116,6 +118,15 @@ def mean_of(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return total
 
 
+def mean_of_elements(values: Tensor) -> Tensor:
+    """Return the mean over elements, 0-d; over those of all processes if each holds a part."""
+    if not completes():
+        return values.mean()
+    count = torch.full_like(values.sum(), values.numel())
+    total, elements = over_shards(torch.stack([values.sum(), count])).unbind()
+    return total / elements
+
+
 def constant(value: float, like: Tensor) -> Tensor:
     """Return a 0-d float32 tensor, filled on the device of `like`.
 
@@ -127,7 +138,10 @@ def constant(value: float, like: Tensor) -> Tensor:
 def _each_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
     # torch widens half precision to float32 here, but refuses to narrow float64.
     narrow = [tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in tensors]
-    return list(torch._foreach_norm(narrow, 2.0, dtype=torch.float32))
+    norms = list(torch._foreach_norm(narrow, 2.0, dtype=torch.float32))
+    if not completes():
+        return norms
+    return list(over_shards(torch.stack(norms).square()).sqrt().unbind())
 
 
 def _host_reads_are_free(tensor: Tensor) -> bool:

@@ -44,6 +44,7 @@ from trainenv.clipping.norms import (
     global_norm,
     gradients_of,
     is_finite,
+    mean_of_elements,
     scale_or_zero_,
 )
 from trainenv.tools.checks import choice, count, number
@@ -142,7 +143,7 @@ class SPAM:
         flat = flatten(gradients)  # [elements]
         norm = global_norm([flat])
         finite = is_finite(norm)
-        mean = bound.mean()
+        mean = mean_of_elements(bound)
         if self.unseen == "keep":
             torch.threshold_(bound, 0.0, math.inf)  # bound 0 → inf
             mean = torch.where(mean > 0, mean, math.inf)
@@ -155,7 +156,7 @@ class SPAM:
         )
         scale_or_zero_(gradients, finite.float())
         # Written as floats: several times faster than the mean of bools.
-        share = torch.ne(clamped, flat, out=bound).mean()
+        share = mean_of_elements(torch.ne(clamped, flat, out=bound))
         return ClipReport(
             norm,
             torch.where(finite, global_norm([clamped]), 0.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from trainenv.compare.cells import Cell, Row, Task, failed, play, read, write, w
 from trainenv.compare.contract import Measure, Method, Stop
 from trainenv.compare.results import results
 from trainenv.compare.scenarios import Scenario
+from trainenv.compare.shard import SHARD, WHOLE, Shard
 from trainenv.compare.suite import Suite, check_known, noted_scenarios
 from trainenv.config.schema import with_whole_paths
 from trainenv.distributed import JobPool
@@ -55,6 +56,7 @@ def compare(
     *,
     workers: int = 2,
     keep: bool = False,
+    shard: Shard = WHOLE,
     progress: Callable[[Progress], None] = lambda progress: None,
     stop: Stop = lambda: False,
 ) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def compare(
         workers: Number of processes, one core each; 0 plays in this process. With processes,
             methods and measure are sent to them.
         keep: True to keep the folders of the runs.
+        shard: Share of the cells that is played here; all by default. `merge` joins the shares.
         progress: Function that is called after each cell.
         stop: Function that is called about three times a second (without workers: after each block
             of telemetry). True drops the cells that are being played.
@@ -86,13 +89,13 @@ def compare(
     check_known("method", suite.played, methods)
     _check_importable(methods, measure, suite, workers)
     check_folder(folder, suite)
-    with _alone(folder):
+    with alone(folder):
         begin(folder, suite)
-        return _played(folder, suite, methods, measure, workers, keep, progress, stop)
+        return _played(folder, suite, methods, measure, workers, keep, shard, progress, stop)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Lock the folder inside the block: two comparisons would delete each other's runs.
 
     Raises:
@@ -119,6 +122,7 @@ def _played(
     measure: Measure,
     workers: int,
     keep: bool,
+    shard: Shard,
     progress: Callable[[Progress], None],
     stop: Stop,
 ) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _played(
             folder=folder,
             keep=keep,
         )
-        for scenario, cell in cells(suite)
+        for scenario, cell in shard.of(list(cells(suite)))
     ]
     rows = {task.cell: row for task in tasks if (row := read(folder, task.cell)) is not None}
     waiting = [task for task in tasks if task.cell not in rows]
@@ -168,9 +172,13 @@ def _played(
     finally:
         if not keep:
             shutil.rmtree(folder / "runs", ignore_errors=True)
-    found: dict[str, Any] = plain(
-        results(suite, [rows[task.cell] for task in tasks if task.cell in rows])
-    )
+    found = write_results(folder, suite, [rows[one.cell] for one in tasks if one.cell in rows])
+    return found | {"finished": len(rows) == len(tasks)}
+
+
+def write_results(folder: Path, suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
+    """Write `results.json` of the rows that are there, and return its content."""
+    found: dict[str, Any] = plain(results(suite, rows))
     write_json(folder / "results.json", found)
     return found
 
@@ -188,12 +196,11 @@ def cells(suite: Suite) -> Iterator[tuple[Scenario, Cell]]:
                 yield scenario, Cell(scenario=scenario.name, seed=seed, method=method)
 
 
-def expected_seconds(folder: Path, suite: Suite, workers: int) -> float:
+def expected_seconds(folder: Path, suite: Suite, workers: int, shard: Shard = WHOLE) -> float:
     """Estimate the seconds that the missing cells of a folder will take."""
     estimate = Estimate(workers=max(1, workers))
-    estimate.expect(
-        {cell: scenario.seconds for scenario, cell in cells(suite) if read(folder, cell) is None}
-    )
+    wanted = shard.of(list(cells(suite)))
+    estimate.expect({cell: one.seconds for one, cell in wanted if read(folder, cell) is None})
     return estimate.seconds_left()
 
 
@@ -226,7 +233,9 @@ def check_folder(folder: Path, suite: Suite) -> dict[str, Any]:
         digests = {**noted.digests, **digests}
         merged = {**noted.scenarios, **{one["name"]: one for one in asked["scenarios"]}}
         asked["scenarios"] = list(merged.values())
-    elif folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
+    elif folder.is_dir() and any(
+        file.name != LOCK and not file.name.startswith(SHARD) for file in folder.iterdir()
+    ):
         raise UserError(
             f"expected an empty folder or a comparison, found other files in {folder}; "
             "give another --out"

@@ -163,6 +163,12 @@ class TrainingConfig(Config):
 class RunConfig(TrainingConfig):
     """A whole run, from the corpus to the optimizer."""
 
+    distributed: Literal["none", "ddp", "fsdp2"] = Field(
+        default="none",
+        description="Training of one model by the processes that `torchrun` has started: `ddp`"
+        " keeps a whole model in each, `fsdp2` a part of it. They share the rows of each"
+        " micro-batch.",
+    )
     batch_size: Count = Field(
         description="Sequences in the batch of one optimizer step; a multiple of `accumulation`."
     )
@@ -201,6 +207,26 @@ class RunConfig(TrainingConfig):
             raise ValueError(
                 "a T5 is trained by span corruption, and multi-token prediction needs a model that "
                 "predicts the next token; set objective.kind: next_token"
+            )
+        if self.objective.kind == "mtp" and self.distributed != "none":
+            raise ValueError(
+                "several processes can't train multi-token prediction, whose heads are outside of "
+                "the model's own forward pass; set distributed: none, or objective.kind: next_token"
+            )
+        if self.distributed == "fsdp2" and self.optimizer.name in (
+            "adafactor",
+            "muon",
+            "adamw_8bit",
+        ):
+            raise ValueError(
+                f"optimizer.name {self.optimizer.name} updates a whole matrix at once, and with "
+                "distributed fsdp2 each process has a part of it; take adamw, adam, sgd or "
+                "schedule_free, or distributed: ddp"
+            )
+        if self.distributed == "fsdp2" and self.precision == "fp16":
+            raise ValueError(
+                "with distributed fsdp2, each process would scale the loss of its part by itself; "
+                "set precision: bf16"
             )
         if self.objective.kind == "mtp" and self.precision == "fp16":
             raise ValueError(

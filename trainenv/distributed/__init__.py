@@ -5,6 +5,13 @@ data set of the world model are made with it:
 
     with JobPool(work, workers=4) as pool:
         pool.run(jobs, on_result=keep, on_lost=note_failure)
+
+The other modules train one model by the processes that `torchrun` has started:
+
+- `processes`: what a run asks of them; `ddp` and `fsdp` are two kinds. `joining` picks one.
+- `group`: the process group, and sentences for processes that were lost; `heartbeat` finds them.
+- `control`, `controlled_run`: process 0 decides, and all make the same calls.
+- `shards`: norms of tensors of which each process holds a part.
 """
 
 from trainenv.distributed.job_pool import JobPool

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from trainenv.distributed.shards import named_parameters_of
 from trainenv.models.spec import Heads, spec_of
 
 _Step = tuple[Tensor, tuple[int, ...] | None]  # norms, and the places of their parameters
@@ -94,7 +95,7 @@ def layer_names(model: nn.Module, parameters: Sequence[Tensor]) -> list[str]:
     """Return the name of the layer of each parameter: its block, or else its module."""
     blocks = {id(block) for block in spec_of(model).blocks(model)}
     inside = [name for name, module in model.named_modules() if id(module) in blocks]
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters_of(model)}
     found = []
     for parameter in parameters:
         name = names.get(id(parameter), "objective.")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from trainenv.config.schema import MonitorConfig
+from trainenv.distributed.shards import completes, over_shards
 
 # A parameter, its optimizer state and its group.
 Row = tuple[Tensor, dict[str, Any], dict[str, Any]]
@@ -83,6 +84,7 @@ def hypergradient(parameters: Sequence[Tensor], optimizer: Optimizer) -> tuple[T
         gradient += _square(grads)
         update += _square(updates)
         weight += _square([p.detach() for p, _, _ in chunk])
+    dot, gradient, update, weight = _whole(dot, gradient, update, weight)
     cosine = dot / (gradient.sqrt() * update.sqrt()).clamp_min(1e-30)
     ratio = lr * root * update.sqrt() / (1 - beta1**steps) / weight.sqrt().clamp_min(1e-30)
     return cosine, ratio
@@ -143,6 +145,7 @@ class ObservedStep:
             gradient += _square(grads)
             update += _square(updates)
             weight += _square(now)
+        dot, gradient, update, weight = _whole(dot, gradient, update, weight)
         cosine = dot / (gradient.sqrt() * update.sqrt()).clamp_min(1e-30)
         moved = torch.where(update > 0, cosine, math.nan)  # without an update there is no direction
         return moved, update.sqrt() / weight.sqrt().clamp_min(1e-30)
@@ -156,6 +159,13 @@ def _has_moments(state: Mapping[str, Any]) -> bool:
 def _square(tensors: Sequence[Tensor]) -> Tensor:
     """Return the squared norm of all elements together, 0-d."""
     return torch.stack(torch._foreach_norm(list(tensors))).square().sum()
+
+
+def _whole(*sums: Tensor) -> tuple[Tensor, ...]:
+    """Return sums over elements, completed over the processes if each holds a part of them."""
+    if not completes():
+        return sums
+    return over_shards(torch.stack(sums)).unbind()
 
 
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ class Monitor:
         config: Settings of the monitor: steps between probes, thresholds of the index.
         steps: Budget of the run in optimizer steps.
         probe: Probe of the model; None to measure training alone.
+        agreed: Function that returns the tensor of process 0, if several processes train the model.
 
     Attributes:
         index: Uncertainty index, fed with each step that is read.
@@ -30,9 +31,17 @@ class Monitor:
         probe: Probe of the model; None without one.
     """
 
-    def __init__(self, config: MonitorConfig, *, steps: int, probe: Probe | None) -> None:
+    def __init__(
+        self,
+        config: MonitorConfig,
+        *,
+        steps: int,
+        probe: Probe | None,
+        agreed: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
         self._config = config
-        self._recorder = Recorder()
+        self.agreed = agreed
+        self._recorder = Recorder(agreed)
         self.index = UncertaintyIndex(config.uncertainty, steps=steps)
         self.statistics = Statistics()
         self.probe = probe
@@ -58,7 +67,7 @@ class Monitor:
 
     def forget_unread(self) -> None:
         """Drop recorded steps that were not read, because one of them did not end."""
-        self._recorder = Recorder()
+        self._recorder = Recorder(self.agreed)
 
     def _with_reading(self, telemetry: Telemetry) -> Telemetry:
         self.statistics.update(telemetry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,9 +14,14 @@ OBJECTIVE = "objective/"  # start of the names of numbers that the objective has
 
 
 class Recorder:
-    """Collects the values of each step: those of the host, and 0-d tensors that are read later."""
+    """Collects the values of each step: those of the host, and 0-d tensors that are read later.
 
-    def __init__(self) -> None:
+    Args:
+        agreed: Function that returns the tensor of process 0, if several processes train the model.
+    """
+
+    def __init__(self, agreed: Callable[[Tensor], Tensor] = lambda values: values) -> None:
+        self._agreed = agreed
         self._host: list[Mapping[str, Any]] = []
         self._device: list[Tensor] = []
         self._names: list[tuple[str, ...]] = []
@@ -37,7 +42,9 @@ class Recorder:
         """
         if not self._host:
             return
-        values = iter(torch.stack([tensor.float() for tensor in self._device]).tolist())
+        values = iter(
+            self._agreed(torch.stack([tensor.float() for tensor in self._device])).tolist()
+        )
         host = self._host
         names = self._names
         self._host = []

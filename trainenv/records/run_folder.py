@@ -170,15 +170,25 @@ class RunFolder:
         return folder
 
     @contextmanager
-    def recording(self, step: int, config: CheckpointConfig) -> Iterator[CheckpointStore]:
+    def recording(
+        self,
+        step: int,
+        config: CheckpointConfig,
+        store_of: Callable[..., CheckpointStore] = CheckpointStore,
+    ) -> Iterator[CheckpointStore]:
         """Open the checkpoint store of the run; inside the block only this process records here.
 
         A resumed run starts a new line at `step`.
 
+        Args:
+            step: Step of the run.
+            config: Settings of the store.
+            store_of: Class of the store, or a function of its arguments.
+
         Raises:
             UserError: Another process records here, or has continued the run since it was read.
         """
-        with CheckpointStore(self.path / FOLDER, **config.model_dump()) as store:
+        with store_of(self.path / FOLDER, **config.model_dump()) as store:
             if self._resumed is not None:
                 if _digests(store) != self._resumed:
                     raise UserError(

@@ -44,7 +44,7 @@ def parts_digest(run: TrainingRun) -> dict[str, str]:
         ),
         "validation set": _tensors(list(run._validation)),
         "probe": _tensors(run._probe_batch),
-    } | {name: repr(value) for name, value in run._numerics().items()}
+    } | {name: repr(value) for name, value in run.numerics().items()}
 
 
 def _kind(part: object) -> str:

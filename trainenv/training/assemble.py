@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from trainenv.config.schema import RunConfig
+from trainenv.distributed.joining import processes_of
 from trainenv.models import build
+from trainenv.models.spec import spec_of
 from trainenv.training import configured_optimizer, numerics
 from trainenv.training.objectives import build_objective
 from trainenv.training.parts import check_model
@@ -42,6 +44,7 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     if "model" in own:
         check_model(own["model"])
     device = numerics.pick(config.device)
+    processes = processes_of(config, device)
     parts: dict[str, Any] = dict(own)
     if "batches" in own:
         if "model" not in own:
@@ -72,6 +75,13 @@ def build_parts(config: RunConfig, own: Mapping[str, Any]) -> dict[str, Any]:
     if config.objective.kind == "next_token":
         objective = parts.get("objective")
     parts["objective"] = build_objective(config, parts["model"], objective)
+    if config.distributed == "fsdp2" and "optimizer" in own:
+        raise UserError(
+            "with distributed fsdp2, an optimizer is made over the parts of the parameters, found "
+            "one of your own over whole ones; set it in the section optimizer"
+        )
+    processes.prepare(parts["model"], spec_of(parts["model"]).blocks(parts["model"]))
+    parts["processes"] = processes
     if "optimizer" not in own:
         parts["optimizer"] = configured_optimizer.make(parts["model"], config.optimizer)
     return parts

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from trainenv.training.micro_batches import host_reads_are_free, labelled, pass_size
+from trainenv.distributed.processes import ALONE, Processes
+from trainenv.training.loss_weights import MeanWeights, SumWeights, above_zero
+from trainenv.training.micro_batches import host_reads_are_free, labelled, share_of
 from trainenv.types import LossSum, UserError
 
 
@@ -95,10 +98,42 @@ def mean_of(loss: Tensor | LossSum) -> Tensor:
         return loss
     total, count = loss
     if isinstance(count, Tensor):
-        return torch.where(count > 0, total / _above_zero(count), math.nan)
+        return torch.where(count > 0, total / above_zero(count), math.nan)
     if count:
         return total / count
     return torch.full_like(total, math.nan)
+
+
+def shared_losses(
+    micro_batches: Sequence[Any],
+    loss_of: Callable[[Any], Tensor | LossSum],
+    processes: Processes,
+) -> list[Tensor | LossSum]:
+    """Return the loss of each micro-batch, without gradients; processes share the work.
+
+    Each computes every n-th loss. A loss plus zeros has the bits that one process would find.
+    """
+    if processes.size == 1:
+        return [loss_of(micro) for micro in micro_batches]
+    many = len(micro_batches)
+    found = torch.zeros(many, 2, dtype=torch.float64)
+    summed = False
+    device = found.device
+    for start in range(0, many, processes.size):
+        place = start + processes.rank
+        # All compute as many losses: the passes of a sharded model wait for each other.
+        loss = loss_of(micro_batches[min(place, many - 1)])
+        summed = isinstance(loss, LossSum)
+        total, tokens = loss if isinstance(loss, LossSum) else (loss, 1.0)
+        device = total.device
+        if place < many:
+            found[place, 0] = float(total)
+            found[place, 1] = float(tokens)
+    totals = processes.total(found.to(device))
+    values = [one.float() for one in totals[:, 0].unbind()]
+    if not summed:
+        return list(values)
+    return [LossSum(one, float(count)) for one, count in zip(values, totals[:, 1].tolist())]
 
 
 def backward(
@@ -109,6 +144,8 @@ def backward(
     optimizer: Optimizer,
     *,
     apart: bool,
+    processes: Processes = ALONE,
+    model: nn.Module | None = None,
 ) -> Pass:
     """Run the passes of a step; leave the gradient of the mean over labelled tokens in `p.grad`.
 
@@ -122,9 +159,12 @@ def backward(
         scaler: Gradient scaler for fp16; a disabled one does nothing.
         optimizer: Optimizer whose gradients are set to zero between micro-batches.
         apart: True to keep the gradient of each micro-batch, for clip policies that need them.
+        processes: Processes that train the model; each passes its share of each micro-batch.
+        model: Model that is trained, if there are several processes.
 
     Raises:
-        UserError: The objective returns a mean for one micro-batch and a pair for another.
+        UserError: The objective returns a mean for one micro-batch and a pair for another, or a
+            micro-batch can't be shared by the processes.
     """
     several = len(micro_batches) > 1
     workers = list[list[Tensor]]()
@@ -132,22 +172,27 @@ def backward(
     summed = False
     apart = apart and several
     for place, micro in enumerate(micro_batches):
-        loss = loss_of(micro)
-        if shares is None:
-            summed = isinstance(loss, LossSum)
-            shares = _Sums(micro_batches, apart) if summed else _Means(micro_batches, apart)
-        if isinstance(loss, LossSum) is not summed:
-            raise UserError(
-                "an objective must return the mean loss of each micro-batch, or the pair of each; "
-                "found both"
-            )
-        part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # which was just checked
-        _propagate(part, alive, parameters, scaler)
+        last = place == len(micro_batches) - 1
+        with processes.syncing(model, apart or last) if model is not None else nullcontext():
+            loss = loss_of(share_of(micro, processes.rank, processes.size))
+            if shares is None:
+                summed = isinstance(loss, LossSum)
+                kind = SumWeights if summed else MeanWeights
+                shares = kind(micro_batches, apart, processes)
+            if isinstance(loss, LossSum) is not summed:
+                raise UserError(
+                    "an objective must return the mean loss of each micro-batch, or the pair of "
+                    "each; found both"
+                )
+            part, alive = shares.part(place, loss)  # type: ignore[arg-type]  # just checked
+            _propagate(part, alive, parameters, scaler)
+        if apart or last:
+            processes.collect(parameters)
         if apart and alive is not False:
             workers.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
             optimizer.zero_grad(set_to_none=True)
-        if place == len(micro_batches) - 1 and shares.known is False:
-            _no_gradient(part, parameters)
+        if last and shares.known is False:
+            _no_gradient(part, parameters, passed=processes.size > 1)
     assert shares is not None
     factor = shares.factor
     for gradients in workers if apart else [[p.grad for p in parameters if p.grad is not None]]:
@@ -161,122 +206,6 @@ def backward(
         for worker in workers:
             torch._foreach_div_(worker, scale)
     return Pass(shares.mean, shares.tokens, shares.known, workers or None)
-
-
-class _Means:
-    """Weights of micro-batches with mean losses; their labels are counted in the data.
-
-    Equal weights give the same bits as a mean over micro-batches.
-    """
-
-    def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
-        self._counts = labelled(micro_batches)
-        self._apart = apart
-        self._parts = list[Tensor]()
-        self._alive: list[bool | Tensor] = []
-        self.tokens: float | Tensor = sum(self._counts)
-
-    def part(self, place: int, loss: Tensor) -> tuple[Tensor, bool | Tensor]:
-        """Return the value to propagate for a micro-batch, and whether it contributes at all."""
-        if isinstance(self.tokens, Tensor) and host_reads_are_free(loss):
-            self._counts = [int(count) for count in self._counts]
-            self.tokens = sum(self._counts)
-        count = self._counts[place]
-        total = self.tokens
-        many = len(self._counts)
-        if isinstance(total, Tensor):
-            total = total.to(loss.device)
-            count = torch.as_tensor(count, device=loss.device)
-            alive: bool | Tensor = torch.where(total > 0, count > 0, loss.isfinite())
-            ratio = torch.where(total > 0, many * count.double() / total.clamp_min(1), 1.0)
-            part = loss if many == 1 else loss * ratio.to(loss.dtype)
-        else:
-            # Without any label that we know of, the objective has others if its loss is a number.
-            alive = count > 0 if total else loss.detach().isfinite()
-            alive = (
-                bool(alive) if isinstance(alive, Tensor) and host_reads_are_free(alive) else alive
-            )
-            part = loss if not total or many * count == total else loss * (many * count / total)
-        self._alive.append(alive)
-        self._parts.append(_selected(part.detach(), alive) if many > 1 else part.detach())
-        return part if many == 1 or self._apart else part / many, alive
-
-    @property
-    def known(self) -> bool | Tensor:
-        """See `Pass`."""
-        return _any(self._alive)
-
-    @property
-    def factor(self) -> float | Tensor | None:
-        """Return the factor on the gradients after the last micro-batch."""
-        if self._apart:
-            return _share_alive(self._alive)
-        return None
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean over all labelled tokens."""
-        many = len(self._parts)
-        if many > 1:
-            return _where(self.known, torch.stack(self._parts).mean())
-        return self._parts[0]
-
-
-class _Sums:
-    """Weights of micro-batches with summed losses; their tokens are counted along the way.
-
-    Until the last one was seen, gradients are divided by the tokens in the data, so that they have
-    a usual size for fp16.
-    """
-
-    def __init__(self, micro_batches: Sequence[Any], apart: bool) -> None:
-        self._many = len(micro_batches)
-        self._apart = apart
-        self._guess = sum(pass_size(micro) for micro in micro_batches)
-        self._totals = list[Tensor]()
-        self._counts = list[float | Tensor]()
-
-    def part(self, place: int, loss: LossSum) -> tuple[Tensor, bool | Tensor]:
-        """Return the value to propagate for a micro-batch, and whether it contributes at all."""
-        total, count = loss
-        alive = count > 0
-        self._totals.append(_selected(total.detach(), alive))
-        self._counts.append(count)
-        if self._many == 1:
-            return total / _above_zero(count), alive
-        return total * (self._many / self._guess if self._apart else 1 / self._guess), alive
-
-    @property
-    def tokens(self) -> float | Tensor:
-        """Number of labelled tokens of all micro-batches."""
-        return sum(self._counts)
-
-    @property
-    def factor(self) -> float | Tensor | None:
-        """Return the factor on the gradients after the last micro-batch."""
-        if self._many == 1:
-            return None
-        tokens = self.tokens
-        share = (
-            _share_alive([count > 0 for count in self._counts]) if self._apart else None
-        ) or 1.0
-        if isinstance(tokens, Tensor):
-            wanted: Tensor = share * self._guess / _above_zero(tokens).double()
-            return wanted
-        if tokens and tokens != share * self._guess:
-            return share * self._guess / tokens
-        return None
-
-    @property
-    def known(self) -> bool | Tensor:
-        """See `Pass`."""
-        return _any([count > 0 for count in self._counts])
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean over all labelled tokens."""
-        total = torch.stack(self._totals).sum() if self._many > 1 else self._totals[0]
-        return _where(self.known, total / _above_zero(self.tokens))
 
 
 def _propagate(
@@ -306,56 +235,18 @@ def _propagate(
             hook.remove()
 
 
-def _no_gradient(part: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Set a zero gradient for each parameter that the loss depends on; for all if on none."""
-    if part.requires_grad:
+def _no_gradient(part: Tensor, parameters: Sequence[Tensor], *, passed: bool) -> None:
+    """Set a zero gradient for each parameter that the loss depends on; for all if on none.
+
+    Args:
+        part: Loss.
+        parameters: Trained parameters.
+        passed: True if a backward pass of it has been made.
+    """
+    if part.requires_grad and not passed:
         part.backward()
     for p in [p for p in parameters if p.grad is not None] or parameters:
         p.grad = torch.zeros_like(p)
-
-
-def _selected(value: Tensor, alive: bool | Tensor) -> Tensor:
-    """Return the value if it contributes, else 0."""
-    return (
-        torch.where(alive, value, 0.0)
-        if isinstance(alive, Tensor)
-        else value
-        if alive
-        else torch.zeros_like(value)
-    )
-
-
-def _any(alive: Sequence[bool | Tensor]) -> bool | Tensor:
-    if any(one is True for one in alive):
-        return True
-    waiting = [one for one in alive if isinstance(one, Tensor)]
-    if waiting:
-        return torch.stack(waiting).any()
-    return False
-
-
-def _share_alive(alive: Sequence[bool | Tensor]) -> float | None:
-    """Return the share of micro-batches that contribute; None if all do."""
-    kept = sum(one is not False for one in alive)
-    if 0 < kept < len(alive):
-        return kept / len(alive)
-    return None
-
-
-def _where(known: bool | Tensor, value: Tensor) -> Tensor:
-    """Return the value if it is known, else NaN."""
-    if isinstance(known, Tensor):
-        return torch.where(known, value, math.nan)
-    if known:
-        return value
-    return torch.full_like(value, math.nan)
-
-
-def _above_zero(count: float | Tensor) -> Any:
-    """Return the count if it is above 0, else 1."""
-    if isinstance(count, Tensor):
-        return torch.where(count > 0, count, 1)
-    return count or 1
 
 
 def _scalar(loss: Tensor) -> Tensor:

@@ -69,6 +69,24 @@ def first_rows(micro: Any, count: int) -> Any:
     return _rows(micro, rows, slice(0, count))
 
 
+def share_of(micro: Any, place: int, parts: int) -> Any:
+    """Return one of `parts` equal shares of the rows of a micro-batch.
+
+    Raises:
+        UserError: The rows are no multiple of `parts`.
+    """
+    if parts == 1:
+        return micro
+    rows = max((len(array) for array in _arrays(micro) if array.ndim), default=0)
+    if not rows or rows % parts:
+        raise UserError(
+            f"with {parts} processes, a micro-batch must have a multiple of {parts} rows, found "
+            f"{rows}; return other rows, or start another number of processes"
+        )
+    size = rows // parts
+    return _rows(micro, rows, slice(size * place, size * (place + 1)))
+
+
 def placed(micro: Any, device: torch.device) -> Any:
     """Return a micro-batch with its tensors on `device`."""
     if isinstance(micro, Tensor):

@@ -12,6 +12,7 @@ from torch.amp import GradScaler
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainenv.config.schema import OptimizerConfig
+from trainenv.distributed.shards import named_parameters_of
 from trainenv.models.spec import spec_of
 from trainenv.training.chained_optimizer import ChainedOptimizer
 from trainenv.training.copies import Copies
@@ -59,7 +60,7 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return parameter groups of the trained parameters: those that decay, and the others."""
     spec = spec_of(model)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in named_parameters_of(model) if p.requires_grad]
     decayed = [p for name, p in named if spec.decays(name, p)]
     kept = [p for name, p in named if not spec.decays(name, p)]
     groups: list[dict[str, Any]] = [

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainenv.config.schema import TrainingConfig, validate
+from trainenv.distributed.shards import parameters_of
 from trainenv.objectives import NextToken
 from trainenv.training.chained_optimizer import ChainedOptimizer
 from trainenv.training.optimizers import Rates, base_rates
@@ -285,7 +286,7 @@ def trained(
         raise UserError(
             "optimizer must hold each parameter once, found one twice; give tied weights to it once"
         )
-    owned = {id(p) for p in (*model.parameters(), *_parameters_within(objective))}
+    owned = {id(p) for p in (*parameters_of(model), *_parameters_within(objective))}
     foreign = sum(id(p) not in owned for p in every)
     if foreign:
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,12 @@ def expand(snapshot: Snapshot) -> dict[str, Any]:
     expanded = _join(snapshot.state, snapshot.tensors)
     assert isinstance(expanded, dict)
     return expanded
+
+
+def with_state(snapshot: Snapshot, state: Mapping[str, Any]) -> Snapshot:
+    """Return a snapshot with another state, and the tensors that this state refers to."""
+    tensors = {name: snapshot.tensors[name] for name in sorted(_names(state))}
+    return replace(snapshot, state=state, tensors=tensors)
 
 
 def fingerprint(snapshot: Snapshot, leave_out: tuple[str, ...] = ()) -> str:

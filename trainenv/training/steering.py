@@ -335,7 +335,12 @@ class Steered(ABC):
         Raises:
             UserError: A part of the run cannot take its part of the state; the run is unchanged.
         """
-        monitor = Monitor(self.config.monitor, steps=self.config.steps, probe=self._monitor.probe)
+        monitor = Monitor(
+            self.config.monitor,
+            steps=self.config.steps,
+            probe=self._monitor.probe,
+            agreed=self._monitor.agreed,
+        )
         try:
             clipper = self._new_clipper(state["clip"]["name"])
             monitor.index.load_state_dict(state["monitor"])
