@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,8 @@ class TrainingRun(Steered):
     Raises:
         UserError: A part is of a wrong kind or does not fit the others. Nothing was changed.
     """
+
+    in_place: ClassVar[bool] = False  # True for a fork that borrows the tensors of its run
 
     @torch.inference_mode(False)
     def __init__(
@@ -402,12 +404,7 @@ class TrainingRun(Steered):
         if exact:
             check_exact(snapshot, self._numerics())
         self._take_on(snapshot.step, state)
-        self._weights.load(self.model, self.optimizer, self.objective, state)
-        optimizers.load_state(self.optimizer, state["optimizer"])
-        if (saved := state["objective"]) is not None:
-            if not isinstance(self.objective, nn.Module):  # which copies what it loads
-                saved = copy.deepcopy(saved)
-            self.objective.load_state_dict(saved)  # type: ignore[attr-defined]
+        self._load_trained(state)
         self._recent.add(snapshot)
 
     @exclusive()
@@ -451,24 +448,44 @@ class TrainingRun(Steered):
         return snapshots.view(self.step, self._state())
 
     def _state(self) -> dict[str, Any]:
-        objective = None
-        if hasattr(self.objective, "state_dict"):
-            objective = self.objective.state_dict()
         observed = {}
         if self._observed.before is not None:
             observed["observed"] = self._observed.before
         return {
             **observed,
-            **self._weights.state(self.model, self.optimizer, self.objective),
-            "optimizer": optimizers.state_of(self.optimizer),
+            **self._trained_state(),
             "scaler": self._scaler.state_dict(),
             "rng": self._rng.state_dict(),
             **self._steering_state(),
-            "objective": objective,
             "ledger": self.ledger.as_dict(),
             "numerics": self._numerics(),
             "statistics": {"epoch": self.epoch, **self._monitor.statistics.state_dict()},
         }
+
+    def _trained_state(self) -> dict[str, Any]:
+        """Return the state of model, optimizer and objective, without copies."""
+        objective = None
+        if hasattr(self.objective, "state_dict"):
+            objective = self.objective.state_dict()
+        return {
+            **self._weights.state(self.model, self.optimizer, self.objective),
+            "optimizer": optimizers.state_of(self.optimizer),
+            "objective": objective,
+        }
+
+    def _load_trained(self, state: Mapping[str, Any]) -> None:
+        """Restore what `_trained_state` returned; none of its tensors are kept."""
+        self._weights.load(self.model, self.optimizer, self.objective, state)
+        optimizers.load_state(self.optimizer, state["optimizer"])
+        if (saved := state["objective"]) is not None:
+            if not isinstance(self.objective, nn.Module):  # which copies what it loads
+                saved = copy.deepcopy(saved)
+            self.objective.load_state_dict(saved)  # type: ignore[attr-defined]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the trained parts on their devices: weights, buffers, moments."""
+        return sum(tensor.nbytes for tensor in snapshots.tensors_of(self._trained_state()))
 
     def _numerics(self) -> dict[str, Any]:
         return numerics.numerics(self.model, self.optimizer, self.device, self.config)

@@ -226,7 +226,7 @@ class Stopping(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:Experiment logs directory")  # the interrupted run wrote there
-@pytest.mark.parametrize("stop", [9, 16, 40])
+@pytest.mark.parametrize("stop", [9, 16, 18, 40])  # 18: saved while a branch was trained again
 def test_an_interrupted_run_resumes_to_the_same_end(stop: int, tmp_path: Path) -> None:
     def training(folder: str, *further: Any, ckpt_path: Any = None) -> dict[str, Any]:
         steer = Steer(
