@@ -44,7 +44,7 @@ class Setting:
         layers: Number of blocks.
         length: Tokens of a sequence.
         rows: Sequences of a batch.
-        lr: Learning rate that suits.
+        lr: Highest learning rate that suits.
         between: Function that is called before each batch is put together.
     """
 
@@ -57,7 +57,7 @@ class Setting:
     layers: int = 2
     length: int = 64
     rows: int = 8
-    lr: float = 4e-3
+    lr: float = 3e-2
     between: Callable[[], None] = lambda: None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from trainenv.types import UserError
 
 _MOST_ROWS = 64  # that the monitor looks at
 MOST = 16  # batches: more would cost more than branches do
+SHARE = 1 / 200  # of the compute of the run: the most that one evaluation costs
 _PROBED = 512  # tokens that the monitor looks at, at least, if a batch has them
 
 
@@ -66,6 +67,22 @@ class HeldOut:
                 return [of_one(batch) for batch in several]
 
         return cls(batches=batches, losses=of_all, loss=of_one)
+
+    def within(self, steps: int, size: float | None) -> HeldOut:
+        """Return the first of the batches, at least one: one evaluation costs `SHARE` of a run.
+
+        Args:
+            steps: Steps of the run.
+            size: Tokens or rows of a step; None if not known: then those of three batches.
+        """
+        left = 3 * SHARE * steps  # a step costs as much as three forward passes
+        kept: list[Any] = []
+        for batch in self.batches:
+            left -= 1 / 3 if size is None else pass_size(batch) / size
+            if kept and left < 0:
+                break
+            kept.append(batch)
+        return replace(self, batches=kept)
 
     def evaluate(self) -> float:
         """Return the mean loss over the labelled tokens, nats; NaN without batches."""
