@@ -4,8 +4,9 @@ Under attack a shard of the data is random, and the learning rate is three times
 suits. Each script of `attach_scripts.py` runs as it is and attached, on the same seeds:
 
 - *held-out loss* at the end, under attack: the difference to the script as it is, by seed;
-- *time* on a calm run: the ratio to the script as it is. All train in one process and take turns
-  after each step, so that whatever else the machine does slows them alike;
+- *time* on a calm run: the ratio to the script as it is, in seconds of the processor. All train in
+  one process and take turns after each step, so that whatever else the machine does slows them
+  alike;
 - *memory*: the highest resident size of a process that trains once. On a CPU the states to roll
   back to are part of it; on a GPU they are not on the device.
 
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def final(framework: str, seed: int, mode: str, *, attacked: bool) -> float:
 
 
 def times(framework: str, size: str, modes: Sequence[str]) -> dict[str, float]:
-    """Train calm runs in turn, a step of each; return the seconds of each mode.
+    """Train calm runs in turn, a step of each; return the seconds of the processor by mode.
 
     Args:
         framework: Name of the framework.
@@ -96,27 +98,24 @@ def times(framework: str, size: str, modes: Sequence[str]) -> dict[str, float]:
         own = greenlet.getcurrent()
         if own not in turns:  # what steers a run reads its data too
             return
-        seconds[modes[turns.index(own)]] += time.perf_counter() - began
+        seconds[modes[turns.index(own)]] += time.process_time() - began
         place = turns.index(own)
         following = [one for one in (*turns[place + 1 :], *turns[:place]) if not one.dead]
         if following:
             following[0].switch()
-        began = time.perf_counter()
+        began = time.process_time()
 
     def begin(mode: str, out: Path) -> None:
         setting = Setting(
             seed=0, mode=mode, out=out, attacked=False, between=hand_over, **SIZES[size]
         )
         nonlocal began
-        began = time.perf_counter()
+        began = time.process_time()
         SCRIPTS[framework](setting)
-        seconds[mode] += time.perf_counter() - began
+        seconds[mode] += time.process_time() - began
 
     with tempfile.TemporaryDirectory() as folder, silence():
-        turns = [greenlet.greenlet(begin) for _ in modes]
-        for mode, turn in zip(modes, turns):
-            if not turn.dead:
-                turn.switch(mode, Path(folder) / mode)
+        turns = [greenlet.greenlet(partial(begin, mode, Path(folder) / mode)) for mode in modes]
         while left := [one for one in turns if not one.dead]:
             left[0].switch()
     return seconds

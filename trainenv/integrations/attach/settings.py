@@ -56,7 +56,10 @@ class Settings:
     def statement(self, run: InPlaceRun) -> str:
         """Return what the mode may cost, in a sentence."""
         batches = len(run.held_out)
-        measured = f"; held-out losses are those of {batches} batches" if batches else ""
+        measured = ""
+        if batches:
+            kind = "batch" if batches == 1 else "batches"
+            measured = f"; held-out losses are those of {batches} {kind}"
         if self.mode == "watch":
             return f"watching trains no further step and changes no bit of the run{measured}"
         counted = "on top of its budget" if self.extra else "which are taken off its budget"
