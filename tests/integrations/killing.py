@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -123,7 +125,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed of the moments")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    found = measure(options.kills, options.seed)
+    with contextlib.redirect_stdout(io.StringIO()):  # the Trainers' logs
+        found = measure(options.kills, options.seed)
     print(json.dumps(found) if options.json else found)
     resumed = found.get("resumed from a checkpoint", 0)
     fine = found["same end"] == found["moments"] and found["loaded by a plain Trainer"] == resumed

@@ -20,12 +20,13 @@ from transformers import Trainer, TrainerCallback
 
 from trainenv.integrations.attach import checkpoint_folders
 from trainenv.integrations.attach.begin import begin
-from trainenv.integrations.attach.data import Data, LoaderSource
+from trainenv.integrations.attach.data import Data, LoaderSource, Source
 from trainenv.integrations.attach.held_out import HeldOut
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, StatefulPart
 from trainenv.integrations.attach.rates import inner, scheduled_rates
 from trainenv.integrations.attach.session import Session
 from trainenv.integrations.attach.settings import Choices
+from trainenv.integrations.attach.streams import StreamSource, stream_in
 from trainenv.integrations.huggingface_parts import (
     ENDLESS,
     EpochLength,
@@ -204,13 +205,19 @@ class Attachment:
 
         prepared = self._own["get_train_dataloader"]()
         base = getattr(prepared, "base_dataloader", prepared)
-        device = self._trainer.args.device
-        self._data = Data(
-            LoaderSource(base, place=lambda batch: send_to_device(batch, device), counted=True),
-            accumulation=self._trainer.args.gradient_accumulation_steps,
-            ahead=base is not prepared,
-            device=device,
-        )
+        arguments = self._trainer.args
+        accumulation = arguments.gradient_accumulation_steps
+        device = arguments.device
+
+        def place(batch: Any) -> Any:
+            return send_to_device(batch, device)
+
+        source: Source = LoaderSource(base, place=place, counted=True)
+        if (stream := stream_in(base)) is not None:
+            steps = arguments.max_steps * accumulation
+            source = StreamSource(stream, steps, device, place=place)
+        ahead = base is not prepared
+        self._data = Data(source, accumulation=accumulation, ahead=ahead, device=device)
         return Loader(prepared)
 
     def _batch_samples(self, iterator: Any, count: int, *args: Any) -> Any:

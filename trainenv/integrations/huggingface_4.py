@@ -72,6 +72,16 @@ class SavedAsInt(EpochLength):
         return int, (int(self),)
 
 
+class EndlessEpoch(int):
+    """Steps of an epoch, of which a resumed Trainer finds none behind it: it skips no batches."""
+
+    def __rfloordiv__(self, steps: int) -> int:
+        return 0
+
+    def __rmod__(self, steps: int) -> int:
+        return 0
+
+
 class Attachment4(Attachment):
     """A Trainer of transformers 4.57 that is steered; made by `trainenv.attach`."""
 
@@ -84,13 +94,12 @@ class Attachment4(Attachment):
                 "include_tokens_per_second=True; set it to False, or use transformers 5"
             )
         self._running_loss = RunningLossPart()
-        kept = arguments.max_steps, arguments.ignore_data_skip
-        arguments.ignore_data_skip = True  # our data know where they are
+        steps = arguments.max_steps
         try:
             with super()._in_between():
                 yield
         finally:
-            arguments.max_steps, arguments.ignore_data_skip = kept
+            arguments.max_steps = steps
 
     def _of_version(self) -> list[tuple[Any, str, Callable[..., Any]]]:
         return [(self._trainer, "_maybe_log_save_evaluate", self._after_step)]
@@ -112,7 +121,7 @@ class Attachment4(Attachment):
         args.max_steps = SavedAsInt.of(
             args.max_steps, self._data, lambda: self.session.current.unfinished
         )
-        return ENDLESS, ENDLESS, examples, samples, by_epoch, None, steps
+        return ENDLESS, EndlessEpoch(ENDLESS), examples, samples, by_epoch, None, steps
 
     def _counters(self) -> dict[str, Any]:
         return {**super()._counters(), "running loss": self._running_loss}

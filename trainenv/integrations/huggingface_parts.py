@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from trainenv.integrations.attach.data import Data
 from trainenv.integrations.attach.held_out import some_of
 from trainenv.integrations.attach.parts import AttributesPart, LengthPart, Part
+from trainenv.integrations.attach.streams import saves_place
 from trainenv.tools import rng
 from trainenv.types import UserError
 
@@ -90,13 +91,13 @@ def check(trainer: Any, mode: str) -> None:
             "the batch size must be fixed, to go back to earlier batches, found "
             "auto_find_batch_size=True; set per_device_train_batch_size"
         )
-    if isinstance(trainer.train_dataset, IterableDataset) or not hasattr(
-        trainer.train_dataset, "__len__"
-    ):
+    data = trainer.train_dataset
+    unsized = isinstance(data, IterableDataset) or not hasattr(data, "__len__")
+    if unsized and not saves_place(data):
         raise UserError(
             "the data must have positions, to be trained on again after a rewind, found a stream "
-            f"({type(trainer.train_dataset).__name__}); give a data set with a length, or use "
-            "mode='watch'"
+            f"({type(data).__name__}) without state_dict and load_state_dict; give a data set with "
+            "a length or a stream that saves its place, or use mode='watch'"
         )
     if args.dataloader_num_workers:
         raise UserError(

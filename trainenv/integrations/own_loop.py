@@ -62,8 +62,9 @@ def steer(
     Args:
         model: Model that is trained.
         optimizer: Optimizer, or a list of them.
-        loader: Loader of the training data: a `DataLoader` over a data set with a length, or a list
-            of batches. A run that is only watched takes any iterable.
+        loader: Loader of the training data: a `DataLoader` over a data set with a length, a list
+            of batches, or a stream with `state_dict` and `load_state_dict`, which begins again at
+            its end. A run that is only watched takes any iterable.
         scheduler: Learning-rate scheduler, or a list of them; each is stepped once a step.
         out: Folder to record in.
         validation: Held-out batches; at most 16 are used. Needed unless the run is only watched.
@@ -142,15 +143,17 @@ class Steer:
         watched = not choices.steers
         accumulation = accelerated.accumulation_of(loader, accumulation)
         self._prepared = accelerated.prepared(loader, optimizers, steered=not watched)
+        total = _steps(loader, epochs, steps, accumulation)
         data = None
         if not watched:
+            most = total * accumulation
+            prepared = self._prepared
             data = Data(
-                source_of(loader) if self._prepared is None else self._prepared.source,
+                prepared.source if prepared else source_of(loader, steps=most, device=device),
                 accumulation=accumulation,
                 ahead=self._prepared is not None,
                 device=device,
             )
-        total = _steps(loader, epochs, steps, accumulation)
         held_out = HeldOut.of(model, some_of(validation), loss, self._in_loop, watched=watched)
         accelerated.end_held_out(validation)
         self._scaled = accelerated.scaler_of(optimizers) if scaler is None else scaler
