@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import tempfile
@@ -82,7 +83,11 @@ def train(
     folder, file = model_at
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    whole = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    config = copy.deepcopy(packed.config)
+    del config.quantization_config  # its weights are floats by now, and may be trained
+    whole = AutoModelForCausalLM.from_config(config)
+    whole.load_state_dict(packed.state_dict())
     model = get_peft_model(whole, LoraConfig(r=8, target_modules="all-linear"))
     tokens = sequences(texts, tokenizer, HELD_OUT + STEPS * ROWS)
     train_on = tokens[HELD_OUT:].clone()

@@ -12,8 +12,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import trainenv
 from tests.integrations.hf_trainings import Examples, state_of, trainer
-from tests.integrations.trainings import OFTEN, OwnLoop, Sequences, all_equal, loss_of, trying
-from trainenv.records.run_folder import read_events
+from tests.integrations.trainings import (
+    OFTEN,
+    OwnLoop,
+    Sequences,
+    all_equal,
+    kinds,
+    loss_of,
+    trying,
+)
 from trainenv.types import UserError
 
 STEPS = 40
@@ -48,11 +55,6 @@ def loop(place: int = 0) -> OwnLoop:
     made = OwnLoop(epochs=1)
     made.loader = DataLoader(Counting(Sequences(4 * STEPS)), batch_size=4)  # type: ignore[arg-type]
     return made
-
-
-def kinds(folder: Path) -> list[str]:
-    """Return the kinds of the recorded events, in order."""
-    return [event["kind"] for event in read_events(folder)]
 
 
 def test_refused_branches_over_a_stream_leave_no_trace(tmp_path: Path) -> None:
