@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv.config.schema import RunConfig, TrainingConfig
+from trainenv.data.streams import StreamBatches
 from trainenv.models.spec import spec_of
 from trainenv.monitor.alarm_detail import LayerNorms, largest_logits, layer_names
 from trainenv.monitor.hypergradient import ObservedStep, due
@@ -20,6 +21,7 @@ from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.recorder import OBJECTIVE
 from trainenv.objectives import NextToken
+from trainenv.tools.packing import pack, unpack
 from trainenv.tools.rng import RandomState, exclusive
 from trainenv.training import forking, numerics, optimizers, parts, schedules, snapshots, trial
 from trainenv.training.backward import Pass, as_loss, backward, mean_loss, mean_of
@@ -52,7 +54,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles if the data has no epochs
-_NOT_IN_FINGERPRINT = ("ledger", "numerics", "statistics")  # parts without effect on the future
+# parts without effect on the future
+_NOT_IN_FINGERPRINT = ("ledger", "numerics", "statistics", "stream")
 
 
 class TrainingRun(Steered):
@@ -405,6 +408,8 @@ class TrainingRun(Steered):
             check_exact(snapshot, self._numerics())
         self._take_on(snapshot.step, state)
         self._load_trained(state)
+        if isinstance(self._batches, StreamBatches) and "stream" in state:
+            self._batches.load_state_dict(unpack(state["stream"]))
         self._recent.add(snapshot)
 
     @exclusive()
@@ -451,8 +456,12 @@ class TrainingRun(Steered):
         observed = {}
         if self._observed.before is not None:
             observed["observed"] = self._observed.before
+        stream = {}
+        if isinstance(self._batches, StreamBatches):
+            stream["stream"] = pack(self._batches.state_dict(), "the place of the data")
         return {
             **observed,
+            **stream,
             **self._trained_state(),
             "scaler": self._scaler.state_dict(),
             "rng": self._rng.state_dict(),

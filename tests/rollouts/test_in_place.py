@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.integrations.trainings import OFTEN, trying
 from tests.support.own_runs import adamw, config, net, run_of
-from trainenv import branching, train
+from trainenv import train
 from trainenv.records.run_folder import read_events
 from trainenv.rollouts import NOTHING, Rollouts, in_place
 from trainenv.rollouts.in_place import InPlaceFork, check_branchable, fork_of, reason_in_place
@@ -129,14 +130,12 @@ def test_a_full_device_has_forks_in_place(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_loop_steers_what_cannot_be_copied(tmp_path: Path) -> None:
-    settings = {"every": 10, "horizon": 8, "verify_steps": 4, "max_waste": 0.9}
-    run = run_of(locked(), config=config(branching=settings))
+    run = run_of(locked(), config=config(branching=OFTEN))
     assert "take turns in the run's own tensors, as model.lock is a lock" in reason_in_place(run)
-    train(run, tmp_path / "run", callback=branching())
-    kinds = [event["kind"] for event in read_events(tmp_path / "run")]
-    assert "decision" in kinds
-    reasons = [event["reason"] for event in read_events(tmp_path / "run") if "reason" in event]
-    assert not [reason for reason in reasons if "cannot be forked" in reason]
+    train(run, tmp_path / "run", callback=trying(accepts=True, factors=(0.5,)))
+    decisions = [e for e in read_events(tmp_path / "run") if e["kind"] == "decision"]
+    assert any(event["detail"]["accepted"] for event in decisions)
+    assert run.lr_scale < 1
 
 
 class Generating:

@@ -102,9 +102,7 @@ class RunFolder:
         return cls(folder)
 
     @classmethod
-    def resume(
-        cls, path: str | Path, *, at_most: int | None = None
-    ) -> tuple[RunFolder, Snapshot]:
+    def resume(cls, path: str | Path, *, at_most: int | None = None) -> tuple[RunFolder, Snapshot]:
         """Return the folder of an interrupted run, and its newest whole checkpoint.
 
         Nothing is written yet.

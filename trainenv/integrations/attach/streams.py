@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from trainenv.data import StreamBatches
-from trainenv.integrations.attach.packing import pack, unpack
 from trainenv.tools import rng
+from trainenv.tools.packing import pack, unpack
 
 
 class StreamSource:
@@ -67,10 +67,8 @@ class StreamSource:
         return pack(self._batches.state_dict(), "the place of the stream")
 
     def load(self, state: Any) -> None:
-        """See `trainenv.integrations.attach.data.Source`. Places recorded since are as good."""
-        saved = unpack(state)
-        if not saved["places"].keys() <= set(self._batches.recorded):
-            self._batches.load_state_dict(saved)
+        """See `trainenv.integrations.attach.data.Source`."""
+        self._batches.load_state_dict(unpack(state))
 
 
 class LoaderOverStream:
