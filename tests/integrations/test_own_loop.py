@@ -250,6 +250,7 @@ class NoState:
         ({"optimizer": NoState()}, "must have param_groups and state_dict"),
         ({"mode": "brnching"}, "mode must be one of watch, rules, branching"),
         ({"budget": "none"}, "budget must be one of extra, included"),
+        ({"config": {"branchin": {"every": 3}}}, "unknown key 'branchin'"),
         ({"also": [object()]}, "without state_dict"),
         ({"model": torch.zeros(1)}, "model must be a module"),
     ],
@@ -267,6 +268,13 @@ def test_what_cannot_be_steered_is_refused_in_a_sentence(
     with pytest.raises(UserError, match=sentence):
         trainenv.steer(**{**usual, **changed}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("here")
+    with pytest.raises(UserError, match="out must be a new folder or an empty one"):
+        OwnLoop().steered(tmp_path / "run")
 
 
 def test_a_stream_can_be_watched(tmp_path: Path) -> None:

@@ -231,6 +231,11 @@ class Session:
             folder, _ = resume(self.out, self.run, self.callback)
             return folder
         if self._saved is None:
+            if self.out.is_dir() and any(self.out.iterdir()):
+                raise UserError(
+                    f"out must be a new folder or an empty one, found files in {self.out}; give "
+                    "another, or resume the run in it from its checkpoint"
+                )
             return RunFolder.create(self.out, self.run.config)
         if "parts" not in self._saved:
             at_most = self._saved["step"]

@@ -103,6 +103,7 @@ class Choices:
         choice("mode", self.mode, get_args(Mode))
         choice("budget", self.budget, get_args(BudgetKind))
         number("max_waste", self.max_waste, least=0, most=0.9)
+        self.settings(steps=_FULL_LENGTH, lrs=(), seed=0, name="attached")  # checks the keys
 
     @property
     def steers(self) -> bool:
