@@ -143,10 +143,9 @@ class Steer:
         watched = not choices.steers
         accumulation = accelerated.accumulation_of(loader, accumulation)
         self._prepared = accelerated.prepared(loader, optimizers, steered=not watched)
-        total = _steps(loader, epochs, steps, accumulation)
         data = None
         if not watched:
-            most = total * accumulation
+            most = None if steps is None else steps * accumulation
             prepared = self._prepared
             data = Data(
                 prepared.source if prepared else source_of(loader, steps=most, device=device),
@@ -154,6 +153,7 @@ class Steer:
                 ahead=self._prepared is not None,
                 device=device,
             )
+        total = _steps(loader, epochs, steps, accumulation)
         held_out = HeldOut.of(model, some_of(validation), loss, self._in_loop, watched=watched)
         accelerated.end_held_out(validation)
         self._scaled = accelerated.scaler_of(optimizers) if scaler is None else scaler

@@ -159,12 +159,12 @@ def fork_of(run: R, *, forks: int = 1) -> R:
     if not isinstance(run, TrainingRun) or run.folded:
         return run.fork("verify")
     if has_no_room(run, forks):
-        return InPlaceFork.of(run)
+        return InPlaceFork.of(run)  # type: ignore[return-value]
     try:
         return run.fork("verify")
     except UserError:
         check_branchable(run)
-        return InPlaceFork.of(run)
+        return InPlaceFork.of(run)  # type: ignore[return-value]
 
 
 def has_no_room(run: Run, forks: int) -> bool:

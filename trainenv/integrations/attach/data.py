@@ -152,18 +152,22 @@ def source_of(
 
     Args:
         loader: Loader.
-        steps: Number of batches that a stream without a length will be asked for; None to refuse
-            streams.
-        device: Device of the run.
+        steps: Number of batches that a stream without a length will be asked for, if known.
+        device: Device of the run; None to refuse streams.
 
     Raises:
         UserError: It cannot be gone through by position; the sentence says why.
     """
     stream = stream_in(loader)
-    if stream is not None and steps is not None:
+    if stream is not None and device is not None:
         with suppress(TypeError):  # a stream without a length
             steps = len(loader)
-        return StreamSource(stream, steps, device or torch.device("cpu"))
+        if steps is None:
+            raise UserError(
+                f"steps must be given for a stream without a length, found {type(loader).__name__}; "
+                "give the number of optimizer steps"
+            )
+        return StreamSource(stream, steps, device)
     if isinstance(loader, DataLoader):
         if isinstance(loader.dataset, IterableDataset):
             raise UserError(
