@@ -2,9 +2,9 @@
 
 steer = trainenv.steer(model, optimizer, loader, scheduler=scheduler, out="runs/mine")
 for batch in steer:                          # was: for batch in loader
-loss = loss_of(model, batch)
-loss.backward()
-steer.step(loss)                         # was: optimizer.step(); scheduler.step(); …
+    loss = loss_of(model, batch)
+    loss.backward()
+    steer.step(loss)                         # was: optimizer.step(); scheduler.step(); …
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ def steer(
     Args:
         model: Model that is trained.
         optimizer: Optimizer, or a list of them.
-        loader: Loader of the training data: a `DataLoader` over a data set with a length, a list
-            of batches, or a stream with `state_dict` and `load_state_dict`, which begins again at
-            its end. A run that is only watched takes any iterable.
+        loader: Loader of the training data: a `DataLoader`, a list of batches, or a stream that
+            saves its place. A run that is only watched takes any iterable.
         scheduler: Learning-rate scheduler, or a list of them; each is stepped once a step.
         out: Folder to record in.
         validation: Held-out batches; at most 16 are used. Needed unless the run is only watched.

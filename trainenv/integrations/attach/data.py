@@ -164,8 +164,8 @@ def source_of(
             steps = len(loader)
         if steps is None:
             raise UserError(
-                f"steps must be given for a stream without a length, found {type(loader).__name__}; "
-                "give the number of optimizer steps"
+                "steps must be given for a stream without a length, found "
+                f"{type(loader).__name__}; give the number of optimizer steps"
             )
         return StreamSource(stream, steps, device)
     if isinstance(loader, DataLoader):
