@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
-import io
 import json
 import os
 import random
@@ -117,17 +114,3 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
                 counts["same end"] += trained(folder, kind) == whole
                 counts["left behind"] += len(list((folder / "theirs").glob("left-behind-*")))
     return {"moments": share * len(KINDS), **counts}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="attached Trainers, killed and resumed")
-    parser.add_argument("--kills", type=int, default=20, help="number of moments")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    with contextlib.redirect_stdout(io.StringIO()):  # the Trainers' logs
-        found = measure(options.kills, options.seed)
-    print(json.dumps(found) if options.json else found)
-    resumed = found.get("resumed from a checkpoint", 0)
-    fine = found["same end"] == found["moments"] and found["loaded by a plain Trainer"] == resumed
-    sys.exit(0 if fine else 1)
