@@ -11,7 +11,7 @@ logged, saved or evaluated. Its checkpoints hold our state and are resumed as ev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,8 @@ class Attachment:
         source: Source = LoaderSource(base, place=place, counted=True)
         if (stream := stream_in(base)) is not None:
             steps = arguments.max_steps * accumulation
+            with suppress(TypeError):  # a stream without a length
+                steps = len(base)
             source = StreamSource(stream, steps, device, place=place)
         ahead = base is not prepared
         self._data = Data(source, accumulation=accumulation, ahead=ahead, device=device)
