@@ -248,6 +248,9 @@ def test_an_interrupted_run_resumes_to_the_same_end(stop: int, tmp_path: Path) -
     with pytest.raises(Stopped):
         training("cut", Stopping(stop))
     (newest,) = (tmp_path / "cut saved").iterdir()
+    saved = torch.load(newest, weights_only=False)["callbacks"]
+    (ours,) = (state for name, state in saved.items() if "Steer" in name)
+    assert ("parts" in ours) == (stop != 18)
     torch.rand(5)  # a new process is at another random state
     assert all_equal(whole, training("cut", ckpt_path=newest))
 
