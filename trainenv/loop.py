@@ -131,7 +131,7 @@ def train(
             first step if the disk shows it by then), or folder or callback are of a wrong kind.
     """
     _check_arguments(run, folder, callback)
-    return together(run, lambda one: _train(one, folder, callback, watch, stop))
+    return together(run, lambda one: _train(one, folder, callback, watch, stop, observers))
 
 
 def _train(
@@ -140,6 +140,7 @@ def _train(
     callback: Callback | None,
     watch: Watch,
     stop: Callable[[], bool],
+    observers: Sequence[Observer],
 ) -> dict[str, Any]:
     """See `train`; of several processes that train the run, the first one is here."""
     if not isinstance(folder, RunFolder):
@@ -224,7 +225,12 @@ def _state(run: Run, folder: RunFolder, callback: Callback | None) -> Snapshot:
 
 
 def resume(
-    path: Path, run: Run, callback: Callback | None = None, *, accept_changes: bool = False
+    path: Path,
+    run: Run,
+    callback: Callback | None = None,
+    *,
+    accept_changes: bool = False,
+    at_most: int | None = None,
 ) -> tuple[RunFolder, Snapshot]:
     """Restore a run and its callback from the newest checkpoint of a folder, to be trained further.
 
@@ -234,12 +240,13 @@ def resume(
         callback: Callback of the same kind and settings as when the run was recorded.
         accept_changes: True to resume even if text, configuration or callback have changed since.
             The run then ends with other bits than an uninterrupted one.
+        at_most: Largest step of the checkpoint; None for the newest one.
 
     Raises:
         UserError: There is nothing to resume, the run has ended, or its parts have changed. Run and
             folder are unchanged.
     """
-    folder, snapshot = RunFolder.resume(path)
+    folder, snapshot = RunFolder.resume(path, at_most=at_most)
     made = MadeOf.read(folder.path)
     now = MadeOf.of(run, callback)
     folder.flags = made.flags if made is not None else ()

@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainenv.config.schema import RunConfig, TrainingConfig
+from trainenv.data.streams import StreamBatches
 from trainenv.distributed.processes import ALONE, Processes
 from trainenv.models.spec import spec_of
 from trainenv.monitor.alarm_detail import LayerNorms, largest_logits, layer_names
@@ -21,6 +22,7 @@ from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe, evaluating
 from trainenv.monitor.recorder import OBJECTIVE
 from trainenv.objectives import NextToken
+from trainenv.tools.packing import pack, unpack
 from trainenv.tools.rng import RandomState, exclusive
 from trainenv.training import forking, numerics, optimizers, parts, schedules, snapshots, trial
 from trainenv.training.backward import (
@@ -61,7 +63,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ENDLESS_EPOCH_BLOCKS = 64  # blocks that a reorder shuffles if the data has no epochs
-_NOT_IN_FINGERPRINT = ("ledger", "numerics", "statistics")  # parts without effect on the future
+# parts without effect on the future
+_NOT_IN_FINGERPRINT = ("ledger", "numerics", "statistics", "stream")
 
 
 class TrainingRun(Steered):
@@ -103,6 +106,8 @@ class TrainingRun(Steered):
     Raises:
         UserError: A part is of a wrong kind or does not fit the others. Nothing was changed.
     """
+
+    in_place: ClassVar[bool] = False  # True for a fork that borrows the tensors of its run
 
     @torch.inference_mode(False)
     def __init__(
@@ -434,16 +439,9 @@ class TrainingRun(Steered):
         self._take_turn(load=False)
         self._take_on(snapshot.step, state)
         self._load_trained(state)
+        if isinstance(self._batches, StreamBatches) and "stream" in state:
+            self._batches.load_state_dict(unpack(state["stream"]))
         self._recent.add(snapshot)
-
-    def _load_trained(self, state: Mapping[str, Any]) -> None:
-        """Load weights, optimizer and objective from an expanded state."""
-        self._weights.load(self.model, self.optimizer, self.objective, state)
-        optimizers.load_state(self.optimizer, state["optimizer"])
-        if (saved := state["objective"]) is not None:
-            if not isinstance(self.objective, nn.Module):  # which copies what it loads
-                saved = copy.deepcopy(saved)
-            self.objective.load_state_dict(saved)  # type: ignore[attr-defined]
 
     def _take_turn(self, *, load: bool = True) -> None:
         """Put the run into the live parts, if runs take turns in them."""
@@ -516,20 +514,19 @@ class TrainingRun(Steered):
         return snapshots.view(self.step, self._state())
 
     def _state(self) -> dict[str, Any]:
-        objective = None
-        if hasattr(self.objective, "state_dict"):
-            objective = self.objective.state_dict()
         observed = {}
         if self._observed.before is not None:
             observed["observed"] = self._observed.before
+        stream = {}
+        if isinstance(self._batches, StreamBatches):
+            stream["stream"] = pack(self._batches.state_dict(), "the place of the data")
         return {
             **observed,
-            **self._weights.state(self.model, self.optimizer, self.objective),
-            "optimizer": optimizers.state_of(self.optimizer),
+            **stream,
+            **self._trained_state(),
             "scaler": self._scaler.state_dict(),
             "rng": self._rng.state_dict(),
             **self._steering_state(),
-            "objective": objective,
             "ledger": self.ledger.as_dict(),
             "numerics": self.numerics(),
             "statistics": {"epoch": self.epoch, **self._monitor.statistics.state_dict()},
@@ -539,6 +536,31 @@ class TrainingRun(Steered):
         """Return all settings that the bits of the run depend on, as JSON values."""
         settings = numerics.numerics(self.model, self.optimizer, self.device, self.config)
         return settings | self.processes.settings()
+
+    def _trained_state(self) -> dict[str, Any]:
+        """Return the state of model, optimizer and objective, without copies."""
+        objective = None
+        if hasattr(self.objective, "state_dict"):
+            objective = self.objective.state_dict()
+        return {
+            **self._weights.state(self.model, self.optimizer, self.objective),
+            "optimizer": optimizers.state_of(self.optimizer),
+            "objective": objective,
+        }
+
+    def _load_trained(self, state: Mapping[str, Any]) -> None:
+        """Restore what `_trained_state` returned; none of its tensors are kept."""
+        self._weights.load(self.model, self.optimizer, self.objective, state)
+        optimizers.load_state(self.optimizer, state["optimizer"])
+        if (saved := state["objective"]) is not None:
+            if not isinstance(self.objective, nn.Module):  # which copies what it loads
+                saved = copy.deepcopy(saved)
+            self.objective.load_state_dict(saved)  # type: ignore[attr-defined]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the trained parts on their devices: weights, buffers, moments."""
+        return sum(tensor.nbytes for tensor in snapshots.tensors_of(self._trained_state()))
 
     @torch.inference_mode(False)
     def _loss_on(self, micros: Sequence[Any], name: str) -> float:

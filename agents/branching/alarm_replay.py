@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainenv.rollouts.in_place import fork_of
 from trainenv.types import Event, Run, Snapshot, Telemetry
 
 # What must be the same now as in the snapshot, because later steps depend on it.
@@ -39,7 +40,7 @@ def replay(run: Run, snapshot: Snapshot, seen: Sequence[Telemetry]) -> Event:
         snapshot: Snapshot of the run from before them.
         seen: Telemetry of the steps.
     """
-    fork = run.fork("verify")
+    fork = fork_of(run)
     fork.restore(snapshot)
     again = fork.advance(len(seen))
     differs = next((a.step for a, b in zip(again, seen) if _bits(a) != _bits(b)), None)

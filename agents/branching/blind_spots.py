@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainenv.agents.branching.lr_range import SHORTEST
 from trainenv.models.spec import spec_of
+from trainenv.rollouts.in_place import reason_in_place
 from trainenv.types import Run
 
 
@@ -32,6 +33,8 @@ def blind_spots(run: Run) -> tuple[str, ...]:
             f"the range test is blind, as the warm-up has {warmup} steps, fewer than {SHORTEST} "
             "(schedule.warmup)"
         )
+    if reason := reason_in_place(run):
+        found.append(reason)
     return tuple(found)
 
 

@@ -23,6 +23,7 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingSettings
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
+from trainenv.rollouts.in_place import check_branchable
 from trainenv.training.history import KEPT, history_of, sparse_of, stride_of
 from trainenv.types import Event, Intervention, Run, RunHistory, Snapshot, Telemetry, UserError
 from trainenv.verification import record
@@ -94,7 +95,7 @@ class LoopState:
             self._read_history(KEPT, KEPT)
         events = enable_default_clipping(run) if self.settings.default_clip else []
         try:
-            run.check_forkable()
+            check_branchable(run)
         except UserError as error:
             self.triggers.gave_up = True
             events.append(skip_event(run.step, 0, _ASKED, Skipped(str(error), fault=True)))

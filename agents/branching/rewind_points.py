@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from trainenv.rollouts.in_place import fork_of
 from trainenv.types import Run, Snapshot, Telemetry
 
 
@@ -82,7 +83,7 @@ class RewindPoints:
         since = tuple(one for one in history if one.step > snapshot.step)
         if len(since) != run.step - snapshot.step:
             return None
-        start = run.fork("verify")
+        start = fork_of(run)
         start.restore(snapshot)
         start.flag({*(one.data_index for one in since), *run.upcoming(between)})
         return RewindPoint(start=start, step=snapshot.step, since=since)

@@ -13,6 +13,7 @@ import trainenv  # noqa: F401  (registers the environments)
 from tests.support.steered_runs import QUICK, SMALL, Dreamer, Promising
 from trainenv.agents.branching import BranchingAgent, PlanningOptions
 from trainenv.config.schema import BranchingConfig
+from trainenv.objectives import NextToken
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.report.run.run_report import RunReport
@@ -127,13 +128,29 @@ def test_a_run_that_was_stepped_before_is_steered_from_there(tmp_path: Path) -> 
     assert read_telemetry(tmp_path / "run")["step"].min() == began + 1
 
 
+class Generating(NextToken):
+    """A loss that holds a generator, which can be neither copied nor saved."""
+
+    def __init__(self) -> None:
+        self.numbers = (number for number in range(9))
+
+
 def test_a_run_that_cannot_be_forked_is_trained_and_not_decided_on(tmp_path: Path) -> None:
     env: Any = made()
     env.reset(seed=0)
-    env.unwrapped.run.model.lock = threading.Lock()
+    env.unwrapped.run.objective = Generating()
     report = BranchingAgent(env, planner=Promising(), model=Dreamer()).run(60, out=tmp_path / "run")
     assert (report.summary["ended"], report.summary["step"]) == ("budget spent", 60)
     (fault,) = report.summary["faults"]
     assert fault["step"] == 0
-    assert "lock" in fault["reason"]
+    assert "objective.numbers is a generator" in fault["reason"]
     assert report.tree(300).count("cannot be forked") == 1
+
+
+def test_a_model_that_cannot_be_copied_is_decided_on(tmp_path: Path) -> None:
+    env: Any = made()
+    env.reset(seed=0)
+    env.unwrapped.run.model.lock = threading.Lock()
+    report = BranchingAgent(env, planner=Promising(), model=Dreamer()).run(60, out=tmp_path / "run")
+    assert (report.summary["ended"], report.summary["faults"]) == ("budget spent", [])
+    assert "decision 1" in report.tree()

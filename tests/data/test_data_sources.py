@@ -254,6 +254,19 @@ def test_recorded_places_are_carried_to_another_process() -> None:
     assert stream.read <= 8
 
 
+def test_recorded_places_lie_in_the_snapshots_of_a_run() -> None:
+    first = run_on(StreamBatches(Stream(), every=8))
+    first.advance(30)
+    snapshot = first.snapshot()
+    stream = Stream()
+    second = run_on(StreamBatches(stream, every=8))
+    second.restore(snapshot)
+    assert second.fingerprint() == first.fingerprint()
+    stream.read = 0
+    second.advance(1)
+    assert stream.read <= 8
+
+
 def test_iterable_data_set_of_hugging_face() -> None:
     rows = datasets.Dataset.from_dict({"n": list(range(30))}).to_iterable_dataset()
     batches = StreamBatches(rows, every=4)

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from tests.integrations.trainings import Sequences, all_equal
 from trainenv.integrations.attach.data import Data, LoaderSource
-from trainenv.integrations.attach.packing import pack, unpack
 from trainenv.integrations.attach.rates import RatesInForce, scheduled_rates, warmup_of
+from trainenv.tools.packing import pack, unpack
 from trainenv.training import snapshots
 from trainenv.types import UserError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,13 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import trainenv
 from tests.integrations.hf_trainings import Examples, log_of, state_of, trainer
-from tests.integrations.trainings import OFTEN, all_equal, trying
-from trainenv.integrations.attach.stage import Stage
-from trainenv.records.run_folder import read_events
+from tests.integrations.trainings import (
+    OFTEN,
+    all_equal,
+    kinds,
+    leave_out,
+    trying,
+)
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import UserError
 
@@ -28,17 +31,13 @@ pytestmark = [
 VARIANTS: dict[str, dict[str, Any]] = {
     "dropout": {"gradient_accumulation_steps": 1, "num_train_epochs": 1},
     "accumulation": {},
+    "a short last step": {"gradient_accumulation_steps": 3},
     "bf16": {"bf16": True},
     "lora": {"lora": True},
     "compiled": {"torch_compile": True, "torch_compile_backend": "eager"},
     "saved": {"save_strategy": "steps", "save_steps": 7, "eval_strategy": "steps", "eval_steps": 5},
     "sgd": {"optim": "sgd", "lr_scheduler_type": "linear", "warmup_steps": 5},
 }
-
-
-def kinds(folder: Path) -> list[str]:
-    """Return the kinds of the recorded events, in order."""
-    return [event["kind"] for event in read_events(folder)]
 
 
 def refused(tmp_path: Path, **variant: Any) -> Trainer:
@@ -78,16 +77,7 @@ def test_each_part_of_the_state_is_needed(
 ) -> None:
     plain = trainer(tmp_path / "plain")
     plain.train()
-    load = Stage.load
-
-    def without(stage: Stage, state: Mapping[str, Any]) -> None:
-        generators = stage.generators
-        left_out = {name: value for name, value in state.items() if name != part}
-        load(stage, {"generators": state["generators"], **left_out})
-        if part == "generators":
-            stage.generators = generators
-
-    monkeypatch.setattr(Stage, "load", without)
+    leave_out(part, monkeypatch)
     assert not all_equal(state_of(plain), state_of(refused(tmp_path)))
 
 
@@ -181,6 +171,27 @@ def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: P
     assert list((tmp_path / "theirs").glob("left-behind-checkpoint-*"))
     logged = [row["step"] for row in log_of(made) if "loss" in row]
     assert logged == list(range(3, 221, 3))
+
+
+def test_a_rate_that_is_too_high_is_lowered(tmp_path: Path) -> None:
+    def fast(folder: str) -> Trainer:
+        return trainer(
+            tmp_path / folder,
+            data=Examples(400),
+            gradient_accumulation_steps=1,
+            num_train_epochs=1,
+            eval_strategy="no",
+            learning_rate=0.3,
+            warmup_steps=20,
+        )
+
+    plain = fast("plain")
+    plain.train()
+    steered = fast("steered")
+    attachment = trainenv.attach(steered, out=tmp_path / "run", max_waste=0.5)
+    steered.train()
+    assert attachment.session.run.lr_scale < 1
+    assert steered.evaluate()["eval_loss"] < plain.evaluate()["eval_loss"]
 
 
 # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,15 @@ from torchmetrics import MeanMetric
 
 import trainenv
 from tests.integrations.lightning_trainings import Module, fit, loader, state_of
-from tests.integrations.trainings import OFTEN, Sequences, all_equal, batches, trying
-from trainenv.integrations.attach.stage import Stage
-from trainenv.records.run_folder import read_events
+from tests.integrations.trainings import (
+    OFTEN,
+    Sequences,
+    all_equal,
+    batches,
+    kinds,
+    leave_out,
+    trying,
+)
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import UserError
 
@@ -33,11 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def kinds(steer: Any) -> list[str]:
-    """Return the kinds of the recorded events, in order."""
-    return [event["kind"] for event in read_events(steer.report().folder)]
-
-
 def fitted(folder: Path, *callbacks: Any, **variant: Any) -> dict[str, Any]:
     """Train a variant and return its state."""
     if "data" in variant:
@@ -49,7 +49,7 @@ def refused(tmp_path: Path, **variant: Any) -> dict[str, Any]:
     """Return the state after a training in which branches were tried and refused."""
     steer = Steer(tmp_path / "run", callback=trying(accepts=False), config={"branching": OFTEN})
     state = fitted(tmp_path / "refused", steer, **variant)
-    assert kinds(steer).count("decision") >= 1
+    assert kinds(steer.report().folder).count("decision") >= 1
     return state
 
 
@@ -103,16 +103,7 @@ def test_each_part_of_the_state_is_needed(
     plain = fitted(tmp_path / "plain", module=Measured)
     if part == "model":  # once is enough
         assert all_equal(plain, refused(tmp_path / "whole", module=Measured))
-    load = Stage.load
-
-    def without(stage: Stage, state: Mapping[str, Any]) -> None:
-        generators = stage.generators
-        left_out = {name: value for name, value in state.items() if name != part}
-        load(stage, {"generators": state["generators"], **left_out})
-        if part == "generators":
-            stage.generators = generators
-
-    monkeypatch.setattr(Stage, "load", without)
+    leave_out(part, monkeypatch)
     if part == "steps":  # Lightning counts the steps of branches as the run's, and ends early
         with pytest.raises(UserError, match="the framework has ended its training"):
             refused(tmp_path, module=Measured)
@@ -177,7 +168,7 @@ def test_rules_skip_a_bad_shard_and_mark_the_checkpoints_left_behind(tmp_path: P
         check_val_every_n_epoch=10,
     )
     run = steer.session.run
-    assert kinds(steer).count("rewind") >= 1
+    assert kinds(steer.report().folder).count("rewind") >= 1
     assert run.lr_scale < 1
     assert set(range(250, 254)) <= set(run.flagged)
     assert not set(range(250, 254)) & set(
@@ -226,7 +217,7 @@ class Stopping(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:Experiment logs directory")  # the interrupted run wrote there
-@pytest.mark.parametrize("stop", [9, 16, 40])
+@pytest.mark.parametrize("stop", [9, 16, 18, 40])  # 18: saved while a branch was trained again
 def test_an_interrupted_run_resumes_to_the_same_end(stop: int, tmp_path: Path) -> None:
     def training(folder: str, *further: Any, ckpt_path: Any = None) -> dict[str, Any]:
         steer = Steer(
@@ -245,12 +236,21 @@ def test_an_interrupted_run_resumes_to_the_same_end(stop: int, tmp_path: Path) -
         )
         # Lightning begins the averages of an epoch anew where it resumes.
         metrics = {**state["metrics"], "loss_epoch": None}
-        return {**state, "metrics": metrics, "loops": None, "log": None, "kinds": kinds(steer)}
+        return {
+            **state,
+            "metrics": metrics,
+            "loops": None,
+            "log": None,
+            "kinds": kinds(steer.report().folder),
+        }
 
     whole = training("whole")
     with pytest.raises(Stopped):
         training("cut", Stopping(stop))
     (newest,) = (tmp_path / "cut saved").iterdir()
+    saved = torch.load(newest, weights_only=False)["callbacks"]
+    (ours,) = (state for name, state in saved.items() if "Steer" in name)
+    assert ("parts" in ours) == (stop != 18)
     torch.rand(5)  # a new process is at another random state
     assert all_equal(whole, training("cut", ckpt_path=newest))
 

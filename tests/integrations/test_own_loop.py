@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from tests.integrations.trainings import (
     InOrder,
     OwnLoop,
     all_equal,
+    assert_shard_was_skipped,
     batches,
+    kinds,
+    leave_out,
     loss_of,
     trying,
 )
 from trainenv.integrations.attach import parts
-from trainenv.integrations.attach.stage import Stage
-from trainenv.records.run_folder import read_events
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import UserError
 
@@ -37,16 +37,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def kinds(loop: OwnLoop) -> list[str]:
-    """Return the kinds of the recorded events, in order."""
-    return [event["kind"] for event in read_events(Path(loop.steer.report().folder))]
-
-
 def refused(tmp_path: Path, **variant: Any) -> OwnLoop:
     """Return a training in which branches were tried and refused."""
     loop = OwnLoop(**variant)
     loop.steered(tmp_path / "run", callback=trying(accepts=False), config={"branching": OFTEN})
-    assert kinds(loop).count("decision") >= 1
+    assert kinds(tmp_path / "run").count("decision") >= 1
     return loop
 
 
@@ -77,7 +72,7 @@ def test_the_loop_computes_held_out_losses_where_no_function_does(tmp_path: Path
     loop.steered(
         tmp_path / "run", loss=None, callback=trying(accepts=False), config={"branching": OFTEN}
     )
-    assert kinds(loop).count("decision") >= 1
+    assert kinds(tmp_path / "run").count("decision") >= 1
     assert all_equal(plain.state(), loop.state())
 
 
@@ -89,16 +84,7 @@ def test_each_part_of_the_state_is_needed(
 ) -> None:
     variant = {"several": True, "averaged": True}
     plain = OwnLoop(**variant).plain()
-    load = Stage.load
-
-    def without(stage: Stage, state: Mapping[str, Any]) -> None:
-        generators = stage.generators
-        left_out = {name: value for name, value in state.items() if name != part}
-        load(stage, {"generators": state["generators"], **left_out})
-        if part == "generators":
-            stage.generators = generators
-
-    monkeypatch.setattr(Stage, "load", without)
+    leave_out(part, monkeypatch)
     assert not all_equal(plain.state(), refused(tmp_path, **variant).state())
 
 
@@ -134,12 +120,7 @@ def test_rules_skip_a_bad_shard_and_lower_the_rate(tmp_path: Path) -> None:
     data = batches(300, bad=range(250, 258))
     loop = InOrder(data, lr=1e-2)
     loop.steered(tmp_path / "run", "rules")
-    assert kinds(loop).count("rewind") >= 1
-    assert loop.steer.run.lr_scale < 1
-    assert set(range(250, 254)) <= set(loop.steer.run.flagged)
-    telemetry = read_telemetry(tmp_path / "run", kept_only=True)
-    assert telemetry["step"].tolist() == list(range(1, 301))
-    assert not set(range(250, 254)) & set(telemetry["data_index"])
+    assert_shard_was_skipped(loop.steer.run, tmp_path / "run", steps=300, bad=range(250, 254))
 
 
 @pytest.mark.parametrize("mode", ["rules", "branching"])
@@ -209,7 +190,7 @@ def test_rules_roll_a_resumed_run_back_to_the_same_state(tmp_path: Path) -> None
 
     whole = training()
     whole.steered(tmp_path / "whole", "rules")
-    assert kinds(whole).count("rewind") >= 1
+    assert kinds(tmp_path / "whole").count("rewind") >= 1
 
     class Stopped(Exception):
         pass
@@ -269,6 +250,7 @@ class NoState:
         ({"optimizer": NoState()}, "must have param_groups and state_dict"),
         ({"mode": "brnching"}, "mode must be one of watch, rules, branching"),
         ({"budget": "none"}, "budget must be one of extra, included"),
+        ({"config": {"branchin": {"every": 3}}}, "unknown key 'branchin'"),
         ({"also": [object()]}, "without state_dict"),
         ({"model": torch.zeros(1)}, "model must be a module"),
     ],
@@ -286,6 +268,13 @@ def test_what_cannot_be_steered_is_refused_in_a_sentence(
     with pytest.raises(UserError, match=sentence):
         trainenv.steer(**{**usual, **changed}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("here")
+    with pytest.raises(UserError, match="out must be a new folder or an empty one"):
+        OwnLoop().steered(tmp_path / "run")
 
 
 def test_a_stream_can_be_watched(tmp_path: Path) -> None:

@@ -10,8 +10,13 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Trainer
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+)
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 import trainenv
 from tests.integrations.hf_trainings import arguments, model, state_of
@@ -43,13 +48,15 @@ def text(seed: int, words: int = 9) -> str:
     return " ".join(f"w{(start + stride * place) % 29}" for place in range(words))
 
 
-def sft(folder: Path) -> Trainer:
+def sft(folder: Path, **changed: Any) -> Trainer:
+    """Return a Trainer of texts."""
+
     def data(count: int, first: int) -> Dataset:
         return Dataset.from_dict({"text": [text(first + place) for place in range(count)]})
 
     return SFTTrainer(  # type: ignore[no-any-return]
         model=model(),
-        args=SFTConfig(**arguments(folder), max_length=12),
+        args=SFTConfig(**arguments(folder), max_length=12, **changed),
         train_dataset=data(75, 0),
         eval_dataset=data(16, 1000),
         processing_class=tokenizer(),
@@ -57,6 +64,8 @@ def sft(folder: Path) -> Trainer:
 
 
 def dpo(folder: Path) -> Trainer:
+    """Return a Trainer of preferences."""
+
     def data(count: int, first: int) -> Dataset:
         places = range(first, first + count)
         return Dataset.from_dict(
@@ -77,7 +86,45 @@ def dpo(folder: Path) -> Trainer:
     )
 
 
-@pytest.mark.parametrize(("kind", "mode"), [(sft, "watch"), (sft, "branching"), (dpo, "branching")])
+def packed(folder: Path) -> Trainer:
+    """Return a Trainer whose sequences are put together to rows of one length."""
+    return sft(folder, packing=True, packing_strategy="wrapped")
+
+
+def reward(folder: Path) -> Trainer:
+    """Return a Trainer of a model that scores texts."""
+
+    def data(count: int, first: int) -> Dataset:
+        places = range(first, first + count)
+        return Dataset.from_dict(
+            {
+                "chosen": [text(place, 8) for place in places],
+                "rejected": [text(place + 77, 8) for place in places],
+            }
+        )
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 32}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0, num_labels=1)
+    return RewardTrainer(  # type: ignore[no-any-return]
+        model=GPT2ForSequenceClassification(config),
+        args=RewardConfig(**arguments(folder), max_length=14),
+        train_dataset=data(75, 0),
+        eval_dataset=data(16, 1000),
+        processing_class=tokenizer(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        (sft, "watch"),
+        (sft, "branching"),
+        (packed, "branching"),
+        (dpo, "branching"),
+        (reward, "branching"),
+    ],
+)
 def test_a_trainer_of_trl_keeps_its_bits(
     kind: Callable[[Path], Trainer], mode: str, tmp_path: Path
 ) -> None:

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import trainenv
 from trainenv.agents.branching import Branching
+from trainenv.integrations.attach.stage import Stage
+from trainenv.records.run_folder import read_events
+from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import Branch, Candidate, Intervention, Measure, Plan, PlanningProblem
 from trainenv.verification.verify import Verification
 
@@ -66,6 +70,35 @@ def trying(*, accepts: bool, factors: tuple[float, ...] = (4.0, 0.1)) -> Branchi
         top_k=2, verify_steps=4, rule=Always(accepts), worth=0.0, stopping=None
     )
     return Branching(planner=OtherRates(factors), verification=verification)
+
+
+def kinds(folder: Path) -> list[str]:
+    """Return the kinds of the recorded events, in order."""
+    return [event["kind"] for event in read_events(folder)]
+
+
+def leave_out(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let states be restored without one of their parts."""
+    load = Stage.load
+
+    def without(stage: Stage, state: Mapping[str, Any]) -> None:
+        generators = stage.generators
+        left = {name: value for name, value in state.items() if name != part}
+        load(stage, {"generators": state["generators"], **left})
+        if part == "generators":
+            stage.generators = generators
+
+    monkeypatch.setattr(Stage, "load", without)
+
+
+def assert_shard_was_skipped(run: Any, folder: Path, *, steps: int, bad: range) -> None:
+    """Assert that a run went back, left out a bad shard, lowered its rate and has all its steps."""
+    assert "rewind" in kinds(folder)
+    assert run.lr_scale < 1
+    assert set(bad) <= set(run.flagged)
+    telemetry = read_telemetry(folder, kept_only=True)
+    assert telemetry["step"].tolist() == list(range(1, steps + 1))
+    assert not set(bad) & set(telemetry["data_index"])
 
 
 def all_equal(one: Any, other: Any) -> bool:

@@ -27,9 +27,8 @@ class StreamBatches:
     place at or before the wanted index is loaded (`load_state_dict`), and the batches in between
     are read again. At its end the stream starts again from its first place, so each epoch is alike.
 
-    In another process, a run that is resumed reads the stream from its start, which is exact but
-    takes as long as reading it did, unless the recorded places are carried over by `state_dict` and
-    `load_state_dict`.
+    The recorded places are part of a run's snapshots and checkpoints. So a run that is resumed in
+    another process need not read the stream from its start.
 
     Args:
         stream: Iterable of batches with `state_dict` and `load_state_dict`, at its start.
@@ -85,7 +84,9 @@ class StreamBatches:
         return {"places": dict(self._places)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on recorded places of the same stream."""
+        """Take on recorded places of the same stream, unless all of them are known."""
+        if {int(index) for index in state["places"]} <= self._places.keys():
+            return
         self._places = OrderedDict({0: self._places[0]})
         for index, place in sorted(state["places"].items()):
             self._places[int(index)] = place

@@ -10,8 +10,8 @@ logged, saved or evaluated. Its checkpoints hold our state and are resumed as ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from transformers import Trainer, TrainerCallback
 
 from trainenv.integrations.attach import checkpoint_folders
 from trainenv.integrations.attach.begin import begin
-from trainenv.integrations.attach.data import Data, LoaderSource
+from trainenv.integrations.attach.data import Data, LoaderSource, Source
 from trainenv.integrations.attach.held_out import HeldOut
 from trainenv.integrations.attach.parts import ModelPart, OptimizerPart, StatefulPart
 from trainenv.integrations.attach.rates import inner, scheduled_rates
 from trainenv.integrations.attach.session import Session
 from trainenv.integrations.attach.settings import Choices
+from trainenv.integrations.attach.streams import StreamSource, stream_in
 from trainenv.integrations.huggingface_parts import (
+    ENDLESS,
     EpochLength,
     Loader,
     check,
@@ -40,7 +42,6 @@ from trainenv.tools import rng
 from trainenv.tools.optional import require
 from trainenv.tools.paths import expanded
 
-_ENDLESS = 10**9  # epochs and steps of the Trainer's own loop, which the run ends before
 _THEIRS = ("model", "optimizer", "scheduler", "scaler")  # parts that their checkpoints hold
 
 
@@ -74,7 +75,12 @@ def attach(
         mode=mode, budget=budget, max_waste=max_waste, config=config, callback=callback
     )
     check(trainer, mode)
-    return Attachment(choices, trainer, expanded(out))
+    kind = Attachment
+    if mode != "watch" and not hasattr(trainer, "_init_training_state"):
+        from trainenv.integrations.huggingface_4 import Attachment4
+
+        kind = Attachment4
+    return kind(choices, trainer, expanded(out))
 
 
 class Attachment:
@@ -94,6 +100,7 @@ class Attachment:
         self._lrs: Sequence[float] = ()
         self._saved: Mapping[str, Any] | None = None
         self._owes_save = False
+        self._counts_anew = False  # true while the Trainer's epoch ends without that of the data
         self._epochs = 0
         self._own_train = trainer.train
         trainer.train = self._train  # type: ignore[method-assign]
@@ -140,9 +147,10 @@ class Attachment:
         if self.steers:
             ours += [
                 (trainer, "get_train_dataloader", self._train_dataloader),
+                (trainer, "get_batch_samples", self._batch_samples),
                 (trainer, "set_initial_training_values", self._initial_values),
-                (trainer, "_init_training_state", self._initial_state),
                 (handler, "call_event", self._call_event),
+                *self._of_version(),
             ]
         self._own = {name: getattr(thing, name) for thing, name, _ in ours}
         before = [(thing, name, vars(thing).get(name)) for thing, name, _ in ours]
@@ -159,6 +167,10 @@ class Attachment:
                 else:
                     setattr(thing, name, held)
             handler.callbacks = [one for one in handler.callbacks if one is not hooks]
+
+    def _of_version(self) -> list[tuple[Any, str, Callable[..., Any]]]:
+        """Return what only this version of transformers has: object, name, our method."""
+        return [(self._trainer, "_init_training_state", self._initial_state)]
 
     def _training_step(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Tensor:
         run = self.session.current
@@ -193,24 +205,33 @@ class Attachment:
 
         prepared = self._own["get_train_dataloader"]()
         base = getattr(prepared, "base_dataloader", prepared)
-        device = self._trainer.args.device
-        self._data = Data(
-            LoaderSource(base, place=lambda batch: send_to_device(batch, device), counted=True),
-            accumulation=self._trainer.args.gradient_accumulation_steps,
-            ahead=base is not prepared,
-            device=device,
-        )
-        return Loader(prepared, self._batches)
+        arguments = self._trainer.args
+        accumulation = arguments.gradient_accumulation_steps
+        device = arguments.device
 
-    def _batches(self) -> Iterator[Any]:
-        """Yield micro-batches until the Trainer asks no more: to the end of an epoch."""
+        def place(batch: Any) -> Any:
+            return send_to_device(batch, device)
+
+        source: Source = LoaderSource(base, place=place, counted=True)
+        if (stream := stream_in(base)) is not None:
+            steps = arguments.max_steps * accumulation
+            with suppress(TypeError):  # a stream without a length
+                steps = len(base)
+            source = StreamSource(stream, steps, device, place=place)
+        ahead = base is not prepared
+        self._data = Data(source, accumulation=accumulation, ahead=ahead, device=device)
+        return Loader(prepared)
+
+    def _batch_samples(self, iterator: Any, count: int, *args: Any) -> Any:
+        """Return the micro-batches of the next step, which may be fewer at the end of an epoch."""
         data = self._data
         assert data is not None
-        while True:
-            index = self.session.boundary()
-            assert index is not None
-            for place in data.window(index):
-                yield data.fetch(data.epoch_of(index), place)
+        index = self.session.boundary()
+        assert index is not None
+        epoch = data.epoch_of(index)
+        window = data.window(index)
+        batches = (data.fetch(epoch, place) for place in window)
+        return self._own["get_batch_samples"](batches, len(window), *args)
 
     def _initial_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         """Let the Trainer's loop go on for ever: the run ends it, and each of its epochs."""
@@ -218,9 +239,12 @@ class Attachment:
             args, dataloader
         )
         self._epochs = epochs
+        return ENDLESS, ENDLESS, examples, samples, batch, self._length(0), steps
+
+    def _length(self, value: int) -> EpochLength:
+        """Return a length of an epoch that ends where the data end it."""
         assert self._data is not None
-        length = EpochLength.of(self._data, lambda: self.session.current.unfinished)
-        return _ENDLESS, _ENDLESS, examples, samples, batch, length, steps
+        return EpochLength.of(value, self._data, lambda: self.session.current.unfinished)
 
     def _initial_state(self, *args: Any, **more: Any) -> tuple[int, int]:
         """Begin at the first batch: our data know where they are."""
@@ -229,7 +253,11 @@ class Attachment:
         return 0, 0
 
     def _call_event(self, event: str, args: Any, state: Any, control: Any, **more: Any) -> Any:
-        if not (hasattr(self, "session") and self.session.in_branch):
+        unseen = hasattr(self, "session") and self.session.in_branch
+        if event in ("on_epoch_end", "on_epoch_begin") and self._counts_anew:
+            unseen = True
+            self._counts_anew = event == "on_epoch_end"
+        if not unseen:
             return self._own["call_event"](event, args, state, control, **more)
         hooks = self._trainer.callback_handler.callbacks[0]
         getattr(hooks, event)(args, state, control, **more)
@@ -250,7 +278,7 @@ class Attachment:
                 "model": ModelPart(trainer.model),
                 "optimizer": OptimizerPart(optimizer),
                 "scheduler": StatefulPart("the scheduler", trainer.lr_scheduler),
-                **counters_of(trainer),
+                **self._counters(),
             }
             if trainer.accelerator.scaler is not None:
                 parts["scaler"] = StatefulPart("the scaler", trainer.accelerator.scaler)
@@ -280,6 +308,10 @@ class Attachment:
             self.session.run.start_at(state.global_step)
         rng.write(generators, device)  # parts that were loaded may have drawn
 
+    def _counters(self) -> dict[str, Any]:
+        """Return what the Trainer counts and logs, as parts of its run."""
+        return counters_of(self._trainer)
+
     def step_ended(self, state: Any, control: Any) -> None:
         """Correct the Trainer's epoch after a step, and end it where the data end it."""
         session = self.session
@@ -287,10 +319,13 @@ class Attachment:
             return
         step = session.current.unfinished
         assert step is not None
-        done = self._data.window(step.index).stop
-        state.epoch = self._data.epoch_of(step.index) + done / self._data.length
-        if session.ended_epoch:
+        window = self._data.window(step.index)
+        state.epoch = self._data.epoch_of(step.index) + window.stop / self._data.length
+        # After a short step the Trainer must count its micro-batches anew.
+        short = len(window) % self._data.accumulation > 0
+        if session.ended_epoch or short:
             control.should_epoch_stop = True
+            self._counts_anew = not session.ended_epoch
         if session.in_branch:
             return
         if session.is_last:

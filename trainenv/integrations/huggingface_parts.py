@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from trainenv.integrations.attach.data import Data
 from trainenv.integrations.attach.held_out import some_of
 from trainenv.integrations.attach.parts import AttributesPart, LengthPart, Part
+from trainenv.integrations.attach.streams import saves_place
 from trainenv.tools import rng
 from trainenv.types import UserError
 
@@ -26,6 +27,7 @@ _ON_POLICY = (
     "XPOTrainer",
     "PPOTrainer",
 )
+ENDLESS = 10**9  # epochs and steps of the Trainer's own loop, which the run ends before
 _OF_TRAINER = (
     "_tr_loss",
     "_total_loss_scalar",
@@ -74,10 +76,10 @@ def check(trainer: Any, mode: str) -> None:
             "the data must not depend on the model, to be trained on again after a rewind, found "
             f"{found[0]}, whose model writes them; use mode='watch'"
         )
-    if not hasattr(trainer, "_run_epoch"):
+    if not hasattr(trainer, "set_initial_training_values"):
         raise UserError(
-            "steering needs transformers 5 or later, found an earlier one; "
-            "pip install 'transformers>=5', or use mode='watch'"
+            "steering needs transformers 4.57 or later, found an earlier one; "
+            "pip install 'transformers>=4.57', or use mode='watch'"
         )
     if args.world_size > 1:
         raise UserError(
@@ -89,13 +91,13 @@ def check(trainer: Any, mode: str) -> None:
             "the batch size must be fixed, to go back to earlier batches, found "
             "auto_find_batch_size=True; set per_device_train_batch_size"
         )
-    if isinstance(trainer.train_dataset, IterableDataset) or not hasattr(
-        trainer.train_dataset, "__len__"
-    ):
+    data = trainer.train_dataset
+    unsized = isinstance(data, IterableDataset) or not hasattr(data, "__len__")
+    if unsized and not saves_place(data):
         raise UserError(
             "the data must have positions, to be trained on again after a rewind, found a stream "
-            f"({type(trainer.train_dataset).__name__}); give a data set with a length, or use "
-            "mode='watch'"
+            f"({type(data).__name__}) without state_dict and load_state_dict; give a data set with "
+            "a length or a stream that saves its place, or use mode='watch'"
         )
     if args.dataloader_num_workers:
         raise UserError(
@@ -115,20 +117,22 @@ class EpochLength(int):
 
     The Trainer updates the weights where its count of micro-batches equals the length of the
     epoch. Its count also has those of branches, so it must be compared with where the data are.
+    A step more is always to come: the data end the epoch.
     """
 
     _data: Data
     _step: Callable[[], Any]
 
     @classmethod
-    def of(cls, data: Data, step: Callable[[], Any]) -> Self:
+    def of(cls, value: int, data: Data, step: Callable[[], Any]) -> Self:
         """Return the length of an epoch.
 
         Args:
+            value: Number that it is otherwise; 0 for the length.
             data: Data.
             step: Function that returns the step under way.
         """
-        made = cls(data.length)
+        made = cls(value or data.length)
         made._data = data
         made._step = step
         return made
@@ -141,26 +145,30 @@ class EpochLength(int):
 
     __hash__ = int.__hash__
 
+    def __floordiv__(self, accumulation: int) -> int:
+        return ENDLESS
+
+    def __mod__(self, accumulation: int) -> int:
+        return 0
+
 
 class Loader:
-    """The loader that the Trainer sees.
+    """The loader that the Trainer sees; it takes the batches elsewhere.
 
     Args:
         prepared: Loader that it would have had.
-        batches: Function that returns the batches until the Trainer ends the epoch.
     """
 
     batch_sampler = None
 
-    def __init__(self, prepared: Any, batches: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, prepared: Any) -> None:
         self._prepared = prepared
-        self._batches = batches
 
     def __len__(self) -> int:
         return len(self._prepared)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._batches()
+        return iter(())
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: the data count their epochs."""

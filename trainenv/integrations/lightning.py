@@ -260,12 +260,14 @@ class Steer(LightningCallback):
         self._written = [(at, path) for at, path in self._written if at <= step]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return our state for a checkpoint of Lightning; empty while a decision is carried out."""
-        if not hasattr(self, "session") or not self.session.can_be_saved:
+        """Return our state for a checkpoint of Lightning; a mark in the midst of a decision."""
+        if not hasattr(self, "session") or not self.session.has_begun:
             return {}
-        parts = self.session.stage.trained.parts
-        names = tuple(name for name in parts if not is_theirs(name))
-        return {"written": list(self._written), **self.session.state_dict(names)}
+        state = self.session.mark()
+        if self.session.can_be_saved:
+            parts = self.session.stage.trained.parts
+            state = self.session.state_dict(tuple(name for name in parts if not is_theirs(name)))
+        return {"written": list(self._written), **state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a checkpoint of Lightning; takes effect when training begins."""

@@ -25,9 +25,9 @@ from torchmetrics import Metric
 from trainenv.integrations.attach.checkpoint_folders import LEFT_BEHIND
 from trainenv.integrations.attach.data import LoaderSource, source_of
 from trainenv.integrations.attach.held_out import some_of
-from trainenv.integrations.attach.packing import pack, unpack
 from trainenv.integrations.attach.parts import AttributesPart, Part, StatefulPart
 from trainenv.tools import rng
+from trainenv.tools.packing import pack, unpack
 from trainenv.types import UserError
 
 _OF_LOG = (

@@ -2,9 +2,9 @@
 
 steer = trainenv.steer(model, optimizer, loader, scheduler=scheduler, out="runs/mine")
 for batch in steer:                          # was: for batch in loader
-loss = loss_of(model, batch)
-loss.backward()
-steer.step(loss)                         # was: optimizer.step(); scheduler.step(); …
+    loss = loss_of(model, batch)
+    loss.backward()
+    steer.step(loss)                         # was: optimizer.step(); scheduler.step(); …
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def steer(
     Args:
         model: Model that is trained.
         optimizer: Optimizer, or a list of them.
-        loader: Loader of the training data: a `DataLoader` over a data set with a length, or a list
-            of batches. A run that is only watched takes any iterable.
+        loader: Loader of the training data: a `DataLoader`, a list of batches, or a stream that
+            saves its place. A run that is only watched takes any iterable.
         scheduler: Learning-rate scheduler, or a list of them; each is stepped once a step.
         out: Folder to record in.
         validation: Held-out batches; at most 16 are used. Needed unless the run is only watched.
@@ -144,8 +144,10 @@ class Steer:
         self._prepared = accelerated.prepared(loader, optimizers, steered=not watched)
         data = None
         if not watched:
+            most = None if steps is None else steps * accumulation
+            prepared = self._prepared
             data = Data(
-                source_of(loader) if self._prepared is None else self._prepared.source,
+                prepared.source if prepared else source_of(loader, steps=most, device=device),
                 accumulation=accumulation,
                 ahead=self._prepared is not None,
                 device=device,

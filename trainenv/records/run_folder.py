@@ -112,10 +112,14 @@ class RunFolder:
         return cls(folder)
 
     @classmethod
-    def resume(cls, path: str | Path) -> tuple[RunFolder, Snapshot]:
+    def resume(cls, path: str | Path, *, at_most: int | None = None) -> tuple[RunFolder, Snapshot]:
         """Return the folder of an interrupted run, and its newest whole checkpoint.
 
         Nothing is written yet.
+
+        Args:
+            path: Path of the folder.
+            at_most: Largest step of the checkpoint; None for any.
 
         Raises:
             UserError: There is nothing to resume, or the run has ended.
@@ -136,7 +140,16 @@ class RunFolder:
                 sentence += " and delete the folder: the run in it stopped before its first one"
             raise UserError(sentence)
         digests = _digests(store)
-        snapshot = store.load()
+        step = None
+        if at_most is not None:
+            before = [one for one in store.steps() if one <= at_most]
+            if not before:
+                raise UserError(
+                    f"expected a checkpoint of step {at_most} or before in {path}, found the first "
+                    f"one at step {min(store.steps())}; resume from a later step"
+                )
+            step = max(before)
+        snapshot = store.load(step)
         return cls._continued(path, int(snapshot.state.get(REWINDS, 0)), digests), snapshot
 
     @classmethod

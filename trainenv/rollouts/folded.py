@@ -357,6 +357,7 @@ def _check(run: TrainingRun, first: TrainingRun) -> None:
         raise UserError(
             "expected runs that are not folded yet, found one that is; fold a fork taken before"
         )
+    expect(not run.in_place, "tensors of its own", "a fork in place")
     kind = type(model).__name__
     objective = type(run.objective)
     optimizer = type(run.optimizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+from trainenv.rollouts.in_place import fork_of
 from trainenv.training.ledger import Ledger
 from trainenv.types import Intervention, Run, Snapshot
 
@@ -26,9 +27,15 @@ class Start:
     ledger: Ledger
 
 
-def fork_at(run: R, start: Start) -> R:
-    """Return a fork of a run at a start."""
-    fork = run.fork("verify")
+def fork_at(run: R, start: Start, *, forks: int = 1) -> R:
+    """Return a fork of a run at a start.
+
+    Args:
+        run: Run.
+        start: Start of the fork.
+        forks: Number of forks that there will be at once.
+    """
+    fork = fork_of(run, forks=forks)
     fork.restore(start.state)
     fork.ledger = start.ledger
     for _ in range(start.draw):

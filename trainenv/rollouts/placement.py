@@ -1,4 +1,4 @@
-"""Placement of forks: folded into one model, in worker processes, or in turn."""
+"""Placement of forks: folded into one model, in worker processes, in turn, or in place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from trainenv.models.spec import spec_of
 from trainenv.rollouts.folded import Folded, check_foldable
 from trainenv.rollouts.fork import Start, fork_at
 from trainenv.rollouts.group import InTurn
+from trainenv.rollouts.in_place import has_no_room
 from trainenv.rollouts.remote import remote_group
 from trainenv.run import TrainingRun
 from trainenv.types import Branchable, Run, RunGroup, UserError
@@ -26,18 +27,21 @@ def side_by_side(
 ) -> RunGroup[Branchable]:
     """Return forks of a run: folded where that is faster, else in worker processes, else in turn.
 
+    Where the run cannot be copied, or the device has no room for copies, they take turns in place.
+
     Args:
         run: Run that is forked. Only a `TrainingRun` can be folded or sent to another process.
         starts: One start for each fork.
         fold: True to fold models that are narrow enough.
         workers: Number of worker processes; 0 to train in this one.
     """
-    if not isinstance(run, TrainingRun):
-        return InTurn([fork_at(run, start) for start in starts])
+    forks = len(starts)
+    if not isinstance(run, TrainingRun) or has_no_room(run, forks):
+        return InTurn([fork_at(run, start, forks=forks) for start in starts])
     if fold and _is_narrow(run):
         with suppress(UserError):  # these forks cannot be folded
             return Folded([fork_at(run, start) for start in starts])
-    if workers and len(starts) > 1 and (group := remote_group(run, starts, workers)):
+    if workers and forks > 1 and (group := remote_group(run, starts, workers)):
         return group
     return InTurn([fork_at(run, start) for start in starts])
 

@@ -53,7 +53,7 @@ def begin(
     Raises:
         UserError: A part cannot be captured and restored, or a setting is out of range.
     """
-    size = 1.0
+    size = None
     if data is not None:
         parts = {"data": data, **parts}
         size = data.accumulation * pass_size(data.sample())
@@ -63,8 +63,8 @@ def begin(
         parts=parts,
         data=data,
         lrs=lrs,
-        held_out=held_out,
-        batch_size=size,
+        held_out=held_out.within(steps, size),
+        batch_size=size or 1.0,
         extra=choices.budget == "extra",
     )
     device = optimizers[0].param_groups[0]["params"][0].device

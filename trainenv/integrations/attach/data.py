@@ -8,11 +8,13 @@ numbers that it would have seen without us; and one that goes back sees the same
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from trainenv.integrations.attach.streams import StreamSource, stream_in
 from trainenv.tools import rng
 from trainenv.types import UserError
 
@@ -38,8 +40,27 @@ class Source(Protocol):
         """Return the random generators of its own that the order is drawn from."""
         ...
 
+    def state(self) -> Any:
+        """Return what it has recorded, as tensors and JSON; None for nothing."""
+        ...
 
-class LoaderSource:
+    def load(self, state: Any, /) -> None:
+        """Take on what `state` returned."""
+        ...
+
+
+class Stateless:
+    """Source that records nothing."""
+
+    def state(self) -> Any:
+        """See `Source`."""
+        return None
+
+    def load(self, state: Any) -> None:
+        """See `Source`."""
+
+
+class LoaderSource(Stateless):
     """A `DataLoader` of torch without worker processes, over a data set with a length.
 
     Args:
@@ -98,7 +119,7 @@ class LoaderSource:
         return list(every.values())
 
 
-class SequenceSource:
+class SequenceSource(Stateless):
     """Batches that are in a list, or in anything with a length and places.
 
     Args:
@@ -124,17 +145,35 @@ class SequenceSource:
         return []
 
 
-def source_of(loader: Any) -> Source:
+def source_of(
+    loader: Any, *, steps: int | None = None, device: torch.device | None = None
+) -> Source:
     """Return the source of a loader.
+
+    Args:
+        loader: Loader.
+        steps: Number of batches that a stream without a length will be asked for, if known.
+        device: Device of the run; None to refuse streams.
 
     Raises:
         UserError: It cannot be gone through by position; the sentence says why.
     """
+    stream = stream_in(loader)
+    if stream is not None and device is not None:
+        with suppress(TypeError):  # a stream without a length
+            steps = len(loader)
+        if steps is None:
+            raise UserError(
+                "steps must be given for a stream without a length, found "
+                f"{type(loader).__name__}; give the number of optimizer steps"
+            )
+        return StreamSource(stream, steps, device)
     if isinstance(loader, DataLoader):
         if isinstance(loader.dataset, IterableDataset):
             raise UserError(
                 "the data must have positions, to be trained on again after a rewind, found a "
-                "stream (IterableDataset); give a data set with a length, or use mode='watch'"
+                "stream (IterableDataset) without state_dict and load_state_dict; give a data set "
+                "with a length or a stream that saves its place, or use mode='watch'"
             )
         if loader.num_workers:
             raise UserError(
@@ -280,6 +319,7 @@ class Data:
             "starts": {str(epoch): start for epoch, start in self._starts.items()},
             "next": None if self._next is None else list(self._next),
             "before": None if self._next is None else self._before,
+            "source": self._source.state(),
         }
 
     def load(self, state: Any) -> None:
@@ -291,6 +331,8 @@ class Data:
             if epoch not in starts or not _same(starts[epoch], self._starts.get(epoch)):
                 del self._orders[epoch]
         self._starts = starts
+        if state.get("source") is not None:
+            self._source.load(state["source"])
         self._next = None
         self._fetched = []
         if state["next"] is not None:

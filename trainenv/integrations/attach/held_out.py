@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from trainenv.types import UserError
 
 _MOST_ROWS = 64  # that the monitor looks at
 MOST = 16  # batches: more would cost more than branches do
+SHARE = 1 / 200  # of the compute of the run: the most that one evaluation costs
 _PROBED = 512  # tokens that the monitor looks at, at least, if a batch has them
 
 
@@ -67,6 +68,26 @@ class HeldOut:
 
         return cls(batches=batches, losses=of_all, loss=of_one)
 
+    def within(self, steps: int, size: float | None) -> HeldOut:
+        """Return the first of the batches, or rows of the first: an evaluation costs `SHARE`.
+
+        Args:
+            steps: Steps of the run.
+            size: Tokens or rows of a step; None if not known: then those of the probe.
+        """
+        if not self.batches:
+            return self
+        size = size or pass_size(_rows_with(self.batches[0], _PROBED))
+        left = 3 * SHARE * steps * size  # a step costs as much as three forward passes
+        kept = [_rows_with(self.batches[0], max(left, _PROBED))]
+        left -= pass_size(kept[0])
+        for batch in self.batches[1:]:
+            left -= pass_size(batch)
+            if left < 0:
+                break
+            kept.append(batch)
+        return replace(self, batches=kept)
+
     def evaluate(self) -> float:
         """Return the mean loss over the labelled tokens, nats; NaN without batches."""
         if self.losses is None or not self.batches:
@@ -78,11 +99,18 @@ class HeldOut:
         """Batch that the monitor measures the model on; None without one."""
         if self.loss is None or not self.batches:
             return None
-        batch = self.batches[0]
-        rows = 2
-        while rows < _MOST_ROWS and pass_size(first_rows(batch, rows)) < _PROBED:
-            rows *= 2
-        return first_rows(batch, rows)
+        return first_rows(_rows_with(self.batches[0], _PROBED), _MOST_ROWS)
+
+
+def _rows_with(batch: Any, size: float) -> Any:
+    """Return the first rows of a batch: as few as have a size, by powers of two, or all."""
+    rows = 2
+    whole = pass_size(batch)
+    while (now := pass_size(first_rows(batch, rows))) < min(size, whole):
+        if pass_size(first_rows(batch, 2 * rows)) == now:
+            break
+        rows *= 2
+    return first_rows(batch, rows)
 
 
 def some_of(batches: Iterable[Any] | None) -> list[Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainenv.integrations.attach.packing import pack, unpack
+from trainenv.tools.packing import pack, unpack
 from trainenv.training import optimizers
 from trainenv.training.parameter_names import unwrapped
 from trainenv.types import UserError

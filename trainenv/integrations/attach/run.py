@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from trainenv.config.schema import TrainingConfig
-from trainenv.integrations.attach.packing import pack, unpack
 from trainenv.integrations.attach.rates import at
 from trainenv.integrations.attach.stage import Stage, Unfinished, parts_in
 from trainenv.models.spec import spec_of
 from trainenv.monitor.hypergradient import due, hypergradient
 from trainenv.monitor.monitor import Monitor
 from trainenv.monitor.probe import Probe
+from trainenv.tools.packing import pack, unpack
 from trainenv.training import optimizers, schedules, snapshots
 from trainenv.training.compatibility import check_snapshot
 from trainenv.training.micro_batches import pass_size, token_count

@@ -232,7 +232,16 @@ class Session:
             folder, _ = resume(self.out, self.run, self.callback)
             return folder
         if self._saved is None:
+            if self.out.is_dir() and any(self.out.iterdir()):
+                raise UserError(
+                    f"out must be a new folder or an empty one, found files in {self.out}; give "
+                    "another, or resume the run in it from its checkpoint"
+                )
             return RunFolder.create(self.out, self.run.config)
+        if "parts" not in self._saved:
+            at_most = self._saved["step"]
+            folder, _ = resume(self.out, self.run, self.callback, at_most=at_most)
+            return folder
         folder = RunFolder.continued(self.out, rewinds=self._saved["rewinds"])
         self._resume(self._saved)
         return folder
@@ -244,9 +253,14 @@ class Session:
     # ── a checkpoint of the framework ─────────────────────────────────────────────────────────────
 
     @property
+    def has_begun(self) -> bool:
+        """True once the records of the run are there."""
+        return self._folder is not None
+
+    @property
     def can_be_saved(self) -> bool:
         """True where a checkpoint can be resumed from: at steps that no decision is taken at."""
-        return self._folder is not None and not self.in_branch and not self.run.deciding
+        return self.has_begun and not self.in_branch and not self.run.deciding
 
     def state_dict(self, names: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return the state that belongs into a checkpoint of the framework.
@@ -273,8 +287,16 @@ class Session:
             "mode": self.settings.mode,
         }
 
+    def mark(self) -> dict[str, Any]:
+        """Return a mark for a checkpoint of the framework where `can_be_saved` is false.
+
+        A run that resumes from it goes back to the newest state in the folder from before, and
+        takes the decision again.
+        """
+        return {"step": self.run.step, "mode": self.settings.mode}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state that `state_dict` returned; takes effect when training begins.
+        """Resume from what `state_dict` or `mark` returned; takes effect when training begins.
 
         Raises:
             UserError: It is the state of another mode.

@@ -56,7 +56,10 @@ class Settings:
     def statement(self, run: InPlaceRun) -> str:
         """Return what the mode may cost, in a sentence."""
         batches = len(run.held_out)
-        measured = f"; held-out losses are those of {batches} batches" if batches else ""
+        measured = ""
+        if batches:
+            kind = "batch" if batches == 1 else "batches"
+            measured = f"; held-out losses are those of {batches} {kind}"
         if self.mode == "watch":
             return f"watching trains no further step and changes no bit of the run{measured}"
         counted = "on top of its budget" if self.extra else "which are taken off its budget"
@@ -100,6 +103,7 @@ class Choices:
         choice("mode", self.mode, get_args(Mode))
         choice("budget", self.budget, get_args(BudgetKind))
         number("max_waste", self.max_waste, least=0, most=0.9)
+        self.settings(steps=_FULL_LENGTH, lrs=(), seed=0, name="attached")  # checks the keys
 
     @property
     def steers(self) -> bool:
