@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from trainenv.compare.wmtp import compare, load_preset
-from trainenv.report.wmtp import sentence, write_wmtp_report
+from trainenv.report import write_report
+from trainenv.report.wmtp import sentence
 from trainenv.tools.paths import expanded
 
 SHOWN = ("exact_match", "validation_loss", "acceptance", "tokens_per_call", "speed_up")
@@ -64,7 +65,7 @@ def main() -> int:
                 print(f"  {name:18} {method:16} {figure['value']:8.4f}{change}")
     for verdict in found["verdicts"]:
         print(f"  {sentence(verdict)}")
-    write_wmtp_report(folder)
+    write_report(folder)
     if args.json:
         print(json.dumps({key: value for key, value in found.items() if key != "rows"}))
     return 0

@@ -113,7 +113,11 @@ class DecodingTask:
 
     def measure(self, values: Mapping[str, float]) -> dict[str, float]:
         """Measure settings on the rows for methods."""
-        return self._measured(self.fixed(values), self.trace)
+        return self.replayed(self.fixed(values))
+
+    def replayed(self, control: DraftControl) -> dict[str, float]:
+        """Measure a control on the rows for methods."""
+        return self._measured(control, self.trace)
 
     def evaluate(self, control: DraftControl) -> dict[str, float]:
         """Measure a control on the held-out rows."""

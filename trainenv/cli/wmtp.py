@@ -276,7 +276,7 @@ def compare_command(args: argparse.Namespace) -> Result:
     """Train the cells that are not there yet, and write the table and the page."""
     from trainenv.cli.progress import ProgressLine
     from trainenv.compare.wmtp import check_folder, compare, load_preset
-    from trainenv.report.wmtp import write_wmtp_report
+    from trainenv.report import write_report
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
@@ -302,7 +302,7 @@ def compare_command(args: argparse.Namespace) -> Result:
     line.out.print(_table(found))
     for verdict in found["verdicts"]:
         line.say(_verdict(verdict))
-    page = write_wmtp_report(folder)
+    page = write_report(folder)
     result = {
         "command": "wmtp compare",
         "folder": str(folder),
