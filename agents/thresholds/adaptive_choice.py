@@ -32,8 +32,8 @@ class AdaptiveChoice:
         UserError: A hyperparameter is out of range.
     """
 
-    memory: float = 0.85
-    threshold: float = 0.1
+    memory: float = 0.98
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         number("memory", self.memory, least=0, below=1)
@@ -54,7 +54,7 @@ class AdaptiveChoice:
 
 CHOICES = tuple(
     AdaptiveChoice(memory=memory, threshold=threshold)
-    for memory, threshold in product((0.7, 0.85, 0.95), (0.0, 0.1, 0.25, 0.4))
+    for memory, threshold in product((0.85, 0.95, 0.98, 0.995), (0.0, 0.1, 0.25))
 )
 """Choices that are tried."""
 

@@ -166,10 +166,13 @@ class DecodingTask:
 def space_of(rule: str, k: int) -> ThresholdSpace:
     """Return the axes of a rule with draft lengths up to k.
 
+    The fallback threshold begins at 0, below `FALLBACK_RANGE`: where text is open, both models are
+    unsure and yet agree, and even a threshold of 0.05 ends drafts that would be accepted.
+
     Only the lossy rule has a roll-back threshold. Its axis is logarithmic, because thresholds above
     about ten nats accept everything.
     """
-    axes = [Axis(name="fallback_threshold", low=FALLBACK_RANGE[0], high=FALLBACK_RANGE[1])]
+    axes = [Axis(name="fallback_threshold", low=0.0, high=FALLBACK_RANGE[1])]
     if rule == "lossy":
         low, high = rollback_range(MAX_K)
         axes.append(Axis(name="rollback_threshold", low=low, high=high, log=True))

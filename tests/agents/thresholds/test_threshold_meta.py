@@ -157,7 +157,7 @@ def test_a_schedule_is_recommended_where_it_is_faster() -> None:
     one = DecodingTask(
         pair="both", corpus="mixed", trace=trace, held_out=trace, costs=CostModel.of_ratio(0.15)
     )
-    recommender = Recommender(choice=AdaptiveChoice(threshold=0.0))
+    recommender = Recommender(choice=AdaptiveChoice(memory=0.85, threshold=0.0))
     found = recommender.recommend(one)
     assert found.schedule is not None
     assert found.speedup > found.fixed_speedup

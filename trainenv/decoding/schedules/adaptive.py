@@ -46,8 +46,8 @@ class Adaptive:
     """
 
     seconds: tuple[float, ...] = field(repr=False)
-    memory: float = 0.85
-    threshold: float = 0.1
+    memory: float = 0.98
+    threshold: float = 0.0
     start: float = 0.7
 
     def __post_init__(self) -> None:
@@ -69,8 +69,8 @@ class Adaptive:
         costs: CostModel,
         *,
         most: int = MAX_K,
-        memory: float = 0.85,
-        threshold: float = 0.1,
+        memory: float = 0.98,
+        threshold: float = 0.0,
         start: float = 0.7,
     ) -> Adaptive:
         """Return the schedule for the times of a model pair.
