@@ -318,16 +318,23 @@ def compare_command(args: argparse.Namespace) -> Result:
 
 def _table(found: Mapping[str, Any]) -> Any:
     """Return the table for the screen; the page has all metrics."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     methods = found["preset"]["methods"]
-    made = Table(title="Mean over seeds", title_justify="left", title_style="bold")
-    made.add_column("")
+    made = Table(
+        title="Mean over seeds",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+        padding=(0, 0, 0, 1),
+    )
+    made.add_column("", no_wrap=True, min_width=max(map(len, _SHOWN)))
     for method in methods:
-        made.add_column(method, justify="right", no_wrap=True)
+        made.add_column(method, justify="right")
     for name in _SHOWN:
         if metric := found["metrics"].get(name):
-            values = [_number(metric["methods"][method]["value"]) for method in methods]
+            values = [_short(metric["methods"][method]["value"]) for method in methods]
             made.add_row(name.replace("_", " "), *values)
     return made
 
@@ -342,6 +349,13 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}"
+
+
+def _short(value: float | None) -> str:
+    """Write a number in at most seven characters."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
 
 
 def _percent(value: float | None) -> str:
