@@ -40,7 +40,7 @@ def progress(row: Mapping[str, Any], done: int, total: int) -> None:
 def main() -> int:
     """Train what is missing, print the table and the verdicts, and return 0."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="quick", help="quick, full or a YAML file")
+    parser.add_argument("--preset", default="quick", help="quick, learned, full or a YAML file")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     parser.add_argument("--workers", type=int, default=0, help="number of processes")
     parser.add_argument("--out", default="runs/wmtp-benchmark", help="folder of the results")

@@ -186,7 +186,7 @@ def test_the_end_of_a_run_is_measured_about_its_trend() -> None:
     assert weights(steps([1.0] * 4, weight_entropy=0.5))["weight_entropy"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["quick", "full"])
+@pytest.mark.parametrize("name", ["quick", "learned", "full"])
 def test_shipped_presets_fit_all_methods(name: str) -> None:
     preset = load_preset(name)
     for method in preset.methods:

@@ -172,7 +172,7 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default="quick",
         metavar="CONFIG",
-        help="name of the settings: quick, full, or a YAML file (default: %(default)s)",
+        help="name of the settings: quick, learned, full, or a YAML file (default: %(default)s)",
     )
 
 
