@@ -310,6 +310,7 @@ def _snapshots(data: Dataset, name: str, rows: Ints, arrays: Any) -> Iterator[_S
                 base_lr=float(record["lr"]),
                 uniform_loss=float(record["uniform_loss"]),
                 decision=decision,
+                rows=decision,
                 validation=validation,
                 flagged_ahead=flagged,
                 done=at,

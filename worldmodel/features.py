@@ -90,6 +90,7 @@ class Context:
         base_lr: Base learning rate of the optimizer.
         uniform_loss: Loss of a uniform guess, nats per token.
         decision: Steps of a decision.
+        rows: Entries of the telemetry a decision; fewer than `decision` if the telemetry is sparse.
         validation: Clean validation loss, nats per token; NaN where not measured.
         flagged_ahead: Number of flagged batches to come.
         done: Completed steps.
@@ -99,13 +100,18 @@ class Context:
     base_lr: float
     uniform_loss: float
     decision: int
+    rows: int
     validation: float
     flagged_ahead: int
     done: int
 
 
-def read(history: RunHistory) -> tuple[Columns, Context]:
+def read(history: RunHistory, *, stride: int = 1) -> tuple[Columns, Context]:
     """Return a history's telemetry by column and its context, both checked.
+
+    Args:
+        history: History of a run.
+        stride: Steps from one entry of its telemetry to the next.
 
     Raises:
         UserError: there are fewer than 16 steps, steps are not consecutive, the last loss or
@@ -115,7 +121,7 @@ def read(history: RunHistory) -> tuple[Columns, Context]:
         raise UserError(f"decision_steps must be at least 1, found {history.decision_steps!r}")
     steps, decisions = _RECENT
     telemetry = list(history.telemetry)[-max(steps, decisions * history.decision_steps) :]
-    columns = _checked_columns(telemetry)
+    columns = _checked_columns(telemetry, stride)
     ahead = np.asarray(history.lrs_ahead, dtype=np.float64)
     fits = ahead.ndim == 1 and len(ahead) > 0 and bool(np.all(np.isfinite(ahead) & (ahead >= 0)))
     if not fits:
@@ -137,6 +143,7 @@ def read(history: RunHistory) -> tuple[Columns, Context]:
         base_lr=history.base_lr,
         uniform_loss=history.uniform_loss,
         decision=history.decision_steps,
+        rows=max(1, round(history.decision_steps / stride)),
         validation=validation,
         flagged_ahead=history.flagged_ahead,
         done=telemetry[-1].step,
@@ -144,7 +151,7 @@ def read(history: RunHistory) -> tuple[Columns, Context]:
     return columns, context
 
 
-def _checked_columns(telemetry: Sequence[Telemetry]) -> Columns:
+def _checked_columns(telemetry: Sequence[Telemetry], stride: int) -> Columns:
     if len(telemetry) < LEAST_STEPS:
         raise UserError(
             f"a history needs the telemetry of at least {LEAST_STEPS} steps, "
@@ -154,7 +161,7 @@ def _checked_columns(telemetry: Sequence[Telemetry]) -> Columns:
     columns = {name: np.ascontiguousarray(column) for name, column in zip(COLUMNS, rows.T)}
     codes = [_CLIP_CODES.get(t.clip, -1) for t in telemetry]
     columns["clip"] = np.array(codes, dtype=np.float64)
-    if not np.array_equal(np.diff(columns["step"]), np.ones(len(telemetry) - 1)):
+    if not np.array_equal(np.diff(columns["step"]), np.full(len(telemetry) - 1, stride)):
         raise UserError(
             "a history needs the telemetry of consecutive steps, found gaps; "
             "leave rewound steps out"
@@ -239,7 +246,7 @@ def _steering(columns: Columns, context: Context) -> dict[str, float]:
 
 
 def _losses(columns: Columns, context: Context) -> dict[str, float]:
-    d = context.decision
+    d = context.rows
     loss = _logs(columns["loss"])
     probe = _logs(columns["probe_loss"])
     level = _level(loss, probe, context)
@@ -271,12 +278,12 @@ def _level(loss: Floats, probe: Floats, context: Context) -> float:
     if math.isfinite(context.validation):
         return math.log(context.validation)
     if len(_known(probe)):
-        return _mean(probe[-context.decision :])
-    return _mean(loss[-context.decision :])
+        return _mean(probe[-context.rows :])
+    return _mean(loss[-context.rows :])
 
 
 def _gradients(columns: Columns, context: Context) -> dict[str, float]:
-    d = context.decision
+    d = context.rows
     raw = _logs(columns["grad_norm"])
     kept = _logs(columns["grad_norm_clipped"])
     depth = np.maximum(raw - kept, 0.0)  # 0 where nothing was clipped
@@ -308,7 +315,7 @@ def _gradients(columns: Columns, context: Context) -> dict[str, float]:
 
 
 def _inside(columns: Columns, context: Context) -> dict[str, float]:
-    d = context.decision
+    d = context.rows
     values = {}
     scaled = {
         "attention": 4 * (columns["attention_entropy"] - 0.5),
@@ -324,7 +331,7 @@ def _inside(columns: Columns, context: Context) -> dict[str, float]:
 
 
 def _readings(columns: Columns, context: Context) -> dict[str, float]:
-    d = context.decision
+    d = context.rows
     values = {}
     for name in _AXES:
         column = np.minimum(columns[name], 20.0) / 2.5

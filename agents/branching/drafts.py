@@ -98,12 +98,7 @@ class Drafter:
             raise Skipped(reason)
         # The newest validation need not be measured again: if it is 2 % off, forecasts of changes
         # differ by 1e-4, and most drafts promise nothing.
-        history = history_of(
-            run,
-            list(state.history),
-            horizon=state.settings.horizon,
-            validation=state.validation,
-        )
+        history = state.history_of(run, validation=state.validation)
         if plan is None:
             plan = self._ask_planner(run, history, decision, state, least)
         width = waste.widest(run, most, price)
@@ -159,7 +154,7 @@ class Drafter:
         flops = float(getattr(model, "flops_per_path", 0.0))
         if reason := state.waste.refusal(run, flops):
             raise Skipped(reason)
-        history = history_of(run, list(state.history), horizon=state.settings.horizon)
+        history = state.history_of(run)
         factor = plan.best.interventions[0].lr_scale
         values = model.path_values(history, np.full((1, _LEVELS), math.log(factor)))
         run.ledger.charge("plan", flops)
@@ -180,7 +175,7 @@ class Drafter:
         """
         if run.step < run.config.schedule.warmup:
             raise Skipped("the rate still warms up")
-        history = history_of(run, list(state.history), horizon=state.settings.horizon)
+        history = state.history_of(run)
         return self._followed(run, history, decision, state, min_gain=state.settings.min_gain)
 
     def _followed(

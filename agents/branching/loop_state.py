@@ -23,10 +23,10 @@ from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import BranchingConfig
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry, telemetry_of
-from trainenv.types import Event, Intervention, Run, Snapshot, Telemetry, UserError
+from trainenv.training.history import KEPT, history_of, sparse_of, stride_of
+from trainenv.types import Event, Intervention, Run, RunHistory, Snapshot, Telemetry, UserError
 from trainenv.verification import record
 
-_HISTORY = 512  # steps of telemetry that a forecast looks at
 _LEAST = 25  # steps beyond an alarm within which another one is the same; see `note_rewind`
 _ASKED = "asked"  # trigger on record where nothing but the loop itself called for a decision
 
@@ -59,7 +59,9 @@ class LoopState:
     waste: WasteBudget
     acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
     points: RewindPoints = field(default_factory=RewindPoints)
-    history: deque[Telemetry] = field(default_factory=lambda: deque(maxlen=_HISTORY))
+    history: deque[Telemetry] = field(default_factory=lambda: deque(maxlen=KEPT))
+    sparse: deque[Telemetry] = field(default_factory=lambda: deque(maxlen=KEPT))
+    stride: int = 1
     validation: float = math.nan
     pending: list[tuple[int, Intervention]] = field(default_factory=list)
     number: int = 0
@@ -84,8 +86,9 @@ class LoopState:
 
     def start(self, run: Run) -> list[Event]:
         """Prepare a run that was not steered before, and return the events."""
+        self.stride = stride_of(run.step + len(run.lrs_ahead()))
         if run.step and self.folder.telemetry.written:  # steps taken by hand are not recorded
-            self._read_history(_HISTORY)
+            self._read_history(KEPT, KEPT)
         events = enable_default_clipping(run) if self.settings.default_clip else []
         try:
             run.check_forkable()
@@ -106,17 +109,21 @@ class LoopState:
             self.validation = saved["validation"]
         self.base_factor = saved["found"]
         self.recurrence = Recurrence.of(saved.get("recurrence", {}))
+        self.stride = saved.get("stride", 1)
         if saved["history"]:
-            self._read_history(saved["history"])
+            self._read_history(saved["history"], saved.get("sparse", 0))
         forget_decisions(self.folder.path, self.number)
         steps = set(self.store.steps())
         self.points.snapshots.extend(
             self.store.load(step) for step in saved["remembered"] if step in steps
         )
 
-    def _read_history(self, steps: int) -> None:
+    def _read_history(self, steps: int, sparse: int) -> None:
         kept = read_telemetry(self.folder.path, kept_only=True)
         self.history.extend(telemetry_of(kept.tail(steps)))
+        if self.stride > 1 and sparse:
+            recent = telemetry_of(kept.tail(self.stride * (sparse + 1)))
+            self.sparse.extend(sparse_of(recent, self.stride)[-sparse:])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON values."""
@@ -124,6 +131,8 @@ class LoopState:
             "number": self.number,
             "pending": [[step, record.changes(one)] for step, one in self.pending],
             "history": len(self.history),
+            "sparse": len(self.sparse),
+            "stride": self.stride,
             "remembered": self.points.steps,
             "alarms": self.triggers.state_dict(),
             "lessons": self.acceptance.state_dict(),
@@ -137,8 +146,22 @@ class LoopState:
 
     def observe(self, window: Sequence[Telemetry]) -> None:
         """Take in steps of the run, in order."""
+        if self.stride > 1 and window:
+            recent = [*list(self.history)[1 - self.stride :], *window]
+            self.sparse.extend(sparse_of(recent, self.stride, after=window[0].step - 1))
         self.history.extend(window)
         self.triggers.observe(window)
+
+    def history_of(self, run: Run, *, validation: float = math.nan) -> RunHistory:
+        """Return the history of the run, which is at the step that was observed last."""
+        return history_of(
+            run,
+            list(self.history),
+            horizon=self.settings.horizon,
+            validation=validation,
+            sparse=list(self.sparse),
+            stride=self.stride,
+        )
 
     @property
     def fired_lately(self) -> bool:
@@ -270,7 +293,8 @@ class LoopState:
         self.recurrence.note(at, rate=rate, within=within)
         self.waste.throw_away(flops)
         self.points.forget_after(to)
-        self.history = deque((one for one in self.history if one.step <= to), maxlen=_HISTORY)
+        self.history = deque((one for one in self.history if one.step <= to), maxlen=KEPT)
+        self.sparse = deque((one for one in self.sparse if one.step <= to), maxlen=KEPT)
         self.validation = math.nan
         self.pending = [(step, one) for step, one in self.pending if step <= to]
         return Event(at, "rewind", {"to": to, "lr_scale": start.lr_scale, "harm": harm})

@@ -21,7 +21,7 @@ from trainenv.worldmodel.paths import generate as generating
 from trainenv.worldmodel.paths.build import PathRecipe, build_paths
 from trainenv.worldmodel.paths.collect import DECISIONS, RUNS, collect
 from trainenv.worldmodel.paths.fit import Fitting
-from trainenv.worldmodel.paths.groups import Group, sample_groups
+from trainenv.worldmodel.paths.groups import LONG_STEPS, STEPS, Group, sample_groups
 from trainenv.worldmodel.paths.network import Shape
 from trainenv.worldmodel.paths.rate_paths import random_path
 from trainenv.worldmodel.paths.serialization import load_paths
@@ -30,6 +30,7 @@ from trainenv.worldmodel.paths.store import PathFiles
 
 RECIPE = PathRecipe(
     groups=(8, 9),
+    long_groups=(2, 3),
     workers=0,
     fitting=Fitting(shape=Shape(members=2, width=8), epochs=2),
 )
@@ -94,11 +95,12 @@ def test_each_round_has_its_data_and_its_model(
 ) -> None:
     folder, report, said = built
     assert not report["interrupted"]
-    assert report["groups"] == 17
-    assert report["examples"] > 17 * RUNS * (DECISIONS - 1) * 0.5
-    assert len(PathFiles.open(folder / "round-0").names()) == 8
-    assert len(PathFiles.open(folder / "round-1").names()) == 9
-    assert [sentence.split(":")[0] for sentence in said] == ["round 0"] * 2 + ["round 1"] * 2
+    assert report["groups"] == 22
+    assert report["examples"] > 22 * RUNS * (DECISIONS - 1) * 0.5
+    counts = [len(PathFiles.open(folder / f"round-{number}").names()) for number in range(4)]
+    assert counts == [8, 9, 2, 3]
+    rounds = [sentence.split(":")[0] for sentence in said]
+    assert rounds == [f"round {number}" for number in range(4) for _ in range(2)]
     assert load_paths(folder / "model-0") is not None
     card = json.loads((folder / "paths.json").read_text())
     assert card["test"] == json.loads(json.dumps(report["test"]))
@@ -112,9 +114,20 @@ def test_later_rounds_are_collected_with_the_model(
     built: tuple[Path, dict[str, Any], list[str]],
 ) -> None:
     folder, _, _ = built
-    for number, followed in ((0, {0}), (1, {0, DECISIONS})):
+    for number in range(4):
         _, rows = PathFiles.open(folder / f"round-{number}").read("g00000")
-        assert set(rows["followed"].to_pylist()) == followed
+        random = number in (0, 2)
+        assert set(rows["followed"].to_pylist()) == ({0} if random else {0, DECISIONS})
+
+
+def test_long_runs_come_after_the_others(
+    built: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    folder, _, _ = built
+    for number in range(4):
+        group, _ = PathFiles.open(folder / f"round-{number}").read("g00001")
+        least, most = LONG_STEPS if number > 1 else STEPS
+        assert least <= group.steps <= most
 
 
 def test_runs_follow_a_policy_to_the_end_or_until_a_decision(
@@ -157,3 +170,10 @@ def test_groups_that_fail_end_the_build(quick: None, tmp_path: Path) -> None:
 def test_too_few_groups_are_refused(groups: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="groups must be at least one number of 8 or more"):
         PathRecipe(groups=groups)
+
+
+def test_empty_rounds_of_long_runs_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"long_groups must be numbers of 1 or more, found \(3, 0\)"
+    ):
+        PathRecipe(long_groups=(3, 0))

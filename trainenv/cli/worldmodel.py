@@ -55,6 +55,15 @@ def add_worldmodel(commands: Any) -> None:
         " (default: 156 185 84 123, about 50 minutes on two cores)",
     )
     build.add_argument(
+        "--long-groups",
+        type=int,
+        nargs="*",
+        default=[26, 30],
+        metavar="N",
+        help="number of groups of runs of 1000 to 6000 steps, for each further round"
+        " (default: 26 30, about 35 minutes on two cores)",
+    )
+    build.add_argument(
         "--workers",
         type=int,
         default=2,
@@ -90,7 +99,12 @@ def build_command(args: argparse.Namespace) -> Result:
     from trainenv.worldmodel.dataset import Progress as DatasetProgress
     from trainenv.worldmodel.paths.build import PathRecipe
 
-    paths = PathRecipe(groups=tuple(args.groups), workers=args.workers, seed=args.seed)
+    paths = PathRecipe(
+        groups=tuple(args.groups),
+        long_groups=tuple(args.long_groups),
+        workers=args.workers,
+        seed=args.seed,
+    )
     recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed, paths=paths)
     folder = args.out or Path("runs/worldmodel")
     with (

@@ -52,13 +52,15 @@ class ModelSpec:
     def shape(self, model: nn.Module) -> Shape:
         """Return the size of the model, from its `config` as transformers names it."""
         config = getattr(model, "config", None)
-        known = getattr(config, "vocab_size", None)
-        sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+        vocabulary = getattr(config, "vocab_size", None)
+        if not vocabulary:
+            embeddings = [one for one in model.modules() if isinstance(one, nn.Embedding)]
+            vocabulary = max((one.num_embeddings for one in embeddings), default=None)
         return Shape(
             layers=getattr(config, "num_hidden_layers", None),
             width=getattr(config, "hidden_size", None),
             heads=getattr(config, "num_attention_heads", None),
-            vocabulary=int(known) if known else max(sizes, default=None),
+            vocabulary=None if vocabulary is None else int(vocabulary),
         )
 
     def usual_lr(self, model: nn.Module) -> float:

@@ -18,6 +18,8 @@ def as_number(value: object, name: str, *, least: float | None = None, unit: str
     Raises:
         UserError: The value is not a finite number, or below `least`.
     """
+    if type(value) is float and least is None and math.isfinite(value):
+        return value  # a schedule is asked for thousands of steps at a decision
     number = scalar(value)
     try:
         found = float(number) if isinstance(number, Real) else math.nan

@@ -77,6 +77,9 @@ class RunHistory:
         validation: Clean validation loss now, in nats per token; NaN if it was not measured.
         flagged_ahead: Number of flagged data indices that are still to come.
         usual_lr: Learning rate that usually suits a model of this size; NaN if unknown.
+        sparse: One entry of telemetry for each `stride` steps so far, in order, for what looks back
+            further; empty if `stride` is 1.
+        stride: Steps from one entry of `sparse` to the next.
     """
 
     telemetry: Sequence[Telemetry] = field(repr=False)
@@ -87,6 +90,8 @@ class RunHistory:
     validation: float = math.nan
     flagged_ahead: int = 0
     usual_lr: float = math.nan
+    sparse: Sequence[Telemetry] = field(default=(), repr=False)
+    stride: int = 1
 
 
 class InForce(Protocol):

@@ -1,8 +1,9 @@
 """Building of a path model: collect, fit, collect with the model, fit again, evaluate, write.
 
 The first round has random paths. Each later round is collected with the model of the rounds before
-(`shooting`), so that the states that planning leads to are known. Collecting resumes where it was
-interrupted; fitting takes minutes.
+(`shooting`), so that the states that planning leads to are known. Rounds of long runs follow, the
+first of them again with random paths. Collecting resumes where it was interrupted; fitting takes
+minutes.
 
 | in the folder | content |
 |---|---|
@@ -45,6 +46,7 @@ class PathRecipe:
 
     Args:
         groups: Number of groups of each round; the first has random paths.
+        long_groups: Number of groups of each round of long runs; the first has random paths.
         seed: Random seed of groups, paths and networks.
         workers: Number of processes that collect.
         fitting: Hyperparameters of the fit.
@@ -54,6 +56,7 @@ class PathRecipe:
     """
 
     groups: tuple[int, ...] = (156, 185, 84, 123)
+    long_groups: tuple[int, ...] = (26, 30)
     seed: int = 7
     workers: int = 2
     fitting: Fitting = field(default_factory=Fitting)
@@ -63,6 +66,8 @@ class PathRecipe:
             raise UserError(
                 f"groups must be at least one number of {_FEWEST} or more, found {self.groups!r}"
             )
+        if min(self.long_groups, default=1) < 1:
+            raise UserError(f"long_groups must be numbers of 1 or more, found {self.long_groups!r}")
 
 
 def build_paths(
@@ -92,13 +97,17 @@ def build_paths(
     folder = Path(folder)
     rounds: list[Path] = []
     report: dict[str, Any] = {}
-    for number, count in enumerate(recipe.groups):
+    counts = (*recipe.groups, *recipe.long_groups)
+    for number, count in enumerate(counts):
         here = folder / f"round-{number}"
-        policy = RandomShooting(folder=str(folder / f"model-{number - 1}")) if number else None
-        say(f"round {number}: training {count} groups of runs")
+        long = number >= len(recipe.groups)
+        policy = None
+        if number not in (0, len(recipe.groups)):
+            policy = RandomShooting(folder=str(folder / f"model-{number - 1}"))
+        say(f"round {number}: training {count} groups of {'long ' if long else ''}runs")
         made = generate(
             here,
-            sample_groups(count, seed=recipe.seed + 1000 * number),
+            sample_groups(count, seed=recipe.seed + 1000 * number, long=long),
             make_run,
             fold,
             policy=policy,
@@ -116,9 +125,9 @@ def build_paths(
             return {"interrupted": True, "folder": str(folder)}
         rounds.append(here)
         target = folder / f"model-{number}"
-        if load_paths(target) is None or number + 1 == len(recipe.groups):
+        if load_paths(target) is None or number + 1 == len(counts):
             say(f"round {number}: fitting the model")
-            if number + 1 < len(recipe.groups):
+            if number + 1 < len(counts):
                 save_paths(PathValueModel(fit(PathTable.of(rounds), recipe.fitting)), target, {})
                 continue
             model, report = fitted(rounds, recipe.fitting)

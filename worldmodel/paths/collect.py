@@ -14,17 +14,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.training.history import history_of
+from trainenv.training.history import KEPT, history_of, sparse_of, stride_of
 from trainenv.types import Run, RunGroup, Telemetry
 from trainenv.worldmodel import features
 from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.paths.groups import Group
-from trainenv.worldmodel.paths.inputs import decision_steps
+from trainenv.worldmodel.paths.inputs import decision_steps, read_state
 from trainenv.worldmodel.paths.rate_paths import random_path
 
 DECISIONS = 30  # of a run: the first at its start, where nothing is known yet
 RUNS = 8  # of a group, the one left alone included
-_KEPT = 512  # steps of telemetry that features look at
 _LARGEST = 2.0  # cap of a final loss, in units of the loss of a uniform guess
 
 Floats = NDArray[np.float64]
@@ -85,6 +84,7 @@ def collect(
     schedule = np.array([lrs[start:stop].mean() for start, stop in pairwise(bounds)])
     paths = [np.zeros(DECISIONS), *(random_path(rng, DECISIONS) for _ in range(RUNS - 1))]
     until = _followed(rng, policy is not None)
+    stride = stride_of(group.steps)
     logs: list[list[Telemetry]] = [[] for _ in range(RUNS)]
     states = np.full((RUNS, DECISIONS, len(features.STATE)), np.nan)
     levels = np.full((RUNS, DECISIONS), np.nan)
@@ -110,7 +110,7 @@ def collect(
         for k, run in enumerate(together.runs):
             run.lr_scale = float(math.exp(paths[k][d]))
         for k, window in enumerate(together.advance(bounds[d + 1] - bounds[d], everyone)):
-            logs[k] = (logs[k] + window)[-_KEPT:]
+            logs[k] = (logs[k] + window)[-KEPT * stride :]
     cap = _LARGEST * first.uniform_loss
     ends = [min(loss, cap) if math.isfinite(loss) else cap for loss in together.evaluate(everyone)]
     return [
@@ -132,16 +132,21 @@ def collect(
 def observe(run: Run, telemetry: Sequence[Telemetry], steps: int) -> tuple[features.Floats, float]:
     """Return the features [F] of a run now, and ln of its clean loss; NaN if it has diverged."""
     nothing = np.full(len(features.STATE), np.nan)
-    last = telemetry[-1]
-    if not (math.isfinite(last.loss) and math.isfinite(last.grad_norm)):
+    stride = stride_of(steps)
+    sparse = sparse_of(telemetry, stride) if stride > 1 else []
+    newest = [*sparse[-1:], telemetry[-1]]
+    if not all(math.isfinite(one.loss) and math.isfinite(one.grad_norm) for one in newest):
         return nothing, math.nan
     if len(telemetry) < features.LEAST_STEPS:
         return nothing, math.nan
-    horizon = 4 * decision_steps(steps)
-    columns, context = features.read(history_of(run, telemetry, horizon=horizon))
-    state = features.state(columns, context)
-    level = float(state[features.STATE.index("level")]) + math.log(context.uniform_loss)
-    return state, level
+    history = history_of(
+        run,
+        telemetry[-KEPT:],
+        horizon=decision_steps(steps),
+        sparse=sparse,
+        stride=stride,
+    )
+    return read_state(history)[:2]
 
 
 def _followed(rng: np.random.Generator, planned: bool) -> NDArray[np.int64]:

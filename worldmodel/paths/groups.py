@@ -29,8 +29,16 @@ SIZES = (
     Size(width=32, layers=1, heads=2, context=64, batch_size=4),
 )
 """Shapes of the runs; one that occurs twice is twice as frequent."""
+LONG_SIZES = (
+    *SIZES,
+    Size(width=64, layers=1, heads=2, context=32, batch_size=4),
+    Size(width=64, layers=2, heads=2, context=32, batch_size=4),
+)
+"""Shapes of the long runs."""
 TEXTS = ("bytes", "bytes", "subwords", "subwords", "topics")
 STEPS = (200, 1000)  # least and greatest budget, drawn log-uniformly
+LONG_STEPS = (1000, 6000)
+"""Least and greatest budget of long runs."""
 RATES = (0.08, 12.0)  # least and greatest learning rate over the suitable one, likewise
 JUDGED = {"topics": 5_120}
 """Validation tokens that the final loss is measured on, by text, if not 16 384."""
@@ -129,21 +137,30 @@ class Group:
         return cls(**{**values, "size": Size(**values["size"])})
 
 
-def sample_groups(count: int, *, seed: int, first: int = 0) -> tuple[Group, ...]:
+def sample_groups(
+    count: int, *, seed: int, first: int = 0, long: bool = False
+) -> tuple[Group, ...]:
     """Sample the groups `first` to `first + count − 1` of a seed.
+
+    Args:
+        count: Number of groups.
+        seed: Random seed.
+        first: Place of the first group in the sample.
+        long: Flag: runs of `LONG_STEPS` and `LONG_SIZES` instead of `STEPS` and `SIZES`.
 
     Raises:
         UserError: The count is below 1.
     """
     if count < 1:
         raise UserError(f"the number of groups must be at least 1, found {count}")
-    return tuple(_group(index, seed) for index in range(first, first + count))
+    return tuple(_group(index, seed, long) for index in range(first, first + count))
 
 
-def _group(index: int, seed: int) -> Group:
+def _group(index: int, seed: int, long: bool) -> Group:
     rng = stream(seed, "paths", index)
-    size = SIZES[rng.integers(len(SIZES))]
-    steps = round(_log_uniform(rng, STEPS))
+    sizes = LONG_SIZES if long else SIZES
+    size = sizes[rng.integers(len(sizes))]
+    steps = round(_log_uniform(rng, LONG_STEPS if long else STEPS))
     schedule, final = _SCHEDULES[rng.integers(len(_SCHEDULES))]
     stressors: dict[str, Any] = {}
     if rng.random() < _STRESSED:

@@ -10,13 +10,13 @@ budgets, sizes and numbers of decisions do not matter:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainenv.types import DECISIONS
-from trainenv.worldmodel.features import STATE
+from trainenv.types import DECISIONS, RunHistory
+from trainenv.worldmodel.features import LEAST_STEPS, STATE, Columns, Context, read, state
 
 Floats = NDArray[np.float64]
 
@@ -106,6 +106,31 @@ def path_features(
         np.isfinite(usual).astype(np.float64),
     ]
     return np.concatenate([segments, np.stack(np.broadcast_arrays(*columns), axis=1)], axis=1)
+
+
+def read_state(history: RunHistory) -> tuple[Floats, float, Columns, Context]:
+    """Return the features [F] of the state at the end of a history, and what they are made of.
+
+    The loss now is that of the clean probe, since a validation loss is not known at every decision.
+    The unit of time is a share of the budget, whatever the horizon of the history is. In a long run
+    the sparse telemetry is read, so that features look back over the same share of the run.
+
+    Returns:
+        The features, ln of the clean loss now, the columns of the telemetry, and the context.
+
+    Raises:
+        UserError: The history is too short, or its last step is not finite.
+    """
+    budget = history.telemetry[-1].step + len(history.lrs_ahead)
+    known = replace(history, validation=math.nan, decision_steps=decision_steps(budget))
+    stride = 1
+    if len(history.sparse) >= LEAST_STEPS:
+        known = replace(known, telemetry=history.sparse)
+        stride = history.stride
+    columns, context = read(known, stride=stride)
+    features = state(columns, context)
+    level = float(features[STATE.index("level")]) + math.log(context.uniform_loss)
+    return features, level, columns, context
 
 
 def state_inputs(features: Floats) -> Floats:

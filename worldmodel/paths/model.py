@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from trainenv.worldmodel.paths.inputs import (
     PathState,
     decision_steps,
     path_features,
+    read_state,
     start_state,
     state_inputs,
 )
@@ -106,21 +107,13 @@ class PathValueModel:
 def path_state(history: RunHistory, decisions: int) -> PathState:
     """Return the state at the end of a history, with the rest of the run in some decisions.
 
-    As in the data, the loss now is that of the clean probe, since a validation loss is not known at
-    every decision, and the features' unit of time is a share of the budget, whatever the horizon of
-    the history is.
-
     Raises:
         UserError: The history is too short, or its last step is not finite.
     """
     usual = math.log(history.usual_lr) if history.usual_lr > 0 else math.nan
     if not history.telemetry:
         return _at_start(history, decisions, usual)
-    budget = history.telemetry[-1].step + len(history.lrs_ahead)
-    known = replace(history, validation=math.nan, decision_steps=decision_steps(budget))
-    columns, context = features.read(known)
-    state = features.state(columns, context)
-    level = float(state[features.STATE.index("level")]) + math.log(context.uniform_loss)
+    state, level, columns, context = read_state(history)
     now = math.log(max(float(columns["lr_scale"][-1]), 1e-9))
     means = _means(context.lrs_ahead * math.exp(-now), decisions)
     peak = float(np.quantile(columns["lr"], _USUAL_PEAK))
