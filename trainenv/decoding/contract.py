@@ -104,8 +104,8 @@ class DraftRequest:
             that no row depends on its neighbours.
         target_states: Hidden states of the target; None unless the drafter asks for them, and in
             the first request.
-        ends: For each row, a function that says if its block ends after the newest token; see
-            `trainenv.decoding.schedules`. None without a schedule. A drafter may ignore it.
+        ends: Functions, one a row, that return True if the block ends after its newest token; see
+            `trainenv.decoding.schedules`. None without a schedule. A drafter may ignore them.
     """
 
     rows: Sequence[list[int]]
