@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from trainenv.compare.wmtp import compare, load_preset
-from trainenv.report.wmtp import sentence, write_wmtp_report
+from trainenv.report import write_report
+from trainenv.report.wmtp import sentence
 from trainenv.tools.paths import expanded
 
 SHOWN = ("exact_match", "validation_loss", "acceptance", "tokens_per_call", "speed_up")
@@ -39,7 +40,7 @@ def progress(row: Mapping[str, Any], done: int, total: int) -> None:
 def main() -> int:
     """Train what is missing, print the table and the verdicts, and return 0."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="quick", help="quick, full or a YAML file")
+    parser.add_argument("--preset", default="quick", help="quick, learned, full or a YAML file")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     parser.add_argument("--workers", type=int, default=0, help="number of processes")
     parser.add_argument("--out", default="runs/wmtp-benchmark", help="folder of the results")
@@ -64,7 +65,7 @@ def main() -> int:
                 print(f"  {name:18} {method:16} {figure['value']:8.4f}{change}")
     for verdict in found["verdicts"]:
         print(f"  {sentence(verdict)}")
-    write_wmtp_report(folder)
+    write_report(folder)
     if args.json:
         print(json.dumps({key: value for key, value in found.items() if key != "rows"}))
     return 0

@@ -13,10 +13,9 @@ Stable-Baselines3 is imported when it is first used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ import torch
 from trainenv.envs.imagined_run import FORECAST, KNOWN
 from trainenv.envs.observation import FEATURES
 from trainenv.interventions import ActionCodec
+from trainenv.tools.checks import number, whole
 from trainenv.tools.optional import require
 from trainenv.types import Intervention, UserError
 
@@ -107,21 +107,13 @@ class PPO:
     def learner(self, env: Any) -> Any:
         """Return the PPO of Stable-Baselines3 for an environment."""
         sizes = env.action_space.nvec
-        together = self.rollout * getattr(env, "num_envs", 1)
         made = self._class()(
             "MlpPolicy",
             env,
-            n_steps=self.rollout,
-            n_epochs=self.epochs,
-            batch_size=min(self.batch, together),
-            learning_rate=self.lr,
             gamma=1.0,
-            gae_lambda=self.trace,
             clip_range=self.clip,
-            ent_coef=self.entropy,
             policy_kwargs={"net_arch": [self.width, self.width]},
-            seed=self.seed,
-            device="cpu",
+            **rollout_arguments(self, env),
         )
         with torch.no_grad():
             made.policy.action_net.bias[np.cumsum([0, *sizes[:-1]])] += self.reluctance
@@ -258,6 +250,54 @@ def sb3_contrib() -> Any:
     return sb3_contrib
 
 
+class RolloutSettings(Protocol):
+    """Hyperparameters that every PPO has; see `PPO`."""
+
+    @property
+    def rollout(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def trace(self) -> float: ...
+    @property
+    def entropy(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def rollout_arguments(how: RolloutSettings, env: Any) -> dict[str, Any]:
+    """Return the arguments of PPO of Stable-Baselines3 for the hyperparameters that every PPO has.
+
+    Args:
+        how: Hyperparameters.
+        env: Environment, or several at once.
+    """
+    return {
+        "n_steps": how.rollout,
+        "n_epochs": how.epochs,
+        "batch_size": min(how.batch, how.rollout * getattr(env, "num_envs", 1)),
+        "learning_rate": how.lr,
+        "gae_lambda": how.trace,
+        "ent_coef": how.entropy,
+        "seed": how.seed,
+        "device": "cpu",
+    }
+
+
+def check_seed(seed: object) -> None:
+    """Check a random seed.
+
+    Raises:
+        UserError: It is no whole number that Stable-Baselines3 takes.
+    """
+    if whole("seed", seed, least=0) >= SEEDS:
+        raise UserError(f"seed must be below {SEEDS}, found {seed}; give a smaller one")
+
+
 def useful(codec: ActionCodec) -> tuple[Intervention, ...]:
     """Return those of `USEFUL` that an action space has."""
     found = []
@@ -273,17 +313,12 @@ def useful(codec: ActionCodec) -> tuple[Intervention, ...]:
 
 def _check(how: Learner, *, counts: Sequence[str], rates: Sequence[str]) -> None:
     for name in counts:
-        if not (isinstance(getattr(how, name), int) and getattr(how, name) >= 1):
-            raise UserError(
-                f"{name} must be a whole number, 1 or more, found {getattr(how, name)!r}"
-            )
+        whole(name, getattr(how, name), least=1)
     if how.width > _WIDEST:
-        raise UserError(f"width must be at most {_WIDEST}, found {how.width}")
-    if not (isinstance(how.seed, int) and 0 <= how.seed < SEEDS):
-        raise UserError(f"seed must be a whole number from 0 to {SEEDS - 1}, found {how.seed!r}")
+        raise UserError(f"width must be at most {_WIDEST}, found {how.width}; give a smaller one")
+    check_seed(how.seed)
     for name in rates:
-        if not 0 < getattr(how, name) < math.inf:
-            raise UserError(f"{name} must be a finite number above 0, found {getattr(how, name)!r}")
+        number(name, getattr(how, name), above=0)
     if unknown := sorted(set(how.sees) - set(FEATURES)):
         raise UserError(
             f"sees must name features of the observation, found {', '.join(unknown)}; see Features"

@@ -15,8 +15,8 @@ General policies are trained on all texts of other pairs (`…, other pairs`) or
 | `fixed` | the same settings for all tasks, the best on average |
 | `general` | kernel regression from contexts to landscapes |
 | `ppo policy` | PPO, trained over the tasks |
-| `recommend` | `general`, averaged with the landscape of the few texts |
-| `adaptive` | `AdaptiveSchedule` with the memory and threshold that are best for other tasks |
+| `adaptive` | the schedule `Adaptive` with the memory and threshold that are best for other tasks |
+| `recommend` | the faster on the few texts: `adaptive`, or `general` with their landscape |
 | `shuffled` | `general`, trained with contexts exchanged at random: its gain must be lost |
 
 Regret is the share of the oracle's score that is missing; it may be below 0 for methods that are
@@ -27,21 +27,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainenv.agents.thresholds.adaptive_choice import AdaptiveChoice, best_choice, speeds_of
 from trainenv.agents.thresholds.contract import Floats
 from trainenv.agents.thresholds.controls import (
-    AdaptiveSchedule,
     DraftControl,
     FixedThresholds,
+    ReplayedSchedule,
 )
-from trainenv.agents.thresholds.controls.adaptive_schedule import best_adaptive
-from trainenv.agents.thresholds.experience import save_lessons
+from trainenv.agents.thresholds.experience import Experience, save_experience
 from trainenv.agents.thresholds.meta import (
     Fixed,
     GeneralPolicy,
@@ -67,7 +67,7 @@ MEASURES = ("speedup", "acceptance", "distance", "regret", "evaluations")
 CELLS = "cells.jsonl"
 LESSONS = "lessons.json"
 _FACTORS = (0.5, 1.0, 2.0)  # on the draft's time, of the training tasks
-_TAUGHT = 8  # texts of a task that the adaptive schedule is chosen on
+_TAUGHT = 8  # texts of a task that the schedule is chosen on
 _PPO = PPO(rollout=32, batch=128, lr=2e-3)
 
 
@@ -119,7 +119,6 @@ class Evaluator:
         for source in sources:
             plan.task(source, source.trace, source.trace)  # an error here comes before any work
         self._policies: dict[tuple[str, str, str], GeneralPolicy] = {}
-        self._schedules: dict[tuple[str, str], AdaptiveSchedule] = {}
         self._oracles: dict[tuple[int, int], DraftControl] = {}
 
     def cells(self) -> list[Cell]:
@@ -190,30 +189,35 @@ class Evaluator:
         few = np.arange(min(self.plan.context_texts, task.trace.rows))
         seen = self.plan.task(self.sources[cell.source], task.trace.select(few), task.held_out)
         if cell.method == "adaptive":
-            return replace(
-                self._adaptive(cell), start=seen.trace.acceptance, seed=self._seed(cell), draws=8
+            schedule = self._choice(cell).schedule(
+                seen.costs, start=seen.trace.acceptance, most=self.plan.k
             )
+            return ReplayedSchedule(schedule=schedule, seed=self._seed(cell))
         if cell.method == "recommend":
             kernel = self._policy("general", cell)
             assert isinstance(kernel, Kernel)
-            found = Recommender(policy=kernel).recommend(seen)
+            found = Recommender(policy=kernel, choice=self._choice(cell)).recommend(seen)
+            if found.schedule is not None:
+                return ReplayedSchedule(schedule=found.schedule, seed=self._seed(cell))
             return seen.control(found.values, 1.0 if found.drafts else 0.0)
         point: Floats = self._policy(cell.method, cell).settle(seen.context())
         values = task.space.values(point)
         return seen.control(values, seen.measure(values)["score"])
 
-    def _adaptive(self, cell: Cell) -> AdaptiveSchedule:
-        """Return the adaptive schedule without the pair or the corpus of a cell."""
+    @cached_property
+    def speeds(self) -> Floats:
+        """Speed-up of each choice of the schedule `Adaptive` on each source, [S, C]."""
+        found = []
+        for source in self.sources:
+            trace = source.trace.select(np.arange(min(_TAUGHT, source.trace.rows)))
+            found.append(speeds_of(trace, source.costs, self.plan.k))
+        return np.stack(found)
+
+    def _choice(self, cell: Cell) -> AdaptiveChoice:
+        """Return the choice that is best without the pair or the corpus of a cell."""
         left_out = getattr(self.sources[cell.source], cell.part)
-        key = (cell.part, left_out)
-        if key not in self._schedules:
-            taught = [
-                (source.trace.select(np.arange(min(_TAUGHT, source.trace.rows))), source.costs)
-                for source in self.sources
-                if getattr(source, cell.part) != left_out
-            ]
-            self._schedules[key] = best_adaptive(taught, self.plan.k)
-        return self._schedules[key]
+        others = [getattr(source, cell.part) != left_out for source in self.sources]
+        return best_choice(self.speeds[np.array(others)])
 
     def _policy(self, method: str, cell: Cell) -> GeneralPolicy:
         """Return a general policy without the pair or the corpus of a cell, trained once."""
@@ -276,8 +280,11 @@ def evaluate(
             done[key] = {**evaluator.measure(cell), "stamp": stamp}
             append_line(log, done[key])
     if plan.general and len(sources) > 1 and not stop():
-        taught = [lesson for lessons in evaluator.lessons for lesson in lessons]
-        save_lessons(taught, folder / LESSONS, rule=plan.rule, k=plan.k)
+        experience = Experience(
+            lessons=tuple(lesson for lessons in evaluator.lessons for lesson in lessons),
+            choice=best_choice(evaluator.speeds),
+        )
+        save_experience(experience, folder / LESSONS, rule=plan.rule, k=plan.k)
     rows = [done[key] for cell in cells if (key := _key(asdict(cell))) in done]
     return {
         "finished": len(rows) == len(cells),

@@ -1,33 +1,46 @@
-"""Experience of a general policy, in a file: the lessons of earlier pairs.
+"""Experience with earlier pairs, in a file: their lessons, and the best choice of a schedule.
 
-    save_lessons(lessons, Path("lessons.json"))
-    policy = Kernel.fit(load_lessons(None, "exact", 16))     # of the pairs that the package ships
+    save_experience(Experience(lessons=lessons), Path("lessons.json"), rule="exact", k=16)
+    policy = Kernel.fit(load_experience(None, "exact", 16).lessons)     # what the package ships
 
-The shipped lessons are those of three pairs of small GPT-2s on the corpora of
-`configs/pairs/own.yaml`.
+The shipped experience is that of the pairs of small GPT-2s of `configs/pairs/own.yaml`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainenv.agents.thresholds.adaptive_choice import AdaptiveChoice
 from trainenv.agents.thresholds.meta import LATTICE, Lesson
 from trainenv.agents.thresholds.tasks import CONTEXT, space_of
 from trainenv.tools.atomic_files import write_json
 from trainenv.types import UserError
 
-FORMAT = "trainenv decoding lessons 1"
+FORMAT = "trainenv decoding lessons 2"
 _SHIPPED = "lessons.json"
 
 
-def save_lessons(lessons: Sequence[Lesson], path: Path, *, rule: str, k: int) -> None:
-    """Write lessons of one rule and draft length."""
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """Results of earlier pairs with one rule and draft length.
+
+    Attributes:
+        lessons: Landscapes of the earlier tasks; empty if they are of another rule or length.
+        choice: Hyperparameters of the schedule `Adaptive` that were best for them.
+    """
+
+    lessons: tuple[Lesson, ...] = field(default=(), repr=False)
+    choice: AdaptiveChoice = field(default_factory=AdaptiveChoice)
+
+
+def save_experience(experience: Experience, path: Path, *, rule: str, k: int) -> None:
+    """Write the experience with one rule and draft length."""
     write_json(
         path,
         {
@@ -36,6 +49,7 @@ def save_lessons(lessons: Sequence[Lesson], path: Path, *, rule: str, k: int) ->
             "k": k,
             "context": list(CONTEXT),
             "lattice": LATTICE,
+            "adaptive": asdict(experience.choice),
             "lessons": [
                 {
                     "pair": lesson.pair,
@@ -44,15 +58,15 @@ def save_lessons(lessons: Sequence[Lesson], path: Path, *, rule: str, k: int) ->
                     "shares": [round(float(share), 4) for share in lesson.shares],
                     "best": round(lesson.best, 6),
                 }
-                for lesson in lessons
+                for lesson in experience.lessons
             ],
         },
         indent=0,
     )
 
 
-def load_lessons(path: Path | None, rule: str, k: int) -> list[Lesson]:
-    """Read lessons; empty where the file has those of another rule or draft length.
+def load_experience(path: Path | None, rule: str, k: int) -> Experience:
+    """Read experience; it has no lessons where the file is of another rule or draft length.
 
     Args:
         path: Place of the file; None for the shipped lessons.
@@ -74,11 +88,12 @@ def load_lessons(path: Path | None, rule: str, k: int) -> list[Lesson]:
             LATTICE,
         ):
             raise ValueError("another format")
+        choice = AdaptiveChoice(**found["adaptive"])
         if (found["rule"], found["k"]) != (rule, k):
-            return []
+            return Experience(choice=choice)
         space = space_of(rule, k)
         points = len(space.lattice(LATTICE))
-        lessons = [
+        lessons = tuple(
             Lesson(
                 pair=str(one["pair"]),
                 corpus=str(one["corpus"]),
@@ -88,7 +103,7 @@ def load_lessons(path: Path | None, rule: str, k: int) -> list[Lesson]:
                 space=space,
             )
             for one in found["lessons"]
-        ]
+        )
         if any(
             lesson.shares.shape != (points,) or lesson.context.shape != (len(CONTEXT),)
             for lesson in lessons
@@ -99,4 +114,4 @@ def load_lessons(path: Path | None, rule: str, k: int) -> list[Lesson]:
             f"expected the lessons of model pairs in {path or _SHIPPED}, found none that can be "
             f"read ({error!r:.80}); write them with trainenv decode evaluate"
         ) from None
-    return lessons
+    return Experience(lessons=lessons, choice=choice)

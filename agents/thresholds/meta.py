@@ -5,7 +5,7 @@ a lattice, as a share of the best. A general policy maps the context of a new ta
 
 - `Fixed`: the point with the best mean share; it ignores the context.
 - `Kernel`: kernel ridge regression from contexts to landscapes, then the best point. A very wide
-  kernel or a large ridge makes it `Fixed`; both are chosen by leaving one pair out.
+  kernel or a large ridge makes it `Fixed`; both are chosen by leaving pairs and corpora out.
 - `PPO`: the policy of `train_policy`, which walks in the training tasks.
 
 Landscapes of a trace under other costs are training tasks as well (`learn`): they teach what a
@@ -161,7 +161,10 @@ class Kernel:
 
     @classmethod
     def fit(cls, lessons: Sequence[Lesson]) -> Kernel:
-        """Return the policy of some lessons; width and ridge are chosen by leaving one pair out."""
+        """Return the policy of some lessons.
+
+        Width and ridge are chosen by leaving each pair out in turn, then each corpus.
+        """
         chosen = max(
             ((width, ridge) for ridge in reversed(_RIDGES) for width in reversed(_WIDTHS)),
             key=lambda pair: _left_out(lessons, *pair),
@@ -191,7 +194,7 @@ class Kernel:
         """Return the expected share of the best at each point of the lattice, [N]."""
         known = (context - self.centre) / self.scale
         # A context far from all lessons is treated like the nearest edge.
-        near = np.clip(known, self.contexts.min(axis=0) - 1, self.contexts.max(axis=0) + 1)
+        near = np.clip(known, self.contexts.min(axis=0), self.contexts.max(axis=0))
         expected: Floats = (
             self.mean + (_kernel(near[None], self.contexts, self.width) @ self.weights)[0]
         )
@@ -263,16 +266,19 @@ def _standards(lessons: Sequence[Lesson]) -> tuple[Floats, Floats]:
 
 
 def _left_out(lessons: Sequence[Lesson], width: float, ridge: float) -> float:
-    """Return the mean share of the best on pairs that were left out; 0 with a single pair."""
+    """Return the mean share of the best on pairs and corpora that were left out; 0 without any."""
     found = []
-    for pair in sorted({lesson.pair for lesson in lessons}):
-        rest = [lesson for lesson in lessons if lesson.pair != pair]
-        if not rest:
-            return 0.0
-        policy = Kernel.of(rest, width, ridge)
-        for lesson in lessons:
-            if lesson.pair == pair:
-                found.append(lesson.shares[int(policy.landscape(lesson.context).argmax())])
+    for part in ("pair", "corpus"):
+        for name in sorted({getattr(lesson, part) for lesson in lessons}):
+            rest = [lesson for lesson in lessons if getattr(lesson, part) != name]
+            if not rest:
+                continue
+            policy = Kernel.of(rest, width, ridge)
+            for lesson in lessons:
+                if getattr(lesson, part) == name:
+                    found.append(lesson.shares[int(policy.landscape(lesson.context).argmax())])
+    if not found:
+        return 0.0
     return float(np.mean(found))
 
 

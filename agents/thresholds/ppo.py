@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trainenv.agents.rl.contained import contained
-from trainenv.agents.rl.learners import SEEDS, stable_baselines3
+from trainenv.agents.rl.learners import check_seed, rollout_arguments, stable_baselines3
 from trainenv.agents.thresholds.contract import Floats, TuningProblem
 from trainenv.agents.thresholds.walk import ThresholdWalk, moved, observed
 from trainenv.tools.checks import number, whole
@@ -96,9 +96,7 @@ class PPO:
             number(name, getattr(self, name), least=0)
         number("clip", self.clip, above=0, below=1)
         whole("replay", self.replay, least=0)
-        whole("seed", self.seed, least=0)
-        if self.seed >= SEEDS:
-            raise UserError(f"seed must be below {SEEDS}, found {self.seed}; give a smaller one")
+        check_seed(self.seed)
         if not self.steps or not all(0 < step <= 1 for step in self.steps):
             raise UserError(
                 f"steps must be shares above 0 and at most 1, found {self.steps!r}; "
@@ -128,24 +126,15 @@ class PPO:
         """Return the learner for an environment; call it inside `contained`."""
         from trainenv.agents.thresholds.ppo_learner import GaussianPolicy, ReplayPPO
 
-        together = self.rollout * getattr(env, "num_envs", 1)
         return ReplayPPO(
             GaussianPolicy,
             env,
-            n_steps=self.rollout,
-            n_epochs=self.epochs,
-            batch_size=min(self.batch, together),
-            learning_rate=self.lr,
             gamma=self.discount,
-            gae_lambda=self.trace,
-            ent_coef=self.entropy,
             max_grad_norm=self.max_grad_norm,
             policy_kwargs={
                 "net_arch": [self.width, self.width],
                 "log_std_init": float(np.log(self.spread)),
             },
-            seed=self.seed,
-            device="cpu",
             clip=self.clip,
             replay=self.replay,
             limit=self.limit,
@@ -153,6 +142,7 @@ class PPO:
             patience=self.patience,
             factor=self.factor,
             least_rate=self.least_lr,
+            **rollout_arguments(self, env),
         )
 
 

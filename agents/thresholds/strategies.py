@@ -32,17 +32,17 @@ from trainenv.agents.thresholds.contract import (
     tune,
 )
 from trainenv.agents.thresholds.controls import (
-    AcceptanceStop,
-    ConfidenceSchedule,
     DraftControl,
     FixedThresholds,
-    HeuristicSchedule,
+    ReplayedSchedule,
+    ReplayedStop,
     TargetOnly,
 )
-from trainenv.agents.thresholds.controls.acceptance_stop import fit_acceptance
 from trainenv.agents.thresholds.methods import METHODS, make
 from trainenv.agents.thresholds.tasks import DecodingTask
 from trainenv.decoding.contract import Settings
+from trainenv.decoding.schedules import AcceptanceStop, Confidence, Heuristic
+from trainenv.decoding.schedules.acceptance_stop import fit_acceptance
 
 Strategy = Callable[[DecodingTask, int, int], DraftControl]
 """Function of a task, a budget of evaluations and a seed."""
@@ -64,12 +64,12 @@ def default_settings(task: DecodingTask, budget: int, seed: int) -> DraftControl
 
 def heuristic(task: DecodingTask, budget: int, seed: int) -> DraftControl:
     """Return the ±2/−1 schedule of transformers."""
-    return HeuristicSchedule(most=task.k, seed=seed)
+    return ReplayedSchedule(schedule=Heuristic(most=task.k), lasting=True, seed=seed)
 
 
 def confidence(task: DecodingTask, budget: int, seed: int) -> DraftControl:
     """Return the dynamic confidence threshold of transformers."""
-    return ConfidenceSchedule(most=task.k, seed=seed)
+    return ReplayedSchedule(schedule=Confidence(most=task.k), lasting=True, seed=seed)
 
 
 def tuned(name: str, task: DecodingTask, budget: int, seed: int) -> DraftControl:
@@ -82,8 +82,10 @@ def specdec(task: DecodingTask, budget: int, seed: int) -> DraftControl:
     """Return SpecDec++ with a predictor of the task, and the best threshold and length found."""
     weights = fit_acceptance(task.trace)
 
-    def control(values: Mapping[str, float]) -> AcceptanceStop:
-        return AcceptanceStop(weights=weights, threshold=values["threshold"], k=int(values["k"]))
+    def control(values: Mapping[str, float]) -> ReplayedStop:
+        return ReplayedStop(
+            stop=AcceptanceStop(weights=weights, threshold=values["threshold"], k=int(values["k"]))
+        )
 
     def measure(values: Mapping[str, float]) -> dict[str, float]:
         return {"score": control(values).replay(task.trace, task.costs).speedup}

@@ -113,7 +113,11 @@ class DecodingTask:
 
     def measure(self, values: Mapping[str, float]) -> dict[str, float]:
         """Measure settings on the rows for methods."""
-        return self._measured(self.fixed(values), self.trace)
+        return self.replayed(self.fixed(values))
+
+    def replayed(self, control: DraftControl) -> dict[str, float]:
+        """Measure a control on the rows for methods."""
+        return self._measured(control, self.trace)
 
     def evaluate(self, control: DraftControl) -> dict[str, float]:
         """Measure a control on the held-out rows."""
@@ -162,10 +166,13 @@ class DecodingTask:
 def space_of(rule: str, k: int) -> ThresholdSpace:
     """Return the axes of a rule with draft lengths up to k.
 
+    The fallback threshold begins at 0, below `FALLBACK_RANGE`: where text is open, both models are
+    unsure and yet agree, and even a threshold of 0.05 ends drafts that would be accepted.
+
     Only the lossy rule has a roll-back threshold. Its axis is logarithmic, because thresholds above
     about ten nats accept everything.
     """
-    axes = [Axis(name="fallback_threshold", low=FALLBACK_RANGE[0], high=FALLBACK_RANGE[1])]
+    axes = [Axis(name="fallback_threshold", low=0.0, high=FALLBACK_RANGE[1])]
     if rule == "lossy":
         low, high = rollback_range(MAX_K)
         axes.append(Axis(name="rollback_threshold", low=low, high=high, log=True))

@@ -13,7 +13,7 @@ from trainenv.cli import INTERRUPTED, main
 
 PRESET = """
 seeds: 1
-methods: [uniform, rho1]
+methods: [uniform, rho1, critic, low-excess, next-token]
 run:
   steps: 8
   batch_size: 4
@@ -54,9 +54,23 @@ def test_compare_writes_table_and_page_and_does_nothing_twice(
         found["metrics"]
     )
     assert found["errors"]["rho1"]["difficulty"] == "loss of the reference"
-    assert "Weightings of multi-token prediction" in Path(found["report"]).read_text()
+    assert flops["next-token"]["value"] <= flops["uniform"]["value"]
+    assert set(found["td_errors"]) == {"critic"}
+    page = Path(found["report"]).read_text()
+    assert "Weightings of multi-token prediction" in page
+    assert "TD errors of the critic" in page
+    Path(found["report"]).unlink()
+    assert main(["report", "c", "--json"]) == 0
+    assert printed(capsys)["kind"] == "weightings"
+    assert Path(found["report"]).read_text() == page
+    assert_one_sentence(
+        ["report", "c", "--tensorboard", "t"],
+        ["that of weightings", "leave it out"],
+        Path("c"),
+        capsys,
+    )
     before = {path: path.stat().st_mtime_ns for path in Path("c/cells").rglob("*.json")}
-    assert len(before) == 2
+    assert len(before) == 5
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in Path("c/cells").rglob("*.json")} == before
     capsys.readouterr()

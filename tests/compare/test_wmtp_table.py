@@ -13,7 +13,8 @@ from trainenv.compare.wmtp import METHODS, EvaluationSettings, Preset, config_of
 from trainenv.compare.wmtp.cells import convergence, weights
 from trainenv.compare.wmtp.methods import flops_of
 from trainenv.compare.wmtp.table import figure
-from trainenv.report.wmtp import sentence, write_wmtp_report
+from trainenv.report import write_report
+from trainenv.report.wmtp import sentence
 from trainenv.types import Telemetry, UserError
 
 SMALL: dict[str, Any] = {
@@ -24,6 +25,7 @@ SMALL: dict[str, Any] = {
     "schedule": {"warmup": 2},
     "validation": {"every": 6, "sequences": 4},
 }
+TD_ERRORS = {"right": [0, 7, 3], "wrong": [1, 9, 0], "explained": 0.25, "ranked": 0.75}
 GAIN = {"uniform": 0.0, "rho1": 0.10, "random": 0.10, "shuffled": -0.05, "critic": 0.0}
 
 
@@ -48,6 +50,7 @@ def cell(method: str, seed: int, **changes: Any) -> dict[str, Any]:
             "errors": [[0.5, 0.7], [0.9, None]],
         },
         "drafting": {"acceptance": 0.5, "tokens_per_call": 1.5, "speed_up": 1.1},
+        "td_errors": TD_ERRORS if method == "critic" else None,
         "value_explained_variance": 0.2 if method == "critic" else None,
         **changes,
     }
@@ -125,14 +128,26 @@ def test_the_page_shows_verdicts_and_measures(tmp_path: Path) -> None:
         **table(rows, preset.methods),
         "rows": rows,
     }
+    assert results["td_errors"] == {
+        "critic": {**TD_ERRORS, "right": [0, 21, 9], "wrong": [3, 27, 0]}
+    }
     (tmp_path / "results.json").write_text(json.dumps(results))
-    page = write_wmtp_report(tmp_path).read_text()
+    (tmp_path / "wmtp.json").write_text("{}")
+    page = write_report(tmp_path).read_text()
     assert "&lt;made&gt;" in page
     assert "<made>" not in page
-    for part in ("exact match", "pass@10", "15 of 20", "good-cell", "loss of the reference"):
+    for part in (
+        "exact match",
+        "pass@10",
+        "15 of 20",
+        "good-cell",
+        "loss of the reference",
+        "75 %",
+    ):
         assert part in page
+    (tmp_path / "results.json").unlink()
     with pytest.raises(UserError, match="trainenv wmtp compare"):
-        write_wmtp_report(tmp_path / "nowhere")
+        write_report(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["critic", "shuffled-critic", "random"])
@@ -171,12 +186,14 @@ def test_the_end_of_a_run_is_measured_about_its_trend() -> None:
     assert weights(steps([1.0] * 4, weight_entropy=0.5))["weight_entropy"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["quick", "full"])
+@pytest.mark.parametrize("name", ["quick", "learned", "full"])
 def test_shipped_presets_fit_all_methods(name: str) -> None:
     preset = load_preset(name)
     for method in preset.methods:
-        if METHODS[method]["objective"]["weighting"] in ("uniform", "critic", "random"):
-            assert config_of(method, preset.run, seed=0).objective.kind == "mtp"
+        objective = METHODS[method]["objective"]
+        if objective.get("weighting") not in ("rho1", "low_excess", "shuffled"):
+            config = config_of(method, preset.run, seed=0)
+            assert config.objective.kind == objective["kind"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from trainenv.decoding.distances import (
 )
 from trainenv.decoding.drafters import CausalDrafter, PromptLookup
 from trainenv.decoding.rules import RULES, Exact, Lossy, Pipelined
+from trainenv.decoding.schedules import AcceptanceStop, Adaptive, Confidence, Heuristic
 
 PROMPT = [1, 0]
 EXACT = [name for name, rule in RULES.items() if rule.keeps_distribution]
@@ -31,13 +32,14 @@ def distance(first, second):
     return float(total_variation(first.flatten(), second.flatten()))
 
 
-def decoded_law(monkeypatch, target, drafter, rule, settings, how, length):
+def decoded_law(monkeypatch, target, drafter, rule, settings, how, length, schedule=None):
     """Return the law of the decoder's text over all of its paths."""
     decoder = Decoder(
         target=target,
         drafter=drafter,
         rule=rule,
         settings=settings,
+        schedule=schedule,
         sampling=how,
         cached=False,
         dtype=torch.float64,
@@ -78,6 +80,26 @@ def test_every_path_of_the_decoder_keeps_the_target(monkeypatch, rule, case):
     law = decoded_law(monkeypatch, target, drafter, RULES[rule](), settings, how, length)
     assert float(law.sum()) == pytest.approx(1, abs=1e-12)
     assert distance(law, target_law(target.after(PROMPT), length, how)) < 1e-12
+
+
+SCHEDULES = [
+    Adaptive(seconds=(1.0, 1.1, 1.2), memory=0.2, threshold=0.5, start=0.9),
+    AcceptanceStop(weights=(0.5, 1.0, -0.5, 0.0, 0.0, 0.0), threshold=0.6, k=3),
+    Confidence(threshold=0.5, most=3),
+    Heuristic(start=1, most=3),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_every_path_of_a_schedule_keeps_the_target(monkeypatch, schedule, top_p):
+    target = table(2, seed=1)
+    how = Sampling(top_p=top_p)
+    drafter = CausalDrafter(model=table(2, seed=2), cached=False)
+    settings = Settings(k=3, fallback_threshold=0.0)
+    law = decoded_law(monkeypatch, target, drafter, Exact(), settings, how, 4, schedule)
+    assert float(law.sum()) == pytest.approx(1, abs=1e-12)
+    assert distance(law, target_law(target.after(PROMPT), 4, how)) < 1e-12
 
 
 @pytest.mark.parametrize("rule", EXACT)

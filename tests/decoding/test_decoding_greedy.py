@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from trainenv.decoding.contract import GREEDY, Sampling, Settings
 from trainenv.decoding.decoder import Decoder
 from trainenv.decoding.drafters import CausalDrafter, PromptLookup, first_layers
 from trainenv.decoding.rules import Exact, Lossy, Pipelined
+from trainenv.decoding.schedules import Adaptive, Confidence, Heuristic
 from trainenv.types import UserError
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7], [4, 4, 4, 4, 4, 4, 4]]
@@ -88,25 +90,81 @@ def decoder(make, k, *, rule=None, fallback=0.0, rollback=3.0, cached=True, draf
     )
 
 
+# Every length with alternating choices, and all choices at one length.
+CASES = [
+    (k, bool(k % 2), (Exact(), Pipelined())[k // 2 % 2], (0.0, 0.3, 0.6)[k % 3])
+    for k in range(1, 17)
+] + list(itertools.product((3,), (True, False), (Exact(), Pipelined()), (0.0, 0.4, 1.5)))
+
+
 @pytest.mark.parametrize("make", [gpt2, llama])
-@pytest.mark.parametrize("k", range(1, 17))
-def test_text_is_that_of_generate(make, k):
+@pytest.mark.parametrize(("k", "cached", "rule", "fallback"), CASES)
+def test_text_is_that_of_generate(make, k, cached, rule, fallback):
     expected = generated(make, 2)
-    cached = bool(k % 2)
-    rule = (Exact(), Pipelined())[k // 2 % 2]
-    made = decoder(make, k, cached=cached, rule=rule, fallback=(0.0, 0.3, 0.6)[k % 3])
+    made = decoder(make, k, cached=cached, rule=rule, fallback=fallback)
     assert made.generate(PROMPTS, max_new_tokens=NEW, end_tokens=()).new_tokens == expected
-    other = decoder(make, k, cached=not cached, rule=rule)
-    assert other.generate(PROMPTS[2:3], max_new_tokens=NEW).new_tokens == expected[2:3]
+    assert made.generate(PROMPTS[2:3], max_new_tokens=NEW).new_tokens == expected[2:3]
+
+
+class Seen:
+    """A schedule that notes what it is asked: two tokens, then one more each time."""
+
+    def __init__(self):
+        self.tokens = 2
+        self.blocks = []
+
+    def begin(self):
+        return self
+
+    def ends(self, own, top):
+        assert own == pytest.approx(top)  # greedy
+        return len(own) == 3
+
+    def update(self, own, accepted, complete):
+        self.blocks.append((self.tokens, len(own), accepted, complete))
+        self.tokens += 1
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("rule", [Exact(), Pipelined()])
-@pytest.mark.parametrize("fallback", [0.0, 0.4, 1.5])
-def test_all_combinations_at_one_length(make, cached, rule, fallback):
-    made = decoder(make, 3, cached=cached, rule=rule, fallback=fallback)
+def test_a_schedule_changes_the_length_and_not_the_text(make):
+    seen = Seen()
+    made = Decoder(
+        target=make(2, 0),
+        drafter=CausalDrafter(model=near(make)),
+        settings=Settings(k=16, fallback_threshold=0.0),
+        schedule=seen,
+        sampling=GREEDY,
+        dtype=torch.float64,
+    )
+    result = made.generate(PROMPTS[:1], max_new_tokens=NEW)
+    assert result.new_tokens == generated(make, 2)[:1]
+    drafted = [call.drafted[0] for call in result.calls if call.drafted[0]]
+    assert drafted[0] == 2
+    assert max(drafted) == 3
+    assert len(seen.blocks) == len(drafted)
+    assert sum(accepted for _, _, accepted, _ in seen.blocks) == result.accepted
+    for _, known, accepted, complete in seen.blocks:
+        assert known == accepted + (not complete)
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("schedule", [Heuristic(start=1), Confidence(), Adaptive(seconds=(1, 2))])
+@pytest.mark.parametrize("drafter", [None, PromptLookup()])
+def test_schedules_keep_the_text_of_every_row(make, schedule, drafter):
+    made = Decoder(
+        target=make(2, 0),
+        drafter=drafter or CausalDrafter(model=near(make)),
+        settings=Settings(k=16, fallback_threshold=0.0),
+        schedule=schedule,
+        sampling=GREEDY,
+        dtype=torch.float64,
+    )
     assert made.generate(PROMPTS, max_new_tokens=NEW).new_tokens == generated(make, 2)
+
+
+def test_a_schedule_with_a_pipeline_is_refused():
+    with pytest.raises(UserError, match="not draft ahead, found Pipelined"):
+        Decoder(target=gpt2(2, 0), drafter=PromptLookup(), rule=Pipelined(), schedule=Heuristic())
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""`trainenv report`: write a run, a comparison or decoding thresholds as one HTML file."""
+"""`trainenv report`: write a run, a comparison, weightings or thresholds as one HTML file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def add_report(commands: Any) -> None:
         commands,
         "report",
         report_command,
-        "Write a run, a comparison or decoding thresholds as one HTML file.",
+        "Write a run, a comparison, weightings or decoding thresholds as one HTML file.",
     )
     report.add_argument(
         "folder",
         type=as_path,
         metavar="FOLDER",
-        help="folder of a run, of a comparison, or of trainenv decode",
+        help="folder of a run, of a comparison, of trainenv wmtp compare or of trainenv decode",
     )
     report.add_argument(
         "--out",
@@ -47,12 +47,15 @@ def report_command(args: argparse.Namespace) -> Result:
 
     from trainenv.report.comparison.comparison_record import is_comparison
     from trainenv.report.decoding import is_decoding
+    from trainenv.report.wmtp import is_wmtp
 
     console = Console(quiet=args.json, highlight=False)
-    if is_comparison(args.folder):
+    if is_wmtp(args.folder):
+        found = _report_other(args, "weightings")
+    elif is_comparison(args.folder):
         found = _report_comparison(args, console)
     elif is_decoding(args.folder):
-        found = _report_decoding(args)
+        found = _report_other(args, "decoding")
     else:
         found = _report_run(args, console)
     written = found["report"]
@@ -87,15 +90,16 @@ def _report_comparison(args: argparse.Namespace, console: Console) -> dict[str, 
     }
 
 
-def _report_decoding(args: argparse.Namespace) -> dict[str, Any]:
+def _report_other(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """Write a page that has no tree and no scalars."""
     from trainenv.report import write_report
 
     if args.tensorboard:
         raise UserError(
-            f"--tensorboard takes the folder of a run, found decoding thresholds in {args.folder}; "
+            f"--tensorboard takes the folder of a run, found that of {kind} in {args.folder}; "
             "leave it out"
         )
-    return {"kind": "decoding", "report": write_report(args.folder, args.out)}
+    return {"kind": kind, "report": write_report(args.folder, args.out)}
 
 
 def _report_run(args: argparse.Namespace, console: Console) -> dict[str, Any]:

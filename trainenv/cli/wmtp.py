@@ -172,7 +172,7 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default="quick",
         metavar="CONFIG",
-        help="name of the settings: quick, full, or a YAML file (default: %(default)s)",
+        help="name of the settings: quick, learned, full, or a YAML file (default: %(default)s)",
     )
 
 
@@ -276,7 +276,7 @@ def compare_command(args: argparse.Namespace) -> Result:
     """Train the cells that are not there yet, and write the table and the page."""
     from trainenv.cli.progress import ProgressLine
     from trainenv.compare.wmtp import check_folder, compare, load_preset
-    from trainenv.report.wmtp import write_wmtp_report
+    from trainenv.report import write_report
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
@@ -302,7 +302,7 @@ def compare_command(args: argparse.Namespace) -> Result:
     line.out.print(_table(found))
     for verdict in found["verdicts"]:
         line.say(_verdict(verdict))
-    page = write_wmtp_report(folder)
+    page = write_report(folder)
     result = {
         "command": "wmtp compare",
         "folder": str(folder),
@@ -318,16 +318,23 @@ def compare_command(args: argparse.Namespace) -> Result:
 
 def _table(found: Mapping[str, Any]) -> Any:
     """Return the table for the screen; the page has all metrics."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     methods = found["preset"]["methods"]
-    made = Table(title="Mean over seeds", title_justify="left", title_style="bold")
-    made.add_column("")
+    made = Table(
+        title="Mean over seeds",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+        padding=(0, 0, 0, 1),
+    )
+    made.add_column("", no_wrap=True, min_width=max(map(len, _SHOWN)))
     for method in methods:
-        made.add_column(method, justify="right", no_wrap=True)
+        made.add_column(method, justify="right")
     for name in _SHOWN:
         if metric := found["metrics"].get(name):
-            values = [_number(metric["methods"][method]["value"]) for method in methods]
+            values = [_short(metric["methods"][method]["value"]) for method in methods]
             made.add_row(name.replace("_", " "), *values)
     return made
 
@@ -342,6 +349,13 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}"
+
+
+def _short(value: float | None) -> str:
+    """Write a number in at most seven characters."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
 
 
 def _percent(value: float | None) -> str:

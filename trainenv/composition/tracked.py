@@ -39,6 +39,8 @@ def train(
     """
     config = getattr(run, "config", None)
     observers = list[Observer]()
-    if isinstance(config, TrainingConfig):  # else `loop.train` says that it is no run
+    processes = getattr(run, "processes", None)
+    first = processes is None or processes.rank == 0  # of several processes, one reports
+    if first and isinstance(config, TrainingConfig):  # else `loop.train` says that it is no run
         observers = open_trackers(config)
     return loop.train(run, folder, callback=callback, watch=watch, stop=stop, observers=observers)

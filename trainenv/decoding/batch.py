@@ -6,6 +6,7 @@ cropped to them by the `Reader`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import torch
@@ -27,6 +28,7 @@ from trainenv.decoding.contract import (
 )
 from trainenv.decoding.proposal import Proposal
 from trainenv.decoding.reader import Reader
+from trainenv.decoding.schedules import BlockState, Schedule
 
 
 class Batch:
@@ -38,6 +40,7 @@ class Batch:
         needs_states: True to give the drafter the last hidden states of the target.
         rule: Decision about drafted tokens.
         settings: Thresholds and length of a draft.
+        schedule: Schedule of the draft length; None for the length of the settings.
         sampling: Temperature and top-p of the target.
         dtype: Type in which probabilities are computed.
         rows: Tokens of each prompt.
@@ -59,6 +62,7 @@ class Batch:
         needs_states: bool,
         rule: Rule,
         settings: Settings,
+        schedule: Schedule | None,
         sampling: Sampling,
         dtype: torch.dtype,
         rows: list[list[int]],
@@ -85,6 +89,9 @@ class Batch:
         self._unchanged = [0] * len(rows)  # tokens that are as in the last request for a draft
         self._states: TargetStates | None = None
         self._kept = proposals.nothing(len(rows), reader.device)  # drafted ahead, and survived
+        self._blocks: list[BlockState] | None = None
+        if schedule is not None:
+            self._blocks = [schedule.begin() for _ in rows]
 
     def advance(self) -> TargetCall:
         """Draft, verify and decide once, and drop the rows that ended."""
@@ -115,13 +122,31 @@ class Batch:
             target_seconds=target_seconds,
             rule_seconds=clock.lap(),
         )
+        self._learn(drafted, counts)
         self._update(drafted, ahead, counts, added, grown)
         return call
+
+    def _learn(self, drafted: Proposal, counts: list[int]) -> None:
+        """Update the schedule of each row that had a block."""
+        if self._blocks is None:
+            return
+        for place, (state, tokens) in enumerate(zip(self._blocks, drafted.tokens, strict=True)):
+            if not tokens:
+                continue
+            own: Sequence[float] = [1.0] * len(tokens)
+            if drafted.own is not None:
+                own = drafted.own[place]
+            complete = counts[place] == len(tokens)
+            known = counts[place] + (not complete)
+            state.update(own[:known], counts[place], complete)
 
     def _draft(self) -> Proposal:
         """Return the tokens to verify: what was drafted ahead and survived, or a new draft."""
         spare = int(self._rule.bonus)  # the last token of a row may come from the target
-        limits = [max(0, min(self._settings.k, room - spare)) for room in self._room()]
+        limits = [
+            max(0, min(most, room - spare))
+            for most, room in zip(self._most(), self._room(), strict=True)
+        ]
         waiting = self._needs_states and self._states is None
         for place, kept in enumerate(self._kept.tokens):
             if kept or waiting:
@@ -130,6 +155,13 @@ class Batch:
         if any(self._kept.counts):
             return proposals.either(self._kept, fresh)
         return fresh
+
+    def _most(self) -> list[int]:
+        """Return the number of tokens that may be drafted for each row."""
+        k = self._settings.k
+        if self._blocks is None:
+            return [k] * len(self.row_ids)
+        return [min(k, state.tokens) for state in self._blocks]
 
     def _draft_ahead(self, drafted: Proposal) -> Proposal:
         """Return what the draft proposes after its own last tokens, before they are verified."""
@@ -146,6 +178,9 @@ class Batch:
         if not any(limits):
             return proposals.nothing(len(limits), self._reader.device)
         rows = self._with(known)
+        ends = None
+        if self._blocks is not None:
+            ends = [state.ends for state in self._blocks]
         draft = self._session.propose(
             DraftRequest(
                 rows=rows,
@@ -159,6 +194,7 @@ class Batch:
                 end_tokens=self._end_tokens,
                 source=self._source,
                 target_states=self._states,
+                ends=ends,
             )
         )
         fresh = proposals.cut(draft, limits, self._settings.fallback_threshold, self._reader.device)
@@ -300,6 +336,8 @@ class Batch:
         self.row_ids = tuple(self.row_ids[place] for place in staying)
         self._verified = [self._verified[place] for place in staying]
         self._unchanged = [self._unchanged[place] for place in staying]
+        if self._blocks is not None:
+            self._blocks = [self._blocks[place] for place in staying]
 
     def _surviving(self, ahead: Proposal, staying: list[int], added: list[int | None]) -> Proposal:
         """Return the rest of what was drafted ahead, of the rows whose first token of it stayed."""

@@ -104,6 +104,8 @@ class DraftRequest:
             that no row depends on its neighbours.
         target_states: Hidden states of the target; None unless the drafter asks for them, and in
             the first request.
+        ends: Functions, one a row, that return True if the block ends after its newest token; see
+            `trainenv.decoding.schedules`. None without a schedule. A drafter may ignore them.
     """
 
     rows: Sequence[list[int]]
@@ -117,6 +119,7 @@ class DraftRequest:
     end_tokens: frozenset[int]
     source: RandomSource
     target_states: TargetStates | None = None
+    ends: Sequence[Ends] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,9 @@ class Draft:
         confidence: Largest probability of the draft's softmax at temperature 1 with all tokens
             before each token, [B, N]; None for 1.
         calls: Number of calls of the draft model.
+        own: Probability of each token of each row under the distribution that it was drawn from,
+            or if it was not drawn at random, under the softmax at temperature 1. A drafter that
+            follows `ends` returns them; None for 1.
     """
 
     tokens: Tensor
@@ -138,6 +144,7 @@ class Draft:
     probabilities: Tensor | None = None
     confidence: Tensor | None = None
     calls: int = 0
+    own: Sequence[Sequence[float]] | None = None
 
 
 class DraftSession(Protocol):
@@ -248,5 +255,7 @@ class Rule(Protocol):
         ...
 
 
+Ends = Callable[[Sequence[float], Sequence[float]], bool]
+"""Function of the drafted tokens of a block: their probabilities, and the largest ones there."""
 Observer = Callable[[Block], None]
 """Function that gets each block after its target call, for example to record p and q."""

@@ -33,6 +33,7 @@ from trainenv.decoding.contract import (
 from trainenv.decoding.reader import Reader
 from trainenv.decoding.rules.exact import Exact
 from trainenv.decoding.sampling import RowGenerators
+from trainenv.decoding.schedules import Schedule
 from trainenv.tools.checks import whole
 from trainenv.types import UserError
 
@@ -48,6 +49,8 @@ class Decoder:
         drafter: Source of drafted tokens, see `trainenv.decoding.drafters`.
         rule: Decision about drafted tokens, see `trainenv.decoding.rules`.
         settings: Thresholds and length of a draft.
+        schedule: Schedule of the draft length, up to the length of the settings; None to draft that
+            many each time. Each row begins anew.
         sampling: Temperature and top-p of the target.
         tokenizer: Tokenizer of the target, compared with that of the draft; None if unknown.
         cached: False to read all tokens at each target call.
@@ -61,6 +64,7 @@ class Decoder:
     drafter: Drafter
     rule: Rule = field(default_factory=Exact)
     settings: Settings = field(default_factory=Settings)
+    schedule: Schedule | None = None
     sampling: Sampling = field(default_factory=Sampling)
     tokenizer: Any | None = None
     cached: bool = True
@@ -78,6 +82,11 @@ class Decoder:
                 f"a rule that drafts ahead must have a drafter that reads tokens only, found "
                 f"{type(self.drafter).__name__}, which needs states of the target; take another "
                 "rule"
+            )
+        if self.rule.drafts_ahead and self.schedule is not None:
+            raise UserError(
+                "a schedule must have a rule that does not draft ahead, found "
+                f"{type(self.rule).__name__}; take another rule, or leave the schedule out"
             )
         object.__setattr__(self, "_reader", reader)
 
@@ -119,6 +128,7 @@ class Decoder:
             needs_states=self.drafter.needs_states,
             rule=self.rule,
             settings=self.settings,
+            schedule=self.schedule,
             sampling=self.sampling,
             dtype=self.dtype,
             rows=given,

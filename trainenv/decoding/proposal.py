@@ -21,6 +21,7 @@ class Proposal:
         q: Distribution that each token was drawn from, [B, N, V]; None if not drawn at random.
         fell_back: True where the draft ended before its limit.
         calls: Number of calls of the draft model.
+        own: Probabilities of the tokens under the draft, of each row; None if it gave none.
     """
 
     tokens: tuple[list[int], ...]
@@ -28,6 +29,7 @@ class Proposal:
     q: Tensor | None
     fell_back: tuple[bool, ...]
     calls: int
+    own: Sequence[Sequence[float]] | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -95,6 +97,7 @@ def cut(draft: Draft, limits: Sequence[int], stop_below: float, device: torch.de
         q=q,
         fell_back=tuple(count < limit for count, limit in zip(counts, limits, strict=True)),
         calls=draft.calls,
+        own=draft.own,
     )
 
 

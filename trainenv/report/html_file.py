@@ -1,4 +1,4 @@
-"""Writing of the HTML report of a run, of a comparison, or of decoding thresholds."""
+"""Writing of the HTML report of a run, a comparison, weightings, or decoding thresholds."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from trainenv.report.comparison.comparison_record import is_comparison, read_com
 from trainenv.report.decoding import decoding_page, is_decoding, read_decoding
 from trainenv.report.run.run_page import run_page
 from trainenv.report.run.run_record import read_run
+from trainenv.report.wmtp import is_wmtp, read_wmtp, wmtp_page
 from trainenv.types import UserError
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
-    """Write the report of a run, a comparison or decoding thresholds; return its path.
+    """Write the report of a run, a comparison, weightings or thresholds; return its path.
 
     Args:
-        folder: Folder of the run, the comparison or the thresholds, finished or not.
+        folder: Folder of the run, the comparison, or of `trainenv wmtp compare` or `trainenv
+            decode`, finished or not.
         path: Path of the HTML file, `report.html` in the folder by default. Missing folders are
             made.
 
     Raises:
-        UserError: The folder is neither that of a run nor that of a comparison, or the file can't
-            be written.
+        UserError: The folder is none of these, or the file can't be written.
     """
     path = path or folder / "report.html"
-    if is_comparison(folder):
+    if is_wmtp(folder):
+        text = wmtp_page(read_wmtp(folder))
+    elif is_comparison(folder):
         text = comparison_page(read_comparison(folder))
     elif is_decoding(folder):
         text = decoding_page(read_decoding(folder))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trainenv.agents.thresholds import PPO, STRATEGIES, DecodingTask
+from trainenv.agents.thresholds.adaptive_choice import AdaptiveChoice
 from trainenv.agents.thresholds.controls import FixedThresholds, TargetOnly
 from trainenv.agents.thresholds.evaluation import compared
 from trainenv.agents.thresholds.meta import (
@@ -105,7 +106,8 @@ def test_a_lesson_is_the_landscape_of_the_task() -> None:
     lesson = learn(one)[0]
     point = one.space.lattice(256)[17]
     assert lesson.shares.max() == 1.0
-    assert share_at(lesson, point) * lesson.best == one.measure(one.space.values(point))["score"]
+    score = one.measure(one.space.values(point))["score"]
+    assert share_at(lesson, point) * lesson.best == pytest.approx(score, rel=1e-12)
     assert one.context().shape == (len(CONTEXT),)
 
 
@@ -145,7 +147,25 @@ def test_the_recommendation_is_near_the_oracle_and_says_how_sure_it_is() -> None
     assert found.low <= found.speedup <= found.high
     assert 0 <= found.confidence <= 1
     assert found.texts == 4
+    assert found.schedule is None
     assert "as fast as the target alone" in found.sentence()
+
+
+def test_a_schedule_is_recommended_where_it_is_faster() -> None:
+    easy = synthetic_trace(SyntheticPair(noise=0.1, sharpness=3.0), rows=4, positions=96)
+    hard = synthetic_trace(SyntheticPair(noise=2.5, sharpness=3.0), rows=4, positions=96)
+    trace = type(easy).joined([easy, hard])
+    one = DecodingTask(
+        pair="both", corpus="mixed", trace=trace, held_out=trace, costs=CostModel.of_ratio(0.15)
+    )
+    recommender = Recommender(choice=AdaptiveChoice(memory=0.85, threshold=0.0))
+    found = recommender.recommend(one)
+    assert found.schedule is not None
+    assert found.speedup > found.fixed_speedup
+    assert found.low <= found.speedup <= found.high
+    assert "adaptive schedule with memory 0.85" in found.sentence()
+    lossy = replace(one, rule="lossy")  # a schedule needs an exact rule
+    assert recommender.recommend(lossy).schedule is None
 
 
 def test_a_lossy_rule_keeps_to_the_distance_that_is_allowed() -> None:

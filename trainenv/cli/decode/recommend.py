@@ -59,7 +59,7 @@ def add_recommend(actions: Any) -> None:
 
 def recommend_command(args: argparse.Namespace) -> Result:
     """Measure a pair, and recommend its settings in one sentence."""
-    from trainenv.agents.thresholds.experience import load_lessons
+    from trainenv.agents.thresholds.experience import load_experience
     from trainenv.agents.thresholds.measuring import measure
     from trainenv.agents.thresholds.meta import Kernel
     from trainenv.agents.thresholds.pictures import picture
@@ -76,7 +76,7 @@ def recommend_command(args: argparse.Namespace) -> Result:
     plan = plan_of(args, seeds=1)
     number("--seconds", args.seconds, above=0)
     number("--temperature", args.temperature, least=0)
-    lessons = load_lessons(args.lessons, plan.rule, plan.k)
+    known = load_experience(args.lessons, plan.rule, plan.k)
     corpus = PromptsConfig(name="prose", source="prose")
     if args.text is not None:
         corpus = PromptsConfig(name="text", source="text", path=args.text)
@@ -98,8 +98,8 @@ def recommend_command(args: argparse.Namespace) -> Result:
         source = Source(pair=pair, corpus=corpus.name, trace=trace, costs=costs)
         task = plan.task(source, trace, trace)
         screen.update(2, 3, note="recommending", line="recommending")
-        policy = Kernel.fit(lessons) if lessons else None
-        found = Recommender(policy=policy).recommend(task)
+        policy = Kernel.fit(known.lessons) if known.lessons else None
+        found = Recommender(policy=policy, choice=known.choice).recommend(task)
         args.out.mkdir(parents=True, exist_ok=True)
         record = {
             "finished": True,

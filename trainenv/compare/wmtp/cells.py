@@ -40,6 +40,7 @@ from trainenv.types import Telemetry, UserError
 Row = dict[str, Any]
 Stop = Callable[[], bool]
 _LAST = 4  # the last quarter of the steps counts as the end
+_KEPT = ("exact_match", "pass_at", "errors", "td_errors", "drafting")
 _MEASURED = (
     "weight_entropy",
     "effective_sample_size",
@@ -208,7 +209,7 @@ def measure(
         "validation_loss": summary["final_validation_loss"],
         **convergence(telemetry),
         **weights(telemetry),
-        **{key: found[key] for key in ("exact_match", "pass_at", "errors", "drafting")},
+        **{key: found[key] for key in _KEPT},
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trainenv import data
 from trainenv.compare.wmtp.preset import EvaluationSettings
+from trainenv.compare.wmtp.td_errors import td_errors_of
 from trainenv.config.schema import RunConfig
 from trainenv.data.tasks.sample_corpus import SampleCorpus
 from trainenv.data.tokenizers import Bytes
@@ -56,7 +57,8 @@ def evaluate_run(
 
     Returns:
         JSON values: `exact_match`, `pass_at`, `problems`, `errors` (losses and errors by head and
-        difficulty), `drafting`, and `human_eval` with a sandbox.
+        difficulty), `td_errors` (None without a value head), `drafting`, and `human_eval` with a
+        sandbox.
 
     Raises:
         UserError: The run has no tasks that can be verified.
@@ -70,6 +72,8 @@ def evaluate_run(
     found = evaluate(run.model, tokenizer, tasks, sampler=sampler, ks=settings.ks)
     record: dict[str, Any] = {**found.record(), "settings": asdict(settings)}
     record["errors"] = errors_by_token(run.model, corpus, config.model.context, reference)
+    weighting = getattr(run.objective, "weighting", None)
+    record["td_errors"] = td_errors_of(run.model, corpus, config.model.context, weighting)
     record["drafting"] = None
     if settings.drafts and getattr(getattr(run.model, "future_heads", None), "count", 1) > 1:
         prompts = [task.prompt for task in tasks[: settings.drafts]]

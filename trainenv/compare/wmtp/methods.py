@@ -5,9 +5,11 @@
 | `uniform` | all tokens alike | right |
 | `critic` | change of the probability of success | right and wrong, half each |
 | `rho1` | highest excess loss over a reference | right |
+| `low-excess` | lowest excess loss over a reference: the mistaken opposite of rho1 | right |
 | `random` | random tokens, as many as rho1 keeps: control of `rho1` | right |
 | `shuffled` | weights of rho1 at random tokens: control of `rho1` | right |
 | `shuffled-critic` | weights of the critic at random tokens: control of `critic` | as `critic` |
+| `next-token` | next-token prediction without further heads | right |
 """
 
 from __future__ import annotations
@@ -34,17 +36,20 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "uniform": _RIGHT | _objective("uniform"),
     "critic": _BALANCED | _objective("critic"),
     "rho1": _RIGHT | _objective("rho1"),
+    "low-excess": _RIGHT | _objective("low_excess"),
     "random": _RIGHT | _objective("random"),
     "shuffled": _RIGHT | _objective("shuffled"),
     "shuffled-critic": _BALANCED | _objective("shuffled", shuffled={"of": "critic"}),
+    "next-token": _RIGHT | {"objective": {"kind": "next_token"}},
 }
 """Name → changes to the preset `mtp`."""
 CONTROLS: Mapping[str, tuple[str, ...]] = {
+    "uniform": ("next-token",),
     "critic": ("uniform", "shuffled-critic"),
-    "rho1": ("uniform", "random", "shuffled"),
+    "rho1": ("uniform", "random", "shuffled", "low-excess"),
 }
 """Method → methods that it must be ahead of."""
-NEEDS_REFERENCE = ("rho1", "shuffled")
+NEEDS_REFERENCE = ("rho1", "low-excess", "shuffled")
 _CORPUS: dict[str, Any] = {"corpus": {"name": "tasks"}}
 _LATE = 1 << 40  # micro-batches after which no value head is trained alone
 
@@ -104,7 +109,8 @@ def _mean_flops(config: RunConfig) -> float:
     run = TrainingRun.from_config(config)
     alone = run.flops_ahead
     objective = run.objective
-    assert isinstance(objective, MTP)
+    if not isinstance(objective, MTP):
+        return alone
     objective.load_state_dict({**objective.state_dict(), "calls": _LATE})
     whole = run.flops_ahead
     share = objective.value_steps / config.steps

@@ -114,7 +114,7 @@ class Preset:
 
 
 def load_preset(source: str | Path) -> Preset:
-    """Load a preset by its name (`quick`, `full`) or the path of a YAML file.
+    """Load a preset by its name (`quick`, `learned`, `full`) or the path of a YAML file.
 
     Raises:
         UserError: There is no such file, or a key or a value is wrong.

@@ -28,7 +28,7 @@ from trainenv.distributed import JobPool
 from trainenv.types import UserError
 
 RESULTS = "results.json"
-_PRESET = "wmtp.json"
+SETTINGS = "wmtp.json"
 _SCHEMA = 1
 
 
@@ -71,7 +71,7 @@ def compare(
     lock = FolderLock(folder)
     lock.take()
     try:
-        write_json(folder / _PRESET, _noted(preset))
+        write_json(folder / SETTINGS, _noted(preset))
         return _compared(folder, preset, budget, workers, progress, stop)
     finally:
         lock.release()
@@ -145,7 +145,7 @@ def check_folder(folder: Path, preset: Preset) -> None:
     Raises:
         UserError: The folder holds something else, or a comparison with other settings.
     """
-    path = folder / _PRESET
+    path = folder / SETTINGS
     if path.is_file():
         try:
             noted = json.loads(path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 
 from trainenv.compare.bootstrap import INTERVAL, Figure
 from trainenv.compare.wmtp.methods import CONTROLS
+from trainenv.compare.wmtp.td_errors import added
 from trainenv.tools.json_lines import number_or_nan, plain
 
 Row = Mapping[str, Any]
@@ -53,6 +54,8 @@ def table(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, Any]:
           `pairs`) and `against_uniform` (the paired difference over the same seeds, likewise)
         - `seeds_variance`: method → variance of ln validation loss over seeds
         - `errors`: method → `losses` and `errors` by head and class of difficulty, means over seeds
+        - `td_errors`: method with a value head → histograms of the TD error on right and wrong
+          solutions, all seeds together
         - `verdicts`: one for each pair of a method and what it must be ahead of, for exact match
           and validation loss: `method`, `against`, `metric`, `difference`, `clear` (1 ahead, −1
           behind, 0 no clear difference)
@@ -82,6 +85,11 @@ def table(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, Any]:
         method: _variance(cells) for method, cells in by_method.items() if len(cells) > 1
     }
     found["errors"] = {method: _errors(there, method) for method in methods}
+    found["td_errors"] = {
+        method: added(tables)
+        for method in methods
+        if (tables := [row["td_errors"] for row in there if _has_values(row, method)])
+    }
     found["verdicts"] = [
         verdict
         for method, others in CONTROLS.items()
@@ -116,6 +124,10 @@ def figure(values: Sequence[float]) -> Figure:
     error = float(known.std(ddof=1)) / math.sqrt(len(known))
     half = float(stdtrit(len(known) - 1, INTERVAL[1])) * error
     return Figure(value=mean, low=mean - half, high=mean + half, pairs=len(known), scenarios=1)
+
+
+def _has_values(row: Row, method: str) -> bool:
+    return bool(row["method"] == method and row.get("td_errors"))
 
 
 def _flat(row: Row) -> dict[str, float]:

@@ -101,7 +101,7 @@ def load(
     texts = [f"{sample.prompt}{sample.solution}".encode() for sample in parts["train"]]
     found = tokenizer(Documents(("train",), partial(_texts, texts)))
     end = end_token(found)
-    encoded = {part: _encoded(samples, found, end) for part, samples in parts.items()}
+    encoded = {part: encode(samples, found, end) for part, samples in parts.items()}
     digest = xxhash.xxh3_128(found.digest.encode())
     for part in PARTS:
         for sample in parts[part]:
@@ -196,7 +196,8 @@ def _without(items: Sequence[T], taken: Sequence[str]) -> tuple[list[T], Duplica
     return kept, Duplicates(exact=len(overlap.exact), near=len(overlap.near))
 
 
-def _encoded(samples: Sequence[Sample], tokenizer: Tokenizer, end: int) -> EncodedSamples:
+def encode(samples: Sequence[Sample], tokenizer: Tokenizer, end: int) -> EncodedSamples:
+    """Return samples as tokens, each with the end token."""
     prompts = tokenizer.encode([sample.prompt.encode() for sample in samples])
     solutions = tokenizer.encode([sample.solution.encode() for sample in samples])
     last = np.array([end], prompts[0].dtype if prompts else np.uint8)

@@ -106,6 +106,7 @@ class CausalSession:
         tokens: list[Tensor] = []
         chances: list[Tensor] = []
         confidence: list[Tensor] = []
+        followed = _Followed(request, own)
         for step in range(steps):
             logits = fitted(logits, self._vocabulary).to(request.dtype)
             if request.stop_below > 0:
@@ -129,6 +130,7 @@ class CausalSession:
                 counts[row] += 1
                 ended = known is not None and known[row] in request.end_tokens
                 running[row] = counts[row] < limits[row] and not ended
+            followed.note(logits, q, drawn, running)
             if not any(running):
                 break
             logits = self._reader.step(drawn)
@@ -142,6 +144,7 @@ class CausalSession:
             probabilities=torch.stack(chances, dim=1) if chances else None,
             confidence=torch.stack(confidence, dim=1) if confidence else None,
             calls=calls,
+            own=followed.own,
         )
 
     def _limits(self, request: DraftRequest) -> list[int]:
@@ -166,6 +169,47 @@ class CausalSession:
             return request.source.uniform(ids, request.k)
         uniform[torch.tensor(drafting, device=device)] = request.source.uniform(ids, request.k)
         return uniform
+
+
+class _Followed:
+    """Probabilities of the drafted tokens of each row, for a request with a schedule.
+
+    Args:
+        request: Request for a draft.
+        how: Sampling of the draft.
+
+    Attributes:
+        own: Probability of each token of each row; None without a schedule.
+    """
+
+    def __init__(self, request: DraftRequest, how: Sampling) -> None:
+        self._ends = request.ends
+        self._greedy = how.greedy
+        self.own: list[list[float]] | None = None
+        if self._ends is not None:
+            self.own = [[] for _ in request.rows]
+            self._top: list[list[float]] = [[] for _ in request.rows]
+
+    def note(self, logits: Tensor, q: Tensor, drawn: Tensor, running: list[bool]) -> None:
+        """Note a token of each row, and stop the rows whose block ends after it.
+
+        Args:
+            logits: Logits of the draft, [B, V].
+            q: Distribution that the tokens were drawn from, [B, V].
+            drawn: Drawn tokens, int64 [B].
+            running: True for each row whose draft continues; set to False where its block ends.
+        """
+        if self.own is None or self._ends is None:
+            return
+        top = sampling.largest(logits)
+        own = top
+        if not self._greedy:
+            own = q.gather(1, drawn.unsqueeze(1)).squeeze(1)
+        for row, (mine, most) in enumerate(zip(own.tolist(), top.tolist(), strict=True)):
+            self.own[row].append(mine)
+            self._top[row].append(most)
+            if running[row] and self._ends[row](self.own[row], self._top[row]):
+                running[row] = False
 
 
 def known_tokens(rows: Sequence[list[int]], own: int, vocabulary: int) -> Sequence[list[int]]:

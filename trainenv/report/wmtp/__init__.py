@@ -1,8 +1,10 @@
-"""Report of a comparison of weightings as one HTML file.
+"""Report of a comparison of weightings as one HTML file that loads nothing.
 
-write_wmtp_report(Path("runs/wmtp-quick"))  # → runs/wmtp-quick/report.html
+    wmtp_page(read_wmtp(Path("runs/wmtp-quick")))
+
+`wmtp_page` has the tables, `td_picture` the TD errors of the critic.
 """
 
-from trainenv.report.wmtp.wmtp_page import sentence, wmtp_page, write_wmtp_report
+from trainenv.report.wmtp.wmtp_page import is_wmtp, read_wmtp, sentence, wmtp_page
 
-__all__ = ["sentence", "wmtp_page", "write_wmtp_report"]
+__all__ = ["is_wmtp", "read_wmtp", "sentence", "wmtp_page"]

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainenv.compare.wmtp.runner import RESULTS
+from trainenv.compare.wmtp.runner import RESULTS, SETTINGS
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.page import head, page, section, tiles
 from trainenv.report.drawing.svg import element, escaped
+from trainenv.report.wmtp.td_picture import td_picture, td_words
 from trainenv.types import UserError
 
 TABLE = (
@@ -27,39 +28,36 @@ ERRORS = (
     "Share of the test tokens that are not the most probable one, by head and by class of the "
     "difficulty of the token: {difficulty}. Easy tokens are left."
 )
+TD_ERRORS = (
+    "Change δ of the value at each token of the test solutions, as a share of the tokens, for "
+    "right solutions (blue) and wrong ones (orange). The weight of a token is exp(δ ÷ β)."
+)
 _NAMES = {"exact_match": "exact match", "validation_loss": "validation loss"}
 _TINTS = {1: "n good-cell", 0: "n", -1: "n bad-cell"}
 
 
-def write_wmtp_report(folder: Path, path: Path | None = None) -> Path:
-    """Write the page of a comparison, finished or not; return its path.
+def is_wmtp(folder: Path) -> bool:
+    """Tell if a folder is that of a comparison of weightings."""
+    return (folder / SETTINGS).is_file()
 
-    Args:
-        folder: Folder of the comparison.
-        path: Path of the HTML file, `report.html` in the folder by default.
+
+def read_wmtp(folder: Path) -> dict[str, Any]:
+    """Read the results of a comparison, finished or not.
 
     Raises:
-        UserError: The folder holds no results, or the file can't be written.
+        UserError: The folder holds no results.
     """
     results = folder / RESULTS
     try:
         found = json.loads(results.read_text(encoding="utf-8"))
-        text = wmtp_page(found)
-    except (OSError, ValueError, KeyError, TypeError):
+        if not (isinstance(found, dict) and {"preset", "metrics"} <= found.keys()):
+            raise ValueError("no comparison of weightings")
+    except (OSError, ValueError):
         raise UserError(
             f"expected the results of a comparison of weightings in {results}, found none; make "
             "them with `trainenv wmtp compare`"
         ) from None
-    path = path or folder / "report.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path} must be a file to write the report to, found: {error.strerror}; "
-            "give another --out"
-        ) from None
-    return path
+    return found
 
 
 def wmtp_page(found: Mapping[str, Any]) -> str:
@@ -77,6 +75,8 @@ def wmtp_page(found: Mapping[str, Any]) -> str:
         known = next(one for one in found["errors"].values() if one)
         about = ERRORS.format(difficulty=escaped(known["difficulty"]))
         body.append(section("Errors by token", errors, about=about))
+    if drawn := _td_errors(found.get("td_errors", {})):
+        body.append(section("TD errors of the critic", drawn, about=TD_ERRORS))
     if found["failed"]:
         body.append(section("Failures", _failures(found["failed"])))
     return page(f"{found['name']} · trainenv", "".join(body))
@@ -231,6 +231,14 @@ def _errors(found: Mapping[str, Any]) -> str:
         class_="matrix",
     )
     return element("div", table, class_="box tall")
+
+
+def _td_errors(found: Mapping[str, Any]) -> str:
+    """Draw a histogram for each method with a value head."""
+    return "".join(
+        element("h3", escaped(method)) + td_picture(one) + element("p", td_words(one))
+        for method, one in found.items()
+    )
 
 
 def _failures(failed: Sequence[Mapping[str, Any]]) -> str:

@@ -3,27 +3,24 @@
 `num_assistant_tokens_schedule="heuristic"` in transformers (`candidate_generator.py`): where all
 drafted tokens matched, the next block has two more, else one less, at least one.
 
-Deviation: the length is bounded by the depth of the trace.
+Deviation: the length is bounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainenv.agents.thresholds.controls.schedule_replay import replay_schedule
-from trainenv.decoding.traces import CostModel, Score, Trace
 from trainenv.tools.checks import whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeuristicSchedule:
+class Heuristic:
     """Raise or lower the draft length after each block.
 
     Args:
         start: Draft length of the first block.
         most: Greatest draft length.
-        seed: Random seed of the replayed acceptances.
-        draws: Number of replays with other acceptances, which are averaged.
 
     Raises:
         UserError: A hyperparameter is out of range.
@@ -31,22 +28,14 @@ class HeuristicSchedule:
 
     start: int = 5
     most: int = 16
-    seed: int = 0
-    draws: int = 8
 
     def __post_init__(self) -> None:
         whole("start", self.start, least=1)
         whole("most", self.most, least=1)
-        whole("seed", self.seed, least=0)
-        whole("draws", self.draws, least=1)
 
-    def replay(self, trace: Trace, costs: CostModel, /) -> Score:
-        """Return the score on a trace."""
-
-        def begin() -> HeuristicState:
-            return HeuristicState(tokens=min(self.start, self.most), most=self.most)
-
-        return replay_schedule(begin, trace, costs, self.seed, self.draws)
+    def begin(self) -> HeuristicState:
+        """Return the state at the start."""
+        return HeuristicState(tokens=min(self.start, self.most), most=self.most)
 
 
 @dataclass
@@ -55,9 +44,11 @@ class HeuristicState:
 
     tokens: int
     most: int
-    threshold: float = 0.0
 
-    def update(self, probabilities: list[float], accepted: int, complete: bool, /) -> None:
+    def ends(self, own: Sequence[float], top: Sequence[float], /) -> bool:
+        return False
+
+    def update(self, own: Sequence[float], accepted: int, complete: bool, /) -> None:
         if complete:
             self.tokens = min(self.tokens + 2, self.most)
         else:

@@ -15,15 +15,15 @@ are the exact chances min(1, p / q), where the paper samples and weights rejecti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from trainenv.agents.thresholds.controls.windows import text_windows, window_blocks
-from trainenv.decoding.traces import CostModel, Score, Trace, score
-from trainenv.decoding.traces.replay import check_depth
+from trainenv.decoding.traces import Trace
 from trainenv.decoding.traces.trace import Floats, Ints
 from trainenv.tools.checks import number, whole
+from trainenv.types import UserError
 
 FEATURES = 6
 _RIDGE = 1e-3  # keeps the regression solvable where all tokens are alike
@@ -49,24 +49,44 @@ class AcceptanceStop:
     k: int
 
     def __post_init__(self) -> None:
+        if len(self.weights) != FEATURES:
+            raise UserError(
+                f"weights must hold {FEATURES} numbers, found {len(self.weights)}; take those of "
+                "fit_acceptance"
+            )
         number("threshold", self.threshold, least=0, most=1)
         whole("k", self.k, least=1)
 
-    def replay(self, trace: Trace, costs: CostModel, /) -> Score:
-        """Return the expected score on a trace."""
-        check_depth(trace, self.k)
-        depth = trace.depth
-        drafted = self._lengths(features(trace.block_q, trace.block_top))
-        top = np.log(np.maximum(trace.block_top[..., 0], 1e-8))
-        along = features(text_windows(trace.q_text, depth), np.exp(text_windows(top, depth)))
-        return score(window_blocks(trace, drafted, self._lengths(along)), costs)
+    def begin(self) -> StopState:
+        """Return the state at the start, which never changes."""
+        return StopState(rule=self, tokens=self.k)
 
-    def _lengths(self, described: Floats) -> Ints:
-        """Return the number of tokens drafted from each position, [R, N]."""
+    def lengths(self, described: Floats) -> Ints:
+        """Return the number of tokens drafted of each block, [...].
+
+        Args:
+            described: Inputs of the predictor for each token of the blocks, [..., ≥ K, F].
+        """
         chance = _sigmoid(described[..., : self.k, :] @ np.array(self.weights))
         stops = 1 - np.cumprod(chance, axis=-1) > self.threshold  # after each token
         lengths: Ints = np.where(stops.any(-1), stops.argmax(-1) + 1, self.k)
         return lengths
+
+
+@dataclass
+class StopState:
+    """The rule for one row; it learns nothing while decoding."""
+
+    rule: AcceptanceStop
+    tokens: int
+
+    def ends(self, own: Sequence[float], top: Sequence[float], /) -> bool:
+        described = features(np.log(np.maximum(own, 1e-30)), np.array(top))
+        chance = _sigmoid(described @ np.array(self.rule.weights))
+        return bool(1 - chance.prod() > self.rule.threshold)
+
+    def update(self, own: Sequence[float], accepted: int, complete: bool, /) -> None:
+        """Do nothing."""
 
 
 def features(log_q: Floats, top: Floats) -> Floats:

@@ -9,34 +9,30 @@ they matched give a ROC curve, and the threshold becomes the one with the least
 
 once there are more than five tokens, of which some matched and some did not.
 
-Deviations: the length is bounded by the depth of the trace. The probability of a rejected token is
-that of an independent sample of the draft at its place. The curve is updated after every block
-until there are `memory` tokens, then it is kept.
+Deviations: the length is bounded. The curve is updated after every block until there are `memory`
+tokens, then it is kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainenv.agents.thresholds.controls.schedule_replay import replay_schedule
-from trainenv.decoding.traces import CostModel, Score, Trace
 from trainenv.tools.checks import number, whole
 
 _FEW = 5  # tokens below which the threshold is kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfidenceSchedule:
+class Confidence:
     """End a block at a confidence that is updated after each block.
 
     Args:
         threshold: Confidence at the start, 0 to 1.
         most: Greatest draft length.
         memory: Number of tokens after which the threshold is kept.
-        seed: Random seed of the replayed acceptances.
-        draws: Number of replays with other acceptances, which are averaged.
 
     Raises:
         UserError: A hyperparameter is out of range.
@@ -45,38 +41,35 @@ class ConfidenceSchedule:
     threshold: float = 0.4
     most: int = 16
     memory: int = 4000
-    seed: int = 0
-    draws: int = 8
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, least=0, most=1)
         whole("most", self.most, least=1)
         whole("memory", self.memory, least=1)
-        whole("seed", self.seed, least=0)
-        whole("draws", self.draws, least=1)
 
-    def replay(self, trace: Trace, costs: CostModel, /) -> Score:
-        """Return the score on a trace."""
-
-        def begin() -> _State:
-            return _State(tokens=self.most, threshold=self.threshold, memory=self.memory)
-
-        return replay_schedule(begin, trace, costs, self.seed, self.draws)
+    def begin(self) -> ConfidenceState:
+        """Return the state at the start."""
+        return ConfidenceState(tokens=self.most, threshold=self.threshold, memory=self.memory)
 
 
 @dataclass
-class _State:
+class ConfidenceState:
+    """Threshold, and the tokens that it was chosen from."""
+
     tokens: int
     threshold: float
     memory: int
     probabilities: list[float] = field(default_factory=list)
     matches: list[bool] = field(default_factory=list)
 
-    def update(self, probabilities: list[float], accepted: int, complete: bool, /) -> None:
+    def ends(self, own: Sequence[float], top: Sequence[float], /) -> bool:
+        return own[-1] < self.threshold
+
+    def update(self, own: Sequence[float], accepted: int, complete: bool, /) -> None:
         if len(self.matches) >= self.memory:
             return
-        self.probabilities += probabilities
-        self.matches += [place < accepted for place in range(len(probabilities))]
+        self.probabilities += own
+        self.matches += [place < accepted for place in range(len(own))]
         if len(self.matches) > _FEW and any(self.matches) and not all(self.matches):
             self.threshold = best_threshold(self.probabilities, self.matches)
 
