@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from trainenv.models.spec import USUAL_RATE
 from trainenv.worldmodel.features import STATE
 from trainenv.worldmodel.paths.inputs import PathState, start_state
 from trainenv.worldmodel.paths.model import extrapolation
@@ -21,7 +22,7 @@ def state(budget: int, width: float) -> PathState:
         schedule=np.full(30, 1e-3),
         now=0.0,
         peak=math.log(1e-3),
-        usual=math.log(0.192 / width) if width == width else math.nan,
+        usual=math.log(USUAL_RATE / width),
     )
 
 
