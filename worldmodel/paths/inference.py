@@ -52,7 +52,7 @@ class PathInference:
             inputs = torch.from_numpy(state_inputs(state.features[None]).astype(np.float32))
             begun = self.paths.ensemble.of_state(inputs, self.paths.blind).flatten().numpy()
             unknown = np.zeros(shape.members + left)
-            facts = [extrapolation(state.features), 0.0, state.now, state.peak, state.usual]
+            facts = [extrapolation(state), 0.0, state.now, state.peak, state.usual]
             rows.append(np.concatenate([begun, state.schedule, unknown, facts]))
         latent = np.array(rows)
         hold = self._ends(latent)  # [M, B]

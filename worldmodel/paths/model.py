@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainenv.types import PathValues, RunHistory
 from trainenv.worldmodel import features
-from trainenv.worldmodel.paths.groups import LONG_STEPS, STEPS
+from trainenv.worldmodel.paths.groups import LONG_SIZES, LONG_STEPS, STEPS
 from trainenv.worldmodel.paths.inputs import (
     PATH,
     PathState,
@@ -26,8 +26,9 @@ from trainenv.worldmodel.paths.network import OUTPUTS, Ensemble
 Floats = NDArray[np.float64]
 _DECISION = features.STATE.index("decision")
 _KNOWN = (math.log(decision_steps(STEPS[0])), math.log(decision_steps(LONG_STEPS[1])))
+_LEAST_USUAL = math.log(min(size.lr for size in LONG_SIZES))
 _PER_EFOLD = 0.03
-"""Disagreement to add for each e-fold of budget outside those that were learned from, nats.
+"""Disagreement to add for each e-fold of budget or width outside those of the data, nats.
 
 When the longest runs of the data had 1000 steps, gains of less than 0.02 nats that were followed in
 runs of 2000 steps were losses.
@@ -89,7 +90,7 @@ class PathValueModel:
         change = found[:, 1:, 0] - found[:, :1, 0]
         quantiles = state.level + found[:, 1:, 1:].mean(0)
         middle = quantiles[:, quantiles.shape[1] // 2]
-        unknown = extrapolation(state.features) * np.any(rest != 0, axis=1)
+        unknown = extrapolation(state) * np.any(rest != 0, axis=1)
         return PathValues(
             change=change.mean(0),
             disagreement=change.std(0) + unknown,
@@ -149,15 +150,18 @@ def _means(lrs: Floats, decisions: int) -> Floats:
     return means
 
 
-def extrapolation(features: Floats) -> float:
-    """Return the disagreement to add for a budget outside those of the data, nats; 0 within.
+def extrapolation(state: PathState) -> float:
+    """Return the disagreement to add for a budget or width outside those of the data, nats.
 
     Extrapolation errs in the same way in all members, so that they agree on it.
     """
-    budget = features[_DECISION]
-    if math.isnan(budget):
-        return 0.0
-    return _PER_EFOLD * float(max(budget - _KNOWN[1], _KNOWN[0] - budget, 0.0))
+    unknown = 0.0
+    budget = state.features[_DECISION]
+    if math.isfinite(budget):
+        unknown += max(budget - _KNOWN[1], _KNOWN[0] - budget, 0.0)
+    if math.isfinite(state.usual):
+        unknown += max(_LEAST_USUAL - state.usual, 0.0)  # a usual rate falls as the width grows
+    return _PER_EFOLD * unknown
 
 
 def _float(values: Floats) -> torch.Tensor:
