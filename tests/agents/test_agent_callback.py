@@ -85,8 +85,8 @@ def in_the_environment(actions: np.ndarray) -> tuple[Listed, TrainingRun]:
     over = False
     while not over:
         shown = {
-            name: value for name, value in info.items() if name != "charges"
-        }  # of the reward, no agent's business
+            name: value for name, value in info.items() if name not in ("charges", "action_mask")
+        }  # of the reward, no agent's business; the mask is shown flat
         action = agent.act(observation, shown | {"action_masks": env.action_masks()})
         observation, _, terminated, truncated, info = env.step(action)
         over = terminated or truncated

@@ -190,6 +190,7 @@ def test_paths_are_recorded_whole(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {
+        "corpus.name": "text",
         "corpus.path": "~/a.txt",
         "corpus.cache": "cache",
         "corpus.tokenizer_path": "sub/../t.json",

@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {
     "model.context": 16,
     "batch_size": 8,
     "validation.sequences": 10,
-    "optimizer.lr": 1e-2,
+    "optimizer.lr": 1e-3,
 }
 
 
@@ -41,29 +41,28 @@ def train(kind: str, steps: int, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 CASES = [
-    ("ddp", 2, {}),
-    ("fsdp2", 2, {}),
-    ("ddp", 2, {"accumulation": 2, "clip.policy": "arc"}),
-    ("fsdp2", 4, {"accumulation": 2, "model.width": 30, "clip.policy": "adagc"}),
+    ("ddp", 2, 200, {}),
+    ("fsdp2", 2, 200, {}),
+    ("ddp", 2, 60, {"accumulation": 2, "clip.policy": "arc"}),
+    ("fsdp2", 4, 30, {"accumulation": 2, "model.width": 30, "clip.policy": "adagc"}),
 ]
 
 
-@pytest.mark.parametrize(("kind", "size", "overrides"), CASES)
-def test_losses_are_those_of_one_process(kind: str, size: int, overrides: dict[str, Any]) -> None:
-    """Steps differ by rounding that grows slowly, and every process measures the same."""
+@pytest.mark.parametrize(("kind", "size", "steps", "overrides"), CASES)
+def test_losses_are_those_of_one_process(
+    kind: str, size: int, steps: int, overrides: dict[str, Any]
+) -> None:
+    """Steps differ by rounding, and every process measures the same."""
     torch.set_num_threads(1)
-    alone = train("none", 200, overrides)
-    together = world(size, train, kind, 200, overrides)
+    alone = train("none", steps, overrides)
+    together = world(size, train, kind, steps, overrides)
     assert not any(isinstance(one, Ended) for one in together), together
     assert all(repr(one) == repr(together[0]) for one in together)
     for name in ("loss", "norm", "clipped", "cosine", "probe"):
         pairs = list(zip(alone[name], together[0][name], strict=True))
         assert all(math.isnan(one) == math.isnan(two) for one, two in pairs), name
-        start = [abs(one - two) for one, two in pairs[:30] if not math.isnan(one)]
-        whole = [abs(one - two) for one, two in pairs if not math.isnan(one)]
-        assert max(start) < 1e-4, name
-        if name in ("loss", "probe"):  # what rounding has grown to, at a rate as high as this
-            assert sum(whole) / len(whole) < 0.05, name
-    assert together[0]["validation"] == pytest.approx(alone["validation"], abs=0.1)
+        off = [abs(one - two) for one, two in pairs if not math.isnan(one)]
+        assert max(off) < 1e-5, name
+    assert together[0]["validation"] == pytest.approx(alone["validation"], abs=1e-5)
     for name in ("flops", "tokens"):
         assert together[0][name] == alone[name], name

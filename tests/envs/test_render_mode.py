@@ -60,7 +60,8 @@ def test_the_action_mask_is_in_the_info_and_samples_legal_actions() -> None:
     flat = np.concatenate(info["action_mask"]).astype(bool)
     assert (flat == env.unwrapped.action_masks()).all()  # type: ignore[attr-defined]
     for _ in range(5):
-        action = env.action_space.sample(info["action_mask"])
+        mask = tuple(np.array(part, dtype=np.int8) for part in info["action_mask"])
+        action = env.action_space.sample(mask)
         _, _, terminated, truncated, info = env.step(action)
         assert info["masked"] == []
         if terminated or truncated:

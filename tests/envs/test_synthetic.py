@@ -153,6 +153,7 @@ def test_info_holds_plain_values():
             "fired": int,
             "masked": list,
             "charges": float,
+            "action_mask": list,
         }
         assert type(step[1]) is float
         assert [type(flag) for flag in step[2:4]] == [bool, bool]

@@ -434,6 +434,7 @@ def test_info_holds_plain_values_and_no_clock() -> None:
             "masked": list,
             "flops": dict,
             "charges": float,
+            "action_mask": list,
         }
         assert [type(reward), type(terminated), type(truncated)] == [float, bool, bool]
         assert all(type(value) is float for value in info["flops"].values())

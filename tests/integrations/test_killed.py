@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.killing import complete, kill_after, plain_end, trained
+from tests.integrations.killed_runs import complete, kill_after, plain_end, trained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -283,7 +283,7 @@ def test_a_finished_run_is_not_resumed(folder: RunFolder) -> None:
     folder.telemetry.append([telemetry(1)])
     checkpoint(folder, 1)
     folder.finish({"ended": "budget spent", "loss": None})
-    with pytest.raises(UserError, match="has ended; give another --out for a new one"):
+    with pytest.raises(UserError, match="has ended; give --steps N with --resume to extend it"):
         RunFolder.resume(folder.path)
     assert json.loads((folder.path / "summary.json").read_text(encoding="utf-8")) == {
         "ended": "budget spent",

@@ -302,7 +302,7 @@ def test_budgets_that_nothing_was_learned_from_count_as_disagreement() -> None:
         return model.values(state, rest).disagreement
 
     ensemble_alone = disagreement(20)
-    for steps in (30 * math.e, 6 / math.e):
+    for steps in (180 * math.e, 6 / math.e):
         added = disagreement(steps)
         assert added[0] == 0  # holding the rate
         assert abs(added[1:] - ensemble_alone[1:] - 0.03).max() < 0.02

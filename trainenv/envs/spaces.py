@@ -101,7 +101,7 @@ class SteeredEnv(gym.Env[Observation, NDArray[np.int64]]):
         if fresh:
             self._losses = []
         self._losses.append(float(info["validation_loss"]))
-        mask = tuple(part.astype(np.int8) for part in self.codec.masks(self.steered))
+        mask = [part.astype(int).tolist() for part in self.codec.masks(self.steered)]
         return {**info, "action_mask": mask}
 
     @property
