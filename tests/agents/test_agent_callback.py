@@ -118,7 +118,7 @@ def test_it_sees_and_does_what_it_would_in_the_environment(seed: int, tmp_path: 
 
 
 def test_what_was_done_is_on_record(tmp_path: Path) -> None:
-    """What the masks leave of it: ZClip is in force already, so setting it is left out."""
+    """The part of the action that the masks allow: ZClip is in force already, so setting it is left out."""
     agent = Listed(
         np.array([[1, 0, 2, 0, 0, 0], [0, 0, 3, 0, 0, 0], [0] * 6, [0, 0, 0, 1, 0, 0], [0] * 6])
     )

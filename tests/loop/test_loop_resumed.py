@@ -1,4 +1,4 @@
-"""What a run is resumed with in Python: who steered it, and what it was trained with."""
+"""Parts that a run is resumed with in Python: who steered it, and what it was trained with."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def snapshot(step: int) -> Snapshot:
 
 
 def checkpoint(folder: RunFolder, *steps: int, rewinds: int = 0) -> None:
-    """What a run that comes to `steps`, with so many rewinds behind it, leaves in its folder."""
+    """Records of a run of some steps and rewinds, as they are in its folder."""
     with folder.recording(0, EXACT) as store:
         for step in steps:
             made = snapshot(step)

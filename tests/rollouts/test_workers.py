@@ -94,7 +94,7 @@ def measured(
     measure: Measure,
     **more: Any,
 ) -> list[str]:
-    """What futures come to and cost, in the words of their outcomes."""
+    """Outcomes and costs of futures, in words."""
     draw, spent = more.pop("draw", 0), run.ledger.as_dict()
     executor = rollouts(run, workers, **more)
     outcomes = executor.run(sequences, steps, measure=measure, draw=draw)
@@ -254,7 +254,7 @@ def test_what_a_worker_raises_is_told_of_that_branch_alone(run: TrainingRun) -> 
 
 
 def followed(together: RunGroup[Branchable]) -> list[str]:
-    """What a fork says to one command after the other."""
+    """Answers of a fork to one command after the other."""
     fork = together.runs[1]
     fork.apply(Intervention(lr_scale=0.5, momentum_reset=True))
     said = [together.advance(3, [0, 1]), fork.lr_scale]

@@ -1,4 +1,4 @@
-"""What a small run from the command line is given and writes, a stop that is asked for, and a mistake that costs one sentence."""
+"""Arguments and files of a small run from the command line, a stop that is asked for, and a mistake that costs one sentence."""
 
 from __future__ import annotations
 
