@@ -43,7 +43,7 @@ def test_a_world_that_does_not_divide_the_batch_is_refused() -> None:
 def test_other_configurations_are_refused() -> None:
     """Every process names the key and both values."""
     found = worlds(2, [build, other_rate])
-    words = "optimizer.lr 0.01 in process 0 and 0.02 in process 1"
+    words = "optimizer.lr 0.001 in process 0 and 0.02 in process 1"
     assert all(words in one.error for one in found), found
 
 
