@@ -16,24 +16,12 @@ import yaml
 
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.lineage import last_kept
+from trainenv.records.live_log import COLUMNS
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_part
 from trainenv.report.drawing import formatting
 from trainenv.tools.json_lines import read_lines
 from trainenv.types import UserError
-
-COLUMNS = (
-    "line",
-    "step",
-    "loss",
-    "lr",
-    "volatility",
-    "entropy",
-    "disagreement",
-    "index",
-    "threshold",
-    "fired",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
