@@ -37,8 +37,8 @@ def die_of_some(job: tuple[str, Path]) -> str:
 
 def clean_up_at_the_end(job: Path) -> None:
     """Runs until it is ended, and leaves a mark then."""
-    (job / "started").touch()
-    try:
+    try:  # the mark below may be seen, and this process ended, before the next line
+        (job / "started").touch()
         time.sleep(60)
     finally:
         (job / "cleaned").touch()
