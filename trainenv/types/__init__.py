@@ -41,6 +41,7 @@ from trainenv.types.run import (
     PURPOSES,
     TENSOR,
     Event,
+    Horizon,
     InForce,
     Purpose,
     Run,
