@@ -1,4 +1,6 @@
 # `make demo` and `make test` do everything, from a fresh clone on; the environment lives in .venv.
+# `make docs` builds the site of the pages in docs, `make notebooks` stores new outputs in the notebooks,
+# and `make pictures` draws those of the page on the loop, from the demo in runs/demo.
 # The first that runs and is new enough: a version manager's stand-in may be found and refuse to run.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do $$python $(NEW_ENOUGH) && { echo $$python; break; }; done)
@@ -22,7 +24,7 @@ LOWEST_TESTS := $(addprefix tests/, test_run.py test_examples.py agents/test_bra
 	tools/test_portable.py training/test_optimizers.py training/test_own_parts.py \
 	worldmodel/test_model_files.py worldmodel/test_model_forecast.py)
 
-.PHONY: demo test test-lowest check format clean
+.PHONY: demo test test-lowest check format docs notebooks pictures clean
 
 demo: .venv/installed
 	$(BIN)/trainenv demo
@@ -44,6 +46,16 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo 'the first page: build/site/index.html'
+
+notebooks: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/_site/notebooks.py
+
+pictures: .venv/installed
+	$(BIN)/python docs/_site/pictures.py runs/demo
+
 .venv/bin/python:
 	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) || \
 		{ echo "trainenv needs Python 3.11 or newer, found none that runs; try: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -55,10 +67,15 @@ format: .venv/installed-dev
 	$(PIP) $(EDITABLE) .
 	@touch $@
 
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'installing all packages of the site into .venv: 1.8 GB, about 2 minutes'
+	$(PIP) $(EDITABLE) '.[docs]'
+	@touch $@ .venv/installed
+
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	@echo 'installing all packages of the tests into .venv: 2.3 GB, about 3 minutes'
 	$(PIP) $(EDITABLE) '.[dev]'
-	@touch $@ .venv/installed
+	@touch $@ .venv/installed .venv/installed-docs
 
 $(LOWEST)/bin/python:
 	@test -n "$(LOWEST_PYTHON)" && $(LOWEST_PYTHON) $(FOR_LOWEST) || \

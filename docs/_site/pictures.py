@@ -69,15 +69,15 @@ def _both(alone: RunRecord, steered: RunRecord, width: float) -> str:
         polyline([(frame.steps(x), scale(min(y, 9.0))) for x, y in zip(*one)], class_)
         for one, class_ in zip(lines, ("alone", "steered"))
     ]
-    ends = [f"{floats(smoothed(one.kept['loss']))[-1]:.2f}" for one in (alone, steered)]
+    ends = [f"{one.summary['final_validation_loss']:.3f}" for one in (alone, steered)]
     return drawing(
         width,
         290,
         title(14, "Loss", "smoothed, nats per token"),
         axis(frame, scale, 5, lambda value: formatting.number(value, 1)),
         clipped(LEFT, 28, width - LEFT - RIGHT, 224, *drawn),
-        label(width - RIGHT - 150, 60, f"left alone, ends at {ends[0]}", "warm"),
-        label(width - RIGHT - 150, 78, f"steered, ends at {ends[1]}", "run"),
+        label(width - RIGHT, 60, f"left alone: validation {ends[0]}", "warm", "end"),
+        label(width - RIGHT, 78, f"steered: validation {ends[1]}", "run", "end"),
         step_axis(frame, 250),
         class_="chart steps",
         about="Smoothed training loss of two runs with one budget: left alone and steered",
@@ -88,7 +88,7 @@ def _alone_standing(picture: str) -> str:
     """Put a drawing into a file of its own, with the styles that it needs."""
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture)
     assert box is not None
-    used = set(re.findall(r'[\w-]+', " ".join(re.findall(r'class="([^"]*)"', picture))))
+    used = set(re.findall(r"[\w-]+", " ".join(re.findall(r'class="([^"]*)"', picture))))
     sheet = _rules(style("style", "charts"), used) + EXTRA.replace(".", ".trainenv svg .")
     text = ".trainenv svg .warm{fill:var(--warm)}.trainenv svg .run{fill:var(--run)}"
     return (

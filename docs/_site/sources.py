@@ -1,7 +1,8 @@
 """Source files that a page links to, as pages: the site needs no host for the code.
 
 A link to `../trainenv/loop.py` leads to a page with that file. If its text is the name of a class
-or function in backticks, it leads to the line where that is defined.
+or function in backticks, it leads to the line where that is defined. A link to a notebook leads to
+its page.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)\s#]+)(#[^)\s]*)?\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".json": "json", ".js": "js"}
+NOTEBOOK = ".ipynb"
 LARGEST = 200_000  # bytes of a file that is shown
 
 
@@ -25,10 +27,12 @@ def on_files(files: Files, /, config: MkDocsConfig) -> Files:
     linked = {(root / match[2]).resolve() for text in texts for match in LINK.finditer(text)}
     for folder in [path for path in linked if path.is_dir()]:
         linked.update(path for path in folder.iterdir() if _is_shown(path))
-    for path in sorted(path for path in linked if path.exists()):
+    for path in sorted(path for path in linked if path.exists() and path.suffix != NOTEBOOK):
         name = path.relative_to(root)
         if path.is_dir():
-            files.append(File.generated(config, f"source/{name}/index.md", content=_folder(name, path)))
+            files.append(
+                File.generated(config, f"source/{name}/index.md", content=_folder(name, path))
+            )
         else:
             files.append(File.generated(config, f"source/{name}.md", content=_file(name, path)))
     return files
@@ -45,6 +49,8 @@ def on_page_markdown(markdown: str, /, page: Page, config: MkDocsConfig, files: 
         text, target, anchor = match[1], match[2], match[3] or ""
         path = (root / target).resolve()
         name = path.relative_to(root)
+        if path.suffix == NOTEBOOK:
+            return f"[{text}]({up}notebooks/{path.stem}.md)"
         if path.is_dir():
             return f"[{text}]({up}source/{name}/index.md)"
         return f"[{text}]({up}source/{name}.md{anchor or _line(text, path)})"

@@ -84,7 +84,11 @@ class RunReport:
     def tree(self, width: int = 110) -> str:
         """Return the branch tree as plain text, in lines of at most `width` characters."""
         page = io.StringIO()
-        Console(file=page, width=width, color_system=None, highlight=False).print(self.__rich__())
+        # In a notebook rich would display the tree and leave the text empty.
+        console = Console(
+            file=page, width=width, color_system=None, highlight=False, force_jupyter=False
+        )
+        console.print(self.__rich__())
         return page.getvalue()
 
     def html(self, path: str | Path | None = None) -> Path:
