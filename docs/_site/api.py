@@ -26,7 +26,8 @@ def on_files(files: Files, /, config: MkDocsConfig) -> Files:
 
 def _page(name: str) -> str:
     module = import_module(name)
-    public = [one for one in sorted(module.__all__, key=str.lower) if not _is_module(module, one)]
+    packages = PACKAGES if name == ROOT else ()  # have pages of their own
+    public = [one for one in sorted(module.__all__, key=str.lower) if one not in packages]
     parts = [f"# `{name}`", _summary(name), _example(name)]
     parts += [f"::: {name}.{one}" for one in public]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -50,10 +51,6 @@ def _index(names: list[str]) -> str:
             "",
         )
     )
-
-
-def _is_module(module: object, name: str) -> bool:
-    return f"{ROOT}.{name}" in {f"{ROOT}.{package}" for package in PACKAGES} and name.islower()
 
 
 def _summary(name: str) -> str:
