@@ -14,13 +14,16 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 
 from tests.support.chromium import PATH, Page
 from tests.test_docs import Page as Markdown
 from tests.test_docs import tracked
+from trainenv import __version__
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
+MENU = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 LOADING = {
     *(("script", "src"), ("img", "src"), ("img", "srcset"), ("source", "srcset"), ("link", "href")),
     *(("iframe", "src"), ("object", "data"), ("video", "src"), ("use", "href"), ("form", "action")),
@@ -142,13 +145,15 @@ def test_notebooks_are_shown_with_their_outputs(site: Path) -> None:
 
 
 def test_the_site_is_not_kept() -> None:
-    assert not [path for path in tracked() if path.suffix == ".html" and "docs" in path.parts]
+    made = yaml.safe_load(re.sub(r"!!python\S+", "", MENU))["site_dir"]
+    assert f"{Path(made).parts[0]}/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    kept = [path.relative_to(ROOT).as_posix() for path in tracked()]
+    assert not [path for path in kept if path.startswith((f"{made}/", "site/"))]
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     written = {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert {name for name in written if f": {name}\n" not in menu} == set()
+    assert {name for name in written if f": {name}\n" not in MENU} == set()
 
 
 @pytest.mark.skipif(PATH is None, reason="needs the program chromium")
@@ -225,10 +230,6 @@ def test_the_marks_are_what_the_numbers_say() -> None:
 
 
 def test_changelog_and_citation_are_of_this_version() -> None:
-    import yaml
-
-    from trainenv import __version__
-
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## (\S+?),? ", changes, re.MULTILINE)
     assert newest is not None

@@ -43,6 +43,13 @@ def test_every_decision_and_every_branch_has_its_line(folder: Path) -> None:
     assert "the budget is spent" in lines[-1]
 
 
+def test_the_text_is_the_same_in_a_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook rich displays what it prints, unless it is told not to."""
+    text = RunReport(folder).tree()
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert RunReport(folder).tree() == text
+
+
 def test_what_happened_comes_in_its_order(folder: Path) -> None:
     text = RunReport(folder).tree()
     places = [
