@@ -103,6 +103,6 @@ def _parameters(run: Run) -> int | None:
     """Return the number of parameters of the model; None if they can't be counted."""
     model: Any = getattr(run, "model", None)
     try:
-        return sum(parameter.numel() for parameter in model.parameters())
+        return int(sum(parameter.numel() for parameter in model.parameters()))
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None

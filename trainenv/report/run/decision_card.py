@@ -166,9 +166,7 @@ def _branches(decision: Mapping[str, Any]) -> str:
         _row(name, branch, interval_row(interval, scale), zero_line(scale))
         for name, branch, interval in rows
     ]
-    return element(
-        "table", element("thead", head), element("tbody", *body), class_="forest branches"
-    )
+    return element("table", element("thead", head), element("tbody", *body), class_="forest stack")
 
 
 def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:

@@ -18,7 +18,7 @@ _UNKNOWN = "not recorded"
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a run is made of, in words; an empty text for what is unknown.
+    """Origin of a run in words; a text is empty where nothing is known.
 
     Attributes:
         model: Architecture and size.
@@ -97,7 +97,7 @@ def _data(config: Mapping[str, Any]) -> str:
 def _configuration(record: RunRecord) -> str:
     config = record.config
     optimizer = _section(config, "optimizer")
-    parts = [f"steered by {record.steered_by}" if record.steered_by else "left alone"]
+    parts = [_steering(record)]
     if "lr" in optimizer:
         name = str(optimizer.get("name", "adamw"))
         parts.append(f"{name}, learning rate {formatting.rate(optimizer['lr'])}")
@@ -111,6 +111,14 @@ def _configuration(record: RunRecord) -> str:
         if key in config:
             parts.append(f"{key} {config[key]}")
     return formatting.sentence("; ".join(parts)) + " All keys: config.yaml in the run's folder."
+
+
+def _steering(record: RunRecord) -> str:
+    if record.steered_by:
+        return f"steered by {record.steered_by}"
+    if record.decisions:
+        return "steered, by what is not recorded"
+    return "left alone"
 
 
 def _versions(process: Mapping[str, Any]) -> str:

@@ -50,14 +50,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """What happened in a run.
+    """Incidents and changes of a run.
 
     Attributes:
         incidents: Incidents, in order of their first step.
         entries: All entries of the timeline, in that order too.
         planned: Changes of the learning rate that a plan put in force without a trial, and that
             no rollback has undone.
-        rules: Other changes that were put in force without a trial, in words.
+        rules: Descriptions of other changes that were put in force without a trial.
     """
 
     incidents: Sequence[Incident]
@@ -125,7 +125,7 @@ def _of_decision(decision: Mapping[str, Any]) -> Entry:
         last=max(step, int(decision.get("at") or step)),
         kind="change",
         title=f"Decision {decision['number']}.",
-        text=formatting.sentence(f"{formatting.trigger(decision)}: {verdict_words(decision)}"),
+        text=formatting.sentence(f"{formatting.trigger(decision)}; {verdict_words(decision)}"),
     )
 
 

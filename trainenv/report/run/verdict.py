@@ -1,4 +1,4 @@
-"""The verdict on a run: the answers that a person on call needs first.
+"""Verdict on a run: the answers that a person on call needs first.
 
 Is it fine? What happened, and when? What was done? Is there anything to do? What did it cost? Which
 model, data, configuration, versions and command?

@@ -10,7 +10,6 @@ from trainenv.records.decision_files import accepted_branch
 from trainenv.report.drawing import formatting
 
 NO_REASON = "no reason was recorded"
-_UNSEEN = 1e-8  # scores below this size are none: no model has seen the candidate
 _CHANGED = 1e-9
 
 
@@ -32,12 +31,7 @@ def forecast_for_the_end(branch: Mapping[str, Any]) -> str:
     """Return the forecast change of the final loss; empty if no model made one."""
     final = (branch.get("forecast") or {}).get("final") or {}
     median = formatting.finite(final.get("median"))
-    if median is None:
-        score = formatting.finite(branch.get("score"))
-        if score is None or abs(score) < _UNSEEN or not branch.get("expected"):
-            return ""
-        median = score
-    return formatting.change(median)
+    return "" if median is None else formatting.change(median)
 
 
 def _measured(decision: Mapping[str, Any], branch: Mapping[str, Any]) -> str:
@@ -61,20 +55,29 @@ def _reason(decision: Mapping[str, Any], branch: Mapping[str, Any]) -> str:
     if rule == "annealed":
         after = formatting.change(branch.get("annealed_delta"))
         return f"and {after} after a cool-down, which this rule asks for"
-    expected = branch.get("expected") or {}
-    inside = formatting.interval(expected.get("low"), expected.get("high"))
     rate = _rate(branch)
+    reasons = []
     if rate > 1 + _CHANGED and delta > 0:
-        text = "as a higher rate is at first"
+        reasons.append("as a higher rate is at first")
     elif rate < 1 - _CHANGED and delta < 0:
-        text = "as a lower rate is at first"
-    elif inside == formatting.MISSING:
-        return "which is no harm"
-    else:
-        return f"as forecast ({inside})"
-    if inside != formatting.MISSING:
-        text += f" and as forecast ({inside})"
-    return text
+        reasons.append("as a lower rate is at first")
+    if forecast := _against_forecast(branch, delta):
+        reasons.append(forecast)
+    return " and ".join(reasons) or "which is no harm"
+
+
+def _against_forecast(branch: Mapping[str, Any], delta: float) -> str:
+    """Return where a measured change lies in its forecast interval; empty without a forecast."""
+    expected = branch.get("expected") or {}
+    low, high = (formatting.finite(expected.get(key)) for key in ("low", "high"))
+    if low is None or high is None:
+        return ""
+    interval = formatting.interval(low, high)
+    if delta < low:
+        return f"better than its forecast ({interval})"
+    if delta > high:
+        return f"above its forecast ({interval})"
+    return f"as forecast ({interval})"
 
 
 def _rate(branch: Mapping[str, Any]) -> float:
