@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import json
-import os
-import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -7,6 +7,7 @@ has two lines for each of them. A process that was killed has no second line.
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import sys
 import time
@@ -22,7 +23,7 @@ from trainenv.types import Run
 
 NAME = "processes.jsonl"
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
-_SECRET = "alerts."  # keys whose values are addresses with tokens in them
+_SECRET = re.compile(r"((?:^|=)alerts[\w.]*=).*", re.DOTALL)  # addresses with tokens in them
 
 
 def note_start(folder: Path, run: Run) -> None:
@@ -93,10 +94,8 @@ def command(arguments: Sequence[str] | None = None) -> str:
 
 
 def _shown(argument: str) -> str:
-    key, equals, _ = argument.partition("=")
-    if equals and key.removeprefix("--set").lstrip("= ").startswith(_SECRET):
-        return f"{key}=…"
-    return argument
+    """Return an argument without the value of a secret key."""
+    return _SECRET.sub(r"\1…", argument)
 
 
 def _parameters(run: Run) -> int | None:
