@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.report.drawing import formatting
 from trainenv.report.drawing.downsampling import floats, smoothed
 from trainenv.report.run.run_record import RunRecord
 
@@ -148,13 +149,15 @@ def _belongs(event: Mapping[str, Any]) -> bool:
 
 def _measured(record: RunRecord, number: int, found: _Found) -> Incident:
     """Measure the loss before, in and after an incident."""
-    rewinds = [event for event in found.events if event["kind"] == "rewind"]
     undone = None
-    if rewinds:
-        undone = (
-            int(min(event["detail"].get("to", event["step"]) for event in rewinds)) + 1,
-            int(max(event["step"] for event in rewinds)),
-        )
+    backs = [
+        (int(to) + 1, int(event["step"]))
+        for event in found.events
+        if event["kind"] == "rewind"
+        and (to := formatting.finite((event.get("detail") or {}).get("to"))) is not None
+    ]
+    if backs:
+        undone = (min(first for first, _ in backs), max(last for _, last in backs))
     steps = record.steps
     ahead = floats(steps.loc[steps["step"] < found.first, "loss"])[-_BEFORE:]
     ahead = ahead[np.isfinite(ahead)]

@@ -171,7 +171,11 @@ def _read(folder: Path) -> RunRecord:
         validation=[
             {**v, "kept": v["step"] <= last.get(v.get("line", 0), math.inf)} for v in validation
         ],
-        events=[event for event in read_events(folder) if {"step", "kind"} <= set(event)],
+        events=[
+            event
+            for event in read_events(folder)
+            if isinstance(event.get("step"), int) and isinstance(event.get("kind"), str)
+        ],
         decisions=read_decisions(folder),
         processes=read_processes(folder),
         planted=planted,

@@ -130,7 +130,8 @@ def _of_decision(decision: Mapping[str, Any]) -> Entry:
 
 
 def _is_planned(event: Event) -> bool:
-    return event["kind"] == "intervention" and bool((event.get("detail") or {}).get("plan"))
+    plan = (event.get("detail") or {}).get("plan")
+    return event["kind"] == "intervention" and isinstance(plan, Mapping)
 
 
 def _is_rule(event: Event) -> bool:

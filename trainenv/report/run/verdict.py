@@ -6,7 +6,7 @@ model, data, configuration, versions and command?
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainenv.records.faults import faults_of
@@ -62,6 +62,8 @@ class Verdict:
             ("What was done", _done(facts, story)),
             ("To do", " ".join(todo) or "Nothing."),
             ("Cost", _cost(record, facts)),
+            ("Full validation loss", _nats(facts.full_loss)),
+            ("Test loss", _nats(facts.test_loss)),
             ("Model", made.model),
             ("Data", made.data),
             ("Versions", made.versions),
@@ -123,6 +125,10 @@ def _headline(record: RunRecord, facts: Facts) -> str:
     return f"{text}."
 
 
+def _nats(loss: float | None) -> str:
+    return "" if loss is None else f"{formatting.number(loss)} nats per token."
+
+
 def _happened(story: Story) -> str:
     found = story.incidents
     if not found:
@@ -170,7 +176,8 @@ def _todo(record: RunRecord, facts: Facts, story: Story) -> list[str]:
     folder = typed(record.path)
     todo = []
     if facts.diverged:
-        lr = formatting.finite((record.config.get("optimizer") or {}).get("lr"))
+        optimizer = record.config.get("optimizer")
+        lr = formatting.finite(optimizer.get("lr")) if isinstance(optimizer, Mapping) else None
         lower = f" --set optimizer.lr={lr / 3:.2g}" if lr else ""
         before = [v["step"] for v in record.validation if v["kept"] and v["step"] < facts.steps]
         place = f"{folder}@{before[-1]}" if before else folder
