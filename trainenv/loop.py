@@ -18,6 +18,7 @@ from trainenv.distributed.controlled_run import together
 from trainenv.monitor.alarm_detail import Diagnosed
 from trainenv.records.made_of import MadeOf, check_callback, same_kind
 from trainenv.records.observer import Observer
+from trainenv.records.processes import note_end, note_start
 from trainenv.records.run_folder import CALLBACK_STATE, REWINDS, RunFolder, read_validation
 from trainenv.records.run_summary import summary_of
 from trainenv.tools.json_lines import plain
@@ -154,6 +155,7 @@ def _train(
         made = MadeOf.of(run, callback, folder.flags)
         if not store.steps():
             made.write(folder.path)
+        note_start(folder.path, run)
 
         def save(**how: Any) -> None:
             """Save a checkpoint, and only then a record of the run's parts that has changed."""
@@ -172,8 +174,10 @@ def _train(
             store.wait()
         finally:  # even if the last save in the background has failed
             save(moments="exact", wait=True)
-        summary = plain(summary_of(run, folder.path, ended, taken, time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        summary = plain(summary_of(run, folder.path, ended, taken, seconds))
         assert isinstance(summary, dict)
+        note_end(folder.path, run, ended, seconds)
         if ended != "interrupted":
             folder.finish(summary)
         ended_with(summary)

@@ -93,6 +93,15 @@ def test_tables_and_files(suite: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.usefixtures("fakes")
+def test_a_comparison_in_which_all_failed_has_compared_nothing(
+    suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, code = compare_command(args(suite, methods="raises"))
+    assert code == 1
+    assert "nothing was compared: every cell failed" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fakes")
 def test_json_keeps_stdout_for_itself(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result, code = compare_command(args(suite, Path("out"), json=True))
     assert (code, capsys.readouterr().out) == (0, "")

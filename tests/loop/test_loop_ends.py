@@ -173,7 +173,8 @@ def test_a_run_that_diverges_leaves_json_that_others_read(
     monkeypatch.setattr(run, "evaluate", lambda: math.nan if run.step == 12 else evaluate())
     assert train(run, folder)["ended"] == "diverged"
     paths = list(folder.path.glob("*.json*"))
-    assert {path.name for path in paths} == {"summary.json", "events.jsonl", "validation.jsonl"}
+    names = {"summary.json", "events.jsonl", "processes.jsonl", "validation.jsonl"}
+    assert {path.name for path in paths} == names
     for path in paths:
         text = path.read_text(encoding="utf-8")
         for record in text.splitlines() if path.suffix == ".jsonl" else [text]:

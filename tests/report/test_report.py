@@ -18,7 +18,8 @@ from trainenv.records.decision_files import read_decisions
 from trainenv.records.run_folder import RunFolder
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.report import write_report
-from trainenv.report.run.run_page import CARDS, describe_event
+from trainenv.report.run.event_words import describe_event
+from trainenv.report.run.run_page import CARDS
 from trainenv.report.run.run_record import read_run
 from trainenv.report.run.run_summary import Facts
 from trainenv.types import UserError

@@ -106,11 +106,23 @@ def test_a_spike_of_one_step_is_never_thinned_away(place: int, count: int) -> No
     assert 0.9 * count <= len(thin) <= 2 * count + 2
 
 
-def test_smoothing_keeps_constants_and_lines_and_does_not_lag() -> None:
+def test_smoothing_keeps_constants_and_never_rises_before_its_cause() -> None:
     constant = pd.Series([3.0, math.nan, 3.0, math.inf, 3.0])
     assert np.allclose(smoothed(constant).to_numpy(), 3.0)
-    line = smoothed(pd.Series(np.arange(1000, dtype=np.float64)))
-    assert line[500] == pytest.approx(500.0, abs=1e-6)
+    step = pd.Series(np.where(np.arange(400) < 200, 2.0, 5.0))
+    line = smoothed(step).to_numpy()
+    assert np.all(line[:200] == pytest.approx(2.0))
+    assert line[200] > 2.3
+    assert line[260] == pytest.approx(5.0, abs=0.01)
+
+
+@given(st.integers(1, 399), st.integers(5, 120))
+def test_a_thinned_line_rises_only_after_its_cause(cause: int, count: int) -> None:
+    x = np.arange(400, dtype=np.float64)
+    y = np.where(x < cause, 2.0, 5.0)
+    thin_x, thin_y = bucketed(x, y, count)
+    assert np.all(thin_y[thin_x < cause] == 2.0)
+    assert thin_y.max() == 5.0
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
 }
 RUN_FILES = [
     "config.yaml",
+    "processes.jsonl",
     "report.html",
     "summary.json",
     "telemetry/part-00000.parquet",

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import json
-import os
-import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +31,14 @@ from trainenv.cli.replay import add_replay
 from trainenv.cli.report import add_report
 from trainenv.cli.run import add_run
 from trainenv.cli.runs import add_runs
+from trainenv.cli.streams import (
+    CLOSED_PIPE,
+    closed_output,
+    complain,
+    lost_output,
+    prepare_streams,
+    settle_errors,
+)
 from trainenv.cli.watch import add_top, add_watch
 from trainenv.cli.wmtp import add_wmtp
 from trainenv.cli.worldmodel import add_worldmodel
@@ -46,7 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSED_PIPE", "INTERRUPTED", "USER_ERROR", "main", "make_parser"]
 
-CLOSED_PIPE = 141  # as a shell reports a program that wrote into a closed pipe
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -56,44 +60,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Words after `trainenv`; those of the process if left out.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # A letter that the terminal lacks must not end a run.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    args = make_parser().parse_args(arguments)
+    prepare_streams()
+    try:
+        args = make_parser().parse_args(arguments)
+    except SystemExit:  # help was printed, or an argument is wrong
+        settle_errors()
+        lost = lost_output()
+        if lost is None:
+            raise
+        return lost
+    code = _answer(args)
+    settle_errors()
+    return code
+
+
+def _answer(args: argparse.Namespace) -> int:
+    """Run a command; whatever a user can correct becomes a sentence."""
     try:
         _expand_paths(args)
         with _warnings_in_sentences():
             result, code = args.command(args)
         if args.json and result:
             print(json.dumps(result))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where an error becomes a sentence
     except (BrokenPipeError, SystemExit):  # rich turns the one into the other
-        _drop_output()
-        return CLOSED_PIPE
+        return closed_output()
     except UserError as error:
-        print(f"trainenv: {error}", file=sys.stderr)
-        return USER_ERROR
+        complain(str(error))
+        code = USER_ERROR
     except OSError as error:
+        if (lost := lost_output()) is not None:  # here, where an error becomes a sentence
+            return lost
         sentence = _describe_os_error(error)
         if not sentence:
             raise
-        print(f"trainenv: {sentence}", file=sys.stderr)
-        return USER_ERROR
+        complain(sentence)
+        code = USER_ERROR
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
+    lost = lost_output()
+    if lost is not None and not code:
+        return lost
     return int(code)
-
-
-def _drop_output() -> None:
-    """Say that the output was closed, and send what is still to be written nowhere.
-
-    Python would else try it again when it ends, and fail with a traceback.
-    """
-    with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    with suppress(OSError):
-        print("trainenv: the output was closed before its end", file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -153,7 +160,7 @@ def _warnings_in_sentences() -> Iterator[None]:
         kind = ""
         if category is not UserWarning:
             kind = f"{category.__name__}: "
-        print(f"trainenv: {kind}{message}", file=sys.stderr)
+        complain(f"{kind}{message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

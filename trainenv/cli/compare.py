@@ -140,6 +140,9 @@ def compare_command(args: argparse.Namespace) -> Result:
         screen.say("interrupted; resume with the same command")
         return result, INTERRUPTED
     screen.say(f"all results: {folder / 'results.json'}; as a page: trainenv report {folder}")
+    if found["cells"]["failed"] == found["cells"]["there"]:
+        screen.say("nothing was compared: every cell failed; mend that, and call it again")
+        return result, 1
     return result, 0
 
 

@@ -42,6 +42,7 @@ class RunFolder:
     | `lines.jsonl` | each line of the lineage: number, first step, rewinds before it |
     | `checkpoints/cp_STEP.ptz` | the state at a step, to resume from |
     | `checkpoints/made_of.json` | parts that the run is trained with, see `records.made_of` |
+    | `processes.jsonl` | command, versions and time of each process, see `records.processes` |
     | `live.jsonl` | heartbeat and newest steps while the run trains, see `records.live_log` |
     | `summary.json` | the result; written when the run has ended |
     | `parent.json` | the state that a fork starts from, see `records.continuation` |

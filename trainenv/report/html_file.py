@@ -36,7 +36,8 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         text = run_page(read_run(folder))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        # A name that is no UTF-8 is written as the bytes that it has on the disk.
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UserError(
             f"{path} must be a file to write the report to, found: {error.strerror}; "

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from trainenv.records.decision_files import accepted_branch
 from trainenv.report.drawing import formatting
-from trainenv.report.run.decision_card import NO_REASON, outcome
+from trainenv.report.run.decision_card import outcome
+from trainenv.report.run.verdict_words import NO_REASON
 from trainenv.types import Telemetry
 
 TAGS = {

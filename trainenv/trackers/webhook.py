@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainenv.report.run.run_page import describe_event
+from trainenv.report.run.event_words import describe_event
 from trainenv.tools.json_lines import plain
 from trainenv.trackers.contract import RunStart, Step
 

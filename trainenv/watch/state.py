@@ -9,6 +9,7 @@ from typing import Any
 from trainenv.records.decision_files import accepted_branch
 from trainenv.report.drawing import formatting
 from trainenv.tools.paths import typed
+from trainenv.training.ledger import wasted_share
 from trainenv.types import PURPOSES
 from trainenv.watch import steps
 from trainenv.watch.life import Life, left, life_of
@@ -168,6 +169,6 @@ def _tiles(
         tiles.append(("Accepted", f"{accepted} of {len(reader.decisions)}", "verified decisions"))
     flops = flops_of(reader)
     if total := sum(flops.values()):
-        wasted = (flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total
-        tiles.append(("Wasted", formatting.share(wasted), f"of {formatting.flops(total)}"))
+        wasted = formatting.share(wasted_share(flops))
+        tiles.append(("Wasted", wasted, f"of {formatting.flops(total)}"))
     return tiles

@@ -12,9 +12,10 @@ import numpy as np
 from trainenv.records.decision_files import accepted_branch
 from trainenv.records.faults import each_once
 from trainenv.report.drawing import formatting
-from trainenv.report.run.decision_card import FATES, NO_REASON, outcome
-from trainenv.report.run.run_page import describe_event
+from trainenv.report.run.decision_card import FATES, outcome
+from trainenv.report.run.event_words import describe_event
 from trainenv.report.run.tree_panel import usual
+from trainenv.report.run.verdict_words import NO_REASON
 from trainenv.watch.run_reader import RunReader
 from trainenv.watch.steps import short
 

@@ -176,12 +176,20 @@ def _decisions(found: list[dict[str, Any]]) -> str:
             element(
                 "tr",
                 element("th", escaped(row["method"]), scope="row"),
-                *(element("td", t, class_="n") for t in texts),
+                *(
+                    element("td", text, class_="n", data_name=title)
+                    for title, text in zip(titles, texts)
+                ),
             )
         )
     return element(
         "div",
-        element("table", element("thead", f"<tr>{top}</tr>"), element("tbody", *rows)),
+        element(
+            "table",
+            element("thead", f"<tr>{top}</tr>"),
+            element("tbody", *rows),
+            class_="stack",
+        ),
         class_="box",
     )
 
@@ -195,7 +203,15 @@ def _failures(comparison: Comparison) -> str:
         (row["method"], row["scenario"], row["seed"], row["ended"], row["error"] or "")
         for row in bad[:BAD]
     ]
-    rows = [element("tr", *(element("td", escaped(text)) for text in row)) for row in texts]
     titles = ("Method", "Scenario", "Seed", "Ended", "Error")
+    rows = [
+        element(
+            "tr",
+            *(element("td", escaped(text), data_name=name) for name, text in zip(titles, row)),
+        )
+        for row in texts
+    ]
     top = element("thead", element("tr", *(element("th", title) for title in titles)))
-    return element("div", element("table", top, element("tbody", *rows)), class_="box tall")
+    return element(
+        "div", element("table", top, element("tbody", *rows), class_="stack"), class_="box tall"
+    )

@@ -47,13 +47,16 @@ def forest(comparison: Comparison, group: str, scenarios: Sequence[str]) -> str:
         if row["hindsight"]:
             name += "<small>reference</small>"
         head = element("th", name, scope="row")
-        cells = [element("td", text, class_="n") for text in _numbers(row)]
+        cells = [
+            element("td", text, class_="n", data_name=title)
+            for title, text in zip(TITLES, _numbers(row))
+        ]
         body.append(element("tr", head, plot, *cells, class_=row_class(row["method"])))
     table = element(
         "table",
         element("thead", f"<tr>{top}</tr>"),
         element("tbody", *body),
-        class_="forest methods",
+        class_="forest methods stack",
     )
     return element("div", table, class_="box")
 

@@ -23,7 +23,7 @@ def scenarios_table(comparison: Comparison) -> str:
         "table",
         element("thead", element("tr", "<th>Method</th>", *top)),
         element("tbody", *rows),
-        class_="matrix",
+        class_="matrix stack",
     )
     return element("div", table, class_="box")
 
@@ -35,6 +35,7 @@ def _row(comparison: Comparison, name: str) -> str:
         inside = formatting.interval(figure["low"], figure["high"])
         about = f"{inside}, {formatting.counted(figure['pairs'], 'pair')}"
         change = formatting.change(figure["value"])
-        cells.append(element("td", change, class_=TINTS[clear(figure)], title=about))
+        tint = TINTS[clear(figure)]
+        cells.append(element("td", change, class_=tint, title=about, data_name=scenario))
     head = element("th", escaped(name), scope="row")
     return element("tr", head, *cells, class_=row_class(name))

@@ -18,23 +18,23 @@ def floats(values: pd.Series[Any]) -> NDArray[np.float64]:
 
 
 def smoothed(values: pd.Series[float], alpha: float = 0.12) -> pd.Series[float]:
-    """Return the exponential average over the steps before and after, which does not lag.
+    """Return the exponential average over the steps so far; it never rises before its cause.
 
-    Values that are not finite are skipped.
+    It lags by about 1 ÷ `alpha` steps. Values that are not finite are skipped.
+
+    Args:
+        values: Values of consecutive steps.
+        alpha: Weight of the newest value.
     """
     known = values.where(np.isfinite(values))
-    before = known.ewm(alpha=alpha).mean()
-    after = known[::-1].ewm(alpha=alpha).mean()[::-1]
-    place = np.arange(len(known))
-    # Near an end, the average towards that end has few values and gets little weight.
-    weight = 1 - (1 - alpha) ** (place + 1)
-    both: pd.Series[float] = (before * weight + after * weight[::-1]) / (weight + weight[::-1])
-    return both
+    average: pd.Series[float] = known.ewm(alpha=alpha).mean()
+    return average
 
 
 def bucketed(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:
     """Average stretches of equal length, so that at most `count` points remain.
 
+    Each mean is drawn at the last step of its stretch, so that nothing is drawn before it happened.
     The first and the last point are kept; NaN is left out of the means.
     """
     if len(x) <= count:
@@ -44,8 +44,8 @@ def bucketed(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line
     sums = np.add.reduceat(np.where(known, y, 0.0), edges[:-1])
     counts = np.add.reduceat(known.astype(np.float64), edges[:-1])
     means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-    middles = x[(edges[:-1] + edges[1:] - 1) // 2]
-    return np.concatenate((x[:1], middles, x[-1:])), np.concatenate((y[:1], means, y[-1:]))
+    ends = x[edges[1:] - 1]
+    return np.concatenate((x[:1], ends, x[-1:])), np.concatenate((y[:1], means, y[-1:]))
 
 
 def cloud(x: NDArray[np.float64], y: NDArray[np.float64], count: int) -> Line:

@@ -16,6 +16,7 @@ from trainenv.report.drawing.intervals import (
 )
 from trainenv.report.drawing.svg import details, element, escaped
 from trainenv.report.run.branch_losses import rollouts
+from trainenv.report.run.verdict_words import verdict_words
 
 FATES = {
     "control": "control",
@@ -25,11 +26,11 @@ FATES = {
     "stopped": "stopped early",
     "failed": "failed",
 }
+_TITLES = ("Forecast", "Measured", "Training loss")
 CAPTION = (
     "<figcaption>Training loss minus the loss without intervention on the same batches, running "
     "mean, nats</figcaption>"
 )
-NO_REASON = "no reason was recorded"
 
 
 def decision_card(decision: Mapping[str, Any], *, opened: bool) -> str:
@@ -87,7 +88,7 @@ def _explanation(decision: Mapping[str, Any]) -> str:
         ("Trigger", _trigger(decision)),
         ("Plan", _plan(decision.get("planner") or {})),
         ("Verification", _verification(decision)),
-        ("Verdict", formatting.sentence(decision.get("reason") or NO_REASON)),
+        ("Verdict", formatting.sentence(verdict_words(decision))),
     ]
     return element(
         "dl", *(element("dt", name) + element("dd", escaped(text)) for name, text in entries)
@@ -110,6 +111,10 @@ def _trigger(decision: Mapping[str, Any]) -> str:
 
 
 def _plan(planner: Mapping[str, Any]) -> str:
+    if planner.get("name") == "detour":  # as rollbacks are recorded
+        return (
+            "The rule for harm: back to before it, skip that data, a third of the rate meanwhile."
+        )
     name = f"“{planner.get('name', 'unknown')}”"
     if planner.get("candidates") == 2 and not planner.get("futures"):
         text = f"{name} proposed one change, without a forecast."
@@ -150,19 +155,18 @@ def _branches(decision: Mapping[str, Any]) -> str:
         for name, branch in zip(formatting.branches(decision), decision["branches"])
     ]
     scale = scale_of(interval for _, _, interval in rows)
-    titles = ("Forecast", "Measured", "Training loss")
     head = element(
         "tr",
         element("th", "Branch"),
         element("th", interval_head(scale), class_="plot"),
-        *(element("th", title, class_="n") for title in titles),
+        *(element("th", title, class_="n") for title in _TITLES),
         element("th", "Result"),
     )
     body = [
         _row(name, branch, interval_row(interval, scale), zero_line(scale))
         for name, branch, interval in rows
     ]
-    return element("table", element("thead", head), element("tbody", *body), class_="forest")
+    return element("table", element("thead", head), element("tbody", *body), class_="forest stack")
 
 
 def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
@@ -177,8 +181,11 @@ def _row(name: str, branch: Mapping[str, Any], plot: str, zero: str) -> str:
         "tr",
         element("th", escaped(name), scope="row"),
         element("td", plot, class_="plot", style=zero),
-        *(element("td", number, class_="n") for number in numbers),
-        element("td", result, reason),
+        *(
+            element("td", number, class_="n", data_name=title)
+            for title, number in zip(_TITLES, numbers)
+        ),
+        element("td", result, reason, data_name="Result"),
         class_=_class(fate),
     )
 

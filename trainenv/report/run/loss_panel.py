@@ -1,16 +1,21 @@
-"""Panel of the loss over steps: single steps, smoothed, validation, rolled-back steps, alarms."""
+"""Panel of the loss over steps: single steps, smoothed, validation, rolled-back steps, alarms.
+
+Losses above the axis are marked at its upper edge, with the highest value of each stretch.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.downsampling import Line, bucketed, cloud, floats, smoothed
 from trainenv.report.drawing.panels import LEFT, RIGHT, Frame, axis, decimals, title
-from trainenv.report.drawing.svg import Scale, clipped, dots, element, polyline, titled
+from trainenv.report.drawing.svg import Scale, clipped, dots, element, label, polyline, titled
 from trainenv.report.run.run_record import RunRecord, rollbacks
 
 LINES = 200  # most rolled-back stretches that are drawn, the newest ones
+_LABEL = 34.0  # pixels that the value of an outlier takes
 
 
 def loss_panel(record: RunRecord, frame: Frame, top: float, height: float) -> str:
@@ -27,9 +32,11 @@ def loss_panel(record: RunRecord, frame: Frame, top: float, height: float) -> st
                 top + 14,
                 frame.width - LEFT,
                 height + 2,
+                *_alone(record, frame, scale),
                 *_lost(record, frame, scale),
                 *_kept(record, frame, scale),
             ),
+            *_outliers(record, frame, scale),
             *_validation(record, frame, scale),
             *_alarms(record, frame, top + 16),
         )
@@ -84,14 +91,56 @@ def _scale(record: RunRecord, top: float, height: float) -> Scale:
     return Scale(lowest - 1.6 * room, highest + room, top + height, top)
 
 
-def _dots(points: Line, record: RunRecord, frame: Frame, scale: Scale) -> list[tuple[float, float]]:
-    """Place dots; those above the axis go to its upper edge.
+def _dots(points: Line, frame: Frame, scale: Scale) -> list[tuple[float, float]]:
+    """Place the dots that lie on the axis; those above it are marked at its edge."""
+    shown = [(x, y) for x, y in zip(*points) if scale.low <= y <= scale.high]
+    return [(frame.steps(x), scale(y)) for x, y in shown]
 
-    In the first tenth of the run, where most are above the axis, these are left out.
+
+def _outliers(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
+    """Mark the losses above the axis at its upper edge, each stretch with its highest value.
+
+    A loss that is not finite has a cross there.
     """
-    early = record.last_step / 10
-    shown = [(x, y) for x, y in zip(*points) if y >= scale.low and (y <= scale.high or x > early)]
-    return [(frame.steps(x), scale.inside(y)) for x, y in shown]
+    steps = record.steps
+    losses = floats(steps["loss"])
+    above = (losses > scale.high) | ~np.isfinite(losses)
+    parts = []
+    for x, loss, step in _highest(frame, floats(steps["step"])[above], losses[above]):
+        y = scale.end + 8  # below the alarms
+        at = formatting.whole(step)
+        if not np.isfinite(loss):
+            cross = f"M{x - 3:.1f} {y + 1:.1f}l6 6m0 -6l-6 6"
+            about = titled(f"step {at}: the loss was not finite")
+            parts.append(element("path", about, d=cross, class_="cross"))
+            continue
+        about = titled(f"step {at}: training loss {formatting.number(loss)}, above the axis")
+        arrow = f"M{x - 3.5:.1f} {y + 6:.1f}h7l-3.5 -6z"
+        parts.append(element("path", about, d=arrow, class_="beyond-axis"))
+        anchor = "end" if x + 5 + _LABEL > frame.width - RIGHT else "start"
+        beside = x - 5 if anchor == "end" else x + 5
+        parts.append(label(beside, y + 8, formatting.number(loss, 2), "outlier", anchor))
+    return parts
+
+
+def _highest(
+    frame: Frame, steps: NDArray[np.float64], losses: NDArray[np.float64]
+) -> list[tuple[float, float, float]]:
+    """Return place, loss and step of the highest loss of each stretch as wide as a label."""
+    order = np.argsort(steps, kind="stable")
+    found: list[tuple[float, float, float]] = []
+    first = -_LABEL
+    for step, loss in zip(steps[order].tolist(), losses[order].tolist()):
+        x = frame.steps.inside(step)
+        if x - first > _LABEL + 8:
+            first = x
+            found.append((x, loss, step))
+        elif not np.isfinite(loss) or loss > found[-1][1]:
+            found[-1] = (x, loss, step)
+            if np.isfinite(loss):
+                continue
+            found[-1] = (x, np.inf, step)
+    return found
 
 
 def _line(points: Line, frame: Frame, scale: Scale) -> list[tuple[float, float]]:
@@ -107,7 +156,17 @@ def _kept(record: RunRecord, frame: Frame, scale: Scale) -> tuple[str, str]:
     line = bucketed(steps, floats(smoothed(losses)), frame.points)
     points = cloud(steps, floats(losses), 2 * frame.points)
     smooth = polyline(_line(line, frame, scale), "smooth")
-    return dots(_dots(points, record, frame, scale), "dot"), smooth
+    return dots(_dots(points, frame, scale), "dot"), smooth
+
+
+def _alone(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
+    """Draw the smoothed loss of the run that was left alone, if there is one."""
+    if record.left_alone is None:
+        return []
+    kept = record.left_alone.kept
+    smooth = floats(smoothed(kept["loss"]))
+    points = bucketed(floats(kept["step"]), smooth, frame.points)
+    return [polyline(_line(points, frame, scale), "alone", titled("the same run, left alone"))]
 
 
 def _lost(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
@@ -120,7 +179,7 @@ def _lost(record: RunRecord, frame: Frame, scale: Scale) -> list[str]:
         steps = floats(group["step"])
         points = cloud(steps, floats(group["loss"]), count)
         line = bucketed(steps, floats(smoothed(group["loss"], 0.15)), count)
-        parts.append(dots(_dots(points, record, frame, scale), "dot lost"))
+        parts.append(dots(_dots(points, frame, scale), "dot lost"))
         parts.append(polyline(_line(line, frame, scale), "lost"))
     return parts
 

@@ -24,7 +24,7 @@ def index_figure(record: RunRecord) -> str:
 
 
 def _loss_and_tree(record: RunRecord, width: float) -> str:
-    frame = Frame.of(width, record.furthest)
+    frame = Frame.of(width, _furthest(record))
     tall = frame.fitting(300.0, 300.0, 240.0)
     parts = [loss_panel(record, frame, 14, tall)]
     top = 14 + 16 + tall + 34
@@ -36,6 +36,13 @@ def _loss_and_tree(record: RunRecord, width: float) -> str:
     decisions = formatting.counted(len(record.decisions), "decision")
     about = f"Loss over {formatting.whole(record.last_step)} steps, with {decisions}"
     return _drawn(frame, bottom + 36, about, parts)
+
+
+def _furthest(record: RunRecord) -> int:
+    """Return the highest step that is drawn."""
+    if record.left_alone is None:
+        return record.furthest
+    return max(record.furthest, record.left_alone.last_step)
 
 
 def _index_and_rate(record: RunRecord, width: float) -> str:

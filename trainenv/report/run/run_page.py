@@ -11,15 +11,21 @@ from trainenv.records.faults import each_once
 from trainenv.report.drawing import formatting
 from trainenv.report.drawing.downsampling import floats, smoothed
 from trainenv.report.drawing.intervals import key
-from trainenv.report.drawing.page import head, page, section, tiles
+from trainenv.report.drawing.page import page, section
 from trainenv.report.drawing.svg import details, element, escaped
-from trainenv.report.run.calibration_panel import calibration
-from trainenv.report.run.decision_card import NO_REASON, decision_card, outcome
+from trainenv.report.run.calibration_panel import calibration, pairs
+from trainenv.report.run.decision_card import decision_card, outcome
+from trainenv.report.run.event_words import describe_event
+from trainenv.report.run.glossary import glossary
 from trainenv.report.run.ledger_bar import ledger_bar
+from trainenv.report.run.left_alone import side_by_side
 from trainenv.report.run.run_figure import index_figure, run_figure
 from trainenv.report.run.run_record import RunRecord
 from trainenv.report.run.run_summary import Facts
+from trainenv.report.run.timeline import Story, timeline
+from trainenv.report.run.verdict import Verdict, verdict_box
 
+FEWEST = 20  # branches with forecast and measurement for which calibration is shown
 CARDS = 100  # most cards; more would make the file too large, so the rest goes into a table
 ROWS = 1000
 
@@ -35,6 +41,7 @@ INDEX = (
     "Volatility, entropy and disagreement are z-scores against their own history; the uncertainty "
     "index is their weighted sum. An alarm is raised above the threshold."
 )
+ALONE = "A run of the same configuration and data, next to this one, that nothing has steered."
 COMPUTE = (
     "All training steps are counted, also those of branches and those that were rolled back. The "
     "steps of an accepted branch count as kept steps."
@@ -45,6 +52,7 @@ RUN_KEY = [
     ("validation", "validation loss"),
     ("lost", "rolled back"),
     ("alarm", "alarm"),
+    ("beyond-axis", "training loss above the axis, with its value"),
 ]
 TREE_KEY = [
     ("accepted", "accepted branch"),
@@ -61,52 +69,51 @@ CARD_KEY = [
 def run_page(record: RunRecord) -> str:
     """Make the whole HTML document."""
     facts = Facts.of(record)
-    body = [head("Training run", record.name, facts.verdict), tiles(_tiles(facts)), _run(record)]
+    story = Story.of(record)
+    body = [
+        _head(record, Verdict.of(record, story)),
+        _run(record, story),
+    ]
+    if record.left_alone is not None:
+        table = side_by_side(record, record.left_alone)
+        body.append(section("Against the run left alone", table, about=ALONE, name="alone"))
     if record.decisions:
         body.append(_decisions(record))
-        body.append(section("Calibration", calibration(record.decisions), about=CALIBRATION))
+        if len(pairs(record.decisions)) >= FEWEST:
+            body.append(section("Calibration", calibration(record.decisions), about=CALIBRATION))
     body.append(_index(record))
     body.append(section("Compute", ledger_bar(facts.flops), about=COMPUTE))
     if record.events:
         body.append(section("Events", _events(each_once(record.events))))
+    body.append(section("Words", glossary(), name="words"))
     return page(f"{record.name} · trainenv", "".join(body), _data(record))
 
 
-def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
-    ended = facts.ended
-    if facts.budget:
-        ended = f"of {formatting.whole(facts.budget)}; {ended}"
-    losses = {"Full validation loss": facts.full_loss, "Test loss": facts.test_loss}
-    numbers = [
-        ("Validation loss", formatting.number(facts.loss), "nats per token"),
-        *(
-            (name, formatting.number(loss), "nats per token")
-            for name, loss in losses.items()
-            if loss is not None
-        ),
-        ("Steps", formatting.whole(facts.steps), ended),
-        ("Alarms", str(facts.alarms), formatting.counted(facts.rewinds, "rollback")),
-    ]
-    if facts.verified:
-        numbers.append(("Accepted", f"{facts.accepted} of {facts.verified}", "verified decisions"))
-    if facts.total_flops:
-        compute = f"of {formatting.flops(facts.total_flops)}"
-        numbers.append(("Wasted", formatting.share(facts.wasted), "rolled back or discarded"))
-        numbers.append(("Planning", formatting.share(facts.drafting), compute))
-    return numbers
+def _head(record: RunRecord, verdict: Verdict) -> str:
+    """Make the head: name, verdict and the answers that a person on call needs first."""
+    return element(
+        "header",
+        element("p", "Training run", class_="kind"),
+        element("h1", escaped(record.name)),
+        verdict_box(verdict),
+    )
 
 
-def _run(record: RunRecord) -> str:
+def _run(record: RunRecord, story: Story) -> str:
     shown = RUN_KEY[:3]
+    if record.left_alone is not None:
+        shown = [*shown, ("alone", "the same run left alone, training loss, smoothed")]
     if not record.steps["kept"].all():
         shown = [*shown, RUN_KEY[3]]
     if any(event["kind"] == "fired" for event in record.events):
         shown = [*shown, RUN_KEY[4]]
+    shown = [*shown, RUN_KEY[5]]
     if record.decisions:
         shown = [*shown, *TREE_KEY]
-    return section(
-        "The run", key(shown), element("figure", run_figure(record), class_="wide"), name="run"
-    )
+    parts = [key(shown), element("figure", run_figure(record), class_="wide")]
+    if story.entries:
+        parts += [element("h3", "What happened, step by step"), timeline(story.entries)]
+    return section("The run", *parts, name="run")
 
 
 def _index(record: RunRecord) -> str:
@@ -178,75 +185,6 @@ def _events(events: Sequence[Mapping[str, Any]]) -> str:
     return details(
         formatting.counted(len(events), "event"), *parts, opened=len(events) <= 12, class_=None
     )
-
-
-def _alarm(detail: Mapping[str, Any]) -> str:
-    """Describe an alarm; the layer is named whose gradient is the oddest."""
-    index = formatting.number(detail.get("index"), 1)
-    text = f"alarm: uncertainty index {index}, loss {formatting.number(detail.get('loss'))}"
-    if layer := detail.get("layer"):
-        text += f"; gradient norm {formatting.number(detail['layers'].get(layer))} in {layer}"
-        if (ratio := formatting.finite(detail.get("layer_ratio"))) is not None:
-            text += f", {formatting.number(ratio, 1)} times the usual"
-    if (logit := formatting.finite(detail.get("attention_logit"))) is not None:
-        block = detail.get("attention_block")
-        text += f"; largest attention logit {formatting.number(logit, 1)}, in block {block}"
-    return text
-
-
-def describe_event(event: Mapping[str, Any]) -> str:
-    """Describe an event in words."""
-    detail = event.get("detail") or {}
-    reason = detail.get("reason")
-    match event["kind"]:
-        case "fired":
-            return _alarm(detail)
-        case "replay":
-            return f"replayed: {reason or NO_REASON}"
-        case "rewind":
-            return _rollback(detail)
-        case "intervention":
-            text = f"intervention: {formatting.intervention(detail)}"
-            if detail.get("pending"):
-                text += " (later part of an accepted plan)"
-            if plan := detail.get("plan"):
-                text += (
-                    f" (plan to the end: {formatting.change(plan.get('forecast'))} in final loss)"
-                )
-            return text
-        case "decision":
-            outcome = "the run continued unchanged"
-            if detail.get("accepted"):
-                outcome = "a branch was accepted"
-            return _joined(f"decision {detail.get('number')}: {outcome}", "; ", reason)
-        case "skipped":
-            return f"skipped decision: {reason or NO_REASON}{_often(detail)}"
-        case "fault":
-            return f"fault: {detail['reason']}{_often(detail)}"
-        case "gave_up":
-            return f"planning was given up: {reason or NO_REASON}"
-    return _joined(f"{event['kind']}", ": ", reason)
-
-
-def _rollback(detail: Mapping[str, Any]) -> str:
-    text = f"rolled back to step {formatting.whole(detail.get('to'))}"
-    scale = formatting.finite(detail.get("lr_scale"))
-    if scale is not None and scale != 1:
-        text += f", LR now ×{scale:.3g}"
-    return text
-
-
-def _joined(text: str, separator: str, reason: object) -> str:
-    if not reason:
-        return text
-    return f"{text}{separator}{reason}"
-
-
-def _often(detail: Mapping[str, Any]) -> str:
-    """Write the number of times, if it is more than one."""
-    if detail.get("times", 1) <= 1:
-        return ""
-    return f" ({detail['times']} times)"
 
 
 def _data(record: RunRecord) -> dict[str, Any]:

@@ -1,27 +1,38 @@
-"""A run as read from its folder; torn and missing files are skipped."""
+"""A run as read from its folder; torn and missing files are skipped.
+
+If the run was steered, and a run of the same configuration that was left alone is in the folder
+next to it, that one is read as well.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from trainenv.records.decision_files import read_decisions
 from trainenv.records.lineage import last_kept
 from trainenv.records.live_log import COLUMNS
+from trainenv.records.made_of import MadeOf
+from trainenv.records.processes import read_processes
 from trainenv.records.run_folder import read_events, read_validation
 from trainenv.records.telemetry_log import read_part
 from trainenv.report.drawing import formatting
 from trainenv.tools.json_lines import read_lines
 from trainenv.types import UserError
+
+_COLUMNS = [*COLUMNS, "lr_scale"]
+MOST_NEIGHBOURS = 500  # most folders next to a run that are searched for one that was left alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,10 @@ class RunRecord:
         validation: Step, line, loss and kept of each validation.
         events: Events in the order of their recording.
         decisions: Decisions in the order of their recording.
+        processes: Start and end of each process that trained the run, see `records.processes`.
+        planted: Planted faults by optimizer step, for the steps that had any.
+        steered_by: Flags or class of the callback; empty for a run that was left alone.
+        left_alone: Run of the same configuration that was left alone; None without one.
     """
 
     path: Path
@@ -46,6 +61,10 @@ class RunRecord:
     validation: list[dict[str, Any]] = field(repr=False)
     events: list[dict[str, Any]] = field(repr=False)
     decisions: list[dict[str, Any]] = field(repr=False)
+    processes: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    planted: Mapping[int, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    steered_by: str = ""
+    left_alone: RunRecord | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -121,15 +140,26 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read the run in `folder`.
+    """Read the run in `folder`, or in a folder of two runs the one of them that was steered.
 
     Raises:
         UserError: The folder is not that of a run.
     """
+    steered = _steered_of_two(folder)
+    record = _read(steered or folder)
+    if not record.steered_by:
+        return record
+    twin = _left_alone(record.path)
+    if twin is None:
+        return record
+    return replace(record, left_alone=_read(twin))
+
+
+def _read(folder: Path) -> RunRecord:
     if not is_run(folder):
         expected = f"expected the folder of a run or of a comparison in {folder}"
         raise UserError(f"{expected}, found {_found(folder)}; give one that trainenv recorded in")
-    steps = _steps(folder / "telemetry")
+    steps, planted = _steps(folder / "telemetry")
     last = last_kept(steps, read_lines(folder / "lines.jsonl"))
     steps["kept"] = steps["step"] <= steps["line"].map(last)
     validation = [v for v in read_validation(folder) if {"step", "loss"} <= set(v)]
@@ -141,27 +171,85 @@ def read_run(folder: Path) -> RunRecord:
         validation=[
             {**v, "kept": v["step"] <= last.get(v.get("line", 0), math.inf)} for v in validation
         ],
-        events=[event for event in read_events(folder) if {"step", "kind"} <= set(event)],
+        events=[
+            event
+            for event in read_events(folder)
+            if isinstance(event.get("step"), int) and isinstance(event.get("kind"), str)
+        ],
         decisions=read_decisions(folder),
+        processes=read_processes(folder),
+        planted=planted,
+        steered_by=_steering(folder),
     )
 
 
-def _steps(folder: Path) -> pd.DataFrame:
-    """Read the run's own steps from all whole parts, in the order of training."""
+def _steering(folder: Path) -> str:
+    made = MadeOf.read(folder)
+    if made is None or not (made.flags or made.callback):
+        return ""
+    return made.steered_by
+
+
+def _steered_of_two(folder: Path) -> Path | None:
+    """Return the steered one of two runs in a folder that differ in nothing else; None otherwise.
+
+    `trainenv demo` leaves such a folder.
+    """
+    if is_run(folder) or not folder.is_dir():
+        return None
+    runs = [child for child in sorted(folder.iterdir()) if child.is_dir() and is_run(child)]
+    if len(runs) != 2 or _configured(runs[0]) != _configured(runs[1]):
+        return None
+    steered = [run for run in runs if _steering(run)]
+    if len(steered) != 1:
+        return None
+    return steered[0]
+
+
+def _left_alone(folder: Path) -> Path | None:
+    """Return the run next to a steered one that has its configuration and was left alone."""
+    ours = _configured(folder)
+    place = folder.resolve()
+    with suppress(OSError):
+        for other in sorted(place.parent.iterdir())[:MOST_NEIGHBOURS]:
+            twin = other != place and is_run(other) and _configured(other) == ours
+            if twin and not _steering(other):
+                return other
+    return None
+
+
+def _configured(folder: Path) -> bytes:
+    """Return the configuration as it was written; empty if it can't be read."""
+    try:
+        return (folder / "config.yaml").read_bytes()
+    except OSError:
+        return b""
+
+
+def _steps(folder: Path) -> tuple[pd.DataFrame, dict[int, tuple[str, ...]]]:
+    """Read the run's own steps from all whole parts, in the order of training.
+
+    Returns:
+        Table of the steps, and the planted faults by optimizer step.
+    """
     tables = []
     for part in sorted(folder.glob("part-*.parquet")):
         try:
-            table = read_part(part, [*COLUMNS, "purpose"])
+            table = read_part(part, [*_COLUMNS, "purpose", "stressors"])
         except (OSError, pa.ArrowException):  # torn by a crash
             continue
-        tables.append(table)
+        tables.append(table.filter(pc.equal(table["purpose"], "main")))
     if not tables:
-        return pd.DataFrame({name: pd.Series(dtype=np.float64) for name in COLUMNS})
-    rows: pd.DataFrame = pa.concat_tables(tables).to_pandas()
-    main: pd.DataFrame = (
-        rows[rows["purpose"] == "main"].drop(columns="purpose").reset_index(drop=True)
-    )
-    return main
+        empty = {name: pd.Series(dtype=np.float64) for name in _COLUMNS}
+        return pd.DataFrame(empty), {}
+    table = pa.concat_tables(tables)
+    faulty = table.filter(pc.greater(pc.list_value_length(table["stressors"]), 0))
+    planted = {
+        int(step): tuple(names)
+        for step, names in zip(faulty["step"].to_pylist(), faulty["stressors"].to_pylist())
+    }
+    rows: pd.DataFrame = table.select(_COLUMNS).to_pandas()
+    return rows, planted
 
 
 def _last_of_each(steps: pd.DataFrame) -> pd.DataFrame:

@@ -25,11 +25,13 @@ from trainenv.report.drawing.intervals import key
 from trainenv.report.drawing.page import style
 from trainenv.report.drawing.svg import element, escaped
 from trainenv.report.html_file import write_report
-from trainenv.report.run.decision_card import NO_REASON, branch_forecast
+from trainenv.report.run.decision_card import branch_forecast
+from trainenv.report.run.event_words import describe_event
 from trainenv.report.run.run_figure import run_figure
-from trainenv.report.run.run_page import RUN_KEY, TREE_KEY, describe_event
+from trainenv.report.run.run_page import RUN_KEY, TREE_KEY
 from trainenv.report.run.run_record import RunRecord, read_run
 from trainenv.report.run.run_summary import Facts
+from trainenv.report.run.verdict_words import NO_REASON
 
 MARKS = {"accepted": ("✔", "bold green"), "failed": ("✘", "red"), "control": ("·", "dim")}
 SIGNS = {

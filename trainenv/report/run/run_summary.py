@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from trainenv.records.decision_files import accepted_branch
 from trainenv.report.drawing import formatting
 from trainenv.report.run.run_record import RunRecord
+from trainenv.training.ledger import wasted_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,9 @@ class Facts:
         total_flops: FLOPs of all purposes.
         wasted: FLOPs of rolled-back steps and discarded branches, as a share of all.
         drafting: FLOPs of planning, as a share of all.
+        lr_scale: Factor on the scheduled learning rate at the last kept step.
+        finished: True if the run has ended: its budget is spent, or it diverged.
+        diverged: True if the run diverged.
     """
 
     ended: str
@@ -46,6 +52,9 @@ class Facts:
     total_flops: float | None
     wasted: float | None
     drafting: float | None
+    lr_scale: float | None
+    finished: bool
+    diverged: bool
 
     @classmethod
     def of(cls, record: RunRecord) -> Facts:
@@ -56,7 +65,7 @@ class Facts:
         wasted = None
         drafting = None
         if total:
-            wasted = (flops.get("rewound", 0.0) + flops.get("verify", 0.0)) / total
+            wasted = wasted_share(flops)
             drafting = flops.get("plan", 0.0) / total
         return cls(
             ended=_ended(record, kinds),
@@ -73,6 +82,9 @@ class Facts:
             total_flops=total or None,
             wasted=wasted,
             drafting=drafting,
+            lr_scale=_last(record.kept, "lr_scale"),
+            finished=record.summary is not None,
+            diverged=_diverged(record, kinds),
         )
 
     @property
@@ -102,11 +114,20 @@ class Facts:
 
 
 def _final_loss(record: RunRecord, kinds: list[str]) -> float | None:
-    diverged = (record.summary or {}).get("ended") == "diverged" or "diverged" in kinds[-1:]
     losses = [formatting.finite(v["loss"]) for v in record.validation if v["kept"]]
-    if diverged or not losses:
+    if _diverged(record, kinds) or not losses:
         return None
     return losses[-1]
+
+
+def _diverged(record: RunRecord, kinds: list[str]) -> bool:
+    return (record.summary or {}).get("ended") == "diverged" or "diverged" in kinds[-1:]
+
+
+def _last(steps: pd.DataFrame, column: str) -> float | None:
+    if column not in steps or not len(steps):
+        return None
+    return formatting.finite(float(steps[column].iloc[-1]))
 
 
 def _flops(summary: Mapping[str, Any] | None) -> dict[str, float]:
