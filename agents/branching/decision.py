@@ -35,13 +35,22 @@ class Skipped(Exception):
         reason: Reason in words, for the record.
         fault: True if something failed.
         control_failed: True if the run left alone could not be trained, which would happen again.
+        no_gain: True if no plan promises enough.
     """
 
-    def __init__(self, reason: str, *, fault: bool = False, control_failed: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        fault: bool = False,
+        control_failed: bool = False,
+        no_gain: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.fault = fault
         self.control_failed = control_failed
+        self.no_gain = no_gain
 
     @classmethod
     def because_of(cls, error: Exception) -> Skipped:

@@ -40,6 +40,9 @@ from trainenv.verification.verify import Verification
 
 _LEVELS = 16  # decisions of a path that jumps to another rate and keeps it; any number will do
 _START_GAIN = 0.03  # least gain of a plan at the start, nats: about the error of its forecast there
+# Factor on the least gain of a plan while none is followed. Most gains forecast for a tuned run are
+# small, and errors. A wrong rate promises more at first, and less as it is corrected.
+_FIRST_GAIN = 1.6
 _MORE = 4  # times as many steps for a branch that no model has forecast
 
 
@@ -178,8 +181,11 @@ class Drafter:
         """
         if run.step < run.config.schedule.warmup:
             raise Skipped("the rate still warms up")
+        min_gain = state.settings.min_gain
+        if not state.triggers.steering:
+            min_gain *= _FIRST_GAIN
         history = state.history_of(run)
-        return self._followed(run, history, decision, state, min_gain=state.settings.min_gain)
+        return self._followed(run, history, decision, state, min_gain=min_gain)
 
     def _followed(
         self,

@@ -61,7 +61,7 @@ def first_part(
     if plan.faults and best.does_nothing:
         raise Skipped("; ".join(plan.faults), fault=True)
     if best.does_nothing or best.score > plan.control.score - min_gain:
-        raise Skipped("no path promises enough")
+        raise Skipped("no path promises enough", no_gain=True)
     soon = max(1, round(every / history.decision_steps))
     change = sum(math.log(one.lr_scale) for one in best.interventions[:soon])
     highest = most
@@ -87,6 +87,7 @@ def follow(run: Run, followed: Followed, decision: Decision, state: LoopState) -
         state: State of the loop; what is left of an earlier sequence is forgotten.
     """
     state.pending = []
+    state.triggers.note_plan(followed=True)
     event = apply(run, followed.intervention)
     plan = {
         "number": decision.number,

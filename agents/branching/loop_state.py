@@ -82,7 +82,9 @@ class LoopState:
             folder=folder,
             store=store,
             steps=run.config.steps,
-            triggers=Triggers(settings, run.step, run.config.schedule.warmup),
+            triggers=Triggers(
+                settings, run.step, run.config.schedule.warmup, steps=run.config.steps
+            ),
             waste=WasteBudget.of(run, settings.max_waste),
         )
 
@@ -337,6 +339,8 @@ class LoopState:
         """Account for a decision that is not taken, and add its events."""
         self.throw_away(run, decision, run.ledger.total - decision.accounted)
         self.note_skip(run, decision, skipped)
+        if skipped.no_gain:
+            self.triggers.note_plan(followed=False)
         if skipped.control_failed and (reason := self.triggers.note_failed_control()):
             decision.events.append(Event(run.step, "gave_up", {"reason": reason}))
         if decision.trigger == "diverged" and not run.diverged:

@@ -16,6 +16,10 @@ _FAILURES = 2
 # Standard deviations of the probe's noise that harm must exceed. Rises by planted faults were 5 and
 # more, those of healthy runs up to 2.5.
 _NOISE = 4.0
+# Share of the run that harm must last. In long healthy runs most rises are gone at the next probe;
+# to rewind and try again costs more steps than that.
+_HEALS = 0.01
+_MOST_INTERVALS = 4  # between two plans, while they promise nothing
 _LAST = 0.03  # share of the budget, at its end, without decisions
 
 
@@ -26,21 +30,29 @@ class Triggers:
         settings: Settings of the branching loop.
         start: Step from which on checkpoints come due.
         warmup: Number of steps over which the learning rate rises.
+        steps: Number of steps of the whole run.
 
     Attributes:
         range_test: Learning-rate range test over the warm-up.
         careful: True once the run was hurt: no model foresees when that will happen again, and a
             higher learning rate would make it worse.
         in_row: Number of drafts in a row that were not accepted.
+        steering: True if the last plan was followed, False if it promised too little.
         gave_up: True once nothing is decided any more.
     """
 
-    def __init__(self, settings: BranchingSettings, start: int = 0, warmup: int = 0) -> None:
+    def __init__(
+        self, settings: BranchingSettings, start: int = 0, warmup: int = 0, steps: int = 0
+    ) -> None:
         self._settings = settings
+        self._healing = _HEALS * steps
+        self._step = start
         self.range_test = RangeTest(warmup)
         self.careful = False
         self.gave_up = False
         self.in_row = 0
+        self.steering = False
+        self._plans_in_vain = 0
         self._failures = 0
         self._regression = RegressionTrigger()
         self._regressed = ""
@@ -57,10 +69,11 @@ class Triggers:
 
     @property
     def harm_began(self) -> int | None:
-        """Step of the first probe that saw harm which was not answered yet; None without any."""
-        if not self._is_harmed or self._regression.rising == self._answered:
+        """Step of the first probe that saw harm which lasts and was not answered; None without."""
+        first = self._regression.rising
+        if first is None or first == self._answered or not self._is_harmed:
             return None
-        return self._regression.rising
+        return first if self._step - first >= self._healing else None
 
     @property
     def _is_harmed(self) -> bool:
@@ -80,6 +93,7 @@ class Triggers:
 
         Steps with a non-finite loss are left out: `Run.diverged` tells whether they do harm.
         """
+        self._step = window[-1].step if window else self._step
         finite = [t for t in window if math.isfinite(t.loss)]
         self.range_test.observe(finite)
         self._regressed = self._regression.windowed(finite) or self._regressed
@@ -170,11 +184,19 @@ class Triggers:
     def schedule_checkpoint(self, step: int) -> None:
         """Set the next checkpoint if one was due at `step`.
 
-        It is an interval later, or two intervals once drafts keep being refused.
+        It is an interval later, or two intervals once drafts keep being refused, or up to four
+        while plans to the end promise nothing: each of them costs compute.
         """
         if step >= self._next:
-            intervals = 1 if self.in_row < self._settings.patience else 2
+            intervals = min(2 ** (self._plans_in_vain // 2), _MOST_INTERVALS)
+            if self.in_row >= self._settings.patience:
+                intervals = max(intervals, 2)
             self._next = (step // self._settings.every + intervals) * self._settings.every
+
+    def note_plan(self, *, followed: bool) -> None:
+        """Take in that a plan to the end was followed, or promised too little."""
+        self.steering = followed
+        self._plans_in_vain = 0 if followed else self._plans_in_vain + 1
 
     def note_failed_control(self) -> str:
         """Take in that the run left alone failed in a verification.
@@ -207,6 +229,7 @@ class Triggers:
             "careful": self.careful,
             "gave_up": self.gave_up,
             "in_row": self.in_row,
+            "steering": [self.steering, self._plans_in_vain],
             "vain": self._failures,
             "regressed": self._regressed,
             "quiet_until": self._quiet_until,
@@ -222,6 +245,7 @@ class Triggers:
         self.careful = state["careful"]
         self.gave_up = state["gave_up"]
         self.in_row = state["in_row"]
+        self.steering, self._plans_in_vain = state.get("steering", (False, 0))
         self._failures = state.get("vain", 0)
         self._regressed = state["regressed"]
         self._alarm = state["alarm"]

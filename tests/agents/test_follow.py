@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from trainenv.agents.branching.decision import Skipped
 from trainenv.agents.branching.follow import first_part
 from trainenv.agents.branching.lr_range import RangeTest
 from trainenv.agents.branching.rewind_points import RewindPoints
+from trainenv.agents.branching.triggers import Triggers
+from trainenv.config.schema import RunConfig
 from trainenv.loop import resume, train
 from trainenv.models.spec import ModelSpec
 from trainenv.records.run_folder import RunFolder
@@ -391,3 +394,42 @@ def test_a_model_that_fails_vetoes_nothing_in_silence(monkeypatch: pytest.Monkey
     assert consulted(monkeypatch, Wishing(fault="nan"), 0.5).tried
     broken = consulted(monkeypatch, Wishing(fault="raises"), 0.5)
     assert "the paths broke" in broken.reason
+
+
+# ── when to plan again ────────────────────────────────────────────────────────────────────────────
+
+
+def checkpoints(*followed: bool, every: int = 10) -> list[int]:
+    """Steps of checkpoints whose plans are followed or promise too little."""
+    settings = RunConfig.load("tiny", {"branching.every": every}).branching.settings(1000)
+    triggers = Triggers(settings)
+    plans = iter(followed)
+    found = []
+    for run in (toy_at(step) for step in range(200)):
+        if triggers.reason(run, (), least=0, busy=False) != "checkpoint":
+            continue
+        found.append(run.step)
+        triggers.note_plan(followed=next(plans, False))
+        triggers.schedule_checkpoint(run.step)
+    return found[: len(followed)]
+
+
+def toy_at(step: int) -> Any:
+    """A run as far as triggers look at it."""
+    whole = SimpleNamespace(end=1000)
+    return SimpleNamespace(step=step, horizon=whole, config=SimpleNamespace(steps=1000))
+
+
+def test_plans_that_promise_nothing_come_seldomer() -> None:
+    assert checkpoints(True, True, True) == [10, 20, 30]
+    assert checkpoints(False, False, False, False, False, False) == [10, 20, 40, 60, 100, 140]
+    assert checkpoints(False, False, False, True, True) == [10, 20, 40, 60, 70]
+
+
+def test_the_first_plan_must_promise_more_than_those_that_go_on_with_it() -> None:
+    """Each step towards the level leaves less to gain."""
+    gains = [-one["detail"]["plan"]["forecast"] for one in planned(ran(Wishing(level=0.5)))]
+    assert gains[0] > 1.6 * gains[1]
+    assert not planned(ran(Wishing(level=0.5), min_gain=gains[0] / 1.59))
+    assert len(planned(ran(Wishing(level=0.5), min_gain=gains[0] / 1.61))) == 1
+    assert len(planned(ran(Wishing(level=0.5), min_gain=0.99 * gains[1]))) == 2

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from tests.support.steered_runs import LOWER, SMALL, Promising, Steered, steered, tokens, toy
-from trainenv.agents.branching import Branching, rollback
+from trainenv.agents.branching import Branching, rollback, triggers
 from trainenv.agents.branching.rewind_points import RewindPoints
 from trainenv.checkpoints.store import CheckpointStore
 from trainenv.config.schema import RunConfig
@@ -26,9 +26,16 @@ from trainenv.types import Intervention
 from trainenv.verification.replay import Replay
 from trainenv.verification.verify import Verification
 
-pytestmark = pytest.mark.usefixtures("alarms")
+pytestmark = pytest.mark.usefixtures("alarms", "at_once")
 HARM: dict[str, Any] = {"triggers": ["harm"], "default_clip": False}
 KICK = {60: -200.0}  # at a third of the rate it does harm too, but less
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Harm is answered at the first probe that sees it, and small gains count."""
+    monkeypatch.setattr(triggers, "_HEALS", 0.0)
+    monkeypatch.setattr(rollback, "_MARGIN", 0.01)
 
 
 def corrupt(run: TrainingRun, first: int, last: int) -> TrainingRun:
@@ -69,6 +76,31 @@ def test_from_the_newest_state_before_it_to_where_the_run_is() -> None:
     told = read_telemetry(found.path)
     assert control["losses"] == told[(told["line"] == 0) & (told["step"] > 56)]["loss"].tolist()
     assert way["losses"] == told[(told["line"] == 1) & (told["step"] <= 61)]["loss"].tolist()
+
+
+@pytest.mark.parametrize(("share", "at"), [(0.0, 61), (0.02, 64), (0.05, 67)])
+def test_harm_must_last_a_share_of_the_run(
+    share: float, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "_HEALS", share)
+    found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
+    assert the_detour(found)["at"] == at  # of 120 steps
+
+
+def test_harm_that_heals_sooner_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "_HEALS", 0.5)
+    found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
+    assert not found.decisions
+    assert not found.of("rewind")
+
+
+def test_a_rollback_must_gain_more_than_a_lower_rate_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
+    gain = -the_detour(found)["branches"][1]["delta"]
+    for margin, accepted in ((0.9 * gain, 1), (1.1 * gain, None)):
+        monkeypatch.setattr(rollback, "_MARGIN", margin)
+        found = steered(toy(kicked=KICK, branching=HARM), planner=Promising())
+        assert the_detour(found)["accepted"] == accepted
 
 
 def test_the_rate_is_what_it_was_once_it_is_back() -> None:

@@ -27,15 +27,21 @@ def state(budget: int, width: float) -> PathState:
 
 
 @pytest.mark.parametrize("width", [16, 64, math.nan])
-@pytest.mark.parametrize("budget", [200, 1000, 6000])
-def test_nothing_is_added_within_the_data(budget: int, width: float) -> None:
+@pytest.mark.parametrize("budget", [200, 500, 1000])
+def test_nothing_is_added_where_the_data_are_many(budget: int, width: float) -> None:
     assert extrapolation(state(budget, width)) == pytest.approx(0, abs=1e-9)
 
 
+def test_budgets_of_few_groups_add_a_part_of_what_unknown_ones_do() -> None:
+    assert extrapolation(state(2000, 64)) == pytest.approx(0.012 * math.log(2), rel=0.02)
+    assert extrapolation(state(6000, 64)) == pytest.approx(0.012 * math.log(6), rel=0.02)
+
+
 def test_what_is_added_grows_with_the_distance() -> None:
-    assert extrapolation(state(6000, 128)) == pytest.approx(0.03 * math.log(2))
-    assert extrapolation(state(6000, 256)) == pytest.approx(0.03 * math.log(4))
-    assert extrapolation(state(24_000, 64)) == pytest.approx(0.03 * math.log(4), rel=0.02)
+    few = extrapolation(state(6000, 64))
+    assert extrapolation(state(1000, 128)) == pytest.approx(0.03 * math.log(2))
+    assert extrapolation(state(1000, 256)) == pytest.approx(0.03 * math.log(4))
+    assert extrapolation(state(24_000, 64)) == pytest.approx(few + 0.03 * math.log(4), rel=0.02)
     both = extrapolation(state(24_000, 128))
     assert both == pytest.approx(extrapolation(state(24_000, 64)) + 0.03 * math.log(2))
 

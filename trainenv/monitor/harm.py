@@ -146,9 +146,14 @@ class HarmWatch:
 
     @property
     def rising(self) -> int | None:
-        """Step of the first raised probe of a rise that may become an event; None without one."""
+        """Step of the first raised probe of the present rise; None without one.
+
+        The rise may be an event already, or become one.
+        """
         if self._raised:
             return self._raised[0][0]
+        if self._open:
+            return self._open[-1].step
         return None
 
     def update(self, step: int, loss: float, probe_loss: float) -> Change:

@@ -169,7 +169,7 @@ class RegressionTrigger:
 
     @property
     def rising(self) -> int | None:
-        """Step of the first raised probe of a rise that may become an event; None without one."""
+        """Step of the first raised probe of the present rise; None without one."""
         return self._watch.rising
 
     def _compare_rates(self) -> str:

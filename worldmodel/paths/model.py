@@ -33,6 +33,13 @@ _PER_EFOLD = 0.03
 When the longest runs of the data had 1000 steps, gains of less than 0.02 nats that were followed in
 runs of 2000 steps were losses.
 """
+_COMMON = math.log(decision_steps(STEPS[1]))  # the greatest budget of most of the data
+_PER_FEW_EFOLD = 0.012
+"""Disagreement to add for each e-fold of a budget beyond it, within those of the data, nats.
+
+Only 18 of 567 groups are of longer runs. On groups that were held out, the error rises from 0.026
+nats to 0.045 over the 1.6 e-folds between the two kinds.
+"""
 _USUAL_PEAK = 0.97  # quantile of the recent rates that counts as their peak: spikes are shorter
 
 
@@ -151,17 +158,18 @@ def _means(lrs: Floats, decisions: int) -> Floats:
 
 
 def extrapolation(state: PathState) -> float:
-    """Return the disagreement to add for a budget or width outside those of the data, nats.
+    """Return the disagreement to add where data are few or none, nats.
 
-    Extrapolation errs in the same way in all members, so that they agree on it.
+    Errors there are the same in all members, so that they agree on them.
     """
-    unknown = 0.0
+    unknown = few = 0.0
     budget = state.features[_DECISION]
     if math.isfinite(budget):
         unknown += max(budget - _KNOWN[1], _KNOWN[0] - budget, 0.0)
+        few = max(min(budget, _KNOWN[1]) - _COMMON, 0.0)
     if math.isfinite(state.usual):
         unknown += max(_LEAST_USUAL - state.usual, 0.0)  # a usual rate falls as the width grows
-    return _PER_EFOLD * unknown
+    return _PER_EFOLD * unknown + _PER_FEW_EFOLD * few
 
 
 def _float(values: Floats) -> torch.Tensor:
