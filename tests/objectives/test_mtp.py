@@ -106,6 +106,31 @@ def test_lean_gradients_of_the_critic(value_to_trunk: bool) -> None:
     assert float(joint["future_heads.value.weight"].abs().max()) > 0
 
 
+@pytest.mark.parametrize("kind", ["block", "linear"])
+def test_a_frozen_trunk_needs_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heads get the gradients that they get with it; head 0 has nothing to differentiate."""
+    model = llama(kind=kind).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    whole = gradients(model, MTP(), [samples()])
+    heads = {id(parameter) for parameter in model.future_heads.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in heads)
+    asked: list[int] = []
+    grad = torch.autograd.grad
+
+    def noting(loss: Tensor, wanted: list[Tensor], **options: Any) -> Any:
+        asked.append(len(wanted))
+        return grad(loss, wanted, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", noting)
+    alone = gradients(model, MTP(), [samples()])
+    assert asked == [len(heads)] * 3
+    assert alone.keys() == {name for name in whole if name.startswith("future_heads.")}
+    assert max(float((alone[name] - whole[name]).abs().max()) for name in alone) <= 1e-12
+
+
 def test_one_head_with_weight_1_is_next_token_prediction_to_the_bit() -> None:
     model = gpt2(heads=1)
     data = tokens()

@@ -12,7 +12,7 @@ optimizer, snapshot, checkpoint and fork hold them like all other weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -163,12 +163,31 @@ class FutureHeads(nn.Module):
             states: States of the head, [..., W]: those of `through_block`, or for linear heads
                 those that the output layer reads.
         """
-        if self.kind == "block":
-            states = model.get_submodule(self._norm_name)(states)
-        else:
-            states = states + self.further[str(head)](states)
-        logits: Tensor = _output_layer(model)(states)
+        logits: Tensor = _output_layer(model)(self._read_by_output(model, head, states))
         return logits
+
+    def read_each(self, model: nn.Module, states: Sequence[Tensor]) -> Tensor:
+        """Return the logits of heads 1, 2, … at one place each, [B, number of states, V].
+
+        The weights of the output layer are read once for all of them.
+
+        Args:
+            model: Model that the heads are part of.
+            states: States of each head, [B, W], as for `read`.
+        """
+        ready = [
+            self._read_by_output(model, head, one) for head, one in enumerate(states, start=1)
+        ]
+        logits: Tensor = _output_layer(model)(torch.stack(ready, dim=1))
+        return logits
+
+    def _read_by_output(self, model: nn.Module, head: int, states: Tensor) -> Tensor:
+        """Return the states of a further head that the output layer reads, [..., W]."""
+        if self.kind == "block":
+            normed: Tensor = model.get_submodule(self._norm_name)(states)
+            return normed
+        changed: Tensor = states + self.further[str(head)](states)
+        return changed
 
     def values(self, hidden: Tensor) -> Tensor:
         """Return the probability of success of each state, [B, T], from 0 to 1.
