@@ -140,7 +140,10 @@ def compared(size: RunConfig, vocabulary: int, tokens: Tensor, rounds: int) -> d
 
 
 def by_batch(preset: str, vocabulary: int, batches: Sequence[int]) -> dict[str, Any]:
-    """Measure the memory of a step of four heads ÷ next-token prediction, by tokens of a batch."""
+    """Measure the memory of a step of four heads ÷ next-token prediction, by tokens of a batch.
+
+    It is that of one micro-batch; those of an accumulated batch come one after the other.
+    """
     size = RunConfig.load(preset)
     found: dict[str, Any] = {}
     for count in batches:
@@ -149,7 +152,7 @@ def by_batch(preset: str, vocabulary: int, batches: Sequence[int]) -> dict[str, 
         row = found[str(count)] = {}
         for name, objective, heads in (("1", NextToken(), 0), ("4", MTP(), 4)):
             method = Method(objective, heads, "block", size, vocabulary)
-            method.step(tokens)  # makes the moments
+            method.step(tokens[:1, :9])  # makes the moments
             row[name] = method.held + most_memory(partial(method.step, tokens))
         row["memory"] = round(row["4"] / row["1"], 3)
         print(f"  {count:6} tokens a step  memory × {row['memory']:.2f}", flush=True)

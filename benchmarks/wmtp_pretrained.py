@@ -13,11 +13,11 @@ library, a twentieth of whose modules is held out:
 
 At each of them it measures the loss of each head on held-out rows; greedy self-speculation by the
 heads on problems of HumanEval (CPU seconds of one thread, and how many texts are the same without
-drafts); and pass@1 of HumanEval with greedy samples, which run in bubblewrap. The frozen model
-answers HumanEval as before, so that `heads` is not asked again.
+drafts); and pass@1 of HumanEval with greedy samples in bfloat16, which run in bubblewrap. The
+frozen model answers HumanEval as before, so that `heads` is not asked again.
 
-Training and measurements resume with the same command. With --no-training it measures what the
-newest checkpoint holds, and writes it under the name `partial` where a stage has not ended.
+Training and measurements resume with the same command. With --minutes training stops early; then,
+and with 0 minutes, --partial measures the newest checkpoint of a stage that has not ended.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from trainenv.compare.cells import write_json
 from trainenv.compare.wmtp import evaluation as wmtp_evaluation
 from trainenv.compare.wmtp.preset import EvaluationSettings
 from trainenv.data.documents import standard_library
+from trainenv.decoding.pretrained import quiet_transformers
 from trainenv.evaluation import (
     Bubblewrap,
     ProgramProblem,
@@ -61,8 +62,7 @@ LENGTH = 256  # tokens that a row predicts
 HELD_OUT = 20  # one document in so many is held out
 HELD_ROWS = 32
 SAVE_EVERY = 25  # steps
-DRAFT_TOKENS = 64
-GREEDY = {"temperature": 0.0, "top_p": 1.0}
+DRAFT_TOKENS = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,10 @@ def load(wheel: Path, folder: Path) -> tuple[nn.Module, Any]:
         path = folder / name
         if not path.is_file():
             packed.extract(name, folder)
-    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+    with quiet_transformers():
+        read = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
     config = copy.deepcopy(read.config)
     del config.quantization_config  # its weights are floats by now, and may be trained
     model = AutoModelForCausalLM.from_config(config)
@@ -173,7 +176,7 @@ def run_of(model: Any, stage: Stage, data: Tensor, first: int, seed: int) -> Tra
 
 
 def train(
-    run: TrainingRun, folder: Path, note: Callable[[list[Telemetry], float], None], *, more: bool
+    run: TrainingRun, folder: Path, note: Callable[[list[Telemetry], float], None], until: float
 ) -> None:
     """Train a run to its end, from its newest checkpoint on.
 
@@ -181,20 +184,20 @@ def train(
         run: Run at its start.
         folder: Folder of the checkpoints.
         note: Function that gets the telemetry and the seconds of each few steps.
-        more: False to load the newest checkpoint alone.
+        until: Time, by `time.monotonic`, at which training stops; before now to load the newest
+            checkpoint alone.
     """
     store = CheckpointStore(folder, every=SAVE_EVERY, keep_last=1, moments="exact")
     if store.steps():
         run.restore(store.load())
-    if not more or run.step >= run.config.steps:
-        return
     with store:
-        while run.step < run.config.steps:
+        while run.step < run.config.steps and time.monotonic() < until:
             before = run.step
             started = time.perf_counter()
             measured = run.advance(min(5, run.config.steps - run.step))
             note(measured, time.perf_counter() - started)
-            if store.due(before, run.step) or run.step == run.config.steps:
+            ends = run.step == run.config.steps or time.monotonic() >= until
+            if store.due(before, run.step) or ends:
                 store.save(run.snapshot())
 
 
@@ -230,8 +233,9 @@ def problems() -> list[ProgramProblem]:
 
 
 def pass_at_1(model: nn.Module, tokenizer: Any, max_tokens: int) -> dict[str, Any]:
-    """Return pass@1 of greedy samples, with the name and reason of each problem."""
+    """Return pass@1 of greedy samples in bfloat16, and the reasons of those that failed."""
     started = time.perf_counter()
+    model = copy.deepcopy(model).bfloat16()
     sampler = Sampler(max_tokens=max_tokens, batch_size=16, temperature=0.0, top_p=1.0)
     found = evaluate(model, tokenizer, problems(), sampler=sampler, sandbox=Bubblewrap())
     record = found.record()
@@ -247,7 +251,7 @@ def pass_at_1(model: nn.Module, tokenizer: Any, max_tokens: int) -> dict[str, An
 def drafting(model: nn.Module, tokenizer: Any, count: int) -> dict[str, Any]:
     """Return acceptance and speed-up of greedy self-speculation, in CPU seconds."""
     wmtp_evaluation.perf_counter = time.process_time  # type: ignore[attr-defined]
-    settings = EvaluationSettings(max_tokens=DRAFT_TOKENS, **GREEDY)
+    settings = EvaluationSettings(max_tokens=DRAFT_TOKENS, temperature=0.0, top_p=1.0)
     every = len(human_eval()) // count
     prompts = [one.prompt for one in problems()[::every]][:count]
     return wmtp_evaluation.drafting(
@@ -291,15 +295,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--wheel", type=Path, required=True, help="wheel that holds the model")
     parser.add_argument("--out", type=Path, default=Path("runs/wmtp-pretrained"), help="folder")
-    parser.add_argument("--head-steps", type=int, default=300, help="steps of the heads alone")
-    parser.add_argument("--steps", type=int, default=100, help="steps of the whole model")
+    parser.add_argument("--head-steps", type=int, default=180, help="steps of the heads alone")
+    parser.add_argument("--steps", type=int, default=60, help="steps of the whole model")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the heads")
     parser.add_argument("--trunk-lr", type=float, default=3e-5, help="that of the whole model")
-    parser.add_argument("--max-tokens", type=int, default=192, help="of an answer to HumanEval")
-    parser.add_argument("--drafts", type=int, default=20, help="problems that drafts are tried on")
+    parser.add_argument("--max-tokens", type=int, default=128, help="of an answer to HumanEval")
+    parser.add_argument("--drafts", type=int, default=8, help="problems that drafts are tried on")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
-    parser.add_argument("--no-training", action="store_true", help="measure what is there")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop training after so long")
+    parser.add_argument("--partial", action="store_true", help="measure unfinished stages too")
     parser.add_argument("--json", action="store_true", help="print JSON on the last line")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -320,18 +325,20 @@ def main() -> None:
     }
     print(found, flush=True)
     found["before"] = measured(out / "before.json", model, tokenizer, held, options, ask=True)
+    until = time.monotonic() + 60 * options.minutes
     first = 0
     for stage in stages:
         run = run_of(model, stage, data, first, options.seed)
         first += stage.steps * ROWS
-        train(run, out / stage.name, partial(note, stage.steps), more=not options.no_training)
-        name = stage.name
-        if run.step < stage.steps:
-            name = f"{stage.name}-partial"
-        ask = stage.trunk_lr > 0
-        if run.step:
+        train(run, out / stage.name, partial(note, stage.steps), until)
+        ended = run.step == stage.steps
+        if ended or (options.partial and run.step):
+            name = stage.name if ended else f"{stage.name}-partial"
+            ask = stage.trunk_lr > 0
             found[name] = measured(out / f"{name}.json", model, tokenizer, held, options, ask=ask)
             found[name]["steps"] = run.step
+        if not ended:
+            break
     if options.json:
         print(json.dumps(found))
 
