@@ -16,7 +16,8 @@ heads on problems of HumanEval (CPU seconds of one thread, and how many texts ar
 drafts); and pass@1 of HumanEval with greedy samples in bfloat16, which run in bubblewrap. The
 frozen model answers HumanEval as before, so that `heads` is not asked again.
 
-Training and measurements resume with the same command. With --minutes training stops early; then,
+Training and measurements resume with the same command; --no-before leaves the first measurement to
+another process. With --minutes training stops early; then,
 and with 0 minutes, --partial measures the newest checkpoint of a stage that has not ended.
 """
 
@@ -61,7 +62,7 @@ ROWS = 4  # of a batch
 LENGTH = 256  # tokens that a row predicts
 HELD_OUT = 20  # one document in so many is held out
 HELD_ROWS = 32
-SAVE_EVERY = 25  # steps
+SAVE_EVERY = 20  # steps
 DRAFT_TOKENS = 48
 
 
@@ -295,14 +296,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--wheel", type=Path, required=True, help="wheel that holds the model")
     parser.add_argument("--out", type=Path, default=Path("runs/wmtp-pretrained"), help="folder")
-    parser.add_argument("--head-steps", type=int, default=180, help="steps of the heads alone")
-    parser.add_argument("--steps", type=int, default=60, help="steps of the whole model")
+    parser.add_argument("--head-steps", type=int, default=100, help="steps of the heads alone")
+    parser.add_argument("--steps", type=int, default=24, help="steps of the whole model")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the heads")
     parser.add_argument("--trunk-lr", type=float, default=3e-5, help="that of the whole model")
     parser.add_argument("--max-tokens", type=int, default=128, help="of an answer to HumanEval")
     parser.add_argument("--drafts", type=int, default=8, help="problems that drafts are tried on")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--no-before", action="store_true", help="train at once")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop training after so long")
     parser.add_argument("--partial", action="store_true", help="measure unfinished stages too")
     parser.add_argument("--json", action="store_true", help="print JSON on the last line")
@@ -324,7 +326,8 @@ def main() -> None:
         "solutions of HumanEval in the text": known,
     }
     print(found, flush=True)
-    found["before"] = measured(out / "before.json", model, tokenizer, held, options, ask=True)
+    if not options.no_before:
+        found["before"] = measured(out / "before.json", model, tokenizer, held, options, ask=True)
     until = time.monotonic() + 60 * options.minutes
     first = 0
     for stage in stages:
