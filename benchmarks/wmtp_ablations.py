@@ -69,6 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="learned", help="quick, learned, full or a YAML file")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--variants", help="names, with commas between; all by default")
     parser.add_argument("--workers", type=int, default=0, help="number of processes")
     parser.add_argument("--out", default="runs/wmtp-ablations", help="folder of the results")
     parser.add_argument(
@@ -78,7 +79,13 @@ def main() -> int:
     torch.set_num_threads(1)
     preset = load_preset(args.preset).select(methods=("critic",), seeds=args.seeds)
     cells: dict[str, dict[int, dict[str, float]]] = {}
-    for name, options in variants(preset).items():
+    known = variants(preset)
+    asked = [one.strip() for one in (args.variants or ",".join(known)).split(",")]
+    if unknown := set(asked) - known.keys():
+        parser.error(f"expected variants among {', '.join(known)}, found {', '.join(unknown)}")
+    for name, options in known.items():
+        if name != "critic" and name not in asked:  # each is compared with the critic
+            continue
         changes = {"objective": {"options": {"critic": options}}} if options else {}
         changed = replace(preset, run=merge(preset.run, changes))
         folder = Path(expanded(args.out)) / name.replace(" ", "-")
