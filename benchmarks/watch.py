@@ -141,7 +141,7 @@ def _interval(values: list[float]) -> dict[str, float]:
 def main() -> None:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--preset", default="small", help="preset of the run (default: small)")
+    parser.add_argument("--preset", default="mini", help="preset of the run (default: mini)")
     parser.add_argument("--rounds", type=int, default=20, help="stretches of each kind")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a stretch")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
