@@ -10,6 +10,8 @@ Gloeckle (2024) compares them.
              is the ratio of FLOPs that the run's ledger counts.
     memory   Most memory in a step, by torch's own count of allocations: weights, moments,
              gradients and everything between, ÷ next-token prediction.
+    by batch The same ratio for larger micro-batches of rows of the preset's context: heads cost
+             weights, moments and gradients, whatever the batch, while activations grow with it.
     growth   Most memory of forward and backward pass alone, above weights, of models with linear
              heads: each further head adds about `lean` or `joint` bytes a token, where one set of
              logits takes `logits` (4·V) bytes a token and one set of states `states` (4·d).
@@ -27,6 +29,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,6 +139,26 @@ def compared(size: RunConfig, vocabulary: int, tokens: Tensor, rounds: int) -> d
     return found
 
 
+def by_batch(preset: str, vocabulary: int, batches: Sequence[int]) -> dict[str, Any]:
+    """Measure the memory of a step of four heads ÷ next-token prediction, by tokens of a batch.
+
+    It is that of one micro-batch; those of an accumulated batch come one after the other.
+    """
+    size = RunConfig.load(preset)
+    found: dict[str, Any] = {}
+    for count in batches:
+        context = min(count, size.model.context)
+        tokens = torch.randint(0, vocabulary, (count // context, context + 1))
+        row = found[str(count)] = {}
+        for name, objective, heads in (("1", NextToken(), 0), ("4", MTP(), 4)):
+            method = Method(objective, heads, "block", size, vocabulary)
+            method.step(tokens[:1, :9])  # makes the moments
+            row[name] = method.held + most_memory(partial(method.step, tokens))
+        row["memory"] = round(row["4"] / row["1"], 3)
+        print(f"  {count:6} tokens a step  memory × {row['memory']:.2f}", flush=True)
+    return found
+
+
 def growth(tokens: int = 512, vocabulary: int = 8192, width: int = 64) -> dict[str, Any]:
     """Measure the memory of one to eight heads, in a model with many tokens and few features."""
     overrides = {
@@ -168,7 +192,14 @@ def main() -> int:
         default=[50257, 257],
         help="vocabularies to measure: GPT-2's and bytes by default",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="*",
+        default=[1024, 4096],
+        help="tokens of the micro-batches whose memory is measured",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each, 0 for none")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on the last line"
     )
@@ -185,7 +216,9 @@ def main() -> int:
     for vocabulary in args.vocabularies:
         drawn = torch.randint(0, vocabulary, (1, args.tokens + 1))
         print(f"vocabulary {vocabulary}", flush=True)
-        result[f"vocabulary {vocabulary}"] = compared(size, vocabulary, drawn, args.rounds)
+        found = compared(size, vocabulary, drawn, args.rounds) if args.rounds else {}
+        found["by batch"] = by_batch(args.preset, vocabulary, args.batches)
+        result[f"vocabulary {vocabulary}"] = found
     result["growth"] = growth()
     print(
         "a further head adds {lean} bytes a token (lean), {joint} (joint); logits take {logits}, "

@@ -55,6 +55,8 @@ def main() -> int:
     for name, metric in found["metrics"].items():
         if name in SHOWN or name.startswith("pass@"):
             for method, figure in metric["methods"].items():
+                if figure["value"] is None:  # a model without further heads drafts nothing
+                    continue
                 against = metric["against_uniform"].get(method)
                 change = ""
                 if against and against["low"] is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from trainenv.data.tokenizers import Bytes
 from trainenv.evaluation import Codec, Sampler
@@ -173,3 +173,31 @@ def test_tokenizers_of_transformers_are_taken() -> None:
 def test_settings_out_of_range_are_a_sentence(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
         Sampler(**settings)
+
+
+@pytest.mark.parametrize("positions", [64, 20])
+def test_prompts_of_different_lengths_share_a_batch(positions: int) -> None:
+    """Shorter rows are padded, and read as if they were alone, even where positions run out."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=positions, eos_token_id=0,
+        initializer_range=0.5,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    calls: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _, arguments, keywords: calls.append(tuple(keywords["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    prompts = [*PROMPTS, "", "100+200+300="]
+    found = {}
+    for temperature in (0.0, 0.8):
+        for batch_size in (1, 3, 16):
+            sampler = Sampler(
+                samples=2, max_tokens=12, batch_size=batch_size, temperature=temperature
+            )
+            found[batch_size] = sampler(model, Bytes(), prompts)
+        assert found[1] == found[3] == found[16]
+    at_once = [shape for shape in calls if shape[0] >= 8]
+    assert at_once, "all prompts with room are read in one call"

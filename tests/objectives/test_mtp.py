@@ -106,6 +106,31 @@ def test_lean_gradients_of_the_critic(value_to_trunk: bool) -> None:
     assert float(joint["future_heads.value.weight"].abs().max()) > 0
 
 
+@pytest.mark.parametrize("kind", ["block", "linear"])
+def test_a_frozen_trunk_needs_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heads get the gradients that they get with it; head 0 has nothing to differentiate."""
+    model = llama(kind=kind).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    whole = gradients(model, MTP(), [samples()])
+    heads = {id(parameter) for parameter in model.future_heads.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in heads)
+    asked: list[int] = []
+    grad = torch.autograd.grad
+
+    def noting(loss: Tensor, wanted: list[Tensor], **options: Any) -> Any:
+        asked.append(len(wanted))
+        return grad(loss, wanted, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", noting)
+    alone = gradients(model, MTP(), [samples()])
+    assert asked == [len(heads)] * 3
+    assert alone.keys() == {name for name in whole if name.startswith("future_heads.")}
+    assert max(float((alone[name] - whole[name]).abs().max()) for name in alone) <= 1e-12
+
+
 def test_one_head_with_weight_1_is_next_token_prediction_to_the_bit() -> None:
     model = gpt2(heads=1)
     data = tokens()
@@ -165,6 +190,49 @@ def test_the_logits_of_one_head_are_in_memory_at_a_time() -> None:
     assert alone >= 1
     assert alive_at_once(model, MTP()) == alone
     assert alive_at_once(model, MTP(lean=False)) == 4 * alone
+
+
+def most_kept(model: nn.Module, objective: Any) -> int:
+    """Return the most bytes that are kept for a backward pass at once, without the weights."""
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+    most = 0
+
+    def pack(tensor: Tensor) -> Kept:
+        nonlocal most
+        kept = Kept(tensor)
+        alive.add(kept)
+        storages = {one.tensor.untyped_storage().data_ptr(): one.tensor for one in alive}
+        sizes = [
+            one.untyped_storage().nbytes() for at, one in storages.items() if at not in weights
+        ]
+        most = max(most, sum(sizes))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        objective(model, tokens(rows=3, length=13)).backward()
+    return most
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_further_heads_keep_no_more_activations_than_the_next_token(make: Any) -> None:
+    """The last block is part of head 0, so that one block behind the trunk is kept at a time."""
+    alone = most_kept(make(heads=1), NextToken())
+    assert most_kept(make(), MTP()) <= 1.02 * alone
+    assert most_kept(make(), MTP(lean=False)) > 1.5 * alone
+
+
+def test_the_last_block_is_as_it_was_after_an_error() -> None:
+    model: Any = gpt2()
+    last = model.future_heads.last_block(model)
+    with pytest.raises(IndexError):
+        MTP()(model, torch.full((1, 5), VOCABULARY))
+    assert "forward" not in vars(last)
 
 
 def test_the_gradients_are_used_up_by_one_backward_pass() -> None:

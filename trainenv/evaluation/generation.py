@@ -84,7 +84,7 @@ class Sampler:
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
-            for batch in self._batches(encoded):
+            for batch in self._batches(encoded, _most_mixed(model) - self.max_tokens):
                 texts = self._complete(model, codec, encoded, batch, stops)
                 for (place, _), text in zip(batch, texts):
                     completions[place].append(text)
@@ -97,18 +97,23 @@ class Sampler:
                 module.training = training
         return completions
 
-    def _batches(self, encoded: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
-        """Return batches of (prompt, sample) whose prompts have one length.
+    def _batches(self, encoded: Sequence[Sequence[int]], mixed: int) -> list[list[tuple[int, int]]]:
+        """Return batches of (prompt, sample), in the order of the prompts' lengths.
 
-        So no row needs padding, which some models treat as text.
+        Args:
+            encoded: Tokens of each prompt.
+            mixed: Most tokens of a prompt that shares a batch with shorter ones. Longer prompts,
+                and all prompts of models that treat padding as text, share it with their like.
         """
         rows = [(place, sample) for place in range(len(encoded)) for sample in range(self.samples)]
         rows.sort(key=lambda row: len(encoded[row[0]]))
         batches: list[list[tuple[int, int]]] = []
         for row in rows:
             last = batches[-1] if batches else []
-            same = last and len(encoded[last[0][0]]) == len(encoded[row[0]])
-            if same and len(last) < self.batch_size:
+            length = len(encoded[row[0]])
+            shortest = len(encoded[last[0][0]]) if last else 0
+            fits = length == shortest or (shortest > 0 and length <= mixed)
+            if last and fits and len(last) < self.batch_size:
                 last.append(row)
             else:
                 batches.append([row])
@@ -125,7 +130,7 @@ class Sampler:
     ) -> list[str]:
         """Return one completion of each row of a batch."""
         prompts = [encoded[place] or sorted(codec.ends)[:1] for place, _ in batch]
-        length = len(prompts[0])
+        length = max(map(len, prompts))
         steps = min(self.max_tokens, _positions(model) - length)
         wanted = [tuple(stops[place]) if stops else () for place, _ in batch]
         made: list[list[int]] = [[] for _ in batch]
@@ -134,7 +139,7 @@ class Sampler:
         device = next(model.parameters()).device
         uniforms = np.stack([self._uniforms(place, sample, steps) for place, sample in batch])
         rows = list(range(len(batch)))  # rows that are not finished
-        state = _State(model, torch.tensor(prompts, device=device))
+        state = _State(model, prompts, device)
         for step in range(steps):
             chosen = self._choose(state.logits, uniforms[rows, step])  # (rows,)
             for row, token in zip(rows, chosen.tolist()):
@@ -177,17 +182,27 @@ class Sampler:
 class _State:
     """Tokens of the unfinished rows, the cache of the model, and the next logits.
 
+    Shorter prompts have empty slots at their left, which are masked. Positions are those of the
+    tokens, so that a row is read as if it were alone.
+
     Args:
         model: Model.
-        tokens: Prompts [rows, T], int64.
+        prompts: Tokens of each row, at least one.
+        device: Device of the model.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device
+    ) -> None:
+        width = max(map(len, prompts))
+        rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         self._model = model
-        self._tokens = tokens
+        self._tokens = torch.tensor(rows, device=device)  # (rows, T)
+        self._padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+        self._padded = bool(self._padding.any())
         self._cache: Any = None
         self._keyword = _cache_keyword(model)
-        self.logits = self._forward(tokens)
+        self.logits = self._forward(self._tokens)
 
     def extend(self, chosen: Tensor, kept: list[int]) -> None:
         """Append a token [rows] to the rows, keep only some rows, and compute the next logits."""
@@ -195,6 +210,7 @@ class _State:
             index = torch.tensor(kept, device=chosen.device)
             chosen = chosen[index]
             self._tokens = self._tokens[index]
+            self._padding = self._padding[index]
             if self._cache is not None:
                 self._cache.batch_select_indices(index)
         self._tokens = torch.cat([self._tokens, chosen[:, None]], 1)
@@ -206,10 +222,11 @@ class _State:
     def _forward(self, tokens: Tensor) -> Tensor:
         """Return the logits [rows, V] after the last token."""
         if not self._keyword:
-            output = self._model(tokens)
+            output = self._model(tokens, **self._mask(tokens))
             every: Tensor = getattr(output, "logits", output)  # (rows, T, V)
             return every[:, -1]
         known = {} if self._cache is None else {self._keyword: self._cache}
+        known |= self._mask(tokens)
         output = self._model(input_ids=tokens, use_cache=True, **known)
         self._cache = getattr(output, self._keyword, None)
         if not hasattr(self._cache, "batch_select_indices"):
@@ -217,6 +234,17 @@ class _State:
             self._keyword = ""
         logits: Tensor = output.logits[:, -1]
         return logits
+
+    def _mask(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return attention mask and positions of new tokens [rows, T]; nothing without padding."""
+        if not self._padded:
+            return {}
+        slots = torch.arange(self._tokens.shape[1], device=tokens.device)
+        positions = slots - self._padding[:, None]
+        return {
+            "attention_mask": (positions >= 0).long(),
+            "position_ids": positions[:, -tokens.shape[1] :].clamp_min(0),
+        }
 
 
 def _cache_keyword(model: nn.Module) -> str:
@@ -231,6 +259,17 @@ def _cache_keyword(model: nn.Module) -> str:
             if name in known:
                 return name
     return ""
+
+
+def _most_mixed(model: nn.Module) -> int:
+    """Return the most tokens of a row that may be padded; 0 if the model treats padding as text."""
+    known = inspect.signature(model.forward).parameters
+    if not {"attention_mask", "position_ids"} <= known.keys():
+        return 0
+    eager = getattr(getattr(model, "config", None), "_attn_implementation", None) == "eager"
+    if eager and next(model.parameters()).dtype == torch.float64:
+        return 0  # an empty slot becomes NaN there
+    return _positions(model)
 
 
 def _positions(model: nn.Module) -> int:

@@ -12,7 +12,7 @@ optimizer, snapshot, checkpoint and fork hold them like all other weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -31,16 +31,18 @@ class TrunkOutput:
     """Output of the trunk and of head 0, up to the output layer.
 
     Attributes:
-        hidden: States that the output layer reads, [B, T, W].
+        hidden: States that the output layer reads, [B, T, W]; `before` if not `whole`.
         before: Input of the last block, [B, T, W]; further heads start from it.
         arguments: Further positional arguments of the last block.
         keywords: Keyword arguments of the last block, such as masks and rotations.
+        whole: False where head 0 has yet to run the last block.
     """
 
     hidden: Tensor
     before: Tensor
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
+    whole: bool = True
 
 
 class FutureHeads(nn.Module):
@@ -89,33 +91,47 @@ class FutureHeads(nn.Module):
             self.register_buffer("anchor_weight", self.value.weight.detach().clone())
             self.register_buffer("anchor_bias", self.value.bias.detach().clone())
 
-    def trunk(self, model: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> TrunkOutput:
+    def trunk(
+        self, model: nn.Module, tokens: Tensor, mask: Tensor | None = None, *, whole: bool = True
+    ) -> TrunkOutput:
         """Run the model up to its output layer.
 
         Args:
             model: Model that the heads are part of.
             tokens: Tokens, int64 [B, T].
             mask: Attention mask, [B, T]; None to attend to all earlier tokens.
+            whole: False to leave the last block to head 0, so that its activations are in memory
+                only while that head is computed.
         """
         seen: dict[str, Any] = {}
 
-        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        def note(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor:
             rest = dict(keywords)
-            if arguments:
-                before, *further = arguments
-            else:
-                before = rest.pop("hidden_states")
-                further = []
+            further = list(arguments)
+            before: Tensor = further.pop(0) if further else rest.pop("hidden_states")
             seen.update(before=before, arguments=tuple(further), keywords=rest)
+            return before
 
-        hook = model.get_submodule(self._last_name).register_forward_pre_hook(
-            note, with_kwargs=True
-        )
+        last: Any = self.last_block(model)
+        if whole:
+            hook = last.register_forward_pre_hook(
+                lambda _, arguments, keywords: (note(arguments, keywords), None)[1],
+                with_kwargs=True,
+            )
+            try:
+                hidden = states(model, tokens, mask)
+            finally:
+                hook.remove()
+            return TrunkOutput(hidden=hidden, **seen)
+        own = vars(last).get("forward")
+        last.forward = lambda *arguments, **keywords: note(arguments, keywords)
         try:
-            hidden = states(model, tokens, mask)
+            states(model, tokens, mask)
         finally:
-            hook.remove()
-        return TrunkOutput(hidden=hidden, **seen)
+            del last.forward
+            if own is not None:
+                last.forward = own
+        return TrunkOutput(hidden=seen["before"], whole=False, **seen)
 
     def logits(
         self, model: nn.Module, head: int, hidden: Tensor, before: Tensor, trunk: TrunkOutput
@@ -125,7 +141,7 @@ class FutureHeads(nn.Module):
         Args:
             model: Model that the heads are part of.
             head: Number of the head, 0 for the model's own.
-            hidden: States that the output layer reads, [B, T, W].
+            hidden: States that the output layer reads, [B, T, W]; not used without them.
             before: Input of the last block, [B, T, W].
             trunk: Output of the trunk, for the arguments of a block.
         """
@@ -134,6 +150,9 @@ class FutureHeads(nn.Module):
             if self.kind == "block":
                 states = self.through_block(head, before, trunk.arguments, trunk.keywords)
             return self.read(model, head, states[:, : states.shape[1] - head])
+        if not trunk.whole:
+            after = self.last_block(model)(before, *trunk.arguments, **trunk.keywords)
+            hidden = model.get_submodule(self._norm_name)(_first(after))
         logits: Tensor = _output_layer(model)(hidden)
         return logits
 
@@ -163,12 +182,29 @@ class FutureHeads(nn.Module):
             states: States of the head, [..., W]: those of `through_block`, or for linear heads
                 those that the output layer reads.
         """
-        if self.kind == "block":
-            states = model.get_submodule(self._norm_name)(states)
-        else:
-            states = states + self.further[str(head)](states)
-        logits: Tensor = _output_layer(model)(states)
+        logits: Tensor = _output_layer(model)(self._read_by_output(model, head, states))
         return logits
+
+    def read_each(self, model: nn.Module, states: Sequence[Tensor]) -> Tensor:
+        """Return the logits of heads 1, 2, … at one place each, [B, number of states, V].
+
+        The weights of the output layer are read once for all of them.
+
+        Args:
+            model: Model that the heads are part of.
+            states: States of each head, [B, W], as for `read`.
+        """
+        ready = [self._read_by_output(model, head, one) for head, one in enumerate(states, start=1)]
+        logits: Tensor = _output_layer(model)(torch.stack(ready, dim=1))
+        return logits
+
+    def _read_by_output(self, model: nn.Module, head: int, states: Tensor) -> Tensor:
+        """Return the states of a further head that the output layer reads, [..., W]."""
+        if self.kind == "block":
+            normed: Tensor = model.get_submodule(self._norm_name)(states)
+            return normed
+        changed: Tensor = states + self.further[str(head)](states)
+        return changed
 
     def values(self, hidden: Tensor) -> Tensor:
         """Return the probability of success of each state, [B, T], from 0 to 1.
@@ -190,9 +226,20 @@ class FutureHeads(nn.Module):
         cast(Tensor, self.anchor_weight).copy_(self.value.weight)
         cast(Tensor, self.anchor_bias).copy_(self.value.bias)
 
-    def trained(self, model: nn.Module) -> list[nn.Parameter]:
-        """List the parameters behind the trunk: heads, final norm, output layer; each once."""
-        modules = (_output_layer(model), model.get_submodule(self._norm_name), self)
+    def trained(self, model: nn.Module, *, whole: bool = True) -> list[nn.Parameter]:
+        """List the parameters behind the trunk: heads, final norm, output layer; each once.
+
+        Args:
+            model: Model that the heads are part of.
+            whole: False to count the last block to head 0.
+        """
+        modules: list[nn.Module] = [
+            _output_layer(model),
+            model.get_submodule(self._norm_name),
+            self,
+        ]
+        if not whole:
+            modules.append(self.last_block(model))
         every = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
         return list(every.values())
 

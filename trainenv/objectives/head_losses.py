@@ -72,7 +72,7 @@ class HeadLosses:
     def of(cls, rule: Rule, model: nn.Module, heads: Any, data: MicroBatch) -> HeadLosses:
         """Run the trunk, and compute all that the losses depend on and that has no gradient."""
         weighting: Any = rule.weighting
-        trunk = heads.trunk(model, data.inputs, data.mask)
+        trunk = heads.trunk(model, data.inputs, data.mask, whole=not _leaves_block(rule, model))
         values = advantages = references = None
         if weighting.needs_value:
             with torch.no_grad():
@@ -101,7 +101,8 @@ class HeadLosses:
         several = self.heads.count > 1 or self.rule.weighting.needs_value
         if self.rule.lean and several:
             outputs = (self.trunk.hidden, self.trunk.before)
-            return lean_sum(self.each, outputs, self.heads.trained(self.model))
+            parameters = self.heads.trained(self.model, whole=self.trunk.whole)
+            return lean_sum(self.each, outputs, parameters)
         first, *others = self.each(self.trunk.hidden, self.trunk.before)
         return sum(others, first)
 
@@ -171,6 +172,20 @@ class HeadLosses:
         )
         coefficient: float = weighting.value_coefficient
         return loss * coefficient
+
+
+def _leaves_block(rule: Rule, model: nn.Module) -> bool:
+    """Return True if the last block runs as part of head 0, as further blocks run in their heads.
+
+    Then no more than one block behind the trunk has its activations in memory. Linear heads and
+    values read the states behind it, and where activations are computed again nothing is gained.
+    """
+    heads: Any = model.future_heads
+    again = getattr(model, "segment", 0) or any(
+        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    )
+    blocks = heads.kind == "block" and heads.count > 1
+    return bool(rule.lean and blocks and not rule.weighting.needs_value and not again)
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -35,13 +35,21 @@ def lean_sum(losses: Losses, outputs: Sequence[Tensor], parameters: Sequence[Ten
 class _Lean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses: Losses, outputs: int, *tensors: Tensor) -> Tensor:
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors[:outputs]]
-        wanted = [*leaves, *tensors[outputs:]]
-        gradients: list[Tensor | None] = [None] * len(wanted)
+        needed = ctx.needs_input_grad[2:]  # a frozen trunk needs no gradient
+        leaves = [
+            tensor.detach().requires_grad_(need)
+            for tensor, need in zip(tensors[:outputs], needed, strict=False)
+        ]
+        every = [*leaves, *tensors[outputs:]]
+        places = [place for place, need in enumerate(needed) if need]
+        wanted = [every[place] for place in places]
+        gradients: list[Tensor | None] = [None] * len(every)
         total: Tensor | None = None
         with torch.enable_grad():
             for loss in losses(*leaves):
-                _add(gradients, torch.autograd.grad(loss, wanted, allow_unused=True))
+                if loss.requires_grad:
+                    found = torch.autograd.grad(loss, wanted, allow_unused=True)
+                    _add(gradients, places, found)
                 value = loss.detach()
                 del loss
                 total = value if total is None else total + value
@@ -63,9 +71,11 @@ class _Lean(torch.autograd.Function):
         return (None, None, *scaled)
 
 
-def _add(sums: list[Tensor | None], gradients: Sequence[Tensor | None]) -> None:
-    """Add gradients to their sums, in place."""
-    for place, gradient in enumerate(gradients):
+def _add(
+    sums: list[Tensor | None], places: Sequence[int], gradients: Sequence[Tensor | None]
+) -> None:
+    """Add gradients to the sums at their places, in place."""
+    for place, gradient in zip(places, gradients, strict=True):
         if gradient is None:
             continue
         known = sums[place]

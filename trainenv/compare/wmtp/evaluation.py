@@ -210,8 +210,9 @@ def drafting(
 
     Returns:
         `acceptance` (share of the drafted tokens that stayed), `tokens_per_call` (tokens a call of
-        the target; 1 without drafts), `speed_up` (time without drafts ÷ time with), `tokens`, and
-        `by_place`, the share of drafted tokens of head 1, 2, … that stayed.
+        the target; 1 without drafts), `speed_up` (time without drafts ÷ time with), `tokens`,
+        `by_place`, the share of drafted tokens of head 1, 2, … that stayed, and `same_texts`, the
+        share of texts that are the same without drafts: 1 but for rounding at temperature 0.
     """
     heads: Any = model.future_heads
     training = model.training
@@ -230,17 +231,21 @@ def drafting(
         calls: list[TargetCall] = []
         seconds = [0.0, 0.0]
         tokens = [0, 0]
+        same: list[bool] = []
         for seed, row in enumerate(rows):
             room = settings.max_tokens
             if positions is not None:
                 room = min(room, positions - len(row))
             if room < 1:
                 continue
+            texts = set()
             for place, decoder in enumerate((plain_, drafted)):
                 started = perf_counter()
                 made = decoder.generate([row], max_new_tokens=room, end_tokens=[end], seed=seed)
                 seconds[place] += perf_counter() - started
                 tokens[place] += made.tokens
+                texts.add(made.new_tokens)
+            same.append(len(texts) == 1)
             calls += made.calls
     finally:
         model.train(training)
@@ -254,6 +259,7 @@ def drafting(
         "speed_up": _ratio(each[0], each[1]),
         "tokens": tokens[1],
         "by_place": [_ratio(ours, all_) for ours, all_ in zip(stayed, tried, strict=True)],
+        "same_texts": _ratio(sum(same), len(same)),
     }
 
 

@@ -106,9 +106,9 @@ class HeadsSession:
         tokens: list[Tensor] = []
         chances: list[Tensor] = []
         confidence: list[Tensor] = []
-        for head in range(1, steps + 1):
-            logits = self._heads.read(self._model, head, self._last(head, given))
-            logits = logits.to(request.dtype)
+        states = [self._last(head, given) for head in range(1, steps + 1)]
+        each = self._heads.read_each(self._model, states).to(request.dtype)  # (B, steps, V)
+        for head, logits in enumerate(each.unbind(dim=1), start=1):
             confidence.append(sampling.largest(logits))
             q = sampling.distribution(logits, own)
             if own.greedy:
