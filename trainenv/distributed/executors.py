@@ -24,9 +24,10 @@ _SCHEME = "ray://"
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Done = TypeVar("Done", covariant=True)
 
 
-class Pool(Protocol[Job, Result]):
+class Pool(Protocol[Job, Done]):
     """Processes that share a list of jobs; used in a `with` block. `JobPool` is the reference."""
 
     def __enter__(self) -> Self:
@@ -43,7 +44,7 @@ class Pool(Protocol[Job, Result]):
     def run(
         self,
         jobs: Sequence[Job],
-        on_result: Callable[[Job, Result], None],
+        on_result: Callable[[Job, Done], None],
         on_lost: Callable[[Job, str], None],
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
