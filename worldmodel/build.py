@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.distributed import LOCAL
 from trainenv.rollouts.group import InTurn
 from trainenv.types import Fold, UserError
 from trainenv.worldmodel.calibration import Calibrations
@@ -62,6 +63,7 @@ class Recipe:
         trunks: Number of runs to branch.
         seed: Random seed of trunks, splits and networks.
         workers: Number of processes that generate data.
+        executor: Place of the processes, see `trainenv.distributed.executors`.
         design: Design of the branches.
         training: Hyperparameters of the training.
         architecture: Sizes of the networks.
@@ -74,6 +76,7 @@ class Recipe:
     trunks: int = 200
     seed: int = 0
     workers: int = 2
+    executor: str = LOCAL
     design: Design = field(default_factory=Design)
     training: Training = field(default_factory=Training)
     architecture: Architecture = field(default_factory=Architecture)

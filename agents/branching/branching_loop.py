@@ -323,5 +323,6 @@ def verification_of(settings: BranchingSettings) -> Verification:
         verify_steps=settings.verify_steps,
         rule=make_rule(settings.rule, **how),
         workers=settings.workers,
+        executor=settings.executor,
         worth=settings.min_gain,
     )

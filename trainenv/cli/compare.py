@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainenv.cli.options import INTERRUPTED, Result, add_command, as_path, interruptible
+from trainenv.cli.options import (
+    INTERRUPTED,
+    Result,
+    add_command,
+    add_executor,
+    as_path,
+    interruptible,
+)
 from trainenv.types import UserError
 
 
@@ -56,6 +63,7 @@ def add_compare(commands: Any) -> None:
         metavar="N",
         help="number of processes, one core each; 0 uses this process (default: %(default)s)",
     )
+    add_executor(compare)
     compare.add_argument(
         "--shard",
         metavar="I/N",
@@ -75,9 +83,11 @@ def compare_command(args: argparse.Namespace) -> Result:
     from trainenv.compare.runner import expected_seconds
     from trainenv.compare.shard import WHOLE, Shard
     from trainenv.composition.named_methods import find_methods
+    from trainenv.distributed.executors import check_executor
 
     if args.workers < 0:
         raise UserError(f"--workers must be 0 (in this process) or more, found {args.workers}")
+    check_executor(args.executor, args.workers)
     chosen = _names("methods", args.methods)
     find_methods(chosen or ())
     words = list(args.suite)
@@ -121,6 +131,7 @@ def compare_command(args: argparse.Namespace) -> Result:
                 methods,
                 measure_cell,
                 workers=args.workers,
+                executor=args.executor,
                 keep=args.keep,
                 shard=shard,
                 progress=screen.progress,

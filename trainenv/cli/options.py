@@ -58,6 +58,17 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
+def add_executor(parser: argparse.ArgumentParser, default: str | None = "local") -> None:
+    """Add the option `--executor`, the place of the worker processes."""
+    parser.add_argument(
+        "--executor",
+        default=default,
+        metavar="NAME",
+        help="place of the worker processes: local, ray, or ray://HOST:PORT for a Ray cluster"
+        " (default: local)",
+    )
+
+
 def as_path(text: str) -> Path:
     """Read a path among the arguments."""
     if not text:

@@ -12,6 +12,7 @@ from trainenv.cli.options import (
     INTERRUPTED,
     Result,
     add_command,
+    add_executor,
     add_overrides,
     as_path,
     interruptible,
@@ -84,6 +85,7 @@ def add_run(commands: Any) -> None:
         help="budget in optimizer steps; with --resume, extend the finished run in --out to it",
     )
     add_steering(run)
+    add_executor(run, default=None)
     run.add_argument(
         "--accept-changes",
         action="store_true",
@@ -259,10 +261,16 @@ def _new_run(args: argparse.Namespace) -> tuple[TrainingRun, list[str]]:
             "--accept-changes goes with --resume, found a new run, in which nothing has changed;"
             " leave it out"
         )
+    from trainenv.distributed.executors import check_executor
+
     overrides = overrides_of(args.set)
     if args.steps is not None:
         overrides["steps"] = args.steps
+    if args.executor is not None:
+        overrides["branching.executor"] = args.executor
     run = _built(args.config, overrides)
+    if args.branching:
+        check_executor(run.config.branching.executor, run.config.branching.workers)
     notes = []
     if args.weights:
         from trainenv.checkpoints.interop import load_weights
@@ -312,10 +320,12 @@ def _check_resume(args: argparse.Namespace, flags: tuple[str, ...]) -> _Resumed:
     from trainenv.records.made_of import MadeOf
     from trainenv.records.run_folder import CALLBACK_STATE, RunFolder
 
-    if args.out is None or args.config is not None or args.set or args.weights:
+    options = (args.config, args.weights, args.executor)
+    if args.out is None or args.set or any(option is not None for option in options):
         raise UserError(
             "--resume continues a run as it was configured; give --out FOLDER, and neither CONFIG,"
-            " --set nor --weights; to change settings, use: trainenv fork FOLDER --set KEY=VALUE"
+            " --set nor --weights nor --executor; to change settings, use: trainenv fork FOLDER"
+            " --set KEY=VALUE"
         )
     if args.steps is None:
         _, snapshot = RunFolder.resume(args.out)

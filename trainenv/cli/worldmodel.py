@@ -12,6 +12,7 @@ from trainenv.cli.options import (
     Result,
     add_actions,
     add_command,
+    add_executor,
     as_path,
     interruptible,
 )
@@ -70,6 +71,7 @@ def add_worldmodel(commands: Any) -> None:
         metavar="N",
         help="number of processes, one core each (default: %(default)s)",
     )
+    add_executor(build)
     build.add_argument(
         "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
     )
@@ -95,17 +97,26 @@ def fold_runs(runs: Sequence[Any]) -> RunGroup[Run]:
 def build_command(args: argparse.Namespace) -> Result:
     """Build a world model: branch runs, train, calibrate, evaluate."""
     from trainenv.cli.progress import Progress
+    from trainenv.distributed.executors import check_executor
     from trainenv.worldmodel.build import Recipe, build
     from trainenv.worldmodel.dataset import Progress as DatasetProgress
     from trainenv.worldmodel.paths.build import PathRecipe
 
+    check_executor(args.executor, args.workers)
     paths = PathRecipe(
         groups=tuple(args.groups),
         long_groups=tuple(args.long_groups),
         workers=args.workers,
+        executor=args.executor,
         seed=args.seed,
     )
-    recipe = Recipe(trunks=args.trunks, workers=args.workers, seed=args.seed, paths=paths)
+    recipe = Recipe(
+        trunks=args.trunks,
+        workers=args.workers,
+        executor=args.executor,
+        seed=args.seed,
+        paths=paths,
+    )
     folder = args.out or Path("runs/worldmodel")
     with (
         interruptible() as stop,

@@ -21,7 +21,7 @@ from trainenv.compare.scenarios import Scenario
 from trainenv.compare.shard import SHARD, WHOLE, Shard
 from trainenv.compare.suite import Suite, check_known, noted_scenarios
 from trainenv.config.schema import with_whole_paths
-from trainenv.distributed import JobPool
+from trainenv.distributed import LOCAL, job_pool
 from trainenv.tools.json_lines import plain
 from trainenv.tools.version import VERSION
 from trainenv.types import UserError
@@ -55,6 +55,7 @@ def compare(
     measure: Measure,
     *,
     workers: int = 2,
+    executor: str = LOCAL,
     keep: bool = False,
     shard: Shard = WHOLE,
     progress: Callable[[Progress], None] = lambda progress: None,
@@ -73,6 +74,8 @@ def compare(
         measure: Function that measures the folder of a run.
         workers: Number of processes, one core each; 0 plays in this process. With processes,
             methods and measure are sent to them.
+        executor: Place of the processes, see `trainenv.distributed.executors`. On several
+            machines, the folder is one that all of them have at the same path.
         keep: True to keep the folders of the runs.
         shard: Share of the cells that is played here; all by default. `merge` joins the shares.
         progress: Function that is called after each cell.
@@ -91,7 +94,9 @@ def compare(
     check_folder(folder, suite)
     with alone(folder):
         begin(folder, suite)
-        return _played(folder, suite, methods, measure, workers, keep, shard, progress, stop)
+        return _played(
+            folder, suite, methods, measure, workers, executor, keep, shard, progress, stop
+        )
 
 
 @contextmanager
@@ -121,6 +126,7 @@ def _played(
     methods: Mapping[str, Method],
     measure: Measure,
     workers: int,
+    executor: str,
     keep: bool,
     shard: Shard,
     progress: Callable[[Progress], None],
@@ -162,7 +168,7 @@ def _played(
 
     try:
         if workers:
-            with JobPool(play, workers=workers) as pool:
+            with job_pool(play, executor=executor, workers=workers) as pool:
                 pool.run(waiting, note_result, note_lost, stop)
         else:
             for task in waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainenv.config.presets import with_new_keys
 from trainenv.config.section import (
@@ -16,6 +16,7 @@ from trainenv.config.section import (
     Positive,
     steps_or_share,
 )
+from trainenv.distributed.executors import address_of
 
 Trigger = Literal["start", "warmup", "harm", "fired", "regression", "checkpoint"]
 ActionPart = Literal[
@@ -103,6 +104,11 @@ class BranchingConfig(Config):
         " them in turn, with equal bits. Models up to width 48 need none, because their candidates"
         " are folded into one.",
     )
+    executor: str = Field(
+        default="local",
+        description="Place of the `workers`, with equal bits: `local` for this machine, `ray` for"
+        " the Ray cluster of RAY_ADDRESS or else a Ray on this machine, or `ray://HOST:PORT`.",
+    )
     verify_steps: _StepsOrShare = Field(
         default=0.004,
         description="Optimizer steps that each candidate and the control are trained, or a share of"
@@ -159,6 +165,12 @@ class BranchingConfig(Config):
         description="Save the state at the start of each decision, so that `trainenv replay` can"
         " repeat it. `false` saves disk space.",
     )
+
+    @field_validator("executor")
+    @classmethod
+    def _known_executor(cls, executor: str) -> str:
+        address_of(executor)
+        return executor
 
     @model_validator(mode="before")
     @classmethod

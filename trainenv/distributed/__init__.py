@@ -3,8 +3,14 @@
 `JobPool` shares a list of independent jobs between processes of this machine. Comparisons and the
 data set of the world model are made with it:
 
-    with JobPool(work, workers=4) as pool:
+    with job_pool(work, executor="local", workers=4) as pool:
         pool.run(jobs, on_result=keep, on_lost=note_failure)
+
+With the executor `ray` or `ray://HOST:PORT` the same jobs are done on a Ray cluster:
+
+- `executors`: names of executors, and `job_pool`, which makes either pool.
+- `ray_cluster`: the connection; `ray_job_pool`: independent jobs; `ray_peer`: processes that hold
+  state and answer messages, and values that they share.
 
 The other modules train one model by the processes that `torchrun` has started:
 
@@ -14,6 +20,7 @@ The other modules train one model by the processes that `torchrun` has started:
 - `shards`: norms of tensors of which each process holds a part.
 """
 
+from trainenv.distributed.executors import LOCAL, job_pool
 from trainenv.distributed.job_pool import JobPool
 
-__all__ = ["JobPool"]
+__all__ = ["LOCAL", "JobPool", "job_pool"]

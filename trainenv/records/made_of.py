@@ -35,6 +35,7 @@ _IRRELEVANT = (
     "corpus.cache",
     "validation.test_sequences",
     "branching.workers",
+    "branching.executor",
     "branching.replayable",
     "trackers",
     "alerts",

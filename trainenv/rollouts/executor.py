@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trainenv.clipping import PER_TENSOR
+from trainenv.distributed.executors import LOCAL
 from trainenv.rollouts.branch_loop import BranchLoop, Stopping
 from trainenv.rollouts.cooldown import cool_down
 from trainenv.rollouts.fork import Start, fork_at
@@ -66,6 +67,7 @@ class Rollouts:
         fold: True to fold tiny models.
         workers: Number of worker processes for models that are not folded; 0 to train in turn in
             this process.
+        executor: Place of the worker processes, see `trainenv.distributed.executors`.
         limit: FLOPs that a call may spend, in all, before futures are trained one at a time after
             all together have failed.
 
@@ -89,6 +91,7 @@ class Rollouts:
         stopping: Stopping | None = None,
         fold: bool = True,
         workers: int = 0,
+        executor: str = LOCAL,
         limit: float = math.inf,
     ) -> None:
         self._loop = BranchLoop(
@@ -106,6 +109,7 @@ class Rollouts:
         self._cooldown = cooldown
         self._fold = fold
         self._workers = workers
+        self._executor = executor
         self._limit = limit
         self._start = start or run.snapshot()
         self._validation = validation
@@ -367,7 +371,9 @@ class Rollouts:
             if future.state is not None:  # the data of that state are reordered already
                 start = Start(state=future.state, draw=0, ledger=ledger)
             starts.append(start)
-        return side_by_side(self._run, starts, fold=fold, workers=self._workers)
+        return side_by_side(
+            self._run, starts, fold=fold, workers=self._workers, executor=self._executor
+        )
 
     def _measure_end(
         self,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 
+from trainenv.distributed.executors import LOCAL
 from trainenv.models.spec import spec_of
 from trainenv.rollouts.folded import Folded, check_foldable
 from trainenv.rollouts.fork import Start, fork_at
@@ -23,7 +24,7 @@ Folding is 2.8 times as fast at width 16, 2.0 times at 48, and no faster at 64.
 
 
 def side_by_side(
-    run: Run, starts: Sequence[Start], *, fold: bool, workers: int
+    run: Run, starts: Sequence[Start], *, fold: bool, workers: int, executor: str = LOCAL
 ) -> RunGroup[Branchable]:
     """Return forks of a run: folded where that is faster, else in worker processes, else in turn.
 
@@ -34,6 +35,7 @@ def side_by_side(
         starts: One start for each fork.
         fold: True to fold models that are narrow enough.
         workers: Number of worker processes; 0 to train in this one.
+        executor: Place of the worker processes, see `trainenv.distributed.executors`.
     """
     forks = len(starts)
     if not isinstance(run, TrainingRun) or has_no_room(run, forks):
@@ -41,7 +43,7 @@ def side_by_side(
     if fold and _is_narrow(run):
         with suppress(UserError):  # these forks cannot be folded
             return Folded([fork_at(run, start) for start in starts])
-    if workers and forks > 1 and (group := remote_group(run, starts, workers)):
+    if workers and forks > 1 and (group := remote_group(run, starts, workers, executor)):
         return group
     return InTurn([fork_at(run, start) for start in starts])
 

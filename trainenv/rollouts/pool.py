@@ -1,5 +1,6 @@
 """The pool of worker processes that hold forks of a run, as seen from the process of the run.
 
+Workers are processes of this machine, or of a Ray cluster; both are sent the same messages.
 `trainenv.rollouts.remote` places forks in them.
 """
 
@@ -8,12 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from trainenv.rollouts.worker import Answer, Command, serve
+from trainenv.distributed.executors import LOCAL
+from trainenv.distributed.ray_peer import RayPeer, Shared
+from trainenv.rollouts.worker import Answer, Command, ForkServer, WireSnapshot, serve
 from trainenv.types import UserError
 
 if TYPE_CHECKING:
@@ -32,20 +35,46 @@ class Lost(Exception):
     """
 
     def __init__(self, exitcode: int | None) -> None:
-        super().__init__(f"the worker ended with exit code {str(exitcode).replace('-', '−')}")
+        if exitcode is None:
+            super().__init__("a worker of the cluster ended")
+        else:
+            super().__init__(f"the worker ended with exit code {str(exitcode).replace('-', '−')}")
         self.exitcode = exitcode
 
 
-class Worker:
-    """One worker process.
+class Peer(Protocol):
+    """A process that answers messages in turn."""
 
-    It is sent one command at a time, and answers it for each fork that the command is for.
+    @property
+    def pid(self) -> int | None:
+        """Process id."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """Exit code after the end; None if it is not known."""
+
+    def alive(self) -> bool:
+        """Find out if the process has not ended."""
+
+    def send(self, message: Any) -> None:
+        """Send a message; an end shows in `receive`."""
+
+    def receive(self) -> Any:
+        """Return the next answer.
+
+        Raises:
+            EOFError: The process has ended.
+        """
+
+    def end(self) -> None:
+        """End the process, even while it is busy."""
+
+
+class ProcessPeer:
+    """A process of this machine: a `Peer`.
 
     Args:
         config: Configuration of the run that the process builds.
-
-    Attributes:
-        lost: Error to raise once the process has ended; None before.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -57,18 +86,75 @@ class Worker:
         with _no_script():
             self._process.start()
         theirs.close()  # the connection then ends with the process
+
+    @property
+    def pid(self) -> int | None:
+        """See `Peer`."""
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        """See `Peer`."""
+        return self._process.exitcode
+
+    def alive(self) -> bool:
+        """See `Peer`."""
+        return self._process.is_alive()
+
+    def send(self, message: Any) -> None:
+        """See `Peer`."""
+        with suppress(OSError):
+            self._connection.send(message)
+
+    def receive(self) -> Any:
+        """See `Peer`."""
+        try:
+            return self._connection.recv()
+        except OSError:
+            raise EOFError("the connection ended") from None
+
+    def end(self) -> None:
+        """See `Peer`."""
+        self._connection.close()
+        self._process.terminate()
+        self._process.join(_PATIENCE)
+        self._process.kill()
+        self._process.join()
+
+
+class Worker:
+    """One worker process.
+
+    It is sent one command at a time, and answers it for each fork that the command is for.
+
+    Args:
+        config: Configuration of the run that the process builds.
+        executor: Place of the process, see `trainenv.distributed.executors`.
+        count: Number of workers that are wanted.
+
+    Attributes:
+        lost: Error to raise once the process has ended; None before.
+    """
+
+    def __init__(self, config: RunConfig, executor: str = LOCAL, count: int = 1) -> None:
+        self._peer: Peer
+        if executor == LOCAL:
+            self._peer = ProcessPeer(config)
+        else:
+            self._peer = RayPeer(ForkServer, config, executor=executor, workers=count)
+        self._peer.send(None)
         self.lost: Lost | None = None
         self._digest: dict[str, str] = {}
 
     @property
     def alive(self) -> bool:
         """True until the process ends."""
-        return self.lost is None and self._process.is_alive()
+        return self.lost is None and self._peer.alive()
 
     @property
     def pid(self) -> int | None:
-        """Process id."""
-        return self._process.pid
+        """Process id, on the machine of the worker."""
+        return self._peer.pid
 
     def check(self, digest: Mapping[str, str]) -> None:
         """Wait until the process has built the run, and compare its parts.
@@ -97,10 +183,7 @@ class Worker:
             arguments: Argument of the command by number of the fork.
         """
         if self.lost is None:
-            try:
-                self._connection.send((command, dict(arguments)))
-            except OSError:
-                self._reap()
+            self._peer.send((command, dict(arguments)))
 
     def receive(self) -> Any:
         """Return the answers to the last command by number of the fork.
@@ -110,25 +193,15 @@ class Worker:
         """
         if self.lost is None:
             try:
-                return self._connection.recv()
-            except (EOFError, OSError):
-                self._reap()
-        assert self.lost is not None
+                return self._peer.receive()
+            except EOFError:
+                self._peer.end()
+                self.lost = Lost(self._peer.exitcode)
         raise self.lost
 
     def end(self) -> None:
         """End the process, even while it is busy."""
-        self._connection.close()
-        self._process.terminate()
-        self._process.join(_PATIENCE)
-        self._process.kill()
-        self._process.join()
-
-    def _reap(self) -> None:
-        """Collect the exit code of a process that has ended."""
-        self._process.join(_PATIENCE)
-        self.end()
-        self.lost = Lost(self._process.exitcode)
+        self._peer.end()
 
 
 class Workers:
@@ -139,16 +212,18 @@ class Workers:
     Args:
         config: Configuration of the run.
         count: Number of processes, one core each.
+        executor: Place of the processes, see `trainenv.distributed.executors`.
 
     Raises:
         UserError: The count is below 1.
     """
 
-    def __init__(self, config: RunConfig, count: int) -> None:
+    def __init__(self, config: RunConfig, count: int, executor: str = LOCAL) -> None:
         if count < 1:
             raise UserError(f"expected 1 worker or more, found {count}")
         self.config = config
         self.count = count
+        self.executor = executor
         self._workers: list[Worker] = []
 
     def __enter__(self) -> Self:
@@ -176,7 +251,7 @@ class Workers:
         self._workers = [worker for worker in self._workers if worker.alive]
         try:
             while len(self._workers) < self.count:
-                self._workers.append(Worker(self.config))
+                self._workers.append(Worker(self.config, self.executor, self.count))
             for worker in self._workers:
                 worker.check(digest)
         except (Lost, OSError, AssertionError) as error:
@@ -187,6 +262,12 @@ class Workers:
             self.close()
             raise
         return tuple(self._workers)
+
+    def shared(self, wire: WireSnapshot) -> WireSnapshot | Shared:
+        """Return a snapshot as it is sent to many forks: on a cluster, one copy for each node."""
+        if self.executor == LOCAL:
+            return wire
+        return Shared(wire, executor=self.executor, workers=self.count)
 
     def ask(
         self, command: Command, arguments: Mapping[Worker, Mapping[int, Any]]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
 
 from trainenv.config.schema import RunConfig
+from trainenv.distributed.executors import LOCAL
 from trainenv.rollouts.fork import Start, fork_at
 from trainenv.rollouts.parts_digest import parts_digest
 from trainenv.rollouts.pool import Lost, Worker, Workers
@@ -41,7 +42,9 @@ _kept: WeakKeyDictionary[TrainingRun, Workers | None] = WeakKeyDictionary()
 """Workers of each run from its first verification on; None if the run can't have any."""
 
 
-def remote_group(run: TrainingRun, starts: Sequence[Start], count: int) -> RemoteGroup | None:
+def remote_group(
+    run: TrainingRun, starts: Sequence[Start], count: int, executor: str = LOCAL
+) -> RemoteGroup | None:
     """Return forks of a run in worker processes; None if the run can't have any.
 
     The processes are kept for the next call, until the run is garbage-collected.
@@ -50,13 +53,15 @@ def remote_group(run: TrainingRun, starts: Sequence[Start], count: int) -> Remot
         run: Run that `TrainingRun.from_config` can build from its configuration alone.
         starts: One start for each fork.
         count: Number of worker processes.
+        executor: Place of the processes, see `trainenv.distributed.executors`.
     """
     workers = _kept.get(run)
     if run in _kept and workers is None:  # a warning has given the reason
         return None
     try:
-        if workers is None or (workers.config, workers.count) != (run.config, count):
-            workers = _made(run, count)
+        wanted = run.config, count, executor
+        if workers is None or (workers.config, workers.count, workers.executor) != wanted:
+            workers = _made(run, count, executor)
         return RemoteGroup(run, workers, starts)
     except UserError as error:
         _kept[run] = None
@@ -70,7 +75,7 @@ def dismiss(run: TrainingRun) -> None:
         workers.close()
 
 
-def _made(run: TrainingRun, count: int) -> Workers:
+def _made(run: TrainingRun, count: int, executor: str = LOCAL) -> Workers:
     """Return new workers for a run, which end with it."""
     if not isinstance(run.config, RunConfig):
         raise UserError(
@@ -78,7 +83,7 @@ def _made(run: TrainingRun, count: int) -> Workers:
             "take workers: 0"
         )
     dismiss(run)
-    workers = _kept[run] = Workers(run.config, count)
+    workers = _kept[run] = Workers(run.config, count, executor)
     finalize(run, workers.close)  # also at the end of this process
     return workers
 
@@ -135,7 +140,8 @@ class RemoteGroup:
         self.scales = [1.0] * len(starts)
         self.runs = tuple(RemoteRun(self, number) for number in range(len(starts)))
         self._warned: set[Lost] = set()
-        wires = {id(start.state): packed(start.state) for start in starts}  # many share a state
+        states = {id(start.state): start.state for start in starts}  # many share one
+        wires = {key: workers.shared(packed(state)) for key, state in states.items()}
         arguments = [(wires[id(start.state)], start.draw, start.ledger) for start in starts]
         self._do("start", dict(enumerate(arguments)))
 

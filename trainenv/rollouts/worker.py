@@ -1,7 +1,7 @@
 """The worker side of worker processes: build a run once, then carry out commands for its forks.
 
-Tensors are sent as bytes. By default a connection sends handles of shared memory, which end with
-the worker.
+Tensors are sent as arrays of bytes. By default a connection sends handles of shared memory, which
+end with the worker. The worker is a process of this machine or an actor of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from trainenv.config.schema import RunConfig
+from trainenv.distributed.ray_peer import Shared
 from trainenv.rollouts.fork import Start, fork_at
 from trainenv.rollouts.parts_digest import parts_digest
 from trainenv.run import TrainingRun
@@ -39,13 +42,13 @@ class WireSnapshot:
     step: int
     state: Mapping[str, Any]
     tier: Tier
-    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], bytes]]
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], npt.NDArray[np.uint8]]]
 
 
 def packed(snapshot: Snapshot) -> WireSnapshot:
-    """Return a snapshot in the form that is sent."""
+    """Return a snapshot in the form that is sent; arrays may share its memory."""
     tensors = {
-        name: (one.dtype, tuple(one.shape), one.flatten().view(torch.uint8).numpy().tobytes())
+        name: (one.dtype, tuple(one.shape), one.flatten().view(torch.uint8).numpy())
         for name, one in snapshot.tensors.items()
     }
     return WireSnapshot(
@@ -57,7 +60,7 @@ def unpacked(wire: WireSnapshot) -> Snapshot:
     """Return the snapshot that was packed, equal to the bit."""
     tensors = {}
     for name, (dtype, shape, data) in wire.tensors.items():
-        if data:
+        if data.size:
             tensors[name] = torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
         else:
             tensors[name] = torch.empty(shape, dtype=dtype)
@@ -83,8 +86,42 @@ class Answer:
     spent: dict[str, float] = field(default_factory=dict)
 
 
+class ForkServer:
+    """The forks that a worker holds, and the function that answers messages.
+
+    Args:
+        config: Configuration of the run that is forked; an error of building it is an answer.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._forks: dict[int, TrainingRun] = {}
+        self._run: TrainingRun | None = None
+        try:
+            self._run = TrainingRun.from_config(config)
+            self.digest = parts_digest(self._run)
+        except Exception as error:
+            self.digest = {"error": describe_error(error)}
+
+    def __call__(self, message: tuple[Command, Mapping[int, Any]] | None) -> dict[Any, Any]:
+        """Return answers by number of the fork; for the message None, the digest of the parts."""
+        if message is None:
+            return self.digest
+        assert self._run is not None
+        command, arguments = message
+        if command == "start":
+            self._forks.clear()  # those of the last verification
+        answers = {}
+        for number, argument in arguments.items():
+            if command == "start":
+                answers[number] = _start(self._run, self._forks, number, argument)
+            else:
+                answer = answered(self._forks[number], command, argument)
+                answers[number] = _packed_answer(answer)
+        return answers
+
+
 def serve(connection: Connection, config: RunConfig) -> None:
-    """Answer commands until the connection is closed. This is the main function of a worker.
+    """Answer messages until the connection is closed. This is the main function of a process.
 
     Args:
         connection: Connection to the process of the run.
@@ -93,31 +130,19 @@ def serve(connection: Connection, config: RunConfig) -> None:
     # Ctrl-C reaches all processes; the process of the run then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    forks: dict[int, TrainingRun] = {}
     with suppress(OSError, EOFError):
-        try:
-            run = TrainingRun.from_config(config)
-        except Exception as error:
-            connection.send({"error": describe_error(error)})
-            return
-        connection.send(parts_digest(run))
-        while True:
-            command, arguments = connection.recv()
-            if command == "start":
-                forks.clear()  # those of the last verification
-            answers = {}
-            for number, argument in arguments.items():
-                if command == "start":
-                    answers[number] = _start(run, forks, number, argument)
-                else:
-                    answers[number] = _packed_answer(answered(forks[number], command, argument))
-            connection.send(answers)
+        server = ForkServer(config)
+        while "error" not in server.digest:
+            connection.send(server(connection.recv()))
+        connection.send(server(connection.recv()))
 
 
 def _start(run: TrainingRun, forks: dict[int, TrainingRun], number: int, argument: Any) -> Answer:
     """Make the fork with a number from snapshot, draw and ledger."""
     try:
         wire, draw, ledger = argument
+        if isinstance(wire, Shared):
+            wire = wire.get()
         fork = fork_at(run, Start(state=unpacked(wire), draw=draw, ledger=ledger))
     except Exception as error:
         return Answer(error=describe_error(error))

@@ -19,6 +19,7 @@ EXTRAS = {
     "lightning": "lightning",
     "mlflow": "mlflow",
     "optuna": "bayes",
+    "ray": "ray",
     "sb3_contrib": "sb3",
     "schedulefree": "optimizers",
     "sklearn": "benchmarks",

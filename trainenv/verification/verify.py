@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from trainenv.distributed.executors import LOCAL, address_of
 from trainenv.rollouts.executor import Rollouts
 from trainenv.tools.checks import count, number
 from trainenv.types import (
@@ -61,13 +62,15 @@ class Verification:
         fold: True to train tiny models folded into one.
         workers: Number of worker processes, one core each, for models that are not folded; 0 to
             train in this process. The run keeps its workers. Results are equal to the bit.
+        executor: Place of the worker processes: `local`, `ray` or `ray://HOST:PORT`.
         worth: Least improvement on doing nothing that a plan must forecast for a candidate to be
             trained, nats.
         width: Factor on the width of the forecast intervals, about the median. An agent learns it
             from the misses.
 
     Raises:
-        UserError: A count is below 1 (`workers`: below 0), or the rule is no accept rule.
+        UserError: A count is below 1 (`workers`: below 0), the rule is no accept rule, or
+            there is no such executor.
     """
 
     top_k: int = 6
@@ -77,6 +80,7 @@ class Verification:
     stopping: Losing | None = field(default_factory=Losing)
     fold: bool = True
     workers: int = 0
+    executor: str = LOCAL
     worth: float = 0.0
     width: float = 1.0
 
@@ -86,6 +90,7 @@ class Verification:
             limits["cooldown"] = 0
         for name, least in limits.items():
             object.__setattr__(self, name, count(name, getattr(self, name), least=least))
+        address_of(self.executor)
         if self.worth != math.inf:  # no plan forecasts that much: nothing is trained
             object.__setattr__(self, "worth", number("worth", self.worth))
         if not isinstance(self.rule, AcceptRule):
@@ -123,6 +128,7 @@ class Verification:
             stopping=self.stopping,
             fold=self.fold,
             workers=self.workers,
+            executor=self.executor,
             limit=limit,
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainenv.distributed import JobPool
+from trainenv.distributed import LOCAL, job_pool
 from trainenv.types import Fold, UserError
 from trainenv.worldmodel.dataset.contract import MakeRun
 from trainenv.worldmodel.dataset.design import Design
@@ -78,6 +78,7 @@ def generate(
     design: Design | None = None,
     fold: Fold | None = None,
     workers: int = 1,
+    executor: str = LOCAL,
     progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generated:
@@ -96,6 +97,7 @@ def generate(
         fold: Function that trains runs side by side, such as `trainenv.rollouts.folded.Folded`;
             None trains branches one after the other. With workers, it is at the top of a module.
         workers: Number of processes, which train on one thread each; 0 builds in this process.
+        executor: Place of the processes, see `trainenv.distributed.executors`.
         progress: Function that is called after each trunk.
         stop: Function that is called about three times a second (without workers: before each
             trunk). True drops the trunks that are being made, and the call returns.
@@ -161,7 +163,7 @@ def generate(
     )
     try:
         if workers:
-            with JobPool(make, workers=workers, tries=1, daemon=True) as pool:
+            with job_pool(make, executor=executor, workers=workers, tries=1, daemon=True) as pool:
                 report.interrupted = pool.run(waiting, note, note_lost, stop)
         else:
             for trunk in waiting:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainenv.distributed import LOCAL
 from trainenv.types import UserError
 from trainenv.worldmodel.dataset.rng_streams import stream
 from trainenv.worldmodel.paths.collect import DECISIONS
@@ -49,6 +50,7 @@ class PathRecipe:
         long_groups: Number of groups of each round of long runs; the first has random paths.
         seed: Random seed of groups, paths and networks.
         workers: Number of processes that collect.
+        executor: Place of the processes, see `trainenv.distributed.executors`.
         fitting: Hyperparameters of the fit.
 
     Raises:
@@ -59,6 +61,7 @@ class PathRecipe:
     long_groups: tuple[int, ...] = (26, 30)
     seed: int = 7
     workers: int = 2
+    executor: str = LOCAL
     fitting: Fitting = field(default_factory=Fitting)
 
     def __post_init__(self) -> None:
@@ -112,6 +115,7 @@ def build_paths(
             fold,
             policy=policy,
             workers=recipe.workers,
+            executor=recipe.executor,
             progress=lambda report, number=number: progress(number, report),  # type: ignore[misc]
             stop=stop,
         )

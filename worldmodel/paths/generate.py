@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainenv.distributed import JobPool
+from trainenv.distributed import LOCAL, job_pool
 from trainenv.tools.error_text import describe_error
 from trainenv.types import RunGroup
 from trainenv.worldmodel.dataset.texts import write_texts
@@ -75,6 +75,7 @@ def generate(
     *,
     policy: Policy | None = None,
     workers: int = 1,
+    executor: str = LOCAL,
     progress: Callable[[Collected], None] = lambda report: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Collected:
@@ -87,6 +88,7 @@ def generate(
         fold: Function that trains runs side by side, at the top of a module.
         policy: Planner to collect with, which other processes can receive; None for random paths.
         workers: Number of processes, one core each; 0 builds in this process.
+        executor: Place of the processes, see `trainenv.distributed.executors`.
         progress: Function that is called after each group.
         stop: Function that ends the call when it returns True; finished groups stay.
 
@@ -114,7 +116,7 @@ def generate(
         progress(report)
 
     if workers:
-        with JobPool(make, workers=workers, tries=1, daemon=True) as pool:
+        with job_pool(make, executor=executor, workers=workers, tries=1, daemon=True) as pool:
             report.interrupted = pool.run(waiting, note, note, stop)
         return report
     for group in waiting:
