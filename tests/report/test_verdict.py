@@ -143,6 +143,21 @@ def test_faults_and_a_planner_that_was_given_up_are_to_do(tmp_path: Path) -> Non
     assert any("given up" in one for one in verdict.todo)
 
 
+def test_foreign_values_in_the_records_are_passed_over(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    for line in (
+        {"step": "x", "kind": "fired"},
+        {"step": 7, "kind": ["fired"]},
+        {"step": 900, "kind": "rewind", "detail": {"to": "x"}},
+        {"step": 910, "kind": "intervention", "detail": {"plan": "x", "lr_scale": "x"}},
+    ):
+        with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"line": 1, **line}) + "\n")
+    (folder / "processes.jsonl").write_text('{"kind": "start", "versions": 7}\n[1]\n{"kind"')
+    assert verdict_of(folder).state == "fine"
+    assert "Events" in parsed(write_report(folder)).text
+
+
 def test_the_head_of_the_page_holds_every_answer(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     page = write_report(folder).read_text(encoding="utf-8")

@@ -312,8 +312,10 @@ def _at(event: Mapping[str, Any]) -> float:
     """
     step = event.get("step", -math.inf)
     if event.get("kind") == "rewind":
-        step = event.get("detail", {}).get("to", step)
-    return float(step)
+        step = (event.get("detail") or {}).get("to", step)
+    if isinstance(step, int | float):
+        return float(step)
+    return -math.inf  # not of ours: whoever reads it decides
 
 
 def read_validation(path: Path) -> list[dict[str, Any]]:

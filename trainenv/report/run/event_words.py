@@ -38,7 +38,7 @@ def describe_event(event: Mapping[str, Any]) -> str:
             text = f"intervention: {formatting.intervention(detail)}"
             if detail.get("pending"):
                 text += " (later part of an accepted plan)"
-            if plan := detail.get("plan"):
+            if isinstance(plan := detail.get("plan"), Mapping):
                 text += (
                     f" (plan to the end: {formatting.change(plan.get('forecast'))} in final loss)"
                 )
