@@ -63,6 +63,11 @@ def connected(executor: str, *, workers: int) -> ModuleType:
     return module
 
 
+def cores(executor: str, *, workers: int) -> int:
+    """Return the number of cores of a cluster, those of lost nodes left out."""
+    return int(connected(executor, workers=workers).cluster_resources().get("CPU", 0))
+
+
 def _at(address: str | None) -> str:
     if address is None:
         return ""

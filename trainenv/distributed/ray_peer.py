@@ -94,8 +94,9 @@ class RayPeer:
         """Return the answer to the oldest message that has none yet.
 
         Raises:
-            EOFError: The process has ended.
+            EOFError: The process has ended, or did not start within two minutes.
         """
+        _ = self.pid  # a process that waits for a free core answers never
         return self._got(self._answers.popleft())
 
     def alive(self) -> bool:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainenv.distributed.executors import LOCAL
+from trainenv.distributed.ray_cluster import cores
 from trainenv.distributed.ray_peer import RayPeer, Shared
 from trainenv.rollouts.worker import Answer, Command, ForkServer, WireSnapshot, serve
 from trainenv.types import UserError
@@ -250,7 +251,10 @@ class Workers:
         """
         self._workers = [worker for worker in self._workers if worker.alive]
         try:
-            while len(self._workers) < self.count:
+            count = self.count
+            if self.executor != LOCAL:  # a worker without a core of its own would wait for one
+                count = max(1, min(count, cores(self.executor, workers=count)))
+            while len(self._workers) < count:
                 self._workers.append(Worker(self.config, self.executor, self.count))
             for worker in self._workers:
                 worker.check(digest)
