@@ -150,10 +150,10 @@ def distill(
         UserError: The text is too short, the disk is full, or `stop` was true.
     """
     with as_user_error(f"distilling a draft in {folder}"):
+        student = student_of(target, plan.layers)  # an error here comes before any work
         pieces = _pieces(tokenizer, documents, plan)
         made = _digest(target, pieces, plan)
         shards = _shards(target, pieces, made, plan, folder / "shards", watch, stop)
-        student = student_of(target, plan.layers)
         before = overlap(student, shards[0], plan)
         _learn(student, shards[1:], made, plan, folder / "state.tensors", watch, stop)
         student.eval()
