@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/decoder.py [--json] [--repeats 7] [--ks 4 8] [--width 128]
 
 Target and draft are GPT-2s of this project, trained for `--train-steps` steps on the embedded
-corpus: `--layers` blocks and one block of the same width. Both sides get the same models, prompts,
-K with a constant schedule, and no stopping by confidence.
+corpus: `--layers` blocks and one block of the same width. With `--target FOLDER --draft FOLDER`
+they are models of transformers, and prompts are cut from the held-out part of `--text`. Both sides
+get the same models, prompts, K with a constant schedule, and no stopping by confidence.
 
 - *greedy*: both generate the same text, so they accept the same tokens; this is checked.
 - *sampled*: temperature 1, another text on each side; times are a token.
@@ -57,13 +58,37 @@ def trained(layers: int, args: argparse.Namespace) -> Any:
     return model
 
 
-def prompts_of(vocabulary: int, count: int) -> list[list[int]]:
+def own_prompts(vocabulary: int, count: int) -> list[list[int]]:
     """Return prompts of 24 tokens each."""
     generator = torch.Generator().manual_seed(0)
     text = b"The run was stable until the learning rate rose. Then the loss grew. "
     codes = list(text * 4)
     starts = torch.randint(len(text), (count,), generator=generator).tolist()
     return [[code % vocabulary for code in codes[start : start + 24]] for start in starts]
+
+
+def loaded(args: argparse.Namespace) -> tuple[Any, Any, list[list[int]]]:
+    """Return target and draft from folders, and prompts of 24 tokens each."""
+    from pathlib import Path
+
+    from trainenv.config.decoding import PairConfig, PairsConfig, PromptsConfig
+    from trainenv.decoding.pairs import load_pair, prompts_of
+
+    corpus = PromptsConfig(name="prose", source="prose")
+    if args.text:
+        corpus = PromptsConfig(name="text", source="text", path=args.text)
+    wanted = PairConfig(
+        name="pair", target=args.target, target_gguf=args.target_gguf, draft=args.draft
+    )
+    config = PairsConfig(pairs=(wanted,), corpora=(corpus,), device="cpu")
+    pair = load_pair(wanted, config, Path())
+    for model in (pair.target, pair.draft):
+        chosen: Any = model.generation_config
+        chosen.eos_token_id = None
+        chosen.pad_token_id = 0
+        chosen.use_cache = True
+    prompts = prompts_of(corpus, pair.tokenizer, rows=args.prompts, length=24, seed=1)
+    return pair.target, pair.draft, prompts
 
 
 def timed(act: Callable[[], Any]) -> tuple[float, Any]:
@@ -73,7 +98,14 @@ def timed(act: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begun, result
 
 
-def measure(target: Any, draft: Any, k: int, sampled: bool, args: argparse.Namespace) -> Any:
+def measure(
+    target: Any,
+    draft: Any,
+    prompts: list[list[int]],
+    k: int,
+    sampled: bool,
+    args: argparse.Namespace,
+) -> Any:
     """Return ratios and times for one length of the draft."""
     from trainenv.decoding.contract import GREEDY, Sampling, Settings
     from trainenv.decoding.decoder import Decoder
@@ -108,7 +140,6 @@ def measure(target: Any, draft: Any, k: int, sampled: bool, args: argparse.Names
         "transformers": theirs,
         "target": alone,
     }
-    prompts = prompts_of(decoder.target.config.vocab_size, args.prompts)
     seconds: dict[str, list[float]] = {name: [] for name in (*sides, "batch")}
     accepted: list[float] = []
     per_call: list[float] = []
@@ -167,19 +198,31 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="width of both models")
     parser.add_argument("--layers", type=int, default=4, help="blocks of the target")
     parser.add_argument("--train-steps", type=int, default=150, help="training steps a model")
+    parser.add_argument(
+        "--target", help="folder of a target of transformers, to replace the own one"
+    )
+    parser.add_argument("--target-gguf", help="GGUF file in the target's folder with its weights")
+    parser.add_argument("--draft", help="folder of its draft")
+    parser.add_argument("--text", help="text that prompts are cut from (default: documentation)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="transformers")
-    target = trained(args.layers, args)
-    draft = trained(1, args)
+    if args.target:
+        target, draft, prompts = loaded(args)
+    else:
+        target, draft = trained(args.layers, args), trained(1, args)
+        prompts = own_prompts(target.config.vocab_size, args.prompts)
     rows = []
     for k in args.ks:
         for sampled in (False, True):
-            rows.append(measure(target, draft, k, sampled, args))
+            rows.append(measure(target, draft, prompts, k, sampled, args))
             if not args.json:
                 print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     if args.json:
-        shape = {"width": args.width, "layers": args.layers, "threads": torch.get_num_threads()}
+        shape = {"width": args.width, "layers": args.layers}
+        if args.target:
+            shape = {"target": args.target, "draft": args.draft}
+        shape["threads"] = torch.get_num_threads()
         print(json.dumps({"benchmark": "decoder", **shape, "rows": rows}))
 
 

@@ -172,6 +172,39 @@ def test_tokenizers_that_differ_are_named(
     assert_one_sentence(arguments, words, tmp_path, capsys)
 
 
+def test_a_draft_is_distilled_and_decodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = saved_model(tmp_path / "target", 3)
+    text = tmp_path / "long.txt"
+    text.write_text("\n\n".join("abcdefghij" * 12 for _ in range(40)), encoding="utf-8")
+    arguments = ["decode", "distill", "--target", target, "--text", str(text), "--layers", "1"]
+    arguments += ["--shards", "1", "--steps", "2", "--out", "distilled", "--json"]
+    assert main(arguments) == 0
+    found = answered(capsys)
+    assert found["finished"]
+    assert found["tokens"] == 8 * 128
+    assert 0 < found["overlap"] <= 1
+    shard = Path("distilled/shards/shard_0001.tensors")
+    before = shard.stat().st_mtime_ns
+    assert main(arguments) == 0  # nothing is left to do
+    assert answered(capsys)["overlap"] == found["overlap"]
+    assert shard.stat().st_mtime_ns == before
+    advised = ["decode", "recommend", "--target", target, "--draft", found["draft"]]
+    advised += ["--text", str(text), "--seconds", "0.1", "--out", "advice", "--json"]
+    assert main(advised) == 0
+    assert answered(capsys)["cost_ratio"] > 0
+
+
+def test_a_draft_with_all_layers_of_the_target_is_refused(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = saved_model(tmp_path / "target", 2)
+    arguments = ["decode", "distill", "--target", target, "--text", text, "--layers", "2"]
+    capsys.readouterr()  # transformers reports the saving of models
+    assert_one_sentence([*arguments, "--shards", "1"], ("layers", "2", "fewer"), tmp_path, capsys)
+
+
 MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "k too large": (["--k", "17"], ("k must be", "16", "17")),
     "k of 0": (["--k", "0"], ("k must be", "0")),

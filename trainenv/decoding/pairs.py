@@ -112,14 +112,14 @@ def load_pair(pair: PairConfig, config: PairsConfig, folder: Path) -> Pair:
     Raises:
         UserError: A model is not there, or the tokenizers differ.
     """
-    target, tokenizer = _load(pair.target, pair.target_gguf, config, folder)
+    target, tokenizer = load_model(pair.target, pair.target_gguf, config, folder)
     if pair.draft is None:
         assert pair.first_layers is not None
         draft = shortened(target, pair.first_layers)
         name = f"{pair.target}[:{pair.first_layers}]"
     else:
         name = pair.draft
-        draft, other = _load(pair.draft, None, config, folder)
+        draft, other = load_model(pair.draft, None, config, folder)
         check_same(
             target=_vocabulary(target),
             draft=_vocabulary(draft),
@@ -321,8 +321,20 @@ def _costs(
     return costs
 
 
-def _load(name: str, gguf: str | None, config: PairsConfig, folder: Path) -> tuple[nn.Module, Any]:
-    """Return a model in evaluation mode and its tokenizer, from a folder or from the hub."""
+def load_model(
+    name: str, gguf: str | None, config: PairsConfig, folder: Path
+) -> tuple[nn.Module, Any]:
+    """Return a model in evaluation mode and its tokenizer, from a folder or from the hub.
+
+    Args:
+        name: Name of a model of the configuration, a folder, or a name on the hub.
+        gguf: Name of a GGUF file in the folder that has its weights; None for the usual files.
+        config: Configuration with the models that are trained here, device and precision.
+        folder: Folder with the models that were trained here.
+
+    Raises:
+        UserError: The model is not there or can't be read.
+    """
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainenv.cli.decode.distill import add_distill
 from trainenv.cli.decode.evaluate import add_evaluate
 from trainenv.cli.decode.recommend import add_recommend
 from trainenv.cli.decode.trace import add_trace
@@ -24,6 +25,7 @@ def add_decode(commands: Any) -> None:
     )
     add_train_pairs(actions)
     add_trace(actions)
+    add_distill(actions)
     add_tune(actions)
     add_evaluate(actions)
     add_recommend(actions)
