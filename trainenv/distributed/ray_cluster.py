@@ -42,6 +42,8 @@ def connected(executor: str, *, workers: int) -> ModuleType:
     if address is None:
         # Read when Ray is imported: its servers then keep to the loopback address, on Linux too.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Its agents import for half a minute on a busy machine, after which a node would give up.
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     import ray
 
     module: ModuleType = ray
