@@ -32,17 +32,20 @@ def loop() -> OwnLoop:
 
 
 def watched(folder: Path) -> Any:
-    """Train without us and watched; return what this process has recorded, or None."""
+    """Train without us and watched; return what this process has recorded, or what differs."""
     plain = loop().plain()
     one = loop().steered(folder / "run", mode="watch")
-    if not all_equal(plain.state(), one.state()):
-        return None
+    states = (plain.state(), one.state())
+    if differ := [name for name in states[0] if not all_equal(states[0][name], states[1][name])]:
+        return differ
     return read_telemetry(one.steer.report().folder)["loss"].tolist(), one.losses
 
 
 def test_each_process_is_watched_and_keeps_its_bits(tmp_path: Path) -> None:
     found = world(2, watched, tmp_path)
-    for recorded, losses in found:
+    for one in found:
+        assert isinstance(one, tuple), one
+        recorded, losses = one
         assert recorded == losses
     assert found[0] != found[1]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["run", "run-process-1"]

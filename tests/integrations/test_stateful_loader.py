@@ -11,6 +11,8 @@ from tests.integrations.test_streams import Counting
 from tests.integrations.trainings import OFTEN, OwnLoop, Sequences, all_equal, kinds, trying
 
 pytest.importorskip("torchdata")
+# torchdata calls a function of torch that newer versions of torch advise against.
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 
 STEPS = 40
 
