@@ -39,7 +39,7 @@ def begin(
 
     Args:
         choices: Choices of the user.
-        out: Folder to record in; other processes than the first have one beside it.
+        out: Folder to record in. Each process but the first takes one next to it.
         model: Model.
         optimizers: Optimizers, at least one.
         parts: Everything that training changes, by name, but the data and the random generators.
