@@ -11,6 +11,7 @@ suits. Each script of `attach_scripts.py` runs as it is and attached, on the sam
   back to are part of it; on a GPU they are not on the device.
 
     python benchmarks/attach.py --json
+    python benchmarks/attach.py --profile huggingface    # where the time of a watched run goes
 
 With `--folder` each measurement is kept in a file there, and a run that was broken off takes up
 where it was.
@@ -19,9 +20,11 @@ where it was.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import math
 import os
+import pstats
 import resource
 import statistics
 import subprocess
@@ -132,6 +135,21 @@ def peak(framework: str, mode: str) -> float:
     return float(found.stdout.split()[-1])
 
 
+def profile(framework: str) -> None:
+    """Print where a watched run of 60 steps at width 128 spends the seconds of the processor."""
+    watcher = cProfile.Profile(time.process_time)
+    with tempfile.TemporaryDirectory() as folder, silence():
+        for steps in (3, 60):  # what is imported late is not counted
+            sizes = {**SIZES["width 128"], "steps": steps}
+            out = Path(folder) / str(steps)
+            setting = Setting(seed=0, mode="watch", out=out, attacked=False, **sizes)
+            if steps == 60:
+                watcher.enable()
+            SCRIPTS[framework](setting)
+        watcher.disable()
+    pstats.Stats(watcher).sort_stats("cumulative").print_stats("trainenv", 60)
+
+
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Return mean and half-width of its 95 % interval (Student), NaN for a single value."""
     if len(values) < 2:
@@ -200,6 +218,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("attack", "costs"), help="one part alone")
     parser.add_argument("--folder", type=Path, help="folder of the measurements")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--profile", choices=list(SCRIPTS), help="profile a watched run")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -211,6 +230,9 @@ def main() -> None:
             with silence():
                 SCRIPTS[framework](Setting(seed=0, mode=mode, out=out, attacked=False, **size))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    if options.profile:
+        profile(options.profile)
         return
     path = None
     if options.folder is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
+from trainenv.integrations.attach import processes
 from trainenv.integrations.attach.data import Data
 from trainenv.integrations.attach.held_out import HeldOut
 from trainenv.integrations.attach.parts import Part
@@ -38,7 +39,7 @@ def begin(
 
     Args:
         choices: Choices of the user.
-        out: Folder to record in.
+        out: Folder to record in. Each process but the first takes one next to it.
         model: Model.
         optimizers: Optimizers, at least one.
         parts: Everything that training changes, by name, but the data and the random generators.
@@ -51,8 +52,11 @@ def begin(
         from_folder: True to continue from the newest checkpoint in the folder.
 
     Raises:
-        UserError: A part cannot be captured and restored, or a setting is out of range.
+        UserError: A part cannot be captured and restored, or a setting is out of range; or several
+            processes train the model, and it is to be steered.
     """
+    processes.check(model, steers=choices.steers)
+    out = processes.own(out)
     size = None
     if data is not None:
         parts = {"data": data, **parts}
@@ -71,5 +75,6 @@ def begin(
     with rng.unchanged(device):  # parts that are loaded may draw
         settings = choices.settings(steps=steps, lrs=lrs, seed=seed, name=out.name or "attached")
         session = Session(trained, settings, out, on_rewind=on_rewind, from_folder=from_folder)
-    print(f"trainenv: {session.statement}", file=sys.stderr)
+    if processes.rank() == 0:
+        print(f"trainenv: {session.statement}", file=sys.stderr)
     return session

@@ -1,7 +1,7 @@
 """Our state inside the checkpoint folders of a framework, and the marks of those left behind.
 
-A folder `checkpoint-N` that holds our file is complete: the file is written last. One that a
-rewind has left behind is renamed, so that no resume finds it.
+A folder `checkpoint-N` that holds our file, one of each process, is complete: it is written last.
+A folder that a rewind has left behind is renamed, so that no resume finds it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainenv.checkpoints import file
+from trainenv.integrations.attach import processes
 from trainenv.training import snapshots
 from trainenv.types import UserError
 
@@ -23,7 +24,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 def write(folder: Path, state: Mapping[str, Any]) -> None:
     """Write our state into a folder, whole or not at all."""
     contents = {"run": dict(state), "ledger": state["ledger"]}
-    file.write(snapshots.capture(state["step"], contents), folder / FILE)
+    file.write(snapshots.capture(state["step"], contents), processes.own(folder / FILE))
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -32,7 +33,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     Raises:
         BrokenCheckpoint: The file is damaged.
     """
-    path = folder / FILE
+    path = processes.own(folder / FILE)
     if not path.is_file():
         return None
     state: dict[str, Any] = snapshots.expand(file.read(path))["run"]
@@ -54,7 +55,7 @@ def resolve(
     if asked is None or asked is False:
         return None, None
     if asked is True:
-        found = [path for _, path in _listed(folder) if (path / FILE).is_file()]
+        found = [path for _, path in _listed(folder) if _is_complete(path)]
         if not found:
             return True, None
         return str(found[-1]), read(found[-1])
@@ -77,6 +78,11 @@ def leave_behind(folder: Path, step: int) -> None:
                 count += 1
                 target = path.with_name(f"{LEFT_BEHIND}{path.name}-{count}")
             path.rename(target)
+
+
+def _is_complete(folder: Path) -> bool:
+    every = range(processes.size())
+    return all(processes.of_process(folder / FILE, one).is_file() for one in every)
 
 
 def _listed(folder: Path) -> list[tuple[int, Path]]:

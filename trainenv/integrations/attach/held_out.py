@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trainenv.monitor.probe import evaluating
 from trainenv.training.backward import as_loss, mean_loss
@@ -58,6 +59,8 @@ class HeldOut:
         if loss is None:
             return cls(batches=() if watched else batches, losses=in_loop)
         function = loss
+        if isinstance(model, DistributedDataParallel):
+            model = model.module  # its forward pass would overwrite buffers of this process
 
         def of_one(batch: Any) -> Tensor:
             return torch.as_tensor(as_loss(function(model, batch)))

@@ -119,7 +119,10 @@ class InPlaceRun(Steered):
             return
         report = self._clipper(with_gradient, optimizer=self.optimizer)
         step.measured |= clipping_row(report)
-        if due(self.step, self.config.monitor, self.config.schedule.warmup):
+        warmup = self.config.schedule.warmup
+        if self._stage.trained.data is None:
+            warmup = 0  # nothing is decided in the warm-up of a run that is only watched
+        if due(self.step, self.config.monitor, warmup):
             cosine, ratio = hypergradient(with_gradient, self.optimizer)
             step.measured["hypergradient_cosine"] = cosine
             step.measured["update_ratio"] = ratio

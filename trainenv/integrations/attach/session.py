@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from trainenv.composition.tracked import train
+from trainenv.integrations.attach import processes
 from trainenv.integrations.attach.run import InPlaceRun
 from trainenv.integrations.attach.settings import Settings
 from trainenv.integrations.attach.stage import Stage, Trained
@@ -285,6 +286,7 @@ class Session:
             "callback": callback,
             "rewinds": self._folder.rewinds,
             "mode": self.settings.mode,
+            "process": processes.rank(),
         }
 
     def mark(self) -> dict[str, Any]:
@@ -314,6 +316,8 @@ class Session:
         run.ledger.load(saved["ledger"])
         for name, part in saved["parts"].items():
             if name == "generators":
+                if saved.get("process", 0) != processes.rank():
+                    continue  # a checkpoint that process 0 alone has written
                 self.stage.generators = rng.from_tensors(part)
             elif name in self.stage.trained.parts:
                 self.stage.trained.parts[name].load(part)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["watch", "rules", "branching"]
 BudgetKind = Literal["extra", "included"]
 _FULL_LENGTH = 16_000  # steps of the run that the default step counts are for
-_WATCHED = 24  # steps from one look of the probe to the next in a run that is only watched
+_WATCHED = 48  # steps from one look of the probe to the next in a run that is only watched
 _KEPT = 8  # states that the rules keep in memory to go back to
 _SKIPPED = 175  # batches skipped on either side of an alarm, in a run of full length
 
