@@ -460,7 +460,7 @@ def test_a_killed_worker_changes_no_bit_and_a_crash_fails_its_branches(
 
 def test_the_lost_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     class Paper:
-        def __init__(self, config: RunConfig) -> None:
+        def __init__(self, config: RunConfig, executor: str, workers: int) -> None:
             self.alive = True
 
         def check(self, digest: Any) -> None:
