@@ -51,8 +51,9 @@ class BranchingConfig(Config):
         default=("start", "warmup", "harm", "fired", "regression", "checkpoint"),
         description="Reasons for a decision. `start`: before the first step, if the planner plans"
         " to the end of the run; `warmup`: the learning rate does not suit; `harm`: the probe loss"
-        " has risen by `branching.harm`; `fired`: the uncertainty index fires; `regression`:"
-        " validation or stability gets worse; `checkpoint`: `branching.every` steps have passed.",
+        " has been above its level by `branching.harm` for 1 % of the run; `fired`: the"
+        " uncertainty index fires; `regression`: validation or stability gets worse; `checkpoint`:"
+        " `branching.every` steps have passed.",
     )
     parts: tuple[ActionPart, ...] = Field(
         default=("lr_scale", "clip"),
@@ -123,7 +124,8 @@ class BranchingConfig(Config):
     min_gain: NonNegative = Field(
         default=0.006,
         description="Least forecast gain over doing nothing for which a candidate is verified, or a"
-        " plan to the end of the run followed, in nats, at least 0.",
+        " plan to the end of the run followed, in nats, at least 0. The first plan that is"
+        " followed must promise 1.6 times as much.",
     )
     cut_gain: NonNegative = Field(
         default=0.005,
