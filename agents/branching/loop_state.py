@@ -215,7 +215,7 @@ class LoopState:
         return save
 
     def _is_worth_saving(self, run: Run) -> bool:
-        """Tell whether no harm is seen and the last rewind point is some time ago."""
+        """Tell whether no harm waits for an answer and the last rewind point is some time ago."""
         if "harm" not in self.settings.triggers or self.triggers.harm_began is not None:
             return False
         last = self.points.newest.step if self.points.newest else 0

@@ -56,7 +56,9 @@ class Triggers:
         self._failures = 0
         self._regression = RegressionTrigger()
         self._regressed = ""
-        self._answered = -1  # step of the first probe that saw the harm answered last
+        # Step of the first probe of each harm that was answered. An earlier harm may last beyond a
+        # later one.
+        self._answered: list[int] = []
         self._quiet_until = 0
         self._next = (start // settings.every + 1) * settings.every
         # Step and worst harm of an alarm after which the run may yet recover.
@@ -71,7 +73,7 @@ class Triggers:
     def harm_began(self) -> int | None:
         """Step of the first probe that saw harm which lasts and was not answered; None without."""
         first = self._regression.rising
-        if first is None or first == self._answered or not self._is_harmed:
+        if first is None or first in self._answered or not self._is_harmed:
             return None
         return first if self._step - first >= self._healing else None
 
@@ -171,9 +173,10 @@ class Triggers:
 
     def answer_harm(self) -> int:
         """Begin a decision about harm, and return the step of the first probe that saw it."""
-        assert self.harm_began is not None
-        self._answered = self.harm_began
-        return self._answered
+        began = self.harm_began
+        assert began is not None
+        self._answered.append(began)
+        return began
 
     def note_rollback(self, step: int) -> None:
         """Take in that an accepted rollback has brought the run to `step` again."""
@@ -251,6 +254,9 @@ class Triggers:
         self._alarm = state["alarm"]
         self._quiet_until = state["quiet_until"]
         self._next = state["next"]
-        self._answered = state["met"]
+        answered = state["met"]
+        if isinstance(answered, int):  # of an earlier version: the last one alone
+            answered = [answered]
+        self._answered = list(answered)
         self._regression.load_state_dict(state["regression"])
         self.range_test.load_state_dict(state["range_test"])

@@ -93,6 +93,19 @@ def test_a_rise_below_the_setting_is_never_harm() -> None:
     assert not found.careful
 
 
+def test_harm_that_was_answered_is_not_answered_again_after_a_later_one() -> None:
+    found = triggers([2.0] * 12)
+    answered = []
+    for place, probe in enumerate([2.3] * 12 + [2.7] * 4 + [2.3] * 4, start=13):
+        found.observe([telemetry(4 * place, probe)])
+        if found.harm_began is not None:
+            answered.append(found.answer_harm())
+            saved = json.loads(json.dumps(found.state_dict()))
+            found.load_state_dict(saved)
+    assert found.harm > HARM
+    assert answered == [52, 100]
+
+
 def test_harm_counts_while_the_noise_is_unknown_as_configured() -> None:
     found = Triggers(BranchingConfig(harm=HARM, triggers=("harm",)).settings(16_000))
     found.observe([telemetry(4 * k, 2.0) for k in range(1, 6)])
