@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
@@ -141,6 +144,18 @@ def test_an_interrupted_distillation_ends_with_the_same_draft(target: Any, tmp_p
     assert resumed.overlap == whole.overlap
     for name, tensor in weights(whole.draft).items():
         assert torch.equal(tensor, weights(resumed.draft)[name]), name
+
+
+def test_a_target_with_dropout_gives_the_same_draft_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=3, n_head=2)
+    target = GPT2LMHeadModel(config).eval()
+    plan = replace(PLAN, layers=1, shards=1, steps=4, save_every=2)
+    assert config.resid_pdrop > 0
+    first = distill(target, Bytes(), TEXT, plan, tmp_path / "first")
+    again = distill(target, Bytes(), TEXT, plan, tmp_path / "again")
+    for name, tensor in weights(first.draft).items():
+        assert torch.equal(tensor, weights(again.draft)[name]), name
 
 
 def test_too_short_a_text_is_one_sentence(target: Any, tmp_path: Path) -> None:

@@ -151,12 +151,12 @@ def distill(
     """
     with as_user_error(f"distilling a draft in {folder}"):
         student = student_of(target, plan.layers)  # an error here comes before any work
+        student.eval()  # without dropout, a resumed distillation repeats to the bit
         pieces = _pieces(tokenizer, documents, plan)
         made = _digest(target, pieces, plan)
         shards = _shards(target, pieces, made, plan, folder / "shards", watch, stop)
         before = overlap(student, shards[0], plan)
         _learn(student, shards[1:], made, plan, folder / "state.tensors", watch, stop)
-        student.eval()
         after = overlap(student, shards[0], plan)
         _export(student, tokenizer, folder / "draft", asdict(plan))
     return Distilled(
@@ -272,7 +272,6 @@ def _learn(
     )
     order = _order(len(texts.tokens), plan)
     begun = _resume(optimizer, parameters, state, made)
-    student.train()
     for step in range(begun, plan.steps):
         if stop():
             _save(optimizer, parameters, state, made, step)
