@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 import trainenv
 from tests.distributed.worlds import world
 from tests.integrations.trainings import OwnLoop, Sequences, all_equal
-from trainenv.integrations.attach import checkpoint_folders
+from trainenv.integrations.attach import checkpoint_folders, processes
+from trainenv.integrations.attach.settings import Choices
+from trainenv.integrations.huggingface import Attachment
 from trainenv.records.telemetry_log import read_telemetry
 from trainenv.types import UserError
 
@@ -82,6 +85,25 @@ def sharded(folder: Path) -> str:
 def test_sharded_weights_are_refused_even_if_they_are_only_watched(tmp_path: Path) -> None:
     for sentence in world(2, sharded, tmp_path):
         assert "found sharded ones" in str(sentence)
+
+
+def test_the_folder_of_a_process_has_the_whole_name_in_front() -> None:
+    assert processes.of_process(Path("runs/lr-0.1"), 0) == Path("runs/lr-0.1")
+    assert processes.of_process(Path("runs/lr-0.1"), 1) == Path("runs/lr-0.1-process-1")
+
+
+def test_the_report_is_that_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightning")
+    from trainenv.integrations.lightning import Steer
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    trainer: Any = SimpleNamespace(train=None)
+    attached = Attachment(Choices(mode="watch"), trainer, tmp_path / "run")
+    for one in (attached, Steer(tmp_path / "run", mode="watch")):
+        assert one.report().folder == tmp_path / "run-process-1"
 
 
 def test_a_checkpoint_is_complete_with_the_state_of_every_process(

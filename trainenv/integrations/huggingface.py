@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from trainenv.integrations.attach import checkpoint_folders
+from trainenv.integrations.attach import checkpoint_folders, processes
 from trainenv.integrations.attach.begin import begin
 from trainenv.integrations.attach.data import Data, LoaderSource, Source
 from trainenv.integrations.attach.held_out import HeldOut
@@ -116,8 +116,8 @@ class Attachment:
         return self.session.statement
 
     def report(self) -> RunReport:
-        """Return the report of the run."""
-        return RunReport(self._out)
+        """Return the report of the run, as this process has recorded it."""
+        return RunReport(processes.own(self._out))
 
     # ── the Trainer's methods that we stand before ────────────────────────────────────────────────
 

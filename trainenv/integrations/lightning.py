@@ -15,6 +15,7 @@ from typing import Any
 
 from lightning.pytorch import Callback as LightningCallback
 
+from trainenv.integrations.attach import processes
 from trainenv.integrations.attach.begin import begin
 from trainenv.integrations.attach.data import Data
 from trainenv.integrations.attach.held_out import HeldOut
@@ -95,8 +96,8 @@ class Steer(LightningCallback):
         return self.session.statement
 
     def report(self) -> RunReport:
-        """Return the report of the run."""
-        return RunReport(self._out)
+        """Return the report of the run, as this process has recorded it."""
+        return RunReport(processes.own(self._out))
 
     # ── begin and end ─────────────────────────────────────────────────────────────────────────────
 

@@ -1,6 +1,6 @@
 """Our state inside the checkpoint folders of a framework, and the marks of those left behind.
 
-A folder `checkpoint-N` that holds our file, one of each process, is complete: it is written last.
+A folder `checkpoint-N` is complete once it holds our file of each process: these are written last.
 A folder that a rewind has left behind is renamed, so that no resume finds it.
 """
 

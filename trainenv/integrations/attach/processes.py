@@ -40,7 +40,7 @@ def of_process(path: Path, number: int) -> Path:
     """Return the path of a process; see `own`."""
     if number == 0:
         return path
-    return path.with_name(f"{path.stem}-process-{number}{path.suffix}")
+    return path.with_name(f"{path.name}-process-{number}")
 
 
 def check(model: nn.Module, *, steers: bool) -> None:
