@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 import socket
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,31 +37,15 @@ LOWER = (Intervention(lr_scale=0.5),)
 RESET = (Intervention(), Intervention(momentum_reset=True, clip="zclip", data_reorder=True))
 
 
-class _Slow:
-    """The module `time`, whose clock runs at a tenth of the pace."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    def monotonic(self) -> float:
-        return time.monotonic() / 10
-
-
 class TwoNodes:
     """The Ray that `--executor ray` starts here, and a second node that can be killed."""
 
     def __init__(self) -> None:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read at the import, see below
-        import ray._private.node
-
-        # It gives its processes 30 seconds to start, which a busy machine exceeds.
-        ray._private.node.time = _Slow()
-        ray_cluster.connected("ray", workers=1)
+        self.ray: Any = ray_cluster.connected("ray", workers=1)
         from ray.cluster_utils import Cluster
 
-        self.ray: Any = ray
         self._cluster: Any = Cluster(shutdown_at_exit=False)
-        self._cluster.head_node = ray._private.worker._global_node
+        self._cluster.head_node = self.ray._private.worker._global_node
         self._second: Any = None
 
     def complete(self) -> None:
@@ -183,6 +166,36 @@ def test_a_cluster_without_workers_is_a_mistake() -> None:
     with pytest.raises(UserError, match="executor ray needs 1 worker or more, found 0"):
         check_executor("ray", 0)
     assert BranchingConfig().executor == "local"
+
+
+@pytest.mark.parametrize(
+    ("stated", "address"), [("", None), ("local", None), ("auto", "auto"), ("host:1", "host:1")]
+)
+def test_the_address_of_the_environment_is_read_as_ray_reads_it(
+    stated: str, address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", stated)
+    assert ray_cluster._address("ray") == address
+    assert ray_cluster._address("ray://other:2") == "other:2"
+
+
+def test_a_worker_that_finds_no_core_is_named_in_the_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NoCore:
+        exitcode = None
+
+        def __init__(self, *given: Any, **how: Any) -> None: ...
+        def send(self, message: Any) -> None: ...
+        def end(self) -> None: ...
+        def receive(self) -> Any:
+            raise EOFError("a worker of the cluster did not answer in 120 s; see if a core is free")
+
+    monkeypatch.setattr(pool, "RayPeer", NoCore)
+    monkeypatch.setattr(pool, "cores", lambda executor, workers: workers)
+    workers = pool.Workers(RunConfig.load("tiny", SMALL), 1, "ray")
+    with pytest.raises(UserError, match=r"can't be started \(.* did not answer .* core is free\)"):
+        workers.ready({})
 
 
 # ── two nodes ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -204,6 +204,13 @@ class JobPool(Generic[Job, Result]):
         on_lost(assignment.job, reason)
 
 
+def one_thread() -> None:
+    """Make this process compute with one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which may come later
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 def _start(work: Callable[[Job], Result], *, daemon: bool) -> _Worker[Job]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -215,9 +222,7 @@ def _start(work: Callable[[Job], Result], *, daemon: bool) -> _Worker[Job]:
 
 def _serve(pipe: Connection, work: Callable[[Any], object]) -> None:
     """Do jobs until the other end of the pipe is closed; the main function of a worker process."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which may come later
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    one_thread()
     # Ctrl-C reaches all processes; the one that started these ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # An exit runs the clean-up of a job; the default would end the process at once.

@@ -37,7 +37,7 @@ def connected(executor: str, *, workers: int) -> ModuleType:
         UserError: Ray is not installed, or the cluster does not answer.
     """
     require("ray", f"executor {executor}")
-    address = address_of(executor) or os.environ.get("RAY_ADDRESS")
+    address = _address(executor)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         # Read when Ray is imported: its servers then keep to the loopback address, on Linux too.
@@ -52,7 +52,8 @@ def connected(executor: str, *, workers: int) -> ModuleType:
     if address is None:
         how: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
     else:
-        _check_answers(address)
+        if address != "auto":  # Ray then looks for a cluster on this machine, which is quick
+            _check_answers(address)
         how = {"address": address}
     try:
         ray.init(**how, configure_logging=False, log_to_driver=False)
@@ -68,6 +69,14 @@ def connected(executor: str, *, workers: int) -> ModuleType:
 def cores(executor: str, *, workers: int) -> int:
     """Return the number of cores of a cluster, those of lost nodes left out."""
     return int(connected(executor, workers=workers).cluster_resources().get("CPU", 0))
+
+
+def _address(executor: str) -> str | None:
+    """Return the address of the cluster to join; None to start a Ray here."""
+    address = address_of(executor) or os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):  # as Ray reads RAY_ADDRESS
+        return None
+    return address
 
 
 def _at(address: str | None) -> str:

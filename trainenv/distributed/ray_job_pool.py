@@ -2,19 +2,19 @@
 
 Work is sent to the object store once, and a job with each task. No more tasks are submitted than
 run at the same time, so that the driver never holds more than that many results. A job whose
-process dies is tried again as in `JobPool`; a lost node is never counted against a job.
+process dies is tried again as in `JobPool`. A lost node does not count as a try, but a job that
+loses ten nodes is given up.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from trainenv.distributed.job_pool import one_thread
 from trainenv.distributed.ray_cluster import connected
 
 _ASK_STOP = 0.3  # seconds between two calls of `stop`
@@ -155,10 +155,3 @@ def _done(work: Callable[[Any], object], job: Any) -> object:
     """Do a job in a process of the cluster, on one thread."""
     one_thread()
     return work(job)
-
-
-def one_thread() -> None:
-    """Make this process compute with one thread."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which may come later
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)

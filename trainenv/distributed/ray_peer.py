@@ -1,8 +1,8 @@
 """A process of a Ray cluster that answers messages in turn, and what several of them share.
 
-    peer = RayPeer(make, config, executor="ray")
-    peer.send(("start", {0: peer.share(wire)}))
-    answers = peer.receive()
+    peer = RayPeer(make, config, executor="ray", workers=1)
+    peer.send(Shared(value, executor="ray", workers=1))
+    answer = peer.receive()
 
 `make(config)` is called in the process and returns the function from a message to its answer.
 """
@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from trainenv.distributed.job_pool import one_thread
 from trainenv.distributed.ray_cluster import connected
-from trainenv.distributed.ray_job_pool import one_thread
 
 _START = 120.0  # seconds until a process has started, imports included
 
@@ -96,7 +96,7 @@ class RayPeer:
         Raises:
             EOFError: The process has ended, or did not start within two minutes.
         """
-        _ = self.pid  # a process that waits for a free core answers never
+        _ = self.pid  # a process that waits for a free core never answers
         return self._got(self._answers.popleft())
 
     def alive(self) -> bool:
@@ -117,10 +117,17 @@ class RayPeer:
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference, timeout=timeout)
-        except (errors.RayActorError, errors.NodeDiedError, errors.ObjectLostError) as error:
-            raise EOFError(str(error)) from None
+        except (
+            errors.RayActorError,
+            errors.NodeDiedError,
+            errors.ObjectLostError,
+            errors.OutOfMemoryError,
+        ):
+            raise EOFError("a worker of the cluster ended") from None
         except errors.GetTimeoutError:
-            raise EOFError("it did not start: the cluster has no free core") from None
+            raise EOFError(
+                f"a worker of the cluster did not answer in {_START:.0f} s; see if a core is free"
+            ) from None
 
 
 class Shared:

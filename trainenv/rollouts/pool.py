@@ -31,13 +31,14 @@ _PATIENCE = 5.0  # seconds that a process has to end
 class Lost(Exception):
     """A worker process has ended.
 
-    Attributes:
+    Args:
         exitcode: Exit code of the process; −N if signal N ended it, None if it is not known.
+        reason: Reason in words, for an exit code that is not known.
     """
 
-    def __init__(self, exitcode: int | None) -> None:
+    def __init__(self, exitcode: int | None, reason: str = "") -> None:
         if exitcode is None:
-            super().__init__("a worker of the cluster ended")
+            super().__init__(reason)
         else:
             super().__init__(f"the worker ended with exit code {str(exitcode).replace('-', '−')}")
         self.exitcode = exitcode
@@ -64,7 +65,7 @@ class Peer(Protocol):
         """Return the next answer.
 
         Raises:
-            EOFError: The process has ended.
+            EOFError: The process has ended; in words if its exit code is not known.
         """
 
     def end(self) -> None:
@@ -195,9 +196,9 @@ class Worker:
         if self.lost is None:
             try:
                 return self._peer.receive()
-            except EOFError:
+            except EOFError as error:
                 self._peer.end()
-                self.lost = Lost(self._peer.exitcode)
+                self.lost = Lost(self._peer.exitcode, str(error))
         raise self.lost
 
     def end(self) -> None:
