@@ -124,8 +124,8 @@ class BranchingConfig(Config):
     min_gain: NonNegative = Field(
         default=0.006,
         description="Least forecast gain over doing nothing for which a candidate is verified, or a"
-        " plan to the end of the run followed, in nats, at least 0. The first plan that is"
-        " followed must promise 1.6 times as much.",
+        " plan to the end of the run followed, in nats, at least 0. Such a plan must promise 1.6"
+        " times as much, unless the last one was followed.",
     )
     cut_gain: NonNegative = Field(
         default=0.005,
