@@ -114,10 +114,11 @@ class FutureHeads(nn.Module):
 
         last: Any = self.last_block(model)
         if whole:
-            hook = last.register_forward_pre_hook(
-                lambda _, arguments, keywords: (note(arguments, keywords), None)[1],
-                with_kwargs=True,
-            )
+
+            def before_last(_: nn.Module, arguments: tuple[Any, ...], keywords: Any) -> None:
+                note(arguments, keywords)
+
+            hook = last.register_forward_pre_hook(before_last, with_kwargs=True)
             try:
                 hidden = states(model, tokens, mask)
             finally:
@@ -141,7 +142,8 @@ class FutureHeads(nn.Module):
         Args:
             model: Model that the heads are part of.
             head: Number of the head, 0 for the model's own.
-            hidden: States that the output layer reads, [B, T, W]; not used without them.
+            hidden: States that the output layer reads, [B, T, W]; not used by head 0
+                where the trunk has left the last block to it.
             before: Input of the last block, [B, T, W].
             trunk: Output of the trunk, for the arguments of a block.
         """

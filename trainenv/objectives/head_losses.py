@@ -175,10 +175,10 @@ class HeadLosses:
 
 
 def _leaves_block(rule: Rule, model: nn.Module) -> bool:
-    """Return True if the last block runs as part of head 0, as further blocks run in their heads.
+    """Return True if head 0 runs the last block, so that one head's block is in memory at a time.
 
-    Then no more than one block behind the trunk has its activations in memory. Linear heads and
-    values read the states behind it, and where activations are computed again nothing is gained.
+    It does not where linear heads or values read the states behind the last block. It also does not
+    where activations are recomputed in the backward pass: nothing would be gained.
     """
     heads: Any = model.future_heads
     again = getattr(model, "segment", 0) or any(
