@@ -107,7 +107,7 @@ def test_missing_extras_are_no_illness(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["found"] == "none"
     assert (
         found["remedy"]
-        == "pip install 'trainenv[bayes,benchmarks,code-eval,decode,gguf,hub,huggingface,lightning,mlflow,optimizers,sb3,tensorboard,trackio,wandb,watch]'"
+        == "pip install 'trainenv[bayes,benchmarks,code-eval,decode,gguf,hub,huggingface,lightning,mlflow,optimizers,ray,sb3,tensorboard,trackio,wandb,watch]'"
     )
 
 

@@ -48,6 +48,7 @@ def args(
         "scenarios": None,
         "seeds": None,
         "workers": 0,
+        "executor": "local",
         "keep": False,
         "shard": None,
         "json": False,

@@ -302,10 +302,11 @@ def test_budgets_that_nothing_was_learned_from_count_as_disagreement() -> None:
         return model.values(state, rest).disagreement
 
     ensemble_alone = disagreement(20)
-    for steps in (180 * math.e, 6 / math.e):
+    few = 0.012 * math.log(6)  # from 1000 steps to 6000
+    for steps, expected in ((180 * math.e, 0.03 + few), (6 / math.e, 0.03)):
         added = disagreement(steps)
         assert added[0] == 0  # holding the rate
-        assert abs(added[1:] - ensemble_alone[1:] - 0.03).max() < 0.02
+        assert abs(added[1:] - ensemble_alone[1:] - expected).max() < 0.02
     assert disagreement(500)[1] > disagreement(100)[1] + 0.02
 
 
