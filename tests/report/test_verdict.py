@@ -284,7 +284,7 @@ def test_command_versions_and_device_are_recorded_by_each_process(
     assert first["parameters"] == sum(one.numel() for one in run.model.parameters())
     answers = answers_of(folder)
     assert answers["Command"].startswith("trainenv run tiny --out 'a b' (began 20")
-    assert "resumed 1 time(s)" in answers["Command"]
+    assert "resumed once, last at step" in answers["Command"]
     assert "torch 2" in answers["Versions"]
     assert "on cpu" in answers["Versions"]
     assert "0.121 million parameters" in answers["Model"]
