@@ -83,8 +83,8 @@ def test_a_run_with_an_undone_spike_is_fine_and_says_what_happened_when(tmp_path
     assert not verdict.todo
     answers = dict(verdict.answers)
     assert re.match(
-        r"1 incident, it is over. Step 501: the loss rose from 2\.\d\d to 3\.\d\d; steps 501–532 "
-        r"were undone, earlier level reached at step 5\d\d\.",
+        r"1 incident, it is over. Step 520: the loss rose from 2\.\d\d to 3\.\d\d; steps 501–532 "
+        r"were undone, on the new way back at its earlier level at step 5\d\d\.",
         answers["What happened"],
     )
     assert answers["What was done"].startswith("1 rollback; 5 decisions by trial, 3 accepted")
