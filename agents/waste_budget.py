@@ -96,10 +96,8 @@ class CostEstimate:
                 f"that is enough for about {count} decisions, "
                 "of which half are kept for harm until late in the run"
             )
-        sentence = (
-            f"that is too little for more than {count} decision(s), "
-            f"each of which may cost {self.decision:.0f} steps: {self._remedy}"
-        )
+        enough = "enough for one trial only" if count else "too little for a trial"
+        sentence = f"that is {enough}, which may cost {self.decision:.0f} steps: {self._remedy}"
         if self.follows:
             sentence += "; plans of the learning rate need no trial and are followed all the same"
         return sentence

@@ -155,7 +155,7 @@ class Drafter:
         looks better for some steps of any warm-up, so that a trial alone would accept it.
         """
         if plan.best.interventions[0].lr_scale > 1:
-            raise Skipped("plans to the end raise the rate without a trial")
+            raise Skipped("the rate is raised by plans to the end, not by a trial")
         model = cast(PathModel, world_model_of(self.model))
         flops = float(getattr(model, "flops_per_path", 0.0))
         if reason := state.waste.refusal(run, flops):

@@ -385,7 +385,7 @@ def test_another_rate_is_not_tried_if_the_model_expects_that_it_ends_higher(
 def test_a_higher_rate_is_not_tried_where_plans_raise_it(monkeypatch: pytest.MonkeyPatch) -> None:
     skipped = consulted(monkeypatch, Wishing(level=1.0), 2.0)
     assert not skipped.tried
-    assert "raise the rate without a trial" in skipped.reason
+    assert "raised by plans to the end, not by a trial" in skipped.reason
     assert consulted(monkeypatch, Pathless(level=1.0), 2.0).tried
     assert consulted(monkeypatch, Wishing(level=1.0), 2.0, untried_change=0.0).tried
 

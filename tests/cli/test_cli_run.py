@@ -262,7 +262,7 @@ def test_a_finished_run_is_extended_and_listed(
     assert main(["runs"]) == 0
     out = capsys.readouterr().out
     assert "no, from runs/mine@12" in out
-    assert "2 run(s)" in out
+    assert "2 runs" in out
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def test_a_run_with_an_undone_spike_is_fine_and_says_what_happened_when(tmp_path
     assert not verdict.todo
     answers = dict(verdict.answers)
     assert re.match(
-        r"1 incident, it is over. Step 501: the loss rose from 2\.\d\d to 3\.\d\d; steps 501–532 "
-        r"were undone, earlier level reached at step 5\d\d\.",
+        r"1 incident, it is over. Step 520: the loss rose from 2\.\d\d to 3\.\d\d; steps 501–532 "
+        r"were undone, on the new way back at its earlier level at step 5\d\d\.",
         answers["What happened"],
     )
     assert answers["What was done"].startswith("1 rollback; 5 decisions by trial, 3 accepted")
@@ -284,7 +284,7 @@ def test_command_versions_and_device_are_recorded_by_each_process(
     assert first["parameters"] == sum(one.numel() for one in run.model.parameters())
     answers = answers_of(folder)
     assert answers["Command"].startswith("trainenv run tiny --out 'a b' (began 20")
-    assert "resumed 1 time(s)" in answers["Command"]
+    assert "resumed once, last at step" in answers["Command"]
     assert "torch 2" in answers["Versions"]
     assert "on cpu" in answers["Versions"]
     assert "0.121 million parameters" in answers["Model"]

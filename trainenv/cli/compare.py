@@ -30,8 +30,8 @@ def add_compare(commands: Any) -> None:
         "suite",
         nargs="*",
         metavar="CONFIG",
-        help="suite to train: quick, full, or a YAML file (default: quick); merge CONFIG joins"
-        " the shards of a suite",
+        help="suite to train: quick, headroom, sizes, full, or a YAML file (default: quick); merge"
+        " CONFIG joins the shards of a suite",
     )
     compare.add_argument(
         "--out",

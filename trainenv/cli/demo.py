@@ -83,7 +83,7 @@ def demo_command(args: argparse.Namespace) -> Result:
         progress.say(f"interrupted; resume with: trainenv demo --resume --out {typed(root.path)}")
         return result, INTERRUPTED
     steered = root.path / _METHODS[-1]
-    progress.say(RunReport(steered).tree())
+    progress.say(RunReport(steered).tree(width=min(110, progress.out.width)))
     result["report"] = str(write_report(steered, root.path / "report.html"))
     progress.say(f"report: {result['report']}")
     result["verdict"] = _verdict(summaries)

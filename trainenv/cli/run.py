@@ -162,7 +162,8 @@ def train_to_end(start: Start, args: argparse.Namespace, stop: Callable[[], bool
         summary = train(run, folder, callback=start.callback, watch=progress.watch, stop=stop)
     progress.table("Run", [summary])
     for fault in summary["faults"]:
-        progress.say(f"from step {fault['step']} on, {fault['times']} time(s): {fault['reason']}")
+        times = "once" if fault["times"] == 1 else f"{fault['times']} times"
+        progress.say(f"from step {fault['step']} on, {times}: {fault['reason']}")
     if summary["ended"] == "interrupted":
         progress.say(f"interrupted; resume with: trainenv run --resume --out {typed(folder.path)}")
         return summary, INTERRUPTED

@@ -82,12 +82,13 @@ def _table(found: list[RunStatus]) -> Any:
 
 def _sentences(found: list[RunStatus], folder: Path) -> list[str]:
     """Return what can be done next."""
+    from trainenv.report.drawing.formatting import counted
     from trainenv.tools.paths import typed
 
     if not found:
         return [f"no runs in {folder}; start one with: trainenv run tiny"]
     stopped = next((run for run in found if run.state == "interrupted"), None)
-    sentences = [f"{len(found)} run(s)"]
+    sentences = [counted(len(found), "run")]
     if stopped is not None:
         sentences.append(f"resume with: trainenv run --resume --out {typed(stopped.folder)}")
     return sentences

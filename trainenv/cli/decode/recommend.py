@@ -51,7 +51,7 @@ def add_recommend(actions: Any) -> None:
         "--lessons",
         type=as_path,
         metavar="FILE",
-        help="lessons of other pairs (default: those that are shipped)",
+        help="lessons of other pairs, which decode evaluate writes (default: those shipped)",
     )
     add_rule(advising)
     add_out(advising, "runs/decode-recommend")

@@ -146,7 +146,8 @@ def _verification(decision: Mapping[str, Any]) -> str:
     if "wasted_steps" in cost:
         wasted = f"{formatting.whole(cost['wasted_steps'])} steps"
     text += f"Cost: {formatting.whole(cost.get('steps'))} steps, "
-    return f"{text}{formatting.flops(cost.get('flops'))}; of this, {wasted} were discarded."
+    text += formatting.flops(cost.get("flops"))
+    return f"{text}; {wasted} of it did not become part of the run."
 
 
 def _branches(decision: Mapping[str, Any]) -> str:

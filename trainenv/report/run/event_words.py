@@ -47,6 +47,7 @@ def describe_event(event: Mapping[str, Any]) -> str:
             outcome = "the run continued unchanged"
             if detail.get("accepted"):
                 outcome = "a branch was accepted"
+                reason = str(reason or "").removeprefix("accepted, ")
             return _joined(f"decision {detail.get('number')}: {outcome}", "; ", reason)
         case "skipped":
             return f"skipped decision: {reason or NO_REASON}{_often(detail)}"

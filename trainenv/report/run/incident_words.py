@@ -69,7 +69,8 @@ def end(incident: Incident) -> str:
         first, last = (formatting.whole(step) for step in incident.undone)
         text = f"steps {first}–{last} were undone"
         if incident.rose and incident.over is not None:
-            text += f", earlier level reached at step {formatting.whole(incident.over)}"
+            again = formatting.whole(incident.over)
+            text += f", on the new way back at its earlier level at step {again}"
         elif incident.rose:
             text += ", not back at its earlier level yet"
         return text

@@ -61,6 +61,13 @@ class Incident:
         return sum(event["kind"] == "fired" for event in self.events)
 
     @property
+    def noticed(self) -> int:
+        """The step at which it was noticed; a rollback undoes steps before that too."""
+        steps = [_seen_at(event, None) for event in self.events if event["kind"] in _BEGINS]
+        steps += [_seen_at(decision, decision) for decision in self.decisions]
+        return min(steps, default=self.first)
+
+    @property
     def rose(self) -> bool:
         """True if the training loss rose by more than noise, or was not finite."""
         return self.peak is not None or not self.finite

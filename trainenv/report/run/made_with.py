@@ -135,8 +135,9 @@ def _command(starts: list[dict[str, Any]]) -> str:
     first, newest = starts[0], starts[-1]
     text = f"{first.get('command')} (began {_clock(first.get('time'))})"
     if len(starts) > 1:
+        times = "once" if len(starts) == 2 else f"{len(starts) - 1} times"
         text += (
-            f"; resumed {len(starts) - 1} time(s), last at step "
+            f"; resumed {times}, last at step "
             f"{formatting.whole(newest.get('step'))} by {newest.get('command')}"
         )
     return text

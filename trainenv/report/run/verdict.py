@@ -142,7 +142,7 @@ def _happened(story: Story) -> str:
     for one in sorted(worst[:_LISTED], key=lambda one: one.first):
         planted = cause(one)
         about = f" ({planted} planted there)" if planted else ""
-        parts.append(f"Step {formatting.whole(one.first)}: {seen(one)}{about}; {end(one)}.")
+        parts.append(f"Step {formatting.whole(one.noticed)}: {seen(one)}{about}; {end(one)}.")
     if len(found) > _LISTED:
         parts.append(f"{len(found) - _LISTED} more in the timeline.")
     return " ".join(parts)
