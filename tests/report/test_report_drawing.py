@@ -1,4 +1,4 @@
-"""What draws the report: scales, thinning, words, intervals, calibration; and the tree's and decisions' pictures."""
+"""Parts that draw the report: scales, thinning, words, intervals, calibration, tree and decisions."""
 
 from __future__ import annotations
 
